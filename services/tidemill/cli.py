@@ -1,0 +1,168 @@
+"""The command `tidemill`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from tidemill import __version__, logs, settings
+from tidemill.errors import DeclarationError, SettingsError, TidemillError
+from tidemill.pipeline import Pipeline, load
+
+PIPELINE = click.argument("pipeline")
+SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"tidemill: {message}", err=True)
+    sys.exit(1)
+
+
+def _with_settings(*names: str) -> Callable[[Any], Any]:
+    """Add an option for each of these settings; unset ones are left to TIDEMILL_* and the defaults."""
+
+    def decorate(command: Any) -> Any:
+        for name in reversed(names):
+            field = settings.Settings.model_fields[name]
+            text = f"{field.description} [TIDEMILL_{name.upper()}]"
+            command = click.option(f"--{name.replace('_', '-')}", name, default=None, help=text)(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tidemill")
+def cli() -> None:
+    """Online machine learning on Kafka.
+
+    PIPELINE is a file as flights.py, a module as package.flights (both with :name where it declares several), or one of
+    the shipped: flights, plain, delays.
+    """
+
+
+@cli.command()
+@PIPELINE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(pipeline: str, *, as_json: bool) -> None:
+    """Check a declaration and print what it will run: topics, vector, models."""
+    from tidemill import describe
+
+    declared = load(pipeline)
+    describe.check_models(declared)
+    click.echo(json.dumps(describe.as_json(declared), indent=2) if as_json else describe.as_text(declared), nl=as_json)
+
+
+@cli.command()
+@click.argument("service", type=click.Choice(SERVICES))
+@PIPELINE
+@click.option("--model", help="Learner: which model; the champion by default. One process a model.")
+@_with_settings(
+    "brokers", "redis_url", "store_url", "delivery", "instance", "http_port", "interval_ms", "max_batch",
+    "snapshot_seconds", "snapshot_examples", "log_level",
+)  # fmt: skip
+def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
+    """Run one service of a pipeline until SIGTERM or Ctrl-C."""
+    from tidemill import run as running
+
+    chosen = settings.load(**options)
+    logs.setup(service if model is None else f"{service}-{model}", chosen.log_level)
+    if model is not None and service != "learner":
+        raise SettingsError(f"--model goes with the learner, not with the {service}")
+    running.run(service, load(pipeline), chosen, model)
+
+
+@cli.command()
+@PIPELINE
+@click.option("--create", is_flag=True, help="Create those that are missing.")
+@_with_settings("brokers", "replication")
+def topics(pipeline: str, *, create: bool, **options: Any) -> None:
+    """Print a pipeline's topics; with --create, make those that the broker lacks."""
+    from tidemill import describe, run as running
+
+    chosen, declared = settings.load(**options), load(pipeline)
+    if not create:
+        click.echo(describe.topics_text(declared), nl=False)
+        return
+    broker = running.broker_of(chosen)
+    broker.connect()
+    made = broker.create(running.topic_table(declared), chosen.replication)
+    click.echo(f"created {', '.join(made)}" if made else "all topics are there")
+
+
+@cli.command()
+@PIPELINE
+@click.option("--events", "events_path", required=True, type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
+@click.option("--labels", "labels_path", required=True, type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
+@click.option("--model-delay", default=None, metavar="DURATION", help="Time a learned label takes to reach the scorer, as 5m. Default: none.")
+@click.option("--every", default="1d", show_default=True, metavar="DURATION", help="Event time between rows of metrics.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
+def backtest(pipeline: str, events_path: Path, labels_path: Path, model_delay: str | None, every: str, *, as_json: bool,
+             predictions: Path | None) -> None:  # fmt: skip
+    """Run a pipeline over history in one process: what production would have done."""
+    from tidemill import describe, history
+    from tidemill.backtest import Backtest
+    from tidemill.durations import milliseconds
+
+    declared = load(pipeline)
+    try:
+        delay, step = milliseconds(model_delay) if model_delay else 0, milliseconds(every)
+    except ValueError as error:
+        raise SettingsError(f"--model-delay or --every: {error}") from None
+    events = history.read(events_path, declared.events)
+    labels = history.read(labels_path, declared.labels)
+    run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
+    with history.prediction_writer(predictions) as write, history.progress("backtest", len(events)) as advance:
+        run.predictions = write
+        report = run.run(events, labels, advance)
+    click.echo(json.dumps(describe.report_json(report), indent=2) if as_json else describe.report_text(report), nl=as_json)
+
+
+@cli.command("demo-data")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--month", type=click.IntRange(1, 12), default=(1,), multiple=True, show_default=True, help="May be given often.")
+@click.option("--question", type=click.Choice(["scheduled", "departure"]), default="scheduled", show_default=True,
+              help="Asked at the scheduled departure, or at the actual one, when dep_delay is known.")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(["csv", "jsonl", "parquet"]), default="csv", show_default=True)
+def demo_data(folder: Path, month: tuple[int, ...], question: Any, form: str) -> None:
+    """Write the demo's flights as files that `backtest` reads: events and labels."""
+    from tidemill import history
+    from tidemill.demo import data
+
+    found = data.flights(month, question)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("events", [f.event for f in found]), ("labels", data.labels(found))):
+        history.write(folder / f"{name}.{form}", rows)
+        click.echo(f"{folder / name}.{form}: {len(rows):,} rows")
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except TidemillError as error:
+        if logging.getLogger().handlers:  # a running service: its log is what is read
+            logging.getLogger("tidemill").critical(str(error), extra={"error": type(error).__name__})
+        else:
+            _fail(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The demo's pipelines, as an ML engineer would declare them: will this flight be late, and by how much?"""
+
+from __future__ import annotations
+
+from river import compose, linear_model, optim, preprocessing, tree
+
+from tidemill import Pipeline, Stream, View, aggregates, category, number, rules
+
+CARRIERS = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV")
+ORIGINS = ("EWR", "JFK", "LGA")
+
+DEPARTURES = Stream("flights/departure.v1.avsc", id="flight_id", time="asked_at", key="origin")
+RULES = [
+    rules.between("sched_hour", 0, 23),
+    rules.one_of("carrier", CARRIERS),
+    rules.one_of("origin", ORIGINS),
+    rules.between("distance", 1, 12_500),
+    rules.not_after_now("asked_at", "5m"),
+]
+REQUEST = {
+    "carrier": category("carrier"),
+    "origin": category("origin"),
+    "dest": category("dest"),
+    "distance": number("distance"),
+    "hour": number("sched_hour"),
+    "dow": number(lambda event: (event["flight_date"] + 3) % 7),  # 1970-01-01 was a Thursday, day 3 of its week
+    "sched_minutes": number("sched_minutes"),
+}
+WEATHER = {name: number(name) for name in ("temp", "dewp", "wind_speed", "precip", "visib")}
+
+
+def _classifier(learner: object) -> compose.Pipeline:
+    categories = compose.SelectType(str) | preprocessing.OneHotEncoder()
+    numbers = compose.SelectType(float) | preprocessing.StandardScaler()
+    return (categories + numbers) | learner
+
+
+def _late(name: str, *, views: bool) -> Pipeline:
+    return Pipeline(
+        name=name,
+        events=DEPARTURES,
+        labels=Stream(
+            "flights/arrival.v1.avsc", id="flight_id", time="landed_at", value=lambda arrival: arrival["arr_delay"] > 15
+        ),
+        task="binary",
+        rules=RULES,
+        label_rules=[rules.between("arr_delay", -180, 2880)],
+        request={**REQUEST, **WEATHER},
+        views=[
+            View(
+                "origin",
+                every="5m",
+                aggregates=[
+                    aggregates.count("1h", "3h"),
+                    aggregates.mean("distance", "1h"),
+                    aggregates.std("distance", "3h"),
+                    aggregates.mean("wind_speed", "3h"),
+                    aggregates.max("wind_speed", "3h"),
+                    aggregates.min("visib", "3h"),
+                    aggregates.sum("precip", "3h"),
+                    aggregates.last("temp", "1h"),
+                    aggregates.time_since_last("3h"),
+                ],
+            )
+        ]
+        if views
+        else [],
+        models={
+            "logreg": _classifier(linear_model.LogisticRegression()),
+            "tree": tree.HoeffdingTreeClassifier(grace_period=200, leaf_prediction="nba"),
+        }
+        if views
+        else {"logreg": _classifier(linear_model.LogisticRegression())},
+        champion="logreg",
+        label_timeout="48h",
+    )
+
+
+#: Late by more than 15 minutes? Asked at the scheduled departure, from the flight's plan, the weather and the airport.
+flights = _late("flights", views=True)
+
+#: The same question from the flight's plan and the weather alone.
+plain = _late("plain", views=False)
+
+#: How many minutes late? Asked when the plane has left, which is when its departure delay is known.
+delays = Pipeline(
+    name="delays",
+    events=DEPARTURES,
+    labels=Stream("flights/arrival.v1.avsc", id="flight_id", time="landed_at", value="arr_delay"),
+    task="regression",
+    rules=RULES,
+    label_rules=[rules.between("arr_delay", -180, 2880)],
+    request={**REQUEST, "dep_delay": number("dep_delay")},
+    models={
+        "linear": compose.SelectType(float) | preprocessing.StandardScaler() | linear_model.LinearRegression(optim.SGD(0.001))
+    },
+    champion="linear",
+    label_timeout="48h",
+)

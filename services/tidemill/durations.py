@@ -1,0 +1,22 @@
+"""Durations as people write them ("90s", "5m", "1h", "7d"), in milliseconds."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_FORM = re.compile(r"(\d+)(ms|s|m|h|d)")
+
+
+def milliseconds(text: str) -> int:
+    """Return the duration `text` in milliseconds.
+
+    >>> milliseconds("5m")
+    300000
+
+    Raises ValueError for anything but a positive whole number with one of the units ms, s, m, h, d.
+    """
+    form = _FORM.fullmatch(text) if isinstance(text, str) else None
+    if form is None or int(form[1]) == 0:
+        raise ValueError(f"{text!r} is not a duration: expected a positive whole number and ms, s, m, h or d, as in '5m'")
+    return int(form[1]) * _UNITS[form[2]]

@@ -1,0 +1,64 @@
+"""Every error Tidemill raises, in one tree.
+
+What the loop does with an error is decided by its class: `Reject` sends the message to the dead-letter topic,
+`Retry` backs off without committing, anything else ends the process, loudly, and the orchestrator starts it again.
+"""
+
+from __future__ import annotations
+
+
+class TidemillError(Exception):
+    """Base of all our errors. Its text names the thing, its value, what was expected and what to do."""
+
+
+class DeclarationError(TidemillError):
+    """The pipeline's Python file can't be loaded or says something impossible."""
+
+
+class SettingsError(TidemillError):
+    """A setting is missing or has a value that can't be used."""
+
+
+class BrokerError(TidemillError):
+    """Kafka can't be reached or refused what was asked."""
+
+
+class StoreError(TidemillError):
+    """Redis or the artifact store can't be reached or refused what was asked."""
+
+
+class ArtifactError(TidemillError):
+    """A model artifact or its manifest is damaged, forged or made by something else. It was not unpickled."""
+
+
+class Fenced(BrokerError):
+    """Another process has taken this one's place: nothing it still holds may be written."""
+
+
+class Aborted(BrokerError):
+    """The transaction could not be committed; the loop goes back to what Kafka has committed."""
+
+
+class Retry(TidemillError):
+    """Something outside is away for the moment: back off, commit nothing, try the same records again."""
+
+
+class Reject(TidemillError):  # noqa: N818  it is a decision, not a failure
+    """One message is wrong: it goes to the dead-letter topic with its original bytes.
+
+    Parameters
+    ----------
+    reason
+        A word from a closed set, for counting (`out_of_range`, `truncated`, ...).
+    message
+        One sentence for a person: name, value, expectation.
+    rule, field, value
+        The rule that failed, the field that it looked at, the value that it found.
+    """
+
+    def __init__(self, reason: str, message: str, *, rule: str = "", field: str = "", value: object = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.rule = rule
+        self.field = field
+        self.value = value

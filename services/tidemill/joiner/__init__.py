@@ -1,0 +1,1 @@
+"""The joiner: predictions and late labels in, examples out."""

@@ -1,0 +1,235 @@
+"""Joining predictions with labels so that the result does not depend on how the two logs were interleaved.
+
+Notation: log(A) and labels(B) are the prefixes read so far; W_log, W_labels are each log's own watermark, the highest
+event time up to and including a record. With timeout T, the prediction e at offset a and the label l at offset b, of
+the same event id, belong together exactly if
+
+    W_labels(b) <= e.event_time + T    the label came in time, by the labels' clock
+    W_log(a)    <= l.label_time + T    the prediction came in time, by the predictions' clock
+
+Both sides are functions of one log alone. Of several labels that belong to e the first (by offset) is its label and
+the others are duplicates. e expires when W_labels passes e.event_time + T without its label; l is unmatched when W_log
+passes l.label_time + T. So what is pending, joined, expired, duplicate and unmatched after (A, B) depends on A and B only:
+after a crash the state is rebuilt by reading both logs again, in any interleaving. No clock of this machine, and none of
+another partition, takes part: a partition without traffic waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+NEVER = -(2**62)
+"""The watermark before the first record."""
+
+
+class Event:
+    """A prediction that has been made; `value` is None once it has been joined or has expired."""
+
+    __slots__ = ("before", "done", "id", "label", "later", "offset", "time", "timestamp", "value")
+
+    def __init__(self, id: str, time: int, offset: int, before: int, value: bytes, timestamp: int) -> None:  # noqa: A002
+        self.id, self.time, self.offset, self.before = id, time, offset, before
+        self.value: bytes | None = value
+        self.timestamp = timestamp
+        self.label: Label | None = None
+        self.later: Event | None = None
+        self.done = False
+
+
+class Label:
+    """A label that has come; `record` is kept while it may still have to go to the dead letters."""
+
+    __slots__ = ("before", "done", "id", "mark", "offset", "record", "time", "value")
+
+    def __init__(self, id: str, time: int, value: Any, offset: int, before: int, mark: int, record: Any) -> None:  # noqa: A002
+        self.id, self.time, self.value = id, time, value
+        self.offset, self.before, self.mark, self.record = offset, before, mark, record
+        self.done = False
+
+
+class Retained:
+    """Records that a rebuild must read again, in offset order; knows the first of them."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Event | Label] = deque()
+
+    def append(self, item: Event | Label) -> None:
+        """Add the newest."""
+        self._queue.append(item)
+
+    def first(self) -> Event | Label | None:
+        """Return the oldest that is not done with."""
+        while self._queue and self._queue[0].done:
+            self._queue.popleft()
+        return self._queue[0] if self._queue else None
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the join calls when something is decided."""
+
+    joined: Callable[[Event, Label], None]
+    expired: Callable[[Event], None]
+    duplicate: Callable[[Label, Label], None]
+    unmatched: Callable[[Label], None]
+
+
+class Join:
+    """The join of one partition.
+
+    Parameters
+    ----------
+    timeout
+        T above, in ms.
+    log_mark, labels_mark
+        The watermarks before the first record that will be read.
+    """
+
+    def __init__(self, timeout: int, outcomes: Outcomes, *, log_mark: int = NEVER, labels_mark: int = NEVER) -> None:
+        self.timeout = timeout
+        self.outcomes = outcomes
+        self.log_mark = log_mark
+        self.labels_mark = labels_mark
+        self.events: dict[str, Event] = {}
+        self.waiting: dict[str, list[Label]] = {}
+        self.pending = 0
+        self.waiting_labels = 0
+        self.kept_events = Retained()
+        self.kept_labels = Retained()
+        self._open: list[tuple[int, int, Event]] = []
+        self._closed: list[tuple[int, int, Event]] = []
+        self._queue: list[tuple[int, int, Label]] = []
+
+    def add_event(self, id: str, time: int, offset: int, value: bytes, timestamp: int = 0) -> bool:  # noqa: A002
+        """Take a prediction; returns False where one of this event id is still remembered: it is a duplicate."""
+        before = self.log_mark
+        if time > before:
+            self.log_mark = time
+        earlier = self.events.get(id)
+        while earlier is not None:
+            if self.log_mark <= earlier.time + self.timeout:
+                self._advance_log()
+                return False
+            if earlier.later is None:
+                break
+            earlier = earlier.later
+        event = Event(id, time, offset, before, value, timestamp)
+        if earlier is None:
+            self.events[id] = event
+        else:
+            earlier.later = event
+        self.kept_events.append(event)
+        self.pending += 1
+        heapq.heappush(self._open, (time, offset, event))
+        labels = self.waiting.get(id)
+        if labels:
+            self._offer(event, labels)
+        self._advance_log()
+        self._expire()
+        return True
+
+    def add_label(self, id: str, time: int, value: Any, offset: int, record: Any = None) -> None:  # noqa: A002
+        """Take a label."""
+        before = self.labels_mark
+        if time > before:
+            self.labels_mark = time
+        label = Label(id, time, value, offset, before, self.labels_mark, record)
+        self.kept_labels.append(label)
+        event = self.events.get(id)
+        while event is not None and not self._belong(event, label):
+            event = event.later
+        if event is not None:
+            self._settle(event, label)
+        elif self.log_mark > time + self.timeout:
+            label.done = True
+            self.outcomes.unmatched(label)
+        else:
+            self.waiting.setdefault(id, []).append(label)
+            self.waiting_labels += 1
+            heapq.heappush(self._queue, (time, offset, label))
+        self._expire()
+
+    def _belong(self, event: Event, label: Label) -> bool:
+        if label.mark > event.time + self.timeout:
+            return False
+        mark = event.time if event.time > event.before else event.before
+        return mark <= label.time + self.timeout
+
+    def _offer(self, event: Event, labels: list[Label]) -> None:
+        """Give an event that has just come the labels that waited for it, in their order."""
+        left = []
+        for label in labels:
+            if self._belong(event, label):
+                self.waiting_labels -= 1
+                self._settle(event, label)
+            else:
+                left.append(label)
+        if left:
+            self.waiting[event.id] = left
+        else:
+            del self.waiting[event.id]
+
+    def _settle(self, event: Event, label: Label) -> None:
+        if event.label is None:
+            event.label = label
+            self.pending -= 1
+            self.outcomes.joined(event, label)
+            event.value = label.record = None  # the example holds them now
+        else:
+            label.done = True
+            self.outcomes.duplicate(label, event.label)
+
+    def _expire(self) -> None:
+        """Close the events that the labels' watermark has passed."""
+        heap, edge = self._open, self.labels_mark - self.timeout
+        while heap and heap[0][0] < edge:
+            entry = heapq.heappop(heap)
+            event = entry[2]
+            if event.label is None:
+                self.pending -= 1
+                self.outcomes.expired(event)
+                event.value = None
+            heapq.heappush(self._closed, entry)
+        self._forget()
+
+    def _advance_log(self) -> None:
+        """Give up labels, and forget closed events, that the predictions' watermark has passed."""
+        heap, edge = self._queue, self.log_mark - self.timeout
+        while heap and heap[0][0] < edge:
+            label = heapq.heappop(heap)[2]
+            labels = self.waiting.get(label.id)
+            if labels is None or label not in labels:
+                continue  # it met its event
+            labels.remove(label)
+            if not labels:
+                del self.waiting[label.id]
+            self.waiting_labels -= 1
+            label.done = True
+            self.outcomes.unmatched(label)
+        self._forget()
+
+    def _forget(self) -> None:
+        heap, edge = self._closed, self.log_mark - self.timeout
+        while heap and heap[0][0] < edge:
+            event = heapq.heappop(heap)[2]
+            event.done = True
+            if event.label is not None:
+                event.label.done = True
+            self._unlink(event)
+
+    def _unlink(self, event: Event) -> None:
+        first = self.events[event.id]
+        if first is event:
+            if event.later is None:
+                del self.events[event.id]
+            else:
+                self.events[event.id] = event.later
+            return
+        while first.later is not event:
+            assert first.later is not None  # noqa: S101  an event that is not forgotten is in its chain
+            first = first.later
+        first.later = event.later

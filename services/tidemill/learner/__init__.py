@@ -1,0 +1,1 @@
+"""The learner: examples in, signed versions of one model out."""

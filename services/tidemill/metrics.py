@@ -1,0 +1,129 @@
+"""Every Prometheus metric, in one place: typed, in base units, with closed label sets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
+
+from tidemill.errors import SettingsError
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+RECORDS = Counter("tidemill_records_total", "Records read and handled.", ["service"])
+BATCH = Histogram("tidemill_step_seconds", "Time a step took for one batch.", ["service"], buckets=_SECONDS)
+COMMIT = Histogram("tidemill_commit_seconds", "Time a commit took, views included.", ["service"], buckets=_SECONDS)
+DELAY = Histogram(
+    "tidemill_delay_seconds", "Age, since its producer sent it, of the oldest record of a batch.", ["service"],
+    buckets=(*_SECONDS, 30.0, 60.0, 300.0),
+)  # fmt: skip
+RETRIES = Counter("tidemill_retries_total", "Times the loop went back to what is committed.", ["service"])
+REBUILT = Counter("tidemill_rebuilt_records_total", "Records read again to rebuild state.", ["service"])
+HEARTBEAT = Gauge("tidemill_heartbeat_seconds", "Unix time of the loop's last turn.", ["service"])
+
+COUNTS: Mapping[str, Counter] = {
+    "dead_letters": Counter("tidemill_dead_letters_total", "Dead letters, by reason.", ["service", "reason"]),
+    "lost_records": Counter("tidemill_lost_records_total", "Committed offsets the log no longer held.", ["service", "topic"]),
+    "tile_too_old": Counter("tidemill_late_events_total", "Events older than their view keeps.", ["service", "view"]),
+    "view_writes": Counter("tidemill_view_writes_total", "Writes to the online store, by outcome.", ["service", "outcome"]),
+    "joined": Counter("tidemill_joined_total", "Predictions that met their label.", ["service", "topic"]),
+    "expired": Counter("tidemill_expired_total", "Predictions whose label never came in time.", ["service", "topic"]),
+    "model_loads": Counter("tidemill_model_loads_total", "Model versions loaded, by outcome.", ["service", "outcome"]),
+    "not_finite": Counter("tidemill_not_finite_total", "Values that were no finite number, by what they were.", ["service", "what"]),
+    "skipped": Counter("tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]),
+    "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
+}  # fmt: skip
+GAUGES: Mapping[str, Gauge] = {
+    "pending": Gauge("tidemill_pending", "Predictions that wait for their label, by partition.", ["service", "partition"]),
+    "waiting_labels": Gauge("tidemill_waiting_labels", "Labels that wait for their prediction.", ["service", "partition"]),
+    "entities": Gauge("tidemill_entities", "Entities held in memory, by view.", ["service", "view"]),
+    "view_behind": Gauge("tidemill_view_behind", "1 while the online store can't be written.", ["service", "view"]),
+    "model_version": Gauge("tidemill_model_version", "Examples offset of the model in use.", ["service", "model"]),
+    "examples": Gauge("tidemill_examples_learned", "Examples the model has learned.", ["service", "model"]),
+}
+
+
+class LoopMetrics:
+    """The loop's own metrics, bound to one service; costs one call a batch, never one a record."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self._records = RECORDS.labels(service)
+        self._batch = BATCH.labels(service)
+        self._commit = COMMIT.labels(service)
+        self._delay = DELAY.labels(service)
+        self._retries = RETRIES.labels(service)
+        self._rebuilt = REBUILT.labels(service)
+        self._heartbeat = HEARTBEAT.labels(service)
+
+    def heartbeat(self) -> None:
+        """Say that the loop turns."""
+        self._heartbeat.set(time.time())
+
+    def batch(self, records: int, seconds: float) -> None:
+        """Count one batch."""
+        self._records.inc(records)
+        self._batch.observe(seconds)
+
+    def commit(self, seconds: float) -> None:
+        """Count one commit."""
+        self._commit.observe(seconds)
+
+    def delay(self, seconds: float) -> None:
+        """Note how old the oldest record of a batch was."""
+        self._delay.observe(max(0.0, seconds))
+
+    def retry(self) -> None:
+        """Count one return to what is committed."""
+        self._retries.inc()
+
+    def rebuilt(self, records: int, seconds: float) -> None:  # noqa: ARG002  seconds are in the log line
+        """Count records read again."""
+        self._rebuilt.inc(records)
+
+    def counts(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Add what a step counted."""
+        for (name, label), n in counts.items():
+            COUNTS[name].labels(self.service, label).inc(n)
+
+    def gauges(self, levels: Mapping[tuple[str, str], float]) -> None:
+        """Set what a step measures."""
+        for (name, label), level in levels.items():
+            GAUGES[name].labels(self.service, label).set(level)
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+class Health:
+    """What `/livez` and `/readyz` ask: `alive` and `ready` return None when well, else what is wrong."""
+
+    def alive(self) -> str | None: ...  # noqa: D102
+    def ready(self) -> str | None: ...  # noqa: D102
+
+
+def serve(port: int, health: Health) -> WSGIServer:
+    """Serve `/metrics`, `/livez` and `/readyz` from a thread. Raises SettingsError where the port is taken."""
+    app = make_wsgi_app()
+
+    def answer(environ, start):  # type: ignore[no-untyped-def]
+        probe = {"/livez": health.alive, "/readyz": health.ready}.get(environ.get("PATH_INFO", ""))
+        if probe is None:
+            return app(environ, start)
+        wrong = probe()
+        start("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [(wrong or "ok").encode() + b"\n"]
+
+    try:
+        server = make_server("0.0.0.0", port, answer, handler_class=_Quiet)  # noqa: S104  probes come from outside
+    except OSError as error:
+        raise SettingsError(
+            f"http_port {port} can't be opened: {error.strerror}; stop what uses it or set TIDEMILL_HTTP_PORT to another"
+        ) from error
+    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    return server

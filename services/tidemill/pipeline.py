@@ -1,0 +1,448 @@
+"""The declaration: what an ML engineer writes, in one Python file, and the checks made when it is loaded.
+
+    flights = Pipeline(
+        name="flights",
+        events=Stream("flights/departure.v1.avsc", id="flight_id", time="scheduled_at", key="origin"),
+        labels=Stream("flights/arrival.v1.avsc", id="flight_id", time="landed_at", value=lambda e: e["arr_delay"] > 15),
+        task="binary",
+        rules=[rules.between("sched_hour", 0, 23)],
+        request={"carrier": "carrier", "dow": number(lambda e: (e["flight_date"] + 3) % 7)},
+        views=[View("origin", every="1m", aggregates=[aggregates.count("1h"), aggregates.mean("distance", "3h")])],
+        models={"logreg": StandardScaler() | LogisticRegression()},
+        champion="logreg",
+        label_timeout="48h",
+    )
+
+Nothing here does I/O but reading schema files; operations (brokers, Redis, secrets) come from the settings.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from tidemill import schemas
+from tidemill.durations import milliseconds
+from tidemill.errors import DeclarationError
+from tidemill.featurizer.aggregates import Aggregate
+from tidemill.tasks import TASKS, Task
+from tidemill.validator.rules import Rule
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_AVRO_KIND = {"int": "number", "long": "number", "float": "number", "double": "number",
+              "string": "category", "enum": "category", "boolean": "flag"}  # fmt: skip
+KINDS: Mapping[str, str] = {"number": "double", "category": "string", "flag": "boolean"}
+"""Kinds of feature and the Avro type each has in the vector."""
+
+SHIPPED = {name: f"tidemill.demo.flights:{name}" for name in ("flights", "plain", "delays")}
+"""Pipelines that come with the package, by the short name that commands take."""
+
+_loading: contextvars.ContextVar[Path | None] = contextvars.ContextVar("loading", default=None)
+
+Source = str | Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A request feature: its kind and where its value comes from (an event field, or a function of the event)."""
+
+    kind: str
+    source: Source
+
+
+def number(source: Source) -> Feature:
+    """Declare a feature that is a number (a float in the vector); NaN and infinities become missing."""
+    return Feature("number", source)
+
+
+def category(source: Source) -> Feature:
+    """Declare a feature that is a category (text in the vector)."""
+    return Feature("category", source)
+
+
+def flag(source: Source) -> Feature:
+    """Declare a feature that is true or false."""
+    return Feature("flag", source)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One input of the pipeline.
+
+    Parameters
+    ----------
+    schema
+        An Avro record schema (`.avsc`), looked for beside the pipeline's file, in `schemas/`, and among those shipped.
+    id
+        The field that names the event: text or an integer, the same in the event and in its label.
+    time
+        The field with the event time: `timestamp-millis`, or a long of milliseconds since the epoch.
+    key
+        Events only: the field that names the entity; it is the Kafka key of everything downstream.
+    value
+        Labels only: the field that is the label, or a function of the label record.
+    """
+
+    schema: str
+    id: str
+    time: str
+    key: str = ""
+    value: Source = ""
+
+    @cached_property
+    def avro(self) -> dict[str, Any]:
+        """The schema file as JSON."""
+        return schemas.find(self.schema, _loading.get())
+
+    @cached_property
+    def types(self) -> dict[str, str]:
+        """Primitive Avro type of each field, by name; of a union with null, the other branch's."""
+        return {f["name"]: schemas.primitive(f["type"]) for f in self.avro["fields"]}
+
+
+@dataclass(frozen=True)
+class View:
+    """Features of one kind of entity, kept from the stream in event-time tiles.
+
+    Parameters
+    ----------
+    entity
+        The event field that names the entity.
+    every
+        The tile's length: the resolution of every window of this view.
+    aggregates
+        What to keep: lists as the functions in `tidemill.aggregates` return them, or single aggregates.
+    name
+        The view's name, in Redis keys and as prefix of its features; the entity's by default.
+    """
+
+    entity: str
+    every: str
+    aggregates: Sequence[Aggregate | Sequence[Aggregate]]
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The view's name."""
+        return self.name or self.entity
+
+    @cached_property
+    def flat(self) -> tuple[Aggregate, ...]:
+        """All aggregates, in declared order."""
+        return tuple(a for item in self.aggregates for a in ((item,) if isinstance(item, Aggregate) else item))
+
+    @cached_property
+    def features(self) -> tuple[str, ...]:
+        """Feature names, in the order of `flat`."""
+        return tuple(f"{self.label}_{a.name}" for a in self.flat)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A whole pipeline: its streams, rules, features, models and how they are judged.
+
+    Raises DeclarationError, naming the field and the mend, where the parts do not fit together.
+    """
+
+    name: str
+    events: Stream
+    labels: Stream
+    task: str
+    request: Mapping[str, Feature | Source]
+    models: Mapping[str, Any]
+    champion: str
+    rules: Sequence[Rule] = ()
+    label_rules: Sequence[Rule] = ()
+    views: Sequence[View] = ()
+    metrics: Sequence[Any] = ()
+    baseline: Any = None
+    label_timeout: str = "24h"
+    partitions: int = 4
+    #: Names of the models as they run: the declared ones and "baseline", the task's do-nothing model.
+    roster: tuple[str, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        _Checker(self).check()
+        names = tuple(self.models)
+        if self._baseline is not None and "baseline" not in names:
+            names += ("baseline",)
+        object.__setattr__(self, "roster", names)
+
+    @property
+    def kind(self) -> Task:
+        """The task's ways of asking, teaching and measuring a model."""
+        return TASKS[self.task]
+
+    @property
+    def label_timeout_ms(self) -> int:
+        """How long after its event, in event time, a label still counts; milliseconds."""
+        return milliseconds(self.label_timeout)
+
+    @property
+    def _baseline(self) -> Any:
+        return self.baseline if self.baseline is not None else self.kind.baseline()
+
+    def model(self, name: str) -> Any:
+        """Return a fresh copy of the declared model `name`, which has learned nothing."""
+        return copy.deepcopy(self.models[name] if name in self.models else self._baseline)
+
+    def metric(self) -> list[Any]:
+        """Return fresh metrics: the declared ones, or the task's."""
+        return [m.clone() for m in self.metrics] if self.metrics else list(self.kind.metrics())
+
+    @cached_property
+    def request_features(self) -> dict[str, Feature]:
+        """Request features by name, each with its kind."""
+        return {name: _feature(self, name, source) for name, source in self.request.items()}
+
+    @cached_property
+    def vector(self) -> dict[str, str]:
+        """The vector: kind of each feature by name, in the order in which a model sees them."""
+        kinds = {name: feature.kind for name, feature in self.request_features.items()}
+        return kinds | {name: "number" for view in self.views for name in view.features}
+
+    @cached_property
+    def vector_schema(self) -> dict[str, Any]:
+        """Avro record of the vector; every feature may be missing (null)."""
+        return {
+            "type": "record",
+            "name": f"tidemill.{self.name.replace('-', '_')}.Vector",
+            "doc": f"What a model of the pipeline {self.name} is given.",
+            "fields": [{"name": name, "type": ["null", KINDS[kind]], "default": None} for name, kind in self.vector.items()],
+        }
+
+    def declaration_hash(self, model: str) -> str:
+        """SHA-256 of what a version of `model` depends on: the model itself, the vector and the task."""
+        said = json.dumps([self.name, self.task, self.vector_schema, model, repr(self.model(model)), repr(self.labels.value)
+                           if isinstance(self.labels.value, str) else "function"])  # fmt: skip
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def label_value(self) -> Callable[[Mapping[str, Any]], Any]:
+        """Return the function that takes a label record and returns the label."""
+        source = self.labels.value
+        if callable(source):
+            return source
+        return lambda record: record[source]
+
+
+def _feature(pipeline: Pipeline, name: str, source: Feature | Source) -> Feature:
+    if isinstance(source, Feature):
+        return source
+    if isinstance(source, str):
+        return Feature(_AVRO_KIND[pipeline.events.types[source]], source)
+    returns = getattr(source, "__annotations__", {}).get("return")
+    kind = {float: "number", int: "number", str: "category", bool: "flag"}.get(returns)  # type: ignore[arg-type]
+    kind = kind or {"float": "number", "int": "number", "str": "category", "bool": "flag"}.get(str(returns))
+    if kind is None:
+        raise DeclarationError(
+            f"pipeline {pipeline.name!r}: request[{name!r}] is a function that does not say what it returns: "
+            f"wrap it as number(...), category(...) or flag(...)"
+        )
+    return Feature(kind, source)
+
+
+class _Checker:
+    """All checks of one declaration; the first that fails raises."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.p = pipeline
+
+    def fail(self, where: str, message: str) -> None:
+        raise DeclarationError(f"pipeline {self.p.name!r}: {where}: {message}")
+
+    def check(self) -> None:
+        p = self.p
+        if not isinstance(p.name, str) or not _NAME.fullmatch(p.name):
+            self.fail("name", f"{p.name!r} is no name: use small letters, digits, - and _, a letter first")
+        if p.task not in TASKS:
+            self.fail("task", f"{p.task!r} is not a task: expected one of {', '.join(TASKS)}")
+        if type(p.partitions) is not int or p.partitions < 1:
+            self.fail("partitions", f"{p.partitions!r} where a whole number from 1 up was expected")
+        try:
+            milliseconds(p.label_timeout)
+        except ValueError as error:
+            self.fail("label_timeout", str(error))
+        self.stream("events", p.events)
+        self.stream("labels", p.labels)
+        self.label()
+        self.rules("rules", p.rules, p.events)
+        self.rules("label_rules", p.label_rules, p.labels)
+        self.request()
+        for view in p.views:
+            self.view(view)
+        if not p.vector:
+            self.fail("request", "the vector is empty: declare at least one request feature or view")
+        self.models()
+
+    def field(self, where: str, name: Any, stream: Stream, *allowed: str) -> None:
+        if name not in stream.types:
+            self.fail(where, f"{name!r} is not a field of {stream.schema}: it has {', '.join(stream.types)}")
+        if allowed and stream.types[name] not in allowed:
+            self.fail(where, f"field {name!r} is {stream.types[name]}; expected {' or '.join(allowed)}")
+
+    def stream(self, where: str, stream: Stream) -> None:
+        if not isinstance(stream, Stream):
+            self.fail(where, f"{stream!r} where a Stream(...) was expected")
+        try:
+            types = stream.types
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.fail(f"{where}.schema", str(error))
+        else:
+            self.field(f"{where}.id", stream.id, stream, "string", "int", "long")
+            self.field(f"{where}.time", stream.time, stream, "long")
+            if where == "events":
+                if not stream.key:
+                    self.fail("events.key", "name the field that is the entity, as in key='origin'")
+                self.field("events.key", stream.key, stream, "string", "int", "long", "enum")
+            for name in (stream.id, stream.time, *([stream.key] if stream.key else [])):
+                if schemas.nullable(next(f["type"] for f in stream.avro["fields"] if f["name"] == name)):
+                    self.fail(where, f"field {name!r} may be null in {stream.schema}; id, time and key must always be there")
+            del types
+
+    def label(self) -> None:
+        value = self.p.labels.value
+        if not value:
+            self.fail("labels.value", "name the field that is the label, or give a function of the label record")
+        if isinstance(value, str):
+            fits = {"boolean": ("boolean",), "double": ("double", "float", "int", "long"), "string": ("string", "enum")}
+            self.field("labels.value", value, self.p.labels, *fits[self.p.kind.label_type])
+
+    def rules(self, where: str, rules: Sequence[Rule], stream: Stream) -> None:
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                self.fail(where, f"{rule!r} where a rule of tidemill.rules was expected")
+            self.field(f"{where}: {rule.name}", rule.field, stream)
+            numeric = rule.name in ("between", "finite", "not_after_now", "not_before")
+            if numeric and stream.types[rule.field] not in ("int", "long", "float", "double"):
+                self.fail(f"{where}: {rule.name}", f"field {rule.field!r} is {stream.types[rule.field]}, not a number")
+            if rule.name == "matches" and stream.types[rule.field] not in ("string", "enum"):
+                self.fail(f"{where}: matches", f"field {rule.field!r} is {stream.types[rule.field]}, not text")
+
+    def request(self) -> None:
+        for name, source in self.p.request.items():
+            where = f"request[{name!r}]"
+            if not _FEATURE.fullmatch(name):
+                self.fail(where, "a feature's name is made of letters, digits and _")
+            given = source.source if isinstance(source, Feature) else source
+            if isinstance(given, str):
+                self.field(where, given, self.p.events)
+                kind = self.p.events.types[given]
+                if kind not in _AVRO_KIND:
+                    self.fail(where, f"field {given!r} is {kind}: give a function that makes a number or a category of it")
+                if isinstance(source, Feature) and source.kind == "number" and _AVRO_KIND[kind] == "category":
+                    self.fail(where, f"field {given!r} is {kind}, not a number: use category({given!r})")
+            elif not callable(given):
+                self.fail(where, f"{given!r} where the name of an event field or a function of the event was expected")
+            _feature(self.p, name, source)
+
+    def view(self, view: View) -> None:
+        where = f"views[{view.label!r}]"
+        if view.entity != self.p.events.key:
+            self.fail(where, f"its entity {view.entity!r} is not the events' key {self.p.events.key!r}, "
+                             f"and a view is kept for the events' key only")  # fmt: skip
+        if not _FEATURE.fullmatch(view.label):
+            self.fail(where, "a view's name is made of letters, digits and _")
+        try:
+            every = milliseconds(view.every)
+        except ValueError as error:
+            self.fail(f"{where}.every", str(error))
+        else:
+            if not view.flat:
+                self.fail(where, "it keeps nothing: declare at least one aggregate")
+            for aggregate in view.flat:
+                if aggregate.field:
+                    self.field(f"{where}: {aggregate.kind}", aggregate.field, self.p.events, "int", "long", "float", "double")
+                if aggregate.window_ms % every:
+                    self.fail(f"{where}: {aggregate.name}", f"window {aggregate.window} is not a multiple of every={view.every}")
+        names = [name for v in self.p.views for name in v.features] + list(self.p.request)
+        for name in view.features:
+            if names.count(name) > 1:
+                self.fail(where, f"the feature {name!r} is declared twice")
+        if [v.label for v in self.p.views].count(view.label) > 1:
+            self.fail(where, f"two views are called {view.label!r}: give one of them name=...")
+
+    def models(self) -> None:
+        p = self.p
+        if not p.models:
+            self.fail("models", "declare at least one, as in models={'logreg': StandardScaler() | LogisticRegression()}")
+        for name, model in p.models.items():
+            if not _NAME.fullmatch(name):
+                self.fail("models", f"{name!r} is no name: use small letters, digits, - and _, a letter first")
+            for method in p.kind.needs:
+                if not hasattr(model, method):
+                    self.fail(f"models[{name!r}]", f"{type(model).__name__} has no {method}, which task={p.task!r} needs")
+        if p.champion not in p.models:
+            self.fail("champion", f"{p.champion!r} is not one of the models: {', '.join(p.models)}")
+
+
+def load(reference: str) -> Pipeline:
+    """Load a pipeline from `path/to/file.py[:name]`, `package.module[:name]` or the name of a shipped one.
+
+    Raises DeclarationError with one line that says what is wrong where; never another exception.
+    """
+    target, _, name = SHIPPED.get(reference, reference).partition(":")
+    try:
+        module = _load_file(Path(target)) if target.endswith(".py") else _load_module(target, reference)
+    except DeclarationError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise DeclarationError(f"{target}{_line(error, target)}: {type(error).__name__}: {error}") from error
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Pipeline)}
+    if name:
+        if name not in found:
+            raise DeclarationError(f"{target} has no pipeline {name!r}: it declares {', '.join(found) or 'none'}")
+        return found[name]
+    if len(set(map(id, found.values()))) != 1:
+        what = f"declares {', '.join(found)}: choose one, as in {target}:{next(iter(found))}" if found else "declares no pipeline"
+        raise DeclarationError(f"{target} {what}")
+    return next(iter(found.values()))
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise DeclarationError(f"pipeline file {path} does not exist")
+    name = f"tidemill_pipeline_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise DeclarationError(f"pipeline file {path} can't be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a class declared in the file must be found again by its module's name
+    token = _loading.set(path.resolve().parent)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        _loading.reset(token)
+    return module
+
+
+def _load_module(target: str, reference: str) -> Any:
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not target.startswith(error.name):
+            raise
+        raise DeclarationError(
+            f"unknown pipeline {reference!r}: expected a file as flights.py, a module as package.flights, "
+            f"or one of the shipped {', '.join(SHIPPED)}"
+        ) from error
+
+
+def _line(error: BaseException, target: str) -> str:
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f" line {error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if target in (f.filename, Path(f.filename).name)]
+    frames = frames or [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(Path(target).name)]
+    return f" line {cast(int, frames[-1].lineno)}" if frames else ""

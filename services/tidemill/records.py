@@ -1,0 +1,196 @@
+"""Our records and how they look on the wire: Avro behind a 5-byte header, as Confluent's clients write and read it.
+
+`Features` is nested in `PredictionLog`, and that in `Example`, always as the first field. An Avro record is the bytes
+of its fields one after the other, so the scorer and the joiner append to the bytes that they received and never decode
+and encode the vector again; and a reader that needs only the first fields decodes only those (`head`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, TypedDict
+
+import fastavro
+
+from tidemill import schemas
+from tidemill.pipeline import Pipeline
+
+HEADER = 5
+"""Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian."""
+
+
+class Score(TypedDict):
+    """What one model answered; see schemas/tidemill/score.v1.avsc."""
+
+    model: str
+    version: int
+    score: float
+    probabilities: Mapping[str, float]
+
+
+class Features(TypedDict):
+    """One event's vector as served; see schemas/tidemill/features.v1.avsc. Times are ms since the epoch."""
+
+    event_id: str
+    entity_id: str
+    event_time: int
+    partition: int
+    offset: int
+    partial: bool
+    vector: dict[str, Any]
+
+
+class PredictionLog(TypedDict):
+    """Everything about one prediction; see schemas/tidemill/prediction-log.v1.avsc."""
+
+    features: Features
+    champion: Score
+    challengers: list[Score]
+
+
+class Example(TypedDict):
+    """A prediction with its label; see schemas/tidemill/example.v1.avsc."""
+
+    prediction: PredictionLog
+    label: Any
+    label_time: int
+
+
+class Codec:
+    """Encodes and decodes one record schema.
+
+    `encode` and `decode` are with the 5-byte header; `body` and `record` without.
+    """
+
+    def __init__(self, avro: Mapping[str, Any]) -> None:
+        self.avro = avro
+        self.id = schemas.fingerprint(avro)
+        self.header = b"\0" + self.id.to_bytes(4, "big")
+        self.parsed = fastavro.parse_schema(schemas.plain(avro), named_schemas={})
+
+    def body(self, record: Mapping[str, Any]) -> bytes:
+        """Return the record's Avro bytes. Raises ValueError, TypeError or KeyError where it does not fit the schema."""
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, self.parsed, record)
+        return out.getvalue()
+
+    def encode(self, record: Mapping[str, Any]) -> bytes:
+        """Return header and record."""
+        out = io.BytesIO(self.header)
+        out.seek(HEADER)
+        fastavro.schemaless_writer(out, self.parsed, record)
+        return out.getvalue()
+
+    def record(self, body: bytes) -> Any:
+        """Return the record at the beginning of `body`; what follows it is not looked at."""
+        return fastavro.schemaless_reader(io.BytesIO(body), self.parsed, None)
+
+    def decode(self, data: bytes) -> Any:
+        """Return the record in `data`. Raises ValueError where the header is not this schema's."""
+        if not data.startswith(self.header):
+            raise ValueError(f"header {data[:HEADER].hex()} where {self.header.hex()} ({self.avro['name']}) was expected")
+        stream = io.BytesIO(data)
+        stream.seek(HEADER)
+        return fastavro.schemaless_reader(stream, self.parsed, None)
+
+
+def vector_to_x(vector: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a River model is given: the vector without its missing features, in the vector's order."""
+    return {name: value for name, value in vector.items() if value is not None}
+
+
+class Records:
+    """The codecs of one pipeline."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self._named: dict[str, Any] = {
+            "Vector": pipeline.vector_schema,
+            "Label": pipeline.kind.label_type,
+            "tidemill.Score": schemas.own("score.v1"),
+        }
+        for name in ("features.v1", "prediction-log.v1", "example.v1"):
+            avro = schemas.own(name)
+            self._named[avro["name"]] = avro
+
+    def _expanded(self, avro: Any, seen: set[str]) -> Any:
+        """Put the named records where they are referred to, each in full the first time only, as Avro wants it."""
+        if isinstance(avro, str) and avro in self._named:
+            target = self._named[avro]
+            if not isinstance(target, dict):
+                return target
+            if target["name"] in seen:
+                return target["name"]
+            seen.add(target["name"])
+            return {**target, "fields": [{**f, "type": self._expanded(f["type"], seen)} for f in target["fields"]]}
+        if isinstance(avro, dict):
+            return {k: self._expanded(v, seen) if k in ("type", "items") else v for k, v in avro.items()}
+        return avro
+
+    def _own(self, name: str) -> Codec:
+        avro = schemas.own(name)
+        seen = {avro["name"]}
+        return Codec({**avro, "fields": [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"]]})
+
+    @cached_property
+    def event(self) -> Codec:
+        """The producers' events."""
+        return Codec(self.pipeline.events.avro)
+
+    @cached_property
+    def label(self) -> Codec:
+        """The producers' labels."""
+        return Codec(self.pipeline.labels.avro)
+
+    @cached_property
+    def vector(self) -> Codec:
+        """The vector alone."""
+        return Codec(self.pipeline.vector_schema)
+
+    @cached_property
+    def features(self) -> Codec:
+        """Features: the vector with its provenance."""
+        return self._own("features.v1")
+
+    @cached_property
+    def prediction(self) -> Codec:
+        """Prediction: for consumers."""
+        return self._own("prediction.v1")
+
+    @cached_property
+    def prediction_log(self) -> Codec:
+        """PredictionLog: Features, then the champion's and the challengers' scores."""
+        return self._own("prediction-log.v1")
+
+    @cached_property
+    def scores(self) -> Codec:
+        """The part of PredictionLog after Features."""
+        return self._tail("prediction-log.v1")
+
+    @cached_property
+    def example(self) -> Codec:
+        """Example: PredictionLog, then the label."""
+        return self._own("example.v1")
+
+    @cached_property
+    def outcome(self) -> Codec:
+        """The part of Example after PredictionLog."""
+        return self._tail("example.v1")
+
+    @cached_property
+    def head(self) -> Codec:
+        """The first fields of Features, PredictionLog and Example alike."""
+        return Codec(schemas.own("head.v1"))
+
+    @cached_property
+    def manifest(self) -> Codec:
+        """Manifest of one model version."""
+        return self._own("manifest.v1")
+
+    def _tail(self, name: str) -> Codec:
+        avro = schemas.own(name)
+        seen: set[str] = set()
+        fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"][1:]]
+        return Codec({**avro, "name": avro["name"] + "Tail", "fields": fields})

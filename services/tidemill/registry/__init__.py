@@ -1,0 +1,1 @@
+"""The registry: signed manifests on a topic, content-addressed artifacts in a store, and the checks before either is trusted."""

@@ -1,0 +1,149 @@
+"""Manifests: what one version of a model is, signed; and the way from a manifest back to the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import math
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import river
+
+import tidemill
+from tidemill.errors import ArtifactError
+from tidemill.pipeline import Pipeline
+from tidemill.records import Records, vector_to_x
+from tidemill.registry import snapshots
+from tidemill.registry.store import ArtifactStore
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One version of a model; the fields are those of schemas/tidemill/manifest.v1.avsc."""
+
+    pipeline: str
+    model: str
+    version: int
+    examples: int
+    uri: str
+    sha256: str
+    declaration: str
+    hyperparameters: str
+    tidemill: str
+    river: str
+    python: str
+    metrics: Mapping[str, float]
+    golden: Sequence[Mapping[str, Any]]
+    learned_until: int
+    created_at: int
+    signature: str = ""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is saved of a learner: enough to serve, and to go on learning as if it had never stopped."""
+
+    model: Any
+    metrics: list[Any]
+    examples: int
+    version: int
+    learned_until: int
+
+
+class Registry:
+    """Makes and opens versions of one pipeline's models.
+
+    Parameters
+    ----------
+    key
+        The secret that manifests are signed with; the same in learner and scorer.
+    """
+
+    def __init__(self, pipeline: Pipeline, store: ArtifactStore, key: bytes) -> None:
+        self.pipeline = pipeline
+        self.records = Records(pipeline)
+        self.store = store
+        self._key = key
+
+    def _signature(self, manifest: Manifest) -> str:
+        unsigned = dataclasses.asdict(dataclasses.replace(manifest, signature=""))
+        return hmac.new(self._key, self.records.manifest.encode(unsigned), "sha256").hexdigest()
+
+    def publish(self, name: str, snapshot: Snapshot, vectors: Sequence[Mapping[str, Any]]) -> Manifest:
+        """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
+
+        Raises ArtifactError where the model gives one of them a score that is no finite number.
+        """
+        predict = self.pipeline.kind.predict
+        golden = []
+        for vector in vectors:
+            score, _ = predict(snapshot.model, vector_to_x(vector))
+            if not math.isfinite(score):
+                raise ArtifactError(f"model {name!r} at version {snapshot.version} scores {score}: it is not published")
+            golden.append({"vector": self.records.vector.body(vector), "score": score})
+        values = {type(metric).__name__: float(metric.get()) for metric in snapshot.metrics} if snapshot.examples else {}
+        digest = self.store.put(snapshots.dump(snapshot.__dict__))
+        manifest = Manifest(
+            pipeline=self.pipeline.name,
+            model=name,
+            version=snapshot.version,
+            examples=snapshot.examples,
+            uri=self.store.path(digest),
+            sha256=digest,
+            declaration=self.pipeline.declaration_hash(name),
+            hyperparameters=repr(self.pipeline.model(name)),
+            tidemill=tidemill.__version__,
+            river=river.__version__,
+            python=platform.python_version(),
+            metrics={key: value for key, value in values.items() if math.isfinite(value)},
+            golden=golden,
+            learned_until=snapshot.learned_until,
+            created_at=int(time.time() * 1000),
+        )
+        return dataclasses.replace(manifest, signature=self._signature(manifest))
+
+    def encode(self, manifest: Manifest) -> bytes:
+        """Return the manifest as it stands on the models topic."""
+        return self.records.manifest.encode(dataclasses.asdict(manifest))
+
+    def decode(self, data: bytes) -> Manifest:
+        """Return a manifest whose signature is right. Raises ArtifactError for any other."""
+        try:
+            manifest = Manifest(**self.records.manifest.decode(data))
+            again = self.encode(manifest)
+        except Exception as error:  # forged bytes may make the decoder raise anything
+            raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
+        if again != data or not hmac.compare_digest(manifest.signature.encode(), self._signature(manifest).encode()):
+            raise ArtifactError(
+                f"the manifest of {manifest.model!r} version {manifest.version} has a wrong signature: it is damaged, forged, "
+                f"or signed with another TIDEMILL_SIGNING_KEY"
+            )
+        return manifest
+
+    def open(self, manifest: Manifest) -> Snapshot:
+        """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails."""
+        name = f"model {manifest.model!r} version {manifest.version}"
+        if manifest.pipeline != self.pipeline.name or manifest.model not in self.pipeline.roster:
+            raise ArtifactError(f"{name} of pipeline {manifest.pipeline!r} is not one of {self.pipeline.name!r}")
+        if manifest.declaration != self.pipeline.declaration_hash(manifest.model):
+            raise ArtifactError(
+                f"{name} was learned under another declaration of the model or the vector; "
+                f"give the changed model a new name, so that the old versions stay what they are"
+            )
+        if manifest.river != river.__version__:
+            raise ArtifactError(f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ")
+        found = snapshots.load(self.store.get(manifest.sha256))
+        try:
+            snapshot = Snapshot(**found)
+        except TypeError as error:
+            raise ArtifactError(f"{name}: the artifact is no snapshot: {error}") from error
+        for index, golden in enumerate(manifest.golden):
+            x = vector_to_x(self.records.vector.record(golden["vector"]))
+            score, _ = self.pipeline.kind.predict(snapshot.model, x)
+            if score != golden["score"]:
+                raise ArtifactError(f"{name} gives golden vector {index} the score {score}; it was {golden['score']}")
+        return snapshot

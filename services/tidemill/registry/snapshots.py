@@ -1,0 +1,63 @@
+"""Snapshots: a learned model as bytes and back.
+
+They are pickles, because River's models are Python objects and no other format keeps their scores to the last digit.
+A pickle can run anything, so one is opened only after its hash was found in a manifest with a valid signature, and
+then by an unpickler that makes instances of a closed set of classes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+from tidemill.errors import ArtifactError
+
+_ALLOWED = {
+    "builtins": {"set", "frozenset", "complex", "slice", "range", "bytearray", "object", "dict", "list", "tuple",
+                 "int", "float", "str", "bool", "bytes", "type(None)"},
+    "collections": {"defaultdict", "Counter", "deque", "OrderedDict"},
+    "copyreg": {"_reconstructor"},
+    "datetime": {"datetime", "date", "time", "timedelta", "timezone"},
+    "functools": {"partial"},
+    "random": {"Random"},
+    "math": {"log", "log2", "exp", "sqrt"},
+    "numpy": {"ndarray", "dtype", "float64", "int64", "bool_"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.numeric": {"_frombuffer"},
+    "numpy.random._pickle": {"__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"},
+    "numpy.random._mt19937": {"MT19937"},
+    "numpy.random._pcg64": {"PCG64"},
+}  # fmt: skip
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _ALLOWED.get(module, ()):
+            return super().find_class(module, name)
+        if module == "river" or module.startswith("river."):
+            found = super().find_class(module, name)
+            # By way of a River module one could also name what that module imported; only River's own is allowed.
+            own = str(getattr(found, "__module__", "")).startswith("river.")
+            if own and isinstance(found, (type, FunctionType, BuiltinFunctionType)):
+                return found
+        raise ArtifactError(f"a snapshot may not contain {module}.{name}; only River's classes and plain values are allowed")
+
+
+def dump(model: Any) -> bytes:
+    """Return a model's snapshot. Raises ArtifactError where it can't be one, such as for a lambda inside it."""
+    try:
+        return pickle.dumps(model, protocol=5)
+    except Exception as error:  # pickling calls into the model's own classes
+        raise ArtifactError(f"the model can't be saved: {error}; use named functions of River, no lambdas") from error
+
+
+def load(data: bytes) -> Any:
+    """Return the model of a snapshot whose hash was verified. Raises ArtifactError where it holds anything not allowed."""
+    try:
+        return _Unpickler(io.BytesIO(data)).load()
+    except ArtifactError:
+        raise
+    except Exception as error:  # a pickle may raise anything
+        raise ArtifactError(f"the snapshot can't be read: {type(error).__name__}: {error}") from error

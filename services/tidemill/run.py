@@ -1,0 +1,126 @@
+"""The composition root: from a pipeline, a service's name and the settings to a running process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from tidemill import metrics, topics
+from tidemill.errors import BrokerError, SettingsError
+from tidemill.featurizer import service as featurizer
+from tidemill.joiner import service as joiner
+from tidemill.learner import service as learner
+from tidemill.pipeline import Pipeline
+from tidemill.registry.manifests import Registry
+from tidemill.registry.store import ArtifactStore
+from tidemill.scorer import service as scorer
+from tidemill.scorer.feed import ModelFeed
+from tidemill.settings import Settings
+from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.loop import Loop, Service, stop_on_signals
+from tidemill.stream.view import RedisView, connect
+from tidemill.validator import service as validator
+
+log = logging.getLogger(__name__)
+
+SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
+STALLED_SECONDS = 30.0
+"""A loop that has not turned for this long is not alive any more."""
+
+
+def broker_of(settings: Settings) -> KafkaBroker:
+    """Return the broker that the settings name; not connected yet."""
+    return KafkaBroker(settings.brokers, exactly_once=settings.delivery == "exactly_once", extra=settings.kafka)
+
+
+def topic_table(pipeline: Pipeline) -> list[tuple[topics.Topic, str, int]]:
+    """Return every topic of the pipeline as (topic, name, partitions)."""
+    return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
+
+
+def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]) -> None:
+    """Raise BrokerError where one of the topics does not exist."""
+    missing = [name for name in names if not broker.partitions(name)]
+    if missing:
+        raise BrokerError(
+            f"no topic {', '.join(missing)} at {broker.servers}: create the pipeline's topics with "
+            f"`tidemill topics {pipeline.name} --create`"
+        )
+
+
+class LoopHealth(metrics.Health):
+    """Alive while the loop turns; ready while it has its partitions' state."""
+
+    def __init__(self, loop: Loop, clock: Callable[[], float] = time.monotonic) -> None:
+        self.loop, self.clock = loop, clock
+
+    def alive(self) -> str | None:
+        """Return what is wrong, or None."""
+        since = self.clock() - self.loop.heartbeat
+        return f"the loop has not turned for {since:.0f} s" if since > STALLED_SECONDS else None
+
+    def ready(self) -> str | None:
+        """Return what is wrong, or None."""
+        return None if self.loop.ready else "no partitions yet, or their state is being rebuilt"
+
+
+def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
+    """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
+    broker = broker_of(settings)
+    broker.connect()
+    used = {t.name(pipeline.name) for t in (*topics.reads(name), *topics.writes(name))}
+    check_topics(pipeline, broker, tuple(sorted(used)))
+    feed: ModelFeed | None = None
+    if name == "validator":
+        service = validator.build(pipeline)
+    elif name == "featurizer":
+        client = connect(settings.redis_url.get_secret_value())
+        stores: Mapping[str, RedisView] = {v.label: RedisView(client, pipeline.name, v.label) for v in pipeline.views}
+        service = featurizer.build(pipeline, stores)
+    elif name == "scorer":
+        feed = ModelFeed(pipeline, _registry(pipeline, settings), broker)
+        service = scorer.build(pipeline, feed.take)
+    elif name == "joiner":
+        service = joiner.build(pipeline)
+    elif name == "learner":
+        service = _learner(pipeline, settings, broker, model or pipeline.champion)
+    else:
+        raise SettingsError(f"no service {name!r}: expected one of {', '.join(SERVICES)}")
+    loop = Loop(
+        service,
+        broker,
+        instance=settings.instance,
+        interval=settings.interval_ms / 1000,
+        max_batch=settings.max_batch,
+        commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
+    )
+    if settings.http_port:
+        metrics.serve(settings.http_port, LoopHealth(loop))
+    stop_on_signals(loop)
+    if feed:
+        feed.start()
+    log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance, "delivery": settings.delivery})
+    try:
+        loop.run()
+    finally:
+        if feed:
+            feed.stop()
+    log.info("stopped", extra={"pipeline": pipeline.name, "instance": settings.instance})
+
+
+def _registry(pipeline: Pipeline, settings: Settings) -> Registry:
+    return Registry(pipeline, ArtifactStore(settings.store_url), settings.signing_secret())
+
+
+def _learner(pipeline: Pipeline, settings: Settings, broker: KafkaBroker, model: str) -> Service:
+    if model not in pipeline.roster:
+        raise SettingsError(f"model {model!r} is not one of the pipeline's: {', '.join(pipeline.roster)}")
+    return learner.build(
+        pipeline,
+        model,
+        _registry(pipeline, settings),
+        broker,
+        every_examples=settings.snapshot_examples,
+        every_seconds=settings.snapshot_seconds,
+    )

@@ -1,0 +1,1 @@
+"""The scorer: feature vectors and model versions in, predictions out."""

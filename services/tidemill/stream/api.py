@@ -1,0 +1,203 @@
+"""The ports: what a step, a broker and a view are. Steps import this and no client library."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+Headers = list[tuple[str, bytes]]
+
+
+class Record(Protocol):
+    """One message as it was read; confluent-kafka's own Message fits, so nothing is copied on the way."""
+
+    def topic(self) -> str: ...  # noqa: D102
+    def partition(self) -> int: ...  # noqa: D102
+    def offset(self) -> int: ...  # noqa: D102
+    def key(self) -> bytes | None: ...  # noqa: D102
+    def value(self) -> bytes | None: ...  # noqa: D102
+    def headers(self) -> Any: ...  # noqa: D102
+    def timestamp(self) -> tuple[int, int]: ...  # noqa: D102
+
+
+class Slot(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+class Position(NamedTuple):
+    """How far a group has come in a slot: the next offset to read, and a word of the step's own beside it."""
+
+    offset: int
+    note: str = ""
+
+
+class Emit(Protocol):
+    """Send one record; `timestamp` is ms since the epoch, 0 for now; `partition` -1 lets the key decide.
+
+    By our convention a record carries on the timestamp of the event that it came from, so that at any topic
+    now - timestamp is the delay since the producer sent the event.
+    """
+
+    def __call__(  # noqa: D102
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None = None,
+        timestamp: int = 0,
+        headers: Headers | None = None,
+        partition: int = -1,
+    ) -> None: ...
+
+
+def discard(
+    topic: str,
+    value: bytes,
+    key: bytes | None = None,
+    timestamp: int = 0,
+    headers: Headers | None = None,
+    partition: int = -1,
+) -> None:
+    """Emit nothing: for records that are only read again to rebuild state."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to begin in a slot: rebuild silently from `rebuild_from` up to `live_from`, then go on emitting."""
+
+    rebuild_from: int
+    live_from: int
+
+
+class Step:
+    """What a service does to a batch of records, without I/O of its own.
+
+    A step's state is a function of the offsets it has read up to, and of nothing else; that is what lets the loop
+    throw it away and rebuild it. `counts` is what happened since the loop last took it, by (metric, label); the loop
+    publishes what live records counted and forgets what a rebuild counted.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def assign(self, slot: Slot, committed: Position) -> Start:
+        """Take over a slot. The default step has no state."""
+        return Start(committed.offset, committed.offset)
+
+    def truncated(self, slot: Slot) -> None:
+        """Be told that the log no longer reaches back to where `assign` asked to rebuild from."""
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        """Handle a batch, in order; called with an empty one when nothing has come for a while.
+
+        Returns whether what was read may be committed now. Raises Retry to have the batch again later.
+        """
+        raise NotImplementedError
+
+    def note(self, slot: Slot) -> str:
+        """Return the word to keep beside the offset that is about to be committed for `slot`."""
+        return ""
+
+    def committed(self) -> None:
+        """Be told that everything processed so far is committed: the moment to write views."""
+
+    def revoke(self, slots: Iterable[Slot]) -> None:
+        """Drop the state of these slots."""
+
+    def finish(self, emit: Emit) -> bool:
+        """Say a last word before a clean stop; returns whether it should be committed."""
+        return False
+
+    def gauges(self) -> Mapping[tuple[str, str], float]:
+        """Return levels worth watching (pending events, model versions), by (metric, label)."""
+        return {}
+
+
+class Consumer(Protocol):
+    """A member of a consumer group. Offsets are only ever set by the loop; nothing is committed by itself."""
+
+    def poll(self, limit: int, timeout: float) -> list[Record]:
+        """Return at most `limit` records, waiting up to `timeout` s for the first; none after a change of assignment."""
+
+    def changes(self) -> tuple[set[Slot], set[Slot]]:
+        """Return the slots taken away and the slots given since the last call."""
+
+    def committed(self, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+        """Return what the group has committed."""
+
+    def start(self, offsets: Mapping[Slot, int]) -> None:
+        """Read the given slots from these offsets on, and only them."""
+
+    def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
+        """Return the next offset to be read, for slots where anything has been."""
+
+    def close(self) -> None:
+        """Leave."""
+
+
+class Producer(Protocol):
+    """Sends records and commits offsets, together where the delivery guarantee is exactly once."""
+
+    emit: Emit
+
+    def commit(self, offsets: Mapping[Slot, Position], consumer: Consumer) -> None:
+        """Make what was emitted and these offsets lasting. Raises Aborted (nothing was), or Fenced."""
+
+    def abort(self) -> None:
+        """Throw away what was emitted since the last commit."""
+
+    def close(self) -> None:
+        """Send what is left."""
+
+
+class Broker(Protocol):
+    """Kafka, or something that behaves like it."""
+
+    def consumer(self, group: str, topics: Sequence[str], instance: str) -> Consumer:
+        """Join `group` as the member called `instance`."""
+
+    def producer(self, name: str) -> Producer:
+        """Return the producer called `name`; an older one of that name is fenced off."""
+
+    def partitions(self, topic: str) -> int:
+        """Return the number of partitions; 0 where there is no such topic."""
+
+    def watermarks(self, slot: Slot) -> tuple[int, int]:
+        """Return the first offset still there and the one after the last."""
+
+    def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[Record]]:
+        """Yield batches of what is committed in the ranges [from, to), in order within a slot."""
+
+    def follow(self, slot: Slot, offset: int) -> Follower:
+        """Follow a slot from an offset on."""
+
+
+class Follower(Protocol):
+    """Reads one slot as it grows, outside of any group."""
+
+    def poll(self, limit: int, timeout: float) -> list[Record]:
+        """Return at most `limit` committed records, waiting up to `timeout` s for the first."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+class View(Protocol):
+    """A store of entities' features that knows the source offset it stands for, per partition."""
+
+    def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
+        """Return (offset, state by entity) of a partition; None where the store holds nothing of it."""
+
+    def reset(self, partition: int) -> None:
+        """Forget a partition: what the store holds of it belongs to another log or another declaration."""
+
+    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Any]) -> str:
+        """Write the state at `offset`, given that the store stands at `base` or later.
+
+        Returns "written"; "behind" where the store stands before `base` (it was emptied or rolled back) and needs
+        everything again; or "refused" where it already stands after `offset`.
+        """

@@ -1,0 +1,460 @@
+"""Kafka behind the ports of `api`: one consumer of a group, one transactional producer, bounded reads for rebuilding.
+
+What is set here, and why, is in docs/design.md under "Facts about Kafka clients".
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic  # noqa: TID251
+
+from tidemill.errors import Aborted, BrokerError, Fenced
+from tidemill.stream import api
+from tidemill.stream.api import Headers, Position, Slot
+from tidemill.topics import Topic
+
+log = logging.getLogger(__name__)
+_client_log = logging.getLogger("librdkafka")
+
+TRANSACTION_TIMEOUT_SECONDS = 10
+CALL_SECONDS = 10.0
+CONNECT_SECONDS = 4.0
+
+_FENCED = {
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.FENCED_INSTANCE_ID,
+    KafkaError._FENCED,
+}
+
+
+def _kafka_error(error: KafkaException) -> KafkaError:
+    found = error.args[0]
+    assert isinstance(found, KafkaError)  # noqa: S101  confluent-kafka's own contract
+    return found
+
+
+def _wrap(error: KafkaException, doing: str) -> BrokerError:
+    cause = _kafka_error(error)
+    if cause.code() in _FENCED:
+        return Fenced(f"{doing}: another process has taken this instance's place ({cause.name()})")
+    return Aborted(f"{doing}: {cause.str()} ({cause.name()})")
+
+
+class KafkaBroker:
+    """A Kafka cluster.
+
+    Parameters
+    ----------
+    servers
+        `host:port`, comma-separated.
+    exactly_once
+        Whether producers use transactions.
+    extra
+        librdkafka properties for every client (security.protocol, sasl.*, ssl.*, ...).
+    """
+
+    def __init__(self, servers: str, *, exactly_once: bool = True, extra: Mapping[str, Any] | None = None) -> None:
+        self.servers = servers
+        self.exactly_once = exactly_once
+        self.common: dict[str, Any] = {
+            "bootstrap.servers": servers,
+            "log_level": 4,
+            "socket.keepalive.enable": True,
+            "reconnect.backoff.max.ms": 1000,
+            **(extra or {}),
+        }
+        self._admin_client: AdminClient | None = None
+        self._partitions: dict[str, int] = {}
+
+    @property
+    def _admin(self) -> AdminClient:
+        if self._admin_client is None:
+            self._admin_client = AdminClient(self.common, logger=_client_log)
+        return self._admin_client
+
+    def connect(self) -> None:
+        """Raise BrokerError unless the cluster answers within a few seconds."""
+        try:
+            self._admin.list_topics(timeout=CONNECT_SECONDS)
+        except KafkaException as error:
+            raise BrokerError(
+                f"no Kafka at {self.servers}: {_kafka_error(error).str()}; start it or set TIDEMILL_BROKERS"
+            ) from error
+
+    def partitions(self, topic: str) -> int:
+        if topic not in self._partitions:
+            found = self._admin.list_topics(topic, timeout=CALL_SECONDS).topics[topic]
+            if found.error is not None and found.error.code() != KafkaError.LEADER_NOT_AVAILABLE:
+                return 0
+            if not found.partitions:
+                return 0
+            self._partitions[topic] = len(found.partitions)
+        return self._partitions[topic]
+
+    def create(self, topics: Sequence[tuple[Topic, str, int]], replication: int = -1) -> list[str]:
+        """Create topics given as (Topic, name, partitions); returns the names of those that were not there before.
+
+        Raises BrokerError where one can't be created or is there with another number of partitions.
+        """
+        there = self._admin.list_topics(timeout=CALL_SECONDS).topics
+        for _, name, partitions in topics:
+            if name in there and len(there[name].partitions) != partitions:
+                raise BrokerError(
+                    f"topic {name} has {len(there[name].partitions)} partitions where {partitions} are declared; "
+                    f"their number can't change once keys are spread over them: declare partitions="
+                    f"{len(there[name].partitions)}, or delete the topic"
+                )
+        missing = [
+            NewTopic(name, partitions, replication, config={"retention.ms": str(topic.retention_ms)})
+            for topic, name, partitions in topics
+            if name not in there
+        ]
+        for name, future in (self._admin.create_topics(missing) if missing else {}).items():
+            try:
+                future.result(CALL_SECONDS)
+            except KafkaException as error:
+                raise BrokerError(f"topic {name} can't be created: {_kafka_error(error).str()}") from error
+        return [topic.topic for topic in missing]
+
+    def consumer(self, group: str, topics: Sequence[str], instance: str) -> KafkaConsumer:
+        return KafkaConsumer(self, group, topics, instance)
+
+    def producer(self, name: str) -> KafkaProducer:
+        return KafkaProducer(self, name)
+
+    def _reader(self) -> Consumer:
+        return Consumer(
+            {
+                **self.common,
+                "group.id": "tidemill-reader",  # never joined and never committed to: only assign() is used
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "error",
+                "isolation.level": "read_committed",
+                "fetch.wait.max.ms": 50,
+            },
+            logger=_client_log,
+        )
+
+    def watermarks(self, slot: Slot) -> tuple[int, int]:
+        reader = self._reader()
+        try:
+            low, high = reader.get_watermark_offsets(TopicPartition(*slot), timeout=CALL_SECONDS)
+            return max(low, 0), max(high, 0)
+        except KafkaException as error:
+            raise _wrap(error, f"reading the watermarks of {slot.topic}[{slot.partition}]") from error
+        finally:
+            reader.close()
+
+    def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[api.Record]]:
+        reader = self._reader()
+        try:
+            open_ends = {slot: end for slot, (begin, end) in ranges.items() if begin < end}
+            reader.assign([TopicPartition(*slot, ranges[slot][0]) for slot in open_ends])
+            while open_ends:
+                batch = reader.consume(5000, timeout=0.2)
+                yield [m for m in _good(batch) if m.offset() < open_ends.get(Slot(m.topic(), m.partition()), 0)]
+                # The offset before the end may be a control record, which is never handed out: then what tells that
+                # a slot is done is a record after it, or the end of the partition.
+                for m in batch:
+                    slot = Slot(m.topic(), m.partition())
+                    ended = m.error() is not None and m.error().code() == KafkaError._PARTITION_EOF
+                    if slot in open_ends and (ended or m.offset() >= open_ends[slot] - 1):
+                        del open_ends[slot]
+                        reader.pause([TopicPartition(*slot)])
+        except KafkaException as error:
+            raise _wrap(error, "rebuilding from the log") from error
+        finally:
+            reader.close()
+
+
+    def follow(self, slot: Slot, offset: int) -> KafkaFollower:
+        return KafkaFollower(self._reader(), slot, offset)
+
+
+class KafkaFollower:
+    """Reads one slot as it grows."""
+
+    def __init__(self, client: Consumer, slot: Slot, offset: int) -> None:
+        self._client = client
+        client.assign([TopicPartition(*slot, offset)])
+
+    def poll(self, limit: int, timeout: float) -> list[api.Record]:
+        try:
+            first = self._client.poll(timeout)
+            return [] if first is None else _good([first, *self._client.consume(limit - 1, 0)])
+        except KafkaException as error:
+            raise _wrap(error, "following a topic") from error
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _good(messages: Sequence[Any]) -> list[Any]:
+    """Return the messages; raise where one is an error that polling on does not mend."""
+    for message in messages:
+        error = message.error()
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:
+            if error.retriable() or error.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+                continue
+            raise KafkaException(error)
+    return [m for m in messages if m.error() is None]
+
+
+class KafkaConsumer:
+    """A static member of a consumer group that starts where it is told."""
+
+    def __init__(self, broker: KafkaBroker, group: str, topics: Sequence[str], instance: str) -> None:
+        self._revoked: set[Slot] = set()
+        self._assigned: set[Slot] = set()
+        self._started = False
+        self._client = Consumer(
+            {
+                **broker.common,
+                "group.id": group,
+                "group.instance.id": instance,
+                "client.id": instance,
+                "session.timeout.ms": 6000,
+                "heartbeat.interval.ms": 1500,
+                "max.poll.interval.ms": 300_000,
+                # Range gives partition n of every topic to the same member, which the joiner needs.
+                "partition.assignment.strategy": "range",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                # Positions are always given; where one does not exist we want to hear of it.
+                "auto.offset.reset": "error",
+                "isolation.level": "read_committed",
+                "fetch.wait.max.ms": 100,
+                "fetch.queue.backoff.ms": 20,
+                "fetch.error.backoff.ms": 100,
+                "queued.max.messages.kbytes": 16_384,
+                "topic.metadata.refresh.interval.ms": 60_000,
+            },
+            logger=_client_log,
+        )
+        self._client.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def _on_assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        # Hold still until the loop has settled where to start; the offset is only a place to be paused at.
+        client.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])
+        client.pause(partitions)
+        self._started = False
+        self._assigned |= {Slot(p.topic, p.partition) for p in partitions}
+
+    def _on_revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        slots = {Slot(p.topic, p.partition) for p in partitions}
+        self._revoked |= slots
+        self._assigned -= slots
+        self._started = False
+        client.unassign()
+
+    def _on_lost(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        # Somebody else may own them already. The loop aborts what it has not committed and drops their state.
+        self._on_revoke(client, partitions)
+
+    def poll(self, limit: int, timeout: float) -> list[api.Record]:
+        try:
+            first = self._client.poll(timeout)
+            found = [] if first is None else [first]
+            if first is not None and limit > 1 and self._started:
+                # consume(n, t) would wait for n: take what is there.
+                found += self._client.consume(limit - 1, 0)
+            good = _good(found)
+        except KafkaException as error:
+            raise _wrap(error, "reading") from error
+        # After a change of assignment the loop starts every slot anew: what was read belongs to nobody.
+        return good if self._started and not self._revoked and not self._assigned else []
+
+    def changes(self) -> tuple[set[Slot], set[Slot]]:
+        found = self._revoked, self._assigned
+        self._revoked, self._assigned = set(), set()
+        return found
+
+    def committed(self, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+        try:
+            found = self._client.committed([TopicPartition(*slot) for slot in slots], timeout=CALL_SECONDS)
+        except KafkaException as error:
+            raise _wrap(error, "asking for committed offsets") from error
+        return {
+            Slot(p.topic, p.partition): None if p.offset < 0 else Position(p.offset, p.metadata or "") for p in found
+        }
+
+    def start(self, offsets: Mapping[Slot, int]) -> None:
+        if not offsets:
+            return
+        places = [TopicPartition(*slot, offset) for slot, offset in offsets.items()]
+        self._client.assign(places)
+        self._client.resume(places)
+        self._started = True
+
+    def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
+        found = self._client.position([TopicPartition(*slot) for slot in slots])
+        return {Slot(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
+
+    def group_metadata(self) -> Any:
+        """Return what proves to the transaction coordinator that this member is still in the group."""
+        return self._client.consumer_group_metadata()
+
+    def commit(self, offsets: Mapping[Slot, Position]) -> None:
+        """Commit without a transaction, and wait for the answer."""
+        try:
+            places = [TopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
+            self._client.commit(offsets=places, asynchronous=False)
+        except KafkaException as error:
+            raise _wrap(error, "committing offsets") from error
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class KafkaProducer:
+    """A producer that commits what it sent and the offsets that were read in one transaction, or one after the other."""
+
+    def __init__(self, broker: KafkaBroker, name: str) -> None:
+        self._exactly_once = broker.exactly_once
+        self._failed: KafkaError | None = None
+        self._open = False
+        self._config: dict[str, Any] = {
+            **broker.common,
+            "client.id": name,
+            "enable.idempotence": True,
+            # Java and Faust clients place a key by murmur2; so must we where topics are shared.
+            "partitioner": "murmur2_random",
+            "linger.ms": 5,
+            "queue.buffering.max.messages": 200_000,
+        }
+        if self._exactly_once:
+            self._config |= {"transactional.id": name, "transaction.timeout.ms": TRANSACTION_TIMEOUT_SECONDS * 1000}
+        else:
+            self._config |= {"delivery.timeout.ms": 30_000, "delivery.report.only.error": True}
+        self._client = self._connect()
+
+    def _connect(self) -> Producer:
+        callbacks = {} if self._exactly_once else {"on_delivery": self._delivered}
+        client = Producer(self._config | callbacks, logger=_client_log)
+        if self._exactly_once:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    client.init_transactions(CALL_SECONDS)
+                    break
+                except KafkaException as error:
+                    if not _kafka_error(error).retriable() or time.monotonic() > deadline:
+                        raise BrokerError(f"transactions can't be started: {_kafka_error(error).str()}") from error
+        return client
+
+    def _delivered(self, error: KafkaError | None, _: Any) -> None:
+        if error is not None:
+            self._failed = error
+
+    def emit(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None = None,
+        timestamp: int = 0,
+        headers: Headers | None = None,
+        partition: int = -1,
+    ) -> None:
+        if not self._open:
+            self._begin()
+        while True:
+            try:
+                if headers is None:
+                    self._client.produce(topic, value, key, partition, timestamp=timestamp)
+                else:
+                    self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=headers)
+                return
+            except BufferError:
+                # The queue is full: the broker is slower than we are. Wait for it; nothing more is read meanwhile.
+                self._client.poll(0.05)
+            except KafkaException as error:
+                raise _wrap(error, f"sending to {topic}") from error
+
+    def _begin(self) -> None:
+        if self._exactly_once:
+            try:
+                self._client.begin_transaction()
+            except KafkaException as error:
+                raise _wrap(error, "beginning a transaction") from error
+        self._open = True
+
+    def commit(self, offsets: Mapping[Slot, Position], consumer: api.Consumer) -> None:
+        assert isinstance(consumer, KafkaConsumer)  # noqa: S101  the same broker made both
+        if not self._exactly_once:
+            self._flush()
+            if offsets:
+                consumer.commit(offsets)
+            self._open = False
+            return
+        if not self._open:
+            self._begin()
+        if offsets:
+            places = [TopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
+            metadata = consumer.group_metadata()
+            self._insist("sending offsets", lambda: self._client.send_offsets_to_transaction(places, metadata, CALL_SECONDS))
+        self._insist("committing", lambda: self._client.commit_transaction(CALL_SECONDS))
+        self._open = False
+
+    def _insist(self, doing: str, call: Any) -> None:
+        """Make a call of the transaction; one that timed out is to be made again until it is decided."""
+        deadline = time.monotonic() + 3 * CALL_SECONDS
+        while True:
+            try:
+                call()
+                return
+            except KafkaException as error:
+                cause = _kafka_error(error)
+                if cause.retriable() and not cause.txn_requires_abort() and time.monotonic() < deadline:
+                    continue
+                raise _wrap(error, doing) from error
+
+    def _flush(self) -> None:
+        deadline = time.monotonic() + 3 * CALL_SECONDS
+        while self._client.flush(1.0) and self._failed is None and time.monotonic() < deadline:
+            continue
+        left = len(self._client)
+        failed, self._failed = self._failed, None
+        if failed is not None or left:
+            cause = failed.str() if failed else f"{left} records not acknowledged in time"
+            raise Aborted(f"sending: {cause}")
+
+    def abort(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if not self._exactly_once:
+            self._client.purge()
+            self._client.flush(1.0)
+            self._failed = None
+            return
+        try:
+            self._client.abort_transaction(CALL_SECONDS)
+        except KafkaException as error:
+            cause = _wrap(error, "aborting")
+            if isinstance(cause, Fenced):
+                raise cause from error
+            # What state the transaction is in is not known any more; a new producer of this name settles it.
+            log.warning("producer discarded", extra={"cause": str(cause)})
+            self._client = self._connect()
+
+    def close(self) -> None:
+        if self._exactly_once:
+            if self._open:
+                self.abort()
+        else:
+            self._client.flush(CALL_SECONDS)

@@ -1,0 +1,262 @@
+"""Kafka's behaviour that services rely on, in memory: for tests, and for trying a pipeline without a broker.
+
+Transactions are atomic, readers see only what is committed, a producer of the same name fences the older one, and
+members of a group share its partitions by range. The same contract suite runs against this and against real Kafka.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tidemill.errors import Aborted, Fenced
+from tidemill.stream import api
+from tidemill.stream.api import Headers, Position, Slot
+
+
+class MemoryRecord:
+    """One record; the same methods as confluent-kafka's Message."""
+
+    __slots__ = ("_headers", "_key", "_offset", "_partition", "_timestamp", "_topic", "_value")
+
+    def __init__(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None = None,
+        timestamp: int = 0,
+        headers: Headers | None = None,
+        partition: int = 0,
+        offset: int = 0,
+    ) -> None:
+        self._topic, self._value, self._key = topic, value, key
+        self._timestamp, self._headers = timestamp, headers
+        self._partition, self._offset = partition, offset
+
+    def topic(self) -> str:
+        """Topic."""
+        return self._topic
+
+    def partition(self) -> int:
+        """Partition."""
+        return self._partition
+
+    def offset(self) -> int:
+        """Offset."""
+        return self._offset
+
+    def key(self) -> bytes | None:
+        """Key."""
+        return self._key
+
+    def value(self) -> bytes | None:
+        """Value."""
+        return self._value
+
+    def headers(self) -> Headers | None:
+        """Headers, None where there are none."""
+        return self._headers
+
+    def timestamp(self) -> tuple[int, int]:
+        """(type, ms since the epoch); type 1 is the producer's time."""
+        return 1, self._timestamp
+
+    def __repr__(self) -> str:
+        return f"MemoryRecord({self._topic}[{self._partition}]@{self._offset} key={self._key!r} value={self._value!r})"
+
+
+@dataclass
+class _Group:
+    members: dict[str, MemoryConsumer] = field(default_factory=dict)
+    committed: dict[Slot, Position] = field(default_factory=dict)
+    generation: int = 0
+
+
+class MemoryBroker:
+    """Topics in memory.
+
+    Parameters
+    ----------
+    topics
+        Number of partitions by topic; a topic that is not named here does not exist.
+    """
+
+    def __init__(self, topics: Mapping[str, int]) -> None:
+        self.log: dict[Slot, list[MemoryRecord]] = {Slot(t, p): [] for t, n in topics.items() for p in range(n)}
+        self.first: dict[Slot, int] = dict.fromkeys(self.log, 0)
+        self.groups: dict[str, _Group] = {}
+        self._topics = dict(topics)
+        self._epochs: dict[str, int] = {}
+
+    def partitions(self, topic: str) -> int:
+        return self._topics.get(topic, 0)
+
+    def watermarks(self, slot: Slot) -> tuple[int, int]:
+        return self.first[slot], len(self.log[slot])
+
+    def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[api.Record]]:
+        for slot, (begin, end) in ranges.items():
+            yield list(self.log[slot][max(begin, self.first[slot]) : end])
+
+    def follow(self, slot: Slot, offset: int) -> MemoryFollower:
+        return MemoryFollower(self, slot, offset)
+
+    def truncate(self, slot: Slot, first: int) -> None:
+        """Forget everything before offset `first`, as retention does."""
+        self.first[slot] = first
+
+    def append(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None = None,
+        timestamp: int = 0,
+        headers: Headers | None = None,
+        partition: int = -1,
+    ) -> MemoryRecord:
+        """Append one record at once, as a producer without transactions would."""
+        count = self._topics[topic]
+        if partition < 0:
+            partition = zlib.crc32(key) % count if key else len(self.log[Slot(topic, 0)]) % count
+        entries = self.log[Slot(topic, partition)]
+        record = MemoryRecord(
+            topic, value, key, timestamp or int(time.time() * 1000), headers, partition=partition, offset=len(entries)
+        )
+        entries.append(record)
+        return record
+
+    def records(self, topic: str) -> list[MemoryRecord]:
+        """Return all committed records of a topic, partition by partition."""
+        return [r for slot, entries in self.log.items() if slot.topic == topic for r in entries]
+
+    def consumer(self, group: str, topics: Sequence[str], instance: str) -> MemoryConsumer:
+        return MemoryConsumer(self, group, topics, instance)
+
+    def producer(self, name: str) -> MemoryProducer:
+        self._epochs[name] = self._epochs.get(name, 0) + 1
+        return MemoryProducer(self, name, self._epochs[name])
+
+    def _check(self, name: str, epoch: int) -> None:
+        if self._epochs[name] != epoch:
+            raise Fenced(f"producer {name}: another process has taken this instance's place")
+
+    def _rebalance(self, group: _Group) -> None:
+        group.generation += 1
+        members = [group.members[name] for name in sorted(group.members)]
+        shares: dict[str, set[Slot]] = {m.instance: set() for m in members}
+        for topic in sorted({t for m in members for t in m.topics}):
+            takers = [m for m in members if topic in m.topics]
+            count, start = self._topics.get(topic, 0), 0
+            for index, member in enumerate(takers):
+                size = count // len(takers) + (index < count % len(takers))
+                shares[member.instance] |= {Slot(topic, p) for p in range(start, start + size)}
+                start += size
+        for member in members:
+            member.give(shares[member.instance], group.generation)
+
+
+class MemoryFollower:
+    """Reads one slot as it grows."""
+
+    def __init__(self, broker: MemoryBroker, slot: Slot, offset: int) -> None:
+        self.broker, self.slot, self.at = broker, slot, offset
+
+    def poll(self, limit: int, timeout: float) -> list[api.Record]:
+        found: list[api.Record] = list(self.broker.log[self.slot][self.at : self.at + limit])
+        self.at += len(found)
+        if not found:
+            time.sleep(timeout)
+        return found
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryConsumer:
+    """A member of a group."""
+
+    def __init__(self, broker: MemoryBroker, group: str, topics: Sequence[str], instance: str) -> None:
+        self.broker, self.topics, self.instance = broker, tuple(topics), instance
+        self.group = broker.groups.setdefault(group, _Group())
+        self.generation = 0
+        self._slots: set[Slot] = set()
+        self._revoked: set[Slot] = set()
+        self._assigned: set[Slot] = set()
+        self._at: dict[Slot, int] = {}
+        self.group.members[instance] = self
+        broker._rebalance(self.group)
+
+    def give(self, slots: set[Slot], generation: int) -> None:
+        """Take a new assignment: everything is taken away and given anew, as eager rebalancing does."""
+        self._revoked |= self._slots
+        self._assigned = set(slots)
+        self._slots, self.generation, self._at = set(slots), generation, {}
+
+    def poll(self, limit: int, timeout: float) -> list[api.Record]:
+        del timeout  # nothing comes while we wait: all is in this process
+        found: list[api.Record] = []
+        if self._revoked or self._assigned:
+            return found
+        for slot in sorted(self._at):
+            entries, at = self.broker.log[slot], self._at[slot]
+            taken = entries[at : at + limit - len(found)]
+            found += taken
+            self._at[slot] = at + len(taken)
+        return found
+
+    def changes(self) -> tuple[set[Slot], set[Slot]]:
+        found = self._revoked, self._assigned
+        self._revoked, self._assigned = set(), set()
+        return found
+
+    def committed(self, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+        return {slot: self.group.committed.get(slot) for slot in slots}
+
+    def start(self, offsets: Mapping[Slot, int]) -> None:
+        self._at = dict(offsets)
+
+    def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
+        return {slot: self._at[slot] for slot in slots if slot in self._at}
+
+    def close(self) -> None:
+        if self.group.members.get(self.instance) is self:
+            del self.group.members[self.instance]
+            self.broker._rebalance(self.group)
+
+
+class MemoryProducer:
+    """A transactional producer."""
+
+    def __init__(self, broker: MemoryBroker, name: str, epoch: int) -> None:
+        self.broker, self.name, self.epoch = broker, name, epoch
+        self._held: list[tuple[str, bytes, bytes | None, int, Headers | None, int]] = []
+
+    def emit(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None = None,
+        timestamp: int = 0,
+        headers: Headers | None = None,
+        partition: int = -1,
+    ) -> None:
+        self.broker._check(self.name, self.epoch)
+        self._held.append((topic, value, key, timestamp, headers, partition))
+
+    def commit(self, offsets: Mapping[Slot, Position], consumer: api.Consumer) -> None:
+        self.broker._check(self.name, self.epoch)
+        assert isinstance(consumer, MemoryConsumer)  # noqa: S101  the same broker made both
+        if offsets and consumer.generation != consumer.group.generation:
+            raise Aborted("committing: this member is not in the group's present generation")
+        for held in self._held:
+            self.broker.append(*held)
+        self._held.clear()
+        consumer.group.committed.update(offsets)
+
+    def abort(self) -> None:
+        self._held.clear()
+
+    def close(self) -> None:
+        self._held.clear()

@@ -1,0 +1,181 @@
+"""The online store: Redis hashes that people and other services can read, which know the source offset they stand for.
+
+Keys of a view (pipeline `flights`, view `origin`, entity `JFK`, partition 2):
+
+    flights:origin:JFK           hash: feature -> value, and `event_time`: what a reader wants
+    flights:origin/tiles:JFK     hash: tile's start in ms -> its columns as JSON: what the features are made of
+    flights:origin/partition:2   hash: `offset`: the next source offset, everything before it is in the hashes above
+    flights:origin/entities:2    set: the partition's entities
+
+One write is one MULTI: absolute values and their offset together, guarded by WATCH on the partition's offset. A
+process that lost its partitions, and writes late, finds a later offset there and writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis  # noqa: TID251  this is where Redis clients live
+from redis.backoff import NoBackoff  # noqa: TID251
+from redis.retry import Retry as RedisRetry  # noqa: TID251
+
+from tidemill.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Change:
+    """What one entity's keys shall hold: features (None: has no value now), tiles set, tiles gone; `whole`: only these."""
+
+    features: Mapping[str, Any]
+    tiles: Mapping[str, str]
+    gone: tuple[str, ...] = ()
+    whole: bool = False
+
+
+@dataclass
+class MemoryView:
+    """A view in memory, with the guarantees of the Redis one."""
+
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tiles: dict[int, dict[str, dict[str, str]]] = field(default_factory=dict)
+    offsets: dict[int, int] = field(default_factory=dict)
+
+    def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
+        """Return (offset, tiles by entity), or None."""
+        if partition not in self.offsets:
+            return None
+        return self.offsets[partition], {name: dict(tiles) for name, tiles in self.tiles.get(partition, {}).items()}
+
+    def reset(self, partition: int) -> None:
+        """Forget a partition."""
+        self.offsets.pop(partition, None)
+        for entity in self.tiles.pop(partition, {}):
+            self.features.pop(entity, None)
+
+    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change]) -> str:
+        """Write as `api.View.write` says."""
+        stored = self.offsets.get(partition, 0)
+        if stored > offset:
+            return "refused"
+        if stored < base:
+            return "behind"
+        held = self.tiles.setdefault(partition, {})
+        for entity, change in changes.items():
+            self.features[entity] = {name: value for name, value in change.features.items() if value is not None}
+            tiles = {} if change.whole else held.get(entity, {})
+            tiles = {k: v for k, v in tiles.items() if k not in change.gone} | dict(change.tiles)
+            held[entity] = tiles
+        self.offsets[partition] = offset
+        return "written"
+
+
+def connect(url: str) -> redis.Redis:
+    """Return a client for `url` that never repeats a command by itself.
+
+    Raises StoreError where Redis does not answer, or is set to evict keys (which loses features without an error).
+    """
+    shown = url.rsplit("@", 1)[-1]
+    try:
+        client = redis.Redis.from_url(
+            url, decode_responses=True, socket_timeout=5, socket_connect_timeout=3, retry=RedisRetry(NoBackoff(), 0)
+        )
+    except ValueError as error:
+        raise StoreError(f"redis_url {shown!r}: {error}; expected redis://host:port/db") from error
+    try:
+        policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+    except redis.ResponseError:
+        log.warning("Redis does not let us read its configuration; make sure that maxmemory-policy is noeviction")
+        return client
+    except redis.RedisError as error:
+        raise StoreError(f"no Redis at {shown}: {error}; start it or set TIDEMILL_REDIS_URL") from error
+    if policy != "noeviction":
+        raise StoreError(
+            f"Redis at {shown} has maxmemory-policy {policy}, which drops features without an error: "
+            f"set maxmemory-policy noeviction"
+        )
+    return client
+
+
+class RedisView:
+    """One view of one pipeline in Redis; see the module's text for the keys."""
+
+    def __init__(self, client: redis.Redis, pipeline: str, view: str) -> None:
+        self.client = client
+        self.prefix = f"{pipeline}:{view}"
+
+    def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
+        """Return (offset, tiles by entity), or None. Raises StoreError where Redis is away."""
+        try:
+            offset = self.client.hget(f"{self.prefix}/partition:{partition}", "offset")
+            if offset is None:
+                return None
+            entities = sorted(self.client.smembers(f"{self.prefix}/entities:{partition}"))
+            found: dict[str, dict[str, str]] = {}
+            for start in range(0, len(entities), 1000):
+                some = entities[start : start + 1000]
+                pipe = self.client.pipeline(transaction=False)
+                for entity in some:
+                    pipe.hgetall(f"{self.prefix}/tiles:{entity}")
+                found |= dict(zip(some, pipe.execute(), strict=True))
+            # What was read must stand for one offset: if another process wrote meanwhile, it is none of ours.
+            if self.client.hget(f"{self.prefix}/partition:{partition}", "offset") != offset:
+                return None
+            return int(offset), found
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: loading {self.prefix}, partition {partition}: {error}") from error
+
+    def reset(self, partition: int) -> None:
+        """Forget a partition. Raises StoreError where Redis is away."""
+        members = f"{self.prefix}/entities:{partition}"
+        try:
+            entities = self.client.smembers(members)
+            keys = [key for e in entities for key in (f"{self.prefix}:{e}", f"{self.prefix}/tiles:{e}")]
+            self.client.delete(f"{self.prefix}/partition:{partition}", members, *keys)
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: clearing {self.prefix}, partition {partition}: {error}") from error
+
+    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change]) -> str:
+        """Write as `api.View.write` says. Raises StoreError where Redis is away or full: nothing was written then."""
+        place = f"{self.prefix}/partition:{partition}"
+        try:
+            with self.client.pipeline() as pipe:
+                pipe.watch(place)
+                stored = int(pipe.hget(place, "offset") or 0)
+                if stored > offset:
+                    return "refused"
+                if stored < base:
+                    return "behind"
+                pipe.multi()
+                for entity, change in changes.items():
+                    key, tiles = f"{self.prefix}:{entity}", f"{self.prefix}/tiles:{entity}"
+                    if change.whole:
+                        pipe.delete(key, tiles)
+                    present = {name: value for name, value in change.features.items() if value is not None}
+                    pipe.hset(key, mapping=present)
+                    if len(present) < len(change.features):
+                        pipe.hdel(key, *(change.features.keys() - present.keys()))
+                    if change.gone:
+                        pipe.hdel(tiles, *change.gone)
+                    if change.tiles:
+                        pipe.hset(tiles, mapping=change.tiles)
+                if changes:
+                    pipe.sadd(f"{self.prefix}/entities:{partition}", *changes)
+                pipe.hset(place, "offset", offset)
+                pipe.execute()
+                return "written"
+        except redis.WatchError:
+            # Somebody wrote between our look and our write; look again at the next commit.
+            return "refused" if self._stored(place) > offset else "raced"
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: writing {self.prefix}, partition {partition}: {error}") from error
+
+    def _stored(self, place: str) -> int:
+        try:
+            return int(self.client.hget(place, "offset") or 0)
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: reading {place}: {error}") from error

@@ -1,0 +1,114 @@
+"""Kinds of task: how a River model of that kind is asked, taught and measured.
+
+A score is one finite float: binary P(True), regression the value, anomaly the anomaly score, multiclass the probability
+of the most likely class (with all of them beside it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from river import dummy, metrics, stats
+
+Vector = Mapping[str, Any]
+Probabilities = Mapping[str, float]
+NONE: Probabilities = {}
+
+
+class Model(Protocol):
+    """What we ask of a River model; which predict method is called depends on the task."""
+
+    def learn_one(self, x: Any, y: Any = None) -> Any: ...  # noqa: D102
+
+
+Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of task. `metrics` and `baseline` are what a pipeline gets when it declares none."""
+
+    name: str
+    label_type: str
+    predict: Predict
+    predicted: Callable[[float, Probabilities], Any] = field(repr=False)
+    needs: tuple[str, ...]
+    metrics: Callable[[], Sequence[Any]] = field(repr=False)
+    baseline: Callable[[], Any] = field(repr=False)
+    supervised: bool = True
+
+    def label(self, value: Any) -> Any:
+        """Return `value` as this task's label; ValueError says what was expected."""
+        kind = {"boolean": bool, "double": float, "string": str}[self.label_type]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ValueError(f"{value!r} ({type(value).__name__}) where a {self.label_type} was expected")
+        if kind is float and not math.isfinite(value):
+            raise ValueError(f"{value!r} where a finite number was expected")
+        return value
+
+    def learn(self, model: Any, x: Vector, y: Any) -> None:
+        """Teach `model` one example; models of an unsupervised task never see the label."""
+        if self.supervised:
+            model.learn_one(x, y)
+        else:
+            model.learn_one(x)
+
+    def update(self, metric: Any, y: Any, score: float, probabilities: Probabilities) -> None:
+        """Update one River metric with a label and the prediction made for it.
+
+        A metric that is about labels gets the most likely one; as in River, a prediction of nothing is not judged.
+        """
+        predicted = self.predicted(score, probabilities)
+        if isinstance(predicted, Mapping):
+            if not predicted:
+                return
+            if metric.requires_labels:
+                predicted = max(predicted, key=predicted.get)  # type: ignore[arg-type]
+        metric.update(y, predicted)
+
+
+def _binary(model: Any, x: Vector) -> tuple[float, Probabilities]:
+    probabilities = model.predict_proba_one(x)
+    # A classifier that has learned nothing answers {}: it knows nothing, so both classes are as likely.
+    return (float(probabilities.get(True, 0.0)) if probabilities else 0.5), NONE
+
+
+def _regression(model: Any, x: Vector) -> tuple[float, Probabilities]:
+    return float(model.predict_one(x)), NONE
+
+
+def _anomaly(model: Any, x: Vector) -> tuple[float, Probabilities]:
+    return float(model.score_one(x)), NONE
+
+
+def _multiclass(model: Any, x: Vector) -> tuple[float, Probabilities]:
+    probabilities = {str(name): float(p) for name, p in model.predict_proba_one(x).items()}
+    return max(probabilities.values(), default=0.0), probabilities
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "binary", "boolean", _binary, lambda p, _: {False: 1.0 - p, True: p}, ("learn_one", "predict_proba_one"),
+            lambda: [metrics.Accuracy(), metrics.ROCAUC(), metrics.LogLoss()], dummy.PriorClassifier,
+        ),
+        Task(
+            "multiclass", "string", _multiclass, lambda _, p: p, ("learn_one", "predict_proba_one"),
+            lambda: [metrics.Accuracy(), metrics.MacroF1(), metrics.CrossEntropy()], dummy.PriorClassifier,
+        ),
+        Task(
+            "regression", "double", _regression, lambda value, _: value, ("learn_one", "predict_one"),
+            lambda: [metrics.MAE(), metrics.RMSE(), metrics.R2()], lambda: dummy.StatisticRegressor(stats.Mean()),
+        ),
+        Task(
+            "anomaly", "boolean", _anomaly, lambda score, _: score, ("learn_one", "score_one"),
+            lambda: [metrics.ROCAUC()], lambda: None, supervised=False,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,69 @@
+"""Every topic of a pipeline, in one table: key, record, partitions, retention, who writes, who reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DAY = 24 * 3_600_000
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic. `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever."""
+
+    suffix: str
+    key: str
+    record: str
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    partitions: int = 0
+    retention_ms: int = 7 * DAY
+    doc: str = ""
+
+    def name(self, pipeline: str) -> str:
+        """The topic's name for the pipeline called `pipeline`."""
+        return f"{pipeline}.{self.suffix}"
+
+
+EVENTS = Topic("events", "any", "event", ("producers",), ("validator",), doc="Events as producers send them.")
+LABELS = Topic("labels", "any", "label", ("producers",), ("validator",), doc="Labels as producers send them.")
+EVENTS_VALID = Topic(
+    "events.valid", "entity_id", "event", ("validator",), ("featurizer",), retention_ms=30 * DAY,
+    doc="Events that passed; what the views are rebuilt from.",
+)  # fmt: skip
+LABELS_VALID = Topic("labels.valid", "event_id", "label", ("validator",), ("joiner",), doc="Labels that passed.")
+DLQ = Topic(
+    "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor",),
+    retention_ms=30 * DAY, doc="Dead letters: the original bytes; why, in the headers.",
+)  # fmt: skip
+FEATURES = Topic("features", "entity_id", "Features", ("featurizer",), ("scorer",), doc="The vector, as served.")
+PREDICTIONS = Topic("predictions", "entity_id", "Prediction", ("scorer",), ("consumers",), doc="For consumers.")
+PREDICTION_LOG = Topic(
+    "prediction-log", "event_id", "PredictionLog", ("scorer",), ("joiner", "monitor"), retention_ms=30 * DAY,
+    doc="Vector, scores, versions: all that it takes to do a prediction again.",
+)  # fmt: skip
+EXAMPLES = Topic(
+    "examples", "event_id", "Example", ("joiner",), ("learner", "monitor"), partitions=1, retention_ms=-1,
+    doc="What models learn from, in one order; a model's version is an offset here.",
+)  # fmt: skip
+EXPIRED = Topic(
+    "expired", "event_id", "PredictionLog", ("joiner",), ("monitor",), doc="Predictions whose label never came in time.",
+)  # fmt: skip
+MODELS = Topic(
+    "models", "model", "Manifest", ("learner",), ("scorer", "learner", "status"), partitions=1, retention_ms=-1,
+    doc="The registry: the signed manifest of every version.",
+)  # fmt: skip
+
+TOPICS: tuple[Topic, ...] = (
+    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES, EXPIRED, MODELS,
+)  # fmt: skip
+
+
+def reads(service: str) -> tuple[Topic, ...]:
+    """Topics that `service` consumes."""
+    return tuple(topic for topic in TOPICS if service in topic.readers)
+
+
+def writes(service: str) -> tuple[Topic, ...]:
+    """Topics that `service` produces to."""
+    return tuple(topic for topic in TOPICS if service in topic.writers)

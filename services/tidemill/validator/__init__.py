@@ -1,0 +1,1 @@
+"""The validator: raw events and labels in, valid ones and dead letters out."""

@@ -1,0 +1,42 @@
+"""Dead letters: the original bytes on the dead-letter topic, and why they are there in the headers.
+
+Names are Kafka Connect's (`__connect.errors.*`) where it has one for the thing, else `tidemill.*`, so that tools made
+for Connect's dead-letter queues read ours. The producer's own headers are kept, before ours.
+"""
+
+from __future__ import annotations
+
+from tidemill.errors import Reject
+from tidemill.stream.api import Emit, Headers, Record
+
+LONGEST_VALUE = 256
+"""Most characters of the offending value that go into a header; the whole is in the original bytes."""
+
+
+def headers(record: Record, reject: Reject, service: str) -> Headers:
+    """Return the dead letter's headers: the record's own, its coordinates, and the reason."""
+    ours = {
+        "__connect.errors.topic": record.topic(),
+        "__connect.errors.partition": record.partition(),
+        "__connect.errors.offset": record.offset(),
+        "__connect.errors.stage": service,
+        "__connect.errors.exception.class.name": "tidemill.Reject",
+        "__connect.errors.exception.message": str(reject),
+        "tidemill.reason": reject.reason,
+        "tidemill.rule": reject.rule,
+        "tidemill.field": reject.field,
+        "tidemill.value": shown(reject.value),
+        "tidemill.timestamp": record.timestamp()[1],
+    }
+    return list(record.headers() or []) + [(name, str(value).encode()) for name, value in ours.items()]
+
+
+def shown(value: object) -> str:
+    """Return a value as people read it, cut to a bounded length."""
+    text = "" if value is None else str(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
+def dead_letter(record: Record, reject: Reject, emit: Emit, topic: str, service: str) -> None:
+    """Send the record, byte for byte, to the dead-letter topic."""
+    emit(topic, record.value() or b"", record.key(), record.timestamp()[1], headers(record, reject, service))
