@@ -143,6 +143,23 @@ def demo_data(folder: Path, month: tuple[int, ...], question: Any, form: str) ->
         click.echo(f"{folder / name}.{form}: {len(rows):,} rows")
 
 
+@cli.command()
+@click.option("--days", type=click.IntRange(1, 31), default=31, show_default=True, help="Only the first days of January.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=60.0, show_default=True,
+              help="Wall time of a whole month: the speed of the replay.")  # fmt: skip
+@click.option("--headless", is_flag=True, help="No live screen; a line now and then.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the run's figures as JSON.")
+@click.option("--broker", metavar="HOST:PORT", help="A real Kafka instead of the embedded broker.")
+@click.option("--keep-running", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
+def demo(days: int, seconds: float, report: Path | None, broker: str | None, *, headless: bool, keep_running: bool) -> None:
+    """Run everything on this machine and replay January's flights through it, in about a minute."""
+    from tidemill.demo import show
+
+    if report is not None and not report.parent.is_dir():
+        raise SettingsError(f"--report {report}: the folder {report.parent} does not exist")
+    show.run(show.Options(days, seconds, headless, report, broker, keep_running))
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
     try:

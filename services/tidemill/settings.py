@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Json, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as NotJson
 
 from tidemill.errors import SettingsError
 
@@ -19,7 +20,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TIDEMILL_", hide_input_in_errors=True)
 
     brokers: str = Field("localhost:9092", pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$", description="Kafka, host:port[,host:port]")
-    kafka: Json[dict[str, Any]] = Field(default={}, description="more librdkafka properties, as JSON (security, SASL)", repr=False)
+    kafka: dict[str, Any] = Field({}, description="more librdkafka properties, as JSON (security, SASL)", repr=False)
     redis_url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), description="Redis, the online feature store")
     store_url: str = Field(".tidemill/artifacts", description="artifact store: a folder, s3://..., or what fsspec knows")
     signing_key: SecretStr = Field(
@@ -50,6 +51,8 @@ def load(**options: Any) -> Settings:
     """Return the settings; options that are None are left to the environment. Raises SettingsError that names the key."""
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
+    except NotJson:  # the only setting that is parsed from JSON
+        raise SettingsError("setting kafka: not a JSON object of librdkafka properties; set TIDEMILL_KAFKA") from None
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(dict(e)) for e in error.errors(include_url=False))) from None
 

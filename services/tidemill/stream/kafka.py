@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # noqa: TID251
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream import api
 from tidemill.stream.api import Headers, Position, Slot
+from tidemill.stream.order import TimeOrder
 from tidemill.topics import Topic
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ _client_log = logging.getLogger("librdkafka")
 TRANSACTION_TIMEOUT_SECONDS = 10
 CALL_SECONDS = 10.0
 CONNECT_SECONDS = 4.0
+FAR_BEHIND = 100
+"""Offsets. Less than this is what an open transaction or a burst may hold, and is not worth waiting for."""
+LONGEST_WAIT_SECONDS = 0.5
+"""How long records wait for a partition that is far behind and does not come; then they go on without it."""
 
 _FENCED = {
     KafkaError._FENCED,
@@ -222,6 +227,10 @@ class KafkaConsumer:
         self._revoked: set[Slot] = set()
         self._assigned: set[Slot] = set()
         self._started = False
+        self._order = TimeOrder()
+        self._ends: dict[Slot, int] = {}
+        self._waiting_since = 0.0
+        self._broker = broker
         self._client = Consumer(
             {
                 **broker.common,
@@ -276,8 +285,27 @@ class KafkaConsumer:
             good = _good(found)
         except KafkaException as error:
             raise _wrap(error, "reading") from error
-        # After a change of assignment the loop starts every slot anew: what was read belongs to nobody.
-        return good if self._started and not self._revoked and not self._assigned else []
+        if not self._started or self._revoked or self._assigned:
+            return []  # after a change of assignment the loop starts every slot anew: what was read belongs to nobody
+        self._order.add(good)
+        return self._order.release(self._behind()) if len(self._order) else []
+
+    def _behind(self) -> set[Slot]:
+        """Return slots that the others should wait for: far behind, as seen in the last answers of the broker."""
+        if len(self._order.positions) < 2:
+            return set()
+        ends = {}
+        for slot in self._order.positions:
+            _, high = self._client.get_watermark_offsets(TopicPartition(*slot), cached=True)
+            # A slot that has not been heard of yet may hold anything.
+            ends[slot] = high if high >= 0 else self._ends[slot]
+        behind = self._order.behind(ends, FAR_BEHIND)
+        now = time.monotonic()
+        if not behind:
+            self._waiting_since = now
+        elif now - self._waiting_since > LONGEST_WAIT_SECONDS:
+            return set()
+        return behind
 
     def changes(self) -> tuple[set[Slot], set[Slot]]:
         found = self._revoked, self._assigned
@@ -297,13 +325,16 @@ class KafkaConsumer:
         if not offsets:
             return
         places = [TopicPartition(*slot, offset) for slot, offset in offsets.items()]
+        # Where the log ends now: until a slot's first records have come, how far it is behind is known from this.
+        self._ends = {slot: self._broker.watermarks(slot)[1] for slot in offsets} if len(offsets) > 1 else {}
+        self._order.clear(dict(offsets))
+        self._waiting_since = time.monotonic()
         self._client.assign(places)
         self._client.resume(places)
         self._started = True
 
     def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
-        found = self._client.position([TopicPartition(*slot) for slot in slots])
-        return {Slot(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
+        return {slot: self._order.positions[slot] for slot in slots if slot in self._order.positions}
 
     def group_metadata(self) -> Any:
         """Return what proves to the transaction coordinator that this member is still in the group."""
@@ -458,3 +489,65 @@ class KafkaProducer:
                 self.abort()
         else:
             self._client.flush(CALL_SECONDS)
+
+
+class Sender:
+    """A plain idempotent producer, as an application outside of the pipeline would use one."""
+
+    def __init__(self, servers: str, extra: Mapping[str, Any] | None = None) -> None:
+        self._failed: KafkaError | None = None
+        self._client = Producer(
+            {
+                "bootstrap.servers": servers,
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "linger.ms": 2,
+                "delivery.report.only.error": True,
+                "log_level": 4,
+                **(extra or {}),
+                "on_delivery": self._delivered,
+            },
+            logger=_client_log,
+        )
+
+    def _delivered(self, error: KafkaError | None, _: Any) -> None:
+        if error is not None:
+            self._failed = error
+
+    def send(self, topic: str, value: bytes, key: bytes | None = None, headers: Headers | None = None) -> None:
+        """Send one record; waits while the queue is full."""
+        while True:
+            try:
+                self._client.produce(topic, value, key, headers=headers)
+                return
+            except BufferError:
+                self._client.poll(0.05)
+
+    def poll(self) -> None:
+        """Serve what came back."""
+        self._client.poll(0)
+
+    def flush(self) -> None:
+        """Wait until everything is acknowledged. Raises BrokerError where something could not be sent."""
+        left = self._client.flush(30)
+        if self._failed is not None or left:
+            cause = self._failed.str() if self._failed else f"{left} records not acknowledged in 30 s"
+            raise BrokerError(f"sending: {cause}")
+
+
+class Reader:
+    """Reads whole topics as they grow, outside of any group."""
+
+    def __init__(self, broker: KafkaBroker, topics: Sequence[str]) -> None:
+        self._client = broker._reader()
+        places = [TopicPartition(name, p, OFFSET_BEGINNING) for name in topics for p in range(broker.partitions(name))]
+        self._client.assign(places)
+
+    def poll(self, limit: int = 10_000, timeout: float = 0.1) -> list[api.Record]:
+        """Return what has come, waiting up to `timeout` s for the first."""
+        first = self._client.poll(timeout)
+        return [] if first is None else _good([first, *self._client.consume(limit - 1, 0)])
+
+    def close(self) -> None:
+        """Stop."""
+        self._client.close()

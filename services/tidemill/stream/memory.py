@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tidemill.errors import Aborted, Fenced
 from tidemill.stream import api
 from tidemill.stream.api import Headers, Position, Slot
+from tidemill.stream.order import TimeOrder
 
 
 class MemoryRecord:
@@ -204,7 +205,9 @@ class MemoryConsumer:
             taken = entries[at : at + limit - len(found)]
             found += taken
             self._at[slot] = at + len(taken)
-        return found
+        order = TimeOrder()
+        order.add(found)
+        return order.release()
 
     def changes(self) -> tuple[set[Slot], set[Slot]]:
         found = self._revoked, self._assigned

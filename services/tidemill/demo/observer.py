@@ -1,0 +1,106 @@
+"""What the demo knows about the run: it reads the pipeline's topics as any consumer could, and asks no service."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from typing import Any
+
+from river.utils import Rolling
+
+from tidemill import topics
+from tidemill.pipeline import Pipeline
+from tidemill.records import HEADER, Records
+from tidemill.stream.api import Record
+from tidemill.stream.kafka import KafkaBroker, Reader
+
+ROLLING = 2000
+READ = (
+    topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
+    topics.EXAMPLES, topics.EXPIRED, topics.MODELS,
+)  # fmt: skip
+
+
+class Observer(threading.Thread):
+    """Counts and measures, in a thread of its own; its attributes may be read at any time."""
+
+    def __init__(self, broker: KafkaBroker, pipeline: Pipeline) -> None:
+        super().__init__(name="observer", daemon=True)
+        self.pipeline, self.records = pipeline, Records(pipeline)
+        self._suffix = {topic.name(pipeline.name): topic.suffix for topic in READ}
+        self._reader = Reader(broker, list(self._suffix))
+        self._stop_asked = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self.dead_letters: Counter[str] = Counter()
+        self.last_letters: dict[str, str] = {}
+        self.versions: deque[tuple[str, int, int]] = deque(maxlen=200)
+        self.latest: dict[str, Any] = {}
+        self.delays: list[float] = []
+        self.first_prediction_at = 0.0
+        self.last_change = time.monotonic()
+        self.metrics = {name: pipeline.metric() for name in pipeline.roster}
+        self.rolling = {name: [Rolling(type(m), window_size=ROLLING) for m in pipeline.metric()] for name in pipeline.roster}
+        self.course: list[dict[str, float]] = []
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Read until `stop`."""
+        try:
+            while not self._stop_asked.is_set():
+                for record in self._reader.poll():
+                    self._take(record)
+                    self.last_change = time.monotonic()
+            self._reader.close()
+        except Exception as error:  # shown by whoever waits for this thread
+            self.error = error
+
+    def stop(self) -> None:
+        """Stop reading."""
+        self._stop_asked.set()
+        if self.is_alive():
+            self.join(5)
+
+    def _take(self, record: Record) -> None:
+        suffix = self._suffix[record.topic()]
+        self.counts[suffix] += 1
+        value = record.value() or b""
+        if suffix == topics.PREDICTIONS.suffix:
+            now = time.time()
+            if not self.first_prediction_at:
+                self.first_prediction_at = now
+            self.delays.append(now - record.timestamp()[1] / 1000)
+        elif suffix == topics.EXAMPLES.suffix:
+            self._judge(self.records.example.decode(value))
+        elif suffix == topics.DLQ.suffix:
+            headers = {name: data.decode(errors="replace") for name, data in record.headers() or []}
+            reason = headers.get("tidemill.reason", "?")
+            self.dead_letters[reason] += 1
+            self.last_letters[reason] = headers.get("__connect.errors.exception.message", "")
+        elif suffix == topics.MODELS.suffix:
+            manifest = self.records.manifest.record(value[HEADER:])
+            self.latest[manifest["model"]] = manifest
+            self.versions.append((manifest["model"], manifest["version"], manifest["examples"]))
+
+    def _judge(self, example: Any) -> None:
+        prediction, kind = example["prediction"], self.pipeline.kind
+        for score in (prediction["champion"], *prediction["challengers"]):
+            for metric in (*self.metrics[score["model"]], *self.rolling[score["model"]]):
+                kind.update(metric, example["label"], score["score"], score["probabilities"])
+        if self.counts[topics.EXAMPLES.suffix] % 100 == 0:
+            self.course.append({name: float(metrics[1].get()) for name, metrics in self.rolling.items()})
+
+    @property
+    def pending(self) -> int:
+        """Predictions that still wait for their label."""
+        c, dead = self.counts, self.dead_letters["duplicate_event"]
+        return c[topics.PREDICTION_LOG.suffix] - c[topics.EXAMPLES.suffix] - c[topics.EXPIRED.suffix] - dead
+
+    def values(self) -> dict[str, dict[str, float]]:
+        """Return every model's metrics over all examples."""
+        return {name: {type(m).__name__: float(m.get()) for m in metrics} for name, metrics in self.metrics.items()}
+
+    def delay_ms(self, share: float) -> float:
+        """Return a quantile of the delay from event sent to prediction read, in ms."""
+        delays = sorted(self.delays)
+        return round(delays[min(len(delays) - 1, int(share * len(delays)))] * 1000, 1) if delays else float("nan")

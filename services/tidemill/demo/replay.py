@@ -1,0 +1,128 @@
+"""Replays flights as their producers would send them: events when the question is asked, labels when the planes land."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tidemill import topics
+from tidemill.demo import data
+from tidemill.pipeline import Pipeline
+from tidemill.records import Records
+from tidemill.stream.kafka import Sender
+
+
+class Message(NamedTuple):
+    """One message to send at event time `at` (ms since the epoch)."""
+
+    at: int
+    topic: str
+    key: bytes
+    value: bytes
+    is_event: bool
+
+
+def _hour(event: dict[str, Any], records: Records) -> bytes:
+    return records.event.encode({**event, "sched_hour": 77})
+
+
+def _float_for_int(event: dict[str, Any], _: Records) -> bytes:
+    return json.dumps({**event, "flight": event["flight"] + 0.5}).encode()
+
+
+def _missing_field(event: dict[str, Any], _: Records) -> bytes:
+    return json.dumps({name: value for name, value in event.items() if name != "carrier"}).encode()
+
+
+def _truncated(event: dict[str, Any], records: Records) -> bytes:
+    data_ = records.event.encode(event)
+    return data_[: len(data_) // 2]
+
+
+SPOILERS: Sequence[Callable[[dict[str, Any], Records], bytes]] = (_hour, _float_for_int, _missing_field, _truncated)
+
+
+def script(pipeline: Pipeline, found: Iterable[data.Flight], spoil_every: int = 0) -> list[Message]:
+    """Return all messages in order of event time; a label comes before a question of the same moment.
+
+    Every `spoil_every` events a spoilt copy of one is put in beside it, with an id of its own, so that what is learned
+    from the good ones stays the same.
+    """
+    found = list(found)
+    records = Records(pipeline)
+    events_topic, labels_topic = topics.EVENTS.name(pipeline.name), topics.LABELS.name(pipeline.name)
+    spoilers = itertools.cycle(SPOILERS)
+    messages: list[tuple[int, int, Message]] = []
+    for label in data.labels(found):
+        message = Message(label["landed_at"], labels_topic, label["flight_id"].encode(), records.label.encode(label), False)
+        messages.append((message.at, 0, message))
+    for index, (event, _) in enumerate(found, 1):
+        key, at = event["flight_id"].encode(), event["asked_at"]
+        messages.append((at, 1, Message(at, events_topic, key, records.event.encode(event), True)))
+        if spoil_every and index % spoil_every == 0:
+            spoilt = {**event, "flight_id": f"{event['flight_id']}-spoilt"}
+            messages.append((at, 1, Message(at, events_topic, key, next(spoilers)(spoilt, records), True)))
+    messages.sort(key=lambda item: item[:2])
+    return [message for _, _, message in messages]
+
+
+class Replay(threading.Thread):
+    """Sends a script, in a thread of its own.
+
+    Parameters
+    ----------
+    speed
+        Event time per wall time: 1 is as it happened, 44,640 a month of 31 days in a minute.
+    """
+
+    def __init__(
+        self, servers: str, messages: Sequence[Message], speed: float, *, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(name="replay", daemon=True)
+        self.messages, self.speed = messages, speed
+        self.events = self.labels = 0
+        self.clock = messages[0].at if messages else 0
+        self.started_at = self.ended_at = 0.0
+        self.error: Exception | None = None
+        self._sender = Sender(servers, extra)
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        """Send everything, at the speed asked for."""
+        try:
+            self.started_at = time.monotonic()
+            for message in self._paced():
+                self._sender.send(message.topic, message.value, message.key)
+                if message.is_event:
+                    self.events += 1
+                else:
+                    self.labels += 1
+                self.clock = message.at
+            self._sender.flush()
+            self.ended_at = time.monotonic()
+        except Exception as error:  # shown by whoever waits for this thread
+            self.error = error
+
+    def _paced(self) -> Iterator[Message]:
+        if not self.messages:
+            return
+        first, began = self.messages[0].at, time.monotonic()
+        for message in self.messages:
+            due = began + (message.at - first) / 1000 / self.speed
+            while (wait := due - time.monotonic()) > 0.001:
+                self._sender.poll()
+                if self._stop_asked.wait(min(wait, 0.05)):
+                    return
+            if self._stop_asked.is_set():
+                return
+            yield message
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._stop_asked.set()
+        if self.is_alive():
+            self.join(5)

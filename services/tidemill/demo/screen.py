@@ -1,0 +1,164 @@
+"""What the demo shows on a terminal: the river as a table, the models against doing nothing, and what was rejected."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tidemill.demo.observer import ROLLING, Observer
+from tidemill.demo.replay import Replay
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One row of the river: a service, what has come to it and what has left it."""
+
+    name: str
+    come: int
+    done: int
+    unit: str
+
+
+def flows(observer: Observer, replay: Replay) -> list[Flow]:
+    """Return how far each service has come."""
+    c = observer.counts
+    champion = observer.latest.get(observer.pipeline.champion, {})
+    return [
+        Flow("validator", replay.events + replay.labels, c["events.valid"] + c["labels.valid"] + c["dlq"], "events, labels"),
+        Flow("featurizer", c["events.valid"], c["features"], "vectors"),
+        Flow("scorer", c["features"], c["predictions"], "predictions"),
+        Flow("joiner", c["labels.valid"], c["examples"], "examples"),
+        Flow("learner", c["examples"], champion.get("examples", 0), "learned"),
+    ]
+
+
+class Rates:
+    """Records per second of each flow over the last seconds."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[tuple[float, int]]] = {}
+
+    def of(self, flow: Flow) -> float:
+        """Return the rate, noting where the flow stands now."""
+        now = time.monotonic()
+        seen = self._seen.setdefault(flow.name, [])
+        seen.append((now, flow.done))
+        while len(seen) > 2 and now - seen[0][0] > 3:
+            seen.pop(0)
+        (t0, n0), (t1, n1) = seen[0], seen[-1]
+        return (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0
+
+
+def moment(ms: int) -> str:
+    """Return an event time as people read it."""
+    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%a %d %b %Y %H:%M UTC")
+
+
+def spark(values: Sequence[float], low: float, high: float, width: int = 48) -> str:
+    """Return values as a line of bars between `low` and `high`, at most `width` wide."""
+    if len(values) > width:
+        step = len(values) / width
+        values = [values[int(i * step)] for i in range(width)]
+    span = (high - low) or 1.0
+    return "".join(_BARS[min(7, max(0, int((v - low) / span * 8)))] for v in values)
+
+
+class Screen:
+    """Draws the run; `render` is called a few times a second."""
+
+    def __init__(self, title: str, observer: Observer, replay: Replay, total: int) -> None:
+        self.title, self.observer, self.replay, self.total = title, observer, replay, total
+        self.rates = Rates()
+
+    def render(self, note: str = "") -> RenderableType:
+        """Return the screen as it stands."""
+        sent = self.replay.events + self.replay.labels
+        head = Table.grid(expand=True)
+        head.add_column()
+        head.add_column(justify="right")
+        head.add_row(Text(self.title, style="bold"), Text(moment(self.replay.clock), style="cyan"))
+        body = [head, ProgressBar(total=max(1, self.total), completed=sent), self._river(), self._models(), self._letters()]
+        if self.observer.versions:
+            recent = list(self.observer.versions)[-4:][::-1]
+            body.append(Text("versions  " + "   ".join(f"{m}@{v:,}" for m, v, _ in recent), style="dim", no_wrap=True))
+        if note:
+            body.append(Text(note, style="yellow"))
+        return Panel(Group(*body), box=ROUNDED, border_style="blue", width=100)
+
+    def _river(self) -> Table:
+        table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
+        for name, justify in (("service", "left"), ("records", "right"), ("a second", "right"), ("waiting", "right"), ("", "left")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for flow in flows(self.observer, self.replay):
+            waits = self.observer.pending if flow.name == "joiner" else max(0, flow.come - flow.done)
+            what = {"joiner": "flights in the air", "learner": "until the next version"}.get(flow.name, "")
+            table.add_row(flow.name, f"{flow.done:,}", f"{self.rates.of(flow):,.0f}", f"{waits:,}", Text(what or flow.unit, style="dim"))
+        return table
+
+    def _models(self) -> Table:
+        return models_table(self.observer)
+
+    def _letters(self) -> RenderableType:
+        if not self.observer.dead_letters:
+            return Text("dead letters: none", style="dim")
+        table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
+        table.add_column("dead letters")
+        table.add_column("", justify="right")
+        table.add_column("the last one", ratio=1, no_wrap=True, overflow="ellipsis")
+        for reason, n in self.observer.dead_letters.most_common(6):
+            table.add_row(reason, f"{n:,}", Text(self.observer.last_letters[reason], style="dim"))
+        return table
+
+
+def models_table(observer: Observer) -> Table:
+    """Return each model's metrics on what was served, with the course of the second metric (a rolling one)."""
+    names = [type(m).__name__ for m in next(iter(observer.metrics.values()))]
+    table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column(f"{names[1]}, last {ROLLING:,} flights", ratio=1, no_wrap=True)
+    course = observer.course
+    values = [v for row in course for v in row.values()]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if "ROCAUC" in names:
+        low, high = min(0.45, low), max(0.7, high)
+    for model, metrics in observer.metrics.items():
+        role = {observer.pipeline.champion: "green", "baseline": "dim"}.get(model, "")
+        shown = "doing nothing" if model == "baseline" else model
+        line = spark([row[model] for row in course], low, high, 32)
+        last = f" {course[-1][model]:.3f}" if course else ""
+        table.add_row(Text(shown, style=role), *(f"{m.get():.4f}" for m in metrics), Text(line + last, style=role))
+    return table
+
+
+def summary(report: Mapping[str, object], observer: Observer, title: str) -> RenderableType:
+    """Return the run's summary."""
+    r = report
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="bold")
+    lines.add_column()
+    dead = r["dead_letters"]
+    assert isinstance(dead, Mapping)  # noqa: S101  for the type checker
+    delay = r["latency_ms"]
+    assert isinstance(delay, Mapping)  # noqa: S101  for the type checker
+    lines.add_row("events", f"{r['events']:,} = valid {r['valid']:,} + dead letters {r['events_rejected']:,}")
+    lines.add_row("labels", f"{r['labels']:,} = joined {r['joined']:,} + dead letters {r['labels_rejected']:,} + waiting {r['waiting_labels']:,}")
+    lines.add_row(
+        "predictions", f"{r['predictions']:,} = joined {r['joined']:,} + expired {r['expired']:,} + pending {r['pending']:,}"
+    )
+    lines.add_row("dead letters", ", ".join(f"{reason} {n:,}" for reason, n in dead.items()) or "none")
+    lines.add_row("speed", f"{r['events_per_second']:,.0f} events/s; event to prediction p50 {delay['p50']} ms, p99 {delay['p99']} ms")
+    lines.add_row("versions", ", ".join(f"{m} {x['examples']:,} examples" for m, x in observer.latest.items()) or "none")
+    return Panel(Group(Text(title, style="bold"), lines, models_table(observer)), box=ROUNDED, border_style="green", width=100)

@@ -1,0 +1,212 @@
+"""The demo: everything on this machine, January's flights in about a minute, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from tidemill.demo import data, screen
+from tidemill.demo.observer import Observer
+from tidemill.demo.replay import Replay, script
+from tidemill.demo.stack import Redis, Stack, create_embedded, embedded_settings
+from tidemill.errors import TidemillError
+from tidemill.pipeline import Pipeline, load
+from tidemill.run import topic_table
+from tidemill.stream.embedded import EmbeddedBroker
+from tidemill.stream.kafka import KafkaBroker
+
+SPOILT = 40
+"""How many events are spoilt, about; at most one in 50, so that a short run shows each kind too."""
+QUIET_SECONDS = 1.5
+"""With nothing new anywhere for this long, what is still missing will not come."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The demo's options; see `tidemill demo --help`."""
+
+    days: int
+    seconds_per_month: float
+    headless: bool
+    report: Path | None
+    broker: str | None
+    keep_running: bool
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: take everything down."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Run the demo and return its report. Raises TidemillError where something can't be started or ends on the way."""
+    console = Console(stderr=False, force_interactive=False if options.headless else None)
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    try:
+        with ExitStack() as stack:
+            return _run(options, console, stack)
+    except Interrupted:
+        console.print("stopped; no process is left behind")
+        raise SystemExit(130) from None
+
+
+def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, Any]:
+    began = time.monotonic()
+    pipeline = load("flights")
+    folder = Path(tempfile.mkdtemp(prefix="tidemill-demo-"))
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    live = console.is_terminal and not options.headless
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {text}", highlight=False)
+
+    say(f"starting {'the embedded broker' if options.broker is None else f'on Kafka at {options.broker}'}, Redis and the services")
+    settings = _broker(options, pipeline, cleanup)
+    redis = Redis(folder)
+    cleanup.callback(redis.stop)
+    stack = Stack("flights", pipeline, folder, {**settings, "redis_url": redis.url, "snapshot_seconds": 0.25, "log_level": "INFO"})
+    cleanup.callback(stack.stop)
+    stack.start_all()
+    found = data.flights((1,), days=options.days)
+    messages = script(pipeline, found, max(50, len(found) // SPOILT))
+    stack.wait_ready()
+    say(f"ready: {', '.join(stack.processes)}")
+
+    broker = KafkaBroker(str(settings["brokers"]))
+    observer = Observer(broker, pipeline)
+    replay = Replay(broker.servers, messages, 31 * 86_400 / options.seconds_per_month)
+    cleanup.callback(replay.stop)
+    cleanup.callback(observer.stop)
+    observer.start()
+    sent_at = time.time()
+    replay.start()
+    title = f"Tidemill: flights out of New York, January 2013, {options.days} days"
+    view = screen.Screen(title, observer, replay, len(messages))
+    wait = _watch if live else _wait_quietly
+    wait(console, view, stack, lambda: _drained(replay, observer))
+    report = _report(options, observer, replay)
+    report["first_prediction_s"] = round(time.monotonic() - began - (time.time() - observer.first_prediction_at), 2)
+    report["sent_to_first_prediction_ms"] = round((observer.first_prediction_at - sent_at) * 1000, 1)
+    console.print(screen.summary(report, observer, title))
+    if options.report:
+        options.report.write_text(json.dumps(report, indent=2) + "\n")
+        console.print(f"report written to {options.report}")
+    _try_next(console, broker, redis, stack, keeps=options.keep_running)
+    if options.keep_running:
+        while True:
+            stack.check()
+            time.sleep(0.5)
+    return report
+
+
+def _broker(options: Options, pipeline: Pipeline, cleanup: ExitStack) -> dict[str, object]:
+    if options.broker is None:
+        embedded = EmbeddedBroker()
+        cleanup.callback(lambda: embedded)  # it lives as long as something refers to it
+        create_embedded(embedded, pipeline)
+        return embedded_settings(embedded)
+    broker = KafkaBroker(options.broker)
+    broker.connect()
+    made = broker.create(topic_table(pipeline))
+    if len(made) < len(topic_table(pipeline)):
+        raise TidemillError(
+            f"Kafka at {options.broker} has topics of the pipeline {pipeline.name!r} already; the demo counts from nothing: "
+            f"delete them, or take another cluster"
+        )
+    return {"brokers": options.broker}
+
+
+def _drained(replay: Replay, observer: Observer) -> bool:
+    for failed in (replay.error, observer.error):
+        if failed is not None:
+            raise TidemillError(f"the demo can't go on: {failed}")
+    if not replay.ended_at:
+        return False
+    return time.monotonic() - max(observer.last_change, replay.ended_at) > QUIET_SECONDS
+
+
+def _watch(console: Console, view: screen.Screen, stack: Stack, finished: Callable[[], bool]) -> None:
+    with Live(view.render(), console=console, refresh_per_second=8, transient=True) as live:
+        while not finished():
+            stack.check()
+            live.update(view.render("all sent; the last ones are on their way" if view.replay.ended_at else ""))
+            time.sleep(0.125)
+
+
+def _wait_quietly(console: Console, view: screen.Screen, stack: Stack, finished: Callable[[], bool]) -> None:
+    shown = time.monotonic()
+    while not finished():
+        stack.check()
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            counts = view.observer.counts
+            console.print(
+                f"{screen.moment(view.replay.clock)}  events {view.replay.events:,}  predictions {counts['predictions']:,}  "
+                f"examples {counts['examples']:,}  dead letters {counts['dlq']:,}",
+                highlight=False,
+            )
+        time.sleep(0.1)
+
+
+def _report(options: Options, observer: Observer, replay: Replay) -> dict[str, Any]:
+    counts, dead = observer.counts, observer.dead_letters
+    by_joiner = sum(dead[reason] for reason in ("duplicate_label", "contradictory_label", "unmatched_label"))
+    rejected = replay.labels - counts["labels.valid"] + by_joiner
+    seconds = (replay.ended_at or time.monotonic()) - replay.started_at
+    return {
+        "pipeline": observer.pipeline.name,
+        "days": options.days,
+        "events": replay.events,
+        "valid": counts["events.valid"],
+        "events_rejected": replay.events - counts["events.valid"],
+        "dead_letters": dict(sorted(dead.items())),
+        "predictions": counts["predictions"],
+        "labels": replay.labels,
+        "labels_rejected": rejected,
+        "joined": counts["examples"],
+        "expired": counts["expired"],
+        "pending": observer.pending,
+        "waiting_labels": replay.labels - rejected - counts["examples"],
+        "examples": counts["examples"],
+        "metrics": observer.values(),
+        "model_versions": {name: manifest["version"] for name, manifest in observer.latest.items()},
+        "events_per_second": round(replay.events / seconds, 1) if seconds > 0 else 0.0,
+        "latency_ms": {"p50": observer.delay_ms(0.5), "p99": observer.delay_ms(0.99)},
+    }
+
+
+def _try_next(console: Console, broker: KafkaBroker, redis: Redis, stack: Stack, *, keeps: bool) -> None:
+    if keeps:
+        console.print(
+            f"everything goes on running; Ctrl-C ends it. Kafka {broker.servers}, Redis port {redis.port}\n"
+            f"  redis-cli -p {redis.port} HGETALL flights:origin:JFK\n"
+            f"  curl -s localhost:{stack.ports['scorer']}/metrics | grep tidemill_",
+            highlight=False,
+        )
+        return
+    console.print(
+        "try next\n"
+        "  tidemill check flights                       what a pipeline's declaration runs\n"
+        "  tidemill demo-data data && tidemill backtest flights --events data/events.csv --labels data/labels.csv\n"
+        "                                               the same month in one process, without Kafka\n"
+        '  make demo ARGS="--keep-running"              and look into Redis and the topics\n'
+        "  docker compose up                            the same services on a real Kafka",
+        highlight=False,
+    )
+    sys.stdout.flush()

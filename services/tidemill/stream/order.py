@@ -1,0 +1,75 @@
+"""Reading several partitions in one order of time, as far as it can be known.
+
+Without this a service that catches up would read one partition to its end before the next, and what it writes would be
+out of order by as much as it was behind: hours of events that come too late for their windows, labels that come too
+late for their predictions. So records are merged by their timestamp (which our services carry on from the source
+event), and while one partition is far behind and has shown nothing yet, the others wait for it a little. The order
+within a partition never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from tidemill.stream.api import Record, Slot
+
+Keyed = tuple[int, Record]
+
+
+class TimeOrder:
+    """Buffers of records by slot, released merged by timestamp."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[Slot, list[Keyed]] = {}
+        self._latest: dict[Slot, int] = {}
+        self.positions: dict[Slot, int] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buffers.values()))
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Take records as they were read."""
+        buffers, latest = self._buffers, self._latest
+        for record in records:
+            slot = Slot(record.topic(), record.partition())
+            key = record.timestamp()[1]
+            if key < latest.get(slot, key):
+                key = latest[slot]  # a partition's own order comes before time
+            latest[slot] = key
+            buffers.setdefault(slot, []).append((key, record))
+
+    def release(self, behind: Collection[Slot] = ()) -> list[Record]:
+        """Return what can be handed out: all, or up to where each slot in `behind` has been read."""
+        edge = min((self._buffers[s][-1][0] if self._buffers.get(s) else -1 for s in behind), default=None)
+        out: list[Keyed] = []
+        for slot, held in self._buffers.items():
+            cut = len(held)
+            if edge is not None:
+                while cut and held[cut - 1][0] > edge:
+                    cut -= 1
+            if cut:
+                out += held[:cut]
+                self.positions[slot] = held[cut - 1][1].offset() + 1
+                del held[:cut]
+        out.sort(key=_time)  # stable, and each slot's keys ascend: the runs are merged
+        return [record for _, record in out]
+
+    def behind(self, ends: dict[Slot, int], slack: int) -> set[Slot]:
+        """Return slots with more than `slack` offsets before their end (`ends`) that have not been read yet."""
+        found = set()
+        for slot, end in ends.items():
+            held = self._buffers.get(slot)
+            read = held[-1][1].offset() + 1 if held else self.positions.get(slot, 0)
+            if end - read > slack:
+                found.add(slot)
+        return found
+
+    def clear(self, positions: dict[Slot, int]) -> None:
+        """Forget everything and begin at these offsets."""
+        self._buffers.clear()
+        self._latest.clear()
+        self.positions = dict(positions)
+
+
+def _time(keyed: Keyed) -> int:
+    return keyed[0]
