@@ -400,7 +400,7 @@ def load(reference: str) -> Pipeline:
         raise
     except (Exception, SystemExit) as error:
         raise DeclarationError(f"{target}{_line(error, target)}: {type(error).__name__}: {error}") from error
-    found = {key: value for key, value in vars(module).items() if isinstance(value, Pipeline)}
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Pipeline) and not key.startswith("_")}
     if name:
         if name not in found:
             raise DeclarationError(f"{target} has no pipeline {name!r}: it declares {', '.join(found) or 'none'}")

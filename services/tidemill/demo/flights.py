@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from river import compose, linear_model, optim, preprocessing, tree
+from river import compose, linear_model, optim, preprocessing
 
 from tidemill import Pipeline, Stream, View, aggregates, category, number, rules
 
@@ -51,23 +51,18 @@ def _late(name: str, *, views: bool) -> Pipeline:
                 "origin",
                 every="5m",
                 aggregates=[
-                    aggregates.count("1h", "3h"),
-                    aggregates.mean("distance", "1h"),
-                    aggregates.std("distance", "3h"),
+                    aggregates.count("1h"),
                     aggregates.mean("wind_speed", "3h"),
-                    aggregates.max("wind_speed", "3h"),
                     aggregates.min("visib", "3h"),
                     aggregates.sum("precip", "3h"),
-                    aggregates.last("temp", "1h"),
-                    aggregates.time_since_last("3h"),
                 ],
             )
         ]
         if views
         else [],
         models={
-            "logreg": _classifier(linear_model.LogisticRegression()),
-            "tree": tree.HoeffdingTreeClassifier(grace_period=200, leaf_prediction="nba"),
+            "logreg": _classifier(linear_model.LogisticRegression(optim.SGD(0.003))),
+            "slow": _classifier(linear_model.LogisticRegression(optim.SGD(0.001))),
         }
         if views
         else {"logreg": _classifier(linear_model.LogisticRegression())},

@@ -77,13 +77,21 @@ class Replay(threading.Thread):
     ----------
     speed
         Event time per wall time: 1 is as it happened, 44,640 a month of 31 days in a minute.
+    has_room
+        Asked before each message; while it says no, nothing is sent.
     """
 
     def __init__(
-        self, servers: str, messages: Sequence[Message], speed: float, *, extra: Mapping[str, Any] | None = None
+        self,
+        servers: str,
+        messages: Sequence[Message],
+        speed: float,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(name="replay", daemon=True)
-        self.messages, self.speed = messages, speed
+        self.messages, self.speed, self.has_room = messages, speed, has_room
         self.events = self.labels = 0
         self.clock = messages[0].at if messages else 0
         self.started_at = self.ended_at = 0.0
@@ -113,9 +121,9 @@ class Replay(threading.Thread):
         first, began = self.messages[0].at, time.monotonic()
         for message in self.messages:
             due = began + (message.at - first) / 1000 / self.speed
-            while (wait := due - time.monotonic()) > 0.001:
+            while (wait := due - time.monotonic()) > 0.001 or not self.has_room():
                 self._sender.poll()
-                if self._stop_asked.wait(min(wait, 0.05)):
+                if self._stop_asked.wait(min(max(wait, 0.001), 0.05)):
                     return
             if self._stop_asked.is_set():
                 return

@@ -1,0 +1,68 @@
+"""A whole pipeline on a real broker and a real Redis, as processes, under a name of its own."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tidemill.demo.stack import Redis, Stack
+from tidemill.pipeline import Pipeline, load
+from tidemill.records import Records
+from tidemill.run import topic_table
+from tidemill.stream.kafka import KafkaBroker, Reader
+from tidemill.topics import Topic
+
+_names = itertools.count(1)
+
+DECLARATION = """
+from dataclasses import replace
+from tidemill.demo.flights import {base} as _base
+pipeline = replace(_base, name="{name}", partitions={partitions})
+"""
+
+
+class Running:
+    """One pipeline with its broker, its processes, and what its topics hold."""
+
+    def __init__(self, servers: str, redis_url: str, folder: Path, base: str, partitions: int, **settings: object) -> None:
+        name = f"t{next(_names)}"
+        declaration = folder / f"{name}.py"
+        declaration.write_text(DECLARATION.format(base=base, name=name, partitions=partitions))
+        self.reference = str(declaration)
+        self.pipeline: Pipeline = load(self.reference)
+        self.records = Records(self.pipeline)
+        self.broker = KafkaBroker(servers)
+        self.broker.create(topic_table(self.pipeline))
+        self.stack = Stack(self.reference, self.pipeline, folder, {"brokers": servers, "redis_url": redis_url, **settings})
+
+    def name(self, topic: Topic) -> str:
+        return topic.name(self.pipeline.name)
+
+    def reader(self, *topics: Topic) -> Reader:
+        return Reader(self.broker, [self.name(topic) for topic in topics])
+
+
+def until(what: Callable[[], bool], why: str, patience: float = 60.0, check: Callable[[], None] = lambda: None) -> None:
+    """Wait until `what` holds; fail, saying why, after `patience` seconds. `check` may raise earlier."""
+    deadline = time.monotonic() + patience
+    while not what():
+        check()
+        assert time.monotonic() < deadline, f"after {patience:.0f} s: {why}"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def running(kafka, redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    made: list[Running] = []
+
+    def make(base: str, partitions: int, **settings: object) -> Running:
+        made.append(Running(kafka.servers, redis_server.url, tmp_path, base, partitions, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stack.stop()
