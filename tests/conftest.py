@@ -43,7 +43,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 @pytest.fixture
 def redis_url(redis_server: Redis) -> str:
-    import redis  # noqa: TID251  a test looks at the store with the client that its readers use
+    import redis
 
     redis.Redis.from_url(redis_server.url).flushall()
     return redis_server.url

@@ -67,7 +67,9 @@ class Backtest:
         Event time between two rows of the report's `over_time`.
     """
 
-    def __init__(self, pipeline: Pipeline, *, model_delay_ms: int = 0, checkpoint_every_ms: int = 24 * 3_600_000) -> None:
+    def __init__(
+        self, pipeline: Pipeline, *, model_delay_ms: int = 0, checkpoint_every_ms: int = 24 * 3_600_000
+    ) -> None:
         self.pipeline = pipeline
         self.records = Records(pipeline)
         self.model_delay = model_delay_ms

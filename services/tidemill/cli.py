@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import click
 
 from tidemill import __version__, logs, settings
-from tidemill.errors import DeclarationError, SettingsError, TidemillError
-from tidemill.pipeline import Pipeline, load
+from tidemill.errors import SettingsError, TidemillError
+from tidemill.pipeline import load
 
 PIPELINE = click.argument("pipeline")
 SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
@@ -84,7 +84,8 @@ def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
 @_with_settings("brokers", "replication")
 def topics(pipeline: str, *, create: bool, **options: Any) -> None:
     """Print a pipeline's topics; with --create, make those that the broker lacks."""
-    from tidemill import describe, run as running
+    from tidemill import describe
+    from tidemill import run as running
 
     chosen, declared = settings.load(**options), load(pipeline)
     if not create:
@@ -98,10 +99,21 @@ def topics(pipeline: str, *, create: bool, **options: Any) -> None:
 
 @cli.command()
 @PIPELINE
-@click.option("--events", "events_path", required=True, type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
-@click.option("--labels", "labels_path", required=True, type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
-@click.option("--model-delay", default=None, metavar="DURATION", help="Time a learned label takes to reach the scorer, as 5m. Default: none.")
-@click.option("--every", default="1d", show_default=True, metavar="DURATION", help="Event time between rows of metrics.")
+@click.option(
+    "--events", "events_path", required=True, type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet."
+)
+@click.option(
+    "--labels", "labels_path", required=True, type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet."
+)
+@click.option(
+    "--model-delay",
+    default=None,
+    metavar="DURATION",
+    help="Time a learned label takes to reach the scorer, as 5m. Default: none.",
+)
+@click.option(
+    "--every", default="1d", show_default=True, metavar="DURATION", help="Event time between rows of metrics."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
 def backtest(pipeline: str, events_path: Path, labels_path: Path, model_delay: str | None, every: str, *, as_json: bool,
@@ -122,12 +134,16 @@ def backtest(pipeline: str, events_path: Path, labels_path: Path, model_delay: s
     with history.prediction_writer(predictions) as write, history.progress("backtest", len(events)) as advance:
         run.predictions = write
         report = run.run(events, labels, advance)
-    click.echo(json.dumps(describe.report_json(report), indent=2) if as_json else describe.report_text(report), nl=as_json)
+    click.echo(
+        json.dumps(describe.report_json(report), indent=2) if as_json else describe.report_text(report), nl=as_json
+    )
 
 
 @cli.command("demo-data")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--month", type=click.IntRange(1, 12), default=(1,), multiple=True, show_default=True, help="May be given often.")
+@click.option(
+    "--month", type=click.IntRange(1, 12), default=(1,), multiple=True, show_default=True, help="May be given often."
+)
 @click.option("--question", type=click.Choice(["scheduled", "departure"]), default="scheduled", show_default=True,
               help="Asked at the scheduled departure, or at the actual one, when dep_delay is known.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl", "parquet"]), default="csv", show_default=True)
@@ -144,14 +160,18 @@ def demo_data(folder: Path, month: tuple[int, ...], question: Any, form: str) ->
 
 
 @cli.command()
-@click.option("--days", type=click.IntRange(1, 31), default=31, show_default=True, help="Only the first days of January.")
+@click.option(
+    "--days", type=click.IntRange(1, 31), default=31, show_default=True, help="Only the first days of January."
+)
 @click.option("--seconds", type=click.FloatRange(min=1), default=60.0, show_default=True,
               help="Wall time of a whole month: the speed of the replay.")  # fmt: skip
 @click.option("--headless", is_flag=True, help="No live screen; a line now and then.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the run's figures as JSON.")
 @click.option("--broker", metavar="HOST:PORT", help="A real Kafka instead of the embedded broker.")
 @click.option("--keep-running", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
-def demo(days: int, seconds: float, report: Path | None, broker: str | None, *, headless: bool, keep_running: bool) -> None:
+def demo(
+    days: int, seconds: float, report: Path | None, broker: str | None, *, headless: bool, keep_running: bool
+) -> None:
     """Run everything on this machine and replay January's flights through it, in about a minute."""
     from tidemill.demo import show
 

@@ -58,7 +58,9 @@ def as_text(pipeline: Pipeline) -> str:
     """Return what a pipeline will run."""
     vector = _table("feature", "kind", "from")
     for name, feature in pipeline.request_features.items():
-        vector.add_row(name, feature.kind, feature.source if isinstance(feature.source, str) else "a function of the event")
+        vector.add_row(
+            name, feature.kind, feature.source if isinstance(feature.source, str) else "a function of the event"
+        )
     for view in pipeline.views:
         for name in view.features:
             vector.add_row(name, "number", f"view {view.label}, tiles of {view.every}")
@@ -130,8 +132,10 @@ def report_text(report: Report) -> str:
         steps.append(report.over_time[-1])
     course = _table("event time", "examples", *report.metrics, numbers=len(report.metrics) + 1)
     for row in steps:
-        values = [row["metrics"][m].get(main) for m in report.metrics]
-        course.add_row(_moment(row["time"]), f"{row['examples']:,}", *("" if v is None else f"{v:.4f}" for v in values))
+        course_values = [row["metrics"][m].get(main) for m in report.metrics]
+        course.add_row(
+            _moment(row["time"]), f"{row['examples']:,}", *("" if v is None else f"{v:.4f}" for v in course_values)
+        )
     dead = ", ".join(f"{reason} {n:,}" for reason, n in sorted(report.dead_letters.items())) or "none"
     head = (
         f"pipeline {report.pipeline}: {report.task}, {report.events:,} events from {_moment(report.first_event)} "

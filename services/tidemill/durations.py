@@ -18,5 +18,7 @@ def milliseconds(text: str) -> int:
     """
     form = _FORM.fullmatch(text) if isinstance(text, str) else None
     if form is None or int(form[1]) == 0:
-        raise ValueError(f"{text!r} is not a duration: expected a positive whole number and ms, s, m, h or d, as in '5m'")
+        raise ValueError(
+            f"{text!r} is not a duration: expected a positive whole number and ms, s, m, h or d, as in '5m'"
+        )
     return int(form[1]) * _UNITS[form[2]]

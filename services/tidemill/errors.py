@@ -43,7 +43,7 @@ class Retry(TidemillError):
     """Something outside is away for the moment: back off, commit nothing, try the same records again."""
 
 
-class Reject(TidemillError):  # noqa: N818  it is a decision, not a failure
+class Reject(TidemillError):
     """One message is wrong: it goes to the dead-letter topic with its original bytes.
 
     Parameters

@@ -42,7 +42,9 @@ def read(path: Path, stream: Stream) -> list[dict[str, Any]]:
         name = field["name"]
         if name not in frame.columns:
             if "default" not in field:
-                raise SettingsError(f"{path} has no column {name!r}; {stream.schema} needs it. It has {', '.join(frame.columns)}")
+                raise SettingsError(
+                    f"{path} has no column {name!r}; {stream.schema} needs it. It has {', '.join(frame.columns)}"
+                )
             columns[name] = [field["default"]] * len(frame)
             continue
         columns[name] = _column(path, name, frame[name].tolist(), stream.types[name])
@@ -54,8 +56,10 @@ def read(path: Path, stream: Stream) -> list[dict[str, Any]]:
 def _frame(path: Path, stream: Stream) -> pd.DataFrame:
     if path.suffix == ".csv":
         text = {name: str for name, kind in stream.types.items() if kind in ("string", "enum")}
-        # An airline's "NA" is a text, not a missing value; pandas' fast float parser is off by a last digit.
-        return pd.read_csv(path, dtype=text, float_precision="round_trip", keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
+        # "NA" may be a text (Namibia, an airline); in a column of numbers it can only mean missing.
+        missing = {name: [""] if name in text else ["", "NA", "NaN", "null"] for name in stream.types}
+        # pandas' fast float parser may be off by a last digit.
+        return pd.read_csv(path, dtype=text, float_precision="round_trip", keep_default_na=False, na_values=missing)
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     with path.open() as lines:
@@ -67,7 +71,7 @@ def _column(path: Path, name: str, values: list[Any], kind: str) -> list[Any]:
     found = []
     for row, value in enumerate(values, 1):
         try:
-            missing = value is None or value is pd.NA or (isinstance(value, float) and value != value)  # noqa: PLR0124
+            missing = value is None or value is pd.NA or (isinstance(value, float) and value != value)
             found.append(None if missing else convert(value) if convert else value)
         except (TypeError, ValueError):
             raise SettingsError(f"{path} row {row}: column {name!r} is {value!r} where a {kind} was expected") from None
@@ -80,7 +84,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         with path.open("w") as out:
             out.writelines(json.dumps(row) + "\n" for row in rows)
         return
-    frame = pd.DataFrame.from_records(list(rows))  # type: ignore[arg-type]
+    frame = pd.DataFrame.from_records(list(rows))
     if path.suffix == ".csv":
         frame.to_csv(path, index=False)
         return

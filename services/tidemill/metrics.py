@@ -37,8 +37,12 @@ COUNTS: Mapping[str, Counter] = {
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
 }  # fmt: skip
 GAUGES: Mapping[str, Gauge] = {
-    "pending": Gauge("tidemill_pending", "Predictions that wait for their label, by partition.", ["service", "partition"]),
-    "waiting_labels": Gauge("tidemill_waiting_labels", "Labels that wait for their prediction.", ["service", "partition"]),
+    "pending": Gauge(
+        "tidemill_pending", "Predictions that wait for their label, by partition.", ["service", "partition"]
+    ),
+    "waiting_labels": Gauge(
+        "tidemill_waiting_labels", "Labels that wait for their prediction.", ["service", "partition"]
+    ),
     "entities": Gauge("tidemill_entities", "Entities held in memory, by view.", ["service", "view"]),
     "view_behind": Gauge("tidemill_view_behind", "1 while the online store can't be written.", ["service", "view"]),
     "model_version": Gauge("tidemill_model_version", "Examples offset of the model in use.", ["service", "model"]),
@@ -103,8 +107,8 @@ class _Quiet(WSGIRequestHandler):
 class Health:
     """What `/livez` and `/readyz` ask: `alive` and `ready` return None when well, else what is wrong."""
 
-    def alive(self) -> str | None: ...  # noqa: D102
-    def ready(self) -> str | None: ...  # noqa: D102
+    def alive(self) -> str | None: ...
+    def ready(self) -> str | None: ...
 
 
 def serve(port: int, health: Health) -> WSGIServer:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from tidemill import schemas
 from tidemill.durations import milliseconds
@@ -197,7 +197,7 @@ class Pipeline:
 
     def model(self, name: str) -> Any:
         """Return a fresh copy of the declared model `name`, which has learned nothing."""
-        return copy.deepcopy(self.models[name] if name in self.models else self._baseline)
+        return copy.deepcopy(self.models.get(name, self._baseline))
 
     def metric(self) -> list[Any]:
         """Return fresh metrics: the declared ones, or the task's."""
@@ -221,7 +221,9 @@ class Pipeline:
             "type": "record",
             "name": f"tidemill.{self.name.replace('-', '_')}.Vector",
             "doc": f"What a model of the pipeline {self.name} is given.",
-            "fields": [{"name": name, "type": ["null", KINDS[kind]], "default": None} for name, kind in self.vector.items()],
+            "fields": [
+                {"name": name, "type": ["null", KINDS[kind]], "default": None} for name, kind in self.vector.items()
+            ],
         }
 
     def declaration_hash(self, model: str) -> str:
@@ -260,7 +262,7 @@ class _Checker:
     def __init__(self, pipeline: Pipeline) -> None:
         self.p = pipeline
 
-    def fail(self, where: str, message: str) -> None:
+    def fail(self, where: str, message: str) -> NoReturn:
         raise DeclarationError(f"pipeline {self.p.name!r}: {where}: {message}")
 
     def check(self) -> None:
@@ -293,11 +295,11 @@ class _Checker:
         if allowed and stream.types[name] not in allowed:
             self.fail(where, f"field {name!r} is {stream.types[name]}; expected {' or '.join(allowed)}")
 
-    def stream(self, where: str, stream: Stream) -> None:
+    def stream(self, where: str, stream: Any) -> None:
         if not isinstance(stream, Stream):
             self.fail(where, f"{stream!r} where a Stream(...) was expected")
         try:
-            types = stream.types
+            _ = stream.types  # reads the file
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.fail(f"{where}.schema", str(error))
         else:
@@ -309,8 +311,9 @@ class _Checker:
                 self.field("events.key", stream.key, stream, "string", "int", "long", "enum")
             for name in (stream.id, stream.time, *([stream.key] if stream.key else [])):
                 if schemas.nullable(next(f["type"] for f in stream.avro["fields"] if f["name"] == name)):
-                    self.fail(where, f"field {name!r} may be null in {stream.schema}; id, time and key must always be there")
-            del types
+                    self.fail(
+                        where, f"field {name!r} may be null in {stream.schema}; id, time and key must always be there"
+                    )
 
     def label(self) -> None:
         value = self.p.labels.value
@@ -320,7 +323,7 @@ class _Checker:
             fits = {"boolean": ("boolean",), "double": ("double", "float", "int", "long"), "string": ("string", "enum")}
             self.field("labels.value", value, self.p.labels, *fits[self.p.kind.label_type])
 
-    def rules(self, where: str, rules: Sequence[Rule], stream: Stream) -> None:
+    def rules(self, where: str, rules: Sequence[Any], stream: Stream) -> None:
         for rule in rules:
             if not isinstance(rule, Rule):
                 self.fail(where, f"{rule!r} where a rule of tidemill.rules was expected")
@@ -336,12 +339,14 @@ class _Checker:
             where = f"request[{name!r}]"
             if not _FEATURE.fullmatch(name):
                 self.fail(where, "a feature's name is made of letters, digits and _")
-            given = source.source if isinstance(source, Feature) else source
+            given: Any = source.source if isinstance(source, Feature) else source
             if isinstance(given, str):
                 self.field(where, given, self.p.events)
                 kind = self.p.events.types[given]
                 if kind not in _AVRO_KIND:
-                    self.fail(where, f"field {given!r} is {kind}: give a function that makes a number or a category of it")
+                    self.fail(
+                        where, f"field {given!r} is {kind}: give a function that makes a number or a category of it"
+                    )
                 if isinstance(source, Feature) and source.kind == "number" and _AVRO_KIND[kind] == "category":
                     self.fail(where, f"field {given!r} is {kind}, not a number: use category({given!r})")
             elif not callable(given):
@@ -364,9 +369,14 @@ class _Checker:
                 self.fail(where, "it keeps nothing: declare at least one aggregate")
             for aggregate in view.flat:
                 if aggregate.field:
-                    self.field(f"{where}: {aggregate.kind}", aggregate.field, self.p.events, "int", "long", "float", "double")
+                    self.field(
+                        f"{where}: {aggregate.kind}", aggregate.field, self.p.events, "int", "long", "float", "double"
+                    )
                 if aggregate.window_ms % every:
-                    self.fail(f"{where}: {aggregate.name}", f"window {aggregate.window} is not a multiple of every={view.every}")
+                    self.fail(
+                        f"{where}: {aggregate.name}",
+                        f"window {aggregate.window} is not a multiple of every={view.every}",
+                    )
         names = [name for v in self.p.views for name in v.features] + list(self.p.request)
         for name in view.features:
             if names.count(name) > 1:
@@ -377,13 +387,17 @@ class _Checker:
     def models(self) -> None:
         p = self.p
         if not p.models:
-            self.fail("models", "declare at least one, as in models={'logreg': StandardScaler() | LogisticRegression()}")
+            self.fail(
+                "models", "declare at least one, as in models={'logreg': StandardScaler() | LogisticRegression()}"
+            )
         for name, model in p.models.items():
             if not _NAME.fullmatch(name):
                 self.fail("models", f"{name!r} is no name: use small letters, digits, - and _, a letter first")
             for method in p.kind.needs:
                 if not hasattr(model, method):
-                    self.fail(f"models[{name!r}]", f"{type(model).__name__} has no {method}, which task={p.task!r} needs")
+                    self.fail(
+                        f"models[{name!r}]", f"{type(model).__name__} has no {method}, which task={p.task!r} needs"
+                    )
         if p.champion not in p.models:
             self.fail("champion", f"{p.champion!r} is not one of the models: {', '.join(p.models)}")
 
@@ -400,13 +414,19 @@ def load(reference: str) -> Pipeline:
         raise
     except (Exception, SystemExit) as error:
         raise DeclarationError(f"{target}{_line(error, target)}: {type(error).__name__}: {error}") from error
-    found = {key: value for key, value in vars(module).items() if isinstance(value, Pipeline) and not key.startswith("_")}
+    found = {
+        key: value for key, value in vars(module).items() if isinstance(value, Pipeline) and not key.startswith("_")
+    }
     if name:
         if name not in found:
             raise DeclarationError(f"{target} has no pipeline {name!r}: it declares {', '.join(found) or 'none'}")
         return found[name]
     if len(set(map(id, found.values()))) != 1:
-        what = f"declares {', '.join(found)}: choose one, as in {target}:{next(iter(found))}" if found else "declares no pipeline"
+        what = (
+            f"declares {', '.join(found)}: choose one, as in {target}:{next(iter(found))}"
+            if found
+            else "declares no pipeline"
+        )
         raise DeclarationError(f"{target} {what}")
     return next(iter(found.values()))
 

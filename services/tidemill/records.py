@@ -90,7 +90,9 @@ class Codec:
     def decode(self, data: bytes) -> Any:
         """Return the record in `data`. Raises ValueError where the header is not this schema's."""
         if not data.startswith(self.header):
-            raise ValueError(f"header {data[:HEADER].hex()} where {self.header.hex()} ({self.avro['name']}) was expected")
+            raise ValueError(
+                f"header {data[:HEADER].hex()} where {self.header.hex()} ({self.avro['name']}) was expected"
+            )
         stream = io.BytesIO(data)
         stream.seek(HEADER)
         return fastavro.schemaless_reader(stream, self.parsed, None)

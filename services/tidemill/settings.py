@@ -19,21 +19,33 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TIDEMILL_", hide_input_in_errors=True)
 
-    brokers: str = Field("localhost:9092", pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$", description="Kafka, host:port[,host:port]")
+    brokers: str = Field(
+        "localhost:9092", pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$", description="Kafka, host:port[,host:port]"
+    )
     kafka: dict[str, Any] = Field({}, description="more librdkafka properties, as JSON (security, SASL)", repr=False)
     redis_url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), description="Redis, the online feature store")
-    store_url: str = Field(".tidemill/artifacts", description="artifact store: a folder, s3://..., or what fsspec knows")
+    store_url: str = Field(
+        ".tidemill/artifacts", description="artifact store: a folder, s3://..., or what fsspec knows"
+    )
     signing_key: SecretStr = Field(
         SecretStr(""), description="secret that model manifests are signed with; the same for scorer and learner"
     )
     delivery: Literal["exactly_once", "at_least_once"] = Field("exactly_once", description="delivery guarantee")
-    instance: str = Field("0", pattern=r"^[A-Za-z0-9._-]+$", description="which instance of the service this is; a stable name")
-    http_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="port of /metrics, /livez, /readyz; 0 is none")
+    instance: str = Field(
+        "0", pattern=r"^[A-Za-z0-9._-]+$", description="which instance of the service this is; a stable name"
+    )
+    http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="port of /metrics, /livez, /readyz; 0 is none"
+    )
     interval_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="length of a micro-batch")
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = Field(5000, description="most records in a micro-batch")
-    snapshot_seconds: Annotated[float, Field(gt=0)] = Field(10.0, description="learner: publish a version at least this often")
+    snapshot_seconds: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="learner: publish a version at least this often"
+    )
     snapshot_examples: Annotated[int, Field(ge=1)] = Field(10_000, description="learner: or after this many examples")
-    replication: Annotated[int, Field(ge=-1)] = Field(-1, description="replication factor of created topics; -1: the broker's own")
+    replication: Annotated[int, Field(ge=-1)] = Field(
+        -1, description="replication factor of created topics; -1: the broker's own"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level of log lines")
 
     def signing_secret(self) -> bytes:
@@ -59,7 +71,7 @@ def load(**options: Any) -> Settings:
 
 def _sentence(error: dict[str, Any]) -> str:
     name = str(error["loc"][0])
-    field = Settings.model_fields[name] if name in Settings.model_fields else None
+    field = Settings.model_fields.get(name)
     secret = field is not None and (field.annotation is SecretStr or name == "kafka")
     shown = "" if secret or "input" not in error else f" ({error['input']!r})"
     return f"setting {name}{shown}: {error['msg']}; set TIDEMILL_{name.upper()}"

@@ -21,7 +21,7 @@ NONE: Probabilities = {}
 class Model(Protocol):
     """What we ask of a River model; which predict method is called depends on the task."""
 
-    def learn_one(self, x: Any, y: Any = None) -> Any: ...  # noqa: D102
+    def learn_one(self, x: Any, y: Any = None) -> Any: ...
 
 
 Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]
@@ -40,9 +40,10 @@ class Task:
     baseline: Callable[[], Any] = field(repr=False)
     supervised: bool = True
 
-    def label(self, value: Any) -> Any:
-        """Return `value` as this task's label; ValueError says what was expected."""
-        kind = {"boolean": bool, "double": float, "string": str}[self.label_type]
+    def label(self, given: Any) -> Any:
+        """Return `given` as this task's label; ValueError says what was expected."""
+        value = given
+        kind: Any = {"boolean": bool, "double": float, "string": str}[self.label_type]
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:

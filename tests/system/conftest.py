@@ -28,7 +28,9 @@ pipeline = replace(_base, name="{name}", partitions={partitions})
 class Running:
     """One pipeline with its broker, its processes, and what its topics hold."""
 
-    def __init__(self, servers: str, redis_url: str, folder: Path, base: str, partitions: int, **settings: object) -> None:
+    def __init__(
+        self, servers: str, redis_url: str, folder: Path, base: str, partitions: int, **settings: object
+    ) -> None:
         name = f"t{next(_names)}"
         declaration = folder / f"{name}.py"
         declaration.write_text(DECLARATION.format(base=base, name=name, partitions=partitions))
@@ -37,7 +39,9 @@ class Running:
         self.records = Records(self.pipeline)
         self.broker = KafkaBroker(servers)
         self.broker.create(topic_table(self.pipeline))
-        self.stack = Stack(self.reference, self.pipeline, folder, {"brokers": servers, "redis_url": redis_url, **settings})
+        self.stack = Stack(
+            self.reference, self.pipeline, folder, {"brokers": servers, "redis_url": redis_url, **settings}
+        )
 
     def name(self, topic: Topic) -> str:
         return topic.name(self.pipeline.name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from conftest import until
-
 from tidemill import topics
 from tidemill.backtest import Backtest
 from tidemill.demo import data

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 import redis
-from conftest import until
 
+from conftest import until
 from tidemill import topics
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
@@ -71,7 +71,12 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
     assert kills == list(killed), "every planned kill was done"
     until(lambda: ledger.read() or bool(replay.ended_at) or replay.error is not None, "the replay stalls", 120)
     assert replay.error is None
-    until(lambda: ledger.read() or time.monotonic() - ledger.changed > 3, "the topics do not come to rest", 120, run.stack.check)
+    until(
+        lambda: ledger.read() or time.monotonic() - ledger.changed > 3,
+        "the topics do not come to rest",
+        120,
+        run.stack.check,
+    )
     run.stack.stop()
     until(lambda: ledger.read() or time.monotonic() - ledger.changed > 1, "the topics do not come to rest", 30)
 
@@ -87,7 +92,9 @@ def check_places(run, ledger: Ledger, messages: list) -> None:
     valid = [run.records.event.decode(r.value())["flight_id"] for r in ledger.of(topics.EVENTS_VALID)]
     letters = [dict(r.headers()) for r in ledger.of(topics.DLQ)]
     by_stage = Counter(h["__connect.errors.stage"] for h in letters)
-    places = Counter((h["__connect.errors.topic"], h["__connect.errors.partition"], h["__connect.errors.offset"]) for h in letters)
+    places = Counter(
+        (h["__connect.errors.topic"], h["__connect.errors.partition"], h["__connect.errors.offset"]) for h in letters
+    )
     assert max(places.values()) == 1, "a record is in the dead letters twice"
     assert max(Counter(valid).values()) == 1, "an event is valid twice"
     assert len(valid) + by_stage[b"validator"] == len(sent_events)
@@ -100,7 +107,9 @@ def check_places(run, ledger: Ledger, messages: list) -> None:
     for kind in (topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG):
         assert Counter(ledger.ids(kind)) == Counter(valid), f"{kind.suffix} has each valid event once"
 
-    joined = [run.records.example.decode(r.value())["prediction"]["features"]["event_id"] for r in ledger.of(topics.EXAMPLES)]
+    joined = [
+        run.records.example.decode(r.value())["prediction"]["features"]["event_id"] for r in ledger.of(topics.EXAMPLES)
+    ]
     expired = ledger.ids(topics.EXPIRED)
     assert max(Counter(joined).values()) == 1, "an event was learned twice"
     assert max(Counter(expired).values(), default=1) == 1
@@ -117,7 +126,9 @@ def check_places(run, ledger: Ledger, messages: list) -> None:
 
 def check_models(run, ledger: Ledger) -> None:
     """The learner's last version, resumed after a kill or not, scores as one fold over the whole log does."""
-    registry = Registry(run.pipeline, ArtifactStore(run.stack.env["TIDEMILL_STORE_URL"]), run.stack.env["TIDEMILL_SIGNING_KEY"].encode())
+    registry = Registry(
+        run.pipeline, ArtifactStore(run.stack.env["TIDEMILL_STORE_URL"]), run.stack.env["TIDEMILL_SIGNING_KEY"].encode()
+    )
     last = {}
     for record in ledger.of(topics.MODELS):
         manifest = registry.decode(record.value())

@@ -121,7 +121,14 @@ def _flight(
     if late is not None:
         landed = _milliseconds(due + dt.timedelta(minutes=late))
         label = {"flight_id": flight_id, "landed_at": landed, "arr_delay": late}
-    order = (event["asked_at"], row["carrier"], int(row["flight"]), row["origin"], row["dest"], _milliseconds(scheduled))
+    order = (
+        event["asked_at"],
+        row["carrier"],
+        int(row["flight"]),
+        row["origin"],
+        row["dest"],
+        _milliseconds(scheduled),
+    )
     return order, Flight(event, label)
 
 

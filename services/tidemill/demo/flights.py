@@ -87,7 +87,9 @@ delays = Pipeline(
     label_rules=[rules.between("arr_delay", -180, 2880)],
     request={**REQUEST, "dep_delay": number("dep_delay")},
     models={
-        "linear": compose.SelectType(float) | preprocessing.StandardScaler() | linear_model.LinearRegression(optim.SGD(0.001))
+        "linear": compose.SelectType(float)
+        | preprocessing.StandardScaler()
+        | linear_model.LinearRegression(optim.SGD(0.001))
     },
     champion="linear",
     label_timeout="48h",

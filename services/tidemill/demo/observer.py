@@ -40,7 +40,9 @@ class Observer(threading.Thread):
         self.first_prediction_at = 0.0
         self.last_change = time.monotonic()
         self.metrics = {name: pipeline.metric() for name in pipeline.roster}
-        self.rolling = {name: [Rolling(type(m), window_size=ROLLING) for m in pipeline.metric()] for name in pipeline.roster}
+        self.rolling = {
+            name: [Rolling(type(m), window_size=ROLLING) for m in pipeline.metric()] for name in pipeline.roster
+        }
         self.course: list[dict[str, float]] = []
         self.error: Exception | None = None
 

@@ -58,7 +58,9 @@ def script(pipeline: Pipeline, found: Iterable[data.Flight], spoil_every: int = 
     spoilers = itertools.cycle(SPOILERS)
     messages: list[tuple[int, int, Message]] = []
     for label in data.labels(found):
-        message = Message(label["landed_at"], labels_topic, label["flight_id"].encode(), records.label.encode(label), False)
+        message = Message(
+            label["landed_at"], labels_topic, label["flight_id"].encode(), records.label.encode(label), False
+        )
         messages.append((message.at, 0, message))
     for index, (event, _) in enumerate(found, 1):
         key, at = event["flight_id"].encode(), event["asked_at"]

@@ -35,7 +35,12 @@ def flows(observer: Observer, replay: Replay) -> list[Flow]:
     c = observer.counts
     champion = observer.latest.get(observer.pipeline.champion, {})
     return [
-        Flow("validator", replay.events + replay.labels, c["events.valid"] + c["labels.valid"] + c["dlq"], "events, labels"),
+        Flow(
+            "validator",
+            replay.events + replay.labels,
+            c["events.valid"] + c["labels.valid"] + c["dlq"],
+            "events, labels",
+        ),
         Flow("featurizer", c["events.valid"], c["features"], "vectors"),
         Flow("scorer", c["features"], c["predictions"], "predictions"),
         Flow("joiner", c["labels.valid"], c["examples"], "examples"),
@@ -88,7 +93,13 @@ class Screen:
         head.add_column()
         head.add_column(justify="right")
         head.add_row(Text(self.title, style="bold"), Text(moment(self.replay.clock), style="cyan"))
-        body = [head, ProgressBar(total=max(1, self.total), completed=sent), self._river(), self._models(), self._letters()]
+        body = [
+            head,
+            ProgressBar(total=max(1, self.total), completed=sent),
+            self._river(),
+            self._models(),
+            self._letters(),
+        ]
         if self.observer.versions:
             recent = list(self.observer.versions)[-4:][::-1]
             body.append(Text("versions  " + "   ".join(f"{m}@{v:,}" for m, v, _ in recent), style="dim", no_wrap=True))
@@ -98,12 +109,24 @@ class Screen:
 
     def _river(self) -> Table:
         table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
-        for name, justify in (("service", "left"), ("records", "right"), ("a second", "right"), ("waiting", "right"), ("", "left")):
+        for name, justify in (
+            ("service", "left"),
+            ("records", "right"),
+            ("a second", "right"),
+            ("waiting", "right"),
+            ("", "left"),
+        ):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for flow in flows(self.observer, self.replay):
             waits = self.observer.pending if flow.name == "joiner" else max(0, flow.come - flow.done)
             what = {"joiner": "flights in the air", "learner": "until the next version"}.get(flow.name, "")
-            table.add_row(flow.name, f"{flow.done:,}", f"{self.rates.of(flow):,.0f}", f"{waits:,}", Text(what or flow.unit, style="dim"))
+            table.add_row(
+                flow.name,
+                f"{flow.done:,}",
+                f"{self.rates.of(flow):,.0f}",
+                f"{waits:,}",
+                Text(what or flow.unit, style="dim"),
+            )
         return table
 
     def _models(self) -> Table:
@@ -154,11 +177,22 @@ def summary(report: Mapping[str, object], observer: Observer, title: str) -> Ren
     delay = r["latency_ms"]
     assert isinstance(delay, Mapping)  # noqa: S101  for the type checker
     lines.add_row("events", f"{r['events']:,} = valid {r['valid']:,} + dead letters {r['events_rejected']:,}")
-    lines.add_row("labels", f"{r['labels']:,} = joined {r['joined']:,} + dead letters {r['labels_rejected']:,} + waiting {r['waiting_labels']:,}")
     lines.add_row(
-        "predictions", f"{r['predictions']:,} = joined {r['joined']:,} + expired {r['expired']:,} + pending {r['pending']:,}"
+        "labels",
+        f"{r['labels']:,} = joined {r['joined']:,} + dead letters {r['labels_rejected']:,} + waiting {r['waiting_labels']:,}",
+    )
+    lines.add_row(
+        "predictions",
+        f"{r['predictions']:,} = joined {r['joined']:,} + expired {r['expired']:,} + pending {r['pending']:,}",
     )
     lines.add_row("dead letters", ", ".join(f"{reason} {n:,}" for reason, n in dead.items()) or "none")
-    lines.add_row("speed", f"{r['events_per_second']:,.0f} events/s; event to prediction p50 {delay['p50']} ms, p99 {delay['p99']} ms")
-    lines.add_row("versions", ", ".join(f"{m} {x['examples']:,} examples" for m, x in observer.latest.items()) or "none")
-    return Panel(Group(Text(title, style="bold"), lines, models_table(observer)), box=ROUNDED, border_style="green", width=100)
+    lines.add_row(
+        "speed",
+        f"{r['events_per_second']:,.0f} events/s; event to prediction p50 {delay['p50']} ms, p99 {delay['p99']} ms",
+    )
+    lines.add_row(
+        "versions", ", ".join(f"{m} {x['examples']:,} examples" for m, x in observer.latest.items()) or "none"
+    )
+    return Panel(
+        Group(Text(title, style="bold"), lines, models_table(observer)), box=ROUNDED, border_style="green", width=100
+    )

@@ -76,11 +76,15 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {text}", highlight=False)
 
-    say(f"starting {'the embedded broker' if options.broker is None else f'on Kafka at {options.broker}'}, Redis and the services")
+    say(
+        f"starting {'the embedded broker' if options.broker is None else f'on Kafka at {options.broker}'}, Redis and the services"
+    )
     settings = _broker(options, pipeline, cleanup)
     redis = Redis(folder)
     cleanup.callback(redis.stop)
-    stack = Stack("flights", pipeline, folder, {**settings, "redis_url": redis.url, "snapshot_seconds": 0.25, "log_level": "INFO"})
+    stack = Stack(
+        "flights", pipeline, folder, {**settings, "redis_url": redis.url, "snapshot_seconds": 0.25, "log_level": "INFO"}
+    )
     cleanup.callback(stack.stop)
     stack.start_all()
     found = data.flights((1,), days=options.days)

@@ -166,7 +166,7 @@ class Stack:
         import urllib.request
 
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[role]}{path}", timeout=2) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[role]}{path}", timeout=2) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -181,7 +181,9 @@ class Stack:
             waiting = [role for role in waiting if self.fetch(role, "/readyz")[0] != 200]
             self.check(waiting)
             if waiting and time.monotonic() > deadline:
-                raise TidemillError(f"not ready after {patience:.0f} s: {', '.join(waiting)}; {self.last_line(waiting[0])}")
+                raise TidemillError(
+                    f"not ready after {patience:.0f} s: {', '.join(waiting)}; {self.last_line(waiting[0])}"
+                )
             time.sleep(0.05)
 
     def check(self, roles_: Sequence[str] | None = None) -> None:

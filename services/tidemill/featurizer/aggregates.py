@@ -7,9 +7,10 @@ it needs and how it reads them; adding one is a function here and its entry in `
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tidemill.durations import milliseconds
 
@@ -32,7 +33,7 @@ class Aggregate:
     field: str
     window: str
     columns: tuple[str, ...]
-    read: Read = field(compare=False, repr=False)
+    read: Read = dataclasses.field(compare=False, repr=False)
 
     @property
     def name(self) -> str:

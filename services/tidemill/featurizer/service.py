@@ -96,7 +96,9 @@ class Held:
     def everything(self) -> dict[str, Change]:
         """Return what the store needs to come from nothing to `offset`."""
         return {
-            name: self._change(name, entity.starts, (), whole=True) for name, entity in self.entities.items() if entity.starts
+            name: self._change(name, entity.starts, (), whole=True)
+            for name, entity in self.entities.items()
+            if entity.starts
         }
 
     def _change(self, name: str, tiles: Iterable[int], gone: Iterable[int], *, whole: bool = False) -> Change:
@@ -136,14 +138,16 @@ class Featurizer(Step):
 
     def assign(self, slot: Slot, committed: Position) -> Start:
         self.partial.discard(slot.partition)
-        self.held[slot.partition] = [self._load(plan.view, plan, slot.partition, committed.offset) for plan in self.plans]
+        self.held[slot.partition] = [
+            self._load(plan.view, plan, slot.partition, committed.offset) for plan in self.plans
+        ]
         return Start(min((held.base for held in self.held[slot.partition]), default=committed.offset), committed.offset)
 
     def _load(self, view: View, plan: Plan, partition: int, committed: int) -> Held:
         held = Held(plan)
         store = self.stores.get(view.label)
         found = store.load(partition) if store else None
-        if found is None:
+        if store is None or found is None:
             return held
         offset, entities = found
         if offset > committed:
@@ -157,7 +161,7 @@ class Featurizer(Step):
                 wrong = f"the view was declared differently: {error}"
         log.error("the view is built anew", extra={"view": view.label, "partition": partition, "cause": wrong})
         held.entities = {}
-        store.reset(partition)  # type: ignore[union-attr]  what was found came from it
+        store.reset(partition)
         return held
 
     def truncated(self, slot: Slot) -> None:
@@ -173,7 +177,7 @@ class Featurizer(Step):
         event_id, event_time, key, topic = self._id, self._time, self._key, self.topic
         extract, counts = self.extract, self.counts
         for record in records:
-            event = decode(record.value())
+            event = decode(record.value() or b"")
             partition, offset, now = record.partition(), record.offset(), event[event_time]
             entity_id = str(event[key])
             try:
@@ -233,13 +237,18 @@ class Featurizer(Step):
         try:
             outcome = store.write(partition, held.base, held.offset, held.changes())
             if outcome == "behind":
-                log.warning("the online store was emptied and is filled anew", extra={"view": name, "partition": partition})
+                log.warning(
+                    "the online store was emptied and is filled anew", extra={"view": name, "partition": partition}
+                )
                 outcome = store.write(partition, 0, held.offset, held.everything())
         except StoreError as error:
             self.counts["view_writes", "failed"] += 1
             if name not in self._behind:
                 self._behind.add(name)
-                log.error("the online store can't be written; vectors go on, it is caught up later", extra={"cause": str(error)})
+                log.error(
+                    "the online store can't be written; vectors go on, it is caught up later",
+                    extra={"cause": str(error)},
+                )
             return
         if name in self._behind:
             self._behind.discard(name)

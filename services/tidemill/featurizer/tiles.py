@@ -16,7 +16,16 @@ from tidemill.durations import milliseconds
 from tidemill.featurizer.aggregates import Aggregate, Window
 from tidemill.pipeline import View
 
-_EMPTY = {"n": 0.0, "sum": 0.0, "m2": 0.0, "min": math.inf, "max": -math.inf, "last": 0.0, "last_at": -math.inf, "time": 0.0}
+_EMPTY = {
+    "n": 0.0,
+    "sum": 0.0,
+    "m2": 0.0,
+    "min": math.inf,
+    "max": -math.inf,
+    "last": 0.0,
+    "last_at": -math.inf,
+    "time": 0.0,
+}
 
 
 class Plan:
@@ -140,7 +149,9 @@ class Entity:
     def dump(self, tile: int) -> str:
         """Return one tile's columns as JSON."""
         i = bisect_left(self.starts, tile)
-        return json.dumps({c: v[i] if math.isfinite(v[i]) else None for c, v in self.columns.items()}, separators=(",", ":"))
+        return json.dumps(
+            {c: v[i] if math.isfinite(v[i]) else None for c, v in self.columns.items()}, separators=(",", ":")
+        )
 
     @classmethod
     def load(cls, plan: Plan, tiles: Mapping[str, str]) -> Entity:

@@ -84,13 +84,17 @@ class Joiner(Step):
                     continue
                 event = head(value[HEADER:])
                 if not join.add_event(event["event_id"], event["event_time"], offset, value, record.timestamp()[1]):
-                    self._reject(record, Reject("duplicate_event", f"event {event['event_id']!r} was predicted already"))
+                    self._reject(
+                        record, Reject("duplicate_event", f"event {event['event_id']!r} was predicted already")
+                    )
             else:
                 if not value.startswith(labels_header):
                     self._other_schema(record, labels_header)
                     continue
                 label = decode(value[HEADER:])
-                join.add_label(str(label[self._id]), label[self._time], self._as_label(self._value(label)), offset, record)
+                join.add_label(
+                    str(label[self._id]), label[self._time], self._as_label(self._value(label)), offset, record
+                )
         return True
 
     def _outcomes(self) -> Outcomes:

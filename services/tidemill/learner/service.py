@@ -124,7 +124,9 @@ class Learner(Step):
                 fold.learn(codec.decode(value), record.offset())
             except Exception as error:  # a model's own code; what it raises on one example must not stop the others
                 self.counts["skipped", "learn_failed"] += 1
-                log.error("learn_one raised", extra={"model": self.model, "offset": record.offset(), "cause": repr(error)})
+                log.error(
+                    "learn_one raised", extra={"model": self.model, "offset": record.offset(), "cause": repr(error)}
+                )
         new = fold.examples - self._published
         due = new >= self.every_examples or (new > 0 and self.clock() - self._published_at >= self.every_seconds)
         return self._publish(emit) if due else False
@@ -156,6 +158,4 @@ def build(
         pipeline, model, registry, history_of(broker, registry),
         every_examples=every_examples, every_seconds=every_seconds,
     )  # fmt: skip
-    return Service(
-        f"learner-{model}", f"{pipeline.name}.learner.{model}", [topics.EXAMPLES.name(pipeline.name)], step
-    )
+    return Service(f"learner-{model}", f"{pipeline.name}.learner.{model}", [topics.EXAMPLES.name(pipeline.name)], step)

@@ -85,7 +85,9 @@ class Registry:
             if not math.isfinite(score):
                 raise ArtifactError(f"model {name!r} at version {snapshot.version} scores {score}: it is not published")
             golden.append({"vector": self.records.vector.body(vector), "score": score})
-        values = {type(metric).__name__: float(metric.get()) for metric in snapshot.metrics} if snapshot.examples else {}
+        values = (
+            {type(metric).__name__: float(metric.get()) for metric in snapshot.metrics} if snapshot.examples else {}
+        )
         digest = self.store.put(snapshots.dump(snapshot.__dict__))
         manifest = Manifest(
             pipeline=self.pipeline.name,
@@ -135,7 +137,9 @@ class Registry:
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
         if manifest.river != river.__version__:
-            raise ArtifactError(f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ")
+            raise ArtifactError(
+                f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ"
+            )
         found = snapshots.load(self.store.get(manifest.sha256))
         try:
             snapshot = Snapshot(**found)

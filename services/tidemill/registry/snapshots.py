@@ -42,7 +42,9 @@ class _Unpickler(pickle.Unpickler):
             own = str(getattr(found, "__module__", "")).startswith("river.")
             if own and isinstance(found, (type, FunctionType, BuiltinFunctionType)):
                 return found
-        raise ArtifactError(f"a snapshot may not contain {module}.{name}; only River's classes and plain values are allowed")
+        raise ArtifactError(
+            f"a snapshot may not contain {module}.{name}; only River's classes and plain values are allowed"
+        )
 
 
 def dump(model: Any) -> bytes:

@@ -60,7 +60,9 @@ class Scorer(Step):
         try:
             score, probabilities = self._predict(model, x)
         except Exception as error:  # a model's own code
-            raise Reject("model_failed", f"model {name!r} version {version} raised {type(error).__name__}: {error}") from error
+            raise Reject(
+                "model_failed", f"model {name!r} version {version} raised {type(error).__name__}: {error}"
+            ) from error
         if not math.isfinite(score):
             self.counts["not_finite", "score"] += 1
             raise Reject("not_finite_score", f"model {name!r} version {version} scores {score}", value=score)
@@ -69,13 +71,19 @@ class Scorer(Step):
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         self.swap()
         features_header, decode = self.records.features.header, self.records.features.decode
-        log_header, scores, prediction = self.records.prediction_log.header, self.records.scores.body, self.records.prediction.encode
+        log_header, scores, prediction = (
+            self.records.prediction_log.header,
+            self.records.scores.body,
+            self.records.prediction.encode,
+        )
         for record in records:
             value = record.value() or b""
             try:
                 if not value.startswith(features_header):
                     given = value[:HEADER].hex()
-                    raise Reject("unknown_schema", f"header {given} where {features_header.hex()} was expected", value=given)
+                    raise Reject(
+                        "unknown_schema", f"header {given} where {features_header.hex()} was expected", value=given
+                    )
                 features: Features = decode(value)
                 x = vector_to_x(features["vector"])
                 champion = self.score(self.champion, x)

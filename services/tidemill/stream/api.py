@@ -13,13 +13,13 @@ Headers = list[tuple[str, bytes]]
 class Record(Protocol):
     """One message as it was read; confluent-kafka's own Message fits, so nothing is copied on the way."""
 
-    def topic(self) -> str: ...  # noqa: D102
-    def partition(self) -> int: ...  # noqa: D102
-    def offset(self) -> int: ...  # noqa: D102
-    def key(self) -> bytes | None: ...  # noqa: D102
-    def value(self) -> bytes | None: ...  # noqa: D102
-    def headers(self) -> Any: ...  # noqa: D102
-    def timestamp(self) -> tuple[int, int]: ...  # noqa: D102
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Any: ...
+    def timestamp(self) -> tuple[int, int]: ...
 
 
 class Slot(NamedTuple):
@@ -43,7 +43,7 @@ class Emit(Protocol):
     now - timestamp is the delay since the producer sent the event.
     """
 
-    def __call__(  # noqa: D102
+    def __call__(
         self,
         topic: str,
         value: bytes,
@@ -142,7 +142,9 @@ class Consumer(Protocol):
 class Producer(Protocol):
     """Sends records and commits offsets, together where the delivery guarantee is exactly once."""
 
-    emit: Emit
+    @property
+    def emit(self) -> Emit:
+        """How to send a record."""
 
     def commit(self, offsets: Mapping[Slot, Position], consumer: Consumer) -> None:
         """Make what was emitted and these offsets lasting. Raises Aborted (nothing was), or Fenced."""

@@ -18,7 +18,8 @@ from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic  # noqa: TID251
+from confluent_kafka.admin import AdminClient  # noqa: TID251
+from confluent_kafka.cimpl import NewTopic  # noqa: TID251
 
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream import api
@@ -42,7 +43,6 @@ _FENCED = {
     KafkaError.PRODUCER_FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.FENCED_INSTANCE_ID,
-    KafkaError._FENCED,
 }
 
 
@@ -171,7 +171,7 @@ class KafkaBroker:
             open_ends = {slot: end for slot, (begin, end) in ranges.items() if begin < end}
             reader.assign([TopicPartition(*slot, ranges[slot][0]) for slot in open_ends])
             while open_ends:
-                batch = reader.consume(5000, timeout=0.2)
+                batch: list[Any] = list(reader.consume(5000, timeout=0.2))
                 yield [m for m in _good(batch) if m.offset() < open_ends.get(Slot(m.topic(), m.partition()), 0)]
                 # The offset before the end may be a control record, which is never handed out: then what tells that
                 # a slot is done is a record after it, or the end of the partition.
@@ -185,7 +185,6 @@ class KafkaBroker:
             raise _wrap(error, "rebuilding from the log") from error
         finally:
             reader.close()
-
 
     def follow(self, slot: Slot, offset: int) -> KafkaFollower:
         return KafkaFollower(self._reader(), slot, offset)
@@ -255,7 +254,9 @@ class KafkaConsumer:
             },
             logger=_client_log,
         )
-        self._client.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self._client.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
 
     def _on_assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         # Hold still until the loop has settled where to start; the offset is only a place to be paused at.
@@ -408,7 +409,7 @@ class KafkaProducer:
                 if headers is None:
                     self._client.produce(topic, value, key, partition, timestamp=timestamp)
                 else:
-                    self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=headers)
+                    self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))
                 return
             except BufferError:
                 # The queue is full: the broker is slower than we are. Wait for it; nothing more is read meanwhile.
@@ -437,7 +438,9 @@ class KafkaProducer:
         if offsets:
             places = [TopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
             metadata = consumer.group_metadata()
-            self._insist("sending offsets", lambda: self._client.send_offsets_to_transaction(places, metadata, CALL_SECONDS))
+            self._insist(
+                "sending offsets", lambda: self._client.send_offsets_to_transaction(places, metadata, CALL_SECONDS)
+            )
         self._insist("committing", lambda: self._client.commit_transaction(CALL_SECONDS))
         self._open = False
 
@@ -518,7 +521,7 @@ class Sender:
         """Send one record; waits while the queue is full."""
         while True:
             try:
-                self._client.produce(topic, value, key, headers=headers)
+                self._client.produce(topic, value, key, headers=list(headers or []))
                 return
             except BufferError:
                 self._client.poll(0.05)

@@ -108,7 +108,7 @@ class Loop:
             records = consumer.poll(self.max_batch, self._patience())
             if self._reassign(consumer, producer):
                 return 0
-            if self._process(records, consumer, producer):
+            if self._process(records, producer):
                 self._commit(consumer, producer)
             self._failures = 0
         except (Aborted, Retry, StoreError) as error:
@@ -123,7 +123,7 @@ class Loop:
             self.sleep(self.interval - since)
         return min(IDLE_SECONDS, self.commit_every or IDLE_SECONDS) if self._dirty else IDLE_SECONDS
 
-    def _process(self, records: Sequence[Any], consumer: Consumer, producer: Producer) -> bool:
+    def _process(self, records: Sequence[Any], producer: Producer) -> bool:
         started = self.clock()
         may_commit = self.step.process(records, producer.emit)
         if records:
@@ -134,7 +134,8 @@ class Loop:
     def _commit(self, consumer: Consumer, producer: Producer) -> None:
         started = self.clock()
         offsets = {
-            slot: Position(offset, self.step.note(slot)) for slot, offset in consumer.positions(tuple(self._slots)).items()
+            slot: Position(offset, self.step.note(slot))
+            for slot, offset in consumer.positions(tuple(self._slots)).items()
         }
         producer.commit(offsets, consumer)
         self._held.update({slot: position.offset for slot, position in offsets.items()})
@@ -185,7 +186,13 @@ class Loop:
                 where = low if position.offset < low else high
                 log.error(
                     "records lost: the log does not hold the committed offset any more",
-                    extra={"slot": _shown([slot]), "committed": position.offset, "first": low, "end": high, "resume": where},
+                    extra={
+                        "slot": _shown([slot]),
+                        "committed": position.offset,
+                        "first": low,
+                        "end": high,
+                        "resume": where,
+                    },
                 )
                 self.step.counts["lost_records", slot.topic] += abs(where - position.offset)
                 position = Position(where)

@@ -101,6 +101,10 @@ def connect(url: str) -> redis.Redis:
     return client
 
 
+def _fields(values: Mapping[str, Any]) -> Mapping[Any, Any]:
+    return values  # redis-py's own type is invariant in its keys
+
+
 class RedisView:
     """One view of one pipeline in Redis; see the module's text for the keys."""
 
@@ -111,10 +115,11 @@ class RedisView:
     def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
         """Return (offset, tiles by entity), or None. Raises StoreError where Redis is away."""
         try:
-            offset = self.client.hget(f"{self.prefix}/partition:{partition}", "offset")
+            place = f"{self.prefix}/partition:{partition}"
+            offset = self.client.hget(place, "offset")
             if offset is None:
                 return None
-            entities = sorted(self.client.smembers(f"{self.prefix}/entities:{partition}"))
+            entities = sorted(str(name) for name in self.client.smembers(f"{self.prefix}/entities:{partition}"))
             found: dict[str, dict[str, str]] = {}
             for start in range(0, len(entities), 1000):
                 some = entities[start : start + 1000]
@@ -123,7 +128,7 @@ class RedisView:
                     pipe.hgetall(f"{self.prefix}/tiles:{entity}")
                 found |= dict(zip(some, pipe.execute(), strict=True))
             # What was read must stand for one offset: if another process wrote meanwhile, it is none of ours.
-            if self.client.hget(f"{self.prefix}/partition:{partition}", "offset") != offset:
+            if self.client.hget(place, "offset") != offset:
                 return None
             return int(offset), found
         except redis.RedisError as error:
@@ -133,7 +138,7 @@ class RedisView:
         """Forget a partition. Raises StoreError where Redis is away."""
         members = f"{self.prefix}/entities:{partition}"
         try:
-            entities = self.client.smembers(members)
+            entities = [str(name) for name in self.client.smembers(members)]
             keys = [key for e in entities for key in (f"{self.prefix}:{e}", f"{self.prefix}/tiles:{e}")]
             self.client.delete(f"{self.prefix}/partition:{partition}", members, *keys)
         except redis.RedisError as error:
@@ -144,7 +149,7 @@ class RedisView:
         place = f"{self.prefix}/partition:{partition}"
         try:
             with self.client.pipeline() as pipe:
-                pipe.watch(place)
+                pipe.watch(place)  # type: ignore[no-untyped-call]
                 stored = int(pipe.hget(place, "offset") or 0)
                 if stored > offset:
                     return "refused"
@@ -156,13 +161,13 @@ class RedisView:
                     if change.whole:
                         pipe.delete(key, tiles)
                     present = {name: value for name, value in change.features.items() if value is not None}
-                    pipe.hset(key, mapping=present)
+                    pipe.hset(key, mapping=_fields(present))
                     if len(present) < len(change.features):
                         pipe.hdel(key, *(change.features.keys() - present.keys()))
                     if change.gone:
                         pipe.hdel(tiles, *change.gone)
                     if change.tiles:
-                        pipe.hset(tiles, mapping=change.tiles)
+                        pipe.hset(tiles, mapping=_fields(change.tiles))
                 if changes:
                     pipe.sadd(f"{self.prefix}/entities:{partition}", *changes)
                 pipe.hset(place, "offset", offset)

@@ -31,7 +31,9 @@ class Decoder:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self._fields = [(f["name"], _branches(f["type"]), "default" in f, f.get("default")) for f in codec.avro["fields"]]
+        self._fields = [
+            (f["name"], _branches(f["type"]), "default" in f, f.get("default")) for f in codec.avro["fields"]
+        ]
         self._names = {name for name, *_ in self._fields}
 
     def decode(self, data: bytes | None) -> tuple[dict[str, Any], bytes]:
@@ -57,7 +59,9 @@ class Decoder:
         if not data.startswith(self.codec.header):
             given = int.from_bytes(data[1:HEADER], "big")
             raise Reject(
-                "unknown_schema", f"schema id {given} where {self.codec.id} ({self.codec.avro['name']}) was expected", value=given
+                "unknown_schema",
+                f"schema id {given} where {self.codec.id} ({self.codec.avro['name']}) was expected",
+                value=given,
             )
         stream = io.BytesIO(data)
         stream.seek(HEADER)
@@ -67,7 +71,9 @@ class Decoder:
             raise Reject("truncated", "the record ends before its last field") from error
         except Exception as error:  # whatever hostile bytes make a decoder raise, it is one bad message
             reason = "truncated" if isinstance(error, (IndexError, StopIteration)) else "undecodable"
-            raise Reject(reason, f"the bytes are no {self.codec.avro['name']}: {type(error).__name__}: {error}") from error
+            raise Reject(
+                reason, f"the bytes are no {self.codec.avro['name']}: {type(error).__name__}: {error}"
+            ) from error
         if stream.tell() != len(data):
             raise Reject("trailing_bytes", f"{len(data) - stream.tell()} bytes follow the record")
         return record
@@ -91,7 +97,11 @@ class Decoder:
         if unexpected:
             name = unexpected[0]
             raise Reject(
-                "unexpected_field", f"field {name!r} is not in {self.codec.avro['name']}", rule="schema", field=name, value=given[name]
+                "unexpected_field",
+                f"field {name!r} is not in {self.codec.avro['name']}",
+                rule="schema",
+                field=name,
+                value=given[name],
             )
         return record
 
@@ -100,16 +110,19 @@ def _branches(avro: Any) -> tuple[str, ...]:
     return tuple(schemas.primitive(b) for b in avro) if isinstance(avro, list) else (schemas.primitive(avro),)
 
 
-def _checked(name: str, value: Any, branches: tuple[str, ...]) -> Any:
+def _checked(name: str, given: Any, branches: tuple[str, ...]) -> Any:
     """Return a JSON value as the field's type. An int is a legal double, as in Avro; a float is never a legal int."""
+    value: Any = given
     for branch in branches:
-        kinds = _PYTHON.get(branch)
-        if kinds is None or not isinstance(value, kinds) or (isinstance(value, bool) and branch != "boolean"):
+        kinds: Any = _PYTHON.get(branch)
+        if kinds is None or not isinstance(given, kinds) or (isinstance(given, bool) and branch != "boolean"):
             continue
         if branch in _RANGE and not -_RANGE[branch] <= value < _RANGE[branch]:
             continue
         return float(value) if branch in ("float", "double") else value
-    found = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null"}.get(type(value), type(value).__name__)
+    found = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null"}.get(
+        type(value), type(value).__name__
+    )
     raise Reject(
         "wrong_type",
         f"field {name!r} is {value!r} ({found}) where {' or '.join(branches)} was expected",

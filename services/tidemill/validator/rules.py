@@ -66,7 +66,7 @@ def matches(field: str, pattern: str) -> Rule:
 
 def not_null(field: str) -> Rule:
     """The field has a value, although its schema would allow null."""
-    return Rule("not_null", field, "missing_value", lambda value: None, "not null", nullable=False)
+    return Rule("not_null", field, "missing_value", lambda _: None, "not null", nullable=False)
 
 
 def finite(field: str) -> Rule:

@@ -62,8 +62,12 @@ class Validator(Step):
         name = pipeline.name
         self.dlq = topics.DLQ.name(name)
         self._ways = {
-            topics.EVENTS.name(name): self._way(pipeline.events, records.event, pipeline.rules, topics.EVENTS_VALID.name(name)),
-            topics.LABELS.name(name): self._way(pipeline.labels, records.label, pipeline.label_rules, topics.LABELS_VALID.name(name)),
+            topics.EVENTS.name(name): self._way(
+                pipeline.events, records.event, pipeline.rules, topics.EVENTS_VALID.name(name)
+            ),
+            topics.LABELS.name(name): self._way(
+                pipeline.labels, records.label, pipeline.label_rules, topics.LABELS_VALID.name(name)
+            ),
         }
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
@@ -100,5 +104,8 @@ class Validator(Step):
 def build(pipeline: Pipeline) -> Service:
     """Wire the validator to its topics."""
     return Service(
-        "validator", f"{pipeline.name}.validator", [t.name(pipeline.name) for t in topics.reads("validator")], Validator(pipeline)
+        "validator",
+        f"{pipeline.name}.validator",
+        [t.name(pipeline.name) for t in topics.reads("validator")],
+        Validator(pipeline),
     )

@@ -1,0 +1,40 @@
+# Everything sets itself up: `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# One virtual environment for all; made anew when the project's dependencies change.
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tidemill needs Python 3.11 or later")'
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing tidemill and what it needs (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/ready ## January's flights through the whole pipeline, in about a minute; ARGS="--days 2 --headless ..."
+	@$(BIN)/tidemill demo $(ARGS)
+
+test: $(VENV)/ready ## unit, contract and system tests; the last on a real Kafka (Java 17, Maven) and a real Redis
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/ready ## format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/ready ## put the code into the one format
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/ready ## CPU per event of each service on a real Kafka; ARGS="--json bench.json ..."
+	@$(BIN)/python -m benchmarks.pipeline $(ARGS)
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill
