@@ -183,12 +183,15 @@ def demo(
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="tidemill", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "tidemill"
+        click.echo(f"tidemill: {' '.join(error.format_message().split())} See `{where} --help`.", err=True)
+        sys.exit(2)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _fail(error.format_message())
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ _client_log = logging.getLogger("librdkafka")
 
 TRANSACTION_TIMEOUT_SECONDS = 10
 CALL_SECONDS = 10.0
-CONNECT_SECONDS = 4.0
+CONNECT_SECONDS = 3.0
 FAR_BEHIND = 100
 """Offsets. Less than this is what an open transaction or a burst may hold, and is not worth waiting for."""
 LONGEST_WAIT_SECONDS = 0.5

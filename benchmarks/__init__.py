@@ -1,0 +1,1 @@
+"""Benchmarks: what an event costs, in microseconds of CPU."""

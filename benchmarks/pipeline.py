@@ -1,0 +1,313 @@
+"""What an event costs in each data-plane service, alone on pre-filled topics of a real broker, pinned to one core.
+
+    make bench                                 the table
+    make bench ARGS="--json bench.json"        and as JSON
+    make bench ARGS="--latency 2000"           delay from event to prediction, all services, at 2,000 events a second
+
+CPU is that of the whole process, the Kafka client's threads included, from the first batch to the last; the broker runs
+on the other cores. "step" is the part spent in the service's own step. Beside each stands a bare loop that reads the
+same events, decodes them, encodes them again and sends them on, in the same transactions: what no service can go below.
+Machines are shared and noisy: compare ratios within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from real_kafka import RealKafka, missing
+
+from tidemill import topics
+from tidemill.backtest import Backtest
+from tidemill.demo import data
+from tidemill.demo.replay import Replay, script
+from tidemill.demo.stack import Redis, Stack
+from tidemill.errors import TidemillError
+from tidemill.featurizer import service as featurizer
+from tidemill.joiner import service as joiner
+from tidemill.learner import service as learner
+from tidemill.pipeline import Pipeline, load
+from tidemill.records import Records
+from tidemill.registry.manifests import Registry
+from tidemill.registry.store import ArtifactStore
+from tidemill.run import topic_table
+from tidemill.scorer import service as scorer
+from tidemill.stream.api import Emit, Record, Step
+from tidemill.stream.kafka import KafkaBroker, Reader, Sender
+from tidemill.stream.loop import Loop, Service
+from tidemill.stream.view import RedisView, connect
+from tidemill.validator import service as validator
+
+REFERENCE = "benchmarks.declared"
+PROTOTYPE = {"validator": 6.0, "featurizer": 16.0, "scorer": 10.0, "joiner + learner": 13.0}
+"""Microseconds of CPU per event that a prototype needed, on a machine of this kind."""
+# From the end of the river to its beginning, so that what one writes is never another's pre-filled input.
+ORDER = ("learner", "joiner", "scorer", "featurizer", "validator", "bare")
+
+
+class Bare(Step):
+    """Decode, encode, send on."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.codec = Records(pipeline).event
+        self.to = topics.EVENTS_VALID.name(pipeline.name)
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        """Handle a batch."""
+        codec, to = self.codec, self.to
+        for record in records:
+            emit(to, codec.encode(codec.decode(record.value() or b"")), record.key(), record.timestamp()[1])
+        return True
+
+
+class Timed(Step):
+    """A step with a stop-watch on it, and an end."""
+
+    def __init__(self, inner: Step, expected: int) -> None:
+        super().__init__()
+        self.inner, self.expected = inner, expected
+        self.handled, self.step_cpu = 0, 0.0
+        self.began: tuple[float, float] | None = None
+        for name in ("assign", "truncated", "note", "committed", "revoke", "finish", "gauges"):
+            setattr(self, name, getattr(inner, name))
+        self.counts = inner.counts
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        """Handle a batch, and count it."""
+        if records and self.began is None:
+            self.began = (time.process_time(), time.perf_counter())
+        before = time.thread_time()
+        done = self.inner.process(records, emit)
+        self.step_cpu += time.thread_time() - before
+        self.handled += len(records)
+        return done
+
+
+def measure(name: str, servers: str, redis_url: str, expected: int, events: int) -> dict[str, float]:
+    """Run one service in this process until it has handled `expected` records; per event of `events`."""
+    pipeline = load(REFERENCE)
+    broker = KafkaBroker(servers)
+    step: Step
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "bare":
+            group, names, step = "bench.bare", [topics.EVENTS.name(pipeline.name)], Bare(pipeline)
+        else:
+            built = build(name, pipeline, broker, redis_url, folder)
+            group, names, step = built.group, list(built.topics), built.step
+        timed = Timed(step, expected)
+        loop = Loop(Service(name, group, names, timed), broker)
+        producer, consumer = broker.producer(loop.instance), broker.consumer(group, names, loop.instance)
+        deadline = time.monotonic() + 120
+        while timed.handled < expected:
+            loop.turn(consumer, producer)
+            if time.monotonic() > deadline:
+                raise TidemillError(f"{name}: {timed.handled} of {expected} records after 120 s")
+        assert timed.began is not None
+        cpu, wall = time.process_time() - timed.began[0], time.perf_counter() - timed.began[1]
+        producer.close()
+        consumer.close()
+    return {
+        "records": timed.handled,
+        "cpu_us_per_event": cpu / events * 1e6,
+        "step_us_per_event": timed.step_cpu / events * 1e6,
+        "events_per_second": events / wall,
+    }
+
+
+def build(name: str, pipeline: Pipeline, broker: KafkaBroker, redis_url: str, folder: str) -> Service:
+    """Return one service, wired as `tidemill run` does."""
+    if name == "validator":
+        return validator.build(pipeline)
+    if name == "featurizer":
+        client = connect(redis_url)
+        return featurizer.build(pipeline, {v.label: RedisView(client, pipeline.name, v.label) for v in pipeline.views})
+    if name == "scorer":
+        return scorer.build(pipeline, tuple)
+    if name == "joiner":
+        return joiner.build(pipeline)
+    registry = Registry(pipeline, ArtifactStore(folder), b"benchmark-benchmark")
+    return learner.build(pipeline, pipeline.champion, registry, broker, every_examples=10_000, every_seconds=10.0)
+
+
+def fill(broker: KafkaBroker, pipeline: Pipeline, found: list[data.Flight]) -> dict[str, int]:
+    """Fill every topic with what the services would have written; returns the number of records in each."""
+    kept: dict[str, list[tuple[Any, ...]]] = {}
+
+    class Recording(Backtest):
+        def _emit(self, topic: str, value: bytes, key: bytes | None = None, timestamp: int = 0, *rest: Any) -> None:
+            kept.setdefault(topic, []).append((value, key))
+            super()._emit(topic, value, key, timestamp, *rest)
+
+    Recording(pipeline).run([f.event for f in found], data.labels(found))
+    sender = Sender(broker.servers)
+    for topic, records in kept.items():
+        single = topic.endswith(".examples")
+        for value, key in records:
+            sender.send(topic, value, key if not single else b"one")
+        sender.flush()
+    return {topic: len(records) for topic, records in kept.items()}
+
+
+def throughput(months: int, chosen: Sequence[str], core: int) -> dict[str, Any]:
+    """Measure each service in a process of its own."""
+    pipeline = load(REFERENCE)
+    found = data.flights(range(1, months + 1))
+    results: dict[str, Any] = {}
+    with ExitStack() as cleanup:
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+        say("starting Kafka and Redis")
+        kafka, redis = RealKafka(folder), Redis(folder)
+        cleanup.callback(kafka.stop)
+        cleanup.callback(redis.stop)
+        others = set(range(os.cpu_count() or 1)) - {core}
+        if others:
+            pin(kafka.process.pid, others)
+            os.sched_setaffinity(redis.process.pid, others)
+        broker = KafkaBroker(kafka.servers)
+        broker.create(topic_table(pipeline))
+        say(f"filling topics with {len(found):,} flights")
+        filled = fill(broker, pipeline, found)
+        for name in ORDER:
+            if name not in chosen:
+                continue
+            expected = sum(filled.get(t, 0) for t in inputs(name, pipeline))
+            command = [sys.executable, "-m", "benchmarks.pipeline", "--child", name, "--servers", kafka.servers,
+                       "--redis", redis.url, "--expected", str(expected), "--events", str(len(found))]  # fmt: skip
+            say(f"{name}: {expected:,} records")
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, {core})
+            )
+            if done.returncode:
+                raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+            results[name] = json.loads(done.stdout.splitlines()[-1])
+    return {"events": len(found), "services": {name: results[name] for name in reversed(ORDER) if name in results}}
+
+
+def pin(pid: int, cores: set[int]) -> None:
+    """Pin every thread of a process."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores)
+
+
+def inputs(name: str, pipeline: Pipeline) -> list[str]:
+    """Return the pre-filled topics that a service reads to their end."""
+    if name == "bare":
+        return [topics.EVENTS.name(pipeline.name)]
+    return [t.name(pipeline.name) for t in topics.reads(name) if t not in (topics.MODELS,)]
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the table."""
+    services = report["services"]
+    bare = services.get("bare", {}).get("cpu_us_per_event")
+    print(f"\n{report['events']:,} flights; microseconds of CPU per event\n")
+    print(f"{'service':<18}{'cpu':>8}{'step':>8}{'x bare':>8}{'prototype':>11}{'events/s':>12}")
+    both = {}
+    for name, row in services.items():
+        line = f"{name:<18}{row['cpu_us_per_event']:>8.1f}{row['step_us_per_event']:>8.1f}"
+        line += f"{row['cpu_us_per_event'] / bare:>8.2f}" if bare else f"{'':>8}"
+        line += f"{PROTOTYPE[name]:>11.0f}" if name in PROTOTYPE else f"{'':>11}"
+        print(line + f"{row['events_per_second']:>12,.0f}")
+        both[name] = row["cpu_us_per_event"]
+    if {"joiner", "learner"} <= both.keys():
+        total = both["joiner"] + both["learner"]
+        print(f"{'joiner + learner':<18}{total:>8.1f}{'':>16}{PROTOTYPE['joiner + learner']:>11.0f}")
+    print(f"{'all five':<18}{sum(v for k, v in both.items() if k != 'bare'):>8.1f}")
+
+
+def latency(rate: int, seconds: float, delivery: str) -> dict[str, Any]:
+    """Measure the delay from event sent to prediction read, with every service, Kafka and Redis on this machine."""
+    pipeline = load(REFERENCE)
+    with ExitStack() as cleanup:
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+        say("starting Kafka, Redis and all services")
+        kafka, redis = RealKafka(folder), Redis(folder)
+        cleanup.callback(kafka.stop)
+        cleanup.callback(redis.stop)
+        broker = KafkaBroker(kafka.servers)
+        broker.create(topic_table(pipeline))
+        settings = {"brokers": kafka.servers, "redis_url": redis.url, "delivery": delivery, "snapshot_seconds": 1}
+        stack = Stack(REFERENCE, pipeline, folder, settings)
+        cleanup.callback(stack.stop)
+        for role in ("validator", "featurizer", "scorer", "joiner", f"learner:{pipeline.champion}"):
+            stack.start(role)
+        found = data.flights(range(1, 5))[: int(rate * seconds)]
+        messages = script(pipeline, found)
+        stack.wait_ready()
+        reader = Reader(broker, [topics.PREDICTIONS.name(pipeline.name)])
+        paced = Paced(kafka.servers, messages, rate)
+        say(f"{len(found):,} events at {rate:,} a second")
+        paced.start()
+        delays: list[tuple[float, float]] = []
+        quiet = time.monotonic()
+        while len(delays) < len(found) and time.monotonic() - quiet < 10:
+            for record in reader.poll(timeout=0.05):
+                quiet, now = time.monotonic(), time.time()
+                delays.append((now, now - record.timestamp()[1] / 1000))
+        stack.check()
+        paced.stop()
+    warm = delays[0][0] + min(5.0, seconds / 4)
+    counted = sorted(delay for at, delay in delays if at > warm)
+    quantile: Callable[[float], float] = lambda q: round(counted[int(q * (len(counted) - 1))] * 1000, 1)  # noqa: E731
+    return {
+        "delivery": delivery, "rate": rate, "sent": len(found), "predicted": len(delays), "counted": len(counted),
+        "p50_ms": quantile(0.5), "p90_ms": quantile(0.9), "p99_ms": quantile(0.99), "max_ms": quantile(1.0),
+    }  # fmt: skip
+
+
+class Paced(Replay):
+    """Sends events at an even rate, whatever their event time; labels go between them as they fall."""
+
+    def __init__(self, servers: str, messages: Sequence[Any], rate: int) -> None:
+        super().__init__(servers, messages, 1.0, has_room=lambda: self.events < (time.monotonic() - self.started_at) * rate)
+        self.speed = 1e15
+
+
+def say(text: str) -> None:
+    """Tell how far we are."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--months", type=int, default=4, help="months of flights, 1 to 12 (about 27,000 a month)")
+    parser.add_argument("--service", action="append", choices=ORDER, help="only this one; may be given often")
+    parser.add_argument("--core", type=int, default=0, help="the core that the service is pinned to")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--latency", type=int, metavar="RATE", help="measure delay at RATE events a second instead")
+    parser.add_argument("--seconds", type=float, default=20.0, help="with --latency: for how long")
+    parser.add_argument("--delivery", default="exactly_once", choices=("exactly_once", "at_least_once"), help="with --latency")
+    for hidden in ("--child", "--servers", "--redis", "--expected", "--events"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        found = measure(given.child, given.servers, given.redis, int(given.expected), int(given.events))
+        print(json.dumps(found))
+        return
+    if missing():
+        raise SystemExit(f"the benchmark needs a real Kafka broker: {missing()}; install Java 17 and Maven")
+    if given.latency:
+        report = latency(given.latency, given.seconds, given.delivery)
+        print(json.dumps(report, indent=2))
+    else:
+        report = throughput(given.months, given.service or ORDER, given.core)
+        show(report)
+    if given.json:
+        given.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
