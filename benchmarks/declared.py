@@ -29,7 +29,9 @@ bench = Pipeline(
         )
     ],
     models={
-        "logreg": compose.SelectType(float) | preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.SGD(0.003))
+        "logreg": compose.SelectType(float)
+        | preprocessing.StandardScaler()
+        | linear_model.LogisticRegression(optim.SGD(0.003))
     },
     champion="logreg",
     label_timeout="48h",

@@ -45,7 +45,7 @@ from tidemill.run import topic_table
 from tidemill.scorer import service as scorer
 from tidemill.stream.api import Emit, Record, Step
 from tidemill.stream.kafka import KafkaBroker, Reader, Sender
-from tidemill.stream.loop import Loop, Service
+from tidemill.stream.loop import Loop, Service, tune_collector
 from tidemill.stream.view import RedisView, connect
 from tidemill.validator import service as validator
 
@@ -108,6 +108,7 @@ def measure(name: str, servers: str, redis_url: str, expected: int, events: int)
             group, names, step = built.group, list(built.topics), built.step
         timed = Timed(step, expected)
         loop = Loop(Service(name, group, names, timed), broker)
+        tune_collector()
         producer, consumer = broker.producer(loop.instance), broker.consumer(group, names, loop.instance)
         deadline = time.monotonic() + 120
         while timed.handled < expected:
@@ -271,7 +272,9 @@ class Paced(Replay):
     """Sends events at an even rate, whatever their event time; labels go between them as they fall."""
 
     def __init__(self, servers: str, messages: Sequence[Any], rate: int) -> None:
-        super().__init__(servers, messages, 1.0, has_room=lambda: self.events < (time.monotonic() - self.started_at) * rate)
+        super().__init__(
+            servers, messages, 1.0, has_room=lambda: self.events < (time.monotonic() - self.started_at) * rate
+        )
         self.speed = 1e15
 
 
@@ -282,14 +285,18 @@ def say(text: str) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="make bench ARGS=...", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--months", type=int, default=4, help="months of flights, 1 to 12 (about 27,000 a month)")
     parser.add_argument("--service", action="append", choices=ORDER, help="only this one; may be given often")
     parser.add_argument("--core", type=int, default=0, help="the core that the service is pinned to")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--latency", type=int, metavar="RATE", help="measure delay at RATE events a second instead")
     parser.add_argument("--seconds", type=float, default=20.0, help="with --latency: for how long")
-    parser.add_argument("--delivery", default="exactly_once", choices=("exactly_once", "at_least_once"), help="with --latency")
+    parser.add_argument(
+        "--delivery", default="exactly_once", choices=("exactly_once", "at_least_once"), help="with --latency"
+    )
     for hidden in ("--child", "--servers", "--redis", "--expected", "--events"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -110,7 +110,14 @@ class TestOnARealBroker:
     def test_a_store_that_is_no_folder(self, kafka, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         done = tidemill(
-            "run", "scorer", "delays", "--brokers", kafka.servers, "--store-url", str(tmp_path / "file"), TIDEMILL_SIGNING_KEY=KEY
+            "run",
+            "scorer",
+            "delays",
+            "--brokers",
+            kafka.servers,
+            "--store-url",
+            str(tmp_path / "file"),
+            TIDEMILL_SIGNING_KEY=KEY,
         )
         assert_one_clear_line(done, "store_url", "TIDEMILL_STORE_URL")
 

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=240
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
+        check=True,
+        timeout=240,
     )
     (found,) = folder.glob("tidemill-*.whl")
     return found
@@ -44,6 +46,11 @@ def test_a_pipeline_loads_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> N
         "print(tidemill.load('flights').name)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "site")], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60
+        [sys.executable, "-c", code, str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        timeout=60,
     )
     assert done.stdout.strip() == "flights", done.stderr

@@ -82,7 +82,7 @@ class Joiner(Step):
                 if not value.startswith(header):
                     self._other_schema(record, header)
                     continue
-                event = head(value[HEADER:])
+                event = head(value, HEADER)
                 if not join.add_event(event["event_id"], event["event_time"], offset, value, record.timestamp()[1]):
                     self._reject(
                         record, Reject("duplicate_event", f"event {event['event_id']!r} was predicted already")
@@ -91,7 +91,7 @@ class Joiner(Step):
                 if not value.startswith(labels_header):
                     self._other_schema(record, labels_header)
                     continue
-                label = decode(value[HEADER:])
+                label = decode(value, HEADER)
                 join.add_label(
                     str(label[self._id]), label[self._time], self._as_label(self._value(label)), offset, record
                 )

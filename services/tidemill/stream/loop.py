@@ -6,6 +6,7 @@ not at all. State is rebuilt from Kafka at every take-over, so a crash at any in
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import time
@@ -85,6 +86,7 @@ class Loop:
 
     def run(self) -> None:
         """Run until `stop` is called. What ends it otherwise is an error that only a restart can mend."""
+        tune_collector()
         # The producer first: it ends a transaction that a killed predecessor left open, so that the offsets read
         # at take-over are the settled ones.
         producer = self.broker.producer(self.instance)
@@ -261,6 +263,17 @@ class Loop:
         if records:
             self.watch.delay(time.time() - records[0].timestamp()[1] / 1000)
         self.watch.gauges(self.step.gauges())
+
+
+def tune_collector() -> None:
+    """Have Python's cycle collector look rarely, and never again at what is loaded by now.
+
+    Records are trees: counting references frees them. What the collector would find by walking all state again and
+    again, every few hundred records, is next to nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def stop_on_signals(loop: Loop) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
-
-import fastavro
 
 from tidemill import schemas
 from tidemill.errors import Reject
@@ -63,20 +60,15 @@ class Decoder:
                 f"schema id {given} where {self.codec.id} ({self.codec.avro['name']}) was expected",
                 value=given,
             )
-        stream = io.BytesIO(data)
-        stream.seek(HEADER)
         try:
-            record: dict[str, Any] = fastavro.schemaless_reader(stream, self.codec.parsed, None)  # type: ignore[assignment]
-        except EOFError as error:
+            record, end = self.codec.read(data, HEADER)
+        except (EOFError, IndexError) as error:
             raise Reject("truncated", "the record ends before its last field") from error
         except Exception as error:  # whatever hostile bytes make a decoder raise, it is one bad message
-            reason = "truncated" if isinstance(error, (IndexError, StopIteration)) else "undecodable"
-            raise Reject(
-                reason, f"the bytes are no {self.codec.avro['name']}: {type(error).__name__}: {error}"
-            ) from error
-        if stream.tell() != len(data):
-            raise Reject("trailing_bytes", f"{len(data) - stream.tell()} bytes follow the record")
-        return record
+            raise Reject("undecodable", f"the bytes are no {self.codec.avro['name']}: {error}") from error
+        if end != len(data):
+            raise Reject("trailing_bytes", f"{len(data) - end} bytes follow the record")
+        return record  # type: ignore[no-any-return]
 
     def _json(self, data: bytes) -> dict[str, Any]:
         try:

@@ -1,0 +1,133 @@
+"""Compiled codecs write what fastavro writes and read what fastavro reads."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import fastavro
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill import compiled, load, schemas
+from tidemill.records import HEADER, Codec, Records
+
+LONG = st.integers(-(2**63), 2**63 - 1)
+INT = st.integers(-(2**31), 2**31 - 1)
+VALUES = {
+    "long": LONG, "int": INT, "double": st.floats(allow_nan=False), "boolean": st.booleans(), "string": st.text(), "bytes": st.binary(),
+}  # fmt: skip
+RECORDS = Records(load("flights"))
+CODECS = [
+    RECORDS.event, RECORDS.label, RECORDS.vector, RECORDS.features, RECORDS.prediction, RECORDS.prediction_log,
+    RECORDS.scores, RECORDS.example, RECORDS.outcome, RECORDS.head, RECORDS.manifest,
+]  # fmt: skip
+
+
+def values(avro) -> st.SearchStrategy:
+    if isinstance(avro, list):
+        return st.one_of(*(st.none() if branch == "null" else values(branch) for branch in avro))
+    if isinstance(avro, dict):
+        kind = avro["type"]
+        if kind == "record":
+            return st.fixed_dictionaries({f["name"]: values(f["type"]) for f in avro["fields"]})
+        if kind == "array":
+            return st.lists(values(avro["items"]), max_size=4)
+        if kind == "map":
+            return st.dictionaries(st.text(max_size=5), values(avro["values"]), max_size=4)
+        return values(kind)
+    return VALUES[avro] if avro in VALUES else values(schemas.own("score.v1"))
+
+
+def by_fastavro(codec: Codec, record) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, codec.parsed, record)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.avro["name"])
+def test_every_record_of_the_data_plane_is_compiled_and_equals_fastavro(codec: Codec) -> None:
+    assert codec.is_compiled
+
+    @settings(max_examples=40, deadline=None)
+    @given(values(schemas.plain(codec.avro)))
+    def check(record) -> None:
+        data = by_fastavro(codec, record)
+        assert codec.body(record) == data
+        assert codec.record(data) == record == fastavro.schemaless_reader(io.BytesIO(data), codec.parsed, None)
+        assert codec.read(data + b"more", 0) == (record, len(data))
+
+    check()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_flat_schema_equals_fastavro(data) -> None:
+    kinds = data.draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=12))
+    fields = []
+    for index, kind in enumerate(kinds):
+        shape = data.draw(st.sampled_from([kind, ["null", kind], [kind, "null"]]))
+        fields.append({"name": f"f{index}", "type": shape})
+    codec = Codec({"type": "record", "name": "R", "fields": fields})
+    assert codec.is_compiled
+    record = data.draw(values(codec.avro))
+    assert codec.body(record) == by_fastavro(codec, record)
+    assert codec.record(codec.body(record)) == record
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=80))
+def test_arbitrary_bytes_are_read_or_refused_and_never_beyond_their_end(data: bytes) -> None:
+    codec = RECORDS.label
+    try:
+        record, end = codec.read(data, 0)
+    except (EOFError, IndexError, ValueError, struct.error):
+        return
+    assert end <= len(data)
+    assert record.keys() == {"flight_id", "landed_at", "arr_delay"}
+
+
+def test_every_truncation_is_noticed() -> None:
+    whole = RECORDS.event.encode({**dict.fromkeys(f["name"] for f in RECORDS.event.avro["fields"]), **EVENT})
+    for length in range(HEADER, len(whole)):
+        with pytest.raises((EOFError, IndexError)):
+            RECORDS.event.read(whole[:length], HEADER)
+
+
+EVENT = {
+    "flight_id": "a", "asked_at": 1, "carrier": "UA", "flight": 1, "origin": "JFK", "dest": "LAX", "distance": 1.0, "sched_hour": 1,
+    "flight_date": 1, "sched_minutes": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (compiled.varint(-3), "a length is -3"),
+        (b"\xff" * 11, "more than 10 bytes"),
+    ],
+)
+def test_hostile_lengths_are_refused(data: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        RECORDS.label.read(data, 0)
+
+
+def test_a_union_branch_that_does_not_exist_is_refused() -> None:
+    codec = Codec({"type": "record", "name": "R", "fields": [{"name": "a", "type": ["null", "string"]}]})
+    with pytest.raises(ValueError, match="no branch 2"):
+        codec.read(compiled.varint(2), 0)
+
+
+def test_another_shape_is_left_to_fastavro() -> None:
+    enum = {"type": "enum", "name": "E", "symbols": ["a", "b"]}
+    codec = Codec(
+        {
+            "type": "record",
+            "name": "R",
+            "fields": [{"name": "a", "type": ["null", "int", "string"]}, {"name": "e", "type": enum}],
+        }
+    )
+    assert not codec.is_compiled
+    for record in ({"a": 1, "e": "a"}, {"a": "x", "e": "b"}, {"a": None, "e": "a"}):
+        assert codec.decode(codec.encode(record)) == record
