@@ -63,7 +63,7 @@ class RealKafka:
                 ]
             )
         )
-        self._java = ["java", "-Xmx1g", "-cp", f"{JARS}/*"]
+        self._java = ["java", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{JARS}/*"]
         subprocess.run(
             [*self._java, "kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER, "-c", str(self._config)],
             check=True, capture_output=True, timeout=60,

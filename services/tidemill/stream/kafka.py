@@ -33,6 +33,9 @@ _client_log = logging.getLogger("librdkafka")
 TRANSACTION_TIMEOUT_SECONDS = 10
 CALL_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
+CATCHING_UP_MS = 5000
+"""Only records older than this are worth ordering. Younger ones are at most that much out of order, and to let them wait
+for a partition whose newest records are still in an open transaction would cost a delay that feeds on itself."""
 FAR_BEHIND = 100
 """Offsets. Less than this is what an open transaction or a burst may hold, and is not worth waiting for."""
 LONGEST_WAIT_SECONDS = 0.5
@@ -293,7 +296,7 @@ class KafkaConsumer:
 
     def _behind(self) -> set[Slot]:
         """Return slots that the others should wait for: far behind, as seen in the last answers of the broker."""
-        if len(self._order.positions) < 2:
+        if len(self._order.positions) < 2 or time.time() * 1000 - self._order.oldest() < CATCHING_UP_MS:
             return set()
         ends = {}
         for slot in self._order.positions:
@@ -366,7 +369,9 @@ class KafkaProducer:
             "enable.idempotence": True,
             # Java and Faust clients place a key by murmur2; so must we where topics are shared.
             "partitioner": "murmur2_random",
-            "linger.ms": 5,
+            "linger.ms": 1,
+            "retry.backoff.ms": 5,
+            "retry.backoff.max.ms": 200,
             "queue.buffering.max.messages": 200_000,
         }
         if self._exactly_once:

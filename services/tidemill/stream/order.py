@@ -27,6 +27,10 @@ class TimeOrder:
     def __len__(self) -> int:
         return sum(map(len, self._buffers.values()))
 
+    def oldest(self) -> int:
+        """Return the earliest timestamp held; there must be one."""
+        return min(held[0][0] for held in self._buffers.values() if held)
+
     def add(self, records: Sequence[Record]) -> None:
         """Take records as they were read."""
         buffers, latest = self._buffers, self._latest

@@ -1,0 +1,23 @@
+# Built once, run as any of the services: docker run tidemill run validator flights
+FROM python:3.11-slim AS build
+WORKDIR /src
+COPY pyproject.toml README.md CHANGELOG.md ./
+COPY schemas schemas
+COPY services services
+RUN python -m venv /opt/tidemill \
+    && /opt/tidemill/bin/pip install --no-cache-dir --disable-pip-version-check .
+
+FROM python:3.11-slim
+# One seed for the hashes of strings, so that a model learns the same in every process.
+ENV PYTHONHASHSEED=0 \
+    PYTHONUNBUFFERED=1 \
+    PATH=/opt/tidemill/bin:$PATH \
+    TIDEMILL_HTTP_PORT=8080 \
+    TIDEMILL_STORE_URL=/artifacts
+RUN useradd --uid 10001 --no-create-home tidemill && install --directory --owner=10001 --group=10001 /artifacts
+COPY --from=build /opt/tidemill /opt/tidemill
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8080
+ENTRYPOINT ["tidemill"]
+CMD ["--help"]
