@@ -59,6 +59,7 @@ class Retained:
 
     def append(self, item: Event | Label) -> None:
         """Add the newest."""
+        self.first()  # lets go of what is done
         self._queue.append(item)
 
     def first(self) -> Event | Label | None:
