@@ -153,10 +153,10 @@ class Emitted(list):
         self.append((topic.partition(".")[2], key, reason))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.tuples(IDS, st.integers(0, 300)), max_size=16),
-    st.lists(st.tuples(IDS, st.integers(0, 300), st.booleans()), max_size=16),
+    st.lists(st.tuples(IDS, st.integers(0, 200)), min_size=8, max_size=30),
+    st.lists(st.tuples(IDS, st.integers(0, 200), st.booleans()), min_size=8, max_size=30),
     st.integers(0, 2**32), st.integers(0, 2**32), st.data(),
 )  # fmt: skip
 def test_a_joiner_rebuilt_from_its_notes_goes_on_as_if_it_had_never_stopped(log, labels, seed, other, data) -> None:

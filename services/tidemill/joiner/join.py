@@ -29,10 +29,11 @@ NEVER = -(2**62)
 class Event:
     """A prediction that has been made; `value` is None once it has been joined or has expired."""
 
-    __slots__ = ("before", "done", "id", "label", "later", "offset", "time", "timestamp", "value")
+    __slots__ = ("before", "done", "id", "label", "later", "offset", "reach", "time", "timestamp", "value")
 
     def __init__(self, id: str, time: int, offset: int, before: int, value: bytes, timestamp: int) -> None:  # noqa: A002
         self.id, self.time, self.offset, self.before = id, time, offset, before
+        self.reach = time  # the latest time of anything that was settled by knowing this event
         self.value: bytes | None = value
         self.timestamp = timestamp
         self.label: Label | None = None
@@ -113,6 +114,7 @@ class Join:
         earlier = self.events.get(id)
         while earlier is not None:
             if self.log_mark <= earlier.time + self.timeout:
+                earlier.reach = max(earlier.reach, time)
                 self._advance_log()
                 return False
             if earlier.later is None:
@@ -175,6 +177,7 @@ class Join:
             del self.waiting[event.id]
 
     def _settle(self, event: Event, label: Label) -> None:
+        event.reach = max(event.reach, label.time)
         if event.label is None:
             event.label = label
             self.pending -= 1
@@ -194,7 +197,7 @@ class Join:
                 self.pending -= 1
                 self.outcomes.expired(event)
                 event.value = None
-            heapq.heappush(self._closed, entry)
+            heapq.heappush(self._closed, (event.reach, event.offset, event))
         self._forget()
 
     def _advance_log(self) -> None:
@@ -214,9 +217,17 @@ class Join:
         self._forget()
 
     def _forget(self) -> None:
-        heap, edge = self._closed, self.log_mark - self.timeout
+        """Let go of events whose records, and whose labels' and duplicates', decide themselves if they are read again.
+
+        A rebuild may begin at a record between them: a label that is read again without its event must not wait for it
+        beyond the rebuild's end, nor a duplicate be taken for the first. Both watermarks must have passed all of them.
+        """
+        heap, edge = self._closed, min(self.log_mark, self.labels_mark) - self.timeout
         while heap and heap[0][0] < edge:
-            event = heapq.heappop(heap)[2]
+            reach, offset, event = heapq.heappop(heap)
+            if event.reach > reach:
+                heapq.heappush(heap, (event.reach, offset, event))
+                continue
             event.done = True
             if event.label is not None:
                 event.label.done = True
