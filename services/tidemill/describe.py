@@ -39,7 +39,8 @@ def _render(*parts: Any) -> str:
 def _table(*columns: str, numbers: int = 0) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index >= len(columns) - numbers else "left")
+        # What a row is called stays whole; the rest may wrap.
+        table.add_column(column, justify="right" if index >= len(columns) - numbers else "left", no_wrap=index == 0)
     return table
 
 

@@ -58,8 +58,7 @@ def _frame(path: Path, stream: Stream) -> pd.DataFrame:
         text = {name: str for name, kind in stream.types.items() if kind in ("string", "enum")}
         # "NA" may be a text (Namibia, an airline); in a column of numbers it can only mean missing.
         missing = {name: [""] if name in text else ["", "NA", "NaN", "null"] for name in stream.types}
-        # pandas' fast float parser may be off by a last digit.
-        return pd.read_csv(path, dtype=text, float_precision="round_trip", keep_default_na=False, na_values=missing)
+        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     with path.open() as lines:

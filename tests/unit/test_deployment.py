@@ -73,7 +73,9 @@ def test_the_checkers_find_what_is_wrong() -> None:
     with pytest.raises(SettingsError, match="http_port"):
         accepts_variables({"TIDEMILL_HTTP_PORT": "many"})
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "x"}, "spec": {}}, "1.30")
+        kubernetes_validate.validate(
+            {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "x"}, "spec": {}}, "1.30"
+        )
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -95,7 +97,9 @@ def test_compose_services_are_confined_and_have_time_to_drain(name: str) -> None
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert int(service["stop_grace_period"].removesuffix("s")) >= DRAIN_SECONDS
-    assert "${TIDEMILL_SIGNING_KEY:?" in service["environment"]["TIDEMILL_SIGNING_KEY"], "no secret of ours is in the file"
+    assert "${TIDEMILL_SIGNING_KEY:?" in service["environment"]["TIDEMILL_SIGNING_KEY"], (
+        "no secret of ours is in the file"
+    )
 
 
 def test_compose_keeps_redis_from_evicting() -> None:
@@ -129,7 +133,9 @@ def test_pods_are_restricted_have_time_to_drain_and_run_what_exists(document: di
         (container,) = pod["containers"]
         assert {"TIDEMILL_INSTANCE"} <= {e["name"] for e in container["env"]}, "its name is its identity"
         assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
-        assert container["readinessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/readyz"
+        assert (
+            container["readinessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/readyz"
+        )
 
 
 def test_kubernetes_runs_every_service_and_a_learner_for_every_model() -> None:

@@ -84,7 +84,9 @@ def state(join: Join) -> tuple:
 
 @settings(max_examples=400, deadline=None)
 @given(LOG, LABELS, st.integers(0, 2**32), st.integers(0, 2**32))
-def test_any_interleaving_decides_the_same_and_leaves_the_same_state(log: list, labels: list, one: int, other: int) -> None:
+def test_any_interleaving_decides_the_same_and_leaves_the_same_state(
+    log: list, labels: list, one: int, other: int
+) -> None:
     first, first_join = run(log, labels, interleaved(log, labels, one))
     second, second_join = run(log, labels, interleaved(log, labels, other))
     assert first.decided() == second.decided()
@@ -117,7 +119,9 @@ def test_state_is_flat_when_time_moves_on() -> None:
         if n % 7 == 0:
             join.add_label(f"unknown{n}", n + 1, True, 10**6 + n)
         if n % 1000 == 999:
-            sizes.append(len(join.events) + join.waiting_labels + len(join._open) + len(join._closed) + len(join._queue))
+            sizes.append(
+                len(join.events) + join.waiting_labels + len(join._open) + len(join._closed) + len(join._queue)
+            )
             sizes.append(len(join.kept_events._queue) + len(join.kept_labels._queue))
     assert max(sizes) < 100
     assert len(seen.expired) > 6000
@@ -186,7 +190,10 @@ def test_a_joiner_rebuilt_from_its_notes_goes_on_as_if_it_had_never_stopped(log,
         LABELS_SLOT: Position(reached["labels"], first.note(LABELS_SLOT)),
     }
     second, begins = assigned(notes)
-    again = records["log"][begins[LOG_SLOT] : reached["log"]], records["labels"][begins[LABELS_SLOT] : reached["labels"]]
+    again = (
+        records["log"][begins[LOG_SLOT] : reached["log"]],
+        records["labels"][begins[LABELS_SLOT] : reached["labels"]],
+    )
     for side, offset in interleaved(*again, other):
         second.process([again[0 if side == "log" else 1][offset]], discard)
     for side, offset in order[stop:]:

@@ -30,7 +30,7 @@ OUTPUTS = (
 )  # fmt: skip
 
 
-class Crash(Exception):
+class Crash(Exception):  # noqa: N818  it is no error of anybody's
     """The process is gone."""
 
 
@@ -142,7 +142,7 @@ def undisturbed(sent: MemoryBroker) -> tuple:
 
 
 def moments() -> Iterator[int]:
-    yield from range(0, 40)
+    yield from range(40)
     yield from range(40, 1900, 61)
 
 
@@ -185,7 +185,11 @@ def test_an_emptied_store_is_filled_again_without_a_restart_and_with_one(sent, u
     assert result(broker, view) == undisturbed
     empty = MemoryView()
     drive(services(empty)[1], broker)  # starts from nothing: the log is read again, silently
-    broker.append(topics.EVENTS_VALID.name(PIPELINE.name), broker.records(topics.EVENTS_VALID.name(PIPELINE.name))[-1].value(), b"JFK")
+    broker.append(
+        topics.EVENTS_VALID.name(PIPELINE.name),
+        broker.records(topics.EVENTS_VALID.name(PIPELINE.name))[-1].value(),
+        b"JFK",
+    )
     before = len(broker.records(topics.FEATURES.name(PIPELINE.name)))
     drive(services(empty)[1], broker)
     assert len(broker.records(topics.FEATURES.name(PIPELINE.name))) == before + 1, "only what is new is emitted"
@@ -222,7 +226,10 @@ def test_an_aborted_commit_goes_back_and_ends_the_same(sent, undisturbed) -> Non
     broker, view = filled(sent), MemoryView()
     for service in services(view):
         loop = Loop(service, Aborting(broker, Bomb(None)), interval=0.0, max_batch=7, sleep=lambda _: None)
-        producer, consumer = loop.broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
+        producer, consumer = (
+            loop.broker.producer(loop.instance),
+            broker.consumer(service.group, service.topics, loop.instance),
+        )
         quiet = 0
         while quiet < 5:
             quiet = 0 if loop.turn(consumer, producer) else quiet + 1
@@ -235,7 +242,10 @@ def test_a_zombie_writes_nothing(sent, undisturbed) -> None:
     drive(services(view)[0], broker)
     service = services(view)[1]
     zombie = Loop(service, broker, interval=0.0, max_batch=7)
-    producer, consumer = broker.producer(zombie.instance), broker.consumer(service.group, service.topics, zombie.instance)
+    producer, consumer = (
+        broker.producer(zombie.instance),
+        broker.consumer(service.group, service.topics, zombie.instance),
+    )
     for _ in range(5):
         zombie.turn(consumer, producer)
     del broker.groups[service.group].members[zombie.instance]  # as a pause longer than the session does
@@ -258,7 +268,13 @@ def test_members_that_join_and_leave_in_the_middle_lose_and_double_nothing(sent,
             if turn % 10 == 0 and len(running) < 3:
                 service = services(view)[position]
                 loop = Loop(service, broker, instance=str(turn), interval=0.0, max_batch=3)
-                running.append((loop, broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)))
+                running.append(
+                    (
+                        loop,
+                        broker.producer(loop.instance),
+                        broker.consumer(service.group, service.topics, loop.instance),
+                    )
+                )
             elif turn % 17 == 0 and len(running) > 1:
                 loop, producer, consumer = running.pop(0)
                 producer.close()

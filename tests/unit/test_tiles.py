@@ -51,7 +51,9 @@ CASES = {
 }
 EXACT = {"count", "min", "max", "last", "time_since_last"}
 EVENTS = st.lists(
-    st.tuples(st.integers(0, 14 * EVERY), st.none() | st.floats(-1e6, 1e6).map(lambda x: round(x, 3))), min_size=1, max_size=40
+    st.tuples(st.integers(0, 14 * EVERY), st.none() | st.floats(-1e6, 1e6).map(lambda x: round(x, 3))),
+    min_size=1,
+    max_size=40,
 )
 
 

@@ -1,0 +1,257 @@
+"""One contract for every broker: what the loop relies on, in memory and on a real Kafka."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+
+import pytest
+
+from tidemill.errors import Aborted, BrokerError, Fenced
+from tidemill.stream.api import Position, Slot
+from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.memory import MemoryBroker
+from tidemill.topics import Topic
+
+TOPIC = Topic("t", "any", "bytes", ("test",), ("test",))
+names = itertools.count()
+
+
+class Bench:
+    """A broker with an input and an output topic of its own."""
+
+    def __init__(self, broker, source: str, sink: str) -> None:
+        self.broker, self.source, self.sink = broker, source, sink
+        self.group = f"{source}.group"
+
+    def send(self, *values: bytes, partition: int = 0) -> None:
+        producer = self.broker.producer(f"{self.source}.sender")
+        consumer = self.broker.consumer(f"{self.source}.none", [self.sink], "none")
+        for value in values:
+            producer.emit(self.source, value, b"k", 1000, None, partition)
+        producer.commit({}, consumer)
+        producer.close()
+        consumer.close()
+
+    def settle(self, consumer, patience: float = 15.0) -> set[Slot]:
+        """Poll until an assignment came and has not changed for a moment; returns it, started from what is committed."""
+        slots: set[Slot] = set()
+        deadline, quiet = time.monotonic() + patience, 0
+        while quiet < 5 or not slots:
+            assert consumer.poll(100, 0.05) == [], "nothing is read before start()"
+            revoked, assigned = consumer.changes()
+            quiet = 0 if revoked or assigned else quiet + 1
+            slots = (slots - revoked) | assigned
+            assert time.monotonic() < deadline
+        committed = consumer.committed(sorted(slots))
+        consumer.start({slot: position.offset if position else 0 for slot, position in committed.items()})
+        return slots
+
+    def take(self, consumer, count: int, patience: float = 10.0) -> list[bytes]:
+        found: list[bytes] = []
+        deadline = time.monotonic() + patience
+        while len(found) < count and time.monotonic() < deadline:
+            found += [record.value() for record in consumer.poll(100, 0.1)]
+        return found
+
+    def read(self, topic: str, count: int = 0) -> list[bytes]:
+        """Return all that is visible, waiting for `count`: a commit shows once its markers are written, a moment later."""
+        deadline = time.monotonic() + 5
+        while True:
+            ranges = {
+                Slot(topic, p): self.broker.watermarks(Slot(topic, p)) for p in range(self.broker.partitions(topic))
+            }
+            found = [record.value() for batch in self.broker.read(ranges) for record in batch]
+            if len(found) >= count or time.monotonic() > deadline:
+                return found
+
+
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    source, sink = (f"contract{next(names)}.{side}" for side in ("in", "out"))
+    if request.param == "memory":
+        return Bench(MemoryBroker({source: 2, sink: 2}), source, sink)
+    broker = KafkaBroker(request.getfixturevalue("kafka").servers)
+    broker.create([(TOPIC, source, 2), (TOPIC, sink, 2)])
+    return Bench(broker, source, sink)
+
+
+def test_a_topic_that_does_not_exist_has_no_partitions(bench: Bench) -> None:
+    assert bench.broker.partitions(bench.source) == 2
+    assert bench.broker.partitions("no.such.topic") == 0
+
+
+def test_records_and_offsets_become_visible_together_and_not_before(bench: Bench) -> None:
+    bench.send(b"1", b"2", b"3")
+    producer = bench.broker.producer("p")
+    consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+    slots = bench.settle(consumer)
+    assert slots == {Slot(bench.source, 0), Slot(bench.source, 1)}
+    assert bench.take(consumer, 3) == [b"1", b"2", b"3"]
+    for value in (b"a", b"b"):
+        producer.emit(bench.sink, value, b"k", 5)
+    assert bench.read(bench.sink) == []
+    slot = Slot(bench.source, 0)
+    assert consumer.committed([slot]) == {slot: None}
+    at = consumer.positions([slot])[slot]
+    producer.commit({slot: Position(at, "7:42")}, consumer)
+    assert sorted(bench.read(bench.sink, 2)) == [b"a", b"b"]
+    assert consumer.committed([slot]) == {slot: Position(at, "7:42")}
+    producer.close()
+    consumer.close()
+
+
+def test_an_abort_leaves_nothing(bench: Bench) -> None:
+    bench.send(b"1")
+    producer = bench.broker.producer("p")
+    consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+    bench.settle(consumer)
+    producer.emit(bench.sink, b"never")
+    producer.abort()
+    producer.emit(bench.sink, b"kept")
+    producer.commit({}, consumer)
+    assert bench.read(bench.sink, 1) == [b"kept"]
+    producer.close()
+    consumer.close()
+
+
+def test_a_start_goes_back_and_reads_again(bench: Bench) -> None:
+    bench.send(b"1", b"2", b"3")
+    consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+    slots = bench.settle(consumer)
+    assert bench.take(consumer, 3) == [b"1", b"2", b"3"]
+    consumer.start({slot: 1 if slot.partition == 0 else 0 for slot in slots})
+    assert bench.take(consumer, 2) == [b"2", b"3"]
+    consumer.close()
+
+
+def test_order_within_a_partition_is_kept_and_time_decides_between_them(bench: Bench) -> None:
+    producer = bench.broker.producer("p")
+    consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+    for timestamp, partition, value in ((10, 0, b"a"), (30, 0, b"c"), (20, 1, b"b"), (5, 1, b"late"), (40, 1, b"d")):
+        producer.emit(bench.source, value, b"k", timestamp, None, partition)
+    producer.commit({}, consumer)
+    bench.settle(consumer)
+    found = bench.take(consumer, 5)
+    assert found == [b"a", b"b", b"late", b"c", b"d"]
+    consumer.close()
+    producer.close()
+
+
+def test_headers_keys_and_timestamps_arrive(bench: Bench) -> None:
+    producer = bench.broker.producer("p")
+    consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+    producer.emit(bench.source, b"v", b"key", 1234, [("a", b"1"), ("a", b"2")], 1)
+    producer.commit({}, consumer)
+    bench.settle(consumer)
+    record = None
+    deadline = time.monotonic() + 10
+    while record is None and time.monotonic() < deadline:
+        record = next(iter(consumer.poll(10, 0.1)), None)
+    assert record is not None
+    assert (record.topic(), record.partition(), record.key(), record.value()) == (bench.source, 1, b"key", b"v")
+    assert record.headers() == [("a", b"1"), ("a", b"2")]
+    assert record.timestamp()[1] == 1234
+    producer.close()
+    consumer.close()
+
+
+def test_the_same_key_goes_to_the_same_partition(bench: Bench) -> None:
+    producer = bench.broker.producer("p")
+    consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+    for n in range(40):
+        producer.emit(bench.sink, str(n % 4).encode(), str(n % 4).encode())
+    producer.commit({}, consumer)
+    assert len(bench.read(bench.sink, 40)) == 40
+    places = Counter()
+    for p in range(2):
+        slot = Slot(bench.sink, p)
+        for batch in bench.broker.read({slot: bench.broker.watermarks(slot)}):
+            places.update({(p, record.value()) for record in batch})
+    assert len(places) == 4
+    producer.close()
+    consumer.close()
+
+
+def test_a_range_is_read_and_no_more(bench: Bench) -> None:
+    bench.send(*[str(n).encode() for n in range(10)])
+    assert len(bench.read(bench.source, 10)) == 10
+    slot = Slot(bench.source, 0)
+    found = [record.value() for batch in bench.broker.read({slot: (3, 6)}) for record in batch]
+    assert found == [b"3", b"4", b"5"]
+    assert [batch for batch in bench.broker.read({slot: (6, 6)}) if batch] == []
+
+
+def test_a_later_producer_of_the_name_fences_the_earlier(bench: Bench) -> None:
+    consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+    zombie = bench.broker.producer("same")
+    zombie.emit(bench.sink, b"before")
+    successor = bench.broker.producer("same")
+    with pytest.raises((Fenced, Aborted)):  # noqa: PT012  which of the two calls hears of it is not said
+        zombie.emit(bench.sink, b"after")
+        zombie.commit({}, consumer)
+    successor.emit(bench.sink, b"mine")
+    successor.commit({}, consumer)
+    assert bench.read(bench.sink, 1) == [b"mine"]
+    successor.close()
+    consumer.close()
+
+
+def test_a_follower_sees_what_comes(bench: Bench) -> None:
+    bench.send(b"old")
+    assert bench.read(bench.source, 1) == [b"old"]
+    follower = bench.broker.follow(Slot(bench.source, 0), bench.broker.watermarks(Slot(bench.source, 0))[1])
+    bench.send(b"new")
+    found: list[bytes] = []
+    deadline = time.monotonic() + 10
+    while not found and time.monotonic() < deadline:
+        found = [record.value() for record in follower.poll(10, 0.1)]
+    assert found == [b"new"]
+    follower.close()
+
+
+def test_two_members_share_the_partitions_and_one_takes_over(bench: Bench) -> None:
+    one = bench.broker.consumer(bench.group, [bench.source], "a")
+    bench.settle(one)
+    two = bench.broker.consumer(bench.group, [bench.source], "b")
+    held: dict[str, set[Slot]] = {"a": {Slot(bench.source, 0), Slot(bench.source, 1)}, "b": set()}
+    deadline = time.monotonic() + 20
+    while {len(slots) for slots in held.values()} != {1}:
+        for name, member in (("a", one), ("b", two)):
+            member.poll(10, 0.05)
+            revoked, assigned = member.changes()
+            held[name] = (held[name] - revoked) | assigned
+        assert time.monotonic() < deadline, held
+    assert held["a"] | held["b"] == {Slot(bench.source, 0), Slot(bench.source, 1)}
+    one.close()
+    two.close()
+
+
+class TestKafkaAlone:
+    @pytest.fixture
+    def broker(self, kafka) -> KafkaBroker:
+        return KafkaBroker(kafka.servers)
+
+    def test_creating_topics_again_changes_nothing_and_another_number_is_refused(self, broker: KafkaBroker) -> None:
+        name = f"contract{next(names)}"
+        assert broker.create([(TOPIC, name, 3)]) == [name]
+        assert broker.create([(TOPIC, name, 3)]) == []
+        with pytest.raises(BrokerError, match="3 partitions where 4 are declared"):
+            broker.create([(TOPIC, name, 4)])
+
+    def test_at_least_once_commits_what_was_acknowledged(self, kafka) -> None:
+        broker = KafkaBroker(kafka.servers, exactly_once=False)
+        source, sink = (f"contract{next(names)}.{side}" for side in ("in", "out"))
+        broker.create([(TOPIC, source, 2), (TOPIC, sink, 2)])
+        bench = Bench(broker, source, sink)
+        bench.send(b"1", b"2")
+        consumer, producer = broker.consumer(bench.group, [source], "m"), broker.producer("p")
+        bench.settle(consumer)
+        assert bench.take(consumer, 2) == [b"1", b"2"]
+        producer.emit(sink, b"out")
+        producer.commit({Slot(source, 0): Position(2, "note")}, consumer)
+        assert bench.read(sink, 1) == [b"out"]
+        assert consumer.committed([Slot(source, 0)]) == {Slot(source, 0): Position(2, "note")}
+        producer.close()
+        consumer.close()

@@ -1,0 +1,151 @@
+"""A declaration is checked when it is loaded, and what is wrong is said in one line that names the field and the mend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from river import compose, linear_model, preprocessing
+
+from tidemill import Pipeline, Stream, View, aggregates, category, load, number, rules
+from tidemill.describe import as_text, check_models
+from tidemill.errors import DeclarationError
+
+GOOD = load("flights")
+AGG = aggregates.count("1h")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "Flights!"}, ["name", "Flights!", "small letters"]),
+        ({"task": "clustering"}, ["task", "clustering", "binary"]),
+        ({"partitions": 0}, ["partitions", "0"]),
+        ({"label_timeout": "soon"}, ["label_timeout", "soon", "5m"]),
+        ({"events": replace(GOOD.events, schema="flights/nothing.avsc")}, ["events.schema", "flights/nothing.avsc"]),
+        ({"events": replace(GOOD.events, id="nothing")}, ["events.id", "nothing", "flight_id"]),
+        ({"events": replace(GOOD.events, id="distance")}, ["events.id", "distance", "double"]),
+        ({"events": replace(GOOD.events, time="carrier")}, ["events.time", "carrier", "long"]),
+        ({"events": replace(GOOD.events, key="")}, ["events.key", "origin"]),
+        ({"events": replace(GOOD.events, key="tailnum")}, ["tailnum", "null"]),
+        ({"events": "departures"}, ["events", "Stream"]),
+        ({"labels": replace(GOOD.labels, value="")}, ["labels.value"]),
+        ({"labels": replace(GOOD.labels, value="arr_delay")}, ["labels.value", "arr_delay", "boolean"]),
+        ({"rules": ["between 0 and 23"]}, ["rules", "tidemill.rules"]),
+        ({"rules": [rules.between("hour", 0, 23)]}, ["between", "hour", "sched_hour"]),
+        ({"rules": [rules.between("carrier", 0, 23)]}, ["between", "carrier", "not a number"]),
+        ({"rules": [rules.matches("distance", "x")]}, ["matches", "distance", "not text"]),
+        ({"request": {"x": "nothing"}}, ["request['x']", "nothing"]),
+        ({"request": {"x": lambda e: 1}}, ["request['x']", "number(...)"]),
+        ({"request": {"x": 7}}, ["request['x']", "7"]),
+        ({"request": {"x y": "carrier"}}, ["request['x y']"]),
+        ({"request": {"x": number("carrier")}}, ["request['x']", "category('carrier')"]),
+        ({"request": {}, "views": []}, ["request", "empty"]),
+        ({"views": [View("dest", every="1m", aggregates=[AGG])]}, ["views['dest']", "origin"]),
+        ({"views": [View("origin", every="7m", aggregates=[AGG])]}, ["1h", "multiple", "7m"]),
+        ({"views": [View("origin", every="x", aggregates=[AGG])]}, ["views['origin'].every"]),
+        ({"views": [View("origin", every="1m", aggregates=[])]}, ["views['origin']", "at least one"]),
+        ({"views": [View("origin", every="1m", aggregates=[aggregates.mean("carrier", "1h")])]}, ["mean", "carrier", "string"]),
+        ({"views": [View("origin", every="1m", aggregates=[AGG])] * 2}, ["origin", "twice"]),
+        ({"models": {}}, ["models", "at least one"]),
+        ({"models": {"Log Reg": GOOD.models["logreg"]}}, ["models", "Log Reg"]),
+        ({"models": {"logreg": linear_model.LinearRegression()}}, ["models['logreg']", "LinearRegression", "predict_proba_one"]),
+        ({"champion": "best"}, ["champion", "best", "logreg"]),
+    ],
+)  # fmt: skip
+def test_a_broken_declaration_names_field_value_and_mend(change: dict, words: list[str]) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        replace(GOOD, **change)
+    for word in [*words, repr(change.get("name", "flights"))]:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x = (", ["line 1", "SyntaxError"]),
+        ("import nothing_of_that_name", ["line 1", "nothing_of_that_name"]),
+        ("a = 1\nb = a / 0\n", ["line 2", "ZeroDivisionError"]),
+        ("raise SystemExit(3)", ["SystemExit"]),
+        ("x = 1", ["declares no pipeline"]),
+        ("from tidemill.demo.flights import flights, delays", ["flights, delays", "choose one"]),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_says_why(tmp_path: Path, content: str, words: list[str]) -> None:
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(DeclarationError) as caught:
+        load(str(tmp_path / "mine.py"))
+    for word in ["mine.py", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reference", ["nothing", "tidemill.demo.flights:nothing", "no/such/file.py", "flights.nothing"]
+)
+def test_a_pipeline_that_does_not_exist_is_said_so(reference: str) -> None:
+    with pytest.raises(DeclarationError):
+        load(reference)
+
+
+def test_a_file_may_choose_by_name_and_bring_its_own_schemas(tmp_path: Path) -> None:
+    (tmp_path / "tick.avsc").write_text(
+        '{"type": "record", "name": "mine.Tick", "fields": [{"name": "id", "type": "string"}, {"name": "at", "type": "long"},'
+        ' {"name": "who", "type": "string"}, {"name": "x", "type": "double"}]}'
+    )
+    (tmp_path / "mine.py").write_text(
+        "from river import linear_model\nfrom tidemill import Pipeline, Stream\n"
+        "ticks = Stream('tick.avsc', id='id', time='at', key='who', value='x')\n"
+        "one = Pipeline(name='one', events=ticks, labels=ticks, task='regression', request={'x': 'x'},\n"
+        "               models={'m': linear_model.LinearRegression()}, champion='m')\n"
+        "from tidemill.demo.flights import flights\n"
+    )
+    assert load(f"{tmp_path / 'mine.py'}:one").vector == {"x": "number"}
+
+
+def test_the_vector_is_in_declared_order_and_every_feature_may_be_missing() -> None:
+    assert list(GOOD.vector)[:4] == ["carrier", "origin", "dest", "distance"]
+    assert list(GOOD.vector)[-1] == "origin_sum_precip_3h"
+    fields = {f["name"]: f["type"] for f in GOOD.vector_schema["fields"]}
+    assert list(fields) == list(GOOD.vector)
+    assert fields["carrier"] == ["null", "string"]
+    assert fields["origin_count_1h"] == ["null", "double"]
+
+
+def test_every_pipeline_has_a_model_that_does_nothing() -> None:
+    assert GOOD.roster == ("logreg", "slow", "baseline")
+    assert load("delays").roster == ("linear", "baseline")
+
+
+def test_a_model_is_handed_out_fresh_each_time() -> None:
+    model = GOOD.model("baseline")
+    model.learn_one({}, True)
+    assert GOOD.model("baseline").predict_proba_one({}) != model.predict_proba_one({})
+
+
+def test_a_function_says_its_kind_by_its_return_type() -> None:
+    def weekend(event) -> bool:
+        return event["flight_date"] % 7 > 4
+
+    pipeline = replace(
+        GOOD, request={"weekend": weekend, "carrier": category(lambda e: e["carrier"].lower())}, views=[]
+    )
+    assert pipeline.vector == {"weekend": "flag", "carrier": "category"}
+
+
+def test_check_finds_a_model_that_cannot_be_saved() -> None:
+    model = compose.FuncTransformer(lambda x: x) | preprocessing.StandardScaler() | linear_model.LogisticRegression()
+    with pytest.raises(DeclarationError, match=r"models\['logreg'\]"):
+        check_models(replace(GOOD, models={"logreg": model}))
+
+
+def test_what_check_prints_names_topics_vector_and_models() -> None:
+    text = as_text(GOOD)
+    for word in ("flights.events.valid", "origin_count_1h", "logreg", "champion", "0 to 23"):
+        assert word in text
+
+
+def test_streams_are_values() -> None:
+    assert Stream("a", id="b", time="c") == Stream("a", id="b", time="c")
+    assert isinstance(GOOD, Pipeline)
