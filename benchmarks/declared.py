@@ -1,5 +1,7 @@
 """The benchmark's pipeline: five rules, ten aggregates on one entity, a scaled logistic regression on numbers."""
 
+import os
+
 from river import compose, linear_model, optim, preprocessing
 
 from tidemill import Pipeline, Stream, View, aggregates, number
@@ -35,4 +37,5 @@ bench = Pipeline(
     },
     champion="logreg",
     label_timeout="48h",
+    partitions=int(os.environ.get("BENCH_PARTITIONS", "4")),
 )

@@ -263,7 +263,8 @@ def latency(rate: int, seconds: float, delivery: str) -> dict[str, Any]:
     counted = sorted(delay for at, delay in delays if at > warm)
     quantile: Callable[[float], float] = lambda q: round(counted[int(q * (len(counted) - 1))] * 1000, 1)  # noqa: E731
     return {
-        "delivery": delivery, "rate": rate, "sent": len(found), "predicted": len(delays), "counted": len(counted),
+        "delivery": delivery, "partitions": pipeline.partitions, "rate": rate,
+        "sent": len(found), "predicted": len(delays), "counted": len(counted),
         "p50_ms": quantile(0.5), "p90_ms": quantile(0.9), "p99_ms": quantile(0.99), "max_ms": quantile(1.0),
     }  # fmt: skip
 
@@ -299,7 +300,9 @@ def main() -> None:
     )
     for hidden in ("--child", "--servers", "--redis", "--expected", "--events"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--partitions", type=int, default=4, help="partitions of each topic")
     given = parser.parse_args()
+    os.environ["BENCH_PARTITIONS"] = str(given.partitions)
     if given.child:
         found = measure(given.child, given.servers, given.redis, int(given.expected), int(given.events))
         print(json.dumps(found))

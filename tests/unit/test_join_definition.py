@@ -340,6 +340,13 @@ def test_a_rebuilt_joiner_goes_on_where_ids_come_again_and_again(
     compare_rebuilt(case, log_at, labels_at, seed)
 
 
+def test_a_label_of_a_forgotten_event_is_not_given_to_a_later_one_of_its_id() -> None:
+    """The label at 10 joined the "a" of 0; read again without it, it must not take the place of the one at 21."""
+    log = [Asked("a", 0), Asked("a", 11), Asked("b", 12), Asked("c", 21)]
+    labels = [Told("b", 5, 1.0), Told("a", 10, 1.0), Told("d", 21, 1.0), Told("a", 21, 0.0)]
+    compare_rebuilt((log, labels), 4, 3, 0)
+
+
 def test_a_label_joined_long_ago_is_not_a_dead_letter_after_a_restart() -> None:
     compare_rebuilt(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0)
 

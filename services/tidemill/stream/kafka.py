@@ -86,6 +86,7 @@ class KafkaBroker:
             **(extra or {}),
         }
         self._admin_client: AdminClient | None = None
+        self._probe: Consumer | None = None
         self._partitions: dict[str, int] = {}
 
     @property
@@ -159,14 +160,13 @@ class KafkaBroker:
         )
 
     def watermarks(self, slot: Slot) -> tuple[int, int]:
-        reader = self._reader()
+        if self._probe is None:
+            self._probe = self._reader()
         try:
-            low, high = reader.get_watermark_offsets(TopicPartition(*slot), timeout=CALL_SECONDS)
+            low, high = self._probe.get_watermark_offsets(TopicPartition(*slot), timeout=CALL_SECONDS)
             return max(low, 0), max(high, 0)
         except KafkaException as error:
             raise _wrap(error, f"reading the watermarks of {slot.topic}[{slot.partition}]") from error
-        finally:
-            reader.close()
 
     def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[api.Record]]:
         reader = self._reader()

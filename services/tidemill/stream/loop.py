@@ -21,6 +21,8 @@ from tidemill.stream.api import Broker, Consumer, Position, Producer, Slot, Step
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.1
+GAUGE_SECONDS = 0.1
+"""How often levels are measured while records come; nobody looks more often."""
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -40,7 +42,7 @@ class Loop:
     Parameters
     ----------
     interval
-        Length of a micro-batch in seconds: after a commit the loop lets records gather that long.
+        Length of a micro-batch in seconds: after a batch the loop lets records gather that long.
     max_batch
         Most records in one batch; what bounds memory, together with the client's fetch queue.
     commit_every
@@ -75,7 +77,7 @@ class Loop:
         self.watch = metrics.LoopMetrics(service.name)
         self._slots: set[Slot] = set()
         self._held: dict[Slot, int] = {}
-        self._last_commit = clock()
+        self._last_commit = self._last_batch = self._last_gauges = clock()
         self._dirty = False
         self._failures = 0
         self._settled = True
@@ -113,6 +115,7 @@ class Loop:
             if self._process(records, producer):
                 self._commit(consumer, producer)
             self._failures = 0
+            self._last_batch = self.clock()
         except (Aborted, Retry, StoreError) as error:
             self._back_off(error, producer)
             return 0
@@ -120,7 +123,7 @@ class Loop:
         return len(records)
 
     def _patience(self) -> float:
-        since = self.clock() - self._last_commit
+        since = self.clock() - self._last_batch
         if since < self.interval:
             self.sleep(self.interval - since)
         return min(IDLE_SECONDS, self.commit_every or IDLE_SECONDS) if self._dirty else IDLE_SECONDS
@@ -262,7 +265,9 @@ class Loop:
             self.step.counts.clear()
         if records:
             self.watch.delay(time.time() - records[0].timestamp()[1] / 1000)
-        self.watch.gauges(self.step.gauges())
+        if not records or self.clock() - self._last_gauges > GAUGE_SECONDS:
+            self._last_gauges = self.clock()
+            self.watch.gauges(self.step.gauges())
 
 
 def tune_collector() -> None:

@@ -1,0 +1,115 @@
+"""Things of the wrong type in a declaration are said to be so, by the same error that names the field."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+from river import compose, linear_model, metrics
+
+from tidemill import View, aggregates, load, number
+from tidemill.errors import DeclarationError
+
+WRONG: dict[str, dict[str, Any]] = {
+    "models: a class": {"models": {"linear": linear_model.LinearRegression}},
+    "models: a list": {"models": [small.linear()]},
+    "models: none": {"models": {}},
+    "request: a list": {"request": ["distance"]},
+    "request: a number as name": {"request": {5: number("distance")}},
+    "views: an aggregate": {"views": aggregates.count("5m")},
+    "views: the name of an aggregate": {"views": [View("origin", every="1m", aggregates=["count"])]},
+    "views: none of a view": {"views": [None]},
+    "rules: None": {"rules": None},
+    "metrics: a class": {"metrics": [metrics.MAE]},
+    "metrics: a name": {"metrics": ["MAE"]},
+    "baseline: cannot predict": {"baseline": object()},
+    "task: a list": {"task": ["regression"]},
+    "champion: a list": {"champion": ["linear"]},
+    "labels.value: a number": {
+        "labels": type(small.LABELS)(small.LABELS.schema, small.LABELS.id, small.LABELS.time, value=5)
+    },
+    "label_timeout: a number": {"label_timeout": 3600},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_type_is_a_declaration_error_that_names_its_field(what: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        small.make(**WRONG[what])
+    assert what.partition(":")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise ValueError('one\\ntwo')",
+        "import no_such_module_of_anybody",
+        "raise SystemExit(3)",
+        "x = (",
+        "x = 1\n\ty = 2",
+        "from tidemill.demo.flights import flights\nflights.x = 1",
+        "assert False, 'a\\nb'",
+        "1/0",
+        "from tidemill import load\nload('nothing.py')",
+        "def f(): return f()\nf()",
+    ],
+)
+def test_a_file_that_fails_is_one_line_with_its_name(tmp_path: Path, code: str) -> None:
+    path = tmp_path / "broken_file.py"
+    path.write_text(code)
+    with pytest.raises(DeclarationError) as caught:
+        load(str(path))
+    assert "\n" not in str(caught.value)
+    assert "nothing.py" in str(caught.value) or "broken_file.py" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reference", ["", ":", ".", "..", "a b", "/", ".py", "flights:", "tidemill.nothing:x", "\0", "é.py", ":flights"]
+)
+def test_any_reference_is_a_pipeline_or_a_declaration_error(reference: str) -> None:
+    assert "\n" not in said_of(reference)
+
+
+def said_of(reference: str) -> str:
+    try:
+        return load(reference).name
+    except DeclarationError as error:
+        return str(error)
+
+
+MODELS = """
+import small
+from river import compose, linear_model, preprocessing
+def named(x): return x
+models = {
+    "select": compose.Select("a", "bb", "ccc", "dddd") | linear_model.LinearRegression(),
+    "discard": compose.Discard("a", "bb", "ccc", "dddd") | linear_model.LinearRegression(),
+    "function": compose.FuncTransformer(named) | linear_model.LinearRegression(),
+    "union": (compose.Select("a", "b") + compose.Select("c", "d")) | linear_model.LinearRegression(),
+    "linear": small.linear(),
+}
+pipeline = small.make(models=models)
+print([pipeline.declaration_hash(name) for name in models])
+"""
+
+
+def test_a_declaration_has_the_same_hash_in_every_process() -> None:
+    def said(seed: str) -> str:
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(small.__file__).parent)}
+        return subprocess.run(
+            [sys.executable, "-c", MODELS], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert said("0") == said("1")
+
+
+def test_any_model_that_is_accepted_has_a_hash() -> None:
+    """River's own repr of a selection of two types raises TypeError: a learner would never publish a version."""
+    model = compose.SelectType(str, float) | linear_model.LinearRegression()
+    assert small.make(models={"linear": model}).declaration_hash("linear")

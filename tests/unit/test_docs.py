@@ -1,0 +1,52 @@
+"""What the README says works: its pipeline loads, its commands parse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_deployment import accepts
+
+from tidemill import load
+from tidemill.describe import check_models
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.S)
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for _, block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("tidemill ")
+]
+
+
+def test_the_pipeline_in_the_readme_loads(tmp_path: Path) -> None:
+    (block,) = [text for language, text in BLOCKS if language == "python"]
+    (tmp_path / "flights.py").write_text(block)
+    pipeline = load(str(tmp_path / "flights.py"))
+    check_models(pipeline)
+    assert pipeline.roster == ("logreg", "baseline")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_in_the_readme_parse(command: str) -> None:
+    accepts(shlex.split(command)[1:])
+
+
+def test_there_are_commands_in_the_readme() -> None:
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)#]+)\)", TEXT))
+def test_links_lead_to_files(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_make_help_names_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    described = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.M))
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())
+    assert described == phony
