@@ -14,9 +14,9 @@ import click
 from tidemill import __version__, logs, settings
 from tidemill.errors import SettingsError, TidemillError
 from tidemill.pipeline import load
+from tidemill.topics import SERVICES
 
 PIPELINE = click.argument("pipeline")
-SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
 
 
 def _fail(message: str) -> NoReturn:

@@ -23,10 +23,6 @@ class BrokerError(TidemillError):
     """Kafka can't be reached or refused what was asked."""
 
 
-class StoreError(TidemillError):
-    """Redis or the artifact store can't be reached or refused what was asked."""
-
-
 class ArtifactError(TidemillError):
     """A model artifact or its manifest is damaged, forged or made by something else. It was not unpickled."""
 
@@ -41,6 +37,10 @@ class Aborted(BrokerError):
 
 class Retry(TidemillError):
     """Something outside is away for the moment: back off, commit nothing, try the same records again."""
+
+
+class StoreError(Retry):
+    """Redis or the artifact store can't be reached or refused what was asked."""
 
 
 class Reject(TidemillError):

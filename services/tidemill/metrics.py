@@ -84,7 +84,7 @@ class LoopMetrics:
         """Count one return to what is committed."""
         self._retries.inc()
 
-    def rebuilt(self, records: int, seconds: float) -> None:  # noqa: ARG002  seconds are in the log line
+    def rebuilt(self, records: int) -> None:
         """Count records read again."""
         self._rebuilt.inc(records)
 

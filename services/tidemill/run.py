@@ -24,7 +24,6 @@ from tidemill.validator import service as validator
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
 STALLED_SECONDS = 30.0
 """A loop that has not turned for this long is not alive any more."""
 
@@ -86,7 +85,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     elif name == "learner":
         service = _learner(pipeline, settings, broker, model or pipeline.champion)
     else:
-        raise SettingsError(f"no service {name!r}: expected one of {', '.join(SERVICES)}")
+        raise SettingsError(f"no service {name!r}: expected one of {', '.join(topics.SERVICES)}")
     loop = Loop(
         service,
         broker,

@@ -9,19 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from river import dummy, metrics, stats
 
 Vector = Mapping[str, Any]
 Probabilities = Mapping[str, float]
 NONE: Probabilities = {}
-
-
-class Model(Protocol):
-    """What we ask of a River model; which predict method is called depends on the task."""
-
-    def learn_one(self, x: Any, y: Any = None) -> Any: ...
 
 
 Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]

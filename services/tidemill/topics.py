@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DAY = 24 * 3_600_000
+SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
+"""The services of the data plane, along the river."""
 
 
 @dataclass(frozen=True)

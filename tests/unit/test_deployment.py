@@ -18,9 +18,9 @@ import yaml
 from tidemill import load
 from tidemill.cli import cli
 from tidemill.errors import SettingsError
-from tidemill.run import SERVICES
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
+from tidemill.topics import SERVICES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -17,9 +17,9 @@ from tidemill.errors import SettingsError
 from tidemill.history import read, write
 from tidemill.logs import JsonFormatter
 from tidemill.records import HEADER, Records
-from tidemill.run import SERVICES
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
+from tidemill.topics import SERVICES
 
 PACKAGE = Path(topics.__file__).parent
 PURE = [p for folder in ("validator", "featurizer", "joiner", "learner") for p in (PACKAGE / folder).glob("*.py")]

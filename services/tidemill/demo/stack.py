@@ -22,9 +22,10 @@ from pathlib import Path
 
 from tidemill.errors import StoreError, TidemillError
 from tidemill.pipeline import Pipeline
-from tidemill.run import SERVICES, topic_table
+from tidemill.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.view import connect
+from tidemill.topics import SERVICES
 
 __all__ = ["EmbeddedBroker", "Redis", "Stack", "free_port", "roles"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill import metrics
-from tidemill.errors import Aborted, Retry, StoreError
+from tidemill.errors import Aborted, Retry
 from tidemill.stream.api import Broker, Consumer, Position, Producer, Slot, Step, discard
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Loop:
                 self._commit(consumer, producer)
             self._failures = 0
             self._last_batch = self.clock()
-        except (Aborted, Retry, StoreError) as error:
+        except (Aborted, Retry) as error:
             self._back_off(error, producer)
             return 0
         self._publish(records)
@@ -245,7 +245,7 @@ class Loop:
             self.heartbeat = self.clock()
             self.watch.heartbeat()
         self.step.counts.clear()
-        self.watch.rebuilt(done, self.clock() - started)
+        self.watch.rebuilt(done)
         log.info("state rebuilt", extra={"records": done, "seconds": round(self.clock() - started, 3)})
 
     def _back_off(self, error: Exception, producer: Producer) -> None:
