@@ -57,7 +57,16 @@ def _read_long(data: bytes, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 127) << shift
         shift += 7
+    if value >> 64:
+        raise ValueError("an integer has more than 64 bits")
     return (value >> 1) ^ -(value & 1), at
+
+
+def _read_int(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _read_long(data, at)
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"{value} is no 32-bit integer")
+    return value, at
 
 
 def _read_bytes(data: bytes, at: int) -> tuple[bytes, int]:
@@ -147,7 +156,7 @@ class _Maker:
         self.parts: list[str] = []
         self.read: list[str] = []
         self.names: dict[str, Any] = {
-            "_W": _write_long, "_R": _read_long, "_B": _read_bytes, "_D": _DOUBLE.pack, "_U": _DOUBLE.unpack_from,
+            "_W": _write_long, "_R": _read_long, "_I": _read_int, "_B": _read_bytes, "_D": _DOUBLE.pack, "_U": _DOUBLE.unpack_from,
         }  # fmt: skip
         self._count = 0
 
@@ -279,7 +288,7 @@ _READ_BYTES = [
     "{0}, at = data[at:end], end",
 ]
 _READ = {
-    "int": _READ_LONG,
+    "int": [*_READ_LONG[:2], "else: {0}, at = _I(data, at)"],
     "long": _READ_LONG,
     "double": [
         "if at + 8 > len(data): raise EOFError('the record ends inside a number')",

@@ -6,18 +6,44 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from tidemill import schemas
 from tidemill.errors import SettingsError
 from tidemill.pipeline import Stream
 from tidemill.records import PredictionLog
 
 FORMS = (".csv", ".jsonl", ".ndjson", ".parquet")
+_WORDS = {"true": True, "false": False, "1": True, "0": False}
+_MISSING = ("", "NA", "NaN", "nan", "null")
+
+
+def _whole(value: Any, bits: int) -> int:
+    exact = Decimal(value) if isinstance(value, str) else value
+    number = int(exact)
+    if isinstance(value, bool) or number != exact or not -(2**bits) <= number < 2**bits:
+        raise ValueError
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _truth(value: Any) -> bool:
+    return bool(value) if isinstance(value, (bool, np.bool_)) else _WORDS[str(value).lower()]
+
+
 _CONVERT: Mapping[str, Callable[[Any], Any]] = {
-    "int": int, "long": int, "float": float, "double": float, "string": str, "boolean": bool, "enum": str,
+    "int": lambda value: _whole(value, 31), "long": lambda value: _whole(value, 63), "float": float, "double": float,
+    "string": _text, "enum": _text, "boolean": _truth,
 }  # fmt: skip
 
 
@@ -47,7 +73,7 @@ def read(path: Path, stream: Stream) -> list[dict[str, Any]]:
                 )
             columns[name] = [field["default"]] * len(frame)
             continue
-        columns[name] = _column(path, name, frame[name].tolist(), stream.types[name])
+        columns[name] = _column(path, name, frame[name].tolist(), stream.types[name], schemas.nullable(field["type"]))
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     rows.sort(key=lambda row: row[stream.time])
     return rows
@@ -55,24 +81,33 @@ def read(path: Path, stream: Stream) -> list[dict[str, Any]]:
 
 def _frame(path: Path, stream: Stream) -> pd.DataFrame:
     if path.suffix == ".csv":
-        text = {name: str for name, kind in stream.types.items() if kind in ("string", "enum")}
-        # "NA" may be a text (Namibia, an airline); in a column of numbers it can only mean missing.
-        missing = {name: [""] if name in text else ["", "NA", "NaN", "null"] for name in stream.types}
-        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+        # As text: what it means is said by the schema, and no digit is lost on the way.
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        for name in frame.columns:
+            # "NA" may be a text (Namibia, an airline); in a column of numbers it can only mean missing.
+            missing = ("",) if stream.types.get(name) in ("string", "enum") else _MISSING
+            frame[name] = [None if value in missing else value for value in frame[name]]
+        return frame.astype(object)
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     with path.open() as lines:
-        return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
+        rows = [json.loads(line) for line in lines if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is {type(row).__name__} where an object was expected")
+    return pd.DataFrame(rows, dtype=object)
 
 
-def _column(path: Path, name: str, values: list[Any], kind: str) -> list[Any]:
+def _column(path: Path, name: str, values: list[Any], kind: str, nullable: bool) -> list[Any]:
     convert = _CONVERT.get(kind)
     found = []
     for row, value in enumerate(values, 1):
+        missing = value is None or value is pd.NA or (isinstance(value, float) and value != value)
+        if missing and not nullable:
+            raise SettingsError(f"{path} row {row}: column {name!r} has no value where a {kind} was expected")
         try:
-            missing = value is None or value is pd.NA or (isinstance(value, float) and value != value)
             found.append(None if missing else convert(value) if convert else value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError, ArithmeticError):
             raise SettingsError(f"{path} row {row}: column {name!r} is {value!r} where a {kind} was expected") from None
     return found
 
@@ -83,7 +118,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         with path.open("w") as out:
             out.writelines(json.dumps(row) + "\n" for row in rows)
         return
-    frame = pd.DataFrame.from_records(list(rows))
+    frame = pd.DataFrame(list(rows), dtype=object)  # as objects: integers beside missing ones stay integers
     if path.suffix == ".csv":
         frame.to_csv(path, index=False)
         return

@@ -269,6 +269,7 @@ class _Checker:
         p = self.p
         if not isinstance(p.name, str) or not _NAME.fullmatch(p.name):
             self.fail("name", f"{p.name!r} is no name: use small letters, digits, - and _, a letter first")
+        self.shapes()
         if p.task not in TASKS:
             self.fail("task", f"{p.task!r} is not a task: expected one of {', '.join(TASKS)}")
         if type(p.partitions) is not int or p.partitions < 1:
@@ -288,6 +289,34 @@ class _Checker:
         if not p.vector:
             self.fail("request", "the vector is empty: declare at least one request feature or view")
         self.models()
+
+    def shapes(self) -> None:
+        """Check what Python would only stumble over later: each part is of the kind that it is declared as."""
+        p: Any = self.p
+        for name in ("task", "champion", "label_timeout"):
+            if not isinstance(getattr(p, name), str):
+                self.fail(name, f"{getattr(p, name)!r} where text was expected")
+        for name in ("models", "request"):
+            value = getattr(p, name)
+            if not isinstance(value, Mapping):
+                self.fail(name, f"{value!r} where a mapping of names was expected, as in {name}={{'name': ...}}")
+            for key in value:
+                if not isinstance(key, str):
+                    self.fail(name, f"the name {key!r} is no text")
+        for name in ("rules", "label_rules", "views", "metrics"):
+            if not isinstance(getattr(p, name), (list, tuple)):
+                self.fail(name, f"{getattr(p, name)!r} where a list was expected")
+        for view in p.views:
+            if not isinstance(view, View):
+                self.fail("views", f"{view!r} where a View(...) was expected")
+            for item in view.flat:
+                if not isinstance(item, Aggregate):
+                    self.fail(
+                        f"views[{view.label!r}]", f"{item!r} where an aggregate of tidemill.aggregates was expected"
+                    )
+        for metric in p.metrics:
+            if isinstance(metric, type) or not hasattr(metric, "update") or not hasattr(metric, "clone"):
+                self.fail("metrics", f"{metric!r} where one of River's metrics was expected, as in metrics.ROCAUC()")
 
     def field(self, where: str, name: Any, stream: Stream, *allowed: str) -> None:
         if name not in stream.types:
@@ -316,8 +345,8 @@ class _Checker:
                     )
 
     def label(self) -> None:
-        value = self.p.labels.value
-        if not value:
+        value: Any = self.p.labels.value
+        if not value or not (isinstance(value, str) or callable(value)):
             self.fail("labels.value", "name the field that is the label, or give a function of the label record")
         if isinstance(value, str):
             fits = {"boolean": ("boolean",), "double": ("double", "float", "int", "long"), "string": ("string", "enum")}
@@ -331,6 +360,11 @@ class _Checker:
             numeric = rule.name in ("between", "finite", "not_after_now", "not_before")
             if numeric and stream.types[rule.field] not in ("int", "long", "float", "double"):
                 self.fail(f"{where}: {rule.name}", f"field {rule.field!r} is {stream.types[rule.field]}, not a number")
+            if stream.types[rule.field] not in _AVRO_KIND:
+                self.fail(
+                    f"{where}: {rule.name}",
+                    f"field {rule.field!r} is {stream.types[rule.field]}; rules are for plain values",
+                )
             if rule.name == "matches" and stream.types[rule.field] not in ("string", "enum"):
                 self.fail(f"{where}: matches", f"field {rule.field!r} is {stream.types[rule.field]}, not text")
 
@@ -393,13 +427,22 @@ class _Checker:
         for name, model in p.models.items():
             if not _NAME.fullmatch(name):
                 self.fail("models", f"{name!r} is no name: use small letters, digits, - and _, a letter first")
-            for method in p.kind.needs:
-                if not hasattr(model, method):
-                    self.fail(
-                        f"models[{name!r}]", f"{type(model).__name__} has no {method}, which task={p.task!r} needs"
-                    )
+            self.model(f"models[{name!r}]", model)
+        if p.baseline is not None:
+            self.model("baseline", p.baseline)
         if p.champion not in p.models:
             self.fail("champion", f"{p.champion!r} is not one of the models: {', '.join(p.models)}")
+
+    def model(self, where: str, model: Any) -> None:
+        if isinstance(model, type):
+            self.fail(where, f"{model.__name__} is a class: make one of it, as in {model.__name__}()")
+        for method in self.p.kind.needs:
+            if not hasattr(model, method):
+                self.fail(where, f"{type(model).__name__} has no {method}, which task={self.p.task!r} needs")
+        try:
+            repr(model)
+        except Exception as error:  # River's own, for SelectType of two types and the like
+            self.fail(where, f"River can't print it, and a version is known by what it prints: {error}")
 
 
 def load(reference: str) -> Pipeline:
@@ -413,7 +456,9 @@ def load(reference: str) -> Pipeline:
     except DeclarationError:
         raise
     except (Exception, SystemExit) as error:
-        raise DeclarationError(f"{target}{_line(error, target)}: {type(error).__name__}: {error}") from error
+        raise DeclarationError(
+            f"{target}{_line(error, target)}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     found = {
         key: value for key, value in vars(module).items() if isinstance(value, Pipeline) and not key.startswith("_")
     }

@@ -11,7 +11,8 @@ SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic. `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever."""
+    """One topic. `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes`
+    0 means the broker's own limit."""
 
     suffix: str
     key: str
@@ -20,6 +21,7 @@ class Topic:
     readers: tuple[str, ...]
     partitions: int = 0
     retention_ms: int = 7 * DAY
+    max_message_bytes: int = 0
     doc: str = ""
 
     def name(self, pipeline: str) -> str:
@@ -36,7 +38,7 @@ EVENTS_VALID = Topic(
 LABELS_VALID = Topic("labels.valid", "event_id", "label", ("validator",), ("joiner",), doc="Labels that passed.")
 DLQ = Topic(
     "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor",),
-    retention_ms=30 * DAY, doc="Dead letters: the original bytes; why, in the headers.",
+    retention_ms=30 * DAY, max_message_bytes=2**21, doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
 FEATURES = Topic("features", "entity_id", "Features", ("featurizer",), ("scorer",), doc="The vector, as served.")
 PREDICTIONS = Topic("predictions", "entity_id", "Prediction", ("scorer",), ("consumers",), doc="For consumers.")

@@ -12,7 +12,7 @@ from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.kafka import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
-from tidemill.topics import Topic
+from tidemill.topics import DLQ, Topic
 
 TOPIC = Topic("t", "any", "bytes", ("test",), ("test",))
 names = itertools.count()
@@ -239,6 +239,18 @@ class TestKafkaAlone:
         assert broker.create([(TOPIC, name, 3)]) == []
         with pytest.raises(BrokerError, match="3 partitions where 4 are declared"):
             broker.create([(TOPIC, name, 4)])
+
+    def test_a_dead_letter_may_be_larger_than_what_was_received(self, broker: KafkaBroker) -> None:
+        name = f"contract{next(names)}"
+        broker.create([(DLQ, name, 2)])
+        bench = Bench(broker, name, name)
+        largest = b"x" * 1_048_000  # what a broker takes from a producer, by default, is 1,048,588 with its overhead
+        producer, consumer = broker.producer("large"), broker.consumer(bench.group, [name], "m")
+        producer.emit(name, largest, b"k", 1, [("why", b"y" * 4000)], 0)
+        producer.commit({}, consumer)
+        assert bench.read(name, 1) == [largest]
+        producer.close()
+        consumer.close()
 
     def test_at_least_once_commits_what_was_acknowledged(self, kafka) -> None:
         broker = KafkaBroker(kafka.servers, exactly_once=False)

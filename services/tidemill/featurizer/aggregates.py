@@ -90,7 +90,7 @@ def std(over: str, *windows: str) -> list[Aggregate]:
         if total < 2:
             return None
         centre = _sum(sums) / total
-        between = _sum([c * (x / c - centre) ** 2 for c, x in zip(counts, sums, strict=True) if c])
+        between = _sum([c * (off := x / c - centre) * off for c, x in zip(counts, sums, strict=True) if c])
         return math.sqrt((_sum(w[m2]) + between) / (total - 1))
 
     return _each("std", over, windows, (n, s, m2), read)

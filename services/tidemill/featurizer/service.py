@@ -131,13 +131,14 @@ class Featurizer(Step):
         self.stores = dict(stores or {})
         self.extract = [(name, extractor(name, feature)) for name, feature in pipeline.request_features.items()]
         self.held: dict[int, list[Held]] = {}
-        self.partial: set[int] = set()
+        #: Partitions whose log was cut: until which event time their windows may lack events; None: not known yet.
+        self.partial: dict[int, int | None] = {}
         self._behind: set[str] = set()
         events = pipeline.events
         self._id, self._time, self._key = events.id, events.time, events.key
 
     def assign(self, slot: Slot, committed: Position) -> Start:
-        self.partial.discard(slot.partition)
+        self.partial.pop(slot.partition, None)
         self.held[slot.partition] = [
             self._load(plan.view, plan, slot.partition, committed.offset) for plan in self.plans
         ]
@@ -150,12 +151,17 @@ class Featurizer(Step):
         if store is None or found is None:
             return held
         offset, entities = found
+        shape, _, until = store.note(partition).partition(" partial until ")
         if offset > committed:
             wrong = f"the online store stands at {offset}, ahead of what Kafka has committed, {committed}"
+        elif shape != plan.shape:
+            wrong = f"the view was declared differently: {shape!r} where {plan.shape!r} is declared"
         else:
             try:
                 held.entities = {name: Entity.load(plan, tiles) for name, tiles in entities.items()}
                 held.base = held.offset = offset
+                if until:
+                    self.partial[partition] = max(int(until), self.partial.get(partition) or 0)
                 return held
             except ValueError as error:
                 wrong = f"the view was declared differently: {error}"
@@ -165,7 +171,7 @@ class Featurizer(Step):
         return held
 
     def truncated(self, slot: Slot) -> None:
-        self.partial.add(slot.partition)
+        self.partial[slot.partition] = None
 
     def revoke(self, slots: Iterable[Slot]) -> None:
         for slot in slots:
@@ -210,7 +216,7 @@ class Featurizer(Step):
                             "event_time": now,
                             "partition": partition,
                             "offset": offset,
-                            "partial": partition in self.partial,
+                            "partial": partition in self.partial and self._is_partial(partition, now),
                             "vector": vector,
                         }
                     ),
@@ -218,6 +224,13 @@ class Featurizer(Step):
                     record.timestamp()[1],
                 )
         return True
+
+    def _is_partial(self, partition: int, now: int) -> bool:
+        """Whether a window that ends at `now` may reach into what was cut off before the first event still there."""
+        until = self.partial[partition]
+        if until is None:
+            until = self.partial[partition] = now + max((plan.longest for plan in self.plans), default=0)
+        return now < until
 
     def _reject(self, record: Record, error: Exception, emit: Emit) -> None:
         reject = Reject("request_feature", f"a request feature raised {type(error).__name__}: {error}", rule="request")
@@ -235,12 +248,15 @@ class Featurizer(Step):
     def _write(self, store: api.View, partition: int, held: Held) -> None:
         name = held.plan.view.label
         try:
-            outcome = store.write(partition, held.base, held.offset, held.changes())
+            note = held.plan.shape
+            if self.partial.get(partition):
+                note += f" partial until {self.partial[partition]}"
+            outcome = store.write(partition, held.base, held.offset, held.changes(), note)
             if outcome == "behind":
                 log.warning(
                     "the online store was emptied and is filled anew", extra={"view": name, "partition": partition}
                 )
-                outcome = store.write(partition, 0, held.offset, held.everything())
+                outcome = store.write(partition, 0, held.offset, held.everything(), note)
         except StoreError as error:
             self.counts["view_writes", "failed"] += 1
             if name not in self._behind:

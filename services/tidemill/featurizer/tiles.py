@@ -24,7 +24,7 @@ _EMPTY = {
     "max": -math.inf,
     "last": 0.0,
     "last_at": -math.inf,
-    "time": 0.0,
+    "time": -math.inf,
 }
 
 
@@ -47,8 +47,10 @@ class Plan:
         self.columns = tuple(columns)
         self.fields = tuple(dict.fromkeys(c.partition(":")[2] for c in columns if ":" in c))
         self.empty = [_EMPTY[column.partition(":")[0]] for column in self.columns]
-        longest = max((a.window_ms for a in view.flat), default=self.every)
-        self.tiles_kept = max(1, longest // self.every)
+        self.longest = max((a.window_ms for a in view.flat), default=self.every)
+        self.tiles_kept = max(1, self.longest // self.every)
+        #: What stored tiles must have been made with to be read again.
+        self.shape = f"{self.tiles_kept} tiles of {self.every} ms"
         self._by_window: dict[int, list[tuple[int, Aggregate]]] = {}
         for index, aggregate in enumerate(view.flat):
             self._by_window.setdefault(aggregate.window_ms // self.every, []).append((index, aggregate))
@@ -150,7 +152,8 @@ class Entity:
         """Return one tile's columns as JSON."""
         i = bisect_left(self.starts, tile)
         return json.dumps(
-            {c: v[i] if math.isfinite(v[i]) else None for c, v in self.columns.items()}, separators=(",", ":")
+            {c: None if v[i] == _EMPTY[c.partition(":")[0]] else v[i] for c, v in self.columns.items()},
+            separators=(",", ":"),
         )
 
     @classmethod

@@ -225,6 +225,11 @@ class Join:
         heap, edge = self._closed, min(self.log_mark, self.labels_mark) - self.timeout
         while heap and heap[0][0] < edge:
             reach, offset, event = heapq.heappop(heap)
+            later = event.later
+            while later is not None:  # what this event settled must not be taken by a later one of its id
+                if max(later.time, later.before) <= event.reach + self.timeout:
+                    event.reach = max(event.reach, later.time)
+                later = later.later
             if event.reach > reach:
                 heapq.heappush(heap, (event.reach, offset, event))
                 continue

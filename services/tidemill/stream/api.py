@@ -197,8 +197,11 @@ class View(Protocol):
     def reset(self, partition: int) -> None:
         """Forget a partition: what the store holds of it belongs to another log or another declaration."""
 
-    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Any]) -> str:
-        """Write the state at `offset`, given that the store stands at `base` or later.
+    def note(self, partition: int) -> str:
+        """Return the word that was written beside the offset; empty where there is none."""
+
+    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Any], note: str = "") -> str:
+        """Write the state at `offset`, given that the store stands at `base` or later, and a word beside the offset.
 
         Returns "written"; "behind" where the store stands before `base` (it was emptied or rolled back) and needs
         everything again; or "refused" where it already stands after `offset`.

@@ -128,7 +128,7 @@ class KafkaBroker:
                     f"{len(there[name].partitions)}, or delete the topic"
                 )
         missing = [
-            NewTopic(name, partitions, replication, config={"retention.ms": str(topic.retention_ms)})
+            NewTopic(name, partitions, replication, config=_topic_config(topic))
             for topic, name, partitions in topics
             if name not in there
         ]
@@ -191,6 +191,13 @@ class KafkaBroker:
 
     def follow(self, slot: Slot, offset: int) -> KafkaFollower:
         return KafkaFollower(self._reader(), slot, offset)
+
+
+def _topic_config(topic: Topic) -> dict[str, str]:
+    config = {"retention.ms": str(topic.retention_ms)}
+    if topic.max_message_bytes:
+        config["max.message.bytes"] = str(topic.max_message_bytes)
+    return config
 
 
 class KafkaFollower:
@@ -373,6 +380,8 @@ class KafkaProducer:
             "retry.backoff.ms": 5,
             "retry.backoff.max.ms": 200,
             "queue.buffering.max.messages": 200_000,
+            # A dead letter is the whole of what was received, and why: more than the broker's limit for the former.
+            "message.max.bytes": 2**21,
         }
         if self._exactly_once:
             self._config |= {"transactional.id": name, "transaction.timeout.ms": TRANSACTION_TIMEOUT_SECONDS * 1000}

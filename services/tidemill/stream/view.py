@@ -4,7 +4,8 @@ Keys of a view (pipeline `flights`, view `origin`, entity `JFK`, partition 2):
 
     flights:origin:JFK           hash: feature -> value, and `event_time`: what a reader wants
     flights:origin/tiles:JFK     hash: tile's start in ms -> its columns as JSON: what the features are made of
-    flights:origin/partition:2   hash: `offset`: the next source offset, everything before it is in the hashes above
+    flights:origin/partition:2   hash: `offset`: the next source offset, everything before it is in the hashes above;
+                                       `note`: the tiles' length and number, and until when the view is partial
     flights:origin/entities:2    set: the partition's entities
 
 One write is one MULTI: absolute values and their offset together, guarded by WATCH on the partition's offset. A
@@ -44,6 +45,7 @@ class MemoryView:
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     tiles: dict[int, dict[str, dict[str, str]]] = field(default_factory=dict)
     offsets: dict[int, int] = field(default_factory=dict)
+    notes: dict[int, str] = field(default_factory=dict)
 
     def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
         """Return (offset, tiles by entity), or None."""
@@ -57,7 +59,11 @@ class MemoryView:
         for entity in self.tiles.pop(partition, {}):
             self.features.pop(entity, None)
 
-    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change]) -> str:
+    def note(self, partition: int) -> str:
+        """Return the word beside the offset."""
+        return self.notes.get(partition, "")
+
+    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change], note: str = "") -> str:
         """Write as `api.View.write` says."""
         stored = self.offsets.get(partition, 0)
         if stored > offset:
@@ -71,6 +77,7 @@ class MemoryView:
             tiles = {k: v for k, v in tiles.items() if k not in change.gone} | dict(change.tiles)
             held[entity] = tiles
         self.offsets[partition] = offset
+        self.notes[partition] = note
         return "written"
 
 
@@ -144,7 +151,15 @@ class RedisView:
         except redis.RedisError as error:
             raise StoreError(f"Redis: clearing {self.prefix}, partition {partition}: {error}") from error
 
-    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change]) -> str:
+    def note(self, partition: int) -> str:
+        """Return the word beside the offset. Raises StoreError where Redis is away."""
+        place = f"{self.prefix}/partition:{partition}"
+        try:
+            return str(self.client.hget(place, "note") or "")
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: reading {place}: {error}") from error
+
+    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change], note: str = "") -> str:
         """Write as `api.View.write` says. Raises StoreError where Redis is away or full: nothing was written then."""
         place = f"{self.prefix}/partition:{partition}"
         try:
@@ -170,7 +185,7 @@ class RedisView:
                         pipe.hset(tiles, mapping=_fields(change.tiles))
                 if changes:
                     pipe.sadd(f"{self.prefix}/entities:{partition}", *changes)
-                pipe.hset(place, "offset", offset)
+                pipe.hset(place, mapping={"offset": offset, "note": note})
                 pipe.execute()
                 return "written"
         except redis.WatchError:

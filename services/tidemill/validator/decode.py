@@ -42,8 +42,13 @@ class Decoder:
         if data[0] == 0:
             return self._avro(data), data
         if data[:1] in b"{ \t\r\n":
-            record = self._json(data)
-            return record, self.codec.encode(record)
+            given = self._json(data)
+            try:
+                message = self.codec.encode(given)
+                return self.codec.read(message, HEADER)[0], message  # what is checked is what will be read again
+            except Exception as error:  # half a surrogate, no symbol of the enum, ...
+                name = self.codec.avro["name"]
+                raise Reject("wrong_type", f"the object can't be written as {name}: {error}", rule="schema") from error
         raise Reject(
             "bad_magic",
             f"the first byte is 0x{data[0]:02x}; expected 0x00 (Avro behind a schema id) or a JSON object",
@@ -111,7 +116,12 @@ def _checked(name: str, given: Any, branches: tuple[str, ...]) -> Any:
             continue
         if branch in _RANGE and not -_RANGE[branch] <= value < _RANGE[branch]:
             continue
-        return float(value) if branch in ("float", "double") else value
+        if branch not in ("float", "double"):
+            return value
+        try:
+            return float(value)
+        except OverflowError:
+            continue
     found = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null"}.get(
         type(value), type(value).__name__
     )

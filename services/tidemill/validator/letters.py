@@ -11,6 +11,7 @@ from tidemill.stream.api import Emit, Headers, Record
 
 LONGEST_VALUE = 256
 """Most characters of the offending value that go into a header; the whole is in the original bytes."""
+LONGEST_MESSAGE = 1024
 
 
 def headers(record: Record, reject: Reject, service: str) -> Headers:
@@ -21,20 +22,22 @@ def headers(record: Record, reject: Reject, service: str) -> Headers:
         "__connect.errors.offset": record.offset(),
         "__connect.errors.stage": service,
         "__connect.errors.exception.class.name": "tidemill.Reject",
-        "__connect.errors.exception.message": str(reject),
+        "__connect.errors.exception.message": shown(reject, LONGEST_MESSAGE),
         "tidemill.reason": reject.reason,
         "tidemill.rule": reject.rule,
-        "tidemill.field": reject.field,
+        "tidemill.field": shown(reject.field),
         "tidemill.value": shown(reject.value),
         "tidemill.timestamp": record.timestamp()[1],
     }
-    return list(record.headers() or []) + [(name, str(value).encode()) for name, value in ours.items()]
+    return list(record.headers() or []) + [
+        (name, str(value).encode(errors="backslashreplace")) for name, value in ours.items()
+    ]
 
 
-def shown(value: object) -> str:
+def shown(value: object, longest: int = LONGEST_VALUE) -> str:
     """Return a value as people read it, cut to a bounded length."""
     text = "" if value is None else str(value)
-    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def dead_letter(record: Record, reject: Reject, emit: Emit, topic: str, service: str) -> None:
