@@ -71,7 +71,7 @@ def as_text(pipeline: Pipeline) -> str:
     models = _table("model", "role", "is")
     for name in pipeline.roster:
         role = "champion" if name == pipeline.champion else "baseline" if name == "baseline" else "challenger"
-        models.add_row(name, role, " ".join(repr(pipeline.model(name)).split()))
+        models.add_row(name, role, " ".join(pipeline.printed(name).split()))
     head = (
         f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, label within {pipeline.label_timeout}\n"
         f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
@@ -91,7 +91,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "task": pipeline.task,
         "entity": pipeline.events.key,
         "champion": pipeline.champion,
-        "models": {name: repr(pipeline.model(name)) for name in pipeline.roster},
+        "models": {name: pipeline.printed(name) for name in pipeline.roster},
         "vector": pipeline.vector,
         "rules": [{"rule": r.name, "field": r.field, "expects": r.text} for r in (*pipeline.rules, *pipeline.label_rules)],
         "schema_ids": {

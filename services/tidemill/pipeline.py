@@ -226,9 +226,13 @@ class Pipeline:
             ],
         }
 
+    def printed(self, model: str) -> str:
+        """Return the model as River prints it: what a version's hyperparameters are known by."""
+        return _printed(self.model(model))
+
     def declaration_hash(self, model: str) -> str:
         """SHA-256 of what a version of `model` depends on: the model itself, the vector and the task."""
-        said = json.dumps([self.name, self.task, self.vector_schema, model, repr(self.model(model)), repr(self.labels.value)
+        said = json.dumps([self.name, self.task, self.vector_schema, model, self.printed(model), repr(self.labels.value)
                            if isinstance(self.labels.value, str) else "function"])  # fmt: skip
         return hashlib.sha256(said.encode()).hexdigest()
 
@@ -256,6 +260,22 @@ def _feature(pipeline: Pipeline, name: str, source: Feature | Source) -> Feature
     return Feature(kind, source)
 
 
+def _printed(thing: Any) -> str:
+    """Return repr(thing), also where River's own fails (SelectType of two types); the same in every process."""
+    try:
+        return repr(thing)
+    except Exception:
+        if isinstance(thing, Mapping):
+            parts = [f"{key}: {_printed(value)}" for key, value in thing.items()]
+        elif isinstance(thing, (set, frozenset)):
+            parts = sorted(map(_printed, thing))
+        elif isinstance(thing, (list, tuple)):
+            parts = [_printed(value) for value in thing]
+        else:
+            parts = [f"{key}={_printed(value)}" for key, value in sorted(vars(thing).items())]
+        return f"{type(thing).__name__}({', '.join(parts)})"
+
+
 class _Checker:
     """All checks of one declaration; the first that fails raises."""
 
@@ -263,7 +283,7 @@ class _Checker:
         self.p = pipeline
 
     def fail(self, where: str, message: str) -> NoReturn:
-        raise DeclarationError(f"pipeline {self.p.name!r}: {where}: {message}")
+        raise DeclarationError(f"pipeline {self.p.name!r}: {where}: {' '.join(message.split())}")
 
     def check(self) -> None:
         p = self.p
@@ -439,10 +459,6 @@ class _Checker:
         for method in self.p.kind.needs:
             if not hasattr(model, method):
                 self.fail(where, f"{type(model).__name__} has no {method}, which task={self.p.task!r} needs")
-        try:
-            repr(model)
-        except Exception as error:  # River's own, for SelectType of two types and the like
-            self.fail(where, f"River can't print it, and a version is known by what it prints: {error}")
 
 
 def load(reference: str) -> Pipeline:

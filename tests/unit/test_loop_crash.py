@@ -309,7 +309,7 @@ def test_a_log_that_was_cut_is_said_and_marks_what_is_served(sent, caplog) -> No
     drive(services(view)[1], broker)
     name = topics.EVENTS_VALID.name(PIPELINE.name)
     for slot in [s for s in broker.log if s.topic == name and broker.log[s]]:
-        broker.truncate(slot, 3)
+        broker.truncate(slot, len(broker.log[slot]) - 1)
     last = broker.records(name)[-1]
     broker.append(name, last.value(), last.key(), 1, None, last.partition())
     drive(services(MemoryView())[1], broker)

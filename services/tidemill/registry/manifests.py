@@ -97,7 +97,7 @@ class Registry:
             uri=self.store.path(digest),
             sha256=digest,
             declaration=self.pipeline.declaration_hash(name),
-            hyperparameters=repr(self.pipeline.model(name)),
+            hyperparameters=self.pipeline.printed(name),
             tidemill=tidemill.__version__,
             river=river.__version__,
             python=platform.python_version(),
