@@ -235,7 +235,7 @@ class KafkaConsumer:
     def __init__(self, broker: KafkaBroker, group: str, topics: Sequence[str], instance: str) -> None:
         self._revoked: set[Slot] = set()
         self._assigned: set[Slot] = set()
-        self._started = False
+        self._started = self._closing = False
         self._order = TimeOrder()
         self._ends: dict[Slot, int] = {}
         self._waiting_since = 0.0
@@ -269,6 +269,9 @@ class KafkaConsumer:
         )
 
     def _on_assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:
+            client.unassign()  # to take partitions while leaving, or to pause them, would wait for ever
+            return
         # Hold still until the loop has settled where to start; the offset is only a place to be paused at.
         client.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])
         client.pause(partitions)
@@ -360,6 +363,7 @@ class KafkaConsumer:
             raise _wrap(error, "committing offsets") from error
 
     def close(self) -> None:
+        self._closing = True
         self._client.close()
 
 
