@@ -228,6 +228,14 @@ def test_two_members_share_the_partitions_and_one_takes_over(bench: Bench) -> No
     two.close()
 
 
+def test_a_member_that_leaves_while_it_is_given_partitions_does_not_wait_for_ever(bench: Bench) -> None:
+    for n in range(8):
+        consumer = bench.broker.consumer(f"{bench.group}{n}", [bench.source], "m")
+        for _ in range(n):
+            consumer.poll(1, 0.03)
+        consumer.close()
+
+
 class TestKafkaAlone:
     @pytest.fixture
     def broker(self, kafka) -> KafkaBroker:
