@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test faults soak check format bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,12 @@ demo: $(VENV)/ready ## January's flights through the whole pipeline, in about a 
 
 test: $(VENV)/ready ## unit, contract and system tests; the last on a real Kafka (Java 17, Maven) and a real Redis
 	@$(BIN)/python -m pytest $(ARGS)
+
+faults: $(VENV)/ready ## every fault at full length, and the mutation check (an hour); writes docs/faults.md
+	@$(BIN)/python tests/faults/run.py $(ARGS)
+
+soak: $(VENV)/ready ## three million events (half an hour); writes docs/soak.md
+	@$(BIN)/python tests/faults/soak.py $(ARGS)
 
 check: $(VENV)/ready ## format, lint and types
 	@$(BIN)/ruff format --check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from real_kafka import RealKafka, missing
+from running import Running
 
 from tidemill.demo.stack import Redis
 
@@ -47,3 +48,16 @@ def redis_url(redis_server: Redis) -> str:
 
     redis.Redis.from_url(redis_server.url).flushall()
     return redis_server.url
+
+
+@pytest.fixture
+def running(kafka: RealKafka, redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    made: list[Running] = []
+
+    def make(base: str, partitions: int, **settings: object) -> Running:
+        made.append(Running(kafka.servers, redis_server.url, tmp_path, base, partitions, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stack.stop()

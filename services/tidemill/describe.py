@@ -66,7 +66,7 @@ def as_text(pipeline: Pipeline) -> str:
         for name in view.features:
             vector.add_row(name, "number", f"view {view.label}, tiles of {view.every}")
     rules = _table("rule", "field", "expects")
-    for rule in (*pipeline.rules, *pipeline.label_rules):
+    for rule in (*pipeline.event_checks, *pipeline.label_checks):
         rules.add_row(rule.name, rule.field, rule.text)
     models = _table("model", "role", "is")
     for name in pipeline.roster:
@@ -77,9 +77,7 @@ def as_text(pipeline: Pipeline) -> str:
         f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
         f"labels {pipeline.labels.schema} (id {Records(pipeline).label.id})\n"
     )
-    parts = [f"vector, {len(pipeline.vector)} features", vector, "models", models]
-    if pipeline.rules or pipeline.label_rules:
-        parts[:0] = ["rules", rules]
+    parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector, "models", models]
     return head + "\n" + _render(*parts) + "topics\n" + topics_text(pipeline)
 
 
@@ -93,7 +91,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "champion": pipeline.champion,
         "models": {name: pipeline.printed(name) for name in pipeline.roster},
         "vector": pipeline.vector,
-        "rules": [{"rule": r.name, "field": r.field, "expects": r.text} for r in (*pipeline.rules, *pipeline.label_rules)],
+        "rules": [{"rule": r.name, "field": r.field, "expects": r.text} for r in (*pipeline.event_checks, *pipeline.label_checks)],
         "schema_ids": {
             "event": records.event.id,
             "label": records.label.id,

@@ -35,6 +35,7 @@ COUNTS: Mapping[str, Counter] = {
     "not_finite": Counter("tidemill_not_finite_total", "Values that were no finite number, by what they were.", ["service", "what"]),
     "skipped": Counter("tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]),
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
+    "not_stored": Counter("tidemill_versions_not_stored_total", "Model versions the artifact store did not take.", ["service", "model"]),
 }  # fmt: skip
 GAUGES: Mapping[str, Gauge] = {
     "pending": Gauge(

@@ -38,7 +38,7 @@ from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
 from tidemill.featurizer.aggregates import Aggregate
 from tidemill.tasks import TASKS, Task
-from tidemill.validator.rules import Rule
+from tidemill.validator.rules import FUTURE_TOLERANCE, Rule, not_after_now
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -64,7 +64,7 @@ class Feature:
 
 
 def number(source: Source) -> Feature:
-    """Declare a feature that is a number (a float in the vector); NaN and infinities become missing."""
+    """Declare a feature that is a number (a float in the vector); NaN, infinities and what is beyond 1e15 become missing."""
     return Feature("number", source)
 
 
@@ -195,6 +195,16 @@ class Pipeline:
     def _baseline(self) -> Any:
         return self.baseline if self.baseline is not None else self.kind.baseline()
 
+    @property
+    def event_checks(self) -> tuple[Rule, ...]:
+        """The rules that events are held to: the declared ones, and one for their time where none is declared."""
+        return _guarded(self.rules, self.events.time)
+
+    @property
+    def label_checks(self) -> tuple[Rule, ...]:
+        """The rules that labels are held to: the declared ones, and one for their time where none is declared."""
+        return _guarded(self.label_rules, self.labels.time)
+
     def model(self, name: str) -> Any:
         """Return a fresh copy of the declared model `name`, which has learned nothing."""
         return copy.deepcopy(self.models.get(name, self._baseline))
@@ -242,6 +252,12 @@ class Pipeline:
         if callable(source):
             return source
         return lambda record: record[source]
+
+
+def _guarded(declared: Sequence[Rule], time: str) -> tuple[Rule, ...]:
+    if any(rule.name == "not_after_now" and rule.field == time for rule in declared):
+        return tuple(declared)
+    return (*declared, not_after_now(time, FUTURE_TOLERANCE))
 
 
 def _feature(pipeline: Pipeline, name: str, source: Feature | Source) -> Feature:

@@ -6,8 +6,9 @@ What a pipeline is lies in its declaration; where and how it runs lies here, in 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as NotJson
 
@@ -39,7 +40,7 @@ class Settings(BaseSettings):
     )
     interval_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="length of a micro-batch")
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = Field(5000, description="most records in a micro-batch")
-    snapshot_seconds: Annotated[float, Field(gt=0)] = Field(
+    snapshot_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         10.0, description="learner: publish a version at least this often"
     )
     snapshot_examples: Annotated[int, Field(ge=1)] = Field(10_000, description="learner: or after this many examples")
@@ -47,6 +48,20 @@ class Settings(BaseSettings):
         -1, description="replication factor of created topics; -1: the broker's own"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level of log lines")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, given: SecretStr) -> SecretStr:
+        """Refuse what Redis' client would only complain about later, and with the password in its words."""
+        try:
+            parts = urlsplit(given.get_secret_value())
+            well = parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.scheme == "unix")
+            _ = parts.port  # raises where it is no number
+        except ValueError:
+            well = False
+        if not well or "password=" in parts.query:
+            raise ValueError("expected redis://[:password@]host:port/db, rediss:// or unix://")
+        return given
 
     def signing_secret(self) -> bytes:
         """Return the signing key. Raises SettingsError where none, or a weak one, is set."""
@@ -74,4 +89,4 @@ def _sentence(error: dict[str, Any]) -> str:
     field = Settings.model_fields.get(name)
     secret = field is not None and (field.annotation is SecretStr or name == "kafka")
     shown = "" if secret or "input" not in error else f" ({error['input']!r})"
-    return f"setting {name}{shown}: {error['msg']}; set TIDEMILL_{name.upper()}"
+    return f"setting {name}{shown}: {error['msg'].removeprefix('Value error, ')}; set TIDEMILL_{name.upper()}"

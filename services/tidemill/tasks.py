@@ -6,12 +6,13 @@ of the most likely class (with all of them beside it).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from river import dummy, metrics, stats
+
+from tidemill.validator.rules import LARGEST_NUMBER
 
 Vector = Mapping[str, Any]
 Probabilities = Mapping[str, float]
@@ -42,8 +43,10 @@ class Task:
             value = float(value)
         if type(value) is not kind:
             raise ValueError(f"{value!r} ({type(value).__name__}) where a {self.label_type} was expected")
-        if kind is float and not math.isfinite(value):
-            raise ValueError(f"{value!r} where a finite number was expected")
+        if kind is float and not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:  # nor is NaN
+            raise ValueError(
+                f"{value!r} where a finite number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g} was expected"
+            )
         return value
 
     def learn(self, model: Any, x: Vector, y: Any) -> None:

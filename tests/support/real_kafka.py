@@ -40,8 +40,10 @@ class RealKafka:
     def __init__(self, folder: Path) -> None:
         fetch_jars()
         self.folder = folder
-        port, controller = free_port(), free_port()
+        port, controller, behind = free_port(), free_port(), free_port()
         self.servers = f"127.0.0.1:{port}"
+        #: A second way in, for clients that shall come through a proxy: what listens, and where it says that it does.
+        self.behind_proxy, self.proxy_port = behind, free_port()
         self._config = folder / "server.properties"
         self._config.write_text(
             "\n".join(
@@ -49,8 +51,9 @@ class RealKafka:
                     "process.roles=broker,controller",
                     "node.id=1",
                     f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
-                    f"listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-                    f"advertised.listeners=PLAINTEXT://{self.servers}",
+                    f"listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{behind},CONTROLLER://127.0.0.1:{controller}",
+                    f"advertised.listeners=PLAINTEXT://{self.servers},PROXIED://127.0.0.1:{self.proxy_port}",
+                    "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
                     "controller.listener.names=CONTROLLER",
                     f"log.dirs={folder / 'log'}",
                     "offsets.topic.replication.factor=1",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tidemill import cli
+from tidemill.settings import Settings
+
+SECRET = "verysecretword"
 KEY = "0123456789abcdef0123456789abcdef"
 NOBODY = "127.0.0.1:1"
 
@@ -31,6 +38,7 @@ def assert_one_clear_line(done: subprocess.CompletedProcess[str], *words: str) -
     for word in words:
         assert word in done.stderr, done.stderr
     assert KEY not in done.stderr
+    assert SECRET not in done.stderr + done.stdout
 
 
 @pytest.fixture
@@ -73,6 +81,159 @@ def test_a_mistake_ends_in_one_clear_line(arguments: list[str], environment: dic
     assert time.monotonic() - began < 15, "5 s on an idle machine; this one also runs the other tests"
 
 
+@contextlib.contextmanager
+def own_logging() -> Iterator[None]:
+    """Nobody listens to the log, as when the command begins; afterwards it is as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+Run = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The whole command in this process: a mistake that needs no process of its own costs milliseconds."""
+
+    def run(*arguments: str, **environment: str) -> Run:
+        for name in [name for name in os.environ if name.startswith("TIDEMILL_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["tidemill", *arguments])
+        with own_logging(), pytest.raises(SystemExit) as stopped:
+            cli.main()
+        said = capsys.readouterr()
+        return Run(arguments, stopped.value.code, said.out, said.err)
+
+    return run
+
+
+WRONG_SETTINGS = [
+    ("brokers", "", []),
+    ("brokers", "kafka", ["kafka"]),
+    ("brokers", "kafka:9092,", ["kafka:9092,"]),
+    ("brokers", "http://kafka:9092", ["http"]),
+    ("kafka", f'{{"sasl.password": "{SECRET}"', ["JSON"]),
+    ("kafka", f'["{SECRET}"]', ["dictionary"]),
+    ("kafka", SECRET, ["JSON"]),
+    ("redis_url", "localhost:6379", ["redis://"]),
+    ("redis_url", f"http://:{SECRET}@localhost:6379", ["redis://"]),
+    ("redis_url", f"redis://:{SECRET}/0", ["redis://"]),
+    ("redis_url", f"redis://user:{SECRET}@host:port/0", ["redis://"]),
+    ("redis_url", f"redis://host:6379/0?password={SECRET}", ["redis://"]),
+    ("redis_url", f"redis://:{SECRET}@[::1", ["redis://"]),
+    ("redis_url", "", ["redis://"]),
+    ("delivery", "at_most_once", ["at_most_once", "exactly_once"]),
+    ("instance", "a b", ["a b"]),
+    ("instance", "", []),
+    ("instance", "../../0", ["../../0"]),
+    ("http_port", "99999", ["99999"]),
+    ("http_port", "-1", ["-1"]),
+    ("http_port", "http", ["http"]),
+    ("interval_ms", "0", ["0"]),
+    ("interval_ms", "10001", ["10001"]),
+    ("interval_ms", "1.5", ["1.5"]),
+    ("max_batch", "100001", ["100001"]),
+    ("max_batch", "many", ["many"]),
+    ("snapshot_seconds", "0", ["0"]),
+    ("snapshot_seconds", "nan", ["nan", "finite"]),
+    ("snapshot_seconds", "inf", ["inf", "finite"]),
+    ("snapshot_seconds", "10s", ["10s"]),
+    ("snapshot_examples", "0", ["0"]),
+    ("snapshot_examples", "1e3", ["1e3"]),
+    ("replication", "-2", ["-2"]),
+    ("replication", "all", ["all"]),
+    ("log_level", "LOUD", ["LOUD", "INFO"]),
+    ("log_level", "info", ["info", "INFO"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), WRONG_SETTINGS)
+def test_a_wrong_setting_is_named_and_no_secret_is_shown(inside, name: str, value: str, words: list[str]) -> None:
+    variable = f"TIDEMILL_{name.upper()}"
+    done = inside("run", "scorer", "flights", **{"TIDEMILL_SIGNING_KEY": KEY, variable: value})
+    assert_one_clear_line(done, f"setting {name}", variable, *words)
+
+
+def test_every_setting_that_can_be_wrong_by_itself_is_tried() -> None:
+    """A store and a signing key are wrong only together with what uses them: on the real broker, below."""
+    assert {name for name, *_ in WRONG_SETTINGS} == Settings.model_fields.keys() - {"store_url", "signing_key"}
+
+
+def test_several_wrong_settings_are_all_named_in_the_one_line(inside) -> None:
+    done = inside(
+        "run", "scorer", "flights", TIDEMILL_HTTP_PORT="x", TIDEMILL_MAX_BATCH="0", TIDEMILL_REDIS_URL=f"redis://:{SECRET}"
+    )  # fmt: skip
+    assert_one_clear_line(done, "http_port", "max_batch", "redis_url")
+
+
+@pytest.mark.parametrize(
+    ("properties", "words"),
+    [
+        (f'{{"no.such.property": "{SECRET}"}}', ["no.such.property"]),
+        (f'{{"session.timeout.ms": "{SECRET}"}}', ["session.timeout.ms"]),
+        (f'{{"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "NO", "sasl.password": "{SECRET}"}}', ["SASL"]),
+        ('{"security.protocol": "SSL", "ssl.ca.location": "/no/such/file"}', ["ssl.ca.location"]),
+    ],
+)
+def test_a_property_that_the_kafka_client_refuses_is_named(inside, properties: str, words: list[str]) -> None:
+    done = inside("run", "scorer", "flights", "--brokers", NOBODY, TIDEMILL_KAFKA=properties)
+    assert_one_clear_line(done, *words)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "binary.py").write_bytes(b"\0\xff\xfe")
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "syntax.py").write_text("a = 1\nb = (\n")
+    (tmp_path / "schema.avsc").write_text('{"type": ')
+    declare = "from dataclasses import replace\nfrom tidemill.demo.flights import delays as _d\n"
+    declare += "mine = replace(_d, events=replace(_d.events, schema='{}'))\n"
+    (tmp_path / "lost.py").write_text(declare.format("nowhere.avsc"))
+    (tmp_path / "torn.py").write_text(declare.format("schema.avsc"))
+    (tmp_path / "columns.csv").write_text("flight_id,landed_at\na,1\n")
+    (tmp_path / "noise.parquet").write_bytes(b"PAR1noise")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check", "{}/folder.py"], ["folder.py"]),
+        (["check", "{}/binary.py"], ["binary.py", "null bytes"]),
+        (["check", "{}/empty.py"], ["empty.py", "declares no pipeline"]),
+        (["check", "{}/syntax.py"], ["syntax.py line 2", "SyntaxError"]),
+        (["check", "{}/lost.py"], ["events.schema", "nowhere.avsc"]),
+        (["check", "{}/torn.py"], ["events.schema", "schema.avsc", "not JSON"]),
+        (
+            ["backtest", "delays", "--events", "{}/columns.csv", "--labels", "{}/columns.csv"],
+            ["columns.csv", "asked_at"],
+        ),
+        (["backtest", "delays", "--events", "{}/noise.parquet", "--labels", "{}/columns.csv"], ["noise.parquet"]),
+        (["backtest", "delays", "--events", "{}", "--labels", "{}/columns.csv"], ["expected one of .csv"]),
+        (["demo-data", "{}/empty.py"], ["empty.py", "is a file"]),
+        (["demo-data", "{}/data", "--month", "13"], ["--month", "13"]),
+        (["demo", "--days", "0"], ["--days", "0"]),
+        (["run", "learner", "flights", "--model"], ["--model"]),
+        (["nonsense"], ["nonsense"]),
+        (["check"], ["PIPELINE"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_file_or_option_ends_in_one_clear_line(
+    inside, files: Path, arguments: list[str], words: list[str]
+) -> None:
+    assert_one_clear_line(inside(*(argument.format(files) for argument in arguments)), *words)
+
+
 def test_an_exception_in_the_declaration_names_its_line(broken: Path) -> None:
     assert_one_clear_line(tidemill("check", str(broken)), "broken.py line 2", "no_such_thing")
 
@@ -106,6 +267,16 @@ class TestOnARealBroker:
     def test_no_signing_key(self, kafka) -> None:
         done = tidemill("run", "scorer", "delays", "--brokers", kafka.servers)
         assert_one_clear_line(done, "signing_key", "TIDEMILL_SIGNING_KEY")
+
+    def test_a_weak_signing_key(self, kafka) -> None:
+        done = tidemill("run", "learner", "delays", "--brokers", kafka.servers, TIDEMILL_SIGNING_KEY=SECRET)
+        assert_one_clear_line(done, "signing_key", "14 characters", "TIDEMILL_SIGNING_KEY")
+
+    def test_a_store_of_an_unknown_kind(self, kafka) -> None:
+        done = tidemill(
+            "run", "scorer", "delays", "--brokers", kafka.servers, "--store-url", "nonsense://place", TIDEMILL_SIGNING_KEY=KEY
+        )  # fmt: skip
+        assert_one_clear_line(done, "store_url", "nonsense", "TIDEMILL_STORE_URL")
 
     def test_a_store_that_is_no_folder(self, kafka, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

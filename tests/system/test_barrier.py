@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from conftest import until
+from running import until
+
 from tidemill import topics
 from tidemill.backtest import Backtest
 from tidemill.demo import data

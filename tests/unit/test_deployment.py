@@ -25,6 +25,7 @@ from tidemill.run import STALLED_SECONDS
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
 from tidemill.stream.kafka import CALL_SECONDS
+from tidemill.stream.loop import STOP_SECONDS
 from tidemill.topics import SERVICES
 
 ROOT = Path(__file__).parents[2]
@@ -44,10 +45,10 @@ POD_OWNERS = {
 }
 KUBERNETES = "1.30"
 
-DRAIN_SECONDS = 3 * CALL_SECONDS
-"""How long a commit is tried; a clean stop takes a batch, which is short, and a commit."""
-LONGEST_TURN_SECONDS = 2 * (DRAIN_SECONDS + CALL_SECONDS) + CALL_SECONDS + 60 + CALL_SECONDS
-"""A loop may stand still this long when Kafka is lost: offsets and commit tried, an abort, a new producer connected."""
+DRAIN_SECONDS = STOP_SECONDS + CALL_SECONDS
+"""A clean stop takes a batch, which is short, and a commit, which is tried so long; or a call that was under way."""
+LONGEST_TURN_SECONDS = 3 * CALL_SECONDS
+"""A loop may be silent this long when Kafka is lost: asking for offsets and the ends of the log, one call of each."""
 REPLAY_SECONDS = 3600
 """What a rebuild from the log is given."""
 NOT_OURS = {"PATH", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}

@@ -86,16 +86,18 @@ class Replay(threading.Thread):
     def __init__(
         self,
         servers: str,
-        messages: Sequence[Message],
+        messages: Iterable[Message],
         speed: float,
         *,
         extra: Mapping[str, Any] | None = None,
         has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(name="replay", daemon=True)
-        self.messages, self.speed, self.has_room = messages, speed, has_room
+        self._messages = iter(messages)
+        self._first = next(self._messages, None)
+        self.speed, self.has_room = speed, has_room
         self.events = self.labels = 0
-        self.clock = messages[0].at if messages else 0
+        self.clock = self._first.at if self._first else 0
         self.started_at = self.ended_at = 0.0
         self.error: Exception | None = None
         self._sender = Sender(servers, extra)
@@ -118,11 +120,11 @@ class Replay(threading.Thread):
             self.error = error
 
     def _paced(self) -> Iterator[Message]:
-        if not self.messages:
+        if self._first is None:
             return
-        first, began = self.messages[0].at, time.monotonic()
-        for message in self.messages:
-            due = began + (message.at - first) / 1000 / self.speed
+        began = time.monotonic()
+        for message in itertools.chain([self._first], self._messages):
+            due = began + (message.at - self._first.at) / 1000 / self.speed
             while (wait := due - time.monotonic()) > 0.001 or not self.has_room():
                 self._sender.poll()
                 if self._stop_asked.wait(min(max(wait, 0.001), 0.05)):

@@ -78,6 +78,10 @@ class Redis:
             "--maxmemory-policy", "noeviction",
         ]  # fmt: skip
         self._log = folder / "redis.log"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
         self.process = spawn(self._command, self._log)
         self._wait()
 
@@ -131,6 +135,7 @@ class Stack:
             "PYTHONHASHSEED": "0",
             **{f"TIDEMILL_{name.upper()}": str(value) for name, value in settings.items()},
         }
+        self.launcher = [sys.executable, "-m", "tidemill.cli"]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.ports: dict[str, int] = {}
 
@@ -138,7 +143,7 @@ class Stack:
         """Start one process; a further instance of a service has a name of its own."""
         service, _, model = role.partition(":")
         port = self.ports.setdefault(role if instance == "0" else f"{role}#{instance}", free_port())
-        command = [sys.executable, "-m", "tidemill.cli", "run", service, self.reference, "--instance", instance,
+        command = [*self.launcher, "run", service, self.reference, "--instance", instance,
                    "--http-port", str(port)]  # fmt: skip
         if model:
             command += ["--model", model]

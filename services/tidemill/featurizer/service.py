@@ -9,7 +9,6 @@ order   a vector holds what was known before its event; the event is added after
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step
 from tidemill.stream.loop import Service
 from tidemill.stream.view import Change
 from tidemill.validator.letters import dead_letter
+from tidemill.validator.rules import LARGEST_NUMBER
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,16 @@ def _number(name: str, source: Any) -> Extract:
             found = event[source]
             return None if found is None else float(found)
 
-        return field  # an event's own floats are finite: the validator saw to it
+        return field  # an event's own floats are finite and of bounded size: the validator saw to it
+
+    lowest, largest = -LARGEST_NUMBER, LARGEST_NUMBER
 
     def value(event: Mapping[str, Any]) -> float | None:
         found = source(event)
         if found is None:
             return None
         found = float(found)
-        return found if math.isfinite(found) else None
+        return found if lowest <= found <= largest else None  # NaN is not between any two numbers
 
     return value
 

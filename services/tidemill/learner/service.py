@@ -3,6 +3,8 @@
 reads   <pipeline>.examples (one partition: the order of learning); at the start <pipeline>.models
 writes  <pipeline>.models, signed manifests; the artifact store
 state   the model; resumed from its last snapshot, which knows the offset that it stands for
+outage  a store that is away or full does not stop the learning: nothing is committed meanwhile, and a version is tried
+        again at every interval
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tidemill import topics
-from tidemill.errors import ArtifactError, DeclarationError
+from tidemill.errors import ArtifactError, DeclarationError, StoreError
 from tidemill.learner.fold import Fold
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
@@ -78,16 +80,20 @@ class Learner(Step):
         self.models = topics.MODELS.name(pipeline.name)
         self.every_examples, self.every_seconds, self.clock = every_examples, every_seconds, clock
         self.fold = Fold(pipeline, model)
-        self._published = self.fold.examples
-        self._published_at = clock()
+        self._settle()
+        self._store_is_away = False
+
+    def _settle(self) -> None:
+        """Note that there is nothing to publish until another example comes."""
+        self._published = self._tried = self.fold.examples
+        self._tried_at = self.clock()
 
     def assign(self, slot: Slot, committed: Position) -> Start:
         if slot.partition != 0:  # the order of learning is partition 0
             return Start(committed.offset, committed.offset)
         self.fold = Fold(self.pipeline, self.model)
         self._resume()
-        self._published = self.fold.examples
-        self._published_at = self.clock()
+        self._settle()
         return Start(self.fold.version, self.fold.version)
 
     def _resume(self) -> None:
@@ -110,7 +116,7 @@ class Learner(Step):
     def revoke(self, slots: Iterable[Slot]) -> None:
         if any(slot.partition == 0 for slot in slots):
             self.fold = Fold(self.pipeline, self.model)
-            self._published = 0
+            self._settle()
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         codec, fold = self.records.example, self.fold
@@ -127,21 +133,33 @@ class Learner(Step):
                 log.error(
                     "learn_one raised", extra={"model": self.model, "offset": record.offset(), "cause": repr(error)}
                 )
-        new = fold.examples - self._published
-        due = new >= self.every_examples or (new > 0 and self.clock() - self._published_at >= self.every_seconds)
+        if fold.examples == self._published:
+            return False
+        due = fold.examples - self._tried >= self.every_examples or self.clock() - self._tried_at >= self.every_seconds
         return self._publish(emit) if due else False
 
     def finish(self, emit: Emit) -> bool:
         return self._publish(emit) if self.fold.examples > self._published else False
 
     def _publish(self, emit: Emit) -> bool:
-        self._published, self._published_at = self.fold.examples, self.clock()
+        self._tried, self._tried_at = self.fold.examples, self.clock()
         try:
             manifest = self.registry.publish(self.model, self.fold.snapshot(), tuple(self.fold.vectors))
         except ArtifactError as error:
             self.counts["not_finite", "model"] += 1
             log.error("version not published; the last good one goes on serving", extra={"cause": str(error)})
+            self._published = self.fold.examples  # only another example can make it well
             return False
+        except StoreError as error:
+            # To go back would be to learn the same examples again and again, and to be no further when it is over.
+            self.counts["not_stored", self.model] += 1
+            if not self._store_is_away:
+                log.error("a version can't be stored; learning goes on, it is tried again", extra={"cause": str(error)})
+            self._store_is_away = True
+            return False
+        if self._store_is_away:
+            log.info("versions can be stored again", extra={"model": self.model, "version": manifest.version})
+        self._published, self._store_is_away = self.fold.examples, False
         emit(self.models, self.registry.encode(manifest), self.model.encode(), 0, None, 0)
         self.counts["snapshots", self.model] += 1
         return True

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
+import uuid
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from tidemill.errors import ArtifactError, StoreError
 
@@ -16,6 +20,27 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of `data`, in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _write_whole(path: str, data: bytes) -> None:
+    """Write a local file so that its name never leads to half of it, whatever happens on the way."""
+    folder, name = os.path.split(path)
+    beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    try:
+        with open(beside, "xb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the name as well
+    finally:
+        os.close(handle)
 
 
 class ArtifactStore:
@@ -38,18 +63,30 @@ class ArtifactStore:
         return f"{digest[:2]}/{digest}"
 
     def put(self, data: bytes) -> str:
-        """Store `data`; returns its SHA-256. One that was cut short on the way is refused by its hash."""
+        """Store `data`; returns its SHA-256. What lies under its name already stays only if it is whole.
+
+        Raises StoreError where the store is away or full; nothing new lies under that name then.
+        """
         digest = sha256(data)
         path = f"{self._root}/{self.path(digest)}"
         try:
-            if self._fs.exists(path) and self._fs.size(path) == len(data):
+            if self._holds(path, digest):
                 return digest
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            with self._fs.transaction, self._fs.open(path, "wb") as out:
-                out.write(data)
+            if isinstance(self._fs, LocalFileSystem):
+                _write_whole(path, data)
+            else:
+                with self._fs.transaction, self._fs.open(path, "wb") as out:
+                    out.write(data)
         except OSError as error:
             raise StoreError(f"artifact store {self.url}: writing failed: {error}") from error
         return digest
+
+    def _holds(self, path: str, digest: str) -> bool:
+        try:
+            return sha256(self._fs.cat_file(path)) == digest
+        except FileNotFoundError:
+            return False
 
     def get(self, digest: str) -> bytes:
         """Return the artifact. Raises ArtifactError where it is missing or its bytes are not what they were."""

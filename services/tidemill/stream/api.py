@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -123,6 +123,9 @@ class Consumer(Protocol):
     def poll(self, limit: int, timeout: float) -> list[Record]:
         """Return at most `limit` records, waiting up to `timeout` s for the first; none after a change of assignment."""
 
+    def joined(self) -> bool:
+        """Whether the group has given this member its share, be it nothing."""
+
     def changes(self) -> tuple[set[Slot], set[Slot]]:
         """Return the slots taken away and the slots given since the last call."""
 
@@ -162,8 +165,11 @@ class Broker(Protocol):
     def consumer(self, group: str, topics: Sequence[str], instance: str) -> Consumer:
         """Join `group` as the member called `instance`."""
 
-    def producer(self, name: str) -> Producer:
-        """Return the producer called `name`; an older one of that name is fenced off."""
+    def producer(self, name: str, beat: Callable[[], None] = ...) -> Producer:
+        """Return the producer called `name`; an older one of that name is fenced off.
+
+        `beat` is called about once a second while something waits for the cluster; what it raises ends the waiting.
+        """
 
     def partitions(self, topic: str) -> int:
         """Return the number of partitions; 0 where there is no such topic."""

@@ -5,9 +5,12 @@ What is set here, and why, is in docs/design.md under "Facts about Kafka clients
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
@@ -33,6 +36,13 @@ _client_log = logging.getLogger("librdkafka")
 TRANSACTION_TIMEOUT_SECONDS = 10
 CALL_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
+SHORT_CALL_SECONDS = 1.0
+"""A call of a transaction is made again until it is decided; between two of them a signal and a probe are heard."""
+DECIDED_SECONDS = 30.0
+"""How long a commit is tried before the transaction is given up."""
+INITIALISED_SECONDS = 60.0
+HUNG_SECONDS = 5.0
+"""A call that has not come back by then, five times its own timeout, will not: see `_Watch`."""
 CATCHING_UP_MS = 5000
 """Only records older than this are worth ordering. Younger ones are at most that much out of order, and to let them wait
 for a partition whose newest records are still in an open transaction would cost a delay that feeds on itself."""
@@ -48,6 +58,9 @@ _FENCED = {
     KafkaError.FENCED_INSTANCE_ID,
 }
 
+_STATIC_MEMBER_FENCED = "Static consumer fenced"
+"""A consumer says no more than that something fatal has happened; which, is only in the text."""
+
 
 def _kafka_error(error: KafkaException) -> KafkaError:
     found = error.args[0]
@@ -57,7 +70,7 @@ def _kafka_error(error: KafkaException) -> KafkaError:
 
 def _wrap(error: KafkaException, doing: str) -> BrokerError:
     cause = _kafka_error(error)
-    if cause.code() in _FENCED:
+    if cause.code() in _FENCED or _STATIC_MEMBER_FENCED in cause.str():
         return Fenced(f"{doing}: another process has taken this instance's place ({cause.name()})")
     return Aborted(f"{doing}: {cause.str()} ({cause.name()})")
 
@@ -142,8 +155,8 @@ class KafkaBroker:
     def consumer(self, group: str, topics: Sequence[str], instance: str) -> KafkaConsumer:
         return KafkaConsumer(self, group, topics, instance)
 
-    def producer(self, name: str) -> KafkaProducer:
-        return KafkaProducer(self, name)
+    def producer(self, name: str, beat: Callable[[], None] = lambda: None) -> KafkaProducer:
+        return KafkaProducer(self, name, beat)
 
     def _reader(self) -> Consumer:
         return Consumer(
@@ -235,7 +248,7 @@ class KafkaConsumer:
     def __init__(self, broker: KafkaBroker, group: str, topics: Sequence[str], instance: str) -> None:
         self._revoked: set[Slot] = set()
         self._assigned: set[Slot] = set()
-        self._started = self._closing = False
+        self._started = self._closing = self._joined = False
         self._order = TimeOrder()
         self._ends: dict[Slot, int] = {}
         self._waiting_since = 0.0
@@ -272,6 +285,7 @@ class KafkaConsumer:
         if self._closing:
             client.unassign()  # to take partitions while leaving, or to pause them, would wait for ever
             return
+        self._joined = True
         # Hold still until the loop has settled where to start; the offset is only a place to be paused at.
         client.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])
         client.pause(partitions)
@@ -282,7 +296,7 @@ class KafkaConsumer:
         slots = {Slot(p.topic, p.partition) for p in partitions}
         self._revoked |= slots
         self._assigned -= slots
-        self._started = False
+        self._started = self._joined = False
         client.unassign()
 
     def _on_lost(self, client: Consumer, partitions: list[TopicPartition]) -> None:
@@ -320,6 +334,9 @@ class KafkaConsumer:
         elif now - self._waiting_since > LONGEST_WAIT_SECONDS:
             return set()
         return behind
+
+    def joined(self) -> bool:
+        return self._joined
 
     def changes(self) -> tuple[set[Slot], set[Slot]]:
         found = self._revoked, self._assigned
@@ -367,10 +384,46 @@ class KafkaConsumer:
         self._client.close()
 
 
+class _Watch:
+    """Ends this process when a call of the client never comes back.
+
+    `send_offsets_to_transaction` ignores its timeout (librdkafka#5456) and waits for ever where the group's coordinator
+    went away (#5511): a broker that restarts is enough. Nothing in this process can end such a call. The process that
+    is started in its place fences off whatever is left of it, and begins at what is committed.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._doing = ""
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def __call__(self, doing: str, call: Callable[[], None]) -> None:
+        """Make a call, watched."""
+        self._doing, self._began = doing, time.monotonic()
+        try:
+            call()
+        finally:
+            self._began = 0.0
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(0.5)
+            began = self._began
+            if began and time.monotonic() - began > HUNG_SECONDS:
+                log.critical(
+                    "the Kafka client hangs; this process ends, so that another takes its place",
+                    extra={"doing": self._doing, "seconds": round(time.monotonic() - began, 1)},
+                )
+                logging.shutdown()
+                os._exit(1)
+
+
 class KafkaProducer:
     """A producer that commits what it sent and the offsets that were read in one transaction, or one after the other."""
 
-    def __init__(self, broker: KafkaBroker, name: str) -> None:
+    def __init__(self, broker: KafkaBroker, name: str, beat: Callable[[], None]) -> None:
+        self._beat = beat
+        self._watch = _Watch()
         self._exactly_once = broker.exactly_once
         self._failed: KafkaError | None = None
         self._open = False
@@ -397,14 +450,10 @@ class KafkaProducer:
         callbacks = {} if self._exactly_once else {"on_delivery": self._delivered}
         client = Producer(self._config | callbacks, logger=_client_log)
         if self._exactly_once:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    client.init_transactions(CALL_SECONDS)
-                    break
-                except KafkaException as error:
-                    if not _kafka_error(error).retriable() or time.monotonic() > deadline:
-                        raise BrokerError(f"transactions can't be started: {_kafka_error(error).str()}") from error
+            try:
+                self._insist("initialising", lambda: client.init_transactions(SHORT_CALL_SECONDS), INITIALISED_SECONDS)
+            except KafkaException as error:
+                raise BrokerError(f"transactions can't be started: {_kafka_error(error).str()}") from error
         return client
 
     def _delivered(self, error: KafkaError | None, _: Any) -> None:
@@ -432,6 +481,7 @@ class KafkaProducer:
             except BufferError:
                 # The queue is full: the broker is slower than we are. Wait for it; nothing more is read meanwhile.
                 self._client.poll(0.05)
+                self._beat()
             except KafkaException as error:
                 raise _wrap(error, f"sending to {topic}") from error
 
@@ -456,29 +506,34 @@ class KafkaProducer:
         if offsets:
             places = [TopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
             metadata = consumer.group_metadata()
-            self._insist(
-                "sending offsets", lambda: self._client.send_offsets_to_transaction(places, metadata, CALL_SECONDS)
-            )
-        self._insist("committing", lambda: self._client.commit_transaction(CALL_SECONDS))
+            self._decide("sending offsets", self._client.send_offsets_to_transaction, places, metadata)
+        self._decide("committing", self._client.commit_transaction)
         self._open = False
 
-    def _insist(self, doing: str, call: Any) -> None:
-        """Make a call of the transaction; one that timed out is to be made again until it is decided."""
-        deadline = time.monotonic() + 3 * CALL_SECONDS
+    def _decide(self, doing: str, call: Callable[..., None], *arguments: Any) -> None:
+        """Make a call of the transaction until it is decided. Raises Aborted or Fenced."""
+        try:
+            self._insist(doing, lambda: call(*arguments, SHORT_CALL_SECONDS), DECIDED_SECONDS)
+        except KafkaException as error:
+            raise _wrap(error, doing) from error
+
+    def _insist(self, doing: str, call: Callable[[], None], patience: float) -> None:
+        """Make a call again as long as it times out; a call that is made again goes on with what it had begun."""
+        deadline = time.monotonic() + patience
         while True:
             try:
-                call()
+                self._watch(doing, call)
                 return
             except KafkaException as error:
                 cause = _kafka_error(error)
-                if cause.retriable() and not cause.txn_requires_abort() and time.monotonic() < deadline:
-                    continue
-                raise _wrap(error, doing) from error
+                if not cause.retriable() or cause.txn_requires_abort() or time.monotonic() > deadline:
+                    raise
+            self._beat()
 
     def _flush(self) -> None:
-        deadline = time.monotonic() + 3 * CALL_SECONDS
-        while self._client.flush(1.0) and self._failed is None and time.monotonic() < deadline:
-            continue
+        deadline = time.monotonic() + DECIDED_SECONDS
+        while self._client.flush(SHORT_CALL_SECONDS) and self._failed is None and time.monotonic() < deadline:
+            self._beat()
         left = len(self._client)
         failed, self._failed = self._failed, None
         if failed is not None or left:
@@ -495,7 +550,7 @@ class KafkaProducer:
             self._failed = None
             return
         try:
-            self._client.abort_transaction(CALL_SECONDS)
+            self._insist("aborting", lambda: self._client.abort_transaction(SHORT_CALL_SECONDS), CALL_SECONDS)
         except KafkaException as error:
             cause = _wrap(error, "aborting")
             if isinstance(cause, Fenced):
@@ -505,11 +560,12 @@ class KafkaProducer:
             self._client = self._connect()
 
     def close(self) -> None:
-        if self._exactly_once:
-            if self._open:
-                self.abort()
-        else:
-            self._client.flush(CALL_SECONDS)
+        """Leave. A transaction that is still open is given up; where Kafka does not hear of it, its time runs out."""
+        if not self._exactly_once:
+            self._client.flush(SHORT_CALL_SECONDS)
+        elif self._open:
+            with contextlib.suppress(KafkaException):
+                self._client.abort_transaction(SHORT_CALL_SECONDS)
 
 
 class Sender:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.1
 GAUGE_SECONDS = 0.1
 """How often levels are measured while records come; nobody looks more often."""
+STOP_SECONDS = 3.0
+"""How long a service that was asked to stop still tries to commit."""
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -72,6 +74,7 @@ class Loop:
         self.clock = clock
         self.sleep = sleep
         self.stopping = False
+        self._stop_asked_at = 0.0
         self.ready = False
         self.heartbeat = clock()
         self.watch = metrics.LoopMetrics(service.name)
@@ -84,30 +87,48 @@ class Loop:
 
     def stop(self, *_: Any) -> None:
         """Finish the batch in hand, commit it, and return from `run`. Safe in a signal handler."""
+        if not self.stopping:
+            self._stop_asked_at = self.clock()
         self.stopping = True
 
     def run(self) -> None:
         """Run until `stop` is called. What ends it otherwise is an error that only a restart can mend."""
         tune_collector()
-        # The producer first: it ends a transaction that a killed predecessor left open, so that the offsets read
-        # at take-over are the settled ones.
-        producer = self.broker.producer(self.instance)
+        try:
+            # The producer first: it ends a transaction that a killed predecessor left open, so that the offsets read
+            # at take-over are the settled ones.
+            producer = self.broker.producer(self.instance, self._beat)
+        except Retry as error:
+            log.warning("stopped before it had begun", extra={"cause": str(error)})
+            return
         consumer = self.broker.consumer(self.service.group, self.service.topics, self.instance)
         try:
             while not self.stopping:
                 self.turn(consumer, producer)
-            if self._settled and self._slots and (self.step.finish(producer.emit) or self._dirty):
-                self._commit(consumer, producer)
+            self._finish(consumer, producer)
             self._publish(())
         finally:
             self.ready = False
             producer.close()
             consumer.close()
 
-    def turn(self, consumer: Consumer, producer: Producer) -> int:
-        """Do one round; returns how many records it handled."""
+    def _finish(self, consumer: Consumer, producer: Producer) -> None:
+        try:
+            if self._settled and self._slots and (self.step.finish(producer.emit) or self._dirty):
+                self._commit(consumer, producer)
+        except (Aborted, Retry) as error:
+            log.warning("left without a last commit; the next one begins there", extra={"cause": str(error)})
+
+    def _beat(self) -> None:
+        """Say that this process lives although it waits. Raises Retry where it was asked to stop and has waited enough."""
         self.heartbeat = self.clock()
         self.watch.heartbeat()
+        if self.stopping and self.clock() - self._stop_asked_at > STOP_SECONDS:
+            raise Retry("asked to stop while waiting for Kafka")
+
+    def turn(self, consumer: Consumer, producer: Producer) -> int:
+        """Do one round; returns how many records it handled."""
+        self._beat()
         try:
             records = consumer.poll(self.max_batch, self._patience())
             if self._reassign(consumer, producer):
@@ -164,6 +185,8 @@ class Loop:
             self._take_over(consumer)
             self._settled = self.ready = True
             return True
+        if not self._slots:
+            self.ready = consumer.joined()  # with nothing to do: it stands by
         return not self._slots
 
     def _forget(self, slots: Iterable[Slot]) -> None:
@@ -242,8 +265,9 @@ class Loop:
             self.step.process(batch, discard)
             done += len(batch)
             consumer.poll(1, 0.0)  # stay in the group; nothing comes before `start`
-            self.heartbeat = self.clock()
-            self.watch.heartbeat()
+            self._beat()
+            if self.stopping:
+                raise Retry("asked to stop while rebuilding")
         self.step.counts.clear()
         self.watch.rebuilt(done)
         log.info("state rebuilt", extra={"records": done, "seconds": round(self.clock() - started, 3)})
@@ -253,10 +277,15 @@ class Loop:
         self._failures += 1
         self._settled = self.ready = False
         self.watch.retry()
+        if self.stopping:
+            return  # what is open is given up when the producer is closed
         log.warning("going back to what is committed", extra={"cause": str(error), "pause_seconds": pause})
-        producer.abort()
         self.step.counts.clear()
         self._forget(self._slots)
+        try:
+            producer.abort()
+        except Retry:
+            return  # asked to stop meanwhile
         self.sleep(pause)
 
     def _publish(self, records: Sequence[Any]) -> None:

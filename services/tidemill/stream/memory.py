@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tidemill.errors import Aborted, Fenced
@@ -135,7 +135,8 @@ class MemoryBroker:
     def consumer(self, group: str, topics: Sequence[str], instance: str) -> MemoryConsumer:
         return MemoryConsumer(self, group, topics, instance)
 
-    def producer(self, name: str) -> MemoryProducer:
+    def producer(self, name: str, beat: Callable[[], None] = lambda: None) -> MemoryProducer:
+        del beat  # nothing here waits
         self._epochs[name] = self._epochs.get(name, 0) + 1
         return MemoryProducer(self, name, self._epochs[name])
 
@@ -208,6 +209,9 @@ class MemoryConsumer:
         order = TimeOrder()
         order.add(found)
         return order.release()
+
+    def joined(self) -> bool:
+        return self.group.members.get(self.instance) is self
 
     def changes(self) -> tuple[set[Slot], set[Slot]]:
         found = self._revoked, self._assigned

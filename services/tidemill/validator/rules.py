@@ -1,7 +1,9 @@
 """Value rules: what a field's value must be. Each compiles once to a check that costs well under a microsecond.
 
 A rule looks at one field. A missing (null) value passes every rule but `not_null`: whether a field may be missing is
-said by its schema, or by `not_null`. NaN and infinities need no rule: they are refused in every float field.
+said by its schema, or by `not_null`. NaN, infinities and numbers beyond `LARGEST_NUMBER` need no rule: they are refused
+in every float field. Nor does the time of a stream: unless it has a `not_after_now` of its own, it gets one of
+`FUTURE_TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill.durations import milliseconds
+
+LARGEST_NUMBER = 1e15
+"""The largest magnitude of a float field, of a number feature that a function returns, and of a label that is a number.
+
+Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
+square is not, and one infinity leaves a model NaN for ever. It is also about where a double stops counting in steps
+that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
+"""
+
+FUTURE_TOLERANCE = "1h"
+"""How far a stream's time may lie ahead of this machine's clock where its declaration does not say.
+
+One record from a producer whose clock is a day ahead would otherwise push a watermark on by a day, and expire what waits.
+"""
 
 Check = Callable[[Any], "str | None"]
 """Takes the field's value (never None); returns None if it is fine, else what was expected, for the message."""

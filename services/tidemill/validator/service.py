@@ -7,6 +7,7 @@ state   none
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,23 +19,21 @@ from tidemill.stream.api import Emit, Record, Step
 from tidemill.stream.loop import Service
 from tidemill.validator.decode import Decoder
 from tidemill.validator.letters import dead_letter
-from tidemill.validator.rules import Rule
+from tidemill.validator.rules import LARGEST_NUMBER, Rule
 
 
 def judge(stream: Stream, rules: Sequence[Rule]) -> Callable[[Mapping[str, Any]], None]:
-    """Return the function that raises Reject where a record breaks a rule, or has a float that is no finite number."""
+    """Return the function that raises Reject where a record breaks a rule, or has a float that is not finite or too large."""
     floats = tuple(name for name, kind in stream.types.items() if kind in ("float", "double"))
     compiled = tuple((rule, rule.field, rule.check) for rule in rules)
     identity = stream.id
+    lowest, largest = -LARGEST_NUMBER, LARGEST_NUMBER
 
     def check(record: Mapping[str, Any]) -> None:
         for name in floats:
             value = record[name]
-            if value is not None and value - value != 0:
-                raise Reject(
-                    "not_finite", f"field {name!r} is {value} where a finite number was expected",
-                    rule="finite", field=name, value=value,
-                )  # fmt: skip
+            if value is not None and not lowest <= value <= largest:  # NaN is not between any two numbers
+                raise _no_number(name, value)
         for rule, name, passes in compiled:
             value = record[name]
             if value is None:
@@ -53,6 +52,16 @@ def judge(stream: Stream, rules: Sequence[Rule]) -> Callable[[Mapping[str, Any]]
     return check
 
 
+def _no_number(name: str, value: float) -> Reject:
+    if math.isfinite(value):
+        reason, rule, expected = "out_of_range", "magnitude", f"a number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}"
+    else:
+        reason, rule, expected = "not_finite", "finite", "a finite number"
+    return Reject(
+        reason, f"field {name!r} is {value} where {expected} was expected", rule=rule, field=name, value=value
+    )
+
+
 class Validator(Step):
     """Checks events and labels; what passes goes on with its bytes untouched."""
 
@@ -63,10 +72,10 @@ class Validator(Step):
         self.dlq = topics.DLQ.name(name)
         self._ways = {
             topics.EVENTS.name(name): self._way(
-                pipeline.events, records.event, pipeline.rules, topics.EVENTS_VALID.name(name)
+                pipeline.events, records.event, pipeline.event_checks, topics.EVENTS_VALID.name(name)
             ),
             topics.LABELS.name(name): self._way(
-                pipeline.labels, records.label, pipeline.label_rules, topics.LABELS_VALID.name(name)
+                pipeline.labels, records.label, pipeline.label_checks, topics.LABELS_VALID.name(name)
             ),
         }
         self._label_value = pipeline.label_value()

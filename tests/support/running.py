@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from tidemill.demo.stack import Redis, Stack
+from tidemill.demo.stack import Stack
 from tidemill.pipeline import Pipeline, load
 from tidemill.records import Records
 from tidemill.run import topic_table
@@ -21,7 +19,7 @@ _names = itertools.count(1)
 DECLARATION = """
 from dataclasses import replace
 from tidemill.demo.flights import {base} as _base
-pipeline = replace(_base, name="{name}", partitions={partitions})
+pipeline = replace(_base, name="{name}", partitions={partitions}, {changes})
 """
 
 
@@ -29,11 +27,19 @@ class Running:
     """One pipeline with its broker, its processes, and what its topics hold."""
 
     def __init__(
-        self, servers: str, redis_url: str, folder: Path, base: str, partitions: int, **settings: object
+        self,
+        servers: str,
+        redis_url: str,
+        folder: Path,
+        base: str,
+        partitions: int,
+        *,
+        changes: str = "",
+        **settings: object,
     ) -> None:
         name = f"t{next(_names)}"
         declaration = folder / f"{name}.py"
-        declaration.write_text(DECLARATION.format(base=base, name=name, partitions=partitions))
+        declaration.write_text(DECLARATION.format(base=base, name=name, partitions=partitions, changes=changes))
         self.reference = str(declaration)
         self.pipeline: Pipeline = load(self.reference)
         self.records = Records(self.pipeline)
@@ -57,16 +63,3 @@ def until(what: Callable[[], bool], why: str, patience: float = 60.0, check: Cal
         check()
         assert time.monotonic() < deadline, f"after {patience:.0f} s: {why}"
         time.sleep(0.005)
-
-
-@pytest.fixture
-def running(kafka, redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    made: list[Running] = []
-
-    def make(base: str, partitions: int, **settings: object) -> Running:
-        made.append(Running(kafka.servers, redis_server.url, tmp_path, base, partitions, **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.stack.stop()

@@ -1,0 +1,383 @@
+"""A whole pipeline under load, with somebody who starts again what ended, and somebody who does it harm.
+
+A `River` is the load, the services as processes, the supervisor and the ledger. Faults are done through it, so that each
+is counted when it is planned and again when it has fired; what it cost (the longest stall, how much passed meanwhile) is
+read from the ledger afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+from ledger import Ledger, Verdict, judge
+from load import again_and_again, paced
+from real_kafka import RealKafka
+from running import Running, until
+
+from tidemill import topics
+from tidemill.demo import data
+from tidemill.demo.replay import Message, Replay
+from tidemill.demo.stack import Redis, free_port, roles
+
+DATA_PLANE = ("validator", "featurizer", "scorer", "joiner", "learner:logreg")
+OUTPUT = {
+    "validator": topics.EVENTS_VALID, "featurizer": topics.FEATURES, "scorer": topics.PREDICTIONS,
+    "joiner": topics.EXAMPLES, "learner": topics.MODELS,
+}  # fmt: skip
+POINTS = {
+    role: [f"{name}:{when}" for name in names for when in ("before", "during", "after")]
+    for role, names in {
+        "validator": ("produce", "offsets", "commit"),
+        "featurizer": ("produce", "offsets", "commit", "redis"),
+        "scorer": ("produce", "offsets", "commit"),
+        "joiner": ("produce", "offsets", "commit"),
+        "learner": ("produce", "offsets", "commit", "store"),
+    }.items()
+}
+for _points in POINTS.values():
+    _points.remove("produce:during")  # to hand a record to the client takes no time in which to be stopped
+FIRES_WITHIN = 60.0
+LAUNCHER = Path(__file__).with_name("launcher.py")
+
+
+def service_of(role: str) -> str:
+    """Return the service of a process called `learner:logreg#1`."""
+    return role.partition("#")[0].partition(":")[0]
+
+
+@cache
+def flights() -> tuple[data.Flight, ...]:
+    """Return the year's first quarter."""
+    return tuple(data.flights((1, 2, 3)))
+
+
+@dataclass
+class Fault:
+    """One fault that was planned: what, to whom, when it began, and whether it fired."""
+
+    what: str
+    role: str
+    at: float = 0.0
+    until: float = 0.0
+    fired: bool = False
+    tolerated: bool = True
+    """Whether events must pass meanwhile."""
+
+
+@dataclass
+class Row:
+    """One promise, and what was seen of it."""
+
+    promise: str
+    goal: str
+    seed: int
+    verdict: Verdict
+    planned: int = 0
+    fired: int = 0
+    stall: float = 0.0
+    stall_allowed: float | None = None
+    passed: int | None = None
+    exits: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def met(self) -> bool:
+        """Whether nothing was lost, doubled or wrong, every fault fired, and things went on soon and meanwhile."""
+        return (
+            not str(self.verdict)
+            and self.planned == self.fired
+            and (self.stall_allowed is None or self.stall <= self.stall_allowed)
+            and (self.passed is None or self.passed >= 100)
+        )
+
+    def __str__(self) -> str:
+        counts = self.verdict.counts
+        return (
+            f"{'met' if self.met else 'NOT MET'}: {self.promise}: {self.fired} of {self.planned} faults, {counts['events']} events, "
+            f"{len(self.verdict.lost)} lost, {len(self.verdict.doubled)} doubled, longest stall {self.stall:.1f} s, "
+            f"least passed {self.passed}, exits {dict(self.exits)}, {self.seconds:.0f} s, seed {self.seed}; {dict(counts)}; "
+            f"{'; '.join(self.notes)} {self.verdict}"
+        )
+
+
+class Supervisor(threading.Thread):
+    """Starts again what ended, at once; as an orchestrator does, a little later each time where it ends at once again."""
+
+    def __init__(self, run: Running) -> None:
+        super().__init__(name="supervisor", daemon=True)
+        self.stack = run.stack
+        self.wanted: set[str] = set()
+        self.exits: list[tuple[float, str, int]] = []
+        self.started: dict[str, float] = {}
+        self.lock = threading.RLock()
+        self._ended: dict[str, object] = {}
+        self._due: dict[str, float] = {}
+        self._closing = threading.Event()
+
+    def begin(self, role: str) -> None:
+        """Start a process and keep it running."""
+        with self.lock:
+            name, _, instance = role.partition("#")
+            self.stack.start(name, instance or "0")
+            self.started[role] = time.monotonic()
+            self.wanted.add(role)
+
+    def let_go(self, role: str):
+        """Keep it running no more; returns its process."""
+        with self.lock:
+            self.wanted.discard(role)
+            return self.stack.processes[role]
+
+    def run(self) -> None:
+        while not self._closing.wait(0.02):
+            with self.lock:
+                for role in sorted(self.wanted):
+                    self._look_after(role)
+
+    def _look_after(self, role: str) -> None:
+        process, now = self.stack.processes[role], time.monotonic()
+        code = process.poll()
+        if code is None:
+            return
+        if self._ended.get(role) is not process:
+            self._ended[role] = process
+            self.exits.append((now, role, code))
+            soon = code == -signal.SIGKILL or now - self.started[role] > 6.0
+            self._due[role] = now if soon else now + 1.0
+        if now >= self._due[role]:
+            self.begin(role)
+
+    def close(self) -> None:
+        self._closing.set()
+        self.join(5)
+
+
+class River:
+    """One pipeline under load; use as a context."""
+
+    def __init__(
+        self,
+        kafka: RealKafka,
+        redis: Redis,
+        folder: Path,
+        *,
+        rate: float,
+        seed: int,
+        servers: str | None = None,
+        redis_url: str | None = None,
+        **settings: object,
+    ) -> None:
+        self.kafka, self.redis, self.rate, self.seed = kafka, redis, rate, seed
+        self.rng = random.Random(seed)
+        self.run = Running(
+            servers or kafka.servers, redis_url or redis.url, folder, "flights", 4, changes='label_timeout="240h"',
+            **{"snapshot_seconds": 0.5, **settings},
+        )  # fmt: skip
+        self.run.stack.launcher = [sys.executable, str(LAUNCHER)]
+        self.run.stack.env["FAULTS"] = str(folder)
+        self.folder = folder
+        self.sent: list[Message] = []
+        self.ledger = Ledger(self.run)
+        self.supervisor = Supervisor(self.run)
+        self.replay = Replay(kafka.servers, self._load(), speed=1.0)
+        self.faults: list[Fault] = []
+        self.complaints: list[str] = []
+        self.began = time.monotonic()
+
+    def __enter__(self) -> River:
+        for role in roles(self.run.pipeline):
+            self.supervisor.begin(role)
+        self.run.stack.wait_ready(120)
+        self.supervisor.start()
+        self.ledger.start()
+        self.replay.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.supervisor.close()
+        self.replay.stop()
+        for process in self.run.stack.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+        self.run.stack.stop()
+        self.ledger.close()
+
+    def _load(self) -> Iterator[Message]:
+        for message in paced(again_and_again(self.run.pipeline, flights(), spoil_every=200), self.rate):
+            self.sent.append(message)
+            yield message
+
+    def end_load(self) -> None:
+        """Send nothing more, and wait until all that was sent is acknowledged."""
+        self.replay.stop()
+        until(lambda: not self.replay.is_alive(), "what was sent is not acknowledged", 60)
+        if self.replay.error:
+            raise self.replay.error
+        del self.sent[self.replay.events + self.replay.labels :]  # the last was taken, and perhaps not sent
+
+    def process(self, role: str):
+        """Return the process that plays a role now."""
+        return self.run.stack.processes[role]
+
+    def ready(self, role: str) -> bool:
+        """Whether a process says that it is ready."""
+        return self.run.stack.fetch(role, "/readyz")[0] == 200
+
+    def pause(self, low: float, high: float) -> None:
+        """Let a random time pass."""
+        time.sleep(self.rng.uniform(low, high))
+
+    def plan(self, what: str, role: str = "", *, tolerated: bool = True) -> Fault:
+        """Note that a fault is about to be done."""
+        fault = Fault(what, role, time.monotonic(), tolerated=tolerated)
+        self.faults.append(fault)
+        return fault
+
+    def must(self, holds: bool, otherwise: str) -> None:
+        """Note what is wrong unless it holds."""
+        if not holds:
+            self.complaints.append(otherwise)
+
+    def kill(self, role: str) -> Fault:
+        """Kill -9 at this moment, whatever it does."""
+        fault, process = self.plan("kill", role), self.process(role)
+        fault.at = time.monotonic()
+        process.send_signal(signal.SIGKILL)
+        fault.fired = process.wait(10) == -signal.SIGKILL
+        return fault
+
+    def strike(self, role: str, point: str, action: str = "kill", skip: int | None = None) -> Fault:
+        """Have a process kill or stop itself at a point of its code, when it passes there after `skip` times."""
+        key = role if "#" in role else f"{role}#0"
+        until(lambda: self.ready(role), f"{role} is not ready", 60)
+        fault, process = self.plan(f"{action} at {point}", role), self.process(role)
+        place = self.folder / f"{key}.plan"
+        said = place.with_suffix(".fired")
+        before = len(said.read_text().splitlines()) if said.is_file() else 0
+        if skip is None:
+            skip = self.rng.randrange(200) if point.startswith("produce") else self.rng.randrange(3)
+        if service_of(role) == "learner":
+            skip = 0  # it writes once a version
+        place.write_text(json.dumps({"point": point, "skip": skip, "action": action}))
+        process.send_signal(signal.SIGUSR1)
+
+        def fired() -> bool:
+            return said.is_file() and len(said.read_text().splitlines()) > before
+
+        until(fired, f"{point} was not passed by {role}", FIRES_WITHIN)
+        if action == "kill":
+            fault.fired = process.wait(10) == -signal.SIGKILL
+        else:
+            until(lambda: stopped(process.pid), f"{role} is not stopped", 10)
+            fault.fired = True
+        fault.at = json.loads(said.read_text().splitlines()[before])["at"]
+        return fault
+
+    def freeze(self, role: str) -> Fault:
+        """SIGSTOP at this moment."""
+        fault, process = self.plan("stop", role), self.process(role)
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: stopped(process.pid), f"{role} is not stopped", 10)
+        fault.fired = True
+        return fault
+
+    def replace(self, role: str):
+        """Start another process in the place of one, which is left as it is and returned."""
+        old = self.supervisor.let_go(role)
+        self.run.stack.ports[role] = free_port()  # the old one holds its own
+        self.supervisor.begin(role)
+        return old
+
+    def stop(self, role: str) -> tuple[float, int]:
+        """Stop a process gracefully; returns how long that took and its exit code."""
+        process = self.supervisor.let_go(role)
+        begin = time.monotonic()
+        process.terminate()
+        code = process.wait(60)
+        return time.monotonic() - begin, code
+
+    def log_of(self, role: str) -> str:
+        """Return all that a role's processes have logged."""
+        return self.run.stack.log(role.partition("#")[0]).read_text(errors="replace")
+
+    def passed(self, begin: float, end: float) -> int:
+        """Return how many predictions came between two moments."""
+        return sum(begin <= t < end for t in self.ledger.times(topics.PREDICTIONS))
+
+    def longest_gap(self, role: str, begin: float, end: float) -> float:
+        """Return the longest time between two moments in which nothing came out of a role."""
+        kind, (_, _, model) = OUTPUT[service_of(role)], role.partition("#")[0].partition(":")
+        times = self.ledger.times(kind)
+        if model:
+            wanted = model.encode()
+            times = [t for t, r in zip(times, self.ledger.of(kind), strict=True) if r.key() == wanted]
+        inside = [begin, *(t for t in times if begin < t < end), end]
+        return max(b - a for a, b in pairwise(inside))
+
+    def judge(self, promise: str, goal: str, *, stall_allowed: float | None = None, window: float = 12.0,
+              least_events: int = 0) -> Row:  # fmt: skip
+        """End the load, wait until all that was sent has arrived, stop everything, and say what was seen.
+
+        `window`: for how many seconds after a fault a stall counts as its own. `least_events`: the load goes on to there.
+        """
+        time.sleep(window)
+        until(lambda: self.replay.events >= least_events, "the load is not sent", 60 + least_events / self.rate)
+        ended = time.monotonic()
+        self.end_load()
+        self.ledger.arrive(len(self.sent))
+        if left := self.ledger.behind(len(self.sent)):
+            self.must(False, f"never came: {left}")
+            for role in self.supervisor.wanted:
+                self.process(role).send_signal(signal.SIGUSR2)  # where each stands, into its log
+            time.sleep(1)
+        caught_up = time.monotonic() - ended
+        self.supervisor.close()
+        self.ledger.end()
+        verdict = judge(self.run, self.ledger, self.sent, redis_url=self.redis.url)
+        verdict.wrong += self.complaints
+        row = Row(promise, goal, self.seed, verdict, stall_allowed=stall_allowed)
+        row.planned, row.fired = len(self.faults), sum(fault.fired for fault in self.faults)
+        least = []
+        for fault in self.faults:
+            end = min(max(fault.until, fault.at + window), ended)
+            for role in [fault.role] if fault.role else DATA_PLANE[:4]:
+                row.stall = max(row.stall, self.longest_gap(role, fault.at, end))
+            if fault.tolerated:
+                least.append(self.passed(fault.at, end + 1))
+        row.passed = min(least, default=None)
+        row.exits.update(f"{service_of(role)} {code}" for _, role, code in self.supervisor.exits)
+        row.seconds = time.monotonic() - self.began
+        row.notes.append(f"everything had arrived {caught_up:.1f} s after the last was sent")
+        return row
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process stands still after SIGSTOP."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def resume(process) -> None:
+    """Let a stopped process go on."""
+    os.kill(process.pid, signal.SIGCONT)
+
+
+def exit_code(process, patience: float = 30.0) -> int | None:
+    """Return the code with which a process ends; None where it does not."""
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        return None

@@ -1,0 +1,542 @@
+"""Break the loop on purpose, once for each promise, and see that the tests say so.
+
+    python -m tests.faults.mutations                    every mutant
+    python -m tests.faults.mutations --only WORD ...    those whose names contain one of the words
+    python -m tests.faults.mutations --list
+
+Each mutant is a copy of the project with one thing wrong. The tests that are likely to catch it run first; only where
+they are green does the whole order run. Whatever runs on a mutant has run green on an unchanged copy before. Ends with
+code 1 where a mutant is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "services/tidemill"
+JARS = ROOT / ".cache" / "kafka-jars"
+LONGEST_RUN = 1200.0
+LONGEST_TEST = 180
+
+CRASH = "tests/unit/test_loop_crash.py"
+LOOP = "tests/unit/test_loop_promises.py"
+REGISTRY = "tests/unit/test_registry.py"
+BROKER = "tests/contracts/test_broker.py"
+VIEW = "tests/contracts/test_view.py"
+PROMISES = "tests/contracts/test_promises.py"
+WHOLE = (CRASH, LOOP, "tests/contracts", "tests/faults", "tests/system/test_whole.py")
+
+
+class Drift(Exception):  # noqa: N818  the source has moved on
+    """A mutant does not fit the source any more."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One thing that is broken.
+
+    Parameters
+    ----------
+    file
+        Below services/tidemill.
+    old, new, also
+        What is replaced by what; each old text must be there exactly once.
+    likely
+        Tests to run first: files, or `file::test`.
+    """
+
+    name: str
+    says: str
+    file: str
+    old: str
+    new: str
+    likely: tuple[str, ...]
+    also: tuple[tuple[str, str], ...] = ()
+
+    def apply(self, source: str) -> str:
+        """Return the broken source. Raises Drift where a text to replace is not there exactly once."""
+        for old, new in ((self.old, self.new), *self.also):
+            found = source.count(old)
+            if found != 1:
+                raise Drift(f"mutant {self.name}: {self.file} has {found} of this text, expected 1:\n{old}")
+            source = source.replace(old, new)
+        return source
+
+
+MUTANTS = (
+    # What is committed, and when.
+    Mutant(
+        "offsets-before-outputs", "offsets are committed in an earlier transaction than the outputs",
+        "stream/loop.py",
+        "if self._process(records, producer):",
+        "if records:\n"
+        "                early = consumer.positions(tuple(self._slots)).items()\n"
+        "                producer.commit({s: Position(o, self.step.note(s)) for s, o in early}, consumer)\n"
+        "            if self._process(records, producer):",
+        (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
+    ),
+    Mutant(
+        "offsets-not-in-transaction", "offsets are committed by the consumer, without the group's metadata",
+        "stream/kafka.py",
+        'self._decide("sending offsets", self._client.send_offsets_to_transaction, places, metadata)',
+        "consumer.commit(offsets)",
+        (f"{PROMISES}::test_a_commit_that_fails_leaves_neither_outputs_nor_offsets",),
+    ),
+    Mutant(
+        "metadata-of-nobody", "the transaction is told the group, and not the member",
+        "stream/kafka.py",
+        "return self._client.consumer_group_metadata()",
+        'return Consumer({**self._broker.common, "group.id": self._group}).consumer_group_metadata()',
+        (f"{PROMISES}::test_a_member_that_is_out_of_date_commits_nothing",),
+        (
+            (
+                "        self._broker = broker\n        self._client = Consumer(",
+                "        self._broker, self._group = broker, group\n        self._client = Consumer(",
+            ),
+        ),
+    ),
+    Mutant(
+        "note-not-kept-by-the-loop", "the joiner's note is not committed beside its offset",
+        "stream/loop.py",
+        "Position(offset, self.step.note(slot))",
+        "Position(offset)",
+        (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
+    ),
+    Mutant(
+        "note-not-kept-in-transactions", "the note is lost on its way to Kafka",
+        "stream/kafka.py",
+        "metadata=at.note) for slot, at in offsets.items()]\n            metadata = ",
+        'metadata="") for slot, at in offsets.items()]\n            metadata = ',
+        (f"{BROKER}::test_records_and_offsets_become_visible_together_and_not_before",),
+    ),
+    Mutant(
+        "auto-commit", "the client stores and commits offsets of what it fetched",
+        "stream/kafka.py",
+        '"enable.auto.commit": False,\n                "enable.auto.offset.store": False,',
+        '"enable.auto.commit": True,\n                "enable.auto.offset.store": True,',
+        (f"{PROMISES}::test_reading_commits_nothing",),
+    ),
+    Mutant(
+        "positions-of-what-was-fetched", "positions are the client's, also of records that are held back",
+        "stream/kafka.py",
+        "return {slot: self._order.positions[slot] for slot in slots if slot in self._order.positions}",
+        "found = self._client.position([TopicPartition(*slot) for slot in slots])\n"
+        "        return {Slot(p.topic, p.partition): p.offset for p in found if p.offset >= 0}",
+        (f"{PROMISES}::test_positions_are_those_of_what_was_handed_out",),
+    ),
+    Mutant(
+        "order-runs-ahead", "positions run ahead of what was released",
+        "stream/order.py",
+        "self.positions[slot] = held[cut - 1][1].offset() + 1",
+        "self.positions[slot] = held[-1][1].offset() + 1",
+        (LOOP,),
+    ),
+    # Going back.
+    Mutant(
+        "no-seek", "after an abort the loop goes on where it was",
+        "stream/loop.py",
+        "self._failures += 1\n        self._settled = self.ready = False",
+        "self._failures += 1\n        self.ready = False",
+        (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
+    ),
+    Mutant(
+        "no-seek-in-the-client", "a start does not take back what was fetched and held",
+        "stream/kafka.py",
+        "self._order.clear(dict(offsets))",
+        "self._order.positions.update(offsets)",
+        (f"{PROMISES}::test_a_start_forgets_what_was_held_back",),
+    ),
+    Mutant(
+        "state-not-taken-back", "after an abort the state keeps what was not committed",
+        "stream/loop.py",
+        "self.step.counts.clear()\n        self._forget(self._slots)",
+        "self.step.counts.clear()",
+        (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
+    ),
+    Mutant(
+        "no-abort", "what was emitted before an abort goes out with the next commit",
+        "stream/loop.py",
+        "producer.abort()\n        except Retry:",
+        "pass\n        except Retry:",
+        (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
+    ),
+    Mutant(
+        "rebuild-emits", "what is read again to rebuild state is emitted again",
+        "stream/loop.py",
+        "self.step.process(batch, discard)",
+        "self.step.process(batch, self._emit)",
+        (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
+        (("            self._take_over(consumer)\n", "            self._emit = producer.emit\n            self._take_over(consumer)\n"),),
+    ),
+    # Rebalances.
+    Mutant(
+        "no-on-lost", "partitions that were lost are kept",
+        "stream/kafka.py",
+        "self._on_revoke(client, partitions)",
+        "del client, partitions",
+        (f"{PROMISES}::TestKafkaAlone::test_partitions_that_were_lost_are_given_up",),
+    ),
+    Mutant(
+        "revoked-not-told", "partitions that were revoked are kept",
+        "stream/kafka.py",
+        "self._revoked |= slots",
+        "del slots",
+        (f"{BROKER}::test_two_members_share_the_partitions_and_one_takes_over",),
+        (("        self._assigned -= slots\n", ""),),
+    ),
+    Mutant(
+        "revoke-keeps-state", "a rebalance keeps the state of what was not committed",
+        "stream/loop.py",
+        "producer.abort()\n                self._forget(self._slots)",
+        "producer.abort()\n                self._dirty = False",
+        (LOOP,),
+    ),
+    Mutant(
+        "revoke-keeps-outputs", "a rebalance keeps the outputs of what was not committed",
+        "stream/loop.py",
+        "producer.abort()\n                self._forget(self._slots)",
+        "self._forget(self._slots)",
+        (LOOP,),
+    ),
+    Mutant(
+        "old-state-believed", "state held before a rebalance is kept though another member has gone on",
+        "stream/loop.py",
+        "if any(self._held.get(slot) != positions[slot].offset for slot in slots)",
+        "if any(slot not in self._held for slot in slots)",
+        (LOOP,),
+    ),
+    # Sending.
+    Mutant(
+        "buffer-error-swallowed", "a full queue drops records",
+        "stream/kafka.py",
+        "Wait for it; nothing more is read meanwhile.\n                self._client.poll(0.05)",
+        "Wait for it; nothing more is read meanwhile.\n                return",
+        (f"{PROMISES}::TestKafkaAlone::test_a_full_queue_loses_nothing",),
+    ),
+    Mutant(
+        "no-fencing", "every process has a transactional id of its own",
+        "stream/kafka.py",
+        '"transactional.id": name',
+        '"transactional.id": f"{name}.{time.time_ns()}"',
+        (f"{BROKER}::test_a_later_producer_of_the_name_fences_the_earlier",),
+    ),
+    Mutant(
+        "fenced-goes-on", "a process that was fenced takes its place back",
+        "stream/kafka.py",
+        "if cause.code() in _FENCED",
+        "if cause.code() in ()",
+        (f"{PROMISES}::test_who_was_fenced_is_told_so_and_does_not_fence_back",),
+    ),
+    Mutant(
+        "failures-unchecked", "a record that the broker refused is forgotten, its offset committed",
+        "stream/kafka.py",
+        "if failed is not None or left:",
+        "if left:",
+        (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_was_refused",),
+    ),
+    Mutant(
+        "left-unchecked", "a record that was not sent yet is forgotten, its offset committed",
+        "stream/kafka.py",
+        "if failed is not None or left:",
+        "if failed is not None:",
+        (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_is_not_sent",),
+    ),
+    Mutant(
+        "offsets-before-flush", "at least once: offsets are committed before the outputs are sent",
+        "stream/kafka.py",
+        "self._flush()\n            if offsets:\n                consumer.commit(offsets)",
+        "if offsets:\n                consumer.commit(offsets)\n            self._flush()",
+        (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_was_refused",),
+    ),
+    Mutant(
+        "letters-outside", "dead letters (what has headers) are sent at once by a plain producer",
+        "stream/kafka.py",
+        "self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))",
+        'plain = Producer({"bootstrap.servers": self._config["bootstrap.servers"]})\n'
+        "                    plain.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))\n"
+        "                    plain.flush()",
+        (f"{PROMISES}::test_a_dead_letter_is_part_of_the_transaction",),
+    ),
+    # Reading.
+    Mutant(
+        "group-reads-uncommitted", "a service reads what is not committed",
+        "stream/kafka.py",
+        '"isolation.level": "read_committed",\n                "fetch.wait.max.ms": 100',
+        '"isolation.level": "read_uncommitted",\n                "fetch.wait.max.ms": 100',
+        (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
+    ),
+    Mutant(
+        "rebuild-reads-uncommitted", "a rebuild reads what is not committed",
+        "stream/kafka.py",
+        '"isolation.level": "read_committed",\n                "fetch.wait.max.ms": 50',
+        '"isolation.level": "read_uncommitted",\n                "fetch.wait.max.ms": 50',
+        (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
+    ),
+    # The online store.
+    Mutant(
+        "view-before-commit", "Redis is written before the commit",
+        "stream/loop.py",
+        "producer.commit(offsets, consumer)",
+        "self.step.committed()\n        producer.commit(offsets, consumer)",
+        (LOOP,),
+    ),
+    Mutant(
+        "view-without-offset", "a view is written without its offset",
+        "stream/view.py",
+        'pipe.hset(place, mapping={"offset": offset, "note": note})',
+        'pipe.hset(place, mapping={"note": note})',
+        (VIEW,),
+    ),
+    Mutant(
+        "view-offset-apart", "a view's offset is written on its own, before the values",
+        "stream/view.py",
+        "pipe.multi()\n",
+        'self.client.hset(place, "offset", offset)\n                pipe.unwatch()\n                pipe.multi()\n',
+        (f"{PROMISES}::test_a_view_that_could_not_be_written_keeps_its_offset",),
+    ),
+    Mutant(
+        "view-not-watched", "a write to the store does not notice another one",
+        "stream/view.py",
+        "pipe.watch(place)",
+        'pipe.watch(f"{place}/nothing")',
+        (f"{PROMISES}::test_a_later_write_in_the_middle_of_ours_stays",),
+    ),
+    Mutant(
+        "view-from-the-past", "a late write to Redis is not refused",
+        "stream/view.py",
+        'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > offset:',
+        'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > 1 << 62:',
+        (VIEW,),
+    ),
+    Mutant(
+        "view-from-the-past-in-memory", "a late write to the view in memory is not refused",
+        "stream/view.py",
+        "stored = self.offsets.get(partition, 0)\n        if stored > offset:",
+        "stored = self.offsets.get(partition, 0)\n        if stored > 1 << 62:",
+        (VIEW,),
+    ),
+    Mutant(
+        "emptied-redis-not-noticed", "a Redis that was emptied gets only what changes",
+        "stream/view.py",
+        'if stored < base:\n                    return "behind"',
+        'if stored < 0:\n                    return "behind"',
+        (VIEW,),
+    ),
+    Mutant(
+        "emptied-store-not-filled", "the featurizer does not fill an emptied store",
+        "featurizer/service.py",
+        'if outcome == "behind":',
+        'if outcome == "never":',
+        (f"{CRASH}::test_an_emptied_store_is_filled_again_without_a_restart_and_with_one",),
+    ),
+    Mutant(
+        "store-ahead-believed", "a store that is ahead of what is committed is believed",
+        "featurizer/service.py",
+        "if offset > committed:",
+        "if offset > 1 << 62:",
+        (f"{LOOP}::test_a_store_that_is_ahead_of_what_is_committed_is_not_believed",),
+    ),
+    # The model's version.
+    Mutant(
+        "snapshot-without-offset", "the learner goes on at the group's offset, not at its snapshot's",
+        "learner/service.py",
+        "return Start(self.fold.version, self.fold.version)",
+        "return Start(committed.offset, committed.offset)",
+        (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
+    ),
+    Mutant(
+        "version-is-a-count", "a model's version is not an offset",
+        "learner/fold.py",
+        "self.version = offset + 1\n        self.examples += 1",
+        "self.examples += 1\n        self.version = self.examples",
+        (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
+    ),
+    Mutant(
+        "snapshot-forgotten", "the learner starts at its snapshot's offset with a model that has learned nothing",
+        "learner/fold.py",
+        "self.model, self.metrics = snapshot.model, snapshot.metrics",
+        "self.metrics = snapshot.metrics",
+        (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
+    ),
+)  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What the tests said about one mutant."""
+
+    name: str
+    says: str
+    caught_by: str
+    why: str
+    seconds: float
+
+
+@contextmanager
+def copied(source: Path) -> Iterator[Path]:
+    """Yield a copy of what the tests need, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="tidemill-mutant-") as folder:
+        copy = Path(folder)
+        for name in ("services", "schemas", "tests"):
+            shutil.copytree(source / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.log"))
+        shutil.copy2(source / "pyproject.toml", copy)
+        yield copy
+
+
+def environment(copy: Path) -> dict[str, str]:
+    return {
+        **os.environ, "PYTHONPATH": str(copy / "services"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400",
+        "TIDEMILL_TEST_JARS": str(JARS), "TIDEMILL_REQUIRE_KAFKA": "1",
+    }  # fmt: skip
+
+
+def check_import(copy: Path) -> None:
+    """Make sure that the copy is what is tested, also in processes that the tests start."""
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import tidemill; print(tidemill.__file__)'])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment(copy), cwd=copy, capture_output=True, text=True, check=True
+    )
+    if not found.stdout.startswith(f"{copy}{os.sep}"):
+        raise SystemExit(f"the tests would import {found.stdout.strip()}, not the copy in {copy}")
+
+
+def whole_order(copy: Path) -> list[str]:
+    """Return the files of the whole order that are there."""
+    found: list[str] = []
+    for name in WHOLE:
+        path = copy / name
+        found += sorted(str(p.relative_to(copy)) for p in path.glob("test_*.py")) if path.is_dir() else [name]
+    return [name for name in found if (copy / name).is_file()]
+
+
+def run_tests(copy: Path, tests: Sequence[str]) -> tuple[str, str]:
+    """Run the tests until one fails; returns its id and the first line of why, or two empty texts where all pass.
+
+    Raises RuntimeError where the tests could not be run: then nothing is known.
+    """
+    log = copy / "pytest.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-x", "-v", "-rfE", "-p", "no:cacheprovider", f"--timeout={LONGEST_TEST}",
+             "--tb=line", *tests],
+            cwd=copy, env=environment(copy), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(LONGEST_RUN)
+        except subprocess.TimeoutExpired:
+            code = None
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        if code is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    text = log.read_text(errors="replace")
+    if code == 0:
+        return "", ""
+    failed = re.search(r"^FAILED (\S+)(?: - (.*))?$", text, re.MULTILINE)
+    if failed:
+        return failed[1], (failed[2] or "").strip()
+    started = re.findall(r"^(tests/\S+::\S+)", text, re.MULTILINE)
+    if started and (code is None or "+ Timeout +" in text):
+        return started[-1], "it does not end"
+    raise RuntimeError(f"pytest ended with code {code}:\n" + "\n".join(text.splitlines()[-30:]))
+
+
+class Check:
+    """Runs mutants of one state of the project; remembers which tests are green without one."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.green: set[str] = set()
+
+    def require_green(self, tests: Sequence[str]) -> None:
+        """Run those of the tests on an unchanged copy that have not been yet. Ends everything where one fails."""
+        left = [test for test in dict.fromkeys(tests) if test not in self.green]
+        if not left:
+            return
+        started = time.monotonic()
+        with copied(self.source) as copy:
+            check_import(copy)
+            failed, why = run_tests(copy, left)
+        if failed:
+            raise SystemExit(f"red without any mutant: {failed}: {why}")
+        self.green.update(left)
+        say(f"{'(unchanged)':31} green: {len(left)} files and tests ({time.monotonic() - started:.0f} s)")
+
+    def run(self, mutant: Mutant) -> Outcome:
+        """Return what the tests say."""
+        started = time.monotonic()
+        with copied(self.source) as copy:
+            path = copy / PACKAGE / mutant.file
+            path.write_text(mutant.apply(path.read_text()))
+            check_import(copy)
+            failed, why = run_tests(copy, mutant.likely)
+            if not failed:
+                rest = whole_order(copy)
+                self.require_green(rest)
+                failed, why = run_tests(copy, rest)
+        return Outcome(mutant.name, mutant.says, failed or "MISSED", why, round(time.monotonic() - started, 1))
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run_all(chosen: Sequence[Mutant], source: Path, report: Path | None) -> list[Outcome]:
+    try:
+        for mutant in chosen:
+            mutant.apply((source / PACKAGE / mutant.file).read_text())
+    except Drift as error:
+        raise SystemExit(str(error)) from None
+    check = Check(source)
+    check.require_green([test for mutant in chosen for test in mutant.likely])
+    outcomes = []
+    for mutant in chosen:
+        outcome = check.run(mutant)
+        outcomes.append(outcome)
+        say(f"{outcome.name:31} {outcome.seconds:5.0f} s  {outcome.caught_by}  {outcome.why[:160]}")
+        if report:
+            report.write_text(json.dumps([asdict(o) for o in outcomes], indent=1))
+    return outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[""])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--list", action="store_true")
+    asked = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if any(word in mutant.name for word in asked.only)]
+    if not chosen:
+        parser.error("no mutant has such a name; --list shows them")
+    if asked.list:
+        for mutant in chosen:
+            say(f"{mutant.name:31} {mutant.file:22} {mutant.says}")
+        return
+    with copied(ROOT) as source:  # what is edited meanwhile changes nothing
+        outcomes = run_all(chosen, source, asked.json)
+    missed = [outcome.name for outcome in outcomes if outcome.caught_by == "MISSED"]
+    say(
+        f"{len(outcomes) - len(missed)} of {len(outcomes)} mutants caught"
+        + (f"; MISSED: {', '.join(missed)}" if missed else "")
+    )
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""docs/faults.md, from what the runs have left in .cache/faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+from harness import Row
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / ".cache" / "faults"
+REPORT = ROOT / "docs" / "faults.md"
+
+SMALL = {
+    "tests/faults/test_values.py": "NaN, infinities, 1e308 in every field: none reaches `learn_one`, all scores finite",
+    "tests/faults/test_clocks.py": "producers' clocks a day off: no watermark jumps, the far future is quarantined",
+    "tests/faults/test_disorder.py": "late, out-of-order and duplicate events equal the batch oracle, each is counted",
+    "tests/faults/test_join_machine.py": "labels delayed, doubled, contradictory, unknown, never: a state machine with crashes",
+    "tests/faults/test_artifacts.py": "artifacts: 1,000 byte flips refused before unpickling; store full or torn",
+    "tests/system/test_bad_input.py": "configuration wrong: one line, the key named, no secret shown",
+    "tests/unit/test_validator.py": "mutated messages end byte for byte in the dead letters, with the reason",
+    "tests/unit/test_loop_crash.py": "a crash at every emit, commit and view write, in memory",
+    "tests/contracts": "one contract for the broker and one for the store: real Kafka, real Redis, in memory",
+}
+
+
+def keep(name: str, row: Row) -> None:
+    """Keep a case's row for the report."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    found = {**row.__dict__, "verdict": row.verdict.__dict__, "met": row.met, "day": time.strftime("%Y-%m-%d")}
+    (RESULTS / f"{name}.json").write_text(json.dumps(found))
+
+
+def run_small() -> None:
+    """Run the tests without load, and keep how many there were and how long the slowest took."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    target = RESULTS / "small.xml"
+    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={target}", *SMALL]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "TIDEMILL_REQUIRE_KAFKA": "1"}, check=True)
+
+
+def run_mutants() -> None:
+    """Run the mutation check."""
+    target = RESULTS / "mutants.json"
+    subprocess.run([sys.executable, "tests/faults/mutations.py", "--json", str(target)], cwd=ROOT, check=True)
+
+
+def write(cases: list[str]) -> bool:
+    """Write the report; returns whether every promise was kept. Raises FileNotFoundError where a run is missing."""
+    rows = [json.loads((RESULTS / f"{name}.json").read_text()) for name in cases if (RESULTS / f"{name}.json").exists()]
+    mutants = json.loads((RESULTS / "mutants.json").read_text())
+    missed = [m for m in mutants if m["caught_by"] == "MISSED"]
+    lines = [
+        "# Faults",
+        "",
+        "What is promised, how it was attacked, and what came of it. `make faults` does it all again and writes this file; "
+        f"this was on {os.cpu_count()} cores, everything (Kafka, Redis, services, load) on one machine. A short form of it is in "
+        "`make test`. How memory grows is in [soak.md](soak.md).",
+        "",
+        "## Under load",
+        "",
+        "Load at a set rate through all services as processes, exactly once on a real Kafka broker and with a real Redis, four "
+        "partitions. A ledger reads every topic under `read_committed` and compares: every event sent is valid or a dead letter, "
+        "byte for byte; every valid event has one vector, one prediction, one log record; every prediction is joined, expired or "
+        "waits; every label is joined or a dead letter; Redis equals a replay; each model's last version equals one fold over the "
+        "log; and every prediction is made again from its log record, with the same score. Whatever differs would be in the "
+        "columns *lost*, *doubled*, *wrong*. Each fault is counted when it is planned and when it has fired. *Longest stall* is "
+        "the longest time in which nothing came out of the service in question after a fault; *least passed* the fewest "
+        "predictions that came from a fault until a few seconds after it.",
+        "",
+        "| promise | goal | met | faults fired / planned | events | lost | doubled | wrong | longest stall | least passed | seed, day |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        verdict = row["verdict"]
+        lines.append(
+            f"| {row['promise']} | {row['goal']} | {'yes' if row['met'] else '**no**'} | {row['fired']} / {row['planned']} | "
+            f"{verdict['counts'].get('events', 0):,} | {len(verdict['lost'])} | {len(verdict['doubled'])} | {len(verdict['wrong'])} | "
+            f"{row['stall']:.1f} s | {row['passed']} | {row['seed']}, {row['day']} |"
+        )
+    lines.append("")
+    for row in rows:
+        counts = Counter(row["verdict"]["counts"])
+        exits = ", ".join(f"{name} ×{n}" for name, n in sorted(row["exits"].items())) or "none"
+        said = "; ".join([*row["notes"], *row["verdict"]["wrong"]])
+        lines.append(
+            f"- *{row['promise']}*: {row['seconds'] / 60:.0f} min; {counts['labels']:,} labels, {counts['joined']:,} joined, "
+            f"{counts['expired']:,} expired, {counts['pending']:,} waiting, {counts['unmatched']:,} unmatched; "
+            f"{counts['dead_letters']:,} dead letters, {counts['versions']:,} model versions. Processes that ended (service and "
+            f"exit code): {exits}. {said[:1].upper()}{said[1:]}"
+        )
+    lines += ["", *small_table(), ""]
+    lines += [
+        "## Mutation check",
+        "",
+        f"The loop, the clients and the stores are broken on purpose in {len(mutants)} ways; the suite catches "
+        f"{len(mutants) - len(missed)}. `python tests/faults/mutations.py --list` shows them, `--only WORD` runs some.",
+        "",
+        "| broken | caught by |",
+        "|---|---|",
+        *(f"| {m['says']} | `{m['caught_by'].rpartition('/')[2]}` |" for m in mutants),
+        "",
+    ]
+    extra = RESULTS / "repeated.json"
+    if extra.exists():
+        repeated = json.loads(extra.read_text())
+        lines += [
+            "## The short form, again and again",
+            "",
+            f"`python tests/faults/run.py --repeat {repeated['runs']}`: {repeated['green']} of {repeated['runs']} green, each with another "
+            f"seed; {repeated['events']:,} events, {repeated['faults']} faults fired, longest stall {repeated['stall']:.1f} s, "
+            f"{repeated['seconds'] / repeated['runs']:.0f} s each ({repeated['day']}).",
+            "",
+        ]
+    REPORT.write_text("\n".join(lines))
+    return not missed and all(row["met"] for row in rows)
+
+
+def small_table() -> list[str]:
+    """Return the table of what is shown without load."""
+    found: dict[str, list[tuple[str, float]]] = {name: [] for name in SMALL}
+    for case in ET.parse(RESULTS / "small.xml").getroot().iter("testcase"):
+        path = re.sub(r"\.Test\w+$", "", case.attrib["classname"]).replace(".", "/") + ".py"
+        for name in SMALL:
+            if path.startswith(name.removesuffix(".py")):
+                state = "failed" if len(case) and case[0].tag in ("failure", "error", "skipped") else "passed"
+                found[name].append((state, float(case.attrib["time"])))
+    lines = ["## One by one", "", "| promise | shown by | tests passed | slowest |", "|---|---|---|---|"]
+    for name, cases in found.items():
+        passed = sum(state == "passed" for state, _ in cases)
+        slowest = max((seconds for _, seconds in cases), default=0.0)
+        lines.append(f"| {SMALL[name]} | `{name}` | {passed} of {len(cases)} | {slowest:.1f} s |")
+    return lines

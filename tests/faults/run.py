@@ -1,0 +1,115 @@
+"""All faults at full length, on a real Kafka and a real Redis; what came of them goes to docs/faults.md.
+
+    make faults                                    everything, in about three quarters of an hour
+    make faults ARGS="--only kills --only storm"   some of the cases; prints, and writes nothing
+    make faults ARGS="--seed 7"                    another order of faults
+
+The seed decides which fault comes when, and at which point; that of a report repeats its plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+import cases
+import report
+from harness import Row
+from real_kafka import RealKafka
+
+from tidemill.demo.stack import Redis
+
+
+def run(chosen: list[str], seed: int, sizes: Mapping[str, float] = MappingProxyType({})) -> list[Row]:
+    rows: list[Row] = []
+    for case in (*cases.CASES, *([cases.short] if "short" in chosen else [])):
+        if chosen and case.__name__ not in chosen:
+            continue
+        with tempfile.TemporaryDirectory(prefix=f"tidemill-{case.__name__}-") as name:
+            folder = Path(name)
+            kafka, redis = RealKafka(folder), Redis(folder)
+            try:
+                say(f"{case.__name__}: {(case.__doc__ or '').splitlines()[0]}")
+                row = None
+                row = case(cases.Bench(kafka, redis, folder, seed), **sizes)
+            finally:
+                kafka.stop()
+                redis.stop()
+                if row is None or not row.met:
+                    keep_logs(case.__name__, folder)
+        if row is None:
+            say(f"{case.__name__}: can't be done on this machine")
+            continue
+        say(str(row))
+        rows.append(row)
+        if not sizes:
+            report.keep(case.__name__, row)
+    return rows
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def keep_logs(name: str, folder: Path) -> None:
+    """Copy what tells why out of a folder that is about to go."""
+    kept = Path(tempfile.mkdtemp(prefix=f"tidemill-{name}-failed-"))
+    for path in [*folder.glob("*.log"), *folder.glob("*.plan"), *folder.glob("*.fired")]:
+        shutil.copy(path, kept)
+    say(f"{name}: logs are in {kept}")
+
+
+def repeat(times: int, seed: int) -> bool:
+    """Run the short form again and again, each time with the next seed."""
+    began = time.monotonic()
+    rows = [run(["short"], seed + n)[0] for n in range(times)]
+    report.RESULTS.mkdir(parents=True, exist_ok=True)
+    (report.RESULTS / "repeated.json").write_text(
+        json.dumps(
+            {
+                "runs": times,
+                "green": sum(row.met for row in rows),
+                "events": sum(row.verdict.counts["events"] for row in rows),
+                "faults": sum(row.fired for row in rows),
+                "stall": max(row.stall for row in rows),
+                "seconds": time.monotonic() - began,
+                "day": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
+    return all(row.met for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*(case.__name__ for case in cases.CASES), "short"]
+    parser.add_argument("--only", action="append", default=[], choices=names, help="a case; may be given often")
+    parser.add_argument("--seed", type=int, default=random.randrange(10_000))
+    parser.add_argument("--sizes", action="append", default=[], metavar="NAME=VALUE", help="of the cases chosen")
+    parser.add_argument("--repeat", type=int, metavar="N", help="the short form so many times")
+    parser.add_argument("--report", action="store_true", help="only write the report, from what earlier runs have left")
+    chosen = parser.parse_args()
+    sizes = {name: float(value) if "." in value else int(value) for name, value in (s.split("=") for s in chosen.sizes)}
+    if chosen.repeat:
+        sys.exit(0 if repeat(chosen.repeat, chosen.seed) else 1)
+    if not chosen.report:
+        good = all(row.met for row in run(chosen.only, chosen.seed, sizes))
+        if chosen.only:
+            sys.exit(0 if good else 1)
+        report.run_small()
+        report.run_mutants()
+    sys.exit(0 if report.write([case.__name__ for case in cases.CASES]) else 1)
+
+
+if __name__ == "__main__":
+    main()

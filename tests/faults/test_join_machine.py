@@ -1,0 +1,379 @@
+"""The joiner under everything that can happen to it, in any order: a state machine that Hypothesis drives.
+
+Predictions and labels are appended to the two logs; the real joiner reads them under the real loop, in interleavings and
+batches of any size; it is killed and rebuilt, its commits fail before and after they are made. After every step what it
+has committed is held to the join's definition, computed by brute force from how far each log was read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tidemill import load, number, topics
+from tidemill.errors import Aborted
+from tidemill.joiner import service as joiner
+from tidemill.joiner.join import Join
+from tidemill.records import Records
+from tidemill.stream.api import Slot
+from tidemill.stream.loop import Loop
+from tidemill.stream.memory import MemoryBroker, MemoryConsumer
+
+T = 10
+PIPELINE = dataclasses.replace(
+    load("delays"), label_timeout=f"{T}ms", partitions=1, request={"distance": number("distance")}
+)
+RECORDS = Records(PIPELINE)
+LOG, LABELS = Slot("delays.prediction-log", 0), Slot("delays.labels.valid", 0)
+OUTPUTS = [t.name(PIPELINE.name) for t in (topics.EXAMPLES, topics.EXPIRED, topics.DLQ)]
+REASONS = ("duplicate_label", "contradictory_label", "unmatched_label")
+
+
+class Asked(NamedTuple):
+    id: str
+    time: int
+
+
+class Told(NamedTuple):
+    id: str
+    time: int
+    value: float
+
+
+@functools.cache
+def prediction(asked: Asked, offset: int) -> bytes:
+    features = {
+        "event_id": asked.id, "entity_id": "JFK", "event_time": asked.time, "partition": 0, "offset": offset, "partial": False,
+        "vector": {"distance": 1.0},
+    }  # fmt: skip
+    score = {"model": "linear", "version": 0, "score": 0.5, "probabilities": {}}
+    return RECORDS.prediction_log.encode({"features": features, "champion": score, "challengers": []})
+
+
+class Crash(Exception):  # noqa: N818  it is no error of anybody's
+    """The process is gone."""
+
+
+class Interleaving(MemoryConsumer):
+    """Reads its slots in any interleaving, as Kafka may."""
+
+    def poll(self, limit: int, timeout: float) -> list[Any]:
+        if self._revoked or self._assigned:
+            return []
+        assert isinstance(self.broker, Broker)
+        found = []
+        for record in self.broker.interleaved({s: (at, len(self.broker.log[s])) for s, at in self._at.items()}):
+            if len(found) == limit:
+                break
+            found.append(record)
+            self._at[Slot(record.topic(), record.partition())] = record.offset() + 1
+        return found
+
+
+class Broker(MemoryBroker):
+    """A broker whose readers see any interleaving, and whose commits fail when they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys([LOG.topic, LABELS.topic, *OUTPUTS], 1))
+        self.random = random.Random(0)
+        self.fault = ""
+
+    def interleaved(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[Any]:
+        turns = [slot for slot, (begin, end) in sorted(ranges.items()) for _ in range(begin, end)]
+        self.random.shuffle(turns)
+        at = {slot: begin for slot, (begin, _) in ranges.items()}
+        for slot in turns:
+            yield self.log[slot][at[slot]]
+            at[slot] += 1
+
+    def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[Any]]:
+        for record in self.interleaved(ranges):
+            yield [record]
+
+    def consumer(self, group: str, topics: Sequence[str], instance: str) -> Interleaving:
+        return Interleaving(self, group, topics, instance)
+
+    def producer(self, name: str, *rest: Any) -> Any:
+        made = super().producer(name, *rest)
+        commit = made.commit
+
+        def faulty(*arguments: Any) -> None:
+            fault, self.fault = self.fault, ""
+            if fault == "before":
+                raise Crash
+            if fault == "aborted":
+                raise Aborted("the broker said so")
+            commit(*arguments)
+            if fault == "after":
+                raise Crash
+
+        made.commit = faulty
+        return made
+
+
+def by_definition(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter[Any], int, int]:
+    """Return what the join of these two prefixes is: its outcomes, how many wait for a label, how many labels wait.
+
+    As joiner/join.py says it, over all pairs.
+    """
+    log_marks = [max(e.time for e in log[: a + 1]) for a in range(len(log))]
+    label_marks = [max(told.time for told in labels[: b + 1]) for b in range(len(labels))]
+    out: Counter[Any] = Counter()
+    events: list[int] = []
+    for a, event in enumerate(log):
+        if any(log[e].id == event.id and log_marks[a] <= log[e].time + T for e in events):
+            out["duplicate_event", LOG.topic, a] += 1
+        else:
+            events.append(a)
+    first: dict[int, int] = {}
+    waiting = 0
+    for b, told in enumerate(labels):
+        of = next(
+            (a for a in events if log[a].id == told.id and label_marks[b] <= log[a].time + T
+             and log_marks[a] <= told.time + T), None,
+        )  # fmt: skip
+        if of is None and log and log_marks[-1] > told.time + T:
+            out["unmatched_label", LABELS.topic, b] += 1
+        elif of is None:
+            waiting += 1
+        elif of not in first:
+            first[of] = b
+            out["joined", of, told.time, told.value] += 1
+        else:
+            same = labels[first[of]].value == told.value
+            out["duplicate_label" if same else "contradictory_label", LABELS.topic, b] += 1
+    open_ = [a for a in events if a not in first]
+    expired = [a for a in open_ if labels and label_marks[-1] > log[a].time + T]
+    out.update(("expired", a) for a in expired)
+    return out, len(open_) - len(expired), waiting
+
+
+def held(join: Join) -> int:
+    """Return how many things the join keeps."""
+    join.kept_events.first(), join.kept_labels.first()
+    chained = 0
+    for event in join.events.values():
+        following: Any = event
+        while following is not None:
+            chained, following = chained + 1, following.later
+    return (
+        chained + len(join._open) + len(join._closed) + len(join._queue) + sum(map(len, join.waiting.values()))
+        + len(join.kept_events._queue) + len(join.kept_labels._queue)
+    )  # fmt: skip
+
+
+IDS = st.sampled_from("abcdefgh")
+JITTER = st.integers(0, 4) | st.sampled_from([0, T, T + 1, 3 * T])
+VALUES = st.sampled_from([0.0, 30.0])
+SEEDS = st.integers(0, 2**32)
+BATCH = st.integers(1, 8) | st.just(10_000)
+
+
+class JoinMachine(RuleBasedStateMachine):
+    seen: ClassVar[Counter[str]] = Counter()
+    """What happened over all runs: the test asserts that each kind of thing did."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = 100
+        self.asked: list[Asked] = []
+        self.told: list[Told] = []
+        self.strangers = 0
+        self.broker = Broker()
+        self.start()
+
+    def start(self) -> None:
+        """Be a new process."""
+        service = joiner.build(PIPELINE)
+        self.loop = Loop(service, self.broker, interval=0.0, sleep=lambda _: None)
+        self.producer = self.broker.producer(self.loop.instance)
+        self.consumer = self.broker.consumer(service.group, service.topics, self.loop.instance)
+
+    # What the world does.
+
+    def ask(self, asked: Asked) -> None:
+        self.broker.append(LOG.topic, prediction(asked, len(self.asked)), asked.id.encode(), 1)
+        self.asked.append(asked)
+
+    def tell(self, told: Told, kind: str) -> None:
+        value = {"flight_id": told.id, "landed_at": told.time, "arr_delay": told.value}
+        self.broker.append(LABELS.topic, RECORDS.label.encode(value), told.id.encode(), 1)
+        self.told.append(told)
+        self.seen[kind] += 1
+
+    @rule(name=IDS, late=JITTER)
+    def predict(self, name: str, late: int) -> None:
+        self.ask(Asked(name, self.now - late))
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def predict_again(self, data: st.DataObject) -> None:
+        self.ask(data.draw(st.sampled_from(self.asked)))
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), after=st.integers(-2, T), value=VALUES)
+    def label_in_time(self, data: st.DataObject, after: int, value: float) -> None:
+        of = data.draw(st.sampled_from(self.asked[-8:]))
+        self.tell(Told(of.id, of.time + after, value), "in time")
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), after=st.integers(T + 1, 3 * T), value=VALUES)
+    def label_late(self, data: st.DataObject, after: int, value: float) -> None:
+        of = data.draw(st.sampled_from(self.asked))
+        self.tell(Told(of.id, of.time + after, value), "late")
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), after=st.integers(0, T), value=VALUES, later=st.sampled_from([0, 0, 1, T]))
+    def label_doubled(self, data: st.DataObject, after: int, value: float, later: int) -> None:
+        of = data.draw(st.sampled_from(self.asked[-4:]))
+        self.tell(Told(of.id, of.time + after, value), "in time")
+        self.tell(Told(of.id, of.time + after + later, value), "doubled")
+
+    @precondition(lambda self: self.told)
+    @rule(data=st.data())
+    def label_doubled_long_after(self, data: st.DataObject) -> None:
+        self.tell(data.draw(st.sampled_from(self.told)), "doubled")
+
+    @precondition(lambda self: self.told)
+    @rule(data=st.data(), after=st.integers(0, 3))
+    def label_contradictory(self, data: st.DataObject, after: int) -> None:
+        first = data.draw(st.sampled_from(self.told[-4:]))
+        self.tell(Told(first.id, first.time + after, 30.0 - first.value), "contradictory")
+
+    @rule(late=JITTER, value=VALUES)
+    def label_unknown(self, late: int, value: float) -> None:
+        self.strangers += 1
+        self.tell(Told(f"nobody{self.strangers}", self.now - late, value), "unknown")
+
+    @rule(by=st.sampled_from([1, 3, T, T + 1, 2 * T + 1]))
+    def advance(self, by: int) -> None:
+        self.now += by
+
+    # What happens to the joiner.
+
+    def turn(self, seed: int, batch: int = 10_000) -> None:
+        self.broker.random, self.loop.max_batch = random.Random(seed), batch
+        self.loop.turn(self.consumer, self.producer)
+
+    @rule(seed=SEEDS, batch=BATCH)
+    def read(self, seed: int, batch: int) -> None:
+        self.turn(seed, batch)
+
+    @rule()
+    def crash(self) -> None:
+        self.start()
+        self.seen["crash"] += 1
+
+    @rule(seed=SEEDS, batch=BATCH, fault=st.sampled_from(["before", "after", "aborted"]))
+    def fail(self, seed: int, batch: int, fault: str) -> None:
+        while not self.loop.ready:
+            self.turn(seed)  # the first turn of a process takes over, no more
+        self.broker.fault = fault
+        try:
+            self.turn(seed, batch)
+        except Crash:
+            self.start()
+            self.seen[fault] += 1
+        else:
+            self.seen[fault] += not self.broker.fault
+        self.broker.fault = ""
+
+    @rule(seed=SEEDS)
+    def long_after(self, seed: int) -> None:
+        """Time moves on for everybody: what was kept is let go, however it all went before."""
+        for _ in range(3):
+            self.now += 10 * T
+            self.strangers += 1
+            self.ask(Asked(f"later{self.strangers}", self.now))
+            self.tell(Told(f"nobody{self.strangers}", self.now, 0.0), "unknown")
+        for _ in range(3):
+            self.turn(seed)
+        assert self.positions() == (len(self.asked), len(self.told))
+        assert held(self.join) <= 10
+        assert (self.join.pending, self.join.waiting_labels) == (1, 1)
+        self.seen["flat"] += 1
+
+    # What must hold.
+
+    @property
+    def join(self) -> Join:
+        return self.loop.step.joins[0]  # type: ignore[attr-defined,no-any-return]
+
+    def positions(self) -> tuple[int, int]:
+        committed = self.broker.groups[self.loop.service.group].committed
+        return tuple(committed[slot].offset if slot in committed else 0 for slot in (LOG, LABELS))  # type: ignore[return-value]
+
+    def outcomes(self) -> Counter[Any]:
+        out: Counter[Any] = Counter()
+        for record in self.broker.records(OUTPUTS[0]):
+            example = RECORDS.example.decode(record.value() or b"")
+            out["joined", example["prediction"]["features"]["offset"], example["label_time"], example["label"]] += 1
+        for record in self.broker.records(OUTPUTS[1]):
+            out["expired", RECORDS.prediction_log.decode(record.value() or b"")["features"]["offset"]] += 1
+        for record in self.broker.records(OUTPUTS[2]):
+            said = {name: text.decode() for name, text in record.headers() or []}
+            source = Slot(said["__connect.errors.topic"], 0)
+            offset = int(said["__connect.errors.offset"])
+            assert record.value() == self.broker.log[source][offset].value(), "byte for byte"
+            out[said["tidemill.reason"], source.topic, offset] += 1
+        return out
+
+    @invariant()
+    def what_is_committed_is_what_the_definition_says(self) -> None:
+        if not hasattr(self, "broker"):
+            return
+        log, labels = self.positions()
+        out = self.outcomes()
+        expected, pending, waiting = by_definition(self.asked[:log], self.told[:labels])
+        assert out == expected
+        kinds = Counter(outcome[0] for outcome in out)
+        assert set(out.values()) <= {1}
+        assert (
+            len({outcome[1] for outcome in out if outcome[0] in ("joined", "expired")})
+            == kinds["joined"] + kinds["expired"]
+        )
+        if self.loop.ready:  # what it holds in memory as well
+            assert (self.join.pending, self.join.waiting_labels) == (pending, waiting)
+            assert log == kinds["joined"] + kinds["expired"] + self.join.pending + kinds["duplicate_event"]
+            assert labels == kinds["joined"] + sum(kinds[r] for r in REASONS) + self.join.waiting_labels
+        for kind in kinds:
+            self.seen[kind] += 1
+
+    def teardown(self) -> None:
+        if hasattr(self, "broker"):
+            self.long_after(0)
+            self.what_is_committed_is_what_the_definition_says()
+
+
+def test_the_joiner_does_what_the_definition_says_whatever_happens_to_it() -> None:
+    JoinMachine.seen.clear()
+    run_state_machine_as_test(
+        JoinMachine,
+        settings=settings(
+            max_examples=80,
+            stateful_step_count=50,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    happened = [
+        "in time", "late", "doubled", "contradictory", "unknown", "crash", "before", "after", "aborted", "flat", "joined", "expired",
+        "duplicate_event", *REASONS,
+    ]  # fmt: skip
+    assert {kind: JoinMachine.seen[kind] for kind in happened if JoinMachine.seen[kind] < 10} == {}

@@ -1,0 +1,289 @@
+"""A ledger of everything that a pipeline's topics hold, and what it says: lost, doubled, or wrong.
+
+Every record must end in exactly one place: an event is valid or a dead letter; a valid event has one vector, one
+prediction and one log record; a prediction is joined, expired or waits; a label is joined, a dead letter or waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import redis
+from running import Running, until
+
+from tidemill import topics
+from tidemill.demo.replay import Message
+from tidemill.errors import BrokerError
+from tidemill.featurizer.service import Featurizer
+from tidemill.learner.fold import Fold
+from tidemill.records import HEADER, vector_to_x
+from tidemill.registry.manifests import Registry
+from tidemill.registry.store import ArtifactStore
+from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.view import MemoryView
+
+KINDS = (
+    topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
+    topics.EXAMPLES, topics.EXPIRED, topics.MODELS,
+)  # fmt: skip
+
+
+PATIENCE = 60.0
+"""Seconds without anything after which what has not come is lost."""
+
+
+@dataclass
+class Verdict:
+    """What a ledger says; good while the lists are empty."""
+
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def same(self, where: str, expected: Iterable[str], found: Iterable[str]) -> None:
+        """Compare two multisets of ids."""
+        wanted, had = Counter(expected), Counter(found)
+        self.lost += [f"{where}: {name}" for name in (wanted - had).elements()]
+        self.doubled += [f"{where}: {name}" for name in (had - wanted).elements()]
+
+    def once(self, where: str, found: Iterable[str]) -> None:
+        """Have every id at most once."""
+        self.doubled += [f"{where}: {name}" for name, n in Counter(found).items() if n > 1]
+
+    def must(self, holds: bool, otherwise: str) -> None:
+        """Note what is wrong unless it holds."""
+        if not holds:
+            self.wrong.append(otherwise)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{len(found)} {word} ({', '.join(found[:5])})"
+            for word, found in (("lost", self.lost), ("doubled", self.doubled), ("wrong", self.wrong))
+            if found
+        )
+
+
+class Ledger(threading.Thread):
+    """Reads all topics under read_committed as they grow, and notes when each record came."""
+
+    def __init__(self, run: Running) -> None:
+        super().__init__(name="ledger", daemon=True)
+        self.run_ = run
+        self.held: dict[str, list] = {run.name(kind): [] for kind in KINDS}
+        self.came: dict[str, list[float]] = {run.name(kind): [] for kind in KINDS}
+        self.changed = time.monotonic()
+        self.error: Exception | None = None
+        self._reader = run.reader(*KINDS)
+        self._closing = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                try:
+                    found = self._reader.poll(timeout=0.05)
+                except BrokerError:
+                    continue  # the broker is away; the client finds it again
+                now = time.monotonic()
+                for record in found:
+                    self.held[record.topic()].append(record)
+                    self.came[record.topic()].append(now)
+                    self.changed = now
+        except Exception as error:  # shown by whoever waits for the ledger
+            self.error = error
+        finally:
+            self._reader.close()
+
+    def close(self) -> None:
+        """Stop reading; what was read stays."""
+        self._closing.set()
+        self.join(10)
+
+    def of(self, kind: topics.Topic) -> list:
+        """Return the records of a topic."""
+        return self.held[self.run_.name(kind)]
+
+    def times(self, kind: topics.Topic) -> list[float]:
+        """Return when (monotonic s) each record of a topic came."""
+        return self.came[self.run_.name(kind)]
+
+    def count(self, *kinds: topics.Topic) -> int:
+        """Return how many records these topics hold together."""
+        return sum(len(self.of(kind)) for kind in kinds)
+
+    def ids(self, kind: topics.Topic) -> list[str]:
+        """Return the event ids of a topic whose records begin with the vector's."""
+        head = self.run_.records.head.record
+        return [head(r.value(), HEADER)["event_id"] for r in self.of(kind)]
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether nothing came for so long."""
+        if self.error:
+            raise self.error
+        return time.monotonic() - self.changed > seconds
+
+    def behind(self, sent: int) -> str:
+        """Return what has not come yet of `sent` messages, or nothing."""
+        stages = Counter(dict(r.headers())["__connect.errors.stage"] for r in self.of(topics.DLQ))
+        count, examples = self.count, self.of(topics.EXAMPLES)
+        learned = {r.key(): r for r in self.of(topics.MODELS)}
+        stand = {key: self.run_.records.manifest.decode(r.value())["version"] for key, r in learned.items()}
+        gaps = {
+            "validator": sent - count(topics.EVENTS_VALID, topics.LABELS_VALID) - stages[b"validator"],
+            "scorer": count(topics.EVENTS_VALID)
+            - min(count(topics.PREDICTION_LOG), count(topics.PREDICTIONS))
+            - stages[b"featurizer"] - stages[b"scorer"],
+            "joiner": count(topics.LABELS_VALID) - len(examples) - stages[b"joiner"],
+            **{
+                f"learner {name}": examples[-1].offset() + 1 - stand.get(name.encode(), 0)
+                for name in self.run_.pipeline.roster
+                if examples
+            },
+        }  # fmt: skip
+        return ", ".join(f"{name} by {gap}" for name, gap in gaps.items() if gap > 0)
+
+    def arrive(self, sent: int) -> None:
+        """Wait until all that comes of `sent` messages has come, or no more does."""
+        while self.behind(sent) and not self.quiet(PATIENCE):
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        """Stop the processes, read what they still had to say, and close."""
+        until(lambda: self.quiet(2), "the topics do not come to rest", PATIENCE)
+        self.run_.stack.stop()
+        until(lambda: self.quiet(1), "the topics do not come to rest", PATIENCE)
+        self.close()
+
+
+def judge(run: Running, ledger: Ledger, sent: Sequence[Message], *, redis_url: str, models: bool = True) -> Verdict:
+    """Compare what was sent with what is held, and with Redis, the models and every prediction done again."""
+    verdict = Verdict()
+    places(run, ledger, sent, verdict)
+    store(run, ledger, redis_url, verdict)
+    if models:
+        versions(run, ledger, verdict)
+        predictions_again(run, ledger, verdict)
+    return verdict
+
+
+def places(run: Running, ledger: Ledger, sent: Sequence[Message], verdict: Verdict) -> None:
+    """Follow each id from where it was sent to where it ended."""
+    letters = [(r, {k: v.decode() for k, v in r.headers()}) for r in ledger.of(topics.DLQ)]
+
+    def rejected(stage: str, *from_: topics.Topic) -> list:
+        names = {run.name(topic) for topic in from_}
+        return [
+            r
+            for r, h in letters
+            if h["__connect.errors.stage"] == stage and (not names or h["__connect.errors.topic"] in names)
+        ]
+
+    verdict.once(
+        "dead letter of",
+        (":".join(h[f"__connect.errors.{part}"] for part in ("topic", "partition", "offset")) for _, h in letters),
+    )
+    valid = [run.records.event.decode(r.value())[run.pipeline.events.id] for r in ledger.of(topics.EVENTS_VALID)]
+    bad_events = rejected("validator", topics.EVENTS)
+    keys = [m.key.decode() for m in sent if m.is_event]
+    verdict.same("events", keys, valid + [r.key().decode() for r in bad_events])
+    verdict.must(
+        Counter(m.value for m in sent if m.is_event)
+        == Counter([r.value() for r in ledger.of(topics.EVENTS_VALID)] + [r.value() for r in bad_events]),
+        "an event's bytes are not what was sent",
+    )
+    labels = [run.records.label.decode(r.value())[run.pipeline.labels.id] for r in ledger.of(topics.LABELS_VALID)]
+    bad_labels = [r.key().decode() for r in rejected("validator", topics.LABELS)]
+    verdict.same("labels", [m.key.decode() for m in sent if not m.is_event], labels + bad_labels)
+    for kind in (topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG):
+        verdict.same(kind.suffix, valid, ledger.ids(kind))
+    joined = [
+        run.records.example.decode(r.value())["prediction"]["features"]["event_id"] for r in ledger.of(topics.EXAMPLES)
+    ]
+    expired = ledger.ids(topics.EXPIRED)
+    verdict.once("outcome", joined + expired)
+    verdict.must(not set(joined) - set(valid), "an example has no event")
+    unmatched = [r.key().decode() for r in rejected("joiner")]
+    verdict.once("label's outcome", joined + unmatched)
+    # Of labels whose prediction came in time none may wait once everything has come.
+    verdict.same("labels joined", labels, joined + unmatched)
+    pending = set(valid) - set(joined) - set(expired)
+    verdict.lost += [f"label of a prediction that waits: {name}" for name in pending & set(labels) - set(unmatched)]
+    verdict.counts.update(
+        events=len(keys), valid=len(valid), dead_letters=len(letters), predictions=len(ledger.of(topics.PREDICTIONS)),
+        labels=len(labels), joined=len(joined), expired=len(expired), pending=len(pending), unmatched=len(unmatched),
+        versions=len(ledger.of(topics.MODELS)),
+    )  # fmt: skip
+
+
+def registry_of(run: Running) -> Registry:
+    """Return the registry that the run's services use."""
+    store_ = ArtifactStore(run.stack.env["TIDEMILL_STORE_URL"])
+    return Registry(run.pipeline, store_, run.stack.env["TIDEMILL_SIGNING_KEY"].encode())
+
+
+def versions(run: Running, ledger: Ledger, verdict: Verdict) -> None:
+    """The newest version of each model, resumed after faults or not, is one fold over the whole log."""
+    registry = registry_of(run)
+    last = {}
+    for record in ledger.of(topics.MODELS):
+        manifest = registry.decode(record.value())
+        last[manifest.model] = manifest
+    verdict.must(set(last) == set(run.pipeline.roster), f"versions of {sorted(last)} only")
+    examples = [(run.records.example.decode(r.value()), r.offset()) for r in ledger.of(topics.EXAMPLES)]
+    xs = [vector_to_x(example["prediction"]["features"]["vector"]) for example, _ in examples[::50]]
+    for name, manifest in last.items():
+        fold = Fold(run.pipeline, name)
+        for example, offset in examples:
+            fold.learn(example, offset)
+        verdict.must(
+            (manifest.version, manifest.examples) == (fold.version, len(examples)),
+            f"model {name} stands at {manifest.version} of {fold.version} with {manifest.examples} of {len(examples)} examples",
+        )
+        resumed, predict = registry.open(manifest).model, run.pipeline.kind.predict
+        verdict.must(
+            all(predict(resumed, x) == predict(fold.model, x) for x in xs),
+            f"model {name} scores otherwise than one fold",
+        )
+        metrics = {type(m).__name__: m.get() for m in fold.metrics}
+        verdict.must(dict(manifest.metrics) == metrics, f"model {name}: metrics {manifest.metrics} are not {metrics}")
+
+
+def predictions_again(run: Running, ledger: Ledger, verdict: Verdict) -> None:
+    """Every prediction again, from its log record: its vector, and the version refolded from the examples."""
+    examples = iter(ledger.of(topics.EXAMPLES))
+    upcoming = next(examples, None)
+    log = [run.records.prediction_log.decode(r.value()) for r in ledger.of(topics.PREDICTION_LOG)]
+    log.sort(key=lambda prediction: prediction["champion"]["version"])
+    fold = Fold(run.pipeline, run.pipeline.champion)
+    different = []
+    for prediction in log:
+        champion = prediction["champion"]
+        while upcoming is not None and upcoming.offset() < champion["version"]:
+            fold.learn(run.records.example.decode(upcoming.value()), upcoming.offset())
+            upcoming = next(examples, None)
+        score, _ = run.pipeline.kind.predict(fold.model, vector_to_x(prediction["features"]["vector"]))
+        if score != champion["score"]:
+            different.append(prediction["features"]["event_id"])
+    verdict.must(not different, f"{len(different)} predictions score otherwise when done again, {different[:3]}")
+    verdict.must(len({p["champion"]["version"] for p in log}) > 3, "hardly a version served")
+
+
+def store(run: Running, ledger: Ledger, url: str, verdict: Verdict) -> None:
+    """What Redis holds at the end equals a replay of the valid events."""
+    (view,) = run.pipeline.views
+    replayed = MemoryView()
+    step = Featurizer(run.pipeline, {view.label: replayed})
+    name = run.name(topics.EVENTS_VALID)
+    for partition in range(run.pipeline.partitions):
+        step.assign(Slot(name, partition), Position(0))
+    step.process(sorted(ledger.of(topics.EVENTS_VALID), key=lambda r: (r.partition(), r.offset())), discard)
+    step.committed()
+    client = redis.Redis.from_url(url, decode_responses=True)
+    for entity, features in replayed.features.items():
+        held = client.hgetall(f"{run.pipeline.name}:{view.label}:{entity}")
+        wanted = {name: str(value) for name, value in features.items()}
+        verdict.must(held == wanted, f"Redis holds {held} of {entity} where a replay gives {wanted}")
