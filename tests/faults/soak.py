@@ -12,7 +12,6 @@ was read after the warm-up.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -180,9 +179,9 @@ def write(
             f"| {role} | {first:.1f} | {held.megabytes[-1]:.1f} | {held.growth(warm_up):+.2f} | "
             f"{held.span(held.descriptors, warm_up)} | {held.span(held.threads, warm_up)} |"
         )
-    lines += ["", "![resident memory of each process over the events](soak.svg)", ""]
+    lines += ["", "![resident memory of each process since the warm-up](soak.svg)", ""]
     (report / "soak.md").write_text("\n".join(lines))
-    (report / "soak.json").write_text(json.dumps({role: held.__dict__ for role, held in samples.items()}))
+
     plot(report / "soak.svg", ours, warm_up)
     print("\n".join(lines))
     return good
@@ -196,13 +195,17 @@ def plot(path: Path, samples: dict[str, Samples], warm_up: int) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = "tidemill"
     figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
-    ends = []
+    last = 0.0
     for role, held in samples.items():
-        (line,) = axes.plot(np.array(held.events) / 1e6, held.megabytes, label=role, linewidth=1.6)
-        ends.append((held.megabytes[-1], role, line.get_color()))
+        first = held.megabytes[int(np.argmax(held.after(warm_up)))]
+        axes.plot(np.array(held.events) / 1e6, np.array(held.megabytes) - first, label=role, linewidth=1.6)
+        last = max(last, held.events[-1] / 1e6)
+    allowed = GROWTH_ALLOWED * (last - warm_up / 1e6)
+    axes.plot([warm_up / 1e6, last], [0, allowed], color="0.4", linestyle="--", linewidth=1.2)
+    axes.text(last, allowed, "allowed ", ha="right", va="bottom", color="0.4")
     axes.axvspan(0, warm_up / 1e6, color="0.93", zorder=0)
     axes.text(warm_up / 2e6, 0.02, "warm-up", ha="center", color="0.45", transform=axes.get_xaxis_transform())
-    axes.set(xlabel="million events", ylabel="resident memory, MB", xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel="million events", ylabel="resident memory since the warm-up, MB", xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
