@@ -369,6 +369,7 @@ def short(bench: Bench, *, rate: float = 150.0) -> Row:
         fault.fired = True
         fault = river.plan("leave", "joiner")
         fault.fired = river.stop("joiner")[1] == 0
+        time.sleep(2)
         fault = river.plan("broker killed", tolerated=False)
         bench.kafka.kill()
         fault.fired = True

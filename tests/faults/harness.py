@@ -50,6 +50,8 @@ POINTS = {
 for _points in POINTS.values():
     _points.remove("produce:during")  # to hand a record to the client takes no time in which to be stopped
 FIRES_WITHIN = 60.0
+PASS_SECONDS = 10.0
+"""How long after a fault what passes counts as having passed in spite of it, at least."""
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -357,7 +359,7 @@ class River:
             for role in [fault.role] if fault.role else DATA_PLANE[:4]:
                 row.stall = max(row.stall, self.longest_gap(role, fault.at, end))
             if fault.tolerated:
-                least.append(self.passed(fault.at, end + 1))
+                least.append(self.passed(fault.at, max(fault.until, fault.at + PASS_SECONDS)))
         row.passed = min(least, default=None)
         row.exits.update(f"{service_of(role)} {code}" for _, role, code in self.supervisor.exits)
         row.seconds = time.monotonic() - self.began

@@ -73,7 +73,7 @@ def write(cases: list[str]) -> bool:
         "log; and every prediction is made again from its log record, with the same score. Whatever differs would be in the "
         "columns *lost*, *doubled*, *wrong*. Each fault is counted when it is planned and when it has fired. *Longest stall* is "
         "the longest time in which nothing came out of the service in question after a fault; *least passed* the fewest "
-        "predictions that came from a fault until a few seconds after it.",
+        "predictions that came while a fault lasted, and within 10 s of its beginning where it was a moment's.",
         "",
         "| promise | goal | met | faults fired / planned | events | lost | doubled | wrong | longest stall | least passed | seed, day |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

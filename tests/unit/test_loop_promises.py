@@ -164,6 +164,15 @@ def test_positions_are_those_of_what_was_released() -> None:
     assert order.positions == {one: 7, two: 8}
 
 
+def test_a_clock_that_is_a_day_ahead_disturbs_the_order_of_its_own_batch_alone() -> None:
+    one, two = Slot("t", 0), Slot("t", 1)
+    order = TimeOrder()
+    order.add([record(one, 0, 86_400_000), record(one, 1, 5), record(two, 0, 6)])
+    assert [(r.partition(), r.offset()) for r in order.release()] == [(1, 0), (0, 0), (0, 1)]
+    order.add([record(one, 2, 20), record(two, 1, 10), record(two, 2, 30)])
+    assert [(r.partition(), r.offset()) for r in order.release()] == [(1, 1), (0, 2), (1, 2)]
+
+
 @pytest.mark.parametrize("committed", [0, 10, 29])
 def test_a_store_that_is_ahead_of_what_is_committed_is_not_believed(committed: int) -> None:
     events, pipeline = stream(60), small.make()

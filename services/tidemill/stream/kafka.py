@@ -113,6 +113,8 @@ class KafkaBroker:
         try:
             self._admin.list_topics(timeout=CONNECT_SECONDS)
         except KafkaException as error:
+            if _kafka_error(error).code() == KafkaError._INVALID_ARG:
+                raise BrokerError(f"setting kafka: {_kafka_error(error).str()}; set TIDEMILL_KAFKA") from error
             raise BrokerError(
                 f"no Kafka at {self.servers}: {_kafka_error(error).str()}; start it or set TIDEMILL_BROKERS"
             ) from error

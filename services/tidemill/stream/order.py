@@ -55,6 +55,9 @@ class TimeOrder:
                 out += held[:cut]
                 self.positions[slot] = held[cut - 1][1].offset() + 1
                 del held[:cut]
+                if not held:
+                    # One producer's clock that is a day ahead must not hold back what comes after it for a day.
+                    del self._latest[slot]
         out.sort(key=_time)  # stable, and each slot's keys ascend: the runs are merged
         return [record for _, record in out]
 
