@@ -145,6 +145,13 @@ MUTANTS = (
         "self.positions[slot] = held[-1][1].offset() + 1",
         (LOOP,),
     ),
+    Mutant(
+        "order-takes-anything", "what the client fetched from elsewhere than it was told is done again",
+        "stream/order.py",
+        "if offset < following.get(slot, _NEVER):",
+        "if offset < 0:",
+        (f"{LOOP}::test_what_was_read_before_or_belongs_to_another_is_refused",),
+    ),
     # Going back.
     Mutant(
         "no-seek", "after an abort the loop goes on where it was",

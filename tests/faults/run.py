@@ -51,6 +51,8 @@ def run(chosen: list[str], seed: int, sizes: Mapping[str, float] = MappingProxyT
             say(f"{case.__name__}: can't be done on this machine")
             continue
         say(str(row))
+        worst = sorted(row.stalls, key=lambda stall: -stall[2])[:8]
+        say("longest stalls: " + ", ".join(f"{what} of {role or 'all'} {seconds} s" for what, role, seconds in worst))
         rows.append(row)
         if not sizes:
             report.keep(case.__name__, row)
@@ -64,7 +66,7 @@ def say(text: str) -> None:
 def keep_logs(name: str, folder: Path) -> None:
     """Copy what tells why out of a folder that is about to go."""
     kept = Path(tempfile.mkdtemp(prefix=f"tidemill-{name}-failed-"))
-    for path in [*folder.glob("*.log"), *folder.glob("*.plan"), *folder.glob("*.fired")]:
+    for path in [*folder.glob("*.log"), *folder.glob("*.plan"), *folder.glob("*.fired"), *folder.glob("ledger.log")]:
         shutil.copy(path, kept)
     say(f"{name}: logs are in {kept}")
 

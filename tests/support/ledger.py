@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 
 import redis
 from running import Running, until
@@ -119,6 +121,20 @@ class Ledger(threading.Thread):
         """Return the event ids of a topic whose records begin with the vector's."""
         head = self.run_.records.head.record
         return [head(r.value(), HEADER)["event_id"] for r in self.of(kind)]
+
+    def dump(self, target: Path) -> None:
+        """Write what came, when and where, for whoever asks why: a line for each record, with its key and event id."""
+        offset = time.time() - time.monotonic()
+        with target.open("w") as out:
+            for kind in KINDS:
+                found = self.of(kind)
+                has_id = kind in (topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG, topics.EXPIRED)
+                ids = self.ids(kind) if has_id else [r.key().decode(errors="replace") for r in found]
+                for record, came, event_id in zip(found, self.times(kind), ids, strict=True):
+                    at = datetime.fromtimestamp(came + offset, UTC).isoformat(timespec="milliseconds")
+                    print(
+                        at, kind.suffix, record.partition(), record.offset(), record.timestamp()[1], event_id, file=out
+                    )
 
     def quiet(self, seconds: float) -> bool:
         """Whether nothing came for so long."""

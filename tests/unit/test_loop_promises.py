@@ -167,10 +167,27 @@ def test_positions_are_those_of_what_was_released() -> None:
 def test_a_clock_that_is_a_day_ahead_disturbs_the_order_of_its_own_batch_alone() -> None:
     one, two = Slot("t", 0), Slot("t", 1)
     order = TimeOrder()
+    order.clear({one: 0, two: 0})
     order.add([record(one, 0, 86_400_000), record(one, 1, 5), record(two, 0, 6)])
     assert [(r.partition(), r.offset()) for r in order.release()] == [(1, 0), (0, 0), (0, 1)]
     order.add([record(one, 2, 20), record(two, 1, 10), record(two, 2, 30)])
     assert [(r.partition(), r.offset()) for r in order.release()] == [(1, 1), (0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [record(Slot("t", 0), 6, 0), record(Slot("t", 0), 0, 0), record(Slot("t", 1), 9, 0)]
+)
+def test_what_was_read_before_or_belongs_to_another_is_refused(elsewhere: MemoryRecord) -> None:
+    one = Slot("t", 0)
+    order = TimeOrder()
+    order.clear({one: 5})
+    order.add([record(one, 5, 0), record(one, 6, 0), record(one, 9, 0)])
+    assert len(order.release()) == 3
+    with pytest.raises(Aborted, match="or later was expected"):
+        order.add([elsewhere])
+    order.clear({one: 10})
+    order.add([record(one, 10, 0)])  # the loop has gone back: all is well again
+    assert [r.offset() for r in order.release()] == [10]
 
 
 @pytest.mark.parametrize("committed", [0, 10, 29])

@@ -253,6 +253,7 @@ class Loop:
         self._rebuild(consumer, ranges)
         self._held.update(starts)
         consumer.start(starts)
+        log.info("reading", extra={"from": ", ".join(f"{_shown([slot])}@{starts[slot]}" for slot in sorted(starts))})
         self._last_commit = self.clock()
 
     def _rebuild(self, consumer: Consumer, ranges: dict[Slot, tuple[int, int]]) -> None:

@@ -201,12 +201,13 @@ class MemoryConsumer:
         found: list[api.Record] = []
         if self._revoked or self._assigned:
             return found
+        order = TimeOrder()
+        order.clear(self._at)
         for slot in sorted(self._at):
             entries, at = self.broker.log[slot], self._at[slot]
             taken = entries[at : at + limit - len(found)]
             found += taken
             self._at[slot] = at + len(taken)
-        order = TimeOrder()
         order.add(found)
         return order.release()
 

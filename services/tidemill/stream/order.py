@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from tidemill.errors import Aborted
 from tidemill.stream.api import Record, Slot
 
 Keyed = tuple[int, Record]
+_NEVER = 2**63
 
 
 class TimeOrder:
@@ -22,6 +24,7 @@ class TimeOrder:
     def __init__(self) -> None:
         self._buffers: dict[Slot, list[Keyed]] = {}
         self._latest: dict[Slot, int] = {}
+        self._next: dict[Slot, int] = {}
         self.positions: dict[Slot, int] = {}
 
     def __len__(self) -> int:
@@ -32,10 +35,21 @@ class TimeOrder:
         return min(held[0][0] for held in self._buffers.values() if held)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Take records as they were read."""
-        buffers, latest = self._buffers, self._latest
+        """Take records as they were read. Raises Aborted where one comes that was there before, or is of no slot of ours.
+
+        An offset may be far beyond the one before (between them may be markers of transactions), but never below it: a
+        client that fetches from elsewhere than it was told would have thousands of records done twice.
+        """
+        buffers, latest, following = self._buffers, self._latest, self._next
         for record in records:
             slot = Slot(record.topic(), record.partition())
+            offset = record.offset()
+            if offset < following.get(slot, _NEVER):
+                raise Aborted(
+                    f"reading {slot.topic}[{slot.partition}]: offset {offset} came where "
+                    f"{following.get(slot, 'nothing')} or later was expected"
+                )
+            following[slot] = offset + 1
             key = record.timestamp()[1]
             if key < latest.get(slot, key):
                 key = latest[slot]  # a partition's own order comes before time
@@ -75,6 +89,7 @@ class TimeOrder:
         """Forget everything and begin at these offsets."""
         self._buffers.clear()
         self._latest.clear()
+        self._next = dict(positions)
         self.positions = dict(positions)
 
 
