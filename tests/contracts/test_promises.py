@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import test_broker
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 from running import until
 from test_broker import TOPIC, names
 
@@ -228,6 +229,44 @@ def test_a_start_forgets_what_was_held_back(bench: Bench) -> None:
 
 
 class TestKafkaAlone:
+    def test_nothing_is_fetched_before_the_start_is_settled(self, kafka) -> None:
+        bench = made(KafkaBroker(kafka.servers))
+        bench.send(b"1", b"2", b"3")
+        consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+        found: set[Slot] = set()
+
+        def assigned() -> bool:
+            assert consumer.poll(100, 0.1) == []
+            found.update(consumer.changes()[1])
+            return bool(found)
+
+        until(assigned, "nothing was assigned", 30)
+        assert consumer._client.assignment() == []  # a second assign() soon after a first is a race in the client
+        assert consumer.poll(100, 0.5) == []
+        starts = {slot: 1 - slot.partition for slot in found}  # all are in partition 0
+        consumer.start(starts)
+        assert {(p.topic, p.partition, p.offset) for p in consumer._client.assignment()} == {
+            (*s, at) for s, at in starts.items()
+        }
+        assert bench.take(consumer, 2) == [b"2", b"3"]
+        consumer.close()
+
+    def test_an_error_beside_a_committed_offset_is_not_a_group_that_is_new(self, kafka) -> None:
+        bench = made(KafkaBroker(kafka.servers))
+        consumer = bench.broker.consumer(bench.group, [bench.source], "m")
+        answer = SimpleNamespace(
+            topic=bench.source,
+            partition=0,
+            offset=-1001,
+            metadata=None,
+            error=KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT),
+        )
+        real, consumer._client = consumer._client, SimpleNamespace(committed=lambda *_, **__: [answer])
+        with pytest.raises(Aborted, match=r"committed offset of .*\[0\]"):
+            consumer.committed([Slot(bench.source, 0)])
+        consumer._client = real
+        consumer.close()
+
     @pytest.mark.parametrize("exactly_once", [True, False])
     def test_a_full_queue_loses_nothing(self, kafka, exactly_once: bool) -> None:
         small = {"queue.buffering.max.kbytes": 16}

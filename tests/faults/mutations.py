@@ -146,6 +146,21 @@ MUTANTS = (
         (LOOP,),
     ),
     Mutant(
+        "assigned-twice", "the client is assigned in the callback, and again where to start is settled",
+        "stream/kafka.py",
+        "client.assign([])\n",
+        "client.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])\n"
+        "        client.pause(partitions)\n",
+        (f"{PROMISES}::TestKafkaAlone::test_nothing_is_fetched_before_the_start_is_settled",),
+    ),
+    Mutant(
+        "error-beside-an-offset", "an error beside a committed offset is read as nothing committed",
+        "stream/kafka.py",
+        "if p.error is not None:",
+        "if False:",
+        (f"{PROMISES}::TestKafkaAlone::test_an_error_beside_a_committed_offset_is_not_a_group_that_is_new",),
+    ),
+    Mutant(
         "order-takes-anything", "what the client fetched from elsewhere than it was told is done again",
         "stream/order.py",
         "if offset < following.get(slot, _NEVER):",
