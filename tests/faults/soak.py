@@ -19,6 +19,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,8 @@ def write(
         "",
         f"`make soak`, {time.strftime('%Y-%m-%d')}: {events:,} events and their labels through all services as processes, exactly once, "
         f"on a real Kafka and a real Redis, four partitions, as fast as they can take them: {seconds / 60:.0f} minutes, "
-        f"{events / seconds:,.0f} events a second on {os.cpu_count()} cores, dead letters: {', '.join(letters) or 'none'}.",
+        f"{events / seconds:,.0f} events a second on {os.cpu_count()} cores, confluent-kafka {version('confluent-kafka')}, dead letters: "
+        f"{', '.join(letters) or 'none'}.",
         "",
         f"Read every {SAMPLE_SECONDS:.0f} s. Growth is the slope of resident memory after the first {warm_up:,} events; at most "
         f"{GROWTH_ALLOWED:.0f} MB a million events are allowed in a process of ours.",
