@@ -68,12 +68,13 @@ def write(cases: list[str]) -> bool:
         "",
         "Load at a set rate through all services as processes, exactly once on a real Kafka broker and with a real Redis, four "
         f"partitions, batches of {INTERVAL_MS} ms. A ledger reads every topic under `read_committed` and compares: every event "
-        "sent is valid or a dead letter, byte for byte; every valid event has one vector, one prediction, one log record; every prediction is joined, expired or "
-        "waits; every label is joined or a dead letter; Redis equals a replay; each model's last version equals one fold over the "
-        "log; and every prediction is made again from its log record, with the same score. Whatever differs would be in the "
-        "columns *lost*, *doubled*, *wrong*. Each fault is counted when it is planned and when it has fired. *Longest stall* is "
-        "the longest time in which nothing came out of the service in question after a fault (what was done to another one meanwhile "
-        "is in it, too); *least passed* the fewest predictions that came while a fault lasted, and within 10 s of its beginning where it was a moment's.",
+        "sent is valid or a dead letter, byte for byte; every valid event has one vector, one prediction, one log record; every "
+        "prediction is joined, expired or waits; every label is joined or a dead letter; Redis equals a replay; each model's last "
+        "version equals one fold over the log; and every prediction is made again from its log record, with the same score. "
+        "Whatever differs would be in the columns *lost*, *doubled*, *wrong*. Each fault is counted when it is planned and when "
+        "it has fired. *Longest stall* is the longest time in which nothing came out of the service in question after a fault "
+        "(what was done to another one meanwhile is in it, too); *least passed* the fewest predictions that came while a fault "
+        "lasted, and within 10 s of its beginning where it was a moment's.",
         "",
         "| promise | goal | met | faults fired / planned | events | lost | doubled | wrong | longest stall | least passed | seed, day |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
