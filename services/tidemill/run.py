@@ -78,7 +78,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         stores: Mapping[str, RedisView] = {v.label: RedisView(client, pipeline.name, v.label) for v in pipeline.views}
         service = featurizer.build(pipeline, stores)
     elif name == "scorer":
-        feed = ModelFeed(pipeline, _registry(pipeline, settings), broker)
+        feed = ModelFeed(_registry(pipeline, settings), broker)
         service = scorer.build(pipeline, feed.take)
     elif name == "joiner":
         service = joiner.build(pipeline)

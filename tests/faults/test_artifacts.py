@@ -102,7 +102,7 @@ def test_a_thousand_flipped_bytes_are_refused_before_unpickling_and_the_old_mode
     assert old.sha256 != new.sha256
     path = tmp_path / registry.store.path(new.sha256)
     whole, manifest = path.read_bytes(), registry.encode(new)
-    feed = ModelFeed(PIPELINE, registry, broker)
+    feed = ModelFeed(registry, broker)
     step = Scorer(PIPELINE, feed.take)
     unpicklers = Unpicklers(monkeypatch)
     question = MemoryRecord(

@@ -104,7 +104,7 @@ class River:
             yield lambda: scorer.build(self.pipeline, tuple)
             yield lambda: joiner.build(self.pipeline)
             return
-        feed = ModelFeed(self.pipeline, self.registry, self.broker)
+        feed = ModelFeed(self.registry, self.broker)
         feed.start()
         yield lambda: scorer.build(self.pipeline, feed.take)
         feed.stop()

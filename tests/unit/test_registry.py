@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill import load
+from tidemill import load, topics
 from tidemill.backtest import Backtest
 from tidemill.demo import data
 from tidemill.errors import ArtifactError, DeclarationError
@@ -18,10 +18,11 @@ from tidemill.learner.fold import Fold
 from tidemill.learner.service import Learner
 from tidemill.records import Records, vector_to_x
 from tidemill.registry import snapshots
+from tidemill.registry.latest import latest, slot_of
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stream.api import Position, Slot
-from tidemill.stream.memory import MemoryRecord
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
 PIPELINE = load("flights")
 KEY = b"a key for tests, long enough"
@@ -225,3 +226,36 @@ def test_a_model_that_has_exploded_is_not_published(registry: Registry, examples
     step.process(examples[90:110], lambda *record: emitted.append(record))
     assert emitted == []
     assert step.counts["not_finite", "model"] == 1
+
+
+def test_the_newest_manifests_are_found_from_the_end(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    broker = MemoryBroker({topics.MODELS.name(PIPELINE.name): 1})
+    slot = slot_of(registry)
+    sound = registry.publish("logreg", Fold(PIPELINE, "logreg").snapshot(), ())
+    read: list[tuple[int, int]] = []
+    whole = broker.read
+    broker.read = lambda ranges: read.append(ranges[slot]) or whole(ranges)
+
+    def append(model: str, version: int, *, forged: bool = False, key: str = "") -> None:
+        manifest = dataclasses.replace(sound, model=model, version=version)
+        manifest = dataclasses.replace(manifest, signature="no" if forged else registry._signature(manifest))
+        broker.append(slot.topic, registry.encode(manifest), (key or model).encode())
+
+    append("slow", 7)
+    for version in range(3000):
+        append("logreg", version)
+    append("logreg", 9000, forged=True)
+    append("logreg", 9001, key="slow")
+    for version in range(40):
+        append("baseline", version)
+    found, end = latest(broker, registry, {"logreg": 3, "baseline": 1})
+    assert ([m.version for m in found["logreg"]], [m.version for m in found["baseline"]]) == ([2999, 2998, 2997], [39])
+    assert (end, read) == (3043, [(2793, 3043)])
+    assert "manifest refused" in caplog.text
+    read.clear()
+    found, _ = latest(broker, registry, {"slow": 2, "baseline": 1})
+    assert [m.version for m in found["slow"]] == [7], "who has few is looked for to the beginning"
+    assert read == [(2793, 3043), (1793, 2793), (0, 1793)]
+    read.clear()
+    assert latest(broker, registry, {"slow": 1}, since=3000) == ({"slow": []}, 3043)
+    assert read == [(3000, 3043)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tidemill import topics
@@ -19,6 +18,7 @@ from tidemill.errors import ArtifactError, DeclarationError, StoreError
 from tidemill.learner.fold import Fold
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
+from tidemill.registry.latest import latest
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Broker, Emit, Position, Record, Slot, Start, Step
 from tidemill.stream.loop import Service
@@ -36,20 +36,8 @@ def history_of(broker: Broker, registry: Registry) -> History:
     """Return the function that finds a model's manifests on the models topic; forged ones are passed over."""
 
     def find(model: str) -> Sequence[Manifest]:
-        slot = Slot(topics.MODELS.name(registry.pipeline.name), 0)
-        found: deque[Manifest] = deque(maxlen=REMEMBERED)
-        for batch in broker.read({slot: broker.watermarks(slot)}):
-            for record in batch:
-                if record.key() != model.encode():
-                    continue
-                try:
-                    manifest = registry.decode(record.value() or b"")
-                except ArtifactError as error:
-                    log.error("manifest refused", extra={"cause": str(error), "offset": record.offset()})
-                    continue
-                if manifest.model == model:
-                    found.appendleft(manifest)
-        return sorted(found, key=lambda manifest: -manifest.version)
+        found, _ = latest(broker, registry, {model: REMEMBERED})
+        return sorted(found[model], key=lambda manifest: -manifest.version)
 
     return find
 

@@ -12,11 +12,10 @@ import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tidemill import topics
 from tidemill.errors import ArtifactError, BrokerError, StoreError
-from tidemill.pipeline import Pipeline
+from tidemill.registry.latest import latest, slot_of
 from tidemill.registry.manifests import Manifest, Registry, Snapshot
-from tidemill.stream.api import Broker, Record, Slot
+from tidemill.stream.api import Broker, Record
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +28,17 @@ class Loaded(NamedTuple):
 
 
 class ModelFeed:
-    """Follows the models topic of one pipeline."""
+    """Follows the models topic of the registry's pipeline."""
 
-    def __init__(self, pipeline: Pipeline, registry: Registry, broker: Broker) -> None:
+    def __init__(self, registry: Registry, broker: Broker) -> None:
         self.registry, self.broker = registry, broker
-        self.slot = Slot(topics.MODELS.name(pipeline.name), 0)
         self._ready: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._next = 0
 
     def start(self) -> None:
-        """Read the registry to its end, so that the first batch meets the newest versions; then follow it."""
+        """Open the newest version of each model, so that the first batch meets them; then follow the registry."""
         self._catch_up()
         self._thread.start()
 
@@ -60,13 +58,12 @@ class ModelFeed:
                 return found
 
     def _catch_up(self) -> None:
-        low, high = self.broker.watermarks(self.slot)
-        newest: dict[str, Manifest] = {}
-        for batch in self.broker.read({self.slot: (max(low, self._next), high)}):
-            newest |= self._newest(batch)
-        self._next = max(high, self._next)
-        for manifest in newest.values():
-            self._open(manifest)
+        found, self._next = latest(
+            self.broker, self.registry, dict.fromkeys(self.registry.pipeline.roster, 1), self._next
+        )
+        for manifests in found.values():
+            for manifest in manifests:
+                self._open(manifest)
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
         found: dict[str, Manifest] = {}
@@ -87,7 +84,7 @@ class ModelFeed:
             self._ready.put(Loaded(manifest, None))
 
     def _run(self) -> None:
-        follower = self.broker.follow(self.slot, self._next)
+        follower = self.broker.follow(slot_of(self.registry), self._next)
         try:
             while not self._stop.is_set():
                 try:

@@ -189,7 +189,8 @@ class KafkaBroker:
             open_ends = {slot: end for slot, (begin, end) in ranges.items() if begin < end}
             reader.assign([TopicPartition(*slot, ranges[slot][0]) for slot in open_ends])
             while open_ends:
-                batch: list[Any] = list(reader.consume(5000, timeout=0.2))
+                first = reader.poll(0.2)
+                batch: list[Any] = [] if first is None else [first, *reader.consume(5000, 0)]
                 yield [m for m in _good(batch) if m.offset() < open_ends.get(Slot(m.topic(), m.partition()), 0)]
                 # The offset before the end may be a control record, which is never handed out: then what tells that
                 # a slot is done is a record after it, or the end of the partition.
@@ -202,7 +203,8 @@ class KafkaBroker:
         except KafkaException as error:
             raise _wrap(error, "rebuilding from the log") from error
         finally:
-            reader.close()
+            # Now and then the client takes a whole second to close; nobody need wait for it.
+            threading.Thread(target=reader.close, name="closing", daemon=True).start()
 
     def follow(self, slot: Slot, offset: int) -> KafkaFollower:
         return KafkaFollower(self._reader(), slot, offset)
