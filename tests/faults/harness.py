@@ -102,6 +102,7 @@ class Row:
     exits: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    interval_ms: int = INTERVAL_MS
 
     @property
     def met(self) -> bool:

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 
-from harness import INTERVAL_MS, Row
+from harness import Row
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / ".cache" / "faults"
@@ -67,7 +67,7 @@ def write(cases: list[str]) -> bool:
         "## Under load",
         "",
         "Load at a set rate through all services as processes, exactly once on a real Kafka broker and with a real Redis, four "
-        f"partitions, batches of {INTERVAL_MS} ms. A ledger reads every topic under `read_committed` and compares: every event "
+        "partitions. A ledger reads every topic under `read_committed` and compares: every event "
         "sent is valid or a dead letter, byte for byte; every valid event has one vector, one prediction, one log record; every "
         "prediction is joined, expired or waits; every label is joined or a dead letter; Redis equals a replay; each model's last "
         "version equals one fold over the log; and every prediction is made again from its log record, with the same score. "
@@ -92,7 +92,7 @@ def write(cases: list[str]) -> bool:
         exits = ", ".join(f"{name} ×{n}" for name, n in sorted(row["exits"].items())) or "none"
         said = "; ".join([*row["notes"], *row["verdict"]["wrong"]])
         lines.append(
-            f"- *{row['promise']}*: {row['seconds'] / 60:.0f} min; {counts['labels']:,} labels, {counts['joined']:,} joined, "
+            f"- *{row['promise']}*: {row['seconds'] / 60:.0f} min, batches of {row['interval_ms']} ms; {counts['labels']:,} labels, {counts['joined']:,} joined, "
             f"{counts['expired']:,} expired, {counts['pending']:,} waiting, {counts['unmatched']:,} unmatched; "
             f"{counts['dead_letters']:,} dead letters, {counts['versions']:,} model versions. Processes that ended (service and "
             f"exit code): {exits}. {said[:1].upper()}{said[1:]}"
