@@ -92,8 +92,8 @@ def write(cases: list[str]) -> bool:
         exits = ", ".join(f"{name} ×{n}" for name, n in sorted(row["exits"].items())) or "none"
         said = "; ".join([*row["notes"], *row["verdict"]["wrong"]])
         lines.append(
-            f"- *{row['promise']}*: {row['seconds'] / 60:.0f} min, batches of {row['interval_ms']} ms; {counts['labels']:,} labels, {counts['joined']:,} joined, "
-            f"{counts['expired']:,} expired, {counts['pending']:,} waiting, {counts['unmatched']:,} unmatched; "
+            f"- *{row['promise']}*: {row['seconds'] / 60:.0f} min, batches of {row['interval_ms']} ms; "
+            f"{counts['labels']:,} labels, {counts['joined']:,} joined, {counts['expired']:,} expired, {counts['pending']:,} waiting, {counts['unmatched']:,} unmatched; "
             f"{counts['dead_letters']:,} dead letters, {counts['versions']:,} model versions. Processes that ended (service and "
             f"exit code): {exits}. {said[:1].upper()}{said[1:]}"
         )
