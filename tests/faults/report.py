@@ -93,7 +93,8 @@ def write(cases: list[str]) -> bool:
         said = "; ".join([*row["notes"], *row["verdict"]["wrong"]])
         lines.append(
             f"- *{row['promise']}*: {row['seconds'] / 60:.0f} min, batches of {row['interval_ms']} ms; "
-            f"{counts['labels']:,} labels, {counts['joined']:,} joined, {counts['expired']:,} expired, {counts['pending']:,} waiting, {counts['unmatched']:,} unmatched; "
+            f"{counts['labels']:,} labels, {counts['joined']:,} joined, "
+            f"{counts['expired']:,} expired, {counts['pending']:,} waiting, {counts['unmatched']:,} unmatched; "
             f"{counts['dead_letters']:,} dead letters, {counts['versions']:,} model versions. Processes that ended (service and "
             f"exit code): {exits}. {said[:1].upper()}{said[1:]}"
         )
