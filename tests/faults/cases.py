@@ -42,7 +42,8 @@ class Bench:
 
 def kills(bench: Bench, *, each: int = 20, between: float = 7.0, rate: float = 150.0, events: int = 100_000) -> Row:
     """Kill -9 each service of the data plane, half the times at random moments, half exactly at a point of its code."""
-    with bench.river(rate=rate) as river:
+    # A joiner reads again what the label's timeout spans: five days of it, where the flights' own declaration has two.
+    with bench.river(rate=rate, label_timeout="120h") as river:
         plan: list[tuple[str, str | None]] = []
         for role in DATA_PLANE:
             points = list(POINTS[service_of(role)])

@@ -189,12 +189,14 @@ class River:
         seed: int,
         servers: str | None = None,
         redis_url: str | None = None,
+        label_timeout: str = "240h",
         **settings: object,
     ) -> None:
         self.kafka, self.redis, self.rate, self.seed = kafka, redis, rate, seed
         self.rng = random.Random(seed)
         self.run = Running(
-            servers or kafka.servers, redis_url or redis.url, folder, "flights", 4, changes='label_timeout="240h"',
+            servers or kafka.servers, redis_url or redis.url, folder, "flights", 4,
+            changes=f'label_timeout="{label_timeout}"',
             **{"snapshot_seconds": 0.5, "interval_ms": INTERVAL_MS, **settings},
         )  # fmt: skip
         self.run.stack.launcher = [sys.executable, str(LAUNCHER)]
