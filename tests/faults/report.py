@@ -74,7 +74,7 @@ def write(cases: list[str]) -> bool:
         "Whatever differs would be in the columns *lost*, *doubled*, *wrong*. Each fault is counted when it is planned and when "
         "it has fired. *Longest stall* is the longest time in which nothing came out of the service in question after a fault "
         "(what was done to another one meanwhile is in it, too); *least passed* the fewest predictions that came while a fault "
-        "lasted, and within 10 s of its beginning where it was a moment's.",
+        "lasted, and within 10 s of its beginning where it was a moment's (`-`: while the only broker is away nothing can pass).",
         "",
         "| promise | goal | met | faults fired / planned | events | lost | doubled | wrong | longest stall | least passed | seed, day |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -84,7 +84,7 @@ def write(cases: list[str]) -> bool:
         lines.append(
             f"| {row['promise']} | {row['goal']} | {'yes' if row['met'] else '**no**'} | {row['fired']} / {row['planned']} | "
             f"{verdict['counts'].get('events', 0):,} | {len(verdict['lost'])} | {len(verdict['doubled'])} | {len(verdict['wrong'])} | "
-            f"{row['stall']:.1f} s | {row['passed']} | {row['seed']}, {row['day']} |"
+            f"{row['stall']:.1f} s | {'-' if row['passed'] is None else row['passed']} | {row['seed']}, {row['day']} |"
         )
     lines.append("")
     for row in rows:
