@@ -11,6 +11,8 @@ import time
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from harness import Row
 
@@ -90,7 +92,7 @@ def write(cases: list[str]) -> bool:
     for row in rows:
         counts = Counter(row["verdict"]["counts"])
         exits = ", ".join(f"{name} ×{n}" for name, n in sorted(row["exits"].items())) or "none"
-        said = "; ".join([*row["notes"], *row["verdict"]["wrong"]])
+        said = "; ".join([*row["notes"], *distribution(row), *row["verdict"]["wrong"]])
         lines.append(
             f"- *{row['promise']}*: {row['seconds'] / 60:.0f} min, batches of {row['interval_ms']} ms; "
             f"{counts['labels']:,} labels, {counts['joined']:,} joined, "
@@ -123,6 +125,15 @@ def write(cases: list[str]) -> bool:
         ]
     REPORT.write_text("\n".join(lines))
     return not missed and all(row["met"] for row in rows)
+
+
+def distribution(row: dict[str, Any]) -> list[str]:
+    """Say how the stalls lie about what is allowed, where something is."""
+    allowed, stalls = row["stall_allowed"], sorted(seconds for _, _, seconds in row["stalls"])
+    if allowed is None or not stalls:
+        return []
+    over = sum(seconds > allowed for seconds in stalls)
+    return [f"stalls: median {median(stalls):.1f} s, {over} of {len(stalls)} longer than {allowed:.0f} s"]
 
 
 def small_table() -> list[str]:
