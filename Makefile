@@ -27,7 +27,7 @@ test: $(VENV)/ready ## unit, contract and system tests; the last on a real Kafka
 faults: $(VENV)/ready ## every fault at full length, and the mutation check (an hour); writes docs/faults.md
 	@$(BIN)/python tests/faults/run.py $(ARGS)
 
-soak: $(VENV)/ready ## three million events (half an hour); writes docs/soak.md
+soak: $(VENV)/ready ## three million events (40 minutes); writes docs/soak.md
 	@$(BIN)/python tests/faults/soak.py $(ARGS)
 
 check: $(VENV)/ready ## format, lint and types

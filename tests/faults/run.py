@@ -1,6 +1,6 @@
 """All faults at full length, on a real Kafka and a real Redis; what came of them goes to docs/faults.md.
 
-    make faults                                    everything, in about three quarters of an hour
+    make faults                                    everything, in about an hour
     make faults ARGS="--only kills --only storm"   some of the cases; prints, and writes nothing
     make faults ARGS="--seed 7"                    another order of faults
 

@@ -12,7 +12,7 @@ import functools
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from join_definition import Asked, T, Told, by_definition, held
 
 from tidemill import load, number, topics
 from tidemill.errors import Aborted
@@ -34,7 +35,6 @@ from tidemill.stream.api import Slot
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryConsumer
 
-T = 10
 PIPELINE = dataclasses.replace(
     load("delays"), label_timeout=f"{T}ms", partitions=1, request={"distance": number("distance")}
 )
@@ -42,17 +42,6 @@ RECORDS = Records(PIPELINE)
 LOG, LABELS = Slot("delays.prediction-log", 0), Slot("delays.labels.valid", 0)
 OUTPUTS = [t.name(PIPELINE.name) for t in (topics.EXAMPLES, topics.EXPIRED, topics.DLQ)]
 REASONS = ("duplicate_label", "contradictory_label", "unmatched_label")
-
-
-class Asked(NamedTuple):
-    id: str
-    time: int
-
-
-class Told(NamedTuple):
-    id: str
-    time: int
-    value: float
 
 
 @functools.cache
@@ -126,55 +115,23 @@ class Broker(MemoryBroker):
         return made
 
 
-def by_definition(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter[Any], int, int]:
-    """Return what the join of these two prefixes is: its outcomes, how many wait for a label, how many labels wait.
+def expected_of(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter[Any], int, int]:
+    """Return the definition's outcomes as the topics show them, how many events wait for a label, how many labels wait."""
+    outcomes, pending, waiting = by_definition(log, labels)
 
-    As joiner/join.py says it, over all pairs.
-    """
-    log_marks = [max(e.time for e in log[: a + 1]) for a in range(len(log))]
-    label_marks = [max(told.time for told in labels[: b + 1]) for b in range(len(labels))]
-    out: Counter[Any] = Counter()
-    events: list[int] = []
-    for a, event in enumerate(log):
-        if any(log[e].id == event.id and log_marks[a] <= log[e].time + T for e in events):
-            out["duplicate_event", LOG.topic, a] += 1
-        else:
-            events.append(a)
-    first: dict[int, int] = {}
-    waiting = 0
-    for b, told in enumerate(labels):
-        of = next(
-            (a for a in events if log[a].id == told.id and label_marks[b] <= log[a].time + T
-             and log_marks[a] <= told.time + T), None,
-        )  # fmt: skip
-        if of is None and log and log_marks[-1] > told.time + T:
-            out["unmatched_label", LABELS.topic, b] += 1
-        elif of is None:
-            waiting += 1
-        elif of not in first:
-            first[of] = b
-            out["joined", of, told.time, told.value] += 1
-        else:
-            same = labels[first[of]].value == told.value
-            out["duplicate_label" if same else "contradictory_label", LABELS.topic, b] += 1
-    open_ = [a for a in events if a not in first]
-    expired = [a for a in open_ if labels and label_marks[-1] > log[a].time + T]
-    out.update(("expired", a) for a in expired)
-    return out, len(open_) - len(expired), waiting
+    def shown(kind: str, first: int, *second: int) -> tuple[Any, ...]:
+        if kind == "repeated":
+            return "duplicate_event", LOG.topic, first
+        if kind == "unmatched":
+            return "unmatched_label", LABELS.topic, first
+        if kind == "duplicate":
+            same = labels[second[0]].value == labels[first].value
+            return "duplicate_label" if same else "contradictory_label", LABELS.topic, first
+        if kind == "joined":
+            return kind, first, labels[second[0]].time, labels[second[0]].value
+        return kind, first
 
-
-def held(join: Join) -> int:
-    """Return how many things the join keeps."""
-    join.kept_events.first(), join.kept_labels.first()
-    chained = 0
-    for event in join.events.values():
-        following: Any = event
-        while following is not None:
-            chained, following = chained + 1, following.later
-    return (
-        chained + len(join._open) + len(join._closed) + len(join._queue) + sum(map(len, join.waiting.values()))
-        + len(join.kept_events._queue) + len(join.kept_labels._queue)
-    )  # fmt: skip
+    return Counter(shown(*outcome) for outcome in outcomes.elements()), len(pending), len(waiting)
 
 
 IDS = st.sampled_from("abcdefgh")
@@ -339,7 +296,7 @@ class JoinMachine(RuleBasedStateMachine):
             return
         log, labels = self.positions()
         out = self.outcomes()
-        expected, pending, waiting = by_definition(self.asked[:log], self.told[:labels])
+        expected, pending, waiting = expected_of(self.asked[:log], self.told[:labels])
         assert out == expected
         kinds = Counter(outcome[0] for outcome in out)
         assert set(out.values()) <= {1}

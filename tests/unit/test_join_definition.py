@@ -7,36 +7,19 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from join_definition import Asked, T, Told, by_definition, chained, held, watermarks
 
 from tidemill.joiner.join import NEVER, Event, Join, Label, Outcomes
 from tidemill.joiner.service import Joiner
 from tidemill.records import Records
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryRecord
-
-T = 10
-
-
-class Asked(NamedTuple):
-    """A prediction in the log."""
-
-    id: str
-    time: int
-
-
-class Told(NamedTuple):
-    """A label in its log."""
-
-    id: str
-    time: int
-    value: float
-
 
 Case = tuple[list[Asked], list[Told]]
 
@@ -115,56 +98,6 @@ class Run:
         return self.out, self.pending, self.waiting
 
 
-def chained(join: Join) -> Iterator[Event]:
-    for event in join.events.values():
-        found: Event | None = event
-        while found is not None:
-            yield found
-            found = found.later
-
-
-def by_definition(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter[tuple[Any, ...]], set[int], set[int]]:
-    """The module's definition, by brute force over all pairs."""
-    out: Counter[tuple[Any, ...]] = Counter()
-    log_marks, label_marks = watermarks(log), watermarks(labels)
-    events: list[int] = []
-    for a, event in enumerate(log):
-        if any(log[e].id == event.id and log_marks[a] <= log[e].time + T for e in events):
-            out["repeated", a] += 1
-        else:
-            events.append(a)
-    given_to: dict[int, int] = {}
-    waiting: set[int] = set()
-    for b, label in enumerate(labels):
-        belongs = (
-            a for a in events
-            if log[a].id == label.id and label_marks[b] <= log[a].time + T and log_marks[a] <= label.time + T
-        )  # fmt: skip
-        a = next(belongs, None)
-        if a is None:
-            if log and log_marks[-1] > label.time + T:
-                out["unmatched", b] += 1
-            else:
-                waiting.add(b)
-        elif a in given_to:
-            out["duplicate", b, given_to[a]] += 1
-        else:
-            given_to[a] = b
-            out["joined", a, b] += 1
-    left = [a for a in events if a not in given_to]
-    expired = {a for a in left if labels and label_marks[-1] > log[a].time + T}
-    out.update(("expired", a) for a in expired)
-    return out, set(left) - expired, waiting
-
-
-def watermarks(records: Sequence[Asked | Told]) -> list[int]:
-    found, mark = [], NEVER
-    for record in records:
-        mark = max(mark, record.time)
-        found.append(mark)
-    return found
-
-
 @settings(max_examples=400, deadline=None)
 @given(cases(), st.integers(0, 2**32))
 def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed: int) -> None:
@@ -204,14 +137,6 @@ def test_a_contradictory_label_does_not_replace_the_first() -> None:
 def test_the_timeout_is_inclusive_on_both_sides(log: list[Asked], labels: list[Told], outcome: tuple[Any, ...]) -> None:
     for order in ([True, False], [False, True]):
         assert Run().play(log, labels, order).out[outcome] == 1
-
-
-def held(join: Join) -> int:
-    join.kept_events.first(), join.kept_labels.first()
-    return (
-        sum(1 for _ in chained(join)) + len(join._open) + len(join._closed) + len(join._queue)
-        + sum(map(len, join.waiting.values())) + len(join.kept_events._queue) + len(join.kept_labels._queue)
-    )  # fmt: skip
 
 
 def test_state_is_flat_while_the_watermarks_move_on() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tidemill import topics
 from tidemill.errors import ArtifactError
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.stream.api import Broker, Slot
+from tidemill.stream.api import Broker, Record, Slot
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,15 @@ WINDOW = 250
 def slot_of(registry: Registry) -> Slot:
     """Return the one slot that holds a pipeline's manifests."""
     return Slot(topics.MODELS.name(registry.pipeline.name), 0)
+
+
+def sound(registry: Registry, record: Record) -> Manifest | None:
+    """Return the manifest of a record; None, and a line in the log, where it is damaged or forged."""
+    try:
+        return registry.decode(record.value() or b"")
+    except ArtifactError as error:
+        log.error("manifest refused", extra={"cause": str(error), "offset": record.offset()})
+        return None
 
 
 def latest(
@@ -39,11 +48,7 @@ def latest(
             model = (record.key() or b"").decode(errors="replace")
             if len(found.get(model, ())) >= wanted.get(model, 0):
                 continue
-            try:
-                manifest = registry.decode(record.value() or b"")
-            except ArtifactError as error:
-                log.error("manifest refused", extra={"cause": str(error), "offset": record.offset()})
-                continue
-            if manifest.model == model:
+            manifest = sound(registry, record)
+            if manifest and manifest.model == model:
                 found[model].append(manifest)
     return found, high

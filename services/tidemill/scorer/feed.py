@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from tidemill.errors import ArtifactError, BrokerError, StoreError
-from tidemill.registry.latest import latest, slot_of
+from tidemill.registry.latest import latest, slot_of, sound
 from tidemill.registry.manifests import Manifest, Registry, Snapshot
 from tidemill.stream.api import Broker, Record
 
@@ -66,15 +66,8 @@ class ModelFeed:
                 self._open(manifest)
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
-        found: dict[str, Manifest] = {}
-        for record in batch:
-            try:
-                manifest = self.registry.decode(record.value() or b"")
-            except ArtifactError as error:
-                log.error("manifest refused", extra={"cause": str(error), "offset": record.offset()})
-                continue
-            found[manifest.model] = manifest
-        return found
+        manifests = (sound(self.registry, record) for record in batch)
+        return {manifest.model: manifest for manifest in manifests if manifest}
 
     def _open(self, manifest: Manifest) -> None:
         try:

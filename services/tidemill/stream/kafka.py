@@ -189,8 +189,7 @@ class KafkaBroker:
             open_ends = {slot: end for slot, (begin, end) in ranges.items() if begin < end}
             reader.assign([TopicPartition(*slot, ranges[slot][0]) for slot in open_ends])
             while open_ends:
-                first = reader.poll(0.2)
-                batch: list[Any] = [] if first is None else [first, *reader.consume(5000, 0)]
+                batch = _take(reader, 5000, 0.2)
                 yield [m for m in _good(batch) if m.offset() < open_ends.get(Slot(m.topic(), m.partition()), 0)]
                 # The offset before the end may be a control record, which is never handed out: then what tells that
                 # a slot is done is a record after it, or the end of the partition.
@@ -226,13 +225,18 @@ class KafkaFollower:
 
     def poll(self, limit: int, timeout: float) -> list[api.Record]:
         try:
-            first = self._client.poll(timeout)
-            return [] if first is None else _good([first, *self._client.consume(limit - 1, 0)])
+            return _good(_take(self._client, limit, timeout))
         except KafkaException as error:
             raise _wrap(error, "following a topic") from error
 
     def close(self) -> None:
         self._client.close()
+
+
+def _take(client: Consumer, limit: int, timeout: float) -> list[Any]:
+    """Return what is there, at most `limit`, waiting up to `timeout` s for the first; `consume(n, t)` would wait for n."""
+    first = client.poll(timeout)
+    return [] if first is None else [first, *client.consume(limit - 1, 0)]
 
 
 def _good(messages: Sequence[Any]) -> list[Any]:
@@ -640,8 +644,7 @@ class Reader:
 
     def poll(self, limit: int = 10_000, timeout: float = 0.1) -> list[api.Record]:
         """Return what has come, waiting up to `timeout` s for the first."""
-        first = self._client.poll(timeout)
-        return [] if first is None else _good([first, *self._client.consume(limit - 1, 0)])
+        return _good(_take(self._client, limit, timeout))
 
     def close(self) -> None:
         """Stop."""

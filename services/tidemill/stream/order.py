@@ -77,13 +77,7 @@ class TimeOrder:
 
     def behind(self, ends: dict[Slot, int], slack: int) -> set[Slot]:
         """Return slots with more than `slack` offsets before their end (`ends`) that have not been read yet."""
-        found = set()
-        for slot, end in ends.items():
-            held = self._buffers.get(slot)
-            read = held[-1][1].offset() + 1 if held else self.positions.get(slot, 0)
-            if end - read > slack:
-                found.add(slot)
-        return found
+        return {slot for slot, end in ends.items() if end - self._next.get(slot, 0) > slack}
 
     def clear(self, positions: dict[Slot, int]) -> None:
         """Forget everything and begin at these offsets."""

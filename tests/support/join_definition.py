@@ -1,0 +1,91 @@
+"""What the join is, by brute force over all pairs: the oracle that the real one is held to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tidemill.joiner.join import NEVER, Event, Join
+
+T = 10
+"""The label timeout of all tests of the join, in ms."""
+
+
+class Asked(NamedTuple):
+    """A prediction in the log."""
+
+    id: str
+    time: int
+
+
+class Told(NamedTuple):
+    """A label in its log."""
+
+    id: str
+    time: int
+    value: float
+
+
+def chained(join: Join) -> Iterator[Event]:
+    """Yield every event that the join keeps, also later ones of an id."""
+    for event in join.events.values():
+        found: Event | None = event
+        while found is not None:
+            yield found
+            found = found.later
+
+
+def by_definition(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter[tuple[Any, ...]], set[int], set[int]]:
+    """Return the outcomes of two prefixes of the logs, the events that wait for a label, and the labels that wait.
+
+    Records are named by their offsets, an outcome is (kind, offsets). As joiner/join.py says it, over all pairs.
+    """
+    out: Counter[tuple[Any, ...]] = Counter()
+    log_marks, label_marks = watermarks(log), watermarks(labels)
+    events: list[int] = []
+    for a, event in enumerate(log):
+        if any(log[e].id == event.id and log_marks[a] <= log[e].time + T for e in events):
+            out["repeated", a] += 1
+        else:
+            events.append(a)
+    given_to: dict[int, int] = {}
+    waiting: set[int] = set()
+    for b, label in enumerate(labels):
+        belongs = (
+            a for a in events
+            if log[a].id == label.id and label_marks[b] <= log[a].time + T and log_marks[a] <= label.time + T
+        )  # fmt: skip
+        a = next(belongs, None)
+        if a is None:
+            if log and log_marks[-1] > label.time + T:
+                out["unmatched", b] += 1
+            else:
+                waiting.add(b)
+        elif a in given_to:
+            out["duplicate", b, given_to[a]] += 1
+        else:
+            given_to[a] = b
+            out["joined", a, b] += 1
+    left = [a for a in events if a not in given_to]
+    expired = {a for a in left if labels and label_marks[-1] > log[a].time + T}
+    out.update(("expired", a) for a in expired)
+    return out, set(left) - expired, waiting
+
+
+def watermarks(records: Sequence[Asked | Told]) -> list[int]:
+    """Return the watermark after each record."""
+    found, mark = [], NEVER
+    for record in records:
+        mark = max(mark, record.time)
+        found.append(mark)
+    return found
+
+
+def held(join: Join) -> int:
+    """Return how many things the join keeps."""
+    join.kept_events.first(), join.kept_labels.first()
+    return (
+        sum(1 for _ in chained(join)) + len(join._open) + len(join._closed) + len(join._queue)
+        + sum(map(len, join.waiting.values())) + len(join.kept_events._queue) + len(join.kept_labels._queue)
+    )  # fmt: skip
