@@ -70,12 +70,15 @@ def check(pipeline: str, *, as_json: bool) -> None:
 def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     """Run one service of a pipeline until SIGTERM or Ctrl-C."""
     from tidemill import run as running
+    from tidemill import worker
 
     chosen = settings.load(**options)
     logs.setup(service if model is None else f"{service}-{model}", chosen.log_level)
     if model is not None and service != "learner":
         raise SettingsError(f"--model goes with the learner, not with the {service}")
-    running.run(service, load(pipeline), chosen, model)
+    declared = load(pipeline)
+    worker.become_worker()
+    running.run(service, declared, chosen, model)
 
 
 @cli.command()

@@ -64,6 +64,17 @@ def kills(bench: Bench, *, each: int = 20, between: float = 7.0, rate: float = 1
         )  # fmt: skip
 
 
+def kills_whole(bench: Bench, *, each: int = 4, between: float = 8.0, rate: float = 150.0) -> Row:
+    """Kill -9 a service together with the process that would start it again: a pod that is gone, Python's start included."""
+    with bench.river(rate=rate, label_timeout="120h") as river:
+        for role in river.rng.sample(DATA_PLANE * each, each * len(DATA_PLANE)):
+            river.pause(between - 0.5, between + 0.5)
+            river.kill(role, whole=True)
+        return river.judge(
+            "kill -9 of all of a service's processes", "L0D0, stall <= 10 s", stall_allowed=10.0, window=between - 1
+        )
+
+
 def graceful(bench: Bench, *, each: int = 5, between: float = 7.0, rate: float = 200.0) -> Row:
     """Stop each service and start it again, at least once: without transactions whatever is done again shows as doubled."""
     with bench.river(rate=rate, delivery="at_least_once") as river:
@@ -253,7 +264,7 @@ def slow(bench: Bench, *, seconds: float = 90.0, rate: float = 100.0) -> Row:
                 redis_url=f"redis://127.0.0.1:{to_redis.port}/0",
             )
         )
-        processes = {role: psutil.Process(river.process(role).pid) for role in roles(river.run.pipeline)}
+        processes = {role: psutil.Process(river.worker(role)) for role in roles(river.run.pipeline)}
         time.sleep(15)
         before = {role: process.memory_info().rss for role, process in processes.items()}
         given = {role: river.log_of(role).count("partitions assigned") for role in processes}
@@ -376,4 +387,4 @@ def short(bench: Bench, *, rate: float = 150.0) -> Row:
         return river.judge("a little of everything", "L0D0", window=4)
 
 
-CASES = (kills, graceful, zombies, lost_partitions, broker, storm, redis_away, slow, disk_full)
+CASES = (kills, kills_whole, graceful, zombies, lost_partitions, broker, storm, redis_away, slow, disk_full)

@@ -25,7 +25,7 @@ from pathlib import Path
 from ledger import Ledger, Verdict, judge
 from load import again_and_again, paced
 from real_kafka import RealKafka
-from running import Running, until
+from running import Running, gone, until, worker
 
 from tidemill import topics
 from tidemill.demo import data
@@ -197,7 +197,7 @@ class River:
         self.run = Running(
             servers or kafka.servers, redis_url or redis.url, folder, "flights", 4,
             changes=f'label_timeout="{label_timeout}"',
-            **{"snapshot_seconds": 0.5, "interval_ms": INTERVAL_MS, **settings},
+            **{"snapshot_seconds": 0.25, "interval_ms": INTERVAL_MS, **settings},
         )  # fmt: skip
         self.run.stack.launcher = [sys.executable, str(LAUNCHER)]
         self.run.stack.env["FAULTS"] = str(folder)
@@ -224,7 +224,7 @@ class River:
         self.replay.stop()
         for process in self.run.stack.processes.values():
             if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
+                resume(process)
         self.run.stack.stop()
         self.ledger.close()
 
@@ -264,19 +264,25 @@ class River:
         if not holds:
             self.complaints.append(otherwise)
 
-    def kill(self, role: str) -> Fault:
-        """Kill -9 at this moment, whatever it does."""
-        fault, process = self.plan("kill", role), self.process(role)
+    def worker(self, role: str) -> int:
+        """Return the process id of what does a role's work now."""
+        return worker(self.process(role))
+
+    def kill(self, role: str, *, whole: bool = False) -> Fault:
+        """Kill -9 at this moment, whatever it does; `whole`: the process that would start it again as well."""
+        fault, process = self.plan("kill of all its processes" if whole else "kill", role), self.process(role)
+        pid = self.worker(role)
         fault.at = time.monotonic()
-        process.send_signal(signal.SIGKILL)
-        fault.fired = process.wait(10) == -signal.SIGKILL
+        os.kill(process.pid if whole else pid, signal.SIGKILL)
+        until(lambda: gone(pid), f"{role} is not killed", 10)
+        fault.fired = True
         return fault
 
     def strike(self, role: str, point: str, action: str = "kill", skip: int | None = None) -> Fault:
         """Have a process kill or stop itself at a point of its code, when it passes there after `skip` times."""
         key = role if "#" in role else f"{role}#0"
         until(lambda: self.ready(role), f"{role} is not ready", 60)
-        fault, process = self.plan(f"{action} at {point}", role), self.process(role)
+        fault, pid = self.plan(f"{action} at {point}", role), self.worker(role)
         place = self.folder / f"{key}.plan"
         said = place.with_suffix(".fired")
         before = len(said.read_text().splitlines()) if said.is_file() else 0
@@ -285,25 +291,22 @@ class River:
         if service_of(role) == "learner":
             skip = 0  # it writes once a version
         place.write_text(json.dumps({"point": point, "skip": skip, "action": action}))
-        process.send_signal(signal.SIGUSR1)
+        os.kill(pid, signal.SIGUSR1)
 
         def fired() -> bool:
             return said.is_file() and len(said.read_text().splitlines()) > before
 
         until(fired, f"{point} was not passed by {role}", FIRES_WITHIN)
-        if action == "kill":
-            fault.fired = process.wait(10) == -signal.SIGKILL
-        else:
-            until(lambda: stopped(process.pid), f"{role} is not stopped", 10)
-            fault.fired = True
+        until(lambda: gone(pid) if action == "kill" else stopped(pid), f"{action} of {role} did nothing", 10)
+        fault.fired = True
         fault.at = json.loads(said.read_text().splitlines()[before])["at"]
         return fault
 
     def freeze(self, role: str) -> Fault:
         """SIGSTOP at this moment."""
-        fault, process = self.plan("stop", role), self.process(role)
-        process.send_signal(signal.SIGSTOP)
-        until(lambda: stopped(process.pid), f"{role} is not stopped", 10)
+        fault, pid = self.plan("stop", role), self.worker(role)
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: stopped(pid), f"{role} is not stopped", 10)
         fault.fired = True
         return fault
 
@@ -355,7 +358,7 @@ class River:
         if left := self.ledger.behind(len(self.sent)):
             self.must(False, f"never came: {left}")
             for role in self.supervisor.wanted:
-                self.process(role).send_signal(signal.SIGUSR2)  # where each stands, into its log
+                os.kill(self.worker(role), signal.SIGUSR2)  # where each stands, into its log
             time.sleep(1)
         caught_up = time.monotonic() - ended
         self.supervisor.close()
@@ -389,7 +392,7 @@ def stopped(pid: int) -> bool:
 
 def resume(process) -> None:
     """Let a stopped process go on."""
-    os.kill(process.pid, signal.SIGCONT)
+    os.kill(worker(process), signal.SIGCONT)
 
 
 def exit_code(process, patience: float = 30.0) -> int | None:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from load import again_and_again
 from real_kafka import RealKafka
-from running import Running
+from running import Running, worker
 
 from tidemill.demo import data
 from tidemill.demo.replay import Replay
@@ -115,7 +115,7 @@ def soak(events: int, report: Path) -> bool:
         cleanup.callback(run.stack.stop)
         run.stack.start_all()
         run.stack.wait_ready(120)
-        watched = {role: psutil.Process(p.pid) for role, p in run.stack.processes.items()}
+        watched = {role: psutil.Process(worker(p)) for role, p in run.stack.processes.items()}
         watched |= {"(redis)": psutil.Process(redis.process.pid), "(broker)": psutil.Process(kafka.process.pid)}
         handled = Handled(run)
         handled.read()

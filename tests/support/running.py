@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -54,6 +55,24 @@ class Running:
 
     def reader(self, *topics: Topic) -> Reader:
         return Reader(self.broker, [self.name(topic) for topic in topics])
+
+
+def worker(process) -> int:
+    """Return the process id of what does a service's work: the child of the one that was started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    with contextlib.suppress(OSError):
+        found = children.read_text().split()
+        if found:
+            return int(found[0])
+    return process.pid
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def until(what: Callable[[], bool], why: str, patience: float = 60.0, check: Callable[[], None] = lambda: None) -> None:

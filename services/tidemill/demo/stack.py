@@ -7,7 +7,6 @@ keeps about 5 MB a partition.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import secrets
@@ -26,6 +25,7 @@ from tidemill.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.view import connect
 from tidemill.topics import SERVICES
+from tidemill.worker import die_with_parent
 
 __all__ = ["EmbeddedBroker", "Redis", "Stack", "free_port", "roles"]
 
@@ -36,13 +36,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def die_with_parent() -> None:
-    """In a child before exec: have the kernel end it when the process that started it ends, however that happens."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:

@@ -94,23 +94,28 @@ class Loop:
     def run(self) -> None:
         """Run until `stop` is called. What ends it otherwise is an error that only a restart can mend."""
         tune_collector()
+        # The group is joined in the background while the producer waits for the transaction that a killed predecessor
+        # left open. Nothing is polled, so no committed offset is read, before that one is settled.
+        consumer = self.broker.consumer(self.service.group, self.service.topics, self.instance)
         try:
-            # The producer first: it ends a transaction that a killed predecessor left open, so that the offsets read
-            # at take-over are the settled ones.
+            self._run_with(consumer)
+        finally:
+            self.ready = False
+            consumer.close()
+
+    def _run_with(self, consumer: Consumer) -> None:
+        try:
             producer = self.broker.producer(self.instance, self._beat)
         except Retry as error:
             log.warning("stopped before it had begun", extra={"cause": str(error)})
             return
-        consumer = self.broker.consumer(self.service.group, self.service.topics, self.instance)
         try:
             while not self.stopping:
                 self.turn(consumer, producer)
             self._finish(consumer, producer)
             self._publish(())
         finally:
-            self.ready = False
             producer.close()
-            consumer.close()
 
     def _finish(self, consumer: Consumer, producer: Producer) -> None:
         try:
