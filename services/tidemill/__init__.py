@@ -1,9 +1,10 @@
 """Tidemill: online machine learning on Kafka. Declare a pipeline in one Python file; services keep it learning."""
 
 from tidemill.featurizer import aggregates
+from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
 from tidemill.validator import rules
 
 __version__ = "0.1.0"
 
-__all__ = ["Pipeline", "Stream", "View", "aggregates", "category", "flag", "load", "number", "rules"]
+__all__ = ["Monitor", "Pipeline", "Stream", "View", "aggregates", "category", "flag", "load", "number", "rules"]

@@ -14,7 +14,7 @@ import click
 from tidemill import __version__, logs, settings
 from tidemill.errors import SettingsError, TidemillError
 from tidemill.pipeline import load
-from tidemill.topics import SERVICES
+from tidemill.topics import SERVICES, WATCHING
 
 PIPELINE = click.argument("pipeline")
 
@@ -60,12 +60,12 @@ def check(pipeline: str, *, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("service", type=click.Choice(SERVICES))
+@click.argument("service", type=click.Choice((*SERVICES, *WATCHING)))
 @PIPELINE
 @click.option("--model", help="Learner: which model; the champion by default. One process a model.")
 @_with_settings(
     "brokers", "redis_url", "store_url", "delivery", "instance", "http_port", "interval_ms", "max_batch",
-    "snapshot_seconds", "snapshot_examples", "log_level",
+    "snapshot_seconds", "snapshot_examples", "archive_url", "archive_seconds", "log_level",
 )  # fmt: skip
 def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     """Run one service of a pipeline until SIGTERM or Ctrl-C."""

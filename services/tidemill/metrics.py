@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
@@ -22,6 +23,7 @@ DELAY = Histogram(
 )  # fmt: skip
 RETRIES = Counter("tidemill_retries_total", "Times the loop went back to what is committed.", ["service"])
 REBUILT = Counter("tidemill_rebuilt_records_total", "Records read again to rebuild state.", ["service"])
+LAG = Gauge("tidemill_lag_records", "Records behind the end, by partition.", ["service", "topic", "partition"])
 HEARTBEAT = Gauge("tidemill_heartbeat_seconds", "Unix time of the loop's last turn.", ["service"])
 
 COUNTS: Mapping[str, Counter] = {
@@ -35,6 +37,7 @@ COUNTS: Mapping[str, Counter] = {
     "not_finite": Counter("tidemill_not_finite_total", "Values that were no finite number, by what they were.", ["service", "what"]),
     "skipped": Counter("tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]),
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
+    "archived": Counter("tidemill_archived_rows_total", "Rows written to the archive.", ["service", "topic"]),
     "not_stored": Counter("tidemill_versions_not_stored_total", "Model versions the artifact store did not take.", ["service", "model"]),
 }  # fmt: skip
 GAUGES: Mapping[str, Gauge] = {
@@ -49,6 +52,21 @@ GAUGES: Mapping[str, Gauge] = {
     "model_version": Gauge("tidemill_model_version", "Examples offset of the model in use.", ["service", "model"]),
     "examples": Gauge("tidemill_examples_learned", "Examples the model has learned.", ["service", "model"]),
 }
+
+
+WINDOWS = Counter("tidemill_windows_total", "Windows closed, by whether they were seen whole.", ["source", "seen"])
+WINDOW_LATE = Counter(
+    "tidemill_window_late_records_total", "Records that came after their window was closed.", ["source"]
+)
+WINDOW_END = Gauge("tidemill_window_end_seconds", "Event time, Unix, of the end of the last closed window.", ["source"])
+WINDOW_FIGURE = Gauge(
+    "tidemill_window_figure", "Figures of the last closed window: metrics, calibration, drift, delays.",
+    ["source", "figure", "model", "feature"],
+)  # fmt: skip
+WINDOW_SEGMENT = Gauge(
+    "tidemill_window_segment", "Metrics of the last closed window by segment.", ["figure", "model", "segment"]
+)
+ALERTS_OPEN = Gauge("tidemill_alerts_open", "Alerts that are open.", ["kind", "model", "feature"])
 
 
 class LoopMetrics:
@@ -98,6 +116,60 @@ class LoopMetrics:
         """Set what a step measures."""
         for (name, label), level in levels.items():
             GAUGES[name].labels(self.service, label).set(level)
+
+    def lag(self, behind: Mapping[Any, int]) -> None:
+        """Set how far behind each slot is; slots that are not ours any more have no lag."""
+        set_lag(self.service, behind)
+
+
+def set_lag(service: str, behind: Mapping[Any, int]) -> None:
+    """Set the lag of one service by (topic, partition)."""
+    for topic, partition in _told.get(service, set()) - behind.keys():
+        LAG.remove(service, topic, str(partition))
+    for (topic, partition), records in behind.items():
+        LAG.labels(service, topic, str(partition)).set(records)
+    _told[service] = set(behind)
+
+
+_told: dict[str, set[tuple[str, int]]] = {}
+
+
+class MonitorMetrics:
+    """The monitor's own metrics: what the last windows were like."""
+
+    def __init__(self) -> None:
+        self._records = RECORDS.labels("monitor")
+        self._heartbeat = HEARTBEAT.labels("monitor")
+        self._open: set[tuple[str, str, str]] = set()
+
+    def records(self, records: int) -> None:
+        """Count records."""
+        self._records.inc(records)
+
+    def heartbeat(self) -> None:
+        """Say that it goes on."""
+        self._heartbeat.set(time.time())
+
+    def window(self, source: str, end: int, late: int, *, whole: bool) -> None:
+        """Count one closed window; `end` in ms of event time."""
+        WINDOWS.labels(source, "whole" if whole else "interrupted").inc()
+        WINDOW_LATE.labels(source).inc(late)
+        WINDOW_END.labels(source).set(end / 1000)
+
+    def figure(self, source: str, name: str, model: str, segment: str, feature: str, value: float) -> None:
+        """Set one figure of the last window."""
+        if segment:
+            WINDOW_SEGMENT.labels(name, model, segment).set(value)
+        else:
+            WINDOW_FIGURE.labels(source, name, model, feature).set(value)
+
+    def alerts(self, found: Mapping[tuple[str, str, str], int]) -> None:
+        """Set how many alerts are open, by (kind, model, feature)."""
+        for labels in self._open - found.keys():
+            ALERTS_OPEN.remove(*labels)
+        for labels, count in found.items():
+            ALERTS_OPEN.labels(*labels).set(count)
+        self._open = set(found)
 
 
 class _Quiet(WSGIRequestHandler):

@@ -37,6 +37,7 @@ from tidemill import schemas
 from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
 from tidemill.featurizer.aggregates import Aggregate
+from tidemill.monitor.declaration import LIMITS, Monitor
 from tidemill.tasks import TASKS, Task
 from tidemill.validator.rules import FUTURE_TOLERANCE, Rule, not_after_now
 
@@ -171,6 +172,7 @@ class Pipeline:
     baseline: Any = None
     label_timeout: str = "24h"
     partitions: int = 4
+    monitor: Monitor = field(default_factory=Monitor)
     #: Names of the models as they run: the declared ones and "baseline", the task's do-nothing model.
     roster: tuple[str, ...] = field(init=False, default=())
 
@@ -325,6 +327,7 @@ class _Checker:
         if not p.vector:
             self.fail("request", "the vector is empty: declare at least one request feature or view")
         self.models()
+        self.monitor()
 
     def shapes(self) -> None:
         """Check what Python would only stumble over later: each part is of the kind that it is declared as."""
@@ -468,6 +471,51 @@ class _Checker:
             self.model("baseline", p.baseline)
         if p.champion not in p.models:
             self.fail("champion", f"{p.champion!r} is not one of the models: {', '.join(p.models)}")
+
+    def monitor(self) -> None:
+        given: Any = self.p.monitor
+        if not isinstance(given, Monitor):
+            self.fail("monitor", f"{given!r} where a Monitor(...) was expected")
+        spans = {}
+        for name in ("window", "reference", "lateness"):
+            try:
+                spans[name] = milliseconds(getattr(given, name))
+            except ValueError as error:
+                self.fail(f"monitor.{name}", str(error))
+        if spans["reference"] < 3 * spans["window"]:
+            self.fail("monitor.reference", f"{given.reference} is shorter than three windows of {given.window}: "
+                                           f"what is usual can't be told from less")  # fmt: skip
+        for name, least in (("least", 2), ("most", 100), ("windows", 1)):
+            value = getattr(given, name)
+            if type(value) is not int or value < least:
+                self.fail(f"monitor.{name}", f"{value!r} where a whole number from {least} up was expected")
+        if not isinstance(given.segments, (list, tuple)):
+            self.fail("monitor.segments", f"{given.segments!r} where a list of features was expected")
+        for name in given.segments:
+            if self.p.vector.get(name) not in ("category", "flag"):
+                names = [n for n, kind in self.p.vector.items() if kind != "number"]
+                self.fail(
+                    "monitor.segments", f"{name!r} is no category of the vector: it has {', '.join(names) or 'none'}"
+                )
+        self.limits(given.limits)
+
+    def limits(self, limits: Any) -> None:
+        if not isinstance(limits, Mapping):
+            self.fail("monitor.limits", f"{limits!r} where a mapping was expected, as in limits={{'psi': 0.3}}")
+        known = {*LIMITS, "label_mean", *(type(metric).__name__ for metric in self.p.metric())}
+        for name, limit in limits.items():
+            figure, _, feature = str(name).partition(":")
+            if figure not in known:
+                self.fail(
+                    "monitor.limits",
+                    f"{name!r} is no figure that can alert: expected one of {', '.join(sorted(known))}",
+                )
+            if feature and feature not in self.p.vector:
+                self.fail(
+                    "monitor.limits", f"{name!r}: {feature!r} is no feature: the vector has {', '.join(self.p.vector)}"
+                )
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit != limit):
+                self.fail("monitor.limits", f"{name!r} is {limit!r} where a number, or None for no alert, was expected")
 
     def model(self, where: str, model: Any) -> None:
         if isinstance(model, type):

@@ -202,6 +202,16 @@ class Records:
         """Manifest of one model version."""
         return self._own("manifest.v1")
 
+    @cached_property
+    def window(self) -> Codec:
+        """Window: what a window of predictions or examples was like."""
+        return self._own("window.v1")
+
+    @cached_property
+    def alert(self) -> Codec:
+        """Alert: how it stands after a window."""
+        return self._own("alert.v1")
+
     def _tail(self, name: str) -> Codec:
         avro = schemas.own(name)
         seen: set[str] = set()

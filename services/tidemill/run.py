@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tidemill import metrics, topics
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.featurizer import service as featurizer
+from tidemill.files import Files
 from tidemill.joiner import service as joiner
 from tidemill.learner import service as learner
 from tidemill.pipeline import Pipeline
@@ -17,7 +19,7 @@ from tidemill.registry.store import ArtifactStore
 from tidemill.scorer import service as scorer
 from tidemill.scorer.feed import ModelFeed
 from tidemill.settings import Settings
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka import KafkaBroker, Sender
 from tidemill.stream.loop import Loop, Service, stop_on_signals
 from tidemill.stream.view import RedisView, connect
 from tidemill.validator import service as validator
@@ -67,9 +69,13 @@ class LoopHealth(metrics.Health):
 def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
     """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
     broker = broker_of(settings)
+    if name == "status":  # it is what tells that Kafka is away
+        return _status(pipeline, broker, settings)
     broker.connect()
     used = {t.name(pipeline.name) for t in (*topics.reads(name), *topics.writes(name))}
     check_topics(pipeline, broker, tuple(sorted(used)))
+    if name == "monitor":
+        return _monitor(pipeline, broker, settings)
     feed: ModelFeed | None = None
     if name == "validator":
         service = validator.build(pipeline)
@@ -84,8 +90,16 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         service = joiner.build(pipeline)
     elif name == "learner":
         service = _learner(pipeline, settings, broker, model or pipeline.champion)
+    elif name == "archiver":
+        service = _archiver(pipeline, settings)
     else:
-        raise SettingsError(f"no service {name!r}: expected one of {', '.join(topics.SERVICES)}")
+        raise SettingsError(f"no service {name!r}: expected one of {', '.join((*topics.SERVICES, *topics.WATCHING))}")
+    return _loop(service, pipeline, broker, settings, feed)
+
+
+def _loop(
+    service: Service, pipeline: Pipeline, broker: KafkaBroker, settings: Settings, feed: ModelFeed | None
+) -> None:
     loop = Loop(
         service,
         broker,
@@ -106,6 +120,37 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         if feed:
             feed.stop()
     log.info("stopped", extra={"pipeline": pipeline.name, "instance": settings.instance})
+
+
+def _archiver(pipeline: Pipeline, settings: Settings) -> Service:
+    with _extra("archiver", "parquet"):
+        from tidemill.archiver import service as archiver
+    return archiver.build(pipeline, Files(settings.archive_url, "archive_url", "archive"), settings.archive_seconds)
+
+
+def _monitor(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
+    with _extra("monitor", "monitor"):
+        from tidemill.monitor.service import MonitorHealth, MonitorService
+    service = MonitorService(pipeline, broker, settings, Sender(settings.brokers, settings.kafka))
+    if settings.http_port:
+        metrics.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
+    log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
+    service.run()
+
+
+def _status(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
+    with _extra("status", "status"):
+        from tidemill.status import service as status
+    status.run(pipeline, broker, settings)
+
+
+@contextlib.contextmanager
+def _extra(service: str, extra: str) -> Iterator[None]:
+    """Say what to install where a service's own packages are not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"the {service} needs {error.name}: pip install 'tidemill[{extra}]'") from error
 
 
 def _registry(pipeline: Pipeline, settings: Settings) -> Registry:

@@ -44,6 +44,18 @@ class Settings(BaseSettings):
         10.0, description="learner: publish a version at least this often"
     )
     snapshot_examples: Annotated[int, Field(ge=1)] = Field(10_000, description="learner: or after this many examples")
+    archive_url: str = Field(
+        ".tidemill/archive", description="archiver: where Parquet files go: a folder, s3://..., or what fsspec knows"
+    )
+    archive_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        60.0, description="archiver: how old its newest rows may be"
+    )
+    services: dict[str, str] = Field(
+        {}, description="status: base URL of each service by its name, as JSON, whose /readyz and /metrics are read"
+    )
+    status_token: SecretStr = Field(
+        SecretStr(""), description="status: secret that changes must come with; without one nothing can be changed"
+    )
     replication: Annotated[int, Field(ge=-1)] = Field(
         -1, description="replication factor of created topics; -1: the broker's own"
     )
@@ -78,8 +90,10 @@ def load(**options: Any) -> Settings:
     """Return the settings; options that are None are left to the environment. Raises SettingsError that names the key."""
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
-    except NotJson:  # the only setting that is parsed from JSON
-        raise SettingsError("setting kafka: not a JSON object of librdkafka properties; set TIDEMILL_KAFKA") from None
+    except NotJson as error:
+        name = "services" if '"services"' in str(error) else "kafka"
+        what = {"kafka": "librdkafka properties", "services": "base URLs by service"}[name]
+        raise SettingsError(f"setting {name}: not a JSON object of {what}; set TIDEMILL_{name.upper()}") from None
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(dict(e)) for e in error.errors(include_url=False))) from None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 DAY = 24 * 3_600_000
 SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
 """The services of the data plane, along the river."""
+WATCHING = ("archiver", "monitor", "status")
+"""The services that only look on; one process of each a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,17 @@ EVENTS_VALID = Topic(
 )  # fmt: skip
 LABELS_VALID = Topic("labels.valid", "event_id", "label", ("validator",), ("joiner",), doc="Labels that passed.")
 DLQ = Topic(
-    "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor",),
+    "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status"),
     retention_ms=30 * DAY, max_message_bytes=2**21, doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
 FEATURES = Topic("features", "entity_id", "Features", ("featurizer",), ("scorer",), doc="The vector, as served.")
 PREDICTIONS = Topic("predictions", "entity_id", "Prediction", ("scorer",), ("consumers",), doc="For consumers.")
 PREDICTION_LOG = Topic(
-    "prediction-log", "event_id", "PredictionLog", ("scorer",), ("joiner", "monitor"), retention_ms=30 * DAY,
+    "prediction-log", "event_id", "PredictionLog", ("scorer",), ("joiner", "archiver", "monitor"), retention_ms=30 * DAY,
     doc="Vector, scores, versions: all that it takes to do a prediction again.",
 )  # fmt: skip
 EXAMPLES = Topic(
-    "examples", "event_id", "Example", ("joiner",), ("learner", "monitor"), partitions=1, retention_ms=-1,
+    "examples", "event_id", "Example", ("joiner",), ("learner", "archiver", "monitor"), partitions=1, retention_ms=-1,
     doc="What models learn from, in one order; a model's version is an offset here.",
 )  # fmt: skip
 EXPIRED = Topic(
@@ -57,9 +59,18 @@ MODELS = Topic(
     "models", "model", "Manifest", ("learner",), ("scorer", "learner", "status"), partitions=1, retention_ms=-1,
     doc="The registry: the signed manifest of every version.",
 )  # fmt: skip
+WINDOWS = Topic(
+    "windows", "source", "Window", ("monitor",), ("status",), partitions=1, retention_ms=90 * DAY,
+    doc="What predictions and examples were like, window by window of event time.",
+)  # fmt: skip
+ALERTS = Topic(
+    "alerts", "alert", "Alert", ("monitor", "status"), ("monitor", "status"), partitions=1, retention_ms=365 * DAY,
+    doc="What is beyond its limits: opened, continuing, resolved; with the evidence.",
+)  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (
-    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES, EXPIRED, MODELS,
+    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES, EXPIRED, MODELS, WINDOWS,
+    ALERTS,
 )  # fmt: skip
 
 

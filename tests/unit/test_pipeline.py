@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from river import compose, linear_model, preprocessing
 
-from tidemill import Pipeline, Stream, View, aggregates, category, load, number, rules
+from tidemill import Monitor, Pipeline, Stream, View, aggregates, category, load, number, rules
 from tidemill.describe import as_text, check_models
 from tidemill.errors import DeclarationError
 
@@ -129,9 +129,35 @@ def test_a_function_says_its_kind_by_its_return_type() -> None:
         return event["flight_date"] % 7 > 4
 
     pipeline = replace(
-        GOOD, request={"weekend": weekend, "carrier": category(lambda e: e["carrier"].lower())}, views=[]
-    )
+        GOOD, request={"weekend": weekend, "carrier": category(lambda e: e["carrier"].lower())}, views=[],
+        monitor=Monitor(),
+    )  # fmt: skip
     assert pipeline.vector == {"weekend": "flag", "carrier": "category"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("every hour", ["monitor", "every hour"]),
+        (Monitor(window="1x"), ["monitor.window", "1x"]),
+        (Monitor(window="1d", reference="2d"), ["monitor.reference", "2d", "three windows"]),
+        (Monitor(lateness="soon"), ["monitor.lateness", "soon"]),
+        (Monitor(least=0), ["monitor.least", "0"]),
+        (Monitor(most=10), ["monitor.most", "10"]),
+        (Monitor(windows=True), ["monitor.windows", "True"]),
+        (Monitor(segments=["distance"]), ["monitor.segments", "distance", "carrier"]),
+        (Monitor(segments="carrier"), ["monitor.segments", "list"]),
+        (Monitor(limits={"pis": 0.2}), ["monitor.limits", "pis", "psi"]),
+        (Monitor(limits={"psi:distanze": 0.2}), ["monitor.limits", "distanze"]),
+        (Monitor(limits={"psi": "high"}), ["monitor.limits", "high"]),
+        (Monitor(limits={"psi": float("nan")}), ["monitor.limits", "nan"]),
+    ],
+)
+def test_a_wrong_monitor_is_named(wrong, words: list[str]) -> None:
+    with pytest.raises(DeclarationError) as error:
+        replace(GOOD, monitor=wrong)
+    for word in words:
+        assert word in str(error.value)
 
 
 def test_check_finds_a_model_that_cannot_be_saved() -> None:

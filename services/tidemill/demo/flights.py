@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from river import compose, linear_model, optim, preprocessing
 
-from tidemill import Pipeline, Stream, View, aggregates, category, number, rules
+from tidemill import Monitor, Pipeline, Stream, View, aggregates, category, number, rules
 
 CARRIERS = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV")
 ORIGINS = ("EWR", "JFK", "LGA")
@@ -68,6 +68,7 @@ def _late(name: str, *, views: bool) -> Pipeline:
         else {"logreg": _classifier(linear_model.LogisticRegression())},
         champion="logreg",
         label_timeout="48h",
+        monitor=Monitor(window="1d", reference="10d", lateness="6h", segments=["carrier", "origin"]),
     )
 
 
@@ -93,4 +94,5 @@ delays = Pipeline(
     },
     champion="linear",
     label_timeout="48h",
+    monitor=Monitor(window="1d", reference="10d", lateness="6h", segments=["carrier", "origin"]),
 )

@@ -83,14 +83,17 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     redis = Redis(folder)
     cleanup.callback(redis.stop)
     stack = Stack(
-        "flights", pipeline, folder, {**settings, "redis_url": redis.url, "snapshot_seconds": 0.25, "log_level": "INFO"}
-    )
+        "flights", pipeline, folder,
+        {**settings, "redis_url": redis.url, "snapshot_seconds": 0.25, "archive_seconds": 5, "log_level": "INFO"},
+    )  # fmt: skip
     cleanup.callback(stack.stop)
-    stack.start_all()
+    stack.start_all(watched=True)
     found = data.flights((1,), days=options.days)
     messages = script(pipeline, found, max(50, len(found) // SPOILT))
     stack.wait_ready()
     say(f"ready: {', '.join(stack.processes)}")
+    page = f"http://localhost:{stack.ports['status']}/"
+    say(f"watch it at [bold]{page}[/]")
 
     broker = KafkaBroker(str(settings["brokers"]))
     observer = Observer(broker, pipeline)

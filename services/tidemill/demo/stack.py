@@ -8,6 +8,7 @@ keeps about 5 MB a partition.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import secrets
 import shutil
@@ -24,7 +25,7 @@ from tidemill.pipeline import Pipeline
 from tidemill.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.view import connect
-from tidemill.topics import SERVICES
+from tidemill.topics import SERVICES, WATCHING
 from tidemill.worker import die_with_parent
 
 __all__ = ["EmbeddedBroker", "Redis", "Stack", "free_port", "roles"]
@@ -109,6 +110,11 @@ def roles(pipeline: Pipeline) -> list[str]:
     return [s for s in SERVICES if s != "learner"] + [f"learner:{name}" for name in pipeline.roster]
 
 
+def name_of(role: str) -> str:
+    """Return what the process of a role is called by those who look at it: `learner-logreg` of `learner:logreg`."""
+    return role.replace(":", "-")
+
+
 class Stack:
     """The services of one pipeline as processes.
 
@@ -125,6 +131,7 @@ class Stack:
         self.env = {
             "TIDEMILL_SIGNING_KEY": secrets.token_hex(32),
             "TIDEMILL_STORE_URL": str(folder / "artifacts"),
+            "TIDEMILL_ARCHIVE_URL": str(folder / "archive"),
             "PYTHONHASHSEED": "0",
             **{f"TIDEMILL_{name.upper()}": str(value) for name, value in settings.items()},
         }
@@ -140,17 +147,24 @@ class Stack:
                    "--http-port", str(port)]  # fmt: skip
         if model:
             command += ["--model", model]
-        process = spawn(command, self.log(role), self.env)
+        env = self.env
+        if service == "status":
+            env = {**env, "TIDEMILL_SERVICES": json.dumps(self.addresses())}
+        process = spawn(command, self.log(role), env)
         self.processes[role if instance == "0" else f"{role}#{instance}"] = process
         return process
 
     def log(self, role: str) -> Path:
         """Return where a process writes its log lines."""
-        return self.folder / f"{role.replace(':', '-')}.log"
+        return self.folder / f"{name_of(role)}.log"
 
-    def start_all(self) -> None:
-        """Start every process of the pipeline."""
-        for role in roles(self.pipeline):
+    def addresses(self) -> dict[str, str]:
+        """Return where each process tells how it is, by its name."""
+        return {name_of(role): f"http://127.0.0.1:{port}" for role, port in self.ports.items() if role != "status"}
+
+    def start_all(self, *, watched: bool = False) -> None:
+        """Start every process of the pipeline; `watched`: also those that look on."""
+        for role in [*roles(self.pipeline), *(WATCHING if watched else ())]:
             self.start(role)
 
     def kill(self, role: str) -> None:

@@ -138,6 +138,9 @@ class Consumer(Protocol):
     def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
         """Return the next offset to be read, for slots where anything has been."""
 
+    def lag(self) -> Mapping[Slot, int]:
+        """Return how many records behind the end of each slot this member is, as far as it knows without asking."""
+
     def close(self) -> None:
         """Leave."""
 

@@ -376,6 +376,15 @@ class KafkaConsumer:
     def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
         return {slot: self._order.positions[slot] for slot in slots if slot in self._order.positions}
 
+    def lag(self) -> dict[Slot, int]:
+        found = {}
+        for slot, at in self._order.positions.items():
+            with contextlib.suppress(KafkaException, RuntimeError):
+                _, end = self._client.get_watermark_offsets(TopicPartition(*slot), cached=True)
+                if end >= 0:
+                    found[slot] = max(0, end - at - 1)  # the last one is the marker of a transaction's end
+        return found
+
     def group_metadata(self) -> Any:
         """Return what proves to the transaction coordinator that this member is still in the group."""
         return self._client.consumer_group_metadata()
@@ -635,16 +644,30 @@ class Sender:
 
 
 class Reader:
-    """Reads whole topics as they grow, outside of any group."""
+    """Reads whole topics as they grow, outside of any group.
 
-    def __init__(self, broker: KafkaBroker, topics: Sequence[str]) -> None:
+    Parameters
+    ----------
+    last
+        By topic, how many records back from the end to begin; from the beginning where it says nothing.
+    """
+
+    def __init__(self, broker: KafkaBroker, topics: Sequence[str], last: Mapping[str, int] | None = None) -> None:
+        slots = [Slot(name, p) for name in topics for p in range(broker.partitions(name))]
+        begins = dict.fromkeys(slots, OFFSET_BEGINNING)
+        for slot in slots:
+            if last and slot.topic in last:
+                low, high = broker.watermarks(slot)
+                begins[slot] = max(low, high - last[slot.topic])
         self._client = broker._reader()
-        places = [TopicPartition(name, p, OFFSET_BEGINNING) for name in topics for p in range(broker.partitions(name))]
-        self._client.assign(places)
+        self._client.assign([TopicPartition(*slot, offset) for slot, offset in begins.items()])
 
     def poll(self, limit: int = 10_000, timeout: float = 0.1) -> list[api.Record]:
-        """Return what has come, waiting up to `timeout` s for the first."""
-        return _good(_take(self._client, limit, timeout))
+        """Return what has come, waiting up to `timeout` s for the first. Raises BrokerError where reading fails."""
+        try:
+            return _good(_take(self._client, limit, timeout))
+        except KafkaException as error:
+            raise _wrap(error, "reading topics") from error
 
     def close(self) -> None:
         """Stop."""

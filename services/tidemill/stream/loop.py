@@ -113,7 +113,7 @@ class Loop:
             while not self.stopping:
                 self.turn(consumer, producer)
             self._finish(consumer, producer)
-            self._publish(())
+            self._publish((), consumer)
         finally:
             producer.close()
 
@@ -145,7 +145,7 @@ class Loop:
         except (Aborted, Retry) as error:
             self._back_off(error, producer)
             return 0
-        self._publish(records)
+        self._publish(records, consumer)
         return len(records)
 
     def _patience(self) -> float:
@@ -294,7 +294,7 @@ class Loop:
             return  # asked to stop meanwhile
         self.sleep(pause)
 
-    def _publish(self, records: Sequence[Any]) -> None:
+    def _publish(self, records: Sequence[Any], consumer: Consumer) -> None:
         if self.step.counts:
             self.watch.counts(self.step.counts)
             self.step.counts.clear()
@@ -303,6 +303,7 @@ class Loop:
         if not records or self.clock() - self._last_gauges > GAUGE_SECONDS:
             self._last_gauges = self.clock()
             self.watch.gauges(self.step.gauges())
+            self.watch.lag(consumer.lag())
 
 
 def tune_collector() -> None:

@@ -228,6 +228,9 @@ class MemoryConsumer:
     def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
         return {slot: self._at[slot] for slot in slots if slot in self._at}
 
+    def lag(self) -> dict[Slot, int]:
+        return {slot: len(self.broker.log[slot]) - at for slot, at in self._at.items()}
+
     def close(self) -> None:
         if self.group.members.get(self.instance) is self:
             del self.group.members[self.instance]

@@ -112,6 +112,34 @@ def _fields(values: Mapping[str, Any]) -> Mapping[Any, Any]:
     return values  # redis-py's own type is invariant in its keys
 
 
+class OnlineStore:
+    """What other services read: entities' features. It connects when it is asked, and again after an outage."""
+
+    def __init__(self, url: str, pipeline: str) -> None:
+        self.url, self.pipeline = url, pipeline
+        self._client: redis.Redis | None = None
+
+    def _connected(self) -> redis.Redis:
+        if self._client is None:
+            self._client = connect(self.url)
+        return self._client
+
+    def check(self) -> None:
+        """Raise StoreError where Redis does not answer."""
+        try:
+            self._connected().ping()
+        except redis.RedisError as error:
+            raise StoreError(f"no Redis at {self.url.rsplit('@', 1)[-1]}: {error}") from error
+
+    def features(self, view: str, entity: str) -> dict[str, str]:
+        """Return an entity's features in a view, as text; none where it is not known. Raises StoreError where Redis is away."""
+        try:
+            found = self._connected().hgetall(f"{self.pipeline}:{view}:{entity}")
+        except redis.RedisError as error:
+            raise StoreError(f"no Redis at {self.url.rsplit('@', 1)[-1]}: {error}") from error
+        return {str(name): str(value) for name, value in found.items()}
+
+
 class RedisView:
     """One view of one pipeline in Redis; see the module's text for the keys."""
 

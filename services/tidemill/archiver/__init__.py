@@ -1,0 +1,1 @@
+"""The archiver: the prediction log and the examples, as Parquet files."""

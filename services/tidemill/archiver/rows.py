@@ -1,0 +1,108 @@
+"""What a record looks like in the archive: one flat row, by an Arrow schema that is made from the declaration.
+
+Columns: `partition`, `offset`, `timestamp` of the record; `event_id`, `entity_id`, `event_time`; `source_partition` and
+`source_offset` of the valid event; `partial`; the vector as `x_<feature>`; `champion`; for each model of the roster
+`score_<model>`, `version_<model>` and, where classes have probabilities of their own, `probabilities_<model>`. Examples have
+`label` and `label_time` as well.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.pipeline import Pipeline
+from tidemill.records import HEADER, Records
+from tidemill.stream.api import Record
+
+MOMENT = pa.timestamp("ms", tz="UTC")
+_FEATURES = {"number": pa.float64(), "category": pa.string(), "flag": pa.bool_()}
+_LABELS = {"boolean": pa.bool_(), "double": pa.float64(), "string": pa.string()}
+
+Row = dict[str, Any]
+
+
+class Form:
+    """How records of one topic become rows.
+
+    Parameters
+    ----------
+    labelled
+        Whether they are examples; else they are records of the prediction log.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, labelled: bool) -> None:
+        self.pipeline, self.labelled = pipeline, labelled
+        records = Records(pipeline)
+        self._codec = records.example if labelled else records.prediction_log
+        self.by_class = pipeline.task == "multiclass"
+        self.schema = pa.schema(list(self._fields()))
+
+    def _fields(self) -> Any:
+        yield from (("partition", pa.int32()), ("offset", pa.int64()), ("timestamp", MOMENT))
+        yield from (("event_id", pa.string()), ("entity_id", pa.string()), ("event_time", MOMENT))
+        yield from (("source_partition", pa.int32()), ("source_offset", pa.int64()), ("partial", pa.bool_()))
+        for name, kind in self.pipeline.vector.items():
+            yield (f"x_{name}", _FEATURES[kind])
+        yield ("champion", pa.string())
+        for model in self.pipeline.roster:
+            yield (f"score_{model}", pa.float64())
+            yield (f"version_{model}", pa.int64())
+            if self.by_class:
+                yield (f"probabilities_{model}", pa.map_(pa.string(), pa.float64()))
+        if self.labelled:
+            yield ("label", _LABELS[self.pipeline.kind.label_type])
+            yield ("label_time", MOMENT)
+
+    def row(self, record: Record) -> Row | None:
+        """Return the record's row; None for one of an earlier declaration, whose vector was another."""
+        value = record.value() or b""
+        if not value.startswith(self._codec.header):
+            return None
+        decoded = self._codec.record(value, HEADER)
+        log: Mapping[str, Any] = decoded["prediction"] if self.labelled else decoded
+        of = log["features"]
+        row = {
+            "partition": record.partition(),
+            "offset": record.offset(),
+            "timestamp": record.timestamp()[1],
+            "event_id": of["event_id"],
+            "entity_id": of["entity_id"],
+            "event_time": of["event_time"],
+            "source_partition": of["partition"],
+            "source_offset": of["offset"],
+            "partial": of["partial"],
+            "champion": log["champion"]["model"],
+            **{f"x_{name}": value for name, value in of["vector"].items()},
+        }
+        for score in (log["champion"], *log["challengers"]):
+            row[f"score_{score['model']}"] = score["score"]
+            row[f"version_{score['model']}"] = score["version"]
+            if self.by_class:
+                row[f"probabilities_{score['model']}"] = list(score["probabilities"].items())
+        if self.labelled:
+            row["label"], row["label_time"] = decoded["label"], decoded["label_time"]
+        return row
+
+    def file(self, rows: list[Row]) -> bytes:
+        """Return rows as a Parquet file."""
+        out = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=self.schema), out, compression="zstd")
+        return out.getvalue()
+
+    def rows(self, file: bytes) -> list[Row]:
+        """Return the rows of a Parquet file, as `row` made them."""
+        table = pq.read_table(io.BytesIO(file))
+        whole = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in self.schema]
+        found: list[Row] = table.cast(pa.schema(whole)).to_pylist()
+        return found
+
+    @staticmethod
+    def count(file: bytes) -> int:
+        """Return how many rows a Parquet file has."""
+        found: int = pq.read_metadata(io.BytesIO(file)).num_rows
+        return found

@@ -1,0 +1,78 @@
+"""Files below one place: a folder, s3://..., or whatever fsspec can write to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from tidemill.errors import StoreError
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a local file so that its name never leads to half of it, whatever happens on the way."""
+    folder, name = os.path.split(path)
+    beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    try:
+        with open(beside, "xb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the name as well
+    finally:
+        os.close(handle)
+
+
+class Files:
+    """Files below `url`; `setting` named it, and `what` it is, for messages."""
+
+    def __init__(self, url: str, setting: str, what: str) -> None:
+        self.url = url
+        self._what = what
+        try:
+            self._fs: Any
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+            self._fs.makedirs(self._root, exist_ok=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise StoreError(f"{setting} {url!r} can't be used: {error}; set TIDEMILL_{setting.upper()}") from error
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put `data` in the place of what lies at `path`, all of it or nothing. Raises StoreError where that fails."""
+        full = f"{self._root}/{path}"
+        try:
+            self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
+            if isinstance(self._fs, LocalFileSystem):
+                write_whole(full, data)
+            else:
+                with self._fs.transaction, self._fs.open(full, "wb") as out:
+                    out.write(data)
+        except OSError as error:
+            raise StoreError(f"{self._what} {self.url}: writing failed: {error}") from error
+
+    def read(self, path: str) -> bytes | None:
+        """Return what lies at `path`; None where nothing does. Raises StoreError where that can't be told."""
+        try:
+            return bytes(self._fs.cat_file(f"{self._root}/{path}"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
+
+    def glob(self, pattern: str) -> list[str]:
+        """Return the paths that fit a pattern (`*` within one part of a path), in order."""
+        try:
+            found = self._fs.glob(f"{self._root}/{pattern}")
+        except OSError as error:
+            raise StoreError(f"{self._what} {self.url}: listing failed: {error}") from error
+        return sorted(str(path).removeprefix(f"{self._root}/") for path in found)

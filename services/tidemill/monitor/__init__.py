@@ -1,0 +1,1 @@
+"""The monitor: predictions, examples and dead letters in; windows of figures and alerts out."""

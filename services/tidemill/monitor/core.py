@@ -1,0 +1,284 @@
+"""What the monitor does with records, without Kafka or Faust: windows that fill, close, and are judged."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from river import drift
+
+from tidemill import topics
+from tidemill.durations import milliseconds
+from tidemill.monitor.alerts import Alert, Alerts, Rules, Usual
+from tidemill.monitor.figures import Columns, Figures, Key, Reference, of_examples, of_predictions
+from tidemill.monitor.performance import Judge
+from tidemill.monitor.windows import Window, Windows, hashed
+from tidemill.pipeline import Pipeline
+from tidemill.records import HEADER, Codec, Records
+from tidemill.stream.api import Record
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
+ENTITIES = 100_000
+"""Entities whose last event is remembered, to say how old the features of the next one were."""
+MOST_REASONS = 50
+"""Kinds of dead letter that are told apart in one window."""
+
+
+@dataclass
+class Closed:
+    """A closed window with its figures, and the alerts that came of it."""
+
+    source: str
+    window: Window
+    rows: int
+    figures: Figures
+    alerts: list[Alert] = field(default_factory=list)
+
+
+class Core:
+    """One pipeline's monitor.
+
+    Parameters
+    ----------
+    clock
+        Wall time in seconds since the epoch.
+    """
+
+    def __init__(self, pipeline: Pipeline, clock: Callable[[], float]) -> None:
+        self.pipeline, self.clock = pipeline, clock
+        self.declared = pipeline.monitor
+        self.records = Records(pipeline)
+        self.columns = Columns(pipeline)
+        self.judge = Judge(pipeline)
+        self.rules = Rules(self.declared, self.judge)
+        self.alerts = Alerts(self.rules, self.declared.windows)
+        self.length = milliseconds(self.declared.window)
+        lateness = milliseconds(self.declared.lateness)
+        self.windows = {
+            source: Windows(self.length, lateness, self.declared.most) for source in (PREDICTIONS, EXAMPLES)
+        }
+        self.reference: Reference | None = None
+        self._training = Training(pipeline, self.columns, self.judge)
+        self._rejected: dict[int, Counter[tuple[str, str, str]]] = {}
+        self._expired: Counter[int] = Counter()
+        self._last_event: OrderedDict[str, int] = OrderedDict()
+        self._adwin = drift.ADWIN()
+        self._changes = 0
+
+    def predictions(self, batch: Iterable[Record]) -> None:
+        """Take records of the prediction log."""
+        codec, head, header = self.records.prediction_log, self.records.head.record, self.records.prediction_log.header
+        windows, now = self.windows[PREDICTIONS], self.clock()
+        for record in batch:
+            value = record.value() or b""
+            if not value.startswith(header):
+                continue  # of an earlier declaration
+            first = head(value, HEADER)
+            fresh = self._freshness(first["entity_id"], first["event_time"])
+            window = windows.window(first["event_time"], record.partition())
+            if window is None:
+                continue
+            hash_ = hashed(record.key() or b"")
+            if hash_ < window.limit:
+                delay = now - record.timestamp()[1] / 1000
+                window.add(hash_, self.columns.prediction_row(codec.record(value, HEADER), delay, fresh))
+
+    def _freshness(self, entity: str, time: int) -> float | None:
+        """Return how long before this event, in s of event time, the one before it of the same entity was."""
+        last = self._last_event.pop(entity, None)
+        self._last_event[entity] = time if last is None else max(time, last)
+        if len(self._last_event) > ENTITIES:
+            self._last_event.popitem(last=False)
+        return None if last is None else max(0, time - last) / 1000
+
+    def examples(self, batch: Iterable[Record]) -> None:
+        """Take examples, in their order."""
+        codec, header = self.records.example, self.records.example.header
+        windows = self.windows[EXAMPLES]
+        for record in batch:
+            value = record.value() or b""
+            if not value.startswith(header):
+                continue
+            example = codec.record(value, HEADER)
+            self._training.add(example, record.offset())
+            if self.reference is None and self._training.complete:
+                self._compare()
+            champion = example["prediction"]["champion"]
+            self._adwin.update(self.judge.error(example["label"], champion["score"], champion["probabilities"]))
+            self._changes += bool(self._adwin.drift_detected)
+            window = windows.window(example["label_time"], record.partition())
+            if window is None:
+                continue
+            hash_ = hashed(record.key() or b"")
+            if hash_ < window.limit:
+                window.add(hash_, self.columns.example_row(example))
+
+    def training(self, batch: Iterable[Record]) -> bool:
+        """Take examples from before this process, for the reference alone; returns whether that has enough."""
+        header = self.records.example.header
+        for record in batch:
+            value = record.value() or b""
+            if value.startswith(header):
+                self._training.add(self.records.example.record(value, HEADER), record.offset())
+                if self._training.complete:
+                    self._compare()
+                    return True
+        return False
+
+    def _compare(self) -> None:
+        """From now on there is something to compare with."""
+        self.reference, self.rules.usual = self._training.finish()
+        log.info(
+            "reference complete",
+            extra={"rows": self.reference.rows, "usual_figures": len(self.rules.usual.ranges)},
+        )
+
+    def letters(self, batch: Iterable[Record]) -> None:
+        """Count dead letters, by reason, in the window in which predictions are now: a dead letter may have no event time."""
+        mark = self.windows[PREDICTIONS].watermark
+        if mark is None:
+            return
+        counter = self._rejected.setdefault(mark // self.length * self.length, Counter())
+        for record in batch:
+            said = {name: data.decode(errors="replace") for name, data in record.headers() or []}
+            name = (said.get("tidemill.reason", "?"), said.get("tidemill.rule", ""), said.get("tidemill.field", ""))
+            counter[name if name in counter or len(counter) < MOST_REASONS else ("others", "", "")] += 1
+
+    def expired(self, batch: Iterable[Record]) -> None:
+        """Count predictions whose label did not come, in the window in which it would have come at the latest."""
+        header, head = self.records.prediction_log.header, self.records.head.record
+        for record in batch:
+            value = record.value() or b""
+            if value.startswith(header):
+                until = head(value, HEADER)["event_time"] + self.pipeline.label_timeout_ms
+                self._expired[until // self.length * self.length] += 1
+
+    def time_of(self, source: str, record: Record) -> int:
+        """Return the event time by which a record finds its window; 0 for one of an earlier declaration."""
+        value = record.value() or b""
+        if source == EXAMPLES:
+            return (
+                int(self.records.example.record(value, HEADER)["label_time"])
+                if self._is(self.records.example, value)
+                else 0
+            )
+        return (
+            int(self.records.head.record(value, HEADER)["event_time"])
+            if self._is(self.records.prediction_log, value)
+            else 0
+        )
+
+    @staticmethod
+    def _is(codec: Codec, value: bytes) -> bool:
+        return value.startswith(codec.header)
+
+    def close(
+        self, idle: Mapping[str, Sequence[int]], settled: Container[str] = (PREDICTIONS, EXAMPLES)
+    ) -> list[Closed]:
+        """Close the windows that are complete, and judge them.
+
+        `idle`: partitions of each source without traffic; `settled`: the sources that have met all their partitions.
+        """
+        return [
+            self._judge(source, window)
+            for source, windows in self.windows.items()
+            if source in settled
+            for window in windows.due(idle.get(source, ()))
+        ]
+
+    def _judge(self, source: str, window: Window) -> Closed:
+        rows = window.rows
+        figures: Figures = {}
+        if rows and source == PREDICTIONS:
+            frame = pd.DataFrame(rows, columns=list(self.columns.prediction))
+            figures = of_predictions(self.pipeline, frame, self.reference)
+            figures |= self._rejections(window)
+        elif rows:
+            frame = pd.DataFrame(rows, columns=list(self.columns.example))
+            figures = of_examples(
+                self.pipeline, self.judge, frame, self.declared.segments, self.declared.least, self.reference
+            )
+            figures |= self._coverage(window)
+            figures[Key("adwin_changes", self.pipeline.champion)], self._changes = float(self._changes), 0
+        closed = Closed(source, window, len(rows), figures)
+        if len(rows) >= self.declared.least and not window.interrupted:
+            closed.alerts = self.alerts.step(figures, window.start, window.end, int(self.clock() * 1000))
+        return closed
+
+    def _rejections(self, window: Window) -> Figures:
+        found: Figures = {}
+        for start in [start for start in self._rejected if start <= window.start]:
+            for (reason, rule, name), count in self._rejected.pop(start).items():
+                segment = f"{reason}:{rule}" if rule else reason
+                key = Key("rejected", segment=segment, feature=name)
+                found[key] = found.get(key, 0.0) + count
+        total = sum(found.values()) + window.records
+        shares = {key: count / total for key, count in found.items()}
+        return shares | {Key("rejected_records"): float(sum(found.values()))}
+
+    def _coverage(self, window: Window) -> Figures:
+        gone = sum(self._expired.pop(start) for start in [start for start in self._expired if start <= window.start])
+        return {Key("expired"): float(gone), Key("label_coverage"): window.records / (window.records + gone)}
+
+
+class Training:
+    """The reference in the making: the first examples, for as long in event time as the pipeline declares."""
+
+    def __init__(self, pipeline: Pipeline, columns: Columns, judge: Judge) -> None:
+        self.pipeline, self.columns, self.judge = pipeline, columns, judge
+        declared = pipeline.monitor
+        self.span, self.length = milliseconds(declared.reference), milliseconds(declared.window)
+        self.complete = False
+        self._next = 0
+        self._begin: int | None = None
+        self._windows: dict[int, Window] = {}
+        self._by_label: dict[int, Window] = {}
+
+    def add(self, example: Mapping[str, Any], offset: int) -> None:
+        """Take one example; one that was taken already, or comes when there are enough, counts for nothing."""
+        if self.complete or offset < self._next:
+            return
+        self._next = offset + 1
+        of = example["prediction"]["features"]
+        event, label = of["event_time"], example["label_time"]
+        if self._begin is None:
+            self._begin = event // self.length * self.length
+        if label >= self._begin + self.span:
+            self.complete = True
+            return
+        row, hash_ = self.columns.example_row(example), hashed(of["event_id"].encode())
+        for windows, time in ((self._windows, event), (self._by_label, label)):
+            start = time // self.length * self.length
+            window = windows.get(start)
+            if window is None:
+                window = windows[start] = Window(start, start + self.length, self.pipeline.monitor.most)
+            window.records += 1
+            if hash_ < window.limit:
+                window.add(hash_, row)
+
+    def finish(self) -> tuple[Reference, Usual]:
+        """Return the reference, and what is usual: each of its windows' figures, compared with all the others."""
+        columns, least = list(self.columns.example), self.pipeline.monitor.least
+        frames = [pd.DataFrame(w.rows, columns=columns) for w in self._windows.values()]
+        frames = [frame.assign(partial=False, delay=None, fresh=None) for frame in frames]
+        reference = Reference(self.pipeline, pd.concat(frames, ignore_index=True))
+        usual: list[Figures] = []
+        for index, frame in enumerate(frames):
+            if len(frame) >= least and len(frames) > 1:
+                others = Reference(
+                    self.pipeline, pd.concat([f for i, f in enumerate(frames) if i != index], ignore_index=True)
+                )
+                usual.append(of_predictions(self.pipeline, frame, others))
+        segments = self.pipeline.monitor.segments
+        for window in self._by_label.values():
+            frame = pd.DataFrame(window.rows, columns=columns)
+            if len(frame) >= least:
+                usual.append(of_examples(self.pipeline, self.judge, frame, segments, least, reference))
+        self._windows, self._by_label = {}, {}
+        return reference, Usual.of(usual)

@@ -1,0 +1,98 @@
+"""How far a window's values are from the reference's: PSI and Kolmogorov-Smirnov, for numbers and for categories.
+
+Population stability index: sum over bins of (p - q) ln(p / q), p the window's and q the reference's share of a bin. Bins of
+numbers are the reference's deciles and, which is ours, one below and one above all that the reference held: a shift inside
+of what was seen before and one beyond it are told apart. Kolmogorov-Smirnov: the largest distance between the two empirical
+distribution functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.float64]
+
+BINS = 10
+FLOOR = 1e-4
+"""The least share that a bin counts as, so that an empty one does not make the index infinite."""
+MOST_CATEGORIES = 50
+"""Categories with a bin of their own, the most frequent; the others of the reference share one."""
+
+
+def psi(shares: Numbers, reference: Numbers) -> float:
+    """Return the population stability index of two sets of shares, bin by bin."""
+    p, q = np.maximum(shares, FLOOR), np.maximum(reference, FLOOR)
+    return float(np.sum((p - q) * np.log(p / q)))
+
+
+def _shares(counts: npt.NDArray[Any]) -> Numbers:
+    return np.asarray(counts / counts.sum(), dtype=np.float64)
+
+
+class NumberReference:
+    """What a number was like: a sorted sample of it.
+
+    Parameters
+    ----------
+    values
+        Finite numbers, at least one; missing ones are left out.
+    """
+
+    def __init__(self, values: Numbers) -> None:
+        self.sample = np.sort(np.asarray(values, dtype=np.float64))
+        inner = np.unique(np.quantile(self.sample, np.linspace(0, 1, BINS + 1)[1:-1], method="inverted_cdf"))
+        low, high = self.sample[0], self.sample[-1]
+        # Bins are (below, low), [low, first decile], ..., (last decile, high], (high, above).
+        self._edges = np.concatenate([[np.nextafter(low, -np.inf)], inner[inner < high], [high]])
+        self.shares = _shares(self._counts(self.sample))
+
+    def _counts(self, values: Numbers) -> npt.NDArray[Any]:
+        return np.bincount(np.searchsorted(self._edges, values, side="left"), minlength=len(self._edges) + 1)
+
+    def psi(self, values: Numbers) -> float:
+        """Return the population stability index of `values` (finite, at least one)."""
+        return psi(_shares(self._counts(values)), self.shares)
+
+    def ks(self, values: Numbers) -> float:
+        """Return the Kolmogorov-Smirnov statistic of `values` (finite, at least one), 0 to 1."""
+        given = np.sort(values)
+        at = np.concatenate([self.sample, given])
+        ours = np.searchsorted(self.sample, at, side="right") / len(self.sample)
+        theirs = np.searchsorted(given, at, side="right") / len(given)
+        return float(np.max(np.abs(ours - theirs)))
+
+
+class CategoryReference:
+    """What a category was like: how often each was seen.
+
+    Parameters
+    ----------
+    values
+        At least one; missing ones are left out.
+    """
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        names, counts = np.unique(np.asarray(values, dtype=str), return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        self.known = frozenset(names.tolist())
+        self._bin = {names[i]: min(rank, MOST_CATEGORIES) for rank, i in enumerate(order)}
+        self.shares = _shares(self._counts(names, counts))
+
+    def _counts(self, names: Iterable[Any], counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        unseen = MOST_CATEGORIES + 1
+        bins = np.asarray([self._bin.get(str(name), unseen) for name in names], dtype=np.int64)
+        return np.bincount(bins, weights=counts, minlength=unseen + 1)
+
+    def psi(self, values: Sequence[Any]) -> float:
+        """Return the population stability index of `values` (at least one)."""
+        return psi(_shares(self._counts(*np.unique(np.asarray(values, dtype=str), return_counts=True))), self.shares)
+
+    def unseen(self, values: Sequence[Any]) -> float:
+        """Return the share of `values` that the reference does not have."""
+        names, counts = np.unique(np.asarray(values, dtype=str), return_counts=True)
+        strange = np.fromiter((str(name) not in self.known for name in names), dtype=bool, count=len(names))
+        return float(counts[strange].sum() / counts.sum())

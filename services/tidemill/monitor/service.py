@@ -1,0 +1,308 @@
+"""The monitor: the prediction log, examples, expired predictions and dead letters in; windows and alerts out.
+
+reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq
+writes  <pipeline>.windows, <pipeline>.alerts; gauges for Prometheus
+state   the open windows, in memory; the reference and what is usual, a function of the first examples; the open alerts
+
+A Faust app: an agent a topic, in batches, and a timer that closes windows. It decides nothing that must be exact, so it does
+without transactions: after a crash the windows that were open then say that they were interrupted, and alert nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import faust
+from faust.transport.drivers import aiokafka
+from faust.types import ConsumerMessage
+
+from tidemill import metrics, topics
+from tidemill.monitor.alerts import Alert, Breach, Subject
+from tidemill.monitor.core import EXAMPLES, PREDICTIONS, Closed, Core
+from tidemill.monitor.figures import Key
+from tidemill.pipeline import Pipeline
+from tidemill.records import HEADER
+from tidemill.settings import Settings
+from tidemill.stream.api import Broker, Record, Slot
+from tidemill.stream.kafka import Sender
+from tidemill.stream.memory import MemoryRecord
+
+log = logging.getLogger(__name__)
+
+BUNDLE = 2000
+"""Most records of one fetch."""
+CLOSE_SECONDS = 0.5
+"""How often it is looked whether a window is complete."""
+IDLE_SECONDS = 10.0
+"""A partition without traffic for this long is not waited for."""
+SETTLE_SECONDS = 3.0
+"""How long after its first record a source may still meet partitions that it has not seen."""
+REMEMBERED_ALERTS = 5000
+"""How many records back open alerts are looked for; each open one is told again after every window."""
+
+
+class _Bundle(ConsumerMessage):
+    """All that one fetch has brought of one partition, as one message to Faust.
+
+    Faust's way with a message costs a hundred microseconds or more; as bundles, records cost what is done with them. A bundle
+    has its first record's offset, so that nothing behind it is acknowledged before the next bundle has come.
+    """
+
+    def __init__(self, tp: Any, fetched: Sequence[Any], generation: int) -> None:
+        first = fetched[0]
+        super().__init__(
+            tp.topic, tp.partition, first.offset, first.timestamp / 1000, first.timestamp_type, None, None, b"", None, tp=tp,
+            generation_id=generation,
+        )  # fmt: skip
+        self.records = [
+            MemoryRecord(r.topic, r.value, r.key, r.timestamp, list(r.headers), r.partition, r.offset) for r in fetched
+        ]
+
+
+class _FetchThread(aiokafka.AIOKafkaConsumerThread):
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        """Have it leave out what was aborted, which Faust reads unless it takes part in transactions itself."""
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+
+class _Consumer(aiokafka.Consumer):
+    def _new_consumer_thread(self) -> Any:
+        return _FetchThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
+        fetched = await super()._getmany(active_partitions, timeout)
+        return {tp: [records] for tp, records in fetched.items() if records}
+
+    def _to_message(self, tp: Any, record: Any) -> Any:
+        return _Bundle(tp, record, self.app.consumer_generation_id)
+
+
+class _Transport(aiokafka.Transport):
+    Consumer = _Consumer
+
+
+class MonitorService:
+    """One pipeline's monitor on Faust."""
+
+    def __init__(
+        self, pipeline: Pipeline, broker: Broker, settings: Settings, sender: Sender,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self.pipeline, self.broker, self.settings, self.sender, self.clock = pipeline, broker, settings, sender, clock
+        self.core = Core(pipeline, clock)
+        self.watch = metrics.MonitorMetrics()
+        self.heartbeat = time.monotonic()
+        self.ready = False
+        self._seen: dict[tuple[str, int], float] = {}
+        self._first: dict[str, float] = {}
+        self._next: dict[Slot, int] = {}
+        self.app = self._app()
+
+    def _app(self) -> Any:
+        name = self.pipeline.name
+        app: Any = faust.App(
+            f"{name}.monitor",
+            broker=[f"kafka://{server}" for server in self.settings.brokers.split(",")],
+            store="memory://",
+            datadir=tempfile.mkdtemp(prefix="tidemill-monitor-"),
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            consumer_auto_offset_reset="earliest",
+            consumer_group_instance_id=f"{name}.monitor-{self.settings.instance}",
+            broker_session_timeout=10.0,
+            broker_heartbeat_interval=2.0,
+            broker_commit_interval=2.0,
+            broker_max_poll_records=BUNDLE,
+            stream_buffer_maxsize=16,
+            value_serializer="raw",
+            key_serializer="raw",
+            loghandlers=[],
+            worker_redirect_stdouts=False,
+        )
+        app.transport = _Transport(app.conf.broker_consumer, app)
+        for topic, take in (
+            (topics.PREDICTION_LOG, self.core.predictions),
+            (topics.EXAMPLES, self.core.examples),
+            (topics.EXPIRED, self.core.expired),
+            (topics.DLQ, self.core.letters),
+        ):
+            self._agent(app, topic, take)
+        app.timer(CLOSE_SECONDS)(self.close_windows)
+        return app
+
+    def _agent(self, app: Any, topic: topics.Topic, take: Callable[[Any], None]) -> None:
+        channel = app.topic(topic.name(self.pipeline.name), key_type=bytes, value_type=bytes, value_serializer="raw")
+
+        async def agent(stream: Any) -> None:
+            async for event in stream.events():
+                records = event.message.records
+                try:
+                    self._meet(topic, records)
+                    take(records)
+                except Exception as error:  # Faust would log it, and go on without the batch
+                    await app.crash(error)
+                    raise
+                self.watch.records(len(records))
+
+        app.agent(channel, name=f"{self.pipeline.name}.monitor.{topic.suffix}")(agent)
+
+    def _meet(self, topic: topics.Topic, records: Sequence[Record]) -> None:
+        """Note that a partition has traffic; when it is met for the first time, whether its beginning was missed."""
+        now, first = time.monotonic(), records[0]
+        slot = Slot(first.topic(), first.partition())
+        self._first.setdefault(topic.suffix, now)
+        windows = self.core.windows.get(topic.suffix)
+        if (topic.suffix, slot.partition) not in self._seen and windows is not None:
+            low, _ = self.broker.watermarks(slot)
+            if first.offset() > low:
+                windows.interrupt(self.core.time_of(topic.suffix, first))
+        self._seen[topic.suffix, slot.partition] = now
+        self._next[slot] = records[-1].offset() + 1
+
+    async def close_windows(self) -> None:
+        """Close what is complete, and tell it."""
+        self.heartbeat = time.monotonic()
+        self.ready = bool(self.app.consumer.assignment())
+        now = time.monotonic()
+        settled = {source for source, first in self._first.items() if now - first > SETTLE_SECONDS}
+        idle: dict[str, list[int]] = {}
+        for (source, partition), seen in self._seen.items():
+            if now - seen > IDLE_SECONDS:
+                idle.setdefault(source, []).append(partition)
+        closed = self.core.close(idle, settled)
+        for window in closed:
+            self._tell(window)
+        if closed:
+            # Told before the offsets behind it are committed, or told again; waited for beside the event loop.
+            await asyncio.get_running_loop().run_in_executor(None, self.sender.flush)
+            self.watch.alerts(
+                Counter((a.subject.kind, a.subject.model, a.subject.feature) for a in self.core.alerts.open)
+            )
+        self.watch.heartbeat()
+        metrics.set_lag("monitor", self._lag())
+
+    def _tell(self, closed: Closed) -> None:
+        name, records = self.pipeline.name, self.core.records
+        self.sender.send(
+            topics.WINDOWS.name(name), records.window.encode(window_record(closed, self.core, self.clock())),
+            closed.source.encode(),
+        )  # fmt: skip
+        for alert in closed.alerts:
+            record = alert_record(alert)
+            self.sender.send(topics.ALERTS.name(name), records.alert.encode(record), record["id"].encode())
+            if alert.state != "continuing":
+                log.warning(alert.message, extra={"alert": record["id"], "state": alert.state})
+        window = closed.window
+        self.watch.window(closed.source, window.end, window.late, whole=not window.interrupted)
+        for key, value in closed.figures.items():
+            if key.version < 0 and key.name not in ("rejected", "min", "max"):
+                self.watch.figure(closed.source, key.name, key.model, key.segment, key.feature, value)
+
+    def _lag(self) -> dict[Slot, int]:
+        ends = {Slot(tp.topic, tp.partition): end for tp, end in dict(self.app.monitor.tp_end_offsets).items()}
+        return {slot: max(0, ends.get(slot, at) - at - 1) for slot, at in self._next.items()}
+
+    def restore(self) -> None:
+        """Read what an earlier process has left: the reference's examples, and the alerts that are open."""
+        name = self.pipeline.name
+        slot = Slot(topics.EXAMPLES.name(name), 0)
+        low, high = self.broker.watermarks(slot)
+        for batch in self.broker.read({slot: (low, high)}) if high > low else ():
+            if self.core.training(batch):
+                break
+        slot = Slot(topics.ALERTS.name(name), 0)
+        low, high = self.broker.watermarks(slot)
+        begin = max(low, high - REMEMBERED_ALERTS)
+        codec = self.core.records.alert
+        for batch in self.broker.read({slot: (begin, high)}) if high > begin else ():
+            for record in batch:
+                value = record.value() or b""
+                told = codec.record(value, HEADER) if value.startswith(codec.header) else None
+                if told and told["by"] == "monitor":
+                    self.core.alerts.restore(alert_of(told))
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT; what goes wrong on the way ends the process."""
+        self.restore()
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        worker = faust.Worker(
+            self.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False, loglevel=None
+        )
+        worker.spinner = None
+        worker.execute_from_commandline()
+
+
+class MonitorHealth(metrics.Health):
+    """Alive while windows are looked at; ready once the group has given it its partitions."""
+
+    def __init__(self, service: MonitorService, stalled_seconds: float) -> None:
+        self.service, self.stalled = service, stalled_seconds
+
+    def alive(self) -> str | None:
+        """Return what is wrong, or None."""
+        since = time.monotonic() - self.service.heartbeat
+        return f"no window was looked at for {since:.0f} s" if since > self.stalled else None
+
+    def ready(self) -> str | None:
+        """Return what is wrong, or None."""
+        return None if self.service.ready else "no partitions yet, or what is usual is being read"
+
+
+def window_record(closed: Closed, core: Core, now: float) -> dict[str, Any]:
+    """Return a closed window as the record that is told."""
+    window = closed.window
+    return {
+        "source": closed.source,
+        "start": window.start,
+        "end": window.end,
+        "records": window.records,
+        "rows": closed.rows,
+        "late": window.late,
+        "interrupted": window.interrupted,
+        "compared": core.reference is not None,
+        "closed_at": int(now * 1000),
+        "figures": [{**key._asdict(), "value": value} for key, value in sorted(closed.figures.items())],
+    }
+
+
+def alert_record(alert: Alert) -> dict[str, Any]:
+    """Return an alert as the record that is told."""
+    return {
+        "id": str(alert.subject),
+        "state": alert.state,
+        "by": "monitor",
+        **alert.subject._asdict(),
+        "figure": alert.breach.key.name,
+        "value": alert.breach.value,
+        "limit": alert.breach.limit,
+        "since": alert.since,
+        "start": alert.start,
+        "end": alert.end,
+        "opened_at": alert.opened_at,
+        "message": alert.message,
+        "look_at": alert.look_at,
+        "evidence": alert.evidence,
+    }
+
+
+def alert_of(record: dict[str, Any]) -> Alert:
+    """Return the alert that a record tells."""
+    subject = Subject(record["kind"], record["model"], record["segment"], record["feature"])
+    key = Key(record["figure"], subject.model, -1, subject.segment, subject.feature)
+    return Alert(
+        subject, record["state"], Breach(key, record["value"], record["limit"]), record["since"], record["start"],
+        record["end"], record["message"], record["look_at"], dict(record["evidence"]), record["opened_at"],
+    )  # fmt: skip
+
+
+__all__ = ["EXAMPLES", "PREDICTIONS", "MonitorService", "alert_of", "alert_record", "window_record"]

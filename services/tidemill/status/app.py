@@ -1,0 +1,246 @@
+"""The HTTP interface: JSON for programs, server-sent events and a page for people. Reading is free, changing needs a token."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field, SecretStr
+
+from tidemill import __version__, describe
+from tidemill.errors import BrokerError, StoreError
+from tidemill.status.feed import Feed
+from tidemill.status.lookup import Lookup, TooFarBackError
+from tidemill.status.overview import Overview
+from tidemill.status.scrape import Scraper
+
+PAGE = Path(__file__).parent / "page"
+LIVE_SECONDS = 1.0
+MOST_BODY = 16_384
+"""Bytes of a request's body: the one that there is fits into a fraction of it."""
+MOST_LIVE = 100
+"""Pages that may be open at once."""
+POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'"
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+EventId = Annotated[
+    str, PathParameter(min_length=1, max_length=500, description="The event's id, as its producer gave it")
+]
+EntityId = Annotated[str, PathParameter(min_length=1, max_length=500)]
+
+
+class Problem(BaseModel):
+    """What went wrong, in one sentence."""
+
+    detail: str
+
+
+class Acknowledgement(BaseModel):
+    """Who has seen an alert, and what they say to it."""
+
+    by: str = Field(min_length=1, max_length=100)
+    why: str = Field(min_length=1, max_length=1000)
+
+
+def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": Problem} for code in codes}
+
+
+class Parts(BaseModel, arbitrary_types_allowed=True):
+    """What the application is made of."""
+
+    feed: Feed
+    scraper: Scraper
+    overview: Overview
+    lookup: Lookup
+    ready: Callable[[], str | None]
+    acknowledge: Callable[[str, str, str], None]
+    token: SecretStr
+
+
+def build(parts: Parts) -> FastAPI:
+    """Return the application."""
+    app = FastAPI(
+        title="Tidemill status", version=__version__, docs_url=None, redoc_url=None,
+        description=f"What the pipeline `{parts.overview.pipeline.name}` does now, and how well.",
+    )  # fmt: skip
+    live = asyncio.Semaphore(MOST_LIVE)
+
+    @app.middleware("http")
+    async def guard(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+        if int(request.headers.get("content-length") or 0) > MOST_BODY if _whole(request) else True:
+            return Response('{"detail": "the body is too large"}', 413, HEADERS, "application/json")
+        answer = await proceed(request)
+        answer.headers.update(HEADERS)
+        return answer
+
+    @app.exception_handler(BrokerError)
+    @app.exception_handler(StoreError)
+    async def away(_: Request, error: Exception) -> Response:
+        code = 504 if isinstance(error, TooFarBackError) else 503
+        return Response(json.dumps({"detail": str(error)}), code, media_type="application/json")
+
+    def authorised(authorization: Annotated[str | None, Header()] = None) -> None:
+        expected = parts.token.get_secret_value()
+        if not expected:
+            raise HTTPException(403, "nothing can be changed here: no token is set; set TIDEMILL_STATUS_TOKEN")
+        given = (authorization or "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), expected.encode()):
+            raise HTTPException(401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
+
+    @app.get("/", include_in_schema=False)
+    def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/livez", response_class=PlainTextResponse, tags=["health"])
+    def alive() -> str:
+        """Whether this process answers."""
+        return "ok\n"
+
+    @app.get(
+        "/readyz", response_class=PlainTextResponse, tags=["health"], responses={503: {"description": "what is away"}}
+    )
+    def ready() -> Response:
+        """Whether Kafka and Redis can be reached; if not, which."""
+        wrong = parts.ready()
+        return PlainTextResponse(f"{wrong or 'ok'}\n", 503 if wrong else 200)
+
+    @app.get("/metrics", response_class=PlainTextResponse, tags=["health"])
+    def metrics() -> Response:
+        """This process's own metrics, for Prometheus."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/api/overview", tags=["overview"])
+    def overview() -> dict[str, Any]:
+        """Everything that the page shows."""
+        return parts.overview.told()
+
+    @app.get("/api/live", tags=["overview"], response_class=StreamingResponse, responses=_problems(503))
+    async def follow(request: Request) -> StreamingResponse:
+        """The overview, again and again, as server-sent events called `snapshot`."""
+        if live.locked():
+            raise HTTPException(503, f"{MOST_LIVE} pages are open already; close one")
+
+        async def events() -> AsyncIterator[str]:
+            async with live:
+                while not await request.is_disconnected():
+                    began = time.monotonic()
+                    told = await asyncio.to_thread(parts.overview.told)
+                    yield f"event: snapshot\ndata: {json.dumps(told, allow_nan=False, default=str)}\n\n"
+                    await asyncio.sleep(max(0.1, LIVE_SECONDS - (time.monotonic() - began)))
+
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    @app.get("/api/pipeline", tags=["overview"])
+    def pipeline() -> dict[str, Any]:
+        """The declaration: topics, vector, models, rules."""
+        return describe.as_json(parts.overview.pipeline)
+
+    @app.get("/api/pipelines", tags=["overview"])
+    def pipelines() -> list[str]:
+        """The pipelines that this service tells of."""
+        return [parts.overview.pipeline.name]
+
+    @app.get("/api/services", tags=["overview"])
+    def services() -> list[dict[str, Any]]:
+        """Every process with its health, rate, lag and delay."""
+        return [instance.told() for instance in parts.scraper.instances]
+
+    @app.get("/api/models", tags=["models"])
+    def models() -> list[dict[str, Any]]:
+        """Every model with its newest version and its metrics."""
+        return parts.overview.models()
+
+    @app.get("/api/models/{model}/versions", tags=["models"], responses=_problems(404))
+    def versions(model: Annotated[str, PathParameter(max_length=100)]) -> list[dict[str, Any]]:
+        """The latest versions of one model, the newest first."""
+        if model not in parts.overview.pipeline.roster:
+            raise HTTPException(404, f"no model {model!r}: there are {', '.join(parts.overview.pipeline.roster)}")
+        with parts.feed.lock:
+            return [manifest for (name, _), manifest in reversed(parts.feed.versions.items()) if name == model]
+
+    @app.get("/api/promotions", tags=["models"])
+    def promotions() -> list[dict[str, Any]]:
+        """Who became champion, the latest first."""
+        return parts.overview.promotions()
+
+    @app.get("/api/windows", tags=["quality"])
+    def windows(
+        source: Annotated[str, Query(pattern="^(prediction-log|examples)$")] = "examples",
+        last: Annotated[int, Query(ge=1, le=400)] = 50,
+    ) -> list[dict[str, Any]]:
+        """The last windows with all their figures, oldest first."""
+        return parts.feed.latest(source, last)
+
+    @app.get("/api/performance", tags=["quality"])
+    def performance(last: Annotated[int, Query(ge=1, le=400)] = 50) -> dict[str, Any]:
+        """How good the models were, by window, segment and version."""
+        return parts.overview.performance(parts.feed.latest("examples", last))
+
+    @app.get("/api/drift", tags=["quality"])
+    def drift(last: Annotated[int, Query(ge=1, le=400)] = 50) -> dict[str, Any]:
+        """How far features, scores and labels are from the reference."""
+        return parts.overview.drift(parts.feed.latest("prediction-log", last), parts.feed.latest("examples", last))
+
+    @app.get("/api/alerts", tags=["quality"])
+    def alerts() -> dict[str, Any]:
+        """Alerts that are open, and those that were resolved last."""
+        return parts.overview.alerts()
+
+    @app.post("/api/alerts/{alert}/acknowledge", tags=["quality"], dependencies=[Depends(authorised)],
+              responses=_problems(401, 403, 404, 413, 503))  # fmt: skip
+    def acknowledge(alert: Annotated[str, PathParameter(max_length=500)], said: Acknowledgement) -> dict[str, str]:
+        """Say that somebody knows of an open alert. Needs the token."""
+        if alert not in parts.feed.alerts:
+            raise HTTPException(404, f"no open alert {alert!r}")
+        parts.acknowledge(alert, said.by, said.why)
+        return {"id": alert, "by": said.by, "why": said.why}
+
+    @app.get("/api/dead-letters", tags=["quality"])
+    def dead_letters(
+        reason: Annotated[str | None, Query(max_length=100)] = None, limit: Annotated[int, Query(ge=1, le=200)] = 100
+    ) -> dict[str, Any]:
+        """Dead letters by reason, and the latest, with why and where they came from."""
+        found = parts.overview.dead_letters(())
+        with parts.feed.lock:
+            found["latest"] = [x for x in parts.feed.letters if reason is None or x["reason"] == reason][:limit]
+        return found
+
+    @app.get("/api/predictions/{event_id:path}", tags=["look-ups"], responses=_problems(404, 503, 504))
+    def prediction(event_id: EventId) -> dict[str, Any]:
+        """One prediction with all that made it: event, vector, scores, versions, label, and where each came from."""
+        found = parts.lookup.prediction(event_id)
+        if found is None:
+            raise HTTPException(404, f"no prediction of event {event_id!r} in the log")
+        return found
+
+    @app.get("/api/entities/{entity_id:path}", tags=["look-ups"], responses=_problems(404, 503))
+    def entity(entity_id: EntityId) -> dict[str, Any]:
+        """One entity's features, as they are in the online store."""
+        found = parts.lookup.entity(entity_id)
+        if found is None:
+            raise HTTPException(404, f"no features of entity {entity_id!r} in the online store")
+        return found
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return app
+
+
+def _whole(request: Request) -> bool:
+    """Whether the length of a body is told, and is a number; one that comes in pieces would have to be counted."""
+    length = request.headers.get("content-length", "0")
+    return length.isdigit() and "chunked" not in request.headers.get("transfer-encoding", "").lower()

@@ -1,0 +1,153 @@
+"""What the pipeline's topics say, as it is now: windows, alerts, versions, dead letters."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+from tidemill import topics
+from tidemill.errors import BrokerError
+from tidemill.pipeline import Pipeline
+from tidemill.records import HEADER, Records
+from tidemill.stream.api import Record
+from tidemill.stream.kafka import KafkaBroker, Reader
+
+log = logging.getLogger(__name__)
+
+LAST = {topics.WINDOWS: 2000, topics.ALERTS: 5000, topics.MODELS: 2000, topics.DLQ: 1000}
+"""Topics that are read, and how many records back they are begun."""
+KEPT_WINDOWS, KEPT_LETTERS, KEPT_RESOLVED = 400, 200, 20
+MOST_REASONS = 200
+
+
+class Feed(threading.Thread):
+    """Reads, in a thread of its own; what it knows may be asked at any time."""
+
+    def __init__(self, broker: KafkaBroker, pipeline: Pipeline) -> None:
+        super().__init__(name="feed", daemon=True)
+        self.broker, self.pipeline, self.records = broker, pipeline, Records(pipeline)
+        self.lock = threading.Lock()
+        self.windows: dict[str, dict[int, dict[str, Any]]] = {}
+        self.alerts: dict[str, dict[str, Any]] = {}
+        self.resolved: deque[dict[str, Any]] = deque(maxlen=KEPT_RESOLVED)
+        self.manifests: dict[str, dict[str, Any]] = {}
+        self.versions: dict[tuple[str, int], dict[str, Any]] = {}
+        self.letters: deque[dict[str, Any]] = deque(maxlen=KEPT_LETTERS)
+        self.reasons: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.counts: Counter[str] = Counter()
+        self.trouble: str | None = "not read yet"
+        self._take = {
+            topics.WINDOWS.name(pipeline.name): self._window,
+            topics.ALERTS.name(pipeline.name): self._alert,
+            topics.MODELS.name(pipeline.name): self._manifest,
+            topics.DLQ.name(pipeline.name): self._letter,
+        }
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        """Read until `stop`; what goes wrong is told, and tried again."""
+        reader: Reader | None = None
+        while not self._ending.is_set():
+            try:
+                if reader is None:
+                    last = {topic.name(self.pipeline.name): many for topic, many in LAST.items()}
+                    reader = Reader(self.broker, list(last), last)
+                for record in reader.poll(2000, 0.2):
+                    with self.lock:
+                        self._take[record.topic()](record)
+                self.trouble = None
+            except BrokerError as error:
+                self.trouble = str(error)
+                self._ending.wait(1.0)
+        if reader is not None:
+            reader.close()
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._ending.set()
+        if self.is_alive():
+            self.join(5)
+
+    def _window(self, record: Record) -> None:
+        window = self._decoded(record, self.records.window)
+        if window is None:
+            return
+        kept = self.windows.setdefault(window["source"], {})
+        before = kept.get(window["start"])
+        # A monitor that was interrupted may tell a window twice: the one that has seen more of it counts.
+        if before is None or window["records"] >= before["records"]:
+            kept[window["start"]] = window
+        while len(kept) > KEPT_WINDOWS:
+            del kept[min(kept)]
+
+    def _alert(self, record: Record) -> None:
+        alert = self._decoded(record, self.records.alert)
+        if alert is None:
+            return
+        known = self.alerts.get(alert["id"])
+        if alert["state"] == "acknowledged":
+            if known:
+                known |= {"acknowledged": True, "by": alert["by"], "why": alert["message"]}
+        elif alert["state"] == "resolved":
+            self.alerts.pop(alert["id"], None)
+            self.resolved.appendleft(alert | {"acknowledged": False, "by": ""})
+        else:
+            said = {name: known[name] for name in ("acknowledged", "by", "why")} if known else {}
+            self.alerts[alert["id"]] = alert | {"acknowledged": False, "by": "", "why": ""} | said
+
+    def _manifest(self, record: Record) -> None:
+        manifest = self._decoded(record, self.records.manifest)
+        if manifest is None:
+            return
+        shown = {name: value for name, value in manifest.items() if name not in ("golden", "signature")}
+        self.manifests[manifest["model"]] = shown
+        self.versions[manifest["model"], manifest["version"]] = shown
+        while len(self.versions) > LAST[topics.MODELS]:
+            del self.versions[next(iter(self.versions))]
+
+    def _letter(self, record: Record) -> None:
+        letter = letter_of(record)
+        self.letters.appendleft(letter)
+        self.counts["dead_letters"] += 1
+        key = (letter["reason"], letter["rule"], letter["field"])
+        if key not in self.reasons and len(self.reasons) >= MOST_REASONS:
+            key = ("others", "", "")
+        said = self.reasons.setdefault(key, {"reason": key[0], "rule": key[1], "field": key[2], "count": 0})
+        said |= {"count": said["count"] + 1, "last_message": letter["message"], "last_at": letter["at"]}
+
+    @staticmethod
+    def _decoded(record: Record, codec: Any) -> dict[str, Any] | None:
+        value = record.value() or b""
+        return codec.record(value, HEADER) if value.startswith(codec.header) else None
+
+    def latest(self, source: str, last: int = KEPT_WINDOWS) -> list[dict[str, Any]]:
+        """Return the last windows of a source, oldest first."""
+        with self.lock:
+            kept = self.windows.get(source, {})
+            return [kept[start] for start in sorted(kept)[-last:]]
+
+
+def letter_of(record: Record) -> dict[str, Any]:
+    """Return a dead letter as people are shown it."""
+    said: Mapping[str, str] = {name: (data or b"").decode(errors="replace") for name, data in record.headers() or []}
+    return {
+        "at": record.timestamp()[1],
+        "stage": said.get("__connect.errors.stage", ""),
+        "topic": said.get("__connect.errors.topic", ""),
+        "partition": _number(said.get("__connect.errors.partition")),
+        "offset": _number(said.get("__connect.errors.offset")),
+        "reason": said.get("tidemill.reason", "?"),
+        "rule": said.get("tidemill.rule", ""),
+        "field": said.get("tidemill.field", ""),
+        "value": said.get("tidemill.value", ""),
+        "message": said.get("__connect.errors.exception.message", ""),
+        "key": (record.key() or b"").decode(errors="replace"),
+        "size": len(record.value() or b""),
+    }
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.lstrip("-").isdigit() else None

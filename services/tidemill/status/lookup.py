@@ -1,0 +1,152 @@
+"""One prediction with all that made it, and one entity's features: found when asked, in the log, the archive and Redis."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tidemill import topics
+from tidemill.errors import StoreError
+from tidemill.pipeline import Pipeline
+from tidemill.records import Records
+from tidemill.stream.api import Broker, Record, Slot
+from tidemill.topics import Topic
+
+STEP = 50_000
+"""Offsets that are read at a time, backwards from the end."""
+PATIENCE_SECONDS = 20.0
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return where a key is placed: murmur2 as Kafka's Java client has it, and ours by `partitioner=murmur2_random`."""
+    seed, m, mask = 0x9747B28C, 0x5BD1E995, 0xFFFFFFFF
+    h = (seed ^ len(key)) & mask
+    whole = len(key) // 4 * 4
+    for at in range(0, whole, 4):
+        k = int.from_bytes(key[at : at + 4], "little") * m & mask
+        k = (k ^ (k >> 24)) * m & mask
+        h = (h * m & mask) ^ k
+    if len(key) > whole:
+        h = (h ^ int.from_bytes(key[whole:], "little")) * m & mask
+    h = (h ^ (h >> 13)) * m & mask
+    return ((h ^ (h >> 15)) & 0x7FFFFFFF) % partitions
+
+
+class TooFarBackError(StoreError):
+    """A look-up took longer than somebody waits."""
+
+
+class Lookup:
+    """Finds things in one pipeline's log.
+
+    Parameters
+    ----------
+    features
+        Takes a view's name and an entity's id; returns its hash in the online store.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, broker: Broker, features: Callable[[str, str], Mapping[str, str]],
+        manifest: Callable[[str, int], Mapping[str, Any] | None],
+    ) -> None:  # fmt: skip
+        self.pipeline, self.broker, self.features, self.manifest = pipeline, broker, features, manifest
+        self.records = Records(pipeline)
+
+    def _backwards(self, slot: Slot, until: float) -> Iterator[Record]:
+        """Yield what a slot holds, the newest chunk first."""
+        low, high = self.broker.watermarks(slot)
+        while high > low:
+            begin = max(low, high - STEP)
+            for batch in self.broker.read({slot: (begin, high)}):
+                yield from batch
+            high = begin
+            if time.monotonic() > until:
+                raise TooFarBackError(
+                    f"not among the latest records of {slot.topic}: looked for {PATIENCE_SECONDS:.0f} s"
+                )
+
+    def _find(self, topic: Topic, key: bytes, until: float) -> Record | None:
+        """Return the record of a topic that has this key; where keys decide the partition, only that one is read."""
+        name = topic.name(self.pipeline.name)
+        partitions = self.broker.partitions(name)
+        if not partitions:
+            return None
+        slot = Slot(name, 0 if topic.partitions == 1 else partition_of(key, partitions))
+        return next((record for record in self._backwards(slot, until) if record.key() == key), None)
+
+    def prediction(self, event_id: str) -> dict[str, Any] | None:
+        """Return one prediction: its event, vector, scores, versions and label; None where there is none in the log.
+
+        Raises TooFarBackError where it is not among the latest, and the log holds more than can be read while somebody waits.
+        """
+        until, key = time.monotonic() + PATIENCE_SECONDS, event_id.encode()
+        found = self._find(topics.PREDICTION_LOG, key, until)
+        if found is None:
+            return None
+        log = self.records.prediction_log.decode(found.value() or b"")
+        of = log["features"]
+        return {
+            "event_id": of["event_id"],
+            "entity_id": of["entity_id"],
+            "event_time": of["event_time"],
+            "found_in": "log",
+            "event": self._event(of["partition"], of["offset"]),
+            "vector": of["vector"],
+            "log": {**_place(found), "partial": of["partial"]},
+            "scores": [self._score(score, "champion") for score in (log["champion"],)]
+            + [self._score(score, "challenger") for score in log["challengers"]],
+            "outcome": self._outcome(key, until),
+        }
+
+    def _event(self, partition: int, offset: int) -> dict[str, Any]:
+        slot = Slot(topics.EVENTS_VALID.name(self.pipeline.name), partition)
+        low, high = self.broker.watermarks(slot)
+        place = {"topic": slot.topic, "partition": partition, "offset": offset}
+        if not low <= offset < high:
+            return place | {"record": None, "why": "the log does not hold it any more"}
+        for batch in self.broker.read({slot: (offset, offset + 1)}):
+            for record in batch:
+                return place | {"record": self.records.event.decode(record.value() or b"")}
+        return place | {"record": None, "why": "the log does not hold it any more"}
+
+    def _score(self, score: Mapping[str, Any], role: str) -> dict[str, Any]:
+        manifest = self.manifest(score["model"], score["version"])
+        return {**score, "role": "baseline" if score["model"] == "baseline" else role, "manifest": manifest}
+
+    def _outcome(self, key: bytes, until: float) -> dict[str, Any]:
+        found = self._find(topics.EXAMPLES, key, until)
+        if found is not None:
+            example = self.records.example.decode(found.value() or b"")
+            return {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(found)}
+        found = self._find(topics.EXPIRED, key, until)
+        return {"state": "pending"} if found is None else {"state": "expired", **_place(found)}
+
+    def entity(self, entity_id: str) -> dict[str, Any] | None:
+        """Return an entity's features by view; None where no view knows it. Raises StoreError where Redis is away."""
+        views = []
+        for view in self.pipeline.views:
+            found = dict(self.features(view.label, entity_id))
+            if found:
+                time_ = found.pop("event_time", None)
+                views.append(
+                    {
+                        "view": view.label,
+                        "key": f"{self.pipeline.name}:{view.label}:{entity_id}",
+                        "event_time": int(float(time_)) if time_ is not None else None,
+                        "features": {name: _value(text) for name, text in sorted(found.items())},
+                    }
+                )
+        return {"entity_id": entity_id, "views": views} if views else None
+
+
+def _place(record: Record) -> dict[str, Any]:
+    return {"topic": record.topic(), "partition": record.partition(), "offset": record.offset()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,233 @@
+"""What ops see first, as one JSON object: services, flow, models, performance, drift, alerts, dead letters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tidemill import topics
+from tidemill.durations import milliseconds
+from tidemill.monitor.declaration import Monitor
+from tidemill.pipeline import Pipeline
+from tidemill.status.feed import Feed
+from tidemill.status.scrape import Instance, Scraper
+
+SHOWN_WINDOWS, SHOWN_LETTERS, SHOWN_SEGMENTS = 60, 30, 200
+PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
+QUANTILES = ("p05", "p25", "p50", "p75", "p95")
+
+FLOW = (
+    ("producers", "validator", "events, labels"),
+    ("validator", "featurizer", "events.valid"),
+    ("featurizer", "scorer", "features"),
+    ("scorer", "joiner", "prediction-log"),
+    ("joiner", "learner", "examples"),
+    ("scorer", "archiver", "prediction-log, examples"),
+    ("scorer", "monitor", "prediction-log, examples"),
+)
+"""Who hands on what to whom; the rate of an edge is that of its reader."""
+
+Window = Mapping[str, Any]
+
+
+def figures(window: Window, **of: Any) -> dict[str, dict[Any, float]]:
+    """Return a window's figures of what `of` says, by name and then by whatever is left of the key, one field of it.
+
+    `of` gives each of model, version, segment and feature a value that is wanted, or leaves one of them out.
+    """
+    names = ("model", "version", "segment", "feature")
+    (left,) = [name for name in names if name not in of]
+    found: dict[str, dict[Any, float]] = {}
+    for figure in window["figures"]:
+        if all(figure[name] == value for name, value in of.items()):
+            found.setdefault(figure["name"], {})[figure[left]] = figure["value"]
+    return found
+
+
+class Overview:
+    """Puts together what the feed and the scraper know."""
+
+    def __init__(self, pipeline: Pipeline, feed: Feed, scraper: Scraper, dependencies: Any) -> None:
+        self.pipeline, self.feed, self.scraper, self.dependencies = pipeline, feed, scraper, dependencies
+        self.declared: Monitor = pipeline.monitor
+        self.metrics = [
+            {"name": type(metric).__name__, "bigger_is_better": bool(metric.bigger_is_better)}
+            for metric in pipeline.metric()
+        ]
+
+    def told(self) -> dict[str, Any]:
+        """Return all of it."""
+        predictions = self.feed.latest(PREDICTIONS, SHOWN_WINDOWS)
+        examples = self.feed.latest(EXAMPLES, SHOWN_WINDOWS)
+        instances = self.scraper.instances
+        return {
+            "now": int(time.time() * 1000),
+            "pipeline": self.pipeline.name,
+            "task": self.pipeline.task,
+            "champion": self.pipeline.champion,
+            "roster": list(self.pipeline.roster),
+            "metrics": self.metrics,
+            "window_ms": milliseconds(self.declared.window),
+            "event_time": predictions[-1]["end"] if predictions else None,
+            "dependencies": self.dependencies(),
+            "services": [instance.told() for instance in instances],
+            "flow": flow(instances),
+            "models": self.models(),
+            "performance": self.performance(examples),
+            "drift": self.drift(predictions, examples),
+            "labels": self._labels(examples),
+            **self.alerts(),
+            "dead_letters": self.dead_letters(instances),
+            "promotions": self.promotions(),
+        }
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return each model of the roster with its newest version."""
+        with self.feed.lock:
+            known = dict(self.feed.manifests)
+        return [
+            {"name": name, "champion": name == self.pipeline.champion}
+            | {
+                field: known[name][field] if name in known else None
+                for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri")
+            }
+            for name in self.pipeline.roster
+        ]
+
+    def performance(self, windows: Sequence[Window]) -> dict[str, Any]:
+        """Return the models' metrics by window, and of the last window by segment and by version of the champion."""
+        rows = []
+        for window in windows:
+            by_name = figures(window, version=-1, segment="", feature="")
+            rows.append(
+                {name: window[name] for name in ("start", "end", "rows", "interrupted")}
+                | {"models": {m: {n: v[m] for n, v in by_name.items() if m in v} for m in self.pipeline.roster}}
+            )
+        last = windows[-1] if windows else None
+        return {"windows": rows, "segments": self._segments(last), "versions": self._versions(last)}
+
+    def _segments(self, window: Window | None) -> list[dict[str, Any]]:
+        if window is None:
+            return []
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for model in self.pipeline.roster:
+            for name, values in figures(window, model=model, version=-1, feature="").items():
+                for segment, value in values.items():
+                    if segment:
+                        found.setdefault(segment, {}).setdefault(model, {})[name] = value
+        return [{"segment": segment, "models": found[segment]} for segment in sorted(found)[:SHOWN_SEGMENTS]]
+
+    def _versions(self, window: Window | None) -> list[dict[str, Any]]:
+        if window is None:
+            return []
+        by_name = figures(window, model=self.pipeline.champion, segment="", feature="")
+        versions = sorted({v for values in by_name.values() for v in values if v >= 0})
+        return [
+            {
+                "version": version,
+                "metrics": {n: v[version] for n, v in by_name.items() if version in v and not n.endswith("_gain")},
+                "gain": {n[:-5]: v[version] for n, v in by_name.items() if version in v and n.endswith("_gain")},
+            }
+            for version in versions
+        ]
+
+    def drift(self, windows: Sequence[Window], examples: Sequence[Window]) -> dict[str, Any]:
+        """Return the course of each feature's PSI with what is usual, of the scores' and of the labels'."""
+        alarmed = {(a["kind"], a["feature"]) for a in self.feed.alerts.copy().values()}
+        courses = [figures(window, model="", version=-1, segment="") for window in windows]
+        last = courses[-1] if courses else {}
+        features = []
+        for name, kind in self.pipeline.vector.items():
+            evidence: Mapping[str, float] = next(
+                (
+                    a["evidence"]
+                    for a in self.feed.alerts.copy().values()
+                    if (a["kind"], a["feature"]) == ("drift", name)
+                ),
+                {},
+            )
+            features.append(
+                {
+                    "name": name,
+                    "kind": kind,
+                    "psi": [course.get("psi", {}).get(name) for course in courses],
+                    "ks": last.get("ks", {}).get(name),
+                    "limit": self.declared.limit("psi", name),
+                    "usual": [evidence["psi_usual_least"], evidence["psi_usual_most"]]
+                    if "psi_usual_least" in evidence
+                    else None,
+                    "missing": last.get("missing", {}).get(name),
+                    "unseen": last.get("unseen", {}).get(name),
+                    "quantiles": {q: last[q][name] for q in QUANTILES if name in last.get(q, {})},
+                    "alert": ("drift", name) in alarmed or ("unseen", name) in alarmed or ("missing", name) in alarmed,
+                }
+            )
+        scores = [figures(window, version=-1, segment="", feature="").get("score_psi", {}) for window in windows]
+        labels = [figures(window, version=-1, segment="", feature="") for window in examples]
+        return {
+            "compared": bool(windows and windows[-1]["compared"]),
+            "windows": [window["end"] for window in windows],
+            "features": features,
+            "scores": [
+                {"model": m, "psi": [s.get(m) for s in scores], "limit": self.declared.limit("score_psi")}
+                for m in self.pipeline.roster
+            ],
+            "labels": {
+                "mean": [course.get("label_mean", {}).get("") for course in labels],
+                "psi": [course.get("label_psi", {}).get("") for course in labels],
+            },
+        }
+
+    @staticmethod
+    def _labels(examples: Sequence[Window]) -> dict[str, Any]:
+        last = figures(examples[-1], version=-1, segment="", feature="") if examples else {}
+        names = {"delay_p50": "label_delay_p50", "delay_p95": "label_delay_p95", "coverage": "label_coverage"}
+        return {shown: last.get(name, {}).get("") for shown, name in names.items()}
+
+    def alerts(self) -> dict[str, Any]:
+        """Return the alerts that are open, the oldest first, and those that were resolved last."""
+        with self.feed.lock:
+            found = sorted(self.feed.alerts.values(), key=lambda alert: (alert["acknowledged"], alert["since"]))
+            return {"alerts": [dict(alert) for alert in found], "resolved": list(self.feed.resolved)}
+
+    def dead_letters(self, instances: Sequence[Instance]) -> dict[str, Any]:
+        """Return dead letters by reason, and the latest."""
+        del instances
+        with self.feed.lock:
+            reasons = sorted(self.feed.reasons.values(), key=lambda said: -said["count"])
+            return {
+                "total": self.feed.counts["dead_letters"],
+                "by_reason": [dict(said) for said in reasons],
+                "latest": list(self.feed.letters)[:SHOWN_LETTERS],
+            }
+
+    def promotions(self) -> list[dict[str, Any]]:
+        """Return who became champion, the latest first: so far the declaration alone decides."""
+        return [
+            {
+                "at": None,
+                "model": self.pipeline.champion,
+                "version": None,
+                "by": "declaration",
+                "why": "the declared champion",
+            }
+        ]
+
+
+def flow(instances: Sequence[Instance]) -> list[dict[str, Any]]:
+    """Return the edges of the river with the rates of their readers."""
+    found = []
+    for source, target, topic in FLOW:
+        readers = [i for i in instances if i.name == target or i.name.startswith(f"{target}-")]
+        rates = [i.rate for i in readers if i.rate is not None]
+        totals = [t for t in (i.total("tidemill_records_total") for i in readers) if t is not None]
+        # Learners each read all examples; instances of another service share what there is.
+        joined = max if target == "learner" else sum
+        found.append(
+            {
+                "from": source, "to": target, "topic": topic,
+                "rate": joined(rates) if rates else None, "total": joined(totals) if totals else None,
+            }
+        )  # fmt: skip
+    return found

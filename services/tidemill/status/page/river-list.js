@@ -1,0 +1,106 @@
+// The river for small screens, as a list from the source down; and all processes as a table, for details on any screen.
+
+import { attr, el, keyed, setSign, sign, text } from "./dom.js";
+import { count, duration, plural, rate } from "./format.js";
+import { capital } from "./river-model.js";
+import { figures, stateWord } from "./river.js";
+import { Table, parts } from "./tables.js";
+
+const ORDER = ["producers", "validator", "featurizer", "scorer", "joiner"];
+
+/** Bring the list up to date: the trunk from producers to learners first, what hangs on it after that. */
+export function updateList(root, river) {
+  const trunk = [...ORDER, ...river.learners].filter((name) => river.nodes.has(name));
+  const beside = [...river.nodes.keys()].filter((name) => !trunk.includes(name) && (river.nodes.get(name).kind === "service" || used(river, name)));
+  const steps = [...trunk, ...beside].map((name) => ({
+    node: river.nodes.get(name),
+    first: name === beside[0],
+    // Learners read side by side, and not from each other.
+    together: river.learners.indexOf(name) > 0,
+    into: river.learners.indexOf(name) > 0 ? [] : river.wires.filter((w) => w.to === name && !river.learners.includes(w.from)),
+    before: river.learners.includes(name) ? "joiner" : trunk[trunk.indexOf(name) - 1],
+    river,
+  }));
+  keyed(root, steps, ({ node }) => node.name, makeStep, updateStep);
+}
+
+const used = (river, name) => river.wires.some((w) => w.from === name || w.to === name);
+
+function makeStep() {
+  return el("li", {},
+    el("p", { class: "into" }),
+    el("div", { class: "step" },
+      el("p", { class: "step-head" }, el("strong"), el("span", { class: "state" }, sign("unknown"), el("span")), el("span", { class: "flag" })),
+      el("p", { class: "step-figures" }), el("p", { class: "why" })));
+}
+
+function updateStep(element, { node, first, together, into, before, river }) {
+  const [wires, step] = element.children;
+  const [head, numbers, why] = step.children;
+  const word = stateWord(node);
+  attr(element, "class", `is-${node.state}${first ? " beside" : ""}${together ? " together" : ""}${node.kind === "outside" ? " plain" : ""}`);
+  text(wires, into.map((w) => `${w.from === before ? "" : `from ${w.from}: `}${w.topics.map((t) => t.topic).join(", ")}${w.rate === null ? "" : ` ${rate(w.rate)}`}`).join(" · "));
+  wires.hidden = !into.length;
+  text(head.children[0], `${node.champion ? "★ " : ""}${node.title}`);
+  setSign(head.children[1].children[0], node.state);
+  text(head.children[1].children[1], word);
+  head.children[1].hidden = !word;
+  text(head.children[2], node.open ? plural(node.open, "alert") : node.seen ? `${node.seen} acked` : "");
+  attr(head.children[2], "class", `flag ${node.open ? "open" : "acknowledged"}`);
+  head.children[2].hidden = !(node.open || node.seen);
+  text(numbers, figures(node, river).join(" · "));
+  text(why, node.state === "ok" ? "" : node.why);
+  why.hidden = node.state === "ok" || !node.why;
+}
+
+/** The sentences below the diagram: what is not well, and why. */
+export function updateTroubles(root, snapshot) {
+  const said = [];
+  for (const d of snapshot.dependencies ?? []) if (!d.ok) said.push({ key: `store ${d.name}`, state: "down", who: capital(d.name), word: "away", why: d.why });
+  for (const s of snapshot.services ?? []) {
+    if (s.state === "ok") continue;
+    const alone = snapshot.services.filter((other) => other.name === s.name).length === 1;
+    said.push({ key: `${s.name} ${s.instance}`, state: s.state, who: alone ? s.name : `${s.name} ${s.instance}`, word: s.state, why: s.why });
+  }
+  root.hidden = !said.length;
+  keyed(root, said, (x) => x.key, () => el("li", {}, sign("down"), el("strong"), el("span")), (node, x) => {
+    attr(node, "class", `is-${x.state}`);
+    setSign(node.children[0], x.state);
+    text(node.children[1], `${x.who} ${x.word}`);
+    text(node.children[2], x.why || "");
+  });
+}
+
+/** What the signs stand for. */
+export function explainStates(root) {
+  for (const state of ["ok", "starting", "behind", "down"]) root.append(el("span", {}, sign(state), ` ${state}`));
+  root.append(el("span", {}, "lag: records behind · delay: mean, of the last seconds"));
+}
+
+export function processTable() {
+  const number = (id, title, show, help) => ({ id, title, help, numeric: true, value: (s) => s[id], fill: (cell, s) => text(cell, show(s[id])) });
+  return new Table({
+    label: "All processes",
+    key: (s) => `${s.name} ${s.instance}`,
+    empty: "No process has been heard of yet: each is asked for its health once a second.",
+    columns: [
+      { id: "name", title: "service", value: (s) => s.name, fill: (cell, s) => text(cell, s.name) },
+      { id: "instance", title: "instance", value: (s) => s.instance, fill: (cell, s) => text(cell, s.instance) },
+      {
+        id: "state", title: "state", value: (s) => s.state,
+        fill: (cell, s) => {
+          const p = parts(cell, () => ({ sign: sign(s.state), word: el("span") }));
+          setSign(p.sign, s.state);
+          text(p.word, ` ${s.state}`);
+        },
+      },
+      number("rate", "rate", rate, "records a second, over the last seconds"),
+      number("lag", "lag", count, "records behind the end of the topics that it reads"),
+      number("delay", "delay", duration, "from a record's arrival in Kafka to the end of the step"),
+      number("records", "records", count, "since the process started"),
+      number("retries", "retries", count, "since the process started"),
+      number("heartbeat_age", "heartbeat", (x) => (x === null ? "–" : `${duration(x)} ago`), "how long ago its loop last went round"),
+      { id: "why", title: "why", className: "wide", fill: (cell, s) => text(cell, s.why || "–") },
+    ],
+  });
+}

@@ -1,0 +1,132 @@
+// What the river's diagram shows, made of a snapshot: boxes with their health, and the wires between them.
+// The diagram, its list for small screens and the words in the header all start from here.
+
+const WORST_FIRST = ["down", "behind", "starting", "unknown", "ok"];
+export const worst = (states) => WORST_FIRST.find((state) => states.includes(state)) ?? "unknown";
+
+const OUTSIDE = { producers: "Producers", consumers: "Consumers", "dead letters": "Dead letters", redis: "Redis" };
+const ALIASES = { dlq: "dead letters", "dead-letters": "dead letters", dead_letters: "dead letters", learners: "learner", store: "redis" };
+const TRUNK = ["producers", "validator", "featurizer", "scorer", "joiner"];
+
+/** Wires that every pipeline has; the snapshot's flow says how much goes through those that it counts. */
+const WIRES = [
+  ["producers", "validator", "events, labels"],
+  ["validator", "featurizer", "events.valid"],
+  ["validator", "joiner", "labels.valid"],
+  ["validator", "dead letters", "dlq"],
+  ["featurizer", "redis", "views"],
+  ["featurizer", "scorer", "features"],
+  ["scorer", "consumers", "predictions"],
+  ["scorer", "joiner", "prediction-log"],
+  ["joiner", "learner", "examples"],
+  ["learner", "scorer", "models"],
+];
+
+/** In which box one looks first for what raised an alert. */
+const PLACES = {
+  drift: "featurizer", missing: "featurizer", unseen: "featurizer", prediction_drift: "scorer", calibration: "scorer",
+  delay: "scorer", rejected: "dead letters", label_drift: "joiner", label_coverage: "joiner",
+};
+const placeOf = (alert) => (alert.kind === "performance" ? (alert.model ? `learner-${alert.model}` : "scorer") : PLACES[alert.kind]);
+
+const known = (values) => values.filter((x) => typeof x === "number");
+const sum = (values) => (known(values).length ? known(values).reduce((a, b) => a + b, 0) : null);
+const most = (values) => (known(values).length ? Math.max(...known(values)) : null);
+const boxName = (name) => ALIASES[name] ?? name;
+const isLearner = (name) => name === "learner" || name.startsWith("learner-");
+
+/** Return { nodes: Map by name, wires } of a snapshot. */
+export function river(snapshot) {
+  const nodes = new Map();
+  const put = (name, of) => nodes.set(name, { name, title: name, kind: "service", state: "unknown", why: "", instances: [], open: 0, seen: 0, ...of });
+
+  for (const [name, instances] of byName(snapshot.services ?? [])) {
+    const state = worst(instances.map((i) => i.state));
+    put(name, {
+      state, instances,
+      why: instances.find((i) => i.state === state)?.why ?? "",
+      rate: sum(instances.map((i) => i.rate)), lag: sum(instances.map((i) => i.lag)), delay: most(instances.map((i) => i.delay)),
+    });
+  }
+  const learners = [...nodes.keys()].filter(isLearner);
+  for (const name of TRUNK.slice(1)) if (!nodes.has(name)) put(name, { why: "not heard of yet" });
+  if (!learners.length) {
+    const expected = (snapshot.roster ?? []).filter((model) => model !== "baseline").map((model) => `learner-${model}`);
+    learners.push(...(expected.length ? expected : ["learner"]));
+    for (const name of learners) put(name, { why: "not heard of yet" });
+  }
+  const redis = (snapshot.dependencies ?? []).find((d) => d.name === "redis");
+  for (const [name, title] of Object.entries(OUTSIDE)) put(name, { title, kind: name === "redis" ? "store" : "outside" });
+  Object.assign(nodes.get("redis"), redis ? { state: redis.ok ? "ok" : "down", why: redis.why ?? "" } : {});
+  nodes.get("dead letters").total = snapshot.dead_letters?.total ?? null;
+  for (const name of learners) {
+    const model = name.slice("learner-".length);
+    Object.assign(nodes.get(name), { model, champion: model === snapshot.champion });
+  }
+
+  for (const alert of snapshot.alerts ?? []) {
+    const node = nodes.get(placeOf(alert)) ?? nodes.get("scorer");
+    if (alert.acknowledged) node.seen += 1;
+    else node.open += 1;
+  }
+  return { nodes, learners, wires: wires(snapshot, nodes, learners) };
+}
+
+function wires(snapshot, nodes, learners) {
+  const prefix = `${snapshot.pipeline ?? ""}.`;
+  const found = new Map();
+  const ends = (name) => (name === "learner" && !nodes.has(name) ? learners : [name]);
+  const add = (from, to, topic, rate, total) => {
+    const key = `${from} > ${to}`;
+    const wire = found.get(key) ?? { key, from, to, topics: [], rate: null, total: null };
+    if (topic && !wire.topics.some((t) => t.topic === topic)) wire.topics.push({ topic, rate });
+    wire.rate = sum([wire.rate, rate]);
+    wire.total = sum([wire.total, total]);
+    found.set(key, wire);
+  };
+  for (const edge of snapshot.flow ?? []) {
+    const [from, to] = [boxName(edge.from), boxName(edge.to)];
+    for (const name of [from, to]) {
+      if (!nodes.has(name) && !isLearner(name)) {
+        nodes.set(name, { name, title: name, kind: "outside", state: "unknown", why: "", instances: [], open: 0, seen: 0 });
+      }
+    }
+    const topic = (edge.topic ?? "").replaceAll(prefix, "");
+    for (const a of ends(from)) for (const b of ends(to)) add(a, b, topic, edge.rate ?? null, edge.total ?? null);
+  }
+  for (const [from, to, topic] of WIRES) {
+    for (const a of ends(from)) for (const b of ends(to)) if (!found.has(`${a} > ${b}`)) add(a, b, topic, null, null);
+  }
+  return [...found.values()];
+}
+
+function byName(services) {
+  const found = new Map();
+  for (const service of services) found.set(service.name, [...(found.get(service.name) ?? []), service]);
+  return found;
+}
+
+/** Return what is wrong in few words, and how bad it is: { words, level: "ok" | "warn" | "bad", open, seen }. */
+export function verdict(snapshot) {
+  const { nodes } = river(snapshot);
+  const open = (snapshot.alerts ?? []).filter((a) => !a.acknowledged).length;
+  const seen = (snapshot.alerts ?? []).length - open;
+  const words = [];
+  if (open) words.push(`${open} ${open === 1 ? "alert" : "alerts"}`);
+  else if (seen) words.push(`${seen} acknowledged ${seen === 1 ? "alert" : "alerts"}`);
+  const away = (snapshot.dependencies ?? []).filter((d) => !d.ok).map((d) => capital(d.name));
+  words.push(...away.map((name) => `${name} away`));
+  const at = (state) => [...nodes.values()].filter((n) => n.kind === "service" && n.state === state).map((n) => n.name);
+  const states = ["down", "behind", "starting"].map((state) => [state, at(state)]).filter(([, names]) => names.length);
+  // One or two are named; of more it is said how many.
+  const many = states.flatMap(([, names]) => names).length > 2;
+  states.forEach(([state, names], i) => {
+    const services = i ? "" : names.length === 1 ? "service " : "services ";
+    words.push(many ? `${names.length} ${services}${state}` : `${names.join(" and ")} ${state}`);
+  });
+  if (!(snapshot.services ?? []).length) words.push("no service heard of yet");
+  const level = away.length || at("down").length || open ? "bad" : words.length ? "warn" : "ok";
+  return { words: words.length ? words.join(", ") : "all well", level, open, seen };
+}
+
+export const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);

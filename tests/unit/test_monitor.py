@@ -1,0 +1,287 @@
+"""The monitor's figures against plain definitions, its windows and its alerts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill import Monitor, load
+from tidemill.monitor.alerts import Alerts, Rules, Usual
+from tidemill.monitor.drift import FLOOR, CategoryReference, NumberReference
+from tidemill.monitor.figures import Key
+from tidemill.monitor.performance import Answers, Judge
+from tidemill.monitor.windows import Windows, hashed
+
+FLIGHTS, DELAYS = load("flights"), load("delays")
+numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80).map(lambda v: np.array(v))
+
+
+def answers(label: Sequence[object], score: Sequence[float]) -> Answers:
+    return Answers(np.array(label), np.array(score, dtype=float), np.zeros(len(score), dtype=int))
+
+
+# How good predictions were.
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=2, max_size=60))
+def test_rocauc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[bool, int]]) -> None:
+    found = Judge(FLIGHTS).metrics(answers([y for y, _ in rows], [s / 10 for _, s in rows]))
+    pairs = [(a > b) + (a == b) / 2 for y, a in rows if y for z, b in rows if not z]
+    if pairs:
+        assert found["ROCAUC"] == pytest.approx(sum(pairs) / len(pairs))
+    else:
+        assert "ROCAUC" not in found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=60))
+def test_accuracy_log_loss_and_calibration_are_those_of_their_definitions(rows: list[tuple[bool, float]]) -> None:
+    judge = Judge(FLIGHTS)
+    said = answers([y for y, _ in rows], [p for _, p in rows])
+    found, n = judge.metrics(said) | judge.calibration(said), len(rows)
+    assert found["Accuracy"] == pytest.approx(sum((p > 0.5) == y for y, p in rows) / n)
+    clipped = [(y, min(1 - 1e-15, max(1e-15, p))) for y, p in rows]
+    assert found["LogLoss"] == pytest.approx(-sum(math.log(p if y else 1 - p) for y, p in clipped) / n)
+    assert found["bias"] == pytest.approx(sum(p - y for y, p in rows) / n)
+    bins: dict[int, float] = {}
+    for y, p in rows:
+        bins[min(9, int(p * 10))] = bins.get(min(9, int(p * 10)), 0.0) + p - y
+    assert found["calibration_error"] == pytest.approx(sum(map(abs, bins.values())) / n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=2, max_size=60))
+def test_the_metrics_of_a_regression_are_rivers_own(rows: list[tuple[float, float]]) -> None:
+    judge = Judge(DELAYS)
+    found = judge.metrics(answers([y for y, _ in rows], [s for _, s in rows]))
+    for metric in DELAYS.metric():
+        for label, score in rows:
+            metric.update(label, score)
+        name = type(metric).__name__
+        if name in found:
+            assert found[name] == pytest.approx(metric.get(), rel=1e-6, abs=1e-6)
+
+
+def test_a_gain_is_positive_where_it_is_better() -> None:
+    judge = Judge(FLIGHTS)
+    assert judge.gain("ROCAUC", 0.7, 0.6) == pytest.approx(0.1)
+    assert judge.gain("LogLoss", 0.5, 0.6) == pytest.approx(0.1)
+
+
+# How far values are from the reference.
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers, numbers)
+def test_ks_is_the_largest_distance_between_the_distribution_functions(a: np.ndarray, b: np.ndarray) -> None:
+    expected = max(abs((a <= x).mean() - (b <= x).mean()) for x in np.concatenate([a, b]))
+    assert NumberReference(a).ks(b) == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers, numbers)
+def test_psi_of_numbers_is_that_of_their_bins(a: np.ndarray, b: np.ndarray) -> None:
+    reference = NumberReference(a)
+    assert reference.psi(a) == pytest.approx(0.0)
+    low, high = a.min(), a.max()
+    deciles = sorted({np.quantile(a, k / 10, method="inverted_cdf") for k in range(1, 10)})
+    edges = [-math.inf, np.nextafter(low, -math.inf), *[d for d in deciles if d < high], high, math.inf]
+    expected = 0.0
+    for begin, end in itertools.pairwise(edges):
+        p, q = (max(FLOOR, ((begin < x) & (x <= end)).mean()) for x in (b, a))
+        expected += (p - q) * math.log(p / q)
+    assert reference.psi(b) == pytest.approx(expected)
+
+
+def test_what_lies_beyond_all_that_was_seen_is_told_from_what_moved_inside() -> None:
+    values = np.arange(1000.0)
+    reference = NumberReference(values)
+    assert reference.psi(np.full(100, 999.0)) < 9 < 15 < reference.psi(np.full(100, 1000.5))
+
+
+def test_categories_that_were_never_seen_are_counted_and_shift_the_index() -> None:
+    reference = CategoryReference(["a"] * 80 + ["b"] * 20)
+    assert reference.unseen(["a", "b", "c", "d"]) == 0.5
+    assert reference.psi(["a"] * 8 + ["b"] * 2) == pytest.approx(0.0)
+    assert reference.psi(["a"] * 8 + ["c"] * 2) > 1
+
+
+def test_many_rare_categories_share_a_bin() -> None:
+    many = [f"c{n:03d}" for n in range(200) for _ in range(2)]
+    assert CategoryReference(many).psi(many) == pytest.approx(0.0)
+
+
+# Windows.
+
+
+def test_a_window_is_closed_when_every_partition_has_passed_its_end_by_the_lateness() -> None:
+    windows = Windows(100, 20, 1000)
+    for time, partition in ((10, 0), (50, 1), (150, 0)):
+        assert windows.window(time, partition)
+    assert windows.due() == []  # partition 1 stands at 50
+    windows.window(119, 1)
+    assert windows.due() == []
+    windows.window(120, 1)
+    (closed,) = windows.due()
+    assert (closed.start, closed.end, closed.records) == (0, 100, 2)
+
+
+def test_a_quiet_partition_is_not_waited_for_but_one_that_is_all_is() -> None:
+    windows = Windows(100, 0, 1000)
+    windows.window(10, 0)
+    windows.window(500, 1)
+    assert windows.due() == []
+    assert len(windows.due(idle=[0])) == 1
+    assert windows.due(idle=[0, 1]) == []
+
+
+def test_what_comes_for_a_closed_window_is_late_and_told_with_the_next_one() -> None:
+    windows = Windows(100, 0, 1000)
+    windows.window(10, 0)
+    windows.window(110, 0)
+    assert len(windows.due()) == 1
+    assert windows.window(20, 0) is None
+    windows.window(210, 0)
+    (closed,) = windows.due()
+    assert (closed.start, closed.records, closed.late) == (100, 1, 1)
+
+
+def test_windows_that_had_begun_before_an_interruption_say_so() -> None:
+    windows = Windows(100, 30, 1000)
+    windows.interrupt(280)
+    for time in (250, 310, 420, 600):
+        windows.window(time, 0)
+    assert [(w.start, w.interrupted) for w in windows.due()] == [(200, True), (300, True), (400, False)]
+
+
+def test_of_many_rows_a_uniform_sample_stays_the_same_in_any_order() -> None:
+    ids = [f"event-{n}" for n in range(5000)]
+    kept = []
+    for seed in (1, 2):
+        random.Random(seed).shuffle(ids)
+        windows = Windows(100, 0, 500)
+        for name in ids:
+            window = windows.window(50, 0)
+            if hashed(name.encode()) < window.limit:
+                window.add(hashed(name.encode()), (name,))
+        assert window.records == 5000
+        assert 200 < len(window.rows) <= 500
+        kept.append({name for (name,) in window.rows})
+    assert kept[0] == kept[1]
+    mean = np.mean([int(name.split("-")[1]) for name in kept[0]])
+    assert mean == pytest.approx(2500, abs=300)
+
+
+# Alerts.
+
+
+def rules(**declared: object) -> Rules:
+    made = Rules(Monitor(**declared), Judge(FLIGHTS))
+    usual = [
+        {Key("psi", feature="distance"): value, Key("Accuracy", "logreg"): 0.7 + value} for value in (0.1, 0.2, 0.3)
+    ]
+    made.usual = Usual.of([*usual, {Key("label_mean"): 0.2}, {Key("label_mean"): 0.3}, {Key("label_mean"): 0.25}])
+    return made
+
+
+DISTANCE = Key("psi", feature="distance")
+
+
+def course(
+    values: Sequence[float | None], key: Key = DISTANCE, windows: int = 2, **declared: object
+) -> list[str | None]:
+    alerts = Alerts(rules(**declared), windows)
+    found = []
+    for n, value in enumerate(values):
+        told = alerts.step({} if value is None else {key: value}, n * 100, (n + 1) * 100, 0)
+        assert len(told) <= 1
+        found.append(told[0].state if told else None)
+    return found
+
+
+def test_an_alert_opens_goes_on_and_is_resolved_each_after_two_windows() -> None:
+    assert course([0.2, 0.9, 0.9, 0.9, 0.2, 0.2, 0.2]) == [
+        None,
+        None,
+        "opened",
+        "continuing",
+        "continuing",
+        "resolved",
+        None,
+    ]
+
+
+def test_one_bad_window_alerts_nobody_and_one_good_one_resolves_nothing() -> None:
+    assert course([0.9, 0.2, 0.9, 0.2]) == [None] * 4
+    assert course([0.9, 0.9, 0.2, 0.9, 0.2, 0.9]) == [None, "opened"] + ["continuing"] * 4
+
+
+def test_a_window_without_the_figure_changes_nothing() -> None:
+    assert course([0.9, None, 0.9, None, 0.2, None, 0.2]) == [
+        None,
+        None,
+        "opened",
+        None,
+        "continuing",
+        None,
+        "resolved",
+    ]
+
+
+def test_what_is_usual_and_what_is_declared_both_have_to_be_passed() -> None:
+    assert course([0.39] * 2) == [None, None]  # usual reaches to 0.3, and half of its range further
+    assert course([0.41] * 2) == [None, "opened"]
+    assert course([0.41] * 2, limits={"psi": 0.5}) == [None, None]
+    assert course([0.6] * 2, limits={"psi": 0.5}) == [None, "opened"]
+    assert course([0.6] * 2, limits={"psi": 0.5, "psi:distance": 0.7}) == [None, None]
+    assert course([9.0] * 2, limits={"psi": None}) == [None, None]
+
+
+def test_metrics_alert_where_they_are_worse_whichever_way_that_is() -> None:
+    assert course([0.66, 0.66], Key("Accuracy", "logreg")) == [None, "opened"]
+    assert course([0.99, 0.99], Key("Accuracy", "logreg")) == [None, None]
+    assert course([0.1, 0.1], Key("label_mean")) == [None, "opened"]
+    assert course([0.5, 0.5], Key("label_mean")) == [None, "opened"]
+
+
+def test_the_baseline_and_single_versions_alert_nobody() -> None:
+    assert course([0.0, 0.0], Key("Accuracy", "baseline")) == [None, None]
+    assert course([0.0, 0.0], Key("Accuracy", "logreg", 17)) == [None, None]
+
+
+def test_before_there_is_a_reference_only_what_has_a_limit_of_its_own_alerts() -> None:
+    alerts = Alerts(Rules(Monitor(), Judge(FLIGHTS)), 1)
+    figures = {DISTANCE: 9.0, Key("calibration_error", "logreg"): 0.9, Key("missing", feature="temp"): 0.5}
+    assert [str(alert.subject) for alert in alerts.step(figures, 0, 100, 0)] == ["missing:temp"]
+
+
+def test_an_alert_says_what_how_much_and_where_to_look() -> None:
+    alerts = Alerts(rules(), 1)
+    (alert,) = alerts.step({DISTANCE: 0.9, Key("ks", feature="distance"): 0.1}, 100, 200, 5)
+    assert alert.message == "the distribution of distance has moved: psi 0.9, above 0.4"
+    assert alert.evidence == {"psi": 0.9, "ks": 0.1, "psi_usual_least": 0.1, "psi_usual_most": 0.3}
+    assert (alert.since, alert.start, alert.end, alert.opened_at) == (100, 100, 200, 5)
+    assert "quantiles" in alert.look_at
+
+
+def test_an_alert_that_an_earlier_process_left_open_goes_on() -> None:
+    before, after = Alerts(rules(), 2), Alerts(rules(), 2)
+    for n in range(2):
+        told = before.step({DISTANCE: 0.9}, n * 100, n * 100 + 100, 7)
+    after.restore(told[0])
+    (again,) = after.step({DISTANCE: 0.9}, 200, 300, 9)
+    assert (again.state, again.since, again.opened_at) == ("continuing", 0, 7)
+    assert after.open == [again]
+
+
+def test_a_declaration_may_silence_a_figure() -> None:
+    assert replace(FLIGHTS, monitor=Monitor(limits={"ks": None})).monitor.silent("ks", "distance")
