@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 20_000
 """Offsets of one partition that go into one chunk: a file a date. It bounds memory, and what a restart reads again."""
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+EPOCH = dt.date(1970, 1, 1)
+DAY_MS = 86_400_000
 
 
 class Chunk:
@@ -44,8 +45,7 @@ class Chunk:
         """Add the next row; one that is there already counts for nothing."""
         if row["offset"] >= self.next:
             self.next = row["offset"] + 1
-            date = (EPOCH + dt.timedelta(milliseconds=row["event_time"])).date().isoformat()
-            self.rows.setdefault(date, []).append(row)
+            self.rows.setdefault(date_of(row["event_time"]), []).append(row)
 
     def changed(self) -> list[str]:
         """Return the dates that have more rows than were written."""
@@ -141,6 +141,12 @@ class Archiver(Step):
         topic = chunk.slot.topic.removeprefix(f"{self.pipeline.name}.")
         name = f"{topic}-{chunk.slot.partition}-{chunk.first:012d}-{chunk.last:012d}.parquet"
         return f"{self.pipeline.name}/{topic}/date={date}/{name}"
+
+
+def date_of(time: int) -> str:
+    """Return the date, in UTC, of ms since the epoch; of what no calendar has, the first or the last that it has."""
+    day = min(max(time // DAY_MS, (dt.date.min - EPOCH).days), (dt.date.max - EPOCH).days)
+    return (EPOCH + dt.timedelta(days=day)).isoformat()
 
 
 def _offset(row: Row) -> int:

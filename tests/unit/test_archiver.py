@@ -1,0 +1,193 @@
+"""The archive holds every record once, whatever is done again, and files say which offsets they hold."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tidemill import load, topics
+from tidemill.archiver.service import Archiver
+from tidemill.errors import StoreError
+from tidemill.files import Files
+from tidemill.records import Records
+from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.memory import MemoryRecord
+
+FLIGHTS = load("flights")
+RECORDS = Records(FLIGHTS)
+LOG, EXAMPLES = topics.PREDICTION_LOG.name("flights"), topics.EXAMPLES.name("flights")
+DAY = 86_400_000
+
+
+def log(n: int, day: int = 0) -> dict[str, object]:
+    vector = dict.fromkeys(FLIGHTS.vector) | {"carrier": "UA", "distance": float(n)}
+    features = {
+        "event_id": f"e{n}", "entity_id": "JFK", "event_time": day * DAY + n, "partition": 1, "offset": n + 7, "partial": False,
+        "vector": vector,
+    }  # fmt: skip
+    scores = [{"model": m, "version": n, "score": 0.25, "probabilities": {}} for m in FLIGHTS.roster]
+    return {"features": features, "champion": scores[0], "challengers": scores[1:]}
+
+
+def record(n: int, *, day: int = 0, topic: str = LOG, partition: int = 0) -> MemoryRecord:
+    if topic == LOG:
+        value = RECORDS.prediction_log.encode(log(n, day))
+    else:
+        value = RECORDS.example.encode(
+            {"prediction": log(n, day), "label": n % 2 == 0, "label_time": day * DAY + n + 5}
+        )
+    return MemoryRecord(topic, value, f"e{n}".encode(), 1000 + n, None, partition, n)
+
+
+class Run:
+    """An archiver with a clock of its own."""
+
+    def __init__(self, folder: Path, **more: object) -> None:
+        self.now = 0.0
+        self.folder = folder
+        files = Files(str(folder), "archive_url", "archive")
+        self.step = Archiver(FLIGHTS, files, every_seconds=10.0, chunk=100, clock=lambda: self.now, **more)
+
+    def start(self, slot: Slot, committed: int, records: list[MemoryRecord]) -> None:
+        """Take a slot over as the loop does: rebuild from where the step says, then go on."""
+        start = self.step.assign(slot, Position(committed))
+        again = [r for r in records if start.rebuild_from <= r.offset() < start.live_from]
+        self.step.process(again, discard)
+
+    def flush(self) -> None:
+        self.now += 11
+        self.step.process([], discard)
+
+    def frame(self, topic: str = "prediction-log") -> pd.DataFrame:
+        return pd.read_parquet(self.folder / "flights" / topic)
+
+    def names(self) -> list[str]:
+        return sorted(str(p.relative_to(self.folder / "flights")) for p in self.folder.rglob("*.parquet"))
+
+
+SLOT = Slot(LOG, 0)
+
+
+def test_a_row_holds_all_of_a_record(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start(Slot(EXAMPLES, 0), 0, [])
+    run.step.process([record(3, topic=EXAMPLES)], discard)
+    run.flush()
+    (row,) = run.frame("examples").to_dict("records")
+    assert row["event_id"] == "e3"
+    assert row["event_time"] == pd.Timestamp(3, unit="ms", tz="UTC")
+    assert (row["partition"], row["offset"], row["source_partition"], row["source_offset"]) == (0, 3, 1, 10)
+    assert (row["x_carrier"], row["x_distance"], pd.isna(row["x_temp"])) == ("UA", 3.0, True)
+    assert (row["champion"], row["score_logreg"], row["version_slow"]) == ("logreg", 0.25, 3)
+    assert (bool(row["label"]), row["label_time"]) == (False, pd.Timestamp(8, unit="ms", tz="UTC"))
+    assert str(row["date"]) == "1970-01-01"
+
+
+def test_a_file_is_named_by_its_topic_partition_and_offsets_below_its_date(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start(SLOT, 0, [])
+    run.step.process([record(n, day=n // 80) for n in range(150)], discard)
+    run.flush()
+    assert run.names() == [
+        "prediction-log/date=1970-01-01/prediction-log-0-000000000000-000000000099.parquet",
+        "prediction-log/date=1970-01-02/prediction-log-0-000000000000-000000000099.parquet",
+        "prediction-log/date=1970-01-02/prediction-log-0-000000000100-000000000199.parquet",
+    ]
+
+
+def test_a_full_chunk_is_written_at_once_and_one_that_is_not_after_a_while(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start(SLOT, 0, [])
+    run.step.process([record(n) for n in range(130)], discard)
+    assert sorted(run.frame()["offset"]) == list(range(100))
+    run.flush()
+    assert sorted(run.frame()["offset"]) == list(range(130))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_done_again_each_record_is_there_once(tmp_path: Path, seed: int) -> None:
+    """Crashes at random moments, with the last commit somewhere before; markers of transactions leave gaps."""
+    rng = random.Random(seed)
+    offsets = [n for n in range(700) if rng.random() < 0.9]
+    records = [record(n, day=rng.randrange(3)) for n in offsets]
+    committed, run = 0, Run(tmp_path)
+    run.start(SLOT, 0, records)
+    at = 0
+    while at < len(records):
+        size = rng.randrange(1, 60)
+        run.step.process(records[at : at + size], discard)
+        at += size
+        if rng.random() < 0.3:
+            run.flush()
+        if rng.random() < 0.6:
+            committed = records[min(at, len(records)) - 1].offset() + 1
+        elif rng.random() < 0.4:  # crash: back to what is committed
+            run = Run(tmp_path)
+            run.start(SLOT, committed, records)
+            at = next((i for i, r in enumerate(records) if r.offset() >= committed), len(records))
+    run.flush()
+    assert sorted(run.frame()["offset"]) == offsets
+
+
+def test_a_process_that_was_replaced_does_not_shorten_a_file(tmp_path: Path) -> None:
+    records = [record(n) for n in range(60)]
+    old, new = Run(tmp_path), Run(tmp_path)
+    old.start(SLOT, 0, records)
+    old.step.process(records[:20], discard)
+    new.start(SLOT, 10, records)
+    new.step.process(records[10:], discard)
+    new.flush()
+    old.flush()
+    assert sorted(new.frame()["offset"]) == list(range(60))
+
+
+def test_what_the_log_does_not_hold_any_more_is_taken_from_the_file(tmp_path: Path) -> None:
+    records = [record(n, day=n % 2) for n in range(60)]
+    first = Run(tmp_path)
+    first.start(SLOT, 0, records)
+    first.step.process(records[:40], discard)
+    first.flush()
+    again = Run(tmp_path)
+    assert again.step.assign(SLOT, Position(30)).rebuild_from == 0
+    again.step.truncated(SLOT)  # the log begins at 25 now
+    again.step.process(records[25:], discard)
+    again.flush()
+    assert sorted(again.frame()["offset"]) == list(range(60))
+
+
+def test_an_archive_that_cannot_be_written_stops_it_and_loses_nothing(tmp_path: Path, monkeypatch) -> None:
+    run = Run(tmp_path)
+    run.start(SLOT, 0, [])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tidemill.files.write_whole", full)
+        with pytest.raises(StoreError, match="No space left"):
+            run.step.process([record(n) for n in range(130)], discard)
+    run.step.revoke([SLOT])
+    run.start(SLOT, 0, [])
+    run.step.process([record(n) for n in range(130)], discard)
+    run.flush()
+    assert sorted(run.frame()["offset"]) == list(range(130))
+
+
+def test_records_of_an_earlier_declaration_are_counted_and_passed_over(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start(SLOT, 0, [])
+    run.step.process([MemoryRecord(LOG, b"\0\1\2\3\4old", b"k", 1, None, 0, 0), record(1)], discard)
+    run.flush()
+    assert list(run.frame()["offset"]) == [1]
+    assert run.step.counts["skipped", "unknown_schema"] == 1
+
+
+def test_a_time_beyond_any_calendar_is_archived_too(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start(SLOT, 0, [])
+    run.step.process([record(1, day=-(10**9))], discard)
+    run.flush()
+    assert len(run.names()) == 1
