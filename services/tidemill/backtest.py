@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tidemill import topics
 from tidemill.featurizer.service import Featurizer
 from tidemill.joiner.service import Joiner
 from tidemill.learner.fold import Fold
 from tidemill.pipeline import Pipeline
-from tidemill.records import PredictionLog, Records
+from tidemill.records import HEADER, Features, PredictionLog, Records
 from tidemill.scorer.service import Scorer
-from tidemill.stream.api import Headers, Position, Slot, Step
+from tidemill.stream.api import Emit, Headers, Position, Record, Slot, Step
 from tidemill.stream.memory import MemoryRecord
 from tidemill.validator.service import Validator
 
@@ -54,6 +54,28 @@ class Report:
     def events_per_second(self) -> float:
         """Events handled per second of wall time."""
         return self.events / self.seconds if self.seconds else 0.0
+
+
+class Outcome(NamedTuple):
+    """What came true of one prediction, and when that was known, in ms since the epoch."""
+
+    event_id: str
+    label: Any
+    label_time: int
+
+
+class _Kept(Step):
+    """Keeps the prediction log by event, without headers, until outcomes come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs: dict[str, bytes] = {}
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        del emit
+        for record in records:
+            self.logs[(record.key() or b"").decode()] = (record.value() or b"")[HEADER:]
+        return True
 
 
 class Backtest:
@@ -153,6 +175,51 @@ class Backtest:
         self._count()
         report.seconds = time.perf_counter() - started
         return report
+
+    def replay(
+        self, questions: Sequence[Features], outcomes: Sequence[Outcome], progress: Progress | None = None
+    ) -> Report:
+        """Run over vectors as they were served, in order of event time, and what came true, in order of label time.
+
+        What the archive holds: validation, features and join were done when it was written, and are not done again.
+        """
+        started = time.perf_counter()
+        kept = _Kept()
+        log, features = self._log, topics.FEATURES.name(self.pipeline.name)
+        self._ways[log] = kept
+        header, tail = self.records.example.header, self.records.outcome.body
+        waiting = iter(outcomes)
+        outcome = next(waiting, None)
+
+        def come_true(until: int | None) -> None:
+            nonlocal outcome
+            while outcome is not None and (until is None or outcome.label_time <= until):
+                self._at(outcome.label_time)
+                self.report.labels += 1
+                body = kept.logs.pop(outcome.event_id, None)
+                if body is not None:
+                    end = tail({"label": outcome.label, "label_time": outcome.label_time})
+                    self._emit(self._examples, header + body + end, outcome.event_id.encode(), outcome.label_time)
+                    self._learn_until(outcome.label_time)
+                outcome = next(waiting, None)
+
+        for question in questions:
+            now = question["event_time"]
+            come_true(now)
+            self._at(now)
+            self.report.first_event = self.report.first_event or now
+            self.report.last_event = now
+            self.report.events += 1
+            self._emit(features, self.records.features.encode(question), question["entity_id"].encode(), now)
+            if progress:
+                progress(1)
+        come_true(None)
+        self._learn_until(None)
+        self._checkpoint(self._now)
+        self._count()
+        self.report.valid, self.report.pending = self.report.events, len(kept.logs)
+        self.report.seconds = time.perf_counter() - started
+        return self.report
 
     _now = -(2**62)
     _next_checkpoint: int | None = None

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,11 +103,10 @@ def topics(pipeline: str, *, create: bool, **options: Any) -> None:
 
 @cli.command()
 @PIPELINE
+@click.option("--events", "events_path", type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
+@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
 @click.option(
-    "--events", "events_path", required=True, type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet."
-)
-@click.option(
-    "--labels", "labels_path", required=True, type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet."
+    "--archive", metavar="URL", help="Instead of both: vectors as they were served, and labels, from an archive."
 )
 @click.option(
     "--model-delay",
@@ -119,8 +119,8 @@ def topics(pipeline: str, *, create: bool, **options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
-def backtest(pipeline: str, events_path: Path, labels_path: Path, model_delay: str | None, every: str, *, as_json: bool,
-             predictions: Path | None) -> None:  # fmt: skip
+def backtest(pipeline: str, events_path: Path | None, labels_path: Path | None, archive: str | None, model_delay: str | None,
+             every: str, *, as_json: bool, predictions: Path | None) -> None:  # fmt: skip
     """Run a pipeline over history in one process: what production would have done."""
     from tidemill import describe, history
     from tidemill.backtest import Backtest
@@ -131,12 +131,20 @@ def backtest(pipeline: str, events_path: Path, labels_path: Path, model_delay: s
         delay, step = milliseconds(model_delay) if model_delay else 0, milliseconds(every)
     except ValueError as error:
         raise SettingsError(f"--model-delay or --every: {error}") from None
-    events = history.read(events_path, declared.events)
-    labels = history.read(labels_path, declared.labels)
     run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
-    with history.prediction_writer(predictions) as write, history.progress("backtest", len(events)) as advance:
+    if archive is not None and events_path is None and labels_path is None:
+        questions, outcomes = history.archived(declared, archive)
+        total, begin = len(questions), partial(run.replay, questions, outcomes)
+    elif archive is None and events_path is not None and labels_path is not None:
+        events, labels = history.read(events_path, declared.events), history.read(labels_path, declared.labels)
+        total, begin = len(events), partial(run.run, events, labels)
+    else:
+        raise SettingsError(
+            "a backtest runs over --events and --labels, or over an --archive: name the two, or the one"
+        )
+    with history.prediction_writer(predictions) as write, history.progress("backtest", total) as advance:
         run.predictions = write
-        report = run.run(events, labels, advance)
+        report = begin(advance)
     click.echo(
         json.dumps(describe.report_json(report), indent=2) if as_json else describe.report_text(report), nl=as_json
     )

@@ -37,13 +37,14 @@ def write_whole(path: str, data: bytes) -> None:
 class Files:
     """Files below `url`; `setting` named it, and `what` it is, for messages."""
 
-    def __init__(self, url: str, setting: str, what: str) -> None:
+    def __init__(self, url: str, setting: str, what: str, *, create: bool = True) -> None:
         self.url = url
         self._what = what
         try:
             self._fs: Any
             self._fs, self._root = fsspec.core.url_to_fs(url)
-            self._fs.makedirs(self._root, exist_ok=True)
+            if create:
+                self._fs.makedirs(self._root, exist_ok=True)
         except (OSError, ValueError, ImportError) as error:
             raise StoreError(f"{setting} {url!r} can't be used: {error}; set TIDEMILL_{setting.upper()}") from error
 

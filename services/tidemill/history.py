@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from tidemill import schemas
+from tidemill.backtest import Outcome
 from tidemill.errors import SettingsError
-from tidemill.pipeline import Stream
-from tidemill.records import PredictionLog
+from tidemill.files import Files
+from tidemill.pipeline import Pipeline, Stream
+from tidemill.records import Features, PredictionLog
 
 FORMS = (".csv", ".jsonl", ".ndjson", ".parquet")
 _WORDS = {"true": True, "false": False, "1": True, "0": False}
@@ -110,6 +112,31 @@ def _column(path: Path, name: str, values: list[Any], kind: str, nullable: bool)
         except (TypeError, ValueError, KeyError, ArithmeticError):
             raise SettingsError(f"{path} row {row}: column {name!r} is {value!r} where a {kind} was expected") from None
     return found
+
+
+def archived(pipeline: Pipeline, url: str) -> tuple[list[Features], list[Outcome]]:
+    """Return what an archive holds: vectors in order of event time, outcomes in order of label time.
+
+    Raises SettingsError where it holds nothing of this pipeline, or of another declaration of it.
+    """
+    try:
+        from tidemill.archiver import rows
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"--archive {url}: reading it needs {error.name}: pip install 'tidemill[parquet]'"
+        ) from None
+    files = Files(url, "archive_url", "archive", create=False)
+    questions = sorted(
+        map(rows.features_of, rows.read(pipeline, files, labelled=False)), key=lambda features: features["event_time"]
+    )
+    outcomes = sorted(
+        (
+            Outcome(row["event_id"], row["label"], row["label_time"])
+            for row in rows.read(pipeline, files, labelled=True)
+        ),
+        key=lambda outcome: outcome.label_time,
+    )
+    return questions, outcomes
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

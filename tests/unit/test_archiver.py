@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from monitored import logs_of
 
 from tidemill import load, topics
 from tidemill.archiver.service import Archiver
-from tidemill.errors import StoreError
+from tidemill.backtest import Backtest
+from tidemill.demo import data
+from tidemill.errors import SettingsError, StoreError
 from tidemill.files import Files
+from tidemill.history import archived
 from tidemill.records import Records
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryRecord
@@ -191,3 +196,34 @@ def test_a_time_beyond_any_calendar_is_archived_too(tmp_path: Path) -> None:
     run.step.process([record(1, day=-(10**9))], discard)
     run.flush()
     assert len(run.names()) == 1
+
+
+def test_a_backtest_from_the_archive_says_what_the_one_it_was_made_of_said(tmp_path: Path) -> None:
+    found = data.flights((1,), days=4)
+    run = Run(tmp_path)
+    for record in logs_of(FLIGHTS, found):
+        slot = Slot(record.topic(), 0)
+        if record.offset() == 0:
+            run.start(slot, 0, [])
+        run.step.process([record], discard)
+    run.flush()
+    expected = Backtest(FLIGHTS).run([f.event for f in found], data.labels(found))
+    report = Backtest(FLIGHTS).replay(*archived(FLIGHTS, str(tmp_path)))
+    assert report.metrics == expected.metrics
+    assert (report.predictions, report.joined) == (expected.predictions, expected.joined)
+
+
+@pytest.mark.parametrize("url", ["nowhere", "memory://nothing-there"])
+def test_an_archive_that_is_not_there_is_named(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"has no prediction-log of the pipeline 'flights'"):
+        archived(FLIGHTS, url)
+
+
+def test_an_archive_of_another_declaration_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start(SLOT, 0, [])
+    run.step.process([record(1)], discard)
+    run.flush()
+    other = replace(FLIGHTS, views=[])
+    with pytest.raises(SettingsError, match="another declaration"):
+        archived(other, str(tmp_path))

@@ -9,14 +9,17 @@ Columns: `partition`, `offset`, `timestamp` of the record; `event_id`, `entity_i
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tidemill import topics
+from tidemill.errors import SettingsError
+from tidemill.files import Files
 from tidemill.pipeline import Pipeline
-from tidemill.records import HEADER, Records
+from tidemill.records import HEADER, Features, Records
 from tidemill.stream.api import Record
 
 MOMENT = pa.timestamp("ms", tz="UTC")
@@ -97,6 +100,10 @@ class Form:
     def rows(self, file: bytes) -> list[Row]:
         """Return the rows of a Parquet file, as `row` made them."""
         table = pq.read_table(io.BytesIO(file))
+        if table.schema.names != self.schema.names:
+            raise SettingsError(
+                "an archive's file was written by another declaration of the pipeline's vector or models"
+            )
         whole = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in self.schema]
         found: list[Row] = table.cast(pa.schema(whole)).to_pylist()
         return found
@@ -106,3 +113,27 @@ class Form:
         """Return how many rows a Parquet file has."""
         found: int = pq.read_metadata(io.BytesIO(file)).num_rows
         return found
+
+
+def features_of(row: Row) -> Features:
+    """Return the vector of a row as it was served, with where it came from."""
+    return {
+        "event_id": row["event_id"],
+        "entity_id": row["entity_id"],
+        "event_time": row["event_time"],
+        "partition": row["source_partition"],
+        "offset": row["source_offset"],
+        "partial": row["partial"],
+        "vector": {name[2:]: value for name, value in row.items() if name.startswith("x_")},
+    }
+
+
+def read(pipeline: Pipeline, files: Files, *, labelled: bool) -> Iterator[Row]:
+    """Yield the rows of a pipeline's archive, file by file. Raises SettingsError where there is none."""
+    topic = topics.EXAMPLES if labelled else topics.PREDICTION_LOG
+    form = Form(pipeline, labelled=labelled)
+    paths = files.glob(f"{pipeline.name}/{topic.suffix}/date=*/*.parquet")
+    if not paths:
+        raise SettingsError(f"archive {files.url} has no {topic.suffix} of the pipeline {pipeline.name!r}")
+    for path in paths:
+        yield from form.rows(files.read(path) or b"")

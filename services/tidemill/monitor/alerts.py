@@ -16,6 +16,8 @@ from tidemill.monitor.performance import Judge
 
 MARGIN = 0.5
 """How far beyond the usual range, in ranges, is too far."""
+SEGMENT_MARGIN = 1.0
+"""The same for one segment of many: each has fewer rows, and by chance one of them is always the worst."""
 LEAST_RANGE = 0.25
 """The least width of a usual range, as a share of its larger end: what never varied is not held to its last digit."""
 LEAST_USUAL = 3
@@ -80,7 +82,7 @@ class Usual:
         if found is None:
             return None
         low, high = found
-        width = MARGIN * max(high - low, LEAST_RANGE * max(abs(low), abs(high)))
+        width = (SEGMENT_MARGIN if key.segment else MARGIN) * max(high - low, LEAST_RANGE * max(abs(low), abs(high)))
         return low - width, high + width
 
 

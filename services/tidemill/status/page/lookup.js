@@ -43,8 +43,13 @@ function fromAddress() {
   form.elements.kind.value = found[1];
   form.elements.id.value = id;
   text(byId("lookup-label"), KINDS[found[1]].label);
-  byId("look-up").scrollIntoView();
-  find(found[1], id);
+  intoSight();
+  find(found[1], id).then(intoSight);
+}
+
+/** Bring what the address asks for into sight; again when the panels above it have got their size. */
+export function intoSight() {
+  if (/^#(prediction|entity)=/.test(location.hash)) byId("look-up").scrollIntoView({ behavior: "instant" });
 }
 
 async function find(kind, id) {
@@ -78,7 +83,7 @@ function facts(values) {
   const entries = Object.entries(values ?? {});
   if (!entries.length) return el("p", { class: "empty" }, "Nothing.");
   return el("dl", { class: "facts" }, entries.map(([name, value]) =>
-    el("div", {}, el("dt", { title: name }, name), el("dd", { title: anything(value) }, anything(value)))));
+    el("div", { class: anything(value).length > 40 ? "long" : null }, el("dt", { title: name }, name), el("dd", { title: anything(value) }, anything(value)))));
 }
 
 function showPrediction(found) {

@@ -6,7 +6,7 @@ import { Drift } from "./drift.js";
 import { setConnection, tick, updateHeader, updateStores, updateVitals } from "./header.js";
 import { Letters, Promotions } from "./letters.js";
 import { follow } from "./live.js";
-import { startLookup } from "./lookup.js";
+import { intoSight, startLookup } from "./lookup.js";
 import { Models } from "./models.js";
 import { explainStates, processTable, updateList, updateTroubles } from "./river-list.js";
 import { river } from "./river-model.js";
@@ -74,8 +74,10 @@ function show() {
 }
 
 const again = follow("/api/live", (data) => {
+  const first = snapshot === null;
   snapshot = data;
   show();
+  if (first) intoSight();
 }, (state) => {
   setConnection(state);
   diagram.setLive(state.name === "live");

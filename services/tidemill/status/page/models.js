@@ -101,6 +101,13 @@ export class Models {
       })),
     ]);
     this.table.update(rows);
+    const made = () => el("div", {}, el("dt"), el("dd", {}, el("code"), el("p", { class: "note" })));
+    keyed(byId("model-details"), rows, (m) => m.name, made, (node, m) => {
+      const [said, from] = node.lastChild.children;
+      text(node.firstChild, m.name);
+      text(said, m.hyperparameters || "not known before its first version");
+      text(from, m.uri ? `artifact ${m.uri}, made ${exactly(m.created_at)}` : "");
+    });
   }
 
   #versions(snapshot, { name, better }) {
@@ -126,15 +133,10 @@ function modelCell(cell, model, snapshot, colours) {
     const path = svg("path", { d: "M0 3H14" });
     const name = el("span", { class: "clip" });
     const role = el("span", { class: "role" });
-    const said = el("code", {});
-    const uri = el("code", {});
-    const more = el("details", { class: "more" }, el("summary", { title: "hyperparameters and artifact" }, role, el("span", {}, "details")), said, uri);
     const line = el("div", { class: "model-line" }, svg("svg", { class: "swatch", viewBox: "0 0 14 6", width: 14, height: 6, "aria-hidden": "true" }, path), name);
-    return { line, more, path, name, role, said, uri };
+    return { line, role, path, name };
   });
   attr(attr(p.path, "class", colours.get(model.name)), "stroke-dasharray", model.name === "baseline" ? "4 3" : null);
   clipped(p.name, model.name);
   text(p.role, model.name === snapshot.champion ? "champion" : model.name === "baseline" ? "baseline" : "challenger");
-  text(p.said, model.hyperparameters ?? "not known before its first version");
-  text(p.uri, model.uri ? `artifact ${model.uri}` : "");
 }

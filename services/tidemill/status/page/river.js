@@ -6,6 +6,7 @@ import { LEAST_WIDTH, layout } from "./river-layout.js";
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const DASH = 14; // length of one dash with its gap, px
+const FRAME_MS = 100;
 const WORDS = { ok: "ok", starting: "starting", behind: "behind", down: "down", unknown: "unknown" };
 
 /** Words for a node's state: what has no health of its own has none. */
@@ -37,15 +38,18 @@ export class River {
     root.append(this.svg);
     this.root = root;
     this.width = 0;
-    this.moves = new Map();
+    this.streams = new Map(); // by wire: how fast its dashes drift, and how far they have
+    this.drifted = 0;
     this.live = true;
+    this.seen = true;
+    new IntersectionObserver(([entry]) => (this.seen = entry.isIntersecting)).observe(this.svg);
+    setInterval(() => this.#drift(), FRAME_MS);
     new ResizeObserver(() => this.river && this.update(this.river)).observe(root);
-    still.addEventListener("change", () => this.river && this.update(this.river));
   }
 
   update(river) {
     this.river = river;
-    const width = Math.floor(this.root.clientWidth);
+    const width = Math.floor(this.root.clientWidth) - 24; // its padding, into which flags stick out
     const narrow = width < LEAST_WIDTH;
     this.root.classList.toggle("narrow", narrow);
     if (narrow) return; // the list stands for the diagram there
@@ -55,6 +59,7 @@ export class River {
     attr(this.svg, "height", plan.height);
 
     const routed = river.wires.map((wire) => ({ wire, way: plan.route(wire) })).filter(({ way }) => way?.d);
+    for (const key of this.streams.keys()) if (!routed.some(({ wire }) => wire.key === key)) this.streams.delete(key);
     keyed(this.wires, routed, ({ wire }) => wire.key, () => svg("g", {}, svg("path", { class: "bed" }), svg("path", { class: "water" })),
       (node, item) => this.#wire(node, item));
     keyed(this.labels, routed.filter(({ way }) => way.label), ({ wire }) => wire.key, () => svg("g", {}), label);
@@ -78,33 +83,29 @@ export class River {
     this.#flow(wire.key, water, flow);
   }
 
-  /** Dashes drift along a wire, faster with more records; the speed changes without a jump. */
+  /** Dashes drift along a wire, faster with more records; nothing jumps where the speed changes. */
   #flow(key, water, flow) {
-    const runs = flow > 0 && this.live && !still.matches;
     attr(water, "visibility", flow > 0 ? null : "hidden");
-    let move = this.moves.get(key);
-    if (move && move.effect.target !== water) {
-      move.cancel();
-      move = null;
+    const stream = this.streams.get(key) ?? { offset: 0 };
+    this.streams.set(key, Object.assign(stream, { water, speed: flow > 0 ? 4 + 8 * flow : 0 }));
+  }
+
+  /** One clock for all wires, slower than the screen's: this page stays open all day, and water needs no more. */
+  #drift() {
+    const now = performance.now();
+    const seconds = Math.min(0.2, (now - this.drifted) / 1000);
+    this.drifted = now;
+    if (!this.live || !this.seen || document.hidden || still.matches) return;
+    for (const stream of this.streams.values()) {
+      if (!stream.speed) continue;
+      stream.offset = (stream.offset + stream.speed * seconds) % DASH;
+      stream.water.style.strokeDashoffset = (-stream.offset).toFixed(1);
     }
-    if (!move) {
-      if (!runs) return;
-      move = water.animate({ strokeDashoffset: [DASH, 0] }, { duration: 1000, iterations: Infinity });
-      this.moves.set(key, move);
-    }
-    if (!runs) {
-      move.pause();
-      return;
-    }
-    const speed = Math.round((0.35 + 0.75 * flow) * 20) / 20;
-    if (move.playbackRate !== speed) move.updatePlaybackRate(speed);
-    if (move.playState !== "running") move.play();
   }
 
   /** Water stands still while nobody knows whether it moves. */
   setLive(live) {
     this.live = live;
-    if (this.river) this.update(this.river);
   }
 }
 

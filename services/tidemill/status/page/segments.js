@@ -23,7 +23,7 @@ export class Segments {
     const shown = told || !first ? chosen : { name: first.name, better: first.bigger_is_better ? 1 : -1 };
     const name = shown.name.replaceAll("_", " ");
     const direction = shown.better === 0 ? "nearer to 0 is better" : shown.better > 0 ? "more is better" : "less is better";
-    text(byId("segments-note"), segments.length ? `${name} in the last window, ${direction}; the worst first` : "");
+    text(byId("segments-note"), segments.length ? `${name} in the last window, ${direction}` : "");
 
     const models = ranked(snapshot);
     const of = (row, model) => row.models?.[model]?.[shown.name];

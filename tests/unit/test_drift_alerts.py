@@ -1,0 +1,90 @@
+"""What moves is alerted within two windows, by the name of what moved; what does not move alerts nobody."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from monitored import DAY_MS, drawn, logs_of, watched
+
+from tidemill import load
+from tidemill.demo import data
+from tidemill.demo.data import Flight
+
+_DECLARED = load("flights")
+FLIGHTS = replace(_DECLARED, models={"logreg": _DECLARED.models["logreg"]})
+FIRST, MOVED, LAST = 15_706, 15_722, 15_727
+"""Days since the epoch: 1, 17 and 22 January 2013."""
+A_DAY = 600
+
+
+@pytest.fixture(scope="module")
+def january() -> list[Flight]:
+    return data.flights((1,))
+
+
+def nothing(event: dict[str, Any], label: dict[str, Any] | None, rng: random.Random) -> None:
+    pass
+
+
+def ten_times(event: dict[str, Any], label: dict[str, Any] | None, rng: random.Random) -> None:
+    event["distance"] = min(12_500.0, event["distance"] * 10)
+
+
+def unseen(event: dict[str, Any], label: dict[str, Any] | None, rng: random.Random) -> None:
+    if rng.random() < 0.1:
+        event["dest"] = "XYZ"
+
+
+def missing(event: dict[str, Any], label: dict[str, Any] | None, rng: random.Random) -> None:
+    if rng.random() < 0.3:
+        event["temp"] = None
+
+
+def flipped(event: dict[str, Any], label: dict[str, Any] | None, rng: random.Random) -> None:
+    if label is not None:
+        label["arr_delay"] = 0.0 if label["arr_delay"] > 15 else 60.0
+
+
+def told(january: list[Flight], shift: Any = nothing, pool: list[Flight] | None = None, seed: int = 1) -> list[Any]:
+    flights = drawn(january, range(FIRST, MOVED), A_DAY, seed)
+    flights += drawn(pool or january, range(MOVED, LAST), A_DAY, seed + 100, shift)
+    closed = watched(FLIGHTS, logs_of(FLIGHTS, flights))
+    assert len(closed) >= 2 * (LAST - FIRST) - 4
+    return [alert for window in closed for alert in window.alerts if alert.state == "opened"]
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_what_does_not_move_alerts_nobody(january: list[Flight], seed: int) -> None:
+    assert [alert.message for alert in told(january, seed=seed)] == []
+
+
+@pytest.mark.parametrize(
+    ("shift", "subjects"),
+    [
+        (ten_times, {"drift:distance"}),
+        (unseen, {"unseen:dest"}),
+        (missing, {"missing:temp"}),
+        (flipped, {"label_drift", "performance:logreg"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_shift_is_alerted_within_two_windows_and_named(january: list[Flight], shift: Any, subjects: set[str]) -> None:
+    found = {str(alert.subject): alert for alert in told(january, shift)}
+    assert subjects <= set(found)
+    for subject in subjects:
+        assert found[subject].end <= (MOVED + 2) * DAY_MS + (DAY_MS if subject in LABELS else 0)
+    others = {alert.subject.feature for alert in found.values()} - {"", *(s.rpartition(":")[2] for s in subjects)}
+    assert others == set()  # no other feature is accused
+
+
+LABELS = {"label_drift", "performance:logreg"}
+"""Some labels of a window are of events before the shift: flights that land on the day after."""
+
+
+def test_another_month_is_alerted_by_what_is_different_in_it(january: list[Flight]) -> None:
+    found = {str(alert.subject): alert for alert in told(january, pool=data.flights((7,)))}
+    assert {"drift:temp", "drift:dewp"} <= set(found)
+    assert found["drift:temp"].end <= (MOVED + 2) * DAY_MS
