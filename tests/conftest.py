@@ -50,14 +50,26 @@ def redis_url(redis_server: Redis) -> str:
     return redis_server.url
 
 
-@pytest.fixture
-def running(kafka: RealKafka, redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def _runs(kafka: RealKafka, redis_server: Redis, folder: Path) -> Iterator[Callable[..., Running]]:
     made: list[Running] = []
 
     def make(base: str, partitions: int, **settings: object) -> Running:
-        made.append(Running(kafka.servers, redis_server.url, tmp_path, base, partitions, **settings))
+        made.append(Running(kafka.servers, redis_server.url, folder, base, partitions, **settings))
         return made[-1]
 
     yield make
     for one in made:
         one.stack.stop()
+
+
+@pytest.fixture
+def running(kafka: RealKafka, redis_server: Redis, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    yield from _runs(kafka, redis_server, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_running(
+    kafka: RealKafka, redis_server: Redis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Running]]:
+    """The same for several tests of one module."""
+    yield from _runs(kafka, redis_server, tmp_path_factory.mktemp("running"))

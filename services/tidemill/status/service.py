@@ -8,9 +8,11 @@ state   what it has read, in memory; it can be started anew at any time, and as 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import uvicorn
@@ -33,6 +35,16 @@ log = logging.getLogger(__name__)
 PORT = 8000
 LOOK_SECONDS = 2.0
 """How long what is known of Kafka and Redis holds."""
+
+
+class _Server(uvicorn.Server):
+    """Ends with code 0 when it is asked to; uvicorn's own raises the signal again when it has finished."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+        yield
 
 
 class Dependencies:
@@ -101,10 +113,11 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     port = settings.http_port or PORT
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
-        uvicorn.run(
+        config = uvicorn.Config(
             build(parts), host="0.0.0.0", port=port, log_config=None, access_log=False,  # noqa: S104  pages come from outside
             timeout_graceful_shutdown=2, server_header=False, limit_concurrency=500,
         )  # fmt: skip
+        _Server(config).run()
     finally:
         scraper.stop()
         feed.stop()

@@ -1,0 +1,226 @@
+"""Archiver, monitor and status beside a whole pipeline on a real Kafka and Redis, and killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from running import Running, until, worker
+
+from tidemill import topics
+from tidemill.demo import data
+from tidemill.demo.replay import Replay, script
+from tidemill.records import HEADER
+from tidemill.stream.api import Slot
+from tidemill.topics import WATCHING, Topic
+
+CHANGES = 'monitor=replace(_base.monitor, window="6h", reference="1d", lateness="12h", least=20)'
+TOKEN = "a token of this test"
+
+
+def records(run: Running, topic: Topic) -> list[Any]:
+    """Return all that a topic holds."""
+    slots = [Slot(run.name(topic), p) for p in range(run.broker.partitions(run.name(topic)))]
+    ranges = {slot: run.broker.watermarks(slot) for slot in slots}
+    return [record for batch in run.broker.read(ranges) for record in batch]
+
+
+def windows(run: Running, source: str) -> list[dict[str, Any]]:
+    decoded = [run.records.window.record(r.value(), HEADER) for r in records(run, topics.WINDOWS)]
+    return [window for window in decoded if window["source"] == source]
+
+
+def archive(run: Running, topic: Topic) -> pd.DataFrame:
+    return pd.read_parquet(Path(run.stack.env["TIDEMILL_ARCHIVE_URL"]) / run.pipeline.name / topic.suffix)
+
+
+def get(run: Running, path: str, **more: Any) -> tuple[int, Any]:
+    url = f"http://127.0.0.1:{run.stack.ports['status']}{path}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, **more), timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@pytest.fixture(scope="module")
+def run(module_running: Callable[..., Running]) -> Running:
+    """Four days of flights; monitor and archiver are killed -9 in the middle, and start again."""
+    run = module_running(
+        "flights", 4, changes=CHANGES, snapshot_seconds=0.3, archive_seconds=1, status_token=TOKEN, interval_ms=50
+    )
+    run.stack.start_all(watched=True)
+    run.stack.wait_ready(120)
+    messages = script(run.pipeline, data.flights((1,), days=4), spoil_every=100)
+    replay = Replay(run.broker.servers, messages, 4 * 86_400 / 30)
+    replay.start()
+    until(lambda: replay.events > 1700, "the replay does not go on", 120)
+    for role in ("monitor", "archiver"):
+        os.kill(worker(run.stack.processes[role]), signal.SIGKILL)
+    until(lambda: replay.ended_at > 0, "the replay does not end", 120)
+    wanted = replay.labels
+    until(lambda: handled(run, "joiner") >= replay.events * 0.98 + wanted, "the joiner is behind", 120)
+    until(lambda: len(windows(run, "examples")) >= 12, "windows are not closed", 90)
+    until(lambda: len(archive(run, topics.EXAMPLES)) == len(records(run, topics.EXAMPLES)), "the archive is behind", 60)
+    return run
+
+
+def handled(run: Running, role: str) -> float:
+    lines = run.stack.fetch(role, "/metrics")[1].splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("tidemill_records_total"))
+
+
+@pytest.mark.parametrize("topic", [topics.PREDICTION_LOG, topics.EXAMPLES], ids=lambda topic: topic.suffix)
+def test_the_archive_holds_every_record_exactly_once(run: Running, topic: Topic) -> None:
+    sent = sorted((r.partition(), r.offset()) for r in records(run, topic))
+    rows = archive(run, topic)
+    assert sorted(zip(rows["partition"], rows["offset"], strict=True)) == sent
+    assert len(sent) > 3000
+
+
+def test_windows_that_the_killed_monitor_did_not_see_whole_say_so_and_the_others_are_whole(run: Running) -> None:
+    found = windows(run, "prediction-log")
+    assert any(window["interrupted"] for window in found)
+    rows = archive(run, topics.PREDICTION_LOG)
+    whole = [window for window in found if not window["interrupted"] and not window["late"]]
+    assert len(whole) >= 5
+    for window in whole:
+        there = rows[(as_ms(rows["event_time"]) >= window["start"]) & (as_ms(rows["event_time"]) < window["end"])]
+        assert window["records"] == window["rows"] == len(there)
+
+
+def as_ms(column: pd.Series) -> pd.Series:
+    return column.astype("datetime64[ms, UTC]").astype("int64")
+
+
+def figure(window: dict[str, Any], name: str, **of: Any) -> float | None:
+    wanted = {"model": "", "version": -1, "segment": "", "feature": ""} | of
+    found = [f["value"] for f in window["figures"] if f["name"] == name and all(f[k] == v for k, v in wanted.items())]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_the_figures_of_predictions_are_those_that_pandas_finds_in_the_archive(run: Running) -> None:
+    rows, compared = archive(run, topics.PREDICTION_LOG), 0
+    for window in windows(run, "prediction-log"):
+        if window["interrupted"] or window["late"]:
+            continue
+        there = rows[(as_ms(rows["event_time"]) >= window["start"]) & (as_ms(rows["event_time"]) < window["end"])]
+        for name in ("distance", "temp", "origin_count_1h"):
+            column = there[f"x_{name}"]
+            assert figure(window, "missing", feature=name) == pytest.approx(column.isna().mean())
+            assert figure(window, "mean", feature=name) == pytest.approx(column.mean())
+            assert figure(window, "std", feature=name) == pytest.approx(column.std(ddof=0))
+            assert figure(window, "p95", feature=name) == pytest.approx(column.quantile(0.95))
+        assert figure(window, "distinct", feature="carrier") == there["x_carrier"].nunique()
+        assert figure(window, "score_mean", model="logreg") == pytest.approx(there["score_logreg"].mean())
+        compared += 1
+    assert compared >= 5
+
+
+def test_the_figures_of_examples_are_those_that_pandas_finds_in_the_archive(run: Running) -> None:
+    rows, compared = archive(run, topics.EXAMPLES), 0
+    for window in windows(run, "examples"):
+        if window["interrupted"] or window["late"]:
+            continue
+        there = rows[(as_ms(rows["label_time"]) >= window["start"]) & (as_ms(rows["label_time"]) < window["end"])]
+        assert window["rows"] == len(there)
+        truth, score = there["label"].astype(float), there["score_logreg"]
+        assert figure(window, "label_mean") == pytest.approx(truth.mean())
+        assert figure(window, "Accuracy", model="logreg") == pytest.approx(((score > 0.5) == (truth > 0)).mean())
+        log_loss = -np.log(np.where(truth > 0, score, 1 - score)).mean()
+        assert figure(window, "LogLoss", model="logreg") == pytest.approx(log_loss)
+        united = there[there["x_carrier"] == "UA"]
+        if len(united) >= 20:
+            expected = ((united["score_slow"] > 0.5) == united["label"]).mean()
+            assert figure(window, "Accuracy", model="slow", segment="carrier=UA") == pytest.approx(expected)
+        compared += 1
+    assert compared >= 5
+
+
+def test_psi_is_that_of_the_first_day_of_labels(run: Running) -> None:
+    rows, examples = archive(run, topics.PREDICTION_LOG), archive(run, topics.EXAMPLES)
+    examples = examples.sort_values("offset")
+    begin = as_ms(examples["event_time"]).iloc[0] // 21_600_000 * 21_600_000
+    late = (as_ms(examples["label_time"]) >= begin + 86_400_000).to_numpy()
+    reference = examples.iloc[: int(late.argmax())]["x_carrier"].value_counts(normalize=True)
+    compared = 0
+    for window in windows(run, "prediction-log"):
+        found = figure(window, "psi", feature="carrier")
+        if found is None or window["interrupted"] or window["late"]:
+            continue
+        there = rows[(as_ms(rows["event_time"]) >= window["start"]) & (as_ms(rows["event_time"]) < window["end"])]
+        now = there["x_carrier"].value_counts(normalize=True)
+        names = reference.index.union(now.index)
+        p, q = (s.reindex(names).fillna(0.0).clip(lower=1e-4) for s in (now, reference))
+        assert found == pytest.approx(float(((p - q) * np.log(p / q)).sum()), abs=1e-9)
+        compared += 1
+    assert compared >= 3
+
+
+def test_status_tells_of_every_service_and_all_are_well(run: Running) -> None:
+    until(lambda: get(run, "/api/overview")[1]["models"][0]["version"], "status has read nothing", 30)
+    _, told = get(run, "/api/overview")
+    assert {service["name"] for service in told["services"]} == set(run.stack.addresses())
+    assert {service["state"] for service in told["services"]} == {"ok"}
+    assert [d["ok"] for d in told["dependencies"]] == [True, True]
+    assert [model["champion"] for model in told["models"]] == [True, False, False]
+    assert len(told["performance"]["windows"]) >= 10
+    assert {row["segment"] for row in told["performance"]["segments"]} & {"carrier=UA", "origin=JFK"}
+    assert told["dead_letters"]["total"] == len(records(run, topics.DLQ)) > 0
+    assert {"validator", "archiver", "monitor"} <= {edge["to"] for edge in told["flow"]}
+
+
+def test_one_prediction_with_all_that_made_it(run: Running) -> None:
+    rows = archive(run, topics.EXAMPLES).sort_values("offset")
+    wanted = rows.iloc[len(rows) // 2]
+    code, found = get(run, f"/api/predictions/{wanted['event_id']}")
+    assert code == 200
+    assert found["event"]["record"]["flight_id"] == wanted["event_id"]
+    assert found["vector"]["distance"] == wanted["x_distance"] == found["event"]["record"]["distance"]
+    assert found["scores"][0]["score"] == wanted["score_logreg"]
+    assert found["scores"][0]["version"] == wanted["version_logreg"]
+    assert (found["outcome"]["state"], found["outcome"]["label"]) == ("joined", bool(wanted["label"]))
+    assert found["outcome"]["offset"] == wanted["offset"]
+    code, said = get(run, "/api/predictions/no-such-flight")
+    assert code == 404
+    assert "no-such-flight" in said["detail"]
+
+
+def test_one_entitys_features(run: Running) -> None:
+    code, found = get(run, "/api/entities/JFK")
+    assert code == 200
+    (view,) = found["views"]
+    assert view["key"] == f"{run.pipeline.name}:origin:JFK"
+    assert view["features"]["origin_count_1h"] >= 0
+    assert get(run, "/api/entities/XYZ")[0] == 404
+
+
+def test_an_acknowledgement_needs_the_token_and_an_alert(run: Running) -> None:
+    body = json.dumps({"by": "anna", "why": "looking at it"}).encode()
+    plain = {"Content-Type": "application/json"}
+    known = {**plain, "Authorization": f"Bearer {TOKEN}"}
+    path = "/api/alerts/no:such/acknowledge"
+    assert get(run, path, data=body, headers=plain, method="POST")[0] == 401
+    assert get(run, path, data=body, headers=known, method="POST")[0] == 404
+    alerts = get(run, "/api/alerts")[1]["alerts"]
+    if alerts:
+        code, _ = get(run, f"/api/alerts/{alerts[0]['id']}/acknowledge", data=body, headers=known, method="POST")
+        assert code == 200
+        until(lambda: any(a["by"] == "anna" for a in get(run, "/api/alerts")[1]["alerts"]), "it is not told", 20)
+
+
+def test_those_who_look_on_end_when_they_are_asked_to(run: Running) -> None:
+    for role in WATCHING:
+        process = run.stack.processes[role]
+        process.terminate()
+        assert process.wait(20) == 0, run.stack.last_line(role)
