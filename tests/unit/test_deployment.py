@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,14 @@ from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
 from tidemill.stream.kafka import CALL_SECONDS
 from tidemill.stream.loop import STOP_SECONDS
-from tidemill.topics import SERVICES
+from tidemill.topics import SERVICES, WATCHING
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
+SHOWN = {name: COMPOSE["services"][name] for name in ("prometheus", "grafana")}
+"""Others' images, but served to people, and so confined as ours are."""
 FILES = {
     path.name: list(yaml.safe_load_all(path.read_text()))
     for path in sorted((ROOT / "k8s").glob("*.yaml"))
@@ -39,7 +43,12 @@ FILES = {
 }
 DOCUMENTS = [document for documents in FILES.values() for document in documents]
 NAMES = [f"{document['kind']}-{document['metadata']['name']}" for document in DOCUMENTS]
-SETS = {document["metadata"]["name"]: document for document in DOCUMENTS if document["kind"] == "StatefulSet"}
+SETS = {
+    document["metadata"]["name"]: document
+    for document in DOCUMENTS
+    if document["kind"] in ("StatefulSet", "Deployment")
+}
+"""What runs the services: a StatefulSet, for an instance's name is its identity; a Deployment of status, which has none."""
 POD_OWNERS = {
     document["metadata"]["name"]: document for document in DOCUMENTS if "template" in document.get("spec", {})
 }
@@ -169,6 +178,18 @@ def model_of(command: list[str]) -> str:
     return command[command.index("--model") + 1]
 
 
+def addresses_wrong(variables: Mapping[str, str], ports: Mapping[str, int]) -> list[str]:
+    """Return which services status would not find: it has to know each but itself, by the name and port that it has."""
+    known = json.loads(variables["TIDEMILL_SERVICES"])
+    expected = {name: f"http://{name}:{port}" for name, port in ports.items() if name != "status"}
+    return sorted(name for name in known.keys() | expected.keys() if known.get(name) != expected.get(name))
+
+
+def public(service: Mapping[str, Any]) -> list[str]:
+    """Return the ports that a service of compose opens to other machines."""
+    return [port for port in service.get("ports", []) if not str(port).startswith("127.0.0.1:")]
+
+
 # That the checkers find what is wrong.
 
 
@@ -233,6 +254,18 @@ def test_a_reference_to_what_is_not_there_is_found(missing: str) -> None:
     assert dangling([document for document, name in zip(DOCUMENTS, NAMES, strict=True) if name != missing])
 
 
+def test_a_service_that_status_would_not_find_is_found() -> None:
+    given = {
+        "TIDEMILL_SERVICES": '{"scorer": "http://scorer:8080", "joiner": "http://joiner:80", "x": "http://x:8080"}'
+    }
+    ports = dict.fromkeys(("scorer", "joiner", "learner", "status"), 8080)
+    assert addresses_wrong(given, ports) == ["joiner", "learner", "x"]
+
+
+def test_a_port_that_is_open_to_other_machines_is_found() -> None:
+    assert public({"ports": ["127.0.0.1:1:1", "2:2", "0.0.0.0:3:3"]}) == ["2:2", "0.0.0.0:3:3"]
+
+
 def test_a_dockerfile_with_a_fault_is_found() -> None:
     assert "DL3006" in lint("FROM debian\n")
 
@@ -270,6 +303,21 @@ def test_the_build_is_given_what_it_copies_and_nothing_else() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_the_image_has_what_every_service_needs() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = set(re.findall(r'_extra\("\w+", "(\w+)"\)', (ROOT / "services/tidemill/run.py").read_text()))
+    assert len(needed) == len(WATCHING)
+    assert extras["all"] == [f"tidemill[{','.join(sorted(needed))}]"]
+    assert " '.[all]'\n" in DOCKERFILE
+
+
+def test_volumes_of_compose_are_mounted_on_folders_that_the_image_gives_to_its_user() -> None:
+    # A new volume takes over the owner of the folder below it; without one, root's, it could not be written.
+    (made,) = re.findall(r"install --directory --owner=10001 --group=10001 (.*)$", DOCKERFILE, re.MULTILINE)
+    mounted = {volume.split(":")[1] for service in OURS.values() for volume in service["volumes"]}
+    assert mounted == set(made.split())
+
+
 # Compose.
 
 
@@ -282,30 +330,68 @@ def test_compose_runs_commands_that_exist_with_settings_that_exist(name: str) ->
 def test_compose_makes_the_topics_then_runs_every_service_and_a_learner_for_every_model() -> None:
     assert OURS["topics"]["command"] == ["topics", "flights", "--create"]
     commands = [service["command"] for name, service in OURS.items() if name != "topics"]
-    assert {command[1] for command in commands} == set(SERVICES)
+    assert {command[1] for command in commands} == {*SERVICES, *WATCHING}
     assert {command[2] for command in commands} == {"flights"}
+    assert all([command[1] for command in commands].count(service) == 1 for service in WATCHING)
     assert sorted(model_of(c) for c in commands if c[1] == "learner") == sorted(load("flights").roster)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, *SHOWN])
 def test_compose_services_are_confined_and_have_time_to_drain(name: str) -> None:
-    service = OURS[name]
+    service = COMPOSE["services"][name]
     assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert int(service["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
+    assert name in SHOWN or int(service["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_compose_holds_no_signing_key_and_does_not_start_without_one(name: str) -> None:
-    assert OURS[name]["environment"]["TIDEMILL_SIGNING_KEY"].startswith("${TIDEMILL_SIGNING_KEY:?")
+    key = OURS[name]["environment"].get("TIDEMILL_SIGNING_KEY")
+    assert key is None if name in WATCHING else key.startswith("${TIDEMILL_SIGNING_KEY:?")
+
+
+@pytest.mark.parametrize("name", WATCHING)
+def test_in_compose_those_that_look_on_have_what_they_need_and_no_more(name: str) -> None:
+    service = OURS[name]
+    assert [volume.split(":")[1] for volume in service["volumes"]] == (["/archive"] if name == "archiver" else [])
+    assert service["environment"]["TIDEMILL_ARCHIVE_URL"] == "/archive"
+    assert {"TIDEMILL_SERVICES", "TIDEMILL_STATUS_TOKEN"} & service["environment"].keys() == (
+        {"TIDEMILL_SERVICES", "TIDEMILL_STATUS_TOKEN"} if name == "status" else set()
+    )
+
+
+def test_compose_tells_status_where_every_service_is_and_shows_it_to_this_machine_alone() -> None:
+    ports = {name: int(s["environment"]["TIDEMILL_HTTP_PORT"]) for name, s in OURS.items() if name != "topics"}
+    assert addresses_wrong(OURS["status"]["environment"], ports) == []
+    assert OURS["status"]["environment"]["TIDEMILL_STATUS_TOKEN"] == "${TIDEMILL_STATUS_TOKEN:-}"
+    assert OURS["status"]["ports"] == [f"127.0.0.1:8000:{ports['status']}"]
+    assert [port for service in COMPOSE["services"].values() for port in public(service)] == []
+
+
+def test_grafana_has_nobody_to_log_in_as_and_changes_nothing() -> None:
+    settings = SHOWN["grafana"]["environment"]
+    assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    for name in ("AUTH_ANONYMOUS_ENABLED", "AUTH_DISABLE_LOGIN_FORM", "SECURITY_DISABLE_INITIAL_ADMIN_CREATION"):
+        assert settings[f"GF_{name}"] == "true"
+    assert settings["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert not [name for name in settings if "PASSWORD" in name]
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_images_of_others_are_of_one_version(name: str) -> None:
+    assert re.fullmatch(r"[a-z/-]+:v?\d[\d.]*", COMPOSE["services"][name]["image"])
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
 def test_compose_services_wait_for_services_and_use_volumes_that_are_there(name: str) -> None:
     service = COMPOSE["services"][name]
     assert service.get("depends_on", {}).keys() <= COMPOSE["services"].keys()
-    assert {volume.split(":")[0] for volume in service["volumes"]} <= COMPOSE["volumes"].keys()
+    places = {volume.split(":")[0]: volume for volume in service["volumes"]}
+    files = {place for place in places if place.startswith("./")}
+    assert places.keys() - files <= COMPOSE["volumes"].keys()
+    assert all((ROOT / place).is_dir() and places[place].endswith(":ro") for place in files)
     assert service["restart"] == ("no" if name == "topics" else "on-failure" if name in OURS else "unless-stopped")
 
 
@@ -375,7 +461,7 @@ def test_the_config_map_has_settings_that_exist() -> None:
 
 def test_kubernetes_runs_every_service_and_a_learner_for_every_model() -> None:
     arguments = {name: pod_of(document)["containers"][0]["args"] for name, document in SETS.items()}
-    assert {a[1] for a in arguments.values()} == set(SERVICES)
+    assert {a[1] for a in arguments.values()} == {*SERVICES, *WATCHING}
     assert {a[2] for a in arguments.values()} == {"flights"}
     assert sorted(model_of(a) for a in arguments.values() if a[1] == "learner") == sorted(load("flights").roster)
     assert pod_of(POD_OWNERS["topics"])["containers"][0]["args"] == ["topics", "flights", "--create"]
@@ -383,17 +469,23 @@ def test_kubernetes_runs_every_service_and_a_learner_for_every_model() -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_replica_has_partitions_and_a_model_one_learner(name: str) -> None:
-    # A replica without partitions is never ready; a second learner of a model would have none.
-    assert SETS[name]["spec"]["replicas"] <= (1 if name.startswith("learner") else load("flights").partitions)
+    # A replica without partitions stands by; a second learner of a model would have none. Of those that look on there is one.
+    alone = name.startswith("learner") or name in WATCHING
+    assert SETS[name]["spec"]["replicas"] <= (1 if alone else load("flights").partitions)
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) -> None:
     (container,) = pod_of(SETS[name])["containers"]
-    from_pod = {v["name"]: v["valueFrom"] for v in container["env"]}
-    assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
+    from_pod = {v["name"]: v["valueFrom"] for v in container["env"] if "valueFrom" in v}
     service, mounts = container["args"][1], {m["mountPath"]: m for m in container["volumeMounts"]}
-    assert ("TIDEMILL_REDIS_URL" in from_pod) == (service == "featurizer")
+    assert (SETS[name]["kind"] == "Deployment") == (service == "status"), "it has no identity"
+    if service != "status":
+        assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
+    assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "status"))
+    assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
+    assert ("/archive" in mounts) == (service == "archiver")
+    assert "/tmp" in mounts
     assert ("TIDEMILL_SIGNING_KEY" in from_pod) == ("/artifacts" in mounts) == (service in ("scorer", "learner"))
     if "/artifacts" in mounts:
         assert mounts["/artifacts"].get("readOnly", False) == (service == "scorer"), "only a learner makes models"
@@ -403,10 +495,11 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
 def test_probes_ask_the_right_question_and_outwait_a_replay_and_a_lost_kafka(name: str) -> None:
     (container,) = pod_of(SETS[name])["containers"]
     startup, ready, live = (container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
-    assert ready["httpGet"] == startup["httpGet"] == {"path": "/readyz", "port": "http"}
+    status = name == "status"  # it is asked for when Kafka is away, when it is not ready; and it has nothing to rebuild
+    assert ready["httpGet"] == startup["httpGet"] == {"path": "/livez" if status else "/readyz", "port": "http"}
     assert live["httpGet"] == {"path": "/livez", "port": "http"}
     assert container["ports"] == [{"name": "http", "containerPort": 8080}]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= REPLAY_SECONDS
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= (60 if status else REPLAY_SECONDS)
     assert STALLED_SECONDS + live["periodSeconds"] * live["failureThreshold"] > LONGEST_TURN_SECONDS
 
 
@@ -415,6 +508,24 @@ def test_every_service_has_a_disruption_budget_that_lets_a_node_be_drained(name:
     assert NAMES.count(f"PodDisruptionBudget-{name}") == 1
     budget = DOCUMENTS[NAMES.index(f"PodDisruptionBudget-{name}")]["spec"]
     assert budget == {"maxUnavailable": 1, "selector": SETS[name]["spec"]["selector"]}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_service_is_found_by_its_name_and_scraped(name: str) -> None:
+    pods, service = SETS[name]["spec"]["template"]["metadata"], DOCUMENTS[NAMES.index(f"Service-{name}")]["spec"]
+    assert service["selector"].items() <= pods["labels"].items()
+    assert pods["annotations"] == {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"}
+    if name == "status":
+        assert service["ports"] == [{"name": "http", "port": 8000, "targetPort": "http"}]
+    else:  # its name has the address of each pod, also of one that is starting, which status tells
+        assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+        assert service["ports"] == [{"name": "http", "port": 8080}]
+
+
+def test_kubernetes_tells_status_where_every_service_is() -> None:
+    ports = {name: DOCUMENTS[NAMES.index(f"Service-{name}")]["spec"]["ports"][0]["port"] for name in SETS}
+    (container,) = pod_of(SETS["status"])["containers"]
+    assert addresses_wrong({v["name"]: v.get("value", "") for v in container["env"]}, ports) == []
 
 
 def test_kustomization_lists_every_file_but_the_example_of_a_secret() -> None:
@@ -444,6 +555,17 @@ def test_pods_may_be_scraped_and_reach_names_kafka_and_redis_and_nothing_else() 
     assert [[port["port"] for port in rule["ports"]] for rule in allowed["ingress"]] == [[8080]]
     assert all(rule["to"] for rule in allowed["egress"]), "a rule without `to` lets everything out"
     assert {port["port"] for rule in allowed["egress"] for port in rule["ports"]} == {53, 9092, 6379}
+
+
+def test_status_alone_may_also_reach_the_other_services() -> None:
+    policies = {d["metadata"]["name"]: d["spec"] for d in DOCUMENTS if d["kind"] == "NetworkPolicy"}
+    assert policies.keys() == {"default-deny", "services", "status"}
+    part = {"matchLabels": {"app.kubernetes.io/part-of": "tidemill"}}
+    assert policies["status"] == {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "status"}},
+        "policyTypes": ["Egress"],
+        "egress": [{"to": [{"podSelector": part}], "ports": [{"protocol": "TCP", "port": 8080}]}],
+    }
 
 
 def test_everything_runs_the_image_of_this_version_and_makes_room_for_a_finished_job() -> None:

@@ -1,4 +1,4 @@
-"""One prediction with all that made it, and one entity's features: found when asked, in the log, the archive and Redis."""
+"""One prediction with all that made it, and one entity's features: found when asked, in the log and in Redis."""
 
 from __future__ import annotations
 
@@ -61,11 +61,12 @@ class Lookup:
             begin = max(low, high - STEP)
             for batch in self.broker.read({slot: (begin, high)}):
                 yield from batch
+                if time.monotonic() > until:
+                    raise TooFarBackError(
+                        f"not among the latest records of {slot.topic}: looked for {PATIENCE_SECONDS:.0f} s, back to "
+                        f"offset {begin:,} of {low:,} to {high:,}"
+                    )
             high = begin
-            if time.monotonic() > until:
-                raise TooFarBackError(
-                    f"not among the latest records of {slot.topic}: looked for {PATIENCE_SECONDS:.0f} s"
-                )
 
     def _find(self, topic: Topic, key: bytes, until: float) -> Record | None:
         """Return the record of a topic that has this key; where keys decide the partition, only that one is read."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 PORT = 8000
 LOOK_SECONDS = 2.0
-"""How long what is known of Kafka and Redis holds."""
+"""How often Kafka and Redis are asked whether they are there."""
 
 
 class _Server(uvicorn.Server):
@@ -47,38 +47,43 @@ class _Server(uvicorn.Server):
         yield
 
 
-class Dependencies:
-    """Whether Kafka and Redis can be reached; asked at most every so often, whoever wants to know."""
+class Dependencies(threading.Thread):
+    """Whether Kafka and Redis can be reached: asked every so often, in a thread of its own, for one that is away answers late."""
 
     def __init__(self, broker: KafkaBroker, store: OnlineStore, feed: Feed) -> None:
-        self.broker, self.store, self.feed = broker, store, feed
-        self._at = 0.0
-        self._told: list[dict[str, Any]] = []
+        super().__init__(name="dependencies", daemon=True)
+        self._checks = {"kafka": self._kafka, "redis": store.check}
+        self.broker, self.feed = broker, feed
+        self._wrong: dict[str, str] = dict.fromkeys(self._checks, "not asked yet")
+        self._ending = threading.Event()
 
-    def __call__(self) -> list[dict[str, Any]]:
-        """Return each by name, with what is wrong."""
-        if time.monotonic() - self._at > LOOK_SECONDS:
-            self._told = [self._look("kafka", self._kafka), self._look("redis", self.store.check)]
-            self._at = time.monotonic()
-        return self._told
+    def run(self) -> None:
+        """Ask until `stop`."""
+        while not self._ending.is_set():
+            for name, check in self._checks.items():
+                try:
+                    check()
+                    self._wrong[name] = ""
+                except (BrokerError, StoreError) as error:
+                    self._wrong[name] = str(error)
+            self._ending.wait(LOOK_SECONDS)
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._ending.set()
 
     def _kafka(self) -> None:
         self.broker.connect()
         if self.feed.trouble:
             raise BrokerError(self.feed.trouble)
 
-    @staticmethod
-    def _look(name: str, check: Any) -> dict[str, Any]:
-        try:
-            check()
-        except (BrokerError, StoreError) as error:
-            return {"name": name, "ok": False, "why": str(error)}
-        return {"name": name, "ok": True, "why": ""}
+    def told(self) -> list[dict[str, Any]]:
+        """Return each by name, with what is wrong."""
+        return [{"name": name, "ok": not why, "why": why} for name, why in self._wrong.items()]
 
     def wrong(self) -> str | None:
         """Return what is away, in words; None where nothing is."""
-        away = [f"{told['name']}: {told['why']}" for told in self() if not told["ok"]]
-        return "; ".join(away) or None
+        return "; ".join(f"{name}: {why}" for name, why in self._wrong.items() if why) or None
 
 
 def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
@@ -102,14 +107,15 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     parts = Parts(
         feed=feed,
         scraper=scraper,
-        overview=Overview(pipeline, feed, scraper, dependencies),
+        overview=Overview(pipeline, feed, scraper, dependencies.told),
         lookup=Lookup(pipeline, broker, store.features, manifest),
         ready=dependencies.wrong,
         acknowledge=acknowledge,
         token=settings.status_token,
     )
-    feed.start()
-    scraper.start()
+    threads = (feed, scraper, dependencies)
+    for thread in threads:
+        thread.start()
     port = settings.http_port or PORT
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
@@ -119,5 +125,5 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         )  # fmt: skip
         _Server(config).run()
     finally:
-        scraper.stop()
-        feed.stop()
+        for thread in threads:
+            thread.stop()

@@ -121,7 +121,10 @@ class KafkaBroker:
 
     def partitions(self, topic: str) -> int:
         if topic not in self._partitions:
-            found = self._admin.list_topics(topic, timeout=CALL_SECONDS).topics[topic]
+            try:
+                found = self._admin.list_topics(topic, timeout=CALL_SECONDS).topics[topic]
+            except KafkaException as error:
+                raise _wrap(error, f"asking for the partitions of {topic}") from error
             if found.error is not None and found.error.code() != KafkaError.LEADER_NOT_AVAILABLE:
                 return 0
             if not found.partitions:

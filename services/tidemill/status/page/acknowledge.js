@@ -29,7 +29,11 @@ function complain(sentence) {
 
 async function send() {
   const [by, why, token] = [fields.by.value.trim(), fields.why.value.trim(), fields.token.value];
-  const missing = [[by, "your name", fields.by], [why, "a reason", fields.why], [token, "the token", fields.token]].find(([value]) => !value);
+  const missing = [
+    [by, "your name", fields.by],
+    [why, "a reason", fields.why],
+    [token, "the token", fields.token],
+  ].find(([value]) => !value);
   if (missing) {
     complain(`Please give ${missing[1]}.`);
     missing[2].focus();

@@ -21,7 +21,13 @@ export function updateAlerts(snapshot, { showSubject, subjectPanel }) {
   const open = [...(snapshot.alerts ?? [])].sort(order);
   const resolved = snapshot.resolved ?? [];
   const make = () => makeAlert(showSubject);
-  keyed(byId("alerts-open"), open, (a) => a.id, make, (node, a) => update(node, a, snapshot, subjectPanel));
+  keyed(
+    byId("alerts-open"),
+    open,
+    (a) => a.id,
+    make,
+    (node, a) => update(node, a, snapshot, subjectPanel),
+  );
   keyed(byId("alerts-resolved"), resolved, (a) => `${a.id} ${a.opened_at} ${a.end}`, makeResolved, updateResolved);
   byId("alerts-none").hidden = open.length > 0;
   byId("resolved-none").hidden = resolved.length > 0;
@@ -29,8 +35,13 @@ export function updateAlerts(snapshot, { showSubject, subjectPanel }) {
 
 function makeAlert(showSubject) {
   const node = el("li", { class: "alert" });
-  const bar = svg("svg", { class: "against", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
-    svg("rect", { class: "ground", width: 100, height: 8, rx: 1 }), svg("rect", { class: "value", height: 8 }), svg("rect", { class: "limit", width: 1, height: 8 }));
+  const bar = svg(
+    "svg",
+    { class: "against", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("rect", { class: "ground", width: 100, height: 8, rx: 1 }),
+    svg("rect", { class: "value", height: 8 }),
+    svg("rect", { class: "limit", width: 1, height: 8 }),
+  );
   const parts = {
     kind: el("span", { class: "tag" }),
     mark: el("span", { class: "tag calm" }),
@@ -41,13 +52,22 @@ function makeAlert(showSubject) {
     look: el("p", { class: "look" }, el("b", {}, "Look at "), el("span")),
     evidence: el("details", {}, el("summary", {}, "Evidence"), el("dl", { class: "evidence" })),
     show: el("button", { type: "button", class: "link", on: { click: () => showSubject(node.alert) } }),
-    acknowledge: el("button", { type: "button", class: "small", on: { click: () => askFor(node.alert, parts.acknowledge) } }, "Acknowledge"),
+    acknowledge: el(
+      "button",
+      { type: "button", class: "small", on: { click: () => askFor(node.alert, parts.acknowledge) } },
+      "Acknowledge",
+    ),
   };
   node.parts = parts;
   node.append(
     el("div", { class: "alert-head" }, sign("behind"), parts.kind, parts.mark),
-    parts.message, el("div", { class: "measure" }, bar, parts.numbers), parts.since, parts.look, parts.evidence,
-    el("div", { class: "buttons" }, parts.show, parts.acknowledge));
+    parts.message,
+    el("div", { class: "measure" }, bar, parts.numbers),
+    parts.since,
+    parts.look,
+    parts.evidence,
+    el("div", { class: "buttons" }, parts.show, parts.acknowledge),
+  );
   return node;
 }
 
@@ -64,16 +84,25 @@ function update(node, alert, snapshot, subjectPanel) {
   drawMeasure(p.bar, alert);
   const lasts = typeof alert.end === "number" && typeof alert.since === "number" ? (alert.end - alert.since) / 1000 : null;
   const windows = lasts && snapshot.window_ms ? Math.round((lasts * 1000) / snapshot.window_ms) : null;
-  text(p.since, `since ${moment(alert.since)}, event time${windows ? `: ${plural(windows, "window")}` : lasts ? `: ${duration(lasts)}` : ""}`);
+  text(
+    p.since,
+    `since ${moment(alert.since)}, event time${windows ? `: ${plural(windows, "window")}` : lasts ? `: ${duration(lasts)}` : ""}`,
+  );
   attr(p.since, "title", `opened at ${moment(alert.opened_at)} by the wall clock`);
   text(p.look.lastChild, alert.look_at ?? "");
   p.look.hidden = !alert.look_at;
   const evidence = Object.entries(alert.evidence ?? {});
   p.evidence.hidden = !evidence.length;
-  keyed(p.evidence.lastChild, evidence, ([name]) => name, () => el("div", {}, el("dt"), el("dd")), (row, [name, value]) => {
-    text(row.firstChild, words(name));
-    text(row.lastChild, figure(value));
-  });
+  keyed(
+    p.evidence.lastChild,
+    evidence,
+    ([name]) => name,
+    () => el("div", {}, el("dt"), el("dd")),
+    (row, [name, value]) => {
+      text(row.firstChild, words(name));
+      text(row.lastChild, figure(value));
+    },
+  );
   const panel = subjectPanel(alert);
   text(p.show, panel ? `Show in ${panel}` : "");
   p.show.hidden = !panel;
@@ -91,7 +120,8 @@ function measure(alert) {
 
 /** The value as a bar, and the limit as a line on it. */
 function drawMeasure(bar, { value, limit }) {
-  const usable = typeof value === "number" && typeof limit === "number" && value >= 0 && limit >= 0 && Math.max(value, limit) > 0;
+  const usable =
+    typeof value === "number" && typeof limit === "number" && value >= 0 && limit >= 0 && Math.max(value, limit) > 0;
   attr(bar, "hidden", !usable);
   if (!usable) return;
   const scale = 96 / Math.max(value, limit);
@@ -100,7 +130,13 @@ function drawMeasure(bar, { value, limit }) {
 }
 
 function makeResolved() {
-  return el("li", { class: "alert" }, el("div", { class: "alert-head" }, sign("ok"), el("span", { class: "tag calm" })), el("p", { class: "message" }), el("p", { class: "since" }));
+  return el(
+    "li",
+    { class: "alert" },
+    el("div", { class: "alert-head" }, sign("ok"), el("span", { class: "tag calm" })),
+    el("p", { class: "message" }),
+    el("p", { class: "since" }),
+  );
 }
 
 function updateResolved(node, alert) {

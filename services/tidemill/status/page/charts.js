@@ -10,7 +10,8 @@ const CHALLENGERS = ["series-2", "series-3", "series-4", "series-5", "series-6"]
 /** The colour of each model, by the roster: a model keeps its colour whatever is shown. */
 export function modelColours(roster, champion) {
   const others = roster.filter((name) => name !== champion && name !== "baseline");
-  const of = (name) => (name === champion ? "series-1" : name === "baseline" ? "series-0" : CHALLENGERS[others.indexOf(name) % CHALLENGERS.length]);
+  const of = (name) =>
+    name === champion ? "series-1" : name === "baseline" ? "series-0" : CHALLENGERS[others.indexOf(name) % CHALLENGERS.length];
   return new Map(roster.map((name) => [name, of(name)]));
 }
 
@@ -54,7 +55,12 @@ export class PerformanceChart {
   }
 
   #options() {
-    const axis = { stroke: () => colour("ink-2"), grid: { stroke: () => colour("line"), width: 1 }, ticks: { show: false }, font: "11.5px system-ui, sans-serif" };
+    const axis = {
+      stroke: () => colour("ink-2"),
+      grid: { stroke: () => colour("line"), width: 1 },
+      ticks: { show: false },
+      font: "11.5px system-ui, sans-serif",
+    };
     return {
       ...this.#size(),
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
@@ -113,23 +119,40 @@ export class PerformanceChart {
   #legend(index) {
     const at = index ?? (this.data ? this.data[0].length - 1 : -1);
     const of = this.windows?.[at];
-    const items = this.models.map((name, i) => ({ name, value: of ? this.data?.[i + 1]?.[at] ?? null : null }));
-    keyed(this.legend, [{ window: of }, ...items], (x) => x.name ?? "", (x) => (x.name === undefined ? el("span", { class: "legend-window" }) : legendEntry()), (node, x) => {
-      if (x.name === undefined) {
-        text(node, x.window ? `${index === null ? "last window, " : ""}${windowName(x.window.start, this.length)} · ${count(x.window.rows)} rows${x.window.interrupted ? " · interrupted: seen in part" : ""}` : "");
-        return;
-      }
-      attr(node, "class", `legend-entry${x.name === this.champion ? " champion" : ""}`);
-      attr(node.firstChild.firstChild, "class", this.colours.get(x.name));
-      attr(node.firstChild.firstChild, "stroke-dasharray", x.name === "baseline" ? "5 4" : null);
-      attr(text(node.children[1], x.name), "title", x.name);
-      text(node.children[2], metric(x.value));
-    });
+    const items = this.models.map((name, i) => ({ name, value: of ? (this.data?.[i + 1]?.[at] ?? null) : null }));
+    keyed(
+      this.legend,
+      [{ window: of }, ...items],
+      (x) => x.name ?? "",
+      (x) => (x.name === undefined ? el("span", { class: "legend-window" }) : legendEntry()),
+      (node, x) => {
+        if (x.name === undefined) {
+          text(
+            node,
+            x.window
+              ? `${index === null ? "last window, " : ""}${windowName(x.window.start, this.length)} · ${count(x.window.rows)} rows${x.window.interrupted ? " · interrupted: seen in part" : ""}`
+              : "",
+          );
+          return;
+        }
+        attr(node, "class", `legend-entry${x.name === this.champion ? " champion" : ""}`);
+        attr(node.firstChild.firstChild, "class", this.colours.get(x.name));
+        attr(node.firstChild.firstChild, "stroke-dasharray", x.name === "baseline" ? "5 4" : null);
+        attr(text(node.children[1], x.name), "title", x.name);
+        text(node.children[2], metric(x.value));
+      },
+    );
   }
 }
 
 function legendEntry() {
-  return el("span", {}, svg("svg", { viewBox: "0 0 18 6", width: 18, height: 6, "aria-hidden": "true" }, svg("path", { d: "M0 3H18" })), el("span", { class: "legend-name" }), el("b"));
+  return el(
+    "span",
+    {},
+    svg("svg", { viewBox: "0 0 18 6", width: 18, height: 6, "aria-hidden": "true" }, svg("path", { d: "M0 3H18" })),
+    el("span", { class: "legend-name" }),
+    el("b"),
+  );
 }
 
 /** A scale with some air above and below; one value alone still gets a scale. */
@@ -143,8 +166,13 @@ const [WIDE, HIGH] = [104, 22];
 
 /** A sparkline with its limit: made empty, then drawn into. */
 export function sparkline() {
-  return svg("svg", { class: "spark", viewBox: `0 0 ${WIDE} ${HIGH}`, width: WIDE, height: HIGH, role: "img" },
-    svg("line", { class: "limit", x1: 0, x2: WIDE }), svg("path", { class: "course" }), svg("circle", { class: "end", r: 2.2 }));
+  return svg(
+    "svg",
+    { class: "spark", viewBox: `0 0 ${WIDE} ${HIGH}`, width: WIDE, height: HIGH, role: "img" },
+    svg("line", { class: "limit", x1: 0, x2: WIDE }),
+    svg("path", { class: "course" }),
+    svg("circle", { class: "end", r: 2.2 }),
+  );
 }
 
 export function drawSparkline(node, values, { limit = null, least = 0, said }) {

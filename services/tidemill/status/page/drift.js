@@ -17,15 +17,24 @@ function nearness(row) {
 
 const psiColumns = [
   {
-    id: "course", title: "PSI by window", fill: (cell, row) => {
+    id: "course",
+    title: "PSI by window",
+    fill: (cell, row) => {
       const { spark } = parts(cell, () => ({ spark: sparkline() }));
       const known = (row.psi ?? []).filter(number);
-      const said = known.length ? `PSI over ${plural(row.psi.length, "window")}, now ${psi(last(row.psi))}, most ${psi(Math.max(...known))}` : "no PSI yet";
+      const said = known.length
+        ? `PSI over ${plural(row.psi.length, "window")}, now ${psi(last(row.psi))}, most ${psi(Math.max(...known))}`
+        : "no PSI yet";
       drawSparkline(spark, row.psi ?? [], { limit: row.limit, said });
     },
   },
   {
-    id: "psi", title: "PSI", help: "population stability index against the reference; sorts by PSI over limit", numeric: true, value: nearness, fill: (cell, row) => {
+    id: "psi",
+    title: "PSI",
+    help: "population stability index against the reference; sorts by PSI over limit",
+    numeric: true,
+    value: nearness,
+    fill: (cell, row) => {
       const beyond = (nearness(row) ?? 0) > 1;
       attr(text(cell, psi(last(row.psi))), "class", `number strong${beyond ? " worse" : ""}`);
     },
@@ -36,34 +45,79 @@ const psiColumns = [
 export class Drift {
   constructor() {
     this.features = new Table({
-      label: "Drift by feature", key: (f) => f.name, tall: true, sort: { id: "psi", direction: "descending" },
+      label: "Drift by feature",
+      key: (f) => f.name,
+      tall: true,
+      sort: { id: "psi", direction: "descending" },
       empty: "No feature is known yet: the first complete window tells about them.",
       mark: (f) => (f.alert ? "is-alert" : null),
       columns: [
         {
-          id: "name", title: "feature", className: "key", value: (f) => f.name, fill: (cell, f) => {
-            const p = parts(cell, () => ({ name: el("span", { class: "clip" }), kind: el("span", { class: "role" }), alert: el("span", { class: "tag" }, "alert") }));
+          id: "name",
+          title: "feature",
+          className: "key",
+          value: (f) => f.name,
+          fill: (cell, f) => {
+            const p = parts(cell, () => ({
+              name: el("span", { class: "clip" }),
+              kind: el("span", { class: "role" }),
+              alert: el("span", { class: "tag" }, "alert"),
+            }));
             clipped(p.name, f.name);
             text(p.kind, f.kind ?? "");
             p.alert.hidden = !f.alert;
           },
         },
         ...psiColumns,
-        { id: "usual", title: "usual", help: "the range of its PSI in the windows of the reference", numeric: true, fill: (cell, f) => text(cell, f.usual ? `${psi(f.usual[0])} to ${psi(f.usual[1])}` : "–") },
-        { id: "missing", title: "missing", help: "share of vectors without it", numeric: true, value: (f) => f.missing, fill: (cell, f) => text(cell, share(f.missing)) },
-        { id: "unseen", title: "unseen", help: "share of categories that training did not have", numeric: true, value: (f) => f.unseen, fill: (cell, f) => text(cell, share(f.unseen)) },
-        ...QUANTILES.map((q) => ({ id: q, title: q, numeric: true, className: q === "p50" ? "strong" : "", fill: (cell, f) => text(cell, figure(f.quantiles?.[q])) })),
+        {
+          id: "usual",
+          title: "usual",
+          help: "the range of its PSI in the windows of the reference",
+          numeric: true,
+          fill: (cell, f) => text(cell, f.usual ? `${psi(f.usual[0])} to ${psi(f.usual[1])}` : "–"),
+        },
+        {
+          id: "missing",
+          title: "missing",
+          help: "share of vectors without it",
+          numeric: true,
+          value: (f) => f.missing,
+          fill: (cell, f) => text(cell, share(f.missing)),
+        },
+        {
+          id: "unseen",
+          title: "unseen",
+          help: "share of categories that training did not have",
+          numeric: true,
+          value: (f) => f.unseen,
+          fill: (cell, f) => text(cell, share(f.unseen)),
+        },
+        ...QUANTILES.map((q) => ({
+          id: q,
+          title: q,
+          numeric: true,
+          className: q === "p50" ? "strong" : "",
+          fill: (cell, f) => text(cell, figure(f.quantiles?.[q])),
+        })),
       ],
     });
     this.outputs = new Table({
-      label: "Drift of scores and labels", key: (o) => o.key,
+      label: "Drift of scores and labels",
+      key: (o) => o.key,
       empty: "Nothing yet: the first complete window tells about scores, the first with labels about labels.",
       mark: (o) => (o.alert ? "is-alert" : null),
       columns: [
-        { id: "name", title: "of", className: "key", fill: (cell, o) => clipped(parts(cell, () => ({ name: el("span", { class: "clip" }) })).name, o.name) },
+        {
+          id: "name",
+          title: "of",
+          className: "key",
+          fill: (cell, o) => clipped(parts(cell, () => ({ name: el("span", { class: "clip" }) })).name, o.name),
+        },
         ...psiColumns,
         {
-          id: "mean", title: "mean by window", fill: (cell, o) => {
+          id: "mean",
+          title: "mean by window",
+          fill: (cell, o) => {
             const p = parts(cell, () => ({ spark: sparkline() }));
             attr(p.spark, "visibility", o.mean ? null : "hidden");
             if (o.mean) drawSparkline(p.spark, o.mean, { least: null, said: `mean, now ${metric(last(o.mean))}` });
@@ -81,9 +135,14 @@ export class Drift {
     const features = drift.features ?? [];
     const beyond = features.filter((f) => (nearness(f) ?? 0) > 1).length;
     const until = last(drift.windows);
-    text(byId("drift-note"), drift.compared
-      ? `against the reference, until ${windowName(until, snapshot.window_ms)}; ${beyond ? `${plural(beyond, "feature")} beyond the limit` : "no feature beyond its limit"}`
-      : features.length ? "not compared yet: PSI waits for the reference to be complete" : "");
+    text(
+      byId("drift-note"),
+      drift.compared
+        ? `against the reference, until ${windowName(until, snapshot.window_ms)}; ${beyond ? `${plural(beyond, "feature")} beyond the limit` : "no feature beyond its limit"}`
+        : features.length
+          ? "not compared yet: PSI waits for the reference to be complete"
+          : "",
+    );
     this.features.update(features);
     this.outputs.update(outputs(snapshot, drift));
   }
@@ -98,13 +157,26 @@ export class Drift {
 }
 
 function outputs(snapshot, drift) {
-  const kinds = (kind, model) => (snapshot.alerts ?? []).some((a) => a.kind === kind && (model === undefined || a.model === model));
+  const kinds = (kind, model) =>
+    (snapshot.alerts ?? []).some((a) => a.kind === kind && (model === undefined || a.model === model));
   // The baseline may have no scores to tell the drift of.
   const scored = (drift.scores ?? []).filter((s) => (s.psi ?? []).some(number) || s.model !== "baseline");
-  const rows = scored.map((s) => ({ ...s, key: `scores ${s.model}`, name: `scores of ${s.model}`, alert: kinds("prediction_drift", s.model) }));
+  const rows = scored.map((s) => ({
+    ...s,
+    key: `scores ${s.model}`,
+    name: `scores of ${s.model}`,
+    alert: kinds("prediction_drift", s.model),
+  }));
   const labels = drift.labels ?? {};
   if (labels.mean?.length || labels.psi?.length) {
-    rows.push({ key: "labels", name: "labels", psi: labels.psi ?? [], mean: labels.mean ?? null, limit: labels.limit ?? null, alert: kinds("label_drift") });
+    rows.push({
+      key: "labels",
+      name: "labels",
+      psi: labels.psi ?? [],
+      mean: labels.mean ?? null,
+      limit: labels.limit ?? null,
+      alert: kinds("label_drift"),
+    });
   }
   return rows;
 }

@@ -61,7 +61,15 @@ export function duration(seconds) {
   if (!known(seconds)) return NONE;
   const x = Math.abs(seconds);
   const [value, unit] =
-    x < 0.9995 ? [x * 1000, "ms"] : x < 99.95 ? [x, "s"] : x < 5400 ? [x / 60, "min"] : x < 172800 ? [x / 3600, "h"] : [x / 86400, "d"];
+    x < 0.9995
+      ? [x * 1000, "ms"]
+      : x < 99.95
+        ? [x, "s"]
+        : x < 5400
+          ? [x / 60, "min"]
+          : x < 172800
+            ? [x / 3600, "h"]
+            : [x / 86400, "d"];
   const digits = unit === "ms" ? (value < 1 && value > 0 ? 1 : 0) : value >= 100 ? 0 : 1;
   return `${seconds < 0 ? MINUS : ""}${grouped(value, 0, digits)}${THIN}${unit}`;
 }
@@ -109,5 +117,4 @@ export function anything(value) {
 }
 
 /** A place in Kafka: flights.events[2] @ 812. */
-export const place = (at) =>
-  at && at.topic ? `${at.topic} [${at.partition ?? "?"}] @ ${at.offset ?? "?"}` : NONE;
+export const place = (at) => (at && at.topic ? `${at.topic} [${at.partition ?? "?"}] @ ${at.offset ?? "?"}` : NONE);

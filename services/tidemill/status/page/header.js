@@ -44,7 +44,9 @@ export function setConnection(state) {
     paintTab("lost");
     // Said once, for those who listen; the seconds tick beside it for those who look.
     const since = clock(state.since + (offset ?? 0));
-    const said = state.seen ? `The live stream is lost since ${since} UTC; what you see is as of then.` : "The live stream can't be reached.";
+    const said = state.seen
+      ? `The live stream is lost since ${since} UTC; what you see is as of then.`
+      : "The live stream can't be reached.";
     text(byId("lost").firstElementChild, said);
   }
   byId("lost").hidden = !lost;
@@ -76,32 +78,87 @@ function vitals(snapshot) {
   const rejected = typeof into?.total === "number" && into.total > 0 ? (snapshot.dead_letters?.total ?? 0) / into.total : null;
   const labels = snapshot.labels ?? {};
   return [
-    { id: "alerts", name: "Open alerts", value: count(open), note: open ? "look at these first" : "nothing to look at", href: "#alerts", level: open ? "bad" : "ok" },
-    { id: "rate", name: "Records in", value: rate(into?.rate), note: typeof into?.total === "number" ? `${count(into.total)} so far` : "none counted yet", href: "#river" },
-    { id: "lag", name: "Largest lag", value: count(late?.lag), note: late === null ? "none measured yet" : late.lag ? `${late.name}, records behind` : "all caught up", href: "#river" },
-    { id: "delay", name: "Slowest step", value: duration(slow?.delay), note: slow ? slow.name : "none measured yet", href: "#river" },
     {
-      id: "champion", name: `Champion's ${first ?? "metric"}`, value: metric(champion),
-      note: gain === null ? "no baseline yet" : `${signed(gain)} to the baseline`, href: "#models",
+      id: "alerts",
+      name: "Open alerts",
+      value: count(open),
+      note: open ? "look at these first" : "nothing to look at",
+      href: "#alerts",
+      level: open ? "bad" : "ok",
+    },
+    {
+      id: "rate",
+      name: "Records in",
+      value: rate(into?.rate),
+      note: typeof into?.total === "number" ? `${count(into.total)} so far` : "none counted yet",
+      href: "#river",
+    },
+    {
+      id: "lag",
+      name: "Largest lag",
+      value: count(late?.lag),
+      note: late === null ? "none measured yet" : late.lag ? `${late.name}, records behind` : "all caught up",
+      href: "#river",
+    },
+    {
+      id: "delay",
+      name: "Slowest step",
+      value: duration(slow?.delay),
+      note: slow ? slow.name : "none measured yet",
+      href: "#river",
+    },
+    {
+      id: "champion",
+      name: `Champion's ${first ?? "metric"}`,
+      value: metric(champion),
+      note: gain === null ? "no baseline yet" : `${signed(gain)} to the baseline`,
+      href: "#models",
       level: gain === null ? null : gain * better < 0 ? "bad" : null,
     },
-    { id: "labels", name: "Labels come after", value: duration(labels.delay_p50), note: typeof labels.delay_p50 === "number" ? `p95 ${duration(labels.delay_p95)}, coverage ${share(labels.coverage)}` : "not known yet", href: "#drift" },
-    { id: "letters", name: "Dead letters", value: count(snapshot.dead_letters?.total), note: rejected === null ? "none counted" : `${share(rejected)} of what came in`, href: "#dead-letters" },
+    {
+      id: "labels",
+      name: "Labels come after",
+      value: duration(labels.delay_p50),
+      note:
+        typeof labels.delay_p50 === "number"
+          ? `p95 ${duration(labels.delay_p95)}, coverage ${share(labels.coverage)}`
+          : "not known yet",
+      href: "#drift",
+    },
+    {
+      id: "letters",
+      name: "Dead letters",
+      value: count(snapshot.dead_letters?.total),
+      note: rejected === null ? "none counted" : `${share(rejected)} of what came in`,
+      href: "#dead-letters",
+    },
   ];
 }
 
 export function updateVitals(root, snapshot) {
-  keyed(root, vitals(snapshot), (v) => v.id, () => el("div", {}, el("dt", {}, el("a")), el("dd", { class: "value" }), el("dd", { class: "note" })), (node, v) => {
-    attr(node, "class", `vital${v.level ? ` is-${v.level}` : ""}`);
-    attr(text(node.children[0].firstChild, v.name), "href", v.href);
-    text(node.children[1], v.value);
-    clipped(node.children[2], v.note);
-  });
+  keyed(
+    root,
+    vitals(snapshot),
+    (v) => v.id,
+    () => el("div", {}, el("dt", {}, el("a")), el("dd", { class: "value" }), el("dd", { class: "note" })),
+    (node, v) => {
+      attr(node, "class", `vital${v.level ? ` is-${v.level}` : ""}`);
+      attr(text(node.children[0].firstChild, v.name), "href", v.href);
+      text(node.children[1], v.value);
+      clipped(node.children[2], v.note);
+    },
+  );
 }
 
 export function updateStores(root, snapshot) {
-  keyed(root, snapshot.dependencies ?? [], (d) => d.name, () => el("li", { class: "chip" }, el("i", { class: "dot", "aria-hidden": "true" }), el("span")), (node, d) => {
-    attr(attr(node, "class", `chip is-${d.ok ? "ok" : "down"}`), "title", d.why || null);
-    text(node.lastChild, `${capital(d.name)} ${d.ok ? "ok" : "away"}`);
-  });
+  keyed(
+    root,
+    snapshot.dependencies ?? [],
+    (d) => d.name,
+    () => el("li", { class: "chip" }, el("i", { class: "dot", "aria-hidden": "true" }), el("span")),
+    (node, d) => {
+      attr(attr(node, "class", `chip is-${d.ok ? "ok" : "down"}`), "title", d.why || null);
+      text(node.lastChild, `${capital(d.name)} ${d.ok ? "ok" : "away"}`);
+    },
+  );
 }

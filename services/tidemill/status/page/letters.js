@@ -6,7 +6,13 @@ import { ago, anything, count, exactly, NONE, place, plural } from "./format.js"
 import { Table, parts } from "./tables.js";
 
 const clip = () => ({ span: el("span", { class: "clip" }) });
-const words = (id, title, value, className = "") => ({ id, title, className, value, fill: (cell, row) => clipped(parts(cell, clip).span, value(row)) });
+const words = (id, title, value, className = "") => ({
+  id,
+  title,
+  className,
+  value,
+  fill: (cell, row) => clipped(parts(cell, clip).span, value(row)),
+});
 const AGAIN_MS = 5000; // the letters of a chosen reason are asked for at most this often
 
 export class Letters {
@@ -15,26 +21,63 @@ export class Letters {
     this.now = null;
     this.asked = { reason: null, count: -1, at: 0, letters: [] };
     this.reasons = new Table({
-      label: "Dead letters by reason", key: (r) => [r.reason, r.rule, r.field].join(" "), tall: true, sort: { id: "count", direction: "descending" },
+      label: "Dead letters by reason",
+      key: (r) => [r.reason, r.rule, r.field].join(" "),
+      tall: true,
+      sort: { id: "count", direction: "descending" },
       empty: "No dead letter yet. What can't be used is set aside here, with its reason and its original bytes.",
       mark: (r) => (r.reason === this.chosen ? "is-chosen" : null),
       columns: [
         { id: "reason", title: "reason", className: "key", value: (r) => r.reason, fill: (cell, r) => this.#reason(cell, r) },
-        { id: "count", title: "count", numeric: true, className: "counted", value: (r) => r.count, fill: (cell, r) => this.#count(cell, r) },
-        { id: "last", title: "last", numeric: true, value: (r) => r.last_at, fill: (cell, r) => attr(text(cell, ago(r.last_at, this.now)), "title", exactly(r.last_at)) },
+        {
+          id: "count",
+          title: "count",
+          numeric: true,
+          className: "counted",
+          value: (r) => r.count,
+          fill: (cell, r) => this.#count(cell, r),
+        },
+        {
+          id: "last",
+          title: "last",
+          numeric: true,
+          value: (r) => r.last_at,
+          fill: (cell, r) => attr(text(cell, ago(r.last_at, this.now)), "title", exactly(r.last_at)),
+        },
         { id: "message", title: "last message", className: "wide", fill: (cell, r) => text(cell, r.last_message || NONE) },
       ],
     });
     this.latest = new Table({
-      label: "The latest dead letters", key: (l) => `${l.topic} ${l.partition} ${l.offset} ${l.at}`, tall: true,
+      label: "The latest dead letters",
+      key: (l) => `${l.topic} ${l.partition} ${l.offset} ${l.at}`,
+      tall: true,
       empty: "None.",
       columns: [
-        { id: "at", title: "time", className: "time", value: (l) => l.at, first: "descending", fill: (cell, l) => text(cell, exactly(l.at)) },
+        {
+          id: "at",
+          title: "time",
+          className: "time",
+          value: (l) => l.at,
+          first: "descending",
+          fill: (cell, l) => text(cell, exactly(l.at)),
+        },
         words("stage", "stage", (l) => l.stage),
         words("reason", "reason", (l) => l.reason),
         words("field", "field", (l) => l.field),
-        { id: "value", title: "value", className: "code", value: (l) => l.value, fill: (cell, l) => clipped(parts(cell, clip).span, anything(l.value)) },
-        { id: "place", title: "topic, partition, offset", className: "code", value: (l) => place(l), fill: (cell, l) => text(cell, place(l)) },
+        {
+          id: "value",
+          title: "value",
+          className: "code",
+          value: (l) => l.value,
+          fill: (cell, l) => clipped(parts(cell, clip).span, anything(l.value)),
+        },
+        {
+          id: "place",
+          title: "topic, partition, offset",
+          className: "code",
+          value: (l) => place(l),
+          fill: (cell, l) => text(cell, place(l)),
+        },
         { id: "key", title: "key", className: "code", fill: (cell, l) => clipped(parts(cell, clip).span, l.key) },
         { id: "size", title: "bytes", numeric: true, value: (l) => l.size, fill: (cell, l) => text(cell, count(l.size)) },
       ],
@@ -47,7 +90,12 @@ export class Letters {
     const letters = snapshot.dead_letters ?? {};
     this.snapshot = snapshot;
     this.now = snapshot.now;
-    text(byId("letters-note"), letters.total ? `${plural(letters.total, "dead letter")} of ${plural((letters.by_reason ?? []).length, "kind")}; choose a reason to see its own` : "");
+    text(
+      byId("letters-note"),
+      letters.total
+        ? `${plural(letters.total, "dead letter")} of ${plural((letters.by_reason ?? []).length, "kind")}; choose a reason to see its own`
+        : "",
+    );
     this.most = Math.max(1, ...(letters.by_reason ?? []).map((r) => r.count));
     this.reasons.update(letters.by_reason ?? []);
     if (this.chosen === null) {
@@ -72,7 +120,11 @@ export class Letters {
   #count(cell, row) {
     const p = parts(cell, () => {
       const rect = svg("rect", { height: 8, rx: 1 });
-      return { said: el("span"), bar: svg("svg", { class: "count-bar", viewBox: "0 0 80 8", width: 80, height: 8, "aria-hidden": "true" }, rect), rect };
+      return {
+        said: el("span"),
+        bar: svg("svg", { class: "count-bar", viewBox: "0 0 80 8", width: 80, height: 8, "aria-hidden": "true" }, rect),
+        rect,
+      };
     });
     text(p.said, count(row.count));
     attr(p.rect, "width", ((80 * row.count) / this.most).toFixed(1));
@@ -80,7 +132,12 @@ export class Letters {
 
   choose(reason) {
     this.chosen = reason;
-    this.asked = { reason, count: -1, at: 0, letters: (this.snapshot?.dead_letters?.latest ?? []).filter((l) => l.reason === reason) };
+    this.asked = {
+      reason,
+      count: -1,
+      at: 0,
+      letters: (this.snapshot?.dead_letters?.latest ?? []).filter((l) => l.reason === reason),
+    };
     if (this.snapshot) this.update(this.snapshot);
   }
 
@@ -92,17 +149,25 @@ export class Letters {
     this.latest.update(this.asked.letters, this.asked.problem ?? "Being looked up…");
     if (amount === this.asked.count || Date.now() - this.asked.at < AGAIN_MS) return;
     this.asked.at = Date.now();
-    fetch(`/api/dead-letters?reason=${encodeURIComponent(reason)}&limit=100`).then(async (answer) => {
-      if (this.asked.reason !== reason) return;
-      if (!answer.ok) {
-        this.asked.problem = await problemOf(answer);
-        return;
-      }
-      const found = await answer.json();
-      this.asked = { reason, count: amount, at: Date.now(), letters: Array.isArray(found) ? found : found.latest ?? [], problem: "None is kept any more." };
-    }).catch(() => {
-      this.asked.problem = "The server can't be reached; it will be asked again.";
-    });
+    fetch(`/api/dead-letters?reason=${encodeURIComponent(reason)}&limit=100`)
+      .then(async (answer) => {
+        if (this.asked.reason !== reason) return;
+        if (!answer.ok) {
+          this.asked.problem = await problemOf(answer);
+          return;
+        }
+        const found = await answer.json();
+        this.asked = {
+          reason,
+          count: amount,
+          at: Date.now(),
+          letters: Array.isArray(found) ? found : (found.latest ?? []),
+          problem: "None is kept any more.",
+        };
+      })
+      .catch(() => {
+        this.asked.problem = "The server can't be reached; it will be asked again.";
+      });
   }
 
   reveal(alert) {
@@ -115,12 +180,32 @@ export class Letters {
 export class Promotions {
   constructor() {
     this.table = new Table({
-      label: "Promotions", key: (p) => `${p.at} ${p.model} ${p.version}`,
+      label: "Promotions",
+      key: (p) => `${p.at} ${p.model} ${p.version}`,
       empty: "No promotion yet: the declared champion serves.",
       columns: [
-        { id: "model", title: "model", className: "key", value: (p) => p.model, fill: (cell, p) => clipped(parts(cell, clip).span, p.model) },
-        { id: "version", title: "version", numeric: true, value: (p) => p.version, fill: (cell, p) => text(cell, count(p.version)) },
-        { id: "at", title: "time", className: "time", value: (p) => p.at, first: "descending", fill: (cell, p) => text(cell, exactly(p.at)) },
+        {
+          id: "model",
+          title: "model",
+          className: "key",
+          value: (p) => p.model,
+          fill: (cell, p) => clipped(parts(cell, clip).span, p.model),
+        },
+        {
+          id: "version",
+          title: "version",
+          numeric: true,
+          value: (p) => p.version,
+          fill: (cell, p) => text(cell, count(p.version)),
+        },
+        {
+          id: "at",
+          title: "time",
+          className: "time",
+          value: (p) => p.at,
+          first: "descending",
+          fill: (cell, p) => text(cell, exactly(p.at)),
+        },
         words("by", "by", (p) => p.by),
         { id: "why", title: "why", className: "wide", fill: (cell, p) => text(cell, p.why || NONE) },
       ],

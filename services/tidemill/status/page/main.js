@@ -30,12 +30,17 @@ function subjectOf(alert) {
   if (alert.segment) return ["segments", "segments", () => segments.reveal(alert.segment)];
   if (alert.feature) return ["drift", "drift", () => drift.reveal(alert.feature)];
   switch (alert.kind) {
-    case "prediction_drift": return ["scores and labels", "outputs", () => drift.revealOutput(`scores ${alert.model}`)];
-    case "label_drift": return ["scores and labels", "outputs", () => drift.revealOutput("labels")];
+    case "prediction_drift":
+      return ["scores and labels", "outputs", () => drift.revealOutput(`scores ${alert.model}`)];
+    case "label_drift":
+      return ["scores and labels", "outputs", () => drift.revealOutput("labels")];
     case "performance":
-    case "calibration": return ["models", "models", () => models.table.reveal(alert.model)];
-    case "delay": return ["the river", "river", () => false];
-    default: return null;
+    case "calibration":
+      return ["models", "models", () => models.table.reveal(alert.model)];
+    case "delay":
+      return ["the river", "river", () => false];
+    default:
+      return null;
   }
 }
 
@@ -73,15 +78,19 @@ function show() {
   }
 }
 
-const again = follow("/api/live", (data) => {
-  const first = snapshot === null;
-  snapshot = data;
-  show();
-  if (first) intoSight();
-}, (state) => {
-  setConnection(state);
-  diagram.setLive(state.name === "live");
-});
+const again = follow(
+  "/api/live",
+  (data) => {
+    const first = snapshot === null;
+    snapshot = data;
+    show();
+    if (first) intoSight();
+  },
+  (state) => {
+    setConnection(state);
+    diagram.setLive(state.name === "live");
+  },
+);
 
 document.addEventListener("visibilitychange", show);
 byId("lost").querySelector("button").addEventListener("click", again);

@@ -13,7 +13,8 @@ function choices(snapshot) {
   const found = (snapshot.metrics ?? []).map((m) => ({ name: m.name, better: m.bigger_is_better ? 1 : -1 }));
   const windows = snapshot.performance?.windows ?? [];
   for (const [name, better] of Object.entries(FURTHER)) {
-    if (windows.some((w) => Object.values(w.models ?? {}).some((m) => typeof m[name] === "number"))) found.push({ name, better });
+    if (windows.some((w) => Object.values(w.models ?? {}).some((m) => typeof m[name] === "number")))
+      found.push({ name, better });
   }
   return found;
 }
@@ -36,11 +37,18 @@ export class Models {
     this.onChoice = onChoice;
     this.chart = new PerformanceChart(byId("chart"), byId("chart-legend"));
     this.table = new Table({
-      label: "Models", key: (m) => m.name, columns: [], empty: "No model is declared.",
+      label: "Models",
+      key: (m) => m.name,
+      columns: [],
+      empty: "No model is declared.",
       mark: (m) => (m.champion ? "is-champion" : null),
     });
     this.versions = new Table({
-      label: "The champion's versions in the last window", key: (v) => v.version, columns: [], tall: true, sort: { id: "version", direction: "descending" },
+      label: "The champion's versions in the last window",
+      key: (v) => v.version,
+      columns: [],
+      tall: true,
+      sort: { id: "version", direction: "descending" },
       empty: "Not known yet: the first window with labels tells how each version did in it.",
     });
     byId("model-table").append(this.table.root);
@@ -51,10 +59,16 @@ export class Models {
   update(snapshot) {
     const found = choices(snapshot);
     const chosen = found.find((c) => c.name === this.chosen) ?? found[0] ?? { name: "", better: 1 };
-    keyed(byId("metric"), found, (c) => c.name, (c) => this.#choice(c), (node, c) => {
-      text(node.lastChild, c.name.replaceAll("_", " "));
-      node.firstChild.checked = c.name === chosen.name;
-    });
+    keyed(
+      byId("metric"),
+      found,
+      (c) => c.name,
+      (c) => this.#choice(c),
+      (node, c) => {
+        text(node.lastChild, c.name.replaceAll("_", " "));
+        node.firstChild.checked = c.name === chosen.name;
+      },
+    );
     const models = ranked(snapshot);
     const windows = snapshot.performance?.windows ?? [];
     byId("chart-empty").hidden = windows.length > 0;
@@ -78,49 +92,103 @@ export class Models {
     const colours = modelColours(order, snapshot.champion);
     const rows = order.map((name) => (snapshot.models ?? []).find((m) => m.name === name) ?? { name });
     const metrics = snapshot.metrics ?? [];
-    const best = new Map(metrics.map((m) => {
-      const values = rows.map((r) => r.metrics?.[m.name]).filter((x) => typeof x === "number");
-      return [m.name, values.length > 1 ? (m.bigger_is_better ? Math.max(...values) : Math.min(...values)) : null];
-    }));
+    const best = new Map(
+      metrics.map((m) => {
+        const values = rows.map((r) => r.metrics?.[m.name]).filter((x) => typeof x === "number");
+        return [m.name, values.length > 1 ? (m.bigger_is_better ? Math.max(...values) : Math.min(...values)) : null];
+      }),
+    );
     this.table.setColumns([
-      { id: "name", title: "model", className: "model", value: (m) => m.name, fill: (cell, m) => modelCell(cell, m, snapshot, colours) },
-      { id: "version", title: "version", numeric: true, value: (m) => m.version, fill: (cell, m) => text(cell, count(m.version)) },
       {
-        id: "examples", title: "examples", numeric: true, value: (m) => m.examples,
-        fill: (cell, m) => attr(text(cell, count(m.examples)), "title", m.created_at ? `newest version made ${ago(m.created_at, snapshot.now)}, ${exactly(m.created_at)}` : null),
+        id: "name",
+        title: "model",
+        className: "model",
+        value: (m) => m.name,
+        fill: (cell, m) => modelCell(cell, m, snapshot, colours),
+      },
+      {
+        id: "version",
+        title: "version",
+        numeric: true,
+        value: (m) => m.version,
+        fill: (cell, m) => text(cell, count(m.version)),
+      },
+      {
+        id: "examples",
+        title: "examples",
+        numeric: true,
+        value: (m) => m.examples,
+        fill: (cell, m) =>
+          attr(
+            text(cell, count(m.examples)),
+            "title",
+            m.created_at ? `newest version made ${ago(m.created_at, snapshot.now)}, ${exactly(m.created_at)}` : null,
+          ),
       },
       ...metrics.map((m) => ({
-        id: `metric ${m.name}`, title: m.name, numeric: true, first: m.bigger_is_better ? "descending" : "ascending",
+        id: `metric ${m.name}`,
+        title: m.name,
+        numeric: true,
+        first: m.bigger_is_better ? "descending" : "ascending",
         help: m.bigger_is_better ? "more is better" : "less is better",
         value: (row) => row.metrics?.[m.name],
         fill: (cell, row) => {
           const value = row.metrics?.[m.name];
           const isBest = typeof value === "number" && value === best.get(m.name);
-          attr(attr(text(cell, metric(value)), "class", `number${isBest ? " best" : ""}`), "title", isBest ? "the best of these" : null);
+          attr(
+            attr(text(cell, metric(value)), "class", `number${isBest ? " best" : ""}`),
+            "title",
+            isBest ? "the best of these" : null,
+          );
         },
       })),
     ]);
     this.table.update(rows);
     const made = () => el("div", {}, el("dt"), el("dd", {}, el("code"), el("p", { class: "note" })));
-    keyed(byId("model-details"), rows, (m) => m.name, made, (node, m) => {
-      const [said, from] = node.lastChild.children;
-      text(node.firstChild, m.name);
-      text(said, m.hyperparameters || "not known before its first version");
-      text(from, m.uri ? `artifact ${m.uri}, made ${exactly(m.created_at)}` : "");
-    });
+    keyed(
+      byId("model-details"),
+      rows,
+      (m) => m.name,
+      made,
+      (node, m) => {
+        const [said, from] = node.lastChild.children;
+        text(node.firstChild, m.name);
+        text(said, m.hyperparameters || "not known before its first version");
+        text(from, m.uri ? `artifact ${m.uri}, made ${exactly(m.created_at)}` : "");
+      },
+    );
   }
 
   #versions(snapshot, { name, better }) {
     const rows = snapshot.performance?.versions ?? [];
     const shown = name.replaceAll("_", " ");
     this.versions.setColumns([
-      { id: "version", title: "version", numeric: true, value: (v) => v.version, fill: (cell, v) => text(cell, count(v.version)) },
-      { id: `metric ${name}`, title: shown, numeric: true, value: (v) => v.metrics?.[name], fill: (cell, v) => text(cell, metric(v.metrics?.[name])) },
       {
-        id: `gain ${name}`, title: "to the baseline", numeric: true, value: (v) => v.gain?.[name],
+        id: "version",
+        title: "version",
+        numeric: true,
+        value: (v) => v.version,
+        fill: (cell, v) => text(cell, count(v.version)),
+      },
+      {
+        id: `metric ${name}`,
+        title: shown,
+        numeric: true,
+        value: (v) => v.metrics?.[name],
+        fill: (cell, v) => text(cell, metric(v.metrics?.[name])),
+      },
+      {
+        id: `gain ${name}`,
+        title: "to the baseline",
+        numeric: true,
+        value: (v) => v.gain?.[name],
         fill: (cell, v) => {
           const by = v.gain?.[name];
-          attr(text(cell, signed(by)), "class", `number${typeof by !== "number" ? "" : by * (better || 1) < 0 ? " worse" : " better"}`);
+          attr(
+            text(cell, signed(by)),
+            "class",
+            `number${typeof by !== "number" ? "" : by * (better || 1) < 0 ? " worse" : " better"}`,
+          );
         },
       },
     ]);
@@ -133,7 +201,12 @@ function modelCell(cell, model, snapshot, colours) {
     const path = svg("path", { d: "M0 3H14" });
     const name = el("span", { class: "clip" });
     const role = el("span", { class: "role" });
-    const line = el("div", { class: "model-line" }, svg("svg", { class: "swatch", viewBox: "0 0 14 6", width: 14, height: 6, "aria-hidden": "true" }, path), name);
+    const line = el(
+      "div",
+      { class: "model-line" },
+      svg("svg", { class: "swatch", viewBox: "0 0 14 6", width: 14, height: 6, "aria-hidden": "true" }, path),
+      name,
+    );
     return { line, role, path, name };
   });
   attr(attr(p.path, "class", colours.get(model.name)), "stroke-dasharray", model.name === "baseline" ? "4 3" : null);

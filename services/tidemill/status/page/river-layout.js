@@ -15,13 +15,24 @@ const TAPS = 54; // between the second and the third row: labels
 const CORNER = 8;
 
 const PLACES = {
-  producers: [0, 0], validator: [1, 0], featurizer: [2, 0], scorer: [3, 0], consumers: [4, 0],
-  "dead letters": [0, 1], redis: [2, 1], joiner: [3, 1],
-  monitor: [3, 2], archiver: [1, 2],
+  producers: [0, 0],
+  validator: [1, 0],
+  featurizer: [2, 0],
+  scorer: [3, 0],
+  consumers: [4, 0],
+  "dead letters": [0, 1],
+  redis: [2, 1],
+  joiner: [3, 1],
+  monitor: [3, 2],
+  archiver: [1, 2],
 };
-const SPARE = [[2, 2], [0, 2], [1, 1]]; // for what this page has never heard of
+const SPARE = [
+  [2, 2],
+  [0, 2],
+  [1, 1],
+]; // for what this page has never heard of
 const LEAST_GAP = 84; // for the names of topics
-const WIDER = 14; // the last column: learners have long names
+const WIDER = 26; // the last column: learners have long names
 const TAPPED = new Set(["monitor", "archiver"]);
 
 /** The least width that the diagram can be read at. */
@@ -63,7 +74,18 @@ function route(wire, boxes, { learners, gap, lane }) {
     // They read the log beside the river: from between the joiner and what is around it.
     const [x, from] = [along(b, 0.14), boxes.get("joiner") ?? b];
     const [start, turn] = [along(from, 0.14), b.y - TAPS + 9];
-    const points = Math.abs(x - start) < 1 ? [[x, bottom(from)], [x, b.y]] : [[start, bottom(from)], [start, turn], [x, turn], [x, b.y]];
+    const points =
+      Math.abs(x - start) < 1
+        ? [
+            [x, bottom(from)],
+            [x, b.y],
+          ]
+        : [
+            [start, bottom(from)],
+            [start, turn],
+            [x, turn],
+            [x, b.y],
+          ];
     return { d: path(points), label: { x: x + 8, y: b.y - TAPS + 23, anchor: "start", kind: "list" }, tap: true };
   }
   if (learners.includes(wire.to) && wire.from === "joiner") {
@@ -72,24 +94,53 @@ function route(wire, boxes, { learners, gap, lane }) {
     const [y, end] = [middle(first), middle(b)];
     // Each branch begins where the one above it turned off, so that no two lie upon each other.
     const above = boxes.get(learners[learners.indexOf(wire.to) - 1]);
-    const points = above ? [[bus, middle(above)], [bus, end], [b.x, end]] : [[right(a), y], [b.x, y]];
+    const points = above
+      ? [
+          [bus, middle(above)],
+          [bus, end],
+          [b.x, end],
+        ]
+      : [
+          [right(a), y],
+          [b.x, y],
+        ];
     const label = wire.to === learners[0] ? { x: right(a) + gap * 0.37, y, anchor: "middle", kind: "across" } : null;
     return { d: path(points), label };
   }
   if (learners.includes(wire.from) && wire.to === "scorer") {
     if (wire.from !== learners[0]) return { d: "", label: null }; // all versions take one way
     const [x1, x2] = [along(a, 0.3), along(b, 0.8)];
-    return { d: path([[x1, a.y], [x1, upper], [x2, upper], [x2, bottom(b)]]), label: { x: right(b) + 8, y: upper, anchor: "start", kind: "above" } };
+    return {
+      d: path([
+        [x1, a.y],
+        [x1, upper],
+        [x2, upper],
+        [x2, bottom(b)],
+      ]),
+      label: { x: right(b) + 8, y: upper, anchor: "start", kind: "above" },
+    };
   }
   if (name === "validator>joiner") {
     const [x1, x2] = [along(a, 0.75), along(b, 0.2)];
-    return { d: path([[x1, bottom(a)], [x1, upper], [x2, upper], [x2, b.y]]), label: { x: x1 + 12, y: upper, anchor: "start", kind: "above" } };
+    return {
+      d: path([
+        [x1, bottom(a)],
+        [x1, upper],
+        [x2, upper],
+        [x2, b.y],
+      ]),
+      label: { x: x1 + 12, y: upper, anchor: "start", kind: "above" },
+    };
   }
   if (wire.to === "dead letters") {
     const trunk = boxes.get("validator") ?? a;
     const x = along(trunk, 0.25);
-    const end = [[x, middle(b)], [right(b), middle(b)]];
-    if (wire.from === "validator") return { d: path([[x, bottom(a)], ...end]), label: { x: right(b) + 12, y: middle(b), anchor: "start", kind: "above" } };
+    const end = [
+      [x, middle(b)],
+      [right(b), middle(b)],
+    ];
+    if (wire.from === "validator")
+      return { d: path([[x, bottom(a)], ...end]), label: { x: right(b) + 12, y: middle(b), anchor: "start", kind: "above" } };
     const from = wire.from === "joiner" ? [along(a, 0.08), a.y] : [along(a, 0.28), bottom(a)];
     return { d: path([from, [from[0], lower], [x, lower]]), label: null, faint: true };
   }
@@ -97,11 +148,30 @@ function route(wire, boxes, { learners, gap, lane }) {
     const x = along(a, 0.5);
     const down = a.y < b.y;
     const label = { x: x + 8, y: Math.max(a.y, b.y) - 33, anchor: "start", kind: "list" };
-    return { d: path(down ? [[x, bottom(a)], [x, b.y]] : [[x, a.y], [x, bottom(b)]]), label };
+    return {
+      d: path(
+        down
+          ? [
+              [x, bottom(a)],
+              [x, b.y],
+            ]
+          : [
+              [x, a.y],
+              [x, bottom(b)],
+            ],
+      ),
+      label,
+    };
   }
   if (Math.abs(a.y - b.y) < 1 && a.x < b.x) {
     const y = middle(a);
-    return { d: path([[right(a), y], [b.x, y]]), label: { x: (right(a) + b.x) / 2, y, anchor: "middle", kind: "across" } };
+    return {
+      d: path([
+        [right(a), y],
+        [b.x, y],
+      ]),
+      label: { x: (right(a) + b.x) / 2, y, anchor: "middle", kind: "across" },
+    };
   }
   // What nobody drew before: a plain curve.
   const [x1, x2] = a.x < b.x ? [right(a), b.x] : [a.x, right(b)];

@@ -2,8 +2,7 @@
 
 import { attr, el, keyed, setSign, sign, text } from "./dom.js";
 import { count, duration, plural, rate } from "./format.js";
-import { capital } from "./river-model.js";
-import { figures, stateWord } from "./river.js";
+import { capital, figures, stateWord } from "./river-model.js";
 import { Table, parts } from "./tables.js";
 
 const ORDER = ["producers", "validator", "featurizer", "scorer", "joiner"];
@@ -11,7 +10,9 @@ const ORDER = ["producers", "validator", "featurizer", "scorer", "joiner"];
 /** Bring the list up to date: the trunk from producers to learners first, what hangs on it after that. */
 export function updateList(root, river) {
   const trunk = [...ORDER, ...river.learners].filter((name) => river.nodes.has(name));
-  const beside = [...river.nodes.keys()].filter((name) => !trunk.includes(name) && (river.nodes.get(name).kind === "service" || used(river, name)));
+  const beside = [...river.nodes.keys()].filter(
+    (name) => !trunk.includes(name) && (river.nodes.get(name).kind === "service" || used(river, name)),
+  );
   const steps = [...trunk, ...beside].map((name) => ({
     node: river.nodes.get(name),
     first: name === beside[0],
@@ -27,19 +28,44 @@ export function updateList(root, river) {
 const used = (river, name) => river.wires.some((w) => w.from === name || w.to === name);
 
 function makeStep() {
-  return el("li", {},
+  return el(
+    "li",
+    {},
     el("p", { class: "into" }),
-    el("div", { class: "step" },
-      el("p", { class: "step-head" }, el("strong"), el("span", { class: "state" }, sign("unknown"), el("span")), el("span", { class: "flag" })),
-      el("p", { class: "step-figures" }), el("p", { class: "why" })));
+    el(
+      "div",
+      { class: "step" },
+      el(
+        "p",
+        { class: "step-head" },
+        el("strong"),
+        el("span", { class: "state" }, sign("unknown"), el("span")),
+        el("span", { class: "flag" }),
+      ),
+      el("p", { class: "step-figures" }),
+      el("p", { class: "why" }),
+    ),
+  );
 }
 
 function updateStep(element, { node, first, together, into, before, river }) {
   const [wires, step] = element.children;
   const [head, numbers, why] = step.children;
   const word = stateWord(node);
-  attr(element, "class", `is-${node.state}${first ? " beside" : ""}${together ? " together" : ""}${node.kind === "outside" ? " plain" : ""}`);
-  text(wires, into.map((w) => `${w.from === before ? "" : `from ${w.from}: `}${w.topics.map((t) => t.topic).join(", ")}${w.rate === null ? "" : ` ${rate(w.rate)}`}`).join(" · "));
+  attr(
+    element,
+    "class",
+    `is-${node.state}${first ? " beside" : ""}${together ? " together" : ""}${node.kind === "outside" ? " plain" : ""}`,
+  );
+  text(
+    wires,
+    into
+      .map(
+        (w) =>
+          `${w.from === before ? "" : `from ${w.from}: `}${w.topics.map((t) => t.topic).join(", ")}${w.rate === null ? "" : ` ${rate(w.rate)}`}`,
+      )
+      .join(" · "),
+  );
   wires.hidden = !into.length;
   text(head.children[0], `${node.champion ? "★ " : ""}${node.title}`);
   setSign(head.children[1].children[0], node.state);
@@ -56,19 +82,32 @@ function updateStep(element, { node, first, together, into, before, river }) {
 /** The sentences below the diagram: what is not well, and why. */
 export function updateTroubles(root, snapshot) {
   const said = [];
-  for (const d of snapshot.dependencies ?? []) if (!d.ok) said.push({ key: `store ${d.name}`, state: "down", who: capital(d.name), word: "away", why: d.why });
+  for (const d of snapshot.dependencies ?? [])
+    if (!d.ok) said.push({ key: `store ${d.name}`, state: "down", who: capital(d.name), word: "away", why: d.why });
   for (const s of snapshot.services ?? []) {
     if (s.state === "ok") continue;
     const alone = snapshot.services.filter((other) => other.name === s.name).length === 1;
-    said.push({ key: `${s.name} ${s.instance}`, state: s.state, who: alone ? s.name : `${s.name} ${s.instance}`, word: s.state, why: s.why });
+    said.push({
+      key: `${s.name} ${s.instance}`,
+      state: s.state,
+      who: alone ? s.name : `${s.name} ${s.instance}`,
+      word: s.state,
+      why: s.why,
+    });
   }
   root.hidden = !said.length;
-  keyed(root, said, (x) => x.key, () => el("li", {}, sign("down"), el("strong"), el("span")), (node, x) => {
-    attr(node, "class", `is-${x.state}`);
-    setSign(node.children[0], x.state);
-    text(node.children[1], `${x.who} ${x.word}`);
-    text(node.children[2], x.why || "");
-  });
+  keyed(
+    root,
+    said,
+    (x) => x.key,
+    () => el("li", {}, sign("down"), el("strong"), el("span")),
+    (node, x) => {
+      attr(node, "class", `is-${x.state}`);
+      setSign(node.children[0], x.state);
+      text(node.children[1], `${x.who} ${x.word}`);
+      text(node.children[2], x.why || "");
+    },
+  );
 }
 
 /** What the signs stand for. */
@@ -78,7 +117,14 @@ export function explainStates(root) {
 }
 
 export function processTable() {
-  const number = (id, title, show, help) => ({ id, title, help, numeric: true, value: (s) => s[id], fill: (cell, s) => text(cell, show(s[id])) });
+  const number = (id, title, show, help) => ({
+    id,
+    title,
+    help,
+    numeric: true,
+    value: (s) => s[id],
+    fill: (cell, s) => text(cell, show(s[id])),
+  });
   return new Table({
     label: "All processes",
     key: (s) => `${s.name} ${s.instance}`,
@@ -87,7 +133,9 @@ export function processTable() {
       { id: "name", title: "service", value: (s) => s.name, fill: (cell, s) => text(cell, s.name) },
       { id: "instance", title: "instance", value: (s) => s.instance, fill: (cell, s) => text(cell, s.instance) },
       {
-        id: "state", title: "state", value: (s) => s.state,
+        id: "state",
+        title: "state",
+        value: (s) => s.state,
         fill: (cell, s) => {
           const p = parts(cell, () => ({ sign: sign(s.state), word: el("span") }));
           setSign(p.sign, s.state);
@@ -99,7 +147,12 @@ export function processTable() {
       number("delay", "delay", duration, "from a record's arrival in Kafka to the end of the step"),
       number("records", "records", count, "since the process started"),
       number("retries", "retries", count, "since the process started"),
-      number("heartbeat_age", "heartbeat", (x) => (x === null ? "–" : `${duration(x)} ago`), "how long ago its loop last went round"),
+      number(
+        "heartbeat_age",
+        "heartbeat",
+        (x) => (x === null ? "–" : `${duration(x)} ago`),
+        "how long ago its loop last went round",
+      ),
       { id: "why", title: "why", className: "wide", fill: (cell, s) => text(cell, s.why || "–") },
     ],
   });

@@ -1,11 +1,19 @@
 // What the river's diagram shows, made of a snapshot: boxes with their health, and the wires between them.
 // The diagram, its list for small screens and the words in the header all start from here.
 
+import { count, duration, rate } from "./format.js";
+
 const WORST_FIRST = ["down", "behind", "starting", "unknown", "ok"];
 export const worst = (states) => WORST_FIRST.find((state) => states.includes(state)) ?? "unknown";
 
 const OUTSIDE = { producers: "Producers", consumers: "Consumers", "dead letters": "Dead letters", redis: "Redis" };
-const ALIASES = { dlq: "dead letters", "dead-letters": "dead letters", dead_letters: "dead letters", learners: "learner", store: "redis" };
+const ALIASES = {
+  dlq: "dead letters",
+  "dead-letters": "dead letters",
+  dead_letters: "dead letters",
+  learners: "learner",
+  store: "redis",
+};
 const TRUNK = ["producers", "validator", "featurizer", "scorer", "joiner"];
 
 /** Wires that every pipeline has; the snapshot's flow says how much goes through those that it counts. */
@@ -24,10 +32,18 @@ const WIRES = [
 
 /** In which box one looks first for what raised an alert. */
 const PLACES = {
-  drift: "featurizer", missing: "featurizer", unseen: "featurizer", prediction_drift: "scorer", calibration: "scorer",
-  delay: "scorer", rejected: "dead letters", label_drift: "joiner", label_coverage: "joiner",
+  drift: "featurizer",
+  missing: "featurizer",
+  unseen: "featurizer",
+  prediction_drift: "scorer",
+  calibration: "scorer",
+  delay: "scorer",
+  rejected: "dead letters",
+  label_drift: "joiner",
+  label_coverage: "joiner",
 };
-const placeOf = (alert) => (alert.kind === "performance" ? (alert.model ? `learner-${alert.model}` : "scorer") : PLACES[alert.kind]);
+const placeOf = (alert) =>
+  alert.kind === "performance" ? (alert.model ? `learner-${alert.model}` : "scorer") : PLACES[alert.kind];
 
 const known = (values) => values.filter((x) => typeof x === "number");
 const sum = (values) => (known(values).length ? known(values).reduce((a, b) => a + b, 0) : null);
@@ -38,14 +54,18 @@ const isLearner = (name) => name === "learner" || name.startsWith("learner-");
 /** Return { nodes: Map by name, wires } of a snapshot. */
 export function river(snapshot) {
   const nodes = new Map();
-  const put = (name, of) => nodes.set(name, { name, title: name, kind: "service", state: "unknown", why: "", instances: [], open: 0, seen: 0, ...of });
+  const put = (name, of) =>
+    nodes.set(name, { name, title: name, kind: "service", state: "unknown", why: "", instances: [], open: 0, seen: 0, ...of });
 
   for (const [name, instances] of byName(snapshot.services ?? [])) {
     const state = worst(instances.map((i) => i.state));
     put(name, {
-      state, instances,
+      state,
+      instances,
       why: instances.find((i) => i.state === state)?.why ?? "",
-      rate: sum(instances.map((i) => i.rate)), lag: sum(instances.map((i) => i.lag)), delay: most(instances.map((i) => i.delay)),
+      rate: sum(instances.map((i) => i.rate)),
+      lag: sum(instances.map((i) => i.lag)),
+      delay: most(instances.map((i) => i.delay)),
     });
   }
   const learners = [...nodes.keys()].filter(isLearner);
@@ -130,3 +150,23 @@ export function verdict(snapshot) {
 }
 
 export const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);
+
+const WORDS = { ok: "ok", starting: "starting", behind: "behind", down: "down", unknown: "unknown" };
+
+/** Words for a node's state: what has no health of its own has none. */
+export function stateWord(node) {
+  if (node.kind === "outside") return "";
+  if (node.kind === "store") return { ok: "ok", down: "away" }[node.state] ?? "unknown";
+  return WORDS[node.state] ?? node.state;
+}
+
+/** The figures of a box, a line each. */
+export function figures(node, river) {
+  if (node.name === "dead letters") return [node.total === null ? "none counted" : `${count(node.total)} in all`];
+  if (node.kind === "outside" || node.kind === "store") {
+    const through = river.wires.filter((w) => w.from === node.name || w.to === node.name);
+    const total = through.map((w) => w.total).find((x) => typeof x === "number");
+    return total === undefined ? [] : [`${count(total)} so far`];
+  }
+  return [rate(node.rate), `lag ${count(node.lag)} · ${duration(node.delay)}`];
+}

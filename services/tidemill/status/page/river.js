@@ -1,40 +1,41 @@
 // The river as a diagram that lives: boxes and wires are made once, and brought up to date with each snapshot.
 
 import { attr, keyed, setSign, sign, svg, text } from "./dom.js";
-import { count, duration, plural, rate } from "./format.js";
+import { plural, rate } from "./format.js";
 import { LEAST_WIDTH, layout } from "./river-layout.js";
+import { figures, stateWord } from "./river-model.js";
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const DASH = 14; // length of one dash with its gap, px
 const FRAME_MS = 100;
-const WORDS = { ok: "ok", starting: "starting", behind: "behind", down: "down", unknown: "unknown" };
-
-/** Words for a node's state: what has no health of its own has none. */
-export function stateWord(node) {
-  if (node.kind === "outside") return "";
-  if (node.kind === "store") return { ok: "ok", down: "away" }[node.state] ?? "unknown";
-  return WORDS[node.state] ?? node.state;
-}
-
-/** The figures of a box, a line each. */
-export function figures(node, river) {
-  if (node.name === "dead letters") return [node.total === null ? "none counted" : `${count(node.total)} in all`];
-  if (node.kind === "outside" || node.kind === "store") {
-    const through = river.wires.filter((w) => w.from === node.name || w.to === node.name);
-    const total = through.map((w) => w.total).find((x) => typeof x === "number");
-    return total === undefined ? [] : [`${count(total)} so far`];
-  }
-  return [rate(node.rate), `lag ${count(node.lag)} · ${duration(node.delay)}`];
-}
 
 export class River {
   constructor(root) {
     this.wires = svg("g", { class: "wires" });
     this.labels = svg("g", { class: "labels" });
     this.boxes = svg("g", { class: "boxes" });
-    const head = svg("marker", { id: "head", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto", markerUnits: "userSpaceOnUse" },
-      svg("path", { d: "M1 1 7 4 1 7z" }));
-    this.svg = svg("svg", { class: "diagram", "aria-hidden": "true" }, svg("defs", {}, head), this.wires, this.labels, this.boxes);
+    const head = svg(
+      "marker",
+      {
+        id: "head",
+        viewBox: "0 0 8 8",
+        refX: 7,
+        refY: 4,
+        markerWidth: 8,
+        markerHeight: 8,
+        orient: "auto",
+        markerUnits: "userSpaceOnUse",
+      },
+      svg("path", { d: "M1 1 7 4 1 7z" }),
+    );
+    this.svg = svg(
+      "svg",
+      { class: "diagram", "aria-hidden": "true" },
+      svg("defs", {}, head),
+      this.wires,
+      this.labels,
+      this.boxes,
+    );
     root.append(this.svg);
     this.root = root;
     this.width = 0;
@@ -53,18 +54,39 @@ export class River {
     const narrow = width < LEAST_WIDTH;
     this.root.classList.toggle("narrow", narrow);
     if (narrow) return; // the list stands for the diagram there
-    const plan = layout(width, [...river.nodes.keys()].filter((name) => this.#shown(river, name)), river.learners);
+    const plan = layout(
+      width,
+      [...river.nodes.keys()].filter((name) => this.#shown(river, name)),
+      river.learners,
+    );
     attr(this.svg, "viewBox", `0 0 ${plan.width} ${plan.height}`);
     attr(this.svg, "width", plan.width);
     attr(this.svg, "height", plan.height);
 
     const routed = river.wires.map((wire) => ({ wire, way: plan.route(wire) })).filter(({ way }) => way?.d);
     for (const key of this.streams.keys()) if (!routed.some(({ wire }) => wire.key === key)) this.streams.delete(key);
-    keyed(this.wires, routed, ({ wire }) => wire.key, () => svg("g", {}, svg("path", { class: "bed" }), svg("path", { class: "water" })),
-      (node, item) => this.#wire(node, item));
-    keyed(this.labels, routed.filter(({ way }) => way.label), ({ wire }) => wire.key, () => svg("g", {}), label);
+    keyed(
+      this.wires,
+      routed,
+      ({ wire }) => wire.key,
+      () => svg("g", {}, svg("path", { class: "bed" }), svg("path", { class: "water" })),
+      (node, item) => this.#wire(node, item),
+    );
+    keyed(
+      this.labels,
+      routed.filter(({ way }) => way.label),
+      ({ wire }) => wire.key,
+      () => svg("g", {}),
+      label,
+    );
     const nodes = [...plan.boxes].map(([name, box]) => ({ node: river.nodes.get(name), box }));
-    keyed(this.boxes, nodes, ({ node }) => node.name, makeBox, (element, item) => updateBox(element, item, river));
+    keyed(
+      this.boxes,
+      nodes,
+      ({ node }) => node.name,
+      makeBox,
+      (element, item) => updateBox(element, item, river),
+    );
   }
 
   /** What stands outside and nothing goes to or comes from is not drawn. */
@@ -116,22 +138,43 @@ function label(node, { wire, way }) {
   const amount = wire.rate === null ? "" : rate(wire.rate);
   let lines;
   if (kind === "above") lines = [[`${topics.join(", ")}${amount ? `  ${amount}` : ""}`, y - 6]];
-  else if (kind === "across") lines = [[topics.join(", "), y - 8], [amount, y + 17]];
-  else lines = [...topics.slice(0, 2), topics.length > 2 ? `and ${topics.length - 2} more` : amount].map((line, i) => [line, y + i * 13]);
+  else if (kind === "across")
+    lines = [
+      [topics.join(", "), y - 8],
+      [amount, y + 17],
+    ];
+  else
+    lines = [...topics.slice(0, 2), topics.length > 2 ? `and ${topics.length - 2} more` : amount].map((line, i) => [
+      line,
+      y + i * 13,
+    ]);
   if (kind === "list" && topics.length === 2 && amount) lines[2] = [amount, y + 26];
-  keyed(node, lines.filter(([line]) => line).map(([line, at], i) => ({ line, at, i })), ({ i }) => i, () => svg("text"), (element, { line, at }) => {
-    attr(attr(attr(element, "x", x), "y", at), "text-anchor", anchor);
-    text(element, line);
-  });
+  keyed(
+    node,
+    lines.filter(([line]) => line).map(([line, at], i) => ({ line, at, i })),
+    ({ i }) => i,
+    () => svg("text"),
+    (element, { line, at }) => {
+      attr(attr(attr(element, "x", x), "y", at), "text-anchor", anchor);
+      text(element, line);
+    },
+  );
 }
 
 function makeBox() {
-  return svg("g", {},
-    svg("title"), svg("rect", { class: "box", rx: 8 }), svg("rect", { class: "stripe", rx: 2, width: 4 }),
+  return svg(
+    "g",
+    {},
+    svg("title"),
+    svg("rect", { class: "box", rx: 8 }),
+    svg("rect", { class: "stripe", rx: 2, width: 4 }),
     svg("text", { class: "name" }, svg("tspan", { class: "dim" }), svg("tspan")),
-    sign("unknown"), svg("text", { class: "state" }),
-    svg("text", { class: "big" }), svg("text", { class: "small" }),
-    svg("g", { class: "flag" }, svg("rect", { rx: 9, height: 18 }), svg("text", { "text-anchor": "middle" })));
+    sign("unknown"),
+    svg("text", { class: "state" }),
+    svg("text", { class: "big" }),
+    svg("text", { class: "small" }),
+    svg("g", { class: "flag" }, svg("rect", { rx: 9, height: 18 }), svg("text", { "text-anchor": "middle" })),
+  );
 }
 
 function updateBox(element, { node, box }, river) {
@@ -139,9 +182,24 @@ function updateBox(element, { node, box }, river) {
   const word = stateWord(node);
   const lines = figures(node, river);
   const learner = node.model !== undefined;
-  attr(element, "class", `node${learner ? " learner" : ""} kind-${node.kind.replace(" ", "-")} is-${node.state}${node.kind === "outside" ? " plain" : ""}`);
+  attr(
+    element,
+    "class",
+    `node${learner ? " learner" : ""} kind-${node.kind.replace(" ", "-")} is-${node.state}${node.kind === "outside" ? " plain" : ""}`,
+  );
   attr(element, "transform", `translate(${box.x} ${box.y})`);
-  text(title, [node.name, [word, node.why].filter(Boolean).join(": "), ...lines, node.open ? plural(node.open, "open alert") : "", node.seen ? plural(node.seen, "acknowledged alert") : ""].filter(Boolean).join("\n"));
+  text(
+    title,
+    [
+      node.name,
+      [word, node.why].filter(Boolean).join(": "),
+      ...lines,
+      node.open ? plural(node.open, "open alert") : "",
+      node.seen ? plural(node.seen, "acknowledged alert") : "",
+    ]
+      .filter(Boolean)
+      .join("\n"),
+  );
   attr(attr(back, "width", box.w), "height", box.h);
   attr(attr(attr(stripe, "x", 6), "y", 10), "height", box.h - 20);
 
@@ -152,7 +210,8 @@ function updateBox(element, { node, box }, river) {
   attr(attr(mark, "x", 18), "y", 31);
   setSign(mark, node.state);
   attr(mark, "visibility", word ? null : "hidden");
-  const many = node.instances.length > 1 ? `, ${node.instances.filter((i) => i.state === "ok").length} of ${node.instances.length}` : "";
+  const many =
+    node.instances.length > 1 ? `, ${node.instances.filter((i) => i.state === "ok").length} of ${node.instances.length}` : "";
   text(state, `${word}${many}`);
   attr(attr(state, "x", 32), "y", 40);
   const bare = node.kind !== "service";

@@ -8,7 +8,11 @@ import { Table, parts } from "./tables.js";
 export class Segments {
   constructor() {
     this.table = new Table({
-      label: "Segments", key: (s) => s.segment, columns: [], tall: true, sort: { id: "gain", direction: "ascending" },
+      label: "Segments",
+      key: (s) => s.segment,
+      columns: [],
+      tall: true,
+      sort: { id: "gain", direction: "ascending" },
       empty: "Nothing by segment yet: the first complete window with labels tells it, where the declaration names segments.",
       mark: (s) => (s.alert ? "is-alert" : null),
     });
@@ -28,17 +32,36 @@ export class Segments {
     const models = ranked(snapshot);
     const of = (row, model) => row.models?.[model]?.[shown.name];
     const alarmed = new Set((snapshot.alerts ?? []).map((a) => a.segment).filter(Boolean));
-    const rows = segments.map((s) => ({ ...s, gain: gain(of(s, snapshot.champion), of(s, "baseline"), shown.better), alert: alarmed.has(s.segment) }));
+    const rows = segments.map((s) => ({
+      ...s,
+      gain: gain(of(s, snapshot.champion), of(s, "baseline"), shown.better),
+      alert: alarmed.has(s.segment),
+    }));
     const most = Math.max(...rows.map((r) => Math.abs(r.gain ?? 0)), 1e-9);
     this.table.setColumns([
-      { id: "segment", title: "segment", className: "key", value: (s) => s.segment, fill: (cell, s) => clipped(parts(cell, clip).span, s.segment) },
       {
-        id: "gain", title: "to baseline", help: "how much better (right) or worse (left) than the baseline the champion is", className: "gain", value: (s) => s.gain,
+        id: "segment",
+        title: "segment",
+        className: "key",
+        value: (s) => s.segment,
+        fill: (cell, s) => clipped(parts(cell, clip).span, s.segment),
+      },
+      {
+        id: "gain",
+        title: "to baseline",
+        help: "how much better (right) or worse (left) than the baseline the champion is",
+        className: "gain",
+        value: (s) => s.gain,
         fill: (cell, s) => gainCell(cell, s, of(s, snapshot.champion), of(s, "baseline"), most),
       },
       ...models.map((model) => ({
-        id: `model ${model}`, title: model, numeric: true, className: model === snapshot.champion ? "strong" : "", first: shown.better < 0 ? "ascending" : "descending",
-        value: (s) => of(s, model), fill: (cell, s) => text(cell, metric(of(s, model))),
+        id: `model ${model}`,
+        title: model,
+        numeric: true,
+        className: model === snapshot.champion ? "strong" : "",
+        first: shown.better < 0 ? "ascending" : "descending",
+        value: (s) => of(s, model),
+        fill: (cell, s) => text(cell, metric(of(s, model))),
       })),
     ]);
     this.table.update(rows);
@@ -60,7 +83,12 @@ function gainCell(cell, row, champion, baseline, most) {
   const p = parts(cell, () => {
     const line = svg("line", { x1: 40, x2: 40, y1: 0, y2: 12 });
     const rect = svg("rect", { y: 2, height: 8, rx: 1 });
-    const bar = svg("svg", { class: "gain-bar", viewBox: "0 0 80 12", width: 80, height: 12, "aria-hidden": "true" }, rect, line);
+    const bar = svg(
+      "svg",
+      { class: "gain-bar", viewBox: "0 0 80 12", width: 80, height: 12, "aria-hidden": "true" },
+      rect,
+      line,
+    );
     const said = document.createElement("span");
     return { said, bar, rect };
   });

@@ -6,7 +6,8 @@ import { busy, el, keyed, attr, text } from "./dom.js";
 function compare(a, b, direction) {
   const missing = (x) => x === null || x === undefined || Number.isNaN(x);
   if (missing(a) || missing(b)) return missing(a) - missing(b);
-  const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+  const order =
+    typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
   return direction === "ascending" ? order : -order;
 }
 
@@ -22,7 +23,11 @@ export class Table {
     this.head = el("tr");
     this.body = el("tbody");
     this.table = el("table", {}, el("caption", { class: "unseen" }, label), el("thead", {}, this.head), this.body);
-    this.box = el("div", { class: tall ? "scroll tall" : "scroll", tabindex: "0", role: "region", "aria-label": label }, this.table);
+    this.box = el(
+      "div",
+      { class: tall ? "scroll tall" : "scroll", tabindex: "0", role: "region", "aria-label": label },
+      this.table,
+    );
     this.empty = el("p", { class: "empty" }, empty);
     this.root = el("div", { class: "table" }, this.box, this.empty);
     this.setColumns(columns);
@@ -36,11 +41,17 @@ export class Table {
     this.columns = columns;
     if (same) return;
     keyed(this.body, [], String, null, null);
-    keyed(this.head, columns, (c) => c.id, (c) => this.#header(c), (node, c) => {
-      const button = node.querySelector(".sort > span");
-      text(button ?? node, c.title);
-      attr(node, "title", c.help ? `${c.title}: ${c.help}` : c.title);
-    });
+    keyed(
+      this.head,
+      columns,
+      (c) => c.id,
+      (c) => this.#header(c),
+      (node, c) => {
+        const button = node.querySelector(".sort > span");
+        text(button ?? node, c.title);
+        attr(node, "title", c.help ? `${c.title}: ${c.help}` : c.title);
+      },
+    );
     this.#arrows();
   }
 
@@ -49,7 +60,14 @@ export class Table {
     const node = el("th", { scope: "col", class: className || null });
     if (column.value) {
       const arrow = el("i", { class: "arrow", "aria-hidden": "true" });
-      node.append(el("button", { type: "button", class: "sort", on: { click: () => this.#sortBy(column) } }, el("span", {}, column.title), arrow));
+      node.append(
+        el(
+          "button",
+          { type: "button", class: "sort", on: { click: () => this.#sortBy(column) } },
+          el("span", {}, column.title),
+          arrow,
+        ),
+      );
     }
     return node;
   }
@@ -65,7 +83,8 @@ export class Table {
 
   #arrows() {
     this.columns.forEach((column, index) => {
-      if (column.value) attr(this.head.children[index], "aria-sort", this.sort?.id === column.id ? this.sort.direction : "none");
+      if (column.value)
+        attr(this.head.children[index], "aria-sort", this.sort?.id === column.id ? this.sort.direction : "none");
     });
   }
 
@@ -85,17 +104,30 @@ export class Table {
     if (!mayMove) {
       const places = new Map(this.order.map((key, index) => [key, index]));
       const at = (row) => places.get(String(this.key(row))) ?? Infinity;
-      rows = rows.map((row) => [row, at(row)]).sort((a, b) => (a[1] === b[1] ? 0 : a[1] - b[1])).map(([row]) => row);
+      rows = rows
+        .map((row) => [row, at(row)])
+        .sort((a, b) => (a[1] === b[1] ? 0 : a[1] - b[1]))
+        .map(([row]) => row);
     }
     this.order = rows.map((row) => String(this.key(row)));
-    keyed(this.body, rows, this.key, () => this.#row(), (node, row) => this.#fill(node, row));
+    keyed(
+      this.body,
+      rows,
+      this.key,
+      () => this.#row(),
+      (node, row) => this.#fill(node, row),
+    );
   }
 
   #row() {
-    return el("tr", {}, this.columns.map((c, index) => {
-      const className = [c.numeric ? "number" : "", c.className ?? ""].join(" ").trim();
-      return el(index === 0 ? "th" : "td", { scope: index === 0 ? "row" : null, class: className || null });
-    }));
+    return el(
+      "tr",
+      {},
+      this.columns.map((c, index) => {
+        const className = [c.numeric ? "number" : "", c.className ?? ""].join(" ").trim();
+        return el(index === 0 ? "th" : "td", { scope: index === 0 ? "row" : null, class: className || null });
+      }),
+    );
   }
 
   #fill(node, row) {
@@ -108,7 +140,10 @@ export class Table {
   reveal(key) {
     const node = [...this.body.children].find((row) => row.dataset.key === key);
     if (!node) return false;
-    node.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    node.scrollIntoView({
+      block: "center",
+      behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth",
+    });
     node.dataset.found = ""; // not a class: those are set anew with each update
     setTimeout(() => delete node.dataset.found, 2500);
     return true;
