@@ -77,6 +77,9 @@ def as_text(pipeline: Pipeline) -> str:
         f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
         f"labels {pipeline.labels.schema} (id {Records(pipeline).label.id})\n"
     )
+    watched = pipeline.monitor
+    by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
+    head += f"watched in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"
     parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector, "models", models]
     return head + "\n" + _render(*parts) + "topics\n" + topics_text(pipeline)
 
@@ -92,6 +95,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "models": {name: pipeline.printed(name) for name in pipeline.roster},
         "vector": pipeline.vector,
         "rules": [{"rule": r.name, "field": r.field, "expects": r.text} for r in (*pipeline.event_checks, *pipeline.label_checks)],
+        "monitor": dataclasses.asdict(pipeline.monitor),
         "schema_ids": {
             "event": records.event.id,
             "label": records.label.id,
@@ -100,6 +104,8 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
             "prediction-log": records.prediction_log.id,
             "example": records.example.id,
             "manifest": records.manifest.id,
+            "window": records.window.id,
+            "alert": records.alert.id,
         },
         "topics": [
             {"name": t.name(pipeline.name), "partitions": t.partitions or pipeline.partitions, "key": t.key,

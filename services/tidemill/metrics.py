@@ -141,6 +141,7 @@ class MonitorMetrics:
         self._records = RECORDS.labels("monitor")
         self._heartbeat = HEARTBEAT.labels("monitor")
         self._open: set[tuple[str, str, str]] = set()
+        self._figures: dict[str, set[tuple[str, str, str, str]]] = {}
 
     def records(self, records: int) -> None:
         """Count records."""
@@ -156,12 +157,19 @@ class MonitorMetrics:
         WINDOW_LATE.labels(source).inc(late)
         WINDOW_END.labels(source).set(end / 1000)
 
-    def figure(self, source: str, name: str, model: str, segment: str, feature: str, value: float) -> None:
-        """Set one figure of the last window."""
-        if segment:
-            WINDOW_SEGMENT.labels(name, model, segment).set(value)
-        else:
-            WINDOW_FIGURE.labels(source, name, model, feature).set(value)
+    def figures(self, source: str, found: Mapping[tuple[str, str, str, str], float]) -> None:
+        """Set the figures of the last window of a source, by (name, model, segment, feature); others it has no more."""
+        for name, model, segment, feature in self._figures.get(source, set()) - found.keys():
+            if segment:
+                WINDOW_SEGMENT.remove(name, model, segment)
+            else:
+                WINDOW_FIGURE.remove(source, name, model, feature)
+        for (name, model, segment, feature), value in found.items():
+            if segment:
+                WINDOW_SEGMENT.labels(name, model, segment).set(value)
+            else:
+                WINDOW_FIGURE.labels(source, name, model, feature).set(value)
+        self._figures[source] = set(found)
 
     def alerts(self, found: Mapping[tuple[str, str, str], int]) -> None:
         """Set how many alerts are open, by (kind, model, feature)."""

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill import Monitor, load
+from tidemill.errors import SettingsError
 from tidemill.monitor.alerts import Alerts, Rules, Usual
 from tidemill.monitor.drift import FLOOR, CategoryReference, NumberReference
 from tidemill.monitor.figures import Key
 from tidemill.monitor.performance import Answers, Judge
+from tidemill.monitor.service import credentials
 from tidemill.monitor.windows import Windows, hashed
 
 FLIGHTS, DELAYS = load("flights"), load("delays")
@@ -285,3 +287,28 @@ def test_an_alert_that_an_earlier_process_left_open_goes_on() -> None:
 
 def test_a_declaration_may_silence_a_figure() -> None:
     assert replace(FLIGHTS, monitor=Monitor(limits={"ks": None})).monitor.silent("ks", "distance")
+
+
+# How the monitor reaches a broker that is secured.
+
+
+def test_librdkafkas_words_are_fausts_credentials() -> None:
+    assert credentials({}) is None
+    assert credentials({"client.dns.lookup": "use_all_dns_ips"}) is None
+    made = credentials(
+        {
+            "security.protocol": "sasl_plaintext",
+            "sasl.mechanism": "SCRAM-SHA-256",
+            "sasl.username": "anna",
+            "sasl.password": "x",
+        }
+    )
+    assert (made.protocol.value, made.mechanism.value, made.username) == ("SASL_PLAINTEXT", "SCRAM-SHA-256", "anna")
+    assert credentials({"security.protocol": "SSL"}).protocol.value == "SSL"
+    assert credentials({"security.protocol": "SASL_SSL", "sasl.username": "anna"}).protocol.value == "SASL_SSL"
+
+
+def test_what_fausts_client_cannot_do_is_said() -> None:
+    with pytest.raises(SettingsError, match=r"OAUTHBEARER.*expected PLAIN") as error:
+        credentials({"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER", "sasl.password": "secret"})
+    assert "secret" not in str(error.value)

@@ -2,128 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
-from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
-from pydantic import SecretStr
+from site_by_hand import TOKEN, Site, alert, figure, letter, predicted, window
 
-from tidemill import load, topics
+from tidemill import topics
 from tidemill.errors import BrokerError, StoreError
-from tidemill.records import Records
-from tidemill.status.app import MOST_BODY, Parts, build
-from tidemill.status.feed import Feed
-from tidemill.status.lookup import Lookup, TooFarBackError, partition_of
-from tidemill.status.overview import Overview
+from tidemill.status.app import MOST_BODY
+from tidemill.status.lookup import TooFarBackError
 from tidemill.status.scrape import Instance, Scraper, parse
-from tidemill.stream.kafka import KafkaBroker
-from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
-FLIGHTS = load("flights")
-RECORDS = Records(FLIGHTS)
-TOKEN = "a token for these tests"
 SCRIPT = "<script>alert(1)</script>"
-
-
-def figure(name: str, value: float, **of: Any) -> dict[str, Any]:
-    return {"name": name, "model": "", "version": -1, "segment": "", "feature": "", "value": value} | of
-
-
-def window(source: str, start: int, records: int = 100, figures: list[Any] | None = None, **more: Any) -> bytes:
-    given = {
-        "source": source, "start": start, "end": start + 100, "records": records, "rows": records, "late": 0,
-        "interrupted": False, "compared": True, "closed_at": 5, "figures": figures or [],
-    }  # fmt: skip
-    return RECORDS.window.encode(given | more)
-
-
-def alert(subject: str = "drift:distance", state: str = "opened", **more: Any) -> bytes:
-    kind, _, feature = subject.partition(":")
-    given = {
-        "id": subject, "state": state, "by": "monitor", "kind": kind, "model": "", "segment": "", "feature": feature,
-        "figure": "psi", "value": 0.9, "limit": 0.4, "since": 0, "start": 0, "end": 100, "opened_at": 3, "message": "moved",
-        "look_at": "there", "evidence": {"psi": 0.9, "psi_usual_least": 0.1, "psi_usual_most": 0.2},
-    }  # fmt: skip
-    return RECORDS.alert.encode(given | more)
-
-
-def letter(reason: str = "out_of_range", message: str = "77 where 0 to 23 was expected") -> MemoryRecord:
-    headers = [
-        ("tidemill.reason", reason.encode()), ("tidemill.field", b"sched_hour"), ("tidemill.value", b"77"),
-        ("__connect.errors.stage", b"validator"), ("__connect.errors.topic", b"flights.events"),
-        ("__connect.errors.partition", b"2"), ("__connect.errors.offset", b"812"),
-        ("__connect.errors.exception.message", message.encode()),
-    ]  # fmt: skip
-    return MemoryRecord("flights.dlq", b"bytes", b"key", 1000, headers)
-
-
-class Site:
-    """The application, with what it knows put in by hand."""
-
-    def __init__(self) -> None:
-        self.feed = Feed(KafkaBroker("127.0.0.1:1"), FLIGHTS)
-        self.scraper = Scraper({"validator": "http://validator:1", "learner-logreg": "http://learner:1"})
-        self.broker = MemoryBroker({topic.name("flights"): topic.partitions or 4 for topic in topics.TOPICS})
-        self.redis: dict[str, dict[str, str]] = {"JFK": {"event_time": "1000", "origin_count_1h": "12.0"}}
-        self.away: Exception | None = None
-        self.said: list[tuple[str, str, str]] = []
-        self.wrong: str | None = None
-        lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"})
-        overview = Overview(FLIGHTS, self.feed, self.scraper, lambda: [{"name": "kafka", "ok": True, "why": ""}])
-        self.app = build(
-            Parts(
-                feed=self.feed, scraper=self.scraper, overview=overview, lookup=lookup, ready=lambda: self.wrong,
-                acknowledge=lambda *said: self.said.append(said), token=SecretStr(TOKEN),
-            )
-        )  # fmt: skip
-        self.client = TestClient(self.app, raise_server_exceptions=False)
-
-    def _features(self, view: str, entity: str) -> dict[str, str]:
-        if self.away:
-            raise self.away
-        return self.redis.get(entity, {})
-
-    def tell(self, topic: topics.Topic, *values: bytes) -> None:
-        for value in values:
-            self.feed._take[topic.name("flights")](MemoryRecord(topic.name("flights"), value, b"k", 1000))
-
-    def get(self, path: str) -> Any:
-        answer = self.client.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
 
 
 @pytest.fixture
 def site() -> Site:
     return Site()
-
-
-def predicted(site: Site, event_id: str = "e1", *, label: bool | None = None) -> None:
-    """Have the log hold one prediction, the event it was made of, and perhaps its label."""
-    event = {
-        "flight_id": event_id, "asked_at": 5, "carrier": "UA", "flight": 1, "tailnum": None, "origin": "JFK", "dest": "LAX",
-        "distance": 2475.0, "sched_hour": 9, "flight_date": 15706, "sched_minutes": 300.0, "dep_delay": None, "temp": None,
-        "dewp": None, "wind_speed": None, "precip": None, "visib": None,
-    }  # fmt: skip
-    features = {
-        "event_id": event_id, "entity_id": "JFK", "event_time": 5, "partition": 1, "offset": 0, "partial": False,
-        "vector": dict.fromkeys(FLIGHTS.vector) | {"distance": 2475.0},
-    }  # fmt: skip
-    scores = [{"model": m, "version": 7, "score": 0.25, "probabilities": {}} for m in FLIGHTS.roster]
-    log = {"features": features, "champion": scores[0], "challengers": scores[1:]}
-    key = event_id.encode()
-    producer = site.broker.producer("test")
-    producer.emit("flights.events.valid", RECORDS.event.encode(event), b"JFK", partition=1)
-    producer.emit("flights.prediction-log", RECORDS.prediction_log.encode(log), key, partition=partition_of(key, 4))
-    if label is not None:
-        example = {"prediction": log, "label": label, "label_time": 9}
-        producer.emit("flights.examples", RECORDS.example.encode(example), key, partition=0)
-    consumer = site.broker.consumer("nobody", [], "0")
-    producer.commit({}, consumer)
 
 
 # What it tells.
@@ -155,12 +57,13 @@ def test_performance_by_window_segment_and_version(site: Site) -> None:
 def test_drift_by_feature_over_time_with_its_limit_and_alert(site: Site) -> None:
     for n, value in enumerate((0.1, 0.9)):
         said = [figure("psi", value, feature="distance"), figure("missing", 0.0, feature="distance"),
-                figure("p50", 900.0, feature="distance")]  # fmt: skip
+                figure("p50", 900.0, feature="distance"), figure("psi_limit", 0.4, feature="distance"),
+                figure("psi_usual_least", 0.1, feature="distance"), figure("psi_usual_most", 0.3, feature="distance")]  # fmt: skip
         site.tell(topics.WINDOWS, window("prediction-log", n * 100, figures=said))
     site.tell(topics.ALERTS, alert())
     (distance,) = [f for f in site.get("/api/drift")["features"] if f["name"] == "distance"]
-    assert (distance["psi"], distance["limit"], distance["alert"]) == ([0.1, 0.9], 0.25, True)
-    assert (distance["usual"], distance["missing"], distance["quantiles"]) == ([0.1, 0.2], 0.0, {"p50": 900.0})
+    assert (distance["psi"], distance["limit"], distance["alert"]) == ([0.1, 0.9], 0.4, True)
+    assert (distance["usual"], distance["missing"], distance["quantiles"]) == ([0.1, 0.3], 0.0, {"p50": 900.0})
 
 
 def test_an_alert_is_open_until_it_is_resolved_and_stays_acknowledged_meanwhile(site: Site) -> None:
@@ -257,6 +160,27 @@ def test_a_services_rate_lag_and_delay_come_from_its_own_metrics() -> None:
     one.values = parse(text.format(7, 0.1, 1))  # started anew
     one.note(13.0)
     assert (one.rate, one.delay) == (None, None)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut", b"rubbish\r\n\r\n", b""])
+def test_a_service_that_is_killed_in_the_middle_of_its_answer_is_down_and_nothing_else(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connection.recv(1000)
+                    connection.sendall(answer)
+                    connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        scraper = Scraper({"validator": url})
+        scraper._ask(("validator", "0", url))
+        (found,) = scraper.instances
+        assert found.state == "down"
+        assert url in found.why
 
 
 # Who may change something, and what nobody can do.

@@ -199,6 +199,7 @@ class Core:
             frame = pd.DataFrame(rows, columns=list(self.columns.prediction))
             figures = of_predictions(self.pipeline, frame, self.reference)
             figures |= self._rejections(window)
+            figures |= self._edges(figures)
         elif rows:
             frame = pd.DataFrame(rows, columns=list(self.columns.example))
             figures = of_examples(
@@ -210,6 +211,18 @@ class Core:
         if len(rows) >= self.declared.least and not window.interrupted:
             closed.alerts = self.alerts.step(figures, window.start, window.end, int(self.clock() * 1000))
         return closed
+
+    def _edges(self, figures: Figures) -> Figures:
+        """Return for each feature's PSI what is usual, and what it takes for an alert."""
+        found: Figures = {}
+        for key in figures:
+            usual, limit = self.rules.usual.ranges.get(key), self.declared.limit("psi", key.feature)
+            if key.name == "psi" and usual is not None:
+                found[key._replace(name="psi_usual_least")], found[key._replace(name="psi_usual_most")] = usual
+                reach = self.rules.usual.reach(key)
+                if limit is not None and reach is not None:
+                    found[key._replace(name="psi_limit")] = max(limit, reach[1])
+        return found
 
     def _rejections(self, window: Window) -> Figures:
         found: Figures = {}

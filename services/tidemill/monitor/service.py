@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import faust
@@ -23,6 +24,7 @@ from faust.transport.drivers import aiokafka
 from faust.types import ConsumerMessage
 
 from tidemill import metrics, topics
+from tidemill.errors import SettingsError
 from tidemill.monitor.alerts import Alert, Breach, Subject
 from tidemill.monitor.core import EXAMPLES, PREDICTIONS, Closed, Core
 from tidemill.monitor.figures import Key
@@ -43,6 +45,8 @@ IDLE_SECONDS = 10.0
 """A partition without traffic for this long is not waited for."""
 SETTLE_SECONDS = 3.0
 """How long after its first record a source may still meet partitions that it has not seen."""
+NOT_GAUGES = frozenset({"rejected", "min", "max"})
+"""Figures that Prometheus is not given: labels that others choose, or of little use over time."""
 REMEMBERED_ALERTS = 5000
 """How many records back open alerts are looked for; each open one is told again after every window."""
 
@@ -89,6 +93,38 @@ class _Transport(aiokafka.Transport):
     Consumer = _Consumer
 
 
+def credentials(kafka: Mapping[str, Any]) -> Any:
+    """Return what librdkafka's security properties say in Faust's words; None where they say nothing.
+
+    Raises SettingsError where they ask for what Faust's client can't do.
+    """
+    given = {name: str(value) for name, value in kafka.items()}
+    protocol = given.get("security.protocol", "plaintext").upper()
+    context = None
+    if protocol in ("SSL", "SASL_SSL"):
+        context = ssl.create_default_context(cafile=given.get("ssl.ca.location"))
+        if "ssl.certificate.location" in given:
+            context.load_cert_chain(
+                given["ssl.certificate.location"], given.get("ssl.key.location"), given.get("ssl.key.password")
+            )
+    if protocol == "SSL":
+        return faust.SSLCredentials(context)
+    if protocol in ("SASL_PLAINTEXT", "SASL_SSL"):
+        mechanism = given.get("sasl.mechanism", given.get("sasl.mechanisms", "PLAIN")).upper()
+        if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
+            raise SettingsError(
+                f"setting kafka: the monitor's client can't do sasl.mechanism {mechanism!r}; expected PLAIN, SCRAM-SHA-256 or "
+                f"SCRAM-SHA-512"
+            )
+        return faust.SASLCredentials(
+            username=given.get("sasl.username"),
+            password=given.get("sasl.password"),
+            mechanism=mechanism,
+            ssl_context=context,
+        )
+    return None
+
+
 class MonitorService:
     """One pipeline's monitor on Faust."""
 
@@ -113,6 +149,7 @@ class MonitorService:
             broker=[f"kafka://{server}" for server in self.settings.brokers.split(",")],
             store="memory://",
             datadir=tempfile.mkdtemp(prefix="tidemill-monitor-"),
+            broker_credentials=credentials(self.settings.kafka),
             web_enabled=False,
             topic_allow_declare=False,
             topic_disable_leader=True,
@@ -184,11 +221,13 @@ class MonitorService:
         if closed:
             # Told before the offsets behind it are committed, or told again; waited for beside the event loop.
             await asyncio.get_running_loop().run_in_executor(None, self.sender.flush)
-            self.watch.alerts(
-                Counter((a.subject.kind, a.subject.model, a.subject.feature) for a in self.core.alerts.open)
-            )
+            self._count_alerts()
         self.watch.heartbeat()
         metrics.set_lag("monitor", self._lag())
+
+    def _count_alerts(self) -> None:
+        subjects = (alert.subject for alert in self.core.alerts.open)
+        self.watch.alerts(Counter((subject.kind, subject.model, subject.feature) for subject in subjects))
 
     def _tell(self, closed: Closed) -> None:
         name, records = self.pipeline.name, self.core.records
@@ -203,9 +242,12 @@ class MonitorService:
                 log.warning(alert.message, extra={"alert": record["id"], "state": alert.state})
         window = closed.window
         self.watch.window(closed.source, window.end, window.late, whole=not window.interrupted)
-        for key, value in closed.figures.items():
-            if key.version < 0 and key.name not in ("rejected", "min", "max"):
-                self.watch.figure(closed.source, key.name, key.model, key.segment, key.feature, value)
+        shown = {
+            (key.name, key.model, key.segment, key.feature): value
+            for key, value in closed.figures.items()
+            if key.version < 0 and key.name not in NOT_GAUGES
+        }
+        self.watch.figures(closed.source, shown)
 
     def _lag(self) -> dict[Slot, int]:
         ends = {Slot(tp.topic, tp.partition): end for tp, end in dict(self.app.monitor.tp_end_offsets).items()}
@@ -229,6 +271,7 @@ class MonitorService:
                 told = codec.record(value, HEADER) if value.startswith(codec.header) else None
                 if told and told["by"] == "monitor":
                     self.core.alerts.restore(alert_of(told))
+        self._count_alerts()
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; what goes wrong on the way ends the process."""

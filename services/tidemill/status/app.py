@@ -82,7 +82,7 @@ def build(parts: Parts) -> FastAPI:
 
     @app.middleware("http")
     async def guard(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-        if int(request.headers.get("content-length") or 0) > MOST_BODY if _whole(request) else True:
+        if _size(request) > MOST_BODY:
             return Response('{"detail": "the body is too large"}', 413, HEADERS, "application/json")
         answer = await proceed(request)
         answer.headers.update(HEADERS)
@@ -107,7 +107,7 @@ def build(parts: Parts) -> FastAPI:
         return FileResponse(PAGE / "index.html")
 
     @app.get("/livez", response_class=PlainTextResponse, tags=["health"])
-    def alive() -> str:
+    async def alive() -> str:
         """Whether this process answers."""
         return "ok\n"
 
@@ -201,7 +201,7 @@ def build(parts: Parts) -> FastAPI:
         """Alerts that are open, and those that were resolved last."""
         return parts.overview.alerts()
 
-    @app.post("/api/alerts/{alert}/acknowledge", tags=["quality"], dependencies=[Depends(authorised)],
+    @app.post("/api/alerts/{alert:path}/acknowledge", tags=["quality"], dependencies=[Depends(authorised)],
               responses=_problems(401, 403, 404, 413, 503))  # fmt: skip
     def acknowledge(alert: Annotated[str, PathParameter(max_length=500)], said: Acknowledgement) -> dict[str, str]:
         """Say that somebody knows of an open alert. Needs the token."""
@@ -240,7 +240,9 @@ def build(parts: Parts) -> FastAPI:
     return app
 
 
-def _whole(request: Request) -> bool:
-    """Whether the length of a body is told, and is a number; one that comes in pieces would have to be counted."""
+def _size(request: Request) -> int:
+    """Return how long a body says that it is; one that does not say counts as too long, for it would have to be counted."""
+    if "chunked" in request.headers.get("transfer-encoding", "").lower():
+        return MOST_BODY + 1
     length = request.headers.get("content-length", "0")
-    return length.isdigit() and "chunked" not in request.headers.get("transfer-encoding", "").lower()
+    return int(length) if length.isascii() and length.isdigit() else MOST_BODY + 1

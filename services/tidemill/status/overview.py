@@ -15,18 +15,21 @@ from tidemill.status.scrape import Instance, Scraper
 
 SHOWN_WINDOWS, SHOWN_LETTERS, SHOWN_SEGMENTS = 60, 30, 200
 PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
+USUAL = ("psi_usual_least", "psi_usual_most")
 QUANTILES = ("p05", "p25", "p50", "p75", "p95")
 
 FLOW = (
-    ("producers", "validator", "events, labels"),
-    ("validator", "featurizer", "events.valid"),
-    ("featurizer", "scorer", "features"),
-    ("scorer", "joiner", "prediction-log"),
-    ("joiner", "learner", "examples"),
-    ("scorer", "archiver", "prediction-log, examples"),
-    ("scorer", "monitor", "prediction-log, examples"),
+    ("producers", "validator", "events, labels", "validator"),
+    ("validator", "featurizer", "events.valid", "featurizer"),
+    ("featurizer", "redis", "views", "featurizer"),
+    ("featurizer", "scorer", "features", "scorer"),
+    ("scorer", "consumers", "predictions", "scorer"),
+    ("scorer", "joiner", "prediction-log", "joiner"),
+    ("joiner", "learner", "examples", "learner"),
+    ("scorer", "archiver", "prediction-log, examples", "archiver"),
+    ("scorer", "monitor", "prediction-log, examples", "monitor"),
 )
-"""Who hands on what to whom; the rate of an edge is that of its reader."""
+"""Who hands on what to whom, and whose records are counted for it."""
 
 Window = Mapping[str, Any]
 
@@ -139,24 +142,15 @@ class Overview:
         last = courses[-1] if courses else {}
         features = []
         for name, kind in self.pipeline.vector.items():
-            evidence: Mapping[str, float] = next(
-                (
-                    a["evidence"]
-                    for a in self.feed.alerts.copy().values()
-                    if (a["kind"], a["feature"]) == ("drift", name)
-                ),
-                {},
-            )
             features.append(
                 {
                     "name": name,
                     "kind": kind,
                     "psi": [course.get("psi", {}).get(name) for course in courses],
                     "ks": last.get("ks", {}).get(name),
-                    "limit": self.declared.limit("psi", name),
-                    "usual": [evidence["psi_usual_least"], evidence["psi_usual_most"]]
-                    if "psi_usual_least" in evidence
-                    else None,
+                    # What an alert takes: beyond the declared limit and beyond what is usual.
+                    "limit": last.get("psi_limit", {}).get(name, self.declared.limit("psi", name)),
+                    "usual": [last[n][name] for n in USUAL] if name in last.get(USUAL[0], {}) else None,
                     "missing": last.get("missing", {}).get(name),
                     "unseen": last.get("unseen", {}).get(name),
                     "quantiles": {q: last[q][name] for q in QUANTILES if name in last.get(q, {})},
@@ -218,8 +212,8 @@ class Overview:
 def flow(instances: Sequence[Instance]) -> list[dict[str, Any]]:
     """Return the edges of the river with the rates of their readers."""
     found = []
-    for source, target, topic in FLOW:
-        readers = [i for i in instances if i.name == target or i.name.startswith(f"{target}-")]
+    for source, target, topic, counted in FLOW:
+        readers = [i for i in instances if i.name == counted or i.name.startswith(f"{counted}-")]
         rates = [i.rate for i in readers if i.rate is not None]
         totals = [t for t in (i.total("tidemill_records_total") for i in readers) if t is not None]
         # Learners each read all examples; instances of another service share what there is.

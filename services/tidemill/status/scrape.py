@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import socket
 import threading
 import time
@@ -154,9 +156,10 @@ class Scraper(threading.Thread):
             instance.course.clear()
             return
         code, text = fetch(f"{url}/metrics")
-        if code == 200:
-            instance.values = parse(text)
-            instance.note(time.monotonic())
+        with contextlib.suppress(ValueError):  # an answer that was cut off: the last one stays
+            if code == 200:
+                instance.values = parse(text)
+                instance.note(time.monotonic())
         instance.state, instance.why = self._judge(instance, status, said)
 
     @staticmethod
@@ -179,12 +182,12 @@ def fetch(url: str) -> tuple[int, str]:
             return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")
-    except (OSError, ValueError) as error:
-        return 0, str(getattr(error, "reason", error))
+    except (OSError, ValueError, http.client.HTTPException) as error:  # killed in the middle of its answer, for one
+        return 0, str(getattr(error, "reason", "") or error or type(error).__name__)
 
 
 def parse(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    """Return our metrics of one answer of /metrics: value by labels, by the sample's name."""
+    """Return our metrics of one answer of /metrics: value by labels, by the sample's name. Raises ValueError for what is none."""
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     ours = "\n".join(line for line in text.splitlines() if "tidemill_" in line) + "\n"
     for family in text_string_to_metric_families(ours):

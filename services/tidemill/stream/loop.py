@@ -227,7 +227,8 @@ class Loop:
                         "resume": where,
                     },
                 )
-                self.step.counts["lost_records", slot.topic] += abs(where - position.offset)
+                # Counted at once: what a step has counted is forgotten when its state is rebuilt.
+                self.watch.counts({("lost_records", slot.topic): abs(where - position.offset)})
                 position = Position(where)
             positions[slot] = position
         groups: dict[int, list[Slot]] = {}

@@ -179,7 +179,7 @@ export class Models {
       },
       {
         id: `gain ${name}`,
-        title: "to the baseline",
+        title: "to the one before",
         numeric: true,
         value: (v) => v.gain?.[name],
         fill: (cell, v) => {
@@ -187,7 +187,8 @@ export class Models {
           attr(
             text(cell, signed(by)),
             "class",
-            `number${typeof by !== "number" ? "" : by * (better || 1) < 0 ? " worse" : " better"}`,
+            // What the service calls a gain is better above 0, whichever way the metric points.
+            `number${typeof by !== "number" ? "" : by < 0 ? " worse" : " better"}`,
           );
         },
       },

@@ -1,0 +1,117 @@
+"""The status service's application without Kafka or Redis: what it knows is put in by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+
+from tidemill import load, topics
+from tidemill.records import Records
+from tidemill.status.app import Parts, build
+from tidemill.status.feed import Feed
+from tidemill.status.lookup import Lookup, partition_of
+from tidemill.status.overview import Overview
+from tidemill.status.scrape import Scraper
+from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
+
+FLIGHTS = load("flights")
+RECORDS = Records(FLIGHTS)
+TOKEN = "a token for these tests"
+
+
+def figure(name: str, value: float, **of: Any) -> dict[str, Any]:
+    return {"name": name, "model": "", "version": -1, "segment": "", "feature": "", "value": value} | of
+
+
+def window(source: str, start: int, records: int = 100, figures: list[Any] | None = None, **more: Any) -> bytes:
+    given = {
+        "source": source, "start": start, "end": start + 100, "records": records, "rows": records, "late": 0,
+        "interrupted": False, "compared": True, "closed_at": 5, "figures": figures or [],
+    }  # fmt: skip
+    return RECORDS.window.encode(given | more)
+
+
+def alert(subject: str = "drift:distance", state: str = "opened", **more: Any) -> bytes:
+    kind, _, feature = subject.partition(":")
+    given = {
+        "id": subject, "state": state, "by": "monitor", "kind": kind, "model": "", "segment": "", "feature": feature,
+        "figure": "psi", "value": 0.9, "limit": 0.4, "since": 0, "start": 0, "end": 100, "opened_at": 3, "message": "moved",
+        "look_at": "there", "evidence": {"psi": 0.9, "psi_usual_least": 0.1, "psi_usual_most": 0.2},
+    }  # fmt: skip
+    return RECORDS.alert.encode(given | more)
+
+
+def letter(
+    reason: str = "out_of_range", message: str = "77 where 0 to 23 was expected", value: str = "77"
+) -> MemoryRecord:
+    headers = [
+        ("tidemill.reason", reason.encode()), ("tidemill.field", b"sched_hour"), ("tidemill.value", value.encode()),
+        ("__connect.errors.stage", b"validator"), ("__connect.errors.topic", b"flights.events"),
+        ("__connect.errors.partition", b"2"), ("__connect.errors.offset", b"812"),
+        ("__connect.errors.exception.message", message.encode()),
+    ]  # fmt: skip
+    return MemoryRecord("flights.dlq", b"bytes", b"key", 1000, headers)
+
+
+class Site:
+    """The application, with what it knows put in by hand."""
+
+    def __init__(self) -> None:
+        self.feed = Feed(KafkaBroker("127.0.0.1:1"), FLIGHTS)
+        self.scraper = Scraper({"validator": "http://validator:1", "learner-logreg": "http://learner:1"})
+        self.broker = MemoryBroker({topic.name("flights"): topic.partitions or 4 for topic in topics.TOPICS})
+        self.redis: dict[str, dict[str, str]] = {"JFK": {"event_time": "1000", "origin_count_1h": "12.0"}}
+        self.away: Exception | None = None
+        self.token = TOKEN
+        self.said: list[tuple[str, str, str]] = []
+        self.wrong: str | None = None
+        lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"})
+        overview = Overview(FLIGHTS, self.feed, self.scraper, lambda: [{"name": "kafka", "ok": True, "why": ""}])
+        self.app = build(
+            Parts(
+                feed=self.feed, scraper=self.scraper, overview=overview, lookup=lookup, ready=lambda: self.wrong,
+                acknowledge=lambda *said: self.said.append(said), token=SecretStr(TOKEN),
+            )
+        )  # fmt: skip
+        self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    def _features(self, view: str, entity: str) -> dict[str, str]:
+        if self.away:
+            raise self.away
+        return self.redis.get(entity, {})
+
+    def tell(self, topic: topics.Topic, *values: bytes) -> None:
+        for value in values:
+            self.feed._take[topic.name("flights")](MemoryRecord(topic.name("flights"), value, b"k", 1000))
+
+    def get(self, path: str) -> Any:
+        answer = self.client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def predicted(site: Site, event_id: str = "e1", *, label: bool | None = None) -> None:
+    """Have the log hold one prediction, the event it was made of, and perhaps its label."""
+    event = {
+        "flight_id": event_id, "asked_at": 5, "carrier": "UA", "flight": 1, "tailnum": None, "origin": "JFK", "dest": "LAX",
+        "distance": 2475.0, "sched_hour": 9, "flight_date": 15706, "sched_minutes": 300.0, "dep_delay": None, "temp": None,
+        "dewp": None, "wind_speed": None, "precip": None, "visib": None,
+    }  # fmt: skip
+    features = {
+        "event_id": event_id, "entity_id": "JFK", "event_time": 5, "partition": 1, "offset": 0, "partial": False,
+        "vector": dict.fromkeys(FLIGHTS.vector) | {"distance": 2475.0},
+    }  # fmt: skip
+    scores = [{"model": m, "version": 7, "score": 0.25, "probabilities": {}} for m in FLIGHTS.roster]
+    log = {"features": features, "champion": scores[0], "challengers": scores[1:]}
+    key = event_id.encode()
+    producer = site.broker.producer("test")
+    producer.emit("flights.events.valid", RECORDS.event.encode(event), b"JFK", partition=1)
+    producer.emit("flights.prediction-log", RECORDS.prediction_log.encode(log), key, partition=partition_of(key, 4))
+    if label is not None:
+        example = {"prediction": log, "label": label, "label_time": 9}
+        producer.emit("flights.examples", RECORDS.example.encode(example), key, partition=0)
+    consumer = site.broker.consumer("nobody", [], "0")
+    producer.commit({}, consumer)

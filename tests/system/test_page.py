@@ -1,0 +1,205 @@
+"""The live page in a real headless Chromium: during a demo run, and with hostile text in every place."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from running import until
+from site_by_hand import Site, alert, figure, letter, window
+
+from tidemill import topics
+from tidemill.demo.stack import free_port
+
+SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        if os.environ.get("TIDEMILL_REQUIRE_CHROMIUM"):
+            pytest.fail("the tests of the page are mandatory here, and there is no chromium")
+        pytest.skip("NO CHROMIUM: install it (Debian: apt-get install chromium) to run the tests of the page")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page on which nothing may complain."""
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    complaints: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    page.on("console", heard)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A demo run, slow enough to be looked at; yields the address that it prints."""
+    log = tmp_path_factory.mktemp("demo") / "demo.log"
+    command = [
+        sys.executable,
+        "-m",
+        "tidemill.cli",
+        "demo",
+        "--days",
+        "8",
+        "--seconds",
+        "150",
+        "--headless",
+        "--keep-running",
+    ]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+    try:
+        until(lambda: "watch it at" in log.read_text(), "the demo does not say where", 90, lambda: alive(process, log))
+        yield str(re.findall(r"http://localhost:\d+/", log.read_text())[0])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def alive(process: subprocess.Popen[bytes], log: Path) -> None:
+    assert process.poll() is None, log.read_text()
+
+
+def figure_of(page: Page, name: str) -> str:
+    return page.locator("#vitals > div", has=page.get_by_text(name, exact=True)).locator("dd").first.inner_text()
+
+
+def test_during_a_demo_run_numbers_change_and_spoilt_events_come_with_their_reasons(demo: str, page: Page) -> None:
+    page.goto(demo)
+    expect(page.locator("#pipeline")).to_have_text("flights", timeout=20_000)
+    expect(page.locator("#connection")).to_contain_text("live", timeout=20_000)
+    before = figure_of(page, "Records in")
+    for name in ("validator", "featurizer", "scorer", "joiner", "archiver", "monitor"):
+        expect(page.locator("#diagram")).to_contain_text(name)
+    expect(page.locator("#reason-table")).to_contain_text("out_of_range", timeout=60_000)
+    expect(page.locator("#reason-table")).to_contain_text("77 where 0 to 23 was expected")
+    until(lambda: figure_of(page, "Records in") != before, "the numbers stand still", 20)
+    expect(page.locator("#model-table")).to_contain_text("logreg", timeout=30_000)
+
+
+def test_a_prediction_and_an_entity_are_looked_up_from_the_page(demo: str, page: Page) -> None:
+    page.goto(f"{demo}#entity=JFK")
+    expect(page.locator("#lookup-result")).to_contain_text("origin_count_1h", timeout=60_000)
+    page.get_by_label("Prediction", exact=True).check(force=True)
+    page.locator("#lookup-form input[type=search]").fill("UA1545-EWR-2013-01-01T10:15Z")
+    page.keyboard.press("Enter")
+    expect(page.locator("#lookup-result")).to_contain_text("2013-01-01T10:15Z", timeout=30_000)
+    expect(page.locator("#lookup-result")).to_contain_text("flights.prediction-log")
+    expect(page.locator("#lookup-result")).to_contain_text("champion")
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Iterator[tuple[str, Site]]:
+    """The service itself, that knows of nothing but scripts."""
+    site, port = Site(), free_port()
+    site.feed._letter(letter(SCRIPT, SCRIPT, SCRIPT))
+    said = [figure("psi", 9.0, feature="distance"), figure("missing", 0.1, feature="distance")]
+    site.tell(topics.WINDOWS, *(window("prediction-log", n * 100, figures=said) for n in range(3)))
+    said = [figure("Accuracy", 0.7, model=name) for name in ("logreg", SCRIPT)]
+    said.append(figure("Accuracy", 0.6, model="logreg", segment=f"carrier={SCRIPT}"))
+    site.tell(topics.WINDOWS, *(window("examples", n * 100, figures=said) for n in range(3)))
+    site.tell(topics.ALERTS, alert(f"drift:{SCRIPT}", message=SCRIPT, look_at=SCRIPT, model=SCRIPT, segment=SCRIPT))
+    server = uvicorn.Server(uvicorn.Config(site.app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started, "the server does not start", 20)
+    yield f"http://127.0.0.1:{port}/", site
+    server.should_exit = True
+    thread.join(10)
+
+
+def test_a_script_stays_text_wherever_it_is_put(hostile: tuple[str, Site], page: Page) -> None:
+    page.goto(hostile[0])
+    for place in ("#reason-table", "#letter-table", "#segment-table", "#alerts-open"):
+        expect(page.locator(place)).to_contain_text("<script>", timeout=15_000)
+    time.sleep(1.5)  # another snapshot
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("main script, main img").count() == 0
+
+
+def test_nothing_scrolls_sideways_on_a_phone_and_everything_is_reached_by_keyboard(hostile: Any, page: Page) -> None:
+    page.set_viewport_size(NARROW)
+    page.goto(hostile[0])
+    expect(page.locator("#alerts-open")).to_contain_text("<script>", timeout=15_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "document.activeElement.tagName + ':' + (document.activeElement.innerText || '').slice(0, 20)"
+            )
+        )
+    assert any(name.startswith("BUTTON:Acknowledge") for name in reached), reached
+    assert any(name.startswith("A:Alerts") for name in reached)
+
+
+def test_an_alert_is_acknowledged_from_the_page_with_the_token(hostile: tuple[str, Site], page: Page) -> None:
+    address, site = hostile
+    page.goto(address)
+    page.get_by_role("button", name="Acknowledge").first.click()
+    page.get_by_label("Your name").fill("anna")
+    page.get_by_label("Reason").fill("looking at it")
+    page.locator("#acknowledge input[name=token]").fill(site.token)
+    page.locator("#acknowledge button.primary").click()
+    until(lambda: bool(site.said), "nothing was said", 10)
+    assert site.said[-1][1:] == ("anna", "looking at it")
+
+
+def test_a_lost_server_is_said_and_found_again(browser: Browser) -> None:
+    page = browser.new_page()  # of its own: that a request failed is a complaint
+    site, port = Site(), free_port()
+
+    def serve() -> Callable[[], None]:
+        server = uvicorn.Server(
+            uvicorn.Config(site.app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
+        )
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        until(lambda: server.started, "the server does not start", 20)
+
+        def stop() -> None:
+            server.should_exit = True
+            thread.join(10)
+
+        return stop
+
+    stop = serve()
+    page.goto(f"http://127.0.0.1:{port}/")
+    expect(page.locator("#connection")).to_contain_text("live", timeout=15_000)
+    stop()
+    expect(page.locator("#lost")).to_be_visible(timeout=20_000)
+    stop = serve()
+    expect(page.locator("#connection")).to_contain_text("live", timeout=30_000)
+    page.close()
+    stop()
