@@ -12,6 +12,7 @@ from tidemill import topics
 from tidemill.errors import BrokerError
 from tidemill.pipeline import Pipeline
 from tidemill.records import HEADER, Records
+from tidemill.status.lookup import shown
 from tidemill.stream.api import Record
 from tidemill.stream.kafka import KafkaBroker, Reader
 
@@ -102,9 +103,9 @@ class Feed(threading.Thread):
         manifest = self._decoded(record, self.records.manifest)
         if manifest is None:
             return
-        shown = {name: value for name, value in manifest.items() if name not in ("golden", "signature")}
-        self.manifests[manifest["model"]] = shown
-        self.versions[manifest["model"], manifest["version"]] = shown
+        told = shown(manifest)
+        self.manifests[manifest["model"]] = told
+        self.versions[manifest["model"], manifest["version"]] = told
         while len(self.versions) > LAST[topics.MODELS]:
             del self.versions[next(iter(self.versions))]
 

@@ -96,8 +96,10 @@ class Lookup:
             "event": self._event(of["partition"], of["offset"]),
             "vector": of["vector"],
             "log": {**_place(found), "partial": of["partial"]},
-            "scores": [self._score(score, "champion") for score in (log["champion"],)]
-            + [self._score(score, "challenger") for score in log["challengers"]],
+            "scores": [
+                self._score(log["champion"], "champion", until),
+                *(self._score(score, "challenger", until) for score in log["challengers"]),
+            ],
             "outcome": self._outcome(key, until),
         }
 
@@ -112,9 +114,24 @@ class Lookup:
                 return place | {"record": self.records.event.decode(record.value() or b"")}
         return place | {"record": None, "why": "the log does not hold it any more"}
 
-    def _score(self, score: Mapping[str, Any], role: str) -> dict[str, Any]:
-        manifest = self.manifest(score["model"], score["version"])
+    def _score(self, score: Mapping[str, Any], role: str, until: float) -> dict[str, Any]:
+        manifest = self.manifest(score["model"], score["version"]) or self._manifest(
+            score["model"], score["version"], until
+        )
         return {**score, "role": "baseline" if score["model"] == "baseline" else role, "manifest": manifest}
+
+    def _manifest(self, model: str, version: int, until: float) -> Mapping[str, Any] | None:
+        """Return the manifest of a version that is not among the latest; version 0, which has learned nothing, has none."""
+        if not version:
+            return None
+        codec, key = self.records.manifest, model.encode()
+        for record in self._backwards(Slot(topics.MODELS.name(self.pipeline.name), 0), until):
+            value = record.value() or b""
+            if record.key() == key and value.startswith(codec.header):
+                manifest: dict[str, Any] = codec.decode(value)
+                if manifest["version"] == version:
+                    return shown(manifest)
+        return None
 
     def _outcome(self, key: bytes, until: float) -> dict[str, Any]:
         found = self._find(topics.EXAMPLES, key, until)
@@ -140,6 +157,11 @@ class Lookup:
                     }
                 )
         return {"entity_id": entity_id, "views": views} if views else None
+
+
+def shown(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest without what only a loader needs."""
+    return {name: value for name, value in manifest.items() if name not in ("golden", "signature")}
 
 
 def _place(record: Record) -> dict[str, Any]:

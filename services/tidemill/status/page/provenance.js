@@ -40,7 +40,7 @@ export function showPrediction(found) {
   );
   const event = found.event ?? {};
   const partial = found.log?.partial
-    ? el("p", { class: "warning" }, "Views were partial: they were still being rebuilt when this vector was served.")
+    ? el("p", { class: "warning" }, "Partial: the log no longer reached back to all that the views' windows need.")
     : null;
   return [
     el("h3", {}, "Prediction"),
