@@ -169,7 +169,7 @@ def test_an_alert_is_acknowledged_from_the_page_with_the_token(hostile: tuple[st
     page.goto(address)
     page.get_by_role("button", name="Acknowledge").first.click()
     page.get_by_label("Your name").fill("anna")
-    page.get_by_label("Reason").fill("looking at it")
+    page.get_by_role("textbox", name="Reason").fill("looking at it")
     page.locator("#acknowledge input[name=token]").fill(site.token)
     page.locator("#acknowledge button.primary").click()
     until(lambda: bool(site.said), "nothing was said", 10)
