@@ -206,6 +206,7 @@ class Core:
                 self.pipeline, self.judge, frame, self.declared.segments, self.declared.least, self.reference
             )
             figures |= self._coverage(window)
+            figures |= self._edges(figures)
             figures[Key("adwin_changes", self.pipeline.champion)], self._changes = float(self._changes), 0
         closed = Closed(source, window, len(rows), figures)
         if len(rows) >= self.declared.least and not window.interrupted:
@@ -213,15 +214,18 @@ class Core:
         return closed
 
     def _edges(self, figures: Figures) -> Figures:
-        """Return for each feature's PSI what is usual, and what it takes for an alert."""
+        """Return, for each index of drift, what is usual, and what it takes for an alert."""
         found: Figures = {}
         for key in figures:
-            usual, limit = self.rules.usual.ranges.get(key), self.declared.limit("psi", key.feature)
-            if key.name == "psi" and usual is not None:
-                found[key._replace(name="psi_usual_least")], found[key._replace(name="psi_usual_most")] = usual
-                reach = self.rules.usual.reach(key)
-                if limit is not None and reach is not None:
-                    found[key._replace(name="psi_limit")] = max(limit, reach[1])
+            if key.name not in ("psi", "score_psi", "label_psi"):
+                continue
+            usual, reach = self.rules.usual.ranges.get(key), self.rules.usual.reach(key)
+            limit = self.declared.limit(key.name, key.feature)
+            if usual is not None and reach is not None:
+                found[key._replace(name=f"{key.name}_usual_least")] = usual[0]
+                found[key._replace(name=f"{key.name}_usual_most")] = usual[1]
+                if limit is not None:
+                    found[key._replace(name=f"{key.name}_limit")] = max(limit, reach[1])
         return found
 
     def _rejections(self, window: Window) -> Figures:

@@ -157,19 +157,25 @@ class Overview:
                     "alert": ("drift", name) in alarmed or ("unseen", name) in alarmed or ("missing", name) in alarmed,
                 }
             )
-        scores = [figures(window, version=-1, segment="", feature="").get("score_psi", {}) for window in windows]
+        scores = [figures(window, version=-1, segment="", feature="") for window in windows]
+        edge = scores[-1].get("score_psi_limit", {}) if scores else {}
         labels = [figures(window, version=-1, segment="", feature="") for window in examples]
         return {
             "compared": bool(windows and windows[-1]["compared"]),
             "windows": [window["end"] for window in windows],
             "features": features,
             "scores": [
-                {"model": m, "psi": [s.get(m) for s in scores], "limit": self.declared.limit("score_psi")}
+                {
+                    "model": m,
+                    "psi": [course.get("score_psi", {}).get(m) for course in scores],
+                    "limit": edge.get(m, self.declared.limit("score_psi")),
+                }
                 for m in self.pipeline.roster
             ],
             "labels": {
                 "mean": [course.get("label_mean", {}).get("") for course in labels],
                 "psi": [course.get("label_psi", {}).get("") for course in labels],
+                "limit": labels[-1].get("label_psi_limit", {}).get("") if labels else None,
             },
         }
 
