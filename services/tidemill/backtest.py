@@ -190,6 +190,11 @@ class Backtest:
         header, tail = self.records.example.header, self.records.outcome.body
         waiting = iter(outcomes)
         outcome = next(waiting, None)
+        early: dict[str, Outcome] = {}
+
+        def learn(known: Outcome, body: bytes) -> None:
+            end = tail({"label": known.label, "label_time": known.label_time})
+            self._emit(self._examples, header + body + end, known.event_id.encode(), known.label_time)
 
         def come_true(until: int | None) -> None:
             nonlocal outcome
@@ -197,9 +202,10 @@ class Backtest:
                 self._at(outcome.label_time)
                 self.report.labels += 1
                 body = kept.logs.pop(outcome.event_id, None)
-                if body is not None:
-                    end = tail({"label": outcome.label, "label_time": outcome.label_time})
-                    self._emit(self._examples, header + body + end, outcome.event_id.encode(), outcome.label_time)
+                if body is None:
+                    early[outcome.event_id] = outcome
+                else:
+                    learn(outcome, body)
                     self._learn_until(outcome.label_time)
                 outcome = next(waiting, None)
 
@@ -211,6 +217,8 @@ class Backtest:
             self.report.last_event = now
             self.report.events += 1
             self._emit(features, self.records.features.encode(question), question["entity_id"].encode(), now)
+            if question["event_id"] in early:  # its label says a time that is not after its own
+                learn(early.pop(question["event_id"]), kept.logs.pop(question["event_id"]))
             if progress:
                 progress(1)
         come_true(None)

@@ -514,6 +514,10 @@ class _Checker:
                 self.fail(
                     "monitor.limits", f"{name!r}: {feature!r} is no feature: the vector has {', '.join(self.p.vector)}"
                 )
+            if figure == "label_mean" and limit is not None:
+                self.fail(
+                    "monitor.limits", "'label_mean' is held to what is usual, not to a limit: give None for no alert"
+                )
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit != limit):
                 self.fail("monitor.limits", f"{name!r} is {limit!r} where a number, or None for no alert, was expected")
 

@@ -150,7 +150,7 @@ def test_the_figures_of_examples_are_those_that_pandas_finds_in_the_archive(run:
 def test_psi_is_that_of_the_first_day_of_labels(run: Running) -> None:
     rows, examples = archive(run, topics.PREDICTION_LOG), archive(run, topics.EXAMPLES)
     examples = examples.sort_values("offset")
-    begin = as_ms(examples["event_time"]).iloc[0] // 21_600_000 * 21_600_000
+    begin = as_ms(examples["label_time"]).iloc[0] // 21_600_000 * 21_600_000
     late = (as_ms(examples["label_time"]) >= begin + 86_400_000).to_numpy()
     reference = examples.iloc[: int(late.argmax())]["x_carrier"].value_counts(normalize=True)
     compared = 0

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from monitored import logs_of
 
-from tidemill import load, topics
+from tidemill import category, load, topics
 from tidemill.archiver.service import Archiver
-from tidemill.backtest import Backtest
+from tidemill.backtest import Backtest, Outcome
 from tidemill.demo import data
 from tidemill.errors import SettingsError, StoreError
 from tidemill.files import Files
@@ -96,10 +96,11 @@ def test_a_file_is_named_by_its_topic_partition_and_offsets_below_its_date(tmp_p
     run.start(SLOT, 0, [])
     run.step.process([record(n, day=n // 80) for n in range(150)], discard)
     run.flush()
+    schema = f"{RECORDS.prediction_log.id:08x}"
     assert run.names() == [
-        "prediction-log/date=1970-01-01/prediction-log-0-000000000000-000000000099.parquet",
-        "prediction-log/date=1970-01-02/prediction-log-0-000000000000-000000000099.parquet",
-        "prediction-log/date=1970-01-02/prediction-log-0-000000000100-000000000199.parquet",
+        f"prediction-log/date=1970-01-01/prediction-log-0-000000000000-000000000099-{schema}.parquet",
+        f"prediction-log/date=1970-01-02/prediction-log-0-000000000000-000000000099-{schema}.parquet",
+        f"prediction-log/date=1970-01-02/prediction-log-0-000000000100-000000000199-{schema}.parquet",
     ]
 
 
@@ -224,6 +225,53 @@ def test_an_archive_of_another_declaration_is_refused(tmp_path: Path) -> None:
     run.start(SLOT, 0, [])
     run.step.process([record(1)], discard)
     run.flush()
-    other = replace(FLIGHTS, views=[])
-    with pytest.raises(SettingsError, match="another declaration"):
+    other = replace(FLIGHTS, request={**FLIGHTS.request, "flight": category("flight")})
+    with pytest.raises(SettingsError, match=r"another declaration.*x_flight"):
         archived(other, str(tmp_path))
+
+
+def test_a_model_of_today_is_tried_on_an_archive_that_is_older(tmp_path: Path) -> None:
+    found = data.flights((1,), days=2)
+    run = Run(tmp_path)
+    for record in logs_of(FLIGHTS, found):
+        if record.offset() == 0:
+            run.start(Slot(record.topic(), 0), 0, [])
+        run.step.process([record], discard)
+    run.flush()
+    other = replace(FLIGHTS, models={**FLIGHTS.models, "new": FLIGHTS.model("slow")}, views=[])
+    report = Backtest(other).replay(*archived(other, str(tmp_path)))
+    assert report.metrics["new"]["Accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_chunk_is_written_before_the_offset_after_it_can_be_committed(tmp_path: Path, size: int) -> None:
+    records = [record(n) for n in range(100)]
+    run = Run(tmp_path)
+    run.start(SLOT, 0, records)
+    for start in range(0, 100, size):
+        run.step.process(records[start : start + size], discard)
+    del run.step  # killed, with offset 100 committed
+    assert sorted(run.frame()["offset"]) == list(range(100))
+
+
+def test_another_schema_has_files_of_its_own(tmp_path: Path) -> None:
+    run, other = Run(tmp_path), replace(FLIGHTS, views=[])
+    run.start(SLOT, 0, [])
+    run.step.process([record(n) for n in range(4)], discard)
+    run.flush()
+    codec = Records(other).prediction_log
+    step = Archiver(other, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=100)
+    step.assign(SLOT, Position(0))
+    again = []
+    for n in range(4, 7):
+        given = log(n)
+        given["features"]["vector"] = {name: given["features"]["vector"].get(name) for name in other.vector}
+        again.append(MemoryRecord(LOG, codec.encode(given), b"k", 1, None, 0, n))
+    step.process(again, discard)
+    assert sorted(run.frame()["offset"]) == list(range(7))
+
+
+def test_a_label_that_is_not_later_than_its_event_is_learned_too() -> None:
+    features = log(1)["features"]
+    report = Backtest(FLIGHTS).replay([features], [Outcome("e1", True, 1)])
+    assert (report.joined, report.pending) == (1, 0)

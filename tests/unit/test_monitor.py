@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill import Monitor, load
-from tidemill.errors import SettingsError
+from tidemill.errors import DeclarationError, SettingsError
 from tidemill.monitor.alerts import Alerts, Rules, Usual
+from tidemill.monitor.core import Core
 from tidemill.monitor.drift import FLOOR, CategoryReference, NumberReference
 from tidemill.monitor.figures import Key
 from tidemill.monitor.performance import Answers, Judge
 from tidemill.monitor.service import credentials
 from tidemill.monitor.windows import Windows, hashed
+from tidemill.stream.memory import MemoryRecord
 
 FLIGHTS, DELAYS = load("flights"), load("delays")
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80).map(lambda v: np.array(v))
@@ -287,6 +290,76 @@ def test_an_alert_that_an_earlier_process_left_open_goes_on() -> None:
 
 def test_a_declaration_may_silence_a_figure() -> None:
     assert replace(FLIGHTS, monitor=Monitor(limits={"ks": None})).monitor.silent("ks", "distance")
+
+
+def test_an_alert_about_a_reason_that_does_not_come_any_more_is_resolved() -> None:
+    alerts, total = Alerts(rules(), 2), {Key("rejected_records"): 0.0}
+    spoilt = total | {Key("rejected", segment="out_of_range:between", feature="sched_hour"): 0.5}
+    states = []
+    for n, figures in enumerate((spoilt, spoilt, {}, total, total, total)):
+        states.append([alert.state for alert in alerts.step(figures, n * 100, n * 100 + 100, 0)])
+    assert states == [[], ["opened"], [], ["continuing"], ["resolved"], []]
+
+
+def test_what_a_quiet_window_says_is_true() -> None:
+    alerts = Alerts(rules(), 2)
+    for n in range(2):
+        alerts.step({DISTANCE: 0.9}, n * 100, n * 100 + 100, 0)
+    (quiet,) = alerts.step({DISTANCE: 0.2}, 200, 300, 0)
+    assert quiet.message == "the distribution of distance has moved: psi 0.2 for the moment, where 0.4 is the limit"
+    (again,) = alerts.step({DISTANCE: 0.8}, 300, 400, 0)
+    assert again.message.endswith("psi 0.8, above 0.4")
+
+
+# The core on records that producers may well send.
+
+
+def core(**declared: object) -> Core:
+    return Core(replace(FLIGHTS, monitor=Monitor(window="1h", reference="3h", **declared)), lambda: 0.0)
+
+
+def test_a_dead_letter_with_a_header_that_is_null_is_counted() -> None:
+    made = core()
+    made.windows["prediction-log"].window(5, 0)
+    made.letters([MemoryRecord("flights.dlq", b"x", None, 0, [("trace", None), ("tidemill.reason", b"truncated")])])
+    assert made._rejected == {0: {("truncated", "", ""): 1}}
+
+
+def test_one_long_category_costs_its_own_length_only() -> None:
+    values = ["a"] * 20_000 + ["x" * 100_000]
+    tracemalloc.start()
+    reference = CategoryReference(values)
+    assert reference.psi(values) == pytest.approx(0.0)
+    assert reference.unseen(["y" * 100_000]) == 1.0
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_labels_that_come_later_than_the_reference_is_long_do_not_end_it() -> None:
+    made, hour = core(), 3_600_000
+    vector = dict.fromkeys(FLIGHTS.vector) | {"carrier": "UA"}
+    scores = [{"model": m, "version": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.roster]
+    for n in range(500):
+        features = {"event_id": f"e{n}", "entity_id": "JFK", "event_time": n * hour // 100, "partition": 0, "offset": n,
+                    "partial": False, "vector": vector}  # fmt: skip
+        log = {"features": features, "champion": scores[0], "challengers": scores[1:]}
+        example = {"prediction": log, "label": n % 3 == 0, "label_time": n * hour // 100 + 40 * 24 * hour}
+        made.examples([MemoryRecord("flights.examples", made.records.example.encode(example), b"k", 0, None, 0, n)])
+    assert made.reference is not None
+    assert made.reference.rows >= 300
+
+
+def test_a_score_beyond_all_bins_is_in_the_nearest() -> None:
+    found = Judge(FLIGHTS).calibration(answers([True, False], [-0.5, 7.0]))
+    assert found["calibration_error"] == pytest.approx((1.5 + 7.0) / 2)
+
+
+def test_label_mean_has_no_limit_of_its_own() -> None:
+    with pytest.raises(DeclarationError, match="label_mean"):
+        replace(FLIGHTS, monitor=Monitor(limits={"label_mean": 0.3}))
+    alerts = Alerts(Rules(Monitor(), Judge(FLIGHTS)), 1)
+    assert alerts.step({Key("label_mean"): 0.9}, 0, 100, 0) == []
 
 
 # How the monitor reaches a broker that is secured.

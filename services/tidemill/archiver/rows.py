@@ -26,6 +26,9 @@ MOMENT = pa.timestamp("ms", tz="UTC")
 _FEATURES = {"number": pa.float64(), "category": pa.string(), "flag": pa.bool_()}
 _LABELS = {"boolean": pa.bool_(), "double": pa.float64(), "string": pa.string()}
 
+SAID = ("score_", "version_", "probabilities_")
+"""Prefixes of the columns that hold what each model said."""
+
 Row = dict[str, Any]
 
 
@@ -42,6 +45,7 @@ class Form:
         self.pipeline, self.labelled = pipeline, labelled
         records = Records(pipeline)
         self._codec = records.example if labelled else records.prediction_log
+        self.id = self._codec.id
         self.by_class = pipeline.task == "multiclass"
         self.schema = pa.schema(list(self._fields()))
 
@@ -100,12 +104,16 @@ class Form:
     def rows(self, file: bytes) -> list[Row]:
         """Return the rows of a Parquet file, as `row` made them."""
         table = pq.read_table(io.BytesIO(file))
-        if table.schema.names != self.schema.names:
+        there = set(table.schema.names)
+        # What models said may be missing: the archive is older than a model of today, and is what that is tried on.
+        lacking = [name for name in self.schema.names if name not in there and not name.startswith(SAID)]
+        if lacking:
             raise SettingsError(
-                "an archive's file was written by another declaration of the pipeline's vector or models"
+                f"an archive's file was written by another declaration of the pipeline: it has no {', '.join(lacking)}"
             )
-        whole = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in self.schema]
-        found: list[Row] = table.cast(pa.schema(whole)).to_pylist()
+        fields = [field for field in self.schema if field.name in there]
+        whole = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in fields]
+        found: list[Row] = table.select([f.name for f in fields]).cast(pa.schema(whole)).to_pylist()
         return found
 
     @staticmethod

@@ -1,11 +1,11 @@
 """The archiver: the prediction log and the examples in; Parquet files out.
 
 reads   <pipeline>.prediction-log, <pipeline>.examples
-writes  <archive>/<pipeline>/<topic>/date=YYYY-MM-DD/<topic>-<partition>-<first>-<last>.parquet, by the event's date
+writes  <archive>/<pipeline>/<topic>/date=YYYY-MM-DD/<topic>-<partition>-<first>-<last>-<schema>.parquet, by the event's date
 state   the rows of each partition's last, unfinished chunk of CHUNK offsets; read again from the log at a take-over
 outage  a store that is away or full stops the archive, and nothing else; it goes on from what is committed
 
-A file's name says which offsets it stands for, and nothing else decides which file a record is in. So a chunk that is
+A file's name says which offsets and which schema it stands for, and nothing else decides which file a record is in. So a chunk that is
 written again, after a crash or because it has grown, overwrites itself, and no record is there twice.
 """
 
@@ -110,6 +110,9 @@ class Archiver(Step):
                 self.counts["skipped", "unknown_schema"] += 1
             else:
                 chunk.add(row)
+            if record.offset() == chunk.last:
+                # Before its offset may be committed: what follows belongs to the next chunk, and so does who takes over.
+                self._write(chunk)
         if self.clock() - self._written_at >= self.every:
             self._write_all()
         return True
@@ -134,12 +137,14 @@ class Archiver(Step):
                 pass  # by a process whose place this one took, or that has taken this one's
             else:
                 self.files.write(path, form.file(rows))
-                self.counts["archived", chunk.slot.topic] += len(rows) - chunk.written.get(date, 0)
+                before = chunk.written.get(date, 0 if there is None else form.count(there))
+                self.counts["archived", chunk.slot.topic] += max(0, len(rows) - before)
             chunk.written[date] = len(rows)
 
     def _path(self, chunk: Chunk, date: str) -> str:
         topic = chunk.slot.topic.removeprefix(f"{self.pipeline.name}.")
-        name = f"{topic}-{chunk.slot.partition}-{chunk.first:012d}-{chunk.last:012d}.parquet"
+        form = self.forms[chunk.slot.topic]
+        name = f"{topic}-{chunk.slot.partition}-{chunk.first:012d}-{chunk.last:012d}-{form.id:08x}.parquet"
         return f"{self.pipeline.name}/{topic}/date={date}/{name}"
 
 

@@ -53,6 +53,10 @@ BOTH = frozenset({"label_mean"})
 """Figures of which too much and too little are wrong."""
 
 
+REJECTED = Key("rejected_records")
+"""A figure that every window of predictions has."""
+
+
 class Breach(NamedTuple):
     """A figure that is too much."""
 
@@ -113,7 +117,8 @@ class Rules:
         if reach is None and (limit is None or key.name in COMPARED):
             return None
         if key.name in BOTH:
-            assert reach is not None  # noqa: S101  it has no limit
+            if reach is None:
+                return None
             low, high = reach
             return Breach(key, value, low if value < low else high) if not low <= value <= high else None
         if falls:
@@ -202,6 +207,10 @@ class Alerts:
             breach = self.rules.breach(key, value)
             if breach:
                 breaches.setdefault(subject, []).append(breach)
+        if REJECTED in figures:  # a reason that does not appear any more has no figure of its own
+            for subject in self._courses:
+                if subject.kind == "rejected" and subject not in seen:
+                    seen[subject] = {Key("rejected", segment=subject.segment, feature=subject.feature): 0.0}
         told = []
         for subject, values in seen.items():
             alert = self._move(subject, values, breaches.get(subject, []), start, end, now)
@@ -253,10 +262,13 @@ class Alerts:
         kind = next(kind for kind in KINDS if kind.name == subject.kind)
         what = ", ".join(part for part in (subject.model, subject.feature, subject.segment) if part)
         value = values.get(breach.key, breach.value)
-        beyond = "above" if breach.value > breach.limit else "below"
-        message = f"{kind.says.format(what=what)}: {breach.key.name} {value:.4g}, {beyond} {breach.limit:.4g}"
+        says, figure = kind.says.format(what=what), breach.key.name
         if state == "resolved":
-            message = f"{kind.says.format(what=what)}: over; {breach.key.name} {value:.4g}"
+            message = f"{says}: over; {figure} {value:.4g}"
+        elif course.quiet:
+            message = f"{says}: {figure} {value:.4g} for the moment, where {breach.limit:.4g} is the limit"
+        else:
+            message = f"{says}: {figure} {value:.4g}, {'above' if value > breach.limit else 'below'} {breach.limit:.4g}"
         evidence = {key.name: v for key, v in values.items()}
         usual = self.rules.usual.ranges.get(breach.key)
         if usual:

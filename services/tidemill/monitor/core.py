@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
 ENTITIES = 100_000
 """Entities whose last event is remembered, to say how old the features of the next one were."""
+MOST_REFERENCE = 100_000
+"""Rows that the reference keeps of all its windows together."""
+MOST_LEFT_OUT = 30
+"""With more windows than this, one is compared with the whole reference: its own share in that makes no difference."""
 MOST_REASONS = 50
 """Kinds of dead letter that are told apart in one window."""
 
@@ -68,6 +72,8 @@ class Core:
         self._rejected: dict[int, Counter[tuple[str, str, str]]] = {}
         self._expired: Counter[int] = Counter()
         self._last_event: OrderedDict[str, int] = OrderedDict()
+        self.catching_up = False
+        """Whether records are read long after they were written: then the delay would be the monitor's own."""
         self._adwin = drift.ADWIN()
         self._changes = 0
 
@@ -86,7 +92,7 @@ class Core:
                 continue
             hash_ = hashed(record.key() or b"")
             if hash_ < window.limit:
-                delay = now - record.timestamp()[1] / 1000
+                delay = None if self.catching_up else now - record.timestamp()[1] / 1000
                 window.add(hash_, self.columns.prediction_row(codec.record(value, HEADER), delay, fresh))
 
     def _freshness(self, entity: str, time: int) -> float | None:
@@ -146,7 +152,7 @@ class Core:
             return
         counter = self._rejected.setdefault(mark // self.length * self.length, Counter())
         for record in batch:
-            said = {name: data.decode(errors="replace") for name, data in record.headers() or []}
+            said = {name: (data or b"").decode(errors="replace") for name, data in record.headers() or []}
             name = (said.get("tidemill.reason", "?"), said.get("tidemill.rule", ""), said.get("tidemill.field", ""))
             counter[name if name in counter or len(counter) < MOST_REASONS else ("others", "", "")] += 1
 
@@ -254,6 +260,7 @@ class Training:
         self.complete = False
         self._next = 0
         self._begin: int | None = None
+        self.most = max(2 * declared.least, min(declared.most, MOST_REFERENCE * self.length // self.span))
         self._windows: dict[int, Window] = {}
         self._by_label: dict[int, Window] = {}
 
@@ -265,7 +272,7 @@ class Training:
         of = example["prediction"]["features"]
         event, label = of["event_time"], example["label_time"]
         if self._begin is None:
-            self._begin = event // self.length * self.length
+            self._begin = label // self.length * self.length
         if label >= self._begin + self.span:
             self.complete = True
             return
@@ -274,7 +281,7 @@ class Training:
             start = time // self.length * self.length
             window = windows.get(start)
             if window is None:
-                window = windows[start] = Window(start, start + self.length, self.pipeline.monitor.most)
+                window = windows[start] = Window(start, start + self.length, self.most)
             window.records += 1
             if hash_ < window.limit:
                 window.add(hash_, row)
@@ -288,9 +295,10 @@ class Training:
         usual: list[Figures] = []
         for index, frame in enumerate(frames):
             if len(frame) >= least and len(frames) > 1:
-                others = Reference(
-                    self.pipeline, pd.concat([f for i, f in enumerate(frames) if i != index], ignore_index=True)
-                )
+                others = reference
+                if len(frames) <= MOST_LEFT_OUT:
+                    rest = [f for i, f in enumerate(frames) if i != index]
+                    others = Reference(self.pipeline, pd.concat(rest, ignore_index=True))
                 usual.append(of_predictions(self.pipeline, frame, others))
         segments = self.pipeline.monitor.segments
         for window in self._by_label.values():

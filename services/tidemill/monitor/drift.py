@@ -8,7 +8,8 @@ distribution functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,23 +77,29 @@ class CategoryReference:
     """
 
     def __init__(self, values: Sequence[Any]) -> None:
-        names, counts = np.unique(np.asarray(values, dtype=str), return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        self.known = frozenset(names.tolist())
-        self._bin = {names[i]: min(rank, MOST_CATEGORIES) for rank, i in enumerate(order)}
-        self.shares = _shares(self._counts(names, counts))
+        counts = _counted(values)
+        order = sorted(counts, key=lambda name: (-counts[name], name))
+        self.known = frozenset(order)
+        self._bin = {name: min(rank, MOST_CATEGORIES) for rank, name in enumerate(order)}
+        self.shares = _shares(self._counts(counts))
 
-    def _counts(self, names: Iterable[Any], counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _counts(self, counts: Mapping[str, int]) -> npt.NDArray[Any]:
         unseen = MOST_CATEGORIES + 1
-        bins = np.asarray([self._bin.get(str(name), unseen) for name in names], dtype=np.int64)
-        return np.bincount(bins, weights=counts, minlength=unseen + 1)
+        bins = np.zeros(unseen + 1)
+        for name, count in counts.items():
+            bins[self._bin.get(name, unseen)] += count
+        return bins
 
     def psi(self, values: Sequence[Any]) -> float:
         """Return the population stability index of `values` (at least one)."""
-        return psi(_shares(self._counts(*np.unique(np.asarray(values, dtype=str), return_counts=True))), self.shares)
+        return psi(_shares(self._counts(_counted(values))), self.shares)
 
     def unseen(self, values: Sequence[Any]) -> float:
         """Return the share of `values` that the reference does not have."""
-        names, counts = np.unique(np.asarray(values, dtype=str), return_counts=True)
-        strange = np.fromiter((str(name) not in self.known for name in names), dtype=bool, count=len(names))
-        return float(counts[strange].sum() / counts.sum())
+        counts = _counted(values)
+        return sum(count for name, count in counts.items() if name not in self.known) / len(values)
+
+
+def _counted(values: Sequence[Any]) -> Counter[str]:
+    """Count values; not by numpy, which gives every text of an array the room of the longest."""
+    return Counter(map(str, values))

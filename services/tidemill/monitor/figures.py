@@ -68,7 +68,7 @@ class Columns:
                 found += [answer["score"], answer["version"]]
         return found
 
-    def prediction_row(self, log: Mapping[str, Any], delay: float, fresh: float | None) -> tuple[Any, ...]:
+    def prediction_row(self, log: Mapping[str, Any], delay: float | None, fresh: float | None) -> tuple[Any, ...]:
         """Return the row of a record of the prediction log."""
         of = log["features"]
         rest = (of["entity_id"], of["event_time"], of["partial"], delay, fresh)

@@ -129,7 +129,7 @@ class Judge:
         gaps = answers.score - answers.label.astype(float)
         found = {"bias": float(gaps.mean())}
         if task == "binary":
-            bins = np.minimum((answers.score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+            bins = np.clip((answers.score * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
             found["calibration_error"] = float(np.abs(np.bincount(bins, gaps, CALIBRATION_BINS)).sum() / len(gaps))
         return found
 

@@ -204,6 +204,8 @@ class MonitorService:
                 windows.interrupt(self.core.time_of(topic.suffix, first))
         self._seen[topic.suffix, slot.partition] = now
         self._next[slot] = records[-1].offset() + 1
+        if topic is topics.PREDICTION_LOG:
+            self.core.catching_up = self._lag()[slot] > BUNDLE
 
     async def close_windows(self) -> None:
         """Close what is complete, and tell it."""
@@ -219,7 +221,7 @@ class MonitorService:
         for window in closed:
             self._tell(window)
         if closed:
-            # Told before the offsets behind it are committed, or told again; waited for beside the event loop.
+            # Waited for beside the event loop; what can't be told ends the process, and is told by the next.
             await asyncio.get_running_loop().run_in_executor(None, self.sender.flush)
             self._count_alerts()
         self.watch.heartbeat()
@@ -259,6 +261,7 @@ class MonitorService:
         slot = Slot(topics.EXAMPLES.name(name), 0)
         low, high = self.broker.watermarks(slot)
         for batch in self.broker.read({slot: (low, high)}) if high > low else ():
+            self.heartbeat = time.monotonic()
             if self.core.training(batch):
                 break
         slot = Slot(topics.ALERTS.name(name), 0)
@@ -269,9 +272,13 @@ class MonitorService:
             for record in batch:
                 value = record.value() or b""
                 told = codec.record(value, HEADER) if value.startswith(codec.header) else None
-                if told and told["by"] == "monitor":
+                if told and told["state"] != "acknowledged" and self._declared(told):
                     self.core.alerts.restore(alert_of(told))
         self._count_alerts()
+
+    def _declared(self, told: Mapping[str, Any]) -> bool:
+        """Whether what an alert is about is still there; nothing would ever resolve it otherwise."""
+        return told["feature"] in ("", *self.pipeline.vector) and told["model"] in ("", *self.pipeline.roster)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; what goes wrong on the way ends the process."""

@@ -102,11 +102,6 @@ class Windows:
         """Event time up to which all partitions have come; None before the first record."""
         return min(self._latest.values(), default=None)
 
-    def forget(self, partitions: Iterable[int]) -> None:
-        """Wait no longer for these partitions."""
-        for partition in partitions:
-            self._latest.pop(partition, None)
-
     def due(self, idle: Iterable[int] = ()) -> list[Window]:
         """Close and return the windows that are complete, oldest first; `idle` partitions are not waited for."""
         quiet = set(idle)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ PAGE = Path(__file__).parent / "page"
 LIVE_SECONDS = 1.0
 MOST_BODY = 16_384
 """Bytes of a request's body: the one that there is fits into a fraction of it."""
+MOST_LOOKUPS = 3
+"""Look-ups in the log at once: each reads for up to 20 s."""
 MOST_LIVE = 100
 """Pages that may be open at once."""
 POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'"
@@ -72,13 +75,38 @@ class Parts(BaseModel, arbitrary_types_allowed=True):
     token: SecretStr
 
 
+class Snapshot:
+    """The overview as JSON, made at most once a second however many look at it."""
+
+    def __init__(self, told: Callable[[], Any]) -> None:
+        self._told, self._lock = told, threading.Lock()
+        self._text, self._at = "", 0.0
+
+    def text(self) -> str:
+        """Return it."""
+        with self._lock:
+            if time.monotonic() - self._at > LIVE_SECONDS / 2:
+                self._text = json.dumps(self._told(), allow_nan=False, default=str)
+                self._at = time.monotonic()
+            return self._text
+
+
 def build(parts: Parts) -> FastAPI:
     """Return the application."""
     app = FastAPI(
         title="Tidemill status", version=__version__, docs_url=None, redoc_url=None,
         description=f"What the pipeline `{parts.overview.pipeline.name}` does now, and how well.",
     )  # fmt: skip
-    live = asyncio.Semaphore(MOST_LIVE)
+    snapshot, viewers = Snapshot(parts.overview.told), [0]
+    looking = threading.BoundedSemaphore(MOST_LOOKUPS)
+
+    def alone() -> Iterator[None]:
+        if not looking.acquire(blocking=False):
+            raise HTTPException(503, f"{MOST_LOOKUPS} look-ups are going on; try again in a moment")
+        try:
+            yield
+        finally:
+            looking.release()
 
     @app.middleware("http")
     async def guard(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -103,7 +131,7 @@ def build(parts: Parts) -> FastAPI:
             raise HTTPException(401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
 
     @app.get("/", include_in_schema=False)
-    def index() -> FileResponse:
+    async def index() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
     @app.get("/livez", response_class=PlainTextResponse, tags=["health"])
@@ -114,34 +142,35 @@ def build(parts: Parts) -> FastAPI:
     @app.get(
         "/readyz", response_class=PlainTextResponse, tags=["health"], responses={503: {"description": "what is away"}}
     )
-    def ready() -> Response:
+    async def ready() -> Response:
         """Whether Kafka and Redis can be reached; if not, which."""
         wrong = parts.ready()
         return PlainTextResponse(f"{wrong or 'ok'}\n", 503 if wrong else 200)
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["health"])
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """This process's own metrics, for Prometheus."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/api/overview", tags=["overview"])
-    def overview() -> dict[str, Any]:
+    def overview() -> Response:
         """Everything that the page shows."""
-        return parts.overview.told()
+        return Response(snapshot.text(), media_type="application/json")
 
     @app.get("/api/live", tags=["overview"], response_class=StreamingResponse, responses=_problems(503))
     async def follow(request: Request) -> StreamingResponse:
         """The overview, again and again, as server-sent events called `snapshot`."""
-        if live.locked():
+        if viewers[0] >= MOST_LIVE:
             raise HTTPException(503, f"{MOST_LIVE} pages are open already; close one")
 
         async def events() -> AsyncIterator[str]:
-            async with live:
+            viewers[0] += 1
+            try:
                 while not await request.is_disconnected():
-                    began = time.monotonic()
-                    told = await asyncio.to_thread(parts.overview.told)
-                    yield f"event: snapshot\ndata: {json.dumps(told, allow_nan=False, default=str)}\n\n"
-                    await asyncio.sleep(max(0.1, LIVE_SECONDS - (time.monotonic() - began)))
+                    yield f"event: snapshot\ndata: {await asyncio.to_thread(snapshot.text)}\n\n"
+                    await asyncio.sleep(LIVE_SECONDS)
+            finally:
+                viewers[0] -= 1
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
@@ -220,7 +249,8 @@ def build(parts: Parts) -> FastAPI:
             found["latest"] = [x for x in parts.feed.letters if reason is None or x["reason"] == reason][:limit]
         return found
 
-    @app.get("/api/predictions/{event_id:path}", tags=["look-ups"], responses=_problems(404, 503, 504))
+    @app.get("/api/predictions/{event_id:path}", tags=["look-ups"], responses=_problems(404, 503, 504),
+             dependencies=[Depends(alone)])  # fmt: skip
     def prediction(event_id: EventId) -> dict[str, Any]:
         """One prediction with all that made it: event, vector, scores, versions, label, and where each came from."""
         found = parts.lookup.prediction(event_id)

@@ -51,17 +51,23 @@ class Feed(threading.Thread):
     def run(self) -> None:
         """Read until `stop`; what goes wrong is told, and tried again."""
         reader: Reader | None = None
+        last = {topic.name(self.pipeline.name): many for topic, many in LAST.items()}
         while not self._ending.is_set():
             try:
                 if reader is None:
-                    last = {topic.name(self.pipeline.name): many for topic, many in LAST.items()}
+                    missing = [name for name in last if not self.broker.partitions(name)]
+                    if missing:
+                        raise BrokerError(f"no topic {', '.join(missing)}")
                     reader = Reader(self.broker, list(last), last)
                 for record in reader.poll(2000, 0.2):
                     with self.lock:
-                        self._take[record.topic()](record)
+                        self._tell(record)
                 self.trouble = None
             except BrokerError as error:
                 self.trouble = str(error)
+                if reader is not None:
+                    reader.close()
+                    reader = None
                 self._ending.wait(1.0)
         if reader is not None:
             reader.close()
@@ -71,6 +77,15 @@ class Feed(threading.Thread):
         self._ending.set()
         if self.is_alive():
             self.join(5)
+
+    def _tell(self, record: Record) -> None:
+        try:
+            self._take[record.topic()](record)
+        except Exception as error:  # whatever somebody else has written there must not blind everybody
+            log.error(
+                "a record can't be read",
+                extra={"topic": record.topic(), "offset": record.offset(), "cause": repr(error)},
+            )
 
     def _window(self, record: Record) -> None:
         window = self._decoded(record, self.records.window)
@@ -151,4 +166,4 @@ def letter_of(record: Record) -> dict[str, Any]:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.lstrip("-").isdigit() else None
+    return int(text) if text and text.isascii() and text.isdigit() else None

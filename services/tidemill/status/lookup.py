@@ -134,12 +134,17 @@ class Lookup:
         return None
 
     def _outcome(self, key: bytes, until: float) -> dict[str, Any]:
-        found = self._find(topics.EXAMPLES, key, until)
-        if found is not None:
-            example = self.records.example.decode(found.value() or b"")
-            return {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(found)}
-        found = self._find(topics.EXPIRED, key, until)
-        return {"state": "pending"} if found is None else {"state": "expired", **_place(found)}
+        try:
+            found = self._find(topics.EXPIRED, key, until)
+            if found is not None:
+                return {"state": "expired", **_place(found)}
+            found = self._find(topics.EXAMPLES, key, until)
+        except TooFarBackError as error:
+            return {"state": "pending", "why": str(error)}
+        if found is None:
+            return {"state": "pending"}
+        example = self.records.example.decode(found.value() or b"")
+        return {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(found)}
 
     def entity(self, entity_id: str) -> dict[str, Any] | None:
         """Return an entity's features by view; None where no view knows it. Raises StoreError where Redis is away."""

@@ -105,8 +105,8 @@ def places(url: str) -> Iterable[tuple[str, str]]:
     if len(found) < 2:
         yield "0", url
         return
-    for index, address in enumerate(found):
-        yield str(index), f"{parts.scheme}://{address}:{parts.port}"
+    for address in found:
+        yield address, f"{parts.scheme}://{address}:{parts.port}"
 
 
 class Scraper(threading.Thread):

@@ -99,7 +99,9 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
 
     def acknowledge(alert: str, by: str, why: str) -> None:
         with feed.lock:
-            known = dict(feed.alerts[alert])
+            known = feed.alerts.get(alert)
+        if known is None:
+            return  # resolved meanwhile
         record = known | {"state": "acknowledged", "by": by, "message": why}
         sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
         sender.flush()
