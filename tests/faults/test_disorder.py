@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from river_in_memory import River, flights
 
-from tidemill import View, aggregates, load, number, topics
+from tidemill import Monitor, View, aggregates, load, number, topics
 from tidemill.featurizer.service import Featurizer
 from tidemill.records import Records
 from tidemill.stream.api import Position, Slot
@@ -34,6 +34,7 @@ LONGEST = max(WINDOWS.values())
 PIPELINE = dataclasses.replace(
     load("delays"),
     request={"distance": number("distance")},
+    monitor=Monitor(),
     views=[
         View(
             "origin",

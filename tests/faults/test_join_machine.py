@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 from join_definition import Asked, T, Told, by_definition, held
 
-from tidemill import load, number, topics
+from tidemill import Monitor, load, number, topics
 from tidemill.errors import Aborted
 from tidemill.joiner import service as joiner
 from tidemill.joiner.join import Join
@@ -36,7 +36,11 @@ from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryConsumer
 
 PIPELINE = dataclasses.replace(
-    load("delays"), label_timeout=f"{T}ms", partitions=1, request={"distance": number("distance")}
+    load("delays"),
+    label_timeout=f"{T}ms",
+    partitions=1,
+    request={"distance": number("distance")},
+    monitor=Monitor(),
 )
 RECORDS = Records(PIPELINE)
 LOG, LABELS = Slot("delays.prediction-log", 0), Slot("delays.labels.valid", 0)

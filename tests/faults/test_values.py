@@ -19,7 +19,7 @@ import pytest
 from river import compose, dummy
 from river_in_memory import River, fields, flights, json_with
 
-from tidemill import Pipeline, compiled, load, number, topics
+from tidemill import Monitor, Pipeline, compiled, load, number, topics
 from tidemill.validator.rules import LARGEST_NUMBER
 
 GREATEST = 1.7976931348623157e308
@@ -182,7 +182,9 @@ def test_what_a_declared_function_returns_is_bounded_as_a_field_is(tmp_path: Pat
     def hostile(event: Any) -> float:
         return odd.get(event["flight_id"][0], 1.0)
 
-    pipeline = dataclasses.replace(load("delays"), request={"hostile": number(hostile), "distance": number("distance")})
+    pipeline = dataclasses.replace(
+        load("delays"), request={"hostile": number(hostile), "distance": number("distance")}, monitor=Monitor()
+    )
     river = River(pipeline, tmp_path)
     for flight in flights("departure", 1, 3):
         for name in odd:
