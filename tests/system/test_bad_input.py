@@ -166,8 +166,9 @@ def test_a_wrong_setting_is_named_and_no_secret_is_shown(inside, name: str, valu
 
 
 def test_every_setting_that_can_be_wrong_by_itself_is_tried() -> None:
-    """A store and a signing key are wrong only together with what uses them: on the real broker, below."""
-    assert {name for name, *_ in WRONG_SETTINGS} == Settings.model_fields.keys() - {"store_url", "signing_key"}
+    """A store and a key are wrong only together with what uses them: on the real broker, below, and in their own tests."""
+    elsewhere = {"store_url", "signing_key", "archive_url", "status_token"}
+    assert {name for name, *_ in WRONG_SETTINGS} == Settings.model_fields.keys() - elsewhere
 
 
 def test_several_wrong_settings_are_all_named_in_the_one_line(inside) -> None:

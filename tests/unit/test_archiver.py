@@ -275,3 +275,8 @@ def test_a_label_that_is_not_later_than_its_event_is_learned_too() -> None:
     features = log(1)["features"]
     report = Backtest(FLIGHTS).replay([features], [Outcome("e1", True, 1)])
     assert (report.joined, report.pending) == (1, 0)
+
+
+def test_an_archive_that_cannot_be_used_is_named_with_what_to_set() -> None:
+    with pytest.raises(StoreError, match=r"archive_url 'nonsense://x' can't be used.*TIDEMILL_ARCHIVE_URL"):
+        Files("nonsense://x", "archive_url", "archive")
