@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_deployment import accepts
 
-from tidemill import load
+from tidemill import Monitor, load
 from tidemill.describe import check_models
 
 ROOT = Path(__file__).parents[2]
@@ -24,11 +26,15 @@ COMMANDS = [
 
 
 def test_the_pipeline_in_the_readme_loads(tmp_path: Path) -> None:
-    (block,) = [text for language, text in BLOCKS if language == "python"]
-    (tmp_path / "flights.py").write_text(block)
+    whole, monitor = [text for language, text in BLOCKS if language == "python"]
+    (tmp_path / "flights.py").write_text(whole)
     pipeline = load(str(tmp_path / "flights.py"))
     check_models(pipeline)
     assert pipeline.roster == ("logreg", "baseline")
+    names: dict[str, Any] = {"Monitor": Monitor}
+    exec(monitor, names)
+    assert replace(pipeline, monitor=replace(names["monitor"], limits={})).monitor.window == "1d"
+    assert replace(load("flights"), monitor=names["monitor"]).monitor.limit("psi", "distance") == 0.3
 
 
 @pytest.mark.parametrize("command", COMMANDS)

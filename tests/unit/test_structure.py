@@ -19,7 +19,7 @@ from tidemill.logs import JsonFormatter
 from tidemill.records import HEADER, Records
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
-from tidemill.topics import SERVICES
+from tidemill.topics import SERVICES, WATCHING
 
 PACKAGE = Path(topics.__file__).parent
 PURE = [p for folder in ("validator", "featurizer", "joiner", "learner") for p in (PACKAGE / folder).glob("*.py")]
@@ -39,14 +39,14 @@ def test_steps_import_no_client_library(path: Path) -> None:
 
 
 def test_every_topic_has_a_writer_and_a_reader_and_services_exist() -> None:
-    outside = {"producers", "consumers", "monitor", "status"}
+    outside = {"producers", "consumers"}
     for topic in topics.TOPICS:
         assert topic.writers
         assert topic.readers
-        assert set(topic.writers + topic.readers) <= {*SERVICES, *outside}
+        assert set(topic.writers + topic.readers) <= {*SERVICES, *WATCHING, *outside}
         assert topic.doc
     assert len({t.suffix for t in topics.TOPICS}) == len(topics.TOPICS)
-    for service in SERVICES:
+    for service in (*SERVICES, *WATCHING):
         assert topics.reads(service)
         assert topics.writes(service)
 

@@ -641,9 +641,9 @@ class Sender:
     def flush(self) -> None:
         """Wait until everything is acknowledged. Raises BrokerError where something could not be sent."""
         left = self._client.flush(30)
-        failed, self._failed = self._failed, None
-        if failed is not None or left:
-            cause = failed.str() if failed else f"{left} records not acknowledged in 30 s"
+        refused, self._failed = self._failed, None
+        if refused is not None or left:
+            cause = refused.str() if refused else f"{left} records not acknowledged in 30 s"
             raise BrokerError(f"sending: {cause}")
 
 
