@@ -68,11 +68,11 @@ class Site:
         self.token = TOKEN
         self.said: list[tuple[str, str, str]] = []
         self.wrong: str | None = None
-        lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"})
+        self.lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"})
         overview = Overview(FLIGHTS, self.feed, self.scraper, lambda: [{"name": "kafka", "ok": True, "why": ""}])
         self.app = build(
             Parts(
-                feed=self.feed, scraper=self.scraper, overview=overview, lookup=lookup, ready=lambda: self.wrong,
+                feed=self.feed, scraper=self.scraper, overview=overview, lookup=self.lookup, ready=lambda: self.wrong,
                 acknowledge=lambda *said: self.said.append(said), token=SecretStr(TOKEN),
             )
         )  # fmt: skip

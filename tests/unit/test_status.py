@@ -106,6 +106,22 @@ def test_a_prediction_with_all_that_made_it(site: Site) -> None:
     assert site.client.get("/api/predictions/e3").status_code == 404
 
 
+def test_a_prediction_is_told_without_what_is_too_far_back_to_be_found(site: Site, monkeypatch) -> None:
+    predicted(site, "e1", label=True)
+    lookup = site.lookup
+    monkeypatch.setattr(lookup, "manifest", lambda model, version: None)
+    find, log = lookup._find, topics.PREDICTION_LOG
+
+    def slow(*_: object) -> object:
+        raise TooFarBackError("looked for 20 s")
+
+    monkeypatch.setattr(lookup, "_find", lambda topic, *more: find(topic, *more) if topic is log else slow())
+    monkeypatch.setattr(lookup, "_manifest", slow)
+    found = site.get("/api/predictions/e1")
+    assert [score["manifest"] for score in found["scores"]] == [None] * 3
+    assert found["outcome"] == {"state": "pending", "why": "looked for 20 s"}
+
+
 def test_an_entitys_features_by_view(site: Site) -> None:
     (view,) = site.get("/api/entities/JFK")["views"]
     assert view == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -115,9 +116,10 @@ class Lookup:
         return place | {"record": None, "why": "the log does not hold it any more"}
 
     def _score(self, score: Mapping[str, Any], role: str, until: float) -> dict[str, Any]:
-        manifest = self.manifest(score["model"], score["version"]) or self._manifest(
-            score["model"], score["version"], until
-        )
+        manifest = self.manifest(score["model"], score["version"])
+        if manifest is None:
+            with contextlib.suppress(TooFarBackError):  # the rest of the answer stands without it
+                manifest = self._manifest(score["model"], score["version"], until)
         return {**score, "role": "baseline" if score["model"] == "baseline" else role, "manifest": manifest}
 
     def _manifest(self, model: str, version: int, until: float) -> Mapping[str, Any] | None:
