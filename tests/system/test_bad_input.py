@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill import cli
+from tidemill import cli, worker
 from tidemill.settings import Settings
 
 SECRET = "verysecretword"
@@ -106,6 +106,7 @@ def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
             monkeypatch.delenv(name)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(worker, "become_worker", lambda: None)  # else the rest of the tests would run in the fork
         monkeypatch.setattr(sys, "argv", ["tidemill", *arguments])
         with own_logging(), pytest.raises(SystemExit) as stopped:
             cli.main()
