@@ -69,26 +69,46 @@ WINDOW_SEGMENT = Gauge(
 ALERTS_OPEN = Gauge("tidemill_alerts_open", "Alerts that are open.", ["kind", "model", "feature"])
 
 
-class LoopMetrics:
-    """The loop's own metrics, bound to one service; costs one call a batch, never one a record."""
+class ServiceMetrics:
+    """What every service says of itself."""
 
     def __init__(self, service: str) -> None:
         self.service = service
         self._records = RECORDS.labels(service)
+        self._heartbeat = HEARTBEAT.labels(service)
+        self._lagging: set[tuple[str, int]] = set()
+
+    def records(self, records: int) -> None:
+        """Count records."""
+        self._records.inc(records)
+
+    def heartbeat(self) -> None:
+        """Say that it goes on."""
+        self._heartbeat.set(time.time())
+
+    def lag(self, behind: Mapping[Any, int]) -> None:
+        """Set how far behind each (topic, partition) is; those that are not ours any more have no lag."""
+        for topic, partition in self._lagging - behind.keys():
+            LAG.remove(self.service, topic, str(partition))
+        for (topic, partition), records in behind.items():
+            LAG.labels(self.service, topic, str(partition)).set(records)
+        self._lagging = set(behind)
+
+
+class LoopMetrics(ServiceMetrics):
+    """The loop's own metrics, bound to one service; costs one call a batch, never one a record."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(service)
         self._batch = BATCH.labels(service)
         self._commit = COMMIT.labels(service)
         self._delay = DELAY.labels(service)
         self._retries = RETRIES.labels(service)
         self._rebuilt = REBUILT.labels(service)
-        self._heartbeat = HEARTBEAT.labels(service)
-
-    def heartbeat(self) -> None:
-        """Say that the loop turns."""
-        self._heartbeat.set(time.time())
 
     def batch(self, records: int, seconds: float) -> None:
         """Count one batch."""
-        self._records.inc(records)
+        self.records(records)
         self._batch.observe(seconds)
 
     def commit(self, seconds: float) -> None:
@@ -117,39 +137,14 @@ class LoopMetrics:
         for (name, label), level in levels.items():
             GAUGES[name].labels(self.service, label).set(level)
 
-    def lag(self, behind: Mapping[Any, int]) -> None:
-        """Set how far behind each slot is; slots that are not ours any more have no lag."""
-        set_lag(self.service, behind)
 
-
-def set_lag(service: str, behind: Mapping[Any, int]) -> None:
-    """Set the lag of one service by (topic, partition)."""
-    for topic, partition in _told.get(service, set()) - behind.keys():
-        LAG.remove(service, topic, str(partition))
-    for (topic, partition), records in behind.items():
-        LAG.labels(service, topic, str(partition)).set(records)
-    _told[service] = set(behind)
-
-
-_told: dict[str, set[tuple[str, int]]] = {}
-
-
-class MonitorMetrics:
+class MonitorMetrics(ServiceMetrics):
     """The monitor's own metrics: what the last windows were like."""
 
     def __init__(self) -> None:
-        self._records = RECORDS.labels("monitor")
-        self._heartbeat = HEARTBEAT.labels("monitor")
+        super().__init__("monitor")
         self._open: set[tuple[str, str, str]] = set()
         self._figures: dict[str, set[tuple[str, str, str, str]]] = {}
-
-    def records(self, records: int) -> None:
-        """Count records."""
-        self._records.inc(records)
-
-    def heartbeat(self) -> None:
-        """Say that it goes on."""
-        self._heartbeat.set(time.time())
 
     def window(self, source: str, end: int, late: int, *, whole: bool) -> None:
         """Count one closed window; `end` in ms of event time."""

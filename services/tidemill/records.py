@@ -100,6 +100,10 @@ class Codec:
         """Return the record that begins at `at`; what follows it is not looked at."""
         return self.read(body, at)[0]
 
+    def of(self, data: bytes | None) -> Any:
+        """Return the record in `data`; None where that is of another schema, as after a new declaration, or nothing."""
+        return self.read(data, HEADER)[0] if data and data.startswith(self.header) else None
+
     def decode(self, data: bytes) -> Any:
         """Return the record in `data`. Raises ValueError where the header is not this schema's."""
         if not data.startswith(self.header):

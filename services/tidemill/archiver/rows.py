@@ -19,7 +19,7 @@ from tidemill import topics
 from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.pipeline import Pipeline
-from tidemill.records import HEADER, Features, Records
+from tidemill.records import Features, Records
 from tidemill.stream.api import Record
 
 MOMENT = pa.timestamp("ms", tz="UTC")
@@ -67,10 +67,9 @@ class Form:
 
     def row(self, record: Record) -> Row | None:
         """Return the record's row; None for one of an earlier declaration, whose vector was another."""
-        value = record.value() or b""
-        if not value.startswith(self._codec.header):
+        decoded = self._codec.of(record.value())
+        if decoded is None:
             return None
-        decoded = self._codec.record(value, HEADER)
         log: Mapping[str, Any] = decoded["prediction"] if self.labelled else decoded
         of = log["features"]
         row = {

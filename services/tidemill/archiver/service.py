@@ -15,6 +15,7 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
 from tidemill import topics
 from tidemill.archiver.rows import Form, Row
@@ -90,7 +91,9 @@ class Archiver(Step):
         """Take from the files what the log does not hold any more."""
         chunk = self._chunks[slot]
         found = [self.files.read(path) or b"" for path in self.files.glob(self._path(chunk, "*"))]
-        for row in sorted((row for data in found for row in self.forms[slot.topic].rows(data)), key=_offset):
+        for row in sorted(
+            (row for data in found for row in self.forms[slot.topic].rows(data)), key=itemgetter("offset")
+        ):
             chunk.add(row)
 
     def revoke(self, slots: Iterable[Slot]) -> None:
@@ -132,13 +135,12 @@ class Archiver(Step):
         form = self.forms[chunk.slot.topic]
         for date in chunk.changed():
             rows, path = chunk.rows[date], self._path(chunk, date)
+            # There may be more by a process whose place this one took, or that has taken this one's.
             there = self.files.read(path)
-            if there is not None and form.count(there) >= len(rows):
-                pass  # by a process whose place this one took, or that has taken this one's
-            else:
+            before = 0 if there is None else form.count(there)
+            if before < len(rows):
                 self.files.write(path, form.file(rows))
-                before = chunk.written.get(date, 0 if there is None else form.count(there))
-                self.counts["archived", chunk.slot.topic] += max(0, len(rows) - before)
+                self.counts["archived", chunk.slot.topic] += len(rows) - before
             chunk.written[date] = len(rows)
 
     def _path(self, chunk: Chunk, date: str) -> str:
@@ -152,11 +154,6 @@ def date_of(time: int) -> str:
     """Return the date, in UTC, of ms since the epoch; of what no calendar has, the first or the last that it has."""
     day = min(max(time // DAY_MS, (dt.date.min - EPOCH).days), (dt.date.max - EPOCH).days)
     return (EPOCH + dt.timedelta(days=day)).isoformat()
-
-
-def _offset(row: Row) -> int:
-    offset: int = row["offset"]
-    return offset
 
 
 def build(pipeline: Pipeline, files: Files, every_seconds: float) -> Service:

@@ -14,6 +14,7 @@ from tidemill.pipeline import Pipeline
 from tidemill.records import HEADER, Records
 from tidemill.stream.api import Record
 from tidemill.stream.kafka import KafkaBroker, Reader
+from tidemill.validator import letters
 
 ROLLING = 2000
 READ = (
@@ -75,7 +76,7 @@ class Observer(threading.Thread):
         elif suffix == topics.EXAMPLES.suffix:
             self._judge(self.records.example.decode(value))
         elif suffix == topics.DLQ.suffix:
-            headers = {name: data.decode(errors="replace") for name, data in record.headers() or []}
+            headers = letters.said(record)
             reason = headers.get("tidemill.reason", "?")
             self.dead_letters[reason] += 1
             self.last_letters[reason] = headers.get("__connect.errors.exception.message", "")

@@ -16,10 +16,11 @@ from tidemill.durations import milliseconds
 from tidemill.monitor.alerts import Alert, Alerts, Rules, Usual
 from tidemill.monitor.figures import Columns, Figures, Key, Reference, of_examples, of_predictions
 from tidemill.monitor.performance import Judge
-from tidemill.monitor.windows import Window, Windows, hashed
+from tidemill.monitor.windows import Window, Windows, hashed, start_of
 from tidemill.pipeline import Pipeline
-from tidemill.records import HEADER, Codec, Records
+from tidemill.records import HEADER, Records
 from tidemill.stream.api import Record
+from tidemill.validator import letters
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +106,11 @@ class Core:
 
     def examples(self, batch: Iterable[Record]) -> None:
         """Take examples, in their order."""
-        codec, header = self.records.example, self.records.example.header
-        windows = self.windows[EXAMPLES]
+        decode, windows = self.records.example.of, self.windows[EXAMPLES]
         for record in batch:
-            value = record.value() or b""
-            if not value.startswith(header):
-                continue
-            example = codec.record(value, HEADER)
+            example = decode(record.value())
+            if example is None:
+                continue  # of an earlier declaration
             self._training.add(example, record.offset())
             if self.reference is None and self._training.complete:
                 self._compare()
@@ -127,14 +126,13 @@ class Core:
 
     def training(self, batch: Iterable[Record]) -> bool:
         """Take examples from before this process, for the reference alone; returns whether that has enough."""
-        header = self.records.example.header
         for record in batch:
-            value = record.value() or b""
-            if value.startswith(header):
-                self._training.add(self.records.example.record(value, HEADER), record.offset())
-                if self._training.complete:
-                    self._compare()
-                    return True
+            example = self.records.example.of(record.value())
+            if example is not None:
+                self._training.add(example, record.offset())
+            if self._training.complete:
+                self._compare()
+                return True
         return False
 
     def _compare(self) -> None:
@@ -150,9 +148,9 @@ class Core:
         mark = self.windows[PREDICTIONS].watermark
         if mark is None:
             return
-        counter = self._rejected.setdefault(mark // self.length * self.length, Counter())
+        counter = self._rejected.setdefault(start_of(mark, self.length), Counter())
         for record in batch:
-            said = {name: (data or b"").decode(errors="replace") for name, data in record.headers() or []}
+            said = letters.said(record)
             name = (said.get("tidemill.reason", "?"), said.get("tidemill.rule", ""), said.get("tidemill.field", ""))
             counter[name if name in counter or len(counter) < MOST_REASONS else ("others", "", "")] += 1
 
@@ -163,26 +161,15 @@ class Core:
             value = record.value() or b""
             if value.startswith(header):
                 until = head(value, HEADER)["event_time"] + self.pipeline.label_timeout_ms
-                self._expired[until // self.length * self.length] += 1
+                self._expired[start_of(until, self.length)] += 1
 
     def time_of(self, source: str, record: Record) -> int:
         """Return the event time by which a record finds its window; 0 for one of an earlier declaration."""
-        value = record.value() or b""
         if source == EXAMPLES:
-            return (
-                int(self.records.example.record(value, HEADER)["label_time"])
-                if self._is(self.records.example, value)
-                else 0
-            )
-        return (
-            int(self.records.head.record(value, HEADER)["event_time"])
-            if self._is(self.records.prediction_log, value)
-            else 0
-        )
-
-    @staticmethod
-    def _is(codec: Codec, value: bytes) -> bool:
-        return value.startswith(codec.header)
+            example = self.records.example.of(record.value())
+            return int(example["label_time"]) if example else 0
+        prediction = self.records.prediction_log.of(record.value())
+        return int(prediction["features"]["event_time"]) if prediction else 0
 
     def close(
         self, idle: Mapping[str, Sequence[int]], settled: Container[str] = (PREDICTIONS, EXAMPLES)
@@ -205,16 +192,14 @@ class Core:
             frame = pd.DataFrame(rows, columns=list(self.columns.prediction))
             figures = of_predictions(self.pipeline, frame, self.reference)
             figures |= self._rejections(window)
-            figures |= self._edges(figures)
         elif rows:
             frame = pd.DataFrame(rows, columns=list(self.columns.example))
             figures = of_examples(
                 self.pipeline, self.judge, frame, self.declared.segments, self.declared.least, self.reference
             )
             figures |= self._coverage(window)
-            figures |= self._edges(figures)
             figures[Key("adwin_changes", self.pipeline.champion)], self._changes = float(self._changes), 0
-        closed = Closed(source, window, len(rows), figures)
+        closed = Closed(source, window, len(rows), figures | self._edges(figures))
         if len(rows) >= self.declared.least and not window.interrupted:
             closed.alerts = self.alerts.step(figures, window.start, window.end, int(self.clock() * 1000))
         return closed
@@ -235,15 +220,14 @@ class Core:
         return found
 
     def _rejections(self, window: Window) -> Figures:
-        found: Figures = {}
+        found: Counter[Key] = Counter()
         for start in [start for start in self._rejected if start <= window.start]:
             for (reason, rule, name), count in self._rejected.pop(start).items():
                 segment = f"{reason}:{rule}" if rule else reason
-                key = Key("rejected", segment=segment, feature=name)
-                found[key] = found.get(key, 0.0) + count
-        total = sum(found.values()) + window.records
-        shares = {key: count / total for key, count in found.items()}
-        return shares | {Key("rejected_records"): float(sum(found.values()))}
+                found[Key("rejected", segment=segment, feature=name)] += count
+        rejected = found.total()
+        shares = {key: count / (rejected + window.records) for key, count in found.items()}
+        return shares | {Key("rejected_records"): float(rejected)}
 
     def _coverage(self, window: Window) -> Figures:
         gone = sum(self._expired.pop(start) for start in [start for start in self._expired if start <= window.start])
@@ -272,13 +256,13 @@ class Training:
         of = example["prediction"]["features"]
         event, label = of["event_time"], example["label_time"]
         if self._begin is None:
-            self._begin = label // self.length * self.length
+            self._begin = start_of(label, self.length)
         if label >= self._begin + self.span:
             self.complete = True
             return
         row, hash_ = self.columns.example_row(example), hashed(of["event_id"].encode())
         for windows, time in ((self._windows, event), (self._by_label, label)):
-            start = time // self.length * self.length
+            start = start_of(time, self.length)
             window = windows.get(start)
             if window is None:
                 window = windows[start] = Window(start, start + self.length, self.most)
@@ -290,7 +274,7 @@ class Training:
         """Return the reference, and what is usual: each of its windows' figures, compared with all the others."""
         columns, least = list(self.columns.example), self.pipeline.monitor.least
         frames = [pd.DataFrame(w.rows, columns=columns) for w in self._windows.values()]
-        frames = [frame.assign(partial=False, delay=None, fresh=None) for frame in frames]
+        frames = [frame.assign(partial=False, delay=None, freshness=None) for frame in frames]
         reference = Reference(self.pipeline, pd.concat(frames, ignore_index=True))
         usual: list[Figures] = []
         for index, frame in enumerate(frames):

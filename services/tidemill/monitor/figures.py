@@ -44,11 +44,10 @@ class Columns:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.models = pipeline.roster
-        self.features = tuple(pipeline.vector)
         self.by_class = pipeline.task == "multiclass"
         said = [f"{prefix}{model}" for model in self.models for prefix in self._prefixes]
-        self.prediction = (*self.features, *said, "entity_id", "event_time", "partial", "delay", "fresh")
-        self.example = (*self.features, *said, "entity_id", "event_time", "label", "label_time")
+        self.prediction = (*pipeline.vector, *said, "partial", "delay", "freshness")
+        self.example = (*pipeline.vector, *said, "event_time", "label", "label_time")
 
     @property
     def _prefixes(self) -> tuple[str, ...]:
@@ -68,16 +67,15 @@ class Columns:
                 found += [answer["score"], answer["version"]]
         return found
 
-    def prediction_row(self, log: Mapping[str, Any], delay: float | None, fresh: float | None) -> tuple[Any, ...]:
+    def prediction_row(self, log: Mapping[str, Any], delay: float | None, freshness: float | None) -> tuple[Any, ...]:
         """Return the row of a record of the prediction log."""
         of = log["features"]
-        rest = (of["entity_id"], of["event_time"], of["partial"], delay, fresh)
-        return (*of["vector"].values(), *self.said(log), *rest)
+        return (*of["vector"].values(), *self.said(log), of["partial"], delay, freshness)
 
     def example_row(self, example: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the row of an example."""
         of = example["prediction"]["features"]
-        rest = (of["entity_id"], of["event_time"], example["label"], example["label_time"])
+        rest = (of["event_time"], example["label"], example["label_time"])
         return (*of["vector"].values(), *self.said(example["prediction"]), *rest)
 
 
@@ -89,14 +87,12 @@ class Reference:
         self.features = {
             name: _reference(rows[name], kind) for name, kind in pipeline.vector.items() if rows[name].notna().any()
         }
-        champion = rows[SCORE + pipeline.champion].dropna()
         self.scores = {
             model: NumberReference(rows[SCORE + model].dropna().to_numpy(dtype=float))
             for model in pipeline.roster
             if rows[SCORE + model].notna().any()
         }
         self.labels = _reference(rows["label"], "number" if pipeline.task == "regression" else "category")
-        self.champion = len(champion)
 
 
 def _reference(column: pd.Series[Any], kind: str) -> NumberReference | CategoryReference:
@@ -118,15 +114,12 @@ def of_predictions(pipeline: Pipeline, rows: pd.DataFrame, reference: Reference 
             found[Key("score_psi", model)] = reference.scores[model].psi(scores)
             found[Key("score_ks", model)] = reference.scores[model].ks(scores)
     found[Key("partial")] = float(rows["partial"].mean())
-    for name in ("delay", "fresh"):
+    for name in ("delay", "freshness"):
         values = rows[name].dropna().to_numpy(dtype=float)
         if len(values):
             for share, shown in ((0.5, "p50"), (0.99, "p99")):
-                found[Key(f"{_SHOWN[name]}_{shown}")] = float(np.quantile(values, share))
+                found[Key(f"{name}_{shown}")] = float(np.quantile(values, share))
     return found
-
-
-_SHOWN = {"delay": "delay", "fresh": "freshness"}
 
 
 def _feature(found: Figures, name: str, kind: str, column: pd.Series[Any], reference: Reference | None) -> None:

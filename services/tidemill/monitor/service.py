@@ -26,10 +26,9 @@ from faust.types import ConsumerMessage
 from tidemill import metrics, topics
 from tidemill.errors import SettingsError
 from tidemill.monitor.alerts import Alert, Breach, Subject
-from tidemill.monitor.core import EXAMPLES, PREDICTIONS, Closed, Core
+from tidemill.monitor.core import Closed, Core
 from tidemill.monitor.figures import Key
 from tidemill.pipeline import Pipeline
-from tidemill.records import HEADER
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, Record, Slot
 from tidemill.stream.kafka import Sender
@@ -225,7 +224,7 @@ class MonitorService:
             await asyncio.get_running_loop().run_in_executor(None, self.sender.flush)
             self._count_alerts()
         self.watch.heartbeat()
-        metrics.set_lag("monitor", self._lag())
+        self.watch.lag(self._lag())
 
     def _count_alerts(self) -> None:
         subjects = (alert.subject for alert in self.core.alerts.open)
@@ -267,11 +266,9 @@ class MonitorService:
         slot = Slot(topics.ALERTS.name(name), 0)
         low, high = self.broker.watermarks(slot)
         begin = max(low, high - REMEMBERED_ALERTS)
-        codec = self.core.records.alert
         for batch in self.broker.read({slot: (begin, high)}) if high > begin else ():
             for record in batch:
-                value = record.value() or b""
-                told = codec.record(value, HEADER) if value.startswith(codec.header) else None
+                told = self.core.records.alert.of(record.value())
                 if told and told["state"] != "acknowledged" and self._declared(told):
                     self.core.alerts.restore(alert_of(told))
         self._count_alerts()
@@ -353,6 +350,3 @@ def alert_of(record: dict[str, Any]) -> Alert:
         subject, record["state"], Breach(key, record["value"], record["limit"]), record["since"], record["start"],
         record["end"], record["message"], record["look_at"], dict(record["evidence"]), record["opened_at"],
     )  # fmt: skip
-
-
-__all__ = ["EXAMPLES", "PREDICTIONS", "MonitorService", "alert_of", "alert_record", "window_record"]

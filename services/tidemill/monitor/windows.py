@@ -22,6 +22,11 @@ def hashed(key: bytes) -> int:
     return zlib.crc32(key) * 2654435761 % WHOLE  # CRC's own bits are those that Kafka clients may place keys by
 
 
+def start_of(time: int, length: int) -> int:
+    """Return where the window that holds `time` begins; both in ms."""
+    return time // length * length
+
+
 class Window:
     """One window: [start, end) in ms of event time."""
 
@@ -78,7 +83,7 @@ class Windows:
         latest = self._latest.get(partition)
         if latest is None or time > latest:
             self._latest[partition] = time
-        start = time // self.length * self.length
+        start = start_of(time, self.length)
         found = self.open.get(start)
         if found is None:
             if self.closed_until is not None and start < self.closed_until:

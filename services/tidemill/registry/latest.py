@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tidemill import topics
 from tidemill.errors import ArtifactError
@@ -30,6 +30,13 @@ def sound(registry: Registry, record: Record) -> Manifest | None:
         return None
 
 
+def backwards(low: int, high: int, step: int, growth: int = 1) -> Iterator[tuple[int, int]]:
+    """Yield ranges [begin, end) of offsets from `high` back to `low`: `step` of them first, then `growth` times as many each."""
+    while high > low:
+        yield (begin := max(low, high - step)), high
+        high, step = begin, step * growth
+
+
 def latest(
     broker: Broker, registry: Registry, wanted: Mapping[str, int], since: int = 0
 ) -> tuple[dict[str, list[Manifest]], int]:
@@ -41,9 +48,9 @@ def latest(
     slot = slot_of(registry)
     low, high = broker.watermarks(slot)
     found: dict[str, list[Manifest]] = {model: [] for model in wanted}
-    begin, window = high, WINDOW
-    while begin > max(low, since) and any(len(found[model]) < many for model, many in wanted.items()):
-        end, begin, window = begin, max(low, since, begin - window), window * 4
+    for begin, end in backwards(max(low, since), high, WINDOW, growth=4):
+        if all(len(found[model]) >= many for model, many in wanted.items()):
+            break
         for record in reversed([record for batch in broker.read({slot: (begin, end)}) for record in batch]):
             model = (record.key() or b"").decode(errors="replace")
             if len(found.get(model, ())) >= wanted.get(model, 0):

@@ -76,7 +76,7 @@ class Parts(BaseModel, arbitrary_types_allowed=True):
 
 
 class Snapshot:
-    """The overview as JSON, made at most once a second however many look at it."""
+    """The overview as JSON, made at most twice a second however many look at it."""
 
     def __init__(self, told: Callable[[], Any]) -> None:
         self._told, self._lock = told, threading.Lock()
@@ -97,7 +97,7 @@ def build(parts: Parts) -> FastAPI:
         title="Tidemill status", version=__version__, docs_url=None, redoc_url=None,
         description=f"What the pipeline `{parts.overview.pipeline.name}` does now, and how well.",
     )  # fmt: skip
-    snapshot, viewers = Snapshot(parts.overview.told), [0]
+    snapshot, viewers = Snapshot(parts.overview.told), 0
     looking = threading.BoundedSemaphore(MOST_LOOKUPS)
 
     def alone() -> Iterator[None]:
@@ -160,17 +160,18 @@ def build(parts: Parts) -> FastAPI:
     @app.get("/api/live", tags=["overview"], response_class=StreamingResponse, responses=_problems(503))
     async def follow(request: Request) -> StreamingResponse:
         """The overview, again and again, as server-sent events called `snapshot`."""
-        if viewers[0] >= MOST_LIVE:
+        if viewers >= MOST_LIVE:
             raise HTTPException(503, f"{MOST_LIVE} pages are open already; close one")
 
         async def events() -> AsyncIterator[str]:
-            viewers[0] += 1
+            nonlocal viewers
+            viewers += 1
             try:
                 while not await request.is_disconnected():
                     yield f"event: snapshot\ndata: {await asyncio.to_thread(snapshot.text)}\n\n"
                     await asyncio.sleep(LIVE_SECONDS)
             finally:
-                viewers[0] -= 1
+                viewers -= 1
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
@@ -244,7 +245,7 @@ def build(parts: Parts) -> FastAPI:
         reason: Annotated[str | None, Query(max_length=100)] = None, limit: Annotated[int, Query(ge=1, le=200)] = 100
     ) -> dict[str, Any]:
         """Dead letters by reason, and the latest, with why and where they came from."""
-        found = parts.overview.dead_letters(())
+        found = parts.overview.dead_letters()
         with parts.feed.lock:
             found["latest"] = [x for x in parts.feed.letters if reason is None or x["reason"] == reason][:limit]
         return found

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
 from typing import Any
 
 from tidemill import topics
 from tidemill.errors import BrokerError
 from tidemill.pipeline import Pipeline
-from tidemill.records import HEADER, Records
+from tidemill.records import Records
 from tidemill.status.lookup import shown
 from tidemill.stream.api import Record
 from tidemill.stream.kafka import KafkaBroker, Reader
+from tidemill.validator import letters
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Feed(threading.Thread):
             )
 
     def _window(self, record: Record) -> None:
-        window = self._decoded(record, self.records.window)
+        window = self.records.window.of(record.value())
         if window is None:
             return
         kept = self.windows.setdefault(window["source"], {})
@@ -100,7 +100,7 @@ class Feed(threading.Thread):
             del kept[min(kept)]
 
     def _alert(self, record: Record) -> None:
-        alert = self._decoded(record, self.records.alert)
+        alert = self.records.alert.of(record.value())
         if alert is None:
             return
         known = self.alerts.get(alert["id"])
@@ -115,7 +115,7 @@ class Feed(threading.Thread):
             self.alerts[alert["id"]] = alert | {"acknowledged": False, "by": "", "why": ""} | said
 
     def _manifest(self, record: Record) -> None:
-        manifest = self._decoded(record, self.records.manifest)
+        manifest = self.records.manifest.of(record.value())
         if manifest is None:
             return
         told = shown(manifest)
@@ -134,11 +134,6 @@ class Feed(threading.Thread):
         said = self.reasons.setdefault(key, {"reason": key[0], "rule": key[1], "field": key[2], "count": 0})
         said |= {"count": said["count"] + 1, "last_message": letter["message"], "last_at": letter["at"]}
 
-    @staticmethod
-    def _decoded(record: Record, codec: Any) -> dict[str, Any] | None:
-        value = record.value() or b""
-        return codec.record(value, HEADER) if value.startswith(codec.header) else None
-
     def latest(self, source: str, last: int = KEPT_WINDOWS) -> list[dict[str, Any]]:
         """Return the last windows of a source, oldest first."""
         with self.lock:
@@ -148,7 +143,7 @@ class Feed(threading.Thread):
 
 def letter_of(record: Record) -> dict[str, Any]:
     """Return a dead letter as people are shown it."""
-    said: Mapping[str, str] = {name: (data or b"").decode(errors="replace") for name, data in record.headers() or []}
+    said = letters.said(record)
     return {
         "at": record.timestamp()[1],
         "stage": said.get("__connect.errors.stage", ""),

@@ -12,6 +12,7 @@ from tidemill import topics
 from tidemill.errors import StoreError
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
+from tidemill.registry.latest import backwards
 from tidemill.stream.api import Broker, Record, Slot
 from tidemill.topics import Topic
 
@@ -58,16 +59,14 @@ class Lookup:
     def _backwards(self, slot: Slot, until: float) -> Iterator[Record]:
         """Yield what a slot holds, the newest chunk first."""
         low, high = self.broker.watermarks(slot)
-        while high > low:
-            begin = max(low, high - STEP)
-            for batch in self.broker.read({slot: (begin, high)}):
+        for begin, end in backwards(low, high, STEP):
+            for batch in self.broker.read({slot: (begin, end)}):
                 yield from batch
                 if time.monotonic() > until:
                     raise TooFarBackError(
                         f"not among the latest records of {slot.topic}: looked for {PATIENCE_SECONDS:.0f} s, back to "
                         f"offset {begin:,} of {low:,} to {high:,}"
                     )
-            high = begin
 
     def _find(self, topic: Topic, key: bytes, until: float) -> Record | None:
         """Return the record of a topic that has this key; where keys decide the partition, only that one is read."""
@@ -126,13 +125,11 @@ class Lookup:
         """Return the manifest of a version that is not among the latest; version 0, which has learned nothing, has none."""
         if not version:
             return None
-        codec, key = self.records.manifest, model.encode()
+        key = model.encode()
         for record in self._backwards(Slot(topics.MODELS.name(self.pipeline.name), 0), until):
-            value = record.value() or b""
-            if record.key() == key and value.startswith(codec.header):
-                manifest: dict[str, Any] = codec.decode(value)
-                if manifest["version"] == version:
-                    return shown(manifest)
+            manifest = self.records.manifest.of(record.value()) if record.key() == key else None
+            if manifest and manifest["version"] == version:
+                return shown(manifest)
         return None
 
     def _outcome(self, key: bytes, until: float) -> dict[str, Any]:

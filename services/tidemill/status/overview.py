@@ -81,7 +81,7 @@ class Overview:
             "drift": self.drift(predictions, examples),
             "labels": self._labels(examples),
             **self.alerts(),
-            "dead_letters": self.dead_letters(instances),
+            "dead_letters": self.dead_letters(),
             "promotions": self.promotions(),
         }
 
@@ -191,9 +191,8 @@ class Overview:
             found = sorted(self.feed.alerts.values(), key=lambda alert: (alert["acknowledged"], alert["since"]))
             return {"alerts": [dict(alert) for alert in found], "resolved": list(self.feed.resolved)}
 
-    def dead_letters(self, instances: Sequence[Instance]) -> dict[str, Any]:
+    def dead_letters(self) -> dict[str, Any]:
         """Return dead letters by reason, and the latest."""
-        del instances
         with self.feed.lock:
             reasons = sorted(self.feed.reasons.values(), key=lambda said: -said["count"])
             return {

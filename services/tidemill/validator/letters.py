@@ -6,6 +6,8 @@ for Connect's dead-letter queues read ours. The producer's own headers are kept,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tidemill.errors import Reject
 from tidemill.stream.api import Emit, Headers, Record
 
@@ -32,6 +34,11 @@ def headers(record: Record, reject: Reject, service: str) -> Headers:
     return list(record.headers() or []) + [
         (name, str(value).encode(errors="backslashreplace")) for name, value in ours.items()
     ]
+
+
+def said(record: Record) -> Mapping[str, str]:
+    """Return what a dead letter's headers say, by name; a producer's own header may hold anything, or nothing."""
+    return {name: (data or b"").decode(errors="replace") for name, data in record.headers() or []}
 
 
 def shown(value: object, longest: int = LONGEST_VALUE) -> str:
