@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -314,8 +314,47 @@ def test_what_a_quiet_window_says_is_true() -> None:
 # The core on records that producers may well send.
 
 
-def core(**declared: object) -> Core:
-    return Core(replace(FLIGHTS, monitor=Monitor(window="1h", reference="3h", **declared)), lambda: 0.0)
+def core(clock: Callable[[], float] = lambda: 0.0, **declared: object) -> Core:
+    return Core(replace(FLIGHTS, monitor=Monitor(window="1h", reference="3h", **declared)), clock)
+
+
+def test_a_source_that_falls_silent_is_told_once_and_once_more_when_it_speaks_again() -> None:
+    now = 1000.0
+    made = core(lambda: now, limits={"silent_seconds": 60})
+    now = 1060.0
+    made.examples([])
+    assert made.silence() == []
+    now = 1061.0
+    (alert,) = made.silence()
+    assert (str(alert.subject), alert.state) == ("silence:prediction-log", "opened")
+    assert (alert.since, alert.end, alert.opened_at) == (1_000_000, 1_061_000, 1_061_000)
+    assert alert.message == "nothing comes any more: prediction-log: silent_seconds 61, above 60"
+    now = 1100.0
+    assert made.silence() == []
+    again = core(lambda: now, limits={"silent_seconds": 60})
+    again.alerts.restore(alert)
+    for monitor in (made, again):  # the second is another process, which has taken the alert over
+        monitor.predictions([])
+        (alert,) = monitor.silence()
+        assert (alert.state, str(alert.subject)) == ("resolved", "silence:prediction-log")
+        assert monitor.silence() == []
+    now = 1121.0
+    assert [str(alert.subject) for alert in made.silence()] == ["silence:examples"]
+
+
+def test_windows_do_not_move_an_alert_about_silence() -> None:
+    alerts = Alerts(rules(limits={"silent_seconds": 60}), 2)
+    silent = Key("silent_seconds", segment="examples")
+    assert alerts.look(silent, 61, 100_000).state == "opened"
+    assert alerts.step({Key("rejected_records"): 0.0, DISTANCE: 0.9}, 0, 100, 0) == []
+    assert [str(alert.subject) for alert in alerts.open] == ["silence:examples"]
+
+
+def test_silence_may_be_declared_to_be_usual() -> None:
+    now = 0.0
+    made = core(lambda: now, limits={"silent_seconds": None})
+    now = 1e6
+    assert made.silence() == []
 
 
 def test_a_dead_letter_with_a_header_that_is_null_is_counted() -> None:

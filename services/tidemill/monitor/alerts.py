@@ -33,6 +33,9 @@ class Kind(NamedTuple):
     look_at: str
 
 
+SILENT = Key("silent_seconds")
+"""A figure of a source, not of a window: without records no window closes."""
+
 KINDS = (
     Kind("drift", ("psi", "ks"), "the distribution of {what} has moved", "the feature's quantiles over time, and its source"),
     Kind("missing", ("missing",), "{what} is missing more often than usual", "the producer, and the lookup it comes from"),
@@ -43,6 +46,7 @@ KINDS = (
     Kind("calibration", ("calibration_error",), "the scores of {what} are not as likely as they say", "label drift, versions"),
     Kind("rejected", ("rejected",), "more is rejected than usual: {what}", "the dead letters of this reason"),
     Kind("delay", ("delay_p99",), "predictions come late", "lag and step time of the services"),
+    Kind("silence", (SILENT.name,), "nothing comes any more: {what}", "producers, and the services before this topic"),
     Kind("label_coverage", ("label_coverage",), "labels stay away", "the producer of labels; what has expired"),
 )  # fmt: skip
 COMPARED = frozenset({"psi", "ks", "score_psi", "label_psi", "calibration_error"})
@@ -213,14 +217,29 @@ class Alerts:
                     seen[subject] = {Key("rejected", segment=subject.segment, feature=subject.feature): 0.0}
         told = []
         for subject, values in seen.items():
-            alert = self._move(subject, values, breaches.get(subject, []), start, end, now)
+            alert = self._move(subject, values, breaches.get(subject, []), start, end, now, self.windows)
             if alert:
                 told.append(alert)
         return told
 
+    def look(self, key: Key, value: float, now: int) -> Alert | None:
+        """Take a figure that belongs to no window; returns an alert when that opens or resolves it, which takes one look.
+
+        `now` in ms of the wall clock; `value` in s, up to now.
+        """
+        kind = self.rules.kind(key)
+        assert kind is not None, key  # noqa: S101  the caller's mistake
+        subject = Subject(kind.name, key.model, key.segment, key.feature)
+        breach, course = self.rules.breach(key, value), self._courses.get(subject)
+        if (breach is not None) == (course is not None and course.open):
+            return None
+        start = now - int(value * 1000)
+        return self._move(subject, {key: value}, [breach] if breach else [], start, now, now, windows=1)
+
     def _move(
-        self, subject: Subject, values: Mapping[Key, float], breaches: list[Breach], start: int, end: int, now: int
-    ) -> Alert | None:
+        self, subject: Subject, values: Mapping[Key, float], breaches: list[Breach], start: int, end: int, now: int,
+        windows: int,
+    ) -> Alert | None:  # fmt: skip
         course = self._courses.get(subject)
         if course is None:
             if not breaches:
@@ -232,7 +251,7 @@ class Alerts:
             course.breached, course.quiet = course.breached + 1, 0
         else:
             course.quiet, course.breached = course.quiet + 1, 0
-        if breaches and (course.open or course.breached >= self.windows):
+        if breaches and (course.open or course.breached >= windows):
             state = "continuing" if course.open else "opened"
             if not course.open:
                 course.open, course.opened_at = True, now
@@ -243,7 +262,7 @@ class Alerts:
                 del self._courses[subject]
             return None
         assert course.last is not None  # noqa: S101  it is open
-        state = "resolved" if course.quiet >= self.windows else "continuing"
+        state = "resolved" if course.quiet >= windows else "continuing"
         course.last = self._alert(subject, state, course, values, course.last.breach, start, end)
         if state == "resolved":
             del self._courses[subject]
@@ -264,11 +283,11 @@ class Alerts:
         value = values.get(breach.key, breach.value)
         says, figure = kind.says.format(what=what), breach.key.name
         if state == "resolved":
-            message = f"{says}: over; {figure} {value:.4g}"
+            message = f"{says}: over; {figure} {_short(value)}"
         elif course.quiet:
-            message = f"{says}: {figure} {value:.4g} for the moment, where {breach.limit:.4g} is the limit"
+            message = f"{says}: {figure} {_short(value)} for the moment, where {_short(breach.limit)} is the limit"
         else:
-            message = f"{says}: {figure} {value:.4g}, {'above' if value > breach.limit else 'below'} {breach.limit:.4g}"
+            message = f"{says}: {figure} {_short(value)}, {'above' if value > breach.limit else 'below'} {_short(breach.limit)}"
         evidence = {key.name: v for key, v in values.items()}
         usual = self.rules.usual.ranges.get(breach.key)
         if usual:
@@ -277,3 +296,7 @@ class Alerts:
             subject, state, breach._replace(value=value), course.since, start, end, message, kind.look_at, evidence,
             course.opened_at,
         )  # fmt: skip
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"

@@ -13,7 +13,7 @@ from river import drift
 
 from tidemill import topics
 from tidemill.durations import milliseconds
-from tidemill.monitor.alerts import Alert, Alerts, Rules, Usual
+from tidemill.monitor.alerts import SILENT, Alert, Alerts, Rules, Usual
 from tidemill.monitor.figures import Columns, Figures, Key, Reference, of_examples, of_predictions
 from tidemill.monitor.performance import Judge
 from tidemill.monitor.windows import Window, Windows, hashed, start_of
@@ -73,6 +73,7 @@ class Core:
         self._rejected: dict[int, Counter[tuple[str, str, str]]] = {}
         self._expired: Counter[int] = Counter()
         self._last_event: OrderedDict[str, int] = OrderedDict()
+        self._heard = dict.fromkeys(self.windows, clock())
         self.catching_up = False
         """Whether records are read long after they were written: then the delay would be the monitor's own."""
         self._adwin = drift.ADWIN()
@@ -81,7 +82,8 @@ class Core:
     def predictions(self, batch: Iterable[Record]) -> None:
         """Take records of the prediction log."""
         codec, head, header = self.records.prediction_log, self.records.head.record, self.records.prediction_log.header
-        windows, now = self.windows[PREDICTIONS], self.clock()
+        windows = self.windows[PREDICTIONS]
+        now = self._heard[PREDICTIONS] = self.clock()
         for record in batch:
             value = record.value() or b""
             if not value.startswith(header):
@@ -107,6 +109,7 @@ class Core:
     def examples(self, batch: Iterable[Record]) -> None:
         """Take examples, in their order."""
         decode, windows = self.records.example.of, self.windows[EXAMPLES]
+        self._heard[EXAMPLES] = self.clock()
         for record in batch:
             example = decode(record.value())
             if example is None:
@@ -184,6 +187,15 @@ class Core:
             if source in settled
             for window in windows.due(idle.get(source, ()))
         ]
+
+    def silence(self) -> list[Alert]:
+        """Return the alerts that were opened or resolved because a source fell silent, or speaks again."""
+        now = self.clock()
+        looks = (
+            self.alerts.look(SILENT._replace(segment=source), now - heard, int(now * 1000))
+            for source, heard in self._heard.items()
+        )
+        return [alert for alert in looks if alert]
 
     def _judge(self, source: str, window: Window) -> Closed:
         rows = window.rows

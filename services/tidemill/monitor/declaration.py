@@ -18,9 +18,13 @@ LIMITS: Mapping[str, float] = MappingProxyType(
         "rejected": 0.05,
         "delay_p99": 60.0,
         "label_coverage": 0.9,
+        "silent_seconds": 3600.0,
     }
 )
-"""Limits of figures, for which a pipeline may declare others: shares from 0 to 1, seconds, or the index itself."""
+"""Limits of figures, for which a pipeline may declare others: shares from 0 to 1, seconds, or the index itself.
+
+`silent_seconds` is the one that is measured on the wall clock: how long no prediction, or no example, has come.
+"""
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,10 @@ class MonitorService:
         closed = self.core.close(idle, settled)
         for window in closed:
             self._tell(window)
-        if closed:
+        silence = self.core.silence()
+        for alert in silence:
+            self._tell_alert(alert)
+        if closed or silence:
             # Waited for beside the event loop; what can't be told ends the process, and is told by the next.
             await asyncio.get_running_loop().run_in_executor(None, self.sender.flush)
             self._count_alerts()
@@ -237,10 +240,7 @@ class MonitorService:
             closed.source.encode(),
         )  # fmt: skip
         for alert in closed.alerts:
-            record = alert_record(alert)
-            self.sender.send(topics.ALERTS.name(name), records.alert.encode(record), record["id"].encode())
-            if alert.state != "continuing":
-                log.warning(alert.message, extra={"alert": record["id"], "state": alert.state})
+            self._tell_alert(alert)
         window = closed.window
         self.watch.window(closed.source, window.end, window.late, whole=not window.interrupted)
         shown = {
@@ -249,6 +249,13 @@ class MonitorService:
             if key.version < 0 and key.name not in NOT_GAUGES
         }
         self.watch.figures(closed.source, shown)
+
+    def _tell_alert(self, alert: Alert) -> None:
+        record = alert_record(alert)
+        encoded = self.core.records.alert.encode(record)
+        self.sender.send(topics.ALERTS.name(self.pipeline.name), encoded, record["id"].encode())
+        if alert.state != "continuing":
+            log.warning(alert.message, extra={"alert": record["id"], "state": alert.state})
 
     def _lag(self) -> dict[Slot, int]:
         ends = {Slot(tp.topic, tp.partition): end for tp, end in dict(self.app.monitor.tp_end_offsets).items()}
