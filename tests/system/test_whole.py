@@ -13,6 +13,8 @@ from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 
 IN_FLIGHT = 400
+EXAMPLES_PER_VERSION = 500
+"""Most examples for which a version of each model is waited for: however fast the machine is, several are served."""
 
 
 @pytest.mark.parametrize("killed", [(), ("featurizer", "scorer", "learner:logreg")], ids=["undisturbed", "killed"])
@@ -24,10 +26,13 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
     run.stack.wait_ready()
     ledger = Ledger(run)
     ledger.start()
-    replay = Replay(
-        run.broker.servers, messages, speed=1e12,
-        has_room=lambda: replay.events - ledger.count(topics.PREDICTIONS, topics.DLQ) < IN_FLIGHT,
-    )  # fmt: skip
+
+    def has_room() -> bool:
+        versions = len(run.pipeline.roster) * (ledger.count(topics.EXAMPLES) // EXAMPLES_PER_VERSION)
+        in_flight = replay.events - ledger.count(topics.PREDICTIONS, topics.DLQ)
+        return in_flight < IN_FLIGHT and ledger.count(topics.MODELS) >= versions
+
+    replay = Replay(run.broker.servers, messages, speed=1e12, has_room=has_room)
     replay.start()
     kills = []
     for number, role in enumerate(killed, 1):
