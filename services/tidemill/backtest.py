@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tidemill import topics
+from tidemill.featurizer.others import HeldViews
 from tidemill.featurizer.service import Featurizer
 from tidemill.joiner.service import Joiner
 from tidemill.learner.fold import Fold
+from tidemill.materializer.service import Materializer
 from tidemill.pipeline import Pipeline
 from tidemill.records import HEADER, Features, PredictionLog, Records
 from tidemill.scorer.service import Scorer
@@ -106,9 +108,11 @@ class Backtest:
 
     def _wire(self) -> None:
         name = self.pipeline.name
-        validator, featurizer, joiner = Validator(self.pipeline), Featurizer(self.pipeline), Joiner(self.pipeline)
+        validator, joiner, materializer = Validator(self.pipeline), Joiner(self.pipeline), Materializer(self.pipeline)
+        featurizer = Featurizer(self.pipeline, others=HeldViews(materializer.views))
         self._joiner = joiner
         start = Position(0)
+        materializer.assign(Slot(topics.UPDATES.name(name), 0), start)
         featurizer.assign(Slot(topics.EVENTS_VALID.name(name), 0), start)
         for topic in topics.reads("joiner"):
             joiner.assign(Slot(topic.name(name), 0), start)
@@ -118,6 +122,7 @@ class Backtest:
             self.labels_topic: validator,
             topics.EVENTS_VALID.name(name): featurizer,
             topics.LABELS_VALID.name(name): joiner,
+            topics.UPDATES.name(name): materializer,
             topics.FEATURES.name(name): self.scorer,
             topics.PREDICTION_LOG.name(name): joiner,
         }

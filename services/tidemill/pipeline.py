@@ -42,6 +42,7 @@ from tidemill.tasks import TASKS, Task
 from tidemill.validator.rules import FUTURE_TOLERANCE, Rule, not_after_now
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_AGGREGATED = ("int", "long", "float", "double")
 _FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _AVRO_KIND = {"int": "number", "long": "number", "float": "number", "double": "number",
               "string": "category", "enum": "category", "boolean": "flag"}  # fmt: skip
@@ -116,7 +117,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class View:
-    """Features of one kind of entity, kept from the stream in event-time tiles.
+    """Features of one kind of entity, kept in event-time tiles: from events, or from what came true of them.
 
     Parameters
     ----------
@@ -127,18 +128,29 @@ class View:
     aggregates
         What to keep: lists as the functions in `tidemill.aggregates` return them, or single aggregates.
     name
-        The view's name, in Redis keys and as prefix of its features; the entity's by default.
+        The view's name, in Redis keys and as prefix of its features; the entity's by default, over examples with
+        `_outcome` behind it.
+    source
+        "events", or "examples": then aggregates are over "label" (true counts 1), the fields of the label's record and
+        the request features, and what came true counts from the time at which its label was known.
+    expires
+        How long after its last event, in event time, an entity is forgotten; never by default.
+    fresh
+        The objective: an alert where the features that were served are older than this, in event time.
     """
 
     entity: str
     every: str
     aggregates: Sequence[Aggregate | Sequence[Aggregate]]
     name: str = ""
+    source: str = "events"
+    expires: str = ""
+    fresh: str = ""
 
     @property
     def label(self) -> str:
         """The view's name."""
-        return self.name or self.entity
+        return self.name or (self.entity if self.source == "events" else f"{self.entity}_outcome")
 
     @cached_property
     def flat(self) -> tuple[Aggregate, ...]:
@@ -219,6 +231,16 @@ class Pipeline:
     def request_features(self) -> dict[str, Feature]:
         """Request features by name, each with its kind."""
         return {name: _feature(self, name, source) for name, source in self.request.items()}
+
+    @cached_property
+    def own_views(self) -> tuple[View, ...]:
+        """Views that the featurizer keeps as it goes: of the events' key, from events."""
+        return tuple(v for v in self.views if v.source == "events" and v.entity == self.events.key)
+
+    @cached_property
+    def other_views(self) -> tuple[View, ...]:
+        """Views that the materializer keeps: of other entities, or from examples."""
+        return tuple(view for view in self.views if view not in self.own_views)
 
     @cached_property
     def vector(self) -> dict[str, str]:
@@ -428,9 +450,9 @@ class _Checker:
 
     def view(self, view: View) -> None:
         where = f"views[{view.label!r}]"
-        if view.entity != self.p.events.key:
-            self.fail(where, f"its entity {view.entity!r} is not the events' key {self.p.events.key!r}, "
-                             f"and a view is kept for the events' key only")  # fmt: skip
+        if view.source not in ("events", "examples"):
+            self.fail(f"{where}.source", f"{view.source!r} where 'events' or 'examples' was expected")
+        self.field(where, view.entity, self.p.events, "string", "enum", "int", "long")
         if not _FEATURE.fullmatch(view.label):
             self.fail(where, "a view's name is made of letters, digits and _")
         try:
@@ -442,20 +464,36 @@ class _Checker:
                 self.fail(where, "it keeps nothing: declare at least one aggregate")
             for aggregate in view.flat:
                 if aggregate.field:
-                    self.field(
-                        f"{where}: {aggregate.kind}", aggregate.field, self.p.events, "int", "long", "float", "double"
-                    )
+                    self.aggregated(f"{where}: {aggregate.kind}", view, aggregate)
                 if aggregate.window_ms % every:
                     self.fail(
                         f"{where}: {aggregate.name}",
                         f"window {aggregate.window} is not a multiple of every={view.every}",
                     )
+        for name in ("expires", "fresh"):
+            try:
+                milliseconds(getattr(view, name) or "1s")
+            except ValueError as error:
+                self.fail(f"{where}.{name}", str(error))
         names = [name for v in self.p.views for name in v.features] + list(self.p.request)
         for name in view.features:
             if names.count(name) > 1:
                 self.fail(where, f"the feature {name!r} is declared twice")
         if [v.label for v in self.p.views].count(view.label) > 1:
             self.fail(where, f"two views are called {view.label!r}: give one of them name=...")
+
+    def aggregated(self, where: str, view: View, aggregate: Aggregate) -> None:
+        if view.source == "events":
+            self.field(where, aggregate.field, self.p.events, *_AGGREGATED)
+            return
+        kinds = {name: feature.kind for name, feature in self.p.request_features.items()}
+        kinds |= {name: _AVRO_KIND.get(type_, type_) for name, type_ in self.p.labels.types.items()}
+        kinds["label"] = {"double": "number", "boolean": "flag"}.get(self.p.kind.label_type, "category")
+        if aggregate.field not in kinds:
+            self.fail(where, f"{aggregate.field!r} is neither 'label' nor a field of the label nor a request feature: "
+                             f"there are {', '.join(kinds)}")  # fmt: skip
+        if kinds[aggregate.field] not in ("number", "flag"):
+            self.fail(where, f"{aggregate.field!r} is {kinds[aggregate.field]}, not a number")
 
     def models(self) -> None:
         p = self.p

@@ -39,6 +39,9 @@ class Features(TypedDict):
     partition: int
     offset: int
     partial: bool
+    entities: dict[str, str]
+    as_of: dict[str, int]
+    stale: list[str]
     vector: dict[str, Any]
 
 
@@ -165,6 +168,11 @@ class Records:
     def vector(self) -> Codec:
         """The vector alone."""
         return Codec(self.pipeline.vector_schema)
+
+    @cached_property
+    def update(self) -> Codec:
+        """Update: what an event or an example adds to the views of one entity."""
+        return self._own("update.v1")
 
     @cached_property
     def features(self) -> Codec:

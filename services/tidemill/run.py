@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tidemill import metrics, topics
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.featurizer import service as featurizer
+from tidemill.featurizer.others import StoredViews
 from tidemill.files import Files
 from tidemill.joiner import service as joiner
 from tidemill.learner import service as learner
-from tidemill.pipeline import Pipeline
+from tidemill.materializer import service as materializer
+from tidemill.pipeline import Pipeline, View
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.scorer import service as scorer
@@ -21,7 +23,7 @@ from tidemill.scorer.feed import ModelFeed
 from tidemill.settings import Settings
 from tidemill.stream.kafka import KafkaBroker, Sender
 from tidemill.stream.loop import Loop, Service, stop_on_signals
-from tidemill.stream.view import RedisView, connect
+from tidemill.stream.view import Redis, RedisReader, RedisView, connect
 from tidemill.validator import service as validator
 
 log = logging.getLogger(__name__)
@@ -81,8 +83,12 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         service = validator.build(pipeline)
     elif name == "featurizer":
         client = connect(settings.redis_url.get_secret_value())
-        stores: Mapping[str, RedisView] = {v.label: RedisView(client, pipeline.name, v.label) for v in pipeline.views}
-        service = featurizer.build(pipeline, stores)
+        others = StoredViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
+        stores = _stores(pipeline, client, pipeline.own_views)
+        service = featurizer.build(pipeline, stores, others if pipeline.other_views else None)
+    elif name == "materializer":
+        client = connect(settings.redis_url.get_secret_value())
+        service = materializer.build(pipeline, _stores(pipeline, client, pipeline.other_views))
     elif name == "scorer":
         feed = ModelFeed(_registry(pipeline, settings), broker)
         service = scorer.build(pipeline, feed.take)
@@ -120,6 +126,10 @@ def _loop(
         if feed:
             feed.stop()
     log.info("stopped", extra={"pipeline": pipeline.name, "instance": settings.instance})
+
+
+def _stores(pipeline: Pipeline, client: Redis, views: Iterable[View]) -> Mapping[str, RedisView]:
+    return {view.label: RedisView(client, pipeline.name, view.label) for view in views}
 
 
 def _archiver(pipeline: Pipeline, settings: Settings) -> Service:

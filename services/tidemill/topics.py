@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DAY = 24 * 3_600_000
-SERVICES = ("validator", "featurizer", "scorer", "joiner", "learner")
+SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner")
 """The services of the data plane, along the river."""
 WATCHING = ("archiver", "monitor", "status")
 """The services that only look on; one process of each a pipeline."""
@@ -42,6 +42,10 @@ DLQ = Topic(
     "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status"),
     retention_ms=30 * DAY, max_message_bytes=2**21, doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
+UPDATES = Topic(
+    "updates", "entity:entity_id", "Update", ("featurizer", "joiner"), ("materializer",), retention_ms=30 * DAY,
+    doc="Events and outcomes by each entity that views are kept of; what those views are rebuilt from.",
+)  # fmt: skip
 FEATURES = Topic("features", "entity_id", "Features", ("featurizer",), ("scorer",), doc="The vector, as served.")
 PREDICTIONS = Topic("predictions", "entity_id", "Prediction", ("scorer",), ("consumers",), doc="For consumers.")
 PREDICTION_LOG = Topic(
@@ -69,7 +73,7 @@ ALERTS = Topic(
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (
-    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES, EXPIRED, MODELS, WINDOWS,
+    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES, EXPIRED, MODELS, WINDOWS,
     ALERTS,
 )  # fmt: skip
 

@@ -360,14 +360,14 @@ MUTANTS = (
     ),
     Mutant(
         "emptied-store-not-filled", "the featurizer does not fill an emptied store",
-        "featurizer/service.py",
+        "featurizer/views.py",
         'if outcome == "behind":',
         'if outcome == "never":',
         (f"{CRASH}::test_an_emptied_store_is_filled_again_without_a_restart_and_with_one",),
     ),
     Mutant(
         "store-ahead-believed", "a store that is ahead of what is committed is believed",
-        "featurizer/service.py",
+        "featurizer/views.py",
         "if offset > committed:",
         "if offset > 1 << 62:",
         (f"{LOOP}::test_a_store_that_is_ahead_of_what_is_committed_is_not_believed",),

@@ -52,6 +52,7 @@ REASONS = ("duplicate_label", "contradictory_label", "unmatched_label")
 def prediction(asked: Asked, offset: int) -> bytes:
     features = {
         "event_id": asked.id, "entity_id": "JFK", "event_time": asked.time, "partition": 0, "offset": offset, "partial": False,
+        "entities": {}, "as_of": {}, "stale": [],
         "vector": {"distance": 1.0},
     }  # fmt: skip
     score = {"model": "linear", "version": 0, "score": 0.5, "probabilities": {}}

@@ -22,6 +22,7 @@ from tidemill.demo.replay import Message
 from tidemill.errors import BrokerError
 from tidemill.featurizer.service import Featurizer
 from tidemill.learner.fold import Fold
+from tidemill.materializer.service import Materializer
 from tidemill.records import HEADER, vector_to_x
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
@@ -30,7 +31,7 @@ from tidemill.stream.view import MemoryView
 
 KINDS = (
     topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
-    topics.EXAMPLES, topics.EXPIRED, topics.MODELS,
+    topics.EXAMPLES, topics.EXPIRED, topics.MODELS, topics.UPDATES,
 )  # fmt: skip
 
 
@@ -289,17 +290,21 @@ def predictions_again(run: Running, ledger: Ledger, verdict: Verdict) -> None:
 
 
 def store(run: Running, ledger: Ledger, url: str, verdict: Verdict) -> None:
-    """What Redis holds at the end equals a replay of the valid events."""
-    (view,) = run.pipeline.views
-    replayed = MemoryView()
-    step = Featurizer(run.pipeline, {view.label: replayed})
-    name = run.name(topics.EVENTS_VALID)
-    for partition in range(run.pipeline.partitions):
-        step.assign(Slot(name, partition), Position(0))
-    step.process(sorted(ledger.of(topics.EVENTS_VALID), key=lambda r: (r.partition(), r.offset())), discard)
-    step.committed()
+    """What Redis holds at the end equals a replay of the valid events, and of the updates."""
+    replayed = {view.label: MemoryView() for view in run.pipeline.views}
+    for step, topic in (
+        (Featurizer(run.pipeline, replayed), topics.EVENTS_VALID), (Materializer(run.pipeline, replayed), topics.UPDATES),
+    ):  # fmt: skip
+        for partition in range(run.pipeline.partitions):
+            step.assign(Slot(run.name(topic), partition), Position(0))
+        step.process(sorted(ledger.of(topic), key=lambda r: (r.partition(), r.offset())), discard)
+        step.committed()
     client = redis.Redis.from_url(url, decode_responses=True)
-    for entity, features in replayed.features.items():
-        held = client.hgetall(f"{run.pipeline.name}:{view.label}:{entity}")
-        wanted = {name: str(value) for name, value in features.items()}
-        verdict.must(held == wanted, f"Redis holds {held} of {entity} where a replay gives {wanted}")
+    for view, memory in replayed.items():
+        prefix = f"{run.pipeline.name}:{view}:"
+        there = {key.removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", count=10_000)}
+        verdict.must(there == memory.features.keys(), f"{view}: other entities in Redis than a replay has")
+        for entity, features in memory.features.items():
+            held = client.hgetall(f"{prefix}{entity}")
+            wanted = {name: str(value) for name, value in features.items()}
+            verdict.must(held == wanted, f"Redis holds {held} of {view} {entity} where a replay gives {wanted}")

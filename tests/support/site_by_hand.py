@@ -102,6 +102,7 @@ def predicted(site: Site, event_id: str = "e1", *, label: bool | None = None) ->
     }  # fmt: skip
     features = {
         "event_id": event_id, "entity_id": "JFK", "event_time": 5, "partition": 1, "offset": 0, "partial": False,
+        "entities": {}, "as_of": {}, "stale": [],
         "vector": dict.fromkeys(FLIGHTS.vector) | {"distance": 2475.0},
     }  # fmt: skip
     scores = [{"model": m, "version": 7, "score": 0.25, "probabilities": {}} for m in FLIGHTS.roster]

@@ -87,6 +87,7 @@ def features(pipeline: Pipeline, event_id: str, event_time: int, offset: int = 0
     """Return one Features record; features that are not given are missing."""
     return {
         "event_id": event_id, "entity_id": "JFK", "event_time": event_time, "partition": 0, "offset": offset, "partial": False,
+        "entities": {}, "as_of": {}, "stale": [],
         "vector": dict.fromkeys(pipeline.vector) | vector,
     }  # fmt: skip
 

@@ -31,6 +31,7 @@ def log(n: int, day: int = 0) -> dict[str, object]:
     vector = dict.fromkeys(FLIGHTS.vector) | {"carrier": "UA", "distance": float(n)}
     features = {
         "event_id": f"e{n}", "entity_id": "JFK", "event_time": day * DAY + n, "partition": 1, "offset": n + 7, "partial": False,
+        "entities": {}, "as_of": {}, "stale": [],
         "vector": vector,
     }  # fmt: skip
     scores = [{"model": m, "version": n, "score": 0.25, "probabilities": {}} for m in FLIGHTS.roster]

@@ -482,7 +482,7 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     assert (SETS[name]["kind"] == "Deployment") == (service == "status"), "it has no identity"
     if service != "status":
         assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
-    assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "status"))
+    assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status"))
     assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts

@@ -140,6 +140,7 @@ SCORE = {"model": "logreg", "version": 0, "score": 0.5, "probabilities": {}}
 def log_record(offset: int, name: str, hours: int) -> MemoryRecord:
     features = {
         "event_id": name, "entity_id": "JFK", "event_time": hours * HOUR, "partition": 0, "offset": offset, "partial": False,
+        "entities": {}, "as_of": {}, "stale": [],
         "vector": dict.fromkeys(PIPELINE.vector),
     }  # fmt: skip
     value = RECORDS.prediction_log.encode({"features": features, "champion": SCORE, "challengers": []})

@@ -139,7 +139,7 @@ def test_a_step_hears_of_a_commit_when_kafka_has_it_and_not_before() -> None:
     member.producer.commit = sometimes
     member.turn(40)
     assert emitted(broker) == expected
-    assert heard == times - times // 3 > 4
+    assert heard > times - times // 3 > 4, "at every commit, and while nothing comes"
 
 
 def record(slot: Slot, offset: int, timestamp: int) -> MemoryRecord:

@@ -381,7 +381,7 @@ def test_labels_that_come_later_than_the_reference_is_long_do_not_end_it() -> No
     scores = [{"model": m, "version": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.roster]
     for n in range(500):
         features = {"event_id": f"e{n}", "entity_id": "JFK", "event_time": n * hour // 100, "partition": 0, "offset": n,
-                    "partial": False, "vector": vector}  # fmt: skip
+                    "partial": False, "entities": {}, "as_of": {}, "stale": [], "vector": vector}  # fmt: skip
         log = {"features": features, "champion": scores[0], "challengers": scores[1:]}
         example = {"prediction": log, "label": n % 3 == 0, "label_time": n * hour // 100 + 40 * 24 * hour}
         made.examples([MemoryRecord("flights.examples", made.records.example.encode(example), b"k", 0, None, 0, n)])

@@ -42,7 +42,14 @@ AGG = aggregates.count("1h")
         ({"request": {"x y": "carrier"}}, ["request['x y']"]),
         ({"request": {"x": number("carrier")}}, ["request['x']", "category('carrier')"]),
         ({"request": {}, "views": []}, ["request", "empty"]),
-        ({"views": [View("dest", every="1m", aggregates=[AGG])]}, ["views['dest']", "origin"]),
+        ({"views": [View("gate", every="1m", aggregates=[AGG])]}, ["views['gate']", "'gate'", "origin"]),
+        ({"views": [View("distance", every="1m", aggregates=[AGG])]}, ["views['distance']", "double", "string"]),
+        ({"views": [View("dest", every="1m", aggregates=[AGG], source="labels")]}, ["source", "labels", "examples"]),
+        ({"views": [View("dest", every="1m", aggregates=[AGG], expires="soon")]}, ["views['dest'].expires", "soon"]),
+        ({"views": [View("dest", every="1m", aggregates=[aggregates.mean("gate", "1h")], source="examples")]},
+         ["views['dest_outcome']", "'gate'", "label", "arr_delay", "distance"]),
+        ({"views": [View("dest", every="1m", aggregates=[aggregates.mean("carrier", "1h")], source="examples")]},
+         ["views['dest_outcome']", "'carrier'", "category"]),
         ({"views": [View("origin", every="7m", aggregates=[AGG])]}, ["1h", "multiple", "7m"]),
         ({"views": [View("origin", every="x", aggregates=[AGG])]}, ["views['origin'].every"]),
         ({"views": [View("origin", every="1m", aggregates=[])]}, ["views['origin']", "at least one"]),
@@ -106,7 +113,7 @@ def test_a_file_may_choose_by_name_and_bring_its_own_schemas(tmp_path: Path) -> 
 
 def test_the_vector_is_in_declared_order_and_every_feature_may_be_missing() -> None:
     assert list(GOOD.vector)[:4] == ["carrier", "origin", "dest", "distance"]
-    assert list(GOOD.vector)[-1] == "origin_sum_precip_3h"
+    assert list(GOOD.vector)[-1] == "tailnum_outcome_mean_label_12h"
     fields = {f["name"]: f["type"] for f in GOOD.vector_schema["fields"]}
     assert list(fields) == list(GOOD.vector)
     assert fields["carrier"] == ["null", "string"]

@@ -26,8 +26,9 @@ MOMENT = pa.timestamp("ms", tz="UTC")
 _FEATURES = {"number": pa.float64(), "category": pa.string(), "flag": pa.bool_()}
 _LABELS = {"boolean": pa.bool_(), "double": pa.float64(), "string": pa.string()}
 
-SAID = ("score_", "version_", "probabilities_")
-"""Prefixes of the columns that hold what each model said."""
+OPTIONAL = ("score_", "version_", "probabilities_", "entity_", "as_of_", "stale")
+"""Prefixes of the columns that an older archive may lack: what each model said, and how fresh each view was."""
+ENTITY, AS_OF = "entity_", "as_of_"
 
 Row = dict[str, Any]
 
@@ -53,6 +54,11 @@ class Form:
         yield from (("partition", pa.int32()), ("offset", pa.int64()), ("timestamp", MOMENT))
         yield from (("event_id", pa.string()), ("entity_id", pa.string()), ("event_time", MOMENT))
         yield from (("source_partition", pa.int32()), ("source_offset", pa.int64()), ("partial", pa.bool_()))
+        yield from (
+            (f"{ENTITY}{name}", pa.string()) for name in dict.fromkeys(v.entity for v in self.pipeline.other_views)
+        )
+        yield from ((f"{AS_OF}{view.label}", MOMENT) for view in self.pipeline.views)
+        yield ("stale", pa.list_(pa.string()))
         for name, kind in self.pipeline.vector.items():
             yield (f"x_{name}", _FEATURES[kind])
         yield ("champion", pa.string())
@@ -82,6 +88,9 @@ class Form:
             "source_partition": of["partition"],
             "source_offset": of["offset"],
             "partial": of["partial"],
+            "stale": of["stale"],
+            **{f"{ENTITY}{name}": entity for name, entity in of["entities"].items()},
+            **{f"{AS_OF}{view}": time for view, time in of["as_of"].items()},
             "champion": log["champion"]["model"],
             **{f"x_{name}": value for name, value in of["vector"].items()},
         }
@@ -104,8 +113,8 @@ class Form:
         """Return the rows of a Parquet file, as `row` made them."""
         table = pq.read_table(io.BytesIO(file))
         there = set(table.schema.names)
-        # What models said may be missing: the archive is older than a model of today, and is what that is tried on.
-        lacking = [name for name in self.schema.names if name not in there and not name.startswith(SAID)]
+        # The archive may be older than a model of today, and is what that is tried on.
+        lacking = [name for name in self.schema.names if name not in there and not name.startswith(OPTIONAL)]
         if lacking:
             raise SettingsError(
                 f"an archive's file was written by another declaration of the pipeline: it has no {', '.join(lacking)}"
@@ -131,6 +140,13 @@ def features_of(row: Row) -> Features:
         "partition": row["source_partition"],
         "offset": row["source_offset"],
         "partial": row["partial"],
+        "entities": {
+            n[len(ENTITY) :]: entity
+            for n, entity in row.items()
+            if n.startswith(ENTITY) and n != "entity_id" and entity is not None
+        },
+        "as_of": {n[len(AS_OF) :]: time for n, time in row.items() if n.startswith(AS_OF) and time is not None},
+        "stale": row.get("stale") or [],
         "vector": {name[2:]: value for name, value in row.items() if name.startswith("x_")},
     }
 

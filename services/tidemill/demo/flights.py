@@ -28,6 +28,35 @@ REQUEST = {
 }
 WEATHER = {name: number(name) for name in ("temp", "dewp", "wind_speed", "precip", "visib")}
 
+VIEWS = [
+    View(
+        "origin",
+        every="5m",
+        aggregates=[
+            aggregates.count("1h"),
+            aggregates.mean("wind_speed", "3h"),
+            aggregates.min("visib", "3h"),
+            aggregates.sum("precip", "3h"),
+        ],
+    ),
+    # How flights that have landed by now did: of the same carrier, from the same airport, to the same one, with this plane.
+    View("carrier", source="examples", every="5m", aggregates=[aggregates.mean("label", "3h", "24h")]),
+    View(
+        "origin",
+        source="examples",
+        every="5m",
+        aggregates=[aggregates.mean("label", "1h", "3h"), aggregates.mean("arr_delay", "3h")],
+    ),
+    View("dest", source="examples", every="15m", aggregates=[aggregates.mean("label", "6h", "3d")]),
+    View(
+        "tailnum",
+        source="examples",
+        every="15m",
+        aggregates=[aggregates.last("arr_delay", "12h"), aggregates.mean("label", "12h")],
+        expires="3d",
+    ),
+]
+
 
 def _classifier(learner: object) -> compose.Pipeline:
     categories = compose.SelectType(str) | preprocessing.OneHotEncoder()
@@ -46,20 +75,7 @@ def _late(name: str, *, views: bool) -> Pipeline:
         rules=RULES,
         label_rules=[rules.between("arr_delay", -180, 2880)],
         request={**REQUEST, **WEATHER},
-        views=[
-            View(
-                "origin",
-                every="5m",
-                aggregates=[
-                    aggregates.count("1h"),
-                    aggregates.mean("wind_speed", "3h"),
-                    aggregates.min("visib", "3h"),
-                    aggregates.sum("precip", "3h"),
-                ],
-            )
-        ]
-        if views
-        else [],
+        views=VIEWS if views else [],
         models={
             "logreg": _classifier(linear_model.LogisticRegression(optim.SGD(0.003))),
             "slow": _classifier(linear_model.LogisticRegression(optim.SGD(0.001))),

@@ -107,7 +107,8 @@ class Redis:
 
 def roles(pipeline: Pipeline) -> list[str]:
     """Return the processes of a pipeline: each service, and one learner a model, as `learner:NAME`."""
-    return [s for s in SERVICES if s != "learner"] + [f"learner:{name}" for name in pipeline.roster]
+    idle = {"learner"} if pipeline.other_views else {"learner", "materializer"}
+    return [s for s in SERVICES if s not in idle] + [f"learner:{name}" for name in pipeline.roster]
 
 
 def name_of(role: str) -> str:

@@ -48,6 +48,7 @@ class Plan:
         self.fields = tuple(dict.fromkeys(c.partition(":")[2] for c in columns if ":" in c))
         self.empty = [_EMPTY[column.partition(":")[0]] for column in self.columns]
         self.longest = max((a.window_ms for a in view.flat), default=self.every)
+        self.expires = milliseconds(view.expires) if view.expires else 0
         self.tiles_kept = max(1, self.longest // self.every)
         #: What stored tiles must have been made with to be read again.
         self.shape = f"{self.tiles_kept} tiles of {self.every} ms"
@@ -57,6 +58,8 @@ class Plan:
         used = {w: tuple({c for _, a in members for c in a.columns}) for w, members in self._by_window.items()}
         self._windows = [(w, used[w], tuple(members)) for w, members in self._by_window.items()]
         self.updates = tuple(self._update(field) for field in self.fields)
+        #: What is said of an entity that was never seen.
+        self.nothing = dict(zip(self.names, self.read(Entity(self), 0), strict=True))
 
     def _update(self, field: str) -> tuple[str, Callable[[dict[str, list[float]], int, float, float], None]]:
         """Return (field, function that adds a value to tile i), doing only what the declared columns need."""
@@ -113,6 +116,11 @@ class Entity:
     def __init__(self, plan: Plan) -> None:
         self.starts: list[int] = []
         self.columns: dict[str, list[float]] = {column: [] for column in plan.columns}
+
+    @property
+    def time(self) -> int:
+        """The event time of its latest event, ms."""
+        return int(self.columns["time"][-1])
 
     def add(self, plan: Plan, now: int, event: Mapping[str, Any]) -> tuple[int, list[int]] | None:
         """Add an event of time `now` (ms). Returns (its tile, tiles dropped for age), or None where it came too late."""

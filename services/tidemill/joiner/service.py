@@ -1,7 +1,8 @@
 """The joiner: the prediction log and the labels in; examples, in one order, out.
 
 reads   <pipeline>.prediction-log and <pipeline>.labels.valid, both by event id, partition n of both together
-writes  <pipeline>.examples (one partition: the order of learning), <pipeline>.expired, <pipeline>.dlq
+writes  <pipeline>.examples (one partition: the order of learning), <pipeline>.expired, <pipeline>.dlq;
+        <pipeline>.updates, for the views over outcomes
 state   what waits or was settled lately; rebuilt by reading both logs again from the oldest record that still matters,
         whose offset and watermark are kept beside the committed offset
 """
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tidemill import topics
 from tidemill.errors import Reject
+from tidemill.featurizer.others import Updates
 from tidemill.joiner.join import NEVER, Event, Join, Label, Outcomes
 from tidemill.pipeline import Pipeline
 from tidemill.records import HEADER, Records
@@ -37,6 +39,7 @@ class Joiner(Step):
         self._next: dict[Slot, int] = {}
         self._id, self._time = pipeline.labels.id, pipeline.labels.time
         self._value, self._as_label = pipeline.label_value(), pipeline.kind.label
+        self._updates = Updates(pipeline, self.records, "examples")
         self._emit: Emit = discard
 
     def assign(self, slot: Slot, committed: Position) -> Start:
@@ -105,6 +108,15 @@ class Joiner(Step):
         value = self.records.example.header + (event.value or b"")[HEADER:] + outcome
         self._emit(self.examples, value, event.id.encode(), label.record.timestamp()[1], None, 0)
         self.counts["joined", self.examples] += 1
+        if self._updates and self._emit is not discard:
+            self._tell_views(event, label)
+
+    def _tell_views(self, event: Event, label: Label) -> None:
+        """Say what came true to the views over outcomes; it counts from when it was known."""
+        features = self.records.prediction_log.record(event.value or b"", HEADER)["features"]
+        told = self.records.label.record(label.record.value() or b"", HEADER)
+        values = {**features["vector"], **told, "label": label.value}
+        self._updates.emit(features["entities"], values, event.id, label.time, label.record.timestamp()[1], self._emit)
 
     def _expired(self, event: Event) -> None:
         self._emit(self.expired_topic, event.value or b"", event.id.encode(), event.timestamp)

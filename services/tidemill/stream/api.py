@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -103,7 +103,7 @@ class Step:
         return ""
 
     def committed(self) -> None:
-        """Be told that everything processed so far is committed: the moment to write views."""
+        """Be told that everything processed so far is committed: the moment to write views. Also while nothing comes."""
 
     def revoke(self, slots: Iterable[Slot]) -> None:
         """Drop the state of these slots."""
@@ -195,6 +195,17 @@ class Follower(Protocol):
 
     def close(self) -> None:
         """Stop."""
+
+
+class Reader(Protocol):
+    """Reads the stores of several views at once."""
+
+    def read(
+        self, wanted: Mapping[str, Collection[str]], partitions: int
+    ) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, list[str | None]]]:
+        """Return the tiles of the wanted entities, by (view, entity), and each view's notes, by partition, None where the
+        store holds nothing of one. Raises StoreError where the store does not answer.
+        """
 
 
 class View(Protocol):

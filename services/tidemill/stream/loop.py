@@ -140,6 +140,8 @@ class Loop:
                 return 0
             if self._process(records, producer):
                 self._commit(consumer, producer)
+            elif not self._dirty:
+                self.step.committed()
             self._failures = 0
             self._last_batch = self.clock()
         except (Aborted, Retry) as error:
@@ -258,6 +260,7 @@ class Loop:
                 ranges[slot] = (begin, start.live_from)
         self._rebuild(consumer, ranges)
         self._held.update(starts)
+        self.step.committed()
         consumer.start(starts)
         log.info("reading", extra={"from": ", ".join(f"{_shown([slot])}@{starts[slot]}" for slot in sorted(starts))})
         self._last_commit = self.clock()

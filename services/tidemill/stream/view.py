@@ -15,7 +15,7 @@ process that lost its partitions, and writes late, finds a later offset there an
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,15 @@ from tidemill.errors import StoreError
 
 log = logging.getLogger(__name__)
 
+Redis = redis.Redis
+
 
 @dataclass
 class Change:
-    """What one entity's keys shall hold: features (None: has no value now), tiles set, tiles gone; `whole`: only these."""
+    """What one entity's keys shall hold: features (None: has no value now), tiles set, tiles gone; `whole`: only these.
+
+    A whole change without tiles is the entity forgotten.
+    """
 
     features: Mapping[str, Any]
     tiles: Mapping[str, str]
@@ -72,6 +77,10 @@ class MemoryView:
             return "behind"
         held = self.tiles.setdefault(partition, {})
         for entity, change in changes.items():
+            if change.whole and not change.tiles:
+                self.features.pop(entity, None)
+                held.pop(entity, None)
+                continue
             self.features[entity] = {name: value for name, value in change.features.items() if value is not None}
             tiles = {} if change.whole else held.get(entity, {})
             tiles = {k: v for k, v in tiles.items() if k not in change.gone} | dict(change.tiles)
@@ -140,6 +149,32 @@ class OnlineStore:
         return {str(name): str(value) for name, value in found.items()}
 
 
+class RedisReader:
+    """Reads several views of one pipeline in one round trip."""
+
+    def __init__(self, client: redis.Redis, pipeline: str) -> None:
+        self.client, self.pipeline = client, pipeline
+
+    def read(
+        self, wanted: Mapping[str, Collection[str]], partitions: int
+    ) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, list[str | None]]]:
+        """Read as `api.Reader.read` says."""
+        pipe = self.client.pipeline(transaction=False)
+        keys = [(view, entity) for view, entities in wanted.items() for entity in entities]
+        for view in wanted:
+            for partition in range(partitions):
+                pipe.hget(f"{self.pipeline}:{view}/partition:{partition}", "note")
+        for view, entity in keys:
+            pipe.hgetall(f"{self.pipeline}:{view}/tiles:{entity}")
+        try:
+            found = pipe.execute()
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: reading {', '.join(wanted)} of {self.pipeline}: {error}") from error
+        count = len(wanted) * partitions
+        notes = {view: found[n * partitions : (n + 1) * partitions] for n, view in enumerate(wanted)}
+        return dict(zip(keys, found[count:], strict=True)), notes
+
+
 class RedisView:
     """One view of one pipeline in Redis; see the module's text for the keys."""
 
@@ -189,7 +224,7 @@ class RedisView:
 
     def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change], note: str = "") -> str:
         """Write as `api.View.write` says. Raises StoreError where Redis is away or full: nothing was written then."""
-        place = f"{self.prefix}/partition:{partition}"
+        place, members = f"{self.prefix}/partition:{partition}", f"{self.prefix}/entities:{partition}"
         try:
             with self.client.pipeline() as pipe:
                 pipe.watch(place)  # type: ignore[no-untyped-call]
@@ -203,6 +238,10 @@ class RedisView:
                     key, tiles = f"{self.prefix}:{entity}", f"{self.prefix}/tiles:{entity}"
                     if change.whole:
                         pipe.delete(key, tiles)
+                    if change.whole and not change.tiles:
+                        pipe.srem(members, entity)
+                        continue
+                    pipe.sadd(members, entity)
                     present = {name: value for name, value in change.features.items() if value is not None}
                     pipe.hset(key, mapping=_fields(present))
                     if len(present) < len(change.features):
@@ -211,8 +250,6 @@ class RedisView:
                         pipe.hdel(tiles, *change.gone)
                     if change.tiles:
                         pipe.hset(tiles, mapping=_fields(change.tiles))
-                if changes:
-                    pipe.sadd(f"{self.prefix}/entities:{partition}", *changes)
                 pipe.hset(place, mapping={"offset": offset, "note": note})
                 pipe.execute()
                 return "written"

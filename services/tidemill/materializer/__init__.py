@@ -1,0 +1,1 @@
+"""Keeps the views of other entities, and over outcomes."""

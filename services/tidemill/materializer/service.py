@@ -1,0 +1,83 @@
+"""The materializer: updates in; the views of other entities than the events' own, and over outcomes, in Redis.
+
+reads   <pipeline>.updates, keyed by entity
+writes  Redis: each view's features by entity
+state   event-time tiles of every entity of the partitions it holds; rebuilt from Redis and the log
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tidemill import topics
+from tidemill.featurizer.tiles import Plan
+from tidemill.featurizer.views import Views
+from tidemill.pipeline import Pipeline
+from tidemill.records import Records
+from tidemill.stream import api
+from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step
+from tidemill.stream.loop import Service
+
+
+class Materializer(Step):
+    """Keeps views from their updates.
+
+    Parameters
+    ----------
+    stores
+        The online store of each view, by the view's name; views without one are kept in memory only.
+    """
+
+    def __init__(self, pipeline: Pipeline, stores: Mapping[str, api.View] | None = None) -> None:
+        super().__init__()
+        self.records = Records(pipeline)
+        self.views = Views([Plan(view) for view in pipeline.other_views], stores or {}, self.counts)
+        self._of: dict[tuple[str, str], list[int]] = {}
+        self._missing: dict[str, None] = {}
+        for index, plan in enumerate(self.views.plans):
+            self._of.setdefault((plan.view.source, plan.view.entity), []).append(index)
+            self._missing |= dict.fromkeys(plan.fields)
+
+    def assign(self, slot: Slot, committed: Position) -> Start:
+        return Start(self.views.assign(slot.partition, committed.offset), committed.offset)
+
+    def truncated(self, slot: Slot) -> None:
+        self.views.truncated(slot.partition)
+
+    def revoke(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            self.views.revoke(slot.partition)
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        del emit  # what it writes is its stores
+        of = self.records.update.of
+        for record in records:
+            update = of(record.value())
+            partition, offset = record.partition(), record.offset()
+            held = self.views.held[partition]
+            if update is None:
+                self.counts["skipped", "unknown_schema"] += 1
+            else:
+                self.views.is_partial(partition, update["time"])  # the first one says until when
+                values = {**self._missing, **update["numbers"], **update["texts"]}
+                for index in self._of.get((update["source"], update["entity"]), ()):
+                    view = held[index]
+                    if offset >= view.offset and not view.add(update["entity_id"], update["time"], values):
+                        self.counts["tile_too_old", view.plan.view.label] += 1
+            for view in held:
+                view.offset = max(view.offset, offset + 1)
+        return True
+
+    def committed(self) -> None:
+        """Bring the stores to what is committed."""
+        self.views.committed()
+
+    def gauges(self) -> Mapping[tuple[str, str], float]:
+        return self.views.gauges()
+
+
+def build(pipeline: Pipeline, stores: Mapping[str, api.View]) -> Service:
+    """Wire the materializer to its topic."""
+    return Service(
+        "materializer", f"{pipeline.name}.materializer", [topics.UPDATES.name(pipeline.name)], Materializer(pipeline, stores)
+    )  # fmt: skip
