@@ -155,7 +155,7 @@ def undisturbed(sent: MemoryBroker) -> tuple:
 
 def moments() -> Iterator[int]:
     yield from range(40)
-    yield from range(40, 1900, 61)
+    yield from range(40, 2700, 83)
 
 
 @pytest.mark.parametrize("chunk", range(4))

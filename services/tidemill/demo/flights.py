@@ -39,6 +39,7 @@ VIEWS = [
             aggregates.sum("precip", "3h"),
         ],
     ),
+    View("dest", every="5m", aggregates=[aggregates.count("3h")]),
     # How flights that have landed by now did: of the same carrier, from the same airport, to the same one, with this plane.
     View("carrier", source="examples", every="5m", aggregates=[aggregates.mean("label", "3h", "24h")]),
     View(
