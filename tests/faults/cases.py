@@ -101,7 +101,7 @@ def zombies(bench: Bench, *, rounds: int = 2, rate: float = 150.0) -> Row:
             river.pause(2, 3)
             frozen = []
             for role in DATA_PLANE:
-                if role == "featurizer" and number % 2 == 0:
+                if role in ("featurizer", "materializer") and number % 2 == 0:
                     fault = river.strike(role, "redis:before", "stop")  # committed, and about to write the view
                 elif number % 2 == 0:
                     fault = river.strike(role, "commit:before", "stop")  # all is sent, and about to be committed

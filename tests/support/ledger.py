@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import redis
 from running import Running, until
@@ -72,15 +73,21 @@ class Verdict:
 
 
 class Ledger(threading.Thread):
-    """Reads all topics under read_committed as they grow, and notes when each record came."""
+    """Reads all topics under read_committed as they grow, and notes when each record came.
 
-    def __init__(self, run: Running) -> None:
+    `stored` is when the materializer was seen to have written its views, where the store's place is given.
+    """
+
+    def __init__(self, run: Running, redis_url: str = "") -> None:
         super().__init__(name="ledger", daemon=True)
         self.run_ = run
         self.held: dict[str, list] = {run.name(kind): [] for kind in KINDS}
         self.came: dict[str, list[float]] = {run.name(kind): [] for kind in KINDS}
         self.changed = time.monotonic()
         self.error: Exception | None = None
+        self.stored: list[float] = []
+        self._store = redis.Redis.from_url(redis_url, socket_timeout=1) if redis_url else None
+        self._stands: list[Any] = []
         self._reader = run.reader(*KINDS)
         self._closing = threading.Event()
 
@@ -91,6 +98,7 @@ class Ledger(threading.Thread):
                     found = self._reader.poll(timeout=0.05)
                 except BrokerError:
                     continue  # the broker is away; the client finds it again
+                self._look_at_views()
                 now = time.monotonic()
                 for record in found:
                     self.held[record.topic()].append(record)
@@ -100,6 +108,21 @@ class Ledger(threading.Thread):
             self.error = error
         finally:
             self._reader.close()
+
+    def _look_at_views(self) -> None:
+        if self._store is None:
+            return
+        view = self.run_.pipeline.other_views[0].label
+        pipe = self._store.pipeline(transaction=False)
+        for partition in range(self.run_.pipeline.partitions):
+            pipe.hget(f"{self.run_.pipeline.name}:{view}/partition:{partition}", "offset")
+        try:
+            stands = pipe.execute()
+        except redis.RedisError:
+            return  # it is away; the next look says more
+        if stands != self._stands:
+            self._stands = stands
+            self.stored.append(time.monotonic())
 
     def close(self) -> None:
         """Stop reading; what was read stays."""
@@ -203,7 +226,8 @@ def places(run: Running, ledger: Ledger, sent: Sequence[Message], verdict: Verdi
         "dead letter of",
         (":".join(h[f"__connect.errors.{part}"] for part in ("topic", "partition", "offset")) for _, h in letters),
     )
-    valid = [run.records.event.decode(r.value())[run.pipeline.events.id] for r in ledger.of(topics.EVENTS_VALID)]
+    events = [run.records.event.decode(r.value()) for r in ledger.of(topics.EVENTS_VALID)]
+    valid = [event[run.pipeline.events.id] for event in events]
     bad_events = rejected("validator", topics.EVENTS)
     keys = [m.key.decode() for m in sent if m.is_event]
     verdict.same("events", keys, valid + [r.key().decode() for r in bad_events])
@@ -229,6 +253,12 @@ def places(run: Running, ledger: Ledger, sent: Sequence[Message], verdict: Verdi
     verdict.same("labels joined", labels, joined + unmatched)
     pending = set(valid) - set(joined) - set(expired)
     verdict.lost += [f"label of a prediction that waits: {name}" for name in pending & set(labels) - set(unmatched)]
+    updates = [run.records.update.decode(r.value()) for r in ledger.of(topics.UPDATES)]
+    for source, ids in (("events", valid), ("examples", joined)):
+        for entity in dict.fromkeys(v.entity for v in run.pipeline.other_views if v.source == source):
+            told = [u["event_id"] for u in updates if (u["source"], u["entity"]) == (source, entity)]
+            nobody = {event[run.pipeline.events.id] for event in events if event[entity] is None}
+            verdict.same(f"updates of {entity} from {source}", [i for i in ids if i not in nobody], told)
     verdict.counts.update(
         events=len(keys), valid=len(valid), dead_letters=len(letters), predictions=len(ledger.of(topics.PREDICTIONS)),
         labels=len(labels), joined=len(joined), expired=len(expired), pending=len(pending), unmatched=len(unmatched),
