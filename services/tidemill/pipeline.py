@@ -36,7 +36,7 @@ from typing import Any, NoReturn, cast
 from tidemill import schemas
 from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
-from tidemill.featurizer.aggregates import Aggregate
+from tidemill.featurizer.aggregates.base import Aggregate, columns_of
 from tidemill.monitor.declaration import LIMITS, Monitor
 from tidemill.tasks import TASKS, Task
 from tidemill.validator.rules import FUTURE_TOLERANCE, Rule, not_after_now
@@ -441,17 +441,23 @@ class _Checker:
             if not view.flat:
                 self.fail(where, "it keeps nothing: declare at least one aggregate")
             for aggregate in view.flat:
-                if aggregate.field:
-                    self.field(
-                        f"{where}: {aggregate.kind}", aggregate.field, self.p.events, "int", "long", "float", "double"
-                    )
+                for part in aggregate.parts or (aggregate,):
+                    allowed = _AVRO_KIND if part.text else ("int", "long", "float", "double")
+                    for name in part.fields:
+                        self.field(f"{where}: {part.kind}", name, self.p.events, *allowed)
                 if aggregate.window_ms % every:
                     self.fail(
                         f"{where}: {aggregate.name}",
                         f"window {aggregate.window} is not a multiple of every={view.every}",
                     )
+            try:
+                columns_of(view.flat)
+            except ValueError as error:
+                self.fail(where, str(error))
         names = [name for v in self.p.views for name in v.features] + list(self.p.request)
         for name in view.features:
+            if not _FEATURE.fullmatch(name):
+                self.fail(where, f"the feature's name {name!r} is not made of letters, digits and _")
             if names.count(name) > 1:
                 self.fail(where, f"the feature {name!r} is declared twice")
         if [v.label for v in self.p.views].count(view.label) > 1:
