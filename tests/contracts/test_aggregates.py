@@ -375,6 +375,7 @@ class Clash(Column):
         (Aggregate("my own", "", "1h", (), lambda *_: None), ["my own", "letters"]),
         ([*aggregates.sum("distance", "1h"), Aggregate("mine", "", "1h", (Clash("sum:distance"),), lambda *_: None)],
          ["mine_1h", "another column", "sum:distance"]),
+        (Aggregate("mine", "", "1h", (Clash("time"),), lambda *_: None), ["mine_1h", "another column", "time"]),
     ],
 )  # fmt: skip
 def test_what_a_declaration_cannot_mean_is_named(keep: Any, words: list[str]) -> None:

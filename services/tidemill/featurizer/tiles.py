@@ -13,8 +13,6 @@ from typing import Any
 
 from tidemill.durations import milliseconds
 from tidemill.featurizer.aggregates.base import Column, Read, columns_of
-from tidemill.featurizer.aggregates.count import EVENTS
-from tidemill.featurizer.aggregates.time_since_last import TIME
 from tidemill.pipeline import View
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -27,8 +25,7 @@ class Plan:
         self.view = view
         self.every = milliseconds(view.every)
         self.names = view.features
-        by_name = {EVENTS.name: EVENTS, TIME.name: TIME} | columns_of(view.flat)
-        self.columns: tuple[Column, ...] = tuple(by_name.values())
+        self.columns: tuple[Column, ...] = tuple(columns_of(view.flat).values())
         self.longest = max((a.window_ms for a in view.flat), default=self.every)
         self.tiles_kept = max(1, self.longest // self.every)
         #: What stored tiles must have been made with to be read again.

@@ -10,6 +10,7 @@ tests/contracts/test_aggregates.py. One that only a single pipeline needs can st
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,33 @@ class Number(Column):
 
     def load(self, held: float | str) -> float:
         return loose(held)
+
+
+class Count(Number):
+    """A cell is the number of values of `field`, or of events."""
+
+    def __init__(self, field: str = "") -> None:
+        super().__init__(f"n:{field}" if field else "n", field)
+
+    def add(self, cells: list[float], index: int, value: Any, now: int) -> None:  # noqa: ARG002
+        cells[index] += 1.0
+
+
+class Time(Number):
+    """A cell is the latest event time in the tile, in ms since the epoch."""
+
+    start = -math.inf
+
+    def __init__(self) -> None:
+        super().__init__("time")
+
+    def add(self, cells: list[float], index: int, value: Any, now: int) -> None:  # noqa: ARG002
+        if now > cells[index]:
+            cells[index] = now
+
+
+EVENTS, TIME = Count(), Time()
+"""Every view keeps these columns."""
 
 
 def strict(number: float) -> float | str:
@@ -153,8 +181,8 @@ def asked(kind: str, given: Sequence[object], windows: tuple[str, ...]) -> tuple
 
 
 def columns_of(aggregates: Iterable[Aggregate]) -> dict[str, Column]:
-    """Return all their columns by name. Raises ValueError where two that differ have one name."""
-    found: dict[str, Column] = {}
+    """Return a view's columns by name, theirs and those of every view. Raises ValueError where two differ of one name."""
+    found: dict[str, Column] = {EVENTS.name: EVENTS, TIME.name: TIME}
     for aggregate in aggregates:
         for column in aggregate.columns:
             if found.setdefault(column.name, column) != column:

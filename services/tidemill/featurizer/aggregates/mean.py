@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tidemill.featurizer.aggregates.base import Aggregate, Window, asked
-from tidemill.featurizer.aggregates.count import Count
+from tidemill.featurizer.aggregates.base import Aggregate, Count, Window, asked
 from tidemill.featurizer.aggregates.sum import Sum
 
 

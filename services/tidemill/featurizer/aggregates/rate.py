@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tidemill.durations import milliseconds
-from tidemill.featurizer.aggregates.base import Aggregate, Read, asked
-from tidemill.featurizer.aggregates.count import EVENTS
+from tidemill.featurizer.aggregates.base import EVENTS, Aggregate, Read, asked
 
 
 def _per_second(window: str) -> Read:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import builtins
 
-from tidemill.featurizer.aggregates.base import Aggregate, Number, Window, asked
-from tidemill.featurizer.aggregates.count import Count
+from tidemill.featurizer.aggregates.base import Aggregate, Count, Number, Window, asked
 
 
 class Sum(Number):

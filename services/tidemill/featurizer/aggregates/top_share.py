@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tidemill.featurizer.aggregates.base import Aggregate, Column, Window, asked
-from tidemill.featurizer.aggregates.count import Count
+from tidemill.featurizer.aggregates.base import Aggregate, Column, Count, Window, asked
 
 COUNTERS = 64
 """Values that a tile counts."""
