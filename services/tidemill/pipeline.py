@@ -36,13 +36,13 @@ from typing import Any, NoReturn, cast
 from tidemill import schemas
 from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
-from tidemill.featurizer.aggregates import Aggregate
+from tidemill.featurizer.aggregates.base import Aggregate, columns_of
 from tidemill.monitor.declaration import LIMITS, Monitor
 from tidemill.tasks import TASKS, Task
 from tidemill.validator.rules import FUTURE_TOLERANCE, Rule, not_after_now
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
-_AGGREGATED = ("int", "long", "float", "double")
+_NUMBERS = ("int", "long", "float", "double")
 _FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _AVRO_KIND = {"int": "number", "long": "number", "float": "number", "double": "number",
               "string": "category", "enum": "category", "boolean": "flag"}  # fmt: skip
@@ -463,8 +463,9 @@ class _Checker:
             if not view.flat:
                 self.fail(where, "it keeps nothing: declare at least one aggregate")
             for aggregate in view.flat:
-                if aggregate.field:
-                    self.aggregated(f"{where}: {aggregate.kind}", view, aggregate)
+                for part in aggregate.parts or (aggregate,):
+                    for name in part.fields:
+                        self.aggregated(f"{where}: {part.kind}", view, name, text=part.text)
                 if aggregate.window_ms % every:
                     self.fail(
                         f"{where}: {aggregate.name}",
@@ -475,25 +476,32 @@ class _Checker:
                 milliseconds(getattr(view, name) or "1s")
             except ValueError as error:
                 self.fail(f"{where}.{name}", str(error))
+            try:
+                columns_of(view.flat)
+            except ValueError as error:
+                self.fail(where, str(error))
         names = [name for v in self.p.views for name in v.features] + list(self.p.request)
         for name in view.features:
+            if not _FEATURE.fullmatch(name):
+                self.fail(where, f"the feature's name {name!r} is not made of letters, digits and _")
             if names.count(name) > 1:
                 self.fail(where, f"the feature {name!r} is declared twice")
         if [v.label for v in self.p.views].count(view.label) > 1:
             self.fail(where, f"two views are called {view.label!r}: give one of them name=...")
 
-    def aggregated(self, where: str, view: View, aggregate: Aggregate) -> None:
+    def aggregated(self, where: str, view: View, name: str, *, text: bool) -> None:
+        """Check a field that an aggregate looks at; `text`: whether it may be a category."""
         if view.source == "events":
-            self.field(where, aggregate.field, self.p.events, *_AGGREGATED)
+            self.field(where, name, self.p.events, *(_AVRO_KIND if text else _NUMBERS))
             return
-        kinds = {name: feature.kind for name, feature in self.p.request_features.items()}
-        kinds |= {name: _AVRO_KIND.get(type_, type_) for name, type_ in self.p.labels.types.items()}
+        kinds = {of: feature.kind for of, feature in self.p.request_features.items()}
+        kinds |= {of: _AVRO_KIND.get(type_, type_) for of, type_ in self.p.labels.types.items()}
         kinds["label"] = {"double": "number", "boolean": "flag"}.get(self.p.kind.label_type, "category")
-        if aggregate.field not in kinds:
-            self.fail(where, f"{aggregate.field!r} is neither 'label' nor a field of the label nor a request feature: "
+        if name not in kinds:
+            self.fail(where, f"{name!r} is neither 'label' nor a field of the label nor a request feature: "
                              f"there are {', '.join(kinds)}")  # fmt: skip
-        if kinds[aggregate.field] not in ("number", "flag"):
-            self.fail(where, f"{aggregate.field!r} is {kinds[aggregate.field]}, not a number")
+        if kinds[name] not in KINDS or (kinds[name] == "category" and not text):
+            self.fail(where, f"{name!r} is {kinds[name]}, not a number")
 
     def models(self) -> None:
         p = self.p

@@ -27,6 +27,13 @@ VIEW = View(
         aggregates.max("distance", "5m"),
         aggregates.last("dep_delay", "5m"),
         aggregates.time_since_last("5m"),
+        aggregates.rate("2m"),
+        aggregates.first("dep_delay", "5m"),
+        aggregates.distinct("carrier", "5m"),
+        aggregates.quantile("distance", 0.9, "2m", "5m"),
+        aggregates.top_share("dest", "5m"),
+        aggregates.decayed_mean("distance", "90s", "5m"),
+        aggregates.ratio(aggregates.sum("distance", "5m"), aggregates.count("5m")),
     ],
 )
 

@@ -101,7 +101,8 @@ print([pipeline.declaration_hash(name) for name in models])
 
 def test_a_declaration_has_the_same_hash_in_every_process() -> None:
     def said(seed: str) -> str:
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(small.__file__).parent)}
+        path = os.pathsep.join([str(Path(small.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}
         return subprocess.run(
             [sys.executable, "-c", MODELS], env=environment, capture_output=True, text=True, check=True
         ).stdout

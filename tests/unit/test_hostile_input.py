@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,17 @@ def featurized(*accepted: bytes, pipeline: Pipeline = PIPELINE) -> list[dict[str
     return [Records(pipeline).features.decode(r.value() or b"") for r in out.of(f"{pipeline.name}.features")]
 
 
-@pytest.mark.parametrize("kind", [k for k in aggregates.__all__ if k not in ("count", "time_since_last")])
+OVER_DISTANCE: dict[str, Callable[[], list[aggregates.Aggregate]]] = {
+    "decayed_mean": lambda: aggregates.decayed_mean("distance", "30s", "1h"),
+    "quantile": lambda: [a for q in (0, 0.5, 1) for a in aggregates.quantile("distance", q, "1h")],
+    "ratio": lambda: aggregates.ratio(aggregates.sum("distance", "1h"), aggregates.first("distance", "1h")),
+}
+
+
+@pytest.mark.parametrize("kind", [k for k in aggregates.__all__ if k not in ("count", "rate", "time_since_last")])
 def test_no_finite_value_stops_the_featurizer_or_makes_a_feature_that_is_not(kind: str) -> None:
-    view = View("origin", every="1m", aggregates=[getattr(aggregates, kind)("distance", "1h")])
+    keep = OVER_DISTANCE[kind]() if kind in OVER_DISTANCE else getattr(aggregates, kind)("distance", "1h")
+    view = View("origin", every="1m", aggregates=[keep])
     pipeline = small.make(views=[view])
     values = [1e308, -1e308, 1e200, -1e200, 5e-324, 1.7976931348623157e308, -1.7976931348623157e308, 0.0]
     events = [small.event(f"e{i}", i * 40_000, distance=v) for i, v in enumerate(values * 2)]

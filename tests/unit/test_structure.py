@@ -22,7 +22,7 @@ from tidemill.settings import load as load_settings
 from tidemill.topics import SERVICES, WATCHING
 
 PACKAGE = Path(topics.__file__).parent
-PURE = [p for folder in ("validator", "featurizer", "joiner", "learner") for p in (PACKAGE / folder).glob("*.py")]
+PURE = [p for folder in ("validator", "featurizer", "joiner", "learner") for p in (PACKAGE / folder).rglob("*.py")]
 PURE += [PACKAGE / "scorer" / "service.py", PACKAGE / "backtest.py", PACKAGE / "pipeline.py"]
 
 

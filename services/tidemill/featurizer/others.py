@@ -56,7 +56,7 @@ class Updates:
         fields: dict[str, dict[str, None]] = {}
         for view in pipeline.other_views:
             if view.source == source:
-                fields.setdefault(view.entity, {}).update(dict.fromkeys(a.field for a in view.flat if a.field))
+                fields.setdefault(view.entity, {}).update(dict.fromkeys(name for a in view.flat for name in a.fields))
         self._routes = [(entity, entity.encode() + b":", tuple(of)) for entity, of in fields.items()]
 
     def __bool__(self) -> bool:

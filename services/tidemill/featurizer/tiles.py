@@ -1,4 +1,4 @@
-"""Event-time tiles: what a view keeps of each entity, as columns of floats that built-in functions can sum.
+"""Event-time tiles: what a view keeps of each entity, as columns of cells that aggregates read.
 
 An event lands in the tile of its own event time, whenever it comes; asking at time t looks at the tile of t and those
 before it only. So what a vector holds does not depend on the order in which events of different tiles arrived.
@@ -7,115 +7,81 @@ before it only. So what a vector holds does not depend on the order in which eve
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tidemill.durations import milliseconds
-from tidemill.featurizer.aggregates import Aggregate, Window
+from tidemill.featurizer.aggregates.base import Column, Read, columns_of
 from tidemill.pipeline import View
 
-_EMPTY = {
-    "n": 0.0,
-    "sum": 0.0,
-    "m2": 0.0,
-    "min": math.inf,
-    "max": -math.inf,
-    "last": 0.0,
-    "last_at": -math.inf,
-    "time": -math.inf,
-}
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Plan:
-    """A view, compiled: which columns its tiles have, how an event changes them, how its features read them."""
+    """A view, compiled: which columns its tiles have, which of them an event changes, which a feature reads."""
 
     def __init__(self, view: View) -> None:
         self.view = view
         self.every = milliseconds(view.every)
         self.names = view.features
-        columns: dict[str, None] = dict.fromkeys(("n", "time"))
-        for aggregate in view.flat:
-            columns.update(dict.fromkeys(aggregate.columns))
-        for column in list(columns):
-            kind, _, over = column.partition(":")
-            if kind == "m2":  # Welford's update needs the running mean
-                columns.update(dict.fromkeys((f"n:{over}", f"sum:{over}")))
-            if kind == "last":
-                columns[f"last_at:{over}"] = None
-        self.columns = tuple(columns)
-        self.fields = tuple(dict.fromkeys(c.partition(":")[2] for c in columns if ":" in c))
-        self.empty = [_EMPTY[column.partition(":")[0]] for column in self.columns]
+        self.columns: tuple[Column, ...] = tuple(columns_of(view.flat).values())
         self.longest = max((a.window_ms for a in view.flat), default=self.every)
         self.expires = milliseconds(view.expires) if view.expires else 0
         self.tiles_kept = max(1, self.longest // self.every)
         #: What stored tiles must have been made with to be read again.
         self.shape = f"{self.tiles_kept} tiles of {self.every} ms"
-        self._by_window: dict[int, list[tuple[int, Aggregate]]] = {}
-        for index, aggregate in enumerate(view.flat):
-            self._by_window.setdefault(aggregate.window_ms // self.every, []).append((index, aggregate))
-        used = {w: tuple({c for _, a in members for c in a.columns}) for w, members in self._by_window.items()}
-        self._windows = [(w, used[w], tuple(members)) for w, members in self._by_window.items()]
-        self.updates = tuple(self._update(field) for field in self.fields)
+        by_field: dict[str, list[Column]] = {}
+        for column in self.columns:
+            by_field.setdefault(column.field, []).append(column)
+        #: (field, its columns' names and functions that add to them); "" is the event itself.
+        self.updates = tuple((field, tuple((c.name, c.add) for c in found)) for field, found in by_field.items())
+        widths = dict.fromkeys(a.window_ms // self.every for a in view.flat)
+        self._windows = [self._window(width) for width in widths]
+        #: Event fields that its columns look at.
+        self.fields = tuple(field for field in by_field if field)
         #: What is said of an entity that was never seen.
-        self.nothing = dict(zip(self.names, self.read(Entity(self), 0), strict=True))
+        self.nothing = {name: a.empty for name, a in zip(self.names, view.flat, strict=True)}
 
-    def _update(self, field: str) -> tuple[str, Callable[[dict[str, list[float]], int, float, float], None]]:
-        """Return (field, function that adds a value to tile i), doing only what the declared columns need."""
-        has = {c.partition(":")[0] for c in self.columns if c.endswith(f":{field}")}
-        n, s, m2 = f"n:{field}", f"sum:{field}", f"m2:{field}"
-        low, high, last, last_at = f"min:{field}", f"max:{field}", f"last:{field}", f"last_at:{field}"
-
-        def add(tiles: dict[str, list[float]], i: int, value: float, now: float) -> None:
-            if "m2" in has:
-                count, total = tiles[n][i], tiles[s][i]
-                if count:
-                    delta = value - total / count
-                    tiles[m2][i] += delta * (value - (total + value) / (count + 1))
-            if "n" in has:
-                tiles[n][i] += 1.0
-            if "sum" in has:
-                tiles[s][i] += value
-            if "min" in has and value < tiles[low][i]:
-                tiles[low][i] = value
-            if "max" in has and value > tiles[high][i]:
-                tiles[high][i] = value
-            if "last" in has and now >= tiles[last_at][i]:
-                tiles[last][i] = value
-                tiles[last_at][i] = now
-
-        return field, add
+    def _window(
+        self, width: int
+    ) -> tuple[int, tuple[str, ...], list[tuple[int, Read]], list[tuple[int, float | None]]]:
+        """Return (tiles, columns read, how each feature is read, what it is where there is no tile) of one width."""
+        members = [(i, a) for i, a in enumerate(self.view.flat) if a.window_ms // self.every == width]
+        names = tuple(dict.fromkeys(column.name for _, a in members for column in a.columns))
+        return width, names, [(i, a.read) for i, a in members], [(i, a.empty) for i, a in members]
 
     def read(self, entity: Entity, now: int) -> list[float | None]:
         """Return the features, in declared order, as of event time `now` (ms)."""
         out: list[float | None] = [None] * len(self.names)
-        starts = entity.starts
+        starts, columns = entity.starts, entity.columns
         tile = now // self.every
         stop = bisect_right(starts, tile)
-        for width, columns, members in self._windows:
+        for width, names, reads, empty in self._windows:
             begin = bisect_left(starts, tile - width + 1, 0, stop)
             if begin == stop:
-                for index, aggregate in members:
-                    if aggregate.kind == "count":
-                        out[index] = 0.0
+                for index, value in empty:
+                    out[index] = value
                 continue
-            window: Window = {c: entity.columns[c][begin:stop] for c in columns}
-            for index, aggregate in members:
-                value = aggregate.read(window, now)
+            # Mostly the longest window is all there is; then nothing need be copied.
+            whole = begin == 0 and stop == len(starts)
+            window = columns if whole else {name: columns[name][begin:stop] for name in names}
+            for index, read in reads:
+                value = read(window, now)
                 # A sum may overflow although every value was finite; a model must never see that.
                 out[index] = value if value is None or value - value == 0 else None
         return out
 
 
 class Entity:
-    """The tiles of one entity: sorted starts (in tiles since the epoch) and, beside them, one list per column."""
+    """The tiles of one entity: sorted starts (in tiles since the epoch) and, beside them, one list of cells per column."""
 
-    __slots__ = ("columns", "starts")
+    __slots__ = ("columns", "plan", "starts")
 
     def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.starts: list[int] = []
-        self.columns: dict[str, list[float]] = {column: [] for column in plan.columns}
+        self.columns: dict[str, list[Any]] = {column.name: [] for column in plan.columns}
 
     @property
     def time(self) -> int:
@@ -134,15 +100,13 @@ class Entity:
             i = bisect_left(starts, tile)
             if i == len(starts) or starts[i] != tile:
                 starts.insert(i, tile)
-                for column, empty in zip(columns.values(), plan.empty, strict=True):
-                    column.insert(i, empty)
-        columns["n"][i] += 1.0
-        if now > columns["time"][i]:
-            columns["time"][i] = now
-        for field, add in plan.updates:
-            value = event[field]
+                for column in plan.columns:
+                    columns[column.name].insert(i, column.fresh())
+        for field, adds in plan.updates:
+            value = event[field] if field else event
             if value is not None:
-                add(columns, i, value, now)
+                for name, add in adds:
+                    add(columns[name], i, value, now)
         return tile, self._drop(starts[-1] - plan.tiles_kept)
 
     def _drop(self, newest_gone: int) -> list[int]:
@@ -157,22 +121,26 @@ class Entity:
         return gone
 
     def dump(self, tile: int) -> str:
-        """Return one tile's columns as JSON."""
+        """Return one tile's cells as JSON, by column; null for an empty one."""
         i = bisect_left(self.starts, tile)
-        return json.dumps(
-            {c: None if v[i] == _EMPTY[c.partition(":")[0]] else v[i] for c, v in self.columns.items()},
-            separators=(",", ":"),
-        )
+        return _encode({c.name: c.dump(self.columns[c.name][i]) for c in self.plan.columns})
 
     @classmethod
     def load(cls, plan: Plan, tiles: Mapping[str, str]) -> Entity:
         """Return the entity whose tiles were dumped; `tiles` is by start in ms. Raises ValueError on other columns."""
         entity = cls(plan)
-        for start in sorted(tiles, key=int):
-            held = json.loads(tiles[start])
-            if held.keys() != entity.columns.keys():
-                raise ValueError(f"tile {start} has columns {sorted(held)} where {sorted(entity.columns)} are declared")
-            entity.starts.append(int(start) // plan.every)
-            for (column, values), empty in zip(entity.columns.items(), plan.empty, strict=True):
-                values.append(empty if held[column] is None else held[column])
+        order = sorted(tiles, key=int)
+        held = json.loads(f"[{','.join([tiles[start] for start in order])}]")  # once for all: a call each costs more
+        for start, cells in zip(order, held, strict=True):
+            if cells.keys() != entity.columns.keys():
+                raise ValueError(
+                    f"tile {start} has columns {sorted(cells)} where {sorted(entity.columns)} are declared"
+                )
+        entity.starts = [int(start) // plan.every for start in order]
+        for column in plan.columns:
+            name, fresh, load = column.name, column.fresh, column.load
+            try:
+                entity.columns[name] = [fresh() if c[name] is None else load(c[name]) for c in held]
+            except Exception as error:  # a column of a pipeline's own may raise anything
+                raise ValueError(f"column {name!r} can't be read: {type(error).__name__}: {error}") from error
         return entity

@@ -1,0 +1,190 @@
+"""What an aggregate is made of: columns, which tiles keep, and a function that reads them over a window.
+
+A view cuts event time into tiles of `every` (say 1 minute) and keeps, per entity and tile, one cell of each column. A
+window of "1h" at time t is the tile of t and the 59 before it, so a value is exact to one tile.
+
+A new aggregate is a file here with a function that returns `Aggregate`s, its line in `__init__.py`, and its definition in
+tests/contracts/test_aggregates.py. One that only a single pipeline needs can stand in that pipeline's file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.durations import milliseconds
+
+
+class Column:
+    """One thing that every tile keeps, in one cell.
+
+    Parameters
+    ----------
+    name
+        What the column is known by, in memory and in the store, as "sum:dep_delay". It says everything that the cells
+        depend on: aggregates of one view share the columns of equal names.
+    field
+        The event field whose values it is given; "" for the events themselves.
+    """
+
+    def __init__(self, name: str, field: str = "") -> None:
+        self.name = name
+        self.field = field
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and (other.name, other.field) == (self.name, self.field)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.name, self.field))
+
+    def fresh(self) -> Any:
+        """Return an empty cell; each time another one, where cells can change."""
+        raise NotImplementedError
+
+    def add(self, cells: list[Any], index: int, value: Any, now: int) -> None:
+        """Add `value` (never None; the event itself where `field` is "") of event time `now` (ms) to `cells[index]`.
+
+        The order in which values come must not matter, and a cell's size must be bounded. Every event passes here.
+        """
+        raise NotImplementedError
+
+    def dump(self, cell: Any) -> Any:
+        """Return the cell as strict JSON allows (neither NaN nor infinity); None for an empty one."""
+        return cell
+
+    def load(self, held: Any) -> Any:
+        """Return the cell that was dumped as `held`, which is never None."""
+        return held
+
+
+class Number(Column):
+    """A column whose cells are one number each, and `start` while empty."""
+
+    start: float = 0.0
+
+    def fresh(self) -> float:
+        return self.start
+
+    def dump(self, cell: float) -> float | str | None:
+        return None if cell == self.start else strict(cell)
+
+    def load(self, held: float | str) -> float:
+        return loose(held)
+
+
+class Count(Number):
+    """A cell is the number of values of `field`, or of events."""
+
+    def __init__(self, field: str = "") -> None:
+        super().__init__(f"n:{field}" if field else "n", field)
+
+    def add(self, cells: list[float], index: int, value: Any, now: int) -> None:  # noqa: ARG002
+        cells[index] += 1.0
+
+
+class Time(Number):
+    """A cell is the latest event time in the tile, in ms since the epoch."""
+
+    start = -math.inf
+
+    def __init__(self) -> None:
+        super().__init__("time")
+
+    def add(self, cells: list[float], index: int, value: Any, now: int) -> None:  # noqa: ARG002
+        if now > cells[index]:
+            cells[index] = now
+
+
+EVENTS, TIME = Count(), Time()
+"""Every view keeps these columns."""
+
+
+def strict(number: float) -> float | str:
+    """Return `number`, or its name where JSON has none for it: a sum of finite values may overflow."""
+    return number if number - number == 0 else repr(number)
+
+
+def loose(held: float | str) -> float:
+    """Return the number that `strict` made `held` of."""
+    return float(held) if isinstance(held, str) else held
+
+
+Window = Mapping[str, Sequence[Any]]
+"""The cells of the window's tiles, oldest first, by column name. At least one tile. Not to be changed."""
+
+Read = Callable[[Window, int], "float | None"]
+"""(window, time of asking in ms) -> the value, or None where there is nothing to say; NaN and infinities count as None."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One feature of a view: `kind` over `field` (or over the events themselves) in a window.
+
+    Parameters
+    ----------
+    window
+        As people write it, "1h"; a multiple of the view's `every`.
+    columns
+        What the tiles keep for it.
+    read
+        How the value is made of the columns' cells.
+    empty
+        The value where the window has no tile at all.
+    text
+        Whether `field` may be text, an enum or a boolean as well as a number.
+    title
+        The feature's name, where it is not made of kind, field and window.
+    parts
+        The aggregates that it is made of, if it is: their fields are checked, each by its own `text`.
+
+    Raises ValueError where `window` is no duration.
+    """
+
+    kind: str
+    field: str
+    window: str
+    columns: tuple[Column, ...]
+    read: Read = dataclasses.field(compare=False, repr=False)
+    empty: float | None = None
+    text: bool = False
+    title: str = ""
+    parts: tuple[Aggregate, ...] = ()
+
+    def __post_init__(self) -> None:
+        milliseconds(self.window)
+
+    @property
+    def name(self) -> str:
+        """The feature's name within its view, as `mean_dep_delay_1h`."""
+        return self.title or "_".join(part for part in (self.kind, self.field, self.window) if part)
+
+    @property
+    def window_ms(self) -> int:
+        """The window's length in milliseconds."""
+        return milliseconds(self.window)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The event fields that it and its columns look at."""
+        return tuple(dict.fromkeys(name for name in (self.field, *(c.field for c in self.columns)) if name))
+
+
+def asked(kind: str, given: Sequence[object], windows: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `windows`. Raises ValueError, with the call as it should be, where there is none."""
+    if not windows:
+        call = ", ".join([*map(repr, given), "'1h'"])
+        raise ValueError(f"{kind}: give at least one window, as in {kind}({call})")
+    return windows
+
+
+def columns_of(aggregates: Iterable[Aggregate]) -> dict[str, Column]:
+    """Return a view's columns by name, theirs and those of every view. Raises ValueError where two differ of one name."""
+    found: dict[str, Column] = {EVENTS.name: EVENTS, TIME.name: TIME}
+    for aggregate in aggregates:
+        for column in aggregate.columns:
+            if found.setdefault(column.name, column) != column:
+                raise ValueError(f"{aggregate.name}: there is another column called {column.name!r} in this view")
+    return found

@@ -1,0 +1,33 @@
+"""The latest of a field's values."""
+
+from __future__ import annotations
+
+from tidemill.featurizer.aggregates.base import Aggregate, Window
+from tidemill.featurizer.aggregates.first import Cell, Earliest
+
+
+class Latest(Earliest):
+    """A cell is (event time, value) of the latest value; of equal times the later arrival's."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field, "last")
+
+    def add(self, cells: list[Cell], index: int, value: float, now: int) -> None:
+        held = cells[index]
+        if held is None or now >= held[0]:
+            cells[index] = (now, value)
+
+
+def last(over: str, window: str) -> list[Aggregate]:
+    """The value of `over` with the latest event time in the window; of equal times the later arrival."""
+    column = Latest(over)
+    name = column.name
+
+    def read(w: Window, _: int) -> float | None:
+        for cell in reversed(w[name]):
+            if cell is not None:
+                value: float = cell[1]
+                return value
+        return None
+
+    return [Aggregate("last", over, window, (column,), read)]
