@@ -102,6 +102,7 @@ class Backtest:
         self.folds = {name: Fold(pipeline, name) for name in pipeline.roster}
         self.scorer = Scorer(pipeline)
         self.predictions: Callable[[PredictionLog], None] | None = None
+        self.updates: Callable[[Record], None] | None = None
         self._offsets: Counter[str] = Counter()
         self._learning: deque[tuple[int, MemoryRecord]] = deque()
         self._wire()
@@ -128,6 +129,7 @@ class Backtest:
         }
         self._examples, self._dlq = topics.EXAMPLES.name(name), topics.DLQ.name(name)
         self._log, self._expired = topics.PREDICTION_LOG.name(name), topics.EXPIRED.name(name)
+        self._updates = topics.UPDATES.name(name)
         self._valid = topics.EVENTS_VALID.name(name)
 
     def _emit(
@@ -150,6 +152,8 @@ class Backtest:
         elif topic in self._ways:
             if topic == self._log and self.predictions:
                 self.predictions(self.records.prediction_log.decode(value))
+            if topic == self._updates and self.updates:
+                self.updates(record)
             self._ways[topic].process((record,), self._emit)
 
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> Report:

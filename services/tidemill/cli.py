@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from tidemill import __version__, logs, settings
-from tidemill.errors import SettingsError, TidemillError
+from tidemill.errors import SettingsError, StoreError, TidemillError
 from tidemill.pipeline import load
 from tidemill.topics import SERVICES, WATCHING
 
@@ -148,6 +150,86 @@ def backtest(pipeline: str, events_path: Path | None, labels_path: Path | None, 
     click.echo(
         json.dumps(describe.report_json(report), indent=2) if as_json else describe.report_text(report), nl=as_json
     )
+
+
+@cli.group()
+def features() -> None:
+    """Online features: read them, and fill views that were declared later."""
+
+
+@features.command()
+@PIPELINE
+@click.argument("entity")
+@click.argument("entity_id", metavar="ID")
+@click.option("--at", metavar="TIME", help="Event time, ISO 8601, or `now`. Default: the entity's own latest event.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_with_settings("redis_url")
+def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: bool, **options: Any) -> None:
+    """Print what the views of ENTITY (an event field, as dest) know of ID."""
+    from tidemill import describe
+    from tidemill.features import Store, now
+
+    chosen, declared = settings.load(**options), load(pipeline)
+    moment = None if at is None else now() if at == "now" else _moment("--at", at)
+    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, moment)
+    if all(view.event_time is None for view in known):
+        raise StoreError(f"no view of {declared.name!r} has ever been told of {entity} {entity_id!r}")
+    click.echo(
+        json.dumps([asdict(view) for view in known], indent=2) if as_json else describe.known_text(known), nl=as_json
+    )
+
+
+@features.command()
+@PIPELINE
+@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
+@_with_settings("brokers")
+def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
+    """Tell views that were declared later what the log holds of before. Deploy the declaration first."""
+    _fill(pipeline, views, None, **options)
+
+
+@features.command()
+@PIPELINE
+@click.option(
+    "--events", "events_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
+)
+@click.option(
+    "--labels", "labels_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
+)
+@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
+@_with_settings("brokers")
+def materialize(pipeline: str, views: tuple[str, ...], events_path: Path, labels_path: Path, **options: Any) -> None:
+    """Tell views what files hold: history that is older than the log."""
+    _fill(pipeline, views, (events_path, labels_path), **options)
+
+
+def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None, **options: Any) -> None:
+    from tidemill import history
+    from tidemill import run as running
+    from tidemill.backfill import Backfill, routes_of
+
+    chosen, declared = settings.load(**options), load(pipeline)
+    routes = routes_of(declared, views)
+    broker = running.broker_of(chosen)
+    broker.connect()
+    running.check_topics(declared, broker, tuple(name for _, name, _ in running.topic_table(declared)))
+    filling = Backfill(declared, broker, routes)
+    streams = (declared.events, declared.labels)
+    events, labels = filling.rows() if files is None else [history.read(*of) for of in zip(files, streams, strict=True)]
+    with history.progress("history", len(events)) as advance:
+        filling.run(events, labels, advance)
+    for source, entity in routes:
+        told, there = filling.told[source, entity], filling.there[source, entity]
+        click.echo(f"{entity} from {source}: {told:,} updates told, {there:,} were there already")
+
+
+def _moment(option: str, text: str) -> int:
+    """Return an ISO 8601 time in ms since the epoch; without an offset it is UTC."""
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"{option} {text!r} is not a time: expected ISO 8601, as 2013-01-31T12:00Z") from None
+    return int((found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp() * 1000)
 
 
 @cli.command("demo-data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,6 +15,7 @@ from rich.table import Table
 from tidemill import topics
 from tidemill.backtest import Report
 from tidemill.errors import ArtifactError, DeclarationError
+from tidemill.features import Known
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
 from tidemill.registry import snapshots
@@ -117,6 +119,19 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
 
 def _moment(ms: int) -> str:
     return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def known_text(known: Sequence[Known]) -> str:
+    """Return what views know of one entity."""
+    table = _table("feature", "value", "view", "as of", "latest event", "age", numbers=0)
+    for view in known:
+        for name, value in view.features.items():
+            table.add_row(
+                name, "missing" if value is None else f"{value:g}", view.view if view.whole else f"{view.view} (not whole)",
+                "" if view.at is None else _moment(view.at), "never" if view.event_time is None else _moment(view.event_time),
+                "" if view.age_seconds is None else f"{dt.timedelta(seconds=round(view.age_seconds))}",
+            )  # fmt: skip
+    return _render(table)
 
 
 def report_json(report: Report) -> dict[str, Any]:

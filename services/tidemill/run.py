@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tidemill import metrics, topics
 from tidemill.errors import BrokerError, SettingsError
+from tidemill.features import schema
 from tidemill.featurizer import service as featurizer
 from tidemill.featurizer.others import StoredViews
 from tidemill.files import Files
@@ -129,7 +130,11 @@ def _loop(
 
 
 def _stores(pipeline: Pipeline, client: Redis, views: Iterable[View]) -> Mapping[str, RedisView]:
-    return {view.label: RedisView(client, pipeline.name, view.label) for view in views}
+    stores = {}
+    for view in views:
+        stores[view.label] = RedisView(client, pipeline.name, view.label)
+        stores[view.label].describe(schema(pipeline, view))
+    return stores
 
 
 def _archiver(pipeline: Pipeline, settings: Settings) -> Service:

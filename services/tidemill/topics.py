@@ -37,7 +37,9 @@ EVENTS_VALID = Topic(
     "events.valid", "entity_id", "event", ("validator",), ("featurizer",), retention_ms=30 * DAY,
     doc="Events that passed; what the views are rebuilt from.",
 )  # fmt: skip
-LABELS_VALID = Topic("labels.valid", "event_id", "label", ("validator",), ("joiner",), doc="Labels that passed.")
+LABELS_VALID = Topic(
+    "labels.valid", "event_id", "label", ("validator",), ("joiner",), retention_ms=30 * DAY, doc="Labels that passed.",
+)  # fmt: skip
 DLQ = Topic(
     "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status"),
     retention_ms=30 * DAY, max_message_bytes=2**21, doc="Dead letters: the original bytes; why, in the headers.",

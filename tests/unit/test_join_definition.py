@@ -283,7 +283,7 @@ def test_a_rebuilt_joiner_notes_what_the_first_noted(case: Case, log_at: int, la
     before = Service(case).play([slot for slot, n in cut.items() for _ in range(n)])
     notes = before.notes()
     for slot, position in notes.items():
-        begin, mark = map(int, position.note.split(":"))
+        begin, mark = map(int, position.note.split(":")[:2])
         assert begin <= position.offset == cut[slot]
         seen = watermarks(case[slot == LABELS][:begin])
         assert mark == (seen[-1] if seen else NEVER)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from tidemill.featurizer.views import PARTIAL, Views
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
 from tidemill.stream import api
-from tidemill.stream.api import Emit, Record
+from tidemill.stream.api import Emit, Position, Record
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Asked:
     time: int
     entities: dict[str, str]
     vector: dict[str, Any] | None
+    partial: bool = False
 
 
 class Updates:
@@ -58,6 +59,34 @@ class Updates:
             if view.source == source:
                 fields.setdefault(view.entity, {}).update(dict.fromkeys(name for a in view.flat for name in a.fields))
         self._routes = [(entity, entity.encode() + b":", tuple(of)) for entity, of in fields.items()]
+        self._partitions = pipeline.partitions
+
+    def note(self, new: Collection[str]) -> str:
+        """Return what to keep beside an offset: the entities told of all before it, or said to lack it; `new` are neither."""
+        return ",".join(entity for entity, _, _ in self._routes if entity not in new)
+
+    def new(self, committed: Position) -> tuple[str, ...]:
+        """Return the entities that what came before `committed` was not told to; the views of them lack it."""
+        if committed.offset == 0:
+            return ()
+        known = committed.note.rpartition(":")[2].split(",")
+        return tuple(entity for entity, _, _ in self._routes if entity not in known)
+
+    def say(self, control: str, entities: Iterable[str], time: int, emit: Emit) -> None:
+        """Say something of these entities' views to all partitions, at event time `time` (ms)."""
+        for entity in entities:
+            for partition in range(self._partitions):
+                said = {
+                    "control": control,
+                    "source": self.source,
+                    "entity": entity,
+                    "entity_id": "",
+                    "time": time,
+                    "event_id": "",
+                    "numbers": {},
+                    "texts": {},
+                }
+                emit(self.topic, self._encode(said), entity.encode(), 0, None, partition)
 
     def __bool__(self) -> bool:
         return bool(self._routes)
@@ -85,6 +114,7 @@ class Updates:
                 elif value is not None:
                     numbers[name] = float(value)
             update = {
+                "control": "",
                 "source": self.source,
                 "entity": entity,
                 "entity_id": entity_id,
@@ -108,8 +138,17 @@ class Seen:
 class Others(Protocol):
     """The views of other entities, as they are at this moment."""
 
-    def look(self, wanted: Mapping[str, Collection[str]]) -> Seen:
-        """Return the state of the wanted entities, by view."""
+    def look(self, wanted: Mapping[str, Collection[str]], now: int) -> Seen:
+        """Return the state of the wanted entities, by view; `now`: the latest event time (ms) that it is wanted for."""
+
+
+def is_whole(plan: Plan, notes: Iterable[str | None], now: int) -> bool:
+    """Whether a store holds all that a view's windows need at event time `now` (ms); `notes` by partition, None: nothing."""
+    for note in notes:
+        shape, _, until = (note or "").partition(PARTIAL)
+        if shape != plan.shape or int(until or 0) > now:
+            return False
+    return True
 
 
 class StoredViews:
@@ -122,7 +161,7 @@ class StoredViews:
         self.reader, self.partitions, self.clock = reader, partitions, clock
         self._away_until = float("-inf")
 
-    def look(self, wanted: Mapping[str, Collection[str]]) -> Seen:
+    def look(self, wanted: Mapping[str, Collection[str]], now: int) -> Seen:
         """Read them in one round trip; a view that is not whole, or of another declaration, is stale."""
         if self.clock() < self._away_until:
             return Seen(stale=list(self.plans))
@@ -136,7 +175,7 @@ class StoredViews:
         if self._away_until != float("-inf"):
             log.info("the online store can be read again")
             self._away_until = float("-inf")
-        whole = {name: plan for name, plan in self.plans.items() if self._is_whole(plan, notes[name])}
+        whole = {name: plan for name, plan in self.plans.items() if is_whole(plan, notes[name], now)}
         entities: dict[tuple[str, str], Entity] = {}
         for (name, entity), found in tiles.items():
             if found and name in whole:
@@ -146,9 +185,6 @@ class StoredViews:
                     del whole[name]
         return Seen(entities, whole, [name for name in self.plans if name not in whole])
 
-    def _is_whole(self, plan: Plan, notes: Collection[str | None]) -> bool:
-        return all(note is not None and note.partition(PARTIAL)[0] == plan.shape for note in notes)
-
 
 class HeldViews:
     """Views in the same process, as a backtest has them."""
@@ -156,8 +192,9 @@ class HeldViews:
     def __init__(self, views: Views, partition: int = 0) -> None:
         self.views, self.partition = views, partition
 
-    def look(self, wanted: Mapping[str, Collection[str]]) -> Seen:
+    def look(self, wanted: Mapping[str, Collection[str]], now: int) -> Seen:
         """Return what they hold."""
+        del now
         held = {each.plan.view.label: each for each in self.views.held[self.partition]}
         entities = {
             (name, entity): held[name].entities[entity]

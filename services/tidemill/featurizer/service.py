@@ -89,12 +89,14 @@ class Featurizer(Step):
         self.others = others
         self.updates = Updates(pipeline, self.records, "events")
         self.extract = [(name, extractor(name, feature)) for name, feature in pipeline.request_features.items()]
+        self._new: dict[int, tuple[str, ...]] = {}
         events = pipeline.events
         self._id, self._time, self._key = events.id, events.time, events.key
         self._others = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.other_views]
         self._entities = tuple(dict.fromkeys(view.entity for view in pipeline.other_views))
 
     def assign(self, slot: Slot, committed: Position) -> Start:
+        self._new[slot.partition] = self.updates.new(committed)
         return Start(self.views.assign(slot.partition, committed.offset), committed.offset)
 
     def truncated(self, slot: Slot) -> None:
@@ -103,6 +105,11 @@ class Featurizer(Step):
     def revoke(self, slots: Iterable[Slot]) -> None:
         for slot in slots:
             self.views.revoke(slot.partition)
+            self._new.pop(slot.partition, None)
+
+    def note(self, slot: Slot) -> str:
+        """Return the entities that this partition's events are told to: a later one is told when its updates begin."""
+        return self.updates.note(self._new.get(slot.partition, ()))
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         decode, id_, time_, key = self.records.event.decode, self._id, self._time, self._key
@@ -120,6 +127,8 @@ class Featurizer(Step):
                 self._join(each, seen, as_of)
                 self._serve(each, as_of, seen.stale, emit)
             if is_live and self.updates:
+                if new := self._new.pop(each.record.partition(), ()):
+                    self.updates.say("begins", new, each.time, emit)
                 self.updates.emit(each.entities, each.event, each.id, each.time, each.record.timestamp()[1], emit)
         return True
 
@@ -140,17 +149,19 @@ class Featurizer(Step):
                 for name, key, _ in self._others:
                     if key in each.entities:
                         wanted[name].add(each.entities[key])
-        return self.others.look(wanted)
+        return self.others.look(wanted, max((each.time for each in asked), default=0))
 
     def _own(self, asked: Asked) -> dict[str, int]:
         """Bring an event to the views of its own key, after the vector has what was known before it."""
         offset, partition = asked.record.offset(), asked.record.partition()
         as_of: dict[str, int] = {}
+        asked.partial = False
         for held in self.views.held[partition]:
             if offset < held.offset:
                 continue  # this view's store was further on than another's: it has the event already
             held.offset = offset + 1
             plan = held.plan
+            asked.partial |= held.is_partial(asked.time)
             entity = held.entities.get(asked.entity)
             if asked.vector is not None:
                 if entity is None:
@@ -185,7 +196,7 @@ class Featurizer(Step):
             "event_time": asked.time,
             "partition": partition,
             "offset": record.offset(),
-            "partial": self.views.is_partial(partition, asked.time),
+            "partial": asked.partial,
             "entities": asked.entities,
             "as_of": as_of,
             "stale": stale,

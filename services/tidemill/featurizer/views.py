@@ -34,18 +34,45 @@ class Held:
         self.base = 0
         self.offset = 0
         self.is_stored = False
+        self._until = 0
+        self._is_cut = False
         self.watermark = -(2**62)
         self._dirty: dict[str, tuple[set[int], set[int]]] = {}
         self._forgotten: set[str] = set()
         self._by_time: list[tuple[int, str]] = []
 
-    def restore(self, entities: dict[str, Entity], offset: int) -> None:
-        """Take over what a store held at `offset`."""
+    def restore(self, entities: dict[str, Entity], offset: int, until: int) -> None:
+        """Take over what a store held at `offset`, partial until `until`."""
         self.entities, self.base, self.offset, self.is_stored = entities, offset, offset, True
+        self._until = until
         if self.plan.expires:
             self._by_time = [(entity.time, name) for name, entity in entities.items()]
             heapq.heapify(self._by_time)
         self.watermark = max((entity.time for entity in entities.values()), default=self.watermark)
+
+    def cut(self) -> None:
+        """Be told that what came before the next event is not all there."""
+        self._is_cut = True
+
+    def begins(self, now: int) -> None:
+        """Be told that nothing from before `now` (ms) has come: windows that reach further back are partial."""
+        self._until = max(self._until, now + self.plan.longest)
+
+    def fill(self) -> None:
+        """Be told that what was missing has come."""
+        self._until = 0
+
+    def is_partial(self, now: int) -> bool:
+        """Whether a window that ends at `now` may reach into what is not there."""
+        if self._is_cut:
+            self._is_cut = False
+            self.begins(now)
+        return now < self._until
+
+    @property
+    def note(self) -> str:
+        """What is said beside the offset in the store."""
+        return f"{self.plan.shape}{PARTIAL}{self._until}" if self._until > self.watermark else self.plan.shape
 
     def add(self, entity_id: str, now: int, event: Mapping[str, Any]) -> bool:
         """Add an event of time `now` (ms); returns whether it was still in time."""
@@ -143,15 +170,11 @@ class Views:
     ) -> None:
         self.plans, self.stores, self.counts, self.clock = plans, dict(stores), counts, clock
         self.held: dict[int, list[Held]] = {}
-        #: Partitions whose log was cut: until which event time their windows may lack events; None: not known yet.
-        self.partial: dict[int, int | None] = {}
-        self._longest = max((plan.longest for plan in plans), default=0)
         self._behind: set[str] = set()
         self._looked = -RECHECK_SECONDS
 
     def assign(self, partition: int, committed: int) -> int:
         """Take over a partition from the stores; returns the offset from which the rest is to be rebuilt."""
-        self.partial.pop(partition, None)
         self.held[partition] = [self._load(plan, partition, committed) for plan in self.plans]
         return min((held.base for held in self.held[partition]), default=committed)
 
@@ -169,9 +192,7 @@ class Views:
             wrong = f"the view was declared differently: {shape!r} where {plan.shape!r} is declared"
         else:
             try:
-                held.restore({n: Entity.load(plan, tiles) for n, tiles in entities.items() if tiles}, offset)
-                if until:
-                    self.partial[partition] = max(int(until), self.partial.get(partition) or 0)
+                held.restore({n: Entity.load(plan, t) for n, t in entities.items() if t}, offset, int(until or 0))
                 return held
             except ValueError as error:
                 wrong = f"the view was declared differently: {error}"
@@ -181,20 +202,12 @@ class Views:
 
     def truncated(self, partition: int) -> None:
         """Be told that the log no longer reaches back to where `assign` asked to rebuild from."""
-        self.partial[partition] = None
+        for held in self.held[partition]:
+            held.cut()
 
     def revoke(self, partition: int) -> None:
         """Drop a partition's state."""
         self.held.pop(partition, None)
-
-    def is_partial(self, partition: int, now: int) -> bool:
-        """Whether a window that ends at `now` may reach into what was cut off before the first event still there."""
-        if partition not in self.partial:
-            return False
-        until = self.partial[partition]
-        if until is None:
-            until = self.partial[partition] = now + self._longest
-        return now < until
 
     def committed(self) -> None:
         """Bring the stores to what is committed. A store that is away stops nothing: it is caught up later.
@@ -214,15 +227,12 @@ class Views:
         name = held.plan.view.label
         has_news = held.base != held.offset
         try:
-            note = held.plan.shape
-            if self.partial.get(partition):
-                note += f"{PARTIAL}{self.partial[partition]}"
-            outcome = store.write(partition, held.base, held.offset, held.changes(), note)
+            outcome = store.write(partition, held.base, held.offset, held.changes(), held.note)
             if outcome == "behind":
                 log.warning(
                     "the online store was emptied and is filled anew", extra={"view": name, "partition": partition}
                 )
-                has_news, outcome = True, store.write(partition, 0, held.offset, held.everything(), note)
+                has_news, outcome = True, store.write(partition, 0, held.offset, held.everything(), held.note)
         except StoreError as error:
             self.counts["view_writes", "failed"] += 1
             if name not in self._behind:

@@ -37,6 +37,7 @@ class Joiner(Step):
         self.timeout = pipeline.label_timeout_ms
         self.joins: dict[int, Join] = {}
         self._next: dict[Slot, int] = {}
+        self._new: dict[int, tuple[str, ...]] = {}
         self._id, self._time = pipeline.labels.id, pipeline.labels.time
         self._value, self._as_label = pipeline.label_value(), pipeline.kind.label
         self._updates = Updates(pipeline, self.records, "examples")
@@ -48,29 +49,35 @@ class Joiner(Step):
             join = self.joins[slot.partition] = Join(self.timeout, self._outcomes())
         begin, mark = committed.offset, NEVER
         if committed.note:
-            begin, mark = map(int, committed.note.split(":"))
+            begin, mark = map(int, committed.note.split(":")[:2])
         if slot.topic == self.log_topic:
             join.log_mark = mark
+            self._new[slot.partition] = self._updates.new(committed)
         else:
             join.labels_mark = mark
         self._next[slot] = begin
         return Start(begin, committed.offset)
 
     def note(self, slot: Slot) -> str:
-        """Return `offset:watermark` of where a rebuild must begin: the first record that is not done with."""
-        join = self.joins[slot.partition]
+        """Return `offset:watermark` of where a rebuild must begin: the first record that is not done with.
+
+        Beside the log's, the entities that outcomes are told to as well.
+        """
+        join, told = self.joins[slot.partition], ""
         if slot.topic == self.log_topic:
             first, mark = join.kept_events.first(), join.log_mark
+            told = f":{self._updates.note(self._new.get(slot.partition, ()))}"
         else:
             first, mark = join.kept_labels.first(), join.labels_mark
         if first is not None:
-            return f"{first.offset}:{first.before}"
-        return f"{self._next[slot]}:{mark}"
+            return f"{first.offset}:{first.before}{told}"
+        return f"{self._next[slot]}:{mark}{told}"
 
     def revoke(self, slots: Iterable[Slot]) -> None:
         for slot in slots:
             self.joins.pop(slot.partition, None)
             self._next.pop(slot, None)
+            self._new.pop(slot.partition, None)
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         self._emit = emit
@@ -114,6 +121,8 @@ class Joiner(Step):
     def _tell_views(self, event: Event, label: Label) -> None:
         """Say what came true to the views over outcomes; it counts from when it was known."""
         features = self.records.prediction_log.record(event.value or b"", HEADER)["features"]
+        for partition in list(self._new):
+            self._updates.say("begins", self._new.pop(partition), label.time, self._emit)
         told = self.records.label.record(label.record.value() or b"", HEADER)
         values = {**features["vector"], **told, "label": label.value}
         self._updates.emit(features["entities"], values, event.id, label.time, label.record.timestamp()[1], self._emit)

@@ -8,10 +8,11 @@ state   event-time tiles of every entity of the partitions it holds; rebuilt fro
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tidemill import topics
 from tidemill.featurizer.tiles import Plan
-from tidemill.featurizer.views import Views
+from tidemill.featurizer.views import Held, Views
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
 from tidemill.stream import api
@@ -58,15 +59,24 @@ class Materializer(Step):
             if update is None:
                 self.counts["skipped", "unknown_schema"] += 1
             else:
-                self.views.is_partial(partition, update["time"])  # the first one says until when
-                values = {**self._missing, **update["numbers"], **update["texts"]}
                 for index in self._of.get((update["source"], update["entity"]), ()):
-                    view = held[index]
-                    if offset >= view.offset and not view.add(update["entity_id"], update["time"], values):
-                        self.counts["tile_too_old", view.plan.view.label] += 1
+                    if offset >= held[index].offset:
+                        self._take(held[index], update)
             for view in held:
                 view.offset = max(view.offset, offset + 1)
         return True
+
+    def _take(self, view: Held, update: Mapping[str, Any]) -> None:
+        time = update["time"]
+        if update["control"] == "begins":
+            view.begins(time)
+        elif update["control"] == "filled":
+            view.fill()
+        else:
+            view.is_partial(time)  # where the log was cut, the first one says until when
+            values = {**self._missing, **update["numbers"], **update["texts"]}
+            if not view.add(update["entity_id"], time, values):
+                self.counts["tile_too_old", view.plan.view.label] += 1
 
     def committed(self) -> None:
         """Bring the stores to what is committed."""

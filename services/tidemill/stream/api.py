@@ -152,8 +152,11 @@ class Producer(Protocol):
     def emit(self) -> Emit:
         """How to send a record."""
 
-    def commit(self, offsets: Mapping[Slot, Position], consumer: Consumer) -> None:
-        """Make what was emitted and these offsets lasting. Raises Aborted (nothing was), or Fenced."""
+    def commit(self, offsets: Mapping[Slot, Position], consumer: Consumer | None) -> None:
+        """Make what was emitted and these offsets lasting; there need be no consumer where there are no offsets.
+
+        Raises Aborted (nothing was), or Fenced.
+        """
 
     def abort(self) -> None:
         """Throw away what was emitted since the last commit."""
@@ -179,6 +182,9 @@ class Broker(Protocol):
 
     def watermarks(self, slot: Slot) -> tuple[int, int]:
         """Return the first offset still there and the one after the last."""
+
+    def committed(self, group: str, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+        """Return what a group has committed, without joining it."""
 
     def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[Record]]:
         """Yield batches of what is committed in the ranges [from, to), in order within a slot."""

@@ -163,11 +163,18 @@ class KafkaBroker:
     def producer(self, name: str, beat: Callable[[], None] = lambda: None) -> KafkaProducer:
         return KafkaProducer(self, name, beat)
 
-    def _reader(self) -> Consumer:
+    def committed(self, group: str, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+        reader = self._reader(group)
+        try:
+            return _committed(reader, slots)
+        finally:
+            reader.close()
+
+    def _reader(self, group: str = "tidemill-reader") -> Consumer:
         return Consumer(
             {
                 **self.common,
-                "group.id": "tidemill-reader",  # never joined and never committed to: only assign() is used
+                "group.id": group,  # never joined and never committed to: only assign() is used
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "auto.offset.reset": "error",
@@ -240,6 +247,17 @@ def _take(client: Consumer, limit: int, timeout: float) -> list[Any]:
     """Return what is there, at most `limit`, waiting up to `timeout` s for the first; `consume(n, t)` would wait for n."""
     first = client.poll(timeout)
     return [] if first is None else [first, *client.consume(limit - 1, 0)]
+
+
+def _committed(client: Consumer, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+    try:
+        found = client.committed([TopicPartition(*slot) for slot in slots], timeout=CALL_SECONDS)
+    except KafkaException as error:
+        raise _wrap(error, "asking for committed offsets") from error
+    for p in found:
+        if p.error is not None:  # its offset is then as if nothing had ever been committed
+            raise _wrap(KafkaException(p.error), f"asking for the committed offset of {p.topic}[{p.partition}]")
+    return {Slot(p.topic, p.partition): None if p.offset < 0 else Position(p.offset, p.metadata or "") for p in found}
 
 
 def _good(messages: Sequence[Any]) -> list[Any]:
@@ -354,16 +372,7 @@ class KafkaConsumer:
         return found
 
     def committed(self, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
-        try:
-            found = self._client.committed([TopicPartition(*slot) for slot in slots], timeout=CALL_SECONDS)
-        except KafkaException as error:
-            raise _wrap(error, "asking for committed offsets") from error
-        for p in found:
-            if p.error is not None:  # its offset is then as if nothing had ever been committed
-                raise _wrap(KafkaException(p.error), f"asking for the committed offset of {p.topic}[{p.partition}]")
-        return {
-            Slot(p.topic, p.partition): None if p.offset < 0 else Position(p.offset, p.metadata or "") for p in found
-        }
+        return _committed(self._client, slots)
 
     def start(self, offsets: Mapping[Slot, int]) -> None:
         if not offsets:
@@ -527,17 +536,18 @@ class KafkaProducer:
                 raise _wrap(error, "beginning a transaction") from error
         self._open = True
 
-    def commit(self, offsets: Mapping[Slot, Position], consumer: api.Consumer) -> None:
-        assert isinstance(consumer, KafkaConsumer)  # noqa: S101  the same broker made both
+    def commit(self, offsets: Mapping[Slot, Position], consumer: api.Consumer | None) -> None:
         if not self._exactly_once:
             self._flush()
             if offsets:
+                assert isinstance(consumer, KafkaConsumer)  # noqa: S101  the same broker made both
                 consumer.commit(offsets)
             self._open = False
             return
         if not self._open:
             self._begin()
         if offsets:
+            assert isinstance(consumer, KafkaConsumer)  # noqa: S101  the same broker made both
             places = [TopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
             metadata = consumer.group_metadata()
             self._decide("sending offsets", self._client.send_offsets_to_transaction, places, metadata)

@@ -101,6 +101,10 @@ class MemoryBroker:
         for slot, (begin, end) in ranges.items():
             yield list(self.log[slot][max(begin, self.first[slot]) : end])
 
+    def committed(self, group: str, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+        held = self.groups[group].committed if group in self.groups else {}
+        return {slot: held.get(slot) for slot in slots}
+
     def follow(self, slot: Slot, offset: int) -> MemoryFollower:
         return MemoryFollower(self, slot, offset)
 
@@ -256,15 +260,16 @@ class MemoryProducer:
         self.broker._check(self.name, self.epoch)
         self._held.append((topic, value, key, timestamp, headers, partition))
 
-    def commit(self, offsets: Mapping[Slot, Position], consumer: api.Consumer) -> None:
+    def commit(self, offsets: Mapping[Slot, Position], consumer: api.Consumer | None) -> None:
         self.broker._check(self.name, self.epoch)
-        assert isinstance(consumer, MemoryConsumer)  # noqa: S101  the same broker made both
-        if offsets and consumer.generation != consumer.group.generation:
+        assert consumer is None or isinstance(consumer, MemoryConsumer)  # noqa: S101  the same broker made both
+        if offsets and consumer and consumer.generation != consumer.group.generation:
             raise Aborted("committing: this member is not in the group's present generation")
         for held in self._held:
             self.broker.append(*held)
         self._held.clear()
-        consumer.group.committed.update(offsets)
+        if consumer:
+            consumer.group.committed.update(offsets)
 
     def abort(self) -> None:
         self._held.clear()

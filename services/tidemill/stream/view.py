@@ -7,6 +7,7 @@ Keys of a view (pipeline `flights`, view `origin`, entity `JFK`, partition 2):
     flights:origin/partition:2   hash: `offset`: the next source offset, everything before it is in the hashes above;
                                        `note`: the tiles' length and number, and until when the view is partial
     flights:origin/entities:2    set: the partition's entities
+    flights:origin/schema        text: JSON: what the view's features mean
 
 One write is one MULTI: absolute values and their offset together, guarded by WATCH on the partition's offset. A
 process that lost its partitions, and writes late, finds a later offset there and writes nothing.
@@ -14,6 +15,7 @@ process that lost its partitions, and writes late, finds a later offset there an
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +30,9 @@ from tidemill.errors import StoreError
 log = logging.getLogger(__name__)
 
 Redis = redis.Redis
+Wanted = Mapping[str, Collection[str]]
+Tiles = dict[tuple[str, str], dict[str, str]]
+Notes = dict[str, list[str | None]]
 
 
 @dataclass
@@ -90,6 +95,19 @@ class MemoryView:
         return "written"
 
 
+class MemoryReader:
+    """Reads views in memory, as the Redis one reads those in Redis."""
+
+    def __init__(self, stores: Mapping[str, MemoryView]) -> None:
+        self.stores = stores
+
+    def read(self, wanted: Wanted, partitions: int) -> tuple[Tiles, Notes]:
+        """Read as `api.Reader.read` says."""
+        held = {view: {n: t for of in self.stores[view].tiles.values() for n, t in of.items()} for view in wanted}
+        tiles = {(view, name): dict(held[view].get(name, {})) for view, names in wanted.items() for name in names}
+        return tiles, {view: [self.stores[view].notes.get(p) for p in range(partitions)] for view in wanted}
+
+
 def connect(url: str) -> redis.Redis:
     """Return a client for `url` that never repeats a command by itself.
 
@@ -148,6 +166,10 @@ class OnlineStore:
             raise StoreError(f"no Redis at {self.url.rsplit('@', 1)[-1]}: {error}") from error
         return {str(name): str(value) for name, value in found.items()}
 
+    def read(self, wanted: Wanted, partitions: int) -> tuple[Tiles, Notes]:
+        """Read as `api.Reader.read` says."""
+        return RedisReader(self._connected(), self.pipeline).read(wanted, partitions)
+
 
 class RedisReader:
     """Reads several views of one pipeline in one round trip."""
@@ -155,9 +177,7 @@ class RedisReader:
     def __init__(self, client: redis.Redis, pipeline: str) -> None:
         self.client, self.pipeline = client, pipeline
 
-    def read(
-        self, wanted: Mapping[str, Collection[str]], partitions: int
-    ) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, list[str | None]]]:
+    def read(self, wanted: Wanted, partitions: int) -> tuple[Tiles, Notes]:
         """Read as `api.Reader.read` says."""
         pipe = self.client.pipeline(transaction=False)
         keys = [(view, entity) for view, entities in wanted.items() for entity in entities]
@@ -181,6 +201,13 @@ class RedisView:
     def __init__(self, client: redis.Redis, pipeline: str, view: str) -> None:
         self.client = client
         self.prefix = f"{pipeline}:{view}"
+
+    def describe(self, schema: Mapping[str, Any]) -> None:
+        """Keep what the hashes mean beside them, for those who read them. Raises StoreError where Redis is away."""
+        try:
+            self.client.set(f"{self.prefix}/schema", json.dumps(schema))
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: describing {self.prefix}: {error}") from error
 
     def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
         """Return (offset, tiles by entity), or None. Raises StoreError where Redis is away."""
