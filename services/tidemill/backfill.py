@@ -45,6 +45,10 @@ def routes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> list[Route]:
                 f"--view {name}: expected one of {', '.join(others) or 'none, for there is nothing to fill'}; a view of the "
                 f"events' key is rebuilt from the log by itself"
             )
+    if not others:
+        raise SettingsError(
+            f"pipeline {pipeline.name!r} has nothing to fill: no view of another entity than the events' key"
+        )
     return list(dict.fromkeys((view.source, view.entity) for view in (others[name] for name in names or others)))
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from running import Running, until, worker
+from site_by_hand import alert
 
 from tidemill import topics
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 from tidemill.records import HEADER
 from tidemill.stream.api import Slot
+from tidemill.stream.kafka import Sender
 from tidemill.topics import WATCHING, Topic
 
 CHANGES = 'monitor=replace(_base.monitor, window="6h", reference="1d", lateness="12h", least=20)'
@@ -199,10 +205,43 @@ def test_one_prediction_with_all_that_made_it(run: Running) -> None:
 def test_one_entitys_features(run: Running) -> None:
     code, found = get(run, "/api/entities/JFK")
     assert code == 200
-    (view,) = found["views"]
+    view = {view["view"]: view for view in found["views"]}["origin"]
     assert view["key"] == f"{run.pipeline.name}:origin:JFK"
     assert view["features"]["origin_count_1h"] >= 0
     assert get(run, "/api/entities/XYZ")[0] == 404
+
+
+def command(run: Running, *arguments: str) -> str:
+    """Return what `tidemill features ...` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tidemill.cli", "features", *arguments], capture_output=True, text=True, timeout=120,
+        env={**os.environ, **run.stack.env}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_command_says_what_views_know_as_stored_and_as_of_any_time(run: Running) -> None:
+    updates = [run.records.update.decode(r.value()) for r in records(run, topics.UPDATES)]
+    last = max(u["time"] for u in updates if (u["source"], u["entity"], u["entity_id"]) == ("events", "dest", "ATL"))
+    reference = run.stack.reference
+    count, outcome = json.loads(command(run, "get", reference, "dest", "ATL", "--json"))
+    assert (count["view"], outcome["view"]) == ("dest", "dest_outcome")
+    assert count["event_time"] == count["at"] == last
+    assert count["whole"]
+    assert outcome["whole"]
+    assert count["features"]["dest_count_3h"] >= 1
+    later = datetime.fromtimestamp(last / 1000, UTC) + timedelta(days=1)
+    count, _ = json.loads(command(run, "get", reference, "dest", "ATL", "--json", "--at", later.isoformat()))
+    assert count["features"] == {"dest_count_3h": 0.0}
+    assert "dest_count_3h" in command(run, "get", reference, "dest", "ATL")
+
+
+def test_a_backfill_of_what_was_told_already_tells_nothing(run: Running) -> None:
+    before = len(records(run, topics.UPDATES))
+    said = command(run, "backfill", run.stack.reference, "--view", "dest")
+    assert re.fullmatch(r"dest from events: 0 updates told, [\d,]{5,} were there already\n", said)
+    assert len(records(run, topics.UPDATES)) - before == 4, "that it is filled is said to each partition"
 
 
 def test_an_acknowledgement_needs_the_token_and_an_alert(run: Running) -> None:
@@ -212,11 +251,13 @@ def test_an_acknowledgement_needs_the_token_and_an_alert(run: Running) -> None:
     path = "/api/alerts/no:such/acknowledge"
     assert get(run, path, data=body, headers=plain, method="POST")[0] == 401
     assert get(run, path, data=body, headers=known, method="POST")[0] == 404
-    alerts = get(run, "/api/alerts")[1]["alerts"]
-    if alerts:
-        code, _ = get(run, f"/api/alerts/{alerts[0]['id']}/acknowledge", data=body, headers=known, method="POST")
-        assert code == 200
-        until(lambda: any(a["by"] == "anna" for a in get(run, "/api/alerts")[1]["alerts"]), "it is not told", 20)
+    sender = Sender(run.broker.servers)
+    sender.send(run.name(topics.ALERTS), alert("drift:temp"), b"drift:temp")
+    sender.flush()
+    until(lambda: "drift:temp" in [a["id"] for a in get(run, "/api/alerts")[1]["alerts"]], "it is not shown", 20)
+    path = "/api/alerts/drift:temp/acknowledge"
+    assert get(run, path, data=body, headers=known, method="POST")[0] == 200
+    until(lambda: any(a["by"] == "anna" for a in get(run, "/api/alerts")[1]["alerts"]), "it is not told", 20)
 
 
 def test_those_who_look_on_end_when_they_are_asked_to(run: Running) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import redis
 from ledger import Ledger, judge
 from running import until
 
@@ -17,7 +18,10 @@ EXAMPLES_PER_VERSION = 500
 """Most examples for which a version of each model is waited for: however fast the machine is, several are served."""
 
 
-@pytest.mark.parametrize("killed", [(), ("featurizer", "scorer", "learner:logreg")], ids=["undisturbed", "killed"])
+KILLED = ("featurizer", "scorer", "materializer", "learner:logreg")
+
+
+@pytest.mark.parametrize("killed", [(), KILLED], ids=["undisturbed", "killed"])
 def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: tuple[str, ...]) -> None:
     run = running("flights", partitions=4, snapshot_seconds=0.3)
     found = data.flights((1,), days=5)
@@ -27,10 +31,12 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
     ledger = Ledger(run)
     ledger.start()
 
+    held_back: list[str] = []
+
     def has_room() -> bool:
         versions = len(run.pipeline.roster) * (ledger.count(topics.EXAMPLES) // EXAMPLES_PER_VERSION)
         in_flight = replay.events - ledger.count(topics.PREDICTIONS, topics.DLQ)
-        return in_flight < IN_FLIGHT and ledger.count(topics.MODELS) >= versions
+        return not held_back and in_flight < IN_FLIGHT and ledger.count(topics.MODELS) >= versions
 
     replay = Replay(run.broker.servers, messages, speed=1e12, has_room=has_room)
     replay.start()
@@ -40,7 +46,15 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
         until(lambda edge=edge: replay.events + replay.labels >= edge, "the replay stalls", 120)
         run.stack.kill(role)
         kills.append(role)
+        if role == "materializer":
+            redis.Redis.from_url(redis_server.url).flushall()
+            before = ledger.count(topics.PREDICTIONS)
+            until(lambda before=before: ledger.count(topics.PREDICTIONS) > before + 100, "nothing passes", 120)
         run.stack.start(role)
+        if role == "materializer":
+            held_back.append(role)  # else all the rest has passed before it is there again
+            until(lambda: run.stack.fetch("materializer", "/readyz")[0] == 200, "the materializer is not ready", 60)
+            held_back.clear()
     assert kills == list(killed), "every planned kill was done"
     until(lambda: bool(replay.ended_at) or replay.error is not None, "the replay stalls", 120)
     assert replay.error is None
@@ -49,6 +63,17 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
 
     verdict = judge(run, ledger, messages, redis_url=redis_server.url)
     assert not str(verdict)
+    served = [run.records.features.decode(r.value()) for r in ledger.of(topics.FEATURES)]
+    others = {view.label: view for view in run.pipeline.other_views}
+    for features in served:
+        for name in features["stale"]:
+            assert all(features["vector"][feature] is None for feature in others[name].features), (
+                "stale, and still said"
+            )
+    stale = [bool(features["stale"]) for features in served]
+    if killed:
+        assert sum(stale) > 50, "while there were no views, vectors said so"
+    assert not any(stale[-100:]), "in the end they are all there again"
     reasons = Counter(
         headers["tidemill.reason"].decode()
         for headers in (dict(r.headers()) for r in ledger.of(topics.DLQ))
