@@ -34,6 +34,7 @@ LONGEST_TEST = 180
 
 CRASH = "tests/unit/test_loop_crash.py"
 LOOP = "tests/unit/test_loop_promises.py"
+OTHERS = "tests/unit/test_others.py"
 REGISTRY = "tests/unit/test_registry.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
@@ -280,8 +281,9 @@ MUTANTS = (
     Mutant(
         "offsets-before-flush", "at least once: offsets are committed before the outputs are sent",
         "stream/kafka.py",
-        "self._flush()\n            if offsets:\n                consumer.commit(offsets)",
-        "if offsets:\n                consumer.commit(offsets)\n            self._flush()",
+        "self._flush()\n            if offsets:\n                assert isinstance(consumer, KafkaConsumer)  "
+        "# noqa: S101  the same broker made both\n                consumer.commit(offsets)",
+        "if offsets:\n                consumer.commit(offsets)  # type: ignore[union-attr]\n            self._flush()",
         (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_was_refused",),
     ),
     Mutant(
@@ -371,6 +373,35 @@ MUTANTS = (
         "if offset > committed:",
         "if offset > 1 << 62:",
         (f"{LOOP}::test_a_store_that_is_ahead_of_what_is_committed_is_not_believed",),
+    ),
+    # Views of other entities.
+    Mutant(
+        "update-counted-again", "the materializer counts updates that its store has already",
+        "materializer/service.py",
+        "if offset >= held[index].offset:",
+        "if offset >= 0:",
+        (CRASH,),
+    ),
+    Mutant(
+        "stale-view-served", "the featurizer takes a view that is not whole",
+        "featurizer/others.py",
+        "if shape != plan.shape or int(until or 0) > now:",
+        "if shape == note:",
+        (OTHERS,),
+    ),
+    Mutant(
+        "note-before-word", "an entity is in the note before it was said that its views lack what came before",
+        "featurizer/others.py",
+        "for entity, _, _ in self._routes if entity not in new)",
+        "for entity, _, _ in self._routes)",
+        (OTHERS,),
+    ),
+    Mutant(
+        "idle-store-not-looked-at", "a store that was emptied is filled when the next record comes only",
+        "stream/loop.py",
+        "elif not self._dirty:\n                self.step.committed()",
+        "elif not self._dirty:\n                pass",
+        (f"{CRASH}::test_a_store_that_is_emptied_while_nothing_comes_is_filled",),
     ),
     # The model's version.
     Mutant(

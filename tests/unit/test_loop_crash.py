@@ -209,6 +209,26 @@ def test_an_emptied_store_is_filled_again_without_a_restart_and_with_one(sent, u
     assert again[OWN].features.keys() == stores[OWN].features.keys()
 
 
+def test_a_store_that_is_emptied_while_nothing_comes_is_filled(sent, monkeypatch) -> None:
+    monkeypatch.setattr(views, "RECHECK_SECONDS", -1.0)
+    broker, stores = filled(sent), empty()
+    drive(services(stores)[0], broker)
+    service = services(stores)[1]
+    loop = Loop(service, broker, interval=0.0, max_batch=100)
+    producer, consumer = (
+        broker.producer(loop.instance),
+        broker.consumer(service.group, service.topics, loop.instance),
+    )
+    while not stores[OWN].features or loop.turn(consumer, producer):
+        loop.turn(consumer, producer)
+    loop.turn(consumer, producer)
+    held = {name: dict(features) for name, features in stores[OWN].features.items()}
+    for part in (stores[OWN].features, stores[OWN].tiles, stores[OWN].offsets, stores[OWN].notes):
+        part.clear()
+    loop.turn(consumer, producer)
+    assert stores[OWN].features == held
+
+
 def test_a_store_that_is_ahead_of_kafka_is_built_anew(sent, undisturbed) -> None:
     broker, stores = filled(sent), empty()
     for view in stores.values():
