@@ -17,6 +17,7 @@ from tidemill.errors import ArtifactError, DeclarationError
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
 from tidemill.registry import snapshots
+from tidemill.tables import Lookup
 
 
 def check_models(pipeline: Pipeline) -> None:
@@ -59,9 +60,8 @@ def as_text(pipeline: Pipeline) -> str:
     """Return what a pipeline will run."""
     vector = _table("feature", "kind", "from")
     for name, feature in pipeline.request_features.items():
-        vector.add_row(
-            name, feature.kind, feature.source if isinstance(feature.source, str) else "a function of the event"
-        )
+        plain = isinstance(feature.source, (str, Lookup))
+        vector.add_row(name, feature.kind, str(feature.source) if plain else "a function of the event")
     for view in pipeline.views:
         for name in view.features:
             vector.add_row(name, "number", f"view {view.label}, tiles of {view.every}")
@@ -80,7 +80,13 @@ def as_text(pipeline: Pipeline) -> str:
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
     head += f"watched in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"
-    parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector, "models", models]
+    parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector]
+    if pipeline.tables:
+        tables = _table("table", "key", "rows", "sha256", numbers=2)
+        for table in pipeline.tables:
+            tables.add_row(table.name, table.key, f"{len(table):,}", table.sha256[:12])
+        parts += ["tables", tables]
+    parts += ["models", models]
     return head + "\n" + _render(*parts) + "topics\n" + topics_text(pipeline)
 
 
@@ -94,6 +100,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "champion": pipeline.champion,
         "models": {name: pipeline.printed(name) for name in pipeline.roster},
         "vector": pipeline.vector,
+        "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
         "rules": [{"rule": r.name, "field": r.field, "expects": r.text} for r in (*pipeline.event_checks, *pipeline.label_checks)],
         "monitor": dataclasses.asdict(pipeline.monitor),
         "schema_ids": {

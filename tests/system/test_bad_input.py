@@ -204,6 +204,9 @@ def files(tmp_path: Path) -> Path:
     declare += "mine = replace(_d, events=replace(_d.events, schema='{}'))\n"
     (tmp_path / "lost.py").write_text(declare.format("nowhere.avsc"))
     (tmp_path / "torn.py").write_text(declare.format("schema.avsc"))
+    look_up = "from tidemill import Table\nTABLE = Table('{}', key='{}')\n"
+    (tmp_path / "tableless.py").write_text(look_up.format("nowhere.csv", "faa"))
+    (tmp_path / "keyless.py").write_text(look_up.format("columns.csv", "faa"))
     (tmp_path / "columns.csv").write_text("flight_id,landed_at\na,1\n")
     (tmp_path / "noise.parquet").write_bytes(b"PAR1noise")
     return tmp_path
@@ -218,6 +221,8 @@ def files(tmp_path: Path) -> Path:
         (["check", "{}/syntax.py"], ["syntax.py line 2", "SyntaxError"]),
         (["check", "{}/lost.py"], ["events.schema", "nowhere.avsc"]),
         (["check", "{}/torn.py"], ["events.schema", "schema.avsc", "not JSON"]),
+        (["check", "{}/tableless.py"], ["table 'nowhere.csv'", "no such file in {}"]),
+        (["check", "{}/keyless.py"], ["table 'columns.csv'", "no column 'faa'", "flight_id, landed_at"]),
         (
             ["backtest", "delays", "--events", "{}/columns.csv", "--labels", "{}/columns.csv"],
             ["columns.csv", "asked_at"],
@@ -236,7 +241,8 @@ def files(tmp_path: Path) -> Path:
 def test_a_wrong_file_or_option_ends_in_one_clear_line(
     inside, files: Path, arguments: list[str], words: list[str]
 ) -> None:
-    assert_one_clear_line(inside(*(argument.format(files) for argument in arguments)), *words)
+    done = inside(*(argument.format(files) for argument in arguments))
+    assert_one_clear_line(done, *(word.format(files) for word in words))
 
 
 def test_an_exception_in_the_declaration_names_its_line(broken: Path) -> None:
