@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,6 +18,9 @@ from tidemill.pipeline import Pipeline
 from tidemill.records import Records
 from tidemill.registry import snapshots
 from tidemill.tables import Lookup
+
+if TYPE_CHECKING:
+    from tidemill.dataset import Summary  # it needs pyarrow, which is an extra
 
 
 def check_models(pipeline: Pipeline) -> None:
@@ -157,3 +160,25 @@ def report_text(report: Report) -> str:
         f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
     return head + "\n" + _render(final, f"\n{main} so far", course)
+
+
+def dataset_text(found: Summary) -> str:
+    """Return what a data set holds."""
+    if found.label_mean is None:
+        labels = ", ".join(f"{label} {n:,}" for label, n in found.labels.items())
+    elif found.labels:
+        labels = f"{found.labels.get('true', 0):,} true ({found.label_mean:.2%})"
+    else:
+        labels = f"mean {found.label_mean:.6g}"
+    left = [
+        (found.partial, "with windows that reach back before what is known (partial)"),
+        (found.stale, "with views that could not be read when they were served (stale)"),
+        (found.skipped, "records of an earlier declaration were passed over"),
+        *((n, f"records were refused: {reason}") for reason, n in sorted(found.dead_letters.items())),
+    ]
+    return (
+        f"{found.file}: {found.rows:,} rows, events from {_moment(found.first_event)} to {_moment(found.last_event)} UTC\n"
+        f"labels: {labels}\n"
+        + "".join(f"{n:,} {what}\n" for n, what in left if n)
+        + f"{found.seconds:.1f} s, {found.rows / max(found.seconds, 1e-9):,.0f} rows/s\n"
+    )

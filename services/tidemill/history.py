@@ -156,8 +156,11 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """Show a progress bar on a terminal's standard error; nothing where that is no terminal."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
+    """Show a progress bar on a terminal's standard error; nothing where that is no terminal.
+
+    `total` None: how many there will be is not known.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -171,7 +174,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
         def advance(n: int) -> None:
             nonlocal done
             done += n
-            if done % 100 == 0 or done == total:
+            if done // 100 != (done - n) // 100 or done == total:
                 bar.update(task, completed=done)
 
         yield advance

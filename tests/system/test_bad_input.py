@@ -233,6 +233,49 @@ def files(tmp_path: Path) -> Path:
         (["demo-data", "{}/data", "--month", "13"], ["--month", "13"]),
         (["demo", "--days", "0"], ["--days", "0"]),
         (["run", "learner", "flights", "--model"], ["--model"]),
+        (["dataset", "delays"], ["--out"]),
+        (["dataset", "delays", "--out", "{}/x.csv"], [".csv", "expected .parquet"]),
+        (["dataset", "delays", "--out", "{}/noise.parquet"], ["noise.parquet", "there is a file", "--force"]),
+        (["dataset", "delays", "--out", "{}/no/x.parquet"], ["{}/no", "does not exist"]),
+        (["dataset", "delays", "--out", "{}/x.parquet", "--from", "soon"], ["--from 'soon'", "ISO 8601"]),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--from", "2013-02", "--to", "2013-01-31"],
+            ["--from '2013-02'"],
+        ),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--from", "2013-02-01", "--to", "2013-02-01"],
+            ["no time is between"],
+        ),
+        (["dataset", "delays", "--out", "{}/x.parquet", "--events", "a.csv"], ["--events and --labels", "both"]),
+        (["dataset", "delays", "--out", "{}/x.parquet", "--events", "a.csv", "--labels", "b.csv"], ["--recompute"]),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--archive", "{}", "--recompute"],
+            ["--archive", "as they were served"],
+        ),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--archive", "{}/nowhere"],
+            ["nowhere", "has no examples", "'delays'"],
+        ),
+        (["dataset", "delays", "--out", "{}/x.parquet", "--archive", "nonsense://place"], ["archive_url", "nonsense"]),
+        (
+            [
+                "dataset",
+                "delays",
+                "--out",
+                "{}/x.parquet",
+                "--recompute",
+                "--events",
+                "{}/columns.csv",
+                "--labels",
+                "{}/columns.csv",
+            ],
+            ["columns.csv", "asked_at"],
+        ),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--brokers", NOBODY],
+            ["no Kafka at", NOBODY, "TIDEMILL_BROKERS"],
+        ),
+        (["dataset", "nonsense", "--out", "{}/x.parquet"], ["unknown pipeline"]),
         (["nonsense"], ["nonsense"]),
         (["check"], ["PIPELINE"]),
     ],
@@ -243,14 +286,18 @@ def test_a_wrong_file_or_option_ends_in_one_clear_line(
 ) -> None:
     done = inside(*(argument.format(files) for argument in arguments))
     assert_one_clear_line(done, *(word.format(files) for word in words))
+    assert not [path for path in files.iterdir() if "x.parquet" in path.name], (
+        "nothing was begun, or it was cleared away"
+    )
 
 
 def test_an_exception_in_the_declaration_names_its_line(broken: Path) -> None:
     assert_one_clear_line(tidemill("check", str(broken)), "broken.py line 2", "no_such_thing")
 
 
-def test_topics_that_do_not_exist_are_named_with_the_command_that_makes_them(kafka) -> None:
-    done = tidemill("run", "validator", "plain", "--brokers", kafka.servers)
+@pytest.mark.parametrize("command", [["run", "validator", "plain"], ["dataset", "plain", "--out", "x.parquet"]])
+def test_topics_that_do_not_exist_are_named_with_the_command_that_makes_them(kafka, command: list[str]) -> None:
+    done = tidemill(*command, "--brokers", kafka.servers)
     assert_one_clear_line(done, "no topic plain.", "tidemill topics plain --create")
 
 
