@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,17 +15,20 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import small
+from click.testing import CliRunner
 from monitored import logs_of
 
 from tidemill import View, aggregates, load, topics
 from tidemill import dataset as sets
 from tidemill.archiver.service import Archiver
 from tidemill.backtest import Backtest
+from tidemill.cli import cli
 from tidemill.dataset import Form, Span, Summary, Writer, check_out, span_of, written
 from tidemill.demo import data
 from tidemill.describe import dataset_text
 from tidemill.errors import SettingsError
 from tidemill.files import Files
+from tidemill.history import write
 from tidemill.pipeline import Pipeline
 from tidemill.recompute import Sortable, from_kafka, in_order, recompute, whole_from
 from tidemill.records import Records
@@ -314,6 +318,26 @@ class TestRecomputed:
         )
         assert frame["event_id"].tolist() == [str(i) for i in range(20)]
         assert len(set(frame["label"])) > 1
+
+
+def test_the_command_writes_what_its_summary_says(tmp_path: Path) -> None:
+    for name, rows in (("e.csv", [f.event for f in found()]), ("l.csv", data.labels(found()))):
+        write(tmp_path / name, rows)
+    command = ["dataset", "plain", "--recompute", "--events", str(tmp_path / "e.csv"), "--labels", str(tmp_path / "l.csv"),
+               "--from", "2013-01-01T18:00Z", "--to", "2013-01-02", "--out", str(tmp_path / "x.parquet")]  # fmt: skip
+    runner = CliRunner()
+    summary = json.loads(runner.invoke(cli, [*command, "--json"], catch_exceptions=False).stdout)
+    frame = pd.read_parquet(tmp_path / "x.parquet")
+    assert summary["rows"] == len(frame) > 100
+    assert (summary["first_event"], summary["last_event"]) == (
+        ms(frame["event_time"]).min(),
+        ms(frame["event_time"]).max(),
+    )
+    assert summary["label_mean"] == pytest.approx(frame["label"].mean())
+    with pytest.raises(SettingsError, match="--force"):
+        runner.invoke(cli, command, catch_exceptions=False)
+    said = runner.invoke(cli, [*command, "--force"], catch_exceptions=False).stdout
+    assert f"{len(frame):,} rows, events from 2013-01-01 18:00 to 2013-01-01 2" in said
 
 
 @pytest.mark.parametrize("run", [1, 7, 100, 1000])
