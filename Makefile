@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults soak check format bench clean
+.PHONY: help demo test faults soak check format bench bench-views clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One virtual environment for all; made anew when the project's dependencies change.
 $(VENV)/ready: pyproject.toml
@@ -41,6 +41,9 @@ format: $(VENV)/ready ## put the code into the one format
 
 bench: $(VENV)/ready ## CPU per event of each service on a real Kafka; ARGS="--json bench.json ..."
 	@$(BIN)/python -m benchmarks.pipeline $(ARGS)
+
+bench-views: $(VENV)/ready ## CPU, memory and round trips of views, by aggregates, entities and batches; ARGS="--only memory ..."
+	@$(BIN)/python -m benchmarks.views $(ARGS)
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill

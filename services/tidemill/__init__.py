@@ -3,8 +3,21 @@
 from tidemill.featurizer import aggregates
 from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
+from tidemill.tables import Table
 from tidemill.validator import rules
 
 __version__ = "0.1.0"
 
-__all__ = ["Monitor", "Pipeline", "Stream", "View", "aggregates", "category", "flag", "load", "number", "rules"]
+__all__ = [
+    "Monitor",
+    "Pipeline",
+    "Stream",
+    "Table",
+    "View",
+    "aggregates",
+    "category",
+    "flag",
+    "load",
+    "number",
+    "rules",
+]

@@ -11,16 +11,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from tidemill import topics
-from tidemill.backtest import Backtest, in_order
+from tidemill.backtest import Backtest
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.featurizer.others import Updates
+from tidemill.past import past, without_models
 from tidemill.pipeline import Pipeline
-from tidemill.records import Codec, Records
+from tidemill.records import Records
 from tidemill.stream.api import Broker, Producer, Record, Slot
 
 BATCH = 5000
@@ -56,8 +57,7 @@ class Backfill:
     """One backfill of some routes; `told` and `there` count updates that were written, and that there had been before."""
 
     def __init__(self, pipeline: Pipeline, broker: Broker, routes: Sequence[Route]) -> None:
-        # What models say is of no interest here.
-        self.pipeline = replace(pipeline, models={"baseline": pipeline.model("baseline")}, champion="baseline")
+        self.pipeline = without_models(pipeline)  # what they would say is of no interest
         self.broker, self.routes = broker, routes
         self.records = Records(pipeline)
         self.told: Counter[Route] = Counter()
@@ -66,8 +66,8 @@ class Backfill:
         self._topic = topics.UPDATES.name(pipeline.name)
         self._latest = 0
 
-    def rows(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        """Return the valid events and labels that the log holds, each in order of its time.
+    def rows(self, held: ExitStack) -> tuple[Iterable[Row], Iterable[Row]]:
+        """Return the valid events and labels that the log holds, each in order of its time; `held` closes what it takes.
 
         Waits until the services have handled them: what has no update then will not get one by itself. Raises BrokerError
         where they do not come to the end.
@@ -78,20 +78,10 @@ class Backfill:
             (topics.EVENTS_VALID, "featurizer", self.records.event, self.pipeline.events),
             (topics.LABELS_VALID, "joiner", self.records.label, self.pipeline.labels),
         ):
-            rows, last = self._read(topic.name(name), codec)
-            self._wait(f"{name}.{service}", service, last)
-            found.append(list(in_order(rows, stream.time)))
+            there = past(self.broker, topic.name(name), codec, stream.time, held)
+            self._wait(f"{name}.{service}", service, there.last)
+            found.append(there.rows)
         return found[0], found[1]
-
-    def _read(self, topic: str, codec: Codec) -> tuple[list[Row], dict[Slot, int]]:
-        rows, last = [], {}
-        for batch in self.broker.read(self._whole(topic)):
-            for record in batch:
-                last[Slot(topic, record.partition())] = record.offset()
-                row = codec.of(record.value())
-                if row is not None:
-                    rows.append(row)
-        return rows, last
 
     def _whole(self, topic: str) -> dict[Slot, tuple[int, int]]:
         slots = (Slot(topic, partition) for partition in range(self.broker.partitions(topic)))
@@ -111,7 +101,7 @@ class Backfill:
                 )
             time.sleep(0.2)
 
-    def run(self, events: Sequence[Row], labels: Sequence[Row], progress: Progress | None = None) -> None:
+    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> None:
         """Tell the views what rows of events and labels hold, each in order of its time.
 
         `progress` is called with how many events were handled. Another backfill of the same pipeline that still runs is fenced

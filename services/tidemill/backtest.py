@@ -103,6 +103,7 @@ class Backtest:
         self.scorer = Scorer(pipeline)
         self.predictions: Callable[[PredictionLog], None] | None = None
         self.updates: Callable[[Record], None] | None = None
+        self.examples: Callable[[Record], None] | None = None
         self._offsets: Counter[str] = Counter()
         self._learning: deque[tuple[int, MemoryRecord]] = deque()
         self._wire()
@@ -149,6 +150,8 @@ class Backtest:
             self.report.dead_letters[reason] = self.report.dead_letters.get(reason, 0) + 1
         elif topic == self._examples:
             self._learning.append((self._now + self.model_delay, record))
+            if self.examples:
+                self.examples(record)
         elif topic in self._ways:
             if topic == self._log and self.predictions:
                 self.predictions(self.records.prediction_log.decode(value))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime as dt
 import json
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -175,7 +176,8 @@ def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: 
     if all(view.event_time is None for view in known):
         raise StoreError(f"no view of {declared.name!r} has ever been told of {entity} {entity_id!r}")
     click.echo(
-        json.dumps([asdict(view) for view in known], indent=2) if as_json else describe.known_text(known), nl=as_json
+        json.dumps([dataclasses.asdict(view) for view in known], indent=2) if as_json else describe.known_text(known),
+        nl=as_json,
     )
 
 
@@ -215,9 +217,11 @@ def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None
     running.check_topics(declared, broker, tuple(name for _, name, _ in running.topic_table(declared)))
     filling = Backfill(declared, broker, routes)
     streams = (declared.events, declared.labels)
-    events, labels = filling.rows() if files is None else [history.read(*of) for of in zip(files, streams, strict=True)]
-    with history.progress("history", len(events)) as advance:
-        filling.run(events, labels, advance)
+    with contextlib.ExitStack() as held:
+        events, labels = (
+            filling.rows(held) if files is None else [history.read(*of) for of in zip(files, streams, strict=True)]
+        )
+        filling.run(events, labels, held.enter_context(history.progress("history", None)))
     for source, entity in routes:
         told, there = filling.told[source, entity], filling.there[source, entity]
         click.echo(f"{entity} from {source}: {told:,} updates told, {there:,} were there already")
@@ -230,6 +234,61 @@ def _moment(option: str, text: str) -> int:
     except ValueError:
         raise SettingsError(f"{option} {text!r} is not a time: expected ISO 8601, as 2013-01-31T12:00Z") from None
     return int((found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp() * 1000)
+
+
+@cli.command()
+@PIPELINE
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
+@click.option(
+    "--from", "begin", metavar="TIME", help="Event times from this one on, ISO 8601; UTC where no zone is said."
+)
+@click.option("--to", "end", metavar="TIME", help="Event times before this one.")
+@click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
+@click.option(
+    "--recompute", is_flag=True, help="Vectors anew from history, under this declaration: for views added later."
+)
+@click.option(
+    "--events", "events_path", type=click.Path(path_type=Path), help="With --recompute: history, instead of Kafka's."
+)
+@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@_with_settings("brokers")
+def dataset(pipeline: str, out: Path, begin: str | None, end: str | None, archive: str | None, events_path: Path | None,
+            labels_path: Path | None, *, recompute: bool, force: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
+    """Write a training set: labelled vectors, each as of its event's time, as one Parquet file."""
+    try:
+        from tidemill import dataset as sets
+        from tidemill import recompute as again
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"a data set needs {error.name}: pip install 'tidemill[parquet]'") from None
+    from tidemill import describe, history, topics
+    from tidemill import run as running
+
+    if (events_path is None) != (labels_path is None):
+        raise SettingsError("--events and --labels go together: name both, or neither")
+    if events_path is not None and not recompute:
+        raise SettingsError("--events and --labels go with --recompute: vectors are made of them, not found in them")
+    if archive is not None and recompute:
+        raise SettingsError("--archive holds vectors as they were served: --recompute makes them of events and labels")
+    span = sets.span_of(begin, end)
+    sets.check_out(out, force=force)
+    chosen, declared = settings.load(**options), load(pipeline)
+    form = sets.Form(declared, is_served=not recompute)
+    with history.progress("dataset", None) as advance, sets.written(out, form, span) as writer:
+        if archive is not None:
+            sets.archived(declared, archive, writer, advance)
+        elif events_path is not None and labels_path is not None:
+            events, labels = history.read(events_path, declared.events), history.read(labels_path, declared.labels)
+            again.recompute(declared, events, labels, writer, progress=advance)
+        else:
+            broker = running.broker_of(chosen)
+            broker.connect()
+            used = (topics.EVENTS_VALID, topics.LABELS_VALID) if recompute else (topics.EXAMPLES,)
+            running.check_topics(declared, broker, tuple(topic.name(declared.name) for topic in used))
+            (again.from_kafka if recompute else sets.served)(declared, broker, writer, advance)
+    found = writer.summary
+    click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else describe.dataset_text(found), nl=as_json)
 
 
 @cli.command("demo-data")

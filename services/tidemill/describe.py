@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,6 +19,10 @@ from tidemill.features import Known
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
 from tidemill.registry import snapshots
+from tidemill.tables import Lookup
+
+if TYPE_CHECKING:
+    from tidemill.dataset import Summary  # it needs pyarrow, which is an extra
 
 
 def check_models(pipeline: Pipeline) -> None:
@@ -61,9 +65,8 @@ def as_text(pipeline: Pipeline) -> str:
     """Return what a pipeline will run."""
     vector = _table("feature", "kind", "from")
     for name, feature in pipeline.request_features.items():
-        vector.add_row(
-            name, feature.kind, feature.source if isinstance(feature.source, str) else "a function of the event"
-        )
+        plain = isinstance(feature.source, (str, Lookup))
+        vector.add_row(name, feature.kind, str(feature.source) if plain else "a function of the event")
     for view in pipeline.views:
         for name in view.features:
             vector.add_row(name, "number", f"view {view.label}, tiles of {view.every}")
@@ -82,7 +85,13 @@ def as_text(pipeline: Pipeline) -> str:
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
     head += f"watched in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"
-    parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector, "models", models]
+    parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector]
+    if pipeline.tables:
+        tables = _table("table", "key", "rows", "sha256", numbers=2)
+        for table in pipeline.tables:
+            tables.add_row(table.name, table.key, f"{len(table):,}", table.sha256[:12])
+        parts += ["tables", tables]
+    parts += ["models", models]
     return head + "\n" + _render(*parts) + "topics\n" + topics_text(pipeline)
 
 
@@ -96,6 +105,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "champion": pipeline.champion,
         "models": {name: pipeline.printed(name) for name in pipeline.roster},
         "vector": pipeline.vector,
+        "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
         "rules": [{"rule": r.name, "field": r.field, "expects": r.text} for r in (*pipeline.event_checks, *pipeline.label_checks)],
         "monitor": dataclasses.asdict(pipeline.monitor),
         "schema_ids": {
@@ -165,3 +175,25 @@ def report_text(report: Report) -> str:
         f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
     return head + "\n" + _render(final, f"\n{main} so far", course)
+
+
+def dataset_text(found: Summary) -> str:
+    """Return what a data set holds."""
+    if found.label_mean is None:
+        labels = ", ".join(f"{label} {n:,}" for label, n in found.labels.items())
+    elif found.labels:
+        labels = f"{found.labels.get('true', 0):,} true ({found.label_mean:.2%})"
+    else:
+        labels = f"mean {found.label_mean:.6g}"
+    left = [
+        (found.partial, "with windows that reach back before what is known (partial)"),
+        (found.stale, "with views that could not be read when they were served (stale)"),
+        (found.skipped, "records of an earlier declaration were passed over"),
+        *((n, f"records were refused: {reason}") for reason, n in sorted(found.dead_letters.items())),
+    ]
+    return (
+        f"{found.file}: {found.rows:,} rows, events from {_moment(found.first_event)} to {_moment(found.last_event)} UTC\n"
+        f"labels: {labels}\n"
+        + "".join(f"{n:,} {what}\n" for n, what in left if n)
+        + f"{found.seconds:.1f} s, {found.rows / max(found.seconds, 1e-9):,.0f} rows/s\n"
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -13,13 +14,14 @@ from fsspec.implementations.local import LocalFileSystem
 from tidemill.errors import StoreError
 
 
-def write_whole(path: str, data: bytes) -> None:
-    """Write a local file so that its name never leads to half of it, whatever happens on the way."""
+@contextlib.contextmanager
+def open_whole(path: str) -> Iterator[BinaryIO]:
+    """Write a local file so that its name never leads to half of it: it is put there when the block has ended well."""
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     try:
         with open(beside, "xb") as out:
-            out.write(data)
+            yield out
             out.flush()
             os.fsync(out.fileno())
         os.replace(beside, path)
@@ -32,6 +34,12 @@ def write_whole(path: str, data: bytes) -> None:
         os.fsync(handle)  # the name as well
     finally:
         os.close(handle)
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a local file so that its name never leads to half of it, whatever happens on the way."""
+    with open_whole(path) as out:
+        out.write(data)
 
 
 class Files:

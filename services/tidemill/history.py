@@ -19,10 +19,10 @@ from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.pipeline import Pipeline, Stream
 from tidemill.records import Features, PredictionLog
+from tidemill.tables import MISSING
 
 FORMS = (".csv", ".jsonl", ".ndjson", ".parquet")
 _WORDS = {"true": True, "false": False, "1": True, "0": False}
-_MISSING = ("", "NA", "NaN", "nan", "null")
 
 
 def _whole(value: Any, bits: int) -> int:
@@ -87,7 +87,7 @@ def _frame(path: Path, stream: Stream) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         for name in frame.columns:
             # "NA" may be a text (Namibia, an airline); in a column of numbers it can only mean missing.
-            missing = ("",) if stream.types.get(name) in ("string", "enum") else _MISSING
+            missing = ("",) if stream.types.get(name) in ("string", "enum") else MISSING
             frame[name] = [None if value in missing else value for value in frame[name]]
         return frame.astype(object)
     if path.suffix == ".parquet":
@@ -156,8 +156,11 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """Show a progress bar on a terminal's standard error; nothing where that is no terminal."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
+    """Show a progress bar on a terminal's standard error; nothing where that is no terminal.
+
+    `total` None: how many there will be is not known.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -171,7 +174,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
         def advance(n: int) -> None:
             nonlocal done
             done += n
-            if done % 100 == 0 or done == total:
+            if done // 100 != (done - n) // 100 or done == total:
                 bar.update(task, completed=done)
 
         yield advance

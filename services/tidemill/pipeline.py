@@ -13,12 +13,11 @@
         label_timeout="48h",
     )
 
-Nothing here does I/O but reading schema files; operations (brokers, Redis, secrets) come from the settings.
+Nothing here does I/O but reading schema files (and `Table` its own); operations (brokers, Redis, secrets) come from the settings.
 """
 
 from __future__ import annotations
 
-import contextvars
 import copy
 import hashlib
 import importlib
@@ -38,6 +37,8 @@ from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
 from tidemill.featurizer.aggregates.base import Aggregate, columns_of
 from tidemill.monitor.declaration import LIMITS, Monitor
+from tidemill.schemas import loading
+from tidemill.tables import Lookup, Table
 from tidemill.tasks import TASKS, Task
 from tidemill.validator.rules import FUTURE_TOLERANCE, Rule, not_after_now
 
@@ -51,8 +52,6 @@ KINDS: Mapping[str, str] = {"number": "double", "category": "string", "flag": "b
 
 SHIPPED = {name: f"tidemill.demo.flights:{name}" for name in ("flights", "plain", "delays")}
 """Pipelines that come with the package, by the short name that commands take."""
-
-_loading: contextvars.ContextVar[Path | None] = contextvars.ContextVar("loading", default=None)
 
 Source = str | Callable[[Mapping[str, Any]], Any]
 
@@ -107,7 +106,7 @@ class Stream:
     @cached_property
     def avro(self) -> dict[str, Any]:
         """The schema file as JSON."""
-        return schemas.find(self.schema, _loading.get())
+        return schemas.find(self.schema, loading.get())
 
     @cached_property
     def types(self) -> dict[str, str]:
@@ -232,6 +231,12 @@ class Pipeline:
         """Request features by name, each with its kind."""
         return {name: _feature(self, name, source) for name, source in self.request.items()}
 
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables that request features look up, in declared order."""
+        sources = (feature.source for feature in self.request_features.values())
+        return tuple(dict.fromkeys(source.table for source in sources if isinstance(source, Lookup)))
+
     @cached_property
     def own_views(self) -> tuple[View, ...]:
         """Views that the featurizer keeps as it goes: of the events' key, from events."""
@@ -289,6 +294,8 @@ def _feature(pipeline: Pipeline, name: str, source: Feature | Source) -> Feature
         return source
     if isinstance(source, str):
         return Feature(_AVRO_KIND[pipeline.events.types[source]], source)
+    if isinstance(source, Lookup):
+        return Feature(source.kind, source)
     returns = getattr(source, "__annotations__", {}).get("return")
     kind = {float: "number", int: "number", str: "category", bool: "flag"}.get(returns)  # type: ignore[arg-type]
     kind = kind or {"float": "number", "int": "number", "str": "category", "bool": "flag"}.get(str(returns))
@@ -444,9 +451,17 @@ class _Checker:
                     )
                 if isinstance(source, Feature) and source.kind == "number" and _AVRO_KIND[kind] == "category":
                     self.fail(where, f"field {given!r} is {kind}, not a number: use category({given!r})")
+            elif isinstance(given, Lookup):
+                self.lookup(where, given, source)
             elif not callable(given):
                 self.fail(where, f"{given!r} where the name of an event field or a function of the event was expected")
             _feature(self.p, name, source)
+
+    def lookup(self, where: str, given: Lookup, source: Feature | Source) -> None:
+        self.field(f"{where}: by", given.by, self.p.events, "string", "enum", "int", "long")
+        kind = source.kind if isinstance(source, Feature) else given.kind
+        if given.kind == "category" and kind != "category":
+            self.fail(where, f"column {given.column!r} of {given.table.name} is text, not a {kind}: use category(...)")
 
     def view(self, view: View) -> None:
         where = f"views[{view.label!r}]"
@@ -615,11 +630,11 @@ def _load_file(path: Path) -> Any:
         raise DeclarationError(f"pipeline file {path} can't be read as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # a class declared in the file must be found again by its module's name
-    token = _loading.set(path.resolve().parent)
+    token = loading.set(path.resolve().parent)
     try:
         spec.loader.exec_module(module)
     finally:
-        _loading.reset(token)
+        loading.reset(token)
     return module
 
 

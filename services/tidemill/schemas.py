@@ -6,6 +6,7 @@ the repository's own.
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import json
 from functools import cache
@@ -16,6 +17,9 @@ from fastavro.schema import to_parsing_canonical_form
 
 _PACKAGED = Path(__file__).parent / "schemas"
 _REPOSITORY = Path(__file__).parents[2] / "schemas"
+
+loading: contextvars.ContextVar[Path | None] = contextvars.ContextVar("loading", default=None)
+"""The folder of the pipeline's file, while that is being loaded: where the files that it names are looked for first."""
 
 
 def root() -> Path:

@@ -71,6 +71,12 @@ def decayed(inside: pd.DataFrame, now: int) -> float | None:
     return (weights * there.x).sum() / weights.sum() if len(there) else None
 
 
+def shrunk(inside: pd.DataFrame, _: int) -> float:
+    """As if five more values had been 0.125."""
+    values = [*inside.x.dropna(), *[0.125] * 5]
+    return sum(values) / len(values)
+
+
 def sum_by_count(inside: pd.DataFrame, _: int) -> float | None:
     return inside.x.sum() / len(inside) if inside.x.notna().any() else None
 
@@ -103,6 +109,7 @@ CASES = {
     "quantile of a half": Case(aggregates.quantile("x", 0.5, "10m"), valued("x", lower(0.5)), rel=0.01, largest=BINS),
     "rate": Case(aggregates.rate("10m"), lambda inside, _: len(inside) / 600),
     "ratio": Case(aggregates.ratio(aggregates.sum("x", "10m"), aggregates.count("10m")), sum_by_count),
+    "shrunk_mean": Case(aggregates.shrunk_mean("x", 0.125, 5, "10m"), shrunk),
     "std": Case(aggregates.std("x", "10m"), valued("x", pd.Series.std, least=2), rel=1e-9, largest=90),
     "sum": Case(aggregates.sum("x", "10m"), valued("x", pd.Series.sum)),
     "time_since_last": Case(aggregates.time_since_last("10m"), lasting),
@@ -319,11 +326,11 @@ def test_features_are_called_by_what_they_are() -> None:
         *aggregates.count("1h", "3h"), *aggregates.rate("1h"), *aggregates.mean("x", "1h"), *aggregates.quantile("x", 0.9, "1h"),
         *aggregates.quantile("x", 0.999, "1h"), *aggregates.quantile("x", 1, "1h"), *aggregates.quantile("x", 0.5, "1h"),
         *aggregates.decayed_mean("x", "30m", "3h"), *aggregates.top_share("x", "1h"), *aggregates.time_since_last("1h"),
-        *aggregates.ratio(aggregates.sum("x", "60m"), aggregates.rate("1h")),
+        *aggregates.ratio(aggregates.sum("x", "60m"), aggregates.rate("1h")), *aggregates.shrunk_mean("label", 0.2, 20, "3h"),
     ]  # fmt: skip
     assert [one.name for one in made] == [
         "count_1h", "count_3h", "rate_1h", "mean_x_1h", "p90_x_1h", "p99_9_x_1h", "p100_x_1h", "p50_x_1h", "decayed_mean_x_30m_3h",
-        "top_share_x_1h", "time_since_last_1h", "sum_x_60m_per_rate_1h",
+        "top_share_x_1h", "time_since_last_1h", "sum_x_60m_per_rate_1h", "shrunk_mean_label_3h",
     ]  # fmt: skip
 
 
@@ -339,6 +346,11 @@ def test_features_are_called_by_what_they_are() -> None:
         (lambda: aggregates.decayed_mean("x", "soon", "1h"), "soon"),
         (lambda: aggregates.decayed_mean("x", "1h", "soon"), "soon"),
         (lambda: aggregates.ratio(aggregates.count("1h", "3h"), aggregates.count("1h")), "one aggregate with one window"),
+        (lambda: aggregates.shrunk_mean("x", 0.5, 10), r"shrunk_mean\('x', 0.5, 10, '1h'\)"),
+        (lambda: aggregates.shrunk_mean("x", "1h", 10), "prior is '1h'"),
+        (lambda: aggregates.shrunk_mean("x", math.nan, 10, "1h"), "prior is nan"),
+        (lambda: aggregates.shrunk_mean("x", 0.5, math.inf, "1h"), "weight is inf"),
+        (lambda: aggregates.shrunk_mean("x", 0.5, 0, "1h"), "weight is 0 where a number above 0"),
         (lambda: aggregates.ratio("count", aggregates.count("1h")), "'count' where one aggregate"),
         (lambda: aggregates.ratio(aggregates.count("1h"), aggregates.count("3h")), "count_1h and count_3h"),
     ],
@@ -357,6 +369,25 @@ def test_a_ratio_takes_an_aggregate_or_a_list_of_one_and_ratios_too() -> None:
     for x in (4.0, 8.0):
         entity.add(plan, 0, {"x": x})
     assert plan.read(entity, 0) == [3.0]
+
+
+def test_a_shrunk_mean_goes_from_what_is_expected_to_what_was_seen() -> None:
+    plan = Plan(View("e", every="1m", aggregates=aggregates.shrunk_mean("x", 0.2, 4, "10m")))
+    assert list(plan.nothing.values()) == [0.2]
+    entity, seen = Entity(plan), []
+    for _ in range(12):
+        entity.add(plan, 0, {"x": 1.0})
+        seen.append(plan.read(entity, 0)[0])
+    assert seen[0] == pytest.approx((1 + 4 * 0.2) / 5)
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx((12 + 4 * 0.2) / 16)
+    assert plan.read(entity, 10 * EVERY) == [0.2], "the window has gone by"
+
+
+def test_two_shrunk_means_of_one_field_and_window_need_two_views() -> None:
+    keep = [aggregates.shrunk_mean("distance", prior, 4, "1h") for prior in (0.2, 0.3)]
+    with pytest.raises(DeclarationError, match="shrunk_mean_distance_1h' is declared twice"):
+        replace(load("flights"), views=[View("origin", every="5m", aggregates=keep)])
 
 
 class Clash(Column):

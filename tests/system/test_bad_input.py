@@ -204,6 +204,9 @@ def files(tmp_path: Path) -> Path:
     declare += "mine = replace(_d, events=replace(_d.events, schema='{}'))\n"
     (tmp_path / "lost.py").write_text(declare.format("nowhere.avsc"))
     (tmp_path / "torn.py").write_text(declare.format("schema.avsc"))
+    look_up = "from tidemill import Table\nTABLE = Table('{}', key='{}')\n"
+    (tmp_path / "tableless.py").write_text(look_up.format("nowhere.csv", "faa"))
+    (tmp_path / "keyless.py").write_text(look_up.format("columns.csv", "faa"))
     (tmp_path / "columns.csv").write_text("flight_id,landed_at\na,1\n")
     (tmp_path / "noise.parquet").write_bytes(b"PAR1noise")
     return tmp_path
@@ -218,6 +221,8 @@ def files(tmp_path: Path) -> Path:
         (["check", "{}/syntax.py"], ["syntax.py line 2", "SyntaxError"]),
         (["check", "{}/lost.py"], ["events.schema", "nowhere.avsc"]),
         (["check", "{}/torn.py"], ["events.schema", "schema.avsc", "not JSON"]),
+        (["check", "{}/tableless.py"], ["table 'nowhere.csv'", "no such file in {}"]),
+        (["check", "{}/keyless.py"], ["table 'columns.csv'", "no column 'faa'", "flight_id, landed_at"]),
         (
             ["backtest", "delays", "--events", "{}/columns.csv", "--labels", "{}/columns.csv"],
             ["columns.csv", "asked_at"],
@@ -238,6 +243,49 @@ def files(tmp_path: Path) -> Path:
         (["features", "backfill", "plain"], ["nothing to fill"]),
         (["features", "backfill", "flights", "--brokers", NOBODY], ["no Kafka at", NOBODY]),
         (["features", "materialize", "flights"], ["--events"]),
+        (["dataset", "delays"], ["--out"]),
+        (["dataset", "delays", "--out", "{}/x.csv"], [".csv", "expected .parquet"]),
+        (["dataset", "delays", "--out", "{}/noise.parquet"], ["noise.parquet", "there is a file", "--force"]),
+        (["dataset", "delays", "--out", "{}/no/x.parquet"], ["{}/no", "does not exist"]),
+        (["dataset", "delays", "--out", "{}/x.parquet", "--from", "soon"], ["--from 'soon'", "ISO 8601"]),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--from", "2013-02", "--to", "2013-01-31"],
+            ["--from '2013-02'"],
+        ),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--from", "2013-02-01", "--to", "2013-02-01"],
+            ["no time is between"],
+        ),
+        (["dataset", "delays", "--out", "{}/x.parquet", "--events", "a.csv"], ["--events and --labels", "both"]),
+        (["dataset", "delays", "--out", "{}/x.parquet", "--events", "a.csv", "--labels", "b.csv"], ["--recompute"]),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--archive", "{}", "--recompute"],
+            ["--archive", "as they were served"],
+        ),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--archive", "{}/nowhere"],
+            ["nowhere", "has no examples", "'delays'"],
+        ),
+        (["dataset", "delays", "--out", "{}/x.parquet", "--archive", "nonsense://place"], ["archive_url", "nonsense"]),
+        (
+            [
+                "dataset",
+                "delays",
+                "--out",
+                "{}/x.parquet",
+                "--recompute",
+                "--events",
+                "{}/columns.csv",
+                "--labels",
+                "{}/columns.csv",
+            ],
+            ["columns.csv", "asked_at"],
+        ),
+        (
+            ["dataset", "delays", "--out", "{}/x.parquet", "--brokers", NOBODY],
+            ["no Kafka at", NOBODY, "TIDEMILL_BROKERS"],
+        ),
+        (["dataset", "nonsense", "--out", "{}/x.parquet"], ["unknown pipeline"]),
         (["nonsense"], ["nonsense"]),
         (["check"], ["PIPELINE"]),
     ],
@@ -246,15 +294,20 @@ def files(tmp_path: Path) -> Path:
 def test_a_wrong_file_or_option_ends_in_one_clear_line(
     inside, files: Path, arguments: list[str], words: list[str]
 ) -> None:
-    assert_one_clear_line(inside(*(argument.format(files) for argument in arguments)), *words)
+    done = inside(*(argument.format(files) for argument in arguments))
+    assert_one_clear_line(done, *(word.format(files) for word in words))
+    assert not [path for path in files.iterdir() if "x.parquet" in path.name], (
+        "nothing was begun, or it was cleared away"
+    )
 
 
 def test_an_exception_in_the_declaration_names_its_line(broken: Path) -> None:
     assert_one_clear_line(tidemill("check", str(broken)), "broken.py line 2", "no_such_thing")
 
 
-def test_topics_that_do_not_exist_are_named_with_the_command_that_makes_them(kafka) -> None:
-    done = tidemill("run", "validator", "plain", "--brokers", kafka.servers)
+@pytest.mark.parametrize("command", [["run", "validator", "plain"], ["dataset", "plain", "--out", "x.parquet"]])
+def test_topics_that_do_not_exist_are_named_with_the_command_that_makes_them(kafka, command: list[str]) -> None:
+    done = tidemill(*command, "--brokers", kafka.servers)
     assert_one_clear_line(done, "no topic plain.", "tidemill topics plain --create")
 
 

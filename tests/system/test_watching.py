@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -22,8 +23,10 @@ from running import Running, until, worker
 from site_by_hand import alert
 
 from tidemill import topics
+from tidemill.dataset import Form, Span, archived, span_of, written
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
+from tidemill.recompute import from_kafka
 from tidemill.records import HEADER
 from tidemill.stream.api import Slot
 from tidemill.stream.kafka import Sender
@@ -171,6 +174,47 @@ def test_psi_is_that_of_the_first_day_of_labels(run: Running) -> None:
         assert found == pytest.approx(float(((p - q) * np.log(p / q)).sum()), abs=1e-9)
         compared += 1
     assert compared >= 3
+
+
+def test_a_training_set_from_kafka_is_the_one_from_the_archive(run: Running, tmp_path: Path) -> None:
+    out = [tmp_path / "kafka.parquet", tmp_path / "archive.parquet"]
+    command = [*run.stack.launcher, "dataset", run.reference, "--out", str(out[0]), "--from", "2013-01-02"]
+    command += ["--brokers", run.broker.servers]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    with written(out[1], Form(run.pipeline), span_of("2013-01-02", None)) as writer:
+        archived(run.pipeline, run.stack.env["TIDEMILL_ARCHIVE_URL"], writer)
+    one, other = (pd.read_parquet(path).sort_values("event_id", ignore_index=True) for path in out)
+    pd.testing.assert_frame_equal(one, other)
+    rows = archive(run, topics.EXAMPLES)
+    assert len(one) == (as_ms(rows["event_time"]) >= pd.Timestamp("2013-01-02").value // 10**6).sum() > 2000
+    assert f"{len(one):,} rows" in done.stdout
+
+
+def in_time(run: Running) -> set[str]:
+    """Return the events that came after all earlier ones of their partition, and before all later ones."""
+    found: set[str] = set()
+    valid = [(r.partition(), run.records.event.decode(r.value())) for r in records(run, topics.EVENTS_VALID)]
+    for partition in range(run.pipeline.partitions):
+        events = [event for of, event in valid if of == partition]
+        times = [event["asked_at"] for event in events]
+        before = list(itertools.accumulate(times, max))
+        after = list(itertools.accumulate(reversed(times), min))[::-1]
+        found |= {e["flight_id"] for e, b, a in zip(events, before, after, strict=True) if b <= e["asked_at"] <= a}
+    return found
+
+
+def test_a_training_set_made_anew_has_the_features_that_were_served(run: Running, tmp_path: Path) -> None:
+    """But for views of other entities, which were read a moment late, and for events that others had overtaken."""
+    with written(tmp_path / "x.parquet", Form(run.pipeline, is_served=False), Span()) as writer:
+        from_kafka(run.pipeline, run.broker, writer)
+    made = pd.read_parquet(tmp_path / "x.parquet").sort_values("event_id", ignore_index=True)
+    rows = archive(run, topics.EXAMPLES).sort_values("event_id", ignore_index=True)
+    same = ["event_id", "entity_id", "label", *(f"x_{name}" for name in run.pipeline.request_features)]
+    pd.testing.assert_frame_equal(made[same], rows[same])
+    own = [f"x_{name}" for view in run.pipeline.own_views for name in view.features]
+    came = made["event_id"].isin(in_time(run))
+    assert came.sum() > 1000
+    pd.testing.assert_frame_equal(made[came][own], rows[came][own])
 
 
 def test_status_tells_of_every_service_and_all_are_well(run: Running) -> None:

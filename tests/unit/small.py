@@ -34,6 +34,7 @@ VIEW = View(
         aggregates.top_share("dest", "5m"),
         aggregates.decayed_mean("distance", "90s", "5m"),
         aggregates.ratio(aggregates.sum("distance", "5m"), aggregates.count("5m")),
+        aggregates.shrunk_mean("dep_delay", 5.0, 3, "5m"),
     ],
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_deployment import accepts
 
-from tidemill import Monitor, load
+from tidemill import Monitor, aggregates, load
 from tidemill.describe import check_models
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,10 @@ def test_commands_in_the_readme_parse(command: str) -> None:
 
 def test_there_are_commands_in_the_readme() -> None:
     assert len(COMMANDS) >= 8
+
+
+def test_the_readme_names_every_aggregate() -> None:
+    assert [name for name in aggregates.__all__ if f"`{name}" not in TEXT] == []
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)#]+)\)", TEXT))

@@ -116,6 +116,7 @@ OVER_DISTANCE: dict[str, Callable[[], list[aggregates.Aggregate]]] = {
     "decayed_mean": lambda: aggregates.decayed_mean("distance", "30s", "1h"),
     "quantile": lambda: [a for q in (0, 0.5, 1) for a in aggregates.quantile("distance", q, "1h")],
     "ratio": lambda: aggregates.ratio(aggregates.sum("distance", "1h"), aggregates.first("distance", "1h")),
+    "shrunk_mean": lambda: aggregates.shrunk_mean("distance", -1e300, 1e300, "1h"),
 }
 
 

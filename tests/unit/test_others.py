@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,11 @@ class River:
         return [self.records.features.of(r.value()) for r in self.broker.records(topics.FEATURES.name("plain"))]
 
 
+def fill(filling: Backfill) -> None:
+    with ExitStack() as held:
+        filling.run(*filling.rows(held))
+
+
 @pytest.fixture(scope="module")
 def messages() -> list:
     return list(script(PLAIN, data.flights((1,), days=3)[::4]))
@@ -105,7 +111,7 @@ def test_a_view_declared_later_is_missing_until_it_was_filled_and_then_as_if_it_
     assert {store.notes[0].partition(" partial")[1] for store in river.stores.values()} == {" partial"}
 
     filling = Backfill(river.declared, river.broker, routes_of(river.declared))
-    filling.run(*filling.rows())
+    fill(filling)
     river.drive("materializer")
     assert river.held() == always.held()
     assert not any("partial" in note for store in river.stores.values() for note in store.notes.values())
@@ -113,7 +119,7 @@ def test_a_view_declared_later_is_missing_until_it_was_filled_and_then_as_if_it_
     assert all(count > 100 for count in (*filling.told.values(), *filling.there.values()))
 
     again = Backfill(river.declared, river.broker, routes_of(river.declared))
-    again.run(*again.rows())
+    fill(again)
     river.drive("materializer")
     assert not again.told, "twice is once"
     assert river.held() == always.held()
@@ -133,7 +139,7 @@ def test_a_vector_goes_without_a_view_until_it_is_whole(messages) -> None:
     river.drive("validator", "featurizer", "materializer")
     assert all(v["stale"] == ["dest"] and v["vector"]["dest_count_3h"] is None for v in river.vectors() if v)
     filling = Backfill(river.declared, river.broker, routes_of(river.declared))
-    filling.run(*filling.rows())
+    fill(filling)
     river.drive("materializer")
     river.send(events[150:200])
     river.drive("validator", "featurizer", "materializer")
@@ -191,7 +197,7 @@ def test_a_backfill_does_not_begin_before_the_services_have_come_to_the_end(mess
     river.drive("validator")
     filling = Backfill(river.declared, river.broker, routes_of(river.declared))
     with pytest.raises(BrokerError, match="featurizer has not come to the end"):
-        filling.rows()
+        fill(filling)
 
 
 def test_only_views_that_are_told_by_updates_can_be_filled() -> None:

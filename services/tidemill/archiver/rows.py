@@ -9,7 +9,7 @@ Columns: `partition`, `offset`, `timestamp` of the record; `event_id`, `entity_i
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -117,7 +117,8 @@ class Form:
         lacking = [name for name in self.schema.names if name not in there and not name.startswith(OPTIONAL)]
         if lacking:
             raise SettingsError(
-                f"an archive's file was written by another declaration of the pipeline: it has no {', '.join(lacking)}"
+                f"an archive's file was written by another declaration of the pipeline: it has no {', '.join(lacking)}; "
+                f"`tidemill dataset --recompute` makes vectors anew from history"
             )
         fields = [field for field in self.schema if field.name in there]
         whole = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in fields]
@@ -151,12 +152,21 @@ def features_of(row: Row) -> Features:
     }
 
 
-def read(pipeline: Pipeline, files: Files, *, labelled: bool) -> Iterator[Row]:
-    """Yield the rows of a pipeline's archive, file by file. Raises SettingsError where there is none."""
+def _any(_: str) -> bool:
+    return True
+
+
+def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[str], bool] = _any) -> Iterator[Row]:
+    """Yield the rows of a pipeline's archive, file by file; `wanted` is asked about each date, YYYY-MM-DD of the event.
+
+    Raises SettingsError where there is no archive.
+    """
     topic = topics.EXAMPLES if labelled else topics.PREDICTION_LOG
     form = Form(pipeline, labelled=labelled)
     paths = files.glob(f"{pipeline.name}/{topic.suffix}/date=*/*.parquet")
     if not paths:
         raise SettingsError(f"archive {files.url} has no {topic.suffix} of the pipeline {pipeline.name!r}")
     for path in paths:
+        if not wanted(path.rpartition("/date=")[2].partition("/")[0]):
+            continue
         yield from form.rows(files.read(path) or b"")

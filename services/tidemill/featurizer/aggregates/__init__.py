@@ -13,6 +13,7 @@ from tidemill.featurizer.aggregates.min import min
 from tidemill.featurizer.aggregates.quantile import quantile
 from tidemill.featurizer.aggregates.rate import rate
 from tidemill.featurizer.aggregates.ratio import ratio
+from tidemill.featurizer.aggregates.shrunk_mean import shrunk_mean
 from tidemill.featurizer.aggregates.std import std
 from tidemill.featurizer.aggregates.sum import sum
 from tidemill.featurizer.aggregates.time_since_last import time_since_last
@@ -30,6 +31,7 @@ __all__ = [
     "quantile",
     "rate",
     "ratio",
+    "shrunk_mean",
     "std",
     "sum",
     "time_since_last",
