@@ -80,6 +80,17 @@ def test_a_shift_is_alerted_within_two_windows_and_named(january: list[Flight], 
     assert others == set()  # no other feature is accused
 
 
+def test_a_view_that_is_told_nothing_any_more_is_alerted_and_no_other(january: list[Flight]) -> None:
+    views = [replace(view, fresh="30h" if view.label == "carrier_outcome" else view.fresh) for view in FLIGHTS.views]
+    pipeline = replace(FLIGHTS, views=views)
+    flights = drawn(january, range(FIRST, LAST), A_DAY, 1)
+    closed = watched(pipeline, logs_of(pipeline, flights, cut=MOVED * DAY_MS))
+    opened = [alert for window in closed for alert in window.alerts if alert.state == "opened"]
+    told = {str(alert.subject): alert for alert in opened if alert.subject.kind in ("freshness", "stale")}
+    assert set(told) == {"freshness:carrier_outcome"}  # dest grew as old, and has no objective; origin went on
+    assert MOVED * DAY_MS < told["freshness:carrier_outcome"].end <= (MOVED + 3) * DAY_MS
+
+
 LABELS = {"label_drift", "performance:logreg"}
 """Some labels of a window are of events before the shift: flights that land on the day after."""
 
