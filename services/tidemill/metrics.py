@@ -74,7 +74,8 @@ WINDOW_LATE = Counter(
 )
 WINDOW_END = Gauge("tidemill_window_end_seconds", "Event time, Unix, of the end of the last closed window.", ["source"])
 WINDOW_FIGURE = Gauge(
-    "tidemill_window_figure", "Figures of the last closed window: metrics, calibration, drift, delays.",
+    "tidemill_window_figure",
+    "Figures of the last closed window: metrics, calibration, drift, delays; of freshness, `feature` is the view.",
     ["source", "figure", "model", "feature"],
 )  # fmt: skip
 WINDOW_SEGMENT = Gauge(
