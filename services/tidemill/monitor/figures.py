@@ -132,7 +132,10 @@ def _percentiles(found: Figures, key: Key, values: npt.NDArray[np.float64]) -> N
 
 
 def _views(found: Figures, views: Sequence[str], rows: pd.DataFrame) -> None:
-    """Add, by view: the age of its features in s of event time, and the shares of vectors without any, and why."""
+    """Add, by view: the age of its features in s of event time, and the shares of vectors without any, and why.
+
+    `stale`: it could not be read; `unknown`: it was, and was never told of the entity, or the event names none.
+    """
     time = rows["event_time"].to_numpy(dtype=float)
     troubled = rows["stale"].notna().to_numpy()
     names = rows["stale"].to_numpy()[troubled]

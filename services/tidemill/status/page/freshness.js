@@ -101,7 +101,7 @@ export class Freshness {
         latest("stale", "share of vectors in which the view could not be read", share, {
           fill: (cell, v) => attr(text(cell, share(last(v.stale))), "class", `number${isStale(v) ? " worse" : ""}`),
         }),
-        latest("unknown", "share of vectors whose entity the view was never told of", share),
+        latest("unknown", "share of vectors whose entity the view was never told of, or that have none", share),
       ],
     });
     byId("freshness-table").append(this.table.root);
