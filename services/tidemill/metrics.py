@@ -29,6 +29,7 @@ HEARTBEAT = Gauge("tidemill_heartbeat_seconds", "Unix time of the loop's last tu
 COUNTS: Mapping[str, Counter] = {
     "dead_letters": Counter("tidemill_dead_letters_total", "Dead letters, by reason.", ["service", "reason"]),
     "lost_records": Counter("tidemill_lost_records_total", "Committed offsets the log no longer held.", ["service", "topic"]),
+    "stale_vectors": Counter("tidemill_stale_vectors_total", "Vectors served while a view could not be read.", ["service", "view"]),
     "tile_too_old": Counter("tidemill_late_events_total", "Events older than their view keeps.", ["service", "view"]),
     "view_writes": Counter("tidemill_view_writes_total", "Writes to the online store, by outcome.", ["service", "outcome"]),
     "joined": Counter("tidemill_joined_total", "Predictions that met their label.", ["service", "topic"]),
@@ -48,9 +49,22 @@ GAUGES: Mapping[str, Gauge] = {
         "tidemill_waiting_labels", "Labels that wait for their prediction.", ["service", "partition"]
     ),
     "entities": Gauge("tidemill_entities", "Entities held in memory, by view.", ["service", "view"]),
+    "view_event_time": Gauge(
+        "tidemill_view_event_time_seconds",
+        "Event time, Unix, of the newest event that is held, by view.",
+        ["service", "view"],
+    ),
     "view_behind": Gauge("tidemill_view_behind", "1 while the online store can't be written.", ["service", "view"]),
     "model_version": Gauge("tidemill_model_version", "Examples offset of the model in use.", ["service", "model"]),
     "examples": Gauge("tidemill_examples_learned", "Examples the model has learned.", ["service", "model"]),
+}
+HISTOGRAMS: Mapping[str, Histogram] = {
+    "feature_age": Histogram(
+        "tidemill_feature_age_seconds",
+        "Age in event time, by view, of the oldest features of each batch of vectors: one observation a batch.",
+        ["service", "view"],
+        buckets=(1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0, 259_200.0, 604_800.0),
+    ),
 }
 
 
@@ -60,7 +74,8 @@ WINDOW_LATE = Counter(
 )
 WINDOW_END = Gauge("tidemill_window_end_seconds", "Event time, Unix, of the end of the last closed window.", ["source"])
 WINDOW_FIGURE = Gauge(
-    "tidemill_window_figure", "Figures of the last closed window: metrics, calibration, drift, delays.",
+    "tidemill_window_figure",
+    "Figures of the last closed window: metrics, calibration, drift, delays; of freshness, `feature` is the view.",
     ["source", "figure", "model", "feature"],
 )  # fmt: skip
 WINDOW_SEGMENT = Gauge(
@@ -131,6 +146,11 @@ class LoopMetrics(ServiceMetrics):
         """Add what a step counted."""
         for (name, label), n in counts.items():
             COUNTS[name].labels(self.service, label).inc(n)
+
+    def observed(self, found: Mapping[tuple[str, str], float]) -> None:
+        """Observe what a step measured, once each."""
+        for (name, label), value in found.items():
+            HISTOGRAMS[name].labels(self.service, label).observe(value)
 
     def gauges(self, levels: Mapping[tuple[str, str], float]) -> None:
         """Set what a step measures."""

@@ -36,7 +36,7 @@ from tidemill import schemas
 from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
 from tidemill.featurizer.aggregates.base import Aggregate, columns_of
-from tidemill.monitor.declaration import LIMITS, Monitor
+from tidemill.monitor.declaration import BY_VIEW, LIMITS, Monitor
 from tidemill.schemas import loading
 from tidemill.tables import Lookup, Table
 from tidemill.tasks import TASKS, Task
@@ -135,7 +135,8 @@ class View:
     expires
         How long after its last event, in event time, an entity is forgotten; never by default.
     fresh
-        The objective: an alert where the features that were served are older than this, in event time.
+        The objective: an alert where of the features that were served in a window more than one in a hundred were older
+        than this, in event time.
     """
 
     entity: str
@@ -150,6 +151,11 @@ class View:
     def label(self) -> str:
         """The view's name."""
         return self.name or (self.entity if self.source == "events" else f"{self.entity}_outcome")
+
+    @property
+    def objective(self) -> float | None:
+        """How old its features may be, in s of event time; None where nothing is declared."""
+        return milliseconds(self.fresh) / 1000 if self.fresh else None
 
     @cached_property
     def flat(self) -> tuple[Aggregate, ...]:
@@ -563,7 +569,8 @@ class _Checker:
     def limits(self, limits: Any) -> None:
         if not isinstance(limits, Mapping):
             self.fail("monitor.limits", f"{limits!r} where a mapping was expected, as in limits={{'psi': 0.3}}")
-        known = {*LIMITS, "label_mean", *(type(metric).__name__ for metric in self.p.metric())}
+        views = [view.label for view in self.p.views]
+        known = {*LIMITS, *BY_VIEW, "label_mean", *(type(metric).__name__ for metric in self.p.metric())}
         for name, limit in limits.items():
             figure, _, feature = str(name).partition(":")
             if figure not in known:
@@ -571,13 +578,22 @@ class _Checker:
                     "monitor.limits",
                     f"{name!r} is no figure that can alert: expected one of {', '.join(sorted(known))}",
                 )
-            if feature and feature not in self.p.vector:
+            if feature and figure in BY_VIEW:
+                if feature not in views:
+                    self.fail(
+                        "monitor.limits", f"{name!r}: {feature!r} is no view: there are {', '.join(views) or 'none'}"
+                    )
+            elif feature and feature not in self.p.vector:
                 self.fail(
                     "monitor.limits", f"{name!r}: {feature!r} is no feature: the vector has {', '.join(self.p.vector)}"
                 )
             if figure == "label_mean" and limit is not None:
                 self.fail(
                     "monitor.limits", "'label_mean' is held to what is usual, not to a limit: give None for no alert"
+                )
+            if figure == "freshness_p99" and limit is not None:
+                self.fail(
+                    "monitor.limits", f"{name!r} is held to its view's fresh=..., declare that; give None for no alert"
                 )
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit != limit):
                 self.fail("monitor.limits", f"{name!r} is {limit!r} where a number, or None for no alert, was expected")

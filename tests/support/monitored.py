@@ -37,8 +37,12 @@ def drawn(pool: Sequence[Flight], days: range, a_day: int, seed: int, shift: Shi
     return found
 
 
-def logs_of(pipeline: Pipeline, flights: Sequence[Flight]) -> list[MemoryRecord]:
-    """Return what a whole pipeline writes of these flights, in order of time: its prediction log and its examples."""
+def logs_of(pipeline: Pipeline, flights: Sequence[Flight], cut: int | None = None) -> list[MemoryRecord]:
+    """Return what a whole pipeline writes of these flights, in order of time: its prediction log and its examples.
+
+    `cut`: the time in ms from which on no update reaches a view.
+    """
+    updates = topics.UPDATES.name(pipeline.name)
     wanted = {topics.PREDICTION_LOG.name(pipeline.name), topics.EXAMPLES.name(pipeline.name)}
     found: list[MemoryRecord] = []
     run = Backtest(pipeline)
@@ -47,6 +51,8 @@ def logs_of(pipeline: Pipeline, flights: Sequence[Flight]) -> list[MemoryRecord]
     def seen(topic: str, value: bytes, key: bytes | None = None, timestamp: int = 0, *more: Any) -> None:
         if topic in wanted:
             found.append(MemoryRecord(topic, value, key, timestamp))
+        if topic == updates and cut is not None and timestamp >= cut:
+            return
         emit(topic, value, key, timestamp, *more)
 
     run._emit = seen  # type: ignore[method-assign]

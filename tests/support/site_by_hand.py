@@ -68,7 +68,9 @@ class Site:
         self.token = TOKEN
         self.said: list[tuple[str, str, str]] = []
         self.wrong: str | None = None
-        self.lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"})
+        self.newest: int | None = None
+        self.lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"},
+                             lambda: self.newest)  # fmt: skip
         overview = Overview(FLIGHTS, self.feed, self.scraper, lambda: [{"name": "kafka", "ok": True, "why": ""}])
         self.app = build(
             Parts(
@@ -102,7 +104,8 @@ def predicted(site: Site, event_id: str = "e1", *, label: bool | None = None) ->
     }  # fmt: skip
     features = {
         "event_id": event_id, "entity_id": "JFK", "event_time": 5, "partition": 1, "offset": 0, "partial": False,
-        "entities": {}, "as_of": {}, "stale": [],
+        "entities": {"dest": "LAX", "carrier": "UA", "origin": "JFK"}, "as_of": {"origin": 2, "carrier_outcome": 7},
+        "stale": ["dest"],
         "vector": dict.fromkeys(FLIGHTS.vector) | {"distance": 2475.0},
     }  # fmt: skip
     scores = [{"model": m, "version": 7, "score": 0.25, "probabilities": {}} for m in FLIGHTS.roster]

@@ -22,8 +22,30 @@ from site_by_hand import Site, alert, figure, letter, window
 
 from tidemill import topics
 from tidemill.demo.stack import free_port
+from tidemill.status.scrape import Instance
 
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+CROSSED = """() => {
+  const inside = (p, b) => p.x > b.left + 3 && p.x < b.right - 3 && p.y > b.top + 3 && p.y < b.bottom - 3;
+  const boxes = [...document.querySelectorAll("#diagram .box")].map((box) => box.getBoundingClientRect());
+  const labels = [...document.querySelectorAll("#diagram .labels text")].map((l) => [l.textContent, l.getBoundingClientRect()]);
+  const wrong = [];
+  for (const path of document.querySelectorAll("#diagram .bed")) {
+    const matrix = path.getScreenCTM();
+    for (let at = 0; at <= path.getTotalLength(); at += 2) {
+      const point = path.getPointAtLength(at).matrixTransform(matrix);
+      if (boxes.some((box) => inside(point, box))) wrong.push(`a wire in a box: ${path.getAttribute("d")}`);
+    }
+  }
+  labels.forEach(([one, a], i) => labels.slice(i + 1).forEach(([other, b]) => {
+    if (a.left < b.right && b.left < a.right && a.top + 3 < b.bottom - 3 && b.top + 3 < a.bottom - 3) wrong.push(`${one} on ${other}`);
+  }));
+  for (const [text, l] of labels)
+    for (const box of boxes)
+      if (l.left < box.right && box.left < l.right && l.top + 3 < box.bottom && box.top < l.bottom - 3) wrong.push(`${text} on a box`);
+  return [...new Set(wrong)];
+}"""
+"""Returns what is wrong with the diagram."""
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
 
 
@@ -97,23 +119,29 @@ def test_during_a_demo_run_numbers_change_and_spoilt_events_come_with_their_reas
     expect(page.locator("#pipeline")).to_have_text("flights", timeout=20_000)
     expect(page.locator("#connection")).to_contain_text("live", timeout=20_000)
     before = figure_of(page, "Records in")
-    for name in ("validator", "featurizer", "scorer", "joiner", "archiver", "monitor"):
+    for name in ("validator", "featurizer", "materializer", "scorer", "joiner", "archiver", "monitor"):
         expect(page.locator("#diagram")).to_contain_text(name)
     expect(page.locator("#reason-table")).to_contain_text("out_of_range", timeout=60_000)
     expect(page.locator("#reason-table")).to_contain_text("77 where 0 to 23 was expected")
     until(lambda: figure_of(page, "Records in") != before, "the numbers stand still", 20)
     expect(page.locator("#model-table")).to_contain_text("logreg", timeout=30_000)
+    expect(page.locator("#freshness-note")).to_contain_text("every objective is kept", timeout=90_000)
+    expect(page.locator("#freshness-table")).to_contain_text("tailnum_outcome")
 
 
 def test_a_prediction_and_an_entity_are_looked_up_from_the_page(demo: str, page: Page) -> None:
     page.goto(f"{demo}#entity=JFK")
     expect(page.locator("#lookup-result")).to_contain_text("origin_count_1h", timeout=60_000)
+    expect(page.locator("#lookup-result")).to_contain_text("before the newest event")
     page.get_by_label("Prediction", exact=True).check(force=True)
     page.locator("#lookup-form input[type=search]").fill("UA1545-EWR-2013-01-01T10:15Z")
     page.keyboard.press("Enter")
     expect(page.locator("#lookup-result")).to_contain_text("2013-01-01T10:15Z", timeout=30_000)
     expect(page.locator("#lookup-result")).to_contain_text("flights.prediction-log")
     expect(page.locator("#lookup-result")).to_contain_text("champion")
+    expect(page.locator("#lookup-result")).to_contain_text(
+        "never told of it"
+    )  # the first day: no view knows its airport
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +150,18 @@ def hostile() -> Iterator[tuple[str, Site]]:
     site, port = Site(), free_port()
     site.feed._letter(letter(SCRIPT, SCRIPT, SCRIPT))
     said = [figure("psi", 9.0, feature="distance"), figure("missing", 0.1, feature="distance")]
+    said += [figure("freshness_p99", 9000.0, feature="origin"), figure("freshness_p99", 9e6, feature="dest")]
+    said += [figure("stale", 0.03, feature="dest")]
     site.tell(topics.WINDOWS, *(window("prediction-log", n * 100, figures=said) for n in range(3)))
     said = [figure("Accuracy", 0.7, model=name) for name in ("logreg", SCRIPT)]
     said.append(figure("Accuracy", 0.6, model="logreg", segment=f"carrier={SCRIPT}"))
     site.tell(topics.WINDOWS, *(window("examples", n * 100, figures=said) for n in range(3)))
     site.tell(topics.ALERTS, alert(f"drift:{SCRIPT}", message=SCRIPT, look_at=SCRIPT, model=SCRIPT, segment=SCRIPT))
+    site.tell(topics.ALERTS, alert("stale:dest", figure="stale", value=0.03, limit=0.01))
+    for name in ("featurizer", "materializer", "joiner"):
+        site.scraper.services[name] = "http://x"
+        course = [(0.0, 0.0, 0.0, 0.0), (3.0, 1200.0, 2.0, 30.0)]
+        site.scraper._instances[name, "0"] = Instance(name, "0", "http://x", state="ok", why="", course=course)
     server = uvicorn.Server(uvicorn.Config(site.app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -143,6 +178,26 @@ def test_a_script_stays_text_wherever_it_is_put(hostile: tuple[str, Site], page:
     time.sleep(1.5)  # another snapshot
     assert page.evaluate("window.hacked") is None
     assert page.locator("main script, main img").count() == 0
+
+
+def test_a_view_beyond_its_objective_has_a_sign_and_others_have_none(hostile: tuple[str, Site], page: Page) -> None:
+    page.goto(hostile[0])
+    row = page.locator("#freshness-table tr[data-key=origin]")
+    expect(row).to_contain_text("2.5\u202fh", timeout=15_000)
+    expect(page.locator("#freshness-note")).to_contain_text("1 view beyond the objective")
+    assert page.get_by_role("img", name="beyond the objective").count() == 1
+    assert row.get_by_role("img", name="beyond the objective").count() == 1
+    expect(page.locator("#freshness-table tr[data-key=dest]")).to_contain_text("alert")
+    page.get_by_role("button", name="Show in freshness").click()
+    expect(page.locator("#freshness-table tr[data-key=dest][data-found]")).to_have_count(1)
+
+
+@pytest.mark.parametrize("width", [1060, 1280, 1440, 1900])
+def test_no_wire_of_the_river_crosses_a_box_and_no_two_labels_meet(hostile: Any, page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(hostile[0])
+    expect(page.locator("#diagram .boxes")).to_contain_text("materializer", timeout=15_000)
+    assert page.evaluate(CROSSED) == []
 
 
 def test_nothing_scrolls_sideways_on_a_phone_and_everything_is_reached_by_keyboard(hostile: Any, page: Page) -> None:

@@ -132,6 +132,15 @@ def test_the_figures_of_predictions_are_those_that_pandas_finds_in_the_archive(r
             assert figure(window, "p95", feature=name) == pytest.approx(column.quantile(0.95))
         assert figure(window, "distinct", feature="carrier") == there["x_carrier"].nunique()
         assert figure(window, "score_mean", model="logreg") == pytest.approx(there["score_logreg"].mean())
+        for view in ("origin", "dest", "tailnum_outcome"):
+            as_of, stale = there[f"as_of_{view}"], there["stale"].map(lambda names, view=view: view in names)
+            ages = (as_ms(there["event_time"]) - as_ms(as_of.dropna()))[as_of.notna()].clip(lower=0) / 1000
+            assert figure(window, "unknown", feature=view) == pytest.approx((as_of.isna() & ~stale).mean())
+            assert figure(window, "stale", feature=view) == pytest.approx(stale.mean())
+            for share, name in ((0.5, "freshness_p50"), (0.99, "freshness_p99")):
+                assert figure(window, name, feature=view) == (
+                    pytest.approx(ages.quantile(share)) if len(ages) else None
+                )
         compared += 1
     assert compared >= 5
 
@@ -249,9 +258,11 @@ def test_one_prediction_with_all_that_made_it(run: Running) -> None:
 def test_one_entitys_features(run: Running) -> None:
     code, found = get(run, "/api/entities/JFK")
     assert code == 200
-    view = {view["view"]: view for view in found["views"]}["origin"]
-    assert view["key"] == f"{run.pipeline.name}:origin:JFK"
-    assert view["features"]["origin_count_1h"] >= 0
+    views = {view["view"]: view for view in found["views"]}
+    assert views.keys() == {"origin", "origin_outcome"}
+    assert views["origin"]["key"] == f"{run.pipeline.name}:origin:JFK"
+    assert views["origin"]["features"]["origin_count_1h"] >= 0
+    assert all(0 <= view["age"] < 12 * 3600 for view in views.values())
     assert get(run, "/api/entities/XYZ")[0] == 404
 
 

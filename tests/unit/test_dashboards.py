@@ -69,7 +69,8 @@ def figures(pipeline: Pipeline) -> set[str]:
     columns: dict[str, Any] = {name: vector[kind] for name, kind in pipeline.vector.items()}
     for model in pipeline.roster:
         columns |= {f"score:{model}": [0.1, 0.4, 0.6, 0.9], f"version:{model}": [1, 1, 2, 2]}
-    columns |= {"event_time": [0, 1, 2, 3], "partial": False, "delay": 0.1, "freshness": 1.0}
+    columns |= {"event_time": [0, 1, 2, 3], "partial": False, "delay": 0.1, "stale": None}
+    columns |= {f"as_of:{view.label}": [None, 0, 1, 2] for view in pipeline.views}
     columns |= {"label": [False, True, False, True], "label_time": [5, 6, 7, 8]}
     rows, names = pd.DataFrame(columns), Columns(pipeline)
     reference = Reference(pipeline, rows[list(names.example)])
@@ -449,6 +450,33 @@ def test_the_metric_of_a_dashboard_may_be_every_metric_and_nothing_else() -> Non
     assert not {name for name in shown if name.endswith("_gain")} | shown & {"bias", "calibration_error"}
 
 
+BY_VIEW = ("freshness_p50", "freshness_p99", "stale", "unknown")
+"""Figures that have a view where others have a feature."""
+
+
+@pytest.mark.parametrize("figure", BY_VIEW)
+def test_what_is_told_by_view_is_shown_by_view(figure: str) -> None:
+    assert figure in FIGURES
+    shown = [target for where, target in TARGETS if f'figure="{figure}"' in target["expr"]]
+    assert shown
+    assert all(legend_of(target["legendFormat"]) == {"feature"} for target in shown)
+
+
+def test_the_feature_of_a_dashboard_is_never_a_view() -> None:
+    (variable,) = (v for v in DASHBOARDS["models.json"]["templating"]["list"] if v["name"] == "feature")
+    (figure,) = re.findall(r'figure="(\w+)"', variable["query"]["query"])
+    assert figure not in BY_VIEW
+    assert figure in FIGURES
+
+
+@pytest.mark.parametrize(
+    "name", ["feature_age_seconds_bucket", "stale_vectors_total", "view_event_time_seconds", "view_behind"]
+)
+def test_what_services_say_of_their_views_is_shown_by_view(name: str) -> None:
+    (target,) = (target for where, target in TARGETS if f"tidemill_{name}" in target["expr"])
+    assert legend_of(target["legendFormat"]) == {"view"}
+
+
 # Rules.
 
 
@@ -463,6 +491,12 @@ def test_a_rule_asks_for_what_there_is_and_says_what_to_look_at(name: str) -> No
     assert set(re.findall(r"\$(\w+)", " ".join(said.values()))) <= {"labels", "value"}
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert re.fullmatch(r"\d+[smhd]", rule.get("for", "0s"))
+
+
+def test_vectors_without_a_view_are_alerted_by_view() -> None:
+    rule = RULES["TidemillStaleVectors"]
+    assert "tidemill_stale_vectors_total" in rule["expr"]
+    assert Query(rule["expr"]).result().labels == {"view"}
 
 
 def test_no_two_rules_have_one_name() -> None:

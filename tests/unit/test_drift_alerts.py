@@ -77,7 +77,20 @@ def test_a_shift_is_alerted_within_two_windows_and_named(january: list[Flight], 
     for subject in subjects:
         assert found[subject].end <= (MOVED + 2) * DAY_MS + (DAY_MS if subject in LABELS else 0)
     others = {alert.subject.feature for alert in found.values()} - {"", *(s.rpartition(":")[2] for s in subjects)}
+    if "label_drift" in subjects:  # what is made of labels has moved with them
+        others -= {feature for view in FLIGHTS.other_views if view.source == "examples" for feature in view.features}
     assert others == set()  # no other feature is accused
+
+
+def test_a_view_that_is_told_nothing_any_more_is_alerted_and_no_other(january: list[Flight]) -> None:
+    views = [replace(view, fresh="30h" if view.label == "carrier_outcome" else view.fresh) for view in FLIGHTS.views]
+    pipeline = replace(FLIGHTS, views=views)
+    flights = drawn(january, range(FIRST, LAST), A_DAY, 1)
+    closed = watched(pipeline, logs_of(pipeline, flights, cut=MOVED * DAY_MS))
+    opened = [alert for window in closed for alert in window.alerts if alert.state == "opened"]
+    told = {str(alert.subject): alert for alert in opened if alert.subject.kind in ("freshness", "stale")}
+    assert set(told) == {"freshness:carrier_outcome"}  # dest grew as old, and has no objective; origin went on
+    assert MOVED * DAY_MS < told["freshness:carrier_outcome"].end <= (MOVED + 3) * DAY_MS
 
 
 LABELS = {"label_drift", "performance:logreg"}

@@ -10,18 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import Monitor, load
+from tidemill import Monitor, Pipeline, load
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.monitor.alerts import Alerts, Rules, Usual
 from tidemill.monitor.core import Core
 from tidemill.monitor.drift import FLOOR, CategoryReference, NumberReference
-from tidemill.monitor.figures import Key
+from tidemill.monitor.figures import Columns, Key, of_predictions
 from tidemill.monitor.performance import Answers, Judge
-from tidemill.monitor.service import credentials
+from tidemill.monitor.service import MonitorService, credentials
 from tidemill.monitor.windows import Windows, hashed
 from tidemill.stream.memory import MemoryRecord
 
@@ -80,6 +81,49 @@ def test_a_gain_is_positive_where_it_is_better() -> None:
     judge = Judge(FLIGHTS)
     assert judge.gain("ROCAUC", 0.7, 0.6) == pytest.approx(0.1)
     assert judge.gain("LogLoss", 0.5, 0.6) == pytest.approx(0.1)
+
+
+# How old features were.
+
+
+def served(**of: object) -> dict[str, object]:
+    """Return a record of the prediction log, with all that the figures of views do not look at left empty."""
+    scores = [{"model": m, "version": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.roster]
+    features = {"event_id": "e", "entity_id": "JFK", "event_time": 0, "partition": 0, "offset": 0, "partial": False,
+                "entities": {}, "as_of": {}, "stale": [], "vector": dict.fromkeys(FLIGHTS.vector)}  # fmt: skip
+    return {"features": features | of, "champion": scores[0], "challengers": scores[1:]}
+
+
+VIEWS = [view.label for view in FLIGHTS.views]
+looks = st.one_of(st.none(), st.just("stale"), st.integers(0, 200_000))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 100_000), st.fixed_dictionaries(dict.fromkeys(VIEWS, looks))), min_size=1, max_size=40
+    )
+)
+def test_the_figures_of_a_view_are_those_of_a_plain_computation(rows: list[tuple[int, dict[str, object]]]) -> None:
+    columns = Columns(FLIGHTS)
+    logs = [
+        served(event_time=time, as_of={v: at for v, at in seen.items() if isinstance(at, int)},
+               stale=[v for v, at in seen.items() if at == "stale"])
+        for time, seen in rows
+    ]  # fmt: skip
+    frame = pd.DataFrame([columns.prediction_row(log, None) for log in logs], columns=list(columns.prediction))
+    found = of_predictions(FLIGHTS, frame, None)
+    for view in VIEWS:
+        ages = pd.Series(
+            [max(0, time - seen[view]) / 1000 for time, seen in rows if isinstance(seen[view], int)], dtype=float
+        )
+        for share, name in ((0.5, "freshness_p50"), (0.99, "freshness_p99")):
+            if len(ages):
+                assert found[Key(name, feature=view)] == pytest.approx(ages.quantile(share))
+            else:
+                assert Key(name, feature=view) not in found
+        assert found[Key("stale", feature=view)] == pytest.approx(np.mean([seen[view] == "stale" for _, seen in rows]))
+        assert found[Key("unknown", feature=view)] == pytest.approx(np.mean([seen[view] is None for _, seen in rows]))
 
 
 # How far values are from the reference.
@@ -292,6 +336,74 @@ def test_a_declaration_may_silence_a_figure() -> None:
     assert replace(FLIGHTS, monitor=Monitor(limits={"ks": None})).monitor.silent("ks", "distance")
 
 
+def with_objective(fresh: str = "10m") -> Pipeline:
+    return replace(FLIGHTS, views=[replace(FLIGHTS.views[0], fresh=fresh), *FLIGHTS.views[1:]])
+
+
+def of_views(key: Key, values: Sequence[float], **declared: object) -> list[str | None]:
+    """Return what a view's figure leads to, one window after the other, with usual ranges in which it was ever so large."""
+    made = Rules(Monitor(**declared), Judge(with_objective()))
+    made.usual = Usual({key: (0.0, 1e9)})
+    alerts, found = Alerts(made, 2), []
+    for n, value in enumerate(values):
+        told = alerts.step({key: value}, n * 100, (n + 1) * 100, 0)
+        found.append(told[0].state if told else None)
+    return found
+
+
+def test_features_older_than_their_objective_are_alerted_whatever_was_usual() -> None:
+    origin = Key("freshness_p99", feature="origin")
+    assert of_views(origin, [601.0, 601.0, 600.0, 600.0]) == [None, "opened", "continuing", "resolved"]
+    assert of_views(origin, [600.0, 601.0, 600.0, 601.0]) == [None] * 4
+    assert of_views(origin, [601.0] * 2, limits={"freshness_p99": None}) == [None, None]
+    assert of_views(origin, [601.0] * 2, limits={"freshness_p99:origin": None}) == [None, None]
+
+
+def test_a_view_without_an_objective_may_be_as_old_as_it_is() -> None:
+    assert of_views(Key("freshness_p99", feature="dest"), [1e12] * 3) == [None] * 3
+    assert of_views(Key("freshness_p50", feature="origin"), [1e12] * 3) == [None] * 3
+    assert of_views(Key("unknown", feature="origin"), [1.0] * 3) == [None] * 3
+
+
+def test_stale_features_are_alerted_by_view_without_any_reference() -> None:
+    dest = Key("stale", feature="dest")
+    assert of_views(dest, [0.02, 0.02]) == [None, "opened"]
+    assert of_views(dest, [0.01, 0.01]) == [None, None]
+    assert of_views(dest, [0.02, 0.02], limits={"stale:dest": 0.05}) == [None, None]
+    assert of_views(dest, [0.02, 0.02], limits={"stale:origin": 0.05}) == [None, "opened"]
+    alerts = Alerts(Rules(Monitor(), Judge(with_objective())), 1)
+    stale, old = alerts.step({dest: 0.5, Key("freshness_p99", feature="origin"): 700.0}, 0, 100, 0)
+    assert (str(stale.subject), str(old.subject)) == ("stale:dest", "freshness:origin")
+    assert stale.message == "the features of dest could not be read: stale 0.5, above 0.01"
+    assert old.message == "the features of origin are older than their objective: freshness_p99 700, above 600"
+    assert "materializer" in stale.look_at
+    assert "materializer" in old.look_at
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"stale:distance": 0.1}, "'distance' is no view: there are origin, dest"),
+        ({"psi:origin_outcome": 0.1}, "'origin_outcome' is no feature"),
+        ({"freshness_p99:origin": 600}, "held to its view's fresh"),
+        ({"freshness_p50:origin": 600}, "no figure that can alert"),
+    ],
+)
+def test_limits_of_views_name_views(limits: dict[str, float], said: str) -> None:
+    with pytest.raises(DeclarationError, match=said):
+        replace(FLIGHTS, monitor=Monitor(limits=limits))
+
+
+def test_an_alert_is_taken_over_where_its_view_is_still_declared() -> None:
+    service = MonitorService.__new__(MonitorService)
+    service.pipeline = FLIGHTS
+    told = {"kind": "stale", "figure": "stale", "model": "", "feature": "origin_outcome"}
+    assert service._declared(told)
+    assert not service._declared(told | {"feature": "distance"})  # a feature, and no view
+    assert not service._declared(told | {"figure": "psi"})
+    assert service._declared(told | {"figure": "psi", "feature": "distance"})
+
+
 def test_an_alert_about_a_reason_that_does_not_come_any_more_is_resolved() -> None:
     alerts, total = Alerts(rules(), 2), {Key("rejected_records"): 0.0}
     spoilt = total | {Key("rejected", segment="out_of_range:between", feature="sched_hour"): 0.5}
@@ -312,6 +424,33 @@ def test_what_a_quiet_window_says_is_true() -> None:
 
 
 # The core on records that producers may well send.
+
+
+def test_windows_have_the_figures_of_views_and_what_was_usual_of_them() -> None:
+    made, minute = core(least=2), 60_000
+    for n in range(
+        500
+    ):  # a vector a minute, each a second after the last event of its entity; the 200 last ones cut off
+        stale = ["dest"] if n >= 300 else []
+        as_of = {"origin": n * minute - 1000} | ({} if stale else {"dest": n * minute - 5000})
+        log = served(event_id=f"e{n}", event_time=n * minute, as_of=as_of, stale=stale)
+        example = {"prediction": log, "label": n % 3 == 0, "label_time": n * minute}
+        for take, record in ((made.predictions, made.records.prediction_log.encode(log)),
+                             (made.examples, made.records.example.encode(example))):  # fmt: skip
+            take([MemoryRecord("flights.any", record, f"e{n}".encode(), 0, None, 0, n)])
+    closed = [window for window in made.close({}) if window.source == "prediction-log"]
+    assert len(closed) == 8
+    figures = closed[0].figures
+    assert (figures[Key("freshness_p99", feature="origin")], figures[Key("freshness_p50", feature="dest")]) == (
+        1.0,
+        5.0,
+    )
+    assert (figures[Key("stale", feature="dest")], figures[Key("unknown", feature="carrier_outcome")]) == (0.0, 1.0)
+    assert closed[-1].figures[Key("stale", feature="dest")] == 1.0
+    assert Key("freshness_p99", feature="dest") not in closed[-1].figures
+    assert made.rules.usual.ranges[Key("freshness_p99", feature="origin")] == (1.0, 1.0)
+    opened = [str(a.subject) for window in closed for a in window.alerts if a.state == "opened"]
+    assert "stale:dest" in opened
 
 
 def core(clock: Callable[[], float] = lambda: 0.0, **declared: object) -> Core:

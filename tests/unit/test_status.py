@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from site_by_hand import TOKEN, Site, alert, figure, letter, predicted, window
+from site_by_hand import FLIGHTS, TOKEN, Site, alert, figure, letter, predicted, window
 
 from tidemill import topics
 from tidemill.errors import BrokerError, StoreError
 from tidemill.status.app import MOST_BODY
 from tidemill.status.lookup import TooFarBackError
+from tidemill.status.overview import flow
 from tidemill.status.scrape import Instance, Scraper, parse
 
 SCRIPT = "<script>alert(1)</script>"
@@ -66,6 +67,52 @@ def test_drift_by_feature_over_time_with_its_limit_and_alert(site: Site) -> None
     assert (distance["usual"], distance["missing"], distance["quantiles"]) == ([0.1, 0.3], 0.0, {"p50": 900.0})
 
 
+def test_freshness_by_view_over_time_with_its_objective_and_alert(site: Site) -> None:
+    for n, value in enumerate((900.0, 9000.0)):
+        said = [figure("freshness_p50", 60.0, feature="origin"), figure("freshness_p99", value, feature="origin"),
+                figure("stale", 0.0, feature="origin"), figure("stale", 0.5, feature="dest"),
+                figure("unknown", 0.25, feature="dest")]  # fmt: skip
+        site.tell(topics.WINDOWS, window("prediction-log", n * 100, figures=said))
+    site.tell(topics.ALERTS, alert("freshness:origin", figure="freshness_p99"))
+    told = site.get("/api/freshness")
+    assert told["windows"] == [100, 200]
+    views = {view["view"]: view for view in told["views"]}
+    assert list(views) == [view.label for view in FLIGHTS.views]
+    assert views["origin"] == {
+        "view": "origin", "entity": "origin", "source": "events", "kept_by": "featurizer", "objective": 7200.0,
+        "stale_limit": 0.01, "alert": True, "p50": [60.0, 60.0], "p99": [900.0, 9000.0], "stale": [0.0, 0.0],
+        "unknown": [None, None],
+    }  # fmt: skip
+    assert (views["dest"]["kept_by"], views["dest"]["objective"], views["dest"]["alert"]) == (
+        "materializer",
+        None,
+        False,
+    )
+    assert (views["dest"]["p99"], views["dest"]["stale"], views["dest"]["unknown"]) == (
+        [None] * 2,
+        [0.5] * 2,
+        [0.25] * 2,
+    )
+    assert views["origin_outcome"]["source"] == "examples"
+    assert len(site.get("/api/freshness?last=1")["windows"]) == 1
+    assert site.get("/api/overview")["freshness"] == told
+
+
+def test_the_river_has_a_materializer_where_one_runs() -> None:
+    without, with_ = (flow([Instance(name, "0", "") for name in names]) for names in ((), ("materializer",)))
+    ends = {(edge["from"], edge["to"]) for edge in with_} - {(edge["from"], edge["to"]) for edge in without}
+    assert ends == {("featurizer", "materializer"), ("joiner", "materializer"), ("materializer", "redis")}
+
+
+def test_the_newest_event_time_is_that_of_the_view_that_has_come_furthest() -> None:
+    scraper = Scraper({"featurizer": "http://f", "materializer": "http://m"})
+    assert scraper.event_time is None
+    for name, time in (("featurizer", 1357.5), ("materializer", 9.0)):
+        instance = scraper._instances[name, "0"] = Instance(name, "0", "")
+        instance.values = parse(f'tidemill_view_event_time_seconds{{service="{name}",view="origin"}} {time}\n')
+    assert scraper.event_time == 1_357_500
+
+
 def test_an_alert_is_open_until_it_is_resolved_and_stays_acknowledged_meanwhile(site: Site) -> None:
     site.tell(
         topics.ALERTS, alert(), alert(state="acknowledged", by="anna", message="looking"), alert(state="continuing")
@@ -104,6 +151,14 @@ def test_a_prediction_with_all_that_made_it(site: Site) -> None:
     assert (found["outcome"]["state"], found["outcome"]["label"], found["outcome"]["offset"]) == ("joined", True, 0)
     assert site.get("/api/predictions/e2")["outcome"]["state"] == "pending"
     assert site.client.get("/api/predictions/e3").status_code == 404
+    assert (found["entities"]["dest"], found["as_of"]["origin"], found["stale"]) == ("LAX", 2, ["dest"])
+    views = {view["view"]: view for view in found["views"]}
+    assert views["origin"] == {
+        "view": "origin", "entity": "origin", "entity_id": "JFK", "as_of": 2, "age": 0.003, "stale": False,
+    }  # fmt: skip
+    assert (views["dest"]["entity_id"], views["dest"]["age"], views["dest"]["stale"]) == ("LAX", None, True)
+    assert views["carrier_outcome"]["age"] == 0.0  # what came true after the event: as new as can be
+    assert (views["tailnum_outcome"]["entity_id"], views["tailnum_outcome"]["as_of"]) == (None, None)
 
 
 def test_a_prediction_is_told_without_what_is_too_far_back_to_be_found(site: Site, monkeypatch) -> None:
@@ -128,8 +183,12 @@ def test_an_entitys_features_by_view(site: Site) -> None:
         "view": "origin",
         "key": "flights:origin:JFK",
         "event_time": 1000,
+        "age": None,
         "features": {"origin_count_1h": 12.0},
     }
+    for newest, age in ((61_000, 60.0), (900, 0.0)):
+        site.newest = newest
+        assert site.get("/api/entities/JFK")["views"][0]["age"] == age
     assert site.client.get("/api/entities/nowhere").status_code == 404
 
 

@@ -17,7 +17,7 @@ from tidemill import topics
 from tidemill.errors import Reject
 from tidemill.featurizer.others import Asked, Others, Seen, Updates
 from tidemill.featurizer.tiles import Plan
-from tidemill.featurizer.views import Views
+from tidemill.featurizer.views import NEVER, Views
 from tidemill.pipeline import Feature, Pipeline
 from tidemill.records import Records
 from tidemill.stream import api
@@ -121,15 +121,18 @@ class Featurizer(Step):
             entities = {name: str(event[name]) for name in self._entities if event[name] is not None}
             asked.append(Asked(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector))
         seen = self._look(asked) if self.others and is_live else Seen()
+        served = []
         for each in asked:
             as_of = self._own(each)
             if each.vector is not None:
                 self._join(each, seen, as_of)
                 self._serve(each, as_of, seen.stale, emit)
+                served.append((each.time, as_of))
             if is_live and self.updates:
                 if new := self._new.pop(each.record.partition(), ()):
                     self.updates.say("begins", new, each.time, emit)
                 self.updates.emit(each.entities, each.event, each.id, each.time, each.record.timestamp()[1], emit)
+        self._measure(served, seen.stale)
         return True
 
     def _request(self, record: Record, event: Mapping[str, Any], emit: Emit) -> dict[str, Any] | None:
@@ -203,6 +206,19 @@ class Featurizer(Step):
             "vector": asked.vector,
         }
         emit(self.topic, self.records.features.encode(features), record.key(), record.timestamp()[1])
+
+    def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Sequence[str]) -> None:
+        """Note by view how old the oldest features of a batch were, and how many vectors it was stale in."""
+        oldest: dict[str, int] = {}
+        for now, as_of in served:
+            for name, at in as_of.items():
+                if now - at > oldest.get(name, NEVER):
+                    oldest[name] = now - at
+        for name, age in oldest.items():
+            key = ("feature_age", name)
+            self.observed[key] = max(age / 1000, self.observed.get(key, 0.0))  # never below 0: a late event's own age
+        for name in stale:
+            self.counts["stale_vectors", name] += len(served)
 
     def _reject(self, record: Record, error: Exception, emit: Emit) -> None:
         reject = Reject("request_feature", f"a request feature raised {type(error).__name__}: {error}", rule="request")

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 RECHECK_SECONDS = 1.0
 """How often it is looked whether a store still holds what was written, when there is nothing to write."""
 PARTIAL = " partial until "
+NEVER = -(2**62)
+"""The watermark of what has seen no event; ms."""
 
 
 class Held:
@@ -36,7 +38,7 @@ class Held:
         self.is_stored = False
         self._until = 0
         self._is_cut = False
-        self.watermark = -(2**62)
+        self.watermark = NEVER
         self._dirty: dict[str, tuple[set[int], set[int]]] = {}
         self._forgotten: set[str] = set()
         self._by_time: list[tuple[int, str]] = []
@@ -251,10 +253,13 @@ class Views:
             held.written()
 
     def gauges(self) -> dict[tuple[str, str], float]:
-        """Return how many entities are held, and whether a store is behind, by view."""
+        """Return by view how many entities are held, the time in s of their newest event, and whether a store is behind."""
         found: dict[tuple[str, str], float] = {}
         for index, plan in enumerate(self.plans):
             name = plan.view.label
             found["entities", name] = sum(len(views[index].entities) for views in self.held.values())
+            newest = max((views[index].watermark for views in self.held.values()), default=NEVER)
+            if newest > NEVER:
+                found["view_event_time", name] = newest / 1000
             found["view_behind", name] = float(name in self._behind)
         return found

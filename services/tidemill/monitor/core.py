@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +25,6 @@ from tidemill.validator import letters
 log = logging.getLogger(__name__)
 
 PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
-ENTITIES = 100_000
-"""Entities whose last event is remembered, to say how old the features of the next one were."""
 MOST_REFERENCE = 100_000
 """Rows that the reference keeps of all its windows together."""
 MOST_LEFT_OUT = 30
@@ -72,7 +70,6 @@ class Core:
         self._training = Training(pipeline, self.columns, self.judge)
         self._rejected: dict[int, Counter[tuple[str, str, str]]] = {}
         self._expired: Counter[int] = Counter()
-        self._last_event: OrderedDict[str, int] = OrderedDict()
         self._heard = dict.fromkeys(self.windows, clock())
         self.catching_up = False
         """Whether records are read long after they were written: then the delay would be the monitor's own."""
@@ -88,23 +85,13 @@ class Core:
             value = record.value() or b""
             if not value.startswith(header):
                 continue  # of an earlier declaration
-            first = head(value, HEADER)
-            fresh = self._freshness(first["entity_id"], first["event_time"])
-            window = windows.window(first["event_time"], record.partition())
+            window = windows.window(head(value, HEADER)["event_time"], record.partition())
             if window is None:
                 continue
             hash_ = hashed(record.key() or b"")
             if hash_ < window.limit:
                 delay = None if self.catching_up else now - record.timestamp()[1] / 1000
-                window.add(hash_, self.columns.prediction_row(codec.record(value, HEADER), delay, fresh))
-
-    def _freshness(self, entity: str, time: int) -> float | None:
-        """Return how long before this event, in s of event time, the one before it of the same entity was."""
-        last = self._last_event.pop(entity, None)
-        self._last_event[entity] = time if last is None else max(time, last)
-        if len(self._last_event) > ENTITIES:
-            self._last_event.popitem(last=False)
-        return None if last is None else max(0, time - last) / 1000
+                window.add(hash_, self.columns.prediction_row(codec.record(value, HEADER), delay))
 
     def examples(self, batch: Iterable[Record]) -> None:
         """Take examples, in their order."""
@@ -222,7 +209,7 @@ class Core:
         for key in figures:
             if key.name not in ("psi", "score_psi", "label_psi"):
                 continue
-            usual, reach = self.rules.usual.ranges.get(key), self.rules.usual.reach(key)
+            usual, reach = self.rules.usual.ranges.get(key), self.rules.reach(key)
             limit = self.declared.limit(key.name, key.feature)
             if usual is not None and reach is not None:
                 found[key._replace(name=f"{key.name}_usual_least")] = usual[0]
@@ -286,7 +273,7 @@ class Training:
         """Return the reference, and what is usual: each of its windows' figures, compared with all the others."""
         columns, least = list(self.columns.example), self.pipeline.monitor.least
         frames = [pd.DataFrame(w.rows, columns=columns) for w in self._windows.values()]
-        frames = [frame.assign(partial=False, delay=None, freshness=None) for frame in frames]
+        frames = [frame.assign(partial=False, delay=None) for frame in frames]
         reference = Reference(self.pipeline, pd.concat(frames, ignore_index=True))
         usual: list[Figures] = []
         for index, frame in enumerate(frames):

@@ -16,6 +16,7 @@ LIMITS: Mapping[str, float] = MappingProxyType(
         "label_psi": 0.25,
         "calibration_error": 0.1,
         "rejected": 0.05,
+        "stale": 0.01,
         "delay_p99": 60.0,
         "label_coverage": 0.9,
         "silent_seconds": 3600.0,
@@ -25,6 +26,9 @@ LIMITS: Mapping[str, float] = MappingProxyType(
 
 `silent_seconds` is the one that is measured on the wall clock: how long no prediction, or no example, has come.
 """
+BY_VIEW = frozenset({"freshness_p99", "stale"})
+"""Figures that can alert and are of a view, which stands where others have a feature. `freshness_p99` has no limit here: it
+is held to the view's own objective, its `fresh`, and that of a view without one alerts nobody."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Monitor:
     segments
         Categories of the vector by each of whose values performance is told apart.
     limits
-        Limits by figure, or by `figure:feature`, instead of the usual ones; None: no alert.
+        Limits by figure, or by `figure:feature` (`figure:view` for those of a view), instead of the usual ones; None: no
+        alert.
     least
         A window (or one segment of it) with fewer rows than this is told, and alerts nobody.
     most

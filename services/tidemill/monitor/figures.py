@@ -24,7 +24,7 @@ MOST_SEGMENTS = 50
 
 
 class Key(NamedTuple):
-    """What a figure is of. `version` -1: of all versions."""
+    """What a figure is of. `version` -1: of all versions; `feature` of `freshness_*`, `stale` and `unknown`: a view's name."""
 
     name: str
     model: str = ""
@@ -37,6 +37,8 @@ Figures = dict[Key, float]
 
 SCORE, VERSION, PROBABILITIES = "score:", "version:", "probabilities:"
 """Prefixes of the columns that hold what each model said."""
+AS_OF = "as_of:"
+"""Prefix of the columns that hold, by view, the time in ms of the latest event that the features knew of their entity."""
 
 
 class Columns:
@@ -46,8 +48,10 @@ class Columns:
         self.models = pipeline.roster
         self.by_class = pipeline.task == "multiclass"
         said = [f"{prefix}{model}" for model in self.models for prefix in self._prefixes]
-        self.prediction = (*pipeline.vector, *said, "partial", "delay", "freshness")
-        self.example = (*pipeline.vector, *said, "event_time", "label", "label_time")
+        self.views = tuple(view.label for view in pipeline.views)
+        common = (*pipeline.vector, *said, *(AS_OF + name for name in self.views), "stale", "event_time")
+        self.prediction = (*common, "partial", "delay")
+        self.example = (*common, "label", "label_time")
 
     @property
     def _prefixes(self) -> tuple[str, ...]:
@@ -67,16 +71,18 @@ class Columns:
                 found += [answer["score"], answer["version"]]
         return found
 
-    def prediction_row(self, log: Mapping[str, Any], delay: float | None, freshness: float | None) -> tuple[Any, ...]:
-        """Return the row of a record of the prediction log."""
+    def _common(self, log: Mapping[str, Any]) -> tuple[Any, ...]:
         of = log["features"]
-        return (*of["vector"].values(), *self.said(log), of["partial"], delay, freshness)
+        ages = map(of["as_of"].get, self.views)
+        return (*of["vector"].values(), *self.said(log), *ages, of["stale"] or None, of["event_time"])
+
+    def prediction_row(self, log: Mapping[str, Any], delay: float | None) -> tuple[Any, ...]:
+        """Return the row of a record of the prediction log."""
+        return (*self._common(log), log["features"]["partial"], delay)
 
     def example_row(self, example: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the row of an example."""
-        of = example["prediction"]["features"]
-        rest = (of["event_time"], example["label"], example["label_time"])
-        return (*of["vector"].values(), *self.said(example["prediction"]), *rest)
+        return (*self._common(example["prediction"]), example["label"], example["label_time"])
 
 
 class Reference:
@@ -101,7 +107,7 @@ def _reference(column: pd.Series[Any], kind: str) -> NumberReference | CategoryR
 
 
 def of_predictions(pipeline: Pipeline, rows: pd.DataFrame, reference: Reference | None) -> Figures:
-    """Return the figures of predictions: features, scores, delays."""
+    """Return the figures of predictions: features, scores, delays, and by view how old and how whole its features were."""
     found: Figures = {}
     for name, kind in pipeline.vector.items():
         _feature(found, name, kind, rows[name], reference)
@@ -114,12 +120,34 @@ def of_predictions(pipeline: Pipeline, rows: pd.DataFrame, reference: Reference 
             found[Key("score_psi", model)] = reference.scores[model].psi(scores)
             found[Key("score_ks", model)] = reference.scores[model].ks(scores)
     found[Key("partial")] = float(rows["partial"].mean())
-    for name in ("delay", "freshness"):
-        values = rows[name].dropna().to_numpy(dtype=float)
-        if len(values):
-            for share, shown in ((0.5, "p50"), (0.99, "p99")):
-                found[Key(f"{name}_{shown}")] = float(np.quantile(values, share))
+    _percentiles(found, Key("delay"), rows["delay"].dropna().to_numpy(dtype=float))
+    _views(found, [view.label for view in pipeline.views], rows)
     return found
+
+
+def _percentiles(found: Figures, key: Key, values: npt.NDArray[np.float64]) -> None:
+    if len(values):
+        for share, shown in ((0.5, "p50"), (0.99, "p99")):
+            found[key._replace(name=f"{key.name}_{shown}")] = float(np.quantile(values, share))
+
+
+def _views(found: Figures, views: Sequence[str], rows: pd.DataFrame) -> None:
+    """Add, by view: the age of its features in s of event time, and the shares of vectors without any, and why.
+
+    `stale`: it could not be read; `unknown`: it was, and was never told of the entity, or the event names none.
+    """
+    time = rows["event_time"].to_numpy(dtype=float)
+    troubled = rows["stale"].notna().to_numpy()
+    names = rows["stale"].to_numpy()[troubled]
+    for view in views:
+        as_of = rows[AS_OF + view].to_numpy(dtype=float)
+        stale = np.zeros(len(rows), dtype=bool)
+        stale[troubled] = [view in of for of in names]
+        known = ~np.isnan(as_of)
+        # What the view knows may well be later than the event: another entity's events, or a late one's own.
+        _percentiles(found, Key("freshness", feature=view), np.maximum(time[known] - as_of[known], 0.0) / 1000)
+        found[Key("stale", feature=view)] = float(stale.mean())
+        found[Key("unknown", feature=view)] = float((~known & ~stale).mean())
 
 
 def _feature(found: Figures, name: str, kind: str, column: pd.Series[Any], reference: Reference | None) -> None:

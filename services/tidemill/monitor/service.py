@@ -27,6 +27,7 @@ from tidemill import metrics, topics
 from tidemill.errors import SettingsError
 from tidemill.monitor.alerts import Alert, Breach, Subject
 from tidemill.monitor.core import Closed, Core
+from tidemill.monitor.declaration import BY_VIEW
 from tidemill.monitor.figures import Key
 from tidemill.pipeline import Pipeline
 from tidemill.settings import Settings
@@ -282,7 +283,9 @@ class MonitorService:
 
     def _declared(self, told: Mapping[str, Any]) -> bool:
         """Whether what an alert is about is still there; nothing would ever resolve it otherwise."""
-        return told["feature"] in ("", *self.pipeline.vector) and told["model"] in ("", *self.pipeline.roster)
+        views = (view.label for view in self.pipeline.views)
+        features = views if told["figure"] in BY_VIEW else self.pipeline.vector
+        return told["feature"] in ("", *features) and told["model"] in ("", *self.pipeline.roster)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; what goes wrong on the way ends the process."""

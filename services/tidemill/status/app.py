@@ -226,6 +226,11 @@ def build(parts: Parts) -> FastAPI:
         """How far features, scores and labels are from the reference."""
         return parts.overview.drift(parts.feed.latest("prediction-log", last), parts.feed.latest("examples", last))
 
+    @app.get("/api/freshness", tags=["quality"])
+    def freshness(last: Annotated[int, Query(ge=1, le=400)] = 50) -> dict[str, Any]:
+        """How old the features of each view were when they were served, in event time, and how often they were missing."""
+        return parts.overview.freshness(parts.feed.latest("prediction-log", last))
+
     @app.get("/api/alerts", tags=["quality"])
     def alerts() -> dict[str, Any]:
         """Alerts that are open, and those that were resolved last."""

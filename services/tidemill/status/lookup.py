@@ -47,13 +47,16 @@ class Lookup:
     ----------
     features
         Takes a view's name and an entity's id; returns its hash in the online store.
+    newest
+        Returns the newest event time, in ms, that any view has come to; None where nobody knows.
     """
 
     def __init__(
         self, pipeline: Pipeline, broker: Broker, features: Callable[[str, str], Mapping[str, str]],
-        manifest: Callable[[str, int], Mapping[str, Any] | None],
+        manifest: Callable[[str, int], Mapping[str, Any] | None], newest: Callable[[], int | None] = lambda: None,
     ) -> None:  # fmt: skip
         self.pipeline, self.broker, self.features, self.manifest = pipeline, broker, features, manifest
+        self.newest = newest
         self.records = Records(pipeline)
 
     def _backwards(self, slot: Slot, until: float) -> Iterator[Record]:
@@ -95,6 +98,10 @@ class Lookup:
             "found_in": "log",
             "event": self._event(of["partition"], of["offset"]),
             "vector": of["vector"],
+            "entities": of["entities"],
+            "as_of": of["as_of"],
+            "stale": of["stale"],
+            "views": self._views(of),
             "log": {**_place(found), "partial": of["partial"]},
             "scores": [
                 self._score(log["champion"], "champion", until),
@@ -102,6 +109,24 @@ class Lookup:
             ],
             "outcome": self._outcome(key, until),
         }
+
+    def _views(self, of: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return of each view whose entity was asked and how old, in s of event time, what it knew then was."""
+        views = []
+        for view in self.pipeline.views:
+            name, at = view.label, of["as_of"].get(view.label)
+            is_key = view.entity == self.pipeline.events.key
+            views.append(
+                {
+                    "view": name,
+                    "entity": view.entity,
+                    "entity_id": of["entity_id"] if is_key else of["entities"].get(view.entity),
+                    "as_of": at,
+                    "age": _age(of["event_time"], at),
+                    "stale": name in of["stale"],
+                }
+            )
+        return views
 
     def _event(self, partition: int, offset: int) -> dict[str, Any]:
         slot = Slot(topics.EVENTS_VALID.name(self.pipeline.name), partition)
@@ -146,17 +171,22 @@ class Lookup:
         return {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(found)}
 
     def entity(self, entity_id: str) -> dict[str, Any] | None:
-        """Return an entity's features by view; None where no view knows it. Raises StoreError where Redis is away."""
-        views = []
+        """Return an entity's features by view; None where no view knows it. Raises StoreError where Redis is away.
+
+        The age of a view is in s of event time: how long before the newest event of any view the last of this entity was.
+        """
+        views, newest = [], self.newest()
         for view in self.pipeline.views:
             found = dict(self.features(view.label, entity_id))
             if found:
-                time_ = found.pop("event_time", None)
+                text = found.pop("event_time", None)
+                time_ = None if text is None else int(float(text))
                 views.append(
                     {
                         "view": view.label,
                         "key": f"{self.pipeline.name}:{view.label}:{entity_id}",
-                        "event_time": int(float(time_)) if time_ is not None else None,
+                        "event_time": time_,
+                        "age": _age(newest, time_),
                         "features": {name: _value(text) for name, text in sorted(found.items())},
                     }
                 )
@@ -166,6 +196,11 @@ class Lookup:
 def shown(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest without what only a loader needs."""
     return {name: value for name, value in manifest.items() if name not in ("golden", "signature")}
+
+
+def _age(now: int | None, at: int | None) -> float | None:
+    """Return how long before `now` something was, in s, from two times in ms; what came later is as new as can be."""
+    return None if now is None or at is None else max(0, now - at) / 1000
 
 
 def _place(record: Record) -> dict[str, Any]:

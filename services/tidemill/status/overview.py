@@ -1,4 +1,4 @@
-"""What ops see first, as one JSON object: services, flow, models, performance, drift, alerts, dead letters."""
+"""What ops see first, as one JSON object: services, flow, models, performance, drift, freshness, alerts, dead letters."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ SHOWN_WINDOWS, SHOWN_LETTERS, SHOWN_SEGMENTS = 60, 30, 200
 PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
 USUAL = ("psi_usual_least", "psi_usual_most")
 QUANTILES = ("p05", "p25", "p50", "p75", "p95")
+FRESHNESS = {"p50": "freshness_p50", "p99": "freshness_p99", "stale": "stale", "unknown": "unknown"}
+"""Figures by view, and what they are called where freshness is told."""
 
 FLOW = (
     ("producers", "validator", "events, labels", "validator"),
@@ -82,6 +84,7 @@ class Overview:
             "models": self.models(),
             "performance": self.performance(examples),
             "drift": self.drift(predictions, examples),
+            "freshness": self.freshness(predictions),
             "labels": self._labels(examples),
             **self.alerts(),
             "dead_letters": self.dead_letters(),
@@ -182,6 +185,31 @@ class Overview:
             },
         }
 
+    def freshness(self, windows: Sequence[Window]) -> dict[str, Any]:
+        """Return of each view, by window: how old its features were, in s of event time, and the shares without them."""
+        alarmed = {(a["kind"], a["feature"]) for a in self.feed.alerts.copy().values()}
+        courses = [figures(window, model="", version=-1, segment="") for window in windows]
+        own = self.pipeline.own_views
+        views = []
+        for view in self.pipeline.views:
+            name = view.label
+            by = {
+                shown: [course.get(figure, {}).get(name) for course in courses] for shown, figure in FRESHNESS.items()
+            }
+            views.append(
+                {
+                    "view": name,
+                    "entity": view.entity,
+                    "source": view.source,
+                    "kept_by": "featurizer" if view in own else "materializer",
+                    "objective": view.objective,
+                    "stale_limit": self.declared.limit("stale", name),
+                    "alert": ("freshness", name) in alarmed or ("stale", name) in alarmed,
+                }
+                | by
+            )
+        return {"windows": [window["end"] for window in windows], "views": views}
+
     @staticmethod
     def _labels(examples: Sequence[Window]) -> dict[str, Any]:
         last = figures(examples[-1], version=-1, segment="", feature="") if examples else {}
@@ -218,10 +246,12 @@ class Overview:
 
 
 def flow(instances: Sequence[Instance]) -> list[dict[str, Any]]:
-    """Return the edges of the river with the rates of their readers."""
+    """Return the edges of the river with the rates of their readers; what reads updates has the rate of all of them."""
     found = []
     for source, target, topic, counted in FLOW:
         readers = [i for i in instances if i.name == counted or i.name.startswith(f"{counted}-")]
+        if counted == "materializer" and not readers:
+            continue  # a pipeline without such views does not run it
         rates = [i.rate for i in readers if i.rate is not None]
         totals = [t for t in (i.total("tidemill_records_total") for i in readers) if t is not None]
         # Learners each read all examples; instances of another service share what there is.

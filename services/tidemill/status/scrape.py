@@ -130,6 +130,13 @@ class Scraper(threading.Thread):
         order = list(self.services)
         return sorted(dict(self._instances).values(), key=lambda i: (order.index(i.name), i.instance))
 
+    @property
+    def event_time(self) -> int | None:
+        """Event time, in ms, of the newest event that any view holds; None before one has said so."""
+        name = "tidemill_view_event_time_seconds"
+        newest = max((time for i in self.instances for time in i.values.get(name, {}).values()), default=None)
+        return None if newest is None else round(newest * 1000)
+
     def run(self) -> None:
         """Ask until `stop`."""
         with ThreadPoolExecutor(max_workers=8, thread_name_prefix="scrape") as pool:

@@ -110,7 +110,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         feed=feed,
         scraper=scraper,
         overview=Overview(pipeline, feed, scraper, dependencies.told),
-        lookup=Lookup(pipeline, broker, store.features, manifest),
+        lookup=Lookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time),
         ready=dependencies.wrong,
         acknowledge=acknowledge,
         token=settings.status_token,

@@ -77,12 +77,14 @@ class Step:
     """What a service does to a batch of records, without I/O of its own.
 
     A step's state is a function of the offsets it has read up to, and of nothing else; that is what lets the loop
-    throw it away and rebuild it. `counts` is what happened since the loop last took it, by (metric, label); the loop
-    publishes what live records counted and forgets what a rebuild counted.
+    throw it away and rebuild it. `counts` is what happened since the loop last took it, by (metric, label), and `observed`
+    the largest of what was measured since then; the loop publishes what came of live records and forgets what came of a
+    rebuild.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.observed: dict[tuple[str, str], float] = {}
 
     def assign(self, slot: Slot, committed: Position) -> Start:
         """Take over a slot. The default step has no state."""

@@ -278,6 +278,7 @@ class Loop:
             self._beat()
             if self.stopping:
                 raise Retry("asked to stop while rebuilding")
+        self.step.observed.clear()
         self.step.counts.clear()
         self.watch.rebuilt(done)
         log.info("state rebuilt", extra={"records": done, "seconds": round(self.clock() - started, 3)})
@@ -290,6 +291,7 @@ class Loop:
         if self.stopping:
             return  # what is open is given up when the producer is closed
         log.warning("going back to what is committed", extra={"cause": str(error), "pause_seconds": pause})
+        self.step.observed.clear()
         self.step.counts.clear()
         self._forget(self._slots)
         try:
@@ -302,6 +304,9 @@ class Loop:
         if self.step.counts:
             self.watch.counts(self.step.counts)
             self.step.counts.clear()
+        if self.step.observed:
+            self.watch.observed(self.step.observed)
+            self.step.observed.clear()
         if records:
             self.watch.delay(time.time() - records[0].timestamp()[1] / 1000)
         if not records or self.clock() - self._last_gauges > GAUGE_SECONDS:

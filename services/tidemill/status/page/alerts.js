@@ -7,6 +7,9 @@ import { capital } from "./river-model.js";
 
 const words = (name) => (name ?? "").replaceAll("_", " ").replace(/\b(psi|ks)\b/g, (short) => short.toUpperCase());
 
+/** Ages and delays are told as durations, other figures as numbers. */
+const inUnits = (name, value) => (/^(freshness|delay|silent)_/.test(name) ? duration(value) : figure(value));
+
 /** What an alert is about, without the sentence's figures: those stand beside it. Names stay as they are. */
 function sentence(alert) {
   const said = (alert.message ?? "").replace(/:\s*\S+ [-\d.e+]+, (above|below) [-\d.e+]+$/, "");
@@ -100,7 +103,7 @@ function update(node, alert, snapshot, subjectPanel) {
     () => el("div", {}, el("dt"), el("dd")),
     (row, [name, value]) => {
       text(row.firstChild, words(name));
-      text(row.lastChild, figure(value));
+      text(row.lastChild, inUnits(name, value));
     },
   );
   const panel = subjectPanel(alert);
@@ -113,9 +116,9 @@ function update(node, alert, snapshot, subjectPanel) {
 function measure(alert) {
   const { figure: name, value, limit } = alert;
   if (typeof value !== "number") return "";
-  if (typeof limit !== "number") return `${words(name)} ${figure(value)}`;
+  if (typeof limit !== "number") return `${words(name)} ${inUnits(name, value)}`;
   const times = value > limit && limit > 0 && value / limit >= 1.1 ? ` (${(value / limit).toFixed(1)} ×)` : "";
-  return `${words(name)} ${figure(value)}, ${value < limit ? "below" : "above"} ${figure(limit)}${times}`;
+  return `${words(name)} ${inUnits(name, value)}, ${value < limit ? "below" : "above"} ${inUnits(name, limit)}${times}`;
 }
 
 /** The value as a bar, and the limit as a line on it. */

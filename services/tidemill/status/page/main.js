@@ -3,6 +3,7 @@
 import { updateAlerts } from "./alerts.js";
 import { byId } from "./dom.js";
 import { Drift } from "./drift.js";
+import { Freshness } from "./freshness.js";
 import { setConnection, tick, updateHeader, updateStores, updateVitals } from "./header.js";
 import { Letters, Promotions } from "./letters.js";
 import { follow } from "./live.js";
@@ -21,12 +22,15 @@ explainStates(byId("states"));
 const models = new Models(() => show());
 const segments = new Segments();
 const drift = new Drift();
+const freshness = new Freshness();
 const letters = new Letters();
 const promotions = new Promotions();
 
 /** Where the thing that an alert is about is shown: the panel's name, and how to get to its row. */
 function subjectOf(alert) {
   if (alert.kind === "rejected") return ["dead letters", "dead-letters", () => letters.reveal(alert)];
+  if (alert.kind === "freshness" || alert.kind === "stale")
+    return ["freshness", "freshness", () => freshness.reveal(alert.feature)];
   if (alert.segment) return ["segments", "segments", () => segments.reveal(alert.segment)];
   if (alert.feature) return ["drift", "drift", () => drift.reveal(alert.feature)];
   switch (alert.kind) {
@@ -63,6 +67,7 @@ const panels = [
   () => updateAlerts(snapshot, { showSubject, subjectPanel: (alert) => subjectOf(alert)?.[0] }),
   () => segments.update(snapshot, models.update(snapshot)),
   () => drift.update(snapshot),
+  () => freshness.update(snapshot),
   () => letters.update(snapshot),
   () => promotions.update(snapshot),
 ];

@@ -35,7 +35,7 @@ export function showPrediction(found) {
     "Event ",
     el("code", {}, found.event_id),
     " of entity ",
-    found.entity_id ? el("a", { href: `#entity=${encodeURIComponent(found.entity_id)}` }, found.entity_id) : "–",
+    found.entity_id ? el("a", { href: entityLink(found.entity_id) }, found.entity_id) : "–",
     ` at ${exactly(found.event_time)}, event time; found in the ${found.found_in ?? "log"}.`,
   );
   const event = found.event ?? {};
@@ -53,6 +53,7 @@ export function showPrediction(found) {
         event,
         event.record ? facts(event.record) : el("p", { class: "empty" }, `${event.why ?? "The record is not at hand"}.`),
       ),
+      step("Views, as they were asked", found.log, views(found.views ?? [])),
       step("Vector, as served", found.log, partial, facts(found.vector)),
       step("Scores", found.log, scores(found.scores ?? [])),
       outcome(found.outcome ?? { state: "pending" }, found),
@@ -60,11 +61,11 @@ export function showPrediction(found) {
   ];
 }
 
-function scores(all) {
-  if (!all.length) return el("p", { class: "empty" }, "No model has scored it.");
-  return el(
+/** A table that stays as it is; a title with "#" before it is one of numbers. */
+const table = (label, titles, rows) =>
+  el(
     "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": "Scores" },
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
     el(
       "table",
       {},
@@ -74,26 +75,54 @@ function scores(all) {
         el(
           "tr",
           {},
-          ["model", "role", "version", "score", "", "manifest"].map((title, i) =>
-            el("th", { scope: "col", class: i === 2 || i === 3 ? "number" : null }, title),
+          titles.map((title) =>
+            el("th", { scope: "col", class: title.startsWith("#") ? "number" : null }, title.replace("#", "")),
           ),
         ),
       ),
+      el("tbody", {}, rows),
+    ),
+  );
+
+const named = (name) => el("th", { scope: "row" }, el("span", { class: "clip", title: name }, name));
+
+/** Each view, whose features it was asked for, and how old what it knew was. */
+function views(all) {
+  if (!all.length) return el("p", { class: "empty" }, "The declaration has no feature views.");
+  const known = (v) => (v.stale ? "could not be read" : v.as_of === null ? "never told of it" : exactly(v.as_of));
+  return table(
+    "Views, as they were asked",
+    ["view", "of", "#age", "as of, event time"],
+    all.map((v) =>
       el(
-        "tbody",
+        "tr",
         {},
-        all.map((s) =>
-          el(
-            "tr",
-            { class: s.role === "champion" ? "is-champion" : null },
-            el("th", { scope: "row" }, el("span", { class: "clip", title: s.model }, s.model)),
-            el("td", {}, s.role ?? "–"),
-            el("td", { class: "number" }, count(s.version)),
-            el("td", { class: "number strong" }, figure(s.score)),
-            el("td", {}, share(s.score)),
-            el("td", {}, probabilities(s.probabilities), manifest(s.manifest)),
-          ),
-        ),
+        named(v.view),
+        el("td", {}, v.entity_id === null ? `no ${v.entity}` : el("a", { href: entityLink(v.entity_id) }, v.entity_id)),
+        el("td", { class: "number strong" }, duration(v.age)),
+        el("td", { class: v.stale ? "warning" : v.as_of === null ? "dim" : "time" }, v.entity_id === null ? "–" : known(v)),
+      ),
+    ),
+  );
+}
+
+const entityLink = (id) => `#entity=${encodeURIComponent(id)}`;
+
+function scores(all) {
+  if (!all.length) return el("p", { class: "empty" }, "No model has scored it.");
+  return table(
+    "Scores",
+    ["model", "role", "#version", "#score", "", "manifest"],
+    all.map((s) =>
+      el(
+        "tr",
+        { class: s.role === "champion" ? "is-champion" : null },
+        named(s.model),
+        el("td", {}, s.role ?? "–"),
+        el("td", { class: "number" }, count(s.version)),
+        el("td", { class: "number strong" }, figure(s.score)),
+        el("td", {}, share(s.score)),
+        el("td", {}, probabilities(s.probabilities), manifest(s.manifest)),
       ),
     ),
   );
@@ -149,6 +178,9 @@ function outcome(of, found) {
   return step("Outcome", of, el("p", { class: `outcome is-${of.state}` }, ...said));
 }
 
+const asOf = (view) =>
+  `as of ${exactly(view.event_time)}, event time${typeof view.age === "number" ? `: ${duration(view.age)} before the newest event` : ""}`;
+
 /** The elements that tell of one entity, by feature view. */
 export function showEntity(found) {
   const views = found.views ?? [];
@@ -175,7 +207,7 @@ export function showEntity(found) {
                 el("h4", {}, `Feature view ${view.view}`),
                 el("p", { class: "where" }, el("code", {}, view.key ?? "")),
               ),
-              el("p", { class: "note" }, `as of ${exactly(view.event_time)}, event time`),
+              el("p", { class: "note" }, asOf(view)),
               facts(view.features),
             ),
           ),

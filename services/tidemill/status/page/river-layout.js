@@ -1,16 +1,20 @@
 // Where boxes and wires of the river's diagram go, in pixels. Pure geometry: no elements, no data but names.
 //
-//   producers ── validator ── featurizer ── scorer ──── consumers
-//                  │  └───────────────────┐   │  ↑
-//   dead letters ──┘            Redis      joiner ──── learners
-//               ┌┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┤
-//            archiver                   monitor
+//   producers ──── validator ──── featurizer ──── scorer ──── consumers
+//                  │   └────────────│───│────────┐   │  ↑
+//               ┌──┘        ┌───────┴───│────┐   │   │  │
+//   dead letters    materializer ──── Redis      joiner ──── learners
+//                     ┌┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┤
+//                  archiver                      monitor
+//
+// Without a materializer the dead letters' wire goes straight down.
 
 const COLUMNS = 5;
 const BOX = 88; // heights
 const LEARNER = 66;
 const ABOVE = 14; // room for flags that stick out
 const LANES = 84; // between the first and the second row: two lanes of wires, and labels
+const UPDATES = 26; // more of it where there is a materializer, whose wires take the second lane, above the labels
 const TAPS = 54; // between the second and the third row: labels
 const CORNER = 8;
 
@@ -21,6 +25,7 @@ const PLACES = {
   scorer: [3, 0],
   consumers: [4, 0],
   "dead letters": [0, 1],
+  materializer: [1, 1],
   redis: [2, 1],
   joiner: [3, 1],
   monitor: [3, 2],
@@ -43,9 +48,10 @@ export function layout(width, names, learners) {
   const w = Math.min(156, Math.floor((width - (COLUMNS - 1) * LEAST_GAP - WIDER - 2) / COLUMNS));
   const gap = (width - 2 - COLUMNS * w - WIDER) / (COLUMNS - 1);
   const column = (i) => 1 + i * (w + gap);
-  const rows = [ABOVE, ABOVE + BOX + LANES, ABOVE + 2 * BOX + LANES + TAPS];
+  const lanes = LANES + (names.includes("materializer") ? UPDATES : 0);
+  const rows = [ABOVE, ABOVE + BOX + lanes, ABOVE + 2 * BOX + lanes + TAPS];
   const boxes = new Map();
-  const spare = [...SPARE];
+  const spare = SPARE.filter(([i, j]) => !names.some((name) => PLACES[name]?.[0] === i && PLACES[name]?.[1] === j));
   for (const name of names) {
     if (learners.includes(name)) continue;
     const [i, j] = PLACES[name] ?? spare.shift() ?? [0, 2];
@@ -63,7 +69,11 @@ const bottom = (b) => b.y + b.h;
 const along = (b, share) => b.x + share * b.w;
 const middle = (b) => b.y + b.h / 2;
 
-/** Return { d, labels: { x, y, anchor, kind: "across" | "down" }, faint, head } of a wire. */
+/**
+ * Return { d, label: { x, y, anchor, kind: "across" | "above" | "list" }, faint, tap, joins } of a wire.
+ *
+ * One that joins another has no head.
+ */
 function route(wire, boxes, { learners, gap, lane }) {
   const [a, b] = [boxes.get(wire.from), boxes.get(wire.to)];
   if (!a || !b) return null;
@@ -132,13 +142,34 @@ function route(wire, boxes, { learners, gap, lane }) {
       label: { x: x1 + 12, y: upper, anchor: "start", kind: "above" },
     };
   }
+  if (wire.to === "materializer" && boxes.has("featurizer")) {
+    // Both write to one topic: the joiner's wire runs into the featurizer's.
+    const [x, meet] = [along(b, 0.4), along(boxes.get("featurizer"), 0.2)]; // flags stick out on the right
+    if (wire.from === "featurizer")
+      return {
+        d: path([
+          [meet, bottom(a)],
+          [meet, lower],
+          [x, lower],
+          [x, b.y],
+        ]),
+        label: { x: x + 12, y: lower, anchor: "start", kind: "above" },
+      };
+    return {
+      d: path([
+        [along(a, 0.08), a.y],
+        [along(a, 0.08), lower],
+        [meet, lower],
+      ]),
+      label: null,
+      joins: true,
+    };
+  }
   if (wire.to === "dead letters") {
     const trunk = boxes.get("validator") ?? a;
     const x = along(trunk, 0.25);
-    const end = [
-      [x, middle(b)],
-      [right(b), middle(b)],
-    ];
+    const beside = boxes.has("materializer") ? [right(b) + 0.6 * gap, lower] : [x, middle(b)];
+    const end = [[x, beside[1]], ...(beside[0] === x ? [] : [beside, [beside[0], middle(b)]]), [right(b), middle(b)]];
     if (wire.from === "validator")
       return { d: path([[x, bottom(a)], ...end]), label: { x: right(b) + 12, y: middle(b), anchor: "start", kind: "above" } };
     const from = wire.from === "joiner" ? [along(a, 0.08), a.y] : [along(a, 0.28), bottom(a)];

@@ -57,15 +57,7 @@ function updateStep(element, { node, first, together, into, before, river }) {
     "class",
     `is-${node.state}${first ? " beside" : ""}${together ? " together" : ""}${node.kind === "outside" ? " plain" : ""}`,
   );
-  text(
-    wires,
-    into
-      .map(
-        (w) =>
-          `${w.from === before ? "" : `from ${w.from}: `}${w.topics.map((t) => t.topic).join(", ")}${w.rate === null ? "" : ` ${rate(w.rate)}`}`,
-      )
-      .join(" · "),
-  );
+  text(wires, incoming(into, before));
   wires.hidden = !into.length;
   text(head.children[0], `${node.champion ? "★ " : ""}${node.title}`);
   setSign(head.children[1].children[0], node.state);
@@ -77,6 +69,19 @@ function updateStep(element, { node, first, together, into, before, river }) {
   text(numbers, figures(node, river).join(" · "));
   text(why, node.state === "ok" ? "" : node.why);
   why.hidden = node.state === "ok" || !node.why;
+}
+
+/** What comes in, and from where; what several write to one topic is read, and counted, together. */
+function incoming(wires, before) {
+  const told = new Map();
+  for (const w of wires) {
+    const what = `${w.topics.map((t) => t.topic).join(", ")}${w.rate === null ? "" : ` ${rate(w.rate)}`}`;
+    const shared = w.to === "materializer" ? what : `${what} ${w.from}`;
+    told.set(shared, { what, from: [...(told.get(shared)?.from ?? []), w.from] });
+  }
+  return [...told.values()]
+    .map(({ what, from }) => (from.length === 1 && from[0] === before ? what : `from ${from.join(" and ")}: ${what}`))
+    .join(" · ");
 }
 
 /** The sentences below the diagram: what is not well, and why. */

@@ -16,13 +16,16 @@ const ALIASES = {
 };
 const TRUNK = ["producers", "validator", "featurizer", "scorer", "joiner"];
 
-/** Wires that every pipeline has; the snapshot's flow says how much goes through those that it counts. */
+/** Wires that every pipeline has whose services it runs (a materializer is not always one); the snapshot's flow says how much goes through those that it counts. */
 const WIRES = [
   ["producers", "validator", "events, labels"],
   ["validator", "featurizer", "events.valid"],
   ["validator", "joiner", "labels.valid"],
   ["validator", "dead letters", "dlq"],
   ["featurizer", "redis", "views"],
+  ["featurizer", "materializer", "updates"],
+  ["joiner", "materializer", "updates"],
+  ["materializer", "redis", "views"],
   ["featurizer", "scorer", "features"],
   ["scorer", "consumers", "predictions"],
   ["scorer", "joiner", "prediction-log"],
@@ -42,8 +45,12 @@ const PLACES = {
   label_drift: "joiner",
   label_coverage: "joiner",
 };
-const placeOf = (alert) =>
-  alert.kind === "performance" ? (alert.model ? `learner-${alert.model}` : "scorer") : PLACES[alert.kind];
+function placeOf(alert, snapshot) {
+  if (alert.kind === "performance") return alert.model ? `learner-${alert.model}` : "scorer";
+  if (alert.kind === "freshness" || alert.kind === "stale")
+    return snapshot.freshness?.views?.find((v) => v.view === alert.feature)?.kept_by ?? "featurizer";
+  return PLACES[alert.kind];
+}
 
 const known = (values) => values.filter((x) => typeof x === "number");
 const sum = (values) => (known(values).length ? known(values).reduce((a, b) => a + b, 0) : null);
@@ -85,7 +92,7 @@ export function river(snapshot) {
   }
 
   for (const alert of snapshot.alerts ?? []) {
-    const node = nodes.get(placeOf(alert)) ?? nodes.get("scorer");
+    const node = nodes.get(placeOf(alert, snapshot)) ?? nodes.get("scorer");
     if (alert.acknowledged) node.seen += 1;
     else node.open += 1;
   }
@@ -115,7 +122,7 @@ function wires(snapshot, nodes, learners) {
     for (const a of ends(from)) for (const b of ends(to)) add(a, b, topic, edge.rate ?? null, edge.total ?? null);
   }
   for (const [from, to, topic] of WIRES) {
-    for (const a of ends(from)) for (const b of ends(to)) if (!found.has(`${a} > ${b}`)) add(a, b, topic, null, null);
+    for (const a of ends(from)) for (const b of ends(to)) if (nodes.has(a) && nodes.has(b) && !found.has(`${a} > ${b}`)) add(a, b, topic, null, null);
   }
   return [...found.values()];
 }
@@ -164,9 +171,8 @@ export function stateWord(node) {
 export function figures(node, river) {
   if (node.name === "dead letters") return [node.total === null ? "none counted" : `${count(node.total)} in all`];
   if (node.kind === "outside" || node.kind === "store") {
-    const through = river.wires.filter((w) => w.from === node.name || w.to === node.name);
-    const total = through.map((w) => w.total).find((x) => typeof x === "number");
-    return total === undefined ? [] : [`${count(total)} so far`];
+    const total = sum(river.wires.filter((w) => w.from === node.name || w.to === node.name).map((w) => w.total));
+    return total === null ? [] : [`${count(total)} so far`];
   }
   return [rate(node.rate), `lag ${count(node.lag)} · ${duration(node.delay)}`];
 }

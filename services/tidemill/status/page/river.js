@@ -99,7 +99,7 @@ export class River {
     attr(node, "class", `wire${way.faint ? " faint" : ""}${way.tap ? " tap" : ""}`);
     const flow = wire.rate > 0 ? Math.log10(1 + wire.rate) : 0;
     for (const line of [bed, water]) attr(line, "d", way.d);
-    attr(bed, "marker-end", way.faint ? null : "url(#head)");
+    attr(bed, "marker-end", way.faint || way.joins ? null : "url(#head)");
     attr(bed, "stroke-width", (1.5 + 0.45 * flow).toFixed(1));
     attr(water, "stroke-width", (1.5 + 0.45 * flow).toFixed(1));
     this.#flow(wire.key, water, flow);
