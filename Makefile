@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults soak check format bench bench-views clean
+.PHONY: outcomes asynchrony help demo test faults soak check format bench bench-views clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ faults: $(VENV)/ready ## every fault at full length, and the mutation check (an 
 
 soak: $(VENV)/ready ## three million events (40 minutes); writes docs/soak.md
 	@$(BIN)/python tests/faults/soak.py $(ARGS)
+
+outcomes: $(VENV)/ready ## what views are worth: the same models with and without them (a minute; ARGS=--year half an hour)
+	@$(BIN)/python benchmarks/outcomes.py $(ARGS)
+
+asynchrony: $(VENV)/ready ## how many vectors on Kafka differ from a backtest's, and by how much (minutes)
+	@$(BIN)/python benchmarks/asynchrony.py $(ARGS)
 
 check: $(VENV)/ready ## format, lint and types
 	@$(BIN)/ruff format --check .
