@@ -216,16 +216,22 @@ class Views:
 
         Once a second also where there is nothing new: a store that was emptied is filled again, be the topic ever so quiet.
         """
-        recheck = self.clock() - self._looked >= RECHECK_SECONDS
+        now = self.clock()
+        recheck = now - self._looked >= RECHECK_SECONDS
         if recheck:
-            self._looked = self.clock()
+            self._looked = now
+        elif self._behind:
+            return  # a store that hangs costs its time out; that is not to be had at every commit, for every view
         for partition, views in self.held.items():
             for held in views:
                 store = self.stores.get(held.plan.view.label)
-                if store is not None and (recheck or held.base != held.offset or not held.is_stored):
-                    self._write(store, partition, held)
+                if store is None or not (recheck or held.base != held.offset or not held.is_stored):
+                    continue
+                if not self._write(store, partition, held):
+                    return
 
-    def _write(self, store: api.View, partition: int, held: Held) -> None:
+    def _write(self, store: api.View, partition: int, held: Held) -> bool:
+        """Return whether the store answered."""
         name = held.plan.view.label
         has_news = held.base != held.offset
         try:
@@ -243,7 +249,7 @@ class Views:
                     "the online store can't be written; it is caught up later",
                     extra={"view": name, "cause": str(error)},
                 )
-            return
+            return False
         if name in self._behind:
             self._behind.discard(name)
             log.info("the online store can be written again", extra={"view": name})
@@ -251,6 +257,7 @@ class Views:
             self.counts["view_writes", outcome] += 1
         if outcome == "written":
             held.written()
+        return True
 
     def gauges(self) -> dict[tuple[str, str], float]:
         """Return by view how many entities are held, the time in s of their newest event, and whether a store is behind."""
