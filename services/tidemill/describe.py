@@ -15,7 +15,7 @@ from rich.table import Table
 from tidemill import topics
 from tidemill.backtest import Report
 from tidemill.errors import ArtifactError, DeclarationError
-from tidemill.features import Known
+from tidemill.features import Known, schema
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
 from tidemill.registry import snapshots
@@ -69,7 +69,11 @@ def as_text(pipeline: Pipeline) -> str:
         vector.add_row(name, feature.kind, str(feature.source) if plain else "a function of the event")
     for view in pipeline.views:
         for name in view.features:
-            vector.add_row(name, "number", f"view {view.label}, tiles of {view.every}")
+            vector.add_row(name, "number", f"view {view.label}")
+    views = _table("view", "of", "from", "tiles of", "expires", "fresh", "kept by")
+    for view in pipeline.views:
+        by = "featurizer" if view in pipeline.own_views else "materializer"
+        views.add_row(view.label, view.entity, view.source, view.every, view.expires or "never", view.fresh, by)
     rules = _table("rule", "field", "expects")
     for rule in (*pipeline.event_checks, *pipeline.label_checks):
         rules.add_row(rule.name, rule.field, rule.text)
@@ -86,6 +90,8 @@ def as_text(pipeline: Pipeline) -> str:
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
     head += f"watched in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"
     parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector]
+    if pipeline.views:
+        parts += ["views", views]
     if pipeline.tables:
         tables = _table("table", "key", "rows", "sha256", numbers=2)
         for table in pipeline.tables:
@@ -105,6 +111,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "champion": pipeline.champion,
         "models": {name: pipeline.printed(name) for name in pipeline.roster},
         "vector": pipeline.vector,
+        "views": [schema(pipeline, view) for view in pipeline.views],
         "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
         "rules": [{"rule": r.name, "field": r.field, "expects": r.text} for r in (*pipeline.event_checks, *pipeline.label_checks)],
         "monitor": dataclasses.asdict(pipeline.monitor),
@@ -116,6 +123,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
             "prediction-log": records.prediction_log.id,
             "example": records.example.id,
             "manifest": records.manifest.id,
+            "update": records.update.id,
             "window": records.window.id,
             "alert": records.alert.id,
         },
