@@ -498,3 +498,24 @@ def test_a_pipelines_file_may_bring_its_own(tmp_path: Path) -> None:
     again = Entity.load(plan, {str(tile * plan.every): entity.dump(tile) for tile in entity.starts})
     assert again.columns == entity.columns
     assert plan.read(again, 800_000) == [pytest.approx(1 / 3), 1.0, 3.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(STREAMS, st.lists(st.integers(0, 16 * EVERY), min_size=45, max_size=45))
+def test_what_is_kept_of_older_tiles_is_never_out_of_date(drawn: Any, asked: list[int]) -> None:
+    plan = Plan(View("e", every="1m", aggregates=[case.keep for case in CASES.values()]))
+    entity = Entity(plan)
+    for (t, x, s), now in zip(stream(drawn), asked, strict=False):
+        entity.add(plan, t, {"x": x, "s": s})
+        for moment in (t, now, max(t, now)):
+            again = Entity.load(plan, tiles_of(entity))
+            assert plan.read(entity, moment) == plan.read(again, moment)
+
+
+def test_what_is_kept_of_older_tiles_moves_on_with_the_window() -> None:
+    plan = Plan(View("e", every="1m", aggregates=[case.keep for case in CASES.values()]))
+    entity = Entity(plan)
+    for number in range(100):
+        now = number * EVERY // 3
+        entity.add(plan, now, {"x": float(number % 7), "s": str(number % 5)})
+        assert plan.read(entity, now) == plan.read(Entity.load(plan, tiles_of(entity)), now)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tidemill.durations import milliseconds
 from tidemill.featurizer.aggregates.base import Column, Read, columns_of
@@ -43,45 +43,70 @@ class Plan:
         #: What is said of an entity that was never seen.
         self.nothing = {name: a.empty for name, a in zip(self.names, view.flat, strict=True)}
 
-    def _window(
-        self, width: int
-    ) -> tuple[int, tuple[str, ...], list[tuple[int, Read]], list[tuple[int, float | None]]]:
-        """Return (tiles, columns read, how each feature is read, what it is where there is no tile) of one width."""
+    def _window(self, width: int) -> _Window:
+        """Return how features of one width are read."""
         members = [(i, a) for i, a in enumerate(self.view.flat) if a.window_ms // self.every == width]
-        names = tuple(dict.fromkeys(column.name for _, a in members for column in a.columns))
-        return width, names, [(i, a.read) for i, a in members], [(i, a.empty) for i, a in members]
+        merged = [(i, a) for i, a in members if all(column.merges for column in a.columns)]
+        others = [(i, a) for i, a in members if not all(column.merges for column in a.columns)]
+        return _Window(
+            width,
+            tuple(dict.fromkeys(column for _, a in merged for column in a.columns)),
+            tuple((i, a.read) for i, a in merged),
+            tuple(dict.fromkeys(column.name for _, a in others for column in a.columns)),
+            tuple((i, a.read) for i, a in others),
+            tuple((i, a.empty) for i, a in members),
+        )
 
     def read(self, entity: Entity, now: int) -> list[float | None]:
         """Return the features, in declared order, as of event time `now` (ms)."""
         out: list[float | None] = [None] * len(self.names)
-        starts, columns = entity.starts, entity.columns
+        starts = entity.starts
         tile = now // self.every
         stop = bisect_right(starts, tile)
-        for width, names, reads, empty in self._windows:
-            begin = bisect_left(starts, tile - width + 1, 0, stop)
+        for window in self._windows:
+            begin = bisect_left(starts, tile - window.width + 1, 0, stop)
             if begin == stop:
-                for index, value in empty:
+                for index, value in window.empty:
                     out[index] = value
                 continue
-            # Mostly the longest window is all there is; then nothing need be copied.
-            whole = begin == 0 and stop == len(starts)
-            window = columns if whole else {name: columns[name][begin:stop] for name in names}
-            for index, read in reads:
-                value = read(window, now)
-                # A sum may overflow although every value was finite; a model must never see that.
-                out[index] = value if value is None or value - value == 0 else None
+            if window.merged:
+                cells = entity.merged(window, begin, stop)
+                for index, read in window.reads:
+                    value = read(cells, now)
+                    # A sum may overflow although every value was finite; a model must never see that.
+                    out[index] = value if value is None or value - value == 0 else None
+            if window.others:
+                cells = {name: entity.columns[name][begin:stop] for name in window.whole}
+                for index, read in window.others:
+                    value = read(cells, now)
+                    out[index] = value if value is None or value - value == 0 else None
         return out
 
 
-class Entity:
-    """The tiles of one entity: sorted starts (in tiles since the epoch) and, beside them, one list of cells per column."""
+class _Window(NamedTuple):
+    """The features of one width (in tiles): those whose columns merge, and those that read every tile."""
 
-    __slots__ = ("columns", "plan", "starts")
+    width: int
+    merged: tuple[Column, ...]
+    reads: tuple[tuple[int, Read], ...]
+    whole: tuple[str, ...]
+    others: tuple[tuple[int, Read], ...]
+    empty: tuple[tuple[int, float | None], ...]
+
+
+class Entity:
+    """The tiles of one entity: sorted starts (in tiles since the epoch) and, beside them, one list of cells per column.
+
+    What the tiles before a window's last one are together is kept until one of them changes: events mostly go to the last.
+    """
+
+    __slots__ = ("_before", "columns", "plan", "starts")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.starts: list[int] = []
         self.columns: dict[str, list[Any]] = {column.name: [] for column in plan.columns}
+        self._before: dict[int, tuple[int, int, list[Any]]] = {}
 
     @property
     def time(self) -> int:
@@ -102,6 +127,8 @@ class Entity:
                 starts.insert(i, tile)
                 for column in plan.columns:
                     columns[column.name].insert(i, column.fresh())
+        if i != len(starts) - 1:
+            self._before.clear()
         for field, adds in plan.updates:
             value = event[field] if field else event
             if value is not None:
@@ -119,6 +146,17 @@ class Entity:
         for column in self.columns.values():
             del column[:cut]
         return gone
+
+    def merged(self, window: _Window, begin: int, stop: int) -> dict[str, list[Any]]:
+        """Return the columns of tiles begin to stop, at least one: what those before the last are together, and the last."""
+        last, columns = stop - 1, self.columns
+        if begin == last:
+            return {column.name: columns[column.name][begin:stop] for column in window.merged}
+        found, first, newest = self._before.get(window.width), self.starts[begin], self.starts[last]
+        if found is None or found[0] != first or found[1] != newest:
+            before = [column.merge(columns[column.name][begin:last]) for column in window.merged]
+            self._before[window.width] = found = (first, newest, before)
+        return {c.name: [cell, columns[c.name][last]] for c, cell in zip(window.merged, found[2], strict=True)}
 
     def dump(self, tile: int) -> str:
         """Return one tile's cells as JSON, by column; null for an empty one."""

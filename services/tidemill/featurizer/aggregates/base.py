@@ -51,6 +51,18 @@ class Column:
         """
         raise NotImplementedError
 
+    def merge(self, cells: Sequence[Any]) -> Any:
+        """Return one cell that says what `cells`, at least one, oldest first and not to be changed, say together.
+
+        Optional. A window's older tiles do not change from event to event: what they are together is kept, and read as one.
+        """
+        raise NotImplementedError
+
+    @property
+    def merges(self) -> bool:
+        """Whether its cells can be merged."""
+        return type(self).merge is not Column.merge
+
     def dump(self, cell: Any) -> Any:
         """Return the cell as strict JSON allows (neither NaN nor infinity); None for an empty one."""
         return cell
@@ -84,6 +96,9 @@ class Count(Number):
     def add(self, cells: list[float], index: int, value: Any, now: int) -> None:  # noqa: ARG002
         cells[index] += 1.0
 
+    def merge(self, cells: Sequence[float]) -> float:
+        return sum(cells)
+
 
 class Time(Number):
     """A cell is the latest event time in the tile, in ms since the epoch."""
@@ -96,6 +111,9 @@ class Time(Number):
     def add(self, cells: list[float], index: int, value: Any, now: int) -> None:  # noqa: ARG002
         if now > cells[index]:
             cells[index] = now
+
+    def merge(self, cells: Sequence[float]) -> float:
+        return max(cells)
 
 
 EVENTS, TIME = Count(), Time()
@@ -110,6 +128,15 @@ def strict(number: float) -> float | str:
 def loose(held: float | str) -> float:
     """Return the number that `strict` made `held` of."""
     return float(held) if isinstance(held, str) else held
+
+
+def added(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
+    """Return how often each thing was counted in all cells together."""
+    counts: dict[Any, int] = {}
+    for cell in cells:
+        for what, count in cell.items():
+            counts[what] = counts.get(what, 0) + count
+    return counts
 
 
 Window = Mapping[str, Sequence[Any]]

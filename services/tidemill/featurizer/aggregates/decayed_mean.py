@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tidemill.durations import milliseconds
 from tidemill.featurizer.aggregates.base import Aggregate, Column, Window, loose, strict
 
@@ -35,6 +37,16 @@ class Decayed(Column):
             old = 2.0 ** ((latest - now) / self.half_life_ms)
             cells[index] = (now, weight * old + 1.0, total * old + value)
 
+    def merge(self, cells: Sequence[Cell]) -> Cell:
+        there = [cell for cell in cells if cell is not None]
+        if not there:
+            return None
+        latest = there[-1][0]
+        factors = [2.0 ** ((cell[0] - latest) / self.half_life_ms) for cell in there]
+        weight: float = sum([factor * cell[1] for factor, cell in zip(factors, there, strict=True)])
+        total: float = sum([factor * cell[2] for factor, cell in zip(factors, there, strict=True)])
+        return (latest, weight, total)
+
     def dump(self, cell: Cell) -> list[float | str] | None:
         return None if cell is None else [cell[0], cell[1], strict(cell[2])]
 
@@ -46,18 +58,12 @@ class Decayed(Column):
 def decayed_mean(over: str, half_life: str, window: str) -> list[Aggregate]:
     """Mean of `over` weighted by 2 ** -(age / half_life), ages by event time; missing without a value in the window."""
     column = Decayed(over, half_life)
-    name, half_life_ms = column.name, column.half_life_ms
+    name = column.name
 
     def read(w: Window, _: int) -> float | None:
-        cells = [cell for cell in w[name] if cell is not None]
-        if not cells:
-            return None
         # At the time of asking all weights are smaller by one factor, which cancels.
-        latest = cells[-1][0]
-        factors = [2.0 ** ((cell[0] - latest) / half_life_ms) for cell in cells]
-        weight: float = sum([factor * cell[1] for factor, cell in zip(factors, cells, strict=True)])
-        total: float = sum([factor * cell[2] for factor, cell in zip(factors, cells, strict=True)])
-        return total / weight
+        cell = column.merge(w[name])
+        return None if cell is None else cell[2] / cell[1]
 
     title = f"decayed_mean_{over}_{half_life}_{window}"
     return [Aggregate("decayed_mean", over, window, (column,), read, title=title)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -34,6 +35,17 @@ class Hashes(Column):
             kept.insert(place, found)
             del kept[K:]
 
+    def merge(self, cells: Sequence[list[bytes]]) -> list[bytes]:
+        # The k smallest of the tiles' k smallest are those of all values. Cut now and then: most tiles then add little.
+        smallest: set[bytes] = set()
+        limit = b""
+        for kept in cells:
+            smallest.update(kept[: bisect_left(kept, limit)] if limit else kept)
+            if len(smallest) >= 2 * K:
+                cut = sorted(smallest)[:K]
+                smallest, limit = set(cut), cut[-1]
+        return sorted(smallest)[:K]
+
     def dump(self, cell: list[bytes]) -> str | None:
         return b"".join(cell).hex() or None
 
@@ -60,17 +72,10 @@ def distinct(over: str, *windows: str) -> list[Aggregate]:
     name = column.name
 
     def read(w: Window, _: int) -> float:
-        # The k smallest of the tiles' k smallest are those of all values. Cut now and then: most tiles then add little.
-        smallest: set[bytes] = set()
-        limit = b""
-        for kept in w[name]:
-            smallest.update(kept[: bisect_left(kept, limit)] if limit else kept)
-            if len(smallest) >= 2 * K:
-                cut = sorted(smallest)[:K]
-                smallest, limit = set(cut), cut[-1]
+        smallest = column.merge(w[name])
         if len(smallest) < K:
             return float(len(smallest))
-        largest = int.from_bytes(sorted(smallest)[K - 1], "big")
+        largest = int.from_bytes(smallest[-1], "big")
         return (K - 1) * 2.0 ** (8 * BYTES) / (largest + 1)
 
     return [

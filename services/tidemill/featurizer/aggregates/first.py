@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tidemill.featurizer.aggregates.base import Aggregate, Column, Window, loose, strict
 
 Cell = tuple[int, float] | None
@@ -21,6 +23,9 @@ class Earliest(Column):
         if held is None or now < held[0]:
             cells[index] = (now, value)
 
+    def merge(self, cells: Sequence[Cell]) -> Cell:
+        return next((cell for cell in cells if cell is not None), None)
+
     def dump(self, cell: Cell) -> list[float | str] | None:
         return None if cell is None else [cell[0], strict(cell[1])]
 
@@ -35,10 +40,7 @@ def first(over: str, window: str) -> list[Aggregate]:
     name = column.name
 
     def read(w: Window, _: int) -> float | None:
-        for cell in w[name]:
-            if cell is not None:
-                value: float = cell[1]
-                return value
-        return None
+        cell = column.merge(w[name])
+        return None if cell is None else cell[1]
 
     return [Aggregate("first", over, window, (column,), read)]

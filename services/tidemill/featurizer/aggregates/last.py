@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tidemill.featurizer.aggregates.base import Aggregate, Window
 from tidemill.featurizer.aggregates.first import Cell, Earliest
 
@@ -17,6 +19,9 @@ class Latest(Earliest):
         if held is None or now >= held[0]:
             cells[index] = (now, value)
 
+    def merge(self, cells: Sequence[Cell]) -> Cell:
+        return super().merge(cells[::-1])
+
 
 def last(over: str, window: str) -> list[Aggregate]:
     """The value of `over` with the latest event time in the window; of equal times the later arrival."""
@@ -24,10 +29,7 @@ def last(over: str, window: str) -> list[Aggregate]:
     name = column.name
 
     def read(w: Window, _: int) -> float | None:
-        for cell in reversed(w[name]):
-            if cell is not None:
-                value: float = cell[1]
-                return value
-        return None
+        cell = column.merge(w[name])
+        return None if cell is None else cell[1]
 
     return [Aggregate("last", over, window, (column,), read)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+from collections.abc import Sequence
 
 from tidemill.featurizer.aggregates.base import Aggregate, Number, Window, asked
 
@@ -19,6 +20,9 @@ class Smallest(Number):
     def add(self, cells: list[float], index: int, value: float, now: int) -> None:  # noqa: ARG002
         if value < cells[index]:
             cells[index] = value
+
+    def merge(self, cells: Sequence[float]) -> float:
+        return builtins.min(cells)
 
 
 def min(over: str, *windows: str) -> list[Aggregate]:

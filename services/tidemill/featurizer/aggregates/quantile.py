@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from decimal import Decimal
 
-from tidemill.featurizer.aggregates.base import Aggregate, Column, Window, asked
+from tidemill.featurizer.aggregates.base import Aggregate, Column, Window, added, asked
 
 ERROR = 0.01
 """Largest relative error of a value."""
@@ -43,6 +44,9 @@ class Bins(Column):
         counts = cells[index]
         counts[place] = counts.get(place, 0) + 1
 
+    def merge(self, cells: Sequence[dict[int, int]]) -> dict[int, int]:
+        return added(cells)
+
     def dump(self, cell: dict[int, int]) -> dict[str, int] | None:
         return {str(place): count for place, count in cell.items()} or None
 
@@ -69,10 +73,7 @@ def quantile(over: str, q: float, *windows: str) -> list[Aggregate]:
     name = column.name
 
     def read(w: Window, _: int) -> float | None:
-        counts: dict[int, int] = {}
-        for cell in w[name]:
-            for place, count in cell.items():
-                counts[place] = counts.get(place, 0) + count
+        counts = added(w[name])
         if not counts:
             return None
         below = int(q * (sum(counts.values()) - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tidemill.featurizer.aggregates.base import Aggregate, Column, Window, asked, loose, strict
 
@@ -25,6 +26,18 @@ class Deviations(Column):
         mean += off / n
         cells[index] = (n, mean, squares + off * (value - mean))
 
+    def merge(self, cells: Sequence[Cell]) -> Cell:
+        n = mean = squares = 0.0
+        for more, other, within in cells:
+            if more:
+                off = other - mean
+                total = n + more
+                part = off * more / total if n else off
+                mean += part
+                squares += within + off * part * n
+                n = total
+        return (n, mean, squares)
+
     def dump(self, cell: Cell) -> list[float | str] | None:
         return [cell[0], strict(cell[1]), strict(cell[2])] if cell[0] else None
 
@@ -43,15 +56,7 @@ def std(over: str, *windows: str) -> list[Aggregate]:
     name = column.name
 
     def read(w: Window, _: int) -> float | None:
-        n = mean = squares = 0.0
-        for more, other, within in w[name]:
-            if more:
-                off = other - mean
-                total = n + more
-                part = off * more / total
-                mean += part
-                squares += within + off * part * n
-                n = total
+        n, _mean, squares = column.merge(w[name])
         return math.sqrt(squares / (n - 1)) if n > 1 else None
 
     return [Aggregate("std", over, window, (column,), read) for window in asked("std", (over,), windows)]

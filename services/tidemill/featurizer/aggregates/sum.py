@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
 
 from tidemill.featurizer.aggregates.base import Aggregate, Count, Number, Window, asked
 
@@ -15,6 +16,9 @@ class Sum(Number):
 
     def add(self, cells: list[float], index: int, value: float, now: int) -> None:  # noqa: ARG002
         cells[index] += value
+
+    def merge(self, cells: Sequence[float]) -> float:
+        return builtins.sum(cells)
 
 
 def sum(over: str, *windows: str) -> list[Aggregate]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from tidemill.featurizer.aggregates.base import Aggregate, Column, Count, Window, asked
+from tidemill.featurizer.aggregates.base import Aggregate, Column, Count, Window, added, asked
 
 COUNTERS = 64
 """Values that a tile counts."""
@@ -32,6 +33,9 @@ class Frequent(Column):
         else:
             cells[index] = {kept: count - 1 for kept, count in counts.items() if count > 1}
 
+    def merge(self, cells: Sequence[dict[Any, int]]) -> dict[Any, int]:
+        return added(cells)
+
     def dump(self, cell: dict[Any, int]) -> list[list[Any]] | None:
         return [[value, count] for value, count in cell.items()] or None
 
@@ -51,11 +55,7 @@ def top_share(over: str, *windows: str) -> list[Aggregate]:
         total = sum(w[n])
         if not total:
             return None
-        counts: dict[Any, int] = {}
-        for cell in w[name]:
-            for value, count in cell.items():
-                counts[value] = counts.get(value, 0) + count
-        return max(counts.values(), default=0) / total
+        return max(added(w[name]).values(), default=0) / total
 
     return [
         Aggregate("top_share", over, window, columns, read, text=True)
