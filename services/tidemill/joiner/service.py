@@ -66,12 +66,11 @@ class Joiner(Step):
         join, told = self.joins[slot.partition], ""
         if slot.topic == self.log_topic:
             first, mark = join.kept_events.first(), join.log_mark
-            told = f":{self._updates.note(self._new.get(slot.partition, ()))}"
+            told = self._updates.note(self._new.get(slot.partition, ()))
         else:
             first, mark = join.kept_labels.first(), join.labels_mark
-        if first is not None:
-            return f"{first.offset}:{first.before}{told}"
-        return f"{self._next[slot]}:{mark}{told}"
+        begin = f"{first.offset}:{first.before}" if first is not None else f"{self._next[slot]}:{mark}"
+        return f"{begin}:{told}" if told else begin
 
     def revoke(self, slots: Iterable[Slot]) -> None:
         for slot in slots:
