@@ -101,7 +101,7 @@ def test_what_redis_holds_equals_the_definitions(ticks: Stream, redis_url: str, 
     client = redis.Redis.from_url(redis_url, decode_responses=True)
     cases = [(name, case) for case in CASES.values() for name in (f"e_{case.keep[0].name}",)]
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
         STREAMS,
         st.lists(st.sampled_from("abc"), min_size=45, max_size=45),

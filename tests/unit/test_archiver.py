@@ -201,7 +201,7 @@ def test_a_time_beyond_any_calendar_is_archived_too(tmp_path: Path) -> None:
 
 
 def test_a_backtest_from_the_archive_says_what_the_one_it_was_made_of_said(tmp_path: Path) -> None:
-    found = data.flights((1,), days=4)
+    found = data.flights((1,), days=2)
     run = Run(tmp_path)
     for record in logs_of(FLIGHTS, found):
         slot = Slot(record.topic(), 0)

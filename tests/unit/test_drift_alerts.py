@@ -14,7 +14,8 @@ from tidemill.demo import data
 from tidemill.demo.data import Flight
 
 _DECLARED = load("flights")
-FLIGHTS = replace(_DECLARED, models={"logreg": _DECLARED.models["logreg"]})
+_VIEWS = [view for view in _DECLARED.views if view.label in ("origin", "dest", "carrier_outcome", "tailnum_outcome")]
+FLIGHTS = replace(_DECLARED, models={"logreg": _DECLARED.models["logreg"]}, views=_VIEWS)
 FIRST, MOVED, LAST = 15_706, 15_722, 15_727
 """Days since the epoch: 1, 17 and 22 January 2013."""
 A_DAY = 600
@@ -43,6 +44,11 @@ def missing(event: dict[str, Any], label: dict[str, Any] | None, rng: random.Ran
         event["temp"] = None
 
 
+def three_things(event: dict[str, Any], label: dict[str, Any] | None, rng: random.Random) -> None:
+    for shift in (ten_times, unseen, missing):
+        shift(event, label, rng)
+
+
 def flipped(event: dict[str, Any], label: dict[str, Any] | None, rng: random.Random) -> None:
     if label is not None:
         label["arr_delay"] = 0.0 if label["arr_delay"] > 15 else 60.0
@@ -56,17 +62,14 @@ def told(january: list[Flight], shift: Any = nothing, pool: list[Flight] | None 
     return [alert for window in closed for alert in window.alerts if alert.state == "opened"]
 
 
-@pytest.mark.parametrize("seed", [1, 3])
-def test_what_does_not_move_alerts_nobody(january: list[Flight], seed: int) -> None:
-    assert [alert.message for alert in told(january, seed=seed)] == []
+def test_what_does_not_move_alerts_nobody(january: list[Flight]) -> None:
+    assert [alert.message for alert in told(january, seed=3)] == []
 
 
 @pytest.mark.parametrize(
     ("shift", "subjects"),
     [
-        (ten_times, {"drift:distance"}),
-        (unseen, {"unseen:dest"}),
-        (missing, {"missing:temp"}),
+        (three_things, {"drift:distance", "unseen:dest", "missing:temp"}),
         (flipped, {"label_drift", "performance:logreg"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -24,7 +24,7 @@ SLOT, UPDATES = Slot("small.events.valid", 0), Slot("small.updates", 0)
 class Away:
     """A store that is away."""
 
-    def look(self, wanted: object) -> Seen:
+    def look(self, wanted: object, now: int) -> Seen:
         return Seen(stale=["dest"])
 
 

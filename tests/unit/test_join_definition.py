@@ -249,7 +249,7 @@ LATE_LABEL_OF_A_FORGOTTEN_EVENT: Case = (
 
 
 @example(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(cases(ids="abcdefghijklmnopqr"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32))
 def test_a_rebuilt_joiner_goes_on_as_if_it_had_never_stopped(
     case: Case, log_at: int, labels_at: int, seed: int
@@ -257,7 +257,7 @@ def test_a_rebuilt_joiner_goes_on_as_if_it_had_never_stopped(
     compare_rebuilt(case, log_at, labels_at, seed)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases(ids="ab"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32))
 def test_a_rebuilt_joiner_goes_on_where_ids_come_again_and_again(
     case: Case, log_at: int, labels_at: int, seed: int
