@@ -37,6 +37,7 @@ from tidemill.stream.memory import MemoryRecord
 
 log = logging.getLogger(__name__)
 
+FETCH_WAIT_MS = 50
 BUNDLE = 2000
 """Most records of one fetch."""
 CLOSE_SECONDS = 0.5
@@ -71,9 +72,14 @@ class _Bundle(ConsumerMessage):
 
 class _FetchThread(aiokafka.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
-        """Have it leave out what was aborted, which Faust reads unless it takes part in transactions itself."""
+        """Have it leave out what was aborted, which Faust reads unless it takes part in transactions itself.
+
+        And wait for quiet partitions a moment only: while a fetch waits for them (Faust's own is 1.5 s) there is no other, and
+        of a busy one, alone beside them, no more than a fetch comes in that time (1,600 examples a second).
+        """
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
 
