@@ -171,7 +171,7 @@ def test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing(sent, undisturb
 
 
 def test_a_crash_around_any_view_write_leaves_the_store_right(sent, undisturbed) -> None:
-    for moment in (*range(0, 60, 3), *range(60, 400, 17)):
+    for moment in (*range(0, 60, 4), *range(60, 400, 31)):
         broker, stores = filled(sent), empty(FragileView)
         FragileView.bomb = bomb = Bomb(moment)
         run_all(broker, stores, bomb)
