@@ -11,18 +11,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from tidemill import topics
-from tidemill.backtest import Backtest
+from tidemill.backtest import Backtest, Progress, Row
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.featurizer.others import Updates
 from tidemill.past import past, without_models
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
-from tidemill.stream.api import Broker, Producer, Record, Slot
+from tidemill.stream.api import Broker, Producer, Record, Slot, whole
 
 BATCH = 5000
 """Updates of one transaction."""
@@ -30,8 +29,6 @@ PATIENCE = 60.0
 """Seconds that the services are waited for."""
 Route = tuple[str, str]
 """Where updates come from ("events" or "examples"), and the entity that they are of."""
-Row = Mapping[str, Any]
-Progress = Callable[[int], None]
 
 
 def routes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> list[Route]:
@@ -83,10 +80,6 @@ class Backfill:
             found.append(there.rows)
         return found[0], found[1]
 
-    def _whole(self, topic: str) -> dict[Slot, tuple[int, int]]:
-        slots = (Slot(topic, partition) for partition in range(self.broker.partitions(topic)))
-        return {slot: self.broker.watermarks(slot) for slot in slots}
-
     def _wait(self, group: str, service: str, last: Mapping[Slot, int]) -> None:
         deadline = time.monotonic() + PATIENCE
         while last:
@@ -130,7 +123,7 @@ class Backfill:
 
     def _scan(self) -> None:
         """Note which updates there are."""
-        for batch in self.broker.read(self._whole(self._topic)):
+        for batch in self.broker.read(whole(self.broker, self._topic)):
             for record in batch:
                 update = self.records.update.of(record.value())
                 if update is not None and not update["control"]:

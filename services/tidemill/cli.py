@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime as dt
 import json
 import logging
 import sys
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from tidemill import __version__, logs, settings
+from tidemill.durations import moment
 from tidemill.errors import SettingsError, StoreError, TidemillError
 from tidemill.pipeline import load
 from tidemill.topics import SERVICES, WATCHING
@@ -171,8 +171,8 @@ def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: 
     from tidemill.features import Store, now
 
     chosen, declared = settings.load(**options), load(pipeline)
-    moment = None if at is None else now() if at == "now" else _moment("--at", at)
-    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, moment)
+    asked = None if at is None else now() if at == "now" else _moment("--at", at)
+    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, asked)
     if all(view.event_time is None for view in known):
         raise StoreError(f"no view of {declared.name!r} has ever been told of {entity} {entity_id!r}")
     click.echo(
@@ -228,12 +228,10 @@ def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None
 
 
 def _moment(option: str, text: str) -> int:
-    """Return an ISO 8601 time in ms since the epoch; without an offset it is UTC."""
     try:
-        found = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise SettingsError(f"{option} {text!r} is not a time: expected ISO 8601, as 2013-01-31T12:00Z") from None
-    return int((found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp() * 1000)
+        return moment(text)
+    except ValueError as error:
+        raise SettingsError(f"{option} {error}") from None
 
 
 @cli.command()

@@ -10,7 +10,6 @@ memory   one group of rows, and one batch of what is read
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,11 +25,12 @@ from tidemill.archiver import rows
 from tidemill.archiver.rows import MOMENT, Row
 from tidemill.archiver.service import date_of
 from tidemill.backtest import Progress
+from tidemill.durations import moment
 from tidemill.errors import SettingsError
 from tidemill.files import Files, open_whole
 from tidemill.pipeline import Pipeline
 from tidemill.records import HEADER, Records
-from tidemill.stream.api import Broker, Slot
+from tidemill.stream.api import Broker, whole
 
 GROUP = 10_000
 """Rows of one row group: what is held in memory, and what a reader of the file reads at once."""
@@ -208,17 +208,10 @@ def span_of(begin: str | None, end: str | None) -> Span:
 
 
 def _moment(option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
     try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise SettingsError(
-            f"{option} {text!r} is no time: expected ISO 8601, as in 2013-01-31 or 2013-01-31T18:00Z"
-        ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.UTC)
-    return (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(milliseconds=1)
+        return None if text is None else moment(text)
+    except ValueError as error:
+        raise SettingsError(f"{option} {error}") from None
 
 
 def served(pipeline: Pipeline, broker: Broker, writer: Writer, progress: Progress | None = None) -> None:
@@ -227,8 +220,7 @@ def served(pipeline: Pipeline, broker: Broker, writer: Writer, progress: Progres
     Examples of an earlier declaration, whose vectors were others, are counted and passed over.
     """
     topic, form, head = topics.EXAMPLES.name(pipeline.name), rows.Form(pipeline, labelled=True), Records(pipeline).head
-    slots = [Slot(topic, partition) for partition in range(broker.partitions(topic))]
-    for batch in broker.read({slot: broker.watermarks(slot) for slot in slots}):
+    for batch in broker.read(whole(broker, topic)):
         for record in batch:
             row = form.row(record)
             if row is not None:

@@ -1,7 +1,8 @@
-"""Durations as people write them ("90s", "5m", "1h", "7d"), in milliseconds."""
+"""Durations ("90s", "5m", "1h", "7d") and times (ISO 8601) as people write them, in milliseconds."""
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -22,3 +23,14 @@ def milliseconds(text: str) -> int:
             f"{text!r} is not a duration: expected a positive whole number and ms, s, m, h or d, as in '5m'"
         )
     return int(form[1]) * _UNITS[form[2]]
+
+
+def moment(text: str) -> int:
+    """Return an ISO 8601 time in ms since the epoch; UTC where no zone is said. Raises ValueError for anything else."""
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no time: expected ISO 8601, as in 2013-01-31 or 2013-01-31T18:00Z") from None
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=dt.UTC)
+    return (found - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(milliseconds=1)

@@ -17,7 +17,7 @@ from tidemill.backtest import Progress
 from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline
 from tidemill.records import Codec
-from tidemill.stream.api import Broker, Slot
+from tidemill.stream.api import Broker, Slot, whole
 
 RUN = 200_000
 """Records that are sorted at once; more are sorted in runs, which are merged from temporary files."""
@@ -122,8 +122,7 @@ def past(
     broker: Broker, topic: str, codec: Codec, time: str, held: ExitStack, progress: Progress | None = None
 ) -> Past:
     """Read a topic of events or labels up to this moment; `time` is the field with a record's time."""
-    slots = [Slot(topic, partition) for partition in range(broker.partitions(topic))]
-    ranges = {slot: broker.watermarks(slot) for slot in slots}
+    ranges = whole(broker, topic)
     cut = {slot.partition for slot, (begin, _) in ranges.items() if begin > 0}
     found = Past()
 

@@ -158,7 +158,6 @@ class Featurizer(Step):
         """Bring an event to the views of its own key, after the vector has what was known before it."""
         offset, partition = asked.record.offset(), asked.record.partition()
         as_of: dict[str, int] = {}
-        asked.partial = False
         for held in self.views.held[partition]:
             if offset < held.offset:
                 continue  # this view's store was further on than another's: it has the event already

@@ -38,6 +38,7 @@ from tidemill.stream.memory import MemoryRecord
 log = logging.getLogger(__name__)
 
 FETCH_WAIT_MS = 50
+"""How long a fetch waits for partitions that have nothing."""
 BUNDLE = 2000
 """Most records of one fetch."""
 CLOSE_SECONDS = 0.5

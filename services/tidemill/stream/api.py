@@ -195,6 +195,12 @@ class Broker(Protocol):
         """Follow a slot from an offset on."""
 
 
+def whole(broker: Broker, topic: str) -> dict[Slot, tuple[int, int]]:
+    """Return all that a topic holds at this moment, as the ranges that `Broker.read` takes."""
+    slots = [Slot(topic, partition) for partition in range(broker.partitions(topic))]
+    return {slot: broker.watermarks(slot) for slot in slots}
+
+
 class Follower(Protocol):
     """Reads one slot as it grows, outside of any group."""
 
