@@ -48,9 +48,11 @@ class Plan:
         members = [(i, a) for i, a in enumerate(self.view.flat) if a.window_ms // self.every == width]
         merged = [(i, a) for i, a in members if all(column.merges for column in a.columns)]
         others = [(i, a) for i, a in members if not all(column.merges for column in a.columns)]
+        columns = tuple(dict.fromkeys(column for _, a in merged for column in a.columns))
         return _Window(
             width,
-            tuple(dict.fromkeys(column for _, a in merged for column in a.columns)),
+            columns,
+            tuple(column.name for column in columns),
             tuple((i, a.read) for i, a in merged),
             tuple(dict.fromkeys(column.name for _, a in others for column in a.columns)),
             tuple((i, a.read) for i, a in others),
@@ -88,6 +90,7 @@ class _Window(NamedTuple):
 
     width: int
     merged: tuple[Column, ...]
+    names: tuple[str, ...]
     reads: tuple[tuple[int, Read], ...]
     whole: tuple[str, ...]
     others: tuple[tuple[int, Read], ...]
@@ -151,12 +154,12 @@ class Entity:
         """Return the columns of tiles begin to stop, at least one: what those before the last are together, and the last."""
         last, columns = stop - 1, self.columns
         if begin == last:
-            return {column.name: columns[column.name][begin:stop] for column in window.merged}
+            return {name: columns[name][begin:stop] for name in window.names}
         found, first, newest = self._before.get(window.width), self.starts[begin], self.starts[last]
         if found is None or found[0] != first or found[1] != newest:
             before = [column.merge(columns[column.name][begin:last]) for column in window.merged]
             self._before[window.width] = found = (first, newest, before)
-        return {c.name: [cell, columns[c.name][last]] for c, cell in zip(window.merged, found[2], strict=True)}
+        return {name: [cell, columns[name][last]] for name, cell in zip(window.names, found[2], strict=True)}
 
     def dump(self, tile: int) -> str:
         """Return one tile's cells as JSON, by column; null for an empty one."""
