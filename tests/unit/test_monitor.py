@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import random
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.consumer.subscription_state import SubscriptionState
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +27,7 @@ from tidemill.monitor.core import Core
 from tidemill.monitor.drift import FLOOR, CategoryReference, NumberReference
 from tidemill.monitor.figures import Columns, Key, of_predictions
 from tidemill.monitor.performance import Answers, Judge
-from tidemill.monitor.service import MonitorService, credentials
+from tidemill.monitor.service import MonitorService, _FetchThread, credentials
 from tidemill.monitor.windows import Windows, hashed
 from tidemill.stream.memory import MemoryRecord
 
@@ -563,3 +568,22 @@ def test_what_fausts_client_cannot_do_is_said() -> None:
     with pytest.raises(SettingsError, match=r"OAUTHBEARER.*expected PLAIN") as error:
         credentials({"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER", "sasl.password": "secret"})
     assert "secret" not in str(error.value)
+
+
+def test_a_partition_whose_next_record_is_gone_does_not_end_the_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust looks every few seconds whether partitions get on, and asserts that each knows where it reads."""
+    looked: list[float] = []
+    monkeypatch.setattr(AIOKafkaConsumerThread, "verify_event_path", lambda _, now, __: looked.append(now))
+
+    async def look() -> None:
+        tp, state = TopicPartition("flights.examples", 0), SubscriptionState()
+        state.assign_from_user({tp})
+        thread = object.__new__(_FetchThread)
+        monkeypatch.setattr(thread, "_ensure_consumer", lambda: SimpleNamespace(_subscription=state), raising=False)
+        thread.verify_event_path(1.0, tp)
+        assert looked == []
+        state.subscription.assignment.state_value(tp).reset_to(7)
+        thread.verify_event_path(2.0, tp)
+
+    asyncio.run(look())
+    assert looked == [2.0]

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +47,8 @@ CLOSE_SECONDS = 0.5
 """How often it is looked whether a window is complete."""
 IDLE_SECONDS = 10.0
 """A partition without traffic for this long is not waited for."""
+STOP_SECONDS = 10.0
+"""How long it may take to end."""
 SETTLE_SECONDS = 3.0
 """How long after its first record a source may still meet partitions that it has not seen."""
 NOT_GAUGES = frozenset({"rejected", "min", "max"})
@@ -82,6 +86,15 @@ class _FetchThread(aiokafka.AIOKafkaConsumerThread):
         consumer._isolation_level = "read_committed"
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
+
+    def verify_event_path(self, now: float, tp: Any) -> None:
+        """Let Faust see whether a partition gets on, unless where to read it is just being looked up.
+
+        That is so when the log no longer reaches back to the next record; Faust asserts that it never is, and would end.
+        """
+        state = self._ensure_consumer()._subscription.subscription.assignment.state_value(tp)
+        if state.has_valid_position:
+            super().verify_event_path(now, tp)
 
 
 class _Consumer(aiokafka.Consumer):
@@ -209,6 +222,14 @@ class MonitorService:
             low, _ = self.broker.watermarks(slot)
             if first.offset() > low:
                 windows.interrupt(self.core.time_of(topic.suffix, first))
+        expected = self._next.get(slot)
+        if expected is not None and first.offset() > expected + 1:  # a commit alone leaves one offset out
+            lost = self.broker.watermarks(slot)[0] - expected
+            if lost > 0:
+                log.error("records lost: the log does not hold the next ones any more",
+                          extra={"slot": f"{slot.topic}[{slot.partition}]", "lost": lost})  # fmt: skip
+                if windows is not None:
+                    windows.interrupt(self.core.time_of(topic.suffix, first))
         self._seen[topic.suffix, slot.partition] = now
         self._next[slot] = records[-1].offset() + 1
         if topic is topics.PREDICTION_LOG:
@@ -303,7 +324,16 @@ class MonitorService:
             self.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False, loglevel=None
         )
         worker.spinner = None
+        threading.Thread(target=self._end_with_the_app, name="end", daemon=True).start()
         worker.execute_from_commandline()
+
+    def _end_with_the_app(self) -> None:
+        """End the process some time after the app has: one that crashed may wait for its own streams for ever."""
+        while not self.app.should_stop:
+            time.sleep(1)
+        time.sleep(STOP_SECONDS)
+        log.critical("it did not end by itself", extra={"cause": repr(self.app.crash_reason)})
+        os._exit(1)
 
 
 class MonitorHealth(metrics.Health):
