@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,30 +13,16 @@ from typing import Any, NoReturn
 import click
 
 from tidemill import __version__, logs, settings
-from tidemill.durations import moment
-from tidemill.errors import SettingsError, StoreError, TidemillError
+from tidemill.commands.features import features
+from tidemill.commands.shared import PIPELINE, with_settings
+from tidemill.errors import SettingsError, TidemillError
 from tidemill.pipeline import load
 from tidemill.topics import SERVICES, WATCHING
-
-PIPELINE = click.argument("pipeline")
 
 
 def _fail(message: str) -> NoReturn:
     click.echo(f"tidemill: {message}", err=True)
     sys.exit(1)
-
-
-def _with_settings(*names: str) -> Callable[[Any], Any]:
-    """Add an option for each of these settings; unset ones are left to TIDEMILL_* and the defaults."""
-
-    def decorate(command: Any) -> Any:
-        for name in reversed(names):
-            field = settings.Settings.model_fields[name]
-            text = f"{field.description} [TIDEMILL_{name.upper()}]"
-            command = click.option(f"--{name.replace('_', '-')}", name, default=None, help=text)(command)
-        return command
-
-    return decorate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -49,6 +33,10 @@ def cli() -> None:
     PIPELINE is a file as flights.py, a module as package.flights (both with :name where it declares several), or one of
     the shipped: flights, plain, delays.
     """
+
+
+for group in (features,):
+    cli.add_command(group)
 
 
 @cli.command()
@@ -67,7 +55,7 @@ def check(pipeline: str, *, as_json: bool) -> None:
 @click.argument("service", type=click.Choice((*SERVICES, *WATCHING)))
 @PIPELINE
 @click.option("--model", help="Learner: which model; the champion by default. One process a model.")
-@_with_settings(
+@with_settings(
     "brokers", "redis_url", "store_url", "delivery", "instance", "http_port", "interval_ms", "max_batch",
     "snapshot_seconds", "snapshot_examples", "archive_url", "archive_seconds", "log_level",
 )  # fmt: skip
@@ -88,7 +76,7 @@ def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
 @cli.command()
 @PIPELINE
 @click.option("--create", is_flag=True, help="Create those that are missing.")
-@_with_settings("brokers", "replication")
+@with_settings("brokers", "replication")
 def topics(pipeline: str, *, create: bool, **options: Any) -> None:
     """Print a pipeline's topics; with --create, make those that the broker lacks."""
     from tidemill import describe
@@ -153,87 +141,6 @@ def backtest(pipeline: str, events_path: Path | None, labels_path: Path | None, 
     )
 
 
-@cli.group()
-def features() -> None:
-    """Online features: read them, and fill views that were declared later."""
-
-
-@features.command()
-@PIPELINE
-@click.argument("entity")
-@click.argument("entity_id", metavar="ID")
-@click.option("--at", metavar="TIME", help="Event time, ISO 8601, or `now`. Default: the entity's own latest event.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_with_settings("redis_url")
-def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: bool, **options: Any) -> None:
-    """Print what the views of ENTITY (an event field, as dest) know of ID."""
-    from tidemill import describe
-    from tidemill.features import Store, now
-
-    chosen, declared = settings.load(**options), load(pipeline)
-    asked = None if at is None else now() if at == "now" else _moment("--at", at)
-    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, asked)
-    if all(view.event_time is None for view in known):
-        raise StoreError(f"no view of {declared.name!r} has ever been told of {entity} {entity_id!r}")
-    click.echo(
-        json.dumps([dataclasses.asdict(view) for view in known], indent=2) if as_json else describe.known_text(known),
-        nl=as_json,
-    )
-
-
-@features.command()
-@PIPELINE
-@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
-@_with_settings("brokers")
-def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
-    """Tell views that were declared later what the log holds of before. Deploy the declaration first."""
-    _fill(pipeline, views, None, **options)
-
-
-@features.command()
-@PIPELINE
-@click.option(
-    "--events", "events_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
-)
-@click.option(
-    "--labels", "labels_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
-)
-@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
-@_with_settings("brokers")
-def materialize(pipeline: str, views: tuple[str, ...], events_path: Path, labels_path: Path, **options: Any) -> None:
-    """Tell views what files hold: history that is older than the log."""
-    _fill(pipeline, views, (events_path, labels_path), **options)
-
-
-def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None, **options: Any) -> None:
-    from tidemill import history
-    from tidemill import run as running
-    from tidemill.backfill import Backfill, routes_of
-
-    chosen, declared = settings.load(**options), load(pipeline)
-    routes = routes_of(declared, views)
-    broker = running.broker_of(chosen)
-    broker.connect()
-    running.check_topics(declared, broker, tuple(name for _, name, _ in running.topic_table(declared)))
-    filling = Backfill(declared, broker, routes)
-    streams = (declared.events, declared.labels)
-    with contextlib.ExitStack() as held:
-        events, labels = (
-            filling.rows(held) if files is None else [history.read(*of) for of in zip(files, streams, strict=True)]
-        )
-        filling.run(events, labels, held.enter_context(history.progress("history", None)))
-    for source, entity in routes:
-        told, there = filling.told[source, entity], filling.there[source, entity]
-        click.echo(f"{entity} from {source}: {told:,} updates told, {there:,} were there already")
-
-
-def _moment(option: str, text: str) -> int:
-    try:
-        return moment(text)
-    except ValueError as error:
-        raise SettingsError(f"{option} {error}") from None
-
-
 @cli.command()
 @PIPELINE
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
@@ -251,7 +158,7 @@ def _moment(option: str, text: str) -> int:
 @click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@_with_settings("brokers")
+@with_settings("brokers")
 def dataset(pipeline: str, out: Path, begin: str | None, end: str | None, archive: str | None, events_path: Path | None,
             labels_path: Path | None, *, recompute: bool, force: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Write a training set: labelled vectors, each as of its event's time, as one Parquet file."""

@@ -1,0 +1,1 @@
+"""Groups of commands, a file each; `tidemill.cli` puts them together."""
