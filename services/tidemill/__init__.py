@@ -5,10 +5,12 @@ from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
 from tidemill.tables import Table
 from tidemill.validator import rules
+from tidemill.validator.fuse import Fuse
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Fuse",
     "Monitor",
     "Pipeline",
     "Stream",

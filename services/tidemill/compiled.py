@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 Encode = Callable[[Mapping[str, Any]], bytes]
@@ -18,6 +19,10 @@ Encode = Callable[[Mapping[str, Any]], bytes]
 
 Decode = Callable[[bytes, int], "tuple[Any, int]"]
 """(bytes, where the record begins) -> (record, where it ends)."""
+
+
+MOST_LAYOUTS = 64
+"""How many ways of missing numbers a reader remembers."""
 
 
 class UnsupportedError(Exception):
@@ -37,6 +42,8 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+_ZIG_ZAG = (*((n >> 1) ^ -(n & 1) for n in range(128)), *[None] * 128)
+"""What a first byte says by itself; None where more belong to it."""
 _SMALL = tuple(varint(n) for n in range(1024))
 
 
@@ -69,44 +76,70 @@ def _read_int(data: bytes, at: int) -> tuple[int, int]:
     return value, at
 
 
-def _read_bytes(data: bytes, at: int) -> tuple[bytes, int]:
+def _read_size(data: bytes, at: int) -> tuple[int, int]:
     size, at = _read_long(data, at)
-    end = at + size
     if size < 0:
         raise ValueError(f"a length is {size}")
+    return size, at
+
+
+def _read_bytes(data: bytes, at: int) -> tuple[bytes, int]:
+    size, at = _read_size(data, at)
+    end = at + size
     if end > len(data):
         raise EOFError("the record ends inside a text")
     return data[at:end], end
+
+
+def _picker(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Return what takes these places out of a tuple, as a tuple; one of them or none as well."""
+    if len(places) < 2:
+        return lambda found: tuple([found[place] for place in places])
+    return itemgetter(*places)
+
+
+class _Layout:
+    """A run of doubles whose missing ones are known: one call of struct reads it, and says whether it is so."""
+
+    def __init__(self, tags: tuple[int | None, ...], missing: tuple[bool, ...]) -> None:
+        form, flags, flagged, values, at = "<", [], [], [], 0
+        for tag, gone in zip(tags, missing, strict=True):
+            if tag is not None:
+                form += "b"
+                flags.append(2 - tag if gone else tag)
+                flagged.append(at)
+                at += 1
+            values.append(-1 if gone else at)
+            if not gone:
+                form += "d"
+                at += 1
+        made = struct.Struct(form)
+        self.unpack, self.size = made.unpack_from, made.size
+        self.flags, self.flagged, self.values = tuple(flags), _picker(flagged), _picker(values)
+        self.lacks = any(missing)
 
 
 class _Run:
     """Neighbouring doubles, plain or nullable, handled by one call of struct."""
 
     def __init__(self, tags: list[int | None]) -> None:
-        self.tags = tags
-        form = "<" + "".join("d" if tag is None else "bd" for tag in tags)
-        self._struct = struct.Struct(form)
-        self.size = self._struct.size
-        places, at = [], 0
-        for tag in tags:
-            at += tag is not None
-            places.append(at)
-            at += 1
-        self._values = places
-        self._flags = tuple(tag for tag in tags if tag is not None)
-        self._all_nullable = all(tag is not None for tag in tags)
-        self._all_plain = not self._flags
+        self.tags = tuple(tags)
+        self._whole = _Layout(self.tags, (False,) * len(tags))
+        self._pack = struct.Struct("<" + "".join("d" if tag is None else "bd" for tag in tags)).pack
+        self._all_plain = not self._whole.flags
+        self._layouts: dict[tuple[bool, ...], _Layout] = {}
+        self._last = self._whole  # what is missing is mostly what was missing before
 
     def write(self, values: tuple[Any, ...]) -> bytes:
         if self._all_plain:
-            return self._struct.pack(*values)
+            return self._pack(*values)
         if None not in values:
             flagged: list[Any] = []
             for tag, value in zip(self.tags, values, strict=True):
                 if tag is not None:
                     flagged.append(tag)
                 flagged.append(value)
-            return self._struct.pack(*flagged)
+            return self._pack(*flagged)
         return b"".join(
             [
                 _DOUBLE.pack(value) if tag is None else (_NULL[tag] if value is None else _TAGGED.pack(tag, value))
@@ -115,18 +148,14 @@ class _Run:
         )
 
     def read(self, data: bytes, at: int) -> tuple[Any, int]:
-        if len(data) - at >= self.size:
-            found = self._struct.unpack_from(data, at)
-            if self._all_plain:
-                return found, at + self.size
-            if self._all_nullable:
-                if found[::2] == self._flags:
-                    return found[1::2], at + self.size
-            elif (
-                tuple(found[p - 1] for p, tag in zip(self._values, self.tags, strict=True) if tag is not None)
-                == self._flags
-            ):
-                return tuple([found[p] for p in self._values]), at + self.size
+        layout = self._last
+        if len(data) - at >= layout.size:
+            found = layout.unpack(data, at)
+            if layout.flagged(found) == layout.flags:
+                return layout.values((*found, None) if layout.lacks else found), at + layout.size
+        return self._walk(data, at)
+
+    def _walk(self, data: bytes, at: int) -> tuple[Any, int]:
         values: list[float | None] = []
         for tag in self.tags:
             if tag is not None:
@@ -140,6 +169,11 @@ class _Run:
                 raise EOFError("the record ends inside a number")
             values.append(_DOUBLE.unpack_from(data, at)[0])
             at += 8
+        missing = tuple([value is None for value in values])
+        layout = self._layouts.get(missing)
+        if layout is None and len(self._layouts) < MOST_LAYOUTS:
+            layout = self._layouts[missing] = _Layout(self.tags, missing)
+        self._last = layout or self._whole
         return values, at
 
 
@@ -156,7 +190,8 @@ class _Maker:
         self.parts: list[str] = []
         self.read: list[str] = []
         self.names: dict[str, Any] = {
-            "_W": _write_long, "_R": _read_long, "_I": _read_int, "_B": _read_bytes, "_D": _DOUBLE.pack, "_U": _DOUBLE.unpack_from,
+            "_W": _write_long, "_R": _read_long, "_I": _read_int, "_Z": _ZIG_ZAG, "_N": _read_size, "_B": _read_bytes,
+            "_D": _DOUBLE.pack, "_U": _DOUBLE.unpack_from,
         }  # fmt: skip
         self._count = 0
 
@@ -239,7 +274,7 @@ class _Maker:
         self.write += [f"{given} = {source}", f"{text} = None if {given} is None else {made}"]
         self.parts.append(f"({none!r} if {given} is None else {some!r} + {written.format(text)})")
         self.read += [
-            *(line.format(branch) for line in _READ["long"]),
+            *(line.format(branch) for line in _READ_LONG),
             f"if {branch} == {tag}:",
             *("    " + line.format(value) for line in _READ[kind]),
             f"elif {branch} == {1 - tag}: {value} = None",
@@ -276,19 +311,19 @@ _WRITE = {
     "int": "_W({0})", "long": "_W({0})", "double": "_D({0})", "boolean": "(b'\\1' if {0} else b'\\0')", "string": "", "bytes": "",
 }  # fmt: skip
 _READ_LONG = [  # most take one byte
-    "{0} = data[at]",
-    "if {0} < 128: {0}, at = ({0} >> 1) ^ -({0} & 1), at + 1",
-    "else: {0}, at = _R(data, at)",
+    "{0} = _Z[data[at]]",
+    "if {0} is None: {0}, at = _R(data, at)",
+    "else: at += 1",
 ]
-_READ_BYTES = [
-    *_READ_LONG,
-    "end = at + {0}",
-    "if {0} < 0: raise ValueError(f'a length is {{{0}}}')",
-    "if end > len(data): raise EOFError('the record ends inside a text')",
+_READ_BYTES = [  # a slice that ends too early is noticed by who reads on, or at the end
+    "end = _Z[data[at]]",
+    "if end is None or end < 0: end, at = _N(data, at)",
+    "else: at += 1",
+    "end += at",
     "{0}, at = data[at:end], end",
 ]
 _READ = {
-    "int": [*_READ_LONG[:2], "else: {0}, at = _I(data, at)"],
+    "int": ["{0} = _Z[data[at]]", "if {0} is None: {0}, at = _I(data, at)", "else: at += 1"],
     "long": _READ_LONG,
     "double": [
         "if at + 8 > len(data): raise EOFError('the record ends inside a number')",
@@ -297,7 +332,7 @@ _READ = {
     ],
     "boolean": ["{0} = data[at] != 0", "at += 1"],
     "bytes": _READ_BYTES,
-    "string": [*_READ_BYTES, "{0} = {0}.decode()"],
+    "string": [*_READ_BYTES[:-1], "{0}, at = data[at:end].decode(), end"],
 }
 
 
@@ -323,6 +358,11 @@ def make(avro: Any, named: dict[str, Any] | None = None) -> tuple[Callable[[Any]
         *("    " + line for line in maker.write),
         f"    return b''.join(({', '.join(maker.parts)},))",
     ]
-    lines += ["def decode(data, at):", *("    " + line for line in maker.read), f"    return {made}, at"]
+    lines += [
+        "def decode(data, at):",
+        *("    " + line for line in maker.read),
+        "    if at > len(data): raise EOFError('the record ends inside a text')",
+        f"    return {made}, at",
+    ]
     exec(compile("\n".join(lines), "<avro codec>", "exec"), maker.names)  # noqa: S102  made from a schema, names are repr'd
     return maker.names["encode"], maker.names["decode"]

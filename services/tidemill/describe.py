@@ -76,7 +76,7 @@ def as_text(pipeline: Pipeline) -> str:
         views.add_row(view.label, view.entity, view.source, view.every, view.expires or "never", view.fresh, by)
     rules = _table("rule", "field", "expects")
     for rule in (*pipeline.event_checks, *pipeline.label_checks):
-        rules.add_row(rule.name, rule.field, rule.text)
+        rules.add_row(rule.name, rule.field, rule.said)
     models = _table("model", "role", "is")
     for name in pipeline.roster:
         role = "champion" if name == pipeline.champion else "baseline" if name == "baseline" else "challenger"
@@ -113,7 +113,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "vector": pipeline.vector,
         "views": [schema(pipeline, view) for view in pipeline.views],
         "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
-        "rules": [{"rule": r.name, "field": r.field, "expects": r.text} for r in (*pipeline.event_checks, *pipeline.label_checks)],
+        "rules": [{"rule": r.name, "field": r.field, "expects": r.said} for r in (*pipeline.event_checks, *pipeline.label_checks)],
         "monitor": dataclasses.asdict(pipeline.monitor),
         "schema_ids": {
             "event": records.event.id,

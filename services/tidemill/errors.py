@@ -6,6 +6,9 @@ What the loop does with an error is decided by its class: `Reject` sends the mes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class TidemillError(Exception):
     """Base of all our errors. Its text names the thing, its value, what was expected and what to do."""
@@ -41,6 +44,14 @@ class Retry(TidemillError):
 
 class StoreError(Retry):
     """Redis or the artifact store can't be reached or refused what was asked."""
+
+
+class Stopped(TidemillError):
+    """A step will not go on. What it did up to `positions` (next offset by slot) is committed, and the service ends."""
+
+    def __init__(self, message: str, positions: Mapping[Any, int]) -> None:
+        super().__init__(message)
+        self.positions = positions
 
 
 class Reject(TidemillError):

@@ -40,10 +40,11 @@ from tidemill.monitor.declaration import BY_VIEW, LIMITS, Monitor
 from tidemill.schemas import loading
 from tidemill.tables import Lookup, Table
 from tidemill.tasks import TASKS, Task
+from tidemill.validator.fuse import Fuse
 from tidemill.validator.rules import FUTURE_TOLERANCE, Rule, not_after_now
+from tidemill.validator.rules.base import NUMBERS, TEXTS
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
-_NUMBERS = ("int", "long", "float", "double")
 _FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _AVRO_KIND = {"int": "number", "long": "number", "float": "number", "double": "number",
               "string": "category", "enum": "category", "boolean": "flag"}  # fmt: skip
@@ -190,6 +191,7 @@ class Pipeline:
     label_timeout: str = "24h"
     partitions: int = 4
     monitor: Monitor = field(default_factory=Monitor)
+    fuse: Fuse = field(default_factory=Fuse)
     #: Names of the models as they run: the declared ones and "baseline", the task's do-nothing model.
     roster: tuple[str, ...] = field(init=False, default=())
 
@@ -363,6 +365,7 @@ class _Checker:
             self.fail("request", "the vector is empty: declare at least one request feature or view")
         self.models()
         self.monitor()
+        self.fuse()
 
     def shapes(self) -> None:
         """Check what Python would only stumble over later: each part is of the kind that it is declared as."""
@@ -430,17 +433,16 @@ class _Checker:
         for rule in rules:
             if not isinstance(rule, Rule):
                 self.fail(where, f"{rule!r} where a rule of tidemill.rules was expected")
-            self.field(f"{where}: {rule.name}", rule.field, stream)
-            numeric = rule.name in ("between", "finite", "not_after_now", "not_before")
-            if numeric and stream.types[rule.field] not in ("int", "long", "float", "double"):
-                self.fail(f"{where}: {rule.name}", f"field {rule.field!r} is {stream.types[rule.field]}, not a number")
-            if stream.types[rule.field] not in _AVRO_KIND:
-                self.fail(
-                    f"{where}: {rule.name}",
-                    f"field {rule.field!r} is {stream.types[rule.field]}; rules are for plain values",
+            for name in (rule.field, *rule.also):
+                self.field(f"{where}: {rule.name}", name, stream)
+            kind = stream.types[rule.field]
+            if rule.types and kind not in rule.types:
+                wanted = (
+                    "a number" if rule.types == NUMBERS else "text" if rule.types == TEXTS else " or ".join(rule.types)
                 )
-            if rule.name == "matches" and stream.types[rule.field] not in ("string", "enum"):
-                self.fail(f"{where}: matches", f"field {rule.field!r} is {stream.types[rule.field]}, not text")
+                self.fail(f"{where}: {rule.name}", f"field {rule.field!r} is {kind}, not {wanted}")
+            if kind not in _AVRO_KIND:
+                self.fail(f"{where}: {rule.name}", f"field {rule.field!r} is {kind}; rules are for plain values")
 
     def request(self) -> None:
         for name, source in self.p.request.items():
@@ -513,7 +515,7 @@ class _Checker:
     def aggregated(self, where: str, view: View, name: str, *, text: bool) -> None:
         """Check a field that an aggregate looks at; `text`: whether it may be a category."""
         if view.source == "events":
-            self.field(where, name, self.p.events, *(_AVRO_KIND if text else _NUMBERS))
+            self.field(where, name, self.p.events, *(_AVRO_KIND if text else NUMBERS))
             return
         kinds = {of: feature.kind for of, feature in self.p.request_features.items()}
         kinds |= {of: _AVRO_KIND.get(type_, type_) for of, type_ in self.p.labels.types.items()}
@@ -565,6 +567,18 @@ class _Checker:
                     "monitor.segments", f"{name!r} is no category of the vector: it has {', '.join(names) or 'none'}"
                 )
         self.limits(given.limits)
+
+    def fuse(self) -> None:
+        given: Any = self.p.fuse
+        if not isinstance(given, Fuse):
+            self.fail("fuse", f"{given!r} where a Fuse(...) was expected")
+        for name, least in (("run", 0), ("of", 1)):
+            value = getattr(given, name)
+            if type(value) is not int or value < least:
+                self.fail(f"fuse.{name}", f"{value!r} where a whole number from {least} up was expected")
+        share: Any = given.share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            self.fail("fuse.share", f"{share!r} where a share from 0 (no limit) to below 1 was expected")
 
     def limits(self, limits: Any) -> None:
         if not isinstance(limits, Mapping):

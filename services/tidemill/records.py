@@ -175,6 +175,11 @@ class Records:
         return self._own("update.v1")
 
     @cached_property
+    def warnings(self) -> Codec:
+        """Warnings: what rules that only warn have found in one batch."""
+        return self._own("warnings.v1")
+
+    @cached_property
     def features(self) -> Codec:
         """Features: the vector with its provenance."""
         return self._own("features.v1")

@@ -81,7 +81,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         return _monitor(pipeline, broker, settings)
     feed: ModelFeed | None = None
     if name == "validator":
-        service = validator.build(pipeline)
+        service = validator.build(pipeline, fuse=settings.fuse)
     elif name == "featurizer":
         client = connect(settings.redis_url.get_secret_value())
         others = StoredViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)

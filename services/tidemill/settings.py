@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     archive_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         60.0, description="archiver: how old its newest rows may be"
     )
+    fuse: bool = Field(
+        True, description="validator: stop where too much is refused; false: make dead letters of it all"
+    )
     services: dict[str, str] = Field(
         {}, description="status: base URL of each service by its name, as JSON, whose /readyz and /metrics are read"
     )

@@ -67,11 +67,13 @@ class Table:
         numbers, unless one has zeros before it (as postcodes have), and one of true and false is one of flags.
     key
         The column that names the row. It is compared as text, so an event's 7 finds a file's 7.
+    repeats
+        Whether a key may be there more than once; then only `keys` means something.
 
     Raises DeclarationError where there is no such file, it can't be read, it has no such column, or a key is there twice.
     """
 
-    def __init__(self, name: str | Path, key: str) -> None:
+    def __init__(self, name: str | Path, key: str, *, repeats: bool = False) -> None:
         self.name, self.key = str(name), key
         path = self._find()
         data = self._bytes(path)
@@ -85,7 +87,7 @@ class Table:
             self._fail(f"can't be read: {' '.join(str(error).split())}")
         self._column(key)
         self._keys = [_as_key(value) for value in self._columns[key]]
-        self._check_keys()
+        self._check_keys(repeats=repeats)
 
     def get(self, column: str, by: str) -> Lookup:
         """Return the function that takes an event and returns `column` of the row whose key is the event's field `by`.
@@ -98,6 +100,11 @@ class Table:
         if not kind:
             self._fail(f"column {column!r} holds {values[0]} where numbers, text, or true and false were expected")
         return Lookup(self, column, by, kind, dict(zip(self._keys, values, strict=True)))
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The rows' keys, as text."""
+        return self._keys
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -139,12 +146,12 @@ class Table:
             self._fail(f"no column {name!r}: it has {', '.join(self._columns) or 'none'}")
         return self._columns[name]
 
-    def _check_keys(self) -> None:
+    def _check_keys(self, *, repeats: bool) -> None:
         seen: dict[str, int] = {}
         for row, key in enumerate(self._keys, 1):
             if not key:
                 self._fail(f"row {row} has no {self.key!r}, which is the key")
-            if key in seen:
+            if key in seen and not repeats:
                 self._fail(f"the key {key!r} is there twice, in rows {seen[key]} and {row}")
             seen[key] = row
 

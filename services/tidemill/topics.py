@@ -44,6 +44,10 @@ DLQ = Topic(
     "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status"),
     retention_ms=30 * DAY, max_message_bytes=2**21, doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
+WARNINGS = Topic(
+    "warnings", "stream", "Warnings", ("validator",), ("monitor",), partitions=1, retention_ms=30 * DAY,
+    doc="What rules that only warn have found, batch by batch.",
+)  # fmt: skip
 UPDATES = Topic(
     "updates", "entity:entity_id", "Update", ("featurizer", "joiner"), ("materializer",), retention_ms=30 * DAY,
     doc="Events and outcomes by each entity that views are kept of; what those views are rebuilt from.",
@@ -75,8 +79,8 @@ ALERTS = Topic(
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (
-    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES, EXPIRED, MODELS, WINDOWS,
-    ALERTS,
+    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES, EXPIRED,
+    MODELS, WINDOWS, ALERTS,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import load, rules, topics
+from tidemill import load, topics
 from tidemill.errors import Reject
 from tidemill.records import HEADER, Records
 from tidemill.stream.memory import MemoryRecord
@@ -168,45 +168,3 @@ def test_three_thousand_mutants_each_end_in_one_place_byte_for_byte() -> None:
 def test_any_bytes_are_decoded_or_rejected_and_nothing_else(data: bytes) -> None:
     with contextlib.suppress(Reject):
         Decoder(RECORDS.event).decode(data)
-
-
-NOW = 1_000_000.0
-RULES = {
-    "between": (rules.between("x", 0, 23), [0, 23, 5.5], [77, -1, 23.1], "out_of_range"),
-    "one_of": (rules.one_of("x", "ab"), ["a", "b"], ["c", ""], "not_allowed"),
-    "matches": (rules.matches("x", r"[A-Z]{3}"), ["JFK"], ["jfk", "JFKX", "JFK\n"], "no_match"),
-    "not_null": (rules.not_null("x"), [0, "", False], [], "missing_value"),
-    "finite": (rules.finite("x"), [0.0, 1e308], [math.nan, math.inf, -math.inf], "not_finite"),
-    "not_after_now": (
-        rules.not_after_now("x", "5m", clock=lambda: NOW), [NOW * 1000 + 300_000, 0], [NOW * 1000 + 300_001], "in_the_future",
-    ),
-    "not_before": (rules.not_before("x", "2013-01-01"), [1_356_998_400_000], [1_356_998_399_999], "too_old"),
-}  # fmt: skip
-
-
-def test_every_rule_is_in_the_suite() -> None:
-    public = {
-        name for name, thing in vars(rules).items()
-        if callable(thing) and getattr(thing, "__module__", "") == rules.__name__ and name.islower()
-    }  # fmt: skip
-    assert set(RULES) == public
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_a_rule_passes_and_fails_where_it_says(name: str) -> None:
-    rule, passing, failing, reason = RULES[name]
-    assert (rule.name, rule.reason, rule.field) == (name, reason, "x")
-    for value in passing:
-        assert rule.check(value) is None
-    for value in failing:
-        assert rule.check(value), f"{value!r} passes"
-    assert rule.text
-    assert rule.nullable == (name != "not_null")
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: rules.between("x", 2, 1), lambda: rules.one_of("x", []), lambda: rules.not_after_now("x", "soon")]
-)
-def test_a_senseless_rule_is_refused_when_it_is_declared(make) -> None:
-    with pytest.raises(ValueError, match=r"low end|at least one|duration"):
-        make()

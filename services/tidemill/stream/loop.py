@@ -10,16 +10,18 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tidemill import metrics
-from tidemill.errors import Aborted, Retry
+from tidemill.errors import Aborted, Retry, Stopped
 from tidemill.stream.api import Broker, Consumer, Position, Producer, Slot, Step, discard
 
 log = logging.getLogger(__name__)
 
+NOWHERE: Mapping[Slot, int] = MappingProxyType({})
 IDLE_SECONDS = 0.1
 GAUGE_SECONDS = 0.1
 """How often levels are measured while records come; nobody looks more often."""
@@ -147,6 +149,9 @@ class Loop:
         except (Aborted, Retry) as error:
             self._back_off(error, producer)
             return 0
+        except Stopped as error:
+            self._commit(consumer, producer, error.positions)
+            raise
         self._publish(records, consumer)
         return len(records)
 
@@ -164,10 +169,11 @@ class Loop:
             self.watch.batch(len(records), self.clock() - started)
         return may_commit and self._dirty and self.clock() - self._last_commit >= self.commit_every
 
-    def _commit(self, consumer: Consumer, producer: Producer) -> None:
+    def _commit(self, consumer: Consumer, producer: Producer, up_to: Mapping[Slot, int] = NOWHERE) -> None:
+        """Commit what was handled: everything that was read or, in slots that `up_to` has, what is before its offset."""
         started = self.clock()
         offsets = {
-            slot: Position(offset, self.step.note(slot))
+            slot: Position(up_to.get(slot, offset), self.step.note(slot))
             for slot, offset in consumer.positions(tuple(self._slots)).items()
         }
         producer.commit(offsets, consumer)

@@ -1,0 +1,83 @@
+"""The fuse: when so much is refused that something is wrong with a producer or a rule, the validator stops and says so.
+
+Counted by stream, in the order in which one instance handles records, and kept beside the committed offsets: who is started
+again while the fuse is blown is stopped by the next record that is refused, and goes on with the first that passes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """How much may be refused of a stream before the validator stops.
+
+    Parameters
+    ----------
+    run
+        This many records in a row; 0 for no such limit.
+    share
+        This share of `of` records, counted `of` by `of`; 0 for no such limit.
+    """
+
+    run: int = 500
+    share: float = 0.5
+    of: int = 2000
+
+
+class Burning:
+    """What is counted of one stream. `passed` is what passed since it was last refused anything: add to it."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        self.fuse = fuse
+        self.passed = 0
+        self.run = 0
+        self.seen = 0
+        self.bad = 0
+        self._of_run: Counter[str] = Counter()
+        self._of_all: Counter[str] = Counter()
+
+    def refused(self, reason: str) -> str | None:
+        """Count a record that was refused; returns why it must stop now, or None."""
+        self._settle()
+        self.run += 1
+        self.seen += 1
+        self.bad += 1
+        self._of_run[reason] += 1
+        self._of_all[reason] += 1
+        fuse = self.fuse
+        if fuse.run and self.run >= fuse.run:
+            return f"{self.run:,} in a row were refused ({_shown(self._of_run)})"
+        if fuse.share and self.bad > fuse.share * fuse.of:
+            share = f"more than {fuse.share:.0%} of {fuse.of:,}"
+            return f"of {self.seen:,} records {self.bad:,} were refused, {share} ({_shown(self._of_all)})"
+        return None
+
+    def _settle(self) -> None:
+        if self.passed:
+            self.run = 0
+            self.seen += self.passed
+            self.passed = 0
+            self._of_run.clear()
+        if self.seen >= self.fuse.of:
+            self.seen = self.bad = 0
+            self._of_all.clear()
+
+    @property
+    def note(self) -> list[int]:
+        """What is kept of it beside the offset; empty where there is nothing to keep."""
+        self._settle()
+        return [self.run, self.seen, self.bad] if self.bad or self.run else []
+
+    def restore(self, note: list[int]) -> None:
+        """Take over what an earlier process had counted; of several, the worst."""
+        run, seen, bad = note
+        self.run = max(self.run, run)
+        if bad > self.bad:
+            self.seen, self.bad = seen, bad
+
+
+def _shown(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(5))

@@ -1,0 +1,97 @@
+"""What a rule is made of: a condition on a field's value, or a memory of what came before.
+
+A new rule is a file here with a function that returns a `Rule`, its line in `__init__.py`, and its examples in
+tests/contracts/test_rules.py. One that only a single pipeline needs can be `holds`, with a function of that pipeline's file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+LARGEST_NUMBER = 1e15
+"""The largest magnitude of a float field, of a number feature that a function returns, and of a label that is a number.
+
+Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
+square is not, and one infinity leaves a model NaN for ever. It is also about where a double stops counting in steps
+that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
+"""
+
+FUTURE_TOLERANCE = "1h"
+"""How far a stream's time may lie ahead of this machine's clock where its declaration does not say.
+
+One record from a producer whose clock is a day ahead would otherwise push a watermark on by a day, and expire what waits.
+"""
+
+NUMBERS = ("int", "long", "float", "double")
+TEXTS = ("string", "enum")
+
+
+class Memory(Protocol):
+    """What a rule remembers of one partition; times are the stream's own, in ms."""
+
+    def check(self, value: Any, record: Mapping[str, Any], time: int) -> str | None:
+        """Return None where the value is fine, else what was expected. Nothing is remembered yet."""
+
+    def add(self, value: Any, record: Mapping[str, Any], time: int, offset: int) -> None:
+        """Remember the value of a record that passed every rule."""
+
+    def begin(self) -> int | None:
+        """Return the offset of the first record that is still remembered; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One declared rule.
+
+    Parameters
+    ----------
+    name
+        The function's name, which counts and dead letters are told by.
+    field
+        The field it looks at; "" for the whole record.
+    reason
+        The word that its rejects carry.
+    condition
+        A Python expression that is true where the value is fine, over `v` (the value, never None), `record`, `now` (wall
+        time in ms) and what `names` has. It is compiled into one function for all rules of a stream.
+    names
+        What the condition refers to, by name.
+    expected
+        What was expected, for the message.
+    text
+        What it says, for people.
+    nullable
+        Whether a missing value passes.
+    warn
+        Only warn: the record goes on, and is counted and marked.
+    types
+        Primitive Avro types that the field may have; empty: any plain one.
+    also
+        Other fields that must be there.
+    memory
+        Makes what it remembers of one partition, where a condition on the record alone does not say it.
+    """
+
+    name: str
+    field: str
+    reason: str
+    condition: str
+    expected: str
+    text: str = ""
+    names: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    nullable: bool = True
+    warn: bool = False
+    types: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    memory: Callable[[], Memory] | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def said(self) -> str:
+        """What it says, for people, and whether it only warns."""
+        return f"{self.text or self.expected}{' (warns)' if self.warn else ''}"
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.field}" if self.field else self.name
