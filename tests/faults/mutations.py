@@ -113,8 +113,8 @@ MUTANTS = (
     Mutant(
         "note-not-kept-by-the-loop", "the joiner's note is not committed beside its offset",
         "stream/loop.py",
-        "Position(offset, self.step.note(slot))",
-        "Position(offset)",
+        "Position(up_to.get(slot, offset), self.step.note(slot))",
+        "Position(up_to.get(slot, offset))",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(

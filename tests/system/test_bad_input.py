@@ -127,6 +127,7 @@ WRONG_SETTINGS = [
     ("services", "{", ["JSON", "base URLs"]),
     ("services", '["http://validator:8080"]', ["dictionary"]),
     ("archive_seconds", "0", ["0"]),
+    ("fuse", "perhaps", ["perhaps", "boolean"]),
     ("redis_url", "localhost:6379", ["redis://"]),
     ("redis_url", f"http://:{SECRET}@localhost:6379", ["redis://"]),
     ("redis_url", f"redis://:{SECRET}/0", ["redis://"]),

@@ -127,6 +127,7 @@ def test_during_a_demo_run_numbers_change_and_spoilt_events_come_with_their_reas
     expect(page.locator("#model-table")).to_contain_text("logreg", timeout=30_000)
     expect(page.locator("#freshness-note")).to_contain_text("every objective is kept", timeout=90_000)
     expect(page.locator("#freshness-table")).to_contain_text("tailnum_outcome")
+    expect(page.locator("#rule-table")).to_contain_text("between")
 
 
 def test_a_prediction_and_an_entity_are_looked_up_from_the_page(demo: str, page: Page) -> None:
@@ -151,7 +152,7 @@ def hostile() -> Iterator[tuple[str, Site]]:
     site.feed._letter(letter(SCRIPT, SCRIPT, SCRIPT))
     said = [figure("psi", 9.0, feature="distance"), figure("missing", 0.1, feature="distance")]
     said += [figure("freshness_p99", 9000.0, feature="origin"), figure("freshness_p99", 9e6, feature="dest")]
-    said += [figure("stale", 0.03, feature="dest")]
+    said += [figure("stale", 0.03, feature="dest"), figure("warned", 0.07, segment=f"{SCRIPT}:between", feature=SCRIPT)]
     site.tell(topics.WINDOWS, *(window("prediction-log", n * 100, figures=said) for n in range(3)))
     said = [figure("Accuracy", 0.7, model=name) for name in ("logreg", SCRIPT)]
     said.append(figure("Accuracy", 0.6, model="logreg", segment=f"carrier={SCRIPT}"))
@@ -173,7 +174,7 @@ def hostile() -> Iterator[tuple[str, Site]]:
 
 def test_a_script_stays_text_wherever_it_is_put(hostile: tuple[str, Site], page: Page) -> None:
     page.goto(hostile[0])
-    for place in ("#reason-table", "#letter-table", "#segment-table", "#alerts-open"):
+    for place in ("#reason-table", "#letter-table", "#segment-table", "#rule-table", "#alerts-open"):
         expect(page.locator(place)).to_contain_text("<script>", timeout=15_000)
     time.sleep(1.5)  # another snapshot
     assert page.evaluate("window.hacked") is None

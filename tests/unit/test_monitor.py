@@ -587,3 +587,33 @@ def test_a_partition_whose_next_record_is_gone_does_not_end_the_monitor(monkeypa
 
     asyncio.run(look())
     assert looked == [2.0]
+
+
+@pytest.mark.parametrize("figure", ["rejected", "warned"])
+def test_an_alert_about_a_rule_is_opened_and_resolved(figure: str) -> None:
+    alerts, total = Alerts(rules(), 2), {Key("rejected_records"): 0.0}
+    broken = total | {Key(figure, segment="out_of_range:between", feature="sched_hour"): 0.5}
+    states = [
+        [(a.state, a.subject.kind) for a in alerts.step(figures, n * 100, n * 100 + 100, 0)]
+        for n, figures in enumerate((broken, broken, total, total))
+    ]
+    assert states == [[], [("opened", figure)], [("continuing", figure)], [("resolved", figure)]]
+
+
+def test_warnings_are_shares_of_the_records_of_their_window() -> None:
+    made = core()
+    told = {"stream": "events", "time": 1, "rules": [
+        {"rule": "between", "field": "temp", "reason": "out_of_range", "records": 3, "example": "a", "message": "m"}]}  # fmt: skip
+    record = MemoryRecord("flights.warnings", made.records.warnings.encode(told), None, 0)
+    made.warnings([record])  # before any prediction: there is no window that it belongs to
+    window = made.windows["prediction-log"].window(5, 0)
+    assert window is not None
+    window.records = 9
+    made.warnings([record, record, MemoryRecord("flights.warnings", b"of an earlier declaration", None, 0)])
+    made.letters([MemoryRecord("flights.dlq", b"x", None, 0, [("tidemill.reason", b"truncated")])])
+    assert made._broken(window) == {
+        Key("warned", segment="out_of_range:between", feature="temp"): 0.6,
+        Key("rejected", segment="truncated"): 0.1,
+        Key("rejected_records"): 1.0,
+    }
+    assert made._broken(window) == {Key("rejected_records"): 0.0}, "each is counted once"

@@ -98,6 +98,23 @@ def test_freshness_by_view_over_time_with_its_objective_and_alert(site: Site) ->
     assert site.get("/api/overview")["freshness"] == told
 
 
+def test_value_skew_by_rule_over_time(site: Site) -> None:
+    between, sum_ = "out_of_range:between", "does_not_hold:holds"
+    for n, said in enumerate((
+        [figure("rejected", 0.1, segment=between, feature="sched_hour")],
+        [figure("warned", 0.2, segment=between, feature="sched_hour"), figure("warned", 0.3, segment=sum_, feature="temp")],
+        [],
+    )):  # fmt: skip
+        site.tell(topics.WINDOWS, window("prediction-log", n * 100, figures=said))
+    told = site.get("/api/rules")
+    assert told["windows"] == [100, 200, 300]
+    assert told["rules"] == [
+        {"reason": "does_not_hold", "rule": "holds", "field": "temp", "refused": [], "warned": [0.0, 0.3, 0.0]},
+        {"reason": "out_of_range", "rule": "between", "field": "sched_hour", "refused": [0.1, 0.0, 0.0], "warned": [0.0, 0.2, 0.0]},
+    ]  # fmt: skip
+    assert site.get("/api/overview")["rules"] == told
+
+
 def test_the_river_has_a_materializer_where_one_runs() -> None:
     without, with_ = (flow([Instance(name, "0", "") for name in names]) for names in ((), ("materializer",)))
     ends = {(edge["from"], edge["to"]) for edge in with_} - {(edge["from"], edge["to"]) for edge in without}

@@ -50,6 +50,7 @@ KINDS = (
     Kind("performance", (), "{what} does worse than usual", "drift of features, the last versions, performance by segment"),
     Kind("calibration", ("calibration_error",), "the scores of {what} are not as likely as they say", "label drift, versions"),
     Kind("rejected", ("rejected",), "more is rejected than usual: {what}", "the dead letters of this reason"),
+    Kind("warned", ("warned",), "more is warned of than usual: {what}", "the warnings of this rule, with an id each"),
     Kind("freshness", ("freshness_p99",), "the features of {what} are older than their objective",
          "the lag of materializer and featurizer, and the producers: whether events of these entities come at all"),
     Kind("stale", ("stale",), "the features of {what} could not be read", "the online store, and the materializer that fills it"),
@@ -67,6 +68,8 @@ BOTH = frozenset({"label_mean"})
 """Figures of which too much and too little are wrong."""
 
 
+BY_RULE = frozenset({"rejected", "warned"})
+"""Figures, and kinds of alert, that are by rule."""
 REJECTED = Key("rejected_records")
 """A figure that every window of predictions has."""
 
@@ -241,8 +244,8 @@ class Alerts:
                 breaches.setdefault(subject, []).append(breach)
         if REJECTED in figures:  # a reason that does not appear any more has no figure of its own
             for subject in self._courses:
-                if subject.kind == "rejected" and subject not in seen:
-                    seen[subject] = {Key("rejected", segment=subject.segment, feature=subject.feature): 0.0}
+                if subject.kind in BY_RULE and subject not in seen:
+                    seen[subject] = {Key(subject.kind, segment=subject.segment, feature=subject.feature): 0.0}
         told = []
         for subject, values in seen.items():
             alert = self._move(subject, values, breaches.get(subject, []), start, end, now, self.windows)

@@ -29,8 +29,10 @@ MOST_REFERENCE = 100_000
 """Rows that the reference keeps of all its windows together."""
 MOST_LEFT_OUT = 30
 """With more windows than this, one is compared with the whole reference: its own share in that makes no difference."""
+Broken = tuple[str, str, str]
+"""Reason, rule and field."""
 MOST_REASONS = 50
-"""Kinds of dead letter that are told apart in one window."""
+"""Kinds of dead letter, and of warning, that are told apart in one window."""
 
 
 @dataclass
@@ -68,7 +70,8 @@ class Core:
         }
         self.reference: Reference | None = None
         self._training = Training(pipeline, self.columns, self.judge)
-        self._rejected: dict[int, Counter[tuple[str, str, str]]] = {}
+        self._rejected: dict[int, Counter[Broken]] = {}
+        self._warned: dict[int, Counter[Broken]] = {}
         self._expired: Counter[int] = Counter()
         self._heard = dict.fromkeys(self.windows, clock())
         self.catching_up = False
@@ -135,14 +138,24 @@ class Core:
 
     def letters(self, batch: Iterable[Record]) -> None:
         """Count dead letters, by reason, in the window in which predictions are now: a dead letter may have no event time."""
-        mark = self.windows[PREDICTIONS].watermark
-        if mark is None:
-            return
-        counter = self._rejected.setdefault(start_of(mark, self.length), Counter())
         for record in batch:
             said = letters.said(record)
             name = (said.get("tidemill.reason", "?"), said.get("tidemill.rule", ""), said.get("tidemill.field", ""))
-            counter[name if name in counter or len(counter) < MOST_REASONS else ("others", "", "")] += 1
+            self._count(self._rejected, name, 1)
+
+    def warnings(self, batch: Iterable[Record]) -> None:
+        """Count what rules that only warn have found, in the same window."""
+        for record in batch:
+            told = self.records.warnings.of(record.value())
+            for of in told["rules"] if told else ():
+                self._count(self._warned, (of["reason"], of["rule"], of["field"]), of["records"])
+
+    def _count(self, by_window: dict[int, Counter[Broken]], name: Broken, records: int) -> None:
+        mark = self.windows[PREDICTIONS].watermark
+        if mark is None:
+            return
+        counter = by_window.setdefault(start_of(mark, self.length), Counter())
+        counter[name if name in counter or len(counter) < MOST_REASONS else ("others", "", "")] += records
 
     def expired(self, batch: Iterable[Record]) -> None:
         """Count predictions whose label did not come, in the window in which it would have come at the latest."""
@@ -190,7 +203,7 @@ class Core:
         if rows and source == PREDICTIONS:
             frame = pd.DataFrame(rows, columns=list(self.columns.prediction))
             figures = of_predictions(self.pipeline, frame, self.reference)
-            figures |= self._rejections(window)
+            figures |= self._broken(window)
         elif rows:
             frame = pd.DataFrame(rows, columns=list(self.columns.example))
             figures = of_examples(
@@ -218,19 +231,26 @@ class Core:
                     found[key._replace(name=f"{key.name}_limit")] = max(limit, reach[1])
         return found
 
-    def _rejections(self, window: Window) -> Figures:
-        found: Counter[Key] = Counter()
-        for start in [start for start in self._rejected if start <= window.start]:
-            for (reason, rule, name), count in self._rejected.pop(start).items():
-                segment = f"{reason}:{rule}" if rule else reason
-                found[Key("rejected", segment=segment, feature=name)] += count
-        rejected = found.total()
-        shares = {key: count / (rejected + window.records) for key, count in found.items()}
-        return shares | {Key("rejected_records"): float(rejected)}
+    def _broken(self, window: Window) -> Figures:
+        """Return the share of what was refused, and of what was warned of, by rule."""
+        rejected = _by_rule("rejected", self._rejected, window)
+        warned = _by_rule("warned", self._warned, window)
+        records = rejected.total() + window.records
+        shares = {key: min(1.0, count / records) for key, count in (rejected | warned).items()}
+        return shares | {Key("rejected_records"): float(rejected.total())}
 
     def _coverage(self, window: Window) -> Figures:
         gone = sum(self._expired.pop(start) for start in [start for start in self._expired if start <= window.start])
         return {Key("expired"): float(gone), Key("label_coverage"): window.records / (window.records + gone)}
+
+
+def _by_rule(figure: str, by_window: dict[int, Counter[Broken]], window: Window) -> Counter[Key]:
+    """Take what was counted up to this window."""
+    found: Counter[Key] = Counter()
+    for start in [start for start in by_window if start <= window.start]:
+        for (reason, rule, name), count in by_window.pop(start).items():
+            found[Key(figure, segment=f"{reason}:{rule}" if rule else reason, feature=name)] += count
+    return found
 
 
 class Training:

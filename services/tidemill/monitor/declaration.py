@@ -16,6 +16,7 @@ LIMITS: Mapping[str, float] = MappingProxyType(
         "label_psi": 0.25,
         "calibration_error": 0.1,
         "rejected": 0.05,
+        "warned": 0.05,
         "stale": 0.01,
         "delay_p99": 60.0,
         "label_coverage": 0.9,

@@ -1,6 +1,6 @@
 """The monitor: the prediction log, examples, expired predictions and dead letters in; windows and alerts out.
 
-reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq
+reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq, <pipeline>.warnings
 writes  <pipeline>.windows, <pipeline>.alerts; gauges for Prometheus
 state   the open windows, in memory; the reference and what is usual, a function of the first examples; the open alerts
 
@@ -51,7 +51,7 @@ STOP_SECONDS = 10.0
 """How long it may take to end."""
 SETTLE_SECONDS = 3.0
 """How long after its first record a source may still meet partitions that it has not seen."""
-NOT_GAUGES = frozenset({"rejected", "min", "max"})
+NOT_GAUGES = frozenset({"rejected", "warned", "min", "max"})
 """Figures that Prometheus is not given: labels that others choose, or of little use over time."""
 REMEMBERED_ALERTS = 5000
 """How many records back open alerts are looked for; each open one is told again after every window."""
@@ -191,6 +191,7 @@ class MonitorService:
             (topics.EXAMPLES, self.core.examples),
             (topics.EXPIRED, self.core.expired),
             (topics.DLQ, self.core.letters),
+            (topics.WARNINGS, self.core.warnings),
         ):
             self._agent(app, topic, take)
         app.timer(CLOSE_SECONDS)(self.close_windows)

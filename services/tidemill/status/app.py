@@ -245,6 +245,11 @@ def build(parts: Parts) -> FastAPI:
         parts.acknowledge(alert, said.by, said.why)
         return {"id": alert, "by": said.by, "why": said.why}
 
+    @app.get("/api/rules", tags=["quality"])
+    def rules(last: Annotated[int, Query(ge=1, le=400)] = 50) -> dict[str, Any]:
+        """Value skew: by rule, the share of records that it refused and that it warned of, window by window."""
+        return parts.overview.rules(parts.feed.latest("prediction-log", last))
+
     @app.get("/api/dead-letters", tags=["quality"])
     def dead_letters(
         reason: Annotated[str | None, Query(max_length=100)] = None, limit: Annotated[int, Query(ge=1, le=200)] = 100

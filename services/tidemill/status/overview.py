@@ -87,6 +87,7 @@ class Overview:
             "freshness": self.freshness(predictions),
             "labels": self._labels(examples),
             **self.alerts(),
+            "rules": self.rules(predictions),
             "dead_letters": self.dead_letters(),
             "promotions": self.promotions(),
         }
@@ -231,6 +232,23 @@ class Overview:
                 "by_reason": [dict(said) for said in reasons],
                 "latest": list(self.feed.letters)[:SHOWN_LETTERS],
             }
+
+    @staticmethod
+    def rules(windows: Sequence[Window]) -> dict[str, Any]:
+        """Return, by rule and field, the share of records that it refused and that it warned of, window by window."""
+        found: dict[tuple[str, str], dict[str, list[float | None]]] = {}
+        for index, window in enumerate(windows):
+            for figure in window["figures"]:
+                if figure["name"] in ("rejected", "warned"):
+                    row = found.setdefault((figure["segment"], figure["feature"]), {})
+                    course = row.setdefault(figure["name"], [0.0] * len(windows))
+                    course[index] = figure["value"]
+        rules = []
+        for (segment, field), shares in sorted(found.items()):
+            reason, _, rule = segment.partition(":")
+            rules.append({"reason": reason, "rule": rule, "field": field,
+                          "refused": shares.get("rejected", []), "warned": shares.get("warned", [])})  # fmt: skip
+        return {"windows": [window["end"] for window in windows], "rules": rules}
 
     def promotions(self) -> list[dict[str, Any]]:
         """Return who became champion, the latest first: so far the declaration alone decides."""

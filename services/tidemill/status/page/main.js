@@ -12,6 +12,7 @@ import { Models } from "./models.js";
 import { explainStates, processTable, updateList, updateTroubles } from "./river-list.js";
 import { river } from "./river-model.js";
 import { River } from "./river.js";
+import { Rules } from "./rules.js";
 import { Segments } from "./segments.js";
 
 let snapshot = null;
@@ -23,12 +24,14 @@ const models = new Models(() => show());
 const segments = new Segments();
 const drift = new Drift();
 const freshness = new Freshness();
+const rules = new Rules();
 const letters = new Letters();
 const promotions = new Promotions();
 
 /** Where the thing that an alert is about is shown: the panel's name, and how to get to its row. */
 function subjectOf(alert) {
   if (alert.kind === "rejected") return ["dead letters", "dead-letters", () => letters.reveal(alert)];
+  if (alert.kind === "warned") return ["rules", "rules", () => rules.reveal(alert)];
   if (alert.kind === "freshness" || alert.kind === "stale")
     return ["freshness", "freshness", () => freshness.reveal(alert.feature)];
   if (alert.segment) return ["segments", "segments", () => segments.reveal(alert.segment)];
@@ -68,6 +71,7 @@ const panels = [
   () => segments.update(snapshot, models.update(snapshot)),
   () => drift.update(snapshot),
   () => freshness.update(snapshot),
+  () => rules.update(snapshot),
   () => letters.update(snapshot),
   () => promotions.update(snapshot),
 ];

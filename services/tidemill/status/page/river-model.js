@@ -42,6 +42,7 @@ const PLACES = {
   calibration: "scorer",
   delay: "scorer",
   rejected: "dead letters",
+  warned: "validator",
   label_drift: "joiner",
   label_coverage: "joiner",
 };

@@ -1,0 +1,70 @@
+// Value skew: by rule, the share of records that it refused and that it warned of, window by window.
+
+import { drawSparkline, sparkline } from "./charts.js";
+import { byId, clipped, el, text } from "./dom.js";
+import { plural, share, windowName } from "./format.js";
+import { Table, parts } from "./tables.js";
+
+const last = (values) => values?.at(-1) ?? null;
+const shares = (id, title, help) => [
+  {
+    id: `${id}-course`,
+    title: `${title} by window`,
+    fill: (cell, r) => {
+      const { spark } = parts(cell, () => ({ spark: sparkline() }));
+      const known = r[id] ?? [];
+      const said = known.length ? `${title}: now ${share(last(known))}, most ${share(Math.max(...known))}` : `nothing ${title}`;
+      drawSparkline(spark, known, { said });
+    },
+  },
+  {
+    id,
+    title,
+    help,
+    numeric: true,
+    value: (r) => last(r[id]),
+    fill: (cell, r) => text(cell, share(last(r[id]))),
+  },
+];
+
+export class Rules {
+  constructor() {
+    this.table = new Table({
+      label: "Rules that were broken",
+      key: (r) => [r.reason, r.rule, r.field].join(" "),
+      tall: true,
+      sort: { id: "refused", direction: "descending" },
+      empty: "No rule was broken in these windows.",
+      columns: [
+        {
+          id: "reason",
+          title: "reason",
+          className: "key",
+          value: (r) => r.reason,
+          fill: (cell, r) => clipped(parts(cell, () => ({ name: el("span", { class: "clip" }) })).name, r.reason),
+        },
+        { id: "rule", title: "rule", value: (r) => r.rule, fill: (cell, r) => clipped(cell, r.rule) },
+        { id: "field", title: "field", value: (r) => r.field, fill: (cell, r) => clipped(cell, r.field) },
+        ...shares("refused", "refused", "share of the last window's records that became dead letters because of it"),
+        ...shares("warned", "warned", "share of the last window's records that went on although it was broken"),
+      ],
+    });
+    byId("rule-table").append(this.table.root);
+  }
+
+  update(snapshot) {
+    const { rules = [], windows = [] } = snapshot.rules ?? {};
+    text(
+      byId("rules-note"),
+      windows.length
+        ? `${plural(rules.length, "kind")} of violation in ${plural(windows.length, "window")}, until ${windowName(last(windows), snapshot.window_ms)}`
+        : "not known yet: the first complete window tells it",
+    );
+    this.table.update(rules);
+  }
+
+  reveal(alert) {
+    const [reason, rule = ""] = (alert.segment ?? "").split(":");
+    return this.table.reveal([reason, rule, alert.feature].join(" "));
+  }
+}
