@@ -3,7 +3,7 @@
 A suggestion refuses at most the share `most` of history, or says that it does not. What none of 3 / `most` values has
 shown happens, with 95 % confidence, to at most that share of those to come (the rule of three: Hanley and Lippman-Hand, If
 nothing goes wrong, is everything all right?, JAMA 249, 1983): a field with fewer values gets no suggestion. Each is also
-learned anew from the earlier half of history and tried on the later half: a field that moves with time shows there.
+learned anew from a first part of history and tried on what came after: a field that moves with time shows there.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ SET = 50
 """The most values that `one_of` is suggested for."""
 SHOWN = 5
 """Values that are shown of those refused."""
+CUTS = (0.25, 0.5)
+"""First parts of history from which suggestions are learned anew, to be tried on all that came after."""
 MOVES = 0.9
 """The rank correlation with time from which on a field moves with it, as dates and counters do: it has no bounds."""
 LADDER = ("5m", "15m", "1h", "6h", "1d", "2d", "7d", "14d", "30d", "90d", "365d")
@@ -44,7 +46,7 @@ class Suggestion:
     """One rule: its code, what of history it refuses, and how it stands to what is declared.
 
     `status` is "declared" where a declared rule is as tight or tighter, "tighter" where this one is, "suggested" where none
-    is declared. `later` is the share of the later half that would be refused by what is learned from the earlier one.
+    is declared. `later` is the share that would be refused by what is learned from a first part of history, of all after it.
     """
 
     field: str
@@ -179,20 +181,20 @@ def _refuses(rule: Rule, value: Any) -> bool:
         return True
 
 
-def _halves(profile: Profile) -> tuple[Array, Array]:
-    """Return the sample's earlier half of time and its later one."""
-    values, times = profile.sample.values, profile.sample.times
-    middle = np.sort(times)[len(times) // 2]
-    return values[times < middle], values[times >= middle]
-
-
 def _later(profile: Profile, most: float, learned: Callable[[Array], Callable[[Any], bool]]) -> float | None:
-    """Return which share of the later half is refused by what was learned from the earlier; None where that is too little."""
-    before, after = _halves(profile)
-    if len(before) < 3 / most:
-        return None
-    passes = learned(before)
-    return sum(n for value, n in Counter(after.tolist()).items() if not passes(value)) / len(after)
+    """Return which share of what came later is refused by what was learned from a first part of history, the worst of CUTS.
+
+    None where the first parts are too little to learn from.
+    """
+    values, times = profile.sample.values, profile.sample.times
+    found = []
+    for share in CUTS:
+        cut = np.sort(times)[math.floor(share * len(times))]
+        before, after = values[times < cut], values[times >= cut]
+        if len(before) >= 3 / most:
+            passes = learned(before)
+            found.append(sum(n for value, n in Counter(after.tolist()).items() if not passes(value)) / len(after))
+    return max(found, default=None)
 
 
 def _set(profile: Profile, most: float) -> Suggestion | None:
@@ -379,5 +381,5 @@ def told(one: Suggestion) -> str:
     about = "" if one.is_counted else "about "
     said = f"would have refused {about}{one.refused:,} ({one.share:.2g})" if one.refused else "would have refused none"
     if one.warn and (one.later or 0) > one.share:
-        said += f"; of the later half, learned from the earlier: {one.later:.2g}"
+        said += f"; learned from a first part of history, {one.later:.2g} of what came after"
     return said
