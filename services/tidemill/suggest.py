@@ -324,7 +324,7 @@ def _of_time(history: History, most: float) -> list[Suggestion]:
     found.append(Suggestion(
         name, "not_before", _code("not_before", name, f"{earliest:%Y-%m-%d}"),
         "declared" if is_covered else "tighter" if "not_before" in declared else "suggested",
-        refused, refused / profile.values, is_counted, [(v, 1) for v in profile.tails.lowest[:SHOWN].tolist() if v < begin],
+        refused, refused / profile.values, is_counted, Counter(v for v in profile.tails.lowest.tolist() if v < begin).most_common(SHOWN),
     ))  # fmt: skip
     if not len(lag.tails.lowest) or lag.tails.lowest[0] == lag.tails.highest[-1]:
         return found  # files; or producers that give Kafka the event's own time, which tells nothing

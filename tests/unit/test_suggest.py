@@ -211,6 +211,18 @@ class TestTomorrow:
         )
         assert "of what came after" in text
 
+    def test_of_januarys_rules_those_without_a_warning_hold_in_july(self) -> None:
+        """A month of weather is not the year's: its rules warn, and would have refused much."""
+        july = [flight.event for flight in data.flights((7,))]
+        warned = {s.field for s in clean().missing if s.warn}
+        assert warned == {"temp", "dewp", "wind_speed", "precip"}
+        for one in clean().missing:
+            values = [row[one.field] for row in july if row[one.field] is not None]
+            check = rule_of(one).check
+            share = sum(check(value) is not None for value in values) / len(values)
+            assert one.field in warned or share <= MOST, one
+            assert one.field != "temp" or share > 0.1
+
 
 class TestKindsOfField:
     def test_nothing_is_suggested_of_what_shows_nothing(self) -> None:
@@ -405,6 +417,13 @@ class TestKafka:
         assert one.refused == 0
         assert LADDER[0] == "5m"
         assert all(s.rule != "not_after_now" for field in clean().fields for s in field.suggestions)
+
+    def test_a_time_before_history_began_is_left_out(self) -> None:
+        rows = [{**row, "asked_at": 0} if i % 2000 == 0 else row for i, row in enumerate(january()[:8000])]
+        one = of(suggest(BARE, "rules", of_rows(BARE.events, (), rows), MOST), "asked_at", "not_before")
+        assert one.code == 'rules.not_before("asked_at", "2013-01-01")'
+        assert (one.refused, one.left_out) == (4, [(0, 4)])
+        assert rule_of(one).check(0)
 
     def test_a_year_late_says_nothing(self) -> None:
         found = suggest(BARE, "rules", of_kafka(BARE, filled(lambda i: 4 * 10**11 + i))["rules"], MOST)

@@ -24,7 +24,7 @@ def rules() -> None:
 @PIPELINE
 @click.option("--events", "events_path", type=click.Path(path_type=Path), help="History, instead of Kafka's.")
 @click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
-@click.option("--most", type=click.FloatRange(1e-6, 0.05), default=0.001, show_default=True,
+@click.option("--most", type=click.FloatRange(1e-4, 0.05), default=0.001, show_default=True,
               help="The share of history that a suggestion may refuse.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("brokers")
