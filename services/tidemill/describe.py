@@ -237,7 +237,7 @@ def suggestions_text(found: Suggestions) -> str:
 def _seen(one: Field) -> str:
     if one.lowest is not None and one.highest is not None:
         if one.is_time:
-            return f"{_time(one.lowest)} to {_time(one.highest)}"
+            return f"{_time(one.lowest)[:10]} to {_time(one.highest)[:10]}"
         return f"{one.lowest:,.10g} to {one.highest:,.10g}"
     return "" if one.distinct == 0 else "many values" if one.distinct is None else f"{one.distinct:,} values"
 

@@ -450,7 +450,7 @@ class TestTheCommand:
         said = self.run("flights", "--events", tmp_path / "e.jsonl")
         assert "5,000 records of flights/departure.v1.avsc" in said
         assert 'rules.matches("dest", "[A-Z]{3}"),  # would have refused none' in said
-        assert "2013-01-01 10:15" in said
+        assert "2013-01-01 to" in said
         assert "label_rules" not in said
         found = json.loads(self.run("flights", "--events", tmp_path / "e.jsonl", "--json"))
         assert found[0]["records"] == 5000
