@@ -23,6 +23,7 @@ from tidemill.tables import Lookup
 
 if TYPE_CHECKING:
     from tidemill.dataset import Summary  # it needs pyarrow, which is an extra
+    from tidemill.suggest import Field, Suggestion, Suggestions
 
 
 def check_models(pipeline: Pipeline) -> None:
@@ -205,3 +206,56 @@ def dataset_text(found: Summary) -> str:
         + "".join(f"{n:,} {what}\n" for n, what in left if n)
         + f"{found.seconds:.1f} s, {found.rows / max(found.seconds, 1e-9):,.0f} rows/s\n"
     )
+
+
+def suggestions_text(found: Suggestions) -> str:
+    """Return what history suggests for a stream: a table of its fields, and Python for its declaration."""
+    from tidemill.suggest import code
+
+    table = _table("field", "nulls", "history", "suggested", "status", "refuses", "leaves out")
+    for column in table.columns[2:4]:
+        column.overflow = "fold"
+    times = {one.name: (one.lowest, one.highest) for one in found.fields if one.is_time}
+    for one in found.fields:
+        row = [one.name, f"{one.nulls:,}" if one.nulls else "", _seen(one)]
+        if not one.suggestions:
+            table.add_row(*row, f"[dim]{one.note}[/dim]" if one.note else "")
+        for suggestion in one.suggestions:
+            table.add_row(*row, *_suggested(suggestion, is_time=one.name in times))
+            row = [""] * 3
+    head = f"{found.argument}: {found.records:,} records of {found.schema}"
+    head += f", {found.skipped:,} of an earlier schema passed over" if found.skipped else ""
+    broken = "".join(
+        f"declared: {bad.rule} on {bad.field} ({bad.expects}) refuses {bad.refused:,} ({bad.share:.2g}): "
+        f"{_counted(bad.values, is_time=bad.field in times)}\n"
+        for bad in found.violated
+    )
+    pasted = code(found) if found.missing else "nothing to add: what is declared is as tight or tighter"
+    return "\n".join(part for part in (_render(head, table), broken, pasted + "\n") if part)
+
+
+def _seen(one: Field) -> str:
+    if one.lowest is not None and one.highest is not None:
+        if one.is_time:
+            return f"{_time(one.lowest)[:10]} to {_time(one.highest)[:10]}"
+        return f"{one.lowest:,.10g} to {one.highest:,.10g}"
+    return "" if one.distinct == 0 else "many values" if one.distinct is None else f"{one.distinct:,} values"
+
+
+def _time(ms: float) -> str:
+    try:
+        return _moment(int(ms))
+    except (ValueError, OverflowError, OSError):  # a time that no calendar has
+        return str(ms)
+
+
+def _suggested(one: Suggestion, *, is_time: bool) -> tuple[str, ...]:
+    refused = "none" if not one.refused else f"{'' if one.is_counted else '~'}{one.refused:,} ({one.share:.2g})"
+    short = one.code.removeprefix("rules.").replace(f'"{one.field}", ', "").replace(f'"{one.field}"', "")
+    status = f"{one.status}, warn" if one.warn else one.status
+    return short, status, refused, _counted(one.left_out, is_time=is_time)
+
+
+def _counted(values: Sequence[tuple[Any, int]], *, is_time: bool) -> str:
+    named = [(_time(value) if is_time and value is not None else repr(value), times) for value, times in values]
+    return ", ".join(name + (f" ({times:,} times)" if times > 1 else "") for name, times in named)
