@@ -23,7 +23,7 @@ from tidemill.tables import Lookup
 
 if TYPE_CHECKING:
     from tidemill.dataset import Summary  # it needs pyarrow, which is an extra
-    from tidemill.suggest import Field, Suggestion, Suggestions
+    from tidemill.suggest.core import Field, Suggestion, Suggestions
 
 
 def check_models(pipeline: Pipeline) -> None:
@@ -210,7 +210,7 @@ def dataset_text(found: Summary) -> str:
 
 def suggestions_text(found: Suggestions) -> str:
     """Return what history suggests for a stream: a table of its fields, and Python for its declaration."""
-    from tidemill.suggest import code
+    from tidemill.suggest.core import code
 
     table = _table("field", "nulls", "history", "suggested", "status", "refuses", "leaves out")
     for column in table.columns[2:4]:

@@ -32,9 +32,9 @@ def suggest(pipeline: str, events_path: Path | None, labels_path: Path | None, m
             **options: Any) -> None:  # fmt: skip
     """Print rules that history suggests, as Python for the declaration, and what each would have refused."""
     from tidemill import describe, history
-    from tidemill.profiles import of_kafka, of_rows
-    from tidemill.suggest import code
-    from tidemill.suggest import suggest as suggested
+    from tidemill.suggest.core import code
+    from tidemill.suggest.core import suggest as suggested
+    from tidemill.suggest.profiles import of_kafka, of_rows
 
     if events_path is None and labels_path is not None:
         raise SettingsError("--labels goes with --events: name both, or --events alone, or neither")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 LARGEST_NUMBER = 1e15
@@ -87,6 +88,12 @@ class Rule:
     types: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     memory: Callable[[], Memory] | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def passes(self) -> Callable[[Any], Any]:
+        """The condition by itself, as a function of a value that is there; for rules that look at one value alone."""
+        made: Callable[[Any], Any] = eval(f"lambda v: {self.condition}", dict(self.names))  # noqa: S307  a rule's own
+        return made
 
     @property
     def said(self) -> str:

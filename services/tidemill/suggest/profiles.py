@@ -157,7 +157,7 @@ class Judged:
     def take(self, counts: Mapping[Any, int]) -> None:
         """Take values, each with how often it came."""
         for value, times in counts.items():
-            if (not self.rule.nullable) if value is None else self.rule.check(value) is not None:
+            if (not self.rule.nullable) if value is None else not self.rule.passes(value):
                 self.refused += times
                 if value in self.values or len(self.values) < TAIL:
                     self.values[value] += times
@@ -234,10 +234,10 @@ class Profile:
             return below + above, True
         return round(float(((sample < low) | (sample > high)).mean()) * self.values), False
 
-    def refused(self, check: Callable[[Any], Any]) -> tuple[int, bool, list[tuple[Any, int]]]:
-        """Return how many values a check refuses, whether that is counted or estimated, and which, the most frequent first."""
+    def refused(self, passes: Callable[[Any], Any]) -> tuple[int, bool, list[tuple[Any, int]]]:
+        """Return how many values do not pass, whether that is counted or estimated, and which, the most frequent first."""
         counts = Counter(self.sample.values.tolist()) if self.counts is None else self.counts
-        bad = [(value, times) for value, times in counts.items() if check(value) is not None]
+        bad = [(value, times) for value, times in counts.items() if not passes(value)]
         bad.sort(key=lambda pair: (-pair[1], str(pair[0])))
         total = sum(times for _, times in bad)
         if self.counts is not None:

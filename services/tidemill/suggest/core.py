@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import inspect
 import math
 import re
 from collections import Counter
@@ -20,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from tidemill import fences, rules
+from tidemill import rules
 from tidemill.durations import milliseconds
 from tidemill.pipeline import Pipeline
-from tidemill.profiles import LIMITS, Array, History, Profile
-from tidemill.shapes import pattern_of, shape_of
+from tidemill.suggest import fences
+from tidemill.suggest.profiles import LIMITS, Array, History, Profile
+from tidemill.suggest.shapes import pattern_of, shape_of
 from tidemill.validator.rules import Rule
 
 MOST = 0.001
@@ -126,7 +126,7 @@ def suggest(pipeline: Pipeline, argument: str, history: History, most: float = M
         for judged in profile.declared:
             if judged.refused:
                 found.violated.append(Violated(
-                    name, judged.rule.name, judged.rule.text, judged.refused, judged.refused / profile.count,
+                    name, judged.rule.name, judged.rule.said, judged.refused, judged.refused / profile.count,
                     sorted(judged.values.items(), key=lambda pair: (-pair[1], str(pair[0])))[:SHOWN],
                 ))  # fmt: skip
     return found
@@ -176,7 +176,7 @@ def _status(name: str, profile: Profile, probes: Sequence[Any]) -> str:
 
 def _refuses(rule: Rule, value: Any) -> bool:
     try:
-        return rule.check(value) is not None
+        return not rule.passes(value)
     except TypeError:  # a pattern that is given a number
         return True
 
@@ -208,7 +208,7 @@ def _set(profile: Profile, most: float) -> Suggestion | None:
     if profile.symbols and len(allowed) >= len(profile.symbols):
         return None  # its schema says so
     rule = rules.one_of(profile.name, allowed)
-    refused, is_counted, bad = profile.refused(rule.check)
+    refused, is_counted, bad = profile.refused(rule.passes)
     if refused > 2 * most * profile.values or sum(n == 1 for _, n in bad) > 2 * most * profile.values:
         return None
     probes = [value for value, _ in bad] or ([max(allowed) + 1, min(allowed) - 1] if profile.is_number else ["\0"])
@@ -289,7 +289,7 @@ def _matches(profile: Profile, most: float) -> Suggestion | None:
     if pattern is None:
         return None
     rule = rules.matches(profile.name, pattern)
-    refused, is_counted, bad = profile.refused(rule.check)
+    refused, is_counted, bad = profile.refused(rule.passes)
     if refused > 2 * most * profile.values:
         return None
 
@@ -331,7 +331,7 @@ def _of_time(history: History, most: float) -> list[Suggestion]:
     low, high = fences.bounds(lag, np.sort(lag.sample.values), most)
     for rule, reach, begins in (("not_after_now", -low, -1), ("not_older_than", high, 1)):
         span = next((text for text in LADDER if milliseconds(text) >= reach), None)
-        if span is None or not hasattr(rules, rule):
+        if span is None:
             continue
         least, largest = LIMITS["long"]
         ends = (-milliseconds(span), largest) if begins < 0 else (least, milliseconds(span))
@@ -347,7 +347,7 @@ def _of_time(history: History, most: float) -> list[Suggestion]:
 def _of_id(history: History, within: str, most: float) -> list[Suggestion]:
     """Suggest that ids are unique for as long as a label is waited for: one that comes again would get the other's label."""
     name, ids = history.stream.id, history.ids
-    if not hasattr(rules, "unique") or history.records < 3 / most or ids.repeated > most:
+    if history.records < 3 / most or ids.repeated > most:
         return []
     status = "declared" if any(r.name == "unique" and r.field == name for r in history.rules) else "suggested"
     return [Suggestion(name, "unique", _code("unique", name, within), status, round(ids.repeated * history.records),
@@ -356,7 +356,9 @@ def _of_id(history: History, within: str, most: float) -> list[Suggestion]:
 
 def _of_order(history: History, name: str) -> list[Suggestion]:
     rising = history.rising.get(name)
-    if rising is None or rising.falls or rising.steps < 1000 or not hasattr(rules, "monotonic"):
+    if name == history.stream.time:  # files are sorted by it, and late events are no mistake
+        return []
+    if rising is None or rising.falls or rising.steps < 1000:
         return []
     status = "declared" if any(r.name == "monotonic" and r.field == name for r in history.rules) else "suggested"
     by = history.stream.key
@@ -364,15 +366,11 @@ def _of_order(history: History, name: str) -> list[Suggestion]:
 
 
 def code(found: Suggestions) -> str:
-    """Return the suggestions that say more than what is declared, as the declaration's own Python.
-
-    One that is to warn only is commented out while its rule can't.
-    """
+    """Return the suggestions that say more than what is declared, as the declaration's own Python."""
     lines = []
     for one in found.missing:
-        can_warn = "warn" in inspect.signature(getattr(rules, one.rule)).parameters
-        text = one.code[:-1] + ", warn=True)," if one.warn and can_warn else one.code + ","
-        lines.append(f"    {'# ' if one.warn and not can_warn else ''}{text}  # {told(one)}")
+        text = f"{one.code[:-1]}, warn=True)" if one.warn else one.code
+        lines.append(f"    {text},  # {told(one)}")
     return "\n".join([f"{found.argument}=[", *lines, "],"])
 
 

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from tidemill.profiles import LIMITS, Array, Profile
+from tidemill.suggest.profiles import LIMITS, Array, Profile
 
 NATURAL = ((0, 6), (1, 7), (1, 12), (0, 23), (1, 31), (0, 59))
 """Days of the week, months, hours, days of the month, minutes: what whole numbers that fit and reach the end are taken for."""

@@ -1,0 +1,1 @@
+"""Rules from history: what values were like, and which rules they suggest."""
