@@ -18,7 +18,7 @@ from tidemill.records import Codec, Records
 from tidemill.stream.api import Emit, Record, Step
 from tidemill.stream.loop import Service
 from tidemill.validator.decode import Decoder
-from tidemill.validator.letters import dead_letter
+from tidemill.validator.letters import carried, dead_letter
 from tidemill.validator.rules import LARGEST_NUMBER, Rule
 
 
@@ -100,7 +100,7 @@ class Validator(Step):
                 dead_letter(record, reject, emit, self.dlq, "validator")
                 self.counts["dead_letters", reject.reason] += 1
             else:
-                emit(to, data, str(decoded[key]).encode(), record.timestamp()[1])
+                emit(to, data, str(decoded[key]).encode(), record.timestamp()[1], carried(record.headers()))
         return True
 
     def _check_label(self, record: Mapping[str, Any]) -> None:
