@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from tidemill import __version__, logs, settings
+from tidemill.commands.dlq import dlq
 from tidemill.commands.features import features
 from tidemill.commands.shared import PIPELINE, with_settings
 from tidemill.errors import SettingsError, TidemillError
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for group in (features,):
+for group in (features, dlq):
     cli.add_command(group)
 
 
