@@ -70,10 +70,10 @@ class Redrive:
         self._encode = Records(pipeline).redrive.encode
         self._to = {"events": topics.EVENTS.name(pipeline.name), "labels": topics.LABELS.name(pipeline.name)}
 
-    def plan(self, progress: Progress | None = None) -> Found:
-        """Return what `run` would do now; nothing is written."""
+    def plan(self, there: Letters, progress: Progress | None = None) -> Found:
+        """Return what `run` would do with these letters; nothing is written."""
         found = Found()
-        for _ in self._each(Letters(self.pipeline, self.broker), found, progress):
+        for _ in self._each(there, found, progress):
             pass
         return found
 

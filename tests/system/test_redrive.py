@@ -21,18 +21,18 @@ RULES = "rules=[*_base.rules, __import__('tidemill').rules.between('sched_hour',
 """As somebody writes it who thinks of a clock with twelve hours, and gets even that wrong."""
 
 
-def redrive(run: Running) -> str:
+def redrive(run: Running, at_once: int = 1) -> list[tuple[int, str]]:
+    """Run the command, or several of it at once; returns exit code and output of each."""
     command = [sys.executable, "-m", "tidemill.cli", "dlq", "redrive", run.reference, "--yes"]
-    done = subprocess.run(
-        command,
-        env={**os.environ, **run.stack.env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    env = {**os.environ, **run.stack.env}
+    started = [
+        subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(at_once)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
 def mend(run: Running) -> None:
@@ -72,13 +72,18 @@ def test_a_thousand_events_that_a_wrong_rule_refused_are_each_predicted_once(run
     assert not ids & set(ledger.ids(topics.PREDICTIONS)), "a refused event was predicted"
 
     mend(run)
-    assert f"sent {len(dead):,} letters back: {len(dead):,} to {run.name(topics.EVENTS)}" in redrive(run)
-    again = redrive(run)
+    two = redrive(run, at_once=2)
+    done = [text for code, text in two if code == 0]
+    assert done, two
+    assert any(" back: " in text for text in done), two
+    assert all("another redrive" in text for code, text in two if code), two
+    ((code, again),) = redrive(run)
+    assert code == 0
     assert f"{len(dead):,} went back already" in again
     assert again.endswith("nothing to send\n")
 
     until(lambda: count(topics.PREDICTIONS, topics.DLQ) >= len(events) + len(dead), "predictions are missing")
-    until(lambda: count(topics.EXAMPLES) >= labels, f"{count(topics.EXAMPLES)} of {labels} examples came")
+    until(lambda: count(topics.EXAMPLES) >= labels, "examples are missing")
     ledger.end()
     assert Counter(ledger.ids(topics.PREDICTIONS)) == events, "every event has exactly one prediction"
     assert Counter(ledger.ids(topics.PREDICTION_LOG)) == events

@@ -143,10 +143,11 @@ def redrive(
         )
     wanted, declared = _wanted(options, places), load(pipeline)
     broker = _broker(declared, topics.EVENTS, topics.LABELS, topics.REDRIVES, **options)
-    total = Letters(declared, broker).count(wanted)
+    there = Letters(declared, broker)
+    total = there.count(wanted)
     driving = Redrive(declared, broker, wanted, again=again, most=limit)
     with history.progress("looking", total) as advance:
-        found = driving.plan(advance)
+        found = driving.plan(there, advance)
     count = found.going.total()
     click.echo(describe.redrive_text(found), nl=False)
     if not count:
