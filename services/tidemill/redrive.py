@@ -147,4 +147,5 @@ def _short(topic: str) -> str:
 
 
 def _size(record: Record) -> int:
-    return len(record.value() or b"") + sum(len(name) + len(data or b"") for name, data in letters.own(record))
+    headers = sum(len(name) + len(data or b"") for name, data in letters.own(record))
+    return len(record.value() or b"") + len(record.key() or b"") + headers
