@@ -116,6 +116,11 @@ class Letters:
                     ) from None
                 yield place, record
 
+    def only_before(self, ends: Mapping[Slot, int]) -> None:
+        """Leave out what came to a partition from its end on, as it was known to somebody."""
+        for slot, (begin, end) in self.ranges.items():
+            self.ranges[slot] = begin, max(begin, min(end, ends.get(slot, end)))
+
     def _check(self, place: Place) -> None:
         """Raise BrokerError where a letter went back that never was: places would name others' letters."""
         _, end = self.ranges.get(Slot(self.topic, place.partition), (0, 0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from tidemill import topics
@@ -17,13 +17,17 @@ from tidemill.dlq import Letters, Progress, Wanted
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
-from tidemill.stream.api import Broker, Producer, Record
+from tidemill.stream.api import Broker, Producer, Record, Slot
 from tidemill.validator import letters
 from tidemill.validator.decode import LARGEST
 from tidemill.validator.letters import Letter, Mark
 
 BATCH = 500
 """Letters of one transaction."""
+BATCH_BYTES = 16_000_000
+"""Or this many bytes of them: they wait in memory."""
+Going = tuple[Letter, Record, str]
+"""A letter that goes back, its record, and the topic that it goes to."""
 
 
 @dataclass
@@ -66,13 +70,15 @@ class Redrive:
         self.pipeline, self.broker, self.wanted = pipeline, broker, replace(wanted, state=None)
         self.again, self.most, self.clock = again, most, clock
         self.committed = 0
+        self._ends: dict[Slot, int] = {}
         self._redrives = topics.REDRIVES.name(pipeline.name)
         self._encode = Records(pipeline).redrive.encode
         self._to = {"events": topics.EVENTS.name(pipeline.name), "labels": topics.LABELS.name(pipeline.name)}
 
     def plan(self, there: Letters, progress: Progress | None = None) -> Found:
-        """Return what `run` would do with these letters; nothing is written."""
+        """Return what `run` would do with these letters, and will keep to: later ones are not among those it sends."""
         found = Found()
+        self._ends = {slot: end for slot, (_, end) in there.ranges.items()}
         for _ in self._each(there, found, progress):
             pass
         return found
@@ -94,25 +100,22 @@ class Redrive:
             ) from error
         except Aborted as error:
             raise BrokerError(
-                f"{error}; {self.committed:,} letters went back before that: run it again for the rest"
+                f"{error}; at least {self.committed:,} letters went back before that: run it again for the rest"
             ) from error
         finally:
             producer.close()
 
     def _send(self, producer: Producer, progress: Progress | None) -> Found:
-        found, open_ = Found(), 0
-        for letter, record, to in self._each(Letters(self.pipeline, self.broker), found, progress):
-            self._back(letter, record, to, producer)
-            open_ += 1
-            if open_ == BATCH:
-                producer.commit({}, None)
-                self.committed, open_ = self.committed + open_, 0
-        if open_:
+        found, there = Found(), Letters(self.pipeline, self.broker)
+        there.only_before(self._ends)
+        for batch in _batches(self._each(there, found, progress)):
+            for letter, record, to in batch:
+                self._back(letter, record, to, producer)
             producer.commit({}, None)
-            self.committed += open_
+            self.committed += len(batch)
         return found
 
-    def _each(self, there: Letters, found: Found, progress: Progress | None) -> Iterator[tuple[Letter, Record, str]]:
+    def _each(self, there: Letters, found: Found, progress: Progress | None) -> Iterator[Going]:
         """Yield the letters that go back, each with the topic that it goes to, and count them and all others."""
         sent = 0
         for letter, record in there.read(self.wanted, progress):
@@ -140,6 +143,22 @@ class Redrive:
         name = str(letter.place)
         said = {"letter": name, "to": to, "attempt": mark.attempt, "reason": letter.reason, "time": now}
         producer.emit(self._redrives, self._encode(said), name.encode(), now)
+
+
+def _batches(letters_: Iterable[Going]) -> Iterator[list[Going]]:
+    """Gather what goes into one transaction before that is begun: those that are wanted may lie millions of others apart, and a
+    transaction that is open while they are looked for runs out of its time.
+    """  # fmt: skip
+    some: list[Going] = []
+    size = 0
+    for going in letters_:
+        some.append(going)
+        size += _size(going[1])
+        if len(some) >= BATCH or size >= BATCH_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def _short(topic: str) -> str:

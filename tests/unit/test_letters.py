@@ -312,6 +312,31 @@ class TestCrash:
         assert crashes >= 4
         self._once(broker)
 
+    def test_no_transaction_is_open_while_letters_are_looked_for(self) -> None:
+        broker = with_letters()
+        one_by_one(broker)
+        made = []
+        inner = broker.producer
+        broker.producer = lambda name: made.append(inner(name)) or made[-1]
+        looked = []
+
+        def look(n: int) -> None:
+            assert not made[-1]._held, "it would run out of its time where the next one is far"
+            looked.append(n)
+
+        Redrive(PLAIN, broker, ALL).run(look)
+        assert len(looked) == 23
+        self._once(broker)
+
+    def test_large_letters_make_small_transactions(self, monkeypatch) -> None:
+        monkeypatch.setattr(redrive, "BATCH_BYTES", 6)
+        broker = with_letters()
+        with pytest.raises(Crash):
+            back(Fragile(broker, Bomb(5)))  # four records of two letters, before their commit, after it
+        assert len(broker.records(EVENTS)) == 2
+        back(broker)
+        self._once(broker)
+
     def test_of_two_at_once_the_older_is_fenced_off_and_nothing_is_sent_twice(self) -> None:
         broker = with_letters()
         older = Redrive(PLAIN, broker, ALL)
@@ -349,7 +374,7 @@ class TestCrash:
                 producer.commit = second
                 return producer
 
-        with pytest.raises(BrokerError, match="timed out; 5 letters went back before that: run it again"):
+        with pytest.raises(BrokerError, match="timed out; at least 5 letters went back before that: run it again"):
             back(Aborts())
         assert back(broker).there == 5
         self._once(broker)

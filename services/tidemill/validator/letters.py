@@ -97,7 +97,9 @@ def split(given: Headers | None) -> tuple[Headers, Mark | None]:
 
 def carried(given: Headers | None) -> Headers | None:
     """Return what goes on with a record that passed: its mark, so that whoever refuses it later knows the attempt."""
-    mark = split(given)[1] if given else None
+    if not given or given[-1][0] != _ATTEMPT:  # nearly all: asked of every record, so it has to cost next to nothing
+        return None
+    mark = split(given)[1]
     return mark.headers() if mark else None
 
 
