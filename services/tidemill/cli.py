@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from tidemill import __version__, logs, settings
+from tidemill.commands.dlq import dlq
 from tidemill.commands.features import features
 from tidemill.commands.rules import rules
 from tidemill.commands.shared import PIPELINE, with_settings
@@ -36,7 +37,7 @@ def cli() -> None:
     """
 
 
-for group in (features, rules):
+for group in (dlq, features, rules):
     cli.add_command(group)
 
 

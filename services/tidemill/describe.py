@@ -5,21 +5,26 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tidemill import topics
 from tidemill.backtest import Report
+from tidemill.dlq import Content, Letters, Stats
 from tidemill.errors import ArtifactError, DeclarationError
 from tidemill.features import Known, schema
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
+from tidemill.redrive import Found
 from tidemill.registry import snapshots
 from tidemill.tables import Lookup
+from tidemill.validator.letters import Letter, shown
 
 if TYPE_CHECKING:
     from tidemill.dataset import Summary  # it needs pyarrow, which is an extra
@@ -127,6 +132,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
             "update": records.update.id,
             "window": records.window.id,
             "alert": records.alert.id,
+            "redrive": records.redrive.id,
         },
         "topics": [
             {"name": t.name(pipeline.name), "partitions": t.partitions or pipeline.partitions, "key": t.key,
@@ -259,3 +265,111 @@ def _suggested(one: Suggestion, *, is_time: bool) -> tuple[str, ...]:
 def _counted(values: Sequence[tuple[Any, int]], *, is_time: bool) -> str:
     named = [(_time(value) if is_time and value is not None else repr(value), times) for value, times in values]
     return ", ".join(name + (f" ({times:,} times)" if times > 1 else "") for name, times in named)
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: a producer's bytes may be in it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _given(text: str, longest: int = 120) -> Text:
+    """Return what somebody outside has written, for a table: no markup, no control characters, not too long."""
+    return Text(printable(shown(text, longest)))
+
+
+def _second(ms: int) -> str:
+    try:
+        return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # a producer's clock may say anything
+        return f"{ms} ms"
+
+
+def _source(letter: Letter) -> str:
+    known = letter.partition is not None and letter.offset is not None
+    return f"{letter.topic}[{letter.partition}]@{letter.offset}" if known else letter.topic
+
+
+def letter_json(letter: Letter, state: str) -> dict[str, Any]:
+    """Return what a dead letter says, for programs. Times are ms since the epoch."""
+    said = dataclasses.asdict(letter)
+    del said["place"]
+    return {"letter": str(letter.place), "state": state} | said
+
+
+def letters_text(there: Letters, found: Sequence[Letter]) -> str:
+    """Return dead letters as a table, the newest at the end."""
+    if not found:
+        return f"no such letter in {there.topic}\n"
+    table = _table("letter", "refused at", "from", "reason", "why", "state")
+    for letter in found:
+        source = _source(letter).removeprefix(f"{there.pipeline.name}.")
+        state = there.state(letter) + (f", attempt {letter.attempt}" if letter.attempt > 1 else "")
+        table.add_row(
+            str(letter.place), _second(letter.refused_at), _given(source), _given(letter.reason), _given(letter.message), state,
+        )  # fmt: skip
+    return _render(table)
+
+
+def letter_text(
+    letter: Letter, there: Letters, own: Sequence[tuple[str, bytes]], went: Sequence[Mapping[str, Any]], held: Content
+) -> str:
+    """Return everything about one dead letter: why, where from, its producer's headers, when it went back, what is in it."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [
+        ("why", letter.message), ("reason", letter.reason), ("rule", letter.rule), ("field", letter.field),
+        ("value", letter.value), ("refused by", letter.stage), ("refused at", f"{_second(letter.refused_at)} UTC"),
+        ("attempt", f"{letter.attempt}" + (f", redriven from {letter.redriven_from}" if letter.redriven_from else "")),
+        ("from", _source(letter)), ("sent at", f"{_second(letter.sent_at)} UTC"), ("key", letter.key),
+        ("bytes", f"{letter.size:,}"),
+    ]  # fmt: skip
+    rows += [(f"header {name}", (data or b"").decode(errors="replace")) for name, data in own]
+    rows += [("went back", f"{_second(one['time'])} UTC to {one['to']}, attempt {one['attempt']}") for one in went]
+    for name, text in rows:
+        if text:
+            table.add_row(_given(name), _given(text, 2000))
+    if held.record is not None:
+        inside = json.dumps(held.record, indent=2, default=str)
+    else:
+        inside = "\n".join(printable(line) for line in held.text.splitlines())
+    head = f"letter {letter.place} of {there.topic}, {there.state(letter)}\n\n"
+    more = "the first bytes" if held.form == "bytes" else held.form
+    return head + _render(table) + (f"\n{more}\n{inside}\n" if inside else "")
+
+
+def stats_text(there: Letters, stats: Stats) -> str:
+    """Return how many dead letters there are of each kind."""
+    if not stats.total.letters:
+        return f"no such letter in {there.topic}\n"
+    table = _table(
+        "reason", "rule", "field", "first", "last", "letters", "share", "open", "redriven", "again", numbers=5
+    )
+    for kind in (*stats.most(), stats.total):
+        if kind is stats.total:
+            table.add_section()
+        table.add_row(
+            _given(kind.reason), _given(kind.rule), _given(kind.field, 30), _second(kind.first)[5:16], _second(kind.last)[5:16],
+            f"{kind.letters:,}", f"{kind.letters / stats.total.letters:.1%}", f"{kind.open:,}", f"{kind.redriven:,}",
+            f"{kind.again:,}",
+        )  # fmt: skip
+    return _render(table)
+
+
+def stats_json(stats: Stats) -> dict[str, Any]:
+    """Return the same for programs."""
+    kinds = [dataclasses.asdict(kind) | {"open": kind.open} for kind in (stats.total, *stats.most())]
+    return {"total": kinds[0], "kinds": kinds[1:]}
+
+
+def redrive_text(found: Found) -> str:
+    """Return what a redrive would send, and what it leaves where it is, and why."""
+    text = ""
+    if found.going:
+        table = _table("to", "reason", "letters", numbers=1)
+        for (to, reason), count in sorted(found.going.items(), key=lambda item: (item[0][0], -item[1])):
+            table.add_row(to, _given(reason), f"{count:,}")
+        text = _render(table) + "\n"
+    if found.there:
+        text += f"{found.there:,} went back already and stay (--again sends them once more)\n"
+    return text + "".join(f"{n:,} can't go back: {printable(why)}\n" for why, n in found.cannot.most_common())

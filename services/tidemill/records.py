@@ -229,6 +229,11 @@ class Records:
         """Alert: how it stands after a window."""
         return self._own("alert.v1")
 
+    @cached_property
+    def redrive(self) -> Codec:
+        """Redrive: a dead letter went back."""
+        return self._own("redrive.v1")
+
     def _tail(self, name: str) -> Codec:
         avro = schemas.own(name)
         seen: set[str] = set()

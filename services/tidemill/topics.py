@@ -9,6 +9,8 @@ SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "lear
 """The services of the data plane, along the river."""
 WATCHING = ("archiver", "monitor", "status")
 """The services that only look on; one process of each a pipeline."""
+OUTSIDE = ("producers", "consumers", "redrive")
+"""Who else writes or reads: others' programs, and the command that sends dead letters back."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Topic:
         return f"{pipeline}.{self.suffix}"
 
 
-EVENTS = Topic("events", "any", "event", ("producers",), ("validator",), doc="Events as producers send them.")
-LABELS = Topic("labels", "any", "label", ("producers",), ("validator",), doc="Labels as producers send them.")
+EVENTS = Topic("events", "any", "event", ("producers", "redrive"), ("validator",), doc="Events as producers send them.")
+LABELS = Topic("labels", "any", "label", ("producers", "redrive"), ("validator",), doc="Labels as producers send them.")
 EVENTS_VALID = Topic(
     "events.valid", "entity_id", "event", ("validator",), ("featurizer",), retention_ms=30 * DAY,
     doc="Events that passed; what the views are rebuilt from.",
@@ -41,12 +43,16 @@ LABELS_VALID = Topic(
     "labels.valid", "event_id", "label", ("validator",), ("joiner",), retention_ms=30 * DAY, doc="Labels that passed.",
 )  # fmt: skip
 DLQ = Topic(
-    "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status"),
+    "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status", "redrive"),
     retention_ms=30 * DAY, max_message_bytes=2**21, doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
 WARNINGS = Topic(
     "warnings", "stream", "Warnings", ("validator",), ("monitor",), partitions=1, retention_ms=30 * DAY,
     doc="What rules that only warn have found, batch by batch.",
+)  # fmt: skip
+REDRIVES = Topic(
+    "redrives", "letter", "Redrive", ("redrive",), ("redrive",), partitions=1, retention_ms=-1,
+    doc="Which dead letters went back; for ever, so that none goes back twice, however long it is kept.",
 )  # fmt: skip
 UPDATES = Topic(
     "updates", "entity:entity_id", "Update", ("featurizer", "joiner"), ("materializer",), retention_ms=30 * DAY,
@@ -79,8 +85,8 @@ ALERTS = Topic(
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (
-    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES, EXPIRED,
-    MODELS, WINDOWS, ALERTS,
+    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, REDRIVES, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES,
+    EXPIRED, MODELS, WINDOWS, ALERTS,
 )  # fmt: skip
 
 

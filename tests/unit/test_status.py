@@ -153,6 +153,7 @@ def test_dead_letters_by_reason_with_where_they_came_from(site: Site) -> None:
     assert found["latest"][1] | {"message": ""} == {
         "at": 1000, "stage": "validator", "topic": "flights.events", "partition": 2, "offset": 812, "reason": "out_of_range",
         "rule": "", "field": "sched_hour", "value": "77", "message": "", "key": "key", "size": 5,
+        "letter": "0:0", "attempt": 1,
     }  # fmt: skip
     assert [x["message"] for x in site.get("/api/dead-letters?reason=truncated")["latest"]] == [SCRIPT]
 

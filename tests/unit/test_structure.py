@@ -39,11 +39,10 @@ def test_steps_import_no_client_library(path: Path) -> None:
 
 
 def test_every_topic_has_a_writer_and_a_reader_and_services_exist() -> None:
-    outside = {"producers", "consumers"}
     for topic in topics.TOPICS:
         assert topic.writers
         assert topic.readers
-        assert set(topic.writers + topic.readers) <= {*SERVICES, *WATCHING, *outside}
+        assert set(topic.writers + topic.readers) <= {*SERVICES, *WATCHING, *topics.OUTSIDE}
         assert topic.doc
     assert len({t.suffix for t in topics.TOPICS}) == len(topics.TOPICS)
     for service in SERVICES:

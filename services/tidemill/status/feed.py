@@ -125,7 +125,7 @@ class Feed(threading.Thread):
             del self.versions[next(iter(self.versions))]
 
     def _letter(self, record: Record) -> None:
-        letter = letter_of(record)
+        letter = shown_letter(record)
         self.letters.appendleft(letter)
         self.counts["dead_letters"] += 1
         key = (letter["reason"], letter["rule"], letter["field"])
@@ -141,24 +141,21 @@ class Feed(threading.Thread):
             return [kept[start] for start in sorted(kept)[-last:]]
 
 
-def letter_of(record: Record) -> dict[str, Any]:
-    """Return a dead letter as people are shown it."""
-    said = letters.said(record)
-    return {
-        "at": record.timestamp()[1],
-        "stage": said.get("__connect.errors.stage", ""),
-        "topic": said.get("__connect.errors.topic", ""),
-        "partition": _number(said.get("__connect.errors.partition")),
-        "offset": _number(said.get("__connect.errors.offset")),
-        "reason": said.get("tidemill.reason", "?"),
-        "rule": said.get("tidemill.rule", ""),
-        "field": said.get("tidemill.field", ""),
-        "value": said.get("tidemill.value", ""),
-        "message": said.get("__connect.errors.exception.message", ""),
-        "key": (record.key() or b"").decode(errors="replace"),
-        "size": len(record.value() or b""),
-    }
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
+def shown_letter(record: Record) -> dict[str, Any]:
+    """Return a dead letter as people are shown it; `at` is when it was refused."""
+    letter = letters.letter_of(record)
+    names = (
+        "stage",
+        "topic",
+        "partition",
+        "offset",
+        "reason",
+        "rule",
+        "field",
+        "value",
+        "message",
+        "key",
+        "size",
+        "attempt",
+    )
+    return {"at": letter.refused_at, "letter": str(letter.place)} | {name: getattr(letter, name) for name in names}

@@ -23,7 +23,7 @@ from tidemill.stream.loop import Service
 from tidemill.validator.decode import Decoder
 from tidemill.validator.fuse import Burning, Fuse
 from tidemill.validator.judge import Memories, Warned, judge
-from tidemill.validator.letters import dead_letter, shown
+from tidemill.validator.letters import carried, dead_letter, shown
 from tidemill.validator.rules import Rule
 
 WARNING = "tidemill.warning"
@@ -132,7 +132,9 @@ class Validator(Step):
                         raise self._blown(why, reject, records, index) from reject
             else:
                 way.burning.passed += 1
-                headers = self._note_warnings(way, decoded, warnings) if warnings else None
+                headers = carried(record.headers())
+                if warnings:
+                    headers = [*self._note_warnings(way, decoded, warnings), *(headers or ())]  # the mark stays last
                 emit(way.to, data, str(decoded[way.key]).encode(), record.timestamp()[1], headers)
         if is_live:
             self._warn(now, emit)

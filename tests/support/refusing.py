@@ -1,0 +1,48 @@
+"""Dead letters made by hand, and sent back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tidemill import load, topics
+from tidemill.dlq import Wanted
+from tidemill.errors import Reject
+from tidemill.records import Records
+from tidemill.redrive import Found, Redrive
+from tidemill.run import topic_table
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.validator.letters import Place, dead_letter
+
+PLAIN = load("plain")
+RECORDS = Records(PLAIN)
+EVENTS, LABELS, DLQ = (topic.name("plain") for topic in (topics.EVENTS, topics.LABELS, topics.DLQ))
+VALID, REDRIVES = topics.EVENTS_VALID.name("plain"), topics.REDRIVES.name("plain")
+ALL = Wanted()
+OWN = [("trace", b"t-1"), ("tidemill.reason", b"the producer's own"), ("nothing", None)]
+
+
+def new_broker() -> MemoryBroker:
+    return MemoryBroker({name: count for _, name, count in topic_table(PLAIN)})
+
+
+def refuse(
+    broker: MemoryBroker, record: MemoryRecord, reason: str = "out_of_range", stage: str = "validator", **of: Any
+) -> None:
+    dead_letter(record, Reject(reason, f"{reason} it is", **of), broker.append, DLQ, stage)
+
+
+def back(broker: Any, wanted: Wanted = ALL, **options: Any) -> Found:
+    return Redrive(PLAIN, broker, wanted, **options).run()
+
+
+def with_letters() -> MemoryBroker:
+    """Return a broker with 23 dead letters, each with bytes of its own."""
+    broker = new_broker()
+    for number in range(23):
+        refuse(broker, MemoryRecord(EVENTS, b"%d" % number, b"k%d" % number))
+    return broker
+
+
+def place(record: MemoryRecord) -> Place:
+    """Return where a letter is."""
+    return Place(record.partition(), record.offset())
