@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tidemill import topics
@@ -20,6 +21,7 @@ from tidemill.stream.loop import Service
 from tidemill.validator.decode import Decoder
 from tidemill.validator.letters import dead_letter
 from tidemill.validator.rules import LARGEST_NUMBER, Rule
+from tidemill.validator.writers import NoWriters, Writers, accepted
 
 
 def judge(stream: Stream, rules: Sequence[Rule]) -> Callable[[Mapping[str, Any]], None]:
@@ -63,28 +65,46 @@ def _no_number(name: str, value: float) -> Reject:
 
 
 class Validator(Step):
-    """Checks events and labels; what passes goes on with its bytes untouched."""
+    """Checks events and labels; what passes goes on with its bytes untouched, or as the declared schema reads them.
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    Parameters
+    ----------
+    writers
+        Knows by which schemas producers write beside those that are declared.
+    """
+
+    def __init__(self, pipeline: Pipeline, writers: Writers | None = None) -> None:
         super().__init__()
         records = Records(pipeline)
         name = pipeline.name
+        self._writers = writers or NoWriters()
         self.dlq = topics.DLQ.name(name)
         self._ways = {
             topics.EVENTS.name(name): self._way(
-                pipeline.events, records.event, pipeline.event_checks, topics.EVENTS_VALID.name(name)
+                topics.EVENTS.name(name),
+                pipeline.events,
+                records.event,
+                pipeline.event_checks,
+                topics.EVENTS_VALID.name(name),
             ),
             topics.LABELS.name(name): self._way(
-                pipeline.labels, records.label, pipeline.label_checks, topics.LABELS_VALID.name(name)
+                topics.LABELS.name(name),
+                pipeline.labels,
+                records.label,
+                pipeline.label_checks,
+                topics.LABELS_VALID.name(name),
             ),
         }
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
         self._labels = topics.LABELS.name(name)
 
-    @staticmethod
-    def _way(stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> tuple[Any, Any, str, str]:
-        return Decoder(codec).decode, judge(stream, rules), stream.key or stream.id, to
+    def _way(
+        self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str
+    ) -> tuple[Any, Any, str, str]:
+        others, find = accepted(stream.others, codec), partial(self._writers.find, topic)
+        decoder = Decoder(codec, others, find, stream.encoding, self.counts)
+        return decoder.decode, judge(stream, rules), stream.key or stream.id, to
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         ways, labels = self._ways, self._labels
@@ -92,7 +112,7 @@ class Validator(Step):
             topic = record.topic()
             decode, check, key, to = ways[topic]
             try:
-                decoded, data = decode(record.value())
+                decoded, data = decode(record.value(), record.headers)
                 check(decoded)
                 if topic == labels:
                     self._check_label(decoded)
@@ -110,11 +130,11 @@ class Validator(Step):
             raise Reject("bad_label", f"no label: {error}", rule="label") from error
 
 
-def build(pipeline: Pipeline) -> Service:
+def build(pipeline: Pipeline, writers: Writers | None = None) -> Service:
     """Wire the validator to its topics."""
     return Service(
         "validator",
         f"{pipeline.name}.validator",
         [t.name(pipeline.name) for t in topics.reads("validator")],
-        Validator(pipeline),
+        Validator(pipeline, writers),
     )
