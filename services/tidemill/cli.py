@@ -56,8 +56,8 @@ def check(pipeline: str, *, as_json: bool) -> None:
 @PIPELINE
 @click.option("--model", help="Learner: which model; the champion by default. One process a model.")
 @with_settings(
-    "brokers", "redis_url", "store_url", "delivery", "instance", "http_port", "interval_ms", "max_batch",
-    "snapshot_seconds", "snapshot_examples", "archive_url", "archive_seconds", "log_level",
+    "brokers", "redis_url", "registry_url", "registry_seconds", "store_url", "delivery", "instance", "http_port",
+    "interval_ms", "max_batch", "snapshot_seconds", "snapshot_examples", "archive_url", "archive_seconds", "log_level",
 )  # fmt: skip
 def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     """Run one service of a pipeline until SIGTERM or Ctrl-C."""
