@@ -14,6 +14,7 @@ import click
 
 from tidemill import __version__, logs, settings
 from tidemill.commands.features import features
+from tidemill.commands.schema import schema
 from tidemill.commands.shared import PIPELINE, with_settings
 from tidemill.errors import SettingsError, TidemillError
 from tidemill.pipeline import load
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for group in (features,):
+for group in (features, schema):
     cli.add_command(group)
 
 

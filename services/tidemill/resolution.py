@@ -17,9 +17,10 @@ _FLOATS = ("float", "double")
 
 
 class Mismatch(NamedTuple):
-    """Where two schemas do not fit, as a.b for a field in a record in a field, and why."""
+    """Where two schemas do not fit, as a.b for a field in a record in a field; what it is about, and why."""
 
     field: str
+    kind: str
     why: str
 
     def __str__(self) -> str:
@@ -31,7 +32,12 @@ def unreadable(writer: Any, reader: Any) -> Mismatch | None:
 
     Neither may be recursive. What only some values could not be read for (an enum's symbol, null) counts as unreadable.
     """
-    return next(_Pair(writer, reader).type(writer, reader, ""), None)
+    return next(mismatches(writer, reader), None)
+
+
+def mismatches(writer: Any, reader: Any) -> Iterator[Mismatch]:
+    """Yield everything for which `reader` can't read what `writer` has written."""
+    yield from _Pair(writer, reader).type(writer, reader, "")
 
 
 def promoted(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> tuple[str, ...]:
@@ -88,15 +94,13 @@ class _Pair:
             return
         name = _full(writer).rpartition(".")[2]
         if name != _full(reader).rpartition(".")[2] and not {name, _full(writer)} & set(reader.get("aliases", ())):
-            yield Mismatch(
-                path, f"{kind} {_full(writer)} where {_full(reader)} is declared; give it that name, or an alias"
-            )
+            yield Mismatch(path, "name", f"{kind} {_full(writer)} is written where {_full(reader)} is read")
         if kind == "fixed" and writer["size"] != reader["size"]:
-            yield Mismatch(path, f"{writer['size']} bytes where {reader['size']} are declared")
+            yield Mismatch(path, "type", f"{writer['size']} bytes are written where {reader['size']} are read")
         if kind == "enum" and reader.get("default") not in reader["symbols"]:
             more = [symbol for symbol in writer["symbols"] if symbol not in reader["symbols"]]
             if more:
-                yield Mismatch(path, f"the symbol {more[0]!r} is not declared, and no default stands for it")
+                yield Mismatch(path, "symbol", f"the symbol {more[0]!r} is written, and not known where it is read")
         if kind == "record":
             there = {field["name"]: field["type"] for field in writer["fields"]}
             for field in reader["fields"]:
@@ -105,7 +109,7 @@ class _Pair:
                 if written is not None:
                     yield from self.type(written, field["type"], inner)
                 elif "default" not in field:
-                    yield Mismatch(inner, "it is not written, and the declared schema has no default for it")
+                    yield Mismatch(inner, "missing", "it is not written, and has no default where it is read")
 
 
 def _names(avro: Any) -> dict[str, Any]:
@@ -139,7 +143,7 @@ def _full(avro: Mapping[str, Any]) -> str:
 
 
 def _differs(writer: Any, reader: Any, path: str) -> Mismatch:
-    return Mismatch(path, f"{_shown(writer)} where {_shown(reader)} is declared")
+    return Mismatch(path, "type", f"{_shown(writer)} is written where {_shown(reader)} is read")
 
 
 def _shown(avro: Any) -> str:

@@ -142,16 +142,16 @@ KIND = {"type": "enum", "name": "K", "symbols": ["A", "B"]}
 @pytest.mark.parametrize(
     ("writer", "reader", "said"),
     [
-        (field("a", "string"), field("a", "double"), "field 'a': string where double is declared"),
-        (field("a", ["null", "double"]), field("a", "double"), "field 'a': null where double is declared"),
-        (field("b", "int"), field("a", "int"), "field 'a': it is not written, and the declared schema has no default"),
-        (field("a", KIND), field("a", {**KIND, "symbols": ["A"]}), "field 'a': the symbol 'B' is not declared"),
+        (field("a", "string"), field("a", "double"), "field 'a': string is written where double is read"),
+        (field("a", ["null", "double"]), field("a", "double"), "field 'a': null is written where double is read"),
+        (field("b", "int"), field("a", "int"), "field 'a': it is not written, and has no default where it is read"),
+        (field("a", KIND), field("a", {**KIND, "symbols": ["A"]}), "field 'a': the symbol 'B' is written, and not known"),
         (field("a", record(field("b", "int"), name="N")), field("a", record(field("b", "string"), name="N")),
-         "field 'a.b': int where string is declared"),
+         "field 'a.b': int is written where string is read"),
         (field("a", record(field("b", "int"), name="N")), field("a", record(field("b", "int"), name="M")),
-         "field 'a': record N where M is declared; give it that name, or an alias"),
+         "field 'a': record N is written where M is read"),
         (field("a", {"type": "fixed", "name": "F", "size": 3}), field("a", {"type": "fixed", "name": "F", "size": 4}),
-         "field 'a': 3 bytes where 4 are declared"),
+         "field 'a': 3 bytes are written where 4 are read"),
         (field("a", {"type": "array", "items": "string"}), field("a", {"type": "array", "items": "int"}), "field 'a': string"),
     ],
 )  # fmt: skip

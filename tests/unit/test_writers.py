@@ -126,7 +126,7 @@ def test_whatever_can_be_read_is_read_as_fastavro_reads_it(pair: tuple[Any, Any]
 def test_a_schema_that_is_known_and_can_not_be_read_is_refused_with_the_field() -> None:
     reason, field, message = rejected(prefix(3) + b"whatever")
     assert (reason, field) == ("incompatible_schema", "distance")
-    assert message == "version 3: field 'distance': string where double is declared"
+    assert message == "version 3: field 'distance': string is written where double is read"
     assert rejected(b"whatever", named(4)) == ("incompatible_schema", "", "version 4: it is JSON")
 
 
@@ -190,8 +190,8 @@ def test_a_schema_that_the_declaration_accepts_needs_no_registry(tmp_path: Path)
     ("other", "said"),
     [
         (evolved("carrier"), "can't read .*other.avsc: field 'carrier': it is not written"),
-        (evolved(retype={"distance": "string"}), "field 'distance': string where double is declared"),
-        ({**V2, "name": "tidemill.flights.Takeoff"}, "give it that name, or an alias"),
+        (evolved(retype={"distance": "string"}), "field 'distance': string is written where double is read"),
+        ({**V2, "name": "tidemill.flights.Takeoff"}, "record tidemill.flights.Takeoff is written"),
         (evolved("", None, {"name": "all", "type": {"type": "array", "items": "null"}}), "field 'all' takes no bytes"),
         (
             evolved("", None, {"name": "all", "type": {"type": "fixed", "name": "F", "size": "x"}}),

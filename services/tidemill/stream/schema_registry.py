@@ -18,8 +18,7 @@ import httpx
 
 from tidemill.errors import StoreError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what the client imports prints what will change in it one day
+with warnings.catch_warnings(record=True):  # what the client imports prints what will change in it one day
     from confluent_kafka import schema_registry as confluent  # noqa: TID251  this is where Kafka clients live
     from confluent_kafka.schema_registry.schema_registry_client import (  # noqa: TID251
         ConfigCompatibilityLevel as Level,
