@@ -15,8 +15,11 @@ from hypothesis import given, settings
 from test_resolution import pairs, value_of
 
 from tidemill import Pipeline, Stream, schemas
+from tidemill.describe import as_text
 from tidemill.errors import DeclarationError, Retry
+from tidemill.featurizer.service import Featurizer
 from tidemill.records import HEADER, Codec, Records
+from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
 from tidemill.validator.service import Validator
 from tidemill.validator.writers import Name, Writer, refused, writer
@@ -184,6 +187,23 @@ def test_a_schema_that_the_declaration_accepts_needs_no_registry(tmp_path: Path)
     message = prefix(schemas.fingerprint(V2)) + V2_BODY
     assert CODEC.decode(accepted(message, known=None, pipeline=declared(tmp_path, V2))) == AS_V1
     assert accepted(OWN, known=None, pipeline=declared(tmp_path, V2)) == OWN
+
+
+def test_what_an_earlier_declaration_has_put_into_the_log_is_still_read(tmp_path: Path) -> None:
+    """The order of deployment: the pipeline with the new schema, which accepts the old one; then the producers."""
+    pipeline, old = declared(tmp_path, V2), Codec(V2)
+    log = [old.encode({**V2_EVENT, "flight_id": str(n)}) for n in range(2)] + [
+        CODEC.encode({**EVENT, "flight_id": "2"})
+    ]
+    step, out = Featurizer(pipeline), small.Emitted()
+    step.assign(Slot("small.events.valid", 0), Position(0))
+    step.process([MemoryRecord("small.events.valid", value, offset=n) for n, value in enumerate(log)], out)
+    features = [Records(pipeline).features.decode(r.value() or b"") for r in out.of("small.features")]
+    assert [(one["event_id"], one["vector"]["origin_count_5m"]) for one in features] == [("0", 0), ("1", 1), ("2", 2)]
+    with pytest.raises(ValueError, match=r"header .* was expected"):
+        CODEC.decode(log[0])
+    assert CODEC.of(log[0]) is None
+    assert f"also taken by {tmp_path / 'other.avsc'} (id {old.id})" in as_text(pipeline)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-import fastavro
 
 from tidemill import schemas
 from tidemill.records import Codec
@@ -67,11 +64,8 @@ def writer(name: str, avro: Any, codec: Codec) -> Writer:
         mismatch = unreadable(plain, schemas.plain(codec.avro))
         if mismatch:
             return refused(name, mismatch, mismatch.field)
-        own, rising = Codec(plain), promoted(plain, codec.avro)
-        ways = _ways(plain, codec) if own.is_compiled and codec.is_compiled else None
-        if ways is None:
-            return Writer(name, _by_fastavro(own, codec), promoted=rising)
-        return Writer(name, _by_field(own, ways), strict=True, promoted=rising)
+        read, strict = codec.reading(plain)
+        return Writer(name, read, strict=strict, promoted=promoted(plain, codec.avro))
     except Exception as error:  # a registry may hold anything
         return refused(name, f"it is no Avro schema of a record: {error!r:.200}")
 
@@ -79,76 +73,6 @@ def writer(name: str, avro: Any, codec: Codec) -> Writer:
 def accepted(files: Mapping[str, Any], codec: Codec) -> dict[int, Writer]:
     """Return the other schemas that a stream's declaration accepts, by the id that we give them; `files` are by name."""
     return {schemas.fingerprint(avro): writer(name, avro, codec) for name, avro in files.items()}
-
-
-_SAME, _FLOAT, _DEFAULT = range(3)
-
-
-def _by_field(own: Codec, ways: list[tuple[str, int, Any]]) -> Callable[[bytes, int], tuple[Any, int]]:
-    """Return what reads schemas whose fields are only left out, added or made floats, as after most changes.
-
-    In half of fastavro's time, and as strictly as by the declared schema.
-    """
-    kept, floats, fixed = (
-        [(name, value) for name, how, value in ways if how == kind] for kind in (_SAME, _FLOAT, _DEFAULT)
-    )
-    defaults, decode = dict(fixed), own.read
-
-    def read(data: bytes, at: int) -> tuple[Any, int]:
-        found, end = decode(data, at)
-        record = defaults.copy()
-        for name, written in kept:
-            record[name] = found[written]
-        for name, written in floats:
-            value = found[written]
-            record[name] = None if value is None else float(value)
-        return record, end
-
-    return read
-
-
-def _by_fastavro(writer: Codec, codec: Codec) -> Callable[[bytes, int], tuple[Any, int]]:
-    def read(data: bytes, at: int) -> tuple[Any, int]:
-        stream = io.BytesIO(data)
-        stream.seek(at)
-        return fastavro.schemaless_reader(stream, writer.parsed, codec.parsed), stream.tell()
-
-    return read
-
-
-def _ways(avro: Mapping[str, Any], codec: Codec) -> list[tuple[str, int, Any]] | None:
-    """Return where each declared field comes from: (field, how, the writer's field or the default); None where it is not simple."""
-    there = {field["name"]: field["type"] for field in avro["fields"]}
-    ways: list[tuple[str, int, Any]] = []
-    for field in schemas.plain(codec.avro)["fields"]:
-        written = next((name for name in (field["name"], *field.get("aliases", ())) if name in there), None)
-        default = field.get("default")
-        if written is None:
-            if isinstance(default, (list, dict)) or schemas.primitive(field["type"]) == "bytes":
-                return None
-            ways.append((field["name"], _DEFAULT, default))
-            continue
-        one, other = (_primitive(kind) for kind in (there[written], field["type"]))
-        if one is None or other is None:
-            return None
-        if one == other or (one, other) == ("int", "long"):
-            ways.append((field["name"], _SAME, written))
-        elif one in ("int", "long", "float") and other in ("float", "double"):
-            ways.append((field["name"], _FLOAT, written))
-        else:
-            return None
-    return ways
-
-
-def _primitive(avro: Any) -> str | None:
-    """Return the primitive type of a field, or of one that may be null; None for any other."""
-    if isinstance(avro, list):
-        others = [branch for branch in avro if branch != "null"]
-        avro = others[0] if len(avro) == 2 and len(others) == 1 else None
-    return avro if avro in _PRIMITIVES else None
-
-
-_PRIMITIVES = ("boolean", "int", "long", "float", "double", "string", "bytes")
 
 
 def _nothing(*_: Any) -> Any:
