@@ -484,6 +484,7 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
         assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
     assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status"))
     assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
+    assert ("TIDEMILL_REGISTRY_URL" in from_pod) == (service == "validator")
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
     assert ("TIDEMILL_SIGNING_KEY" in from_pod) == ("/artifacts" in mounts) == (service in ("scorer", "learner"))
