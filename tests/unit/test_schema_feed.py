@@ -190,6 +190,24 @@ def test_while_the_registry_is_away_what_is_known_stays_and_it_is_said_once(
     assert said == ["schemas can't be read for the moment; those that are known stay", "the schema registry is back"]
 
 
+@pytest.mark.parametrize("answer", [None, {"id": "x"}, []])
+def test_whatever_a_registry_answers_nobody_waits_for_ever(answer: Any) -> None:
+    class Odd:
+        def versions(self, subject: str) -> Any:
+            return [1]
+
+        def version(self, subject: str, number: int) -> Any:
+            return answer
+
+    clock = Clock()
+    feed = feed_of(Odd(), clock)
+    with pytest.raises(Retry):
+        feed.find(EVENTS, 1)
+    clock.now += 1
+    feed.look()
+    assert feed.find(EVENTS, 1) is None
+
+
 def test_a_registry_that_is_away_when_the_service_starts_is_said_at_once(registry: FakeRegistry) -> None:
     registry.down = True
     with pytest.raises(StoreError, match="no schema registry"):

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from test_resolution import pairs, value_of
 
 from tidemill import Pipeline, Stream, schemas
+from tidemill.backtest import Backtest
 from tidemill.describe import as_text
 from tidemill.errors import DeclarationError, Retry
 from tidemill.featurizer.service import Featurizer
@@ -284,6 +285,12 @@ def test_a_stream_may_take_one_encoding_alone() -> None:
         reason, _, message = rejected(value, headers, pipeline=only["json"])
         assert (reason, message) == ("wrong_encoding", "the message is avro where the stream is declared json")
     assert rejected(as_json(), pipeline=only["avro"])[0] == "wrong_encoding"
+
+
+def test_a_backtest_takes_history_of_a_stream_that_takes_json_alone() -> None:
+    events = Stream(small.EVENTS.schema, id="flight_id", time="asked_at", key="origin", encoding="json")
+    report = Backtest(small.make(events=events)).run([small.event()], [small.label(landed_at=5)])
+    assert (report.predictions, report.joined, report.dead_letters) == (1, 1, {})
 
 
 def test_a_whole_number_where_a_float_is_declared_is_taken_and_counted() -> None:

@@ -106,7 +106,7 @@ class SchemaRegistry:
             raise kind(
                 f"the schema registry at {self.place} refused: {error.error_message} ({error.http_status_code})"
             ) from None
-        except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
+        except (httpx.HTTPError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"no schema registry at {self.place} ({type(error).__name__}: {error}): "
                 f"start it, or set TIDEMILL_REGISTRY_URL to where it is"

@@ -118,11 +118,10 @@ class SchemaFeed(Writers):
             if self._away:
                 log.warning("the schema registry is back")
             self._away = False
-        except StoreError as error:
+        except Exception as error:  # whatever a registry answers, the thread must go on: messages may be waiting for it
             if not self._away:
-                log.warning(
-                    "schemas can't be read for the moment; those that are known stay", extra={"cause": str(error)}
-                )
+                said = "schemas can't be read for the moment; those that are known stay"
+                log.warning(said, exc_info=not isinstance(error, StoreError), extra={"cause": str(error)})
             self._away = True
         with self._lock:
             if self._asked is not None and self._asked_at <= began:

@@ -71,13 +71,16 @@ class Validator(Step):
     ----------
     writers
         Knows by which schemas producers write beside those that are declared.
+    any_encoding
+        Take Avro and JSON whatever is declared: for history, which no producer sends.
     """
 
-    def __init__(self, pipeline: Pipeline, writers: Writers | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, writers: Writers | None = None, *, any_encoding: bool = False) -> None:
         super().__init__()
         records = Records(pipeline)
         name = pipeline.name
         self._writers = writers or NoWriters()
+        self._any_encoding = any_encoding
         self.dlq = topics.DLQ.name(name)
         self._ways = {
             topics.EVENTS.name(name): self._way(
@@ -103,7 +106,8 @@ class Validator(Step):
         self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str
     ) -> tuple[Any, Any, str, str]:
         others, find = accepted(stream.others, codec), partial(self._writers.find, topic)
-        decoder = Decoder(codec, others, find, stream.encoding, self.counts)
+        encoding = "" if self._any_encoding else stream.encoding
+        decoder = Decoder(codec, others, find, encoding, self.counts)
         return decoder.decode, judge(stream, rules), stream.key or stream.id, to
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
