@@ -110,7 +110,8 @@ class Backtest:
 
     def _wire(self) -> None:
         name = self.pipeline.name
-        validator, joiner, materializer = Validator(self.pipeline), Joiner(self.pipeline), Materializer(self.pipeline)
+        validator = Validator(self.pipeline, any_encoding=True)
+        joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
         featurizer = Featurizer(self.pipeline, others=HeldViews(materializer.views))
         self._joiner = joiner
         start = Position(0)

@@ -16,6 +16,7 @@ from tidemill import __version__, logs, settings
 from tidemill.commands.dlq import dlq
 from tidemill.commands.features import features
 from tidemill.commands.rules import rules
+from tidemill.commands.schema import schema
 from tidemill.commands.shared import PIPELINE, with_settings
 from tidemill.errors import SettingsError, TidemillError
 from tidemill.pipeline import load
@@ -37,7 +38,7 @@ def cli() -> None:
     """
 
 
-for group in (dlq, features, rules):
+for group in (dlq, features, rules, schema):
     cli.add_command(group)
 
 
@@ -58,8 +59,9 @@ def check(pipeline: str, *, as_json: bool) -> None:
 @PIPELINE
 @click.option("--model", help="Learner: which model; the champion by default. One process a model.")
 @with_settings(
-    "brokers", "redis_url", "store_url", "delivery", "instance", "http_port", "interval_ms", "max_batch",
-    "snapshot_seconds", "snapshot_examples", "archive_url", "archive_seconds", "fuse", "log_level",
+    "brokers", "redis_url", "registry_url", "registry_seconds", "store_url", "delivery", "instance", "http_port",
+    "interval_ms", "max_batch", "snapshot_seconds", "snapshot_examples", "archive_url", "archive_seconds", "fuse",
+    "log_level",
 )  # fmt: skip
 def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     """Run one service of a pipeline until SIGTERM or Ctrl-C."""

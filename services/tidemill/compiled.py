@@ -353,6 +353,8 @@ def make(avro: Any, named: dict[str, Any] | None = None) -> tuple[Callable[[Any]
         )
     except KeyError as error:
         raise UnsupportedError(str(error)) from error
+    if not maker.parts:
+        raise UnsupportedError("a record without fields")
     lines = [
         "def encode(r):",
         *("    " + line for line in maker.write),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidemill import topics
+from tidemill import schemas, topics
 from tidemill.backtest import Report
 from tidemill.dlq import Content, Letters, Stats
 from tidemill.errors import ArtifactError, DeclarationError
@@ -92,6 +92,9 @@ def as_text(pipeline: Pipeline) -> str:
         f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
         f"labels {pipeline.labels.schema} (id {Records(pipeline).label.id})\n"
     )
+    for name, stream in (("events", pipeline.events), ("labels", pipeline.labels)):
+        others = [f"{other} (id {schemas.fingerprint(avro)})" for other, avro in stream.others.items()]
+        head += f"{name} are also taken by {', '.join(others)}\n" if others else ""
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
     head += f"watched in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"

@@ -37,6 +37,8 @@ from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
 from tidemill.featurizer.aggregates.base import Aggregate, columns_of
 from tidemill.monitor.declaration import BY_VIEW, LIMITS, Monitor
+from tidemill.resolution import unreadable
+from tidemill.safety import unsafe
 from tidemill.schemas import loading
 from tidemill.tables import Lookup, Table
 from tidemill.tasks import TASKS, Task
@@ -96,6 +98,10 @@ class Stream:
         Events only: the field that names the entity; it is the Kafka key of everything downstream.
     value
         Labels only: the field that is the label, or a function of the label record.
+    accepts
+        Other schemas that producers may write by, each a file as `schema` is; `schema` must be able to read them.
+    encoding
+        "avro" or "json" where producers may send only that; both by default.
     """
 
     schema: str
@@ -103,11 +109,18 @@ class Stream:
     time: str
     key: str = ""
     value: Source = ""
+    accepts: Sequence[str] = ()
+    encoding: str = ""
 
     @cached_property
     def avro(self) -> dict[str, Any]:
         """The schema file as JSON."""
         return schemas.find(self.schema, loading.get())
+
+    @cached_property
+    def others(self) -> dict[str, dict[str, Any]]:
+        """The other schemas that producers may write by, as JSON, by the name of their file."""
+        return {name: schemas.find(name, loading.get()) for name in self.accepts}
 
     @cached_property
     def types(self) -> dict[str, str]:
@@ -409,6 +422,7 @@ class _Checker:
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.fail(f"{where}.schema", str(error))
         else:
+            self.schemas(where, stream)
             self.field(f"{where}.id", stream.id, stream, "string", "int", "long")
             self.field(f"{where}.time", stream.time, stream, "long")
             if where == "events":
@@ -420,6 +434,29 @@ class _Checker:
                     self.fail(
                         where, f"field {name!r} may be null in {stream.schema}; id, time and key must always be there"
                     )
+
+    def schemas(self, where: str, stream: Stream) -> None:
+        """Check what producers may send: that it is safe to decode, and that the declared schema can read it."""
+        if stream.encoding not in ("", "avro", "json"):
+            self.fail(
+                f"{where}.encoding", f"{stream.encoding!r} where 'avro' or 'json' was expected, or nothing for both"
+            )
+        why = unsafe(stream.avro)
+        if why:
+            self.fail(f"{where}.schema", f"{stream.schema} can't be decoded safely: {why}")
+        if isinstance(stream.accepts, str) or not all(isinstance(name, str) for name in stream.accepts):
+            self.fail(f"{where}.accepts", f"{stream.accepts!r} where a list of schema files was expected")
+        try:
+            others = stream.others
+        except (OSError, ValueError) as error:
+            self.fail(f"{where}.accepts", str(error))
+        for name, avro in others.items():
+            why = unsafe(avro) or schemas.malformed(avro)
+            if why:
+                self.fail(f"{where}.accepts", f"{name} can't be decoded safely: {why}")
+            mismatch = unreadable(avro, stream.avro)
+            if mismatch:
+                self.fail(f"{where}.accepts", f"{stream.schema} can't read {name}: {mismatch}")
 
     def label(self) -> None:
         value: Any = self.p.labels.value

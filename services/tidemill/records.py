@@ -8,13 +8,13 @@ and encode the vector again; and a reader that needs only the first fields decod
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, TypedDict
 
 import fastavro
 
-from tidemill import compiled, schemas
+from tidemill import compiled, resolution, schemas
 from tidemill.pipeline import Pipeline
 
 HEADER = 5
@@ -65,10 +65,11 @@ class Codec:
     """Encodes and decodes one record schema.
 
     `encode` and `decode` are with the 5-byte header; `body` and `record` without. The work is done by code compiled
-    from the schema where its shape allows that, else by fastavro; the bytes are the same.
+    from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read records
+    of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration wrote.
     """
 
-    def __init__(self, avro: Mapping[str, Any]) -> None:
+    def __init__(self, avro: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -> None:
         self.avro = avro
         self.id = schemas.fingerprint(avro)
         self.header = b"\0" + self.id.to_bytes(4, "big")
@@ -80,6 +81,25 @@ class Codec:
         except compiled.UnsupportedError:
             self._encode, self.read = self._write_by_fastavro, self._read_by_fastavro
             self.is_compiled = False
+        made = [(schemas.fingerprint(other), self.reading(schemas.plain(other))[0]) for other in others]
+        self._others = {b"\0" + number.to_bytes(4, "big"): read for number, read in made}
+
+    def reading(self, avro: Mapping[str, Any]) -> tuple[compiled.Decode, bool]:
+        """Return what reads records of another schema as this one's, and whether it is as strict about the bytes.
+
+        The other has no logical types, and this one must be able to read it.
+        """
+        own = Codec(avro)
+        ways = resolution.ways(avro, schemas.plain(self.avro)) if own.is_compiled and self.is_compiled else None
+        if ways is not None:
+            return resolution.by_field(own.read, ways), True
+
+        def read(data: bytes, at: int) -> tuple[Any, int]:
+            stream = io.BytesIO(data)
+            stream.seek(at)
+            return fastavro.schemaless_reader(stream, own.parsed, self.parsed), stream.tell()
+
+        return read, False
 
     def _write_by_fastavro(self, record: Mapping[str, Any]) -> bytes:
         out = io.BytesIO()
@@ -105,15 +125,21 @@ class Codec:
 
     def of(self, data: bytes | None) -> Any:
         """Return the record in `data`; None where that is of another schema, as after a new declaration, or nothing."""
-        return self.read(data, HEADER)[0] if data and data.startswith(self.header) else None
+        if data and data.startswith(self.header):
+            return self.read(data, HEADER)[0]
+        read = self._others.get(data[:HEADER]) if data else None
+        return read(data, HEADER)[0] if data and read else None
 
     def decode(self, data: bytes) -> Any:
         """Return the record in `data`. Raises ValueError where the header is not this schema's."""
-        if not data.startswith(self.header):
+        if data.startswith(self.header):
+            return self.read(data, HEADER)[0]
+        found = self.of(data)
+        if found is None:
             raise ValueError(
                 f"header {data[:HEADER].hex()} where {self.header.hex()} ({self.avro['name']}) was expected"
             )
-        return self.read(data, HEADER)[0]
+        return found
 
 
 def vector_to_x(vector: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,12 +183,12 @@ class Records:
     @cached_property
     def event(self) -> Codec:
         """The producers' events."""
-        return Codec(self.pipeline.events.avro)
+        return Codec(self.pipeline.events.avro, self.pipeline.events.others.values())
 
     @cached_property
     def label(self) -> Codec:
         """The producers' labels."""
-        return Codec(self.pipeline.labels.avro)
+        return Codec(self.pipeline.labels.avro, self.pipeline.labels.others.values())
 
     @cached_property
     def vector(self) -> Codec:

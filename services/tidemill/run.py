@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
 
 from tidemill import metrics, topics
 from tidemill.errors import BrokerError, SettingsError
@@ -26,6 +27,7 @@ from tidemill.stream.kafka import KafkaBroker, Sender
 from tidemill.stream.loop import Loop, Service, stop_on_signals
 from tidemill.stream.view import Redis, RedisReader, RedisView, connect
 from tidemill.validator import service as validator
+from tidemill.validator.feed import SchemaFeed
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,13 @@ class LoopHealth(metrics.Health):
         return None if self.loop.ready else "no partitions yet, or their state is being rebuilt"
 
 
+class Feed(Protocol):
+    """Something that a service is told of from a thread of its own."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
 def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
     """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
     broker = broker_of(settings)
@@ -79,9 +88,10 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     check_topics(pipeline, broker, tuple(sorted(used)))
     if name == "monitor":
         return _monitor(pipeline, broker, settings)
-    feed: ModelFeed | None = None
+    feed: Feed | None = None
     if name == "validator":
-        service = validator.build(pipeline, fuse=settings.fuse)
+        feed = schemas = _schemas(pipeline, settings)
+        service = validator.build(pipeline, schemas, fuse=settings.fuse)
     elif name == "featurizer":
         client = connect(settings.redis_url.get_secret_value())
         others = StoredViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
@@ -91,8 +101,8 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         client = connect(settings.redis_url.get_secret_value())
         service = materializer.build(pipeline, _stores(pipeline, client, pipeline.other_views))
     elif name == "scorer":
-        feed = ModelFeed(_registry(pipeline, settings), broker)
-        service = scorer.build(pipeline, feed.take)
+        feed = models = ModelFeed(_registry(pipeline, settings), broker)
+        service = scorer.build(pipeline, models.take)
     elif name == "joiner":
         service = joiner.build(pipeline)
     elif name == "learner":
@@ -104,9 +114,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     return _loop(service, pipeline, broker, settings, feed)
 
 
-def _loop(
-    service: Service, pipeline: Pipeline, broker: KafkaBroker, settings: Settings, feed: ModelFeed | None
-) -> None:
+def _loop(service: Service, pipeline: Pipeline, broker: KafkaBroker, settings: Settings, feed: Feed | None) -> None:
     loop = Loop(
         service,
         broker,
@@ -127,6 +135,15 @@ def _loop(
         if feed:
             feed.stop()
     log.info("stopped", extra={"pipeline": pipeline.name, "instance": settings.instance})
+
+
+def _schemas(pipeline: Pipeline, settings: Settings) -> SchemaFeed | None:
+    url = settings.registry_url.get_secret_value()
+    if not url:
+        return None
+    with _extra("validator", "registry"):
+        from tidemill.stream.schema_registry import SchemaRegistry
+    return SchemaFeed(pipeline, SchemaRegistry(url), settings.registry_seconds)
 
 
 def _stores(pipeline: Pipeline, client: Redis, views: Iterable[View]) -> Mapping[str, RedisView]:

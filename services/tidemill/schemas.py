@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fastavro
 from fastavro.schema import to_parsing_canonical_form
 
 _PACKAGED = Path(__file__).parent / "schemas"
@@ -85,6 +86,15 @@ def plain(avro: Any) -> Any:
     if "fields" in kept:
         kept["fields"] = [plain(f) for f in kept["fields"]]
     return kept if set(kept) != {"type"} or not isinstance(kept["type"], str) else kept["type"]
+
+
+def malformed(avro: Any) -> str:
+    """Return why this is no Avro schema; nothing where it is one."""
+    try:
+        fastavro.parse_schema(avro, named_schemas={})
+    except Exception as error:  # what fastavro raises for all that can be wrong is no one thing
+        return f"it is no Avro schema: {error}"
+    return ""
 
 
 def fingerprint(avro: Any) -> int:

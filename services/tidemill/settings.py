@@ -25,6 +25,12 @@ class Settings(BaseSettings):
     )
     kafka: dict[str, Any] = Field({}, description="more librdkafka properties, as JSON (security, SASL)", repr=False)
     redis_url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), description="Redis, the online feature store")
+    registry_url: SecretStr = Field(
+        SecretStr(""), description="validator: schema registry, http(s)://[user:password@]host:port; empty: none"
+    )
+    registry_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        30.0, description="validator: how often the registry's subjects are read again"
+    )
     store_url: str = Field(
         ".tidemill/artifacts", description="artifact store: a folder, s3://..., or what fsspec knows"
     )
@@ -76,6 +82,19 @@ class Settings(BaseSettings):
             well = False
         if not well or "password=" in parts.query:
             raise ValueError("expected redis://[:password@]host:port/db, rediss:// or unix://")
+        return given
+
+    @field_validator("registry_url")
+    @classmethod
+    def _registry_url(cls, given: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(given.get_secret_value())
+            well = not given.get_secret_value() or (parts.scheme in ("http", "https", "mock") and bool(parts.hostname))
+            _ = parts.port  # raises where it is no number
+        except ValueError:
+            well = False
+        if not well:
+            raise ValueError("expected http(s)://[user:password@]host:port, mock://name, or nothing for none")
         return given
 
     def signing_secret(self) -> bytes:

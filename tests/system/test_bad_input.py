@@ -135,6 +135,13 @@ WRONG_SETTINGS = [
     ("redis_url", f"redis://host:6379/0?password={SECRET}", ["redis://"]),
     ("redis_url", f"redis://:{SECRET}@[::1", ["redis://"]),
     ("redis_url", "", ["redis://"]),
+    ("registry_url", "localhost:8081", ["http(s)://"]),
+    ("registry_url", f"ftp://user:{SECRET}@host", ["http(s)://"]),
+    ("registry_url", f"http://user:{SECRET}@", ["http(s)://"]),
+    ("registry_url", f"http://user:{SECRET}@host:port", ["http(s)://"]),
+    ("registry_url", "mock://", ["mock://name"]),
+    ("registry_seconds", "0", ["0"]),
+    ("registry_seconds", "nan", ["nan", "finite"]),
     ("delivery", "at_most_once", ["at_most_once", "exactly_once"]),
     ("instance", "a b", ["a b"]),
     ("instance", "", []),
@@ -244,6 +251,14 @@ def files(tmp_path: Path) -> Path:
         (["features", "backfill", "plain"], ["nothing to fill"]),
         (["features", "backfill", "flights", "--brokers", NOBODY], ["no Kafka at", NOBODY]),
         (["features", "materialize", "flights"], ["--events"]),
+        (["schema", "check", "flights", "events", "{}/nowhere.avsc"], ["nowhere.avsc", "does not exist"]),
+        (["schema", "check", "flights", "events", "{}/schema.avsc"], ["schema.avsc", "not JSON"]),
+        (["schema", "check", "flights", "gates", "{}/schema.avsc"], ["'gates'", "labels"]),
+        (["schema", "register", "flights"], ["registry_url", "TIDEMILL_REGISTRY_URL"]),
+        (
+            ["schema", "register", "flights", "--registry-url", f"http://user:{SECRET}@{NOBODY}"],
+            ["no schema registry", NOBODY],
+        ),
         (["dataset", "delays"], ["--out"]),
         (["dataset", "delays", "--out", "{}/x.csv"], [".csv", "expected .parquet"]),
         (["dataset", "delays", "--out", "{}/noise.parquet"], ["noise.parquet", "there is a file", "--force"]),
@@ -332,6 +347,12 @@ class TestOnARealBroker:
         )  # fmt: skip
         assert_one_clear_line(done, "no Redis at 127.0.0.1:1", "TIDEMILL_REDIS_URL")
         assert "verysecretword" not in done.stderr
+
+    def test_no_schema_registry(self, kafka) -> None:
+        done = tidemill(
+            "run", "validator", "delays", "--brokers", kafka.servers, TIDEMILL_REGISTRY_URL=f"http://user:{SECRET}@{NOBODY}"
+        )  # fmt: skip
+        assert_one_clear_line(done, f"no schema registry at http://{NOBODY} ", "TIDEMILL_REGISTRY_URL")
 
     def test_no_signing_key(self, kafka) -> None:
         done = tidemill("run", "scorer", "delays", "--brokers", kafka.servers)

@@ -306,7 +306,7 @@ def test_the_build_is_given_what_it_copies_and_nothing_else() -> None:
 def test_the_image_has_what_every_service_needs() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     needed = set(re.findall(r'_extra\("\w+", "(\w+)"\)', (ROOT / "services/tidemill/run.py").read_text()))
-    assert len(needed) == len(WATCHING)
+    assert len(needed) == len(WATCHING) + 1, "and the validator, for a registry"
     assert extras["all"] == [f"tidemill[{','.join(sorted(needed))}]"]
     assert " '.[all]'\n" in DOCKERFILE
 
@@ -484,6 +484,7 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
         assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
     assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status"))
     assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
+    assert ("TIDEMILL_REGISTRY_URL" in from_pod) == (service == "validator")
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
     assert ("TIDEMILL_SIGNING_KEY" in from_pod) == ("/artifacts" in mounts) == (service in ("scorer", "learner"))

@@ -81,7 +81,7 @@ class Joiner(Step):
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         self._emit = emit
         head, header = self.records.head.record, self.records.prediction_log.header
-        labels_header, decode = self.records.label.header, self.records.label.record
+        as_label = self.records.label.of
         for record in records:
             value = record.value() or b""
             topic, partition, offset = record.topic(), record.partition(), record.offset()
@@ -97,10 +97,10 @@ class Joiner(Step):
                         record, Reject("duplicate_event", f"event {event['event_id']!r} was predicted already")
                     )
             else:
-                if not value.startswith(labels_header):
-                    self._other_schema(record, labels_header)
+                label = as_label(value)
+                if label is None:
+                    self._other_schema(record, self.records.label.header)
                     continue
-                label = decode(value, HEADER)
                 join.add_label(
                     str(label[self._id]), label[self._time], self._as_label(self._value(label)), offset, record
                 )
@@ -122,7 +122,7 @@ class Joiner(Step):
         features = self.records.prediction_log.record(event.value or b"", HEADER)["features"]
         for partition in list(self._new):
             self._updates.say("begins", self._new.pop(partition), label.time, self._emit)
-        told = self.records.label.record(label.record.value() or b"", HEADER)
+        told = self.records.label.decode(label.record.value() or b"")
         values = {**features["vector"], **told, "label": label.value}
         self._updates.emit(features["entities"], values, event.id, label.time, label.record.timestamp()[1], self._emit)
 

@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tidemill import topics
@@ -25,6 +26,7 @@ from tidemill.validator.fuse import Burning, Fuse
 from tidemill.validator.judge import Memories, Warned, judge
 from tidemill.validator.letters import carried, dead_letter, shown
 from tidemill.validator.rules import Rule
+from tidemill.validator.writers import NoWriters, Writers, accepted
 
 WARNING = "tidemill.warning"
 """The header by which a valid record says which rules have warned of it, one each, as rule:field."""
@@ -33,10 +35,10 @@ WARNING = "tidemill.warning"
 class _Way:
     """How one stream's records go."""
 
-    def __init__(self, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str, fuse: Fuse) -> None:
+    def __init__(self, stream: Stream, decoder: Decoder, rules: Sequence[Rule], to: str, fuse: Fuse) -> None:
         self.name = to.rpartition(".")[0].rpartition(".")[2]
         self.stream, self.rules, self.to = stream, rules, to
-        self.decode, self.check = Decoder(codec).decode, judge(stream, rules)
+        self.decode, self.check = decoder.decode, judge(stream, rules)
         self.key = stream.key or stream.id
         self.fuse = fuse
         self.forget()
@@ -49,35 +51,47 @@ class _Way:
 
 
 class Validator(Step):
-    """Checks events and labels; what passes goes on with its bytes untouched.
+    """Checks events and labels; what passes goes on with its bytes untouched, or as the declared schema reads them.
 
     Parameters
     ----------
+    writers
+        Knows by which schemas producers write beside those that are declared.
+    any_encoding
+        Take Avro and JSON whatever is declared: for history, which no producer sends.
     fuse
         Whether to stop where the pipeline's fuse says so; without it everything that is refused becomes a dead letter.
     clock
         Wall time in seconds.
     """
 
-    def __init__(self, pipeline: Pipeline, *, fuse: bool = True, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, pipeline: Pipeline, writers: Writers | None = None, *, any_encoding: bool = False, fuse: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.records, self.clock = Records(pipeline), clock
+        self._writers, self._any_encoding = writers or NoWriters(), any_encoding
         name = pipeline.name
         self.dlq, self.warnings = topics.DLQ.name(name), topics.WARNINGS.name(name)
-        limits = pipeline.fuse if fuse else Fuse(run=0, share=0)
+        self._fuse = pipeline.fuse if fuse else Fuse(run=0, share=0)
         self._ways = {
-            topics.EVENTS.name(name): _Way(
-                pipeline.events, self.records.event, pipeline.event_checks, topics.EVENTS_VALID.name(name), limits
-            ),
-            topics.LABELS.name(name): _Way(
-                pipeline.labels, self.records.label, pipeline.label_checks, topics.LABELS_VALID.name(name), limits
-            ),
+            raw.name(name): self._way(raw.name(name), stream, codec, checks, valid.name(name))
+            for raw, stream, codec, checks, valid in (
+                (topics.EVENTS, pipeline.events, self.records.event, pipeline.event_checks, topics.EVENTS_VALID),
+                (topics.LABELS, pipeline.labels, self.records.label, pipeline.label_checks, topics.LABELS_VALID),
+            )
         }
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
         self._labels = topics.LABELS.name(name)
         self._slots: set[Slot] = set()
         self._memories: dict[tuple[str, int], Memories] = {}
+
+    def _way(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Way:
+        others, find = accepted(stream.others, codec), partial(self._writers.find, topic)
+        encoding = "" if self._any_encoding else stream.encoding
+        return _Way(stream, Decoder(codec, others, find, encoding, self.counts), rules, to, self._fuse)
 
     def assign(self, slot: Slot, committed: Position) -> Start:
         note = json.loads(committed.note) if committed.note else {}
@@ -118,7 +132,7 @@ class Validator(Step):
             if not is_live:
                 now = record.timestamp()[1]  # what was refused for its time must not be remembered as if it had passed
             try:
-                decoded, data = way.decode(record.value())
+                decoded, data = way.decode(record.value(), record.headers)
                 warnings = way.check(decoded, now)
                 if topic == labels:
                     self._check_label(decoded)
@@ -199,11 +213,11 @@ class Validator(Step):
         )
 
 
-def build(pipeline: Pipeline, *, fuse: bool = True) -> Service:
+def build(pipeline: Pipeline, writers: Writers | None = None, *, fuse: bool = True) -> Service:
     """Wire the validator to its topics."""
     return Service(
         "validator",
         f"{pipeline.name}.validator",
         [t.name(pipeline.name) for t in topics.reads("validator")],
-        Validator(pipeline, fuse=fuse),
+        Validator(pipeline, writers, fuse=fuse),
     )

@@ -1,0 +1,135 @@
+"""A schema registry that speaks Confluent's REST API: what Tidemill asks of it, by Confluent's own client.
+
+`mock://NAME` is a registry in this process, the same one for everybody who names it: for tests, and to try things out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import httpx
+
+from tidemill.errors import StoreError
+
+with warnings.catch_warnings(record=True):  # what the client imports prints what will change in it one day
+    from confluent_kafka import schema_registry as confluent  # noqa: TID251  this is where Kafka clients live
+    from confluent_kafka.schema_registry.schema_registry_client import (  # noqa: TID251
+        ConfigCompatibilityLevel as Level,
+    )
+
+TIMEOUT_SECONDS = 5.0
+"""How long one answer may take."""
+_mocks: dict[str, Any] = {}
+
+
+class Version(NamedTuple):
+    """One version of a subject; `guid` is empty where the registry tells none."""
+
+    subject: str
+    number: int
+    id: int
+    guid: bytes
+    schema: str
+    kind: str = "AVRO"
+    refers: bool = False
+
+    @property
+    def name(self) -> str:
+        """How people call it."""
+        return f"version {self.number} of {self.subject}"
+
+
+class SchemaRegistry:
+    """One registry. Every method raises StoreError, without the password, where it does not answer or refuses."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.place = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        self.client = _client(url)
+        self._rest = None if parts.scheme == "mock" else self.client._rest_client
+
+    def versions(self, subject: str) -> list[int]:
+        """Return the numbers of a subject's versions; none where there is no such subject."""
+        try:
+            with self._asking():
+                return sorted(self.client.get_versions(subject))
+        except _MissingError:
+            return []
+
+    def version(self, subject: str, number: int) -> Version:
+        """Return one version of a subject."""
+        with self._asking():
+            if self._rest is None:
+                found = self.client.get_version(subject, number).to_dict()
+            else:  # the client of this version does not tell the GUID
+                found = self._rest.get(f"subjects/{quote(subject, safe='')}/versions/{number}")
+            guid = uuid.UUID(found["guid"]).bytes if found.get("guid") else b""
+            kind, refers = found.get("schemaType") or "AVRO", bool(found.get("references"))
+            return Version(subject, number, int(found["id"]), guid, str(found["schema"]), kind, refers)
+
+    def register(self, subject: str, avro: Any) -> Version:
+        """Register a schema, unless it is there; returns its version."""
+        schema = confluent.Schema(json.dumps(avro), "AVRO")
+        with self._asking():
+            self.client.register_schema(subject, schema)
+            found = self.client.lookup_schema(subject, schema)
+            return Version(subject, int(found.version), int(found.schema_id), b"", str(found.schema.schema_str))
+
+    def level(self, subject: str) -> str:
+        """Return the compatibility level that a subject itself has, nothing where it has none."""
+        try:
+            with self._asking():
+                found = self.client.get_config(subject)
+        except _MissingError:
+            return ""
+        level = found and (found.compatibility_level or found.compatibility)
+        return str(level.value) if level else ""
+
+    def set_level(self, subject: str, level: str) -> None:
+        """Set a subject's compatibility level."""
+        with self._asking():
+            self.client.set_config(subject, confluent.ServerConfig(compatibility=Level(level)))
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except confluent.SchemaRegistryError as error:
+            kind = _MissingError if error.http_status_code == 404 else StoreError
+            raise kind(
+                f"the schema registry at {self.place} refused: {error.error_message} ({error.http_status_code})"
+            ) from None
+        except (httpx.HTTPError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"no schema registry at {self.place} ({type(error).__name__}: {error}): "
+                f"start it, or set TIDEMILL_REGISTRY_URL to where it is"
+            ) from None
+
+
+class _MissingError(StoreError):
+    """There is no such subject, or nothing is set for it."""
+
+
+def _client(url: str) -> Any:
+    if url.startswith("mock://"):
+        if url not in _mocks:
+            _mocks[url] = confluent.SchemaRegistryClient.new_client({"url": url})
+        return _mocks[url]
+    # The password goes in a header: httpx puts the address that it is given into its log lines.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    parts = urlsplit(url)
+    settings = {
+        "url": urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])),
+        "timeout": TIMEOUT_SECONDS,
+        "max.retries": 1,
+    }
+    if parts.username is not None:
+        settings["basic.auth.user.info"] = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return confluent.SchemaRegistryClient(settings)
