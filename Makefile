@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: outcomes asynchrony help demo test faults soak check format bench bench-views clean
+.PHONY: outcomes asynchrony help demo test faults soak check format bench bench-views bench-rules clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: $(VENV)/ready ## CPU per event of each service on a real Kafka; ARGS="--j
 
 bench-views: $(VENV)/ready ## CPU, memory and round trips of views, by aggregates, entities and batches; ARGS="--only memory ..."
 	@$(BIN)/python -m benchmarks.views $(ARGS)
+
+bench-rules: $(VENV)/ready ## CPU of the validator, by the number of rules and the kind of message
+	@$(BIN)/python -m benchmarks.rules $(ARGS)
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill

@@ -28,6 +28,7 @@ HEARTBEAT = Gauge("tidemill_heartbeat_seconds", "Unix time of the loop's last tu
 
 COUNTS: Mapping[str, Counter] = {
     "dead_letters": Counter("tidemill_dead_letters_total", "Dead letters, by reason.", ["service", "reason"]),
+    "warnings": Counter("tidemill_warnings_total", "Records that a rule has warned of, by rule.", ["service", "rule"]),
     "promoted": Counter("tidemill_promoted_total", "Whole numbers taken where a float is declared.", ["service", "field"]),
     "lost_records": Counter("tidemill_lost_records_total", "Committed offsets the log no longer held.", ["service", "topic"]),
     "stale_vectors": Counter("tidemill_stale_vectors_total", "Vectors served while a view could not be read.", ["service", "view"]),

@@ -10,7 +10,7 @@ import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import Fuse, Pipeline
+from tidemill import Fuse, Pipeline, metrics, rules
 from tidemill.errors import DeclarationError, Stopped
 from tidemill.records import Records
 from tidemill.run import topic_table
@@ -97,6 +97,29 @@ def test_a_share_that_is_too_large_stops_it() -> None:
     assert stopped is not None
     assert "of 24 records 16 were refused, more than 25% of 60" in str(stopped)
     assert run(broker_with(*mixed), make(run=0, share=0.7, of=60)) is None
+
+
+def test_what_is_warned_of_is_told_once_whatever_stops_it() -> None:
+    """In the topic of warnings, in the header, and in the metrics; by a loop that was stopped and started again."""
+    pipeline = small.make(fuse=Fuse(4, 0.0), rules=[rules.between("distance", 1, 50, warn=True)])
+    messages = [(0, POISON if n % 20 > 15 else good(n)) for n in range(60)]
+    broker = broker_with(*messages)
+    before = metric()
+    assert run(broker, pipeline) is not None
+    for _ in range(10):
+        if run(broker, pipeline) is None:
+            break
+    warned = sum(message != POISON for _, message in messages)
+    told = [Records(pipeline).warnings.decode(record.value()) for record in broker.records("small.warnings")]
+    assert sum(of["records"] for batch in told for of in batch["rules"]) == warned
+    assert {of["example"] for batch in told for of in batch["rules"]} <= {f"e{n}" for n in range(60)}
+    assert all(dict(record.headers()) == {validator.WARNING: b"between:distance"} for record in broker.records(VALID))
+    assert len(broker.records(VALID)) == warned
+    assert metric() - before == warned
+
+
+def metric() -> float:
+    return metrics.COUNTS["warnings"].labels("validator", "between:distance")._value.get()
 
 
 def test_labels_and_events_have_a_fuse_each() -> None:

@@ -151,6 +151,7 @@ class Loop:
             return 0
         except Stopped as error:
             self._commit(consumer, producer, error.positions)
+            self._publish((), consumer)
             raise
         self._publish(records, consumer)
         return len(records)
