@@ -16,6 +16,9 @@ from running import Running
 
 from tidemill.demo.stack import Redis
 
+LAST = ("faults/test_short.py", "system/test_demo.py", "system/test_page.py")
+"""What measures how long something stalls, or fills both cores: when the others have ended."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -23,6 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.kafka)
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
+        if "kafka" in item.nodeid.lower() or "/system/" in str(item.path) or item.get_closest_marker("kafka"):
+            item.add_marker(pytest.mark.xdist_group("river"))  # one broker, and one river at a time
+    items.sort(key=lambda item: str(item.path).endswith(LAST))
 
 
 @pytest.fixture(scope="session")

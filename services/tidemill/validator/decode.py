@@ -165,8 +165,8 @@ class Decoder:
         record = {}
         for name, branches, has_default, default in self._fields:
             if name in given:
-                record[name] = _checked(name, given[name], branches)
-                if type(record[name]) is float and type(given[name]) is int:
+                record[name] = value = _checked(name, given[name], branches)
+                if type(value) is float and type(given[name]) is int:
                     self._counts["promoted", name] += 1
             elif has_default:
                 record[name] = default
@@ -223,7 +223,7 @@ def _checked(name: str, given: Any, branches: tuple[str, ...]) -> Any:
             continue
         if branch in _RANGE and not -_RANGE[branch] <= value < _RANGE[branch]:
             continue
-        if branch not in ("float", "double"):
+        if branch not in ("float", "double") or type(value) is float:
             return value
         inexact = f", and no {branch} is exactly that"
         with contextlib.suppress(OverflowError):
