@@ -22,7 +22,7 @@ demo: $(VENV)/ready ## January's flights through the whole pipeline, in about a 
 	@$(BIN)/tidemill demo $(ARGS)
 
 test: $(VENV)/ready ## unit, contract and system tests, two at a time; the last on a real Kafka (Java 17, Maven) and a real Redis
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 faults: $(VENV)/ready ## every fault at full length, and the mutation check (an hour); writes docs/faults.md
 	@$(BIN)/python tests/faults/run.py $(ARGS)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from running import Running
 
 from tidemill.demo.stack import Redis
 
+RIVER = ("tests/system/", "[kafka", "KafkaAlone", "test_short")
 LAST = ("faults/test_short.py", "system/test_demo.py", "system/test_page.py")
 """What measures how long something stalls, or fills both cores: when the others have ended."""
 
@@ -26,9 +28,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.kafka)
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
-        if "kafka" in item.nodeid.lower() or "/system/" in str(item.path) or item.get_closest_marker("kafka"):
-            item.add_marker(pytest.mark.xdist_group("river"))  # one broker, and one river at a time
     items.sort(key=lambda item: str(item.path).endswith(LAST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With two workers: all that needs the broker, or starts a river of its own, in one of them; one river at a time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRiver(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "river" if any(word in nodeid for word in RIVER) else nodeid
+
+    return OneRiver(config, log)
 
 
 @pytest.fixture(scope="session")

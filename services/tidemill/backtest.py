@@ -110,15 +110,16 @@ class Backtest:
 
     def _wire(self) -> None:
         name = self.pipeline.name
-        validator = Validator(self.pipeline, any_encoding=True)
+        validator = Validator(self.pipeline, any_encoding=True, fuse=False)  # history is what it is
         joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
         featurizer = Featurizer(self.pipeline, others=HeldViews(materializer.views))
         self._joiner = joiner
         start = Position(0)
         materializer.assign(Slot(topics.UPDATES.name(name), 0), start)
         featurizer.assign(Slot(topics.EVENTS_VALID.name(name), 0), start)
-        for topic in topics.reads("joiner"):
-            joiner.assign(Slot(topic.name(name), 0), start)
+        for service, step in (("validator", validator), ("joiner", joiner)):
+            for topic in topics.reads(service):
+                step.assign(Slot(topic.name(name), 0), start)
         self.events_topic, self.labels_topic = topics.EVENTS.name(name), topics.LABELS.name(name)
         self._ways: dict[str, Step] = {
             self.events_topic: validator,

@@ -98,7 +98,7 @@ class River:
             self.steps[service.name.partition("-")[0]] = drive(service, self.broker, batch=batch).step
 
     def _services(self) -> Iterator[Callable[[], Service]]:
-        yield lambda: validator.build(self.pipeline)
+        yield lambda: validator.build(self.pipeline, fuse=False)
         yield lambda: featurizer.build(self.pipeline, {})
         if self.registry is None:
             yield lambda: scorer.build(self.pipeline, tuple)

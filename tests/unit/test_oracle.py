@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tidemill import load
+from tidemill import load, rules
 from tidemill.backtest import Backtest
 from tidemill.demo import data
 
@@ -40,3 +42,12 @@ def test_a_model_that_comes_later_is_another_result() -> None:
     later = Backtest(load("plain"), model_delay_ms=6 * 3_600_000).run(events, labels)
     assert later.joined == at_once.joined
     assert later.metrics["logreg"] != at_once.metrics["logreg"]
+
+
+def test_rules_that_remember_hold_in_a_backtest_and_no_fuse_stops_it() -> None:
+    found = data.flights((1,), days=2)
+    events, labels = [f.event for f in found], data.labels(found)
+    declared = replace(load("plain"), rules=[rules.unique("flight_id", within="48h")])
+    report = Backtest(declared).run([*events, *events], labels)
+    assert report.dead_letters == {"duplicate": len(events)}
+    assert report.predictions == len(events)
