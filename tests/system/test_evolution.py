@@ -77,7 +77,7 @@ class Source:
 
 
 def test_a_schema_changes_while_events_flow(running, server: RegistryServer) -> None:
-    run = running("plain", partitions=2, registry_url=server.url, registry_seconds=600)
+    run = running("plain", partitions=2, registry_url=server.url, registry_seconds=600, fuse="false")
     declared = run.pipeline.events.avro
     gate = {"name": "gate", "type": "string"}
     fields = [

@@ -47,7 +47,7 @@ def mend(run: Running) -> None:
 
 
 def test_a_thousand_events_that_a_wrong_rule_refused_are_each_predicted_once(running) -> None:
-    run = running("plain", partitions=4, changes=RULES, snapshot_seconds=1.0)
+    run = running("plain", partitions=4, changes=RULES, snapshot_seconds=1.0, fuse="false")
     messages = script(run.pipeline, data.flights((1,), days=2))
     events = Counter(m.key.decode() for m in messages if m.is_event)
     labels = len(messages) - len(events)
