@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -398,9 +399,11 @@ def prediction_text(pipeline: Pipeline, told: Mapping[str, Any]) -> str:
     record = event["record"]
     parts = ["\nevent", _pairs(record.items())] if record else []
     parts += ["\nvector, as served", _vector(pipeline, told), "\nscores", _scores(told["scores"])]
+    whys = "".join(f"{printable(why)}\n" for why in dict.fromkeys(score["why"] for score in told["scores"]) if why)
+    made: list[Any] = []
     for score in told["scores"]:
-        parts += ["", _given(f"{score['model']} version {score['version']}"), _version(pipeline, score)]
-    return head + _render(_pairs(rows), *parts)
+        made += ["", _given(f"{score['model']} version {score['version']}"), _version(pipeline, score)]
+    return head + _render(_pairs(rows), *parts) + (f"\n{whys}" if whys else "") + _render(*made)
 
 
 def _at(place: Mapping[str, Any]) -> str:
@@ -461,14 +464,10 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("model", "role", "version", "score then", "score now", "")
     for score in scores:
         now = "" if score["score_now"] is None else repr(score["score_now"])
-        state = score["state"]
-        if state == "gone":
-            state = f"can't be done again: {score['why']}"
-        elif state == "different" and score["score_now"] == score["score"]:
+        state = {"gone": "can't be done again"}.get(score["state"], score["state"])
+        if state == "different" and score["score_now"] == score["score"]:
             state = "different probabilities"
-        table.add_row(
-            _given(score["model"]), score["role"], str(score["version"]), repr(score["score"]), now, _given(state, 500)
-        )
+        table.add_row(_given(score["model"]), score["role"], str(score["version"]), repr(score["score"]), now, state)
         classes = score["probabilities"].keys() | (score["probabilities_now"] or {}).keys()
         for name in sorted(classes):
             both = [(p or {}).get(name) for p in (score["probabilities"], score["probabilities_now"])]
@@ -498,23 +497,28 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
 
 
 MOST_UNEQUAL = 100
-"""How many scores of a sample are shown at most; JSON has all."""
+"""How many scores of a sample, and reasons why some are gone, are shown at most; JSON has all."""
 
 
 def unequal_text(unequal: Sequence[replay.Done]) -> str:
-    """Return those scores of a sample that came out otherwise, or could not be done again."""
-    scores = [(one, again) for one in unequal for again in one.scores if again.state != "equal"]
-    scores.sort(key=lambda of: of[1].state)  # those that differ first
-    if not scores:
-        return ""
-    table = _table("prediction", "model", "version", "score then", "score now", "")
-    for one, again in scores[:MOST_UNEQUAL]:
-        table.add_row(
-            _given(one.prediction.event_id), _given(again.then["model"]), str(again.then["version"]), repr(again.then["score"]),
-            "" if again.now is None else repr(again.now["score"]), _given(again.why or again.state, 500),
-        )  # fmt: skip
-    more = len(scores) - MOST_UNEQUAL
-    return _render(table) + (f"and {more:,} more: --json has all\n" if more > 0 else "") + "\n"
+    """Return those scores of a sample that came out otherwise, and why others could not be done again."""
+    scores = [(one.prediction.event_id, again) for one in unequal for again in one.scores]
+    different = [(event_id, again) for event_id, again in scores if again.now is not None and again.state != "equal"]
+    table = _table("prediction", "model", "version", "score then", "score now")
+    for event_id, again in different[:MOST_UNEQUAL]:
+        now = "" if again.now is None else repr(again.now["score"])
+        then = again.then
+        table.add_row(_given(event_id), _given(then["model"]), str(then["version"]), repr(then["score"]), now)
+    text = _render(table) + _more(len(different)) + "\n" if different else ""
+    gone = Counter(again.why for _, again in scores if again.state == "gone")
+    lines = [
+        f"{_many(n, 'score')} can't be done again: {printable(why)}\n" for why, n in gone.most_common(MOST_UNEQUAL)
+    ]
+    return text + ("".join(lines) + _more(len(gone)) + "\n" if gone else "")
+
+
+def _more(count: int) -> str:
+    return f"and {count - MOST_UNEQUAL:,} more: --json has all\n" if count > MOST_UNEQUAL else ""
 
 
 def again_text(topic: str, summary: replay.Summary) -> str:

@@ -362,6 +362,27 @@ class TestCommand:
         said = json.loads(run(learned, embedded, "e1", "e100", "--rebuild", "--json").stdout)
         assert [one["event_id"] for one in said["predictions"]] == ["e1", "e100"]
 
+    def test_what_is_gone_is_said_once(self, learned: River, embedded: EmbeddedBroker) -> None:
+        assert learned.registry
+        (manifest,) = [m for m in manifests(learned) if (m.model, m.version) == ("slow", 50)]
+        path = Path(learned.registry.store.url) / manifest.uri
+        whole = path.read_bytes()
+        path.unlink()
+        try:
+            why = (
+                f"model 'slow' version 50: artifact {manifest.sha256} is not in {learned.registry.store.url}; --rebuild folds it "
+                f"anew from the examples\n"
+            )
+            done = run(learned, embedded, "e70")
+            assert (done.exit_code, done.stdout.count(why)) == (1, 1)
+            assert "3 scores: 2 equal, 1 can't be done again\n" in done.stdout
+            done = run(learned, embedded, "--sample", "500")
+            assert done.exit_code == 1
+            assert f"30 scores can't be done again: {why}" in done.stdout
+            assert run(learned, embedded, "e70", "--rebuild").exit_code == 0
+        finally:
+            path.write_bytes(whole)
+
     def test_what_differs_is_shown_and_the_code_is_1(self, learned: River, embedded: EmbeddedBroker) -> None:
         codec = learned.records.prediction_log
         (record,) = [record for record in learned.of(LOG) if record.key() == b"e70"]
