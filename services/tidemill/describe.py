@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import river
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -483,12 +484,13 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
         printed = " ".join(pipeline.printed(score["model"]).split()) if declared else ""
         why = "" if score["version"] else "the declared model, before it had learned anything"
         return _pairs([("is", why or "there is no manifest that can be trusted"), ("hyperparameters", printed)])
+    now = f" (this is {river.__version__})" if made["river"] != river.__version__ else ""
     return _pairs(
         [
             ("learned", f"{made['examples']:,} examples, labels until {_second(made['learned_until'])} UTC"),
             ("published", f"{_second(made['created_at'])} UTC"),
             ("artifact", made["uri"]),
-            ("made by", f"tidemill {made['tidemill']}, River {made['river']}, Python {made['python']}"),
+            ("made by", f"tidemill {made['tidemill']}, River {made['river']}{now}, Python {made['python']}"),
             ("declaration", made["declaration"]),
             ("metrics", ", ".join(f"{name} {value:.6f}" for name, value in made["metrics"].items())),
             ("hyperparameters", " ".join(made["hyperparameters"].split())),

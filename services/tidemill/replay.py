@@ -163,11 +163,11 @@ class Replay:
             )
         return Prediction(record, log)
 
-    def total(self, event_ids: Collection[str] = ()) -> int:
-        """Return how many records are read to find these events' predictions; without any, how many the log holds."""
+    def total(self, event_ids: Collection[str]) -> int:
+        """Return how many offsets are read to find these events' predictions."""
         ranges = whole(self.broker, self.topic)
         own = {partition_of(event_id.encode(), len(ranges)) for event_id in event_ids}
-        return sum(end - begin for slot, (begin, end) in ranges.items() if not event_ids or slot.partition in own)
+        return sum(end - begin for slot, (begin, end) in ranges.items() if slot.partition in own)
 
     def draw(self, count: int, seed: int) -> list[Prediction]:
         """Return `count` predictions drawn at random, each as likely as any other; all, where the log holds no more.
@@ -300,13 +300,28 @@ class Replay:
         at = 0
         for record in examples:
             while at < len(waiting) and waiting[at][1] <= record.offset():
-                yield Model(waiting[at], folds[waiting[at][0]].model)
+                yield self._come_to(waiting[at], folds)
                 at += 1
             self._learn([fold for name, fold in folds.items() if last[name] > record.offset()], record)
             if progress:
                 progress(1)
         for version in waiting[at:]:
-            yield Model(version, folds[version[0]].model)
+            yield self._come_to(version, folds)
+
+    def _come_to(self, version: Version, folds: Mapping[str, Fold]) -> Model:
+        fold = folds[version[0]]
+        if fold.version == version[1]:
+            return Model(version, fold.model)
+        why = (
+            f"the last example before that offset lies at {fold.version - 1:,}"
+            if fold.examples
+            else "no example lies before"
+        )
+        return Model(
+            version, None,
+            f"model {version[0]!r} version {version[1]} can't be folded again: {why} in {self.examples}, and it has learned the one at "
+            f"{version[1] - 1:,}: the topic was begun again",
+        )  # fmt: skip
 
     def _learn(self, folds: Sequence[Fold], record: Record) -> None:
         """Learn what a learner does, and pass over what it passes over."""
@@ -325,7 +340,7 @@ class Replay:
         outcomes = self._outcomes([one.prediction for one in done], progress)
         return [
             self._lookup.told(one.prediction.record, one.prediction.log)
-            | {"scores": [_told(again) for again in one.scores], "outcome": outcome}
+            | {"scores": scores_told(one), "outcome": outcome}
             for one, outcome in zip(done, outcomes, strict=True)
         ]
 
@@ -405,14 +420,24 @@ def _again(role: str, then: Score, answer: Score | str, manifest: Manifest | Non
     return Again(role, then, now, manifest, why)
 
 
-def _told(again: Again) -> dict[str, Any]:
-    now = again.now
-    return {
-        **again.then,
-        "role": again.role,
-        "state": again.state,
-        "score_now": None if now is None else now["score"],
-        "probabilities_now": None if now is None else now["probabilities"],
-        "why": again.why,
-        "manifest": shown(dataclasses.asdict(again.manifest)) if again.manifest else None,
-    }
+def briefly(done: Done) -> dict[str, Any]:
+    """Return which prediction it is, and its scores then and now."""
+    record = done.prediction.record
+    place = {"topic": record.topic(), "partition": record.partition(), "offset": record.offset()}
+    return {"event_id": done.prediction.event_id, "log": place, "scores": scores_told(done)}
+
+
+def scores_told(done: Done) -> list[dict[str, Any]]:
+    """Return each score as the log has it, and beside it the one of now and the version's manifest."""
+    return [
+        {
+            **again.then,
+            "role": again.role,
+            "state": again.state,
+            "score_now": None if again.now is None else again.now["score"],
+            "probabilities_now": None if again.now is None else again.now["probabilities"],
+            "why": again.why,
+            "manifest": shown(dataclasses.asdict(again.manifest)) if again.manifest else None,
+        }
+        for again in done.scores
+    ]

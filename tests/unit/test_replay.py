@@ -16,6 +16,7 @@ from river_in_memory import KEY, River, drive
 
 from tidemill import load, topics
 from tidemill.cli import cli
+from tidemill.describe import prediction_text
 from tidemill.errors import SettingsError
 from tidemill.learner import service as learner
 from tidemill.records import HEADER
@@ -240,9 +241,53 @@ def test_examples_that_are_cut_off_can_not_be_folded(river: River) -> None:
     assert [again.state for again in done[1].scores] == ["equal"] * 3, "what has learned nothing needs none"
     river.broker.first.clear()
     river.broker.first.update(dict.fromkeys(river.broker.log, 0))
-    del river.broker.log[Slot(EXAMPLES.name("small"), 0)][40:]
+    examples = river.broker.log[Slot(EXAMPLES.name("small"), 0)]
+    later = examples[49]
+    later._offset = 1000
+    try:
+        done = there.again(there.find(["e70"]), rebuild=True)
+        assert "lies at 48 in small.examples, and it has learned the one at 49" in done[0].scores[0].why
+    finally:
+        later._offset = 49
+    del examples[40:]
     done = there.again(there.find(["e70"]), rebuild=True)
     assert "small.examples ends at 40" in done[0].scores[0].why
+
+
+def test_one_fold_serves_all_in_whatever_order_they_are_asked_for(river: River) -> None:
+    there, read = of(river), []
+    found = there.find(["e110", "e3", "e70", "e40", "e100"])
+    whole = river.broker.read
+    river.broker.read = lambda ranges: read.append(ranges) or whole(ranges)  # type: ignore[method-assign, func-returns-value]
+    steps: list[int] = []
+    done = there.again(found, rebuild=True, progress=steps.append)
+    assert [one.prediction.event_id for one in done] == ["e110", "e3", "e70", "e40", "e100"]
+    assert states(done) == {"equal"}
+    slot = Slot(EXAMPLES.name("small"), 0)
+    assert [ranges[slot] for ranges in read if slot in ranges] == [(0, 75)], (
+        "once, and no further than the last version"
+    )
+    assert sum(steps) == 75
+
+
+def test_what_expired_says_so(river: River) -> None:
+    (record,) = [record for record in river.of(LOG) if record.key() == b"e88"]
+    river.broker.append(topics.EXPIRED.name("small"), record.value(), b"e88")
+    there = of(river)
+    (told,) = there.told(there.again(there.find(["e88"]), rebuild=False))
+    assert (told["outcome"]["state"], told["outcome"]["topic"]) == ("expired", "small.expired")
+    assert "never came in time: small.expired[" in prediction_text(river.pipeline, told)
+
+
+def test_what_was_sent_commands_no_terminal(river: River) -> None:
+    there = of(river)
+    (told,) = there.told(there.again(there.find(["e70"]), rebuild=False))
+    hostile = "\x1b[31m[bold]red[/bold]\u202e\r\n\x00"
+    told["event_id"] = told["entity_id"] = told["event"]["record"]["carrier"] = told["vector"]["hour"] = hostile
+    told["views"][0]["entity_id"] = told["scores"][0]["why"] = told["scores"][1]["model"] = hostile
+    text = prediction_text(river.pipeline, told)
+    assert not [c for c in text if not c.isprintable() and c != "\n"]
+    assert "\\x1b[31m[bold]red[/bold]" in text
 
 
 def test_another_declaration_is_named(river: River) -> None:

@@ -37,7 +37,7 @@ def replay(
     """
     from tidemill import describe, history
     from tidemill import run as running
-    from tidemill.replay import Replay, Summary, version_of
+    from tidemill.replay import Replay, Summary, briefly, version_of
 
     if bool(prediction_ids) == (sample is not None):
         raise SettingsError("name the events whose predictions are done again, or draw some with --sample: one of both")
@@ -67,15 +67,17 @@ def replay(
     summary.add(done)
     summary.skipped = there.skipped
     unequal = [one for one in done if not one.is_equal]
-    with history.progress("outcomes", None) as advance:
-        # Of a sample only those that differ are told of, and whole only in JSON.
-        told = there.told(done if sample is None else unequal, advance) if as_json or sample is None else []
+    if sample is None:
+        with history.progress("outcomes", None) as advance:
+            told = there.told(done, advance)
+    else:
+        told = [briefly(one) for one in unequal]
     summary.seconds = time.perf_counter() - started
     if as_json:
         said = {"equal": summary.is_equal, "summary": dataclasses.asdict(summary), "predictions": told}
         click.echo(json.dumps(said, indent=2, default=str))
     else:
-        for one in told:
+        for one in told if sample is None else ():
             click.echo(describe.prediction_text(declared, one))
         if sample is not None:
             click.echo(describe.unequal_text(unequal), nl=False)
