@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import small
 from click.testing import CliRunner
+from river import naive_bayes
 from river_in_memory import KEY, River, drive
 
 from tidemill import load, topics
@@ -268,6 +269,31 @@ def test_one_fold_serves_all_in_whatever_order_they_are_asked_for(river: River) 
         "once, and no further than the last version"
     )
     assert sum(steps) == 75
+
+
+def test_probabilities_are_compared_class_by_class(tmp_path: Path) -> None:
+    labels = replace(small.LABELS, value=lambda label: ("early", "well", "late")[int(label["arr_delay"]) % 3])
+    declared = small.make(
+        task="multiclass", labels=labels, models={"bayes": naive_bayes.GaussianNB()}, champion="bayes", views=[]
+    )
+    river = River(declared, tmp_path / "artifacts")
+    for begin in (0, ROUND):
+        for number in range(begin, begin + ROUND):
+            river.event(small.event(f"e{number}", number, distance=float(number % 11)))
+            river.label(small.label(f"e{number}", number + 5, float(number % 11)))
+        river.run()
+    there = of(river)
+    (found,) = there.find(["e50"])
+    assert found.log["champion"]["version"] == ROUND
+    assert set(found.log["champion"]["probabilities"]) == {"early", "well", "late"}
+    for rebuild in (False, True):
+        assert states(there.again([found], rebuild=rebuild)) == {"equal"}
+    found.log["champion"]["probabilities"]["late"] += 1e-12
+    done = there.again([found], rebuild=False)
+    assert done[0].scores[0].state == "different"
+    text = prediction_text(declared, there.told(done)[0])
+    assert "different probabilities" in text
+    assert " late " in text
 
 
 def test_what_expired_says_so(river: River) -> None:
