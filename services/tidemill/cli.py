@@ -15,6 +15,7 @@ import click
 from tidemill import __version__, logs, settings
 from tidemill.commands.dlq import dlq
 from tidemill.commands.features import features
+from tidemill.commands.replay import replay
 from tidemill.commands.rules import rules
 from tidemill.commands.schema import schema
 from tidemill.commands.shared import PIPELINE, with_settings
@@ -38,8 +39,8 @@ def cli() -> None:
     """
 
 
-for group in (dlq, features, rules, schema):
-    cli.add_command(group)
+for command in (dlq, features, replay, rules, schema):
+    cli.add_command(command)
 
 
 @cli.command()

@@ -101,7 +101,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         client = connect(settings.redis_url.get_secret_value())
         service = materializer.build(pipeline, _stores(pipeline, client, pipeline.other_views))
     elif name == "scorer":
-        feed = models = ModelFeed(_registry(pipeline, settings), broker)
+        feed = models = ModelFeed(registry_of(pipeline, settings), broker)
         service = scorer.build(pipeline, models.take)
     elif name == "joiner":
         service = joiner.build(pipeline)
@@ -185,7 +185,8 @@ def _extra(service: str, extra: str) -> Iterator[None]:
         raise SettingsError(f"the {service} needs {error.name}: pip install 'tidemill[{extra}]'") from error
 
 
-def _registry(pipeline: Pipeline, settings: Settings) -> Registry:
+def registry_of(pipeline: Pipeline, settings: Settings) -> Registry:
+    """Return the registry that the settings name. Raises SettingsError where there is no signing key."""
     return Registry(pipeline, ArtifactStore(settings.store_url), settings.signing_secret())
 
 
@@ -195,7 +196,7 @@ def _learner(pipeline: Pipeline, settings: Settings, broker: KafkaBroker, model:
     return learner.build(
         pipeline,
         model,
-        _registry(pipeline, settings),
+        registry_of(pipeline, settings),
         broker,
         every_examples=settings.snapshot_examples,
         every_seconds=settings.snapshot_seconds,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from typing import Any
 
 import pytest
 import redis
+from click.testing import CliRunner
 from ledger import Ledger, judge
-from running import until
+from running import Running, until
 
 from tidemill import topics
+from tidemill.cli import cli
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 
@@ -19,6 +23,13 @@ EXAMPLES_PER_VERSION = 500
 
 
 KILLED = ("featurizer", "scorer", "materializer", "learner:logreg")
+
+
+def replayed(run: Running, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Do predictions again as somebody would who has the settings of the services."""
+    command = ["replay", run.reference, *arguments, "--json"]
+    done = CliRunner().invoke(cli, command, env=run.stack.env, catch_exceptions=False)
+    return done.exit_code, json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("killed", [(), KILLED], ids=["undisturbed", "killed"])
@@ -63,6 +74,12 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
 
     verdict = judge(run, ledger, messages, redis_url=redis_server.url)
     assert not str(verdict)
+    for arguments in (["--sample", "200"], ["--rebuild", "--sample", "50"], [ledger.ids(topics.PREDICTION_LOG)[-1]]):
+        code, said = replayed(run, *arguments)
+        assert (code, said["equal"]) == (0, True), said
+        assert said["summary"]["predictions"] == (int(arguments[-1]) if "--sample" in arguments else 1)
+        assert said["summary"]["scores"] == said["summary"]["predictions"] * len(run.pipeline.roster)
+    assert said["predictions"][0]["event"]["record"], "the event is where the vector says"
     served = [run.records.features.decode(r.value()) for r in ledger.of(topics.FEATURES)]
     others = {view.label: view for view in run.pipeline.other_views}
     for features in served:

@@ -1,9 +1,9 @@
-"""The newest manifests on the models topic, without reading all of it."""
+"""Manifests on the models topic, the newest or those of certain versions, without reading all of it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from tidemill import topics
 from tidemill.errors import ArtifactError
@@ -11,6 +11,9 @@ from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Broker, Record, Slot
 
 log = logging.getLogger(__name__)
+
+Version = tuple[str, int]
+"""A model's name and the version."""
 
 WINDOW = 250
 """How many offsets are read first; four times as many each time that this was not enough."""
@@ -59,3 +62,38 @@ def latest(
             if manifest and manifest.model == model:
                 found[model].append(manifest)
     return found, high
+
+
+def versions(
+    broker: Broker, registry: Registry, wanted: Collection[Version]
+) -> tuple[dict[Version, Manifest], dict[Version, str]]:
+    """Return the manifests of these versions, and why it was refused for one of which there is only a forged one.
+
+    It is read backwards until all are found. Where a version was published twice, the newer manifest is the one.
+    """
+    found: dict[Version, Manifest] = {}
+    refused: dict[Version, str] = {}
+    slot, codec, missing = slot_of(registry), registry.records.manifest, set(wanted)
+    low, high = broker.watermarks(slot)
+    for begin, end in backwards(low, high, WINDOW, growth=4):
+        if not missing:
+            break
+        for batch in broker.read({slot: (begin, end)}):
+            for record in batch:
+                value = record.value() or b""
+                try:
+                    said = codec.decode(value)
+                except (
+                    Exception
+                ):  # forged bytes may make the decoder raise anything, and say of no version that they are it
+                    log.error("manifest refused", extra={"cause": "it can't be decoded", "offset": record.offset()})
+                    continue
+                version = said["model"], said["version"]
+                if version not in missing:
+                    continue
+                try:
+                    found[version] = registry.decode(value)
+                except ArtifactError as error:
+                    refused[version] = str(error)
+        missing -= found.keys()
+    return found, {version: why for version, why in refused.items() if version in missing}

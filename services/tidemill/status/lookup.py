@@ -11,7 +11,7 @@ from typing import Any
 from tidemill import topics
 from tidemill.errors import StoreError
 from tidemill.pipeline import Pipeline
-from tidemill.records import Records
+from tidemill.records import HEADER, Features, PredictionLog, Records
 from tidemill.registry.latest import backwards
 from tidemill.stream.api import Broker, Record, Slot
 from tidemill.topics import Topic
@@ -90,19 +90,8 @@ class Lookup:
         if found is None:
             return None
         log = self.records.prediction_log.decode(found.value() or b"")
-        of = log["features"]
-        return {
-            "event_id": of["event_id"],
-            "entity_id": of["entity_id"],
-            "event_time": of["event_time"],
+        return self.told(found, log) | {
             "found_in": "log",
-            "event": self._event(of["partition"], of["offset"]),
-            "vector": of["vector"],
-            "entities": of["entities"],
-            "as_of": of["as_of"],
-            "stale": of["stale"],
-            "views": self._views(of),
-            "log": {**_place(found), "partial": of["partial"]},
             "scores": [
                 self._score(log["champion"], "champion", until),
                 *(self._score(score, "challenger", until) for score in log["challengers"]),
@@ -110,7 +99,23 @@ class Lookup:
             "outcome": self._outcome(key, until),
         }
 
-    def _views(self, of: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def told(self, found: Record, log: PredictionLog) -> dict[str, Any]:
+        """Return what a record of the prediction log says of its event and vector, and what the log holds of that event."""
+        of = log["features"]
+        return {
+            "event_id": of["event_id"],
+            "entity_id": of["entity_id"],
+            "event_time": of["event_time"],
+            "event": self._event(of),
+            "vector": of["vector"],
+            "entities": of["entities"],
+            "as_of": of["as_of"],
+            "stale": of["stale"],
+            "views": self._views(of),
+            "log": {**_place(found), "partial": of["partial"]},
+        }
+
+    def _views(self, of: Features) -> list[dict[str, Any]]:
         """Return of each view whose entity was asked and how old, in s of event time, what it knew then was."""
         views = []
         for view in self.pipeline.views:
@@ -128,16 +133,24 @@ class Lookup:
             )
         return views
 
-    def _event(self, partition: int, offset: int) -> dict[str, Any]:
-        slot = Slot(topics.EVENTS_VALID.name(self.pipeline.name), partition)
+    def _event(self, of: Features) -> dict[str, Any]:
+        slot, offset = Slot(topics.EVENTS_VALID.name(self.pipeline.name), of["partition"]), of["offset"]
         low, high = self.broker.watermarks(slot)
-        place = {"topic": slot.topic, "partition": partition, "offset": offset}
+        place = {"topic": slot.topic, "partition": slot.partition, "offset": offset}
+        gone = place | {"record": None, "why": "the log does not hold it any more"}
         if not low <= offset < high:
-            return place | {"record": None, "why": "the log does not hold it any more"}
+            return gone
         for batch in self.broker.read({slot: (offset, offset + 1)}):
             for record in batch:
-                return place | {"record": self.records.event.decode(record.value() or b"")}
-        return place | {"record": None, "why": "the log does not hold it any more"}
+                value = record.value() or b""
+                place["schema_id"] = int.from_bytes(value[1:HEADER], "big")
+                event = self.records.event.of(value)
+                if event is None:
+                    return place | {"record": None, "why": "its schema is not one of those declared now"}
+                if event[self.pipeline.events.id] != of["event_id"]:
+                    return place | {"record": None, "why": "another event lies there: the topic was begun again"}
+                return place | {"record": event}
+        return gone
 
     def _score(self, score: Mapping[str, Any], role: str, until: float) -> dict[str, Any]:
         manifest = self.manifest(score["model"], score["version"])
