@@ -15,6 +15,7 @@ import click
 from tidemill import __version__, logs, settings
 from tidemill.commands.dlq import dlq
 from tidemill.commands.features import features
+from tidemill.commands.models import models
 from tidemill.commands.rules import rules
 from tidemill.commands.schema import schema
 from tidemill.commands.shared import PIPELINE, with_settings
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-for group in (dlq, features, rules, schema):
+for group in (dlq, features, models, rules, schema):
     cli.add_command(group)
 
 
