@@ -204,8 +204,11 @@ class _Running:
         self._label = label
         self.questions += 1
         for metrics, answer in ((self._a, a), (self._b, b)):
-            for metric in metrics:
-                self._kind.update(metric, label, answer["score"], answer["probabilities"])
+            for metric in tuple(metrics):
+                try:
+                    self._kind.update(metric, label, answer["score"], answer["probabilities"])
+                except ArithmeticError:  # River's RMSE raises where a score is beyond 1e154: then it is not told
+                    metrics.remove(metric)
         if self._loss:
             self.differences.add(self._loss[1](label, a) - self._loss[1](label, b))
 
