@@ -492,9 +492,8 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
     head = f"{_given(version.key)}@{manifest.version} of {there.topic}, offset {version.offset}" + (
         f": {printable(notes)}" if notes else ""
     )
-    newer = f"\nof this model, {refused:,} newer records are refused: `tidemill models list {pipeline.name} --model " \
-            f"{_given(version.key)}` shows why\n" if refused else ""  # fmt: skip
-    return head + "\n\n" + _render(table) + newer
+    newer = f"newer records of this model that no service takes: {refused:,}; `models list --model` shows why\n"
+    return head + "\n\n" + _render(table) + (f"\n{newer}" if refused else "")
 
 
 def comparison_json(report: Comparison) -> dict[str, Any]:

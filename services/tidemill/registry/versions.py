@@ -115,7 +115,6 @@ class Versions:
                 f"model {model!r} has no version {version} in {self.topic}: its newest are {', '.join(known)}; `tidemill models "
                 f"list {self.pipeline.name} --model {model}` shows more"
             )
-        what = f"{passed:,} records of model {model!r} in {self.topic} are no manifests" if passed else (
-            f"no version of model {model!r} in {self.topic}"
-        )  # fmt: skip
+        no = f"what {self.topic} holds of model {model!r} is no manifest"
+        what = no if passed else f"no version of model {model!r} in {self.topic}"
         return f"{what}: the pipeline declares {', '.join(self.pipeline.roster)}"
