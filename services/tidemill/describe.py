@@ -558,7 +558,7 @@ def comparison_text(report: Comparison) -> str:
     others = "".join(f"left out: {n:,} that {what}\n" for n, what in left if n)
     same = f"in {report.same:,} of them A and B were the same model\n" if report.same else ""
     sides = "".join(
-        f"{side.upper()}  {name}, versions {report.versions[side][0]:,} to {report.versions[side][1]:,}\n"
+        f"{side.upper()}  {name}, versions {report.versions[side][0]} to {report.versions[side][1]}\n"
         for side, name in (("a", report.a), ("b", report.b))
     )
     head = (

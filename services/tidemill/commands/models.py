@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,10 @@ from tidemill.commands.shared import PIPELINE, moment_of, with_settings
 from tidemill.errors import SettingsError
 from tidemill.pipeline import Pipeline, load
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+if TYPE_CHECKING:
+    from tidemill.registry.store import ArtifactStore
+    from tidemill.registry.versions import Versions
+    from tidemill.stream.kafka import KafkaBroker
 
 
 @click.group()
@@ -70,16 +73,12 @@ def show(pipeline: str, model: str, **options: Any) -> None:
 @PIPELINE
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option(
-    "--from",
-    "begin",
-    metavar="TIME",
-    help="Questions asked at this event time or later, ISO 8601; UTC where no zone is said.",
-)
+@click.option("--from", "begin", metavar="TIME",
+              help="Questions asked at this event time or later, ISO 8601; UTC where no zone is said.")  # fmt: skip
 @click.option("--to", "end", metavar="TIME", help="Questions asked before this event time.")
 @click.option("--segment", "segments", multiple=True, metavar="FIELD",
               help="A category of the vector. May be given often. Default: those of Monitor(segments=...).")  # fmt: skip
-@AS_JSON
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("brokers")
 def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, segments: tuple[str, ...], *, as_json: bool,
             **options: Any) -> None:  # fmt: skip
@@ -104,7 +103,7 @@ def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, s
     )
 
 
-def _versions(declared: Pipeline, chosen: settings.Settings) -> Any:
+def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, ArtifactStore]:
     from tidemill.registry.manifests import Registry
     from tidemill.registry.store import ArtifactStore
     from tidemill.registry.versions import Versions
@@ -115,7 +114,7 @@ def _versions(declared: Pipeline, chosen: settings.Settings) -> Any:
     return Versions(declared, _broker(declared, chosen, topics.MODELS), registry), store
 
 
-def _broker(declared: Pipeline, chosen: settings.Settings, topic: topics.Topic) -> Any:
+def _broker(declared: Pipeline, chosen: settings.Settings, topic: topics.Topic) -> KafkaBroker:
     from tidemill import run as running
 
     broker = running.broker_of(chosen)
