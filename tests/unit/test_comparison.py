@@ -28,6 +28,8 @@ from tidemill.comparison import (
     Asked,
     Comparison,
     Differences,
+    Interval,
+    Line,
     Report,
     Segment,
     Z,
@@ -134,6 +136,17 @@ class TestByDefinition:
         assert verdicts["carrier B6"] == verdicts["carrier (missing)"] == "no difference shown"
         turned = {str(line.segment): line.verdict for line in found(LATE, late(), "slow", "linear").lines}
         assert (turned["carrier UA"], turned["carrier DL"]) == ("B better", "A better")
+
+    @pytest.mark.parametrize(
+        ("low", "high", "verdict"),
+        [
+            (-2.0, -1.0, "A better"), (1.0, 2.0, "B better"), (-2.0, 1.0, "no difference shown"), (-1.0, 2.0, "no difference shown"),
+            (-1.0, 0.0, "no difference shown"), (0.0, 1.0, "no difference shown"),
+        ],
+    )  # fmt: skip
+    def test_the_verdict_is_what_all_of_the_interval_speaks_for(self, low: float, high: float, verdict: str) -> None:
+        assert Line(Segment(), 50, {}, {}, Interval((low + high) / 2, low, high)).verdict == verdict
+        assert Line(Segment(), 5, {}, {}, None).verdict == "no difference shown"
 
     def test_numbers_are_held_to_their_squared_error(self) -> None:
         rng = random.Random(1)
