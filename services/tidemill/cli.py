@@ -15,6 +15,7 @@ import click
 from tidemill import __version__, logs, settings
 from tidemill.commands.dlq import dlq
 from tidemill.commands.features import features
+from tidemill.commands.models import models
 from tidemill.commands.replay import replay
 from tidemill.commands.rules import rules
 from tidemill.commands.schema import schema
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (dlq, features, replay, rules, schema):
+for command in (dlq, features, models, replay, rules, schema):
     cli.add_command(command)
 
 

@@ -78,6 +78,16 @@ class Files:
         except OSError as error:
             raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
 
+    def has(self, path: str) -> bool:
+        """Whether anything lies at `path`. Raises StoreError where that can't be told."""
+        try:
+            self._fs.info(f"{self._root}/{path}")
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
+        return True
+
     def glob(self, pattern: str) -> list[str]:
         """Return the paths that fit a pattern (`*` within one part of a path), in order."""
         try:

@@ -23,7 +23,7 @@ from tidemill.topics import SERVICES, WATCHING
 
 PACKAGE = Path(topics.__file__).parent
 PURE = [p for folder in ("validator", "featurizer", "joiner", "learner") for p in (PACKAGE / folder).rglob("*.py")]
-PURE += [PACKAGE / "scorer" / "service.py", PACKAGE / "backtest.py", PACKAGE / "pipeline.py"]
+PURE += [PACKAGE / "scorer" / "service.py", PACKAGE / "backtest.py", PACKAGE / "comparison.py", PACKAGE / "pipeline.py"]
 
 
 @pytest.mark.parametrize("path", PURE, ids=lambda p: f"{p.parent.name}/{p.name}")

@@ -33,11 +33,14 @@ def sound(registry: Registry, record: Record) -> Manifest | None:
         return None
 
 
-def backwards(low: int, high: int, step: int, growth: int = 1) -> Iterator[tuple[int, int]]:
-    """Yield ranges [begin, end) of offsets from `high` back to `low`: `step` of them first, then `growth` times as many each."""
+def backwards(low: int, high: int, step: int, growth: int = 1, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yield ranges [begin, end) of offsets from `high` back to `low`: `step` of them first, then `growth` times as many each.
+
+    `most`: how many a range has at most.
+    """
     while high > low:
         yield (begin := max(low, high - step)), high
-        high, step = begin, step * growth
+        high, step = begin, step * growth if most is None else min(step * growth, most)
 
 
 def latest(

@@ -54,6 +54,18 @@ class Snapshot:
     learned_until: int
 
 
+def parse(records: Records, data: bytes) -> Manifest:
+    """Return the manifest in `data`, whoever signed it. Raises ArtifactError for what is none."""
+    try:
+        manifest = Manifest(**records.manifest.decode(data))
+        again = records.manifest.encode(dataclasses.asdict(manifest))
+    except Exception as error:  # forged bytes may make the decoder raise anything
+        raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
+    if again != data:
+        raise ArtifactError("a manifest can't be decoded: its bytes are not as any learner writes them")
+    return manifest
+
+
 class Registry:
     """Makes and opens versions of one pipeline's models.
 
@@ -72,6 +84,10 @@ class Registry:
     def _signature(self, manifest: Manifest) -> str:
         unsigned = dataclasses.asdict(dataclasses.replace(manifest, signature=""))
         return hmac.new(self._key, self.records.manifest.encode(unsigned), "sha256").hexdigest()
+
+    def is_signed(self, manifest: Manifest) -> bool:
+        """Whether the manifest's signature is by this registry's key, over just what it says."""
+        return hmac.compare_digest(manifest.signature.encode(), self._signature(manifest).encode())
 
     def publish(self, name: str, snapshot: Snapshot, vectors: Sequence[Mapping[str, Any]]) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
@@ -114,12 +130,8 @@ class Registry:
 
     def decode(self, data: bytes) -> Manifest:
         """Return a manifest whose signature is right. Raises ArtifactError for any other."""
-        try:
-            manifest = Manifest(**self.records.manifest.decode(data))
-            again = self.encode(manifest)
-        except Exception as error:  # forged bytes may make the decoder raise anything
-            raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
-        if again != data or not hmac.compare_digest(manifest.signature.encode(), self._signature(manifest).encode()):
+        manifest = parse(self.records, data)
+        if not self.is_signed(manifest):
             raise ArtifactError(
                 f"the manifest of {manifest.model!r} version {manifest.version} has a wrong signature: it is damaged, forged, "
                 f"or signed with another TIDEMILL_SIGNING_KEY"

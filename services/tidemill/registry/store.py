@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Literal
 
 from tidemill.errors import ArtifactError
 from tidemill.files import Files
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+State = Literal["there", "damaged", "gone"]
+"""Of an artifact: whole; with other bytes than it had; or not in the store, as after pruning."""
 
 
 def sha256(data: bytes) -> str:
@@ -19,9 +23,9 @@ def sha256(data: bytes) -> str:
 class ArtifactStore:
     """Content-addressed bytes below `url` (a folder, s3://..., memory://...)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         self.url = url
-        self._files = Files(url, "store_url", "artifact store")
+        self._files = Files(url, "store_url", "artifact store", create=create)
 
     @staticmethod
     def path(digest: str) -> str:
@@ -41,6 +45,15 @@ class ArtifactStore:
         if there is None or sha256(there) != digest:
             self._files.write(path, data)
         return digest
+
+    def holds(self, digest: str) -> bool:
+        """Whether anything lies under the artifact's name; its bytes are not looked at."""
+        return bool(_SHA256.fullmatch(digest)) and self._files.has(self.path(digest))
+
+    def state(self, digest: str) -> State:
+        """Return whether the artifact is there, and whole; it is read for that, and not opened."""
+        data = self._files.read(self.path(digest)) if _SHA256.fullmatch(digest) else None
+        return "gone" if data is None else "there" if sha256(data) == digest else "damaged"
 
     def get(self, digest: str) -> bytes:
         """Return the artifact. Raises ArtifactError where it is missing or its bytes are not what they were."""

@@ -1,0 +1,123 @@
+"""`tidemill models`: which versions there are, what one is, and which of two models is better. Reads, and changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tidemill import settings, topics
+from tidemill.commands.shared import PIPELINE, moment_of, with_settings
+from tidemill.errors import SettingsError
+from tidemill.pipeline import Pipeline, load
+
+if TYPE_CHECKING:
+    from tidemill.registry.store import ArtifactStore
+    from tidemill.registry.versions import Versions
+    from tidemill.stream.kafka import KafkaBroker
+
+
+@click.group()
+def models() -> None:
+    """Models: their versions, and which of two is better."""
+
+
+@models.command("list")
+@PIPELINE
+@click.option("--model", help="Only of this one.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@with_settings("brokers", "store_url")
+def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **options: Any) -> None:
+    """Print the newest versions, the newest first. Signatures are checked where TIDEMILL_SIGNING_KEY is set."""
+    from tidemill import describe, history
+
+    chosen, declared = settings.load(**options), load(pipeline)
+    there, store = _versions(declared, chosen)
+    with history.progress("versions", None) as advance:
+        found = list(itertools.islice(there.read(model, advance), limit))
+    if model is not None and not found and model not in declared.roster:
+        raise SettingsError(
+            f"no version of model {model!r} in {there.topic}: the pipeline declares {', '.join(declared.roster)}"
+        )
+    if not as_json:
+        click.echo(describe.versions_text(there, store, found), nl=False)
+        return
+    for version in found:
+        click.echo(json.dumps(describe.version_json(there, store, version)))
+
+
+@models.command()
+@PIPELINE
+@click.argument("model", metavar="MODEL[@VERSION]")
+@with_settings("brokers", "store_url")
+def show(pipeline: str, model: str, **options: Any) -> None:
+    """Print all about one version, the newest by default: its manifest, and whether it and its artifact are sound."""
+    from tidemill import describe, history
+
+    name, at, version = model.partition("@")
+    if at and not version.isdecimal():
+        raise SettingsError(
+            f"{model!r} names no version: expected MODEL or MODEL@VERSION, as in {name or 'logreg'}@26000"
+        )
+    chosen, declared = settings.load(**options), load(pipeline)
+    there, store = _versions(declared, chosen)
+    with history.progress("versions", None) as advance:
+        found, refused = there.find(name, int(version) if at else None, advance)
+    click.echo(describe.version_text(there, store, found, refused), nl=False)
+
+
+@models.command()
+@PIPELINE
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--from", "begin", metavar="TIME",
+              help="Questions asked at this event time or later, ISO 8601; UTC where no zone is said.")  # fmt: skip
+@click.option("--to", "end", metavar="TIME", help="Questions asked before this event time.")
+@click.option("--segment", "segments", multiple=True, metavar="FIELD",
+              help="A category of the vector. May be given often. Default: those of Monitor(segments=...).")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("brokers")
+def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, segments: tuple[str, ...], *, as_json: bool,
+            **options: Any) -> None:  # fmt: skip
+    """Print which of two models is better on the same questions, overall and in every segment.
+
+    A and B are models, or `champion`: whichever served. Each is held to what it answered then.
+    """
+    from tidemill import comparison, describe, history
+
+    chosen, declared = settings.load(**options), load(pipeline)
+    asked = comparison.Asked(
+        a, b, None if begin is None else moment_of("--from", begin), None if end is None else moment_of("--to", end),
+        tuple(dict.fromkeys(segments or declared.monitor.segments)),
+    )  # fmt: skip
+    asked.check(declared)
+    broker = _broker(declared, chosen, topics.EXAMPLES)
+    with history.progress("examples", None) as advance:
+        report = comparison.compare(declared, broker, asked, advance)
+    click.echo(
+        json.dumps(describe.comparison_json(report), indent=2) if as_json else describe.comparison_text(report),
+        nl=as_json,
+    )
+
+
+def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, ArtifactStore]:
+    from tidemill.registry.manifests import Registry
+    from tidemill.registry.store import ArtifactStore
+    from tidemill.registry.versions import Versions
+
+    store = ArtifactStore(chosen.store_url, create=False)
+    is_set = bool(chosen.signing_key.get_secret_value())
+    registry = Registry(declared, store, chosen.signing_secret()) if is_set else None
+    return Versions(declared, _broker(declared, chosen, topics.MODELS), registry), store
+
+
+def _broker(declared: Pipeline, chosen: settings.Settings, topic: topics.Topic) -> KafkaBroker:
+    from tidemill import run as running
+
+    broker = running.broker_of(chosen)
+    broker.connect()
+    running.check_topics(declared, broker, (topic.name(declared.name),))
+    return broker

@@ -1,0 +1,120 @@
+"""Every version that was ever published, for people: newest first, with what is wrong told and not only passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tidemill import topics
+from tidemill.errors import ArtifactError, SettingsError
+from tidemill.pipeline import Pipeline
+from tidemill.records import Records
+from tidemill.registry.latest import WINDOW, backwards
+from tidemill.registry.manifests import Manifest, Registry, parse
+from tidemill.stream.api import Broker, Record, Slot
+
+MOST = 4_000
+"""Records that are held at once; a manifest has some 3 kB."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A record of the models topic.
+
+    Parameters
+    ----------
+    key
+        The model that the record's key names.
+    manifest
+        None where the record holds none.
+    refused
+        Why no service takes it; empty where one would, or where without a signing key nobody can tell.
+    is_newest
+        Whether it is the newest of its model that is not refused.
+    """
+
+    offset: int
+    key: str
+    manifest: Manifest | None
+    refused: str = ""
+    is_newest: bool = False
+
+
+class Versions:
+    """The versions of a pipeline's models. Reads, and writes nothing.
+
+    Parameters
+    ----------
+    registry
+        What checks signatures; None where there is no signing key: then they are not checked.
+    """
+
+    def __init__(self, pipeline: Pipeline, broker: Broker, registry: Registry | None) -> None:
+        self.pipeline, self.broker, self.registry = pipeline, broker, registry
+        self.topic = topics.MODELS.name(pipeline.name)
+        self._records = Records(pipeline)
+
+    def read(self, model: str | None = None, progress: Progress | None = None) -> Iterator[Version]:
+        """Yield versions, the newest first; `model`: only of this one."""
+        slot = Slot(self.topic, 0)
+        newest: set[str] = set()
+        for begin, end in backwards(*self.broker.watermarks(slot), WINDOW, growth=4, most=MOST):
+            for record in reversed([record for batch in self.broker.read({slot: (begin, end)}) for record in batch]):
+                key = (record.key() or b"").decode(errors="replace")
+                if model in (None, key):
+                    yield self._version(record, key, newest)
+            if progress:
+                progress(end - begin)
+
+    def _version(self, record: Record, key: str, newest: set[str]) -> Version:
+        try:
+            manifest = parse(self._records, record.value() or b"")
+        except ArtifactError as error:
+            return Version(record.offset(), key, None, str(error))
+        refused = self._refused(manifest, key)
+        is_newest = not refused and key not in newest
+        if is_newest:
+            newest.add(key)
+        return Version(record.offset(), key, manifest, refused, is_newest)
+
+    def _refused(self, manifest: Manifest, key: str) -> str:
+        if self.registry and not self.registry.is_signed(manifest):
+            return "wrong signature"
+        if manifest.model != key:
+            return f"it is of model {manifest.model!r}, under another one's key"
+        if manifest.pipeline != self.pipeline.name:
+            return f"it is of pipeline {manifest.pipeline!r}"
+        return ""
+
+    def find(self, model: str, version: int | None = None, progress: Progress | None = None) -> tuple[Version, int]:
+        """Return a version of a model, the newest by default, and how many newer records of it are refused.
+
+        One that is refused is returned only where there is no other. Raises SettingsError where there is none at all.
+        """
+        refused: Version | None = None
+        known: list[str] = []
+        passed = 0
+        for found in self.read(model, progress):
+            wanted = version is None or (found.manifest is not None and found.manifest.version == version)
+            if wanted and not found.refused:
+                return found, passed
+            passed += bool(found.refused)
+            if wanted and (refused is None or (refused.manifest is None and found.manifest is not None)):
+                refused = found
+            if found.manifest and not found.refused and len(known) < 3:
+                known.append(f"{found.manifest.version}")
+        if refused is not None and refused.manifest is not None:
+            return refused, 0
+        raise SettingsError(self._none(model, version, known, passed))
+
+    def _none(self, model: str, version: int | None, known: list[str], passed: int) -> str:
+        if known:
+            return (
+                f"model {model!r} has no version {version} in {self.topic}: its newest are {', '.join(known)}; `tidemill models "
+                f"list {self.pipeline.name} --model {model}` shows more"
+            )
+        no = f"what {self.topic} holds of model {model!r} is no manifest"
+        what = no if passed else f"no version of model {model!r} in {self.topic}"
+        return f"{what}: the pipeline declares {', '.join(self.pipeline.roster)}"

@@ -1,0 +1,278 @@
+"""Versions for people: each is told with what is wrong with it, whoever wrote it, and no artifact is opened for that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tidemill import load, topics
+from tidemill.cli import cli
+from tidemill.describe import version_json, version_text, versions_text
+from tidemill.errors import SettingsError
+from tidemill.learner.fold import Fold
+from tidemill.registry import snapshots
+from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.store import ArtifactStore, sha256
+from tidemill.registry.versions import MOST, Versions
+from tidemill.run import topic_table
+from tidemill.stream.embedded import EmbeddedBroker
+from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.memory import MemoryBroker
+
+PIPELINE = load("flights")
+KEY = "a key for tests, long enough"
+TOPIC = topics.MODELS.name("flights")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def registry(store: ArtifactStore) -> Registry:
+    return Registry(PIPELINE, store, KEY.encode())
+
+
+def made(registry: Registry, model: str = "logreg", version: int = 0, **changes: Any) -> Manifest:
+    """Return a manifest that says `changes`, signed; `signature`: not signed but with this."""
+    manifest = registry.publish(model, Fold(PIPELINE, model).snapshot(), ())
+    manifest = dataclasses.replace(manifest, version=version, examples=version, **changes)
+    return (
+        manifest if "signature" in changes else dataclasses.replace(manifest, signature=registry._signature(manifest))
+    )
+
+
+def appended(
+    registry: Registry, broker: MemoryBroker | None = None, *manifests: Manifest, key: str = ""
+) -> MemoryBroker:
+    broker = broker or MemoryBroker({TOPIC: 1})
+    for manifest in manifests:
+        broker.append(TOPIC, registry.encode(manifest), (key or manifest.model).encode())
+    return broker
+
+
+def usual(registry: Registry) -> MemoryBroker:
+    """Return three models' versions, among them what no service takes."""
+    broker = appended(
+        registry, None, *(made(registry, model, version) for version in (5, 10) for model in PIPELINE.roster)
+    )
+    appended(registry, broker, made(registry, "slow", 15, signature="0" * 64))
+    appended(registry, broker, made(registry, "logreg", 16), key="baseline")
+    appended(registry, broker, made(registry, "logreg", 17, pipeline="plain"))
+    appended(registry, broker, made(registry, "old", 18))
+    broker.append(TOPIC, b"no manifest", b"slow")
+    return broker
+
+
+class TestVersions:
+    def test_the_newest_come_first_and_each_models_newest_sound_one_is_marked(self, registry: Registry) -> None:
+        found = list(Versions(PIPELINE, usual(registry), registry).read())
+        assert [version.offset for version in found] == list(range(10, -1, -1))
+        marked = {(v.manifest.model, v.manifest.version) for v in found if v.is_newest}
+        assert marked == {("logreg", 10), ("slow", 10), ("baseline", 10), ("old", 18)}
+        assert [v.refused for v in found if v.refused] == [
+            "a manifest can't be decoded: ValueError: header 6e6f206d61 where "
+            f"{registry.records.manifest.header.hex()} (tidemill.Manifest) was expected",
+            "it is of pipeline 'plain'",
+            "it is of model 'logreg', under another one's key",
+            "wrong signature",
+        ]  # fmt: skip
+
+    def test_without_a_key_no_signature_is_called_right_or_wrong(
+        self, registry: Registry, store: ArtifactStore
+    ) -> None:
+        there = Versions(PIPELINE, usual(registry), None)
+        assert not [v for v in there.read("slow") if v.refused == "wrong signature"]
+        found, _ = there.find("slow")
+        assert found.manifest.version == 15
+        assert "not checked: TIDEMILL_SIGNING_KEY is not set" in version_text(there, store, found, 0)
+        assert version_json(there, store, found)["signature"] == "not checked"
+
+    def test_another_key_is_a_wrong_signature(self, registry: Registry, store: ArtifactStore) -> None:
+        other = Registry(PIPELINE, store, b"another key, long enough")
+        found = list(Versions(PIPELINE, appended(registry, None, made(registry)), other).read())
+        assert [(v.refused, v.is_newest) for v in found] == [("wrong signature", False)]
+
+    def test_one_is_found_by_its_version_and_a_sound_one_before_a_forged_one(self, registry: Registry) -> None:
+        broker = usual(registry)
+        appended(registry, broker, made(registry, "slow", 5, signature="no"))
+        there = Versions(PIPELINE, broker, registry)
+        found, refused = there.find("slow")
+        assert (found.manifest.version, refused) == (10, 3)
+        found, refused = there.find("slow", 5)
+        assert (found.offset, found.refused, refused) == (1, "", 3)
+        found, refused = there.find("slow", 15)
+        assert (found.refused, refused) == ("wrong signature", 0)
+
+    @pytest.mark.parametrize(
+        ("model", "version", "words"),
+        [
+            ("logreg", 7, r"model 'logreg' has no version 7 in flights.models: its newest are 10, 5; `tidemill models list flights"),
+            ("nobody", None, r"no version of model 'nobody' in flights.models: the pipeline declares logreg, slow, baseline"),
+            ("nobody", 7, r"no version of model 'nobody'"),
+        ],
+    )  # fmt: skip
+    def test_what_is_not_there_is_said(self, registry: Registry, model: str, version: int | None, words: str) -> None:
+        with pytest.raises(SettingsError, match=words):
+            Versions(PIPELINE, usual(registry), registry).find(model, version)
+
+    def test_records_that_are_all_no_manifests_are_said_to_be(self, registry: Registry) -> None:
+        broker = MemoryBroker({TOPIC: 1})
+        broker.append(TOPIC, b"", b"slow")
+        with pytest.raises(SettingsError, match=r"what flights\.models holds of model 'slow' is no manifest: "):
+            Versions(PIPELINE, broker, registry).find("slow")
+
+    def test_however_many_there_are_it_stays_small(self, registry: Registry) -> None:
+        manifest = made(registry)
+        data, broker = registry.encode(manifest), MemoryBroker({TOPIC: 1})
+        for _ in range(3 * MOST):
+            broker.append(TOPIC, data, b"logreg")
+        held: list[int] = []
+        whole = broker.read
+        broker.read = lambda ranges: held.append(max(e - b for b, e in ranges.values())) or whole(ranges)
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in Versions(PIPELINE, broker, None).read("nobody")) == 0
+            assert tracemalloc.get_traced_memory()[1] < 2_000_000
+        finally:
+            tracemalloc.stop()
+        assert max(held) == MOST
+        next(Versions(PIPELINE, broker, registry).read())
+        assert held[-1] < MOST, "the newest are read without the rest"
+
+
+class TestTold:
+    def test_the_artifact_there_damaged_or_gone_and_never_opened(
+        self, registry: Registry, store: ArtifactStore, monkeypatch
+    ) -> None:
+        def never(_: bytes) -> None:
+            raise AssertionError("it was unpickled")
+
+        manifest = made(registry, "slow", 3)
+        there = Versions(PIPELINE, appended(registry, None, manifest), registry)
+        monkeypatch.setattr(snapshots, "load", never)
+        found, _ = there.find("slow")
+        path = Path(store.url) / store.path(manifest.sha256)
+        whole = path.read_bytes()
+        assert "there, and its hash is right" in version_text(there, store, found, 0)
+        path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        assert store.state(manifest.sha256) == "damaged"
+        assert "DAMAGED: its bytes have another hash" in version_text(there, store, found, 0)
+        assert version_json(there, store, found)["artifact"] == "there", "a list does not read artifacts"
+        path.unlink()
+        assert f"gone: nothing of that name is in {store.url}" in version_text(there, store, found, 0).replace(
+            "\n", " "
+        )
+        assert version_json(there, store, found)["artifact"] == "gone"
+
+    def test_a_forged_manifest_is_told_and_obeyed_in_nothing(self, registry: Registry, store: ArtifactStore) -> None:
+        forged = made(
+            registry, "slow", 3, signature="\x1b[2J", sha256="../../etc/passwd", hyperparameters="[red]\x1b[31mx"
+        )
+        there = Versions(PIPELINE, appended(registry, None, forged), registry)
+        found, _ = there.find("slow")
+        text = version_text(there, store, found, 0) + versions_text(there, store, [found])
+        assert "WRONG: damaged, forged, or signed with another TIDEMILL_SIGNING_KEY" in text
+        assert "refused: wrong signature" in text
+        assert r"[red]\x1b[31mx" in text
+        assert "\x1b" not in text
+        assert "gone" in text
+
+    def test_the_declaration_of_then_and_of_now(self, registry: Registry, store: ArtifactStore) -> None:
+        broker = appended(
+            registry, None, made(registry, version=1, declaration="0" * 64, river="0.1"), made(registry, "slow", 2)
+        )
+        there = Versions(PIPELINE, broker, registry)
+        old, new = there.find("logreg")[0], there.find("slow")[0]
+        assert "NOT as declared now: another model, vector or task" in version_text(there, store, old, 0)
+        assert "0.1, this is 0.26.1: no service opens it" in version_text(there, store, old, 0)
+        assert "another declaration" in versions_text(there, store, [old]).replace("\n", " ")
+        assert "as declared now" in version_text(there, store, new, 0)
+        assert [version_json(there, store, one)["declared"] for one in (old, new)] == [False, True]
+
+    def test_roles_are_as_declared(self, registry: Registry, store: ArtifactStore) -> None:
+        there = Versions(PIPELINE, usual(registry), registry)
+        roles = {v.key: version_json(there, store, v)["role"] for v in there.read() if v.is_newest}
+        assert roles == {"logreg": "champion", "slow": "challenger", "baseline": "baseline", "old": "not declared"}
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddedBroker, ArtifactStore]:
+    store = ArtifactStore(str(tmp_path_factory.mktemp("store")))
+    registry, broker = Registry(PIPELINE, store, KEY.encode()), EmbeddedBroker()
+    broker.create([name for _, name, _ in topic_table(PIPELINE)])
+    producer = KafkaBroker(broker.servers).producer("test")
+    for version in (5, 10):
+        for model in PIPELINE.roster:
+            manifest = made(registry, model, version, metrics={"ROCAUC": 0.75, "LogLoss": 0.5})
+            producer.emit(TOPIC, registry.encode(manifest), model.encode(), partition=0)
+    producer.emit(TOPIC, registry.encode(made(registry, "slow", 15, signature="no")), b"slow", partition=0)
+    producer.emit(TOPIC, b"junk", b"slow", partition=0)
+    producer.commit({}, None)
+    producer.close()
+    return broker, store
+
+
+class TestCommands:
+    @pytest.fixture(autouse=True)
+    def _key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+
+    def run(self, embedded: tuple[EmbeddedBroker, ArtifactStore], name: str, *arguments: str, store: str = "") -> str:
+        where = ["--brokers", embedded[0].servers, "--store-url", store or embedded[1].url]
+        return CliRunner().invoke(cli, ["models", name, "flights", *arguments, *where], catch_exceptions=False).stdout
+
+    def test_list(self, embedded) -> None:
+        listed = [json.loads(line) for line in self.run(embedded, "list", "--json").splitlines()]
+        assert len(listed) == 8
+        assert (listed[0]["model"], listed[0]["newest"]) == ("slow", False)
+        assert set(listed[0]) == {"offset", "model", "refused", "newest"}
+        assert listed[1]["refused"] == "wrong signature"
+        assert [one["model"] for one in listed if one["newest"]] == ["baseline", "slow", "logreg"]
+        whole = {f.name for f in dataclasses.fields(Manifest)} - {"golden", "signature"}
+        assert set(listed[2]) == whole | set(listed[0]) | {"role", "declared", "artifact", "signature"}
+        assert listed[2]["metrics"] == {"ROCAUC": 0.75, "LogLoss": 0.5}
+        of_one = [json.loads(line) for line in self.run(embedded, "list", "--model", "logreg", "--json").splitlines()]
+        assert [one["version"] for one in of_one] == [10, 5]
+        text = self.run(embedded, "list", "--limit", "3")
+        for words in ("refused: wrong", "0.7500", "newest", "signatures checked", f"artifacts in {embedded[1].url}"):
+            assert words in text
+        assert "logreg" not in text
+        with pytest.raises(
+            SettingsError, match=r"no version of model 'fast' in flights\.models: the pipeline declares logreg"
+        ):
+            self.run(embedded, "list", "--model", "fast")
+
+    def test_show(self, embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+        text = self.run(embedded, "show", "slow")
+        for words in ("slow@10 of flights.models, offset 4: newest", "challenger", "valid", "LogisticRegression", "0.26.1",
+                      "ROCAUC          0.750000", PIPELINE.declaration_hash("slow"), "there, and its hash is right",
+                      "that no service takes: 2; `models list --model` shows why", "flights.examples[0..10)"):  # fmt: skip
+            assert words in text
+        assert "slow@5 of flights.models, offset 1\n" in self.run(embedded, "show", "slow@5")
+        assert "WRONG" in self.run(embedded, "show", "slow@15")
+        monkeypatch.delenv("TIDEMILL_SIGNING_KEY")
+        assert "not checked" in self.run(embedded, "show", "slow@15")
+        for named in ("slow@", "slow@x", "slow@-1"):
+            with pytest.raises(
+                SettingsError, match=f"'{named}' names no version: expected MODEL or MODEL@VERSION, as in slow@"
+            ):
+                self.run(embedded, "show", named)
+
+    def test_a_store_that_is_not_there_is_not_made(self, embedded, tmp_path: Path) -> None:
+        assert "gone" in self.run(embedded, "show", "slow", store=str(tmp_path / "nowhere"))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_tells_what_it_holds(store: ArtifactStore) -> None:
+    digest = store.put(b"bytes")
+    assert (store.holds(digest), store.state(digest)) == (True, "there")
+    for other in (sha256(b"other"), "../../etc/passwd", ""):
+        assert (store.holds(other), store.state(other)) == (False, "gone")
