@@ -1,0 +1,37 @@
+"""What people are shown: as text for a terminal, and as JSON. A file for each kind of thing."""
+
+from tidemill.describe.declaration import as_json, as_text, check_models, topics_text
+from tidemill.describe.letters import letter_json, letter_text, letters_text, redrive_text, stats_json, stats_text
+from tidemill.describe.models import comparison_json, comparison_text, version_json, version_text, versions_text
+from tidemill.describe.predictions import again_text, prediction_text, unequal_text
+from tidemill.describe.reports import dataset_text, known_text, report_json, report_text
+from tidemill.describe.shared import printable, role
+from tidemill.describe.suggestions import suggestions_text
+
+__all__ = [
+    "again_text",
+    "as_json",
+    "as_text",
+    "check_models",
+    "comparison_json",
+    "comparison_text",
+    "dataset_text",
+    "known_text",
+    "letter_json",
+    "letter_text",
+    "letters_text",
+    "prediction_text",
+    "printable",
+    "redrive_text",
+    "report_json",
+    "report_text",
+    "role",
+    "stats_json",
+    "stats_text",
+    "suggestions_text",
+    "topics_text",
+    "unequal_text",
+    "version_json",
+    "version_text",
+    "versions_text",
+]
