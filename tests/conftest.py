@@ -19,7 +19,7 @@ from tidemill.demo.stack import Redis
 
 RIVER = ("tests/system/", "[kafka", "KafkaAlone", "test_short")
 LAST = ("faults/test_short.py", "system/test_demo.py", "system/test_page.py")
-"""What measures how long something stalls, or fills both cores: when the others have ended."""
+"""What fills both cores by itself."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,18 +28,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.kafka)
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
-    items.sort(key=lambda item: str(item.path).endswith(LAST))
+    items.sort(key=lambda item: (_is_river(item.nodeid), str(item.path).endswith(LAST)))
+
+
+def _is_river(nodeid: str) -> bool:
+    return any(word in nodeid for word in RIVER)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With two workers: all that needs the broker, or starts a river of its own, in one of them; one river at a time."""
+    """With two workers: what needs the broker, or starts a river of its own, in one of them, when all else has ended."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneRiver(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "river" if any(word in nodeid for word in RIVER) else nodeid
+            return "river" if _is_river(nodeid) else nodeid
 
+    config.option.loadscopereorder = False  # in the order of the collection, where the river is the last
     return OneRiver(config, log)
 
 

@@ -127,7 +127,7 @@ def test_during_a_demo_run_numbers_change_and_spoilt_events_come_with_their_reas
     expect(page.locator("#model-table")).to_contain_text("logreg", timeout=30_000)
     expect(page.locator("#freshness-note")).to_contain_text("every objective is kept", timeout=90_000)
     expect(page.locator("#freshness-table")).to_contain_text("tailnum_outcome")
-    expect(page.locator("#rule-table")).to_contain_text("between")
+    expect(page.locator("#rule-table")).to_contain_text("between", timeout=60_000)
 
 
 def test_a_prediction_and_an_entity_are_looked_up_from_the_page(demo: str, page: Page) -> None:
