@@ -1,6 +1,7 @@
 """Tidemill: online machine learning on Kafka. Declare a pipeline in one Python file; services keep it learning."""
 
 from tidemill.featurizer import aggregates
+from tidemill.gate.declaration import Gate, Training
 from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
 from tidemill.tables import Table
@@ -11,10 +12,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Fuse",
+    "Gate",
     "Monitor",
     "Pipeline",
     "Stream",
     "Table",
+    "Training",
     "View",
     "aggregates",
     "category",

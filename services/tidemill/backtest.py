@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 from tidemill import topics
 from tidemill.featurizer.others import HeldViews
 from tidemill.featurizer.service import Featurizer
+from tidemill.gate.service import Referee
 from tidemill.joiner.service import Joiner
 from tidemill.learner.fold import Fold
 from tidemill.materializer.service import Materializer
 from tidemill.pipeline import Pipeline
 from tidemill.records import HEADER, Features, PredictionLog, Records
+from tidemill.registry.decisions import Decision, decisions
+from tidemill.scorer.feed import Placed
 from tidemill.scorer.service import Scorer
 from tidemill.stream.api import Emit, Headers, Position, Record, Slot, Step
 from tidemill.stream.memory import MemoryRecord
@@ -48,6 +51,7 @@ class Report:
     dead_letters: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
     first_event: int = 0
     last_event: int = 0
     seconds: float = 0.0
@@ -56,6 +60,9 @@ class Report:
     def events_per_second(self) -> float:
         """Events handled per second of wall time."""
         return self.events / self.seconds if self.seconds else 0.0
+
+
+_KEY = b"decisions of a backtest leave it by its report alone"
 
 
 class Outcome(NamedTuple):
@@ -130,6 +137,10 @@ class Backtest:
             topics.FEATURES.name(name): self.scorer,
             topics.PREDICTION_LOG.name(name): joiner,
         }
+        self._gate = Referee(self.pipeline, _KEY, tuple, lambda _: "")
+        self._gate.assign(Slot(topics.EXAMPLES.name(name), 0), start)
+        self._decided = decisions(self.pipeline, _KEY)
+        self._promotions = topics.PROMOTIONS.name(name)
         self._examples, self._dlq = topics.EXAMPLES.name(name), topics.DLQ.name(name)
         self._log, self._expired = topics.PREDICTION_LOG.name(name), topics.EXPIRED.name(name)
         self._updates = topics.UPDATES.name(name)
@@ -154,12 +165,23 @@ class Backtest:
             self._learning.append((self._now + self.model_delay, record))
             if self.examples:
                 self.examples(record)
+            if self.pipeline.gate:
+                self._gate.process((record,), self._emit)
+        elif topic == self._promotions:
+            self._decide(self._decided.decode(value))
         elif topic in self._ways:
             if topic == self._log and self.predictions:
                 self.predictions(self.records.prediction_log.decode(value))
             if topic == self._updates and self.updates:
                 self.updates(record)
             self._ways[topic].process((record,), self._emit)
+
+    def _decide(self, decision: Decision) -> None:
+        self.report.decisions.append(decision)
+        if (
+            not decision.champion.version
+        ):  # no version is kept here: where an earlier one is to serve, whoever serves goes on
+            self.scorer.seat(Placed(decision.champion))
 
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> Report:
         """Run over rows of events and labels, each in order of its time (equal times in the order given)."""
@@ -268,7 +290,7 @@ class Backtest:
             example = self.records.example.decode(record.value() or b"")
             for name, fold in self.folds.items():
                 fold.learn(example, record.offset())
-                self.scorer.models[name] = (fold.version, fold.model)
+                self.scorer.put(name, fold.version, fold.model)
 
     def _values(self) -> dict[str, dict[str, float]]:
         return {

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from tidemill import __version__, logs, settings
+from tidemill.commands import champion  # noqa: F401  its commands are among those of `models`
 from tidemill.commands.dlq import dlq
 from tidemill.commands.features import features
 from tidemill.commands.models import models

@@ -72,6 +72,8 @@ class Interval(NamedTuple):
 class Differences:
     """Differences one after the other, and a confidence interval for their mean, from at most MOST_BATCHES numbers.
 
+    `sums` has those of the runs so far, `size` differences each; `total` has all of them.
+
     The interval is the paired normal one, by batch means: neighbours are alike (one storm delays many flights), so what
     varies is taken not from single differences but from means of runs of them, each as long as leaves 64 to 127. Below
     128 differences the runs are single ones, which is the textbook's mean(d) ± 1.96 sd(d) / √n. Sources: Diebold and
@@ -82,29 +84,29 @@ class Differences:
     def __init__(self) -> None:
         self.count = 0
         self.size = 1
-        self._total = self._open = 0.0
-        self._sums: list[float] = []
+        self.total = self._open = 0.0
+        self.sums: list[float] = []
 
     def add(self, difference: float) -> None:
         """Take the next one."""
         self.count += 1
-        self._total += difference
+        self.total += difference
         self._open += difference
         if self.count % self.size:
             return
-        self._sums.append(self._open)
+        self.sums.append(self._open)
         self._open = 0.0
-        if len(self._sums) == MOST_BATCHES:
-            self._sums = [one + other for one, other in zip(self._sums[::2], self._sums[1::2], strict=True)]
+        if len(self.sums) == MOST_BATCHES:
+            self.sums = [one + other for one, other in zip(self.sums[::2], self.sums[1::2], strict=True)]
             self.size *= 2
 
     def interval(self) -> Interval | None:
         """Return the mean's interval; None where there are too few, or one of them is not finite."""
-        if self.count < LEAST or not math.isfinite(self._total):
+        if self.count < LEAST or not math.isfinite(self.total):
             return None
-        mean = self._total / self.count
+        mean = self.total / self.count
         with np.errstate(over="ignore", invalid="ignore"):
-            margin = Z * float(np.std(np.array(self._sums) / self.size, ddof=1)) * math.sqrt(self.size / self.count)
+            margin = Z * float(np.std(np.array(self.sums) / self.size, ddof=1)) * math.sqrt(self.size / self.count)
         return Interval(mean, mean - margin, mean + margin) if math.isfinite(margin) else None
 
 

@@ -39,6 +39,7 @@ COUNTS: Mapping[str, Counter] = {
     "model_loads": Counter("tidemill_model_loads_total", "Model versions loaded, by outcome.", ["service", "outcome"]),
     "not_finite": Counter("tidemill_not_finite_total", "Values that were no finite number, by what they were.", ["service", "what"]),
     "skipped": Counter("tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]),
+    "decisions": Counter("tidemill_decisions_total", "Decisions about who serves, by kind.", ["service", "kind"]),
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
     "archived": Counter("tidemill_archived_rows_total", "Rows written to the archive.", ["service", "topic"]),
     "not_stored": Counter("tidemill_versions_not_stored_total", "Model versions the artifact store did not take.", ["service", "model"]),
@@ -58,6 +59,12 @@ GAUGES: Mapping[str, Gauge] = {
     ),
     "view_behind": Gauge("tidemill_view_behind", "1 while the online store can't be written.", ["service", "view"]),
     "model_version": Gauge("tidemill_model_version", "Examples offset of the model in use.", ["service", "model"]),
+    "serving_version": Gauge("tidemill_serving_version", "Version of the champion, by model.", ["service", "model"]),
+    "trial_questions": Gauge(
+        "tidemill_trial_questions",
+        "Questions in which a challenger is held to the champion.",
+        ["service", "challenger"],
+    ),
     "examples": Gauge("tidemill_examples_learned", "Examples the model has learned.", ["service", "model"]),
 }
 HISTOGRAMS: Mapping[str, Histogram] = {

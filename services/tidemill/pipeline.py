@@ -36,7 +36,8 @@ from tidemill import schemas
 from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
 from tidemill.featurizer.aggregates.base import Aggregate, columns_of
-from tidemill.monitor.declaration import BY_VIEW, LIMITS, Monitor
+from tidemill.gate.declaration import Gate, Training
+from tidemill.monitor.declaration import ALERTS, BY_VIEW, LIMITS, Monitor
 from tidemill.resolution import unreadable
 from tidemill.safety import unsafe
 from tidemill.schemas import loading
@@ -205,6 +206,9 @@ class Pipeline:
     partitions: int = 4
     monitor: Monitor = field(default_factory=Monitor)
     fuse: Fuse = field(default_factory=Fuse)
+    gate: Gate | None = None
+    training: Training | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
     #: Names of the models as they run: the declared ones and "baseline", the task's do-nothing model.
     roster: tuple[str, ...] = field(init=False, default=())
 
@@ -239,9 +243,19 @@ class Pipeline:
         """The rules that labels are held to: the declared ones, and one for their time where none is declared."""
         return _guarded(self.label_rules, self.labels.time)
 
+    @staticmethod
+    def parts(name: str) -> tuple[str, int]:
+        """Return the declared model of a name, and the first example that it learns: a candidate is called model~example."""
+        model, _, begin = name.partition("~")
+        return model, int(begin or 0)
+
+    def knows(self, name: str) -> bool:
+        """Whether a model of this name, or the one that a candidate is made of, is declared."""
+        return self.parts(name)[0] in self.roster
+
     def model(self, name: str) -> Any:
-        """Return a fresh copy of the declared model `name`, which has learned nothing."""
-        return copy.deepcopy(self.models.get(name, self._baseline))
+        """Return a fresh copy of the declared model `name`, or of that of a candidate, which has learned nothing."""
+        return copy.deepcopy(self.models.get(self.parts(name)[0], self._baseline))
 
     def metric(self) -> list[Any]:
         """Return fresh metrics: the declared ones, or the task's."""
@@ -379,6 +393,9 @@ class _Checker:
         self.models()
         self.monitor()
         self.fuse()
+        self.gate()
+        self.training()
+        self.shares()
 
     def shapes(self) -> None:
         """Check what Python would only stumble over later: each part is of the kind that it is declared as."""
@@ -595,14 +612,7 @@ class _Checker:
             value = getattr(given, name)
             if type(value) is not int or value < least:
                 self.fail(f"monitor.{name}", f"{value!r} where a whole number from {least} up was expected")
-        if not isinstance(given.segments, (list, tuple)):
-            self.fail("monitor.segments", f"{given.segments!r} where a list of features was expected")
-        for name in given.segments:
-            if self.p.vector.get(name) not in ("category", "flag"):
-                names = [n for n, kind in self.p.vector.items() if kind != "number"]
-                self.fail(
-                    "monitor.segments", f"{name!r} is no category of the vector: it has {', '.join(names) or 'none'}"
-                )
+        self.segments("monitor.segments", given.segments)
         self.limits(given.limits)
 
     def fuse(self) -> None:
@@ -616,6 +626,72 @@ class _Checker:
         share: Any = given.share
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
             self.fail("fuse.share", f"{share!r} where a share from 0 (no limit) to below 1 was expected")
+
+    def gate(self) -> None:
+        given: Any = self.p.gate
+        if given is None:
+            return
+        if not isinstance(given, Gate):
+            self.fail("gate", f"{given!r} where a Gate(...) was expected, or nothing: then people alone decide")
+        if self.p.task == "anomaly":
+            self.fail("gate", "an anomaly's score is right or wrong only beside others', so none is better by its loss: "
+                              "leave it out, and promote by `tidemill models promote`")  # fmt: skip
+        for name in ("margin", "worse", "metric_margin"):
+            self.share(f"gate.{name}", getattr(given, name), 0.0, float("inf"))
+        self.share("gate.rate", given.rate, 1e-9, 0.5)
+        for name, least in (("examples", 200), ("least", 1), ("watch", 1_000), ("round", 1_000)):
+            value = getattr(given, name)
+            if type(value) is not int or value < least or (least == 1_000 and value % 100):
+                also = ", a multiple of 100," if least == 1_000 else ""
+                self.fail(f"gate.{name}", f"{value!r} where a whole number{also} from {least:,} up was expected")
+        if type(given.automatic) is not bool:
+            self.fail("gate.automatic", f"{given.automatic!r} where True or False was expected")
+        if given.metric is not None and (
+            isinstance(given.metric, type) or not hasattr(given.metric, "bigger_is_better")
+        ):
+            self.fail(
+                "gate.metric", f"{given.metric!r} where one of River's metrics was expected, as in metrics.ROCAUC()"
+            )
+        if given.segments is not None:
+            self.segments("gate.segments", given.segments)
+
+    def training(self) -> None:
+        given: Any = self.p.training
+        if given is None:
+            return
+        if not isinstance(given, Training):
+            self.fail("training", f"{given!r} where a Training(...) was expected")
+        if given.model not in self.p.models:
+            self.fail("training.model", f"{given.model!r} is not one of the models: {', '.join(self.p.models)}")
+        for name in ("examples", "pause"):
+            value = getattr(given, name)
+            if type(value) is not int or value < 0:
+                self.fail(f"training.{name}", f"{value!r} where a whole number from 0 up was expected")
+        if isinstance(given.on, str) or not all(kind in ALERTS for kind in given.on):
+            self.fail("training.on", f"{given.on!r} where kinds of alert were expected, of {', '.join(ALERTS)}")
+
+    def shares(self) -> None:
+        given: Any = self.p.shares
+        if not isinstance(given, Mapping):
+            self.fail("shares", f"{given!r} where a mapping was expected, as in shares={{'slow': 0.1}}")
+        for name, share in given.items():
+            if name not in self.p.models:
+                self.fail("shares", f"{name!r} is not one of the models: {', '.join(self.p.models)}")
+            self.share(f"shares[{name!r}]", share, 0.0, 1.0)
+        if sum(given.values()) > 1:
+            self.fail("shares", f"together they are {sum(given.values()):g}, where at most 1 was expected")
+
+    def share(self, where: str, value: Any, least: float, most: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            self.fail(where, f"{value!r} where a number from {least:g} to {most:g} was expected")
+
+    def segments(self, where: str, given: Any) -> None:
+        if not isinstance(given, (list, tuple)):
+            self.fail(where, f"{given!r} where a list of features was expected")
+        for name in given:
+            if self.p.vector.get(name) not in ("category", "flag"):
+                names = [n for n, kind in self.p.vector.items() if kind != "number"]
+                self.fail(where, f"{name!r} is no category of the vector: it has {', '.join(names) or 'none'}")
 
     def limits(self, limits: Any) -> None:
         if not isinstance(limits, Mapping):

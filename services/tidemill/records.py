@@ -260,6 +260,16 @@ class Records:
         """Redrive: a dead letter went back."""
         return self._own("redrive.v1")
 
+    @cached_property
+    def decision(self) -> Codec:
+        """Decision: who serves, and why."""
+        return self._own("decision.v1")
+
+    @cached_property
+    def command(self) -> Codec:
+        """Command: what a person asks of the gate."""
+        return self._own("command.v1")
+
     def _tail(self, name: str) -> Codec:
         avro = schemas.own(name)
         seen: set[str] = set()

@@ -14,6 +14,7 @@ from tidemill.features import schema
 from tidemill.featurizer import service as featurizer
 from tidemill.featurizer.others import StoredViews
 from tidemill.files import Files
+from tidemill.gate import service as gate
 from tidemill.joiner import service as joiner
 from tidemill.learner import service as learner
 from tidemill.materializer import service as materializer
@@ -107,6 +108,8 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         service = joiner.build(pipeline)
     elif name == "learner":
         service = _learner(pipeline, settings, broker, model or pipeline.champion)
+    elif name == "gate":
+        service = gate.build(pipeline, registry_of(pipeline, settings), broker)
     elif name == "archiver":
         service = _archiver(pipeline, settings)
     else:

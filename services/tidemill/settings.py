@@ -65,6 +65,11 @@ class Settings(BaseSettings):
     status_token: SecretStr = Field(
         SecretStr(""), description="status: secret that changes must come with; without one nothing can be changed"
     )
+    status_url: str = Field(
+        "http://localhost:8000",
+        pattern=r"^https?://[^\s/]+/?$",
+        description="where the status service answers, for commands",
+    )
     replication: Annotated[int, Field(ge=-1)] = Field(
         -1, description="replication factor of created topics; -1: the broker's own"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DAY = 24 * 3_600_000
-SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner")
+SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner", "gate")
 """The services of the data plane, along the river."""
 WATCHING = ("archiver", "monitor", "status")
 """The services that only look on; one process of each a pipeline."""
@@ -65,28 +65,36 @@ PREDICTION_LOG = Topic(
     doc="Vector, scores, versions: all that it takes to do a prediction again.",
 )  # fmt: skip
 EXAMPLES = Topic(
-    "examples", "event_id", "Example", ("joiner",), ("learner", "archiver", "monitor"), partitions=1, retention_ms=-1,
+    "examples", "event_id", "Example", ("joiner",), ("learner", "gate", "archiver", "monitor"), partitions=1, retention_ms=-1,
     doc="What models learn from, in one order; a model's version is an offset here.",
 )  # fmt: skip
 EXPIRED = Topic(
     "expired", "event_id", "PredictionLog", ("joiner",), ("monitor",), doc="Predictions whose label never came in time.",
 )  # fmt: skip
 MODELS = Topic(
-    "models", "model", "Manifest", ("learner",), ("scorer", "learner", "status"), partitions=1, retention_ms=-1,
+    "models", "model", "Manifest", ("learner",), ("scorer", "learner", "gate", "status"), partitions=1, retention_ms=-1,
     doc="The registry: the signed manifest of every version.",
+)  # fmt: skip
+COMMANDS = Topic(
+    "commands", "command", "Command", ("status",), ("gate",), partitions=1, retention_ms=365 * DAY,
+    doc="What people ask of the gate: promote, roll back, pin, train; signed by the status service.",
+)  # fmt: skip
+PROMOTIONS = Topic(
+    "promotions", "id", "Decision", ("gate",), ("scorer", "learner", "gate", "status"), partitions=1, retention_ms=-1,
+    doc="Who serves, since when, by whose word and on what evidence; what was refused, as well.",
 )  # fmt: skip
 WINDOWS = Topic(
     "windows", "source", "Window", ("monitor",), ("status",), partitions=1, retention_ms=90 * DAY,
     doc="What predictions and examples were like, window by window of event time.",
 )  # fmt: skip
 ALERTS = Topic(
-    "alerts", "alert", "Alert", ("monitor", "status"), ("monitor", "status"), partitions=1, retention_ms=365 * DAY,
+    "alerts", "alert", "Alert", ("monitor", "status"), ("monitor", "gate", "status"), partitions=1, retention_ms=365 * DAY,
     doc="What is beyond its limits: opened, continuing, resolved; with the evidence.",
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (
     EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, REDRIVES, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES,
-    EXPIRED, MODELS, WINDOWS, ALERTS,
+    EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tidemill import Pipeline, topics
 from tidemill.demo import data
 from tidemill.featurizer import service as featurizer
+from tidemill.gate import service as gate
 from tidemill.joiner import service as joiner
 from tidemill.learner import service as learner
 from tidemill.records import Records
@@ -110,6 +111,7 @@ class River:
         feed.stop()
         yield lambda: joiner.build(self.pipeline)
         registry = self.registry
+        yield lambda: gate.build(self.pipeline, registry, self.broker)
         yield lambda: learner.build(
             self.pipeline, self.pipeline.champion, registry, self.broker, every_examples=100, every_seconds=1e-9
         )

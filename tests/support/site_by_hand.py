@@ -9,7 +9,8 @@ from pydantic import SecretStr
 
 from tidemill import load, topics
 from tidemill.records import Records
-from tidemill.status.app import Parts, build
+from tidemill.registry.decisions import Seat
+from tidemill.status.app import Parts, Wish, build
 from tidemill.status.feed import Feed
 from tidemill.status.lookup import Lookup, partition_of
 from tidemill.status.overview import Overview
@@ -67,6 +68,7 @@ class Site:
         self.away: Exception | None = None
         self.token = TOKEN
         self.said: list[tuple[str, str, str]] = []
+        self.asked: list[tuple[Wish, Seat]] = []
         self.wrong: str | None = None
         self.newest: int | None = None
         self.lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"},
@@ -75,7 +77,7 @@ class Site:
         self.app = build(
             Parts(
                 feed=self.feed, scraper=self.scraper, overview=overview, lookup=self.lookup, ready=lambda: self.wrong,
-                acknowledge=lambda *said: self.said.append(said), token=SecretStr(TOKEN),
+                acknowledge=lambda *said: self.said.append(said), ask=self._ask, token=SecretStr(TOKEN),
             )
         )  # fmt: skip
         self.client = TestClient(self.app, raise_server_exceptions=False)
@@ -84,6 +86,9 @@ class Site:
         if self.away:
             raise self.away
         return self.redis.get(entity, {})
+
+    def _ask(self, wish: Wish, target: Seat) -> None:
+        self.asked.append((wish, target))
 
     def tell(self, topic: topics.Topic, *values: bytes) -> None:
         for value in values:

@@ -94,7 +94,7 @@ def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, s
         tuple(dict.fromkeys(segments or declared.monitor.segments)),
     )  # fmt: skip
     asked.check(declared)
-    broker = _broker(declared, chosen, topics.EXAMPLES)
+    broker = broker_with(declared, chosen, topics.EXAMPLES)
     with history.progress("examples", None) as advance:
         report = comparison.compare(declared, broker, asked, advance)
     click.echo(
@@ -111,10 +111,11 @@ def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, 
     store = ArtifactStore(chosen.store_url, create=False)
     is_set = bool(chosen.signing_key.get_secret_value())
     registry = Registry(declared, store, chosen.signing_secret()) if is_set else None
-    return Versions(declared, _broker(declared, chosen, topics.MODELS), registry), store
+    return Versions(declared, broker_with(declared, chosen, topics.MODELS), registry), store
 
 
-def _broker(declared: Pipeline, chosen: settings.Settings, topic: topics.Topic) -> KafkaBroker:
+def broker_with(declared: Pipeline, chosen: settings.Settings, topic: topics.Topic) -> KafkaBroker:
+    """Return the broker, after a look whether it has the topic."""
     from tidemill import run as running
 
     broker = running.broker_of(chosen)

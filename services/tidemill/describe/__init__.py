@@ -1,5 +1,6 @@
 """What people are shown: as text for a terminal, and as JSON. A file for each kind of thing."""
 
+from tidemill.describe.decisions import decision_json, decisions_text
 from tidemill.describe.declaration import as_json, as_text, check_models, topics_text
 from tidemill.describe.letters import letter_json, letter_text, letters_text, redrive_text, stats_json, stats_text
 from tidemill.describe.models import comparison_json, comparison_text, version_json, version_text, versions_text
@@ -16,6 +17,8 @@ __all__ = [
     "comparison_json",
     "comparison_text",
     "dataset_text",
+    "decision_json",
+    "decisions_text",
     "known_text",
     "letter_json",
     "letter_text",

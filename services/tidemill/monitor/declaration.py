@@ -27,6 +27,11 @@ LIMITS: Mapping[str, float] = MappingProxyType(
 
 `silent_seconds` is the one that is measured on the wall clock: how long no prediction, or no example, has come.
 """
+ALERTS = (
+    "drift", "missing", "unseen", "prediction_drift", "label_drift", "performance", "calibration", "rejected", "warned",
+    "freshness", "stale", "delay", "silence", "label_coverage",
+)  # fmt: skip
+"""Kinds of alert; what raises each is in monitor/alerts.py."""
 BY_VIEW = frozenset({"freshness_p99", "stale"})
 """Figures that can alert and are of a view, which stands where others have a feature. `freshness_p99` has no limit here: it
 is held to the view's own objective, its `fresh`, and that of a view without one alerts nobody."""

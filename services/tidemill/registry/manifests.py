@@ -79,11 +79,11 @@ class Registry:
         self.pipeline = pipeline
         self.records = Records(pipeline)
         self.store = store
-        self._key = key
+        self.key = key
 
     def _signature(self, manifest: Manifest) -> str:
         unsigned = dataclasses.asdict(dataclasses.replace(manifest, signature=""))
-        return hmac.new(self._key, self.records.manifest.encode(unsigned), "sha256").hexdigest()
+        return hmac.new(self.key, self.records.manifest.encode(unsigned), "sha256").hexdigest()
 
     def is_signed(self, manifest: Manifest) -> bool:
         """Whether the manifest's signature is by this registry's key, over just what it says."""

@@ -1,7 +1,8 @@
 """The feed of model versions: a thread that reads the registry, opens and checks each new version, and hands it over.
 
-The scorer takes what is ready between two batches, so reading, unpickling and checking never make a batch wait for
-more than the interpreter's lock.
+It follows the decisions as well: a version that is to serve is opened before the scorer is told to seat it. The scorer
+takes what is ready between two batches, so reading, unpickling and checking never make a batch wait for more than the
+interpreter's lock.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from tidemill import topics
 from tidemill.errors import ArtifactError, BrokerError, StoreError
-from tidemill.registry.latest import latest, slot_of, sound
+from tidemill.registry.decisions import NOBODY, Decision, Seat, all_decisions, decisions
+from tidemill.registry.latest import latest, slot_of, sound, versions
 from tidemill.registry.manifests import Manifest, Registry, Snapshot
-from tidemill.stream.api import Broker, Record
+from tidemill.stream.api import Broker, Follower, Record, Slot
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +31,33 @@ class Loaded(NamedTuple):
     snapshot: Snapshot | None
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Who serves from now on; nobody: whom the gate chose could not be opened, and who serves stays.
+
+    `opened` has version and model of every seat that is no model of the roster as it learns, `follows` the candidates.
+    """
+
+    champion: Seat
+    opened: Mapping[Seat, tuple[int, Any]] = field(default_factory=dict)
+    follows: Collection[str] = ()
+
+
 class ModelFeed:
-    """Follows the models topic of the registry's pipeline."""
+    """Follows the models and promotions topics of the registry's pipeline."""
 
     def __init__(self, registry: Registry, broker: Broker) -> None:
         self.registry, self.broker = registry, broker
-        self._ready: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+        self._decisions = decisions(registry.pipeline, registry.key)
+        self._ready: queue.SimpleQueue[Loaded | Placed] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
-        self._next = 0
+        self._next = self._decided = 0
+        self._followed: set[str] = set(registry.pipeline.roster)
+        self._seated: tuple[Seat, ...] = ()
 
     def start(self) -> None:
-        """Open the newest version of each model, so that the first batch meets them; then follow the registry."""
+        """Open the newest version of each model, and who serves, so that the first batch meets them; then follow the registry."""
         self._catch_up()
         self._thread.start()
 
@@ -48,8 +67,8 @@ class ModelFeed:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def take(self) -> list[Loaded]:
-        """Return versions that became ready since the last call, oldest first; never waits."""
+    def take(self) -> list[Loaded | Placed]:
+        """Return what became ready since the last call, oldest first; never waits."""
         found = []
         while True:
             try:
@@ -57,17 +76,24 @@ class ModelFeed:
             except queue.Empty:
                 return found
 
+    @property
+    def _promotions(self) -> Slot:
+        return Slot(topics.PROMOTIONS.name(self.registry.pipeline.name), 0)
+
     def _catch_up(self) -> None:
-        found, self._next = latest(
-            self.broker, self.registry, dict.fromkeys(self.registry.pipeline.roster, 1), self._next
-        )
+        wanted = dict.fromkeys(self.registry.pipeline.roster, 1)
+        found, self._next = latest(self.broker, self.registry, wanted, self._next)
         for manifests in found.values():
             for manifest in manifests:
                 self._open(manifest)
+        self._decided = self.broker.watermarks(self._promotions)[1]
+        decided = all_decisions(self.registry.pipeline, self.broker, self._decisions)
+        if decided:
+            self._seat(decided[-1])
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
         manifests = (sound(self.registry, record) for record in batch)
-        return {manifest.model: manifest for manifest in manifests if manifest}
+        return {manifest.model: manifest for manifest in manifests if manifest and manifest.model in self._followed}
 
     def _open(self, manifest: Manifest) -> None:
         try:
@@ -76,16 +102,67 @@ class ModelFeed:
             log.error("version refused; the one in use stays", extra={"cause": str(error)})
             self._ready.put(Loaded(manifest, None))
 
+    def _seat(self, decision: Decision) -> None:
+        """Open whom a decision seats, and hand it over; where the champion can't be opened, whoever serves stays."""
+        pipeline, opened, wanted = self.registry.pipeline, {}, decision.seats
+        if wanted == self._seated:
+            return
+        self._seated = wanted
+        if not pipeline.knows(decision.champion.model):
+            log.error(
+                "the champion is declared no more; the declared one serves", extra={"champion": str(decision.champion)}
+            )
+            self._followed = set(pipeline.roster)
+            self._ready.put(Placed(Seat(pipeline.champion)))
+            return
+        for seat in wanted:
+            if not seat.version and seat.model in pipeline.roster:
+                continue
+            try:
+                opened[seat] = self._opened(seat)
+            except (ArtifactError, StoreError) as error:
+                if seat == decision.champion:
+                    log.error("whom the gate chose can't serve; who serves stays", extra={"cause": str(error)})
+                    self._ready.put(Placed(NOBODY))
+                    return
+                log.warning("not opened", extra={"seat": str(seat), "cause": str(error)})
+        candidates = {seat.model for seat in wanted if not seat.version} - set(pipeline.roster)
+        self._followed = {*pipeline.roster, *candidates}
+        log.info("seated", extra={"champion": str(decision.champion), "decision": decision.id})
+        self._ready.put(Placed(decision.champion, opened, candidates))
+
+    def _opened(self, seat: Seat) -> tuple[int, Any]:
+        """Return version and model. Raises ArtifactError where there is none, or it is damaged or forged."""
+        if seat.version:
+            found, refused = versions(self.broker, self.registry, [(seat.model, seat.version)])
+            manifest = found.get((seat.model, seat.version))
+            if manifest is None:
+                raise ArtifactError(refused.get((seat.model, seat.version)) or f"there is no version {seat}")
+        else:
+            newest = latest(self.broker, self.registry, {seat.model: 1})[0][seat.model]
+            if not newest:
+                raise ArtifactError(f"no version of {seat} was published yet")
+            manifest = newest[0]
+        return manifest.version, self.registry.open(manifest).model
+
     def _run(self) -> None:
-        follower = self.broker.follow(slot_of(self.registry), self._next)
+        models = self.broker.follow(slot_of(self.registry), self._next)
+        promotions = self.broker.follow(self._promotions, self._decided)
         try:
             while not self._stop.is_set():
                 try:
-                    # Of several versions that came together only the newest of each model is worth opening.
-                    for manifest in self._newest(follower.poll(1000, 0.1)).values():
-                        self._open(manifest)
+                    self._look(models, promotions)
                 except BrokerError as error:
                     log.warning("models can't be followed for the moment", extra={"cause": str(error)})
                     self._stop.wait(1.0)
         finally:
-            follower.close()
+            models.close()
+            promotions.close()
+
+    def _look(self, models: Follower, promotions: Follower) -> None:
+        # Of several versions that came together only the newest of each model is worth opening.
+        for manifest in self._newest(models.poll(1000, 0.1)).values():
+            self._open(manifest)
+        decided = [found for record in promotions.poll(1000, 0.0) if (found := self._decisions.sound(record))]
+        if decided:
+            self._seat(decided[-1])

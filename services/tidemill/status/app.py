@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
@@ -19,7 +19,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, SecretStr
 
 from tidemill import __version__, describe
-from tidemill.errors import BrokerError, StoreError
+from tidemill.errors import BrokerError, SettingsError, StoreError
+from tidemill.registry.decisions import NOBODY, Seat
 from tidemill.status.feed import Feed
 from tidemill.status.lookup import Lookup, TooFarBackError
 from tidemill.status.overview import Overview
@@ -59,6 +60,20 @@ class Acknowledgement(BaseModel):
     why: str = Field(min_length=1, max_length=1000)
 
 
+class Wish(BaseModel):
+    """What somebody asks of the gate."""
+
+    id: str = Field(
+        min_length=8, max_length=100, pattern=r"^[A-Za-z0-9._-]+$", description="Made by who asks; carried out once."
+    )
+    kind: Literal["promote", "rollback", "pin", "unpin", "train"]
+    target: str = Field("", max_length=200, description="MODEL or MODEL@VERSION; empty for rollback and unpin.")
+    steps: int = Field(1, ge=1, le=1000, description="rollback: how many champions back.")
+    begin: int = Field(0, description="train: offset of the first example; below 0: so many of the latest.")
+    by: str = Field(min_length=1, max_length=100)
+    why: str = Field(min_length=1, max_length=1000)
+
+
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": Problem} for code in codes}
 
@@ -72,6 +87,7 @@ class Parts(BaseModel, arbitrary_types_allowed=True):
     lookup: Lookup
     ready: Callable[[], str | None]
     acknowledge: Callable[[str, str, str], None]
+    ask: Callable[[Wish, Seat], None]
     token: SecretStr
 
 
@@ -205,8 +221,28 @@ def build(parts: Parts) -> FastAPI:
 
     @app.get("/api/promotions", tags=["models"])
     def promotions() -> list[dict[str, Any]]:
-        """Who became champion, the latest first."""
+        """Every decision about who serves, the latest first, with its evidence."""
         return parts.overview.promotions()
+
+    @app.post("/api/commands", tags=["models"], status_code=202, dependencies=[Depends(authorised)],
+              responses=_problems(401, 403, 413, 422, 503))  # fmt: skip
+    def command(wish: Wish) -> dict[str, Any]:
+        """Ask the gate to promote, roll back, pin, unpin or train. Needs the token. The same id is carried out once."""
+        try:
+            target = Seat.of(wish.target) if wish.target else NOBODY
+        except ValueError as error:
+            raise HTTPException(422, f"target {error}") from None
+        if parts.feed.decided(wish.id) is None:
+            try:
+                parts.ask(wish, target)
+            except SettingsError as error:
+                raise HTTPException(403, str(error)) from None
+        return answer(wish.id)
+
+    @app.get("/api/commands/{command_id}", tags=["models"])
+    def answer(command_id: Annotated[str, PathParameter(max_length=100)]) -> dict[str, Any]:
+        """What the gate decided; null while it has not, or does not know of the command."""
+        return {"id": command_id, "decision": parts.feed.decided(command_id)}
 
     @app.get("/api/windows", tags=["quality"])
     def windows(

@@ -18,9 +18,9 @@ from tidemill.validator import letters
 
 log = logging.getLogger(__name__)
 
-LAST = {topics.WINDOWS: 2000, topics.ALERTS: 5000, topics.MODELS: 2000, topics.DLQ: 1000}
+LAST = {topics.WINDOWS: 2000, topics.ALERTS: 5000, topics.MODELS: 2000, topics.PROMOTIONS: 1000, topics.DLQ: 1000}
 """Topics that are read, and how many records back they are begun."""
-KEPT_WINDOWS, KEPT_LETTERS, KEPT_RESOLVED = 400, 200, 20
+KEPT_WINDOWS, KEPT_LETTERS, KEPT_RESOLVED, KEPT_DECISIONS = 400, 200, 20, 1000
 MOST_REASONS = 200
 
 
@@ -36,6 +36,7 @@ class Feed(threading.Thread):
         self.resolved: deque[dict[str, Any]] = deque(maxlen=KEPT_RESOLVED)
         self.manifests: dict[str, dict[str, Any]] = {}
         self.versions: dict[tuple[str, int], dict[str, Any]] = {}
+        self.decisions: deque[dict[str, Any]] = deque(maxlen=KEPT_DECISIONS)
         self.letters: deque[dict[str, Any]] = deque(maxlen=KEPT_LETTERS)
         self.reasons: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.counts: Counter[str] = Counter()
@@ -44,6 +45,7 @@ class Feed(threading.Thread):
             topics.WINDOWS.name(pipeline.name): self._window,
             topics.ALERTS.name(pipeline.name): self._alert,
             topics.MODELS.name(pipeline.name): self._manifest,
+            topics.PROMOTIONS.name(pipeline.name): self._decision,
             topics.DLQ.name(pipeline.name): self._letter,
         }
         self._ending = threading.Event()
@@ -123,6 +125,24 @@ class Feed(threading.Thread):
         self.versions[manifest["model"], manifest["version"]] = told
         while len(self.versions) > LAST[topics.MODELS]:
             del self.versions[next(iter(self.versions))]
+
+    def _decision(self, record: Record) -> None:
+        decision = self.records.decision.of(record.value())
+        if decision is not None:
+            self.decisions.append({name: value for name, value in decision.items() if name != "signature"})
+
+    @property
+    def champion(self) -> tuple[str, int]:
+        """Who serves: a model, and the version that it is held at, or 0 where it serves as it learns."""
+        with self.lock:
+            said = self.decisions[-1]["champion"] if self.decisions else {}
+        model = said.get("model", "")
+        return (model, said["version"]) if self.pipeline.knows(model) else (self.pipeline.champion, 0)
+
+    def decided(self, command: str) -> dict[str, Any] | None:
+        """Return the decision that a command led to, if it has."""
+        with self.lock:
+            return next((one for one in self.decisions if one["command"] == command), None)
 
     def _letter(self, record: Record) -> None:
         letter = shown_letter(record)

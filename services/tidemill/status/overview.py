@@ -73,7 +73,8 @@ class Overview:
             "now": int(time.time() * 1000),
             "pipeline": self.pipeline.name,
             "task": self.pipeline.task,
-            "champion": self.pipeline.champion,
+            "champion": self.feed.champion[0],
+            "champion_version": self.feed.champion[1] or None,
             "roster": list(self.pipeline.roster),
             "metrics": self.metrics,
             "window_ms": milliseconds(self.declared.window),
@@ -94,10 +95,11 @@ class Overview:
 
     def models(self) -> list[dict[str, Any]]:
         """Return each model of the roster with its newest version."""
+        champion, _ = self.feed.champion
         with self.feed.lock:
             known = dict(self.feed.manifests)
         return [
-            {"name": name, "champion": name == self.pipeline.champion}
+            {"name": name, "champion": name == champion}
             | {
                 field: known[name][field] if name in known else None
                 for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri")
@@ -131,7 +133,7 @@ class Overview:
     def _versions(self, window: Window | None) -> list[dict[str, Any]]:
         if window is None:
             return []
-        by_name = figures(window, model=self.pipeline.champion, segment="", feature="")
+        by_name = figures(window, model=self.feed.champion[0], segment="", feature="")
         versions = sorted({v for values in by_name.values() for v in values if v >= 0})
         return [
             {
@@ -251,16 +253,26 @@ class Overview:
         return {"windows": [window["end"] for window in windows], "rules": rules}
 
     def promotions(self) -> list[dict[str, Any]]:
-        """Return who became champion, the latest first: so far the declaration alone decides."""
-        return [
+        """Return every decision about who serves, the latest first; the last is the declaration's own."""
+        with self.feed.lock:
+            found = list(reversed(self.feed.decisions))
+        declared = {
+            "kind": "declared", "at": None, "model": self.pipeline.champion, "version": None, "by": "declaration",
+            "why": "the declared champion",
+        }  # fmt: skip
+        shown = [
             {
-                "at": None,
-                "model": self.pipeline.champion,
-                "version": None,
-                "by": "declaration",
-                "why": "the declared champion",
+                "kind": one["kind"],
+                "at": one["time"],
+                "model": one["subject"]["model"],
+                "version": one["subject"]["version"] or None,
+                "by": one["by"],
+                "why": one["why"],
+                "decision": one,
             }
+            for one in found
         ]
+        return [*shown, declared]
 
 
 def flow(instances: Sequence[Instance]) -> list[dict[str, Any]]:

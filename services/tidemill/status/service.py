@@ -1,8 +1,8 @@
 """The status service: what the pipeline does now, for people and programs.
 
-reads   <pipeline>.windows, .alerts, .models, .dlq; on request .prediction-log, .examples, .expired, .events.valid; Redis;
+reads   <pipeline>.windows, .alerts, .models, .promotions, .dlq; on request .prediction-log, .examples, .expired, .events.valid; Redis;
         every service's /readyz and /metrics
-writes  <pipeline>.alerts, when somebody acknowledges one
+writes  <pipeline>.alerts, when somebody acknowledges one; <pipeline>.commands, signed, when somebody who has the token asks
 state   what it has read, in memory; it can be started anew at any time, and as often as wanted
 """
 
@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,8 +22,9 @@ from tidemill import topics
 from tidemill.errors import BrokerError, StoreError
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
+from tidemill.registry.decisions import Command, Seat, commands
 from tidemill.settings import Settings
-from tidemill.status.app import Parts, build
+from tidemill.status.app import Parts, Wish, build
 from tidemill.status.feed import Feed
 from tidemill.status.lookup import Lookup
 from tidemill.status.overview import Overview
@@ -106,6 +108,14 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
         sender.flush()
 
+    def ask(wish: Wish, target: Seat) -> None:
+        now = int(time.time() * 1000)
+        begin = wish.begin if wish.kind == "train" else 0
+        command = Command(wish.id, wish.kind, target, wish.steps, begin, wish.by, wish.why, now)
+        sealed = commands(pipeline, settings.signing_secret())
+        sender.send(topics.COMMANDS.name(pipeline.name), sealed.encode(command), wish.id.encode())
+        sender.flush()
+
     parts = Parts(
         feed=feed,
         scraper=scraper,
@@ -113,6 +123,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         lookup=Lookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time),
         ready=dependencies.wrong,
         acknowledge=acknowledge,
+        ask=ask,
         token=settings.status_token,
     )
     threads = (feed, scraper, dependencies)

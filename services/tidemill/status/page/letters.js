@@ -181,9 +181,10 @@ export class Promotions {
   constructor() {
     this.table = new Table({
       label: "Promotions",
-      key: (p) => `${p.at} ${p.model} ${p.version}`,
+      key: (p) => p.decision?.id ?? "declared",
       empty: "No promotion yet: the declared champion serves.",
       columns: [
+        words("kind", "decision", (p) => p.kind.replace("_", " ")),
         {
           id: "model",
           title: "model",

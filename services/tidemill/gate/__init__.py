@@ -1,0 +1,1 @@
+"""The gate: examples and people's commands in; who is the champion, and why, out."""

@@ -1,0 +1,199 @@
+"""Decisions and commands: who serves, since when, by whose word and on what evidence; signed, on topics of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from tidemill import topics
+from tidemill.errors import ArtifactError
+from tidemill.pipeline import Pipeline
+from tidemill.records import Codec, Records
+from tidemill.stream.api import Broker, Record, whole
+
+log = logging.getLogger(__name__)
+
+_SEAT = re.compile(r"([a-z][a-z0-9_-]*(?:~\d+)?)(?:@(\d+))?")
+
+
+@dataclass(frozen=True, order=True)
+class Seat:
+    """Who answers: a model as it learns (version 0), or one version of it; no model: nobody."""
+
+    model: str = ""
+    version: int = 0
+
+    @staticmethod
+    def of(text: str) -> Seat:
+        """Return the seat that `MODEL` or `MODEL@VERSION` names. Raises ValueError."""
+        found = _SEAT.fullmatch(text)
+        if not found:
+            raise ValueError(f"{text!r} where MODEL or MODEL@VERSION was expected, as logreg or logreg@12000")
+        return Seat(found[1], int(found[2] or 0))
+
+    def __bool__(self) -> bool:
+        return bool(self.model)
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version}" if self.version else self.model
+
+
+NOBODY = Seat()
+
+
+@dataclass(frozen=True)
+class EvidenceLine:
+    """One line of evidence; see schemas/tidemill/decision.v1.avsc."""
+
+    segment: str
+    questions: int
+    champion: float
+    challenger: float
+    difference: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided, and who serves after it; the fields are those of schemas/tidemill/decision.v1.avsc."""
+
+    id: str
+    kind: str
+    by: str
+    why: str
+    time: int
+    event_time: int
+    examples: int
+    since: int
+    command: str
+    subject: Seat
+    champion: Seat
+    before: Seat
+    watched: Seat = NOBODY
+    held: bool = False
+    candidate: str = ""
+    loss: str = ""
+    rate: float = 0.0
+    evidence: Sequence[EvidenceLine] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    signature: str = ""
+
+    @property
+    def seats(self) -> tuple[Seat, ...]:
+        """All that answer after it besides the roster: the champion first, whom it is watched against, the candidate."""
+        found = dict.fromkeys((self.champion, self.watched, Seat(self.candidate)))
+        return tuple(seat for seat in found if seat)
+
+    @property
+    def changes(self) -> bool:
+        """Whether another serves after it than before."""
+        return self.champion != self.before
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a person asks of the gate; the fields are those of schemas/tidemill/command.v1.avsc."""
+
+    id: str
+    kind: str
+    target: Seat
+    steps: int
+    begin: int
+    by: str
+    why: str
+    time: int
+    signature: str = ""
+
+
+Thing = TypeVar("Thing", bound="Decision | Command")
+
+
+class Sealed(Generic[Thing]):
+    """Encodes and decodes one kind of signed record."""
+
+    def __init__(self, kind: type[Thing], codec: Codec, key: bytes) -> None:
+        self.kind, self.codec, self._key = kind, codec, key
+
+    def _signature(self, record: Mapping[str, Any]) -> str:
+        return hmac.new(self._key, self.codec.encode({**record, "signature": ""}), "sha256").hexdigest()
+
+    def _is_signed(self, record: Mapping[str, Any]) -> bool:
+        return hmac.compare_digest(record["signature"].encode(), self._signature(record).encode())
+
+    def encode(self, thing: Thing) -> bytes:
+        """Return it as it stands on its topic, signed."""
+        record = dataclasses.asdict(thing)
+        return self.codec.encode({**record, "signature": self._signature(record)})
+
+    def decode(self, data: bytes) -> Thing:
+        """Return what `data` says. Raises ArtifactError where it is damaged, forged, or signed with another key."""
+        name = self.kind.__name__.lower()
+        try:
+            record = self.codec.decode(data)
+            again = self.codec.encode(record)
+        except Exception as error:  # forged bytes may make the decoder raise anything
+            raise ArtifactError(f"a {name} can't be decoded: {type(error).__name__}: {error}") from error
+        if again != data or not self._is_signed(record):
+            raise ArtifactError(
+                f"a {name} has a wrong signature: it is damaged, forged, or signed with another TIDEMILL_SIGNING_KEY"
+            )
+        return self.kind(**_made(record))
+
+    def sound(self, record: Record) -> Thing | None:
+        """Return what a record says; None, and a line in the log, where it is damaged or forged."""
+        try:
+            return self.decode(record.value() or b"")
+        except ArtifactError as error:
+            log.error("record refused", extra={"cause": str(error), "topic": record.topic(), "offset": record.offset()})
+            return None
+
+
+def _made(record: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(record)
+    for name in ("subject", "champion", "before", "watched", "target"):
+        if name in found:
+            found[name] = Seat(**found[name])
+    if "evidence" in found:
+        found["evidence"] = tuple(EvidenceLine(**line) for line in found["evidence"])
+    return found
+
+
+def decisions(pipeline: Pipeline, key: bytes) -> Sealed[Decision]:
+    """Return what reads and writes a pipeline's decisions."""
+    return Sealed(Decision, Records(pipeline).decision, key)
+
+
+class _Unchecked(Sealed[Decision]):
+    """Reads decisions where there is no key to check their signatures with."""
+
+    def _is_signed(self, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        return True
+
+
+def unchecked(pipeline: Pipeline) -> Sealed[Decision]:
+    """Return what reads a pipeline's decisions for people, whoever signed them."""
+    return _Unchecked(Decision, Records(pipeline).decision, b"")
+
+
+def commands(pipeline: Pipeline, key: bytes) -> Sealed[Command]:
+    """Return what reads and writes a pipeline's commands."""
+    return Sealed(Command, Records(pipeline).command, key)
+
+
+def all_decisions(pipeline: Pipeline, broker: Broker, sealed: Sealed[Decision]) -> list[Decision]:
+    """Return every sound decision on the promotions topic, the oldest first. There are few: people and proofs are slow."""
+    topic = topics.PROMOTIONS.name(pipeline.name)
+    found = (sealed.sound(record) for batch in broker.read(whole(broker, topic)) for record in batch)
+    return [decision for decision in found if decision]
+
+
+def kept_versions(decided: Sequence[Decision]) -> set[tuple[str, int]]:
+    """Return the versions that decisions have put in the champion's place, or keep there: pruning leaves them."""
+    seats = {seat for one in decided for seat in (one.champion, one.before, one.watched, one.subject)}
+    return {(seat.model, seat.version) for seat in seats if seat.version}
