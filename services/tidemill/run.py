@@ -109,7 +109,9 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     elif name == "learner":
         service = _learner(pipeline, settings, broker, model or pipeline.champion)
     elif name == "gate":
-        service = gate.build(pipeline, registry_of(pipeline, settings), broker)
+        service = gate.build(
+            pipeline, registry_of(pipeline, settings), broker, settings.status_token.get_secret_value().encode()
+        )
     elif name == "archiver":
         service = _archiver(pipeline, settings)
     else:

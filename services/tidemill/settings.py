@@ -63,7 +63,8 @@ class Settings(BaseSettings):
         {}, description="status: base URL of each service by its name, as JSON, whose /readyz and /metrics are read"
     )
     status_token: SecretStr = Field(
-        SecretStr(""), description="status: secret that changes must come with; without one nothing can be changed"
+        SecretStr(""),
+        description="status and gate: secret that changes must come with; without one nothing can be changed",
     )
     status_url: str = Field(
         "http://localhost:8000",

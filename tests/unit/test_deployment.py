@@ -470,7 +470,7 @@ def test_kubernetes_runs_every_service_and_a_learner_for_every_model() -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_every_replica_has_partitions_and_a_model_one_learner(name: str) -> None:
     # A replica without partitions stands by; a second learner of a model would have none. Of those that look on there is one.
-    alone = name.startswith("learner") or name in WATCHING
+    alone = name.startswith("learner") or name in ("gate", *WATCHING)
     assert SETS[name]["spec"]["replicas"] <= (1 if alone else load("flights").partitions)
 
 
@@ -483,13 +483,15 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     if service != "status":
         assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
     assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status"))
-    assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
+    assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service in ("gate", "status"))
     assert ("TIDEMILL_REGISTRY_URL" in from_pod) == (service == "validator")
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
-    assert ("TIDEMILL_SIGNING_KEY" in from_pod) == ("/artifacts" in mounts) == (service in ("scorer", "learner"))
+    assert (
+        ("TIDEMILL_SIGNING_KEY" in from_pod) == ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate"))
+    )
     if "/artifacts" in mounts:
-        assert mounts["/artifacts"].get("readOnly", False) == (service == "scorer"), "only a learner makes models"
+        assert mounts["/artifacts"].get("readOnly", False) == (service != "learner"), "only a learner makes models"
 
 
 @pytest.mark.parametrize("name", SETS)

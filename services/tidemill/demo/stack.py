@@ -107,7 +107,7 @@ class Redis:
 
 def roles(pipeline: Pipeline) -> list[str]:
     """Return the processes of a pipeline: each service, and one learner a model, as `learner:NAME`."""
-    idle = {"learner"} if pipeline.other_views else {"learner", "materializer"}
+    idle = {"learner", *([] if pipeline.other_views else ["materializer"]), *([] if pipeline.gate else ["gate"])}
     return [s for s in SERVICES if s not in idle] + [f"learner:{name}" for name in pipeline.roster]
 
 

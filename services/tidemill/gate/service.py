@@ -52,6 +52,8 @@ class Referee(Step):
         What was decided so far; asked whenever the examples are taken over.
     check
         Says why somebody can't serve.
+    token
+        What the status service signs commands with; without one none is carried out.
     clock
         Wall time in s, for the records.
     """
@@ -63,13 +65,14 @@ class Referee(Step):
         history: History,
         check: Check,
         *,
+        token: bytes = b"",
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self.pipeline, self.history, self.check, self.clock = pipeline, history, check, clock
         self.gate = pipeline.gate
         self.records = Records(pipeline)
-        self._decisions, self._commands = decisions(pipeline, key), commands(pipeline, key)
+        self._decisions, self._commands = decisions(pipeline, key), commands(pipeline, token) if token else None
         self.examples, self.asked = topics.EXAMPLES.name(pipeline.name), topics.COMMANDS.name(pipeline.name)
         self.promotions = topics.PROMOTIONS.name(pipeline.name)
         self._forget()
@@ -153,11 +156,7 @@ class Referee(Step):
             if topic == self.examples:
                 self._example(record, emit)
             elif topic == self.asked:
-                command = self._commands.sound(record)
-                if command is None:
-                    self.counts["skipped", "forged"] += 1
-                elif all(decision.command != command.id for decision in self.past):
-                    self._obey(command, emit)
+                self._command(record, emit)
             else:
                 self._alert(record, emit)
         return True
@@ -303,8 +302,19 @@ class Referee(Step):
         if self.since != since:
             self._begin()
 
-    def _obey(self, command: Command, emit: Emit) -> None:
-        """Carry out what a person asks, or say why not."""
+    def _command(self, record: Record, emit: Emit) -> None:
+        """Carry out what a person asks, once, or say why not."""
+        if self._commands is None:
+            log.error(
+                "a command was left: set TIDEMILL_STATUS_TOKEN, the same for gate and status",
+                extra={"offset": record.offset()},
+            )
+        command = self._commands.sound(record) if self._commands else None
+        if command is None:
+            self.counts["skipped", "forged"] += 1
+            return
+        if any(decision.command == command.id for decision in self.past):
+            return
         kinds: Mapping[str, Callable[[Command, Emit], str]] = {
             "promote": self._promote, "rollback": self._roll_back, "pin": self._pin, "unpin": self._unpin, "train": self._train,
         }  # fmt: skip
@@ -397,10 +407,12 @@ class Referee(Step):
         return {("trial_questions", str(seat)): trial.questions for seat, trial in self.trials.items()}
 
 
-def build(pipeline: Pipeline, registry: Registry, broker: Broker) -> Service:
+def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes = b"") -> Service:
     """Wire the gate to its topics."""
     sealed = decisions(pipeline, registry.key)
-    step = Referee(pipeline, registry.key, lambda: all_decisions(pipeline, broker, sealed), check_of(registry, broker))
+    step = Referee(
+        pipeline, registry.key, lambda: all_decisions(pipeline, broker, sealed), check_of(registry, broker), token=token
+    )
     names = [topic.name(pipeline.name) for topic in (topics.EXAMPLES, topics.COMMANDS, topics.ALERTS)]
     return Service("gate", f"{pipeline.name}.gate", names, step)
 

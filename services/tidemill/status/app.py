@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, SecretStr
 
 from tidemill import __version__, describe
-from tidemill.errors import BrokerError, SettingsError, StoreError
+from tidemill.errors import BrokerError, StoreError
 from tidemill.registry.decisions import NOBODY, Seat
 from tidemill.status.feed import Feed
 from tidemill.status.lookup import Lookup, TooFarBackError
@@ -233,10 +233,7 @@ def build(parts: Parts) -> FastAPI:
         except ValueError as error:
             raise HTTPException(422, f"target {error}") from None
         if parts.feed.decided(wish.id) is None:
-            try:
-                parts.ask(wish, target)
-            except SettingsError as error:
-                raise HTTPException(403, str(error)) from None
+            parts.ask(wish, target)
         return answer(wish.id)
 
     @app.get("/api/commands/{command_id}", tags=["models"])

@@ -112,7 +112,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         now = int(time.time() * 1000)
         begin = wish.begin if wish.kind == "train" else 0
         command = Command(wish.id, wish.kind, target, wish.steps, begin, wish.by, wish.why, now)
-        sealed = commands(pipeline, settings.signing_secret())
+        sealed = commands(pipeline, settings.status_token.get_secret_value().encode())
         sender.send(topics.COMMANDS.name(pipeline.name), sealed.encode(command), wish.id.encode())
         sender.flush()
 
