@@ -94,7 +94,7 @@ class Form:
             "champion": log["champion"]["model"],
             **{f"x_{name}": value for name, value in of["vector"].items()},
         }
-        for score in (log["champion"], *log["challengers"]):
+        for score in (*log["challengers"], log["champion"]):  # of two versions of a model the one that was served
             row[f"score_{score['model']}"] = score["score"]
             row[f"version_{score['model']}"] = score["version"]
             if self.by_class:

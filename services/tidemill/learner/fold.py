@@ -44,9 +44,11 @@ class Fold:
         self.examples += 1
         self.learned_until = max(self.learned_until, example["label_time"])
         self.vectors.append(vector)
-        served = prediction["champion"]
-        if served["model"] != self.name:
-            served = next((s for s in prediction["challengers"] if s["model"] == self.name), None)  # type: ignore[assignment]
+        # Where one version is pinned, the newest answers beside it: that one is judged.
+        served = max(
+            (s for s in (prediction["champion"], *prediction["challengers"]) if s["model"] == self.name),
+            key=lambda score: score["version"], default=None,
+        )  # fmt: skip
         if served is not None:
             for metric in self.metrics:
                 self._kind.update(metric, label, served["score"], served["probabilities"])

@@ -59,7 +59,7 @@ class Columns:
 
     def said(self, log: Mapping[str, Any]) -> list[Any]:
         """Return what each model of the roster said, in its order; None where one did not answer."""
-        answers = {score["model"]: score for score in (log["champion"], *log["challengers"])}
+        answers = {score["model"]: score for score in (*log["challengers"], log["champion"])}  # what was served counts
         found: list[Any] = []
         for model in self.models:
             answer = answers.get(model)

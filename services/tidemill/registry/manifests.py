@@ -141,7 +141,7 @@ class Registry:
     def open(self, manifest: Manifest) -> Snapshot:
         """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails."""
         name = f"model {manifest.model!r} version {manifest.version}"
-        if manifest.pipeline != self.pipeline.name or manifest.model not in self.pipeline.roster:
+        if manifest.pipeline != self.pipeline.name or not self.pipeline.knows(manifest.model):
             raise ArtifactError(f"{name} of pipeline {manifest.pipeline!r} is not one of {self.pipeline.name!r}")
         if manifest.declaration != self.pipeline.declaration_hash(manifest.model):
             raise ArtifactError(

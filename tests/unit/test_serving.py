@@ -1,0 +1,238 @@
+"""Who serves: the seats that the gate's decisions give, versions that can't answer, and shares of the entities."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+from river_in_memory import KEY
+from test_gate import made
+
+from tidemill import topics
+from tidemill.learner.fold import Fold
+from tidemill.records import Records
+from tidemill.registry.decisions import NOBODY, Decision, Seat, decisions
+from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.store import ArtifactStore
+from tidemill.run import topic_table
+from tidemill.scorer.feed import ModelFeed, Placed
+from tidemill.scorer.service import Scorer, share_of
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
+
+PIPELINE = made(None)
+RECORDS = Records(PIPELINE)
+
+
+class Says:
+    """A model that always says the same, or raises."""
+
+    def __init__(self, score: float | None) -> None:
+        self.score = score
+
+    def predict_proba_one(self, _: Any) -> dict[bool, float]:
+        if self.score is None:
+            raise ZeroDivisionError("nothing to divide by")
+        return {True: self.score, False: 1 - self.score}
+
+
+def scorer(pipeline: Any = PIPELINE, **models: float | None) -> Scorer:
+    found = Scorer(pipeline)
+    for version, (name, score) in enumerate(models.items(), 1):
+        found.put(name, version, Says(score))
+    return found
+
+
+def score(step: Scorer, entity: str = "JFK", many: int = 1) -> list[dict[str, Any]]:
+    """Return what goes into the prediction log."""
+    emitted = small.Emitted()
+    given = small.features(PIPELINE, "e", 1, carrier="UA") | {"entity_id": entity}
+    step.process([MemoryRecord("small.features", RECORDS.features.encode(given), entity.encode())] * many, emitted)
+    return [RECORDS.prediction_log.decode(record.value() or b"") for record in emitted.of("small.prediction-log")]
+
+
+def answers(log: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(one["model"], one["version"]) for one in (log["champion"], *log["challengers"])]
+
+
+class TestSeats:
+    def test_another_model_serves_from_the_next_vector_on_and_the_old_one_shadows(self) -> None:
+        step = scorer(linear=0.1, slow=0.2, third=0.3)
+        step.seat(Placed(Seat("slow")))
+        (log,) = score(step)
+        assert answers(log) == [("slow", 2), ("linear", 1), ("third", 3), ("baseline", 0)]
+        assert log["champion"]["score"] == 0.2
+
+    def test_a_version_that_is_held_serves_and_its_model_shadows_as_it_learns(self) -> None:
+        step = scorer(linear=0.1, slow=0.2)
+        step.seat(Placed(Seat("linear", 7), {Seat("linear", 7): (7, Says(0.7)), Seat("slow", 5): (5, Says(0.5))}))
+        step.put("linear", 9, Says(0.9))
+        (log,) = score(step)
+        assert log["champion"] == {"model": "linear", "version": 7, "score": 0.7, "probabilities": {}}
+        assert answers(log)[1:] == [("slow", 5), ("linear", 9), ("slow", 2), ("third", 0), ("baseline", 0)]
+
+    def test_a_candidate_shadows_as_soon_as_it_has_a_version_and_goes_when_nobody_follows_it(self) -> None:
+        step = scorer(linear=0.1)
+        step.put("slow~300", 400, Says(0.4))
+        assert ("slow~300", 400) not in answers(score(step)[0])
+        step.seat(Placed(Seat("linear"), follows=["slow~300"]))
+        step.put("slow~300", 400, Says(0.4))
+        assert ("slow~300", 400) in answers(score(step)[0])
+        step.seat(Placed(Seat("linear")))
+        assert ("slow~300", 400) not in answers(score(step)[0])
+
+    def test_what_a_model_is_judged_by_is_its_newest_version(self) -> None:
+        example = small.example(PIPELINE, "e", True, 0, carrier="UA")  # type: ignore[arg-type]
+        example["prediction"] |= {
+            "champion": small.score("linear", 0.1, 7),
+            "challengers": [small.score("linear", 0.9, 9)],
+        }
+        fold = Fold(PIPELINE, "linear")
+        fold.learn(example, 0)  # type: ignore[arg-type]
+        assert fold.metrics[0].get() == 1.0
+
+
+class TestInstead:
+    def test_a_version_that_can_not_answer_is_given_up_for_the_one_before(self) -> None:
+        step = scorer(linear=0.1)
+        step.put("linear", 2, Says(None))
+        logs = score(step, many=3)
+        assert [log["champion"]["version"] for log in logs] == [1, 1, 1]
+        assert step.counts["model_loads", "given_up"] == 1
+        step.put("linear", 3, Says(0.3))
+        assert score(step)[0]["champion"]["version"] == 3
+
+    @pytest.mark.parametrize("worse", [float("nan"), float("inf")])
+    def test_a_score_that_is_no_number_is_no_answer(self, worse: float) -> None:
+        step = scorer(linear=0.1)
+        step.put("linear", 2, Says(worse))
+        assert score(step)[0]["champion"]["score"] == 0.1
+
+    def test_where_the_one_before_can_not_answer_either_it_is_the_vector_and_the_version_stays(self) -> None:
+        step = scorer(linear=None)
+        step.put("linear", 2, Says(None))
+        assert score(step) == []
+        assert step.counts["dead_letters", "model_failed"] == 1
+        assert step.models["linear"].version == 2
+
+    def test_the_declared_model_that_knows_nothing_is_no_help(self) -> None:
+        step = scorer(linear=None)
+        assert score(step) == []
+        assert step.counts["model_loads", "given_up"] == 0
+
+
+class TestShares:
+    def test_an_entity_is_always_served_by_the_same_and_as_many_as_declared(self) -> None:
+        step = scorer(made(None, shares={"slow": 0.2, "third": 0.1}), linear=0.1, slow=0.2, third=0.3)
+        by = {entity: score(step, entity)[0]["champion"]["model"] for entity in map(str, range(4_000))}
+        assert {entity: score(step, entity)[0]["champion"]["model"] for entity in ("1", "2", "3")}.items() <= by.items()
+        shares = {name: count / len(by) for name, count in Counter(by.values()).items()}
+        assert shares == pytest.approx({"linear": 0.7, "slow": 0.2, "third": 0.1}, abs=0.03)
+
+    def test_whoever_serves_all_others_answer_too_and_once(self) -> None:
+        step = scorer(made(None, shares={"slow": 0.5}), linear=0.1, slow=0.2)
+        for entity in map(str, range(20)):
+            assert sorted(answers(score(step, entity)[0])) == [
+                ("baseline", 0),
+                ("linear", 1),
+                ("slow", 2),
+                ("third", 0),
+            ]
+
+    def test_a_challenger_that_fails_leaves_its_entities_to_the_champion(self) -> None:
+        step = scorer(made(None, shares={"slow": 1.0}), linear=0.1, slow=None)
+        assert score(step)[0]["champion"]["model"] == "linear"
+
+    def test_a_share_is_of_the_pipeline_and_uniform(self) -> None:
+        places = [share_of("small", str(number)) for number in range(2_000)]
+        assert sum(places) / 2_000 == pytest.approx(0.5, abs=0.02)
+        assert share_of("small", "1") != share_of("other", "1")
+
+
+class TestTheFeed:
+    """Decisions on the topic, versions in the store, and what the scorer is given."""
+
+    @pytest.fixture
+    def registry(self, tmp_path: Path) -> Registry:
+        return Registry(PIPELINE, ArtifactStore(str(tmp_path)), KEY)
+
+    @pytest.fixture
+    def broker(self) -> MemoryBroker:
+        return MemoryBroker({name: partitions for _, name, partitions in topic_table(PIPELINE)})
+
+    def publish(self, registry: Registry, broker: MemoryBroker, model: str, examples: int) -> Manifest:
+        fold = Fold(PIPELINE, model)
+        for number in range(examples):
+            fold.learn(small.example(PIPELINE, "e", number % 3 == 0, number, carrier="UA"), number)  # type: ignore[arg-type]
+        manifest = registry.publish(model, fold.snapshot(), tuple(fold.vectors))
+        broker.append(topics.MODELS.name("small"), registry.encode(manifest), model.encode(), 1)
+        return manifest
+
+    def decide(self, broker: MemoryBroker, champion: Seat, key: bytes = KEY, **more: Any) -> None:
+        decision = Decision(f"{time.time()}", "promoted", "ann", "", 1, 1, 1, 1, "", champion, champion, NOBODY, **more)
+        broker.append(topics.PROMOTIONS.name("small"), decisions(PIPELINE, key).encode(decision), b"k", 1)
+
+    def started(self, registry: Registry, broker: MemoryBroker) -> Scorer:
+        """Return a scorer as a new process would be when its first batch comes."""
+        feed = ModelFeed(registry, broker)
+        feed._catch_up()
+        step = Scorer(PIPELINE, feed.take)
+        step.swap()
+        return step
+
+    def test_a_scorer_that_starts_seats_whom_the_last_decision_names(
+        self, registry: Registry, broker: MemoryBroker
+    ) -> None:
+        self.publish(registry, broker, "linear", 5)
+        self.publish(registry, broker, "linear", 9)
+        self.decide(broker, Seat("slow"))
+        self.decide(broker, Seat("linear", 5))
+        step = self.started(registry, broker)
+        assert (step.champion.name, step.champion.version) == ("linear", 5)
+        assert step.models["linear"].version == 9
+
+    def test_while_it_runs_it_follows(self, registry: Registry, broker: MemoryBroker) -> None:
+        self.publish(registry, broker, "linear", 5)
+        feed = ModelFeed(registry, broker)
+        feed.start()
+        step = Scorer(PIPELINE, feed.take)
+        try:
+            self.decide(broker, Seat("linear", 5))
+            deadline = time.monotonic() + 20
+            while step.champion.version != 5 or step.champion is step.models["linear"]:
+                assert time.monotonic() < deadline
+                step.swap()
+                time.sleep(0.01)
+        finally:
+            feed.stop()
+
+    def test_whom_nobody_can_open_does_not_serve(
+        self, registry: Registry, broker: MemoryBroker, tmp_path: Path
+    ) -> None:
+        manifest = self.publish(registry, broker, "linear", 5)
+        (tmp_path / manifest.uri).write_bytes(b"damaged")
+        self.decide(broker, Seat("linear", 5))
+        step = self.started(registry, broker)
+        assert (step.champion.name, step.champion.version) == ("linear", 0)
+        assert step.counts["model_loads", "refused"] == 2, "the version, and whom the gate chose"
+
+    def test_a_forged_decision_seats_nobody(self, registry: Registry, broker: MemoryBroker) -> None:
+        self.publish(registry, broker, "slow", 5)
+        self.decide(broker, Seat("slow"), key=b"another key")
+        assert self.started(registry, broker).champion.name == "linear"
+
+    def test_a_champion_that_is_declared_no_more_does_not_serve(self, registry: Registry, broker: MemoryBroker) -> None:
+        self.decide(broker, Seat("gone"))
+        assert self.started(registry, broker).champion.name == "linear"
+
+    def test_a_candidate_s_versions_are_opened(self, registry: Registry, broker: MemoryBroker) -> None:
+        self.decide(broker, Seat("linear"), candidate="slow~2")
+        self.publish(registry, broker, "slow~2", 6)
+        feed = ModelFeed(registry, broker)
+        feed._catch_up()
+        step = Scorer(PIPELINE, feed.take)
+        step.swap()
+        assert step.models["slow~2"].version == 6
