@@ -22,7 +22,10 @@ EXAMPLES_PER_VERSION = 500
 """Most examples for which a version of each model is waited for: however fast the machine is, several are served."""
 
 
-KILLED = ("featurizer", "scorer", "materializer", "learner:logreg")
+KILLED = ("featurizer", "scorer", "gate", "materializer", "learner:logreg")
+CHANGES = (("promote", "slow"), ("pin", "logreg@{version}"), ("rollback",), ("unpin",), ("promote", "logreg"))
+"""What people ask for, after each kill; `version` is the newest there is."""
+TOKEN = "a token for these tests"
 
 
 def replayed(run: Running, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -32,12 +35,24 @@ def replayed(run: Running, *arguments: str) -> tuple[int, dict[str, Any]]:
     return done.exit_code, json.loads(done.stdout)
 
 
+def asked(run: Running, kind: str, *target: str) -> str:
+    """Ask the gate as somebody would who has the token; returns what was decided."""
+    env = {**run.stack.env, "TIDEMILL_STATUS_URL": f"http://127.0.0.1:{run.stack.ports['status']}"}
+    done = CliRunner().invoke(
+        cli, ["models", kind, run.reference, *target, "--why", "to see"], env=env, catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 @pytest.mark.parametrize("killed", [(), KILLED], ids=["undisturbed", "killed"])
 def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: tuple[str, ...]) -> None:
-    run = running("flights", partitions=4, snapshot_seconds=0.3)
+    run = running("flights", partitions=4, snapshot_seconds=0.3, status_token=TOKEN)
     found = data.flights((1,), days=5)
     messages = script(run.pipeline, found, spoil_every=100)
     run.stack.start_all()
+    if killed:
+        run.stack.start("status")
     run.stack.wait_ready()
     ledger = Ledger(run)
     ledger.start()
@@ -51,7 +66,7 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
 
     replay = Replay(run.broker.servers, messages, speed=1e12, has_room=has_room)
     replay.start()
-    kills = []
+    kills, changes = [], []
     for number, role in enumerate(killed, 1):
         edge = number * len(messages) // (len(killed) + 2)
         until(lambda edge=edge: replay.events + replay.labels >= edge, "the replay stalls", 120)
@@ -62,6 +77,11 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
             before = ledger.count(topics.PREDICTIONS)
             until(lambda before=before: ledger.count(topics.PREDICTIONS) > before + 100, "nothing passes", 120)
         run.stack.start(role)
+        kind, *target = CHANGES[number - 1]
+        until(lambda: {r.key() for r in ledger.of(topics.MODELS)} >= {b"logreg", b"slow"}, "there are no versions", 60)
+        newest = [r for r in ledger.of(topics.MODELS) if r.key() == b"logreg"][-1]
+        version = run.records.manifest.decode(newest.value())["version"]
+        changes.append(asked(run, kind, *[part.format(version=version) for part in target]))
         if role == "materializer":
             held_back.append(role)  # else all the rest has passed before it is there again
             until(lambda: run.stack.fetch("materializer", "/readyz")[0] == 200, "the materializer is not ready", 60)
@@ -74,7 +94,30 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
 
     verdict = judge(run, ledger, messages, redis_url=redis_server.url)
     assert not str(verdict)
-    for arguments in (["--sample", "200"], ["--rebuild", "--sample", "50"], [ledger.ids(topics.PREDICTION_LOG)[-1]]):
+    served = Counter(
+        (
+            log["champion"]["model"],
+            bool(log["challengers"]) and log["champion"]["version"] < log["challengers"][-1]["version"] - 2_000,
+        )
+        for log in (run.records.prediction_log.decode(record.value()) for record in ledger.of(topics.PREDICTION_LOG))
+    )
+    if killed:
+        assert [change.split(":")[0] for change in changes] == [
+            "promoted",
+            "pinned",
+            "rolled back",
+            "unpinned",
+            "promoted",
+        ]
+        assert (
+            min(sum(count for (name, _), count in served.items() if name == model) for model in ("logreg", "slow"))
+            > 100
+        )
+    for arguments in (
+        ["--sample", "1000" if killed else "200"],
+        ["--rebuild", "--sample", "50"],
+        [ledger.ids(topics.PREDICTION_LOG)[-1]],
+    ):
         code, said = replayed(run, *arguments)
         assert (code, said["equal"]) == (0, True), said
         assert said["summary"]["predictions"] == (int(arguments[-1]) if "--sample" in arguments else 1)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from site_by_hand import FLIGHTS, TOKEN, Site, alert, figure, letter, predicted, window
+from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, figure, letter, predicted, window
 
 from tidemill import topics
 from tidemill.errors import BrokerError, StoreError
@@ -294,6 +294,66 @@ def test_an_alert_is_acknowledged_with_the_token_only(site: Site) -> None:
     assert site.said == [("drift:distance", "anna", "looking")]
     assert acknowledge(site, TOKEN, "no:such").status_code == 404
     assert acknowledge(site, TOKEN, body={"by": "", "why": "x"}).status_code == 422
+
+
+def decided(number: int, kind: str = "promoted", command: str = "", **champion: Any) -> bytes:
+    """Return a decision; `champion`: its model and version."""
+    seat = {"model": "slow", "version": 0} | champion
+    return RECORDS.decision.encode(
+        {
+            "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
+            "examples": 9, "since": 9, "command": command, "subject": seat, "champion": seat,
+            "before": {"model": "logreg", "version": 0}, "watched": {"model": "", "version": 0}, "held": False,
+            "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "signature": "s",
+        }
+    )  # fmt: skip
+
+
+def test_who_serves_is_whom_the_last_decision_names_and_before_the_first_the_declared_one(site: Site) -> None:
+    assert [p["kind"] for p in site.get("/api/promotions")] == ["declared"]
+    assert [m["name"] for m in site.get("/api/models") if m["champion"]] == ["logreg"]
+    site.tell(topics.PROMOTIONS, decided(1), decided(2, "pinned", version=70))
+    told = site.get("/api/promotions")
+    assert [(p["kind"], p["model"], p["version"], p["by"]) for p in told] == [
+        ("pinned", "slow", 70, "gate"), ("promoted", "slow", None, "gate"), ("declared", "logreg", None, "declaration"),
+    ]  # fmt: skip
+    assert "signature" not in told[0]["decision"]
+    assert [m["name"] for m in site.get("/api/models") if m["champion"]] == ["slow"]
+    overview = site.get("/api/overview")
+    assert (overview["champion"], overview["champion_version"]) == ("slow", 70)
+    site.tell(topics.PROMOTIONS, decided(3, model="gone"))
+    assert [m["name"] for m in site.get("/api/models") if m["champion"]] == ["logreg"], (
+        "a model that is declared no more serves no more"
+    )
+
+
+def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site) -> None:
+    wish = {"id": "0123456789", "kind": "promote", "target": "slow@70", "by": "anna", "why": "it was better"}
+
+    def ask(token: str = TOKEN, **changes: Any) -> Any:
+        return site.client.post("/api/commands", json=wish | changes, headers={"Authorization": f"Bearer {token}"})
+
+    assert ask("another").status_code == 401
+    for changes in (
+        {"kind": "dance"},
+        {"target": "a b"},
+        {"id": "short"},
+        {"id": "with a space"},
+        {"by": ""},
+        {"why": ""},
+        {"steps": 0},
+    ):
+        assert ask(**changes).status_code == 422, changes
+    assert site.asked == []
+    answer = ask()
+    assert (answer.status_code, answer.json()) == (202, {"id": "0123456789", "decision": None})
+    ((said, target),) = site.asked
+    assert (said.kind, target.model, target.version, said.by) == ("promote", "slow", 70, "anna")
+    assert site.get("/api/commands/0123456789")["decision"] is None
+    site.tell(topics.PROMOTIONS, decided(1, command="0123456789"))
+    assert site.get("/api/commands/0123456789")["decision"]["kind"] == "promoted"
+    assert ask().json()["decision"]["id"] == "d1"
+    assert len(site.asked) == 1, "what was decided is not asked again"
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(site: Site) -> None:

@@ -1,0 +1,172 @@
+"""What people ask of the gate from a terminal: over HTTP, with the token, once; and what they are told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tidemill import topics
+from tidemill.cli import cli
+from tidemill.errors import SettingsError
+from tidemill.registry.decisions import NOBODY, Decision, EvidenceLine, Seat, decisions
+from tidemill.stream.embedded import EmbeddedBroker
+from tidemill.stream.kafka import Sender
+
+TOKEN = "a token for these tests"
+DECISION: dict[str, Any] = {
+    "kind": "promoted", "why": "it is better", "champion": {"model": "slow", "version": 0}, "held": False, "candidate": "",
+}  # fmt: skip
+
+
+class Status(BaseHTTPRequestHandler):
+    """Answers as the status service does; the gate takes one look to decide."""
+
+    asked: list[dict[str, Any]]
+    looks: int
+    decision: dict[str, Any] | None
+    refuses: tuple[int, Any] | None
+
+    def do_POST(self) -> None:
+        kind = type(self)
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self._say(401, {"detail": "a token is needed"})
+        if kind.refuses:
+            return self._say(*kind.refuses)
+        kind.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        return self._say(202, {"id": kind.asked[-1]["id"], "decision": None})
+
+    def do_GET(self) -> None:
+        type(self).looks += 1
+        self._say(200, {"id": self.path.rpartition("/")[2], "decision": self.decision if self.looks > 1 else None})
+
+    def _say(self, code: int, what: Any) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(what).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def status() -> Iterator[tuple[type[Status], str]]:
+    kind = type("Told", (Status,), {"asked": [], "looks": 0, "decision": DECISION, "refuses": None})
+    server = HTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield kind, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def run(url: str, *arguments: str, token: str = TOKEN) -> Result:
+    environment = {"TIDEMILL_STATUS_URL": url, "TIDEMILL_STATUS_TOKEN": token}
+    return CliRunner().invoke(cli, ["models", *arguments], env=environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["promote", "flights", "slow@70"], {"kind": "promote", "target": "slow@70"}),
+        (["rollback", "flights", "--steps", "2"], {"kind": "rollback", "target": "", "steps": 2}),
+        (["pin", "flights", "slow@70"], {"kind": "pin", "target": "slow@70"}), (["unpin", "flights"], {"kind": "unpin", "target": ""}),
+        (["train", "flights", "slow", "--from", "earliest"], {"kind": "train", "target": "slow", "begin": 0}),
+        (["train", "flights", "slow", "--from=-500"], {"kind": "train", "target": "slow", "begin": -500}),
+    ],
+)  # fmt: skip
+def test_each_is_asked_once_and_the_answer_is_printed(status: Any, arguments: list[str], said: dict[str, Any]) -> None:
+    kind, url = status
+    done = run(url, *arguments, "--why", "it was better", "--by", "ann", "--id", "an-id-of-mine")
+    assert done.exit_code == 0, done.output
+    assert kind.asked == [{"id": "an-id-of-mine", "by": "ann", "why": "it was better", **said}]
+    assert done.stdout == "promoted: it is better\nslow serves\n"
+
+
+def test_a_refusal_ends_with_code_1(status: Any) -> None:
+    kind, url = status
+    kind.decision = DECISION | {
+        "kind": "refused",
+        "why": "there is no version 70 of it",
+        "champion": {"model": "logreg", "version": 9},
+        "held": True,
+    }
+    done = run(url, "promote", "flights", "slow@70", "--why", "x")
+    assert done.exit_code == 1
+    assert done.stdout == "refused: there is no version 70 of it\nlogreg@9 serves, pinned\n"
+
+
+@pytest.mark.parametrize(
+    ("refuses", "said"),
+    [
+        ((403, {"detail": "no token is set"}), r"says no \(403\): no token is set"),
+        ((422, {"detail": [{"loc": ["body", "id"], "msg": "too short"}]}), "id: too short"), ((500, []), "says no"),
+    ],
+)  # fmt: skip
+def test_what_the_service_says_against_it_is_said(status: Any, refuses: Any, said: str) -> None:
+    kind, url = status
+    kind.refuses = refuses
+    with pytest.raises(SettingsError, match=said):
+        raise run(url, "unpin", "flights", "--why", "x").exception or AssertionError
+
+
+def test_a_wrong_token_is_said_and_not_printed(status: Any) -> None:
+    done = run(status[1], "unpin", "flights", "--why", "x", token="another secret")
+    assert "(401): a token is needed" in str(done.exception)
+    assert "another secret" not in str(done.exception)
+
+
+def test_a_gate_that_does_not_answer_is_said_with_the_way_to_ask_again(status: Any) -> None:
+    kind, url = status
+    kind.decision = None
+    done = run(url, "unpin", "flights", "--why", "x", "--wait", "0.5", "--id", "an-id-of-mine")
+    assert "has not answered within 0.5 s" in str(done.exception)
+    assert "--id an-id-of-mine" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["promote", "flights"], "name a model"), (["promote", "flights", "slow", "--best", "2"], "one of both"),
+        (["promote", "flights", "slow", "--metric", "ROCAUC"], "goes with --best"),
+        (["train", "flights", "slow", "--from", "yesterday"], "--from 'yesterday': expected earliest"),
+        (["unpin", "flights"], "no status service at http://127.0.0.1:9"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_said_in_a_sentence(arguments: list[str], said: str) -> None:
+    done = run("http://127.0.0.1:9", *arguments, "--why", "x")
+    assert isinstance(done.exception, SettingsError)
+    assert said in str(done.exception)
+
+
+def test_decisions_are_listed_with_their_reasons_the_latest_first() -> None:
+    broker = EmbeddedBroker()
+    name = topics.PROMOTIONS.name("flights")
+    broker.create([name])
+    from tidemill import load
+
+    pipeline, sender = load("flights"), Sender(broker.servers)
+    env = {"TIDEMILL_BROKERS": broker.servers, "TIDEMILL_SIGNING_KEY": ""}
+    assert CliRunner().invoke(cli, ["models", "decisions", "flights"], env=env).stdout == (
+        "no decision yet: logreg, the declared champion, serves\n"
+    )
+    for number, kind in enumerate(("refused", "promoted"), 1):
+        one = Decision(
+            f"d{number}", kind, "gate", f"reason {number}", 1000, 5, 9, 9, "", Seat("slow"), Seat("slow"), Seat("logreg"), NOBODY,
+            evidence=(EvidenceLine("all", 2_500, 0.2, 0.1, 0.1, 0.05, 0.15),),
+        )  # fmt: skip
+        sender.send(name, decisions(pipeline, b"a key for tests, long enough").encode(one), b"k")
+    sender.flush()
+    text = CliRunner().invoke(cli, ["models", "decisions", "flights"], env=env).stdout
+    assert text.index("promoted slow: reason 2") < text.index("refused slow: reason 1")
+    assert "2,500" in text
+    lines = CliRunner().invoke(cli, ["models", "decisions", "flights", "--json"], env=env).stdout.splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [one["id"] for one in told] == ["d2", "d1"]
+    assert told[0]["evidence"][0]["questions"] == 2_500
+    env["TIDEMILL_SIGNING_KEY"] = "another key, which is long enough"
+    assert "no decision yet" in CliRunner().invoke(cli, ["models", "decisions", "flights"], env=env).stdout
