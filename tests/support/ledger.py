@@ -301,20 +301,22 @@ def versions(run: Running, ledger: Ledger, verdict: Verdict) -> None:
 
 def predictions_again(run: Running, ledger: Ledger, verdict: Verdict) -> None:
     """Every prediction again, from its log record: its vector, and the version refolded from the examples."""
-    examples = iter(ledger.of(topics.EXAMPLES))
-    upcoming = next(examples, None)
     log = [run.records.prediction_log.decode(r.value()) for r in ledger.of(topics.PREDICTION_LOG)]
     log.sort(key=lambda prediction: prediction["champion"]["version"])
-    fold = Fold(run.pipeline, run.pipeline.champion)
     different = []
-    for prediction in log:
-        champion = prediction["champion"]
-        while upcoming is not None and upcoming.offset() < champion["version"]:
-            fold.learn(run.records.example.decode(upcoming.value()), upcoming.offset())
-            upcoming = next(examples, None)
-        score, _ = run.pipeline.kind.predict(fold.model, vector_to_x(prediction["features"]["vector"]))
-        if score != champion["score"]:
-            different.append(prediction["features"]["event_id"])
+    for model in sorted({prediction["champion"]["model"] for prediction in log}):
+        fold, examples = Fold(run.pipeline, model), iter(ledger.of(topics.EXAMPLES))
+        upcoming = next(examples, None)
+        for prediction in log:
+            champion = prediction["champion"]
+            if champion["model"] != model:
+                continue
+            while upcoming is not None and upcoming.offset() < champion["version"]:
+                fold.learn(run.records.example.decode(upcoming.value()), upcoming.offset())
+                upcoming = next(examples, None)
+            score, _ = run.pipeline.kind.predict(fold.model, vector_to_x(prediction["features"]["vector"]))
+            if score != champion["score"]:
+                different.append(prediction["features"]["event_id"])
     verdict.must(not different, f"{len(different)} predictions score otherwise when done again, {different[:3]}")
     verdict.must(len({p["champion"]["version"] for p in log}) > 3, "hardly a version served")
 
