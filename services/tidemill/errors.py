@@ -65,11 +65,16 @@ class Reject(TidemillError):
         One sentence for a person: name, value, expectation.
     rule, field, value
         The rule that failed, the field that it looked at, the value that it found.
+    entity
+        The id of the entity that it is about, where that is known.
     """
 
-    def __init__(self, reason: str, message: str, *, rule: str = "", field: str = "", value: object = None) -> None:
+    def __init__(
+        self, reason: str, message: str, *, rule: str = "", field: str = "", value: object = None, entity: str = ""
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.rule = rule
         self.field = field
         self.value = value
+        self.entity = entity
