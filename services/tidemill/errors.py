@@ -30,6 +30,10 @@ class ArtifactError(TidemillError):
     """A model artifact or its manifest is damaged, forged or made by something else. It was not unpickled."""
 
 
+class ScoreError(ArtifactError):
+    """What a model says is no score of its task: it has exploded. No version of it is published or opened."""
+
+
 class Fenced(BrokerError):
     """Another process has taken this one's place: nothing it still holds may be written."""
 

@@ -40,6 +40,7 @@ COUNTS: Mapping[str, Counter] = {
     "not_finite": Counter("tidemill_not_finite_total", "Values that were no finite number, by what they were.", ["service", "what"]),
     "skipped": Counter("tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]),
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
+    "stopped": Counter("tidemill_model_stops_total", "Times a learner found its model exploded or not to be saved.", ["service", "model"]),
     "archived": Counter("tidemill_archived_rows_total", "Rows written to the archive.", ["service", "topic"]),
     "not_stored": Counter("tidemill_versions_not_stored_total", "Model versions the artifact store did not take.", ["service", "model"]),
 }  # fmt: skip
@@ -58,6 +59,11 @@ GAUGES: Mapping[str, Gauge] = {
     ),
     "view_behind": Gauge("tidemill_view_behind", "1 while the online store can't be written.", ["service", "view"]),
     "model_version": Gauge("tidemill_model_version", "Examples offset of the model in use.", ["service", "model"]),
+    "stopped": Gauge(
+        "tidemill_model_stopped",
+        "1 while no version is published because of what the model scores.",
+        ["service", "model"],
+    ),
     "examples": Gauge("tidemill_examples_learned", "Examples the model has learned.", ["service", "model"]),
 }
 HISTOGRAMS: Mapping[str, Histogram] = {

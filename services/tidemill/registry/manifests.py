@@ -92,15 +92,16 @@ class Registry:
     def publish(self, name: str, snapshot: Snapshot, vectors: Sequence[Mapping[str, Any]]) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
-        Raises ArtifactError where the model gives one of them a score that is no finite number.
+        Raises ScoreError where the model gives one of them what is no score of the task, ArtifactError where it fails or can't be saved.
         """
-        predict = self.pipeline.kind.predict
-        golden = []
-        for vector in vectors:
-            score, _ = predict(snapshot.model, vector_to_x(vector))
-            if not math.isfinite(score):
-                raise ArtifactError(f"model {name!r} at version {snapshot.version} scores {score}: it is not published")
-            golden.append({"vector": self.records.vector.body(vector), "score": score})
+        what = f"model {name!r} version {snapshot.version}"
+        golden = [
+            {
+                "vector": self.records.vector.body(vector),
+                "score": self._score(what, snapshot.model, vector_to_x(vector)),
+            }
+            for vector in vectors
+        ]
         values = (
             {type(metric).__name__: float(metric.get()) for metric in snapshot.metrics} if snapshot.examples else {}
         )
@@ -135,6 +136,13 @@ class Registry:
             raise ArtifactError(
                 f"the manifest of {manifest.model!r} version {manifest.version} has a wrong signature: it is damaged, forged, "
                 f"or signed with another TIDEMILL_SIGNING_KEY"
+    def _score(self, what: str, model: Any, x: Mapping[str, Any]) -> float:
+        """Return the score that a version gives a golden vector; raises what `Task.ask` does, with the version's name."""
+        try:
+            return self.pipeline.kind.ask(model, x)
+        except ArtifactError as error:
+            raise type(error)(f"{what}: {error}") from error
+
             )
         return manifest
 
@@ -159,7 +167,7 @@ class Registry:
             raise ArtifactError(f"{name}: the artifact is no snapshot: {error}") from error
         for index, golden in enumerate(manifest.golden):
             x = vector_to_x(self.records.vector.record(golden["vector"]))
-            score, _ = self.pipeline.kind.predict(snapshot.model, x)
+            score = self._score(name, snapshot.model, x)
             if score != golden["score"]:
                 raise ArtifactError(f"{name} gives golden vector {index} the score {score}; it was {golden['score']}")
         return snapshot
