@@ -1,6 +1,7 @@
 """Tidemill: online machine learning on Kafka. Declare a pipeline in one Python file; services keep it learning."""
 
 from tidemill.featurizer import aggregates
+from tidemill.learner.protection import Protect
 from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
 from tidemill.tables import Table
@@ -13,6 +14,7 @@ __all__ = [
     "Fuse",
     "Monitor",
     "Pipeline",
+    "Protect",
     "Stream",
     "Table",
     "View",

@@ -19,6 +19,7 @@ Nothing here does I/O but reading schema files (and `Table` its own); operations
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -36,6 +37,7 @@ from tidemill import schemas
 from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
 from tidemill.featurizer.aggregates.base import Aggregate, columns_of
+from tidemill.learner.protection import MOST_REMEMBERED, Protect
 from tidemill.monitor.declaration import BY_VIEW, LIMITS, Monitor
 from tidemill.resolution import unreadable
 from tidemill.safety import unsafe
@@ -205,6 +207,7 @@ class Pipeline:
     partitions: int = 4
     monitor: Monitor = field(default_factory=Monitor)
     fuse: Fuse = field(default_factory=Fuse)
+    protect: Protect | None = None
     #: Names of the models as they run: the declared ones and "baseline", the task's do-nothing model.
     roster: tuple[str, ...] = field(init=False, default=())
 
@@ -291,10 +294,12 @@ class Pipeline:
         return _printed(self.model(model))
 
     def declaration_hash(self, model: str) -> str:
-        """SHA-256 of what a version of `model` depends on: the model itself, the vector and the task."""
-        said = json.dumps([self.name, self.task, self.vector_schema, model, self.printed(model), repr(self.labels.value)
-                           if isinstance(self.labels.value, str) else "function"])  # fmt: skip
-        return hashlib.sha256(said.encode()).hexdigest()
+        """SHA-256 of what a version of `model` depends on: the model itself, the vector, the task; what protects it, if anything."""
+        said = [self.name, self.task, self.vector_schema, model, self.printed(model), repr(self.labels.value)
+                if isinstance(self.labels.value, str) else "function"]  # fmt: skip
+        if self.protect is not None:
+            said.append(dataclasses.asdict(self.protect))
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def label_value(self) -> Callable[[Mapping[str, Any]], Any]:
         """Return the function that takes a label record and returns the label."""
@@ -379,6 +384,7 @@ class _Checker:
         self.models()
         self.monitor()
         self.fuse()
+        self.protect()
 
     def shapes(self) -> None:
         """Check what Python would only stumble over later: each part is of the kind that it is declared as."""
@@ -616,6 +622,23 @@ class _Checker:
         share: Any = given.share
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
             self.fail("fuse.share", f"{share!r} where a share from 0 (no limit) to below 1 was expected")
+
+    def protect(self) -> None:
+        given: Any = self.p.protect
+        if given is None:
+            return
+        if not isinstance(given, Protect):
+            self.fail("protect", f"{given!r} where a Protect(...) was expected, or None for no protection")
+        categories = [name for name, kind in self.p.vector.items() if kind == "category"]
+        sources = list(dict.fromkeys([*categories, self.p.events.key]))
+        if given.source not in sources:
+            self.fail("protect.source", f"{given.source!r} is neither a category of the vector nor the events' key: "
+                                        f"there are {', '.join(sources)}")  # fmt: skip
+        share: Any = given.share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+            self.fail("protect.share", f"{share!r} where a share above 0 and below 1 was expected")
+        if type(given.of) is not int or not 1 <= given.of <= MOST_REMEMBERED:
+            self.fail("protect.of", f"{given.of!r} where a whole number from 1 to {MOST_REMEMBERED} was expected")
 
     def limits(self, limits: Any) -> None:
         if not isinstance(limits, Mapping):

@@ -91,8 +91,8 @@ class Learner(Step):
         for manifest in self.history(self.model):
             if manifest.declaration != declared:
                 raise DeclarationError(
-                    f"pipeline {self.pipeline.name!r}: models[{self.model!r}] or the vector was declared differently when "
-                    f"version {manifest.version} was learned: give the changed model a new name"
+                    f"pipeline {self.pipeline.name!r}: models[{self.model!r}], the vector or protect was declared "
+                    f"differently when version {manifest.version} was learned: give the changed model a new name"
                 )
             try:
                 self.fold.resume(self.registry.open(manifest))
@@ -116,15 +116,16 @@ class Learner(Step):
                 self.counts["skipped", "unknown_schema"] += 1
                 continue
             try:
-                fold.learn(codec.decode(value), record.offset())
+                if not fold.learn(codec.decode(value), record.offset()):
+                    self.counts["skipped", "over_share"] += 1
             except Exception as error:  # a model's own code; what it raises on one example must not stop the others
                 self.counts["skipped", "learn_failed"] += 1
                 log.error(
                     "learn_one raised", extra={"model": self.model, "offset": record.offset(), "cause": repr(error)}
                 )
-        if fold.examples == self._published:
         if fold.exploded:
             return self._hold_back(fold.exploded)
+        if fold.examples == self._published:
             return False
         due = fold.examples - self._tried >= self.every_examples or self.clock() - self._tried_at >= self.every_seconds
         return self._publish(emit) if due else False
@@ -137,10 +138,10 @@ class Learner(Step):
         self._tried, self._tried_at = self.fold.examples, self.clock()
         try:
             manifest = self.registry.publish(self.model, self.fold.snapshot(), tuple(self.fold.vectors))
-        except ArtifactError as error:
         except ScoreError as error:
             self.fold.exploded = str(error)
             return self._hold_back(self.fold.exploded)
+        except ArtifactError as error:
             return self._hold_back(str(error))
         except StoreError as error:
             # To go back would be to learn the same examples again and again, and to be no further when it is over.
@@ -158,7 +159,6 @@ class Learner(Step):
         self.counts["snapshots", self.model] += 1
         return True
 
-    def gauges(self) -> Mapping[tuple[str, str], float]:
     def _hold_back(self, cause: str) -> bool:
         """Publish nothing, and say so once: of a model that has exploded never again, as a version is the fold of all before it.
 
@@ -174,6 +174,7 @@ class Learner(Step):
         self._is_stopped = True
         return False
 
+    def gauges(self) -> Mapping[tuple[str, str], float]:
         return {
             ("model_version", self.model): self.fold.version,
             ("examples", self.model): self.fold.examples,
