@@ -63,7 +63,7 @@ class ModelFeed:
         """
         while self._replaced:
             self._spent.put(self._replaced.pop())
-        found = []
+        found: list[Loaded] = []
         while True:
             try:
                 loaded = self._ready.get_nowait()
