@@ -2,6 +2,7 @@
 
 from tidemill.featurizer import aggregates
 from tidemill.gate.declaration import Gate, Training
+from tidemill.learner.protection import Protect
 from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
 from tidemill.tables import Table
@@ -15,6 +16,7 @@ __all__ = [
     "Gate",
     "Monitor",
     "Pipeline",
+    "Protect",
     "Stream",
     "Table",
     "Training",

@@ -35,7 +35,10 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Report:
-    """What a backtest found. Times are ms since the epoch; `over_time` holds one row per checkpoint."""
+    """What a backtest found. Times are ms since the epoch; `over_time` holds one row per checkpoint.
+
+    `over_share`: of those joined, examples that were not learned, because their source had its share.
+    """
 
     pipeline: str
     task: str
@@ -48,6 +51,7 @@ class Report:
     joined: int = 0
     expired: int = 0
     pending: int = 0
+    over_share: int = 0
     dead_letters: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
@@ -289,8 +293,9 @@ class Backtest:
             _, record = self._learning.popleft()
             example = self.records.example.decode(record.value() or b"")
             for name, fold in self.folds.items():
-                fold.learn(example, record.offset())
+                learned = fold.learn(example, record.offset())
                 self.scorer.put(name, fold.version, fold.model)
+            self.report.over_share += not learned  # the same for every model
 
     def _values(self) -> dict[str, dict[str, float]]:
         return {

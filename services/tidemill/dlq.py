@@ -191,9 +191,9 @@ class Letters:
         found = [codec.of(record.value()) for letter, record in self.redrives() if letter == place]
         return [redrive for redrive in found if redrive]
 
-    def stats(self, wanted: Wanted, progress: Progress | None = None) -> Stats:
-        """Return how many letters there are of each kind."""
-        found = Stats()
+    def stats(self, wanted: Wanted, progress: Progress | None = None, *, by_entity: bool = False) -> Stats:
+        """Return how many letters there are of each kind; `by_entity`: and of each entity."""
+        found = Stats(by_entity)
         for letter, _ in self.read(wanted, progress):
             found.add(letter, self.state(letter))
         return found
@@ -201,11 +201,12 @@ class Letters:
 
 @dataclass
 class Kind:
-    """Letters of one reason, rule and field. `again`: of them, those that had been redriven and were refused once more."""
+    """Letters of one reason, rule, field and, if asked for, entity. `again`: those refused once more after a redrive."""
 
     reason: str
     rule: str
     field: str
+    entity: str = ""
     letters: int = 0
     redriven: int = 0
     again: int = 0
@@ -230,20 +231,21 @@ class Kind:
 class Stats:
     """Letters by kind, and all of them together."""
 
+    by_entity: bool = False
     total: Kind = field(default_factory=lambda: Kind("all", "", ""))
-    kinds: dict[tuple[str, str, str], Kind] = field(default_factory=dict)
+    kinds: dict[tuple[str, str, str, str], Kind] = field(default_factory=dict)
 
     def add(self, letter: Letter, state: State) -> None:
         """Count a letter."""
-        name = (letter.reason, letter.rule, letter.field)
+        name = (letter.reason, letter.rule, letter.field, letter.entity if self.by_entity else "")
         if name not in self.kinds and len(self.kinds) >= MOST_KINDS:
-            name = ("others", "", "")
+            name = ("others", "", "", "")
         self.kinds.setdefault(name, Kind(*name)).add(letter, state)
         self.total.add(letter, state)
 
     def most(self) -> list[Kind]:
         """Return the kinds, those with the most letters first."""
-        return sorted(self.kinds.values(), key=lambda kind: (-kind.letters, kind.reason, kind.rule, kind.field))
+        return sorted(self.kinds.values(), key=lambda k: (-k.letters, k.reason, k.rule, k.field, k.entity))
 
 
 @dataclass(frozen=True)

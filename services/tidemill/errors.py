@@ -30,6 +30,10 @@ class ArtifactError(TidemillError):
     """A model artifact or its manifest is damaged, forged or made by something else. It was not unpickled."""
 
 
+class ScoreError(ArtifactError):
+    """What a model says is no score of its task: it has exploded. No version of it is published or opened."""
+
+
 class Fenced(BrokerError):
     """Another process has taken this one's place: nothing it still holds may be written."""
 
@@ -65,11 +69,16 @@ class Reject(TidemillError):
         One sentence for a person: name, value, expectation.
     rule, field, value
         The rule that failed, the field that it looked at, the value that it found.
+    entity
+        The id of the entity that it is about, where that is known.
     """
 
-    def __init__(self, reason: str, message: str, *, rule: str = "", field: str = "", value: object = None) -> None:
+    def __init__(
+        self, reason: str, message: str, *, rule: str = "", field: str = "", value: object = None, entity: str = ""
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.rule = rule
         self.field = field
         self.value = value
+        self.entity = entity

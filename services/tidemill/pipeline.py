@@ -19,6 +19,7 @@ Nothing here does I/O but reading schema files (and `Table` its own); operations
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -37,6 +38,7 @@ from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
 from tidemill.featurizer.aggregates.base import Aggregate, columns_of
 from tidemill.gate.declaration import Gate, Training
+from tidemill.learner.protection import MOST_REMEMBERED, Protect
 from tidemill.monitor.declaration import ALERTS, BY_VIEW, LIMITS, Monitor
 from tidemill.resolution import unreadable
 from tidemill.safety import unsafe
@@ -209,6 +211,7 @@ class Pipeline:
     gate: Gate | None = None
     training: Training | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
+    protect: Protect | None = None
     #: Names of the models as they run: the declared ones and "baseline", the task's do-nothing model.
     roster: tuple[str, ...] = field(init=False, default=())
 
@@ -305,10 +308,12 @@ class Pipeline:
         return _printed(self.model(model))
 
     def declaration_hash(self, model: str) -> str:
-        """SHA-256 of what a version of `model` depends on: the model itself, the vector and the task."""
-        said = json.dumps([self.name, self.task, self.vector_schema, model, self.printed(model), repr(self.labels.value)
-                           if isinstance(self.labels.value, str) else "function"])  # fmt: skip
-        return hashlib.sha256(said.encode()).hexdigest()
+        """SHA-256 of what a version of `model` depends on: the model itself, the vector, the task; what protects it, if anything."""
+        said = [self.name, self.task, self.vector_schema, model, self.printed(model), repr(self.labels.value)
+                if isinstance(self.labels.value, str) else "function"]  # fmt: skip
+        if self.protect is not None:
+            said.append(dataclasses.asdict(self.protect))
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def label_value(self) -> Callable[[Mapping[str, Any]], Any]:
         """Return the function that takes a label record and returns the label."""
@@ -396,6 +401,7 @@ class _Checker:
         self.gate()
         self.training()
         self.shares()
+        self.protect()
 
     def shapes(self) -> None:
         """Check what Python would only stumble over later: each part is of the kind that it is declared as."""
@@ -692,6 +698,23 @@ class _Checker:
             if self.p.vector.get(name) not in ("category", "flag"):
                 names = [n for n, kind in self.p.vector.items() if kind != "number"]
                 self.fail(where, f"{name!r} is no category of the vector: it has {', '.join(names) or 'none'}")
+
+    def protect(self) -> None:
+        given: Any = self.p.protect
+        if given is None:
+            return
+        if not isinstance(given, Protect):
+            self.fail("protect", f"{given!r} where a Protect(...) was expected, or None for no protection")
+        categories = [name for name, kind in self.p.vector.items() if kind == "category"]
+        sources = list(dict.fromkeys([*categories, self.p.events.key]))
+        if given.source not in sources:
+            self.fail("protect.source", f"{given.source!r} is neither a category of the vector nor the events' key: "
+                                        f"there are {', '.join(sources)}")  # fmt: skip
+        share: Any = given.share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+            self.fail("protect.share", f"{share!r} where a share above 0 and below 1 was expected")
+        if type(given.of) is not int or not 1 <= given.of <= MOST_REMEMBERED:
+            self.fail("protect.of", f"{given.of!r} where a whole number from 1 to {MOST_REMEMBERED} was expected")
 
     def limits(self, limits: Any) -> None:
         if not isinstance(limits, Mapping):

@@ -1,7 +1,7 @@
 """Kinds of task: how a River model of that kind is asked, taught and measured.
 
 A score is one finite float: binary P(True), regression the value, anomaly the anomaly score, multiclass the probability
-of the most likely class (with all of them beside it).
+of the most likely class (with all of them beside it). What a model that has exploded says is none: see `Task.sane`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import Any
 
 from river import dummy, metrics, stats
 
+from tidemill.errors import ArtifactError, ScoreError
 from tidemill.validator.rules import LARGEST_NUMBER
 
 Vector = Mapping[str, Any]
 Probabilities = Mapping[str, float]
 NONE: Probabilities = {}
+ROUNDING = 1e-9
+"""How far beyond its range a score may lie: probabilities that were divided by their sum come to a little more than 1."""
 
 
 Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]
@@ -34,6 +37,25 @@ class Task:
     metrics: Callable[[], Sequence[Any]] = field(repr=False)
     baseline: Callable[[], Any] = field(repr=False)
     supervised: bool = True
+    range: tuple[float, float] = (-LARGEST_NUMBER, LARGEST_NUMBER)
+
+    def sane(self, score: float, probabilities: Probabilities = NONE) -> bool:
+        """Whether that is a score at all: finite, and within `range`, as each class's probability must be."""
+        least, most = self.range[0] - ROUNDING, self.range[1] + ROUNDING
+        return least <= score <= most and all(least <= p <= most for p in probabilities.values())
+
+    def ask(self, model: Any, x: Vector) -> float:
+        """Return a model's score. Raises ScoreError where it says what is none, ArtifactError where it raises."""
+        try:
+            score, probabilities = self.predict(model, x)
+        except Exception as error:  # a model's own code
+            raise ArtifactError(f"it raises {type(error).__name__}: {error}") from error
+        if not self.sane(score, probabilities):
+            least, most = self.range
+            raise ScoreError(
+                f"it scores {probabilities or score} where a number from {least:g} to {most:g} was expected"
+            )
+        return score
 
     def label(self, given: Any) -> Any:
         """Return `given` as this task's label; ValueError says what was expected."""
@@ -95,10 +117,12 @@ TASKS: dict[str, Task] = {
         Task(
             "binary", "boolean", _binary, lambda p, _: {False: 1.0 - p, True: p}, ("learn_one", "predict_proba_one"),
             lambda: [metrics.Accuracy(), metrics.ROCAUC(), metrics.LogLoss()], dummy.PriorClassifier,
+            range=(0.0, 1.0),
         ),
         Task(
             "multiclass", "string", _multiclass, lambda _, p: p, ("learn_one", "predict_proba_one"),
             lambda: [metrics.Accuracy(), metrics.MacroF1(), metrics.CrossEntropy()], dummy.PriorClassifier,
+            range=(0.0, 1.0),
         ),
         Task(
             "regression", "double", _regression, lambda value, _: value, ("learn_one", "predict_one"),

@@ -37,7 +37,7 @@ class Seen:
         return Outcomes(
             lambda event, label: self.joined.append((event.offset, label.offset)),
             lambda event: self.expired.append(event.offset),
-            lambda label, _: self.duplicate.append(label.offset),
+            lambda _, label: self.duplicate.append(label.offset),
             lambda label: self.unmatched.append(label.offset),
         )
 

@@ -64,7 +64,7 @@ class Run:
             Outcomes(
                 lambda event, label: self.note("joined", event.offset, label.offset),
                 lambda event: self.note("expired", event.offset),
-                lambda label, first: self.note("duplicate", label.offset, first.offset),
+                lambda event, label: self.note("duplicate", label.offset, event.label.offset),
                 lambda label: self.note("unmatched", label.offset),
             ),
         )

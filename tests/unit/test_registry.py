@@ -225,7 +225,7 @@ def test_a_model_that_has_exploded_is_not_published(registry: Registry, examples
     )()
     step.process(examples[90:110], lambda *record: emitted.append(record))
     assert emitted == []
-    assert step.counts["not_finite", "model"] == 1
+    assert step.counts["stopped", "logreg"] == 1
 
 
 def test_the_newest_manifests_are_found_from_the_end(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:

@@ -103,9 +103,10 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
 @with_filters
 @OPEN
 @REDRIVEN
+@click.option("--by-entity", is_flag=True, help="Also of each entity: whose labels contradict.")
 @AS_JSON
 @with_settings("brokers")
-def stats(pipeline: str, *, as_json: bool, **options: Any) -> None:
+def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> None:
     """Print how many dead letters there are of each reason, rule and field."""
     from tidemill import describe, history
     from tidemill.dlq import Letters
@@ -113,7 +114,7 @@ def stats(pipeline: str, *, as_json: bool, **options: Any) -> None:
     wanted, declared = _wanted(options), load(pipeline)
     there = Letters(declared, _broker(declared, **options))
     with history.progress("dead letters", there.count(wanted)) as advance:
-        found = there.stats(wanted, advance)
+        found = there.stats(wanted, advance, by_entity=by_entity)
     click.echo(
         json.dumps(describe.stats_json(found), indent=2) if as_json else describe.stats_text(there, found), nl=as_json
     )

@@ -65,6 +65,8 @@ def as_text(pipeline: Pipeline) -> str:
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
     head += f"watched in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"
+    if (protect := pipeline.protect) is not None:
+        head += f"of the last {protect.of:,} examples learned, at most {protect.share:.4g} of one {protect.source}\n"
     parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector]
     if pipeline.views:
         parts += ["views", views]
@@ -91,6 +93,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
         "rules": [{"rule": r.name, "field": r.field, "expects": r.said} for r in (*pipeline.event_checks, *pipeline.label_checks)],
         "monitor": dataclasses.asdict(pipeline.monitor),
+        "protect": dataclasses.asdict(pipeline.protect) if pipeline.protect else None,
         "schema_ids": {
             "event": records.event.id,
             "label": records.label.id,

@@ -50,7 +50,8 @@ def letter_text(
     table.add_column(overflow="fold")
     rows = [
         ("why", letter.message), ("reason", letter.reason), ("rule", letter.rule), ("field", letter.field),
-        ("value", letter.value), ("refused by", letter.stage), ("refused at", f"{second(letter.refused_at)} UTC"),
+        ("value", letter.value), ("entity", letter.entity), ("refused by", letter.stage),
+        ("refused at", f"{second(letter.refused_at)} UTC"),
         ("attempt", f"{letter.attempt}" + (f", redriven from {letter.redriven_from}" if letter.redriven_from else "")),
         ("from", _source(letter)), ("sent at", f"{second(letter.sent_at)} UTC"), ("key", letter.key),
         ("bytes", f"{letter.size:,}"),
@@ -73,14 +74,16 @@ def stats_text(there: Letters, stats: Stats) -> str:
     """Return how many dead letters there are of each kind."""
     if not stats.total.letters:
         return f"no such letter in {there.topic}\n"
+    entity = ["entity"] if stats.by_entity else []
     table = new_table(
-        "reason", "rule", "field", "first", "last", "letters", "share", "open", "redriven", "again", numbers=5
+        "reason", "rule", "field", *entity, "first", "last", "letters", "share", "open", "redriven", "again", numbers=5
     )
     for kind in (*stats.most(), stats.total):
         if kind is stats.total:
             table.add_section()
         table.add_row(
-            given_text(kind.reason), given_text(kind.rule), given_text(kind.field, 30), second(kind.first)[5:16], second(kind.last)[5:16],
+            given_text(kind.reason), given_text(kind.rule), given_text(kind.field, 30),
+            *(given_text(kind.entity, 30) for _ in entity), second(kind.first)[5:16], second(kind.last)[5:16],
             f"{kind.letters:,}", f"{kind.letters / stats.total.letters:.1%}", f"{kind.open:,}", f"{kind.redriven:,}",
             f"{kind.again:,}",
         )  # fmt: skip

@@ -55,7 +55,8 @@ def report_text(report: Report) -> str:
         f"pipeline {report.pipeline}: {report.task}, {report.events:,} events from {minute(report.first_event)} "
         f"to {minute(report.last_event)} UTC, {report.labels:,} labels\n"
         f"predictions {report.predictions:,} = joined {report.joined:,} + expired {report.expired:,} + pending {report.pending:,}\n"
-        f"dead letters: {dead}\n"
+        + (f"not learned, for their source had its share: {report.over_share:,}\n" if report.over_share else "")
+        + f"dead letters: {dead}\n"
         f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
     return head + "\n" + render(final, f"\n{main} so far", course)

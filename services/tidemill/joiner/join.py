@@ -29,13 +29,15 @@ NEVER = -(2**62)
 class Event:
     """A prediction that has been made; `value` is None once it has been joined or has expired."""
 
-    __slots__ = ("before", "done", "id", "label", "later", "offset", "reach", "time", "timestamp", "value")
+    __slots__ = ("before", "done", "entity", "id", "label", "later", "offset", "reach", "time", "timestamp", "value")
 
-    def __init__(self, id: str, time: int, offset: int, before: int, value: bytes, timestamp: int) -> None:  # noqa: A002
+    def __init__(
+        self, id: str, time: int, offset: int, before: int, value: bytes, timestamp: int, entity: str  # noqa: A002
+    ) -> None:  # fmt: skip
         self.id, self.time, self.offset, self.before = id, time, offset, before
         self.reach = time  # the latest time of anything that was settled by knowing this event
         self.value: bytes | None = value
-        self.timestamp = timestamp
+        self.timestamp, self.entity = timestamp, entity
         self.label: Label | None = None
         self.later: Event | None = None
         self.done = False
@@ -76,7 +78,7 @@ class Outcomes:
 
     joined: Callable[[Event, Label], None]
     expired: Callable[[Event], None]
-    duplicate: Callable[[Label, Label], None]
+    duplicate: Callable[[Event, Label], None]
     unmatched: Callable[[Label], None]
 
 
@@ -106,7 +108,9 @@ class Join:
         self._closed: list[tuple[int, int, Event]] = []
         self._queue: list[tuple[int, int, Label]] = []
 
-    def add_event(self, id: str, time: int, offset: int, value: bytes, timestamp: int = 0) -> bool:  # noqa: A002
+    def add_event(
+        self, id: str, time: int, offset: int, value: bytes, timestamp: int = 0, entity: str = ""  # noqa: A002
+    ) -> bool:  # fmt: skip
         """Take a prediction; returns False where one of this event id is still remembered: it is a duplicate."""
         before = self.log_mark
         if time > before:
@@ -120,7 +124,7 @@ class Join:
             if earlier.later is None:
                 break
             earlier = earlier.later
-        event = Event(id, time, offset, before, value, timestamp)
+        event = Event(id, time, offset, before, value, timestamp, entity)
         if earlier is None:
             self.events[id] = event
         else:
@@ -185,7 +189,7 @@ class Join:
             event.value = label.record = None  # the example holds them now
         else:
             label.done = True
-            self.outcomes.duplicate(label, event.label)
+            self.outcomes.duplicate(event, label)
 
     def _expire(self) -> None:
         """Close the events that the labels' watermark has passed."""

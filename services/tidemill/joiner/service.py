@@ -92,7 +92,9 @@ class Joiner(Step):
                     self._other_schema(record, header)
                     continue
                 event = head(value, HEADER)
-                if not join.add_event(event["event_id"], event["event_time"], offset, value, record.timestamp()[1]):
+                if not join.add_event(
+                    event["event_id"], event["event_time"], offset, value, record.timestamp()[1], event["entity_id"]
+                ):
                     self._reject(
                         record, Reject("duplicate_event", f"event {event['event_id']!r} was predicted already")
                     )
@@ -130,13 +132,15 @@ class Joiner(Step):
         self._emit(self.expired_topic, event.value or b"", event.id.encode(), event.timestamp)
         self.counts["expired", self.expired_topic] += 1
 
-    def _duplicate(self, label: Label, first: Label) -> None:
-        if label.value == first.value:
-            reject = Reject("duplicate_label", f"event {label.id!r} has this label already", value=label.value)
+    def _duplicate(self, event: Event, label: Label) -> None:
+        """Tell what is said once more from what contradicts; the entity tells whose labels do."""
+        first = event.label.value if event.label else None
+        if label.value == first:
+            reason, message = "duplicate_label", f"event {label.id!r} has this label already"
         else:
-            message = f"event {label.id!r} was labelled {first.value!r} and now {label.value!r}; the first stays"
-            reject = Reject("contradictory_label", message, value=label.value)
-        self._reject(label.record, reject)
+            reason = "contradictory_label"
+            message = f"event {label.id!r} was labelled {first!r} and now {label.value!r}; the first stays"
+        self._reject(label.record, Reject(reason, message, value=label.value, entity=event.entity))
 
     def _unmatched(self, label: Label) -> None:
         message = f"no prediction for event {label.id!r} came within {self.timeout // 1000} s of this label"

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from tidemill.errors import ArtifactError, ScoreError
+from tidemill.learner.protection import Shares, source_of
 from tidemill.pipeline import Pipeline
 from tidemill.records import Example, vector_to_x
 from tidemill.registry.manifests import Snapshot
@@ -13,12 +15,15 @@ from tidemill.registry.manifests import Snapshot
 GOLDEN = 8
 """How many of the latest vectors go into a manifest, with the scores that the version gives them."""
 
+LOOK = 10
+"""Examples between two looks at what the model says, so that one that explodes is noticed at the same example in every process."""
+
 
 class Fold:
     """One model on its way through the examples, with its prequential metrics.
 
     The metrics judge the score that was served (or, for a challenger, would have been) when the question was asked:
-    exactly what a user of the predictions saw.
+    exactly what a user of the predictions saw. `exploded` says of what the model said that it is no score, if it did.
     """
 
     def __init__(self, pipeline: Pipeline, name: str) -> None:
@@ -28,15 +33,21 @@ class Fold:
         self.metrics = pipeline.metric()
         self.examples = 0
         self.version = 0
+        self.exploded = ""
         self.learned_until = 0
         self.vectors: deque[Mapping[str, Any]] = deque(maxlen=GOLDEN)
         self._kind = pipeline.kind
+        self._shares: Shares | None = None
+        if pipeline.protect is not None:
+            self._shares = Shares(pipeline.protect)
+            self._source = source_of(pipeline.protect.source, pipeline.vector)
 
-    def learn(self, example: Example, offset: int) -> None:
+    def learn(self, example: Example, offset: int) -> bool:
         """Judge the served score, then learn the example that lies at `offset`.
 
-        What a model's own `learn_one` raises comes out of here; the fold has moved on all the same, because the
-        model may have changed: to try again would be to learn it twice.
+        Returns whether it was learned: not where its source has its share already (see `protection`). What a model's own
+        `learn_one` raises comes out of here; the fold has moved on all the same, because the model may have changed: to try
+        again would be to learn it twice.
         """
         prediction, label = example["prediction"], example["label"]
         vector = prediction["features"]["vector"]
@@ -52,13 +63,31 @@ class Fold:
         if served is not None:
             for metric in self.metrics:
                 self._kind.update(metric, label, served["score"], served["probabilities"])
-        self._kind.learn(self.model, vector_to_x(vector), label)
+        if self._shares is not None and not self._shares.take(self._source(prediction["features"])):
+            return False
+        x = vector_to_x(vector)
+        self._kind.learn(self.model, x, label)
+        if not self.examples % LOOK and not self.exploded:
+            self._look(x)
+        return True
+
+    def _look(self, x: Mapping[str, Any]) -> None:
+        """Note what the model says where that is no score. It may say one again, and another none: it stays exploded."""
+        try:
+            self._kind.ask(self.model, x)
+        except ScoreError as error:
+            self.exploded = str(error)
+        except ArtifactError:
+            pass  # it raises: it may have learned too little
 
     def snapshot(self) -> Snapshot:
         """Return what is needed to go on from here."""
-        return Snapshot(self.model, self.metrics, self.examples, self.version, self.learned_until)
+        shares = None if self._shares is None else self._shares.saved()
+        return Snapshot(self.model, self.metrics, self.examples, self.version, self.learned_until, shares)
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot."""
         self.model, self.metrics = snapshot.model, snapshot.metrics
         self.examples, self.version, self.learned_until = snapshot.examples, snapshot.version, snapshot.learned_until
+        if self._shares is not None:
+            self._shares.restore(snapshot.shares or ())

@@ -4,7 +4,7 @@ reads   <pipeline>.examples (one partition: the order of learning); at the start
 writes  <pipeline>.models, signed manifests; the artifact store
 state   the model; resumed from its last snapshot, which knows the offset that it stands for
 outage  a store that is away or full does not stop the learning: nothing is committed meanwhile, and a version is tried
-        again at every interval
+        again at every interval. A model that has exploded is followed on, and no version of it is published
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tidemill import topics
-from tidemill.errors import ArtifactError, DeclarationError, StoreError
+from tidemill.errors import ArtifactError, DeclarationError, ScoreError, StoreError
 from tidemill.learner.fold import Fold
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
@@ -75,6 +75,7 @@ class Learner(Step):
         """Note that there is nothing to publish until another example comes."""
         self._published = self._tried = self.fold.examples
         self._tried_at = self.clock()
+        self._is_stopped = False
 
     def assign(self, slot: Slot, committed: Position) -> Start:
         if slot.partition != 0:  # the order of learning is partition 0
@@ -90,8 +91,8 @@ class Learner(Step):
         for manifest in self.history(self.model):
             if manifest.declaration != declared:
                 raise DeclarationError(
-                    f"pipeline {self.pipeline.name!r}: models[{self.model!r}] or the vector was declared differently when "
-                    f"version {manifest.version} was learned: give the changed model a new name"
+                    f"pipeline {self.pipeline.name!r}: models[{self.model!r}], the vector or protect was declared "
+                    f"differently when version {manifest.version} was learned: give the changed model a new name"
                 )
             try:
                 self.fold.resume(self.registry.open(manifest))
@@ -115,29 +116,33 @@ class Learner(Step):
                 self.counts["skipped", "unknown_schema"] += 1
                 continue
             try:
-                fold.learn(codec.decode(value), record.offset())
+                if not fold.learn(codec.decode(value), record.offset()):
+                    self.counts["skipped", "over_share"] += 1
             except Exception as error:  # a model's own code; what it raises on one example must not stop the others
                 self.counts["skipped", "learn_failed"] += 1
                 log.error(
                     "learn_one raised", extra={"model": self.model, "offset": record.offset(), "cause": repr(error)}
                 )
+        if fold.exploded:
+            return self._hold_back(fold.exploded)
         if fold.examples == self._published:
             return False
         due = fold.examples - self._tried >= self.every_examples or self.clock() - self._tried_at >= self.every_seconds
         return self._publish(emit) if due else False
 
     def finish(self, emit: Emit) -> bool:
-        return self._publish(emit) if self.fold.examples > self._published else False
+        is_due = self.fold.examples > self._published and not self.fold.exploded
+        return self._publish(emit) if is_due else False
 
     def _publish(self, emit: Emit) -> bool:
         self._tried, self._tried_at = self.fold.examples, self.clock()
         try:
             manifest = self.registry.publish(self.model, self.fold.snapshot(), tuple(self.fold.vectors))
+        except ScoreError as error:
+            self.fold.exploded = str(error)
+            return self._hold_back(self.fold.exploded)
         except ArtifactError as error:
-            self.counts["not_finite", "model"] += 1
-            log.error("version not published; the last good one goes on serving", extra={"cause": str(error)})
-            self._published = self.fold.examples  # only another example can make it well
-            return False
+            return self._hold_back(str(error))
         except StoreError as error:
             # To go back would be to learn the same examples again and again, and to be no further when it is over.
             self.counts["not_stored", self.model] += 1
@@ -147,13 +152,34 @@ class Learner(Step):
             return False
         if self._store_is_away:
             log.info("versions can be stored again", extra={"model": self.model, "version": manifest.version})
-        self._published, self._store_is_away = self.fold.examples, False
+        if self._is_stopped:
+            log.info("versions are published again", extra={"model": self.model, "version": manifest.version})
+        self._published, self._store_is_away, self._is_stopped = self.fold.examples, False, False
         emit(self.models, self.registry.encode(manifest), self.model.encode(), 0, None, 0)
         self.counts["snapshots", self.model] += 1
         return True
 
+    def _hold_back(self, cause: str) -> bool:
+        """Publish nothing, and say so once: of a model that has exploded never again, as a version is the fold of all before it.
+
+        The learner follows on, so that the model is judged like the others, by the last good version's answers.
+        """
+        self._published = self.fold.examples  # only another example can make it well
+        if not self._is_stopped:
+            self.counts["stopped", self.model] += 1
+            log.error(
+                "model stopped: no version is published; the last good one serves on",
+                extra={"model": self.model, "version": self.fold.version, "cause": cause},
+            )
+        self._is_stopped = True
+        return False
+
     def gauges(self) -> Mapping[tuple[str, str], float]:
-        return {("model_version", self.model): self.fold.version, ("examples", self.model): self.fold.examples}
+        return {
+            ("model_version", self.model): self.fold.version,
+            ("examples", self.model): self.fold.examples,
+            ("stopped", self.model): float(self._is_stopped),
+        }
 
 
 def build(

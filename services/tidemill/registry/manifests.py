@@ -45,13 +45,24 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is saved of a learner: enough to serve, and to go on learning as if it had never stopped."""
+    """What is saved of a learner: enough to serve, and to go on learning as if it had never stopped.
+
+    `shares`: the sources of the last examples, where the pipeline limits a source's share.
+    """
 
     model: Any
     metrics: list[Any]
     examples: int
     version: int
     learned_until: int
+    shares: Sequence[str | None] | None = None
+
+    def saved(self) -> dict[str, Any]:
+        """Return what goes into an artifact: `shares` only where there are any, as who knows nothing of them reads it too."""
+        found = dict(self.__dict__)
+        if self.shares is None:
+            del found["shares"]
+        return found
 
 
 def parse(records: Records, data: bytes) -> Manifest:
@@ -92,19 +103,20 @@ class Registry:
     def publish(self, name: str, snapshot: Snapshot, vectors: Sequence[Mapping[str, Any]]) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
-        Raises ArtifactError where the model gives one of them a score that is no finite number.
+        Raises ScoreError where the model gives one of them what is no score of the task, ArtifactError where it fails or can't be saved.
         """
-        predict = self.pipeline.kind.predict
-        golden = []
-        for vector in vectors:
-            score, _ = predict(snapshot.model, vector_to_x(vector))
-            if not math.isfinite(score):
-                raise ArtifactError(f"model {name!r} at version {snapshot.version} scores {score}: it is not published")
-            golden.append({"vector": self.records.vector.body(vector), "score": score})
+        what = f"model {name!r} version {snapshot.version}"
+        golden = [
+            {
+                "vector": self.records.vector.body(vector),
+                "score": self._score(what, snapshot.model, vector_to_x(vector)),
+            }
+            for vector in vectors
+        ]
         values = (
             {type(metric).__name__: float(metric.get()) for metric in snapshot.metrics} if snapshot.examples else {}
         )
-        digest = self.store.put(snapshots.dump(snapshot.__dict__))
+        digest = self.store.put(snapshots.dump(snapshot.saved()))
         manifest = Manifest(
             pipeline=self.pipeline.name,
             model=name,
@@ -124,6 +136,13 @@ class Registry:
         )
         return dataclasses.replace(manifest, signature=self._signature(manifest))
 
+    def _score(self, what: str, model: Any, x: Mapping[str, Any]) -> float:
+        """Return the score that a version gives a golden vector; raises what `Task.ask` does, with the version's name."""
+        try:
+            return self.pipeline.kind.ask(model, x)
+        except ArtifactError as error:
+            raise type(error)(f"{what}: {error}") from error
+
     def encode(self, manifest: Manifest) -> bytes:
         """Return the manifest as it stands on the models topic."""
         return self.records.manifest.encode(dataclasses.asdict(manifest))
@@ -138,28 +157,31 @@ class Registry:
             )
         return manifest
 
-    def open(self, manifest: Manifest) -> Snapshot:
-        """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails."""
+    def open(self, manifest: Manifest, pause: float = 0.0) -> Snapshot:
+        """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails.
+
+        `pause`: see `snapshots.load`.
+        """
         name = f"model {manifest.model!r} version {manifest.version}"
         if manifest.pipeline != self.pipeline.name or not self.pipeline.knows(manifest.model):
             raise ArtifactError(f"{name} of pipeline {manifest.pipeline!r} is not one of {self.pipeline.name!r}")
         if manifest.declaration != self.pipeline.declaration_hash(manifest.model):
             raise ArtifactError(
-                f"{name} was learned under another declaration of the model or the vector; "
+                f"{name} was learned under another declaration of the model, the vector or protect; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
         if manifest.river != river.__version__:
             raise ArtifactError(
                 f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ"
             )
-        found = snapshots.load(self.store.get(manifest.sha256))
+        found = snapshots.load(self.store.get(manifest.sha256), pause)
         try:
             snapshot = Snapshot(**found)
         except TypeError as error:
             raise ArtifactError(f"{name}: the artifact is no snapshot: {error}") from error
         for index, golden in enumerate(manifest.golden):
             x = vector_to_x(self.records.vector.record(golden["vector"]))
-            score, _ = self.pipeline.kind.predict(snapshot.model, x)
+            score = self._score(name, snapshot.model, x)
             if score != golden["score"]:
                 raise ArtifactError(f"{name} gives golden vector {index} the score {score}; it was {golden['score']}")
         return snapshot

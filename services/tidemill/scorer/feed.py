@@ -2,7 +2,7 @@
 
 It follows the decisions as well: a version that is to serve is opened before the scorer is told to seat it. The scorer
 takes what is ready between two batches, so reading, unpickling and checking never make a batch wait for more than the
-interpreter's lock.
+interpreter's lock; and that is let go of piece by piece, when a version is opened and when an old one is freed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,9 +20,18 @@ from tidemill.errors import ArtifactError, BrokerError, StoreError
 from tidemill.registry.decisions import NOBODY, Decision, Seat, all_decisions, decisions
 from tidemill.registry.latest import latest, slot_of, sound, versions
 from tidemill.registry.manifests import Manifest, Registry, Snapshot
+from tidemill.scorer.release import release
 from tidemill.stream.api import Broker, Follower, Record, Slot
 
 log = logging.getLogger(__name__)
+
+
+PAUSE = 0.002
+"""Seconds between two pieces of a version that is opened or freed: batches go on meanwhile (see `python -m benchmarks.swap`)."""
+
+
+KEPT = 2
+"""Versions of a model that the scorer holds: the one in use, and the one before."""
 
 
 class Loaded(NamedTuple):
@@ -55,6 +65,9 @@ class ModelFeed:
         self._next = self._decided = 0
         self._followed: set[str] = set(registry.pipeline.roster)
         self._seated: tuple[Seat, ...] = ()
+        self._given: dict[str, deque[Snapshot]] = {}
+        self._replaced: list[Snapshot] = []
+        self._spent: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
 
     def start(self) -> None:
         """Open the newest version of each model, and who serves, so that the first batch meets them; then follow the registry."""
@@ -68,13 +81,29 @@ class ModelFeed:
             self._thread.join(5)
 
     def take(self) -> list[Loaded | Placed]:
-        """Return what became ready since the last call, oldest first; never waits."""
-        found = []
+        """Return what became ready since the last call, oldest first; never waits.
+
+        Who asks again uses what it was given last time, and keeps the version before that: older ones may go.
+        """
+        while self._replaced:
+            self._spent.put(self._replaced.pop())
+        found: list[Loaded | Placed] = []
         while True:
             try:
-                found.append(self._ready.get_nowait())
+                item = self._ready.get_nowait()
             except queue.Empty:
                 return found
+            found.append(item)
+            if isinstance(item, Loaded) and item.snapshot is not None:
+                given = self._given.setdefault(item.manifest.model, deque())
+                given.append(item.snapshot)
+                if len(given) > KEPT:
+                    self._replaced.append(given.popleft())
+
+    def _free(self) -> None:
+        """Let go of versions that nobody uses any more; who still holds one keeps it."""
+        while not self._spent.empty():
+            release([self._spent.get_nowait()], PAUSE)
 
     @property
     def _promotions(self) -> Slot:
@@ -97,7 +126,7 @@ class ModelFeed:
 
     def _open(self, manifest: Manifest) -> None:
         try:
-            self._ready.put(Loaded(manifest, self.registry.open(manifest)))
+            self._ready.put(Loaded(manifest, self.registry.open(manifest, PAUSE)))
         except (ArtifactError, StoreError) as error:
             log.error("version refused; the one in use stays", extra={"cause": str(error)})
             self._ready.put(Loaded(manifest, None))
@@ -150,6 +179,7 @@ class ModelFeed:
         promotions = self.broker.follow(self._promotions, self._decided)
         try:
             while not self._stop.is_set():
+                self._free()
                 try:
                     self._look(models, promotions)
                 except BrokerError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +63,7 @@ class Scorer(Step):
         self.predictions = topics.PREDICTIONS.name(pipeline.name)
         self.log = topics.PREDICTION_LOG.name(pipeline.name)
         self.dlq = topics.DLQ.name(pipeline.name)
-        self._predict = pipeline.kind.predict
+        self._predict, self._is_sane = pipeline.kind.predict, pipeline.kind.sane
         self._take = take
         self.seat(Placed(Seat(pipeline.champion)))
 
@@ -112,14 +111,14 @@ class Scorer(Step):
                 self.counts["model_loads", "loaded"] += 1
 
     def ask(self, name: str, version: int, model: Any, x: Mapping[str, Any]) -> Score:
-        """Return what a model says. Raises Reject where it fails or its score is no finite number."""
+        """Return what a model says. Raises Reject where it fails, or its score is none: not finite, or out of the task's range."""
         try:
             score, probabilities = self._predict(model, x)
         except Exception as error:  # a model's own code
             raise Reject(
                 "model_failed", f"model {name!r} version {version} raised {type(error).__name__}: {error}"
             ) from error
-        if not math.isfinite(score):
+        if not self._is_sane(score, probabilities):
             self.counts["not_finite", "score"] += 1
             raise Reject("not_finite_score", f"model {name!r} version {version} scores {score}", value=score)
         return {"model": name, "version": version, "score": score, "probabilities": probabilities}

@@ -75,6 +75,8 @@ def headers(record: Record, reject: Reject, service: str, refused_at: int) -> He
         "tidemill.refused_at": refused_at,
         _ATTEMPT: mark.attempt if mark else 1,
     }
+    if reject.entity:
+        ours["tidemill.entity"] = shown(reject.entity)
     if mark:
         ours[_REDRIVEN] = mark.letter
     return own + [(name, str(value).encode(errors="backslashreplace")) for name, value in ours.items()]
@@ -132,6 +134,7 @@ class Letter:
     rule: str
     field: str
     value: str
+    entity: str
     message: str
     key: str
     size: int
@@ -155,6 +158,7 @@ def letter_of(record: Record) -> Letter:
         rule=found.get("tidemill.rule", ""),
         field=found.get("tidemill.field", ""),
         value=found.get("tidemill.value", ""),
+        entity=found.get("tidemill.entity", ""),
         message=found.get("__connect.errors.exception.message", ""),
         key=_text(record.key()),
         size=len(record.value() or b""),

@@ -1,0 +1,81 @@
+"""Protection: of what a model learns, one source has a limited share, so that whoever sends most of the labels does not decide all.
+
+Whether an example is learned is a function of the examples before it alone, as the model is; it is the same for every model
+of the pipeline. An example that is not learned is judged all the same: it was a question, and has its answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LONGEST_SOURCE = 64
+"""Characters of a source's name that count: what is remembered goes into every snapshot, and anybody may send names."""
+MOST_REMEMBERED = 100_000
+
+Source = str | None
+"""A category's value, or an entity's id; None where it is missing, which is a source like another."""
+
+
+@dataclass(frozen=True)
+class Protect:
+    """How much of what is learned may come from one source.
+
+    Parameters
+    ----------
+    source
+        A category of the vector, or the events' key.
+    share
+        An example is not learned where this share of the last `of` that were learned is its source's already.
+    of
+        So many are remembered, in memory and in every snapshot. Of the very first of all, one source may be share * of.
+    """
+
+    source: str
+    share: float = 0.3
+    of: int = 1000
+
+
+def source_of(name: str, vector: Mapping[str, str]) -> Callable[[Mapping[str, Any]], Source]:
+    """Return the function that finds the source in Features: in the vector where that has this category, else the entity."""
+    if vector.get(name) == "category":
+        return lambda features: features["vector"][name]
+    return lambda features: features["entity_id"]
+
+
+class Shares:
+    """The sources of the last examples that were learned, in their order."""
+
+    def __init__(self, protect: Protect) -> None:
+        self._of = protect.of
+        self._most = math.ceil(protect.share * protect.of - 1e-9)  # 0.07 * 100 is a little more than 7
+        self._last: deque[Source] = deque()
+        self._counts: Counter[Source] = Counter()
+
+    def take(self, source: Source) -> bool:
+        """Whether the next example, of this source, is to be learned; if so, it is counted."""
+        if source is not None:
+            source = source[:LONGEST_SOURCE]
+        counts, last = self._counts, self._last
+        if counts[source] >= self._most:
+            return False
+        counts[source] += 1
+        last.append(source)
+        if len(last) > self._of:
+            oldest = last.popleft()
+            counts[oldest] -= 1
+            if not counts[oldest]:
+                del counts[oldest]
+        return True
+
+    def saved(self) -> list[Source]:
+        """Return what a snapshot needs; equal names are one object, which a pickle holds once."""
+        names: dict[Source, Source] = {}
+        return [names.setdefault(source, source) for source in self._last]
+
+    def restore(self, saved: Sequence[Source]) -> None:
+        """Go on from what a snapshot held."""
+        self._last, self._counts = deque(saved), Counter(saved)
