@@ -23,7 +23,7 @@ EXAMPLES_PER_VERSION = 500
 
 
 KILLED = ("featurizer", "scorer", "gate", "materializer", "learner:logreg")
-CHANGES = (("promote", "slow"), ("pin", "logreg@{version}"), ("rollback",), ("unpin",), ("promote", "logreg"))
+CHANGES = (("promote", "slow"), ("pin", "logreg@{version}"), ("unpin",), ("rollback",), ("promote", "logreg"))
 """What people ask for, after each kill; `version` is the newest there is."""
 TOKEN = "a token for these tests"
 
@@ -105,8 +105,8 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
         assert [change.split(":")[0] for change in changes] == [
             "promoted",
             "pinned",
-            "rolled back",
             "unpinned",
+            "rolled back",
             "promoted",
         ]
         assert min(by["logreg"], by["slow"], sum(score["version"] == pinned for score in log)) > 100

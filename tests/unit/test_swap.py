@@ -50,7 +50,7 @@ class Feeding:
         self.publish()
         self.feed._catch_up()
         self.scorer.swap()
-        return weakref.ref(self.scorer.models["linear"][1])
+        return weakref.ref(self.scorer.models["linear"].model)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,11 @@ def test_the_old_version_is_not_freed_by_the_scorer_but_by_the_feed(tmp_path: Pa
     here = Feeding(tmp_path)
     first, freed_in = here.swap(), []
     weakref.finalize(first(), lambda: freed_in.append(threading.current_thread().name))
-    second = here.swap()
+    here.swap()
+    here.scorer.swap()
+    here.feed._free()
+    assert first() is not None, "it is what answers where the newer one can't"
+    last = here.swap()
     here.feed._free()
     assert first() is not None, "the scorer may still be in the batch that it began with it"
     here.scorer.swap()
@@ -75,14 +79,14 @@ def test_the_old_version_is_not_freed_by_the_scorer_but_by_the_feed(tmp_path: Pa
     thread.join()
     assert first() is None
     assert freed_in == ["models"]
-    assert second() is here.scorer.models["linear"][1]
-    assert here.scorer.models["linear"][0] == 20
+    assert last() is here.scorer.models["linear"].model
+    assert here.scorer.models["linear"].version == 30
 
 
 def test_a_version_that_somebody_still_holds_stays_whole(tmp_path: Path) -> None:
     here = Feeding(tmp_path)
     here.swap()
-    held = here.scorer.models["linear"][1]
+    held = here.scorer.models["linear"].model
     before = held.predict_one({"distance": 100.0, "hour": 3.0})
     here.swap()
     here.scorer.swap()
