@@ -108,12 +108,15 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
     table.add_column(overflow="fold")
     rows = [
         ("role", role(pipeline, manifest.model)),
-        ("examples", f"{manifest.examples:,}: {pipeline.name}.examples[0..{manifest.version})"),
+        ("examples", f"{manifest.examples:,}: {pipeline.name}.examples[{manifest.begin}..{manifest.version})"),
+        ("went on from", f"version {manifest.parent}" if manifest.parent else "nothing"),
+        ("learning took", f"{manifest.seconds:,.1f} s of CPU"),
         ("learned until", f"{second(manifest.learned_until)} UTC, event time of a label"),
         ("created", f"{second(manifest.created_at)} UTC"),
         *metrics, ("", ""), ("signature", signature), ("declaration", f"{manifest.declaration}\n{declared}"),
         ("artifact", f"{manifest.uri}\n{artifact}"), ("sha256", manifest.sha256), ("golden vectors", f"{len(manifest.golden)}"), ("", ""),
         ("River", f"{manifest.river}{river_now}"), ("Python", manifest.python), ("Tidemill", manifest.tidemill),
+        ("schema ids", ", ".join(f"{name} {number}" for name, number in manifest.schemas.items()) or "not said"),
         ("model", " ".join(manifest.hyperparameters.split())),
     ]  # fmt: skip
     for name, text in rows:
@@ -123,7 +126,23 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
         f": {printable(notes)}" if notes else ""
     )
     newer = f"newer records of this model that no service takes: {refused:,}; `models list --model` shows why\n"
-    return head + "\n\n" + render(table) + (f"\n{newer}" if refused else "")
+    segments = "\n" + render(_segments(manifest)) if manifest.segments else ""
+    return head + "\n\n" + render(table) + segments + (f"\n{newer}" if refused else "")
+
+
+def _segments(manifest: Manifest) -> Table:
+    names = list(dict.fromkeys(name for segment in manifest.segments for name in segment["metrics"]))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("segment", overflow="fold")
+    for column in ("examples", *names):
+        table.add_column(given_text(column, 20), justify="right", no_wrap=True)
+    for segment in manifest.segments:
+        value = "(others)" if segment["others"] else "(missing)" if segment["value"] is None else segment["value"]
+        table.add_row(
+            given_text(f"{segment['feature']} {value}", 40), f"{segment['examples']:,}",
+            *(f"{segment['metrics'][name]:.4f}" if name in segment["metrics"] else "" for name in names),
+        )  # fmt: skip
+    return table
 
 
 def comparison_json(report: Comparison) -> dict[str, Any]:

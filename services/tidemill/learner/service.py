@@ -68,6 +68,7 @@ class Learner(Step):
         self.models = topics.MODELS.name(pipeline.name)
         self.every_examples, self.every_seconds, self.clock = every_examples, every_seconds, clock
         self.fold = Fold(pipeline, model)
+        self._parent, self._seconds = 0, 0.0
         self._settle()
         self._store_is_away = False
 
@@ -80,6 +81,7 @@ class Learner(Step):
         if slot.partition != 0:  # the order of learning is partition 0
             return Start(committed.offset, committed.offset)
         self.fold = Fold(self.pipeline, self.model)
+        self._parent, self._seconds = 0, 0.0
         self._resume()
         self._settle()
         return Start(self.fold.version, self.fold.version)
@@ -98,6 +100,7 @@ class Learner(Step):
             except ArtifactError as error:
                 log.error("version refused; an older one is tried", extra={"cause": str(error)})
                 continue
+            self._parent, self._seconds = manifest.version, manifest.seconds
             log.info("resumed", extra={"model": self.model, "version": manifest.version, "examples": manifest.examples})
             return
 
@@ -107,7 +110,7 @@ class Learner(Step):
             self._settle()
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
-        codec, fold = self.records.example, self.fold
+        codec, fold, begun = self.records.example, self.fold, time.thread_time()
         for record in records:
             value = record.value() or b""
             if not value.startswith(codec.header):
@@ -121,6 +124,7 @@ class Learner(Step):
                 log.error(
                     "learn_one raised", extra={"model": self.model, "offset": record.offset(), "cause": repr(error)}
                 )
+        self._seconds += time.thread_time() - begun
         if fold.examples == self._published:
             return False
         due = fold.examples - self._tried >= self.every_examples or self.clock() - self._tried_at >= self.every_seconds
@@ -132,7 +136,9 @@ class Learner(Step):
     def _publish(self, emit: Emit) -> bool:
         self._tried, self._tried_at = self.fold.examples, self.clock()
         try:
-            manifest = self.registry.publish(self.model, self.fold.snapshot(), tuple(self.fold.vectors))
+            manifest = self.registry.publish(
+                self.model, self.fold.snapshot(), tuple(self.fold.vectors), parent=self._parent, seconds=self._seconds
+            )
         except ArtifactError as error:
             self.counts["not_finite", "model"] += 1
             log.error("version not published; the last good one goes on serving", extra={"cause": str(error)})
@@ -147,7 +153,7 @@ class Learner(Step):
             return False
         if self._store_is_away:
             log.info("versions can be stored again", extra={"model": self.model, "version": manifest.version})
-        self._published, self._store_is_away = self.fold.examples, False
+        self._published, self._parent, self._store_is_away = self.fold.examples, manifest.version, False
         emit(self.models, self.registry.encode(manifest), self.model.encode(), 0, None, 0)
         self.counts["snapshots", self.model] += 1
         return True

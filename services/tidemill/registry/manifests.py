@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import river
@@ -16,14 +16,15 @@ import river
 import tidemill
 from tidemill.errors import ArtifactError
 from tidemill.pipeline import Pipeline
-from tidemill.records import Records, vector_to_x
+from tidemill.records import Codec, Records, vector_to_x
 from tidemill.registry import snapshots
 from tidemill.registry.store import ArtifactStore
+from tidemill.segments import State, told
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One version of a model; the fields are those of schemas/tidemill/manifest.v1.avsc."""
+    """One version of a model; the fields are those of schemas/tidemill/manifest.v2.avsc."""
 
     pipeline: str
     model: str
@@ -40,7 +41,18 @@ class Manifest:
     golden: Sequence[Mapping[str, Any]]
     learned_until: int
     created_at: int
+    begin: int = 0
+    parent: int = 0
+    seconds: float = 0.0
+    schemas: Mapping[str, int] = field(default_factory=dict)
+    segments: Sequence[Mapping[str, Any]] = ()
     signature: str = ""
+
+
+SCHEMAS = ("event", "label", "vector", "example")
+"""Whose schemas' ids a manifest has."""
+_LATER: Mapping[str, Any] = {"begin": 0, "parent": 0, "seconds": 0.0, "schemas": {}, "segments": ()}
+"""What manifests have not always said, and what one says that does not say it."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +64,16 @@ class Snapshot:
     examples: int
     version: int
     learned_until: int
+    begin: int = 0
+    segments: State = field(default_factory=list)
 
 
 def parse(records: Records, data: bytes) -> Manifest:
     """Return the manifest in `data`, whoever signed it. Raises ArtifactError for what is none."""
+    codec = records.manifest_v1 if data.startswith(records.manifest_v1.header) else records.manifest
     try:
-        manifest = Manifest(**records.manifest.decode(data))
-        again = records.manifest.encode(dataclasses.asdict(manifest))
+        manifest = Manifest(**codec.decode(data))
+        again = codec.encode(dataclasses.asdict(manifest))
     except Exception as error:  # forged bytes may make the decoder raise anything
         raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
     if again != data:
@@ -81,17 +96,33 @@ class Registry:
         self.store = store
         self._key = key
 
-    def _signature(self, manifest: Manifest) -> str:
+    def _signature(self, manifest: Manifest, codec: Codec | None = None) -> str:
         unsigned = dataclasses.asdict(dataclasses.replace(manifest, signature=""))
-        return hmac.new(self._key, self.records.manifest.encode(unsigned), "sha256").hexdigest()
+        return hmac.new(self._key, (codec or self.records.manifest).encode(unsigned), "sha256").hexdigest()
 
     def is_signed(self, manifest: Manifest) -> bool:
-        """Whether the manifest's signature is by this registry's key, over just what it says."""
-        return hmac.compare_digest(manifest.signature.encode(), self._signature(manifest).encode())
+        """Whether the manifest's signature is by this registry's key, over just what it says.
 
-    def publish(self, name: str, snapshot: Snapshot, vectors: Sequence[Mapping[str, Any]]) -> Manifest:
+        One that says nothing of what manifests have not always said may be signed in the form that they had first.
+        """
+        forms = [self.records.manifest]
+        if all(getattr(manifest, name) == default for name, default in _LATER.items()):
+            forms.append(self.records.manifest_v1)
+        signature = manifest.signature.encode()
+        return any(hmac.compare_digest(signature, self._signature(manifest, form).encode()) for form in forms)
+
+    def publish(
+        self,
+        name: str,
+        snapshot: Snapshot,
+        vectors: Sequence[Mapping[str, Any]],
+        *,
+        parent: int = 0,
+        seconds: float = 0.0,
+    ) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
+        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took.
         Raises ArtifactError where the model gives one of them a score that is no finite number.
         """
         predict = self.pipeline.kind.predict
@@ -121,6 +152,11 @@ class Registry:
             golden=golden,
             learned_until=snapshot.learned_until,
             created_at=int(time.time() * 1000),
+            begin=snapshot.begin,
+            parent=parent,
+            seconds=seconds,
+            schemas={kind: getattr(self.records, kind).id for kind in SCHEMAS},
+            segments=told(self.pipeline, snapshot.segments),
         )
         return dataclasses.replace(manifest, signature=self._signature(manifest))
 
