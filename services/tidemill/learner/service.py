@@ -18,7 +18,7 @@ from tidemill.errors import ArtifactError, DeclarationError, StoreError
 from tidemill.learner.fold import Fold
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
-from tidemill.registry.latest import latest
+from tidemill.registry.latest import REMEMBERED, latest
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Broker, Emit, Position, Record, Slot, Start, Step
 from tidemill.stream.loop import Service
@@ -27,9 +27,6 @@ log = logging.getLogger(__name__)
 
 History = Callable[[str], Sequence[Manifest]]
 """Takes a model's name; returns its latest manifests, newest first."""
-
-REMEMBERED = 20
-"""How many manifests back a learner looks for one whose artifact is whole."""
 
 
 def history_of(broker: Broker, registry: Registry) -> History:

@@ -50,6 +50,14 @@ class ArtifactStore:
         """Whether anything lies under the artifact's name; its bytes are not looked at."""
         return bool(_SHA256.fullmatch(digest)) and self._files.has(self.path(digest))
 
+    def size(self, digest: str) -> int | None:
+        """Return how many bytes lie under the artifact's name; None where nothing does."""
+        return self._files.size(self.path(digest)) if _SHA256.fullmatch(digest) else None
+
+    def delete(self, digest: str) -> None:
+        """Take an artifact away; that it is not there is no error. Raises StoreError where the store is away."""
+        self._files.delete(self.path(digest))
+
     def state(self, digest: str) -> State:
         """Return whether the artifact is there, and whole; it is read for that, and not opened."""
         data = self._files.read(self.path(digest)) if _SHA256.fullmatch(digest) else None
