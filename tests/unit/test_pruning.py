@@ -65,7 +65,7 @@ class Learned:
 
     def plan(self, **options: Any) -> Any:
         return plan(
-            Versions(PIPELINE, self.broker, self.registry).read(), self.store, **{"keep": REMEMBERED, **options}
+            Versions(PIPELINE, self.broker, self.registry).read(), self.registry, **{"keep": REMEMBERED, **options}
         )
 
     def held(self, model: str) -> list[int]:

@@ -1,9 +1,10 @@
-"""`tidemill models`: which versions there are, what one is, which of two models is better; artifacts that are pruned."""
+"""`tidemill models`: which versions there are, what one is, which of two models is better; artifacts pruned and rebuilt."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
@@ -125,8 +126,10 @@ def prune(
     What a learner may go on from, and what was promoted or is pinned, stays. Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
     from tidemill import describe, history
+    from tidemill import run as running
     from tidemill.registry import pruning
     from tidemill.registry.latest import REMEMBERED
+    from tidemill.registry.versions import Versions
 
     if keep < REMEMBERED:
         raise SettingsError(
@@ -134,18 +137,71 @@ def prune(
         )
     before = None if older_than is None else int(time.time() * 1000) - _duration("--older-than", older_than)
     chosen, declared = settings.load(**options), load(pipeline)
-    chosen.signing_secret()  # without a key anybody's manifest would decide what is deleted
-    there, store = _versions(declared, chosen)
+    # Without a key anybody's manifest would decide what is deleted.
+    registry, broker = running.registry_of(declared, chosen), _broker(declared, chosen, topics.MODELS)
     with history.progress("versions", None) as advance:
-        kept = lasting(declared, there.broker)
-        found = pruning.plan(there.read(progress=advance), store, keep=keep, before=before, kept=kept)
+        versions, kept = Versions(declared, broker, registry).read(progress=advance), lasting(declared, broker)
+        found = pruning.plan(versions, registry, keep=keep, before=before, kept=kept)
     if not dry_run:
         with history.progress("artifacts", len(found.artifacts)) as advance:
-            pruning.prune(found, store, advance)
+            pruning.prune(found, registry.store, advance)
     told = describe.pruned_json(found, done=not dry_run)
     click.echo(
-        json.dumps(told, indent=2) if as_json else describe.pruned_text(found, store, done=not dry_run), nl=as_json
+        json.dumps(told, indent=2) if as_json else describe.pruned_text(found, registry.store, done=not dry_run),
+        nl=as_json,
     )
+
+
+@models.command()
+@PIPELINE
+@click.argument("named", nargs=-1, metavar="[MODEL@VERSION]...")
+@click.option("--all", "every", is_flag=True, help="Every version as declared now.")
+@click.option("--missing", is_flag=True, help="With --all: those alone whose artifact is not there, or not whole.")
+@click.option("--dry-run", is_flag=True, help="Compare, and put nothing back.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("brokers", "store_url")
+def rebuild(
+    pipeline: str, named: tuple[str, ...], *, every: bool, missing: bool, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Make versions anew from the examples, and compare their scores; exit code 1 unless all are equal.
+
+    An artifact that is gone, damaged or of another River is put back. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    """
+    from tidemill import describe, history
+    from tidemill import run as running
+    from tidemill.rebuild import Rebuild
+
+    if bool(named) == every:
+        raise SettingsError("name the versions that are rebuilt, as MODEL@VERSION, or take --all: one of both")
+    if missing and not every:
+        raise SettingsError("--missing goes with --all: a version that is named is rebuilt anyway")
+    wanted = [_version_of(text) for text in dict.fromkeys(named)]
+    chosen, declared = settings.load(**options), load(pipeline)
+    registry, broker = running.registry_of(declared, chosen), _broker(declared, chosen, topics.MODELS, topics.EXAMPLES)
+    rebuilding, others = Rebuild(declared, broker, registry), 0
+    if every:
+        with history.progress("versions", None) as advance:
+            manifests, others = rebuilding.every(advance)
+        manifests = [one for one in manifests if not (missing and registry.is_whole(one))]
+    else:
+        manifests = rebuilding.named(wanted)
+    with history.progress("folding examples", max((m.version for m in manifests), default=0)) as advance:
+        found = list(rebuilding.run(manifests, write=not dry_run, progress=advance))
+    told = describe.rebuilt_json(found, others)
+    text = json.dumps(told, indent=2) if as_json else describe.rebuilt_text(declared, found, others)
+    click.echo(text, nl=as_json)
+    if any(one.state != "equal" for one in found):
+        sys.exit(1)
+
+
+def _version_of(text: str) -> Version:
+    """Return the model and the version that MODEL@VERSION names."""
+    name, _, version = text.rpartition("@")
+    if not name or not version.isdecimal():
+        raise SettingsError(
+            f"{text!r} names no version: expected MODEL@VERSION, as in {name or text or 'logreg'}@26000"
+        )
+    return name, int(version)
 
 
 def lasting(declared: Pipeline, broker: Broker) -> Collection[Version]:
@@ -172,10 +228,10 @@ def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, 
     return Versions(declared, _broker(declared, chosen, topics.MODELS), registry), store
 
 
-def _broker(declared: Pipeline, chosen: settings.Settings, topic: topics.Topic) -> KafkaBroker:
+def _broker(declared: Pipeline, chosen: settings.Settings, *used: topics.Topic) -> KafkaBroker:
     from tidemill import run as running
 
     broker = running.broker_of(chosen)
     broker.connect()
-    running.check_topics(declared, broker, (topic.name(declared.name),))
+    running.check_topics(declared, broker, tuple(topic.name(declared.name) for topic in used))
     return broker

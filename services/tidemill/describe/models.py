@@ -47,9 +47,16 @@ def version_json(there: Versions, store: ArtifactStore, version: Version) -> dic
     return found | told | {
         "role": role(there.pipeline, manifest.model),
         "declared": _is_declared(there.pipeline, manifest),
-        "artifact": "there" if store.holds(manifest.sha256) else "gone",
+        "artifact": _artifact(store, manifest),
         "signature": _signature(there, manifest),
     }  # fmt: skip
+
+
+def _artifact(store: ArtifactStore, manifest: Manifest) -> str:
+    """Return whether anything lies under the artifact's name, or something stands in for it."""
+    if store.holds(manifest.sha256):
+        return "there"
+    return "rebuilt" if store.note(manifest.sha256) is not None else "gone"
 
 
 def _signature(there: Versions, manifest: Manifest) -> str:
@@ -79,7 +86,7 @@ def versions_text(there: Versions, store: ArtifactStore, found: Sequence[Version
         table.add_row(
             given_text(one.key, 40), f"{manifest.version}", f"{manifest.examples:,}", moment(manifest.created_at),
             role(there.pipeline, manifest.model), *metrics, given_text(manifest.river, 20),
-            "there" if store.holds(manifest.sha256) else "gone", notes,
+            _artifact(store, manifest), notes,
         )  # fmt: skip
     signed = "checked" if there.registry else "not checked: TIDEMILL_SIGNING_KEY is not set"
     return render(table) + f"\nartifacts in {store.url}; signatures {signed}\n"
@@ -94,6 +101,8 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
         "damaged": "DAMAGED: its bytes have another hash; no service opens it",
         "gone": f"gone: nothing of that name is in {store.url}",
     }[store.state(manifest.sha256)]
+    if store.note(manifest.sha256) is not None:
+        artifact += "; a fold of the same examples, with other bytes, stands in for it"
     signature = {
         "valid": "valid",
         "wrong": "WRONG: damaged, forged, or signed with another TIDEMILL_SIGNING_KEY; no service takes it",

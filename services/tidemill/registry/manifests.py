@@ -18,7 +18,7 @@ from tidemill.errors import ArtifactError
 from tidemill.pipeline import Pipeline
 from tidemill.records import Codec, Records, vector_to_x
 from tidemill.registry import snapshots
-from tidemill.registry.store import ArtifactStore
+from tidemill.registry.store import ArtifactStore, sha256
 from tidemill.segments import State, told
 
 
@@ -51,6 +51,8 @@ class Manifest:
 
 SCHEMAS = ("event", "label", "vector", "example")
 """Whose schemas' ids a manifest has."""
+_MADE = ("uri", "sha256", "tidemill", "river", "python", "created_at", "signature")
+"""In what a version that was folded again may differ from what it was."""
 _LATER: Mapping[str, Any] = {"begin": 0, "parent": 0, "seconds": 0.0, "schemas": {}, "segments": ()}
 """What manifests have not always said, and what one says that does not say it."""
 
@@ -174,6 +176,64 @@ class Registry:
             )
         return manifest
 
+    def _artifact(self, manifest: Manifest, name: str) -> bytes:
+        """Return the bytes that are opened for a manifest: its artifact's, or of what stands in for that."""
+        try:
+            if manifest.river != river.__version__:
+                raise ArtifactError(
+                    f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ"
+                )
+            return self.store.get(manifest.sha256)
+        except ArtifactError:
+            stand_in = self.stand_in(manifest)
+            if stand_in is None or stand_in.river != river.__version__:
+                raise
+        return self.store.get(stand_in.sha256)
+
+    def is_whole(self, manifest: Manifest) -> bool:
+        """Whether there are bytes that can be opened for a manifest; they are read for that, and not opened."""
+        try:
+            self._artifact(manifest, manifest.model)
+        except ArtifactError:
+            return False
+        return True
+
+    def stand_in(self, manifest: Manifest) -> Manifest | None:
+        """Return the manifest of what stands in for a version's artifact; None where nothing does.
+
+        Raises ArtifactError where that is forged, or says of the version anything else than its own manifest.
+        """
+        data = self.store.note(manifest.sha256)
+        if data is None:
+            return None
+        found = self.decode(data)
+        same = dataclasses.replace(manifest, **{name: getattr(found, name) for name in _MADE})
+        if self.encode(same) != self.encode(found):
+            raise ArtifactError(
+                f"what stands in for model {manifest.model!r} version {manifest.version} is of model {found.model!r} version "
+                f"{found.version}, or says something else of it than its manifest"
+            )
+        return found
+
+    def put_back(self, manifest: Manifest, snapshot: Snapshot) -> Manifest:
+        """Store a version that was folded again, to the same scores, and return the manifest that its bytes are under.
+
+        Where they are the very bytes of then, that is its own. Else they lie under a hash of their own, which a signed copy of the
+        manifest says; it is noted in the store beside the place of what is lost, so that the log keeps to what was learned.
+        """
+        data = snapshots.dump(snapshot.__dict__)
+        if sha256(data) == manifest.sha256 and manifest.river == river.__version__:
+            self.store.put(data)
+            return manifest
+        digest = self.store.put(data)
+        made = dataclasses.replace(
+            manifest, uri=self.store.path(digest), sha256=digest, tidemill=tidemill.__version__, river=river.__version__,
+            python=platform.python_version(), created_at=int(time.time() * 1000),
+        )  # fmt: skip
+        made = dataclasses.replace(made, signature=self._signature(made))
+        self.store.put_note(manifest.sha256, self.encode(made))
+        return made
+
     def open(self, manifest: Manifest) -> Snapshot:
         """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails."""
         name = f"model {manifest.model!r} version {manifest.version}"
@@ -184,11 +244,7 @@ class Registry:
                 f"{name} was learned under another declaration of the model or the vector; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
-        if manifest.river != river.__version__:
-            raise ArtifactError(
-                f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ"
-            )
-        found = snapshots.load(self.store.get(manifest.sha256))
+        found = snapshots.load(self._artifact(manifest, name))
         try:
             snapshot = Snapshot(**found)
         except TypeError as error:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tidemill.errors import ArtifactError
 from tidemill.registry.latest import REMEMBERED, Version
+from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Version as Told
 
@@ -35,6 +37,7 @@ class _Known(NamedTuple):
     model: str
     version: int
     sha256: str
+    stand_in: str
     created_at: int
 
 
@@ -53,21 +56,21 @@ class Plan:
 
 def plan(
     versions: Iterable[Told],
-    store: ArtifactStore,
+    registry: Registry,
     *,
     keep: int,
     before: int | None = None,
     kept: Collection[Version] = (),
 ) -> Plan:
-    """Return which artifacts of a store may go.
+    """Return which artifacts of a registry's store may go.
 
     Parameters
     ----------
     versions
         All records of the models topic, the newest first. What is refused decides nothing: a forged manifest must not
         have an artifact deleted.
-    store
-        What is asked which artifacts are there.
+    registry
+        Whose store is asked which artifacts are there, and what stands in for those that are lost.
     keep
         How many versions of each model stay, at least REMEMBERED.
     before
@@ -82,43 +85,58 @@ def plan(
     found = Plan()
     seen: dict[str, set[int]] = {}
     whole: set[str] = set()
+    noted = registry.store.noted()
     for told in versions:
         manifest = told.manifest
         if manifest is None or told.refused:
             continue
-        known = _Known(manifest.model, manifest.version, manifest.sha256, manifest.created_at)
+        stand_in = _stand_in(registry, manifest) if manifest.sha256 in noted else ""
+        known = _Known(manifest.model, manifest.version, manifest.sha256, stand_in, manifest.created_at)
         model, numbers = found.models.setdefault(known.model, Model(known.model)), seen.setdefault(known.model, set())
         model.versions += 1
         numbers.add(known.version)
         # The newest of which a learner can go on stays, even if all of the last ones are damaged.
-        is_newest_whole = known.model not in whole and store.state(known.sha256) == "there"
+        is_newest_whole = known.model not in whole and registry.is_whole(manifest)
         if is_newest_whole:
             whole.add(known.model)
         is_young = before is not None and known.created_at >= before
         if len(numbers) <= keep or is_newest_whole or (known.model, known.version) in kept or is_young:
-            staying.add(known.sha256)
+            staying |= {known.sha256, known.stand_in}
             model.kept += 1
         else:
             going.append(known)
-    _settle(found, going, staying, store)
+    _settle(found, going, staying, registry.store)
     return found
 
 
 def _settle(found: Plan, going: Iterable[_Known], staying: Collection[str], store: ArtifactStore) -> None:
     """Put each artifact that nothing keeps into the plan, once."""
-    planned: set[str] = set()
+    planned: dict[str, None] = {}
     for known in going:
         model = found.models[known.model]
-        size = store.size(known.sha256)
+        sizes = {
+            digest: store.size(digest)
+            for digest in (known.sha256, known.stand_in)
+            if digest and digest not in staying and digest not in planned
+        }
         if known.sha256 in staying:
             model.shared += 1
-        elif size is None or known.sha256 in planned:
-            model.gone += 1
-        else:
-            planned.add(known.sha256)
+        elif any(size is not None for size in sizes.values()):
+            planned |= dict.fromkeys(sizes)
             model.pruned += 1
-            model.bytes += size
+            model.bytes += sum(size or 0 for size in sizes.values())
+        else:
+            model.gone += 1
     found.artifacts = list(planned)
+
+
+def _stand_in(registry: Registry, manifest: Manifest) -> str:
+    """Return the SHA-256 of what stands in for an artifact; nothing where that is forged."""
+    try:
+        found = registry.stand_in(manifest)
+    except ArtifactError:
+        return ""
+    return found.sha256 if found else ""
 
 
 def prune(found: Plan, store: ArtifactStore, progress: Progress | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from tidemill.errors import ArtifactError
 from tidemill.files import Files
 
+_NOTE = ".again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 State = Literal["there", "damaged", "gone"]
@@ -54,9 +55,23 @@ class ArtifactStore:
         """Return how many bytes lie under the artifact's name; None where nothing does."""
         return self._files.size(self.path(digest)) if _SHA256.fullmatch(digest) else None
 
+    def note(self, digest: str) -> bytes | None:
+        """Return what was noted about an artifact that is lost; None where nothing was."""
+        return self._files.read(f"{self.path(digest)}{_NOTE}") if _SHA256.fullmatch(digest) else None
+
+    def put_note(self, digest: str, data: bytes) -> None:
+        """Note something about an artifact that is lost. Raises StoreError where the store is away or full."""
+        self._files.write(f"{self.path(digest)}{_NOTE}", data)
+
+    def noted(self) -> set[str]:
+        """Return the artifacts about which something is noted."""
+        return {path.rpartition("/")[2].removesuffix(_NOTE) for path in self._files.glob(f"*/*{_NOTE}")}
+
     def delete(self, digest: str) -> None:
-        """Take an artifact away; that it is not there is no error. Raises StoreError where the store is away."""
-        self._files.delete(self.path(digest))
+        """Take an artifact and its note away; that they are not there is no error. Raises StoreError where the store is away."""
+        path = self.path(digest)
+        self._files.delete(path)
+        self._files.delete(f"{path}{_NOTE}")
 
     def state(self, digest: str) -> State:
         """Return whether the artifact is there, and whole; it is read for that, and not opened."""
