@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Collection
@@ -16,6 +17,7 @@ from tidemill.commands.shared import PIPELINE, moment_of, with_settings
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.pipeline import Pipeline, load
+from tidemill.stream.api import Slot
 
 if TYPE_CHECKING:
     from tidemill.registry.latest import Version
@@ -192,6 +194,48 @@ def rebuild(
     click.echo(text, nl=as_json)
     if any(one.state != "equal" for one in found):
         sys.exit(1)
+
+
+@models.command()
+@PIPELINE
+@click.option("--tracking-uri", metavar="URI", help="MLflow's server or database. [MLFLOW_TRACKING_URI]")
+@click.option("--last", type=click.IntRange(min=1), help="Only the newest so many versions of each model.")
+@click.option("--follow", is_flag=True, help="Go on with every version that is published, until Ctrl-C.")
+@with_settings("brokers", "store_url")
+def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow: bool, **options: Any) -> None:
+    """Copy versions to MLflow: runs with metrics, registered models with aliases, models that MLflow loads and serves.
+
+    What is there already is not copied again. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    """
+    from tidemill import history
+    from tidemill import run as running
+    from tidemill.registry.versions import Versions
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        raise SettingsError(
+            "no MLflow is named: say --tracking-uri or set MLFLOW_TRACKING_URI, as in http://mlflow:5000 or sqlite:///mlflow.db"
+        )
+    try:
+        from tidemill.mirror import Mirror
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"the mirror needs {error.name}: pip install 'tidemill[mlflow]'") from None
+    chosen, declared = settings.load(**options), load(pipeline)
+    registry, broker = running.registry_of(declared, chosen), _broker(declared, chosen, topics.MODELS)
+    end = broker.watermarks(Slot(topics.MODELS.name(declared.name), 0))[1]
+    mirroring = Mirror(declared, registry, uri)
+    with history.progress("versions", None) as advance:
+        mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)
+        mirroring.name_roles(champion_of(declared, broker))
+    click.echo(mirroring.told())
+    if follow:
+        mirroring.follow(broker, end, lambda: champion_of(declared, broker), click.echo)
+
+
+def champion_of(declared: Pipeline, broker: Broker) -> str:
+    """Return which model is the champion: the declared one."""
+    del broker  # nothing there says otherwise
+    return declared.champion
 
 
 def _version_of(text: str) -> Version:

@@ -176,24 +176,28 @@ class Registry:
             )
         return manifest
 
-    def _artifact(self, manifest: Manifest, name: str) -> bytes:
-        """Return the bytes that are opened for a manifest: its artifact's, or of what stands in for that."""
+    def artifact(self, manifest: Manifest) -> tuple[Manifest, bytes]:
+        """Return the bytes that are opened for a manifest, its artifact's or of what stands in for that, and whose they are.
+
+        Raises ArtifactError where there are none, or none of this River.
+        """
+        name = f"model {manifest.model!r} version {manifest.version}"
         try:
             if manifest.river != river.__version__:
                 raise ArtifactError(
                     f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ"
                 )
-            return self.store.get(manifest.sha256)
+            return manifest, self.store.get(manifest.sha256)
         except ArtifactError:
             stand_in = self.stand_in(manifest)
             if stand_in is None or stand_in.river != river.__version__:
                 raise
-        return self.store.get(stand_in.sha256)
+        return stand_in, self.store.get(stand_in.sha256)
 
     def is_whole(self, manifest: Manifest) -> bool:
         """Whether there are bytes that can be opened for a manifest; they are read for that, and not opened."""
         try:
-            self._artifact(manifest, manifest.model)
+            self.artifact(manifest)
         except ArtifactError:
             return False
         return True
@@ -244,7 +248,7 @@ class Registry:
                 f"{name} was learned under another declaration of the model or the vector; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
-        found = snapshots.load(self._artifact(manifest, name))
+        found = snapshots.load(self.artifact(manifest)[1])
         try:
             snapshot = Snapshot(**found)
         except TypeError as error:
