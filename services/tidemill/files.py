@@ -78,15 +78,27 @@ class Files:
         except OSError as error:
             raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
 
-    def has(self, path: str) -> bool:
-        """Whether anything lies at `path`. Raises StoreError where that can't be told."""
+    def size(self, path: str) -> int | None:
+        """Return how many bytes lie at `path`; None where nothing does. Raises StoreError where that can't be told."""
         try:
-            self._fs.info(f"{self._root}/{path}")
+            return int(self._fs.info(f"{self._root}/{path}")["size"])
         except FileNotFoundError:
-            return False
+            return None
         except OSError as error:
             raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
-        return True
+
+    def has(self, path: str) -> bool:
+        """Whether anything lies at `path`. Raises StoreError where that can't be told."""
+        return self.size(path) is not None
+
+    def delete(self, path: str) -> None:
+        """Take away what lies at `path`; that nothing does is no error. Raises StoreError where that fails."""
+        try:
+            self._fs.rm_file(f"{self._root}/{path}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(f"{self._what} {self.url}: deleting failed: {error}") from error
 
     def glob(self, pattern: str) -> list[str]:
         """Return the paths that fit a pattern (`*` within one part of a path), in order."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tidemill import topics
 from tidemill.backtest import Progress
 from tidemill.errors import ArtifactError, SettingsError, StoreError
-from tidemill.learner.fold import Fold
+from tidemill.folding import Folding, Wanted
 from tidemill.pipeline import Pipeline
 from tidemill.records import HEADER, PredictionLog, Records, Score, vector_to_x
 from tidemill.registry.latest import Version, versions
@@ -283,57 +283,17 @@ class Replay:
     def _folded(self, wanted: Sequence[Version], manifests: Mapping[Version, Manifest], _: Mapping[Version, str],
                 progress: Progress | None) -> Iterator[Model]:  # fmt: skip
         """Yield versions as they were when one fold over the examples came by; what comes first learned least."""
-        slot = Slot(self.examples, 0)
-        low, high = self.broker.watermarks(slot)
-        waiting: list[Version] = []
+        waiting: dict[Wanted, Version] = {}
         for version in wanted:
-            why = self._undeclared(version, manifests.get(version)) or _unfoldable(version, self.examples, low, high)
+            manifest = manifests.get(version)
+            why = self._undeclared(version, manifest)
             if why:
                 yield Model(version, None, why)
             else:
-                waiting.append(version)
-        folds = {name: Fold(self.pipeline, name) for name in dict(waiting)}
-        last = dict(waiting)  # in order of version, so that the last one of each name stays
-        examples = (
-            record for batch in self.broker.read({slot: (0, max(last.values(), default=0))}) for record in batch
-        )
-        at = 0
-        for record in examples:
-            while at < len(waiting) and waiting[at][1] <= record.offset():
-                yield self._come_to(waiting[at], folds)
-                at += 1
-            self._learn([fold for name, fold in folds.items() if last[name] > record.offset()], record)
-            if progress:
-                progress(1)
-        for version in waiting[at:]:
-            yield self._come_to(version, folds)
-
-    def _come_to(self, version: Version, folds: Mapping[str, Fold]) -> Model:
-        fold = folds[version[0]]
-        if fold.version == version[1]:
-            return Model(version, fold.model)
-        why = (
-            f"the last example before that offset lies at {fold.version - 1:,}"
-            if fold.examples
-            else "no example lies before"
-        )
-        return Model(
-            version, None,
-            f"model {version[0]!r} version {version[1]} can't be folded again: {why} in {self.examples}, and it has learned the one at "
-            f"{version[1] - 1:,}: the topic was begun again",
-        )  # fmt: skip
-
-    def _learn(self, folds: Sequence[Fold], record: Record) -> None:
-        """Learn what a learner does, and pass over what it passes over."""
-        value, codec = record.value() or b"", self.records.example
-        if not value.startswith(codec.header):
-            return
-        example = codec.decode(value)
-        for fold in folds:
-            try:
-                fold.learn(example, record.offset())
-            except Exception:  # noqa: S112  a model's own code; the learner has told it in its log, and went on
-                continue
+                waiting[Wanted(*version, manifest.begin if manifest else 0)] = version
+        for came in Folding(self.pipeline, self.broker).come_by(waiting, progress):
+            why = f"{came.why}; without --rebuild the artifact is taken" if came.why else ""
+            yield Model(waiting[came.wanted], came.fold.model if came.fold else None, why)
 
     def told(self, done: Sequence[Done], progress: Progress | None = None) -> list[dict[str, Any]]:
         """Return all about some predictions, as the status service does: event, vector, scores then and now, outcome."""
@@ -399,19 +359,6 @@ def _place(number: int, ranges: Mapping[Slot, tuple[int, int]]) -> tuple[Slot, i
             return slot, begin + number
         number -= end - begin
     raise IndexError(number)
-
-
-def _unfoldable(version: Version, topic: str, low: int, high: int) -> str:
-    """Return why the examples can't be folded to a version; nothing where they can. Version 0 needs none."""
-    name, number = version
-    if number and low:
-        return (
-            f"model {name!r} version {number} can't be folded again: {topic} does not reach back to 0 any more, its first offset "
-            f"is {low:,}; without --rebuild the artifact is taken"
-        )
-    if number > high:
-        return f"model {name!r} version {number} can't be folded again: {topic} ends at {high:,}; it was begun again, or cut"
-    return ""
 
 
 def _again(role: str, then: Score, answer: Score | str, manifest: Manifest | None) -> Again:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from river import dummy, metrics, stats
 
@@ -23,6 +23,13 @@ ROUNDING = 1e-9
 
 
 Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]
+
+
+class Judged(NamedTuple):
+    """What metrics are given of one prediction: those that are about labels the likeliest one, the others what was told."""
+
+    told: Any
+    label: Any
 
 
 @dataclass(frozen=True)
@@ -78,18 +85,18 @@ class Task:
         else:
             model.learn_one(x)
 
-    def update(self, metric: Any, y: Any, score: float, probabilities: Probabilities) -> None:
-        """Update one River metric with a label and the prediction made for it.
-
-        A metric that is about labels gets the most likely one; as in River, a prediction of nothing is not judged.
-        """
+    def judged(self, score: float, probabilities: Probabilities) -> Judged | None:
+        """Return what metrics are given of a prediction; None where, as in River, it is one of nothing and is not judged."""
         predicted = self.predicted(score, probabilities)
-        if isinstance(predicted, Mapping):
-            if not predicted:
-                return
-            if metric.requires_labels:
-                predicted = max(predicted, key=predicted.get)  # type: ignore[arg-type]
-        metric.update(y, predicted)
+        if not isinstance(predicted, dict):
+            return Judged(predicted, predicted)
+        return Judged(predicted, max(predicted, key=predicted.__getitem__)) if predicted else None
+
+    def update(self, metric: Any, y: Any, score: float, probabilities: Probabilities) -> None:
+        """Update one River metric with a label and the prediction made for it."""
+        judged = self.judged(score, probabilities)
+        if judged is not None:
+            metric.update(y, judged.label if getattr(metric, "requires_labels", False) else judged.told)
 
 
 def _binary(model: Any, x: Vector) -> tuple[float, Probabilities]:

@@ -1,27 +1,35 @@
-"""`tidemill models`: which versions there are, what one is, and which of two models is better. Reads, and changes nothing."""
+"""`tidemill models`: which versions there are, what one is, which of two models is better; artifacts pruned and rebuilt."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
+import sys
+import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tidemill import settings, topics
 from tidemill.commands.shared import PIPELINE, moment_of, with_settings
+from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.pipeline import Pipeline, load
+from tidemill.stream.api import Slot
 
 if TYPE_CHECKING:
+    from tidemill.registry.latest import Version
     from tidemill.registry.store import ArtifactStore
     from tidemill.registry.versions import Versions
+    from tidemill.stream.api import Broker
     from tidemill.stream.kafka import KafkaBroker
 
 
 @click.group()
 def models() -> None:
-    """Models: their versions, and which of two is better."""
+    """Models: their versions, which of two is better, and which artifacts stay."""
 
 
 @models.command("list")
@@ -103,6 +111,161 @@ def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, s
     )
 
 
+@models.command()
+@PIPELINE
+@click.option("--keep", type=int, required=True, help="The newest so many versions of each model stay.")
+@click.option(
+    "--older-than", metavar="DURATION", help="Of the others, only those created longer ago than this, as 30d."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("brokers", "store_url")
+def prune(
+    pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as_json: bool, **options: Any
+) -> None:  # fmt: skip
+    """Delete the artifacts of old versions. Their manifests stay, and `models rebuild` makes an artifact again.
+
+    What a learner may go on from, and what was promoted or is pinned, stays. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    """
+    from tidemill import describe, history
+    from tidemill import run as running
+    from tidemill.registry import pruning
+    from tidemill.registry.latest import REMEMBERED
+    from tidemill.registry.versions import Versions
+
+    if keep < REMEMBERED:
+        raise SettingsError(
+            f"--keep {keep}: expected at least {REMEMBERED}, for so far back a learner looks for a version that is whole"
+        )
+    before = None if older_than is None else int(time.time() * 1000) - _duration("--older-than", older_than)
+    chosen, declared = settings.load(**options), load(pipeline)
+    # Without a key anybody's manifest would decide what is deleted.
+    registry, broker = running.registry_of(declared, chosen), broker_with(declared, chosen, topics.MODELS)
+    with history.progress("versions", None) as advance:
+        versions, kept = Versions(declared, broker, registry).read(progress=advance), lasting(declared, broker)
+        found = pruning.plan(versions, registry, keep=keep, before=before, kept=kept)
+    if not dry_run:
+        with history.progress("artifacts", len(found.artifacts)) as advance:
+            pruning.prune(found, registry.store, advance)
+    told = describe.pruned_json(found, done=not dry_run)
+    click.echo(
+        json.dumps(told, indent=2) if as_json else describe.pruned_text(found, registry.store, done=not dry_run),
+        nl=as_json,
+    )
+
+
+@models.command()
+@PIPELINE
+@click.argument("named", nargs=-1, metavar="[MODEL@VERSION]...")
+@click.option("--all", "every", is_flag=True, help="Every version as declared now.")
+@click.option("--missing", is_flag=True, help="With --all: those alone whose artifact is not there, or not whole.")
+@click.option("--dry-run", is_flag=True, help="Compare, and put nothing back.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("brokers", "store_url")
+def rebuild(
+    pipeline: str, named: tuple[str, ...], *, every: bool, missing: bool, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Make versions anew from the examples, and compare their scores; exit code 1 unless all are equal.
+
+    An artifact that is gone, damaged or of another River is put back. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    """
+    from tidemill import describe, history
+    from tidemill import run as running
+    from tidemill.rebuild import Rebuild
+
+    if bool(named) == every:
+        raise SettingsError("name the versions that are rebuilt, as MODEL@VERSION, or take --all: one of both")
+    if missing and not every:
+        raise SettingsError("--missing goes with --all: a version that is named is rebuilt anyway")
+    wanted = [_version_of(text) for text in dict.fromkeys(named)]
+    chosen, declared = settings.load(**options), load(pipeline)
+    registry, broker = (
+        running.registry_of(declared, chosen),
+        broker_with(declared, chosen, topics.MODELS, topics.EXAMPLES),
+    )
+    rebuilding, others = Rebuild(declared, broker, registry), 0
+    if every:
+        with history.progress("versions", None) as advance:
+            manifests, others = rebuilding.every(advance)
+        manifests = [one for one in manifests if not (missing and registry.is_whole(one))]
+    else:
+        manifests = rebuilding.named(wanted)
+    with history.progress("folding examples", max((m.version for m in manifests), default=0)) as advance:
+        found = list(rebuilding.run(manifests, write=not dry_run, progress=advance))
+    told = describe.rebuilt_json(found, others)
+    text = json.dumps(told, indent=2) if as_json else describe.rebuilt_text(declared, found, others)
+    click.echo(text, nl=as_json)
+    if any(one.state != "equal" for one in found):
+        sys.exit(1)
+
+
+@models.command()
+@PIPELINE
+@click.option("--tracking-uri", metavar="URI", help="MLflow's server or database. [MLFLOW_TRACKING_URI]")
+@click.option("--last", type=click.IntRange(min=1), help="Only the newest so many versions of each model.")
+@click.option("--follow", is_flag=True, help="Go on with every version that is published, until Ctrl-C.")
+@with_settings("brokers", "store_url")
+def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow: bool, **options: Any) -> None:
+    """Copy versions to MLflow: runs with metrics, registered models with aliases, models that MLflow loads and serves.
+
+    What is there already is not copied again. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    """
+    from tidemill import history
+    from tidemill import run as running
+    from tidemill.registry.versions import Versions
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        raise SettingsError(
+            "no MLflow is named: say --tracking-uri or set MLFLOW_TRACKING_URI, as in http://mlflow:5000 or sqlite:///mlflow.db"
+        )
+    try:
+        from tidemill.mirror import Mirror
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"the mirror needs {error.name}: pip install 'tidemill[mlflow]'") from None
+    chosen, declared = settings.load(**options), load(pipeline)
+    registry, broker = running.registry_of(declared, chosen), broker_with(declared, chosen, topics.MODELS)
+    end = broker.watermarks(Slot(topics.MODELS.name(declared.name), 0))[1]
+    mirroring = Mirror(declared, registry, uri)
+    with history.progress("versions", None) as advance:
+        mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)
+        mirroring.name_roles(champion_of(declared, broker))
+    click.echo(mirroring.told())
+    if follow:
+        mirroring.follow(broker, end, lambda: champion_of(declared, broker), click.echo)
+
+
+def champion_of(declared: Pipeline, broker: Broker) -> str:
+    """Return which model is the champion: the declared one."""
+    del broker  # nothing there says otherwise
+    return declared.champion
+
+
+def _version_of(text: str) -> Version:
+    """Return the model and the version that MODEL@VERSION names."""
+    name, _, version = text.rpartition("@")
+    if not name or not version.isdecimal():
+        raise SettingsError(
+            f"{text!r} names no version: expected MODEL@VERSION, as in {name or text or 'logreg'}@26000"
+        )
+    return name, int(version)
+
+
+def lasting(declared: Pipeline, broker: Broker) -> Collection[Version]:
+    """Return the versions whose artifacts stay, however old: those that were ever promoted, and those that are pinned."""
+    from tidemill.registry.decisions import all_decisions, kept_versions, unchecked
+
+    # Also what a decision nobody has signed names: it keeps too much rather than too little.
+    return kept_versions(all_decisions(declared, broker, unchecked(declared)))
+
+
+def _duration(option: str, text: str) -> int:
+    try:
+        return milliseconds(text)
+    except ValueError as error:
+        raise SettingsError(f"{option}: {error}") from None
+
+
 def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, ArtifactStore]:
     from tidemill.registry.manifests import Registry
     from tidemill.registry.store import ArtifactStore
@@ -114,11 +277,11 @@ def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, 
     return Versions(declared, broker_with(declared, chosen, topics.MODELS), registry), store
 
 
-def broker_with(declared: Pipeline, chosen: settings.Settings, topic: topics.Topic) -> KafkaBroker:
-    """Return the broker, after a look whether it has the topic."""
+def broker_with(declared: Pipeline, chosen: settings.Settings, *used: topics.Topic) -> KafkaBroker:
+    """Return the broker, after a look whether it has these topics."""
     from tidemill import run as running
 
     broker = running.broker_of(chosen)
     broker.connect()
-    running.check_topics(declared, broker, (topic.name(declared.name),))
+    running.check_topics(declared, broker, tuple(topic.name(declared.name) for topic in used))
     return broker

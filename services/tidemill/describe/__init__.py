@@ -1,5 +1,6 @@
 """What people are shown: as text for a terminal, and as JSON. A file for each kind of thing."""
 
+from tidemill.describe.artifacts import pruned_json, pruned_text, rebuilt_json, rebuilt_text
 from tidemill.describe.decisions import decision_json, decisions_text
 from tidemill.describe.declaration import as_json, as_text, check_models, topics_text
 from tidemill.describe.letters import letter_json, letter_text, letters_text, redrive_text, stats_json, stats_text
@@ -25,6 +26,10 @@ __all__ = [
     "letters_text",
     "prediction_text",
     "printable",
+    "pruned_json",
+    "pruned_text",
+    "rebuilt_json",
+    "rebuilt_text",
     "redrive_text",
     "report_json",
     "report_text",

@@ -47,9 +47,16 @@ def version_json(there: Versions, store: ArtifactStore, version: Version) -> dic
     return found | told | {
         "role": role(there.pipeline, manifest.model),
         "declared": _is_declared(there.pipeline, manifest),
-        "artifact": "there" if store.holds(manifest.sha256) else "gone",
+        "artifact": _artifact(store, manifest),
         "signature": _signature(there, manifest),
     }  # fmt: skip
+
+
+def _artifact(store: ArtifactStore, manifest: Manifest) -> str:
+    """Return whether anything lies under the artifact's name, or something stands in for it."""
+    if store.holds(manifest.sha256):
+        return "there"
+    return "rebuilt" if store.note(manifest.sha256) is not None else "gone"
 
 
 def _signature(there: Versions, manifest: Manifest) -> str:
@@ -79,7 +86,7 @@ def versions_text(there: Versions, store: ArtifactStore, found: Sequence[Version
         table.add_row(
             given_text(one.key, 40), f"{manifest.version}", f"{manifest.examples:,}", moment(manifest.created_at),
             role(there.pipeline, manifest.model), *metrics, given_text(manifest.river, 20),
-            "there" if store.holds(manifest.sha256) else "gone", notes,
+            _artifact(store, manifest), notes,
         )  # fmt: skip
     signed = "checked" if there.registry else "not checked: TIDEMILL_SIGNING_KEY is not set"
     return render(table) + f"\nartifacts in {store.url}; signatures {signed}\n"
@@ -94,6 +101,8 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
         "damaged": "DAMAGED: its bytes have another hash; no service opens it",
         "gone": f"gone: nothing of that name is in {store.url}",
     }[store.state(manifest.sha256)]
+    if store.note(manifest.sha256) is not None:
+        artifact += "; a fold of the same examples, with other bytes, stands in for it"
     signature = {
         "valid": "valid",
         "wrong": "WRONG: damaged, forged, or signed with another TIDEMILL_SIGNING_KEY; no service takes it",
@@ -108,12 +117,15 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
     table.add_column(overflow="fold")
     rows = [
         ("role", role(pipeline, manifest.model)),
-        ("examples", f"{manifest.examples:,}: {pipeline.name}.examples[0..{manifest.version})"),
+        ("examples", f"{manifest.examples:,}: {pipeline.name}.examples[{manifest.begin}..{manifest.version})"),
+        ("went on from", f"version {manifest.parent}" if manifest.parent else "nothing"),
+        ("learning took", f"{manifest.seconds:,.1f} s of CPU"),
         ("learned until", f"{second(manifest.learned_until)} UTC, event time of a label"),
         ("created", f"{second(manifest.created_at)} UTC"),
         *metrics, ("", ""), ("signature", signature), ("declaration", f"{manifest.declaration}\n{declared}"),
         ("artifact", f"{manifest.uri}\n{artifact}"), ("sha256", manifest.sha256), ("golden vectors", f"{len(manifest.golden)}"), ("", ""),
         ("River", f"{manifest.river}{river_now}"), ("Python", manifest.python), ("Tidemill", manifest.tidemill),
+        ("schema ids", ", ".join(f"{name} {number}" for name, number in manifest.schemas.items()) or "not said"),
         ("model", " ".join(manifest.hyperparameters.split())),
     ]  # fmt: skip
     for name, text in rows:
@@ -123,7 +135,23 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
         f": {printable(notes)}" if notes else ""
     )
     newer = f"newer records of this model that no service takes: {refused:,}; `models list --model` shows why\n"
-    return head + "\n\n" + render(table) + (f"\n{newer}" if refused else "")
+    segments = "\n" + render(_segments(manifest)) if manifest.segments else ""
+    return head + "\n\n" + render(table) + segments + (f"\n{newer}" if refused else "")
+
+
+def _segments(manifest: Manifest) -> Table:
+    names = list(dict.fromkeys(name for segment in manifest.segments for name in segment["metrics"]))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("segment", overflow="fold")
+    for column in ("examples", *names):
+        table.add_column(given_text(column, 20), justify="right", no_wrap=True)
+    for segment in manifest.segments:
+        value = "(others)" if segment["others"] else "(missing)" if segment["value"] is None else segment["value"]
+        table.add_row(
+            given_text(f"{segment['feature']} {value}", 40), f"{segment['examples']:,}",
+            *(f"{segment['metrics'][name]:.4f}" if name in segment["metrics"] else "" for name in names),
+        )  # fmt: skip
+    return table
 
 
 def comparison_json(report: Comparison) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A model is a fold of `learn_one` over the examples, in their one order: version N has learned examples[0..N)."""
+"""A model is a fold of `learn_one` over the examples, in their one order: version N has learned examples[begin..N)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tidemill.learner.protection import Shares, source_of
 from tidemill.pipeline import Pipeline
 from tidemill.records import Example, vector_to_x
 from tidemill.registry.manifests import Snapshot
+from tidemill.segments import Segments, about_labels
 
 GOLDEN = 8
 """How many of the latest vectors go into a manifest, with the scores that the version gives them."""
@@ -24,15 +25,22 @@ class Fold:
 
     The metrics judge the score that was served (or, for a challenger, would have been) when the question was asked:
     exactly what a user of the predictions saw. `exploded` says of what the model said that it is no score, if it did.
+
+    Parameters
+    ----------
+    begin
+        Offset of the first example that it is given; a candidate's name says it, and it is 0 for any other.
     """
 
-    def __init__(self, pipeline: Pipeline, name: str) -> None:
+    def __init__(self, pipeline: Pipeline, name: str, begin: int | None = None) -> None:
         self.pipeline = pipeline
         self.name = name
         self.model = pipeline.model(name)
         self.metrics = pipeline.metric()
+        self._about_labels = [about_labels(metric) for metric in self.metrics]
+        self.segments = Segments(pipeline)
         self.examples = 0
-        self.version = 0
+        self.version = self.begin = pipeline.parts(name)[1] if begin is None else begin
         self.exploded = ""
         self.learned_until = 0
         self.vectors: deque[Mapping[str, Any]] = deque(maxlen=GOLDEN)
@@ -60,9 +68,11 @@ class Fold:
             (s for s in (prediction["champion"], *prediction["challengers"]) if s["model"] == self.name),
             key=lambda score: score["version"], default=None,
         )  # fmt: skip
-        if served is not None:
-            for metric in self.metrics:
-                self._kind.update(metric, label, served["score"], served["probabilities"])
+        judged = self._kind.judged(served["score"], served["probabilities"]) if served is not None else None
+        if judged is not None:
+            for metric, is_about_labels in zip(self.metrics, self._about_labels, strict=True):
+                metric.update(label, judged.label if is_about_labels else judged.told)
+            self.segments.add(vector, label, judged)
         if self._shares is not None and not self._shares.take(self._source(prediction["features"])):
             return False
         x = vector_to_x(vector)
@@ -83,11 +93,24 @@ class Fold:
     def snapshot(self) -> Snapshot:
         """Return what is needed to go on from here."""
         shares = None if self._shares is None else self._shares.saved()
-        return Snapshot(self.model, self.metrics, self.examples, self.version, self.learned_until, shares)
+        return Snapshot(
+            self.model,
+            self.metrics,
+            self.examples,
+            self.version,
+            self.learned_until,
+            self.begin,
+            self.segments.state(),
+            shares,
+        )
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot."""
         self.model, self.metrics = snapshot.model, snapshot.metrics
         self.examples, self.version, self.learned_until = snapshot.examples, snapshot.version, snapshot.learned_until
+        self.begin = snapshot.begin
+        self._about_labels = [about_labels(metric) for metric in self.metrics]
+        self.segments = Segments(self.pipeline)
+        self.segments.resume(snapshot.segments)
         if self._shares is not None:
             self._shares.restore(snapshot.shares or ())

@@ -1,8 +1,9 @@
-"""The learner: one model's fold over the examples; signed versions of it out.
+"""The learner: one model's fold over the examples, and its candidates'; signed versions of them out.
 
-reads   <pipeline>.examples (one partition: the order of learning); at the start <pipeline>.models
+reads   <pipeline>.examples (one partition: the order of learning); at the start <pipeline>.models; now and then
+        <pipeline>.promotions, for the candidates that the gate has begun
 writes  <pipeline>.models, signed manifests; the artifact store
-state   the model; resumed from its last snapshot, which knows the offset that it stands for
+state   the models; each resumed from its last snapshot, which knows the offset that it stands for
 outage  a store that is away or full does not stop the learning: nothing is committed meanwhile, and a version is tried
         again at every interval. A model that has exploded is followed on, and no version of it is published
 """
@@ -11,25 +12,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from tidemill import topics
-from tidemill.errors import ArtifactError, DeclarationError, ScoreError, StoreError
+from tidemill.learner.course import Course
 from tidemill.learner.fold import Fold
 from tidemill.pipeline import Pipeline
 from tidemill.records import Records
-from tidemill.registry.latest import latest
+from tidemill.registry.decisions import all_decisions, decisions
+from tidemill.registry.latest import REMEMBERED, latest
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Broker, Emit, Position, Record, Slot, Start, Step
 from tidemill.stream.loop import Service
 
 log = logging.getLogger(__name__)
 
+CATCH_UP = 2_000
+"""Examples of the past that a candidate learns between two batches: a second or less, for which the others wait."""
+LOOK_SECONDS = 1.0
+"""How often it is asked which candidates there are."""
+
 History = Callable[[str], Sequence[Manifest]]
 """Takes a model's name; returns its latest manifests, newest first."""
-
-REMEMBERED = 20
-"""How many manifests back a learner looks for one whose artifact is whole."""
+Wanted = Callable[[], Collection[str]]
+"""Returns the names of the model's candidates."""
+Past = Callable[[int, int], Iterator[Sequence[Record]] | None]
+"""Takes a range of offsets [begin, end); returns the examples there, or None where the log does not reach back to it."""
 
 
 def history_of(broker: Broker, registry: Registry) -> History:
@@ -42,8 +50,36 @@ def history_of(broker: Broker, registry: Registry) -> History:
     return find
 
 
+def wanted_of(broker: Broker, registry: Registry, model: str) -> Wanted:
+    """Return the function that says which candidates of a model answer, by the last decision."""
+    pipeline = registry.pipeline
+    sealed, slot = decisions(pipeline, registry.key), Slot(topics.PROMOTIONS.name(pipeline.name), 0)
+    end, found = -1, frozenset[str]()
+
+    def wanted() -> Collection[str]:
+        nonlocal end, found
+        now = broker.watermarks(slot)[1]
+        if now != end:
+            decided = all_decisions(pipeline, broker, sealed)
+            names = {seat.model for seat in decided[-1].seats} if decided else set()
+            end, found = now, frozenset(name for name in names if "~" in name and pipeline.parts(name)[0] == model)
+        return found
+
+    return wanted
+
+
+def past_of(broker: Broker, pipeline: Pipeline) -> Past:
+    """Return the function that reads examples again."""
+    slot = Slot(topics.EXAMPLES.name(pipeline.name), 0)
+
+    def past(begin: int, end: int) -> Iterator[Sequence[Record]] | None:
+        return broker.read({slot: (begin, end)}) if broker.watermarks(slot)[0] <= begin else None
+
+    return past
+
+
 class Learner(Step):
-    """Folds examples into one model and publishes a version every so often.
+    """Folds examples into one model, and into its candidates, and publishes versions of them every so often.
 
     Parameters
     ----------
@@ -57,6 +93,8 @@ class Learner(Step):
         model: str,
         registry: Registry,
         history: History,
+        wanted: Wanted = tuple,
+        past: Past = lambda _begin, _end: None,
         *,
         every_examples: int = 10_000,
         every_seconds: float = 10.0,
@@ -64,122 +102,96 @@ class Learner(Step):
     ) -> None:
         super().__init__()
         self.pipeline, self.model, self.registry, self.history = pipeline, model, registry, history
+        self.wanted, self.past, self.clock = wanted, past, clock
         self.records = Records(pipeline)
         self.models = topics.MODELS.name(pipeline.name)
-        self.every_examples, self.every_seconds, self.clock = every_examples, every_seconds, clock
-        self.fold = Fold(pipeline, model)
-        self._settle()
-        self._store_is_away = False
+        self.every_examples, self.every_seconds = every_examples, every_seconds
+        self._begin()
 
-    def _settle(self) -> None:
-        """Note that there is nothing to publish until another example comes."""
-        self._published = self._tried = self.fold.examples
-        self._tried_at = self.clock()
-        self._is_stopped = False
+    def _begin(self) -> None:
+        self.course, self.candidates = self._new(self.model), dict[str, Course]()
+        self._gone: set[str] = set()
+        self._looked_at = -LOOK_SECONDS
+
+    def _new(self, name: str) -> Course:
+        return Course(
+            self.pipeline, name, self.registry, self.counts,
+            every_examples=self.every_examples, every_seconds=self.every_seconds, clock=self.clock,
+        )  # fmt: skip
+
+    @property
+    def fold(self) -> Fold:
+        """The model's own fold."""
+        return self.course.fold
 
     def assign(self, slot: Slot, committed: Position) -> Start:
         if slot.partition != 0:  # the order of learning is partition 0
             return Start(committed.offset, committed.offset)
-        self.fold = Fold(self.pipeline, self.model)
-        self._resume()
-        self._settle()
+        self._begin()
+        self.course.resume(self.history(self.model))
         return Start(self.fold.version, self.fold.version)
-
-    def _resume(self) -> None:
-        """Go on from the newest version that is whole; without one, learn everything again from the first example."""
-        declared = self.pipeline.declaration_hash(self.model)
-        for manifest in self.history(self.model):
-            if manifest.declaration != declared:
-                raise DeclarationError(
-                    f"pipeline {self.pipeline.name!r}: models[{self.model!r}], the vector or protect was declared "
-                    f"differently when version {manifest.version} was learned: give the changed model a new name"
-                )
-            try:
-                self.fold.resume(self.registry.open(manifest))
-            except ArtifactError as error:
-                log.error("version refused; an older one is tried", extra={"cause": str(error)})
-                continue
-            log.info("resumed", extra={"model": self.model, "version": manifest.version, "examples": manifest.examples})
-            return
 
     def revoke(self, slots: Iterable[Slot]) -> None:
         if any(slot.partition == 0 for slot in slots):
-            self.fold = Fold(self.pipeline, self.model)
-            self._settle()
+            self._begin()
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
-        codec, fold = self.records.example, self.fold
-        for record in records:
-            value = record.value() or b""
-            if not value.startswith(codec.header):
-                # An example of an earlier declaration of the vector: no model declared now could be asked about it.
-                self.counts["skipped", "unknown_schema"] += 1
-                continue
-            try:
-                if not fold.learn(codec.decode(value), record.offset()):
-                    self.counts["skipped", "over_share"] += 1
-            except Exception as error:  # a model's own code; what it raises on one example must not stop the others
-                self.counts["skipped", "learn_failed"] += 1
-                log.error(
-                    "learn_one raised", extra={"model": self.model, "offset": record.offset(), "cause": repr(error)}
-                )
-        if fold.exploded:
-            return self._hold_back(fold.exploded)
-        if fold.examples == self._published:
-            return False
-        due = fold.examples - self._tried >= self.every_examples or self.clock() - self._tried_at >= self.every_seconds
-        return self._publish(emit) if due else False
+        self.course.learn(records, self.records.example)
+        written = self._publish(self.course.due(), emit)
+        self._look()
+        for candidate in list(self.candidates.values()):
+            self._catch_up(candidate)
+            written |= self._publish(candidate.due(), emit)
+        self.has_written |= written
+        return written
 
     def finish(self, emit: Emit) -> bool:
-        is_due = self.fold.examples > self._published and not self.fold.exploded
-        return self._publish(emit) if is_due else False
+        written = [self._publish(course.last(), emit) for course in (self.course, *self.candidates.values())]
+        return any(written)
 
-    def _publish(self, emit: Emit) -> bool:
-        self._tried, self._tried_at = self.fold.examples, self.clock()
-        try:
-            manifest = self.registry.publish(self.model, self.fold.snapshot(), tuple(self.fold.vectors))
-        except ScoreError as error:
-            self.fold.exploded = str(error)
-            return self._hold_back(self.fold.exploded)
-        except ArtifactError as error:
-            return self._hold_back(str(error))
-        except StoreError as error:
-            # To go back would be to learn the same examples again and again, and to be no further when it is over.
-            self.counts["not_stored", self.model] += 1
-            if not self._store_is_away:
-                log.error("a version can't be stored; learning goes on, it is tried again", extra={"cause": str(error)})
-            self._store_is_away = True
+    def _look(self) -> None:
+        """Begin candidates that are wanted, resumed where they were, and leave those that are wanted no more."""
+        if self.clock() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = self.clock()
+        wanted = set(self.wanted())
+        for name in self.candidates.keys() - wanted:
+            del self.candidates[name]
+        for name in wanted - self.candidates.keys() - self._gone:
+            self.candidates[name] = self._new(name)
+            self.candidates[name].resume(self.history(name))
+            log.info("a candidate is trained", extra={"model": name, "from": self.candidates[name].fold.version})
+
+    def _catch_up(self, candidate: Course) -> None:
+        begin = candidate.at
+        end = min(self.fold.version, begin + CATCH_UP)
+        if begin >= end:
+            return
+        batches = self.past(begin, end)
+        if batches is None:
+            log.error(
+                "a candidate can't be trained: the log does not reach back to its examples",
+                extra={"model": candidate.name},
+            )
+            self._gone.add(candidate.name)
+            del self.candidates[candidate.name]
+            return
+        for batch in batches:
+            candidate.learn(batch, self.records.example)
+        candidate.at = end
+
+    def _publish(self, manifest: Manifest | None, emit: Emit) -> bool:
+        if manifest is None:
             return False
-        if self._store_is_away:
-            log.info("versions can be stored again", extra={"model": self.model, "version": manifest.version})
-        if self._is_stopped:
-            log.info("versions are published again", extra={"model": self.model, "version": manifest.version})
-        self._published, self._store_is_away, self._is_stopped = self.fold.examples, False, False
-        emit(self.models, self.registry.encode(manifest), self.model.encode(), 0, None, 0)
-        self.counts["snapshots", self.model] += 1
+        emit(self.models, self.registry.encode(manifest), manifest.model.encode(), 0, None, 0)
+        self.counts["snapshots", manifest.model] += 1
         return True
 
-    def _hold_back(self, cause: str) -> bool:
-        """Publish nothing, and say so once: of a model that has exploded never again, as a version is the fold of all before it.
-
-        The learner follows on, so that the model is judged like the others, by the last good version's answers.
-        """
-        self._published = self.fold.examples  # only another example can make it well
-        if not self._is_stopped:
-            self.counts["stopped", self.model] += 1
-            log.error(
-                "model stopped: no version is published; the last good one serves on",
-                extra={"model": self.model, "version": self.fold.version, "cause": cause},
-            )
-        self._is_stopped = True
-        return False
-
     def gauges(self) -> Mapping[tuple[str, str], float]:
-        return {
-            ("model_version", self.model): self.fold.version,
-            ("examples", self.model): self.fold.examples,
-            ("stopped", self.model): float(self._is_stopped),
-        }
+        found: dict[tuple[str, str], float] = {}
+        for course in (self.course, *self.candidates.values()):
+            found |= course.gauges()
+        return found
 
 
 def build(
@@ -187,7 +199,7 @@ def build(
 ) -> Service:
     """Wire one model's learner to its topics."""
     step = Learner(
-        pipeline, model, registry, history_of(broker, registry),
+        pipeline, model, registry, history_of(broker, registry), wanted_of(broker, registry, model), past_of(broker, pipeline),
         every_examples=every_examples, every_seconds=every_seconds,
     )  # fmt: skip
     return Service(f"learner-{model}", f"{pipeline.name}.learner.{model}", [topics.EXAMPLES.name(pipeline.name)], step)

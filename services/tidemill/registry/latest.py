@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 Version = tuple[str, int]
 """A model's name and the version."""
 
+REMEMBERED = 20
+"""How many manifests back a learner looks for one whose artifact is whole."""
 WINDOW = 250
 """How many offsets are read first; four times as many each time that this was not enough."""
 

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import river
@@ -16,14 +16,15 @@ import river
 import tidemill
 from tidemill.errors import ArtifactError
 from tidemill.pipeline import Pipeline
-from tidemill.records import Records, vector_to_x
+from tidemill.records import Codec, Records, vector_to_x
 from tidemill.registry import snapshots
-from tidemill.registry.store import ArtifactStore
+from tidemill.registry.store import ArtifactStore, sha256
+from tidemill.segments import State, told
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One version of a model; the fields are those of schemas/tidemill/manifest.v1.avsc."""
+    """One version of a model; the fields are those of schemas/tidemill/manifest.v2.avsc."""
 
     pipeline: str
     model: str
@@ -40,7 +41,20 @@ class Manifest:
     golden: Sequence[Mapping[str, Any]]
     learned_until: int
     created_at: int
+    begin: int = 0
+    parent: int = 0
+    seconds: float = 0.0
+    schemas: Mapping[str, int] = field(default_factory=dict)
+    segments: Sequence[Mapping[str, Any]] = ()
     signature: str = ""
+
+
+SCHEMAS = ("event", "label", "vector", "example")
+"""Whose schemas' ids a manifest has."""
+_MADE = ("uri", "sha256", "tidemill", "river", "python", "created_at", "signature")
+"""In what a version that was folded again may differ from what it was."""
+_LATER: Mapping[str, Any] = {"begin": 0, "parent": 0, "seconds": 0.0, "schemas": {}, "segments": ()}
+"""What manifests have not always said, and what one says that does not say it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,8 @@ class Snapshot:
     examples: int
     version: int
     learned_until: int
+    begin: int = 0
+    segments: State = field(default_factory=list)
     shares: Sequence[str | None] | None = None
 
     def saved(self) -> dict[str, Any]:
@@ -67,9 +83,10 @@ class Snapshot:
 
 def parse(records: Records, data: bytes) -> Manifest:
     """Return the manifest in `data`, whoever signed it. Raises ArtifactError for what is none."""
+    codec = records.manifest_v1 if data.startswith(records.manifest_v1.header) else records.manifest
     try:
-        manifest = Manifest(**records.manifest.decode(data))
-        again = records.manifest.encode(dataclasses.asdict(manifest))
+        manifest = Manifest(**codec.decode(data))
+        again = codec.encode(dataclasses.asdict(manifest))
     except Exception as error:  # forged bytes may make the decoder raise anything
         raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
     if again != data:
@@ -92,17 +109,33 @@ class Registry:
         self.store = store
         self.key = key
 
-    def _signature(self, manifest: Manifest) -> str:
+    def _signature(self, manifest: Manifest, codec: Codec | None = None) -> str:
         unsigned = dataclasses.asdict(dataclasses.replace(manifest, signature=""))
-        return hmac.new(self.key, self.records.manifest.encode(unsigned), "sha256").hexdigest()
+        return hmac.new(self.key, (codec or self.records.manifest).encode(unsigned), "sha256").hexdigest()
 
     def is_signed(self, manifest: Manifest) -> bool:
-        """Whether the manifest's signature is by this registry's key, over just what it says."""
-        return hmac.compare_digest(manifest.signature.encode(), self._signature(manifest).encode())
+        """Whether the manifest's signature is by this registry's key, over just what it says.
 
-    def publish(self, name: str, snapshot: Snapshot, vectors: Sequence[Mapping[str, Any]]) -> Manifest:
+        One that says nothing of what manifests have not always said may be signed in the form that they had first.
+        """
+        forms = [self.records.manifest]
+        if all(getattr(manifest, name) == default for name, default in _LATER.items()):
+            forms.append(self.records.manifest_v1)
+        signature = manifest.signature.encode()
+        return any(hmac.compare_digest(signature, self._signature(manifest, form).encode()) for form in forms)
+
+    def publish(
+        self,
+        name: str,
+        snapshot: Snapshot,
+        vectors: Sequence[Mapping[str, Any]],
+        *,
+        parent: int = 0,
+        seconds: float = 0.0,
+    ) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
+        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took.
         Raises ScoreError where the model gives one of them what is no score of the task, ArtifactError where it fails or can't be saved.
         """
         what = f"model {name!r} version {snapshot.version}"
@@ -133,6 +166,11 @@ class Registry:
             golden=golden,
             learned_until=snapshot.learned_until,
             created_at=int(time.time() * 1000),
+            begin=snapshot.begin,
+            parent=parent,
+            seconds=seconds,
+            schemas={kind: getattr(self.records, kind).id for kind in SCHEMAS},
+            segments=told(self.pipeline, snapshot.segments),
         )
         return dataclasses.replace(manifest, signature=self._signature(manifest))
 
@@ -157,6 +195,68 @@ class Registry:
             )
         return manifest
 
+    def artifact(self, manifest: Manifest) -> tuple[Manifest, bytes]:
+        """Return the bytes that are opened for a manifest, its artifact's or of what stands in for that, and whose they are.
+
+        Raises ArtifactError where there are none, or none of this River.
+        """
+        name = f"model {manifest.model!r} version {manifest.version}"
+        try:
+            if manifest.river != river.__version__:
+                raise ArtifactError(
+                    f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ"
+                )
+            return manifest, self.store.get(manifest.sha256)
+        except ArtifactError:
+            stand_in = self.stand_in(manifest)
+            if stand_in is None or stand_in.river != river.__version__:
+                raise
+        return stand_in, self.store.get(stand_in.sha256)
+
+    def is_whole(self, manifest: Manifest) -> bool:
+        """Whether there are bytes that can be opened for a manifest; they are read for that, and not opened."""
+        try:
+            self.artifact(manifest)
+        except ArtifactError:
+            return False
+        return True
+
+    def stand_in(self, manifest: Manifest) -> Manifest | None:
+        """Return the manifest of what stands in for a version's artifact; None where nothing does.
+
+        Raises ArtifactError where that is forged, or says of the version anything else than its own manifest.
+        """
+        data = self.store.note(manifest.sha256)
+        if data is None:
+            return None
+        found = self.decode(data)
+        same = dataclasses.replace(manifest, **{name: getattr(found, name) for name in _MADE})
+        if self.encode(same) != self.encode(found):
+            raise ArtifactError(
+                f"what stands in for model {manifest.model!r} version {manifest.version} is of model {found.model!r} version "
+                f"{found.version}, or says something else of it than its manifest"
+            )
+        return found
+
+    def put_back(self, manifest: Manifest, snapshot: Snapshot) -> Manifest:
+        """Store a version that was folded again, to the same scores, and return the manifest that its bytes are under.
+
+        Where they are the very bytes of then, that is its own. Else they lie under a hash of their own, which a signed copy of the
+        manifest says; it is noted in the store beside the place of what is lost, so that the log keeps to what was learned.
+        """
+        data = snapshots.dump(snapshot.saved())
+        if sha256(data) == manifest.sha256 and manifest.river == river.__version__:
+            self.store.put(data)
+            return manifest
+        digest = self.store.put(data)
+        made = dataclasses.replace(
+            manifest, uri=self.store.path(digest), sha256=digest, tidemill=tidemill.__version__, river=river.__version__,
+            python=platform.python_version(), created_at=int(time.time() * 1000),
+        )  # fmt: skip
+        made = dataclasses.replace(made, signature=self._signature(made))
+        self.store.put_note(manifest.sha256, self.encode(made))
+        return made
+
     def open(self, manifest: Manifest, pause: float = 0.0) -> Snapshot:
         """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails.
 
@@ -170,11 +270,7 @@ class Registry:
                 f"{name} was learned under another declaration of the model, the vector or protect; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
-        if manifest.river != river.__version__:
-            raise ArtifactError(
-                f"{name} was made by River {manifest.river}, this is {river.__version__}: scores may differ"
-            )
-        found = snapshots.load(self.store.get(manifest.sha256), pause)
+        found = snapshots.load(self.artifact(manifest)[1], pause)
         try:
             snapshot = Snapshot(**found)
         except TypeError as error:

@@ -9,6 +9,7 @@ from typing import Literal
 from tidemill.errors import ArtifactError
 from tidemill.files import Files
 
+_NOTE = ".again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 State = Literal["there", "damaged", "gone"]
@@ -49,6 +50,28 @@ class ArtifactStore:
     def holds(self, digest: str) -> bool:
         """Whether anything lies under the artifact's name; its bytes are not looked at."""
         return bool(_SHA256.fullmatch(digest)) and self._files.has(self.path(digest))
+
+    def size(self, digest: str) -> int | None:
+        """Return how many bytes lie under the artifact's name; None where nothing does."""
+        return self._files.size(self.path(digest)) if _SHA256.fullmatch(digest) else None
+
+    def note(self, digest: str) -> bytes | None:
+        """Return what was noted about an artifact that is lost; None where nothing was."""
+        return self._files.read(f"{self.path(digest)}{_NOTE}") if _SHA256.fullmatch(digest) else None
+
+    def put_note(self, digest: str, data: bytes) -> None:
+        """Note something about an artifact that is lost. Raises StoreError where the store is away or full."""
+        self._files.write(f"{self.path(digest)}{_NOTE}", data)
+
+    def noted(self) -> set[str]:
+        """Return the artifacts about which something is noted."""
+        return {path.rpartition("/")[2].removesuffix(_NOTE) for path in self._files.glob(f"*/*{_NOTE}")}
+
+    def delete(self, digest: str) -> None:
+        """Take an artifact and its note away; that they are not there is no error. Raises StoreError where the store is away."""
+        path = self.path(digest)
+        self._files.delete(path)
+        self._files.delete(f"{path}{_NOTE}")
 
     def state(self, digest: str) -> State:
         """Return whether the artifact is there, and whole; it is read for that, and not opened."""

@@ -79,12 +79,13 @@ class Step:
     A step's state is a function of the offsets it has read up to, and of nothing else; that is what lets the loop
     throw it away and rebuild it. `counts` is what happened since the loop last took it, by (metric, label), and `observed`
     the largest of what was measured since then; the loop publishes what came of live records and forgets what came of a
-    rebuild.
+    rebuild. `has_written` is set where something was emitted that is to be committed although no record has come.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.observed: dict[tuple[str, str], float] = {}
+        self.has_written = False
 
     def assign(self, slot: Slot, committed: Position) -> Start:
         """Take over a slot. The default step has no state."""

@@ -165,6 +165,8 @@ class Loop:
     def _process(self, records: Sequence[Any], producer: Producer) -> bool:
         started = self.clock()
         may_commit = self.step.process(records, producer.emit)
+        if self.step.has_written:
+            self._dirty, self.step.has_written = True, False
         if records:
             self._dirty = True
             self.watch.batch(len(records), self.clock() - started)

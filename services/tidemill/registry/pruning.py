@@ -1,0 +1,147 @@
+"""Pruning: the artifacts of old versions leave the store; their manifests stay in the log, and a fold makes them again.
+
+kept    the newest versions of each model, more of them than a learner looks back at; the newest whose artifact is whole;
+        what is named (promoted, pinned); and any artifact that one of these shares
+crash   what is deleted is planned from the manifests alone, so a run that breaks off is done again from the beginning
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tidemill.errors import ArtifactError
+from tidemill.registry.latest import REMEMBERED, Version
+from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.store import ArtifactStore
+from tidemill.registry.versions import Version as Told
+
+Progress = Callable[[int], None]
+
+
+@dataclass
+class Model:
+    """What becomes of one model's versions; `gone` had no artifact any more, `shared` have one that another one keeps."""
+
+    name: str
+    versions: int = 0
+    kept: int = 0
+    gone: int = 0
+    shared: int = 0
+    pruned: int = 0
+    bytes: int = 0
+
+
+class _Known(NamedTuple):
+    model: str
+    version: int
+    sha256: str
+    stand_in: str
+    created_at: int
+
+
+@dataclass
+class Plan:
+    """What is to be deleted: artifacts by their SHA-256; and by model what becomes of its versions."""
+
+    artifacts: list[str] = field(default_factory=list)
+    models: dict[str, Model] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """How much space that will free."""
+        return sum(model.bytes for model in self.models.values())
+
+
+def plan(
+    versions: Iterable[Told],
+    registry: Registry,
+    *,
+    keep: int,
+    before: int | None = None,
+    kept: Collection[Version] = (),
+) -> Plan:
+    """Return which artifacts of a registry's store may go.
+
+    Parameters
+    ----------
+    versions
+        All records of the models topic, the newest first. What is refused decides nothing: a forged manifest must not
+        have an artifact deleted.
+    registry
+        Whose store is asked which artifacts are there, and what stands in for those that are lost.
+    keep
+        How many versions of each model stay, at least REMEMBERED.
+    before
+        Only versions that were created before this time go, ms since the epoch.
+    kept
+        Versions that stay, however old.
+    """
+    if keep < REMEMBERED:
+        raise ValueError(f"keep is {keep} where at least {REMEMBERED} was expected: so far a learner looks back")
+    staying: set[str] = set()
+    going: list[_Known] = []
+    found = Plan()
+    seen: dict[str, set[int]] = {}
+    whole: set[str] = set()
+    noted = registry.store.noted()
+    for told in versions:
+        manifest = told.manifest
+        if manifest is None or told.refused:
+            continue
+        stand_in = _stand_in(registry, manifest) if manifest.sha256 in noted else ""
+        known = _Known(manifest.model, manifest.version, manifest.sha256, stand_in, manifest.created_at)
+        model, numbers = found.models.setdefault(known.model, Model(known.model)), seen.setdefault(known.model, set())
+        model.versions += 1
+        numbers.add(known.version)
+        # The newest of which a learner can go on stays, even if all of the last ones are damaged.
+        is_newest_whole = known.model not in whole and registry.is_whole(manifest)
+        if is_newest_whole:
+            whole.add(known.model)
+        is_young = before is not None and known.created_at >= before
+        if len(numbers) <= keep or is_newest_whole or (known.model, known.version) in kept or is_young:
+            staying |= {known.sha256, known.stand_in}
+            model.kept += 1
+        else:
+            going.append(known)
+    _settle(found, going, staying, registry.store)
+    return found
+
+
+def _settle(found: Plan, going: Iterable[_Known], staying: Collection[str], store: ArtifactStore) -> None:
+    """Put each artifact that nothing keeps into the plan, once."""
+    planned: dict[str, None] = {}
+    for known in going:
+        model = found.models[known.model]
+        sizes = {
+            digest: store.size(digest)
+            for digest in (known.sha256, known.stand_in)
+            if digest and digest not in staying and digest not in planned
+        }
+        if known.sha256 in staying:
+            model.shared += 1
+        elif any(size is not None for size in sizes.values()):
+            planned |= dict.fromkeys(sizes)
+            model.pruned += 1
+            model.bytes += sum(size or 0 for size in sizes.values())
+        else:
+            model.gone += 1
+    found.artifacts = list(planned)
+
+
+def _stand_in(registry: Registry, manifest: Manifest) -> str:
+    """Return the SHA-256 of what stands in for an artifact; nothing where that is forged."""
+    try:
+        found = registry.stand_in(manifest)
+    except ArtifactError:
+        return ""
+    return found.sha256 if found else ""
+
+
+def prune(found: Plan, store: ArtifactStore, progress: Progress | None = None) -> None:
+    """Delete what was planned. Raises StoreError where the store is away; what is left is found again by another run."""
+    for digest in found.artifacts:
+        store.delete(digest)
+        if progress:
+            progress(1)

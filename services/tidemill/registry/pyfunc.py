@@ -1,0 +1,122 @@
+"""A mirrored version as MLflow loads it: vectors in, scores out, after the checks that can be made away from the pipeline.
+
+What MLflow holds of one is a folder: `manifest` (as on the models topic), `artifact` (the snapshot), `declared.json` (task and
+vector). `_load_pyfunc` is what MLflow calls, by this module's name in its MLmodel file; no pickle of MLflow's own is made or read.
+
+checked  the artifact's SHA-256 against the manifest, then its classes (the allow-list), River's version, the golden scores; and
+         the manifest's signature where TIDEMILL_SIGNING_KEY is set: without it, who can write to MLflow's store can put another
+         model in the place of this one, though one of River's classes and plain values alone
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import river
+
+from tidemill import schemas
+from tidemill.errors import ArtifactError
+from tidemill.records import Codec, vector_to_x
+from tidemill.registry import snapshots
+from tidemill.registry.store import sha256
+from tidemill.tasks import TASKS
+
+MANIFEST, ARTIFACT, DECLARED = "manifest", "artifact", "declared.json"
+FORMS = ("manifest.v2", "manifest.v1")
+_TYPES: Mapping[str, Any] = {"double": float, "string": str, "boolean": bool}
+
+
+class ScoringModel:
+    """What `mlflow.pyfunc.load_model` wraps.
+
+    Parameters
+    ----------
+    manifest
+        As it was decoded, verified.
+    task
+        The pipeline's.
+    vector
+        Avro type of each feature, in the vector's order.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any], model: Any, task: str, vector: Mapping[str, str]) -> None:
+        self.manifest, self.model, self.vector = manifest, model, vector
+        self._predict = TASKS[task].predict
+        self._by_class = task == "multiclass"
+
+    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Return a score for each row, a vector; a feature that is no column, or has no value, is missing.
+
+        A classifier of several classes has `probabilities` beside it, by class.
+        """
+        del params  # it has none
+        rows = [self._predict(self.model, self._x(row)) for row in model_input.to_dict(orient="records")]
+        found: dict[str, list[Any]] = {"score": [score for score, _ in rows]}
+        if self._by_class:
+            found["probabilities"] = [dict(probabilities) for _, probabilities in rows]
+        return pd.DataFrame(found, index=model_input.index)
+
+    def _x(self, row: Mapping[Any, Any]) -> dict[str, Any]:
+        given = {name: row.get(name) for name in self.vector}
+        return {
+            name: _TYPES[self.vector[name]](value)
+            for name, value in vector_to_x(given).items()
+            if not pd.isna(value)  # a table has no other way of saying that nothing is there
+        }
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
+    try:
+        data, artifact = (folder / MANIFEST).read_bytes(), (folder / ARTIFACT).read_bytes()
+        declared = json.loads((folder / DECLARED).read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} holds no mirrored version: {error}") from error
+    for codec in (Codec(schemas.own(form)) for form in FORMS):
+        if data.startswith(codec.header):
+            return _verified(codec, data), artifact, declared
+    raise ArtifactError(f"{folder / MANIFEST} is no manifest of this Tidemill, or a later one wrote it")
+
+
+def _verified(codec: Codec, data: bytes) -> dict[str, Any]:
+    """Return a manifest. Raises ArtifactError where it is damaged or, if there is a key to tell by, not signed with that."""
+    try:
+        manifest: dict[str, Any] = codec.decode(data)
+        unsigned = codec.encode({**manifest, "signature": ""})
+    except Exception as error:  # forged bytes may make the decoder raise anything
+        raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
+    key = os.environ.get("TIDEMILL_SIGNING_KEY", "").encode()
+    if key and not hmac.compare_digest(hmac.new(key, unsigned, "sha256").hexdigest(), manifest["signature"]):
+        raise ArtifactError(
+            f"the manifest of {manifest['model']!r} version {manifest['version']} has a wrong signature: it is damaged, forged, or "
+            f"signed with another TIDEMILL_SIGNING_KEY"
+        )
+    return manifest
+
+
+def _load_pyfunc(path: str) -> ScoringModel:
+    """Return the model in a folder, for MLflow. Raises ArtifactError where one of the checks fails."""
+    manifest, artifact, declared = _read(Path(path))
+    name = f"model {manifest['model']!r} version {manifest['version']}"
+    if sha256(artifact) != manifest["sha256"]:
+        raise ArtifactError(f"the artifact of {name} is damaged: its bytes have another hash than its manifest says")
+    if manifest["river"] != river.__version__:
+        raise ArtifactError(
+            f"{name} was made by River {manifest['river']}, this is {river.__version__}: scores may differ"
+        )
+    vector = Codec(declared["vector"])
+    if manifest.get("schemas", {}).get("vector", vector.id) != vector.id:
+        raise ArtifactError(f"{name} was learned on another vector than {DECLARED} says")
+    model = snapshots.load(artifact)["model"]
+    kinds = {field["name"]: schemas.primitive(field["type"]) for field in declared["vector"]["fields"]}
+    found = ScoringModel(manifest, model, declared["task"], kinds)
+    for index, golden in enumerate(manifest["golden"]):
+        score, _ = TASKS[declared["task"]].predict(model, vector_to_x(vector.record(golden["vector"])))
+        if score != golden["score"]:
+            raise ArtifactError(f"{name} gives golden vector {index} the score {score}; it was {golden['score']}")
+    return found
