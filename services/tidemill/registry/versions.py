@@ -14,7 +14,7 @@ from tidemill.registry.manifests import Manifest, Registry, parse
 from tidemill.stream.api import Broker, Record, Slot
 
 MOST = 4_000
-"""Records that are held at once; a manifest has some 3 kB."""
+"""Records that are held at once; a manifest has some 3 kB, and 64 bytes more for each segment."""
 
 Progress = Callable[[int], None]
 
