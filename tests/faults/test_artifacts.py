@@ -312,7 +312,7 @@ def assert_is_the_fold_of(fold: Fold, examples: list[bytes]) -> None:
 def test_a_full_store_loses_nothing_that_was_learned_and_learns_nothing_twice(
     tmp_path: Path, examples: list[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="tidemill.learner.service")
+    caplog.set_level("INFO", logger="tidemill.learner.course")
     live = Learning(tmp_path, monkeypatch)
     live.feed(examples[:100])
     assert live.versions == [50, 100]
@@ -323,7 +323,7 @@ def test_a_full_store_loses_nothing_that_was_learned_and_learns_nothing_twice(
     assert live.pauses == [], "the loop never went back"
     assert live.versions == [50, 100]
     assert live.committed == 100, "nothing is committed beyond the last version"
-    said = [r.message for r in caplog.records if r.name == "tidemill.learner.service"]
+    said = [r.message for r in caplog.records if r.name == "tidemill.learner.course"]
     assert [m for m in said if "can't be stored" in m] == [
         "a version can't be stored; learning goes on, it is tried again"
     ]

@@ -94,10 +94,10 @@ def test_a_model_that_explodes_by_itself_stops_and_the_last_good_version_stays(
 ) -> None:
     live = Learning(exploding(), tmp_path)
     records = small.example_records(live.pipeline, 400)
-    live.step.every_examples = 1
+    live.step.course.every_examples = 1
     live.step.process(records[:1], lambda _, value, *__: live.manifests.append(live.registry.decode(value)))
     assert ([m.version for m in live.manifests], live.stopped) == ([1], 0.0), "one example does not make it explode"
-    live.step.every_examples = 10
+    live.step.course.every_examples = 10
     live.step.counts.clear()
     committed = live.feed(records[1:])
     assert not any(committed), "nothing is committed beyond the last version"
@@ -153,7 +153,7 @@ def test_it_is_noticed_at_the_same_example_however_seldom_versions_are_published
     found = set()
     for batch in (1, 7, 60, 400):
         live = Learning(exploding(), tmp_path)
-        live.step.every_examples = 10**9
+        live.step.course.every_examples = 10**9
         records = small.example_records(live.pipeline, 400)
         for at in range(0, 400, batch):
             assert not live.step.process(records[at : at + batch], lambda *_: None)
@@ -170,7 +170,7 @@ def test_it_is_noticed_at_the_same_example_however_seldom_versions_are_published
 def test_a_model_that_fails_or_can_not_be_saved_stops_until_it_is_well(
     score: float, inside: Any, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="tidemill.learner.service")
+    caplog.set_level("INFO", logger="tidemill.learner.course")
     live = Learning(small.make(), tmp_path)
     records, sound = small.example_records(live.pipeline, 50), live.step.fold.model
     live.step.fold.model = Says(score)

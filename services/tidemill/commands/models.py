@@ -20,6 +20,7 @@ from tidemill.pipeline import Pipeline, load
 from tidemill.stream.api import Slot
 
 if TYPE_CHECKING:
+    from tidemill.registry.decisions import Decision
     from tidemill.registry.latest import Version
     from tidemill.registry.store import ArtifactStore
     from tidemill.registry.versions import Versions
@@ -140,7 +141,8 @@ def prune(
     before = None if older_than is None else int(time.time() * 1000) - _duration("--older-than", older_than)
     chosen, declared = settings.load(**options), load(pipeline)
     # Without a key anybody's manifest would decide what is deleted.
-    registry, broker = running.registry_of(declared, chosen), broker_with(declared, chosen, topics.MODELS)
+    registry = running.registry_of(declared, chosen)
+    broker = broker_with(declared, chosen, topics.MODELS, topics.PROMOTIONS)
     with history.progress("versions", None) as advance:
         versions, kept = Versions(declared, broker, registry).read(progress=advance), lasting(declared, broker)
         found = pruning.plan(versions, registry, keep=keep, before=before, kept=kept)
@@ -224,7 +226,7 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
     except ModuleNotFoundError as error:
         raise SettingsError(f"the mirror needs {error.name}: pip install 'tidemill[mlflow]'") from None
     chosen, declared = settings.load(**options), load(pipeline)
-    registry, broker = running.registry_of(declared, chosen), broker_with(declared, chosen, topics.MODELS)
+    registry, broker = running.registry_of(declared, chosen), broker_with(declared, chosen, topics.MODELS, topics.PROMOTIONS)
     end = broker.watermarks(Slot(topics.MODELS.name(declared.name), 0))[1]
     mirroring = Mirror(declared, registry, uri)
     with history.progress("versions", None) as advance:
@@ -236,9 +238,15 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
 
 
 def champion_of(declared: Pipeline, broker: Broker) -> str:
-    """Return which model is the champion: the declared one."""
-    del broker  # nothing there says otherwise
-    return declared.champion
+    """Return which model is the champion: by the last decision; before the first, the declared one."""
+    decided = _decided(declared, broker)
+    return decided[-1].champion.model if decided else declared.champion
+
+
+def _decided(declared: Pipeline, broker: Broker) -> list[Decision]:
+    from tidemill.registry.decisions import all_decisions, unchecked
+
+    return all_decisions(declared, broker, unchecked(declared))
 
 
 def _version_of(text: str) -> Version:
@@ -253,10 +261,10 @@ def _version_of(text: str) -> Version:
 
 def lasting(declared: Pipeline, broker: Broker) -> Collection[Version]:
     """Return the versions whose artifacts stay, however old: those that were ever promoted, and those that are pinned."""
-    from tidemill.registry.decisions import all_decisions, kept_versions, unchecked
+    from tidemill.registry.decisions import kept_versions
 
     # Also what a decision nobody has signed names: it keeps too much rather than too little.
-    return kept_versions(all_decisions(declared, broker, unchecked(declared)))
+    return kept_versions(_decided(declared, broker))
 
 
 def _duration(option: str, text: str) -> int:
