@@ -4,6 +4,8 @@ from tidemill.featurizer import aggregates
 from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
 from tidemill.tables import Table
+from tidemill.tuning import ranges
+from tidemill.tuning.search import Search, tuned
 from tidemill.validator import rules
 from tidemill.validator.fuse import Fuse
 
@@ -13,6 +15,7 @@ __all__ = [
     "Fuse",
     "Monitor",
     "Pipeline",
+    "Search",
     "Stream",
     "Table",
     "View",
@@ -21,5 +24,7 @@ __all__ = [
     "flag",
     "load",
     "number",
+    "ranges",
     "rules",
+    "tuned",
 ]
