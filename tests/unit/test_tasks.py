@@ -90,13 +90,18 @@ PUBLISHED: Mapping[str, tuple[Any, str]] = {
 """What River's own documentation says of the same model on the same data set, and where."""
 
 
+def published_figure(name: str) -> tuple[str, str]:
+    """The metric, and its value as River has it in its documentation."""
+    where, form = PUBLISHED[name]
+    return re.search(r"(\w+): \(", form)[1], re.search(form, where.__doc__)[1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_the_figure_that_river_publishes(name: str) -> None:
-    where, form = PUBLISHED[name]
-    figure = re.search(form, where.__doc__)[1]
-    metric = re.search(r"(\w+): \(", form)[1]
+    metric, figure = published_figure(name)
     value = backtest(name).metrics[data.declared(name).champion][metric]
-    assert f"{value * (100 if form.endswith('%') else 1):.{len(figure.partition('.')[2])}f}" == figure
+    in_hundred = 100 if PUBLISHED[name][1].endswith("%") else 1
+    assert f"{value * in_hundred:.{len(figure.partition('.')[2])}f}" == figure
 
 
 ROUND = 100
@@ -192,6 +197,30 @@ def test_the_commands_of_the_docs_say_it(name: str, tmp_path: Path) -> None:
     said = CliRunner().invoke(cli, command, catch_exceptions=False).stdout
     for value in backtest(name).metrics[data.declared(name).champion].values():
         assert f"{value:.6f}" in said
+
+
+LATE = dict.fromkeys(NAMES, "1h") | {"approval": "7d"}
+TABLE = {
+    row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:6]]
+    for row in (ROOT / "docs" / "tasks.md").read_text().splitlines()
+    if row.startswith(tuple(f"| {name} |" for name in NAMES))
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_figures_in_the_docs_are_what_is_found(name: str) -> None:
+    published, at_once, late, baseline = TABLE[name]
+    assert published.rstrip("%").split() == [*published_figure(name)]
+    champion = data.declared(name).champion
+    for said, found in (
+        (at_once, backtest(name).metrics[champion]),
+        (late, backtest(name, LATE[name]).metrics[champion]),
+        (baseline, backtest(name).metrics.get("baseline", {})),
+    ):
+        for figure in filter(None, said.split(", ")):
+            metric, value = figure.split()
+            assert f"{found[metric]:.4f}" == value
+    assert bool(baseline) == ("baseline" in data.declared(name).roster)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -195,9 +196,27 @@ class TestRace:
         assert {one.name for one in raced(1).candidates}.isdisjoint(one.name for one in again.candidates)
 
     def test_more_trials_begin_with_the_same_candidates(self) -> None:
-        drawn = [list(Race(POOR, questions(), Asked(n, math.inf, 3, 0))._heats()) for n in (HEAT, 2 * HEAT)]
-        assert [one.name for one, _ in drawn[0][0]] == [one.name for one, _ in drawn[1][0]]
-        assert [len(heat) for heat in drawn[1]] == [HEAT, HEAT]
+        more = {one.name for one in raced(0, 20).candidates}
+        assert {one.name for one in raced().candidates[:HEAT]} - more == set()
+        assert len(more) == 20
+
+    def test_later_heats_are_mostly_near_the_best_of_those_before(self) -> None:
+        race = Race(POOR, questions(), Asked(10 * HEAT, math.inf, 3, 0, "MAE"))
+        heats = race._heats()
+        first = [one for one, _ in next(heats)]
+        race.report.candidates = first
+        for one in first[1:]:
+            one.ended = "out"
+        first[0].metrics = {"MAE": 1.0}
+        then = [one for heat in itertools.islice(heats, 5) for one, _ in heat]
+        best = first[0].parameters
+        near = [
+            one
+            for one in then
+            if one.parameters["l2"] == best["l2"] and 0.1 < one.parameters["rate"] / best["rate"] < 10
+        ]
+        assert 0.4 < len(near) / len(then) < 0.9
+        assert len({one.name for one in [*first, *then]}) == 6 * HEAT
 
     def test_more_is_better_where_the_metric_says_so(self) -> None:
         by_r2 = Race(POOR, questions(), Asked(6, math.inf, 1, 0, "R2")).run()
@@ -230,7 +249,7 @@ class TestRace:
             return linear(rate) if way == "fine" else Failing(way)
 
         over = {"rate": ranges.log_uniform(1e-4, 1e-3), "way": ranges.choice("fine", "unmade", "raises", "nan")}
-        race = Race(replace(POOR, search=SEARCH), questions(), Asked(HEAT, math.inf, 3, 3, "MAE"))
+        race = Race(replace(POOR, search=SEARCH), questions(), Asked(30, math.inf, 3, 3, "MAE"))
         object.__setattr__(race.pipeline, "search", searching(sometimes, **over))  # the check would have found it
         report = race.run()
         ends = {one.parameters["way"]: one.ended for one in report.candidates}

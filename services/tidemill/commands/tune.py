@@ -20,11 +20,11 @@ from tidemill.pipeline import Pipeline, load
 @click.command()
 @PIPELINE
 @click.option(
-    "--trials", type=click.IntRange(1, 100_000), default=81, show_default=True, help="Candidates that are drawn."
+    "--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Candidates that are drawn."
 )
 @click.option("--seconds", type=click.FloatRange(min=1), default=600.0, show_default=True,
               help="When the search is stopped, reading not counted; what has seen all examples by then counts.")  # fmt: skip
-@click.option("--best", type=click.IntRange(1, 27), default=3, show_default=True, help="Winners at most.")
+@click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Winners at most.")
 @click.option(
     "--metric", default="", help="By which one is better; by default the one that `backtest` shows over time."
 )

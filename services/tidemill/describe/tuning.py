@@ -25,7 +25,7 @@ def tuning_text(report: Report) -> str:
     table = new_table("model", "parameters", *names, "examples", "seconds", "ended", numbers=len(names) + 3)
     table.columns[-1].justify = "left"
     table.columns[1].overflow = "fold"
-    table.add_row(*_row(report.champion, names, "the champion, as declared"))
+    table.add_row(*_row(report.champion, names, "champion"))
     table.add_section()
     winners = {one.name for one in report.winners}
     for one in report.candidates[:SHOWN]:
@@ -48,13 +48,17 @@ def tuning_text(report: Report) -> str:
 
 
 def _row(one: Candidate, names: list[str], won: str) -> list[Any]:
-    said = ", ".join(f"{name} {value!r}" for name, value in one.parameters.items()) or "as declared"
-    figures = [f"{one.metrics[name]:.4f}" if name in one.metrics else "" for name in names]
+    said = ", ".join(f"{name}={value!r}" for name, value in one.parameters.items()) or "as declared"
+    figures = [_figure(one.metrics[name]) if name in one.metrics else "" for name in names]
     ended = won or _ENDS.get(one.ended, "failed")
     return [one.name, given_text(said), *figures, f"{one.examples:,}", f"{one.seconds:.1f}", ended]
 
 
-_ENDS: Mapping[str, str] = {"": "not better", "out": "out", "time": "time was up"}
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.3g}"
+
+
+_ENDS: Mapping[str, str] = {"": "saw all", "out": "out", "time": "time was up"}
 
 
 def _said(report: Report) -> str:

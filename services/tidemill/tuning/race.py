@@ -1,16 +1,18 @@
-"""The race: candidates go through the examples side by side, and at every rung only the better third of them goes on.
+"""The race: candidates go through the examples side by side, and at every rung only the better half of them goes on.
 
-Candidates are drawn at random and raced in heats of HEAT: all of a heat see the first 27th of the examples, a third of them
-the first ninth, and so on; those that are left see all. Models learn on as they are, so nothing is done twice. That is
-successive halving (Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS
-2016), which River has as `model_selection.SuccessiveHalvingClassifier`; that one asks each model right before it teaches it,
-so what labels need to come is forgotten, and what it ranks by is not what production would see. Here it is asked in time.
+They are raced in heats of HEAT: all of a heat see the first quarter of the examples, the better half of them the second, and
+the better half of those all. Models learn on as they are, so nothing is done twice. That is successive halving (Jamieson and
+Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS 2016), with late rungs: where what is
+asked drifts and labels come late, who is ahead early says little (docs/tuning.md has the figures). The first heat is drawn at
+random, and of the later ones most near the best so far. River's `model_selection.SuccessiveHalvingClassifier` asks each model
+right before it teaches it, so it ranks by something that production will not see; here each is asked in time.
 
 The same seed, trials and examples give the same race. The clock only stops it: what has seen all examples by then counts.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -25,12 +27,18 @@ from tidemill.pipeline import Pipeline
 from tidemill.tuning.questions import Questions
 from tidemill.tuning.search import Parameters, Search, name_of
 
-HEAT = 27
-"""Candidates that are raced at once: 3 to the 3rd, so that one is left after three rungs."""
-KEEP = 3
+HEAT = 8
+"""Candidates that are raced at once."""
+KEEP = 2
 """One in so many goes on at a rung, and sees so many times as many examples."""
+RUNGS = 2
+"""Times that the field is halved before the rest of it sees all examples."""
 LEAST = 500
 """No candidate is out before it has seen so many examples."""
+NEAR = 6
+"""So many of a heat are drawn near one of the best so far, once there are such; the others at random."""
+PARENTS = 3
+"""How many the best so far are."""
 DRAWS = 100
 """Draws until a space is taken for exhausted, where each gives what was there."""
 LOOKS = 64
@@ -175,7 +183,7 @@ class Race:
     @staticmethod
     def rungs(examples: int) -> list[int]:
         """Return after how many examples it is looked who goes on; the last is all of them."""
-        return sorted({max(min(LEAST, examples), examples // KEEP**power) for power in range(4)})
+        return sorted({max(min(LEAST, examples), examples // KEEP**power) for power in range(RUNGS + 1)})
 
     @classmethod
     def work(cls, examples: int, trials: int, best: int) -> int:
@@ -214,38 +222,32 @@ class Race:
             raise SettingsError(f"the champion {champion.name!r} can't be compared with: {champion.ended}")
 
     def _heats(self) -> Iterator[list[tuple[Candidate, Any]]]:
-        """Yield what is drawn, heat by heat; each kind of model as often as the others, and nothing twice."""
+        """Yield what is drawn, heat by heat: at random, each kind as often as the others, and later near the best so far."""
         rng = random.Random(self.asked.seed)  # noqa: S311  it hides nothing
         seen: set[str] = set()
-        kinds, heat, drawn = list(self.pipeline.search.items()), list[tuple[Candidate, Any]](), 0
-        while drawn < self.asked.trials and kinds:
-            kind = kinds[drawn % len(kinds)]
-            candidate = self._draw(*kind, rng, seen)
-            if candidate is None:
-                kinds.remove(kind)
-                continue
-            drawn += 1
-            heat.append(candidate)
-            if len(heat) == HEAT:
-                yield heat
-                heat = []
-        if heat:
+        turns, left = itertools.cycle(self.pipeline.search), self.asked.trials
+        while left:
+            best = sorted((one for one in self.report.candidates if one.is_whole), key=self._rank)[:PARENTS]
+            heat = []
+            for place in range(min(HEAT, left)):
+                found = self._near(rng.choice(best), rng, seen) if best and place < NEAR else None
+                found = found or next(
+                    filter(None, (self._anew(next(turns), rng, seen) for _ in self.pipeline.search)), None
+                )
+                if found is not None:
+                    heat.append(found)
+            if not heat:
+                return
+            left -= len(heat)
             yield heat
 
-    @staticmethod
-    def _draw(name: str, search: Search, rng: random.Random, seen: set[str]) -> tuple[Candidate, Any] | None:
-        for _ in range(DRAWS):
-            parameters = search.draw(rng)
-            key = json.dumps([name, parameters])
-            if key in seen:
-                continue
-            seen.add(key)
-            try:
-                model = search.make(**parameters)
-            except Exception as error:  # the declaration's own function
-                return Candidate(name, name, parameters, ended=f"{type(error).__name__}: {error}"), None
-            return Candidate(name_of(name, parameters, model), name, parameters), model
-        return None
+    def _near(self, best: Candidate, rng: random.Random, seen: set[str]) -> tuple[Candidate, Any] | None:
+        search = self.pipeline.search[best.search]
+        return _drawn(best.search, search, lambda: search.near(best.parameters, rng), seen)
+
+    def _anew(self, name: str, rng: random.Random, seen: set[str]) -> tuple[Candidate, Any] | None:
+        search = self.pipeline.search[name]
+        return _drawn(name, search, lambda: search.draw(rng), seen)
 
     def _heat(self, heat: Sequence[tuple[Candidate, Any]]) -> None:
         self.report.candidates += [candidate for candidate, _ in heat]
@@ -285,6 +287,22 @@ class Race:
         """Return by what candidates are put in order: the best first, and one without a figure last."""
         value = one.metrics.get(self.metric, math.nan)
         return (math.inf if math.isnan(value) else -self._sign * value), one.name
+
+
+def _drawn(name: str, search: Search, draw: Callable[[], Parameters], seen: set[str]) -> tuple[Candidate, Any] | None:
+    """Return a candidate that was not there yet, and its model; None where draws give only what was."""
+    for _ in range(DRAWS):
+        parameters = draw()
+        key = json.dumps([name, parameters])
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            model = search.make(**parameters)
+        except Exception as error:  # the declaration's own function
+            return Candidate(name, name, parameters, ended=f"{type(error).__name__}: {error}"), None
+        return Candidate(name_of(name, parameters, model), name, parameters), model
+    return None
 
 
 def _going_on(there: int, best: int) -> int:

@@ -9,18 +9,23 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 Value = float | int | str | bool | None
+
+STEP = 0.25
+"""How often one of some choices is drawn anew, where one like it is asked for; a number is moved by a tenth of its range."""
 
 __all__ = ["choice", "log_uniform", "uniform", "whole"]
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values of one parameter: `said` in words, `draw` takes one at random."""
+    """The values of one parameter: `said` in words, `draw` takes one at random, `near` one that is like another."""
 
     said: str
     draw: Callable[[random.Random], Value] = field(repr=False)
+    near: Callable[[random.Random, Any], Value] = field(repr=False)
 
 
 def choice(*values: Value) -> Range:
@@ -32,13 +37,23 @@ def choice(*values: Value) -> Range:
             raise ValueError(
                 f"choice({value!r}): numbers, text, True, False and None can be chosen; make the rest of them"
             )
-    return Range(f"one of {', '.join(map(repr, values))}", lambda rng: rng.choice(values))
+
+    def draw(rng: random.Random) -> Value:
+        return rng.choice(values)
+
+    return Range(
+        f"one of {', '.join(map(repr, values))}", draw, lambda rng, value: draw(rng) if rng.random() < STEP else value
+    )
 
 
 def uniform(low: float, high: float) -> Range:
     """A number from `low` to `high`, each as likely. Raises ValueError where there is none between."""
     _check("uniform", low, high)
-    return Range(f"{low:g} to {high:g}", lambda rng: _short(rng.uniform(low, high)))
+    return Range(
+        f"{low:g} to {high:g}",
+        lambda rng: _short(rng.uniform(low, high)),
+        lambda rng, value: _short(_step(rng, value, low, high)),
+    )
 
 
 def log_uniform(low: float, high: float) -> Range:
@@ -47,7 +62,11 @@ def log_uniform(low: float, high: float) -> Range:
     if low <= 0:
         raise ValueError(f"log_uniform({low!r}, {high!r}): its numbers are above 0")
     ends = math.log(low), math.log(high)
-    return Range(f"{low:g} to {high:g}, by its logarithm", lambda rng: _short(math.exp(rng.uniform(*ends))))
+    return Range(
+        f"{low:g} to {high:g}, by its logarithm",
+        lambda rng: _short(math.exp(rng.uniform(*ends))),
+        lambda rng, value: _short(math.exp(_step(rng, math.log(value), *ends))),
+    )
 
 
 def whole(low: int, high: int) -> Range:
@@ -55,7 +74,15 @@ def whole(low: int, high: int) -> Range:
     _check("whole", low, high)
     if type(low) is not int or type(high) is not int:
         raise ValueError(f"whole({low!r}, {high!r}): two whole numbers were expected")
-    return Range(f"{low} to {high}", lambda rng: rng.randint(low, high))
+    return Range(
+        f"{low} to {high}",
+        lambda rng: rng.randint(low, high),
+        lambda rng, value: round(_step(rng, value, low, high)),
+    )
+
+
+def _step(rng: random.Random, value: float, low: float, high: float) -> float:
+    return min(high, max(low, rng.gauss(value, (high - low) / 10)))
 
 
 def _check(name: str, low: float, high: float) -> None:

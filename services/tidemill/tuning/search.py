@@ -45,6 +45,10 @@ class Search:
         """Return a value of each parameter, drawn at random in the declared order."""
         return {name: of.draw(rng) for name, of in self.over.items()}
 
+    def near(self, parameters: Parameters, rng: random.Random) -> Parameters:
+        """Return values like these, drawn at random."""
+        return {name: of.near(rng, parameters[name]) for name, of in self.over.items()}
+
 
 def name_of(search: str, parameters: Parameters, model: Any) -> str:
     """Return the name of a searched model: the same parameters and the same model have the same one, in every process."""
