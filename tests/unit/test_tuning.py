@@ -7,6 +7,8 @@ import json
 import math
 import os
 import random
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from monitored import logs_of
 from river import compose, evaluate, linear_model, metrics, optim, preprocessing
 from river_in_memory import River, drive, flights
+from test_deployment import accepts
 
 from tidemill import Pipeline, Search, load, ranges, topics, tuned
 from tidemill.archiver.service import Archiver
@@ -35,11 +38,14 @@ from tidemill.files import Files
 from tidemill.history import write
 from tidemill.learner import service as learner
 from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.embedded import EmbeddedBroker
+from tidemill.stream.kafka import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
 from tidemill.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
 from tidemill.tuning.race import HEAT, Asked, Race, Report, Runner, file_of
 from tidemill.tuning.search import name_of
 
+ROOT = Path(__file__).parents[2]
 HOUR = small.HOUR
 FLIGHTS, PLAIN, DELAYS = load("flights"), load("plain"), load("delays")
 
@@ -529,6 +535,27 @@ class TestCommand:
         assert [one["name"] for one in said["winners"]] == names
         assert len(said["candidates"]) == 12
 
+    def test_by_default_the_examples_are_those_in_kafka(self, tmp_path: Path) -> None:
+        declaration = declared(tmp_path, "{}")
+        name = topics.EXAMPLES.name("delays")
+        examples = [r for r in logs_of(load(str(declaration)), flights("departure", days=1)) if r.topic() == name]
+        broker = EmbeddedBroker()
+        broker.create([topic.name("delays") for topic in topics.TOPICS])
+        producer = KafkaBroker(broker.servers, exactly_once=False).producer("test")
+        for record in examples:
+            producer.emit(name, record.value() or b"", record.key(), record.timestamp()[1], None, 0)
+        producer.commit({}, None)
+        producer.close()
+        done = self.run(str(declaration), "--brokers", broker.servers, "--trials", "4", "--json")
+        said = json.loads(done.stdout)
+        assert said["examples"] == len(examples) > 500
+        assert (
+            said["champion"]["metrics"]
+            == Backtest(POOR)
+            .run([f.event for f in flights("departure", days=1)], data.labels(flights("departure", days=1)))
+            .metrics["linear"]
+        )
+
     def test_nothing_is_written_where_nothing_wins(self, files: list[str], tmp_path: Path) -> None:
         text = DECLARATION.replace("ranges.log_uniform(1e-5, 0.01)", "ranges.log_uniform(1e-9, 1e-8)")
         done = self.run(str(declared(tmp_path, "{}", text)), *files, "--trials", "2", "--out", str(tmp_path / "w.json"))
@@ -550,3 +577,42 @@ class TestCommand:
     def test_a_mistake_is_named(self, arguments: list[str], words: str) -> None:
         with pytest.raises(SettingsError, match=words):
             self.run("delays", *arguments)
+
+
+TEXTS = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("tuning", "tasks")}
+
+
+class TestDocs:
+    @pytest.mark.parametrize("name", TEXTS)
+    def test_commands_parse_and_links_lead_to_files(self, name: str) -> None:
+        lines = [line for _, block in re.findall(r"```(\w*)\n(.*?)```", TEXTS[name], re.S) for line in block.splitlines()]
+        commands = [line.partition("  #")[0].strip() for line in lines if line.startswith("tidemill ")]
+        assert len(commands) >= 2
+        for command in commands:
+            accepts(shlex.split(command)[1:])
+        for link in re.findall(r"\]\(((?!http)[^)#]+)\)", TEXTS[name]):
+            assert (ROOT / "docs" / link).exists()
+
+    def test_what_is_declared_there_is_what_the_demo_searches(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "winners.json").write_text('{"winners": []}')
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {}
+        for block in re.findall(r"```python\n(.*?)```", TEXTS["tuning"], re.S):
+            exec(block, names)
+        assert list(names["models"]) == ["logreg"]
+        told = {name: {of: values.said for of, values in one.over.items()} for name, one in names["SEARCH"].items()}
+        assert told == {
+            name: {of: values.said for of, values in one.over.items()} for name, one in FLIGHTS.search.items()
+        }
+        small.make(task="binary", labels=replace(small.LABELS, value=lambda label: label["arr_delay"] > 0),
+                   models=names["models"], champion="logreg", search=names["SEARCH"])  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("option", "default"), [("trials", 40), ("seconds", 600.0), ("best", 3), ("examples", 200_000)]
+    )
+    def test_defaults_are_those_of_the_docs(self, option: str, default: float) -> None:
+        found = next(p for p in cli.commands["tune"].params if p.name == option)
+        assert found.default == default
+        assert f"{default:,.0f}" in TEXTS["tuning"]
