@@ -585,7 +585,9 @@ TEXTS = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("tuning",
 class TestDocs:
     @pytest.mark.parametrize("name", TEXTS)
     def test_commands_parse_and_links_lead_to_files(self, name: str) -> None:
-        lines = [line for _, block in re.findall(r"```(\w*)\n(.*?)```", TEXTS[name], re.S) for line in block.splitlines()]
+        lines = [
+            line for _, block in re.findall(r"```(\w*)\n(.*?)```", TEXTS[name], re.S) for line in block.splitlines()
+        ]
         commands = [line.partition("  #")[0].strip() for line in lines if line.startswith("tidemill ")]
         assert len(commands) >= 2
         for command in commands:
