@@ -6,6 +6,8 @@ from tidemill.learner.protection import Protect
 from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
 from tidemill.tables import Table
+from tidemill.tuning import ranges
+from tidemill.tuning.search import Search, tuned
 from tidemill.validator import rules
 from tidemill.validator.fuse import Fuse
 
@@ -17,6 +19,7 @@ __all__ = [
     "Monitor",
     "Pipeline",
     "Protect",
+    "Search",
     "Stream",
     "Table",
     "Training",
@@ -26,5 +29,7 @@ __all__ = [
     "flag",
     "load",
     "number",
+    "ranges",
     "rules",
+    "tuned",
 ]

@@ -21,6 +21,7 @@ from tidemill.commands.replay import replay
 from tidemill.commands.rules import rules
 from tidemill.commands.schema import schema
 from tidemill.commands.shared import PIPELINE, with_settings
+from tidemill.commands.tune import tune
 from tidemill.errors import SettingsError, TidemillError
 from tidemill.pipeline import load
 from tidemill.topics import SERVICES, WATCHING
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (dlq, features, models, replay, rules, schema):
+for command in (dlq, features, models, replay, rules, schema, tune):
     cli.add_command(command)
 
 

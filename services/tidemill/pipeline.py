@@ -24,6 +24,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import random
 import re
 import sys
 import traceback
@@ -40,11 +41,14 @@ from tidemill.featurizer.aggregates.base import Aggregate, columns_of
 from tidemill.gate.declaration import Gate, Training
 from tidemill.learner.protection import MOST_REMEMBERED, Protect
 from tidemill.monitor.declaration import ALERTS, BY_VIEW, LIMITS, Monitor
+from tidemill.printed import printed
 from tidemill.resolution import unreadable
 from tidemill.safety import unsafe
 from tidemill.schemas import loading
 from tidemill.tables import Lookup, Table
 from tidemill.tasks import TASKS, Task
+from tidemill.tuning.ranges import Range
+from tidemill.tuning.search import Search
 from tidemill.validator.fuse import Fuse
 from tidemill.validator.rules import FUTURE_TOLERANCE, Rule, not_after_now
 from tidemill.validator.rules.base import NUMBERS, TEXTS
@@ -212,6 +216,7 @@ class Pipeline:
     training: Training | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     protect: Protect | None = None
+    search: Mapping[str, Search] = field(default_factory=dict)
     #: Names of the models as they run: the declared ones and "baseline", the task's do-nothing model.
     roster: tuple[str, ...] = field(init=False, default=())
 
@@ -305,7 +310,7 @@ class Pipeline:
 
     def printed(self, model: str) -> str:
         """Return the model as River prints it: what a version's hyperparameters are known by."""
-        return _printed(self.model(model))
+        return printed(self.model(model))
 
     def declaration_hash(self, model: str) -> str:
         """SHA-256 of what a version of `model` depends on: the model itself, the vector, the task; what protects it, if anything."""
@@ -347,22 +352,6 @@ def _feature(pipeline: Pipeline, name: str, source: Feature | Source) -> Feature
     return Feature(kind, source)
 
 
-def _printed(thing: Any) -> str:
-    """Return repr(thing), also where River's own fails (SelectType of two types); the same in every process."""
-    try:
-        return repr(thing)
-    except Exception:
-        if isinstance(thing, Mapping):
-            parts = [f"{key}: {_printed(value)}" for key, value in thing.items()]
-        elif isinstance(thing, (set, frozenset)):
-            parts = sorted(map(_printed, thing))
-        elif isinstance(thing, (list, tuple)):
-            parts = [_printed(value) for value in thing]
-        else:
-            parts = [f"{key}={_printed(value)}" for key, value in sorted(vars(thing).items())]
-        return f"{type(thing).__name__}({', '.join(parts)})"
-
-
 class _Checker:
     """All checks of one declaration; the first that fails raises."""
 
@@ -402,6 +391,7 @@ class _Checker:
         self.training()
         self.shares()
         self.protect()
+        self.search()
 
     def shapes(self) -> None:
         """Check what Python would only stumble over later: each part is of the kind that it is declared as."""
@@ -409,7 +399,7 @@ class _Checker:
         for name in ("task", "champion", "label_timeout"):
             if not isinstance(getattr(p, name), str):
                 self.fail(name, f"{getattr(p, name)!r} where text was expected")
-        for name in ("models", "request"):
+        for name in ("models", "request", "search"):
             value = getattr(p, name)
             if not isinstance(value, Mapping):
                 self.fail(name, f"{value!r} where a mapping of names was expected, as in {name}={{'name': ...}}")
@@ -715,6 +705,24 @@ class _Checker:
             self.fail("protect.share", f"{share!r} where a share above 0 and below 1 was expected")
         if type(given.of) is not int or not 1 <= given.of <= MOST_REMEMBERED:
             self.fail("protect.of", f"{given.of!r} where a whole number from 1 to {MOST_REMEMBERED} was expected")
+
+    def search(self) -> None:
+        for name, search in self.p.search.items():
+            where = f"search[{name!r}]"
+            if not _NAME.fullmatch(name):
+                self.fail("search", f"{name!r} is no name: use small letters, digits, - and _, a letter first")
+            if not isinstance(search, Search) or not callable(search.make) or not isinstance(search.over, Mapping):
+                self.fail(where, f"{search!r} where a Search(function, {{parameter: range}}) was expected")
+            for parameter, values in search.over.items():
+                if not isinstance(values, Range):
+                    self.fail(
+                        f"{where}: {parameter}", f"{values!r} where a range was expected, as in ranges.uniform(0, 1)"
+                    )
+            try:
+                made = search.make(**search.draw(random.Random(0)))  # noqa: S311  it hides nothing
+            except Exception as error:  # the declaration's own function
+                self.fail(where, f"its function raised {type(error).__name__}: {error}")
+            self.model(where, made)
 
     def limits(self, limits: Any) -> None:
         if not isinstance(limits, Mapping):

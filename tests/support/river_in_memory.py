@@ -88,10 +88,10 @@ class River:
         self.broker.append(topic.name(self.pipeline.name), value, key.encode(), timestamp or self._now)
 
     def event(self, event: Mapping[str, Any], timestamp: int = 0) -> None:
-        self.send(topics.EVENTS, self.records.event.encode(event), event["flight_id"], timestamp)
+        self.send(topics.EVENTS, self.records.event.encode(event), event[self.pipeline.events.id], timestamp)
 
     def label(self, label: Mapping[str, Any], timestamp: int = 0) -> None:
-        self.send(topics.LABELS, self.records.label.encode(label), label["flight_id"], timestamp)
+        self.send(topics.LABELS, self.records.label.encode(label), label[self.pipeline.labels.id], timestamp)
 
     def run(self, batch: int = 50) -> None:
         for make in self._services():

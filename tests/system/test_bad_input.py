@@ -215,6 +215,7 @@ def files(tmp_path: Path) -> Path:
     look_up = "from tidemill import Table\nTABLE = Table('{}', key='{}')\n"
     (tmp_path / "tableless.py").write_text(look_up.format("nowhere.csv", "faa"))
     (tmp_path / "keyless.py").write_text(look_up.format("columns.csv", "faa"))
+    (tmp_path / "untuned.py").write_text("from tidemill import tuned\nMODELS = tuned('winners.json', {})\n")
     (tmp_path / "columns.csv").write_text("flight_id,landed_at\na,1\n")
     (tmp_path / "noise.parquet").write_bytes(b"PAR1noise")
     return tmp_path
@@ -238,6 +239,13 @@ def files(tmp_path: Path) -> Path:
         (["backtest", "delays", "--events", "{}/noise.parquet", "--labels", "{}/columns.csv"], ["noise.parquet"]),
         (["backtest", "delays", "--events", "{}", "--labels", "{}/columns.csv"], ["expected one of .csv"]),
         (["demo-data", "{}/empty.py"], ["empty.py", "is a file"]),
+        (["tune", "delays"], ["'delays' declares nothing to search", "Search(function"]),
+        (["tune", "flights", "--brokers", NOBODY], ["no Kafka at", NOBODY]),
+        (["tune", "flights", "--archive", "{}/nowhere"], ["nowhere has no examples of the pipeline 'flights'"]),
+        (["tune", "flights", "--metric", "MAE"], ["--metric 'MAE'", "Accuracy, ROCAUC, LogLoss"]),
+        (["tune", "flights", "--out", "{}/empty.py"], ["empty.py", "expected .json"]),
+        (["tune", "flights", "--seconds", "0"], ["--seconds", "0"]),
+        (["tune", "{}/untuned.py"], ["winners 'winners.json'", "no such file in {}", "tidemill tune --out"]),
         (["demo-data", "{}/data", "--month", "13"], ["--month", "13"]),
         (["demo", "--days", "0"], ["--days", "0"]),
         (["run", "learner", "flights", "--model"], ["--model"]),

@@ -226,7 +226,10 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
     except ModuleNotFoundError as error:
         raise SettingsError(f"the mirror needs {error.name}: pip install 'tidemill[mlflow]'") from None
     chosen, declared = settings.load(**options), load(pipeline)
-    registry, broker = running.registry_of(declared, chosen), broker_with(declared, chosen, topics.MODELS, topics.PROMOTIONS)
+    registry, broker = (
+        running.registry_of(declared, chosen),
+        broker_with(declared, chosen, topics.MODELS, topics.PROMOTIONS),
+    )
     end = broker.watermarks(Slot(topics.MODELS.name(declared.name), 0))[1]
     mirroring = Mirror(declared, registry, uri)
     with history.progress("versions", None) as advance:

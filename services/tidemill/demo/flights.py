@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from river import compose, linear_model, optim, preprocessing
 
-from tidemill import Gate, Monitor, Pipeline, Stream, View, aggregates, category, number, rules
+from tidemill import Gate, Monitor, Pipeline, Search, Stream, View, aggregates, category, number, ranges, rules
 
 CARRIERS = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV")
 ORIGINS = ("EWR", "JFK", "LGA")
@@ -67,6 +67,24 @@ def _classifier(learner: object) -> compose.Pipeline:
     return (categories + numbers) | learner
 
 
+def logreg(rate: float, by: str = "SGD", l2: float = 0.0) -> compose.Pipeline:
+    """Return a logistic regression that learns at this rate, by an optimizer of this name."""
+    return _classifier(linear_model.LogisticRegression(getattr(optim, by)(rate), l2=l2))
+
+
+#: What `tidemill tune flights` searches.
+SEARCH = {
+    "logreg": Search(
+        logreg,
+        {
+            "rate": ranges.log_uniform(1e-4, 0.1),
+            "by": ranges.choice("SGD", "Adam", "AdaGrad"),
+            "l2": ranges.choice(0.0, 1e-5, 1e-4, 1e-3),
+        },
+    )
+}
+
+
 def _late(name: str, *, views: bool) -> Pipeline:
     return Pipeline(
         name=name,
@@ -79,10 +97,7 @@ def _late(name: str, *, views: bool) -> Pipeline:
         label_rules=[rules.between("arr_delay", -180, 2880)],
         request={**REQUEST, **WEATHER},
         views=VIEWS if views else [],
-        models={
-            "logreg": _classifier(linear_model.LogisticRegression(optim.SGD(0.003))),
-            "slow": _classifier(linear_model.LogisticRegression(optim.SGD(0.001))),
-        }
+        models={"logreg": logreg(0.003), "slow": logreg(0.001)}
         if views
         else {"logreg": _classifier(linear_model.LogisticRegression())},
         champion="logreg",
@@ -90,6 +105,7 @@ def _late(name: str, *, views: bool) -> Pipeline:
         monitor=Monitor(window="1d", reference="10d", lateness="6h", segments=["carrier", "origin"]),
         # In the Brier score, of which logreg has 0.15: a carrier with few flights is not to be given up for the others.
         gate=Gate(segments=["carrier"], worse=0.02) if views else None,
+        search=SEARCH,
     )
 
 

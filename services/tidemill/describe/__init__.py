@@ -9,6 +9,7 @@ from tidemill.describe.predictions import again_text, prediction_text, unequal_t
 from tidemill.describe.reports import dataset_text, known_text, report_json, report_text
 from tidemill.describe.shared import printable, role
 from tidemill.describe.suggestions import suggestions_text
+from tidemill.describe.tuning import tuning_json, tuning_text
 
 __all__ = [
     "again_text",
@@ -38,6 +39,8 @@ __all__ = [
     "stats_text",
     "suggestions_text",
     "topics_text",
+    "tuning_json",
+    "tuning_text",
     "unequal_text",
     "version_json",
     "version_text",

@@ -76,6 +76,12 @@ def as_text(pipeline: Pipeline) -> str:
             tables.add_row(table.name, table.key, f"{len(table):,}", table.sha256[:12])
         parts += ["tables", tables]
     parts += ["models", models]
+    if pipeline.search:
+        searched = new_table("search", "parameter", "values")
+        for name, search in pipeline.search.items():
+            for parameter, values in search.over.items():
+                searched.add_row(name, parameter, values.said)
+        parts += ["searched by `tidemill tune`", searched]
     return head + "\n" + render(*parts) + "topics\n" + topics_text(pipeline)
 
 
@@ -88,6 +94,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "entity": pipeline.events.key,
         "champion": pipeline.champion,
         "models": {name: pipeline.printed(name) for name in pipeline.roster},
+        "search": {name: {of: values.said for of, values in one.over.items()} for name, one in pipeline.search.items()},
         "vector": pipeline.vector,
         "views": [schema(pipeline, view) for view in pipeline.views],
         "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],

@@ -1,0 +1,22 @@
+"""A model as text: what its hyperparameters are known by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def printed(thing: Any) -> str:
+    """Return repr(thing), also where River's own fails (SelectType of two types); the same in every process."""
+    try:
+        return repr(thing)
+    except Exception:
+        if isinstance(thing, Mapping):
+            parts = [f"{key}: {printed(value)}" for key, value in thing.items()]
+        elif isinstance(thing, (set, frozenset)):
+            parts = sorted(map(printed, thing))
+        elif isinstance(thing, (list, tuple)):
+            parts = [printed(value) for value in thing]
+        else:
+            parts = [f"{key}={printed(value)}" for key, value in sorted(vars(thing).items())]
+        return f"{type(thing).__name__}({', '.join(parts)})"
