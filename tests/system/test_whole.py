@@ -59,7 +59,7 @@ def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("killed", [(), KILLED], ids=["undisturbed", "killed"])
 def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: tuple[str, ...]) -> None:
     run = running("flights", partitions=4, snapshot_seconds=0.3, status_token=TOKEN)
-    found = data.flights((1,), days=5)
+    found = data.flights((1,), days=5 if killed else 3)
     messages = script(run.pipeline, found, spoil_every=100)
     run.stack.start_all()
     if killed:
@@ -80,8 +80,9 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
     kills, changes, pinned = [], [], 0
     if killed:
         until(lambda: {r.key() for r in ledger.of(topics.MODELS)} >= {b"logreg", b"slow"}, "there are no versions", 120)
+    begun = replay.events + replay.labels
     for number, role in enumerate(killed, 1):
-        edge = number * len(messages) // (len(killed) + 2)
+        edge = begun + number * (len(messages) - begun) // (len(killed) + 2)
         until(lambda edge=edge: replay.events + replay.labels >= edge, "the replay stalls", 120)
         run.stack.kill(role)
         kills.append(role)
