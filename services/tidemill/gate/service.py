@@ -16,7 +16,7 @@ from typing import Any
 from tidemill import topics
 from tidemill.errors import ArtifactError, StoreError
 from tidemill.gate.declaration import Gate
-from tidemill.gate.trial import Trial
+from tidemill.gate.trial import Trial, said
 from tidemill.pipeline import Pipeline
 from tidemill.records import Example, Records, Score
 from tidemill.registry.decisions import NOBODY, Command, Decision, Seat, all_decisions, commands, decisions
@@ -220,8 +220,8 @@ class Referee(Step):
         found = watch.interval()
         if found and found.low > 0:
             why = (
-                f"{self.champion} does worse than {self.watched}, which it replaced: {watch.loss} by {found.mean:.4g}, from "
-                f"{found.low:.4g} to {found.high:.4g}, in {watch.questions:,} questions"
+                f"{self.champion} does worse than {self.watched}, which it replaced: {said(watch.loss, found)} for {self.watched}, in "
+                f"{watch.questions:,} questions"
             )
             self._decide("rolled_back", why, self.champion, emit, champion=self.watched, watched=NOBODY, trial=watch)
             return True
@@ -238,8 +238,8 @@ class Referee(Step):
             return False
         seat = Seat(self.champion.model, good)
         why = (
-            f"{self.champion} does worse than the baseline: {guard.loss} by {found.mean:.4g}, from {found.low:.4g} to "
-            f"{found.high:.4g}, in {guard.questions:,} questions; {seat} is the last version that did better"
+            f"{self.champion} does worse than the baseline: {said(guard.loss, found)} for that, in {guard.questions:,} questions; "
+            f"{seat} is the last version that did better"
         )
         wrong = self.check(seat)
         if wrong:

@@ -21,6 +21,13 @@ def answer(scores: Sequence[Score], seat: Seat) -> Score | None:
     return max((s for s in scores if s["model"] == seat.model), key=lambda s: s["version"], default=None)
 
 
+def said(loss: str, found: Interval) -> str:
+    """Return a challenger's loss beside the champion's, in words."""
+    if found.mean < 0:
+        return f"{loss} higher by {-found.mean:.4g} ({-found.high:.4g} to {-found.low:.4g})"
+    return f"{loss} lower by {found.mean:.4g} ({found.low:.4g} to {found.high:.4g})"
+
+
 class Outcome(NamedTuple):
     """What a trial says: `better`, `blocked` (better, but not everywhere), `worse`, or nothing yet (empty); and why."""
 
@@ -111,7 +118,7 @@ class Trial:
         found, gate = self.interval(), self.gate
         if found is None:
             return Outcome("", f"{self.questions:,} questions of {self.first:,}")
-        shown = f"{self.loss} {found.mean:.4g} better, from {found.low:.4g} to {found.high:.4g}, in {self.questions:,} questions"
+        shown = f"{said(self.loss, found)}, in {self.questions:,} questions"
         if found.high < 0:
             return Outcome("worse", f"{self.challenger} is worse than {self.champion}: {shown}")
         if found.low <= gate.margin:
