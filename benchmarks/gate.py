@@ -75,8 +75,8 @@ GATE = Gate(segments=["carrier"], worse=0.1)
 SCENARIOS: Mapping[str, Callable[[], Pipeline]] = {
     "better": lambda: with_challenger(classifier(0.003), GATE),
     "worse in one carrier": lambda: with_challenger(WorseIn("AA", 0.003), GATE),
-    "turncoat": lambda: with_challenger(Turncoat(9_000, 0.003), GATE),
-    "sabotaged": lambda: with_challenger(classifier(0.3), GATE, Turncoat(15_000, 0.003)),
+    "turncoat": lambda: with_challenger(Turncoat(5_500, 0.003), GATE),
+    "sabotaged": lambda: with_challenger(classifier(0.3), GATE, Turncoat(32_000, 0.003)),
 }
 
 

@@ -250,9 +250,7 @@ class TestDecisions:
         world.examples(1_500, linear=-0.5)
         world.run()
         back = next(one for one in world.decisions if one.kind == "rolled_back")
-        assert back.champion == Seat("linear", 1_000), (
-            "the first of the last round that was good whole: the third was not"
-        )
+        assert back.champion == Seat("linear", 1_499), "of the middle of the last round that was good whole"
         assert back.examples <= 3_500
 
     def test_where_the_last_good_version_is_gone_that_is_said_once(self) -> None:
@@ -262,6 +260,22 @@ class TestDecisions:
         world.run()
         assert world.kinds == ["refused"]
         assert "its artifact is gone" in world.decisions[0].why
+
+    def test_of_a_champion_that_never_did_better_who_served_before_takes_over(self) -> None:
+        world = World(made(replace(GATE, automatic=False)))
+        world.ask("promote", "third")
+        world.run()
+        world.examples(1_500, linear=0.5, third=0.0)
+        world.examples(1_500, linear=0.5, third=-0.5)
+        world.run()
+        assert [one.champion for one in world.decisions if one.kind == "rolled_back"] == [Seat("linear")]
+
+    def test_where_nobody_is_known_to_do_better_that_is_said(self) -> None:
+        world = World(made(replace(GATE, automatic=False)))
+        world.examples(900, linear=-0.5)
+        world.run()
+        assert world.kinds == ["refused"]
+        assert "nobody served before" in world.decisions[0].why
 
     def test_a_better_one_is_not_promoted_from_questions_that_only_one_answered(self) -> None:
         world = World()

@@ -146,7 +146,7 @@ class Referee(Step):
         """Begin another round of the champion against the baseline; remember whether the last one was good."""
         if self.guard is not None:
             is_good = self.guard.questions >= LEAST_WATCHED and self.guard.mean < 0
-            self.good = [*self.good, self.guard.first_version if is_good else 0][-2:]
+            self.good = [*self.good, self.guard.middle_version if is_good else 0][-2:]
         has_baseline = BASELINE in self.pipeline.roster and self.champion.model != BASELINE
         self.guard = self._trial(Seat(BASELINE), LEAST_WATCHED, COLLAPSE_RATE) if has_baseline else None
 
@@ -232,21 +232,25 @@ class Referee(Step):
         return False
 
     def _collapsed(self, guard: Trial, emit: Emit) -> bool:
-        """Put the last good version into the place of a champion that does worse than the baseline."""
-        found, good = guard.interval(), next((version for version in reversed(self.good) if version), 0)
-        if self.champion.version or not good or not (found and found.low > 0):
+        """Put the last good version, or who served before, into the place of a champion that does worse than the baseline."""
+        found = guard.interval()
+        if self.champion.version or not (found and found.low > 0):
             return False
-        seat = Seat(self.champion.model, good)
-        why = (
-            f"{self.champion} does worse than the baseline: {said(guard.loss, found)} for that, in {guard.questions:,} questions; "
-            f"{seat} is the last version that did better"
+        good = next((version for version in reversed(self.good) if version), 0)
+        before = next(
+            (one.before for one in reversed(self.past) if one.changes and one.champion == self.champion), NOBODY
         )
-        wrong = self.check(seat)
+        seat = Seat(self.champion.model, good) if good else before
+        why = f"{self.champion} does worse than the baseline: {said(guard.loss, found)} for that, in {guard.questions:,} questions"
+        wrong = self.check(seat) if seat else "no version of it is known to have done better, and nobody served before"
         if wrong:
             if guard.said != wrong:
                 guard.said = wrong
-                self._decide("refused", f"{why}, but it can't serve: {wrong}", seat, emit, trial=guard)
+                self._decide(
+                    "refused", f"{why}; {seat or 'nobody'} can't serve instead: {wrong}", seat, emit, trial=guard
+                )
             return False
+        why += f"; {seat} is the last version that did better" if good else f"; {seat} served before"
         self._decide("rolled_back", why, self.champion, emit, champion=seat, watched=NOBODY, trial=guard)
         return True
 

@@ -71,7 +71,7 @@ class Trial:
         self.differences = Differences()
         self._all = _Line()
         self._lines: dict[tuple[str, Any], _Line] = {}
-        self.first_version = 0
+        self.middle_version = 0
         self.said = ""
 
     @property
@@ -91,7 +91,8 @@ class Trial:
             return
         label = example["label"]
         champion, challenger = self._loss(label, a), self._loss(label, b)
-        self.first_version = self.first_version or a["version"]
+        if 2 * self.questions < self.gate.watch:
+            self.middle_version = a["version"]
         self.differences.add(champion - challenger)
         vector = example["prediction"]["features"]["vector"]
         for line in (self._all, *(self._line(name, vector[name]) for name in self._segments)):
