@@ -8,14 +8,14 @@ import numpy as np
 
 from tidemill.comparison import Differences, Interval
 
-LEAST_RUNS = 16
+LEAST_RUNS = 8
 """The spread of fewer means than this says nothing about what varies."""
 
 
 def spread(differences: Differences) -> float:
     """Return the standard deviation that one difference adds to a mean of many, neighbours being alike.
 
-    The largest that runs of any length show that leaves 16 of them: what varies over hours shows in long runs only.
+    The largest that runs of any length show that leaves 8 of them: what varies over hours shows in long runs only.
     """
     sums, size, largest = np.array(differences.sums), differences.size, 0.0
     while len(sums) >= LEAST_RUNS:
