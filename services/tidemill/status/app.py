@@ -214,7 +214,7 @@ def build(parts: Parts) -> FastAPI:
     @app.get("/api/models/{model}/versions", tags=["models"], responses=_problems(404))
     def versions(model: Annotated[str, PathParameter(max_length=100)]) -> list[dict[str, Any]]:
         """The latest versions of one model, the newest first."""
-        if model not in parts.overview.pipeline.roster:
+        if not parts.overview.pipeline.knows(model):
             raise HTTPException(404, f"no model {model!r}: there are {', '.join(parts.overview.pipeline.roster)}")
         with parts.feed.lock:
             return [manifest for (name, _), manifest in reversed(parts.feed.versions.items()) if name == model]
