@@ -555,7 +555,7 @@ class TestRecords:
         assert world.decisions == []
         assert world.run().champion == Seat("linear")
 
-    @pytest.mark.parametrize("text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x"])
+    @pytest.mark.parametrize("text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x", "linear@١", f"linear~{10**20}"])
     def test_a_seat_is_a_model_or_a_version_of_it(self, text: str) -> None:
         with pytest.raises(ValueError, match="MODEL or MODEL@VERSION"):
             Seat.of(text)
