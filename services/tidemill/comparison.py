@@ -245,7 +245,8 @@ class Comparison:
         now = log["features"]["event_time"]
         if not self.asked.covers(now):
             return
-        answers = {answer["model"]: answer for answer in (*log["challengers"], log["champion"])}
+        said = sorted((log["champion"], *log["challengers"]), key=lambda answer: answer["version"])
+        answers = {answer["model"]: answer for answer in said}  # of a model with one version that is held its newest
         if self._by_class:  # one that knows no class yet has answered nothing: River's metrics do not judge it
             answers = {name: answer for name, answer in answers.items() if answer["probabilities"]}
         self._answered.update(answers.keys())
@@ -260,7 +261,7 @@ class Comparison:
         report.first_event = min(now, report.first_event) if report.questions else now
         report.last_event = max(now, report.last_event) if report.questions else now
         report.questions += 1
-        report.same += a["model"] == b["model"]
+        report.same += (a["model"], a["version"]) == (b["model"], b["version"])
         for side, answer in (("a", a), ("b", b)):
             first, last = report.versions.get(side, (answer["version"],) * 2)
             report.versions[side] = min(first, answer["version"]), max(last, answer["version"])

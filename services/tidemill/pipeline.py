@@ -259,7 +259,8 @@ class Pipeline:
 
     def knows(self, name: str) -> bool:
         """Whether a model of this name, or the one that a candidate is made of, is declared."""
-        return self.parts(name)[0] in self.roster
+        model, mark, begin = name.partition("~")
+        return model in self.roster and (not mark or (begin.isascii() and begin.isdecimal()))
 
     def model(self, name: str) -> Any:
         """Return a fresh copy of the declared model `name`, or of that of a candidate, which has learned nothing."""

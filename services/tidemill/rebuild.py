@@ -76,8 +76,8 @@ class Rebuild:
         return list(found.values()), others
 
     def _is_declared(self, manifest: Manifest) -> bool:
-        declared = self.pipeline.roster
-        return manifest.model in declared and manifest.declaration == self.pipeline.declaration_hash(manifest.model)
+        model = manifest.model
+        return self.pipeline.knows(model) and manifest.declaration == self.pipeline.declaration_hash(model)
 
     def run(
         self, manifests: Sequence[Manifest], *, write: bool = True, progress: Progress | None = None

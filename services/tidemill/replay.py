@@ -245,7 +245,7 @@ class Replay:
     def _undeclared(self, version: Version, manifest: Manifest | None) -> str:
         """Return why a version is none of what is declared now; nothing where it is."""
         name, number = version
-        if name not in self.pipeline.roster:
+        if not self.pipeline.knows(name):
             return f"model {name!r} is not declared any more: name the pipeline's file as it was then"
         if manifest and manifest.declaration != self.pipeline.declaration_hash(name):
             return (
@@ -290,7 +290,7 @@ class Replay:
             if why:
                 yield Model(version, None, why)
             else:
-                waiting[Wanted(*version, manifest.begin if manifest else 0)] = version
+                waiting[Wanted(*version, manifest.begin if manifest else self.pipeline.parts(version[0])[1])] = version
         for came in Folding(self.pipeline, self.broker).come_by(waiting, progress):
             why = f"{came.why}; without --rebuild the artifact is taken" if came.why else ""
             yield Model(waiting[came.wanted], came.fold.model if came.fold else None, why)

@@ -208,7 +208,7 @@ class TestInterval:
         assert found.mean == pytest.approx(mean, abs=1e-6)
         assert found.high - found.mean == pytest.approx(margin, abs=1e-6)
         assert found.mean - found.low == pytest.approx(margin, abs=1e-6)
-        assert len(running._sums) < MOST_BATCHES
+        assert len(running.sums) < MOST_BATCHES
 
     @pytest.mark.parametrize("many", [LEAST, 100, MOST_BATCHES - 1])
     def test_of_few_differences_it_is_the_paired_normal_one(self, many: int) -> None:
@@ -291,6 +291,19 @@ class TestQuestions:
         assert report.lines[0].a["Accuracy"] == pytest.approx(((served > 0.5) == frame["label"]).mean())
         with pytest.raises(SettingsError, match=r"'linear' was the champion in all 50 questions: A and B are the same"):
             found(LATE, examples[:50], "linear", "champion")
+
+    def test_while_a_version_is_held_its_model_is_compared_as_it_has_learned_by_now(self) -> None:
+        examples = late(100)
+        for example in examples:
+            held = small.score("linear", 0.4, 7)
+            example["prediction"] |= {
+                "champion": held,
+                "challengers": [small.score("linear", 0.9, 50), small.score("slow", 0.3, 50)],
+            }
+        report = found(LATE, examples, "champion", "linear")
+        assert report.versions == {"a": (7, 7), "b": (50, 50)}
+        assert (report.questions, report.same) == (100, 0)
+        assert found(LATE, examples).versions["a"] == (50, 50)
 
     def test_those_of_an_earlier_declaration_are_counted(self) -> None:
         examples, broker = late(60), broker_of(LATE, late(60))

@@ -34,9 +34,9 @@ from tidemill.registry.decisions import (
     decisions,
 )
 from tidemill.run import topic_table
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.loop import Service
-from tidemill.stream.memory import MemoryBroker
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
 KEY, TOKEN = b"a key for these tests", b"a token for these tests"
 GATE = Gate(examples=400, segments=["carrier"], worse=0.02, least=50, watch=1_000, round=5_000)
@@ -313,6 +313,82 @@ class TestRestarts:
         assert start.live_from == world.decisions[0].examples == start.rebuild_from
         assert step.champion == Seat("slow")
 
+    @pytest.mark.parametrize("apart", [2, 3])
+    def test_between_the_ends_of_transactions_it_looks_as_often_and_decides_the_same_after_a_restart(
+        self, apart: int
+    ) -> None:
+        """In a quiet hour each example is a transaction of its own, and every second offset holds none."""
+        world, slot = World(), Slot(topics.EXAMPLES.name("small"), 0)
+        world.examples(1_400, linear=0.2, slow=0.6, third=0.1)
+        world.examples(1_400, linear=0.2, slow=-0.4, third=0.1)
+        records = [
+            MemoryRecord(slot.topic, record.value(), b"k", 0, None, 0, number * apart)
+            for number, record in enumerate(world.broker.records(slot.topic))
+        ]
+
+        def told(*restarts: int) -> list[Decision]:
+            found: list[Decision] = []
+            step: Any = None
+
+            def emit(_: str, data: bytes, *__: Any) -> None:
+                found.append(replace(world.sealed.decode(data), time=0, signature=""))
+
+            begin = 0
+            for end in (*restarts, len(records) * apart):
+                step = world.service().step
+                step.history = lambda: tuple(found)
+                start = step.assign(slot, Position(begin))
+                step.process([r for r in records if start.rebuild_from <= r.offset() < start.live_from], discard)
+                step.process([r for r in records if start.live_from <= r.offset() < end], emit)
+                begin = end
+            return found
+
+        whole = told()
+        assert {"promoted", "rolled_back"} <= {one.kind for one in whole}
+        assert told(601, 1_999, 2_000, 2_750) == whole
+
+    def test_a_refusal_whose_offsets_were_not_committed_is_told_once(self) -> None:
+        """Without transactions what was decided may stand in the log, and its examples come again."""
+        world, slot = World(), Slot(topics.EXAMPLES.name("small"), 0)
+        world.examples(2_000, linear=0.5, slow=0.1, third=0.1)
+        world.run()
+        assert world.kinds == ["refused", "refused"]
+        step, emitted = world.service().step, small.Emitted()
+        step.assign(slot, Position(0))
+        step.process(world.broker.records(slot.topic), emitted)
+        assert emitted.records == []
+        del world.broker.log[Slot(topics.PROMOTIONS.name("small"), 0)][1:]  # the second one was lost
+        step = world.service().step
+        step.assign(slot, Position(0))
+        step.process(world.broker.records(slot.topic), emitted)
+        assert len(emitted.records) == 1
+
+    def test_what_a_stricter_gate_did_not_decide_a_milder_one_decides_after_a_restart(self) -> None:
+        strict = World(made(replace(GATE, margin=0.5)))
+        strict.examples(1_000, linear=0.2, slow=0.6)
+        strict.run()
+        assert strict.kinds == []
+        strict.pipeline = PIPELINE
+        strict.examples(200, linear=0.2, slow=0.6)
+        strict.run()
+        assert strict.kinds == ["promoted"]
+
+    def test_a_champion_that_is_declared_no_more_gives_way_to_the_declared_one_as_in_the_scorer(self) -> None:
+        world = World(made(None))
+        world.ask("promote", "slow")
+        world.ask("promote", "third")
+        world.run()
+        world.pipeline = replace(
+            made(None), models={name: dummy.PriorClassifier() for name in ("linear", "slow")}
+        )
+        assert world.run().champion == Seat("linear")
+
+    def test_where_people_alone_decide_a_restart_does_not_read_all_examples_again(self) -> None:
+        world = World(made(None))
+        world.examples(1_000, linear=0.2)
+        start = world.service().step.assign(Slot(topics.EXAMPLES.name("small"), 0), Position(1_000))
+        assert (start.rebuild_from, start.live_from) == (1_000 - LOOK, 1_000)
+
     def test_examples_of_an_earlier_declaration_are_counted_and_passed_over(self) -> None:
         world = World()
         world.broker.append(topics.EXAMPLES.name("small"), b"\0\0\0\0\1other", b"k", 0)
@@ -350,6 +426,15 @@ class TestCommands:
         world.ask("rollback", steps=3)
         world.run()
         assert [str(one.champion) for one in world.decisions] == ["slow", "third@30", "third", "third@30", "linear"]
+
+    def test_the_first_champion_is_the_one_that_served_whatever_is_declared_later(self) -> None:
+        world = World(made(None))
+        world.ask("promote", "slow")
+        world.run()
+        world.pipeline = replace(made(None), champion="third")
+        world.ask("rollback")
+        world.run()
+        assert world.decisions[-1].champion == Seat("linear")
 
     def test_there_is_no_champion_before_the_first(self) -> None:
         world = World(made(None))
@@ -484,7 +569,7 @@ class TestRecords:
         assert world.decisions == []
         assert world.run().champion == Seat("linear")
 
-    @pytest.mark.parametrize("text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x"])
+    @pytest.mark.parametrize("text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x", "linear@١", f"linear~{10**20}"])
     def test_a_seat_is_a_model_or_a_version_of_it(self, text: str) -> None:
         with pytest.raises(ValueError, match="MODEL or MODEL@VERSION"):
             Seat.of(text)

@@ -13,14 +13,16 @@ from river_in_memory import KEY
 from test_gate import made
 
 from tidemill import topics
+from tidemill.errors import BrokerError
 from tidemill.learner.fold import Fold
 from tidemill.records import Records
 from tidemill.registry.decisions import NOBODY, Decision, Seat, decisions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.run import topic_table
-from tidemill.scorer.feed import ModelFeed, Placed
+from tidemill.scorer.feed import AGAIN_SECONDS, ModelFeed, Placed
 from tidemill.scorer.service import Scorer, share_of
+from tidemill.stream.api import Slot
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
 PIPELINE = made(None)
@@ -218,6 +220,55 @@ class TestTheFeed:
         step = self.started(registry, broker)
         assert (step.champion.name, step.champion.version) == ("linear", 0)
         assert step.counts["model_loads", "refused"] == 2, "the version, and whom the gate chose"
+
+    def test_whom_nobody_could_open_serves_as_soon_as_somebody_can(
+        self, registry: Registry, broker: MemoryBroker, tmp_path: Path
+    ) -> None:
+        manifest = self.publish(registry, broker, "linear", 5)
+        artifact = tmp_path / manifest.uri
+        whole, now = artifact.read_bytes(), [0.0]
+        artifact.write_bytes(b"damaged")
+        self.decide(broker, Seat("linear", 5))
+        feed = ModelFeed(registry, broker, clock=lambda: now[0])
+        feed._catch_up()
+        step = Scorer(PIPELINE, feed.take)
+        models, promotions = (broker.follow(slot, broker.watermarks(slot)[1]) for slot in (
+            Slot(topics.MODELS.name("small"), 0), Slot(topics.PROMOTIONS.name("small"), 0)
+        ))  # fmt: skip
+        for at in (AGAIN_SECONDS, 2 * AGAIN_SECONDS):
+            now[0] = at
+            feed._look(models, promotions)
+        step.swap()
+        assert step.champion.version == 0
+        assert step.counts["model_loads", "refused"] == 2, "it is said once"
+        artifact.write_bytes(whole)
+        now[0] += AGAIN_SECONDS
+        feed._look(models, promotions)
+        step.swap()
+        assert (step.champion.name, step.champion.version) == ("linear", 5)
+
+    def test_a_decision_is_not_lost_where_the_broker_is_away_when_it_comes(
+        self, registry: Registry, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.publish(registry, broker, "linear", 5)
+        now = [0.0]
+        feed = ModelFeed(registry, broker, clock=lambda: now[0])
+        feed._catch_up()
+        step = Scorer(PIPELINE, feed.take)
+        models, promotions = (broker.follow(Slot(topic.name("small"), 0), 0) for topic in (topics.MODELS, topics.PROMOTIONS))
+        self.decide(broker, Seat("linear", 5))
+
+        def away(_: object) -> tuple[int, int]:
+            raise BrokerError("away")
+
+        with monkeypatch.context() as patch, pytest.raises(BrokerError):
+            patch.setattr(broker, "watermarks", away)
+            feed._look(models, promotions)
+        now[0] += AGAIN_SECONDS
+        feed._look(models, promotions)
+        step.swap()
+        assert (step.champion.name, step.champion.version) == ("linear", 5)
+        assert step.champion is not step.models["linear"]
 
     def test_a_forged_decision_seats_nobody(self, registry: Registry, broker: MemoryBroker) -> None:
         self.publish(registry, broker, "slow", 5)

@@ -337,6 +337,8 @@ def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site
     for changes in (
         {"kind": "dance"},
         {"target": "a b"},
+        {"target": f"slow@{10**20}"},
+        {"begin": 10**20},
         {"id": "short"},
         {"id": "with a space"},
         {"by": ""},

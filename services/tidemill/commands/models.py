@@ -47,7 +47,7 @@ def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **opti
     there, store = _versions(declared, chosen)
     with history.progress("versions", None) as advance:
         found = list(itertools.islice(there.read(model, advance), limit))
-    if model is not None and not found and model not in declared.roster:
+    if model is not None and not found and not declared.knows(model):
         raise SettingsError(
             f"no version of model {model!r} in {there.topic}: the pipeline declares {', '.join(declared.roster)}"
         )

@@ -112,7 +112,7 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
     """Return what made a score: the version's manifest; of version 0, which has none, what is declared."""
     made = score["manifest"]
     if made is None:
-        declared = score["model"] in pipeline.roster and not score["version"]
+        declared = pipeline.knows(score["model"]) and not score["version"]
         printed = " ".join(pipeline.printed(score["model"]).split()) if declared else ""
         why = "" if score["version"] else "the declared model, before it had learned anything"
         return pairs_table([("is", why or "there is no manifest that can be trusted"), ("hyperparameters", printed)])

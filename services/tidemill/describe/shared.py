@@ -37,7 +37,7 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
 def role(pipeline: Pipeline, model: str) -> str:
     """Return what a model is declared as."""
     if model not in pipeline.roster:
-        return "candidate" if "~" in model and pipeline.knows(model) else "not declared"
+        return "candidate" if pipeline.knows(model) else "not declared"
     return "champion" if model == pipeline.champion else "baseline" if model == "baseline" else "challenger"
 
 

@@ -93,7 +93,7 @@ class Referee(Step):
         self._forget()
         for decision in self.history():
             self._follow(decision)
-        begin = self.since
+        begin = self.since if self.gate else committed.offset - LOOK  # people need no evidence
         if self.gate and committed.offset > self.since:
             done = committed.offset - self.since
             begin += min(
@@ -108,12 +108,15 @@ class Referee(Step):
             self._forget()
 
     def _follow(self, decision: Decision) -> None:
-        """Take over what was decided. A model that is declared no more serves no more."""
+        """Take over what was decided. In the place of one that is declared no more the declared champion serves, as the scorer has it."""
         self.past.append(decision)
-        if not self.pipeline.knows(decision.champion.model):
-            return
-        self.champion, self.watched, self.held = decision.champion, decision.watched, decision.held
-        self.since, self.candidate = decision.since, decision.candidate
+        self.since = decision.since
+        if self.pipeline.knows(decision.champion.model):
+            self.champion, self.watched, self.held = decision.champion, decision.watched, decision.held
+            self.candidate = decision.candidate
+        else:
+            self.champion, self.watched, self.held = Seat(self.pipeline.champion), NOBODY, False
+            self.candidate = ""
 
     # Examples -------------------------------------------------------------------------------------------------------------
 
@@ -165,14 +168,17 @@ class Referee(Step):
         offset = record.offset()
         if offset < self.next:
             return  # known already: it was told with a decision that was made before the offsets were committed
-        self.next = offset + 1
+        if offset > self.next:  # the ends of transactions lie between
+            self._move(offset, emit)
+        self._take(record)
+        self._move(offset + 1, emit)
+
+    def _take(self, record: Record) -> None:
         example: Example | None = self.records.example.of(record.value())
         if example is None:
             self.counts["skipped", "unknown_schema"] += 1
             return
         self._event_time = max(self._event_time, example["label_time"])
-        if self.gate is None:
-            return
         prediction = example["prediction"]
         scores: list[Score] = [*prediction["challengers"], prediction["champion"]]
         for trial in self.trials.values():
@@ -181,12 +187,20 @@ class Referee(Step):
             self.watch.take(example, scores)
         if self.guard:
             self.guard.take(example, scores)
-        if self.next % LOOK == 0:
+
+    def _move(self, to: int, emit: Emit) -> None:
+        """Come to an offset, and do what is due between the last one and this: a look, the end of a round."""
+        at, self.next = self.next, to
+        if self.gate is None:
+            return
+        if to // LOOK > at // LOOK:
             self._look(self.gate, emit)
-        done = self.next - self.since
-        if done and done % self.gate.round == 0:
+        if at < self.since:
+            return  # it was decided just now who serves: all begins here
+        before, done = at - self.since, to - self.since
+        if done // self.gate.round > before // self.gate.round:
             self._round_ends(emit)
-        elif done and done % self.gate.watch == 0:
+        elif done // self.gate.watch > before // self.gate.watch:
             self._guard()
 
     def _look(self, gate: Gate, emit: Emit) -> None:
@@ -200,8 +214,11 @@ class Referee(Step):
             verdict, why = trial.outcome()
             if not verdict or verdict == trial.said:
                 continue
+            kind = "refused" if verdict != "better" else "promoted" if gate.automatic else "proposed"
+            if emit is discard and not self._is_told(kind, trial.challenger):
+                continue  # nobody was told: another declaration decided then
             trial.said = verdict
-            if verdict == "better" and gate.automatic:
+            if kind == "promoted":
                 self._decide(
                     "promoted",
                     why,
@@ -212,7 +229,6 @@ class Referee(Step):
                     trial=trial,
                 )
                 return
-            kind = "proposed" if verdict == "better" else "refused"
             self._decide(kind, why, trial.challenger, emit, trial=trial)
 
     def _watched(self, gate: Gate, watch: Trial, emit: Emit) -> bool:
@@ -228,7 +244,7 @@ class Referee(Step):
         if self.next - self.since >= gate.watch:
             why = f"{self.champion} was not shown worse than {self.watched} in {watch.questions:,} questions"
             self._decide("kept", why, self.champion, emit, watched=NOBODY, trial=watch)
-            self.watch = None
+            self.watch = None if emit is not discard else watch
         return False
 
     def _collapsed(self, guard: Trial, emit: Emit) -> bool:
@@ -271,7 +287,7 @@ class Referee(Step):
         named: str = "", **after: Any,
     ) -> None:  # fmt: skip
         """Write a decision, and follow it. `after`: what it changes of champion, watched, held, candidate."""
-        if emit is discard:
+        if emit is discard or (trial and not command and self._is_told(kind, subject)):
             return  # it was decided, and written, before: what is read again only rebuilds the evidence
         before, champion = self.champion, after.get("champion", self.champion)
         now = int(self.clock() * 1000)
@@ -305,6 +321,12 @@ class Referee(Step):
         self._follow(decision)
         if self.since != since:
             self._begin()
+
+    def _is_told(self, kind: str, subject: Seat) -> bool:
+        """Whether the gate has decided this already, at this very example: without transactions some are read twice."""
+        return any(
+            (one.kind, one.subject, one.examples, one.command) == (kind, subject, self.next, "") for one in self.past
+        )
 
     def _command(self, record: Record, emit: Emit) -> None:
         """Carry out what a person asks, once, or say why not."""
@@ -353,7 +375,7 @@ class Referee(Step):
 
     def _roll_back(self, command: Command, emit: Emit) -> str:
         """Give the place back to the champion of so many changes ago; one that came back is counted once."""
-        champions = [Seat(self.pipeline.champion), *(decision.champion for decision in self.past if decision.changes)]
+        champions = [seat for one in self.past if one.changes for seat in (one.before, one.champion)]
         row = [self.champion]
         for seat in reversed(champions):
             if seat not in row:

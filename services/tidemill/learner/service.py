@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from tidemill import topics
+from tidemill.errors import BrokerError, StoreError
 from tidemill.learner.course import Course
 from tidemill.learner.fold import Fold
 from tidemill.pipeline import Pipeline
@@ -136,11 +137,16 @@ class Learner(Step):
             self._begin()
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        before = self.fold.version
         self.course.learn(records, self.records.example)
         written = self._publish(self.course.due(), emit)
         self._look()
         for candidate in list(self.candidates.values()):
-            self._catch_up(candidate)
+            if candidate.at >= before:  # it is level with the model: what has come is what it learns next
+                candidate.learn([record for record in records if record.offset() >= candidate.at], self.records.example)
+                candidate.at = max(candidate.at, self.fold.version)
+            else:
+                self._catch_up(candidate)
             written |= self._publish(candidate.due(), emit)
         self.has_written |= written
         return written
@@ -154,20 +160,34 @@ class Learner(Step):
         if self.clock() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = self.clock()
-        wanted = set(self.wanted())
-        for name in self.candidates.keys() - wanted:
-            del self.candidates[name]
-        for name in wanted - self.candidates.keys() - self._gone:
-            self.candidates[name] = self._new(name)
-            self.candidates[name].resume(self.history(name))
-            log.info("a candidate is trained", extra={"model": name, "from": self.candidates[name].fold.version})
+        try:
+            wanted = set(self.wanted())
+            for name in self.candidates.keys() - wanted:
+                del self.candidates[name]
+            for name in sorted(wanted - self.candidates.keys() - self._gone):
+                candidate = self._new(name)
+                candidate.resume(self.history(name))
+                self.candidates[name] = candidate
+                log.info("a candidate is trained", extra={"model": name, "from": candidate.at})
+        except (BrokerError, StoreError) as error:
+            log.warning("candidates can't be looked up for the moment", extra={"cause": str(error)})
 
     def _catch_up(self, candidate: Course) -> None:
         begin = candidate.at
         end = min(self.fold.version, begin + CATCH_UP)
         if begin >= end:
             return
-        batches = self.past(begin, end)
+        try:
+            batches = self.past(begin, end)
+            for batch in batches or ():
+                candidate.learn(batch, self.records.example)
+        except BrokerError as error:
+            log.warning(
+                "a candidate's examples can't be read for the moment",
+                extra={"model": candidate.name, "cause": str(error)},
+            )
+            candidate.at = max(begin, candidate.fold.version)
+            return
         if batches is None:
             log.error(
                 "a candidate can't be trained: the log does not reach back to its examples",
@@ -176,8 +196,6 @@ class Learner(Step):
             self._gone.add(candidate.name)
             del self.candidates[candidate.name]
             return
-        for batch in batches:
-            candidate.learn(batch, self.records.example)
         candidate.at = end
 
     def _publish(self, manifest: Manifest | None, emit: Emit) -> bool:

@@ -18,7 +18,7 @@ from tidemill.stream.api import Broker, Record, whole
 
 log = logging.getLogger(__name__)
 
-_SEAT = re.compile(r"([a-z][a-z0-9_-]*(?:~\d+)?)(?:@(\d+))?")
+_SEAT = re.compile(r"([a-z][a-z0-9_-]*(?:~[0-9]{1,18})?)(?:@([0-9]{1,18}))?")
 
 
 @dataclass(frozen=True, order=True)

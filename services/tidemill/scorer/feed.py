@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 PAUSE = 0.002
 """Seconds between two pieces of a version that is opened or freed: batches go on meanwhile (see `python -m benchmarks.swap`)."""
 
+
+AGAIN_SECONDS = 10.0
+"""How often it is tried to open whom the gate chose and who could not be opened: a store comes back, an artifact is put back."""
 
 KEPT = 2
 """Versions of a model that the scorer holds: the one in use, and the one before."""
@@ -56,8 +60,8 @@ class Placed:
 class ModelFeed:
     """Follows the models and promotions topics of the registry's pipeline."""
 
-    def __init__(self, registry: Registry, broker: Broker) -> None:
-        self.registry, self.broker = registry, broker
+    def __init__(self, registry: Registry, broker: Broker, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry, self.broker, self.clock = registry, broker, clock
         self._decisions = decisions(registry.pipeline, registry.key)
         self._ready: queue.SimpleQueue[Loaded | Placed] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -65,6 +69,8 @@ class ModelFeed:
         self._next = self._decided = 0
         self._followed: set[str] = set(registry.pipeline.roster)
         self._seated: tuple[Seat, ...] = ()
+        self._due: Decision | None = None
+        self._tried_at, self._refused = 0.0, ""
         self._given: dict[str, deque[Snapshot]] = {}
         self._replaced: list[Snapshot] = []
         self._spent: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
@@ -118,7 +124,8 @@ class ModelFeed:
         self._decided = self.broker.watermarks(self._promotions)[1]
         decided = all_decisions(self.registry.pipeline, self.broker, self._decisions)
         if decided:
-            self._seat(decided[-1])
+            self._due = decided[-1]
+            self._seat(self._due)
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
         manifests = (sound(self.registry, record) for record in batch)
@@ -132,16 +139,18 @@ class ModelFeed:
             self._ready.put(Loaded(manifest, None))
 
     def _seat(self, decision: Decision) -> None:
-        """Open whom a decision seats, and hand it over; where the champion can't be opened, whoever serves stays."""
+        """Open whom a decision seats, and hand it over; where the champion can't be opened, whoever serves stays, and it is due."""
         pipeline, opened, wanted = self.registry.pipeline, {}, decision.seats
+        self._tried_at = self.clock()
         if wanted == self._seated:
+            self._due = None
             return
-        self._seated = wanted
         if not pipeline.knows(decision.champion.model):
             log.error(
                 "the champion is declared no more; the declared one serves", extra={"champion": str(decision.champion)}
             )
             self._followed = set(pipeline.roster)
+            self._settle(wanted)
             self._ready.put(Placed(Seat(pipeline.champion)))
             return
         for seat in wanted:
@@ -151,14 +160,24 @@ class ModelFeed:
                 opened[seat] = self._opened(seat)
             except (ArtifactError, StoreError) as error:
                 if seat == decision.champion:
-                    log.error("whom the gate chose can't serve; who serves stays", extra={"cause": str(error)})
-                    self._ready.put(Placed(NOBODY))
+                    self._refuse(str(error))
                     return
                 log.warning("not opened", extra={"seat": str(seat), "cause": str(error)})
         candidates = {seat.model for seat in wanted if not seat.version} - set(pipeline.roster)
         self._followed = {*pipeline.roster, *candidates}
+        self._settle(wanted)
         log.info("seated", extra={"champion": str(decision.champion), "decision": decision.id})
         self._ready.put(Placed(decision.champion, opened, candidates))
+
+    def _settle(self, wanted: tuple[Seat, ...]) -> None:
+        self._seated, self._due, self._refused = wanted, None, ""
+
+    def _refuse(self, why: str) -> None:
+        """Say once that whom the gate chose can't serve; it is tried again."""
+        if why != self._refused:
+            log.error("whom the gate chose can't serve; who serves stays", extra={"cause": why})
+            self._ready.put(Placed(NOBODY))
+        self._refused = why
 
     def _opened(self, seat: Seat) -> tuple[int, Any]:
         """Return version and model. Raises ArtifactError where there is none, or it is damaged or forged."""
@@ -195,4 +214,6 @@ class ModelFeed:
             self._open(manifest)
         decided = [found for record in promotions.poll(1000, 0.0) if (found := self._decisions.sound(record))]
         if decided:
-            self._seat(decided[-1])
+            self._due = decided[-1]
+        if self._due and (decided or self.clock() - self._tried_at >= AGAIN_SECONDS):
+            self._seat(self._due)

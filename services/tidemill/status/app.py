@@ -69,7 +69,7 @@ class Wish(BaseModel):
     kind: Literal["promote", "rollback", "pin", "unpin", "train"]
     target: str = Field("", max_length=200, description="MODEL or MODEL@VERSION; empty for rollback and unpin.")
     steps: int = Field(1, ge=1, le=1000, description="rollback: how many champions back.")
-    begin: int = Field(0, description="train: offset of the first example; below 0: so many of the latest.")
+    begin: int = Field(0, gt=-(10**18), lt=10**18, description="train: offset of the first example; below 0: so many of the latest.")
     by: str = Field(min_length=1, max_length=100)
     why: str = Field(min_length=1, max_length=1000)
 
@@ -214,7 +214,7 @@ def build(parts: Parts) -> FastAPI:
     @app.get("/api/models/{model}/versions", tags=["models"], responses=_problems(404))
     def versions(model: Annotated[str, PathParameter(max_length=100)]) -> list[dict[str, Any]]:
         """The latest versions of one model, the newest first."""
-        if model not in parts.overview.pipeline.roster:
+        if not parts.overview.pipeline.knows(model):
             raise HTTPException(404, f"no model {model!r}: there are {', '.join(parts.overview.pipeline.roster)}")
         with parts.feed.lock:
             return [manifest for (name, _), manifest in reversed(parts.feed.versions.items()) if name == model]
