@@ -53,7 +53,9 @@ class World:
     def examples(self, many: int) -> None:
         for _ in range(many):
             count = len(self.broker.log[Slot(EXAMPLES, 0)])
-            found = small.example(PIPELINE, f"e{count}", (count * 7 % 13) - 6.0, count, distance=count % 11 * 50.0, hour=count % 24.0)
+            found = small.example(
+                PIPELINE, f"e{count}", (count * 7 % 13) - 6.0, count, distance=count % 11 * 50.0, hour=count % 24.0
+            )
             self.broker.append(EXAMPLES, RECORDS.example.encode(found), b"k", count)
 
     def decide(self, champion: str = "linear", candidate: str = "", watched: str = "") -> None:
@@ -163,7 +165,9 @@ class TestLearning:
     def test_it_waits_for_a_model_that_is_not_as_far(self, world: World) -> None:
         world.decide(candidate="slow~55")
         world.run(batch=10)
-        assert world.step.candidates["slow~55"].fold.model.predict_one(X) == world.fold("slow~55", 60).model.predict_one(X)
+        assert world.step.candidates["slow~55"].fold.model.predict_one(X) == world.fold(
+            "slow~55", 60
+        ).model.predict_one(X)
         assert world.step.candidates["slow~55"].fold.examples == 5
 
     def test_it_is_left_when_nobody_wants_it(self, world: World) -> None:

@@ -26,7 +26,7 @@ COMMANDS = [
 
 
 def test_the_pipeline_in_the_readme_loads(tmp_path: Path) -> None:
-    whole, monitor = [text for language, text in BLOCKS if language == "python"]
+    whole, monitor, gate = [text for language, text in BLOCKS if language == "python"]
     (tmp_path / "flights.py").write_text(whole)
     pipeline = load(str(tmp_path / "flights.py"))
     check_models(pipeline)
@@ -35,6 +35,8 @@ def test_the_pipeline_in_the_readme_loads(tmp_path: Path) -> None:
     exec(monitor, names)
     assert replace(pipeline, monitor=replace(names["monitor"], limits={})).monitor.window == "1d"
     assert replace(load("flights"), monitor=names["monitor"]).monitor.limit("psi", "distance") == 0.3
+    exec(gate, names)
+    assert replace(load("flights"), gate=names["gate"]).gate.rate == 0.05
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -378,9 +378,7 @@ class TestRestarts:
         world.ask("promote", "slow")
         world.ask("promote", "third")
         world.run()
-        world.pipeline = replace(
-            made(None), models={name: dummy.PriorClassifier() for name in ("linear", "slow")}
-        )
+        world.pipeline = replace(made(None), models={name: dummy.PriorClassifier() for name in ("linear", "slow")})
         assert world.run().champion == Seat("linear")
 
     def test_where_people_alone_decide_a_restart_does_not_read_all_examples_again(self) -> None:
@@ -569,7 +567,9 @@ class TestRecords:
         assert world.decisions == []
         assert world.run().champion == Seat("linear")
 
-    @pytest.mark.parametrize("text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x", "linear@١", f"linear~{10**20}"])
+    @pytest.mark.parametrize(
+        "text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x", "linear@١", f"linear~{10**20}"]
+    )
     def test_a_seat_is_a_model_or_a_version_of_it(self, text: str) -> None:
         with pytest.raises(ValueError, match="MODEL or MODEL@VERSION"):
             Seat.of(text)
