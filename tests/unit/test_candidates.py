@@ -53,7 +53,9 @@ class World:
     def examples(self, many: int) -> None:
         for _ in range(many):
             count = len(self.broker.log[Slot(EXAMPLES, 0)])
-            found = small.example(PIPELINE, f"e{count}", (count * 7 % 13) - 6.0, count, distance=count % 11 * 50.0, hour=count % 24.0)
+            found = small.example(
+                PIPELINE, f"e{count}", (count * 7 % 13) - 6.0, count, distance=count % 11 * 50.0, hour=count % 24.0
+            )
             self.broker.append(EXAMPLES, RECORDS.example.encode(found), b"k", count)
 
     def decide(self, champion: str = "linear", candidate: str = "", watched: str = "") -> None:
@@ -163,7 +165,9 @@ class TestLearning:
     def test_it_waits_for_a_model_that_is_not_as_far(self, world: World) -> None:
         world.decide(candidate="slow~55")
         world.run(batch=10)
-        assert world.step.candidates["slow~55"].fold.model.predict_one(X) == world.fold("slow~55", 60).model.predict_one(X)
+        assert world.step.candidates["slow~55"].fold.model.predict_one(X) == world.fold(
+            "slow~55", 60
+        ).model.predict_one(X)
         assert world.step.candidates["slow~55"].fold.examples == 5
 
     def test_it_is_left_when_nobody_wants_it(self, world: World) -> None:
@@ -250,6 +254,22 @@ class TestServing:
         last = world.versions("slow~25")[-1].version
         assert (step.champion.name, step.champion.version) == ("slow~25", last)
         assert step.champion.model.predict_one(X) == world.fold("slow~25", last).model.predict_one(X)
+
+    def test_while_a_version_of_it_is_held_it_shadows_as_it_learns(self, world: World) -> None:
+        world.decide(candidate="slow~25")
+        world.run()
+        held = world.versions("slow~25")[0].version
+        world.decide(champion=f"slow~25@{held}")
+        feed = ModelFeed(world.registry, world.broker)
+        feed._catch_up()
+        follower = world.broker.follow(Slot(MODELS, 0), world.broker.watermarks(Slot(MODELS, 0))[1])
+        world.examples(30)
+        world.run()
+        feed._look(follower, world.broker.follow(Slot(PROMOTIONS, 0), 0))
+        step = Scorer(PIPELINE, feed.take)
+        step.swap()
+        assert step.champion.version == held
+        assert step.models["slow~25"].version == world.versions("slow~25")[-1].version > held
 
     @pytest.mark.parametrize("rebuild", [False, True])
     @pytest.mark.parametrize("champion", ["slow~25", "linear"])

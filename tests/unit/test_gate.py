@@ -364,9 +364,7 @@ class TestRestarts:
         world.ask("promote", "slow")
         world.ask("promote", "third")
         world.run()
-        world.pipeline = replace(
-            made(None), models={name: dummy.PriorClassifier() for name in ("linear", "slow")}
-        )
+        world.pipeline = replace(made(None), models={name: dummy.PriorClassifier() for name in ("linear", "slow")})
         assert world.run().champion == Seat("linear")
 
     def test_where_people_alone_decide_a_restart_does_not_read_all_examples_again(self) -> None:
@@ -507,6 +505,12 @@ class TestTraining:
         assert world.decisions[0].candidate == step.candidate == "slow~200"
         assert Seat("slow~200") in step.challengers
 
+    def test_of_a_candidate_s_version_that_serves_its_model_is_a_challenger(self) -> None:
+        world = World()
+        world.examples(500, linear=0.2)
+        world.ask("promote", "slow~200@400")
+        assert [str(seat) for seat in world.run().challengers] == ["linear", "slow", "third", "slow~200"]
+
     def test_an_alert_begins_a_candidate_that_may_win(self) -> None:
         world = World(made(training=Training("slow", on=["drift"], examples=300, pause=1_000)))
         world.examples(800, linear=0.2, slow=0.1)
@@ -555,7 +559,9 @@ class TestRecords:
         assert world.decisions == []
         assert world.run().champion == Seat("linear")
 
-    @pytest.mark.parametrize("text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x", "linear@١", f"linear~{10**20}"])
+    @pytest.mark.parametrize(
+        "text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x", "linear@١", f"linear~{10**20}"]
+    )
     def test_a_seat_is_a_model_or_a_version_of_it(self, text: str) -> None:
         with pytest.raises(ValueError, match="MODEL or MODEL@VERSION"):
             Seat.of(text)
