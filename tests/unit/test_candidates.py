@@ -255,6 +255,22 @@ class TestServing:
         assert (step.champion.name, step.champion.version) == ("slow~25", last)
         assert step.champion.model.predict_one(X) == world.fold("slow~25", last).model.predict_one(X)
 
+    def test_while_a_version_of_it_is_held_it_shadows_as_it_learns(self, world: World) -> None:
+        world.decide(candidate="slow~25")
+        world.run()
+        held = world.versions("slow~25")[0].version
+        world.decide(champion=f"slow~25@{held}")
+        feed = ModelFeed(world.registry, world.broker)
+        feed._catch_up()
+        follower = world.broker.follow(Slot(MODELS, 0), world.broker.watermarks(Slot(MODELS, 0))[1])
+        world.examples(30)
+        world.run()
+        feed._look(follower, world.broker.follow(Slot(PROMOTIONS, 0), 0))
+        step = Scorer(PIPELINE, feed.take)
+        step.swap()
+        assert step.champion.version == held
+        assert step.models["slow~25"].version == world.versions("slow~25")[-1].version > held
+
     @pytest.mark.parametrize("rebuild", [False, True])
     @pytest.mark.parametrize("champion", ["slow~25", "linear"])
     def test_predictions_of_it_come_out_as_they_were(self, world: World, champion: str, *, rebuild: bool) -> None:

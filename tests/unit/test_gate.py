@@ -519,6 +519,12 @@ class TestTraining:
         assert world.decisions[0].candidate == step.candidate == "slow~200"
         assert Seat("slow~200") in step.challengers
 
+    def test_of_a_candidate_s_version_that_serves_its_model_is_a_challenger(self) -> None:
+        world = World()
+        world.examples(500, linear=0.2)
+        world.ask("promote", "slow~200@400")
+        assert [str(seat) for seat in world.run().challengers] == ["linear", "slow", "third", "slow~200"]
+
     def test_an_alert_begins_a_candidate_that_may_win(self) -> None:
         world = World(made(training=Training("slow", on=["drift"], examples=300, pause=1_000)))
         world.examples(800, linear=0.2, slow=0.1)

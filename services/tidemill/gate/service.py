@@ -122,11 +122,9 @@ class Referee(Step):
 
     @property
     def challengers(self) -> list[Seat]:
-        """Who might replace the champion: every model as it learns, but the baseline."""
-        names = [name for name in self.pipeline.roster if name != BASELINE]
-        if self.candidate:
-            names.append(self.candidate)
-        return [seat for seat in map(Seat, names) if seat != self.champion]
+        """Who might replace the champion: every model as it learns, but the baseline; also that of which one version serves."""
+        names = dict.fromkeys((*self.pipeline.roster, self.candidate, self.champion.model))
+        return [seat for name in names if name not in ("", BASELINE) and (seat := Seat(name)) != self.champion]
 
     def _begin(self) -> None:
         """Begin trials for the round that the next example is in."""

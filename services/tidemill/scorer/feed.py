@@ -163,7 +163,9 @@ class ModelFeed:
                     self._refuse(str(error))
                     return
                 log.warning("not opened", extra={"seat": str(seat), "cause": str(error)})
-        candidates = {seat.model for seat in wanted if not seat.version} - set(pipeline.roster)
+        candidates = {seat.model for seat in wanted} - set(
+            pipeline.roster
+        )  # those that are held at a version shadow as well
         self._followed = {*pipeline.roster, *candidates}
         self._settle(wanted)
         log.info("seated", extra={"champion": str(decision.champion), "decision": decision.id})

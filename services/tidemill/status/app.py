@@ -69,7 +69,9 @@ class Wish(BaseModel):
     kind: Literal["promote", "rollback", "pin", "unpin", "train"]
     target: str = Field("", max_length=200, description="MODEL or MODEL@VERSION; empty for rollback and unpin.")
     steps: int = Field(1, ge=1, le=1000, description="rollback: how many champions back.")
-    begin: int = Field(0, gt=-(10**18), lt=10**18, description="train: offset of the first example; below 0: so many of the latest.")
+    begin: int = Field(
+        0, gt=-(10**18), lt=10**18, description="train: offset of the first example; below 0: so many of the latest."
+    )
     by: str = Field(min_length=1, max_length=100)
     why: str = Field(min_length=1, max_length=1000)
 
