@@ -1,9 +1,9 @@
 """What a record looks like in the archive: one flat row, by an Arrow schema that is made from the declaration.
 
 Columns: `partition`, `offset`, `timestamp` of the record; `event_id`, `entity_id`, `event_time`; `source_partition` and
-`source_offset` of the valid event; `partial`; the vector as `x_<feature>`; `champion`; for each model of the roster
-`score_<model>`, `version_<model>` and, where classes have probabilities of their own, `probabilities_<model>`. Examples have
-`label` and `label_time` as well.
+`source_offset` of the valid event; `partial`; the vector as `x_<feature>`; `champion`, who served, with its
+`champion_version` and `champion_score`; for each model of the roster `score_<model>`, `version_<model>` and, where classes
+have probabilities of their own, `probabilities_<model>`. Examples have `label` and `label_time` as well.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Form:
         yield ("stale", pa.list_(pa.string()))
         for name, kind in self.pipeline.vector.items():
             yield (f"x_{name}", _FEATURES[kind])
-        yield ("champion", pa.string())
+        yield from (("champion", pa.string()), ("champion_version", pa.int64()), ("champion_score", pa.float64()))
         for model in self.pipeline.roster:
             yield (f"score_{model}", pa.float64())
             yield (f"version_{model}", pa.int64())
@@ -92,6 +92,8 @@ class Form:
             **{f"{ENTITY}{name}": entity for name, entity in of["entities"].items()},
             **{f"{AS_OF}{view}": time for view, time in of["as_of"].items()},
             "champion": log["champion"]["model"],
+            "champion_version": log["champion"]["version"],
+            "champion_score": log["champion"]["score"],
             **{f"x_{name}": value for name, value in of["vector"].items()},
         }
         for score in (*log["challengers"], log["champion"]):  # of two versions of a model the one that was served

@@ -37,6 +37,8 @@ Figures = dict[Key, float]
 
 SCORE, VERSION, PROBABILITIES = "score:", "version:", "probabilities:"
 """Prefixes of the columns that hold what each model said."""
+SERVED = "served:"
+"""The column that has the model that served."""
 AS_OF = "as_of:"
 """Prefix of the columns that hold, by view, the time in ms of the latest event that the features knew of their entity."""
 
@@ -49,7 +51,7 @@ class Columns:
         self.by_class = pipeline.task == "multiclass"
         said = [f"{prefix}{model}" for model in self.models for prefix in self._prefixes]
         self.views = tuple(view.label for view in pipeline.views)
-        common = (*pipeline.vector, *said, *(AS_OF + name for name in self.views), "stale", "event_time")
+        common = (*pipeline.vector, *said, *(AS_OF + name for name in self.views), SERVED, "stale", "event_time")
         self.prediction = (*common, "partial", "delay")
         self.example = (*common, "label", "label_time")
 
@@ -74,7 +76,8 @@ class Columns:
     def _common(self, log: Mapping[str, Any]) -> tuple[Any, ...]:
         of = log["features"]
         ages = map(of["as_of"].get, self.views)
-        return (*of["vector"].values(), *self.said(log), *ages, of["stale"] or None, of["event_time"])
+        served = log["champion"]["model"]
+        return (*of["vector"].values(), *self.said(log), *ages, served, of["stale"] or None, of["event_time"])
 
     def prediction_row(self, log: Mapping[str, Any], delay: float | None) -> tuple[Any, ...]:
         """Return the row of a record of the prediction log."""
@@ -204,7 +207,9 @@ def of_examples(
         if len(said):
             _performance(found, judge, model, said, places, groups, least)
     _gains(found, judge)
-    _versions(found, judge, pipeline.champion, answers[pipeline.champion][0], least)
+    served = rows[SERVED].mode()
+    champion = served[0] if len(served) and served[0] in answers else pipeline.champion
+    _versions(found, judge, champion, answers[champion][0], least)
     return found
 
 
