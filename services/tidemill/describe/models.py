@@ -32,7 +32,7 @@ def _notes(there: Versions, version: Version) -> list[str]:
 
 
 def _is_declared(pipeline: Pipeline, manifest: Manifest) -> bool:
-    return manifest.model in pipeline.roster and manifest.declaration == pipeline.declaration_hash(manifest.model)
+    return pipeline.knows(manifest.model) and manifest.declaration == pipeline.declaration_hash(manifest.model)
 
 
 def version_json(there: Versions, store: ArtifactStore, version: Version) -> dict[str, Any]:
