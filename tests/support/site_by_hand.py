@@ -64,8 +64,23 @@ def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **
     def seat(name: str) -> dict[str, Any]:
         return dataclasses.asdict(Seat.of(name) if name else NOBODY)
 
-    line = {"segment": "all", "questions": 2000, "champion": 0.2, "challenger": 0.19, "difference": 0.01, "low": 0.005, "high": 0.015}
-    bad = line | {"segment": "carrier AA", "questions": 900, "challenger": 0.25, "difference": -0.05, "low": None, "high": None}
+    line = {
+        "segment": "all",
+        "questions": 2000,
+        "champion": 0.2,
+        "challenger": 0.19,
+        "difference": 0.01,
+        "low": 0.005,
+        "high": 0.015,
+    }
+    bad = line | {
+        "segment": "carrier AA",
+        "questions": 900,
+        "challenger": 0.25,
+        "difference": -0.05,
+        "low": None,
+        "high": None,
+    }
     seats = {"subject": "slow", "before": "logreg", "watched": ""}
     given = {
         "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,

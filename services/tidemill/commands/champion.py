@@ -186,7 +186,9 @@ def _ask(
     click.echo(f"{serves} serves" + (", pinned" if decided["held"] else ""))
     watched, gate = decided["watched"]["model"], declared.gate
     if watched and gate:
-        click.echo(f"{watched} is watched: for {gate.watch:,} questions it takes its place again if {serves} does worse")
+        click.echo(
+            f"{watched} is watched: for {gate.watch:,} questions it takes its place again if {serves} does worse"
+        )
     if decided["candidate"]:
         click.echo(f"{decided['candidate']} is the candidate")
     if decided["kind"] == "training":

@@ -152,8 +152,8 @@ class Feed(threading.Thread):
     def pinned(self) -> bool:
         """Whether a person holds the champion at its version, and the gate decides nothing."""
         with self.lock:
-            said = self.decisions[-1] if self.decisions else {"held": False}
-        return bool(said["held"]) and self.pipeline.knows(said["champion"]["model"])
+            said = self.decisions[-1] if self.decisions else None
+        return said is not None and said["held"] and self.pipeline.knows(said["champion"]["model"])
 
     def decided(self, command: str) -> dict[str, Any] | None:
         """Return the decision that a command led to, if it has."""

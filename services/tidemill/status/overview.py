@@ -272,7 +272,7 @@ class Overview:
         """
         with self.feed.lock:
             found = list(reversed(self.feed.decisions))
-        declared = {
+        declared: dict[str, Any] = {
             "kind": "declared", "at": None, "model": self.pipeline.champion, "version": None, "by": "declaration",
             "why": "the declared champion", "compared": [],
         }  # fmt: skip

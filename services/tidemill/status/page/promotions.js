@@ -176,6 +176,14 @@ export class Promotions {
         fill: (cell, line) => clipped(parts(cell, clip).span, line.segment),
       },
       {
+        id: "difference",
+        title: "difference",
+        help: `how much less ${other} loses; below 0 it is worse`,
+        className: "gain",
+        value: (line) => line.difference,
+        fill: (cell, line) => differenceCell(cell, line, most),
+      },
+      {
         id: "questions",
         title: "questions",
         numeric: true,
@@ -184,14 +192,6 @@ export class Promotions {
       },
       loss("champion", served),
       loss("challenger", other),
-      {
-        id: "difference",
-        title: "difference",
-        help: `how much less ${other} loses; below 0 it is worse`,
-        className: "gain",
-        value: (line) => line.difference,
-        fill: (cell, line) => differenceCell(cell, line, most),
-      },
     ]);
     this.segments.update(segments);
   }
@@ -227,7 +227,7 @@ function facts(decision, all, served, other) {
     [`mean ${decision.loss}`, `${served} ${metric(all.champion)}, ${other} ${metric(all.challenger)}`],
     ["difference", `${fine(all.difference)}${known ? `, from ${fine(all.low)} to ${fine(all.high)}` : ", too few for an interval"}`],
   ];
-  if (known) found.push(["wrong with a probability of", `at most ${share(decision.rate)}, however often it is looked at`]);
+  if (known) found.push(["probability of error", `at most ${share(decision.rate)}, however often one looks`]);
   const { champion, challenger } = decision.metrics ?? {};
   if (typeof champion === "number") found.push(["metric", `${served} ${metric(champion)}, ${other} ${metric(challenger)}`]);
   return found;
@@ -242,7 +242,7 @@ function drawInterval(root, { difference, low, high }) {
   const level = from > 0 ? "better" : to < 0 ? "worse" : "open";
   if (!root.firstChild) {
     const picture = svg("svg", { viewBox: "0 0 300 26", class: "interval", "aria-hidden": "true" });
-    picture.append(svg("line", { class: "ground" }), svg("line", { class: "zero" }), svg("line"), svg("circle", { r: 4.5 }));
+    picture.append(svg("line", { class: "base" }), svg("line", { class: "zero" }), svg("line"), svg("circle", { r: 4.5 }));
     root.append(picture, el("p", { class: "note ends" }, el("span", {}, "worse"), el("span", {}, "0"), el("span", {}, "better")));
   }
   const [ground, zero, bar, dot] = root.firstChild.children;

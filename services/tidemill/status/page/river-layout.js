@@ -119,7 +119,7 @@ function route(wire, boxes, { learners, gap, lane }) {
       [x, y],
       [b.x, y],
     ];
-    return { d: path(points), label: { x: x - 7, y: a.y - TAPS - 0.3 * BOX, anchor: "end", kind: "list" } };
+    return { d: path(points), label: { x: x - 7, y: a.y - 18, anchor: "end", kind: "list" } };
   }
   if (learners.includes(wire.to) && wire.from === "joiner") {
     const first = boxes.get(learners[0]);
