@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -9,7 +10,7 @@ from pydantic import SecretStr
 
 from tidemill import load, topics
 from tidemill.records import Records
-from tidemill.registry.decisions import Seat
+from tidemill.registry.decisions import NOBODY, Seat
 from tidemill.status.app import Parts, Wish, build
 from tidemill.status.feed import Feed
 from tidemill.status.lookup import Lookup, partition_of
@@ -55,6 +56,39 @@ def letter(
         ("__connect.errors.exception.message", message.encode()),
     ]  # fmt: skip
     return MemoryRecord("flights.dlq", b"bytes", b"key", 1000, headers)
+
+
+def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **more: Any) -> bytes:
+    """Return a decision about slow, who is held against logreg; `champion`: who serves after it, as MODEL@VERSION."""
+
+    def seat(name: str) -> dict[str, Any]:
+        return dataclasses.asdict(Seat.of(name) if name else NOBODY)
+
+    line = {
+        "segment": "all",
+        "questions": 2000,
+        "champion": 0.2,
+        "challenger": 0.19,
+        "difference": 0.01,
+        "low": 0.005,
+        "high": 0.015,
+    }
+    bad = line | {
+        "segment": "carrier AA",
+        "questions": 900,
+        "challenger": 0.25,
+        "difference": -0.05,
+        "low": None,
+        "high": None,
+    }
+    seats = {"subject": "slow", "before": "logreg", "watched": ""}
+    given = {
+        "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
+        "examples": 9, "since": 9, "command": "", "champion": seat(champion), "held": False, "candidate": "",
+        "loss": "Brier score", "rate": 0.05, "evidence": [line, bad, bad | {"segment": "carrier UA", "difference": 0.01}],
+        "metrics": {}, "signature": "s",
+    } | {name: seat(more.pop(name, of)) for name, of in seats.items()}  # fmt: skip
+    return RECORDS.decision.encode(given | more)
 
 
 class Site:

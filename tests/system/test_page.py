@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from running import until
-from site_by_hand import Site, alert, figure, letter, window
+from site_by_hand import Site, alert, decision, figure, letter, window
 
 from tidemill import topics
 from tidemill.demo.stack import free_port
@@ -193,12 +193,56 @@ def test_a_view_beyond_its_objective_has_a_sign_and_others_have_none(hostile: tu
     expect(page.locator("#freshness-table tr[data-key=dest][data-found]")).to_have_count(1)
 
 
+@pytest.fixture
+def gate(hostile: tuple[str, Site]) -> Iterator[Site]:
+    """The service with a gate among those that it asks."""
+    site = hostile[1]
+    site.scraper.services["gate"] = "http://x"
+    course = [(0.0, 0.0, 0.0, 0.0), (3.0, 1200.0, 2.0, 30.0)]
+    site.scraper._instances["gate", "0"] = Instance("gate", "0", "http://x", state="ok", why="", course=course)
+    yield site
+    del site.scraper._instances["gate", "0"], site.scraper.services["gate"]
+    site.feed.decisions.clear()
+
+
 @pytest.mark.parametrize("width", [1060, 1280, 1440, 1900])
 def test_no_wire_of_the_river_crosses_a_box_and_no_two_labels_meet(hostile: Any, page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(hostile[0])
     expect(page.locator("#diagram .boxes")).to_contain_text("materializer", timeout=15_000)
+    expect(page.locator("#diagram .boxes")).not_to_contain_text("gate")
     assert page.evaluate(CROSSED) == []
+
+
+@pytest.mark.parametrize("width", [1060, 1280, 1440, 1900])
+def test_so_it_is_with_a_gate(hostile: Any, gate: Site, page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(hostile[0])
+    expect(page.locator("#diagram .boxes")).to_contain_text("gate", timeout=15_000)
+    expect(page.locator("#diagram .labels")).to_contain_text("promotions")
+    assert page.evaluate(CROSSED) == []
+
+
+def test_a_proposal_is_there_to_act_on_with_its_evidence_until_it_is_decided(
+    hostile: Any, gate: Site, page: Page
+) -> None:
+    gate.tell(topics.PROMOTIONS, decision(1, "proposed", "logreg", why=SCRIPT))
+    page.goto(hostile[0])
+    expect(page.locator("#proposals")).to_contain_text("tidemill models promote flights slow", timeout=15_000)
+    expect(page.locator("#nav-proposals")).to_have_text("1")
+    expect(page.locator("#evidence")).to_contain_text("slow against logreg")
+    expect(page.locator("#evidence")).to_contain_text("from +0.0050 to +0.0150")
+    worse = page.locator("#evidence-table tr.is-alert")
+    expect(worse).to_have_count(1)  # carrier AA; the gate allows 0.02
+    expect(worse).to_contain_text("carrier AA")
+    gate.tell(topics.PROMOTIONS, decision(2, "pinned", "slow@26000", held=True, subject="slow@26000", evidence=[]))
+    expect(page.locator("#proposals")).to_be_hidden(timeout=15_000)
+    expect(page.locator("#nav-proposals")).to_be_hidden()
+    expect(page.locator("#promotions-note")).to_contain_text("slow@26000 serves, pinned")
+    expect(page.locator("#model-table")).to_contain_text("champion, pinned at 26\u202f000")
+    page.locator("#promotion-table tr[data-key=d2] button").click()
+    expect(page.locator("#evidence")).to_contain_text("Without evidence")
+    assert page.evaluate("window.hacked") is None
 
 
 def test_nothing_scrolls_sideways_on_a_phone_and_everything_is_reached_by_keyboard(hostile: Any, page: Page) -> None:

@@ -21,6 +21,7 @@ from tidemill.stream.kafka import Sender
 TOKEN = "a token for these tests"
 DECISION: dict[str, Any] = {
     "kind": "promoted", "why": "it is better", "champion": {"model": "slow", "version": 0}, "held": False, "candidate": "",
+    "watched": {"model": "", "version": 0},
 }  # fmt: skip
 
 
@@ -85,6 +86,13 @@ def test_each_is_asked_once_and_the_answer_is_printed(status: Any, arguments: li
     assert done.exit_code == 0, done.output
     assert kind.asked == [{"id": "an-id-of-mine", "by": "ann", "why": "it was better", **said}]
     assert done.stdout == "promoted: it is better\nslow serves\n"
+
+
+def test_whom_the_gate_watches_after_a_promotion_is_said(status: Any) -> None:
+    kind, url = status
+    kind.decision = DECISION | {"watched": {"model": "logreg", "version": 0}}
+    said = "logreg is watched: for 5,000 questions it takes its place again if slow does worse\n"
+    assert run(url, "promote", "flights", "slow", "--why", "x").stdout.endswith(said)
 
 
 def test_a_refusal_ends_with_code_1(status: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, figure, letter, predicted, window
+from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, decision, figure, letter, predicted, window
 
 from tidemill import topics
 from tidemill.errors import BrokerError, StoreError
@@ -119,6 +119,12 @@ def test_the_river_has_a_materializer_where_one_runs() -> None:
     without, with_ = (flow([Instance(name, "0", "") for name in names]) for names in ((), ("materializer",)))
     ends = {(edge["from"], edge["to"]) for edge in with_} - {(edge["from"], edge["to"]) for edge in without}
     assert ends == {("featurizer", "materializer"), ("joiner", "materializer"), ("materializer", "redis")}
+
+
+def test_the_river_has_a_gate_where_one_runs() -> None:
+    without, with_ = (flow([Instance(name, "0", "") for name in names]) for names in ((), ("gate",)))
+    ends = {(edge["from"], edge["to"]) for edge in with_} - {(edge["from"], edge["to"]) for edge in without}
+    assert ends == {("joiner", "gate")}
 
 
 def test_the_newest_event_time_is_that_of_the_view_that_has_come_furthest() -> None:
@@ -325,6 +331,41 @@ def test_who_serves_is_whom_the_last_decision_names_and_before_the_first_the_dec
     assert [m["name"] for m in site.get("/api/models") if m["champion"]] == ["logreg"], (
         "a model that is declared no more serves no more"
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "compared"),
+    [
+        ({}, {}, ["logreg", "slow"]),  # a challenger against the champion
+        ({"watched": "logreg"}, {"kind": "kept", "subject": "slow", "before": "slow"}, ["slow", "logreg"]),
+        ({"watched": "logreg"}, {"kind": "rolled_back", "subject": "slow", "before": "slow", "champion": "logreg"}, ["slow", "logreg"]),
+        ({}, {"kind": "rolled_back", "subject": "slow", "before": "slow", "champion": "slow@70"}, ["slow", "baseline"]),
+        ({}, {"kind": "refused", "subject": "slow@70", "before": "slow"}, ["slow", "baseline"]),
+        ({}, {"evidence": []}, []),
+    ],
+)  # fmt: skip
+def test_it_is_told_whom_the_evidence_compares(site: Site, before: Any, said: Any, compared: list[str]) -> None:
+    site.tell(topics.PROMOTIONS, decision(1, **before), decision(2, **said))
+    assert site.get("/api/promotions")[0]["compared"] == compared
+
+
+def test_what_the_gate_asks_is_told(site: Site) -> None:
+    assert (site.get("/api/overview")["gate"]["worse"], site.get("/api/overview")["gate"]["least"]) == (0.02, 200)
+
+
+@pytest.mark.parametrize(
+    ("champion", "held", "pinned"),
+    [("slow@70", True, True), ("slow@70", False, False), ("gone@70", True, False)],  # the last is declared no more
+)
+def test_it_is_told_whether_a_person_holds_the_champion(site: Site, champion: str, *, held: bool, pinned: bool) -> None:
+    site.tell(topics.PROMOTIONS, decision(1, "pinned", champion, held=held))
+    assert site.get("/api/overview")["champion_pinned"] is pinned
+
+
+def test_a_candidate_that_answers_is_among_the_models(site: Site) -> None:
+    site.tell(topics.PROMOTIONS, decision(1, champion="slow~50", candidate="slow~90"))
+    assert site.get("/api/overview")["roster"] == ["logreg", "slow", "baseline", "slow~50", "slow~90"]
+    assert [m["name"] for m in site.get("/api/models") if m["champion"]] == ["slow~50"]
 
 
 def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site) -> None:

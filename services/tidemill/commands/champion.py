@@ -184,8 +184,15 @@ def _ask(
     serves = champion["model"] + (f"@{champion['version']}" if champion["version"] else "")
     click.echo(f"{decided['kind'].replace('_', ' ')}: {decided['why']}")
     click.echo(f"{serves} serves" + (", pinned" if decided["held"] else ""))
+    watched, gate = decided["watched"]["model"], declared.gate
+    if watched and gate:
+        click.echo(
+            f"{watched} is watched: for {gate.watch:,} questions it takes its place again if {serves} does worse"
+        )
     if decided["candidate"]:
         click.echo(f"{decided['candidate']} is the candidate")
+    if decided["kind"] == "training":
+        click.echo(f"it shadows once it has caught up: `tidemill models list {declared.name}` tells its versions")
     if decided["kind"] == "refused":
         sys.exit(1)
 

@@ -12,6 +12,7 @@ from river.utils import Rolling
 from tidemill import topics
 from tidemill.pipeline import Pipeline
 from tidemill.records import HEADER, Records
+from tidemill.registry.decisions import Seat
 from tidemill.stream.api import Record
 from tidemill.stream.kafka import KafkaBroker, Reader
 from tidemill.validator import letters
@@ -19,7 +20,7 @@ from tidemill.validator import letters
 ROLLING = 2000
 READ = (
     topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
-    topics.EXAMPLES, topics.EXPIRED, topics.MODELS,
+    topics.EXAMPLES, topics.EXPIRED, topics.MODELS, topics.UPDATES, topics.PROMOTIONS,
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ class Observer(threading.Thread):
         self.last_letters: dict[str, str] = {}
         self.versions: deque[tuple[str, int, int]] = deque(maxlen=200)
         self.latest: dict[str, Any] = {}
+        self.decision: dict[str, Any] | None = None
         self.delays: list[float] = []
         self.first_prediction_at = 0.0
         self.last_change = time.monotonic()
@@ -84,14 +86,23 @@ class Observer(threading.Thread):
             manifest = self.records.manifest.record(value[HEADER:])
             self.latest[manifest["model"]] = manifest
             self.versions.append((manifest["model"], manifest["version"], manifest["examples"]))
+        elif suffix == topics.PROMOTIONS.suffix:
+            self.decision = self.records.decision.of(value) or self.decision
 
     def _judge(self, example: Any) -> None:
         prediction, kind = example["prediction"], self.pipeline.kind
-        for score in (prediction["champion"], *prediction["challengers"]):
-            for metric in (*self.metrics[score["model"]], *self.rolling[score["model"]]):
+        # Of a model that answers as two versions, one of them watched or pinned, the newest; candidates have no row of their own.
+        scores = sorted((prediction["champion"], *prediction["challengers"]), key=lambda score: score["version"])
+        for name, score in {score["model"]: score for score in scores if score["model"] in self.metrics}.items():
+            for metric in (*self.metrics[name], *self.rolling[name]):
                 kind.update(metric, example["label"], score["score"], score["probabilities"])
         if self.counts[topics.EXAMPLES.suffix] % 100 == 0:
             self.course.append({name: float(metrics[1].get()) for name, metrics in self.rolling.items()})
+
+    @property
+    def champion(self) -> Seat:
+        """Who serves now."""
+        return Seat(**self.decision["champion"]) if self.decision else Seat(self.pipeline.champion)
 
     @property
     def pending(self) -> int:

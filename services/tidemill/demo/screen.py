@@ -16,36 +16,38 @@ from rich.text import Text
 
 from tidemill.demo.observer import ROLLING, Observer
 from tidemill.demo.replay import Replay
+from tidemill.registry.decisions import Seat
 
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Flow:
-    """One row of the river: a service, what has come to it and what has left it."""
+    """One row of the river: a service, what has come to it and what has left it; waits: what is on its way, where topics tell."""
 
     name: str
-    come: int
     done: int
+    waits: int | None
     unit: str
 
 
 def flows(observer: Observer, replay: Replay) -> list[Flow]:
     """Return how far each service has come."""
     c = observer.counts
-    champion = observer.latest.get(observer.pipeline.champion, {})
-    return [
-        Flow(
-            "validator",
-            replay.events + replay.labels,
-            c["events.valid"] + c["labels.valid"] + c["dlq"],
-            "events, labels",
-        ),
-        Flow("featurizer", c["events.valid"], c["features"], "vectors"),
-        Flow("scorer", c["features"], c["predictions"], "predictions"),
-        Flow("joiner", c["labels.valid"], c["examples"], "examples"),
-        Flow("learner", c["examples"], champion.get("examples", 0), "learned"),
+    learned = observer.latest.get(observer.champion.model, {}).get("examples", 0)
+    judged = c["events.valid"] + c["labels.valid"] + c["dlq"]
+    found = [
+        Flow("validator", judged, max(0, replay.events + replay.labels - judged), "events, labels"),
+        Flow("featurizer", c["features"], max(0, c["events.valid"] - c["features"]), "vectors"),
+        Flow("scorer", c["predictions"], max(0, c["features"] - c["predictions"]), "predictions"),
+        Flow("joiner", c["examples"], observer.pending, "flights in the air"),
+        Flow("learner", learned, max(0, c["examples"] - learned), "until the next version"),
     ]
+    if observer.pipeline.other_views:  # what it has done stands in Redis, and on no topic
+        found.insert(2, Flow("materializer", c["updates"], None, "updates of views"))
+    if observer.pipeline.gate:
+        found.append(Flow("gate", c["promotions"], None, f"decisions; {observer.champion} serves"))
+    return found
 
 
 class Rates:
@@ -118,14 +120,12 @@ class Screen:
         ):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for flow in flows(self.observer, self.replay):
-            waits = self.observer.pending if flow.name == "joiner" else max(0, flow.come - flow.done)
-            what = {"joiner": "flights in the air", "learner": "until the next version"}.get(flow.name, "")
             table.add_row(
                 flow.name,
                 f"{flow.done:,}",
                 f"{self.rates.of(flow):,.0f}",
-                f"{waits:,}",
-                Text(what or flow.unit, style="dim"),
+                "" if flow.waits is None else f"{flow.waits:,}",
+                Text(flow.unit, style="dim"),
             )
         return table
 
@@ -158,7 +158,7 @@ def models_table(observer: Observer) -> Table:
     if "ROCAUC" in names:
         low, high = min(0.45, low), max(0.7, high)
     for model, metrics in observer.metrics.items():
-        role = {observer.pipeline.champion: "green", "baseline": "dim"}.get(model, "")
+        role = {observer.champion.model: "green", "baseline": "dim"}.get(model, "")
         shown = "doing nothing" if model == "baseline" else model
         line = spark([row[model] for row in course], low, high, 32)
         last = f" {course[-1][model]:.3f}" if course else ""
@@ -193,6 +193,16 @@ def summary(report: Mapping[str, object], observer: Observer, title: str) -> Ren
     lines.add_row(
         "versions", ", ".join(f"{m} {x['examples']:,} examples" for m, x in observer.latest.items()) or "none"
     )
+    lines.add_row("champion", _serves(observer))
     return Panel(
         Group(Text(title, style="bold"), lines, models_table(observer)), box=ROUNDED, border_style="green", width=100
     )
+
+
+def _serves(observer: Observer) -> str:
+    """Return who serves, and what was decided last about it."""
+    last = observer.decision
+    if last is None:
+        return f"{observer.champion}, as declared"
+    said = f"{last['kind'].replace('_', ' ')} {Seat(**last['subject'])}"
+    return f"{observer.champion}; last of {observer.counts['promotions']:,} decisions, after {last['examples']:,} examples: {said}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
 import signal
 import sys
@@ -82,9 +84,11 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     settings = _broker(options, pipeline, cleanup)
     redis = Redis(folder)
     cleanup.callback(redis.stop)
+    token = os.environ.get("TIDEMILL_STATUS_TOKEN") or secrets.token_hex(16)
     stack = Stack(
         "flights", pipeline, folder,
-        {**settings, "redis_url": redis.url, "snapshot_seconds": 0.25, "archive_seconds": 5, "log_level": "INFO"},
+        {**settings, "redis_url": redis.url, "status_token": token, "snapshot_seconds": 0.25, "archive_seconds": 5,
+         "log_level": "INFO"},
     )  # fmt: skip
     cleanup.callback(stack.stop)
     stack.start_all(watched=True)
@@ -94,6 +98,9 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     say(f"ready: {', '.join(stack.processes)}")
     page = f"http://localhost:{stack.ports['status']}/"
     say(f"watch it at [bold]{page}[/]")
+    if options.keep_running:
+        say("to command it from another terminal, as in docs/gate.md:")
+        console.print(_exports(stack, page), highlight=False, soft_wrap=True)
 
     broker = KafkaBroker(str(settings["brokers"]))
     observer = Observer(broker, pipeline)
@@ -196,6 +203,16 @@ def _report(options: Options, observer: Observer, replay: Replay) -> dict[str, A
         "events_per_second": round(replay.events / seconds, 1) if seconds > 0 else 0.0,
         "latency_ms": {"p50": observer.delay_ms(0.5), "p99": observer.delay_ms(0.99)},
     }
+
+
+def _exports(stack: Stack, page: str) -> str:
+    """Return what a shell needs for commands to this run; a token that the user has set is the user's own, and not shown."""
+    needed = {"TIDEMILL_STATUS_URL": page} | {
+        name: stack.env[name]
+        for name in ("TIDEMILL_STATUS_TOKEN", "TIDEMILL_BROKERS", "TIDEMILL_STORE_URL", "TIDEMILL_SIGNING_KEY")
+        if stack.env[name] != os.environ.get(name)
+    }
+    return "\n".join(f"  export {name}={value}" for name, value in needed.items())
 
 
 def _try_next(console: Console, broker: KafkaBroker, redis: Redis, stack: Stack, *, keeps: bool) -> None:

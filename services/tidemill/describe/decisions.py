@@ -29,5 +29,6 @@ def decisions_text(pipeline: Pipeline, decisions: Sequence[Decision]) -> str:
         table.add_row(
             kind, second(one.time), given_text(one.by, 20), str(one.subject), serves, f"{one.examples:,}", asked
         )
-        parts.append(given_text(f"{kind} {one.subject or ''}: {one.why}", 600))
+        about = f"{kind} {one.subject}" if one.subject else kind
+        parts.append(given_text(f"{second(one.time)} {about}: {one.why}", 600))
     return render(*parts)

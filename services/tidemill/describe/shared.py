@@ -35,7 +35,7 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
 
 
 def role(pipeline: Pipeline, model: str) -> str:
-    """Return what a model is declared as."""
+    """Return what a model is declared as; a candidate is a copy of one that is."""
     if model not in pipeline.roster:
         return "candidate" if pipeline.knows(model) else "not declared"
     return "champion" if model == pipeline.champion else "baseline" if model == "baseline" else "challenger"

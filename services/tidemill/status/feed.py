@@ -139,6 +139,22 @@ class Feed(threading.Thread):
         model = said.get("model", "")
         return (model, said["version"]) if self.pipeline.knows(model) else (self.pipeline.champion, 0)
 
+    @property
+    def candidates(self) -> list[str]:
+        """Models that answer besides the declared ones: copies of them that learn from a later example on."""
+        with self.lock:
+            said = self.decisions[-1] if self.decisions else {}
+        names = (said["champion"]["model"], said["watched"]["model"], said["candidate"]) if said else ()
+        beside = (name for name in dict.fromkeys(names) if name not in self.pipeline.roster)
+        return [name for name in beside if self.pipeline.knows(name)]
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a person holds the champion at its version, and the gate decides nothing."""
+        with self.lock:
+            said = self.decisions[-1] if self.decisions else None
+        return said is not None and said["held"] and self.pipeline.knows(said["champion"]["model"])
+
     def decided(self, command: str) -> dict[str, Any] | None:
         """Return the decision that a command led to, if it has."""
         with self.lock:

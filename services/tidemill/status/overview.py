@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from tidemill import topics
 from tidemill.durations import milliseconds
 from tidemill.monitor.declaration import Monitor
 from tidemill.pipeline import Pipeline
+from tidemill.registry.decisions import Seat
 from tidemill.status.feed import Feed
 from tidemill.status.scrape import Instance, Scraper
 
@@ -31,10 +33,13 @@ FLOW = (
     ("scorer", "consumers", "predictions", "scorer"),
     ("scorer", "joiner", "prediction-log", "joiner"),
     ("joiner", "learner", "examples", "learner"),
+    ("joiner", "gate", "examples", "gate"),
     ("scorer", "archiver", "prediction-log, examples", "archiver"),
     ("scorer", "monitor", "prediction-log, examples", "monitor"),
 )
 """Who hands on what to whom, and whose records are counted for it."""
+NOT_EVERYWHERE = ("materializer", "gate")
+"""Services that a pipeline runs only where its declaration asks for it."""
 
 Window = Mapping[str, Any]
 
@@ -75,7 +80,9 @@ class Overview:
             "task": self.pipeline.task,
             "champion": self.feed.champion[0],
             "champion_version": self.feed.champion[1] or None,
-            "roster": list(self.pipeline.roster),
+            "champion_pinned": self.feed.pinned,
+            "gate": self.gate(),
+            "roster": [*self.pipeline.roster, *self.feed.candidates],
             "metrics": self.metrics,
             "window_ms": milliseconds(self.declared.window),
             "event_time": predictions[-1]["end"] if predictions else None,
@@ -94,7 +101,7 @@ class Overview:
         }
 
     def models(self) -> list[dict[str, Any]]:
-        """Return each model of the roster with its newest version."""
+        """Return each model of the roster, and each candidate, with its newest version."""
         champion, _ = self.feed.champion
         with self.feed.lock:
             known = dict(self.feed.manifests)
@@ -104,7 +111,7 @@ class Overview:
                 field: known[name][field] if name in known else None
                 for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri")
             }
-            for name in self.pipeline.roster
+            for name in (*self.pipeline.roster, *self.feed.candidates)
         ]
 
     def performance(self, windows: Sequence[Window]) -> dict[str, Any]:
@@ -252,13 +259,22 @@ class Overview:
                           "refused": shares.get("rejected", []), "warned": shares.get("warned", [])})  # fmt: skip
         return {"windows": [window["end"] for window in windows], "rules": rules}
 
+    def gate(self) -> dict[str, Any] | None:
+        """Return what the declared gate asks of a challenger; None where people alone decide."""
+        declared = self.pipeline.gate
+        names = ("margin", "examples", "worse", "least", "automatic", "watch")
+        return {name: getattr(declared, name) for name in names} if declared else None
+
     def promotions(self) -> list[dict[str, Any]]:
-        """Return every decision about who serves, the latest first; the last is the declaration's own."""
+        """Return every decision about who serves, the latest first; the last is the declaration's own.
+
+        `compared`: whom the evidence holds against each other, who served first.
+        """
         with self.feed.lock:
             found = list(reversed(self.feed.decisions))
-        declared = {
+        declared: dict[str, Any] = {
             "kind": "declared", "at": None, "model": self.pipeline.champion, "version": None, "by": "declaration",
-            "why": "the declared champion",
+            "why": "the declared champion", "compared": [],
         }  # fmt: skip
         shown = [
             {
@@ -268,11 +284,23 @@ class Overview:
                 "version": one["subject"]["version"] or None,
                 "by": one["by"],
                 "why": one["why"],
+                "compared": compared(one, before) if one["evidence"] else [],
                 "decision": one,
             }
-            for one in found
+            for one, before in zip_longest(found, found[1:])
         ]
         return [*shown, declared]
+
+
+def compared(decision: Mapping[str, Any], previous: Mapping[str, Any] | None) -> list[str]:
+    """Return whom the evidence of a decision compares: who served then, and the other; `previous`: the decision before it."""
+    served, subject, after = (Seat(**decision[name]) for name in ("before", "subject", "champion"))
+    watched = Seat(**previous["watched"]) if previous else Seat()
+    if subject != served and not (decision["kind"] == "refused" and subject.model == served.model):
+        return [str(served), str(subject)]  # a challenger, or whom a person asked for
+    # About the champion itself: against the one that it replaced while that is watched, else against the baseline.
+    against_watched = watched and (decision["kind"] == "kept" or after == watched)
+    return [str(served), str(watched) if against_watched else "baseline"]
 
 
 def flow(instances: Sequence[Instance]) -> list[dict[str, Any]]:
@@ -280,8 +308,8 @@ def flow(instances: Sequence[Instance]) -> list[dict[str, Any]]:
     found = []
     for source, target, topic, counted in FLOW:
         readers = [i for i in instances if i.name == counted or i.name.startswith(f"{counted}-")]
-        if counted == "materializer" and not readers:
-            continue  # a pipeline without such views does not run it
+        if counted in NOT_EVERYWHERE and not readers:
+            continue
         rates = [i.rate for i in readers if i.rate is not None]
         totals = [t for t in (i.total("tidemill_records_total") for i in readers) if t is not None]
         # Learners each read all examples; instances of another service share what there is.

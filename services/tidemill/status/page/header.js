@@ -111,7 +111,9 @@ function vitals(snapshot) {
       id: "champion",
       name: `Champion's ${first ?? "metric"}`,
       value: metric(champion),
-      note: gain === null ? "no baseline yet" : `${signed(gain)} to the baseline`,
+      note: [snapshot.champion_pinned ? "pinned" : "", gain === null ? "no baseline yet" : `${signed(gain)} to the baseline`]
+        .filter(Boolean)
+        .join(", "),
       href: "#models",
       level: gain === null ? null : gain * better < 0 ? "bad" : null,
     },

@@ -1,4 +1,4 @@
-// Dead letters, by reason and the latest of them; and who became champion, and why.
+// Dead letters, by reason, and the latest of them.
 
 import { problemOf } from "./acknowledge.js";
 import { attr, byId, clipped, el, svg, text } from "./dom.js";
@@ -174,47 +174,5 @@ export class Letters {
     const about = [alert.segment, alert.feature, alert.figure, alert.message].join(" ");
     const row = (this.snapshot?.dead_letters?.by_reason ?? []).find((r) => r.reason && about.includes(r.reason));
     return row ? this.reasons.reveal([row.reason, row.rule, row.field].join(" ")) : false;
-  }
-}
-
-export class Promotions {
-  constructor() {
-    this.table = new Table({
-      label: "Promotions",
-      key: (p) => p.decision?.id ?? "declared",
-      empty: "No promotion yet: the declared champion serves.",
-      columns: [
-        words("kind", "decision", (p) => p.kind.replace("_", " ")),
-        {
-          id: "model",
-          title: "model",
-          className: "key",
-          value: (p) => p.model,
-          fill: (cell, p) => clipped(parts(cell, clip).span, p.model),
-        },
-        {
-          id: "version",
-          title: "version",
-          numeric: true,
-          value: (p) => p.version,
-          fill: (cell, p) => text(cell, count(p.version)),
-        },
-        {
-          id: "at",
-          title: "time",
-          className: "time",
-          value: (p) => p.at,
-          first: "descending",
-          fill: (cell, p) => text(cell, exactly(p.at)),
-        },
-        words("by", "by", (p) => p.by),
-        { id: "why", title: "why", className: "wide", fill: (cell, p) => text(cell, p.why || NONE) },
-      ],
-    });
-    byId("promotion-table").append(this.table.root);
-  }
-
-  update(snapshot) {
-    this.table.update(snapshot.promotions ?? []);
   }
 }

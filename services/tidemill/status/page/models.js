@@ -3,6 +3,7 @@
 import { PerformanceChart, modelColours } from "./charts.js";
 import { attr, byId, clipped, el, keyed, svg, text } from "./dom.js";
 import { ago, count, exactly, metric, signed } from "./format.js";
+import { championWord } from "./promotions.js";
 import { Table, parts } from "./tables.js";
 
 /** Figures that windows tell besides the metrics, and which way is better; 0 is where nearer to nought is. */
@@ -197,6 +198,8 @@ export class Models {
   }
 }
 
+const roleOf = (name) => (name === "baseline" ? "baseline" : name.includes("~") ? "candidate" : "challenger");
+
 function modelCell(cell, model, snapshot, colours) {
   const p = parts(cell, () => {
     const path = svg("path", { d: "M0 3H14" });
@@ -212,5 +215,5 @@ function modelCell(cell, model, snapshot, colours) {
   });
   attr(attr(p.path, "class", colours.get(model.name)), "stroke-dasharray", model.name === "baseline" ? "4 3" : null);
   clipped(p.name, model.name);
-  text(p.role, model.name === snapshot.champion ? "champion" : model.name === "baseline" ? "baseline" : "challenger");
+  text(p.role, model.name === snapshot.champion ? championWord(snapshot) : roleOf(model.name));
 }

@@ -7,7 +7,8 @@
 //                     ┌┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┤
 //                  archiver                      monitor
 //
-// Without a materializer the dead letters' wire goes straight down.
+// Without a materializer the dead letters' wire goes straight down. Where there is a gate, it stands below the joiner, whose examples it
+// reads, and the monitor to its left; its promotions go up between Redis and the joiner, and into the scorer from the left.
 
 const COLUMNS = 5;
 const BOX = 88; // heights
@@ -31,6 +32,7 @@ const PLACES = {
   monitor: [3, 2],
   archiver: [1, 2],
 };
+const WITH_GATE = { ...PLACES, gate: [3, 2], monitor: [2, 2] };
 const SPARE = [
   [2, 2],
   [0, 2],
@@ -51,10 +53,11 @@ export function layout(width, names, learners) {
   const lanes = LANES + (names.includes("materializer") ? UPDATES : 0);
   const rows = [ABOVE, ABOVE + BOX + lanes, ABOVE + 2 * BOX + lanes + TAPS];
   const boxes = new Map();
-  const spare = SPARE.filter(([i, j]) => !names.some((name) => PLACES[name]?.[0] === i && PLACES[name]?.[1] === j));
+  const places = names.includes("gate") ? WITH_GATE : PLACES;
+  const spare = SPARE.filter(([i, j]) => !names.some((name) => places[name]?.[0] === i && places[name]?.[1] === j));
   for (const name of names) {
     if (learners.includes(name)) continue;
-    const [i, j] = PLACES[name] ?? spare.shift() ?? [0, 2];
+    const [i, j] = places[name] ?? spare.shift() ?? [0, 2];
     boxes.set(name, { x: column(i), y: rows[j], w: i === COLUMNS - 1 ? w + WIDER : w, h: BOX });
   }
   // Learners stand under each other, closer where there are many.
@@ -83,7 +86,17 @@ function route(wire, boxes, { learners, gap, lane }) {
   if (TAPPED.has(wire.to)) {
     // They read the log beside the river: from between the joiner and what is around it.
     const [x, from] = [along(b, 0.14), boxes.get("joiner") ?? b];
-    const [start, turn] = [along(from, 0.14), b.y - TAPS + 9];
+    // Where another is tapped on the way, it begins where that one turned off, so that no two lie upon each other.
+    const nearer = [...TAPPED].map((other) => boxes.get(other)).find((box) => box && box.x > b.x && box.x < from.x);
+    const [start, turn] = [along(nearer ?? from, 0.14), b.y - TAPS + 9];
+    if (nearer) {
+      const points = [
+        [start, turn],
+        [x, turn],
+        [x, b.y],
+      ];
+      return { d: path(points), label: tapLabel(x, b), tap: true };
+    }
     const points =
       Math.abs(x - start) < 1
         ? [
@@ -96,7 +109,17 @@ function route(wire, boxes, { learners, gap, lane }) {
             [x, turn],
             [x, b.y],
           ];
-    return { d: path(points), label: { x: x + 8, y: b.y - TAPS + 23, anchor: "start", kind: "list" }, tap: true };
+    return { d: path(points), label: tapLabel(x, b), tap: true };
+  }
+  if (name === "gate>scorer") {
+    const [x, y] = [a.x - 0.22 * gap, b.y + 0.83 * b.h];
+    const points = [
+      [a.x, middle(a)],
+      [x, middle(a)],
+      [x, y],
+      [b.x, y],
+    ];
+    return { d: path(points), label: { x: x - 7, y: a.y - 18, anchor: "end", kind: "list" } };
   }
   if (learners.includes(wire.to) && wire.from === "joiner") {
     const first = boxes.get(learners[0]);
@@ -213,6 +236,8 @@ function route(wire, boxes, { learners, gap, lane }) {
     faint: true,
   };
 }
+
+const tapLabel = (x, b) => ({ x: x + 8, y: b.y - TAPS + 23, anchor: "start", kind: "list" });
 
 /** A line through points, with rounded corners. */
 function path(points) {

@@ -16,7 +16,7 @@ const ALIASES = {
 };
 const TRUNK = ["producers", "validator", "featurizer", "scorer", "joiner"];
 
-/** Wires that every pipeline has whose services it runs (a materializer is not always one); the snapshot's flow says how much goes through those that it counts. */
+/** Wires that every pipeline has whose services it runs (materializer and gate are not always among them); the snapshot's flow says how much goes through those that it counts. */
 const WIRES = [
   ["producers", "validator", "events, labels"],
   ["validator", "featurizer", "events.valid"],
@@ -31,6 +31,8 @@ const WIRES = [
   ["scorer", "joiner", "prediction-log"],
   ["joiner", "learner", "examples"],
   ["learner", "scorer", "models"],
+  ["joiner", "gate", "examples"],
+  ["gate", "scorer", "promotions"],
 ];
 
 /** In which box one looks first for what raised an alert. */
@@ -56,6 +58,8 @@ function placeOf(alert, snapshot) {
 const known = (values) => values.filter((x) => typeof x === "number");
 const sum = (values) => (known(values).length ? known(values).reduce((a, b) => a + b, 0) : null);
 const most = (values) => (known(values).length ? Math.max(...known(values)) : null);
+/** A candidate, slow~12000, is learned beside the model that it is a copy of, in that one's learner. */
+const declaredAs = (name) => (name ?? "").split("~")[0];
 const boxName = (name) => ALIASES[name] ?? name;
 const isLearner = (name) => name === "learner" || name.startsWith("learner-");
 
@@ -79,7 +83,7 @@ export function river(snapshot) {
   const learners = [...nodes.keys()].filter(isLearner);
   for (const name of TRUNK.slice(1)) if (!nodes.has(name)) put(name, { why: "not heard of yet" });
   if (!learners.length) {
-    const expected = (snapshot.roster ?? []).filter((model) => model !== "baseline").map((model) => `learner-${model}`);
+    const expected = (snapshot.roster ?? []).filter((model) => model !== "baseline" && !model.includes("~")).map((model) => `learner-${model}`);
     learners.push(...(expected.length ? expected : ["learner"]));
     for (const name of learners) put(name, { why: "not heard of yet" });
   }
@@ -89,7 +93,7 @@ export function river(snapshot) {
   nodes.get("dead letters").total = snapshot.dead_letters?.total ?? null;
   for (const name of learners) {
     const model = name.slice("learner-".length);
-    Object.assign(nodes.get(name), { model, champion: model === snapshot.champion });
+    Object.assign(nodes.get(name), { model, champion: model === declaredAs(snapshot.champion) });
   }
 
   for (const alert of snapshot.alerts ?? []) {
