@@ -275,3 +275,10 @@ def test_a_store_tells_what_it_holds(store: ArtifactStore) -> None:
     assert (store.holds(digest), store.state(digest)) == (True, "there")
     for other in (sha256(b"other"), "../../etc/passwd", ""):
         assert (store.holds(other), store.state(other)) == (False, "gone")
+
+
+def test_the_champion_is_who_serves_and_not_who_was_declared(registry: Registry, store: ArtifactStore) -> None:
+    broker = appended(registry, None, made(registry, "slow", 3), made(registry, "logreg", 5))
+    for champion, roles in (("", ["champion", "challenger"]), ("slow", ["challenger", "champion"])):
+        there = Versions(PIPELINE, broker, registry, champion)
+        assert [version_json(there, store, version)["role"] for version in there.read()] == roles

@@ -242,7 +242,7 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
 
 def champion_of(declared: Pipeline, broker: Broker) -> str:
     """Return which model is the champion: by the last decision; before the first, the declared one."""
-    decided = _decided(declared, broker)
+    decided = _decided(declared, broker) if broker.partitions(topics.PROMOTIONS.name(declared.name)) else ()
     return decided[-1].champion.model if decided else declared.champion
 
 
@@ -285,7 +285,8 @@ def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, 
     store = ArtifactStore(chosen.store_url, create=False)
     is_set = bool(chosen.signing_key.get_secret_value())
     registry = Registry(declared, store, chosen.signing_secret()) if is_set else None
-    return Versions(declared, broker_with(declared, chosen, topics.MODELS), registry), store
+    broker = broker_with(declared, chosen, topics.MODELS)
+    return Versions(declared, broker, registry, champion_of(declared, broker)), store
 
 
 def broker_with(declared: Pipeline, chosen: settings.Settings, *used: topics.Topic) -> KafkaBroker:

@@ -34,11 +34,13 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
     return table
 
 
-def role(pipeline: Pipeline, model: str) -> str:
-    """Return what a model is declared as; a candidate is a copy of one that is."""
+def role(pipeline: Pipeline, model: str, champion: str = "") -> str:
+    """Return what a model is; a candidate is a copy of one that is declared. `champion`: the declared one by default."""
+    if model == (champion or pipeline.champion):
+        return "champion"
     if model not in pipeline.roster:
         return "candidate" if pipeline.knows(model) else "not declared"
-    return "champion" if model == pipeline.champion else "baseline" if model == "baseline" else "challenger"
+    return "baseline" if model == "baseline" else "challenger"
 
 
 def minute(ms: int) -> str:

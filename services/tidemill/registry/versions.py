@@ -49,10 +49,13 @@ class Versions:
     ----------
     registry
         What checks signatures; None where there is no signing key: then they are not checked.
+    champion
+        Who serves, for those who tell of it.
     """
 
-    def __init__(self, pipeline: Pipeline, broker: Broker, registry: Registry | None) -> None:
+    def __init__(self, pipeline: Pipeline, broker: Broker, registry: Registry | None, champion: str = "") -> None:
         self.pipeline, self.broker, self.registry = pipeline, broker, registry
+        self.champion = champion or pipeline.champion
         self.topic = topics.MODELS.name(pipeline.name)
         self._records = Records(pipeline)
 
