@@ -18,6 +18,8 @@ from running import Running
 from tidemill.demo.stack import Redis
 
 RIVER = ("tests/system/", "[kafka", "KafkaAlone", "test_short")
+APART = ("::test_a_mistake_ends", "::test_a_wrong_", "::test_a_property_that", "test_wheel.py")
+"""What runs a command of its own, and needs neither broker nor quiet."""
 LAST = ("faults/test_short.py", "system/test_demo.py", "system/test_page.py")
 """What fills both cores by itself."""
 
@@ -32,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _is_river(nodeid: str) -> bool:
-    return any(word in nodeid for word in RIVER)
+    return any(word in nodeid for word in RIVER) and not any(word in nodeid for word in APART)
 
 
 @pytest.hookimpl(optionalhook=True)

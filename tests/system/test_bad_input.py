@@ -160,6 +160,8 @@ WRONG_SETTINGS = [
     ("snapshot_seconds", "10s", ["10s"]),
     ("snapshot_examples", "0", ["0"]),
     ("snapshot_examples", "1e3", ["1e3"]),
+    ("status_url", "status:8000", ["status:8000", "http"]),
+    ("status_url", "http://status:8000/page", ["/page"]),
     ("replication", "-2", ["-2"]),
     ("replication", "all", ["all"]),
     ("log_level", "LOUD", ["LOUD", "INFO"]),

@@ -69,7 +69,7 @@ def run(module_running: Callable[..., Running]) -> Running:
     )
     run.stack.start_all(watched=True)
     run.stack.wait_ready(120)
-    messages = script(run.pipeline, data.flights((1,), days=3), spoil_every=100)
+    messages = script(run.pipeline, data.flights((1,), days=4), spoil_every=100)
     replay = Replay(run.broker.servers, messages, 4 * 86_400 / 30)
     replay.start()
     until(lambda: replay.events > 1700, "the replay does not go on", 120)
