@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: outcomes asynchrony help demo test faults soak check format bench bench-views bench-rules clean
+.PHONY: test-long outcomes asynchrony help demo test faults soak check format bench bench-views bench-rules clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(VENV)/ready ## January's flights through the whole pipeline, in about a 
 
 test: $(VENV)/ready ## unit, contract and system tests, two at a time; the last on a real Kafka (Java 17, Maven) and a real Redis
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-long: $(VENV)/ready ## what make test leaves out because a shorter test shows it too: a little of every fault at once, other months
+	@$(BIN)/python -m pytest -m long $(ARGS)
 
 faults: $(VENV)/ready ## every fault at full length, and the mutation check (an hour); writes docs/faults.md
 	@$(BIN)/python tests/faults/run.py $(ARGS)

@@ -24,29 +24,38 @@ LAST = ("faults/test_short.py", "system/test_demo.py", "system/test_page.py")
 """What fills both cores by itself."""
 
 
+def pytest_configure() -> None:
+    """Let the river go first: beside it, the other worker takes what is left of both cores."""
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
+        os.nice(19)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "kafka" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.kafka)
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
-    items.sort(key=lambda item: (_is_river(item.nodeid), str(item.path).endswith(LAST)))
+    items.sort(key=lambda item: ("river", "", "last").index(_group(item.nodeid)))
 
 
-def _is_river(nodeid: str) -> bool:
-    return any(word in nodeid for word in RIVER) and not any(word in nodeid for word in APART)
+def _group(nodeid: str) -> str:
+    """Return `river` for what needs the broker, `last` for what fills both cores by itself, nothing for all else."""
+    if any(word in nodeid for word in APART) or not any(word in nodeid for word in RIVER):
+        return ""
+    return "last" if any(word in nodeid for word in LAST) else "river"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With two workers: what needs the broker, or starts a river of its own, in one of them, when all else has ended."""
+    """With two workers: what needs the broker in the first of them, in its order; beside it, in the other, all that needs none."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneRiver(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "river" if _is_river(nodeid) else nodeid
+            return _group(nodeid) or nodeid
 
-    config.option.loadscopereorder = False  # in the order of the collection, where the river is the last
+    config.option.loadscopereorder = False  # in the order of the collection: the first scope goes to the first worker
     return OneRiver(config, log)
 
 

@@ -14,6 +14,7 @@ from tidemill.demo.stack import Redis
 SEED = int(os.environ.get("TIDEMILL_FAULTS_SEED", "4"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_little_of_everything_loses_and_doubles_nothing(kafka, tmp_path: Path) -> None:
     del kafka  # only its being there is asked for: this broker is killed, and the session's is not

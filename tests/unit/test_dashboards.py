@@ -69,7 +69,7 @@ def figures(pipeline: Pipeline) -> set[str]:
     columns: dict[str, Any] = {name: vector[kind] for name, kind in pipeline.vector.items()}
     for model in pipeline.roster:
         columns |= {f"score:{model}": [0.1, 0.4, 0.6, 0.9], f"version:{model}": [1, 1, 2, 2]}
-    columns |= {"event_time": [0, 1, 2, 3], "partial": False, "delay": 0.1, "stale": None}
+    columns |= {"event_time": [0, 1, 2, 3], "partial": False, "delay": 0.1, "stale": None, "served:": pipeline.champion}
     columns |= {f"as_of:{view.label}": [None, 0, 1, 2] for view in pipeline.views}
     columns |= {"label": [False, True, False, True], "label_time": [5, 6, 7, 8]}
     rows, names = pd.DataFrame(columns), Columns(pipeline)

@@ -85,6 +85,7 @@ def test_a_shift_is_alerted_within_two_windows_and_named(january: list[Flight], 
     assert others == set()  # no other feature is accused
 
 
+@pytest.mark.long
 def test_a_view_that_is_told_nothing_any_more_is_alerted_and_no_other(january: list[Flight]) -> None:
     views = [replace(view, fresh="30h" if view.label == "carrier_outcome" else view.fresh) for view in FLIGHTS.views]
     pipeline = replace(FLIGHTS, views=views)
@@ -100,6 +101,7 @@ LABELS = {"label_drift", "performance:logreg"}
 """Some labels of a window are of events before the shift: flights that land on the day after."""
 
 
+@pytest.mark.long
 def test_another_month_is_alerted_by_what_is_different_in_it(january: list[Flight]) -> None:
     found = {str(alert.subject): alert for alert in told(january, pool=data.flights((7,)))}
     assert {"drift:temp", "drift:dewp"} <= set(found)
