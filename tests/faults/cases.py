@@ -344,7 +344,7 @@ def disk_full(bench: Bench, *, rounds: int = 2, rate: float = 150.0) -> Row | No
 
 
 def short(bench: Bench, *, rate: float = 150.0) -> Row:
-    """A little of everything at once, in about a minute: what `make test` does each time."""
+    """A little of everything at once, in about a minute: what `make test-long` does."""
     with bench.river(rate=rate) as river:
         zombies = []
         for role, point in (("featurizer", "redis:before"), ("scorer", "commit:before")):

@@ -64,7 +64,7 @@ def write(cases: list[str]) -> bool:
         "",
         "What is promised, how it was attacked, and what came of it. `make faults` does it all again and writes this file; "
         f"this was on {os.cpu_count()} cores, everything (Kafka, Redis, services, load) on one machine. A short form of it is in "
-        "`make test`. How memory grows is in [soak.md](soak.md).",
+        "`make test-long`. How memory grows is in [soak.md](soak.md).",
         "",
         "## Under load",
         "",
