@@ -24,10 +24,14 @@ LAST = ("faults/test_short.py", "system/test_demo.py", "system/test_page.py")
 """What fills both cores by itself."""
 
 
-def pytest_configure() -> None:
-    """Let the river go first: beside it, the other worker takes what is left of both cores."""
-    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
-        os.nice(19)
+_began_with: list[str] = []
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Let the river go first: of two workers, the one that did not begin with it takes what it leaves of both cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not _began_with:
+        _began_with.append(_group(nodeid))
+        os.nice(0 if _began_with[0] else 19)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,14 +52,14 @@ def _group(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With two workers: what needs the broker in the first of them, in its order; beside it, in the other, all that needs none."""
+    """With two workers: what needs the broker in one of them, in its order; beside it, in the other, all that needs none."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneRiver(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return _group(nodeid) or nodeid
 
-    config.option.loadscopereorder = False  # in the order of the collection: the first scope goes to the first worker
+    config.option.loadscopereorder = False  # in the order of the collection: the river is given out first
     return OneRiver(config, log)
 
 
