@@ -1,4 +1,7 @@
-"""The short form of the fault suite: everything at once, on a broker and a Redis of its own; `make test-long` runs it, `make faults` is the whole."""
+"""The short form of the fault suite: everything at once, on a broker and a Redis of its own.
+
+`make test-long` runs it; `make faults` is the whole.
+"""
 
 from __future__ import annotations
 
