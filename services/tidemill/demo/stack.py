@@ -39,13 +39,27 @@ def free_port() -> int:
         return port
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
 def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process of its own session, so that Ctrl-C reaches only us, with its output in the file `log`."""
-    with log.open("ab") as out:
-        return subprocess.Popen(  # noqa: S603  our own commands
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-            env=None if env is None else {**os.environ, **env}, preexec_fn=die_with_parent,
-        )  # fmt: skip
+    # What a signal's handler raises in the midst of a fork, Python drops: signals wait until the process is there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        with log.open("ab") as out:
+            return subprocess.Popen(  # noqa: S603  our own commands
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                env=None if env is None else {**os.environ, **env}, preexec_fn=_begin,
+            )  # fmt: skip
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """In the child: end with us, and hear signals."""
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
