@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from real_kafka import RealKafka
 from running import Running, until
 
-from tidemill import topics
-from tidemill.backtest import Backtest
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 from tidemill.demo.stack import Redis
+from tidemill.offline.backtest import Backtest
+from tidemill.wire import topics
 
 IN_FLIGHT = 400
 """Most events under way at full speed."""

@@ -20,11 +20,11 @@ import numpy as np
 from river import base, compose, linear_model, optim, preprocessing
 
 from tidemill import Gate, Pipeline, load
-from tidemill.backtest import Backtest, Report
-from tidemill.comparison import Differences
 from tidemill.demo import data
-from tidemill.gate.sequence import sequence
-from tidemill.gate.service import LOOK
+from tidemill.models.sequence import sequence
+from tidemill.offline.backtest import Backtest, Report
+from tidemill.offline.compare import Differences
+from tidemill.stages.gate.service import LOOK
 
 
 def classifier(rate: float) -> compose.Pipeline:

@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from real_kafka import RealKafka
 from running import Running, until, worker
 
-from tidemill import load, topics
-from tidemill.backtest import Backtest
+from tidemill import load
 from tidemill.demo import data
+from tidemill.offline.backtest import Backtest
 from tidemill.stream.api import Record
-from tidemill.stream.kafka import Sender
+from tidemill.stream.kafka.broker import Sender
+from tidemill.wire import topics
 
 MONTH = 31 * 24 * 3_600_000
 

@@ -14,8 +14,8 @@ import time
 from dataclasses import replace
 
 from tidemill import load
-from tidemill.backtest import Backtest
 from tidemill.demo import data
+from tidemill.offline.backtest import Backtest
 
 
 def main() -> None:

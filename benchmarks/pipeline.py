@@ -28,26 +28,26 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from real_kafka import RealKafka, missing
 
-from tidemill import topics
-from tidemill.backtest import Backtest
+from tidemill.declare.pipeline import Pipeline, load
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 from tidemill.demo.stack import Redis, Stack
 from tidemill.errors import TidemillError
-from tidemill.featurizer import service as featurizer
-from tidemill.joiner import service as joiner
-from tidemill.learner import service as learner
-from tidemill.pipeline import Pipeline, load
-from tidemill.records import Records
+from tidemill.features.redis import RedisView, connect
+from tidemill.offline.backtest import Backtest
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
-from tidemill.run import topic_table
-from tidemill.scorer import service as scorer
+from tidemill.runtime.run import topic_table
+from tidemill.stages.featurizer import service as featurizer
+from tidemill.stages.joiner import service as joiner
+from tidemill.stages.learner import service as learner
+from tidemill.stages.scorer import service as scorer
+from tidemill.stages.validator import service as validator
 from tidemill.stream.api import Emit, Record, Step
-from tidemill.stream.kafka import KafkaBroker, Reader, Sender
+from tidemill.stream.kafka.broker import KafkaBroker, Reader, Sender
 from tidemill.stream.loop import Loop, Service, tune_collector
-from tidemill.stream.view import RedisView, connect
-from tidemill.validator import service as validator
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 REFERENCE = "benchmarks.declared"
 PROTOTYPE = {"validator": 6.0, "featurizer": 16.0, "scorer": 10.0, "joiner + learner": 13.0}

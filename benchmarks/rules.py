@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tidemill import Pipeline, load, rules, topics
+from tidemill import Pipeline, load, rules
 from tidemill.demo import data
-from tidemill.records import HEADER, Records
+from tidemill.rules import Rule
+from tidemill.stages.validator.service import Validator
 from tidemill.stream.api import Position, Record, Slot
 from tidemill.stream.loop import tune_collector
 from tidemill.stream.memory import MemoryRecord
-from tidemill.validator.rules import Rule
-from tidemill.validator.service import Validator
+from tidemill.wire import topics
+from tidemill.wire.records import HEADER, Records
 
 FLIGHTS = load("flights")
 EVENTS = [flight.event for flight in data.flights((1,), days=10)][:6000]

@@ -23,19 +23,20 @@ from typing import Any
 import numpy as np
 from river import compose, forest, tree
 
-from tidemill import Pipeline, load, topics
-from tidemill.backtest import Backtest
+from tidemill import Pipeline, load
 from tidemill.demo import data
-from tidemill.learner.fold import Fold
-from tidemill.records import Example, Records
+from tidemill.models.fold import Fold
+from tidemill.offline.backtest import Backtest
 from tidemill.registry.manifests import Manifest, Registry, Snapshot
 from tidemill.registry.store import ArtifactStore
-from tidemill.run import topic_table
-from tidemill.scorer import service as scorer
-from tidemill.scorer.feed import ModelFeed
+from tidemill.runtime.run import topic_table
+from tidemill.stages.scorer import service as scorer
+from tidemill.stages.scorer.feed import ModelFeed
 from tidemill.stream.api import Record
 from tidemill.stream.loop import Loop, tune_collector
 from tidemill.stream.memory import MemoryBroker
+from tidemill.wire import topics
+from tidemill.wire.records import Example, Records
 
 
 class Watched(Registry):

@@ -27,23 +27,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.declared import bench
-from tidemill import View, aggregates, topics
+from tidemill import View, aggregates
+from tidemill.aggregates import Aggregate
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.demo.stack import Redis
 from tidemill.errors import StoreError
-from tidemill.featurizer.aggregates import Aggregate
-from tidemill.featurizer.others import HeldViews, Others, StoredViews
-from tidemill.featurizer.service import Featurizer
-from tidemill.featurizer.tiles import Plan
-from tidemill.featurizer.views import Held
-from tidemill.materializer.service import Materializer
-from tidemill.pipeline import Pipeline
-from tidemill.records import Records
+from tidemill.features.lookup import HeldViews, Others, StoredViews
+from tidemill.features.redis import MemoryView, RedisReader, RedisView, connect
+from tidemill.features.tiles import Plan
+from tidemill.features.views import Held
+from tidemill.stages.featurizer.service import Featurizer
+from tidemill.stages.materializer.service import Materializer
 from tidemill.stream import api
 from tidemill.stream.api import Emit, Position, Record, Slot, Step
 from tidemill.stream.loop import tune_collector
 from tidemill.stream.memory import MemoryRecord
-from tidemill.stream.view import MemoryView, RedisReader, RedisView, connect
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 WARM, MEASURED, BATCH = 4000, 2000, 50
 """Events that fill the windows; events that are measured, all of them in the hour after; and how many come at once."""

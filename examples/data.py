@@ -16,9 +16,10 @@ from typing import Any
 
 from river import datasets
 
-from tidemill import history, load
+from tidemill import load
+from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
-from tidemill.pipeline import Pipeline
+from tidemill.offline import history
 
 DATASETS: Mapping[str, Iterable[tuple[dict[str, Any], Any]]] = {
     "phishing": datasets.Phishing(),

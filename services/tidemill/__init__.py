@@ -1,17 +1,38 @@
 """Tidemill: online machine learning on Kafka. Declare a pipeline in one Python file; services keep it learning."""
 
-from tidemill.featurizer import aggregates
-from tidemill.gate.declaration import Gate, Training
-from tidemill.learner.protection import Protect
-from tidemill.monitor.declaration import Monitor
-from tidemill.pipeline import Pipeline, Stream, View, category, flag, load, number
-from tidemill.tables import Table
-from tidemill.tuning import ranges
-from tidemill.tuning.search import Search, tuned
-from tidemill.validator import rules
-from tidemill.validator.fuse import Fuse
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tidemill import aggregates, features, ranges, rules
+    from tidemill.declare.gate import Gate, Training
+    from tidemill.declare.monitor import Monitor
+    from tidemill.declare.pipeline import Pipeline, Stream, View, category, flag, load, number
+    from tidemill.declare.search import Search, tuned
+    from tidemill.models.source_shares import Protect
+    from tidemill.stages.validator.circuit_breaker import Fuse
+    from tidemill.tables import Table
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Fuse": "stages.validator.circuit_breaker",
+    "Gate": "declare.gate",
+    "Monitor": "declare.monitor",
+    "Pipeline": "declare.pipeline",
+    "Protect": "models.source_shares",
+    "Search": "declare.search",
+    "Stream": "declare.pipeline",
+    "Table": "tables",
+    "Training": "declare.gate",
+    "View": "declare.pipeline",
+    "category": "declare.pipeline",
+    "flag": "declare.pipeline",
+    "load": "declare.pipeline",
+    "number": "declare.pipeline",
+    "tuned": "declare.search",
+}
+"""Where each public name is; it is imported when it is first asked for, so that a command that declares nothing starts fast."""
 
 __all__ = [
     "Fuse",
@@ -26,6 +47,7 @@ __all__ = [
     "View",
     "aggregates",
     "category",
+    "features",
     "flag",
     "load",
     "number",
@@ -33,3 +55,14 @@ __all__ = [
     "rules",
     "tuned",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"tidemill.{_HOME[name]}"), name)
+    elif name in __all__:
+        value = import_module(f"tidemill.{name}")
+    else:
+        raise AttributeError(f"module 'tidemill' has no attribute {name!r}")
+    globals()[name] = value
+    return value

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tidemill.errors import DeclarationError
-from tidemill.schemas import loading
+from tidemill.loading import loading
 
 FORMS = (".csv", ".csv.zip", ".jsonl", ".ndjson", ".parquet")
 MISSING = ("", "NA", "NaN", "nan", "null")

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from river_in_memory import flights
 
 from tidemill import Monitor, View, aggregates, load
+from tidemill.aggregates.base import Aggregate, Column
+from tidemill.aggregates.distinct import digest
 from tidemill.errors import DeclarationError
-from tidemill.featurizer.aggregates.base import Aggregate, Column
-from tidemill.featurizer.aggregates.distinct import digest
-from tidemill.featurizer.service import Featurizer
-from tidemill.featurizer.tiles import Entity, Plan
-from tidemill.records import Records
+from tidemill.features.tiles import Entity, Plan
+from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
+from tidemill.wire.records import Records
 
 EVERY, TILES = 60_000, 10
 PACKAGE = Path(aggregates.__file__).parent

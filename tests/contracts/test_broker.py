@@ -10,9 +10,9 @@ import pytest
 
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream.api import Position, Slot
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
-from tidemill.topics import DLQ, Topic
+from tidemill.wire.topics import DLQ, Topic
 
 TOPIC = Topic("t", "any", "bytes", ("test",), ("test",))
 names = itertools.count()

@@ -17,11 +17,11 @@ from running import until
 from test_broker import TOPIC, names
 
 from tidemill.errors import Aborted, Fenced, StoreError
-from tidemill.stream import kafka as adapter
+from tidemill.features.redis import Change, RedisView, connect
 from tidemill.stream.api import Position, Slot
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka import broker as adapter
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
-from tidemill.stream.view import Change, RedisView, connect
 
 
 class Bench(test_broker.Bench):

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from tidemill import Pipeline, rules
 from tidemill.errors import DeclarationError, Reject
-from tidemill.records import Records
+from tidemill.rules import Rule
+from tidemill.stages.validator.judge import Memories, judge
+from tidemill.stages.validator.service import WARNING, Validator
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryRecord
-from tidemill.validator.judge import Memories, judge
-from tidemill.validator.rules import Rule
-from tidemill.validator.service import WARNING, Validator
+from tidemill.wire.records import Records
 
 NOW = 1_357_100_000_000
 AT = NOW - 3_600_000

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tidemill import schemas
+from tidemill.encoding import schema_files as schemas
 from tidemill.errors import Reject
-from tidemill.records import Codec
-from tidemill.validator.decode import Decoder
+from tidemill.stages.validator.decode import Decoder
+from tidemill.wire.records import Codec
 
 ROOT = schemas.root()
 OWN = "tidemill"  # our own records: no producer writes them

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from tidemill.errors import StoreError
-from tidemill.stream.view import Change, MemoryView, RedisView, connect
+from tidemill.features.redis import Change, MemoryView, RedisView, connect
 
 
 class Store:

@@ -15,12 +15,12 @@ from river import dummy, stats
 from test_aggregates import CASES, EVERY, STREAMS, TILES, Sent, assert_same, frame, stream
 
 from tidemill import Pipeline, Stream, View
-from tidemill.features import Store, schema
-from tidemill.materializer.service import Materializer
-from tidemill.records import Records
+from tidemill.features.redis import RedisView
+from tidemill.features.store import Store, schema
+from tidemill.stages.materializer.service import Materializer
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryRecord
-from tidemill.stream.view import RedisView
+from tidemill.wire.records import Records
 
 SCHEMA = {
     "type": "record", "name": "tick",

@@ -27,10 +27,10 @@ from load import again_and_again, paced
 from real_kafka import RealKafka
 from running import Running, gone, until, worker
 
-from tidemill import topics
 from tidemill.demo import data
 from tidemill.demo.replay import Message, Replay
 from tidemill.demo.stack import Redis, free_port, roles
+from tidemill.wire import topics
 
 DATA_PLANE = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner:logreg")
 IN_EVERY_FAULT = ("validator", "featurizer", "scorer", "joiner")

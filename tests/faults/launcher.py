@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tidemill import cli
+from tidemill.cli import main as cli
+from tidemill.features.redis import RedisView
 from tidemill.registry.store import ArtifactStore
-from tidemill.stream.kafka import KafkaProducer
-from tidemill.stream.view import RedisView
+from tidemill.stream.kafka.broker import KafkaProducer
 
 DURING_SECONDS = 0.002
 """How long after its beginning a call is cut short, for the points `:during`."""

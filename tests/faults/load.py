@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from tidemill import topics
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.demo.replay import SPOILERS, Message
-from tidemill.pipeline import Pipeline
-from tidemill.records import Records
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 DAY_MS = 86_400_000
 

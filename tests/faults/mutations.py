@@ -92,14 +92,14 @@ MUTANTS = (
     ),
     Mutant(
         "offsets-not-in-transaction", "offsets are committed by the consumer, without the group's metadata",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         'self._decide("sending offsets", self._client.send_offsets_to_transaction, places, metadata)',
         "consumer.commit(offsets)",
         (f"{PROMISES}::test_a_commit_that_fails_leaves_neither_outputs_nor_offsets",),
     ),
     Mutant(
         "metadata-of-nobody", "the transaction is told the group, and not the member",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "return self._client.consumer_group_metadata()",
         'return Consumer({**self._broker.common, "group.id": self._group}).consumer_group_metadata()',
         (f"{PROMISES}::test_a_member_that_is_out_of_date_commits_nothing",),
@@ -119,21 +119,21 @@ MUTANTS = (
     ),
     Mutant(
         "note-not-kept-in-transactions", "the note is lost on its way to Kafka",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "metadata=at.note) for slot, at in offsets.items()]\n            metadata = ",
         'metadata="") for slot, at in offsets.items()]\n            metadata = ',
         (f"{BROKER}::test_records_and_offsets_become_visible_together_and_not_before",),
     ),
     Mutant(
         "auto-commit", "the client stores and commits offsets of what it fetched",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         '"enable.auto.commit": False,\n                "enable.auto.offset.store": False,',
         '"enable.auto.commit": True,\n                "enable.auto.offset.store": True,',
         (f"{PROMISES}::test_reading_commits_nothing",),
     ),
     Mutant(
         "positions-of-what-was-fetched", "positions are the client's, also of records that are held back",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "return {slot: self._order.positions[slot] for slot in slots if slot in self._order.positions}",
         "found = self._client.position([TopicPartition(*slot) for slot in slots])\n"
         "        return {Slot(p.topic, p.partition): p.offset for p in found if p.offset >= 0}",
@@ -148,7 +148,7 @@ MUTANTS = (
     ),
     Mutant(
         "assigned-twice", "the client is assigned in the callback, and again where to start is settled",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "client.assign([])\n",
         "client.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])\n"
         "        client.pause(partitions)\n",
@@ -156,7 +156,7 @@ MUTANTS = (
     ),
     Mutant(
         "error-beside-an-offset", "an error beside a committed offset is read as nothing committed",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "if p.error is not None:",
         "if False:",
         (f"{PROMISES}::TestKafkaAlone::test_an_error_beside_a_committed_offset_is_not_a_group_that_is_new",),
@@ -178,7 +178,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-seek-in-the-client", "a start does not take back what was fetched and held",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "self._order.clear(dict(offsets))",
         "self._order.positions.update(offsets)",
         (f"{PROMISES}::test_a_start_forgets_what_was_held_back",),
@@ -208,14 +208,14 @@ MUTANTS = (
     # Rebalances.
     Mutant(
         "no-on-lost", "partitions that were lost are kept",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "self._on_revoke(client, partitions)",
         "del client, partitions",
         (f"{PROMISES}::TestKafkaAlone::test_partitions_that_were_lost_are_given_up",),
     ),
     Mutant(
         "revoked-not-told", "partitions that were revoked are kept",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "self._revoked |= slots",
         "del slots",
         (f"{BROKER}::test_two_members_share_the_partitions_and_one_takes_over",),
@@ -245,42 +245,42 @@ MUTANTS = (
     # Sending.
     Mutant(
         "buffer-error-swallowed", "a full queue drops records",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "Wait for it; nothing more is read meanwhile.\n                self._client.poll(0.05)",
         "Wait for it; nothing more is read meanwhile.\n                return",
         (f"{PROMISES}::TestKafkaAlone::test_a_full_queue_loses_nothing",),
     ),
     Mutant(
         "no-fencing", "every process has a transactional id of its own",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         '"transactional.id": name',
         '"transactional.id": f"{name}.{time.time_ns()}"',
         (f"{BROKER}::test_a_later_producer_of_the_name_fences_the_earlier",),
     ),
     Mutant(
         "fenced-goes-on", "a process that was fenced takes its place back",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "if cause.code() in _FENCED",
         "if cause.code() in ()",
         (f"{PROMISES}::test_who_was_fenced_is_told_so_and_does_not_fence_back",),
     ),
     Mutant(
         "failures-unchecked", "a record that the broker refused is forgotten, its offset committed",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "if failed is not None or left:",
         "if left:",
         (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_was_refused",),
     ),
     Mutant(
         "left-unchecked", "a record that was not sent yet is forgotten, its offset committed",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "if failed is not None or left:",
         "if failed is not None:",
         (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_is_not_sent",),
     ),
     Mutant(
         "offsets-before-flush", "at least once: offsets are committed before the outputs are sent",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "self._flush()\n            if offsets:\n                assert isinstance(consumer, KafkaConsumer)  "
         "# noqa: S101  the same broker made both\n                consumer.commit(offsets)",
         "if offsets:\n                consumer.commit(offsets)  # type: ignore[union-attr]\n            self._flush()",
@@ -288,7 +288,7 @@ MUTANTS = (
     ),
     Mutant(
         "letters-outside", "dead letters (what has headers) are sent at once by a plain producer",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         "self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))",
         'plain = Producer({"bootstrap.servers": self._config["bootstrap.servers"]})\n'
         "                    plain.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))\n"
@@ -298,14 +298,14 @@ MUTANTS = (
     # Reading.
     Mutant(
         "group-reads-uncommitted", "a service reads what is not committed",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         '"isolation.level": "read_committed",\n                "fetch.wait.max.ms": 100',
         '"isolation.level": "read_uncommitted",\n                "fetch.wait.max.ms": 100',
         (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
     ),
     Mutant(
         "rebuild-reads-uncommitted", "a rebuild reads what is not committed",
-        "stream/kafka.py",
+        "stream/kafka/broker.py",
         '"isolation.level": "read_committed",\n                "fetch.wait.max.ms": 50',
         '"isolation.level": "read_uncommitted",\n                "fetch.wait.max.ms": 50',
         (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
@@ -320,56 +320,56 @@ MUTANTS = (
     ),
     Mutant(
         "view-without-offset", "a view is written without its offset",
-        "stream/view.py",
+        "features/redis.py",
         'pipe.hset(place, mapping={"offset": offset, "note": note})',
         'pipe.hset(place, mapping={"note": note})',
         (VIEW,),
     ),
     Mutant(
         "view-offset-apart", "a view's offset is written on its own, before the values",
-        "stream/view.py",
+        "features/redis.py",
         "pipe.multi()\n",
         'self.client.hset(place, "offset", offset)\n                pipe.unwatch()\n                pipe.multi()\n',
         (f"{PROMISES}::test_a_view_that_could_not_be_written_keeps_its_offset",),
     ),
     Mutant(
         "view-not-watched", "a write to the store does not notice another one",
-        "stream/view.py",
+        "features/redis.py",
         "pipe.watch(place)",
         'pipe.watch(f"{place}/nothing")',
         (f"{PROMISES}::test_a_later_write_in_the_middle_of_ours_stays",),
     ),
     Mutant(
         "view-from-the-past", "a late write to Redis is not refused",
-        "stream/view.py",
+        "features/redis.py",
         'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > offset:',
         'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > 1 << 62:',
         (VIEW,),
     ),
     Mutant(
         "view-from-the-past-in-memory", "a late write to the view in memory is not refused",
-        "stream/view.py",
+        "features/redis.py",
         "stored = self.offsets.get(partition, 0)\n        if stored > offset:",
         "stored = self.offsets.get(partition, 0)\n        if stored > 1 << 62:",
         (VIEW,),
     ),
     Mutant(
         "emptied-redis-not-noticed", "a Redis that was emptied gets only what changes",
-        "stream/view.py",
+        "features/redis.py",
         'if stored < base:\n                    return "behind"',
         'if stored < 0:\n                    return "behind"',
         (VIEW,),
     ),
     Mutant(
         "emptied-store-not-filled", "the featurizer does not fill an emptied store",
-        "featurizer/views.py",
+        "features/views.py",
         'if outcome == "behind":',
         'if outcome == "never":',
         (f"{CRASH}::test_an_emptied_store_is_filled_again_without_a_restart_and_with_one",),
     ),
     Mutant(
         "store-ahead-believed", "a store that is ahead of what is committed is believed",
-        "featurizer/views.py",
+        "features/views.py",
         "if offset > committed:",
         "if offset > 1 << 62:",
         (f"{LOOP}::test_a_store_that_is_ahead_of_what_is_committed_is_not_believed",),
@@ -377,21 +377,21 @@ MUTANTS = (
     # Views of other entities.
     Mutant(
         "update-counted-again", "the materializer counts updates that its store has already",
-        "materializer/service.py",
+        "stages/materializer/service.py",
         "if offset >= held[index].offset:",
         "if offset >= 0:",
         (CRASH,),
     ),
     Mutant(
         "stale-view-served", "the featurizer takes a view that is not whole",
-        "featurizer/others.py",
+        "features/lookup.py",
         "if shape != plan.shape or int(until or 0) > now:",
         "if shape == note:",
         (OTHERS,),
     ),
     Mutant(
         "note-before-word", "an entity is in the note before it was said that its views lack what came before",
-        "featurizer/others.py",
+        "features/lookup.py",
         "for entity, _, _ in self._routes if entity not in new)",
         "for entity, _, _ in self._routes)",
         (OTHERS,),
@@ -406,21 +406,21 @@ MUTANTS = (
     # The model's version.
     Mutant(
         "snapshot-without-offset", "the learner goes on at the group's offset, not at its snapshot's",
-        "learner/service.py",
+        "stages/learner/service.py",
         "return Start(self.fold.version, self.fold.version)",
         "return Start(committed.offset, committed.offset)",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
     ),
     Mutant(
         "version-is-a-count", "a model's version is not an offset",
-        "learner/fold.py",
+        "models/fold.py",
         "self.version = offset + 1\n        self.examples += 1",
         "self.examples += 1\n        self.version = self.examples",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
     ),
     Mutant(
         "snapshot-forgotten", "the learner starts at its snapshot's offset with a model that has learned nothing",
-        "learner/fold.py",
+        "models/fold.py",
         "self.model, self.metrics = snapshot.model, snapshot.metrics",
         "self.metrics = snapshot.metrics",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),

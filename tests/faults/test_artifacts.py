@@ -15,20 +15,21 @@ from typing import Any
 import pytest
 from river_in_memory import KEY, River, flights
 
-from tidemill import load, topics
+from tidemill import load
 from tidemill.errors import ArtifactError, StoreError
-from tidemill.learner import service as learner
-from tidemill.learner.fold import Fold
-from tidemill.learner.service import Learner
-from tidemill.records import Records, vector_to_x
+from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore, sha256
-from tidemill.run import topic_table
-from tidemill.scorer.feed import ModelFeed
-from tidemill.scorer.service import Scorer
+from tidemill.runtime.run import topic_table
+from tidemill.stages.learner import service as learner
+from tidemill.stages.learner.service import Learner
+from tidemill.stages.scorer.feed import ModelFeed
+from tidemill.stages.scorer.service import Scorer
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.wire import topics
+from tidemill.wire.records import Records, vector_to_x
 
 PIPELINE = load("flights")
 RECORDS = Records(PIPELINE)
@@ -312,7 +313,7 @@ def assert_is_the_fold_of(fold: Fold, examples: list[bytes]) -> None:
 def test_a_full_store_loses_nothing_that_was_learned_and_learns_nothing_twice(
     tmp_path: Path, examples: list[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="tidemill.learner.course")
+    caplog.set_level("INFO", logger="tidemill.stages.learner.training_run")
     live = Learning(tmp_path, monkeypatch)
     live.feed(examples[:100])
     assert live.versions == [50, 100]
@@ -323,7 +324,7 @@ def test_a_full_store_loses_nothing_that_was_learned_and_learns_nothing_twice(
     assert live.pauses == [], "the loop never went back"
     assert live.versions == [50, 100]
     assert live.committed == 100, "nothing is committed beyond the last version"
-    said = [r.message for r in caplog.records if r.name == "tidemill.learner.course"]
+    said = [r.message for r in caplog.records if r.name == "tidemill.stages.learner.training_run"]
     assert [m for m in said if "can't be stored" in m] == [
         "a version can't be stored; learning goes on, it is tried again"
     ]

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from river_in_memory import River, flights
 
-from tidemill import Pipeline, load, rules, topics
+from tidemill import Pipeline, load, rules
+from tidemill.cli.text import as_json, as_text
 from tidemill.demo.data import Flight
-from tidemill.describe import as_json, as_text
-from tidemill.featurizer.service import Featurizer
+from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
+from tidemill.wire import topics
 
 HOUR, DAY = 3_600_000, 86_400_000
 EVERY = 8

@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from river_in_memory import River, flights
 
-from tidemill import Monitor, View, aggregates, load, number, topics
-from tidemill.featurizer.service import Featurizer
-from tidemill.records import Records
+from tidemill import Monitor, View, aggregates, load, number
+from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 MINUTE = 60_000
 WINDOWS = {"2m": 2, "5m": 5}

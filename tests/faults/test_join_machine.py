@@ -26,14 +26,15 @@ from hypothesis.stateful import (
 )
 from join_definition import Asked, T, Told, by_definition, held
 
-from tidemill import Monitor, load, number, topics
+from tidemill import Monitor, load, number
 from tidemill.errors import Aborted
-from tidemill.joiner import service as joiner
-from tidemill.joiner.join import Join
-from tidemill.records import Records
+from tidemill.stages.joiner import service as joiner
+from tidemill.stages.joiner.join import Join
 from tidemill.stream.api import Slot
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryConsumer
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 PIPELINE = dataclasses.replace(
     load("delays"),

@@ -19,8 +19,10 @@ import pytest
 from river import compose, dummy
 from river_in_memory import River, fields, flights, json_with
 
-from tidemill import Monitor, Pipeline, compiled, load, number, topics
-from tidemill.validator.rules import LARGEST_NUMBER
+from tidemill import Monitor, Pipeline, load, number
+from tidemill.encoding import avro_codegen as compiled
+from tidemill.rules import LARGEST_NUMBER
+from tidemill.wire import topics
 
 GREATEST = 1.7976931348623157e308
 NOT_FINITE = (math.nan, math.inf, -math.inf)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tidemill.joiner.join import NEVER, Event, Join
+from tidemill.stages.joiner.join import NEVER, Event, Join
 
 T = 10
 """The label timeout of all tests of the join, in ms."""

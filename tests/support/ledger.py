@@ -18,17 +18,17 @@ from typing import Any
 import redis
 from running import Running, until
 
-from tidemill import topics
 from tidemill.demo.replay import Message
 from tidemill.errors import BrokerError
-from tidemill.featurizer.service import Featurizer
-from tidemill.learner.fold import Fold
-from tidemill.materializer.service import Materializer
-from tidemill.records import HEADER, vector_to_x
+from tidemill.features.redis import MemoryView
+from tidemill.models.fold import Fold
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
+from tidemill.stages.featurizer.service import Featurizer
+from tidemill.stages.materializer.service import Materializer
 from tidemill.stream.api import Position, Slot, discard
-from tidemill.stream.view import MemoryView
+from tidemill.wire import topics
+from tidemill.wire.records import HEADER, vector_to_x
 
 KINDS = (
     topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,

@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tidemill import topics
-from tidemill.backtest import Backtest
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo.data import Flight, labels
-from tidemill.monitor.core import Closed, Core
-from tidemill.pipeline import Pipeline
+from tidemill.offline.backtest import Backtest
 from tidemill.stream.memory import MemoryRecord
+from tidemill.watch.monitor.core import Closed, Core
+from tidemill.wire import topics
 
 DAY_MS = 86_400_000
 Shift = Callable[[dict[str, Any], dict[str, Any] | None, random.Random], None]

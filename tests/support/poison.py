@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tidemill import compiled
-from tidemill.records import HEADER, Codec, Records
-from tidemill.validator.decode import LARGEST
+from tidemill.encoding import avro_codegen as compiled
+from tidemill.stages.validator.decode import LARGEST
+from tidemill.wire.records import HEADER, Codec, Records
 
 FLOATS = ("distance", "sched_minutes", "dep_delay", "temp", "dewp", "wind_speed", "precip", "visib")
 INTS = ("flight", "sched_hour", "flight_date")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tidemill.demo.stack import end, free_port, spawn
 from tidemill.errors import BrokerError
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 
 JARS = Path(os.environ.get("TIDEMILL_TEST_JARS", Path(__file__).parents[2] / ".cache" / "kafka-jars"))
 CLUSTER = "AAAAAAAAQACAAAAAAAAAAQ"

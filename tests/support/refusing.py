@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tidemill import load, topics
-from tidemill.dlq import Wanted
+from tidemill import load
 from tidemill.errors import Reject
-from tidemill.records import Records
-from tidemill.redrive import Found, Redrive
-from tidemill.run import topic_table
+from tidemill.offline.dead_letters import Wanted
+from tidemill.offline.redrive import Found, Redrive
+from tidemill.runtime.run import topic_table
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.validator.letters import Place, dead_letter
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import Place, dead_letter
+from tidemill.wire.records import Records
 
 PLAIN = load("plain")
 RECORDS = Records(PLAIN)

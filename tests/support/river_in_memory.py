@@ -8,21 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tidemill import Pipeline, topics
+from tidemill import Pipeline
 from tidemill.demo import data
-from tidemill.featurizer import service as featurizer
-from tidemill.gate import service as gate
-from tidemill.joiner import service as joiner
-from tidemill.learner import service as learner
-from tidemill.records import Records
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
-from tidemill.run import topic_table
-from tidemill.scorer import service as scorer
-from tidemill.scorer.feed import ModelFeed
+from tidemill.runtime.run import topic_table
+from tidemill.stages.featurizer import service as featurizer
+from tidemill.stages.gate import service as gate
+from tidemill.stages.joiner import service as joiner
+from tidemill.stages.learner import service as learner
+from tidemill.stages.scorer import service as scorer
+from tidemill.stages.scorer.feed import ModelFeed
+from tidemill.stages.validator import service as validator
 from tidemill.stream.loop import Loop, Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.validator import service as validator
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 KEY = b"a key for tests, long enough"
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tidemill.declare.pipeline import Pipeline, load
 from tidemill.demo.stack import Stack
-from tidemill.pipeline import Pipeline, load
-from tidemill.records import Records
-from tidemill.run import topic_table
-from tidemill.stream.kafka import KafkaBroker, Reader
-from tidemill.topics import Topic
+from tidemill.runtime.run import topic_table
+from tidemill.stream.kafka.broker import KafkaBroker, Reader
+from tidemill.wire.records import Records
+from tidemill.wire.topics import Topic
 
 _names = itertools.count(1)
 

@@ -8,16 +8,17 @@ from typing import Any
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from tidemill import load, topics
-from tidemill.records import Records
+from tidemill import load
+from tidemill.offline.lookup import Lookup, partition_of
 from tidemill.registry.decisions import NOBODY, Seat
-from tidemill.status.app import Parts, Wish, build
-from tidemill.status.feed import Feed
-from tidemill.status.lookup import Lookup, partition_of
-from tidemill.status.overview import Overview
-from tidemill.status.scrape import Scraper
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.watch.status.app import Parts, Wish, build
+from tidemill.watch.status.feed import Feed
+from tidemill.watch.status.overview import Overview
+from tidemill.watch.status.scrape import Scraper
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 FLIGHTS = load("flights")
 RECORDS = Records(FLIGHTS)

@@ -9,8 +9,8 @@ from typing import Any
 from river import linear_model, optim, preprocessing
 
 from tidemill import Pipeline, Stream, View, aggregates, category, number, rules
-from tidemill.records import Records
 from tidemill.stream.memory import MemoryRecord
+from tidemill.wire.records import Records
 
 MINUTE, HOUR = 60_000, 3_600_000
 EVENTS = Stream("flights/departure.v1.avsc", id="flight_id", time="asked_at", key="origin")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tidemill import cli, worker
+from tidemill.cli import main as cli
+from tidemill.runtime import worker
 from tidemill.settings import Settings
 
 SECRET = "verysecretword"

@@ -7,12 +7,12 @@ import re
 import redis
 from running import Running, until
 
-from tidemill import topics
-from tidemill.backtest import Backtest
 from tidemill.demo import data
 from tidemill.demo.replay import script
-from tidemill.records import PredictionLog
-from tidemill.stream.kafka import Sender
+from tidemill.offline.backtest import Backtest
+from tidemill.stream.kafka.broker import Sender
+from tidemill.wire import topics
+from tidemill.wire.records import PredictionLog
 
 
 def answer(log: PredictionLog) -> tuple:

@@ -15,8 +15,8 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from registry_server import RegistryServer
 from running import Running, until
 
-from tidemill import topics
-from tidemill.stream.schema_registry import SchemaRegistry
+from tidemill.encoding.schema_registry import SchemaRegistry
+from tidemill.wire import topics
 
 ORIGINS = ("EWR", "JFK", "LGA")
 BEFORE, DURING, INCOMPATIBLE = 6_000, 6_000, 1_000

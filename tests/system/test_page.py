@@ -20,9 +20,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from running import until
 from site_by_hand import Site, alert, decision, figure, letter, window
 
-from tidemill import topics
 from tidemill.demo.stack import free_port
-from tidemill.status.scrape import Instance
+from tidemill.watch.status.scrape import Instance
+from tidemill.wire import topics
 
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 CROSSED = """() => {

@@ -17,10 +17,10 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from poison import Bad, Poison, is_event
 from running import Running, until, worker
 
-from tidemill import topics
 from tidemill.demo import data
 from tidemill.stream.api import Slot, whole
-from tidemill.validator.letters import said
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import said
 
 MUTANTS, FLIPPED, PARTITIONS = 12_000, 3_000, 4
 FLIGHTS = data.flights((1,), days=12)

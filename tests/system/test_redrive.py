@@ -11,11 +11,11 @@ from pathlib import Path
 from ledger import Ledger
 from running import Running, until
 
-from tidemill import topics
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 from tidemill.demo.stack import end
-from tidemill.validator.letters import letter_of
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import letter_of
 
 RULES = "rules=[*_base.rules, __import__('tidemill').rules.between('sched_hour', 0, 10)]"
 """As somebody writes it who thinks of a clock with twelve hours, and gets even that wrong."""

@@ -22,15 +22,15 @@ import pytest
 from running import Running, until, worker
 from site_by_hand import alert
 
-from tidemill import topics
-from tidemill.dataset import Form, Span, archived, span_of, written
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
-from tidemill.recompute import from_kafka
-from tidemill.records import HEADER
+from tidemill.offline.dataset import Form, Span, archived, span_of, written
+from tidemill.offline.recompute import from_kafka
 from tidemill.stream.api import Slot
-from tidemill.stream.kafka import Sender
-from tidemill.topics import WATCHING, Topic
+from tidemill.stream.kafka.broker import Sender
+from tidemill.wire import topics
+from tidemill.wire.records import HEADER
+from tidemill.wire.topics import WATCHING, Topic
 
 CHANGES = 'monitor=replace(_base.monitor, window="6h", reference="1d", lateness="12h", least=20)'
 TOKEN = "a token of this test"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill import schemas
+from tidemill.encoding import schema_files as schemas
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_a_pipeline_loads_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> N
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); sys.path_importer_cache.clear()\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-        "import tidemill, tidemill.schemas as s\n"
+        "import tidemill, tidemill.encoding.schema_files as s\n"
         "assert str(s.root()).startswith(sys.argv[1]), s.root()\n"
         "print(tidemill.load('flights').name)"
     )

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from ledger import Ledger, judge, registry_of
 from running import Running, until
 
-from tidemill import topics
-from tidemill.cli import cli
+from tidemill.cli.main import cli
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
+from tidemill.wire import topics
 
 IN_FLIGHT = 400
 EXAMPLES_PER_VERSION = 500

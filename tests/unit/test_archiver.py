@@ -10,16 +10,17 @@ import pandas as pd
 import pytest
 from monitored import logs_of
 
-from tidemill import category, load, topics
-from tidemill.archiver.service import Archiver
-from tidemill.backtest import Backtest, Outcome
+from tidemill import category, load
 from tidemill.demo import data
 from tidemill.errors import SettingsError, StoreError
 from tidemill.files import Files
-from tidemill.history import archived
-from tidemill.records import Records
+from tidemill.offline.backtest import Backtest, Outcome
+from tidemill.offline.history import archived
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryRecord
+from tidemill.watch.archiver.service import Archiver
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 FLIGHTS = load("flights")
 RECORDS = Records(FLIGHTS)

@@ -10,25 +10,25 @@ import pytest
 import small
 from river_in_memory import KEY, drive
 
-from tidemill import topics
-from tidemill.describe import version_json
+from tidemill.cli.text import version_json
 from tidemill.errors import BrokerError
-from tidemill.learner import service as learner
-from tidemill.learner.fold import Fold
-from tidemill.learner.service import Learner, history_of, past_of, wanted_of
-from tidemill.rebuild import Rebuild
-from tidemill.records import Records
+from tidemill.models.fold import Fold
+from tidemill.offline.rebuild import Rebuild
+from tidemill.offline.replay import Replay
 from tidemill.registry.decisions import NOBODY, Decision, Seat, decisions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
-from tidemill.replay import Replay
-from tidemill.run import topic_table
-from tidemill.scorer.feed import ModelFeed
-from tidemill.scorer.service import Scorer
+from tidemill.runtime.run import topic_table
+from tidemill.stages.learner import service as learner
+from tidemill.stages.learner.service import Learner, history_of, past_of, wanted_of
+from tidemill.stages.scorer.feed import ModelFeed
+from tidemill.stages.scorer.service import Scorer
 from tidemill.stream.api import Record, Slot
 from tidemill.stream.loop import Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 PIPELINE = small.make(models={"linear": small.linear(), "slow": small.linear(0.0001)})
 RECORDS = Records(PIPELINE)

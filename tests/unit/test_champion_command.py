@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tidemill import topics
-from tidemill.cli import cli
+from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
 from tidemill.registry.decisions import NOBODY, Decision, EvidenceLine, Seat, decisions
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import Sender
+from tidemill.stream.kafka.broker import Sender
+from tidemill.wire import topics
 
 TOKEN = "a token for these tests"
 DECISION: dict[str, Any] = {

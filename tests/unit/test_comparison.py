@@ -19,9 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import dummy, metrics
 
-from tidemill import Monitor, category, load, number, topics
-from tidemill.cli import cli
-from tidemill.comparison import (
+from tidemill import Monitor, category, load, number
+from tidemill.cli.main import cli
+from tidemill.cli.text import comparison_json, comparison_text
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import SettingsError
+from tidemill.offline.compare import (
     LEAST,
     MOST_BATCHES,
     MOST_VALUES,
@@ -35,14 +38,12 @@ from tidemill.comparison import (
     Z,
     compare,
 )
-from tidemill.describe import comparison_json, comparison_text
-from tidemill.errors import SettingsError
-from tidemill.pipeline import Pipeline
-from tidemill.records import Records
-from tidemill.run import topic_table
+from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 REQUEST = {"distance": number("distance"), "carrier": category("carrier"), "tailnum": category("tailnum")}
 LATE = small.make(

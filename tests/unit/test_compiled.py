@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import compiled, load, schemas
-from tidemill.records import HEADER, Codec, Records
+from tidemill import load
+from tidemill.encoding import avro_codegen as compiled
+from tidemill.encoding import schema_files as schemas
+from tidemill.wire.records import HEADER, Codec, Records
 
 LONG = st.integers(-(2**63), 2**63 - 1)
 INT = st.integers(-(2**31), 2**31 - 1)

@@ -8,11 +8,11 @@ import pytest
 import small
 from river_in_memory import River, drive
 
-from tidemill import topics
-from tidemill.describe import letter_text, stats_json, stats_text
-from tidemill.dlq import Content, Letters, Wanted
-from tidemill.joiner import service as joiner
+from tidemill.cli.text import letter_text, stats_json, stats_text
+from tidemill.offline.dead_letters import Content, Letters, Wanted
+from tidemill.stages.joiner import service as joiner
 from tidemill.stream.api import Position, Slot
+from tidemill.wire import topics
 
 PIPELINE = small.make()
 CONTRADICTORY, REPEATED = Wanted(reason="contradictory_label"), Wanted(reason="duplicate_label")

@@ -17,10 +17,10 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from test_deployment import COMPOSE, OURS
 
 from tidemill import Pipeline, load, metrics
-from tidemill.monitor import core
-from tidemill.monitor.figures import Columns, Reference, of_examples, of_predictions
-from tidemill.monitor.performance import Judge
-from tidemill.topics import SERVICES, WATCHING
+from tidemill.watch.monitor import core
+from tidemill.watch.monitor.figures import Columns, Reference, of_examples, of_predictions
+from tidemill.watch.monitor.performance import Judge
+from tidemill.wire.topics import SERVICES, WATCHING
 
 OPS = Path(__file__).parents[2] / "ops"
 SCRAPE = yaml.safe_load((OPS / "prometheus" / "prometheus.yml").read_text())

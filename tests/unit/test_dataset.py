@@ -18,23 +18,24 @@ import small
 from click.testing import CliRunner
 from monitored import logs_of
 
-from tidemill import View, aggregates, load, topics
-from tidemill import dataset as sets
-from tidemill.archiver.service import Archiver
-from tidemill.backtest import Backtest
-from tidemill.cli import cli
-from tidemill.dataset import Form, Span, Summary, Writer, check_out, span_of, written
+from tidemill import View, aggregates, load
+from tidemill.cli.main import cli
+from tidemill.cli.text import dataset_text
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
-from tidemill.describe import dataset_text
 from tidemill.errors import SettingsError
 from tidemill.files import Files
-from tidemill.history import write
-from tidemill.past import Sortable, in_order
-from tidemill.pipeline import Pipeline
-from tidemill.recompute import from_kafka, recompute, whole_from
-from tidemill.records import Records
+from tidemill.offline import dataset as sets
+from tidemill.offline.backtest import Backtest
+from tidemill.offline.dataset import Form, Span, Summary, Writer, check_out, span_of, written
+from tidemill.offline.history import write
+from tidemill.offline.log_history import Sortable, in_order
+from tidemill.offline.recompute import from_kafka, recompute, whole_from
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.watch.archiver.service import Archiver
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 FLIGHTS = load("flights")
 LATER = replace(

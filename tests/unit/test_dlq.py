@@ -29,20 +29,20 @@ from refusing import (
 )
 from test_deployment import accepts
 
-from tidemill import topics
-from tidemill.cli import cli
+from tidemill.cli.main import cli
+from tidemill.cli.text import letter_text, letters_text, printable, stats_text
 from tidemill.demo import data
 from tidemill.demo.replay import script
-from tidemill.describe import letter_text, letters_text, printable, stats_text
-from tidemill.dlq import MOST_KINDS, Letters, Places, Stats, Wanted, content
 from tidemill.errors import BrokerError, Reject, SettingsError
-from tidemill.redrive import Redrive
-from tidemill.run import topic_table
+from tidemill.offline.dead_letters import MOST_KINDS, Letters, Places, Stats, Wanted, content
+from tidemill.offline.redrive import Redrive
+from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.validator import letters
-from tidemill.validator.letters import Letter, Place, dead_letter, letter_of, own
+from tidemill.wire import dead_letters as letters
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import Letter, Place, dead_letter, letter_of, own
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +324,7 @@ class TestCommands:
         said = dlq(embedded, "redrive", "--dry-run").stdout
         assert "would send 6 letters back; nothing was sent" in said
         assert "1 can't go back: it is about plain.prediction-log" in said
-        monkeypatch.setattr("tidemill.commands.dlq.asks", lambda: True)
+        monkeypatch.setattr("tidemill.cli.dead_letters.asks", lambda: True)
         declined = dlq(embedded, "redrive", input="n\n")
         assert (declined.exit_code, "send 6 letters back? [y/N]" in declined.stdout) == (1, True)
         assert "sent 1 letter back: 1 to plain.events" in dlq(embedded, "redrive", "--letter", one, input="y\n").stdout

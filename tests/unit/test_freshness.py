@@ -7,12 +7,12 @@ from prometheus_client import REGISTRY
 from test_loop_promises import Member
 
 from tidemill import View, aggregates
-from tidemill.featurizer.others import Seen, Updates
-from tidemill.featurizer.service import Featurizer
-from tidemill.materializer.service import Materializer
-from tidemill.records import Records
+from tidemill.features.lookup import Seen, Updates
+from tidemill.stages.featurizer.service import Featurizer
+from tidemill.stages.materializer.service import Materializer
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.wire.records import Records
 
 PIPELINE = small.make(
     views=[View(name, every="1m", aggregates=[aggregates.count("5m")]) for name in ("origin", "dest")]

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from tidemill import Fuse, Pipeline, metrics, rules
 from tidemill.errors import DeclarationError, Stopped
-from tidemill.records import Records
-from tidemill.run import topic_table
+from tidemill.runtime.run import topic_table
+from tidemill.stages.validator import service as validator
+from tidemill.stages.validator.circuit_breaker import Burning
 from tidemill.stream.api import Slot
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
-from tidemill.validator import service as validator
-from tidemill.validator.fuse import Burning
-from tidemill.validator.letters import said
+from tidemill.wire.dead_letters import said
+from tidemill.wire.records import Records
 
 EVENTS, LETTERS, VALID = "small.events", "small.dlq", "small.events.valid"
 POISON = b"\x01poison"

@@ -13,16 +13,13 @@ import small
 from river import compose, dummy, linear_model, metrics, optim, preprocessing
 from river_in_memory import drive
 
-from tidemill import Gate, Monitor, Training, category, load, number, topics
-from tidemill.backtest import Backtest
-from tidemill.comparison import Differences
+from tidemill import Gate, Monitor, Training, category, load, number
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.errors import ArtifactError, DeclarationError
-from tidemill.gate.sequence import sequence
-from tidemill.gate.service import LOOK, Referee
-from tidemill.gate.trial import Trial
-from tidemill.pipeline import Pipeline
-from tidemill.records import Records
+from tidemill.models.sequence import sequence
+from tidemill.offline.backtest import Backtest
+from tidemill.offline.compare import Differences
 from tidemill.registry.decisions import (
     NOBODY,
     Command,
@@ -33,10 +30,14 @@ from tidemill.registry.decisions import (
     commands,
     decisions,
 )
-from tidemill.run import topic_table
+from tidemill.runtime.run import topic_table
+from tidemill.stages.gate.service import LOOK, Referee
+from tidemill.stages.gate.trial import Trial
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.loop import Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 KEY, TOKEN = b"a key for these tests", b"a token for these tests"
 GATE = Gate(examples=400, segments=["carrier"], worse=0.02, least=50, watch=1_000, round=5_000)

@@ -11,8 +11,8 @@ import small
 
 from tidemill import Stream
 from tidemill.errors import SettingsError
-from tidemill.history import read, write
-from tidemill.records import Codec
+from tidemill.offline.history import read, write
+from tidemill.wire.records import Codec
 
 GOOD = small.event("a", 5)
 

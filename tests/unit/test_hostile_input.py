@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import small
 
-from tidemill import Pipeline, Stream, View, aggregates, compiled, number, rules
+from tidemill import Pipeline, Stream, View, aggregates, number, rules
+from tidemill.encoding import avro_codegen as compiled
 from tidemill.errors import DeclarationError, Reject
-from tidemill.featurizer.service import Featurizer
-from tidemill.records import HEADER, Records
+from tidemill.stages.featurizer.service import Featurizer
+from tidemill.stages.validator.decode import Decoder
+from tidemill.stages.validator.service import Validator
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
-from tidemill.validator.decode import Decoder
-from tidemill.validator.service import Validator
+from tidemill.wire.records import HEADER, Records
 
 PIPELINE = small.make()
 RECORDS = Records(PIPELINE)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import load, topics
-from tidemill.joiner.join import Join, Outcomes
-from tidemill.joiner.service import Joiner
-from tidemill.records import Records
+from tidemill import load
+from tidemill.stages.joiner.join import Join, Outcomes
+from tidemill.stages.joiner.service import Joiner
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryRecord
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 TIMEOUT = 10
 IDS = st.sampled_from("abcdef")

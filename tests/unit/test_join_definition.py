@@ -15,11 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from join_definition import Asked, T, Told, by_definition, chained, held, watermarks
 
-from tidemill.joiner.join import NEVER, Event, Join, Label, Outcomes
-from tidemill.joiner.service import Joiner
-from tidemill.records import Records
+from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
+from tidemill.stages.joiner.service import Joiner
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryRecord
+from tidemill.wire.records import Records
 
 Case = tuple[list[Asked], list[Told]]
 

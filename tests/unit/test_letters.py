@@ -28,18 +28,20 @@ from refusing import (
 )
 from test_loop_crash import Bomb, Crash, Fragile, drive
 
-from tidemill import redrive, rules, topics
+from tidemill import rules
 from tidemill.demo import data
 from tidemill.demo.replay import script
-from tidemill.dlq import Letters
 from tidemill.errors import Aborted, BrokerError, Fenced, Reject
-from tidemill.featurizer import service as featurizer
-from tidemill.joiner import service as joiner
-from tidemill.redrive import Found, Redrive
+from tidemill.offline import redrive
+from tidemill.offline.dead_letters import Letters
+from tidemill.offline.redrive import Found, Redrive
+from tidemill.stages.featurizer import service as featurizer
+from tidemill.stages.joiner import service as joiner
+from tidemill.stages.validator import service as validator
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.validator import letters
-from tidemill.validator import service as validator
-from tidemill.validator.letters import Mark, Place, letter_of, own, place_of, split
+from tidemill.wire import dead_letters as letters
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import Mark, Place, letter_of, own, place_of, split
 
 BOMBS = range(60)
 WRONG = replace(PLAIN, rules=[*PLAIN.rules, rules.between("sched_hour", 0, 10)])

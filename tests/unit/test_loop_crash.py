@@ -7,21 +7,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from tidemill import load, topics
+from tidemill import load
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import Aborted, Fenced
-from tidemill.featurizer import service as featurizer
-from tidemill.featurizer import views
-from tidemill.joiner import service as joiner
-from tidemill.materializer import service as materializer
-from tidemill.records import HEADER, Records
-from tidemill.run import topic_table
-from tidemill.scorer import service as scorer
+from tidemill.features import views
+from tidemill.features.redis import MemoryView
+from tidemill.runtime.run import topic_table
+from tidemill.stages.featurizer import service as featurizer
+from tidemill.stages.joiner import service as joiner
+from tidemill.stages.materializer import service as materializer
+from tidemill.stages.scorer import service as scorer
+from tidemill.stages.validator import service as validator
 from tidemill.stream.loop import Loop, Service
 from tidemill.stream.memory import MemoryBroker
-from tidemill.stream.view import MemoryView
-from tidemill.validator import service as validator
+from tidemill.wire import topics
+from tidemill.wire.records import HEADER, Records
 
 PIPELINE = load("flights")
 RECORDS = Records(PIPELINE)

@@ -15,20 +15,21 @@ import small
 from click.testing import CliRunner
 from river import compose, linear_model, optim, preprocessing
 
-from tidemill import Pipeline, category, flag, number, topics
-from tidemill.cli import cli
+from tidemill import Pipeline, category, flag, number
+from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
-from tidemill.learner.fold import Fold
-from tidemill.mirror import Mirror
-from tidemill.records import Records, vector_to_x
+from tidemill.models.fold import Fold
+from tidemill.offline.mlflow_mirror import Mirror
 from tidemill.registry import pyfunc, snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
-from tidemill.run import topic_table
+from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
+from tidemill.wire import topics
+from tidemill.wire.records import Records, vector_to_x
 
 KEY = "a key for tests, long enough"
 MODELS = topics.MODELS.name("small")

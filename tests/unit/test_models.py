@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tidemill import load, topics
-from tidemill.cli import cli
-from tidemill.describe import version_json, version_text, versions_text
+from tidemill import load
+from tidemill.cli.main import cli
+from tidemill.cli.text import version_json, version_text, versions_text
 from tidemill.errors import SettingsError
-from tidemill.learner.fold import Fold
+from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore, sha256
 from tidemill.registry.versions import MOST, Versions
-from tidemill.run import topic_table
+from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
+from tidemill.wire import topics
 
 PIPELINE = load("flights")
 KEY = "a key for tests, long enough"

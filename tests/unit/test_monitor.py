@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 
 from tidemill import Monitor, Pipeline, load
 from tidemill.errors import DeclarationError, SettingsError
-from tidemill.monitor.alerts import Alerts, Rules, Usual
-from tidemill.monitor.core import Core
-from tidemill.monitor.drift import FLOOR, CategoryReference, NumberReference
-from tidemill.monitor.figures import Columns, Key, of_predictions
-from tidemill.monitor.performance import Answers, Judge
-from tidemill.monitor.service import MonitorService, _FetchThread, credentials
-from tidemill.monitor.windows import Windows, hashed
 from tidemill.stream.memory import MemoryRecord
+from tidemill.watch.monitor.alerts import Alerts, Rules, Usual
+from tidemill.watch.monitor.core import Core
+from tidemill.watch.monitor.drift import FLOOR, CategoryReference, NumberReference
+from tidemill.watch.monitor.figures import Columns, Key, of_predictions
+from tidemill.watch.monitor.performance import Answers, Judge
+from tidemill.watch.monitor.service import MonitorService, _FetchThread, credentials
+from tidemill.watch.monitor.windows import Windows, hashed
 
 FLIGHTS, DELAYS = load("flights"), load("delays")
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80).map(lambda v: np.array(v))

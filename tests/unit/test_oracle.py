@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tidemill import load, rules
-from tidemill.backtest import Backtest
 from tidemill.demo import data
+from tidemill.offline.backtest import Backtest
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,24 @@ from dataclasses import replace
 
 import pytest
 
-from tidemill import View, aggregates, load, topics
-from tidemill.backfill import Backfill, routes_of
+from tidemill import View, aggregates, load
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import BrokerError, SettingsError, StoreError
-from tidemill.featurizer import service as featurizer
-from tidemill.featurizer.others import StoredViews
-from tidemill.joiner import service as joiner
-from tidemill.materializer import service as materializer
-from tidemill.records import Records
-from tidemill.run import topic_table
-from tidemill.scorer import service as scorer
+from tidemill.features.lookup import StoredViews
+from tidemill.features.redis import MemoryReader, MemoryView
+from tidemill.offline.backfill import Backfill, routes_of
+from tidemill.runtime.run import topic_table
+from tidemill.stages.featurizer import service as featurizer
+from tidemill.stages.joiner import service as joiner
+from tidemill.stages.materializer import service as materializer
+from tidemill.stages.scorer import service as scorer
+from tidemill.stages.validator import service as validator
 from tidemill.stream.api import Slot
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
-from tidemill.stream.view import MemoryReader, MemoryView
-from tidemill.validator import service as validator
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 PLAIN = load("plain")
 DEST = View("dest", every="1h", aggregates=[aggregates.count("3h"), aggregates.mean("distance", "7d")])
@@ -191,7 +192,7 @@ def test_a_store_that_is_away_is_not_asked_again_at_once() -> None:
 
 
 def test_a_backfill_does_not_begin_before_the_services_have_come_to_the_end(messages, monkeypatch) -> None:
-    monkeypatch.setattr("tidemill.backfill.PATIENCE", 0.0)
+    monkeypatch.setattr("tidemill.offline.backfill.PATIENCE", 0.0)
     river = River(pipeline(DEST))
     river.send(messages[:50])
     river.drive("validator")

@@ -9,7 +9,7 @@ import pytest
 from river import compose, linear_model, preprocessing
 
 from tidemill import Monitor, Pipeline, Stream, View, aggregates, category, load, number, rules
-from tidemill.describe import as_text, check_models
+from tidemill.cli.text import as_text, check_models
 from tidemill.errors import DeclarationError
 
 GOOD = load("flights")

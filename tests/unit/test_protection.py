@@ -17,20 +17,20 @@ from river import compose, metrics
 from river_in_memory import River, flights
 
 from tidemill import Pipeline, Protect, load
-from tidemill.backtest import Backtest
-from tidemill.describe import as_json, as_text, report_text
+from tidemill.cli.text import as_json, as_text, report_text
 from tidemill.errors import DeclarationError
-from tidemill.learner.fold import Fold
-from tidemill.learner.protection import LONGEST_SOURCE, Shares
-from tidemill.learner.service import Learner
 from tidemill.metrics import COUNTS
-from tidemill.records import Records, vector_to_x
+from tidemill.models.fold import Fold
+from tidemill.models.source_shares import LONGEST_SOURCE, Shares
+from tidemill.offline.backtest import Backtest
+from tidemill.offline.replay import Replay
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
-from tidemill.replay import Replay
+from tidemill.stages.learner.service import Learner
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
+from tidemill.wire.records import Records, vector_to_x
 
 PLAIN = load("plain")
 KEY = b"a key for tests, long enough"

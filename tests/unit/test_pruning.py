@@ -11,21 +11,21 @@ import pytest
 import small
 from click.testing import CliRunner
 
-from tidemill import topics
-from tidemill.cli import cli
-from tidemill.commands import models as command
+from tidemill.cli import models as command
+from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
-from tidemill.learner.service import Learner, history_of
 from tidemill.registry.latest import REMEMBERED
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.pruning import plan, prune
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
-from tidemill.run import topic_table
+from tidemill.runtime.run import topic_table
+from tidemill.stages.learner.service import Learner, history_of
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
+from tidemill.wire import topics
 
 DECLARATION = "import small\npipeline = small.make(models={'linear': small.linear(), 'slow': small.linear(0.0001)})\n"
 PIPELINE = small.make()

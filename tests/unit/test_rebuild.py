@@ -16,24 +16,25 @@ from click.testing import CliRunner
 from river import forest
 from river_in_memory import KEY, River, drive
 
-from tidemill import Pipeline, load, topics
-from tidemill.cli import cli
-from tidemill.describe import version_json, version_text
+from tidemill import Pipeline, load
+from tidemill.cli.main import cli
+from tidemill.cli.text import version_json, version_text
 from tidemill.errors import ArtifactError, SettingsError
-from tidemill.folding import Folding, Wanted
-from tidemill.learner import service as learner
-from tidemill.learner.fold import Fold
-from tidemill.rebuild import Rebuild, Rebuilt
-from tidemill.records import Records, vector_to_x
+from tidemill.models.fold import Fold
+from tidemill.models.refold import Folding, Wanted
+from tidemill.offline.rebuild import Rebuild, Rebuilt
 from tidemill.registry.latest import REMEMBERED
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.pruning import plan, prune
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
-from tidemill.run import topic_table
+from tidemill.runtime.run import topic_table
+from tidemill.stages.learner import service as learner
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.wire import topics
+from tidemill.wire.records import Records, vector_to_x
 
 EXAMPLES, MODELS = topics.EXAMPLES.name("small"), topics.MODELS.name("small")
 ROUND, ROUNDS = 10, 6

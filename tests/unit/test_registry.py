@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tidemill import load, topics
-from tidemill.backtest import Backtest
+from tidemill import load
 from tidemill.demo import data
 from tidemill.errors import ArtifactError, DeclarationError
-from tidemill.learner.fold import Fold
-from tidemill.learner.service import Learner
-from tidemill.records import Records, vector_to_x
+from tidemill.models.fold import Fold
+from tidemill.offline.backtest import Backtest
 from tidemill.registry import snapshots
 from tidemill.registry.latest import latest, slot_of
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
+from tidemill.stages.learner.service import Learner
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.wire import topics
+from tidemill.wire.records import Records, vector_to_x
 
 PIPELINE = load("flights")
 KEY = b"a key for tests, long enough"

@@ -15,19 +15,20 @@ from click.testing import CliRunner
 from river import naive_bayes
 from river_in_memory import KEY, River, drive
 
-from tidemill import load, topics
-from tidemill.cli import cli
-from tidemill.describe import prediction_text
+from tidemill import load
+from tidemill.cli.main import cli
+from tidemill.cli.text import prediction_text
 from tidemill.errors import SettingsError
-from tidemill.learner import service as learner
-from tidemill.records import HEADER
+from tidemill.offline.replay import NEAR, Replay, Summary
 from tidemill.registry.latest import slot_of
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
-from tidemill.replay import NEAR, Replay, Summary
+from tidemill.stages.learner import service as learner
 from tidemill.stream.api import Slot
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.wire import topics
+from tidemill.wire.records import HEADER
 
 DECLARATION = "import small\npipeline = small.make(models={'linear': small.linear(), 'slow': small.linear(0.0001)})\n"
 LOG, EXAMPLES, MODELS = topics.PREDICTION_LOG, topics.EXAMPLES, topics.MODELS

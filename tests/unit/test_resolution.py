@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import schemas
-from tidemill.resolution import promoted, unreadable
-from tidemill.safety import DEEPEST, unsafe
+from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.resolution import promoted, unreadable
+from tidemill.encoding.schema_limits import DEEPEST, unsafe
 
 PRIMITIVES = ("boolean", "int", "long", "float", "double", "string")
 VALUES: dict[str, Any] = {

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from registry_server import RegistryServer
 
 from tidemill import load
-from tidemill.cli import cli
+from tidemill.cli.main import cli
 from tidemill.errors import SettingsError, StoreError, TidemillError
 
 AVRO = load("plain").events.avro

@@ -18,12 +18,12 @@ from registry_server import RegistryServer
 from running import until
 from test_writers import AS_V1, CODEC, EVENT, OWN, V2, V2_BODY, V2_EVENT, evolved, named, prefix
 
+from tidemill.encoding.schema_registry import SchemaRegistry, Version
 from tidemill.errors import Retry, StoreError
+from tidemill.stages.validator import service as validator
+from tidemill.stages.validator.feed import DEAF_SECONDS, SchemaFeed, subject_of
+from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.stream.schema_registry import SchemaRegistry, Version
-from tidemill.validator import service as validator
-from tidemill.validator.feed import DEAF_SECONDS, SchemaFeed, subject_of
-from tidemill.validator.service import Validator
 
 PIPELINE = small.make()
 EVENTS, LABELS = "small.events", "small.labels"

@@ -12,20 +12,21 @@ import pytest
 import small
 from river import compose, linear_model, metrics, preprocessing
 
-from tidemill import Monitor, Pipeline, category, number, schemas
-from tidemill.describe import version_json, version_text
+from tidemill import Monitor, Pipeline, category, number
+from tidemill.cli.text import version_json, version_text
+from tidemill.encoding import schema_files as schemas
 from tidemill.errors import ArtifactError
-from tidemill.learner.fold import Fold
-from tidemill.learner.service import Learner
-from tidemill.records import Codec, Records
+from tidemill.models.fold import Fold
+from tidemill.models.segments import MOST_VALUES, Segments
+from tidemill.offline.lookup import shown
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
-from tidemill.segments import MOST_VALUES, Segments
-from tidemill.status.lookup import shown
+from tidemill.stages.learner.service import Learner
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.wire.records import Codec, Records
 
 KEY = b"a key for tests, long enough"
 SLOT = Slot("small.examples", 0)

@@ -12,18 +12,18 @@ import small
 from river_in_memory import KEY
 from test_gate import made
 
-from tidemill import topics
 from tidemill.errors import BrokerError
-from tidemill.learner.fold import Fold
-from tidemill.records import Records
+from tidemill.models.fold import Fold
 from tidemill.registry.decisions import NOBODY, Decision, Seat, decisions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
-from tidemill.run import topic_table
-from tidemill.scorer.feed import AGAIN_SECONDS, ModelFeed, Placed
-from tidemill.scorer.service import Scorer, share_of
+from tidemill.runtime.run import topic_table
+from tidemill.stages.scorer.feed import AGAIN_SECONDS, ModelFeed, Placed
+from tidemill.stages.scorer.service import Scorer, share_of
 from tidemill.stream.api import Slot
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 PIPELINE = made(None)
 RECORDS = Records(PIPELINE)

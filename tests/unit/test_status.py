@@ -14,12 +14,12 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, decision, figure, letter, predicted, window
 
-from tidemill import topics
 from tidemill.errors import BrokerError, StoreError
-from tidemill.status.app import MOST_BODY
-from tidemill.status.lookup import TooFarBackError
-from tidemill.status.overview import flow
-from tidemill.status.scrape import Instance, Scraper, parse
+from tidemill.offline.lookup import TooFarBackError
+from tidemill.watch.status.app import MOST_BODY
+from tidemill.watch.status.overview import flow
+from tidemill.watch.status.scrape import Instance, Scraper, parse
+from tidemill.wire import topics
 
 SCRIPT = "<script>alert(1)</script>"
 

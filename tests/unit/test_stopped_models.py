@@ -11,16 +11,16 @@ import small
 from river import linear_model, optim
 
 from tidemill import Pipeline
+from tidemill.declare.tasks import TASKS, Task
 from tidemill.errors import ArtifactError
-from tidemill.learner.fold import LOOK, Fold
-from tidemill.learner.service import Learner
 from tidemill.metrics import COUNTS, GAUGES
-from tidemill.records import Records
+from tidemill.models.fold import LOOK, Fold
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
+from tidemill.stages.learner.service import Learner
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
-from tidemill.tasks import TASKS, Task
+from tidemill.wire.records import Records
 
 KEY = b"a key for tests, long enough"
 SLOT = Slot("small.examples", 0)
@@ -170,7 +170,7 @@ def test_it_is_noticed_at_the_same_example_however_seldom_versions_are_published
 def test_a_model_that_fails_or_can_not_be_saved_stops_until_it_is_well(
     score: float, inside: Any, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="tidemill.learner.course")
+    caplog.set_level("INFO", logger="tidemill.stages.learner.training_run")
     live = Learning(small.make(), tmp_path)
     records, sound = small.example_records(live.pipeline, 50), live.step.fold.model
     live.step.fold.model = Says(score)

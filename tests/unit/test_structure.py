@@ -11,19 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from tidemill import aggregates, load, schemas, topics
+from tidemill import aggregates, durations, load
 from tidemill.durations import milliseconds
+from tidemill.encoding import schema_files as schemas
 from tidemill.errors import SettingsError
-from tidemill.history import read, write
 from tidemill.logs import JsonFormatter
-from tidemill.records import HEADER, Records
+from tidemill.offline.history import read, write
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
-from tidemill.topics import SERVICES, WATCHING
+from tidemill.wire import topics
+from tidemill.wire.records import HEADER, Records
+from tidemill.wire.topics import SERVICES, WATCHING
 
-PACKAGE = Path(topics.__file__).parent
-PURE = [p for folder in ("validator", "featurizer", "joiner", "learner") for p in (PACKAGE / folder).rglob("*.py")]
-PURE += [PACKAGE / "scorer" / "service.py", PACKAGE / "backtest.py", PACKAGE / "comparison.py", PACKAGE / "pipeline.py"]
+PACKAGE = Path(durations.__file__).parent
+PURE = [
+    path
+    for room in ("rules", "aggregates", "declare", "models", "stages")
+    for path in (PACKAGE / room).rglob("*.py")
+]
+PURE += [PACKAGE / "offline" / "backtest.py", PACKAGE / "offline" / "compare.py"]
 
 
 @pytest.mark.parametrize("path", PURE, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -34,7 +40,7 @@ def test_steps_import_no_client_library(path: Path) -> None:
             imported |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             imported.add(node.module or "")
-    banned = ("confluent_kafka", "redis", "tidemill.stream.kafka", "requests", "socket")
+    banned = ("confluent_kafka", "redis", "tidemill.stream.kafka.broker", "requests", "socket")
     assert not [name for name in imported if name.startswith(banned)]
 
 
@@ -56,7 +62,10 @@ def test_the_joiner_reads_topics_with_the_same_key_and_partitions() -> None:
 
 
 def test_schema_ids_are_the_same_in_every_process() -> None:
-    code = "import json; from tidemill import load, describe; print(json.dumps(describe.as_json(load('flights'))['schema_ids']))"
+    code = (
+        "import json; from tidemill import load; from tidemill.cli import text as describe; "
+        "print(json.dumps(describe.as_json(load('flights'))['schema_ids']))"
+    )
     ids = [
         json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
         for _ in range(2)

@@ -19,22 +19,23 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import Pipeline, Stream, load, rules, topics
-from tidemill.cli import cli
+from tidemill import Pipeline, Stream, load, rules
+from tidemill.cli.main import cli
+from tidemill.cli.text import suggestions_text
 from tidemill.demo import data
 from tidemill.demo.flights import CARRIERS
-from tidemill.describe import suggestions_text
 from tidemill.errors import SettingsError
-from tidemill.history import write
-from tidemill.records import Records
+from tidemill.offline.history import write
+from tidemill.offline.suggest import profiles
+from tidemill.offline.suggest.core import LADDER, Suggestion, Suggestions, code, suggest
+from tidemill.offline.suggest.fences import rounded
+from tidemill.offline.suggest.profiles import History, Ids, Profile, Sample, hashed, of_kafka, of_rows
+from tidemill.offline.suggest.shapes import pattern_of
+from tidemill.rules import Rule
 from tidemill.stream.api import Slot
 from tidemill.stream.memory import MemoryBroker
-from tidemill.suggest import profiles
-from tidemill.suggest.core import LADDER, Suggestion, Suggestions, code, suggest
-from tidemill.suggest.fences import rounded
-from tidemill.suggest.profiles import History, Ids, Profile, Sample, hashed, of_kafka, of_rows
-from tidemill.suggest.shapes import pattern_of
-from tidemill.validator.rules import Rule
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 FLIGHTS = load("flights")
 BARE = replace(FLIGHTS, rules=[], label_rules=[])
@@ -468,7 +469,7 @@ class TestTheCommand:
             self.run("flights", "--labels", tmp_path / "e.csv")
 
     def test_an_empty_log_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from tidemill.commands import rules as command
+        from tidemill.cli import rules as command
 
         empty = MemoryBroker({topics.EVENTS_VALID.name("flights"): 1, topics.LABELS_VALID.name("flights"): 1})
         monkeypatch.setattr(command, "_broker", lambda *_: empty)

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import small
 
-from tidemill import topics
-from tidemill.learner.fold import Fold
-from tidemill.records import Records
+from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
-from tidemill.run import topic_table
-from tidemill.scorer.feed import ModelFeed
-from tidemill.scorer.release import PIECE, release
-from tidemill.scorer.service import Scorer
+from tidemill.runtime.run import topic_table
+from tidemill.stages.scorer.feed import ModelFeed
+from tidemill.stages.scorer.release import PIECE, release
+from tidemill.stages.scorer.service import Scorer
 from tidemill.stream.memory import MemoryBroker
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 PIPELINE = small.make()
 

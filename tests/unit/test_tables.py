@@ -15,13 +15,13 @@ import pytest
 import small
 
 from tidemill import Table, category, flag, load, number
-from tidemill.describe import as_json, as_text
+from tidemill.cli.text import as_json, as_text
 from tidemill.errors import DeclarationError
-from tidemill.featurizer.service import Featurizer
-from tidemill.records import Records
+from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
 from tidemill.tables import FORMS, MISSING
+from tidemill.wire.records import Records
 
 ROWS: list[dict[str, Any]] = [
     {"faa": "LAX", "lat": 33.9, "alt": 126, "zip": "090045", "hub": True, "tz": "NA", "gates": None},

@@ -19,12 +19,12 @@ from examples import data
 from river import compose, datasets, evaluate, linear_model
 from river_in_memory import River
 
-from tidemill import topics
-from tidemill.backtest import Backtest, Report
-from tidemill.cli import cli
-from tidemill.describe import check_models
+from tidemill.cli.main import cli
+from tidemill.cli.text import check_models
+from tidemill.declare.tasks import TASKS
+from tidemill.offline.backtest import Backtest, Report
 from tidemill.registry.manifests import Manifest
-from tidemill.tasks import TASKS
+from tidemill.wire import topics
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(data.DATASETS)

@@ -10,7 +10,7 @@ import pytest
 
 from tidemill import View, aggregates
 from tidemill.durations import milliseconds
-from tidemill.featurizer.tiles import Entity, Plan
+from tidemill.features.tiles import Entity, Plan
 
 EVERY = 60_000
 SUM = aggregates.sum("x", "10m")

@@ -27,23 +27,24 @@ from river import compose, evaluate, linear_model, metrics, optim, preprocessing
 from river_in_memory import River, drive, flights
 from test_deployment import accepts
 
-from tidemill import Pipeline, Search, load, ranges, topics, tuned
-from tidemill.archiver.service import Archiver
-from tidemill.backtest import Backtest
-from tidemill.cli import cli
+from tidemill import Pipeline, Search, load, ranges, tuned
+from tidemill.cli.main import cli
+from tidemill.cli.text import check_models, tuning_text
+from tidemill.declare.search import name_of
 from tidemill.demo import data
-from tidemill.describe import check_models, tuning_text
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.files import Files
-from tidemill.history import write
-from tidemill.learner import service as learner
+from tidemill.offline.backtest import Backtest
+from tidemill.offline.history import write
+from tidemill.offline.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
+from tidemill.offline.tuning.rungs import HEAT, Asked, Race, Report, Runner, file_of
+from tidemill.stages.learner import service as learner
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
-from tidemill.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
-from tidemill.tuning.race import HEAT, Asked, Race, Report, Runner, file_of
-from tidemill.tuning.search import name_of
+from tidemill.watch.archiver.service import Archiver
+from tidemill.wire import topics
 
 ROOT = Path(__file__).parents[2]
 HOUR = small.HOUR
@@ -459,7 +460,7 @@ class TestWinners:
     def test_its_name_is_the_same_in_every_process_and_another_for_another_model(self) -> None:
         one = raced().winners[0]
         code = (
-            "import test_tuning as t; from tidemill.tuning.search import name_of; "
+            "import test_tuning as t; from tidemill.declare.search import name_of; "
             f"print(name_of('linear', {dict(one.parameters)!r}, t.linear(**{dict(one.parameters)!r})))"
         )
         for seed in ("1", "2"):

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import load, topics
+from tidemill import load
 from tidemill.errors import Reject
-from tidemill.records import HEADER, Records
+from tidemill.stages.validator.decode import LARGEST, Decoder
+from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryRecord
-from tidemill.validator.decode import LARGEST, Decoder
-from tidemill.validator.letters import LONGEST_VALUE
-from tidemill.validator.service import Validator
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import LONGEST_VALUE
+from tidemill.wire.records import HEADER, Records
 
 PIPELINE = load("flights")
 RECORDS = Records(PIPELINE)

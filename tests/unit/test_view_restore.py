@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill import View, aggregates
-from tidemill.featurizer.service import Featurizer
-from tidemill.pipeline import Pipeline
-from tidemill.records import Records
+from tidemill.declare.pipeline import Pipeline
+from tidemill.features.redis import MemoryView
+from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, Slot, discard
 from tidemill.stream.memory import MemoryRecord
-from tidemill.stream.view import MemoryView
+from tidemill.wire.records import Records
 
 SLOT = Slot("small.events.valid", 0)
 

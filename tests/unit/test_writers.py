@@ -14,17 +14,18 @@ import small
 from hypothesis import given, settings
 from test_resolution import pairs, value_of
 
-from tidemill import Pipeline, Stream, schemas
-from tidemill.backtest import Backtest
-from tidemill.describe import as_text
+from tidemill import Pipeline, Stream
+from tidemill.cli.text import as_text
+from tidemill.encoding import schema_files as schemas
 from tidemill.errors import DeclarationError, Retry
-from tidemill.featurizer.service import Featurizer
-from tidemill.records import HEADER, Codec, Records
+from tidemill.offline.backtest import Backtest
+from tidemill.stages.featurizer.service import Featurizer
+from tidemill.stages.validator.decode import Decoder
+from tidemill.stages.validator.service import Validator
+from tidemill.stages.validator.writers import Name, Writer, refused, writer
 from tidemill.stream.api import Position, Slot
 from tidemill.stream.memory import MemoryRecord
-from tidemill.validator.decode import Decoder
-from tidemill.validator.service import Validator
-from tidemill.validator.writers import Name, Writer, refused, writer
+from tidemill.wire.records import HEADER, Codec, Records
 
 PIPELINE = small.make()
 CODEC = Records(PIPELINE).event

@@ -9,13 +9,13 @@ from typing import Any
 
 from river.utils import Rolling
 
-from tidemill import topics
-from tidemill.pipeline import Pipeline
-from tidemill.records import HEADER, Records
+from tidemill.declare.pipeline import Pipeline
 from tidemill.registry.decisions import Seat
 from tidemill.stream.api import Record
-from tidemill.stream.kafka import KafkaBroker, Reader
-from tidemill.validator import letters
+from tidemill.stream.kafka.broker import KafkaBroker, Reader
+from tidemill.wire import dead_letters as letters
+from tidemill.wire import topics
+from tidemill.wire.records import HEADER, Records
 
 ROLLING = 2000
 READ = (

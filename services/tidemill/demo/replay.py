@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tidemill import topics
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
-from tidemill.pipeline import Pipeline
-from tidemill.records import Records
-from tidemill.stream.kafka import Sender
+from tidemill.stream.kafka.broker import Sender
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 
 class Message(NamedTuple):

@@ -19,15 +19,15 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from tidemill.declare.pipeline import Pipeline, load
 from tidemill.demo import data, screen
 from tidemill.demo.observer import Observer
 from tidemill.demo.replay import Replay, script
 from tidemill.demo.stack import Redis, Stack, create_embedded, embedded_settings
 from tidemill.errors import TidemillError
-from tidemill.pipeline import Pipeline, load
-from tidemill.run import topic_table
+from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka import KafkaBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 
 SPOILT = 40
 """How many events are spoilt, about; at most one in 50, so that a short run shows each kind too."""

@@ -20,13 +20,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import StoreError, TidemillError
-from tidemill.pipeline import Pipeline
-from tidemill.run import topic_table
+from tidemill.features.redis import connect
+from tidemill.runtime.run import topic_table
+from tidemill.runtime.worker import die_with_parent
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.view import connect
-from tidemill.topics import SERVICES, WATCHING
-from tidemill.worker import die_with_parent
+from tidemill.wire.topics import SERVICES, WATCHING
 
 __all__ = ["EmbeddedBroker", "Redis", "Stack", "free_port", "roles"]
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from tidemill import topics
+from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError
-from tidemill.pipeline import Pipeline
-from tidemill.records import Codec, Records
 from tidemill.stream.api import Broker, Record, whole
+from tidemill.wire import topics
+from tidemill.wire.records import Codec, Records
 
 log = logging.getLogger(__name__)
 

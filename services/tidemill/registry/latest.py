@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 
-from tidemill import topics
 from tidemill.errors import ArtifactError
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Broker, Record, Slot
+from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Any
 import river
 
 import tidemill
+from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError
-from tidemill.pipeline import Pipeline
-from tidemill.records import Codec, Records, vector_to_x
+from tidemill.models.segments import State, told
 from tidemill.registry import snapshots
 from tidemill.registry.store import ArtifactStore, sha256
-from tidemill.segments import State, told
+from tidemill.wire.records import Codec, Records, vector_to_x
 
 
 @dataclass(frozen=True)

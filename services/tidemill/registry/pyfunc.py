@@ -20,12 +20,12 @@ from typing import Any
 import pandas as pd
 import river
 
-from tidemill import schemas
+from tidemill.declare.tasks import TASKS
+from tidemill.encoding import schema_files as schemas
 from tidemill.errors import ArtifactError
-from tidemill.records import Codec, vector_to_x
 from tidemill.registry import snapshots
 from tidemill.registry.store import sha256
-from tidemill.tasks import TASKS
+from tidemill.wire.records import Codec, vector_to_x
 
 MANIFEST, ARTIFACT, DECLARED = "manifest", "artifact", "declared.json"
 FORMS = ("manifest.v2", "manifest.v1")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tidemill import topics
+from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
-from tidemill.pipeline import Pipeline
-from tidemill.records import Records
 from tidemill.registry.latest import WINDOW, backwards
 from tidemill.registry.manifests import Manifest, Registry, parse
 from tidemill.stream.api import Broker, Record, Slot
+from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 MOST = 4_000
 """Records that are held at once; a manifest has some 3 kB, and 64 bytes more for each segment."""

@@ -1,0 +1,46 @@
+"""The earliest of a field's values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidemill.aggregates.base import Aggregate, Column, Window, loose, strict
+
+Cell = tuple[int, float] | None
+
+
+class Earliest(Column):
+    """A cell is (event time, value) of the earliest value; of equal times the earlier arrival's."""
+
+    def __init__(self, field: str, name: str = "first") -> None:
+        super().__init__(f"{name}:{field}", field)
+
+    def fresh(self) -> Cell:
+        return None
+
+    def add(self, cells: list[Cell], index: int, value: float, now: int) -> None:
+        held = cells[index]
+        if held is None or now < held[0]:
+            cells[index] = (now, value)
+
+    def merge(self, cells: Sequence[Cell]) -> Cell:
+        return next((cell for cell in cells if cell is not None), None)
+
+    def dump(self, cell: Cell) -> list[float | str] | None:
+        return None if cell is None else [cell[0], strict(cell[1])]
+
+    def load(self, held: tuple[int, float | str]) -> Cell:
+        time, value = held
+        return (time, loose(value))
+
+
+def first(over: str, window: str) -> list[Aggregate]:
+    """The value of `over` with the earliest event time in the window; of equal times the earlier arrival."""
+    column = Earliest(over)
+    name = column.name
+
+    def read(w: Window, _: int) -> float | None:
+        cell = column.merge(w[name])
+        return None if cell is None else cell[1]
+
+    return [Aggregate("first", over, window, (column,), read)]

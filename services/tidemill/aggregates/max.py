@@ -1,0 +1,37 @@
+"""The largest of a field's values."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Sequence
+
+from tidemill.aggregates.base import Aggregate, Number, Window, asked
+
+
+class Largest(Number):
+    """A cell is the largest value of `field`."""
+
+    start = -math.inf
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"max:{field}", field)
+
+    def add(self, cells: list[float], index: int, value: float, now: int) -> None:  # noqa: ARG002
+        if value > cells[index]:
+            cells[index] = value
+
+    def merge(self, cells: Sequence[float]) -> float:
+        return builtins.max(cells)
+
+
+def max(over: str, *windows: str) -> list[Aggregate]:
+    """Largest value of `over`; missing without a value in the window."""
+    column = Largest(over)
+    name, extreme, nothing = column.name, builtins.max, column.start
+
+    def read(w: Window, _: int) -> float | None:
+        found: float = extreme(w[name])
+        return None if found == nothing else found
+
+    return [Aggregate("max", over, window, (column,), read) for window in asked("max", (over,), windows)]

@@ -1,0 +1,33 @@
+"""The sum of a field's values."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Sequence
+
+from tidemill.aggregates.base import Aggregate, Count, Number, Window, asked
+
+
+class Sum(Number):
+    """A cell is the sum of the values of `field`."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"sum:{field}", field)
+
+    def add(self, cells: list[float], index: int, value: float, now: int) -> None:  # noqa: ARG002
+        cells[index] += value
+
+    def merge(self, cells: Sequence[float]) -> float:
+        return builtins.sum(cells)
+
+
+def sum(over: str, *windows: str) -> list[Aggregate]:
+    """Sum of `over`; missing without a value in the window."""
+    columns = Count(over), Sum(over)
+    n, s = (column.name for column in columns)
+    add = builtins.sum
+
+    def read(w: Window, _: int) -> float | None:
+        return add(w[s]) if add(w[n]) else None
+
+    return [Aggregate("sum", over, window, columns, read) for window in asked("sum", (over,), windows)]

@@ -1,0 +1,228 @@
+"""`tidemill models promote`, `rollback`, `pin`, `unpin`, `train`: asked of the gate by way of the status service; and `decisions`."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from tidemill import settings
+from tidemill.cli.models import models
+from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.declare.pipeline import Pipeline, load
+from tidemill.errors import SettingsError
+from tidemill.wire import topics
+
+POLL_SECONDS = 0.3
+
+
+def asking(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every command to the gate has."""
+    for add in (
+        with_settings("status_url"),
+        click.option("--wait", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds for the gate's answer."),
+        click.option("--id", "command_id", help="The command's id: given again, it is carried out once. Default: a new one."),
+        click.option("--by", default=None, help="Who asks. Default: who is logged in."),
+        click.option("--why", required=True, help="Why; it stands in the decision for ever."),
+    ):  # fmt: skip
+        command = add(command)
+    return command
+
+
+@models.command()
+@PIPELINE
+@click.argument("target", metavar="MODEL[@VERSION]", required=False)
+@click.option("--best", type=click.IntRange(1, 100), help="Instead of a model: the so-manieth best by --metric.")
+@click.option("--metric", help="With --best: one of the pipeline's metrics. Default: the first.")
+@with_settings("brokers", "store_url")
+@asking
+def promote(pipeline: str, target: str | None, best: int | None, metric: str | None, **options: Any) -> None:
+    """Make a model the champion: as it learns, or one version of it.
+
+    With a gate declared the old champion shadows for a while and takes over again if the new one does worse.
+    """
+    if (target is None) == (best is None):
+        raise SettingsError("name a model, as in logreg or logreg@12000, or draw it by --best 3: one of both")
+    if metric is not None and best is None:
+        raise SettingsError(f"--metric {metric} goes with --best")
+    declared, chosen = load(pipeline), _settings(options)
+    if best is not None:
+        target = _best(declared, chosen, best, metric)
+        click.echo(f"{declared.name}: number {best} is {target}")
+    _ask(declared, chosen, "promote", target or "", **options)
+
+
+@models.command()
+@PIPELINE
+@click.option("--steps", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many champions back.")
+@asking
+def rollback(pipeline: str, steps: int, **options: Any) -> None:
+    """Give the champion's place back to the previous one, or to one further back."""
+    _ask(load(pipeline), _settings(options), "rollback", "", steps=steps, **options)
+
+
+@models.command()
+@PIPELINE
+@click.argument("target", metavar="MODEL@VERSION")
+@asking
+def pin(pipeline: str, target: str, **options: Any) -> None:
+    """Hold the champion's place at one version; the gate leaves it there until `unpin`."""
+    _ask(load(pipeline), _settings(options), "pin", target, **options)
+
+
+@models.command()
+@PIPELINE
+@asking
+def unpin(pipeline: str, **options: Any) -> None:
+    """Let the pinned model serve as it has learned by now, and the gate decide again."""
+    _ask(load(pipeline), _settings(options), "unpin", "", **options)
+
+
+@models.command()
+@PIPELINE
+@click.argument("model")
+@click.option("--from", "begin", default=None, metavar="WHERE",
+              help="Its first example: earliest, an offset, or -N for the latest N. Default: as Training(...) says.")  # fmt: skip
+@asking
+def train(pipeline: str, model: str, begin: str | None, **options: Any) -> None:
+    """Fold a fresh copy of a model over history; it shadows as a candidate, MODEL~OFFSET, as soon as it has caught up."""
+    declared = load(pipeline)
+    many = declared.training.examples if declared.training else 0
+    found = -many if begin is None else 0 if begin == "earliest" else _number(begin)
+    _ask(declared, _settings(options), "train", model, begin=found, **options)
+
+
+@models.command()
+@PIPELINE
+@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The latest so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines, with the evidence.")
+@with_settings("brokers")
+def decisions(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
+    """Print what was decided about who serves, the latest first: also what was refused, and on what evidence.
+
+    Signatures are checked where TIDEMILL_SIGNING_KEY is set.
+    """
+    from tidemill.cli import text as describe
+    from tidemill.cli.models import broker_with
+    from tidemill.registry.decisions import all_decisions, unchecked
+    from tidemill.registry.decisions import decisions as sealed
+
+    chosen, declared = settings.load(**options), load(pipeline)
+    broker = broker_with(declared, chosen, topics.PROMOTIONS)
+    is_set = bool(chosen.signing_key.get_secret_value())
+    reader = sealed(declared, chosen.signing_secret()) if is_set else unchecked(declared)
+    found = all_decisions(declared, broker, reader)[-limit:][::-1]
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(describe.decision_json(one)))
+        return
+    click.echo(describe.decisions_text(declared, found), nl=False)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"--from {text!r}: expected earliest, an offset as 12000, or -N for the latest N") from None
+
+
+def _settings(options: dict[str, Any]) -> settings.Settings:
+    names = settings.Settings.model_fields.keys() & options.keys()
+    return settings.load(**{name: options.pop(name) for name in names})
+
+
+def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str | None) -> str:
+    """Return the so-manieth best model, by the newest version of each."""
+    from tidemill.cli.models import broker_with
+    from tidemill.registry.latest import latest
+    from tidemill.runtime import run as running
+
+    known = {type(one).__name__: one for one in declared.metric()}
+    metric = metric or next(iter(known))
+    if metric not in known:
+        raise SettingsError(f"--metric {metric!r} is not one of the pipeline's: {', '.join(known)}")
+    broker = broker_with(declared, chosen, topics.MODELS)
+    found, _ = latest(broker, running.registry_of(declared, chosen), dict.fromkeys(declared.models, 1))
+    values = {
+        name: manifests[0].metrics[metric]
+        for name, manifests in found.items()
+        if manifests and metric in manifests[0].metrics
+    }
+    ranked = sorted(values, key=lambda name: values[name], reverse=bool(known[metric].bigger_is_better))
+    if best > len(ranked):
+        there = ", ".join(f"{name} {values[name]:.4g}" for name in ranked) or "none"
+        raise SettingsError(f"--best {best}: models with a version that has {metric}, the best first: {there}")
+    return ranked[best - 1]
+
+
+def _ask(
+    declared: Pipeline, chosen: settings.Settings, kind: str, target: str, *, why: str, by: str | None, command_id: str | None,
+    wait: float, **more: Any,
+) -> None:  # fmt: skip
+    """Ask the gate, wait for its decision, and print it; exit code 1 where it refused."""
+    name = command_id or uuid.uuid4().hex
+    body = {"id": name, "kind": kind, "target": target, "by": by or getpass.getuser(), "why": why, **more}
+    decided = _call(chosen, "/api/commands", body)["decision"]
+    deadline = time.monotonic() + wait
+    while decided is None:
+        if time.monotonic() > deadline:
+            raise SettingsError(
+                f"the gate has not answered within {wait:g} s: is it running? The command stands in {declared.name}.commands and is "
+                f"carried out when it does; ask again with --id {name}"
+            )
+        time.sleep(POLL_SECONDS)
+        decided = _call(chosen, f"/api/commands/{urllib.parse.quote(name)}")["decision"]
+    champion = decided["champion"]
+    serves = champion["model"] + (f"@{champion['version']}" if champion["version"] else "")
+    click.echo(f"{decided['kind'].replace('_', ' ')}: {decided['why']}")
+    click.echo(f"{serves} serves" + (", pinned" if decided["held"] else ""))
+    watched, gate = decided["watched"]["model"], declared.gate
+    if watched and gate:
+        click.echo(
+            f"{watched} is watched: for {gate.watch:,} questions it takes its place again if {serves} does worse"
+        )
+    if decided["candidate"]:
+        click.echo(f"{decided['candidate']} is the candidate")
+    if decided["kind"] == "training":
+        click.echo(f"it shadows once it has caught up: `tidemill models list {declared.name}` tells its versions")
+    if decided["kind"] == "refused":
+        sys.exit(1)
+
+
+def _call(chosen: settings.Settings, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    url = chosen.status_url.rstrip("/") + path
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {chosen.status_token.get_secret_value()}"})  # noqa: S310
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  http or https, as the setting's pattern says
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except urllib.error.HTTPError as error:
+        raise SettingsError(
+            f"the status service at {chosen.status_url} says no ({error.code}): {_detail(error)}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"no status service at {chosen.status_url}: {error}; start it with `tidemill run status`, or set TIDEMILL_STATUS_URL"
+        ) from None
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    try:
+        detail = json.load(error)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return str(error.reason)
+    if isinstance(detail, list):  # FastAPI's own words about a field
+        return "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in detail)
+    return str(detail)

@@ -1,0 +1,90 @@
+"""`tidemill features`: read what views know, and fill those that were declared later."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tidemill import settings
+from tidemill.cli.shared import PIPELINE, moment_of, with_settings
+from tidemill.declare.pipeline import load
+from tidemill.errors import StoreError
+
+
+@click.group()
+def features() -> None:
+    """Online features: read them, and fill views that were declared later."""
+
+
+@features.command()
+@PIPELINE
+@click.argument("entity")
+@click.argument("entity_id", metavar="ID")
+@click.option("--at", metavar="TIME", help="Event time, ISO 8601, or `now`. Default: the entity's own latest event.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("redis_url")
+def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: bool, **options: Any) -> None:
+    """Print what the views of ENTITY (an event field, as dest) know of ID."""
+    from tidemill.cli import text as describe
+    from tidemill.features.store import Store, now
+
+    chosen, declared = settings.load(**options), load(pipeline)
+    asked = None if at is None else now() if at == "now" else moment_of("--at", at)
+    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, asked)
+    if all(view.event_time is None for view in known):
+        raise StoreError(f"no view of {declared.name!r} has ever been told of {entity} {entity_id!r}")
+    click.echo(
+        json.dumps([dataclasses.asdict(view) for view in known], indent=2) if as_json else describe.known_text(known),
+        nl=as_json,
+    )
+
+
+@features.command()
+@PIPELINE
+@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
+@with_settings("brokers")
+def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
+    """Tell views that were declared later what the log holds of before. Deploy the declaration first."""
+    _fill(pipeline, views, None, **options)
+
+
+@features.command()
+@PIPELINE
+@click.option(
+    "--events", "events_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
+)
+@click.option(
+    "--labels", "labels_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
+)
+@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
+@with_settings("brokers")
+def materialize(pipeline: str, views: tuple[str, ...], events_path: Path, labels_path: Path, **options: Any) -> None:
+    """Tell views what files hold: history that is older than the log."""
+    _fill(pipeline, views, (events_path, labels_path), **options)
+
+
+def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None, **options: Any) -> None:
+    from tidemill.offline import history
+    from tidemill.offline.backfill import Backfill, routes_of
+    from tidemill.runtime import run as running
+
+    chosen, declared = settings.load(**options), load(pipeline)
+    routes = routes_of(declared, views)
+    broker = running.broker_of(chosen)
+    broker.connect()
+    running.check_topics(declared, broker, tuple(name for _, name, _ in running.topic_table(declared)))
+    filling = Backfill(declared, broker, routes)
+    streams = (declared.events, declared.labels)
+    with contextlib.ExitStack() as held:
+        events, labels = (
+            filling.rows(held) if files is None else [history.read(*of) for of in zip(files, streams, strict=True)]
+        )
+        filling.run(events, labels, held.enter_context(history.progress("history", None)))
+    for source, entity in routes:
+        told, there = filling.told[source, entity], filling.there[source, entity]
+        click.echo(f"{entity} from {source}: {told:,} updates told, {there:,} were there already")

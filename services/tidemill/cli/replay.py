@@ -1,0 +1,88 @@
+"""`tidemill replay`: which input, which features, which model made a prediction; and the same once more."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import sys
+import time
+
+import click
+
+from tidemill import settings
+from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.declare.pipeline import load
+from tidemill.errors import SettingsError
+from tidemill.wire import topics
+
+
+@click.command()
+@PIPELINE
+@click.argument("prediction_ids", nargs=-1, metavar="[PREDICTION_ID]...")
+@click.option("--rebuild", is_flag=True, help="Fold the models again from the examples, instead of opening artifacts.")
+@click.option(
+    "--sample", type=click.IntRange(1, 1_000_000), help="Instead of ids: so many of the log, drawn at random."
+)
+@click.option("--seed", type=int, help="With --sample: the same seed and the same log give the same sample.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("brokers", "store_url")
+def replay(
+    pipeline: str, prediction_ids: tuple[str, ...], sample: int | None, seed: int | None, *, rebuild: bool, as_json: bool,
+    **options: str | None,
+) -> None:  # fmt: skip
+    """Do predictions again: event, vector, models, each score then and now; exit code 1 unless all are equal.
+
+    A prediction's id is its event's. Manifests are verified with TIDEMILL_SIGNING_KEY. Of a sample, the summary is printed and
+    what differs.
+    """
+    from tidemill.cli import text as describe
+    from tidemill.offline import history
+    from tidemill.offline.replay import Replay, Summary, briefly, version_of
+    from tidemill.runtime import run as running
+
+    if bool(prediction_ids) == (sample is not None):
+        raise SettingsError("name the events whose predictions are done again, or draw some with --sample: one of both")
+    if seed is not None and sample is None:
+        raise SettingsError(f"--seed {seed} goes with --sample: named predictions are not drawn")
+    chosen, declared = settings.load(**options), load(pipeline)
+    registry = running.registry_of(declared, chosen)
+    broker = running.broker_of(chosen)
+    broker.connect()
+    used = (topics.PREDICTION_LOG, topics.MODELS, topics.EXAMPLES, topics.EVENTS_VALID, topics.EXPIRED)
+    running.check_topics(declared, broker, tuple(topic.name(declared.name) for topic in used))
+    there, started = Replay(declared, broker, registry), time.perf_counter()
+    summary = Summary(rebuilt=rebuild)
+    if sample is None:
+        ids = tuple(dict.fromkeys(prediction_ids))
+        with history.progress("prediction log", there.total(ids)) as advance:
+            found = there.find(ids, advance)
+    else:
+        summary.seed = random.randrange(2**32) if seed is None else seed  # noqa: S311  it hides nothing
+        found = there.draw(sample, summary.seed)
+        if not found:
+            raise SettingsError(f"--sample {sample}: {there.topic} holds no prediction under this declaration")
+    versions = {version_of(score) for prediction in found for score in prediction.scores}
+    total = max(number for _, number in versions) if rebuild else len(versions)
+    with history.progress("folding examples" if rebuild else "versions", total) as advance:
+        done = there.again(found, rebuild=rebuild, progress=advance)
+    summary.add(done)
+    summary.skipped = there.skipped
+    unequal = [one for one in done if not one.is_equal]
+    if sample is None:
+        with history.progress("outcomes", None) as advance:
+            told = there.told(done, advance)
+    else:
+        told = [briefly(one) for one in unequal]
+    summary.seconds = time.perf_counter() - started
+    if as_json:
+        said = {"equal": summary.is_equal, "summary": dataclasses.asdict(summary), "predictions": told}
+        click.echo(json.dumps(said, indent=2, default=str))
+    else:
+        for one in told if sample is None else ():
+            click.echo(describe.prediction_text(declared, one))
+        if sample is not None:
+            click.echo(describe.unequal_text(unequal), nl=False)
+        click.echo(describe.again_text(there.topic, summary), nl=False)
+    if not summary.is_equal:
+        sys.exit(1)

@@ -1,0 +1,172 @@
+"""`tidemill schema`: is a new schema safe to send, and the declared ones in a registry."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tidemill import settings
+from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.declare.pipeline import Pipeline, Stream, load
+from tidemill.encoding import schema_files as schemas
+from tidemill.errors import SettingsError
+from tidemill.wire import topics
+
+if TYPE_CHECKING:
+    from tidemill.encoding.compatibility import Verdict
+    from tidemill.encoding.schema_registry import SchemaRegistry
+
+LEVELS = ("BACKWARD_TRANSITIVE", "BACKWARD", "FORWARD", "FORWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE", "NONE")
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.group()
+def schema() -> None:
+    """Schemas of events and labels: check a change before it is sent, register the declared ones."""
+
+
+@schema.command()
+@PIPELINE
+@click.argument("stream", type=click.Choice(["events", "labels"]))
+@click.argument("new", type=FILE, metavar="NEW.avsc")
+@click.option(
+    "--against", "files", type=FILE, multiple=True, help="An earlier schema; may be given often, oldest first."
+)
+@click.option("--compatibility", "level", type=click.Choice(LEVELS, case_sensitive=False),
+              help="Default: the subject's in the registry, else BACKWARD_TRANSITIVE.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@with_settings("registry_url")
+def check(pipeline: str, stream: str, new: Path, files: Sequence[Path], level: str | None, *, as_json: bool,
+          **options: Any) -> None:  # fmt: skip
+    """Check whether producers may send by NEW.avsc; exit code 1 where they may not.
+
+    Earlier versions are those of --against, else the registry's, else what the pipeline declares and accepts.
+    """
+    compatibility = _compatibility()
+    chosen, declared = settings.load(**options), load(pipeline)
+    of: Stream = getattr(declared, stream)
+    earlier, set_level = {str(path): _read(path) for path in files}, ""
+    url = chosen.registry_url.get_secret_value()
+    if url and not files:
+        earlier, set_level = _registered(_registry(url), _subjects(declared)[stream])
+    earlier = earlier or {**of.others, of.schema: of.avro}
+    verdict = compatibility.check(_read(new), of.avro, earlier, level or set_level or LEVELS[0])
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(verdict), "fine": verdict.fine}, indent=2))
+    else:
+        click.echo(_report(verdict, new.name, of), nl=False)
+    if not verdict.fine:
+        sys.exit(1)
+
+
+@schema.command()
+@PIPELINE
+@click.option("--file", "files", type=FILE, multiple=True,
+              help="Instead of the declared ones: a schema of the same record as the events or the labels.")  # fmt: skip
+@click.option("--compatibility", "level", type=click.Choice(LEVELS, case_sensitive=False), default=LEVELS[0],
+              show_default=True, help="For a subject that has no level of its own.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("registry_url")
+def register(pipeline: str, files: Sequence[Path], level: str, *, as_json: bool, **options: Any) -> None:
+    """Register the declared schemas in the registry; what is there already stays as it is."""
+    chosen, declared = settings.load(**options), load(pipeline)
+    url = chosen.registry_url.get_secret_value()
+    if not url:
+        raise SettingsError("registry_url is not set: set TIDEMILL_REGISTRY_URL, or give --registry-url")
+    given = [(_stream_of(declared, path), _read(path)) for path in files]
+    given = given or [("events", declared.events.avro), ("labels", declared.labels.avro)]
+    registry, rows = _registry(url), []
+    for stream, avro in given:
+        subject = _subjects(declared)[stream]
+        found = registry.register(subject, avro)
+        held = registry.level(subject)
+        if not held:
+            registry.set_level(subject, level)
+        rows.append({"subject": subject, "id": found.id, "version": found.number, "compatibility": held or level})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['subject']}: id {row['id']}, version {row['version']}, {row['compatibility']}")
+
+
+def _report(verdict: Verdict, new: str, stream: Stream) -> str:
+    versions = f"{len(verdict.versions)} earlier version{'' if len(verdict.versions) == 1 else 's'}"
+    lines = [f"{new} against {versions}, {verdict.level}: {'not compatible' if verdict.problems else 'compatible'}"]
+    for problem in verdict.problems:
+        reads = f"the new schema can't read what {problem.version} wrote"
+        if problem.direction == "forward":
+            reads = f"{problem.version} can't read what the new schema writes"
+        lines += [f"  field {problem.field!r}: {problem.why}", f"    {reads}: {problem.mend}"]
+    if not verdict.unreadable:
+        lines.append(f"the pipeline reads it by {stream.schema}: producers may send it now")
+    else:
+        lines.append(f"the pipeline can't read it by {stream.schema}: {verdict.unreadable}")
+        if verdict.problems:
+            lines.append("  mend the schema")
+        else:
+            lines.append(f"  first deploy the pipeline with it: Stream({new!r}, ..., accepts=[{stream.schema!r}])")
+    return "\n".join(lines) + "\n"
+
+
+def _subjects(pipeline: Pipeline) -> dict[str, str]:
+    from tidemill.stages.validator.feed import subject_of
+
+    return {
+        "events": subject_of(topics.EVENTS.name(pipeline.name)),
+        "labels": subject_of(topics.LABELS.name(pipeline.name)),
+    }
+
+
+def _registered(registry: SchemaRegistry, subject: str) -> tuple[dict[str, Any], str]:
+    """Return the Avro schemas of a subject, oldest first, and its level."""
+    versions = [registry.version(subject, number) for number in registry.versions(subject)]
+    return {v.name: json.loads(v.schema) for v in versions if v.kind == "AVRO"}, registry.level(subject)
+
+
+def _stream_of(pipeline: Pipeline, path: Path) -> str:
+    name = _read(path).get("name")
+    fits = [stream for stream in ("events", "labels") if getattr(pipeline, stream).avro.get("name") == name]
+    if len(fits) != 1:
+        names = f"{pipeline.events.avro.get('name')} and {pipeline.labels.avro.get('name')}"
+        raise SettingsError(
+            f"--file {path}: its record is {name}; expected one of {names}, the events' and the labels'"
+        )
+    return fits[0]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = schemas.find(str(path.resolve()))
+    except (OSError, ValueError) as error:
+        raise SettingsError(str(error)) from error
+    why = schemas.malformed(found)
+    if why:
+        raise SettingsError(f"{path}: {why}")
+    return found
+
+
+def _compatibility() -> Any:
+    try:
+        from tidemill.encoding import compatibility
+    except ModuleNotFoundError as error:
+        raise _lacking(error) from None
+    return compatibility
+
+
+def _registry(url: str) -> SchemaRegistry:
+    try:
+        from tidemill.encoding.schema_registry import SchemaRegistry
+    except ModuleNotFoundError as error:
+        raise _lacking(error) from None
+    return SchemaRegistry(url)
+
+
+def _lacking(error: ModuleNotFoundError) -> SettingsError:
+    return SettingsError(f"schemas are checked and registered with {error.name}: pip install 'tidemill[registry]'")

@@ -1,0 +1,123 @@
+"""A pipeline as it is declared."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tidemill.cli.text.shared import new_table, render, role
+from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding import schema_files as schemas
+from tidemill.errors import ArtifactError, DeclarationError
+from tidemill.features.store import schema
+from tidemill.registry import snapshots
+from tidemill.tables import Lookup
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+
+def check_models(pipeline: Pipeline) -> None:
+    """Raise DeclarationError where a model could not be saved and loaded again, as every version must be."""
+    for name in pipeline.roster:
+        try:
+            snapshots.load(snapshots.dump(pipeline.model(name)))
+        except ArtifactError as error:
+            raise DeclarationError(f"pipeline {pipeline.name!r}: models[{name!r}]: {error}") from error
+
+
+def topics_text(pipeline: Pipeline) -> str:
+    """Return the table of the pipeline's topics."""
+    table = new_table("topic", "key", "record", "partitions", "kept", "written by", "read by")
+    for topic in topics.TOPICS:
+        kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // topics.DAY} days"
+        partitions = str(topic.partitions or pipeline.partitions)
+        table.add_row(topic.name(pipeline.name), topic.key, topic.record, partitions, kept,
+                      ", ".join(topic.writers), ", ".join(topic.readers))  # fmt: skip
+    return render(table)
+
+
+def as_text(pipeline: Pipeline) -> str:
+    """Return what a pipeline will run."""
+    vector = new_table("feature", "kind", "from")
+    for name, feature in pipeline.request_features.items():
+        plain = isinstance(feature.source, (str, Lookup))
+        vector.add_row(name, feature.kind, str(feature.source) if plain else "a function of the event")
+    for view in pipeline.views:
+        for name in view.features:
+            vector.add_row(name, "number", f"view {view.label}")
+    views = new_table("view", "of", "from", "tiles of", "expires", "fresh", "kept by")
+    for view in pipeline.views:
+        by = "featurizer" if view in pipeline.own_views else "materializer"
+        views.add_row(view.label, view.entity, view.source, view.every, view.expires or "never", view.fresh, by)
+    rules = new_table("rule", "field", "expects")
+    for rule in (*pipeline.event_checks, *pipeline.label_checks):
+        rules.add_row(rule.name, rule.field, rule.said)
+    models = new_table("model", "role", "is")
+    for name in pipeline.roster:
+        models.add_row(name, role(pipeline, name), " ".join(pipeline.printed(name).split()))
+    head = (
+        f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, label within {pipeline.label_timeout}\n"
+        f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
+        f"labels {pipeline.labels.schema} (id {Records(pipeline).label.id})\n"
+    )
+    for name, stream in (("events", pipeline.events), ("labels", pipeline.labels)):
+        others = [f"{other} (id {schemas.fingerprint(avro)})" for other, avro in stream.others.items()]
+        head += f"{name} are also taken by {', '.join(others)}\n" if others else ""
+    watched = pipeline.monitor
+    by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
+    head += f"watched in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"
+    if (protect := pipeline.protect) is not None:
+        head += f"of the last {protect.of:,} examples learned, at most {protect.share:.4g} of one {protect.source}\n"
+    parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector]
+    if pipeline.views:
+        parts += ["views", views]
+    if pipeline.tables:
+        tables = new_table("table", "key", "rows", "sha256", numbers=2)
+        for table in pipeline.tables:
+            tables.add_row(table.name, table.key, f"{len(table):,}", table.sha256[:12])
+        parts += ["tables", tables]
+    parts += ["models", models]
+    if pipeline.search:
+        searched = new_table("search", "parameter", "values")
+        for name, search in pipeline.search.items():
+            for parameter, values in search.over.items():
+                searched.add_row(name, parameter, values.said)
+        parts += ["searched by `tidemill tune`", searched]
+    return head + "\n" + render(*parts) + "topics\n" + topics_text(pipeline)
+
+
+def as_json(pipeline: Pipeline) -> dict[str, Any]:
+    """Return what a pipeline will run, for programs."""
+    records = Records(pipeline)
+    return {
+        "name": pipeline.name,
+        "task": pipeline.task,
+        "entity": pipeline.events.key,
+        "champion": pipeline.champion,
+        "models": {name: pipeline.printed(name) for name in pipeline.roster},
+        "search": {name: {of: values.said for of, values in one.over.items()} for name, one in pipeline.search.items()},
+        "vector": pipeline.vector,
+        "views": [schema(pipeline, view) for view in pipeline.views],
+        "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
+        "rules": [{"rule": r.name, "field": r.field, "expects": r.said} for r in (*pipeline.event_checks, *pipeline.label_checks)],
+        "monitor": dataclasses.asdict(pipeline.monitor),
+        "protect": dataclasses.asdict(pipeline.protect) if pipeline.protect else None,
+        "schema_ids": {
+            "event": records.event.id,
+            "label": records.label.id,
+            "features": records.features.id,
+            "prediction": records.prediction.id,
+            "prediction-log": records.prediction_log.id,
+            "example": records.example.id,
+            "manifest": records.manifest.id,
+            "update": records.update.id,
+            "window": records.window.id,
+            "alert": records.alert.id,
+            "redrive": records.redrive.id,
+        },
+        "topics": [
+            {"name": t.name(pipeline.name), "partitions": t.partitions or pipeline.partitions, "key": t.key,
+             "record": t.record, "retention_ms": t.retention_ms, "writers": t.writers, "readers": t.readers}
+            for t in topics.TOPICS
+        ],
+    }  # fmt: skip

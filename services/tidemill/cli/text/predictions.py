@@ -1,0 +1,170 @@
+"""One prediction with all that made it, and predictions that were done again."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import river
+from rich.table import Table
+
+from tidemill.cli.text.shared import count_of, given_text, new_table, pairs_table, printable, render, second
+from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding import schema_files as schemas
+from tidemill.wire.records import Records
+
+if TYPE_CHECKING:
+    from tidemill.offline import replay
+
+
+def prediction_text(pipeline: Pipeline, told: Mapping[str, Any]) -> str:
+    """Return everything about one prediction that was done again: event, vector, versions, scores then and now, label."""
+    states = {score["state"] for score in told["scores"]}
+    state = "different" if "different" in states else "can't be done again" if "gone" in states else "equal"
+    head = printable(f"prediction {told['event_id']} of {_at(told['log'])}: {state}") + "\n\n"
+    event, missing = told["event"], told["event"].get("why", "")
+    named = {pipeline.events.key: told["entity_id"]} | told["entities"]
+    rows = [
+        ("event", _at(event) + (f", schema {_schema(pipeline, event['schema_id'])}" if "schema_id" in event else "")),
+        ("", f"not shown: {missing}" if missing else ""),
+        ("event time", f"{second(told['event_time'])} UTC"),
+        ("entities", ", ".join(f"{field} {name}" for field, name in named.items())),
+        ("windows", "partial: the log did not reach back to all of them" if told["log"]["partial"] else "whole"),
+        ("stale views", ", ".join(told["stale"]) or "none"),
+        ("label", _outcome(told["outcome"])),
+    ]
+    record = event["record"]
+    parts = ["\nevent", pairs_table(record.items())] if record else []
+    parts += ["\nvector, as served", _vector(pipeline, told), "\nscores", _scores(told["scores"])]
+    whys = "".join(f"{printable(why)}\n" for why in dict.fromkeys(score["why"] for score in told["scores"]) if why)
+    made: list[Any] = []
+    for score in told["scores"]:
+        made += ["", given_text(f"{score['model']} version {score['version']}"), _version(pipeline, score)]
+    return head + render(pairs_table(rows), *parts) + (f"\n{whys}" if whys else "") + render(*made)
+
+
+def _at(place: Mapping[str, Any]) -> str:
+    return f"{place['topic']}[{place['partition']}]@{place['offset']}"
+
+
+def _schema(pipeline: Pipeline, number: int) -> str:
+    known = {schemas.fingerprint(avro): name for name, avro in pipeline.events.others.items()}
+    known[Records(pipeline).event.id] = pipeline.events.schema
+    return f"{known[number]} (id {number})" if number in known else f"id {number}"
+
+
+def _outcome(outcome: Mapping[str, Any]) -> str:
+    state = outcome["state"]
+    if state == "pending":
+        return "not known yet"
+    where = _at(outcome)
+    if state == "other":
+        return f"{outcome['why']}: {where}"
+    if state == "expired":
+        return f"never came in time: {where}"
+    if "label" not in outcome:
+        return f"known, under another declaration: {where}"
+    return f"{outcome['label']}, known {second(outcome['label_time'])} UTC: {where}"
+
+
+def _vector(pipeline: Pipeline, told: Mapping[str, Any]) -> Table:
+    """Return the features with where each came from, and as of when."""
+    table = new_table("feature", "value", "from", "of", "as of", "age")
+    views = {feature: view for view in pipeline.views for feature in view.features}
+    known = {view["view"]: view for view in told["views"]}
+    for name, value in told["vector"].items():
+        row = [
+            given_text(name),
+            given_text("missing" if value is None else str(value).removesuffix(".0")),
+        ]
+        if name not in views:
+            table.add_row(*row, "the event", "", "", "")
+            continue
+        of = known[views[name].label]
+        as_of = "stale" if of["stale"] else "never" if of["as_of"] is None else second(of["as_of"])
+        age = "" if of["age"] is None else str(dt.timedelta(seconds=round(of["age"])))
+        table.add_row(
+            *row, f"view {of['view']}", given_text(f"{of['entity']} {of['entity_id'] or 'missing'}"), as_of, age
+        )
+    return table
+
+
+def _scores(scores: Sequence[Mapping[str, Any]]) -> Table:
+    table = new_table("model", "role", "version", "score then", "score now", "")
+    for score in scores:
+        now = "" if score["score_now"] is None else repr(score["score_now"])
+        state = {"gone": "can't be done again"}.get(score["state"], score["state"])
+        if state == "different" and score["score_now"] == score["score"]:
+            state = "different probabilities"
+        table.add_row(
+            given_text(score["model"]), score["role"], str(score["version"]), repr(score["score"]), now, state
+        )
+        classes = score["probabilities"].keys() | (score["probabilities_now"] or {}).keys()
+        for name in sorted(classes):
+            both = [(p or {}).get(name) for p in (score["probabilities"], score["probabilities_now"])]
+            table.add_row("", "", given_text(name), *("" if p is None else repr(p) for p in both), "")
+    return table
+
+
+def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
+    """Return what made a score: the version's manifest; of version 0, which has none, what is declared."""
+    made = score["manifest"]
+    if made is None:
+        declared = pipeline.knows(score["model"]) and not score["version"]
+        printed = " ".join(pipeline.printed(score["model"]).split()) if declared else ""
+        why = "" if score["version"] else "the declared model, before it had learned anything"
+        return pairs_table([("is", why or "there is no manifest that can be trusted"), ("hyperparameters", printed)])
+    now = f" (this is {river.__version__})" if made["river"] != river.__version__ else ""
+    return pairs_table(
+        [
+            ("learned", f"{made['examples']:,} examples, labels until {second(made['learned_until'])} UTC"),
+            ("published", f"{second(made['created_at'])} UTC"),
+            ("artifact", made["uri"]),
+            ("made by", f"tidemill {made['tidemill']}, River {made['river']}{now}, Python {made['python']}"),
+            ("declaration", made["declaration"]),
+            ("metrics", ", ".join(f"{name} {value:.6f}" for name, value in made["metrics"].items())),
+            ("hyperparameters", " ".join(made["hyperparameters"].split())),
+        ]
+    )
+
+
+MOST_UNEQUAL = 100
+"""How many scores of a sample, and reasons why some are gone, are shown at most; JSON has all."""
+
+
+def unequal_text(unequal: Sequence[replay.Done]) -> str:
+    """Return those scores of a sample that came out otherwise, and why others could not be done again."""
+    scores = [(one.prediction.event_id, again) for one in unequal for again in one.scores]
+    different = [(event_id, again) for event_id, again in scores if again.now is not None and again.state != "equal"]
+    table = new_table("prediction", "model", "version", "score then", "score now")
+    for event_id, again in different[:MOST_UNEQUAL]:
+        now = "" if again.now is None else repr(again.now["score"])
+        then = again.then
+        table.add_row(given_text(event_id), given_text(then["model"]), str(then["version"]), repr(then["score"]), now)
+    text = render(table) + _more(len(different)) + "\n" if different else ""
+    gone = Counter(again.why for _, again in scores if again.state == "gone")
+    lines = [
+        f"{count_of(n, 'score')} can't be done again: {printable(why)}\n" for why, n in gone.most_common(MOST_UNEQUAL)
+    ]
+    return text + ("".join(lines) + _more(len(gone)) + "\n" if gone else "")
+
+
+def _more(count: int) -> str:
+    return f"and {count - MOST_UNEQUAL:,} more: --json has all\n" if count > MOST_UNEQUAL else ""
+
+
+def again_text(topic: str, summary: replay.Summary) -> str:
+    """Return what came of doing predictions again, in a few lines."""
+    by = "folded again from the examples" if summary.rebuilt else "from their artifacts"
+    drawn = "" if summary.seed is None else f" drawn (--seed {summary.seed})"
+    states = [f"{summary.equal:,} equal"]
+    states += [f"{summary.different:,} different"] if summary.different else []
+    states += [f"{summary.gone:,} can't be done again"] if summary.gone else []
+    return (
+        f"{count_of(summary.predictions, 'prediction')} of {topic}{drawn} done again by {count_of(summary.versions, 'version')}, {by}\n"
+        f"{count_of(summary.scores, 'score')}: {', '.join(states)}\n"
+        + (f"{count_of(summary.skipped, 'record')} of an earlier declaration passed over\n" if summary.skipped else "")
+        + f"{summary.seconds:.1f} s\n"
+    )

@@ -1,0 +1,84 @@
+"""What a backtest, a data set and an entity's features are like."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tidemill.cli.text.shared import minute, new_table, render
+from tidemill.features.store import Known
+from tidemill.offline.backtest import Report
+
+if TYPE_CHECKING:
+    from tidemill.offline.dataset import Summary  # it needs pyarrow, which is an extra
+
+
+def known_text(known: Sequence[Known]) -> str:
+    """Return what views know of one entity."""
+    table = new_table("feature", "value", "view", "as of", "latest event", "age", numbers=0)
+    for view in known:
+        for name, value in view.features.items():
+            table.add_row(
+                name, "missing" if value is None else f"{value:g}", view.view if view.whole else f"{view.view} (not whole)",
+                "" if view.at is None else minute(view.at), "never" if view.event_time is None else minute(view.event_time),
+                "" if view.age_seconds is None else f"{dt.timedelta(seconds=round(view.age_seconds))}",
+            )  # fmt: skip
+    return render(table)
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Return a backtest's report, for programs."""
+    return dataclasses.asdict(report) | {"events_per_second": report.events_per_second}
+
+
+def report_text(report: Report) -> str:
+    """Return a backtest's report."""
+    names = list(next(iter(report.metrics.values()), {}))
+    final = new_table("model", *names, numbers=len(names))
+    for model, values in report.metrics.items():
+        shown = f"{model} (champion)" if model == report.champion else model
+        final.add_row(shown, *(f"{values[name]:.6f}" if name in values else "" for name in names))
+    main = names[min(1, len(names) - 1)] if names else ""
+    steps = report.over_time[:: max(1, len(report.over_time) // 12)]
+    if report.over_time and steps[-1] is not report.over_time[-1]:
+        steps.append(report.over_time[-1])
+    course = new_table("event time", "examples", *report.metrics, numbers=len(report.metrics) + 1)
+    for row in steps:
+        course_values = [row["metrics"][m].get(main) for m in report.metrics]
+        course.add_row(
+            minute(row["time"]), f"{row['examples']:,}", *("" if v is None else f"{v:.4f}" for v in course_values)
+        )
+    dead = ", ".join(f"{reason} {n:,}" for reason, n in sorted(report.dead_letters.items())) or "none"
+    head = (
+        f"pipeline {report.pipeline}: {report.task}, {report.events:,} events from {minute(report.first_event)} "
+        f"to {minute(report.last_event)} UTC, {report.labels:,} labels\n"
+        f"predictions {report.predictions:,} = joined {report.joined:,} + expired {report.expired:,} + pending {report.pending:,}\n"
+        + (f"not learned, for their source had its share: {report.over_share:,}\n" if report.over_share else "")
+        + f"dead letters: {dead}\n"
+        f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
+    )
+    return head + "\n" + render(final, f"\n{main} so far", course)
+
+
+def dataset_text(found: Summary) -> str:
+    """Return what a data set holds."""
+    if found.label_mean is None:
+        labels = ", ".join(f"{label} {n:,}" for label, n in found.labels.items())
+    elif found.labels:
+        labels = f"{found.labels.get('true', 0):,} true ({found.label_mean:.2%})"
+    else:
+        labels = f"mean {found.label_mean:.6g}"
+    left = [
+        (found.partial, "with windows that reach back before what is known (partial)"),
+        (found.stale, "with views that could not be read when they were served (stale)"),
+        (found.skipped, "records of an earlier declaration were passed over"),
+        *((n, f"records were refused: {reason}") for reason, n in sorted(found.dead_letters.items())),
+    ]
+    return (
+        f"{found.file}: {found.rows:,} rows, events from {minute(found.first_event)} to {minute(found.last_event)} UTC\n"
+        f"labels: {labels}\n"
+        + "".join(f"{n:,} {what}\n" for n, what in left if n)
+        + f"{found.seconds:.1f} s, {found.rows / max(found.seconds, 1e-9):,.0f} rows/s\n"
+    )

@@ -1,0 +1,90 @@
+"""What all of it is made of: tables, times, and text from outside."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.wire.dead_letters import shown
+
+
+def render(*parts: Any) -> str:
+    """Return what rich prints, as plain text."""
+    out = io.StringIO()
+    console = Console(file=out, width=118, highlight=False)
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def new_table(*columns: str, numbers: int = 0) -> Table:
+    """Return a table; its last `numbers` columns are numbers."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        # What a row is called stays whole; the rest may wrap.
+        table.add_column(column, justify="right" if index >= len(columns) - numbers else "left", no_wrap=index == 0)
+    return table
+
+
+def role(pipeline: Pipeline, model: str, champion: str = "") -> str:
+    """Return what a model is; a candidate is a copy of one that is declared. `champion`: the declared one by default."""
+    if model == (champion or pipeline.champion):
+        return "champion"
+    if model not in pipeline.roster:
+        return "candidate" if pipeline.knows(model) else "not declared"
+    return "baseline" if model == "baseline" else "challenger"
+
+
+def minute(ms: int) -> str:
+    """Return a time as people read it, to the minute."""
+    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def moment(ms: float) -> str:
+    """Return a time to the minute; one that no calendar has as it is."""
+    try:
+        return minute(int(ms))
+    except (ValueError, OverflowError, OSError):  # a time that no calendar has
+        return str(ms)
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: a producer's bytes may be in it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def given_text(text: str, longest: int = 120) -> Text:
+    """Return what somebody outside has written, for a table: no markup, no control characters, not too long."""
+    return Text(printable(shown(text, longest)))
+
+
+def second(ms: int) -> str:
+    """Return a time to the second; one that no calendar has as it is."""
+    try:
+        return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # a producer's clock may say anything
+        return f"{ms} ms"
+
+
+def pairs_table(rows: Iterable[tuple[str, Any]]) -> Table:
+    """Return names with what each is."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value != "":
+            table.add_row(given_text(name), given_text("missing" if value is None else str(value), 2000))
+    return table
+
+
+def count_of(count: int, what: str) -> str:
+    """Return so many of something, in words."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")

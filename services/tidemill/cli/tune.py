@@ -1,0 +1,123 @@
+"""`tidemill tune`: search a declared space of models on the examples there were, and write the winners as challengers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tidemill import settings
+from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.declare.pipeline import Pipeline, load
+from tidemill.durations import milliseconds
+from tidemill.errors import SettingsError
+from tidemill.wire import topics
+
+
+@click.command()
+@PIPELINE
+@click.option(
+    "--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Candidates that are drawn."
+)
+@click.option("--seconds", type=click.FloatRange(min=1), default=600.0, show_default=True,
+              help="When the search is stopped, reading not counted; what has seen all examples by then counts.")  # fmt: skip
+@click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Winners at most.")
+@click.option(
+    "--metric", default="", help="By which one is better; by default the one that `backtest` shows over time."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="The same seed, trials and examples: the same race."
+)
+@click.option(
+    "--examples", type=click.IntRange(min=1), default=200_000, show_default=True, help="At most so many, the newest."
+)
+@click.option("--model-delay", metavar="DURATION",
+              help="Time a learned label takes to reach the scorer, as 5m. Default: none.")  # fmt: skip
+@click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
+@click.option("--events", "events_path", type=click.Path(path_type=Path), help="History in files, instead of examples.")
+@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the winners, for `tuned(...)` in the declaration.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings("brokers")
+def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, seed: int, examples: int,
+         model_delay: str | None, archive: str | None, events_path: Path | None, labels_path: Path | None, out: Path | None,
+         *, force: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
+    """Search the models that a pipeline declares with search=... on its examples, each asked when the question was.
+
+    Candidates that are better than the champion on all examples win. Exit code 1 where --out is given and none does.
+    """
+    from tidemill.cli import text as describe
+    from tidemill.offline import history
+    from tidemill.offline.tuning import questions
+    from tidemill.offline.tuning.rungs import Asked, Race, file_of
+
+    if (events_path is None) != (labels_path is None):
+        raise SettingsError("--events and --labels go together: name both, or neither")
+    if archive is not None and events_path is not None:
+        raise SettingsError("examples come from --archive, or from --events and --labels: name the one, or the two")
+    try:
+        delay = milliseconds(model_delay) if model_delay else 0
+    except ValueError as error:
+        raise SettingsError(f"--model-delay: {error}") from None
+    if out is not None:
+        _check_out(out, force=force)
+    chosen, declared = settings.load(**options), load(pipeline)
+    asked = Asked(trials, seconds, best, seed, metric)
+    asked.chosen(declared)
+    with history.progress("examples", None) as advance:
+        if archive is not None:
+            take = partial(questions.from_archive, declared, archive)
+        elif events_path is not None and labels_path is not None:
+            events, labels = history.read(events_path, declared.events), history.read(labels_path, declared.labels)
+            take = partial(questions.from_rows, declared, events, labels)
+        else:
+            take = partial(questions.from_kafka, declared, _broker(declared, chosen))
+        found = take(examples, delay=delay, progress=advance)
+    with history.progress("tune", Race.work(len(found), trials, best)) as advance:
+        report = Race(declared, found, asked, progress=advance).run()
+    if out is not None and report.winners:
+        _write(out, json.dumps(file_of(report), indent=2) + "\n")
+    if as_json:
+        click.echo(json.dumps(describe.tuning_json(report), indent=2))
+    else:
+        click.echo(describe.tuning_text(report), nl=False)
+        if out is not None:
+            click.echo(
+                f'{out}: for models={{..., **tuned("{out.name}", SEARCH)}}' if report.winners else f"{out}: not written"
+            )
+    if out is not None and not report.winners:
+        sys.exit(1)
+
+
+def _check_out(out: Path, *, force: bool) -> None:
+    if out.suffix != ".json":
+        raise SettingsError(f"--out {out}: its name ends in {out.suffix!r}; expected .json")
+    if not out.absolute().parent.is_dir():
+        raise SettingsError(f"--out {out}: the folder {out.parent} does not exist")
+    if out.is_dir():
+        raise SettingsError(f"--out {out}: there is a folder of that name")
+    if out.exists() and not force:
+        raise SettingsError(f"--out {out}: there is a file of that name; --force writes over it")
+
+
+def _write(out: Path, text: str) -> None:
+    from tidemill.files import write_whole
+
+    try:
+        write_whole(str(out.absolute()), text.encode())
+    except OSError as error:
+        raise SettingsError(f"--out {out}: writing failed: {error}") from error
+
+
+def _broker(declared: Pipeline, chosen: settings.Settings) -> Any:
+    from tidemill.runtime import run as running
+
+    broker = running.broker_of(chosen)
+    broker.connect()
+    running.check_topics(declared, broker, (topics.EXAMPLES.name(declared.name),))
+    return broker

@@ -1,1 +1,0 @@
-"""Groups of commands, a file each; `tidemill.cli` puts them together."""

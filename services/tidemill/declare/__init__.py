@@ -1,0 +1,1 @@
+"""What an ML engineer writes: one Python file that declares a pipeline. Each declaration checks itself."""

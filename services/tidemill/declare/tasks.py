@@ -1,0 +1,143 @@
+"""Kinds of task: how a River model of that kind is asked, taught and measured.
+
+A score is one finite float: binary P(True), regression the value, anomaly the anomaly score, multiclass the probability
+of the most likely class (with all of them beside it). What a model that has exploded says is none: see `Task.sane`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from river import dummy, metrics, stats
+
+from tidemill.errors import ArtifactError, ScoreError
+from tidemill.rules import LARGEST_NUMBER
+
+Vector = Mapping[str, Any]
+Probabilities = Mapping[str, float]
+NONE: Probabilities = {}
+ROUNDING = 1e-9
+"""How far beyond its range a score may lie: probabilities that were divided by their sum come to a little more than 1."""
+
+
+Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]
+
+
+class Judged(NamedTuple):
+    """What metrics are given of one prediction: those that are about labels the likeliest one, the others what was told."""
+
+    told: Any
+    label: Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of task. `metrics` and `baseline` are what a pipeline gets when it declares none."""
+
+    name: str
+    label_type: str
+    predict: Predict
+    predicted: Callable[[float, Probabilities], Any] = field(repr=False)
+    needs: tuple[str, ...]
+    metrics: Callable[[], Sequence[Any]] = field(repr=False)
+    baseline: Callable[[], Any] = field(repr=False)
+    supervised: bool = True
+    range: tuple[float, float] = (-LARGEST_NUMBER, LARGEST_NUMBER)
+
+    def sane(self, score: float, probabilities: Probabilities = NONE) -> bool:
+        """Whether that is a score at all: finite, and within `range`, as each class's probability must be."""
+        least, most = self.range[0] - ROUNDING, self.range[1] + ROUNDING
+        return least <= score <= most and all(least <= p <= most for p in probabilities.values())
+
+    def ask(self, model: Any, x: Vector) -> float:
+        """Return a model's score. Raises ScoreError where it says what is none, ArtifactError where it raises."""
+        try:
+            score, probabilities = self.predict(model, x)
+        except Exception as error:  # a model's own code
+            raise ArtifactError(f"it raises {type(error).__name__}: {error}") from error
+        if not self.sane(score, probabilities):
+            least, most = self.range
+            raise ScoreError(
+                f"it scores {probabilities or score} where a number from {least:g} to {most:g} was expected"
+            )
+        return score
+
+    def label(self, given: Any) -> Any:
+        """Return `given` as this task's label; ValueError says what was expected."""
+        value = given
+        kind: Any = {"boolean": bool, "double": float, "string": str}[self.label_type]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ValueError(f"{value!r} ({type(value).__name__}) where a {self.label_type} was expected")
+        if kind is float and not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:  # nor is NaN
+            raise ValueError(
+                f"{value!r} where a finite number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g} was expected"
+            )
+        return value
+
+    def learn(self, model: Any, x: Vector, y: Any) -> None:
+        """Teach `model` one example; models of an unsupervised task never see the label."""
+        if self.supervised:
+            model.learn_one(x, y)
+        else:
+            model.learn_one(x)
+
+    def judged(self, score: float, probabilities: Probabilities) -> Judged | None:
+        """Return what metrics are given of a prediction; None where, as in River, it is one of nothing and is not judged."""
+        predicted = self.predicted(score, probabilities)
+        if not isinstance(predicted, dict):
+            return Judged(predicted, predicted)
+        return Judged(predicted, max(predicted, key=predicted.__getitem__)) if predicted else None
+
+    def update(self, metric: Any, y: Any, score: float, probabilities: Probabilities) -> None:
+        """Update one River metric with a label and the prediction made for it."""
+        judged = self.judged(score, probabilities)
+        if judged is not None:
+            metric.update(y, judged.label if getattr(metric, "requires_labels", False) else judged.told)
+
+
+def _binary(model: Any, x: Vector) -> tuple[float, Probabilities]:
+    probabilities = model.predict_proba_one(x)
+    # A classifier that has learned nothing answers {}: it knows nothing, so both classes are as likely.
+    return (float(probabilities.get(True, 0.0)) if probabilities else 0.5), NONE
+
+
+def _regression(model: Any, x: Vector) -> tuple[float, Probabilities]:
+    return float(model.predict_one(x)), NONE
+
+
+def _anomaly(model: Any, x: Vector) -> tuple[float, Probabilities]:
+    return float(model.score_one(x)), NONE
+
+
+def _multiclass(model: Any, x: Vector) -> tuple[float, Probabilities]:
+    probabilities = {str(name): float(p) for name, p in model.predict_proba_one(x).items()}
+    return max(probabilities.values(), default=0.0), probabilities
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "binary", "boolean", _binary, lambda p, _: {False: 1.0 - p, True: p}, ("learn_one", "predict_proba_one"),
+            lambda: [metrics.Accuracy(), metrics.ROCAUC(), metrics.LogLoss()], dummy.PriorClassifier,
+            range=(0.0, 1.0),
+        ),
+        Task(
+            "multiclass", "string", _multiclass, lambda _, p: p, ("learn_one", "predict_proba_one"),
+            lambda: [metrics.Accuracy(), metrics.MacroF1(), metrics.CrossEntropy()], dummy.PriorClassifier,
+            range=(0.0, 1.0),
+        ),
+        Task(
+            "regression", "double", _regression, lambda value, _: value, ("learn_one", "predict_one"),
+            lambda: [metrics.MAE(), metrics.RMSE(), metrics.R2()], lambda: dummy.StatisticRegressor(stats.Mean()),
+        ),
+        Task(
+            "anomaly", "boolean", _anomaly, lambda score, _: score, ("learn_one", "score_one"),
+            lambda: [metrics.ROCAUC()], lambda: None, supervised=False,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Avro without a pipeline: schema files, codecs, resolution, limits, compatibility, the registry client."""

@@ -1,0 +1,101 @@
+"""Avro schema files: where they are found, what their fields are, and the id that every process gives them alike.
+
+Schemas lie in `schemas/` of the repository and ship inside the wheel as `tidemill/schemas`; an editable install reads
+the repository's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from fastavro.schema import to_parsing_canonical_form
+
+_PACKAGED = Path(__file__).parents[1] / "schemas"
+_REPOSITORY = Path(__file__).parents[3] / "schemas"
+
+
+def root() -> Path:
+    """Return the folder of the shipped schemas: inside the wheel, or the repository's."""
+    return _PACKAGED if _PACKAGED.is_dir() else _REPOSITORY
+
+
+def find(name: str, beside: Path | None = None) -> dict[str, Any]:
+    """Return the schema file `name` as JSON, looked for beside the pipeline, in ./schemas, and among the shipped ones.
+
+    Raises FileNotFoundError with the places looked at, ValueError where the file is no Avro record schema.
+    """
+    places = [Path(name)] if Path(name).is_absolute() else [
+        *([beside / name, beside / "schemas" / name] if beside else []), Path.cwd() / "schemas" / name, root() / name,
+    ]  # fmt: skip
+    for place in places:
+        if place.is_file():
+            return _read(place)
+    raise FileNotFoundError(f"no schema file {name!r} in {', '.join(str(place.parent) for place in places)}")
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(place.read_text())
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("type") != "record" or not found.get("fields"):
+        raise ValueError(f"{place} is no Avro record schema: expected type 'record' with fields")
+    return found
+
+
+@cache
+def own(name: str) -> dict[str, Any]:
+    """Return one of our own record schemas, `schemas/tidemill/NAME.avsc`."""
+    return _read(root() / "tidemill" / f"{name}.avsc")
+
+
+def primitive(avro: Any) -> str:
+    """Return a field's primitive type; of a union with null, the other branch's; `union` for a wider one."""
+    if isinstance(avro, list):
+        rest = [branch for branch in avro if branch != "null"]
+        return primitive(rest[0]) if len(rest) == 1 else "union"
+    return primitive(avro["type"]) if isinstance(avro, dict) else str(avro)
+
+
+def nullable(avro: Any) -> bool:
+    """Return whether a field of this type may be null."""
+    return avro == "null" or (isinstance(avro, list) and "null" in avro)
+
+
+def plain(avro: Any) -> Any:
+    """Return the schema without logical types and docs, so that times decode as the integers that they are on the wire."""
+    if isinstance(avro, list):
+        return [plain(branch) for branch in avro]
+    if not isinstance(avro, dict):
+        return avro
+    kept = {k: v for k, v in avro.items() if k not in ("logicalType", "doc")}
+    if isinstance(kept.get("type"), (dict, list)):
+        kept["type"] = plain(kept["type"])
+    for part in ("items", "values"):
+        if part in kept:
+            kept[part] = plain(kept[part])
+    if "fields" in kept:
+        kept["fields"] = [plain(f) for f in kept["fields"]]
+    return kept if set(kept) != {"type"} or not isinstance(kept["type"], str) else kept["type"]
+
+
+def malformed(avro: Any) -> str:
+    """Return why this is no Avro schema; nothing where it is one."""
+    try:
+        fastavro.parse_schema(avro, named_schemas={})
+    except Exception as error:  # what fastavro raises for all that can be wrong is no one thing
+        return f"it is no Avro schema: {error}"
+    return ""
+
+
+def fingerprint(avro: Any) -> int:
+    """Return the schema's id: the first 31 bits of the SHA-256 of its parsing canonical form (Avro 1.12, "Transforming
+    into Parsing Canonical Form"). Equal in every process and on every machine, with no server to ask.
+    """  # fmt: skip
+    canonical: str = to_parsing_canonical_form(avro)
+    return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "big") >> 1

@@ -1,0 +1,117 @@
+"""Online features, for other services: what the views know of an entity, as stored or as of any time.
+
+    from tidemill import features, load
+
+    store = features.Store(load("flights"), "redis://localhost:6379/0")
+    for view in store.get("dest", "BOS", at=features.now()):
+        print(view.view, view.event_time, view.features)
+
+Anything that speaks Redis can read the hashes as well: `HGETALL flights:dest:BOS` holds the features as of the entity's
+latest event, whose time is in the field `event_time`; what they are is described, as JSON, in `flights:dest/schema`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline, View
+from tidemill.errors import SettingsError
+from tidemill.features.lookup import is_whole
+from tidemill.features.redis import OnlineStore
+from tidemill.features.tiles import Entity, Plan
+
+
+@dataclass(frozen=True)
+class Known:
+    """What one view knows of one entity. Times are ms of event time.
+
+    `event_time`: of the entity's latest event in the view, None where it was never seen. `at`: the time as of which
+    `features` are, None where it was never seen and no time was asked for. `whole`: False while the view is being filled,
+    was emptied, or lacks what the log no longer held.
+    """
+
+    view: str
+    at: int | None
+    event_time: int | None
+    whole: bool
+    features: dict[str, float | None]
+
+    @property
+    def age_seconds(self) -> float | None:
+        """How old, at `at`, the latest event was: freshness, in event time."""
+        return None if self.at is None or self.event_time is None else max(0, self.at - self.event_time) / 1000
+
+
+class Store:
+    """Reads a pipeline's views. Raises StoreError where Redis does not answer.
+
+    Parameters
+    ----------
+    url
+        Where Redis is, as redis://host:port/db.
+    """
+
+    def __init__(self, pipeline: Pipeline, url: str) -> None:
+        self.pipeline = pipeline
+        self._store = OnlineStore(url, pipeline.name)
+        self._plans = {view.label: Plan(view) for view in pipeline.views}
+
+    def get(self, entity: str, entity_id: str, at: int | None = None) -> list[Known]:
+        """Return what each view of `entity` (the event field, as "dest") knows of `entity_id`, in declared order.
+
+        `at`: event time in ms; windows end there. By default at the entity's own latest event, as the stored hashes are.
+        Raises SettingsError where no view is kept of such an entity.
+        """
+        views = [view for view in self.pipeline.views if view.entity == entity]
+        if not views:
+            known = ", ".join(dict.fromkeys(view.entity for view in self.pipeline.views)) or "none at all"
+            raise SettingsError(
+                f"pipeline {self.pipeline.name!r} keeps no view of {entity!r}: it keeps views of {known}"
+            )
+        wanted = {view.label: (entity_id,) for view in views}
+        tiles, notes = self._store.read(wanted, self.pipeline.partitions)
+        return [
+            self._known(self._plans[v.label], tiles[v.label, entity_id], notes[v.label], entity_id, at) for v in views
+        ]
+
+    def _known(
+        self, plan: Plan, tiles: dict[str, str], notes: list[str | None], entity_id: str, at: int | None
+    ) -> Known:
+        try:
+            entity = Entity.load(plan, tiles) if tiles else None
+        except ValueError as error:
+            raise SettingsError(
+                f"view {plan.view.label!r} of {entity_id!r} was stored by another declaration: {error}"
+            ) from None
+        as_of = at if at is not None else entity.time if entity else None
+        whole = is_whole(plan, notes, as_of or 0)
+        if entity is None:
+            return Known(plan.view.label, as_of, None, whole, dict(plan.nothing))
+        values = dict(zip(plan.names, plan.read(entity, as_of or 0), strict=True))
+        return Known(plan.view.label, as_of, entity.time, whole, values)
+
+
+def now() -> int:
+    """Return the present, in ms since the epoch."""
+    return int(time.time() * 1000)
+
+
+def schema(pipeline: Pipeline, view: View) -> dict[str, Any]:
+    """Return what is kept beside a view in Redis: what its hashes are called and what their fields mean."""
+    return {
+        "pipeline": pipeline.name,
+        "view": view.label,
+        "entity": view.entity,
+        "source": view.source,
+        "key": f"{pipeline.name}:{view.label}:<{view.entity}>",
+        "event_time": "ms since the epoch of the entity's latest event; the features are as of it",
+        "every": view.every,
+        "expires": view.expires,
+        "fresh": view.fresh,
+        "features": {
+            name: {"type": "double", "kind": aggregate.kind, "of": aggregate.field, "window": aggregate.window}
+            for name, aggregate in zip(view.features, view.flat, strict=True)
+        },
+    }

@@ -1,0 +1,187 @@
+"""Event-time tiles: what a view keeps of each entity, as columns of cells that aggregates read.
+
+An event lands in the tile of its own event time, whenever it comes; asking at time t looks at the tile of t and those
+before it only. So what a vector holds does not depend on the order in which events of different tiles arrived.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tidemill.aggregates.base import Column, Read, columns_of
+from tidemill.declare.pipeline import View
+from tidemill.durations import milliseconds
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class Plan:
+    """A view, compiled: which columns its tiles have, which of them an event changes, which a feature reads."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.every = milliseconds(view.every)
+        self.names = view.features
+        self.columns: tuple[Column, ...] = tuple(columns_of(view.flat).values())
+        self.longest = max((a.window_ms for a in view.flat), default=self.every)
+        self.expires = milliseconds(view.expires) if view.expires else 0
+        self.tiles_kept = max(1, self.longest // self.every)
+        #: What stored tiles must have been made with to be read again.
+        self.shape = f"{self.tiles_kept} tiles of {self.every} ms"
+        by_field: dict[str, list[Column]] = {}
+        for column in self.columns:
+            by_field.setdefault(column.field, []).append(column)
+        #: (field, its columns' names and functions that add to them); "" is the event itself.
+        self.updates = tuple((field, tuple((c.name, c.add) for c in found)) for field, found in by_field.items())
+        widths = dict.fromkeys(a.window_ms // self.every for a in view.flat)
+        self._windows = [self._window(width) for width in widths]
+        #: Event fields that its columns look at.
+        self.fields = tuple(field for field in by_field if field)
+        #: What is said of an entity that was never seen.
+        self.nothing = {name: a.empty for name, a in zip(self.names, view.flat, strict=True)}
+
+    def _window(self, width: int) -> _Window:
+        """Return how features of one width are read."""
+        members = [(i, a) for i, a in enumerate(self.view.flat) if a.window_ms // self.every == width]
+        merged = [(i, a) for i, a in members if all(column.merges for column in a.columns)]
+        others = [(i, a) for i, a in members if not all(column.merges for column in a.columns)]
+        columns = tuple(dict.fromkeys(column for _, a in merged for column in a.columns))
+        return _Window(
+            width,
+            columns,
+            tuple(column.name for column in columns),
+            tuple((i, a.read) for i, a in merged),
+            tuple(dict.fromkeys(column.name for _, a in others for column in a.columns)),
+            tuple((i, a.read) for i, a in others),
+            tuple((i, a.empty) for i, a in members),
+        )
+
+    def read(self, entity: Entity, now: int) -> list[float | None]:
+        """Return the features, in declared order, as of event time `now` (ms)."""
+        out: list[float | None] = [None] * len(self.names)
+        starts = entity.starts
+        tile = now // self.every
+        stop = bisect_right(starts, tile)
+        for window in self._windows:
+            begin = bisect_left(starts, tile - window.width + 1, 0, stop)
+            if begin == stop:
+                for index, value in window.empty:
+                    out[index] = value
+                continue
+            if window.merged:
+                cells = entity.merged(window, begin, stop)
+                for index, read in window.reads:
+                    value = read(cells, now)
+                    # A sum may overflow although every value was finite; a model must never see that.
+                    out[index] = value if value is None or value - value == 0 else None
+            if window.others:
+                cells = {name: entity.columns[name][begin:stop] for name in window.whole}
+                for index, read in window.others:
+                    value = read(cells, now)
+                    out[index] = value if value is None or value - value == 0 else None
+        return out
+
+
+class _Window(NamedTuple):
+    """The features of one width (in tiles): those whose columns merge, and those that read every tile."""
+
+    width: int
+    merged: tuple[Column, ...]
+    names: tuple[str, ...]
+    reads: tuple[tuple[int, Read], ...]
+    whole: tuple[str, ...]
+    others: tuple[tuple[int, Read], ...]
+    empty: tuple[tuple[int, float | None], ...]
+
+
+class Entity:
+    """The tiles of one entity: sorted starts (in tiles since the epoch) and, beside them, one list of cells per column.
+
+    What the tiles before a window's last one are together is kept until one of them changes: events mostly go to the last.
+    """
+
+    __slots__ = ("_before", "columns", "plan", "starts")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.starts: list[int] = []
+        self.columns: dict[str, list[Any]] = {column.name: [] for column in plan.columns}
+        self._before: dict[int, tuple[int, int, list[Any]]] = {}
+
+    @property
+    def time(self) -> int:
+        """The event time of its latest event, ms."""
+        return int(self.columns["time"][-1])
+
+    def add(self, plan: Plan, now: int, event: Mapping[str, Any]) -> tuple[int, list[int]] | None:
+        """Add an event of time `now` (ms). Returns (its tile, tiles dropped for age), or None where it came too late."""
+        tile = now // plan.every
+        starts, columns = self.starts, self.columns
+        if starts and tile == starts[-1]:
+            i = len(starts) - 1
+        else:
+            if starts and tile <= starts[-1] - plan.tiles_kept:
+                return None
+            i = bisect_left(starts, tile)
+            if i == len(starts) or starts[i] != tile:
+                starts.insert(i, tile)
+                for column in plan.columns:
+                    columns[column.name].insert(i, column.fresh())
+        if i != len(starts) - 1:
+            self._before.clear()
+        for field, adds in plan.updates:
+            value = event[field] if field else event
+            if value is not None:
+                for name, add in adds:
+                    add(columns[name], i, value, now)
+        return tile, self._drop(starts[-1] - plan.tiles_kept)
+
+    def _drop(self, newest_gone: int) -> list[int]:
+        """Drop tiles that no window can reach any more; what is kept is bounded by the longest window."""
+        if self.starts[0] > newest_gone:
+            return []
+        cut = bisect_right(self.starts, newest_gone)
+        gone = self.starts[:cut]
+        del self.starts[:cut]
+        for column in self.columns.values():
+            del column[:cut]
+        return gone
+
+    def merged(self, window: _Window, begin: int, stop: int) -> dict[str, list[Any]]:
+        """Return the columns of tiles begin to stop, at least one: what those before the last are together, and the last."""
+        last, columns = stop - 1, self.columns
+        if begin == last:
+            return {name: columns[name][begin:stop] for name in window.names}
+        found, first, newest = self._before.get(window.width), self.starts[begin], self.starts[last]
+        if found is None or found[0] != first or found[1] != newest:
+            before = [column.merge(columns[column.name][begin:last]) for column in window.merged]
+            self._before[window.width] = found = (first, newest, before)
+        return {name: [cell, columns[name][last]] for name, cell in zip(window.names, found[2], strict=True)}
+
+    def dump(self, tile: int) -> str:
+        """Return one tile's cells as JSON, by column; null for an empty one."""
+        i = bisect_left(self.starts, tile)
+        return _encode({c.name: c.dump(self.columns[c.name][i]) for c in self.plan.columns})
+
+    @classmethod
+    def load(cls, plan: Plan, tiles: Mapping[str, str]) -> Entity:
+        """Return the entity whose tiles were dumped; `tiles` is by start in ms. Raises ValueError on other columns."""
+        entity = cls(plan)
+        order = sorted(tiles, key=int)
+        held = json.loads(f"[{','.join([tiles[start] for start in order])}]")  # once for all: a call each costs more
+        for start, cells in zip(order, held, strict=True):
+            if cells.keys() != entity.columns.keys():
+                raise ValueError(
+                    f"tile {start} has columns {sorted(cells)} where {sorted(entity.columns)} are declared"
+                )
+        entity.starts = [int(start) // plan.every for start in order]
+        for column in plan.columns:
+            name, fresh, load = column.name, column.fresh, column.load
+            try:
+                entity.columns[name] = [fresh() if c[name] is None else load(c[name]) for c in held]
+            except Exception as error:  # a column of a pipeline's own may raise anything
+                raise ValueError(f"column {name!r} can't be read: {type(error).__name__}: {error}") from error
+        return entity

@@ -1,0 +1,272 @@
+"""The state of views: entities' tiles by partition, and what of it the online store does not have yet.
+
+Kept by the featurizer, of the views of the events' own key, and by the materializer, of all others. State is a function
+of the offsets of one topic; the store is brought to what is committed, and filled anew where it was emptied.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tidemill.errors import StoreError
+from tidemill.features.redis import Change
+from tidemill.features.tiles import Entity, Plan
+from tidemill.stream import api
+
+log = logging.getLogger(__name__)
+
+RECHECK_SECONDS = 1.0
+"""How often it is looked whether a store still holds what was written, when there is nothing to write."""
+PARTIAL = " partial until "
+NEVER = -(2**62)
+"""The watermark of what has seen no event; ms."""
+
+
+class Held:
+    """One view's state for one partition, and what of it the store does not have yet."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.entities: dict[str, Entity] = {}
+        self.base = 0
+        self.offset = 0
+        self.is_stored = False
+        self._until = 0
+        self._is_cut = False
+        self.watermark = NEVER
+        self._dirty: dict[str, tuple[set[int], set[int]]] = {}
+        self._forgotten: set[str] = set()
+        self._by_time: list[tuple[int, str]] = []
+
+    def restore(self, entities: dict[str, Entity], offset: int, until: int) -> None:
+        """Take over what a store held at `offset`, partial until `until`."""
+        self.entities, self.base, self.offset, self.is_stored = entities, offset, offset, True
+        self._until = until
+        if self.plan.expires:
+            self._by_time = [(entity.time, name) for name, entity in entities.items()]
+            heapq.heapify(self._by_time)
+        self.watermark = max((entity.time for entity in entities.values()), default=self.watermark)
+
+    def cut(self) -> None:
+        """Be told that what came before the next event is not all there."""
+        self._is_cut = True
+
+    def begins(self, now: int) -> None:
+        """Be told that nothing from before `now` (ms) has come: windows that reach further back are partial."""
+        self._until = max(self._until, now + self.plan.longest)
+
+    def fill(self) -> None:
+        """Be told that what was missing has come."""
+        self._until = 0
+
+    def is_partial(self, now: int) -> bool:
+        """Whether a window that ends at `now` may reach into what is not there."""
+        if self._is_cut:
+            self._is_cut = False
+            self.begins(now)
+        return now < self._until
+
+    @property
+    def note(self) -> str:
+        """What is said beside the offset in the store."""
+        return f"{self.plan.shape}{PARTIAL}{self._until}" if self._until > self.watermark else self.plan.shape
+
+    def add(self, entity_id: str, now: int, event: Mapping[str, Any]) -> bool:
+        """Add an event of time `now` (ms); returns whether it was still in time."""
+        entity = self.entities.get(entity_id)
+        if entity is None:
+            entity = self.entities[entity_id] = Entity(self.plan)
+            if self.plan.expires:
+                heapq.heappush(self._by_time, (now, entity_id))
+        added = entity.add(self.plan, now, event)
+        if added is None:
+            return False
+        tile, gone = added
+        found = self._dirty.get(entity_id)
+        if found is None:
+            self._dirty[entity_id] = ({tile}, set(gone))
+        else:
+            tiles, dropped = found
+            tiles.add(tile)
+            if gone:
+                dropped.update(gone)
+                tiles.difference_update(gone)
+        if now > self.watermark:
+            self.watermark = now
+        if self.plan.expires:
+            self._expire()
+        return True
+
+    def _expire(self) -> None:
+        """Forget entities whose last event is too old; of equal offsets the same ones, whenever it was restarted."""
+        limit = self.watermark - self.plan.expires
+        while self._by_time and self._by_time[0][0] <= limit:
+            _, name = heapq.heappop(self._by_time)
+            entity = self.entities.get(name)
+            if entity is None:
+                continue
+            if entity.time > limit:
+                heapq.heappush(self._by_time, (entity.time, name))
+                continue
+            del self.entities[name]
+            self._dirty.pop(name, None)
+            self._forgotten.add(name)
+
+    def changes(self) -> dict[str, Change]:
+        """Return what the store needs to come from `base` to `offset`."""
+        found = {
+            name: self._change(name, tiles, gone, whole=name in self._forgotten)
+            for name, (tiles, gone) in self._dirty.items()
+        }
+        return found | {name: Change({}, {}, whole=True) for name in self._forgotten - self.entities.keys()}
+
+    def everything(self) -> dict[str, Change]:
+        """Return what the store needs to come from nothing to `offset`."""
+        return {
+            name: self._change(name, entity.starts, (), whole=True)
+            for name, entity in self.entities.items()
+            if entity.starts
+        }
+
+    def written(self) -> None:
+        """Be told that the store stands at `offset`."""
+        self.base, self.is_stored = self.offset, True
+        self._dirty.clear()
+        self._forgotten.clear()
+
+    def _change(self, name: str, tiles: Iterable[int], gone: Iterable[int], *, whole: bool) -> Change:
+        entity, every = self.entities[name], self.plan.every
+        features = dict(zip(self.plan.names, self.plan.read(entity, entity.time), strict=True))
+        return Change(
+            {**features, "event_time": entity.time},
+            {str(tile * every): entity.dump(tile) for tile in (entity.starts if whole else tiles)},
+            tuple(str(tile * every) for tile in gone),
+            whole,
+        )
+
+
+class Views:
+    """Several views over one topic, by partition.
+
+    Parameters
+    ----------
+    stores
+        The online store of each view, by the view's name; views without one are kept in memory only.
+    counts
+        Where a step counts what happens.
+    clock
+        Seconds, for how often a store is looked at.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        stores: Mapping[str, api.View],
+        counts: Counter[tuple[str, str]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plans, self.stores, self.counts, self.clock = plans, dict(stores), counts, clock
+        self.held: dict[int, list[Held]] = {}
+        self._behind: set[str] = set()
+        self._looked = -RECHECK_SECONDS
+
+    def assign(self, partition: int, committed: int) -> int:
+        """Take over a partition from the stores; returns the offset from which the rest is to be rebuilt."""
+        self.held[partition] = [self._load(plan, partition, committed) for plan in self.plans]
+        return min((held.base for held in self.held[partition]), default=committed)
+
+    def _load(self, plan: Plan, partition: int, committed: int) -> Held:
+        held, name = Held(plan), plan.view.label
+        store = self.stores.get(name)
+        found = store.load(partition) if store else None
+        if store is None or found is None:
+            return held
+        offset, entities = found
+        shape, _, until = store.note(partition).partition(PARTIAL)
+        if offset > committed:
+            wrong = f"the online store stands at {offset}, ahead of what Kafka has committed, {committed}"
+        elif shape != plan.shape:
+            wrong = f"the view was declared differently: {shape!r} where {plan.shape!r} is declared"
+        else:
+            try:
+                held.restore({n: Entity.load(plan, t) for n, t in entities.items() if t}, offset, int(until or 0))
+                return held
+            except ValueError as error:
+                wrong = f"the view was declared differently: {error}"
+        log.error("the view is built anew", extra={"view": name, "partition": partition, "cause": wrong})
+        store.reset(partition)
+        return Held(plan)
+
+    def truncated(self, partition: int) -> None:
+        """Be told that the log no longer reaches back to where `assign` asked to rebuild from."""
+        for held in self.held[partition]:
+            held.cut()
+
+    def revoke(self, partition: int) -> None:
+        """Drop a partition's state."""
+        self.held.pop(partition, None)
+
+    def committed(self) -> None:
+        """Bring the stores to what is committed. A store that is away stops nothing: it is caught up later.
+
+        Once a second also where there is nothing new: a store that was emptied is filled again, be the topic ever so quiet.
+        """
+        now = self.clock()
+        recheck = now - self._looked >= RECHECK_SECONDS
+        if recheck:
+            self._looked = now
+        elif self._behind:
+            return  # a store that hangs costs its time out; that is not to be had at every commit, for every view
+        for partition, views in self.held.items():
+            for held in views:
+                store = self.stores.get(held.plan.view.label)
+                if store is None or not (recheck or held.base != held.offset or not held.is_stored):
+                    continue
+                if not self._write(store, partition, held):
+                    return
+
+    def _write(self, store: api.View, partition: int, held: Held) -> bool:
+        """Return whether the store answered."""
+        name = held.plan.view.label
+        has_news = held.base != held.offset
+        try:
+            outcome = store.write(partition, held.base, held.offset, held.changes(), held.note)
+            if outcome == "behind":
+                log.warning(
+                    "the online store was emptied and is filled anew", extra={"view": name, "partition": partition}
+                )
+                has_news, outcome = True, store.write(partition, 0, held.offset, held.everything(), held.note)
+        except StoreError as error:
+            self.counts["view_writes", "failed"] += 1
+            if name not in self._behind:
+                self._behind.add(name)
+                log.error(
+                    "the online store can't be written; it is caught up later",
+                    extra={"view": name, "cause": str(error)},
+                )
+            return False
+        if name in self._behind:
+            self._behind.discard(name)
+            log.info("the online store can be written again", extra={"view": name})
+        if has_news or outcome != "written":
+            self.counts["view_writes", outcome] += 1
+        if outcome == "written":
+            held.written()
+        return True
+
+    def gauges(self) -> dict[tuple[str, str], float]:
+        """Return by view how many entities are held, the time in s of their newest event, and whether a store is behind."""
+        found: dict[tuple[str, str], float] = {}
+        for index, plan in enumerate(self.plans):
+            name = plan.view.label
+            found["entities", name] = sum(len(views[index].entities) for views in self.held.values())
+            newest = max((views[index].watermark for views in self.held.values()), default=NEVER)
+            if newest > NEVER:
+                found["view_event_time", name] = newest / 1000
+            found["view_behind", name] = float(name in self._behind)
+        return found

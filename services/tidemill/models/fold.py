@@ -1,0 +1,116 @@
+"""A model is a fold of `learn_one` over the examples, in their one order: version N has learned examples[begin..N)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import ArtifactError, ScoreError
+from tidemill.models.segments import Segments, about_labels
+from tidemill.models.source_shares import Shares, source_of
+from tidemill.registry.manifests import Snapshot
+from tidemill.wire.records import Example, vector_to_x
+
+GOLDEN = 8
+"""How many of the latest vectors go into a manifest, with the scores that the version gives them."""
+
+LOOK = 10
+"""Examples between two looks at what the model says, so that one that explodes is noticed at the same example in every process."""
+
+
+class Fold:
+    """One model on its way through the examples, with its prequential metrics.
+
+    The metrics judge the score that was served (or, for a challenger, would have been) when the question was asked:
+    exactly what a user of the predictions saw. `exploded` says of what the model said that it is no score, if it did.
+
+    Parameters
+    ----------
+    begin
+        Offset of the first example that it is given; a candidate's name says it, and it is 0 for any other.
+    """
+
+    def __init__(self, pipeline: Pipeline, name: str, begin: int | None = None) -> None:
+        self.pipeline = pipeline
+        self.name = name
+        self.model = pipeline.model(name)
+        self.metrics = pipeline.metric()
+        self._about_labels = [about_labels(metric) for metric in self.metrics]
+        self.segments = Segments(pipeline)
+        self.examples = 0
+        self.version = self.begin = pipeline.parts(name)[1] if begin is None else begin
+        self.exploded = ""
+        self.learned_until = 0
+        self.vectors: deque[Mapping[str, Any]] = deque(maxlen=GOLDEN)
+        self._kind = pipeline.kind
+        self._shares: Shares | None = None
+        if pipeline.protect is not None:
+            self._shares = Shares(pipeline.protect)
+            self._source = source_of(pipeline.protect.source, pipeline.vector)
+
+    def learn(self, example: Example, offset: int) -> bool:
+        """Judge the served score, then learn the example that lies at `offset`.
+
+        Returns whether it was learned: not where its source has its share already (see `protection`). What a model's own
+        `learn_one` raises comes out of here; the fold has moved on all the same, because the model may have changed: to try
+        again would be to learn it twice.
+        """
+        prediction, label = example["prediction"], example["label"]
+        vector = prediction["features"]["vector"]
+        self.version = offset + 1
+        self.examples += 1
+        self.learned_until = max(self.learned_until, example["label_time"])
+        self.vectors.append(vector)
+        # Where one version is pinned, the newest answers beside it: that one is judged.
+        served = max(
+            (s for s in (prediction["champion"], *prediction["challengers"]) if s["model"] == self.name),
+            key=lambda score: score["version"], default=None,
+        )  # fmt: skip
+        judged = self._kind.judged(served["score"], served["probabilities"]) if served is not None else None
+        if judged is not None:
+            for metric, is_about_labels in zip(self.metrics, self._about_labels, strict=True):
+                metric.update(label, judged.label if is_about_labels else judged.told)
+            self.segments.add(vector, label, judged)
+        if self._shares is not None and not self._shares.take(self._source(prediction["features"])):
+            return False
+        x = vector_to_x(vector)
+        self._kind.learn(self.model, x, label)
+        if not self.examples % LOOK and not self.exploded:
+            self._look(x)
+        return True
+
+    def _look(self, x: Mapping[str, Any]) -> None:
+        """Note what the model says where that is no score. It may say one again, and another none: it stays exploded."""
+        try:
+            self._kind.ask(self.model, x)
+        except ScoreError as error:
+            self.exploded = str(error)
+        except ArtifactError:
+            pass  # it raises: it may have learned too little
+
+    def snapshot(self) -> Snapshot:
+        """Return what is needed to go on from here."""
+        shares = None if self._shares is None else self._shares.saved()
+        return Snapshot(
+            self.model,
+            self.metrics,
+            self.examples,
+            self.version,
+            self.learned_until,
+            self.begin,
+            self.segments.state(),
+            shares,
+        )
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot."""
+        self.model, self.metrics = snapshot.model, snapshot.metrics
+        self.examples, self.version, self.learned_until = snapshot.examples, snapshot.version, snapshot.learned_until
+        self.begin = snapshot.begin
+        self._about_labels = [about_labels(metric) for metric in self.metrics]
+        self.segments = Segments(self.pipeline)
+        self.segments.resume(snapshot.segments)
+        if self._shares is not None:
+            self._shares.restore(snapshot.shares or ())

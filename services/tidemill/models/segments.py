@@ -1,0 +1,149 @@
+"""How good a model is where one feature has one value: its metrics once more, for each value of some categories.
+
+memory   at most MOST_VALUES values of a feature, those that come first, and the others together; of each its metrics
+cost     the learner takes 5 to 9% longer with two of them (docs/registry.md): River's ROCAUC, which walks ten thresholds, is counted
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from river import metrics
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.tasks import Judged
+
+MOST_VALUES = 50
+"""Values of one feature that are told apart."""
+
+State = list[tuple[Any, ...]]
+"""Segments as plain values and River's own, as they are saved beside a model."""
+
+
+class Segment(NamedTuple):
+    """Whose examples: those where a feature has one value, where it is missing (None), or the others together."""
+
+    feature: str
+    value: str | None
+    others: bool = False
+
+
+class Line:
+    """What is kept of one segment.
+
+    Parameters
+    ----------
+    metrics
+        River's, all but ROCAUC, each with whether it is given the likeliest label.
+    places
+        By label, how many scores lie above the first so many of ROCAUC's thresholds: all that it asks of a score.
+    """
+
+    __slots__ = ("examples", "metrics", "places")
+
+    def __init__(
+        self, own: Sequence[Any], examples: int = 0, places: Mapping[Any, Sequence[int]] | None = None
+    ) -> None:
+        self.metrics = [(metric, about_labels(metric)) for metric in own]
+        self.examples = examples
+        self.places = {label: list(counts) for label, counts in (places or {}).items()}
+
+
+def about_labels(metric: Any) -> bool:
+    """Whether a metric judges the likeliest label, not a probability or a value."""
+    return bool(getattr(metric, "requires_labels", False))
+
+
+class Segments:
+    """The segments of one model on its way through the examples; `Monitor(segments=...)` says of which features."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.features = tuple(pipeline.monitor.segments)
+        self.lines: dict[Segment, Line] = {}
+        self._fresh = pipeline.metric
+        self._names = [type(metric).__name__ for metric in pipeline.metric()]
+        self._area = next((metric for metric in pipeline.metric() if type(metric) is metrics.ROCAUC), None)
+        self._values = dict.fromkeys(self.features, 0)
+
+    def add(self, vector: Mapping[str, Any], label: Any, judged: Judged) -> None:
+        """Judge one prediction in each of its segments."""
+        place = None
+        if self._area is not None:
+            score = judged.told.get(True, 0.0) if isinstance(judged.told, dict) else judged.told
+            place = bisect_left(self._area.thresholds, score)
+        for feature in self.features:
+            line = self._line(feature, vector[feature])
+            line.examples += 1
+            for metric, is_about_labels in line.metrics:
+                metric.update(label, judged.label if is_about_labels else judged.told)
+            if place is not None:
+                if label not in line.places:
+                    line.places[label] = [0] * (len(self._area.thresholds) + 1)  # type: ignore[union-attr]
+                line.places[label][place] += 1
+
+    def _line(self, feature: str, value: Any) -> Line:
+        key = Segment(feature, value if value is None else str(value))
+        line = self.lines.get(key)
+        if line is None and value is not None:
+            if self._values[feature] < MOST_VALUES:
+                self._values[feature] += 1
+            else:
+                key = Segment(feature, None, others=True)
+                line = self.lines.get(key)
+        if line is None:
+            line = self.lines[key] = Line([m for m in self._fresh() if type(m) is not metrics.ROCAUC])
+        return line
+
+    def state(self) -> State:
+        """Return all of it as it is saved."""
+        return [
+            (*key, line.examples, [metric for metric, _ in line.metrics], line.places)
+            for key, line in self.lines.items()
+        ]
+
+    def resume(self, state: State) -> None:
+        """Go on from what was saved; features that are no segments any more are dropped."""
+        for feature, value, others, examples, own, places in state:
+            if feature in self._values:
+                self.lines[Segment(feature, value, others)] = Line(own, examples, places)
+                self._values[feature] += value is not None
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return each segment's metrics, as a manifest has them: by feature, the largest first, missing and others last.
+
+        A metric without a finite value is left out, and ROCAUC where all labels are the same.
+        """
+        order = sorted(
+            self.lines.items(),
+            key=lambda item: (
+                self.features.index(item[0].feature), item[0].others, item[0].value is None, -item[1].examples, item[0].value or "",
+            ),
+        )  # fmt: skip
+        return [{**key._asdict(), "examples": line.examples, "metrics": self._figures(line)} for key, line in order]
+
+    def _figures(self, line: Line) -> dict[str, float]:
+        found = {type(metric).__name__: float(metric.get()) for metric, _ in line.metrics}
+        if len(line.places) > 1:
+            found["ROCAUC"] = self._area_of(line.places)
+        named = {name: found[name] for name in self._names if name in found}
+        return {name: value for name, value in named.items() if math.isfinite(value)}
+
+    def _area_of(self, places: Mapping[Any, Sequence[int]]) -> float:
+        """Return River's ROCAUC of so many scores at each place: any other score of the same place counts as it does."""
+        whole = self._area.clone()  # type: ignore[union-attr]
+        scores = [*whole.thresholds, whole.thresholds[-1] + 1.0]
+        for label, counts in places.items():
+            for score, count in zip(scores, counts, strict=True):
+                if count:
+                    whole.update(label, score, float(count))
+        return float(whole.get())
+
+
+def told(pipeline: Pipeline, state: State) -> list[dict[str, Any]]:
+    """Return what a manifest says of saved segments."""
+    segments = Segments(pipeline)
+    segments.resume(state)
+    return segments.told()

@@ -1,0 +1,1 @@
+"""History: backtest, datasets, replay, rebuild, comparison, tuning, suggestions. Nothing here runs as a service."""

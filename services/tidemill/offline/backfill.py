@@ -1,0 +1,153 @@
+"""Telling views what happened before they were declared: from the log, or from files.
+
+A view of another entity is kept from the updates that the featurizer and the joiner write. One that is declared later lacks
+those of earlier events: its windows are partial, and vectors go without it, until they have passed or history was told. Here
+history runs through the services' own steps, as in a backtest; each update that comes of it, and is not in the log yet, is
+put there in transactions; and at the end the views are said to be filled. It can be stopped and begun again, and twice is once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import BrokerError, SettingsError
+from tidemill.features.lookup import Updates
+from tidemill.offline.backtest import Backtest, Progress, Row
+from tidemill.offline.log_history import past, without_models
+from tidemill.stream.api import Broker, Producer, Record, Slot, whole
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+BATCH = 5000
+"""Updates of one transaction."""
+PATIENCE = 60.0
+"""Seconds that the services are waited for."""
+Route = tuple[str, str]
+"""Where updates come from ("events" or "examples"), and the entity that they are of."""
+
+
+def routes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> list[Route]:
+    """Return what the named views are told of; without names, all that the materializer keeps.
+
+    Raises SettingsError for a name that is no such view's.
+    """
+    others = {view.label: view for view in pipeline.other_views}
+    for name in names:
+        if name not in others:
+            raise SettingsError(
+                f"--view {name}: expected one of {', '.join(others) or 'none, for there is nothing to fill'}; a view of the "
+                f"events' key is rebuilt from the log by itself"
+            )
+    if not others:
+        raise SettingsError(
+            f"pipeline {pipeline.name!r} has nothing to fill: no view of another entity than the events' key"
+        )
+    return list(dict.fromkeys((view.source, view.entity) for view in (others[name] for name in names or others)))
+
+
+class Backfill:
+    """One backfill of some routes; `told` and `there` count updates that were written, and that there had been before."""
+
+    def __init__(self, pipeline: Pipeline, broker: Broker, routes: Sequence[Route]) -> None:
+        self.pipeline = without_models(pipeline)  # what they would say is of no interest
+        self.broker, self.routes = broker, routes
+        self.records = Records(pipeline)
+        self.told: Counter[Route] = Counter()
+        self.there: Counter[Route] = Counter()
+        self._known: dict[Route, set[int]] = {route: set() for route in routes}
+        self._topic = topics.UPDATES.name(pipeline.name)
+        self._latest = 0
+
+    def rows(self, held: ExitStack) -> tuple[Iterable[Row], Iterable[Row]]:
+        """Return the valid events and labels that the log holds, each in order of its time; `held` closes what it takes.
+
+        Waits until the services have handled them: what has no update then will not get one by itself. Raises BrokerError
+        where they do not come to the end.
+        """
+        name = self.pipeline.name
+        found = []
+        for topic, service, codec, stream in (
+            (topics.EVENTS_VALID, "featurizer", self.records.event, self.pipeline.events),
+            (topics.LABELS_VALID, "joiner", self.records.label, self.pipeline.labels),
+        ):
+            there = past(self.broker, topic.name(name), codec, stream.time, held)
+            self._wait(f"{name}.{service}", service, there.last)
+            found.append(there.rows)
+        return found[0], found[1]
+
+    def _wait(self, group: str, service: str, last: Mapping[Slot, int]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while last:
+            committed = self.broker.committed(group, sorted(last))
+            late = [slot for slot, offset in last.items() if (at := committed[slot]) is None or at.offset <= offset]
+            if not late:
+                return
+            if time.monotonic() > deadline:
+                raise BrokerError(
+                    f"the {service} has not come to the end of {late[0].topic}[{late[0].partition}]: run it with the new "
+                    f"declaration first, and fill the views then"
+                )
+            time.sleep(0.2)
+
+    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> None:
+        """Tell the views what rows of events and labels hold, each in order of its time.
+
+        `progress` is called with how many events were handled. Another backfill of the same pipeline that still runs is fenced
+        off, and ends with an error.
+        """
+        producer = self.broker.producer(f"{self.pipeline.name}.backfill")
+        try:
+            self._scan()
+            backtest, open_ = Backtest(self.pipeline), 0
+
+            def take(update: Record) -> None:
+                nonlocal open_
+                if self._tell(update, producer):
+                    open_ += 1
+                    if open_ == BATCH:
+                        producer.commit({}, None)
+                        open_ = 0
+
+            backtest.updates = take
+            backtest.run(events, labels, progress)
+            for source, entity in self.routes:
+                Updates(self.pipeline, self.records, source).say("filled", [entity], self._latest, producer.emit)
+            producer.commit({}, None)
+        finally:
+            producer.close()
+
+    def _scan(self) -> None:
+        """Note which updates there are."""
+        for batch in self.broker.read(whole(self.broker, self._topic)):
+            for record in batch:
+                update = self.records.update.of(record.value())
+                if update is not None and not update["control"]:
+                    known = self._known.get((update["source"], update["entity"]))
+                    if known is not None:
+                        known.add(_hashed(update["event_id"]))
+
+    def _tell(self, record: Record, producer: Producer) -> bool:
+        value = record.value() or b""
+        update = self.records.update.decode(value)
+        route = update["source"], update["entity"]
+        known = self._known.get(route)
+        if known is None:
+            return False
+        self._latest = max(self._latest, update["time"])
+        name = _hashed(update["event_id"])
+        if name in known:
+            self.there[route] += 1
+            return False
+        known.add(name)
+        self.told[route] += 1
+        producer.emit(self._topic, value, record.key(), record.timestamp()[1])
+        return True
+
+
+def _hashed(event_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,322 @@
+"""Backtest: the services' own steps in one process, in event-time order, without Kafka.
+
+Every label is learned as soon as it is known, and before any question asked at that moment, as River's
+`evaluate.progressive_val_score(moment=..., delay=...)` has it; `model_delay` adds the time that a learned label takes
+to reach the scorer in production.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.features.lookup import HeldViews
+from tidemill.models.fold import Fold
+from tidemill.registry.decisions import Decision, decisions
+from tidemill.stages.featurizer.service import Featurizer
+from tidemill.stages.gate.service import Referee
+from tidemill.stages.joiner.service import Joiner
+from tidemill.stages.materializer.service import Materializer
+from tidemill.stages.scorer.feed import Placed
+from tidemill.stages.scorer.service import Scorer
+from tidemill.stages.validator.service import Validator
+from tidemill.stream.api import Emit, Headers, Position, Record, Slot, Step
+from tidemill.stream.memory import MemoryRecord
+from tidemill.wire import topics
+from tidemill.wire.records import HEADER, Features, PredictionLog, Records
+
+Row = Mapping[str, Any]
+Progress = Callable[[int], None]
+
+
+@dataclass
+class Report:
+    """What a backtest found. Times are ms since the epoch; `over_time` holds one row per checkpoint.
+
+    `over_share`: of those joined, examples that were not learned, because their source had its share.
+    """
+
+    pipeline: str
+    task: str
+    champion: str
+    model_delay_ms: int
+    events: int = 0
+    valid: int = 0
+    labels: int = 0
+    predictions: int = 0
+    joined: int = 0
+    expired: int = 0
+    pending: int = 0
+    over_share: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    over_time: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    first_event: int = 0
+    last_event: int = 0
+    seconds: float = 0.0
+
+    @property
+    def events_per_second(self) -> float:
+        """Events handled per second of wall time."""
+        return self.events / self.seconds if self.seconds else 0.0
+
+
+_KEY = b"decisions of a backtest leave it by its report alone"
+
+
+class Outcome(NamedTuple):
+    """What came true of one prediction, and when that was known, in ms since the epoch."""
+
+    event_id: str
+    label: Any
+    label_time: int
+
+
+class _Kept(Step):
+    """Keeps the prediction log by event, without headers, until outcomes come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs: dict[str, bytes] = {}
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        del emit
+        for record in records:
+            self.logs[(record.key() or b"").decode()] = (record.value() or b"")[HEADER:]
+        return True
+
+
+class Backtest:
+    """One run over history.
+
+    Parameters
+    ----------
+    model_delay_ms
+        How long after a label is known the model that learned it is in use; 0 as in River's evaluation.
+    checkpoints_every_ms
+        Event time between two rows of the report's `over_time`.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, *, model_delay_ms: int = 0, checkpoint_every_ms: int = 24 * 3_600_000
+    ) -> None:
+        self.pipeline = pipeline
+        self.records = Records(pipeline)
+        self.model_delay = model_delay_ms
+        self.every = checkpoint_every_ms
+        self.report = Report(pipeline.name, pipeline.task, pipeline.champion, model_delay_ms)
+        self.folds = {name: Fold(pipeline, name) for name in pipeline.roster}
+        self.scorer = Scorer(pipeline)
+        self.predictions: Callable[[PredictionLog], None] | None = None
+        self.updates: Callable[[Record], None] | None = None
+        self.examples: Callable[[Record], None] | None = None
+        self._offsets: Counter[str] = Counter()
+        self._learning: deque[tuple[int, MemoryRecord]] = deque()
+        self._wire()
+
+    def _wire(self) -> None:
+        name = self.pipeline.name
+        validator = Validator(self.pipeline, any_encoding=True, fuse=False)  # history is what it is
+        joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
+        featurizer = Featurizer(self.pipeline, others=HeldViews(materializer.views))
+        self._joiner = joiner
+        start = Position(0)
+        materializer.assign(Slot(topics.UPDATES.name(name), 0), start)
+        featurizer.assign(Slot(topics.EVENTS_VALID.name(name), 0), start)
+        for service, step in (("validator", validator), ("joiner", joiner)):
+            for topic in topics.reads(service):
+                step.assign(Slot(topic.name(name), 0), start)
+        self.events_topic, self.labels_topic = topics.EVENTS.name(name), topics.LABELS.name(name)
+        self._ways: dict[str, Step] = {
+            self.events_topic: validator,
+            self.labels_topic: validator,
+            topics.EVENTS_VALID.name(name): featurizer,
+            topics.LABELS_VALID.name(name): joiner,
+            topics.UPDATES.name(name): materializer,
+            topics.FEATURES.name(name): self.scorer,
+            topics.PREDICTION_LOG.name(name): joiner,
+        }
+        self._gate = Referee(self.pipeline, _KEY, tuple, lambda _: "")
+        self._gate.assign(Slot(topics.EXAMPLES.name(name), 0), start)
+        self._decided = decisions(self.pipeline, _KEY)
+        self._promotions = topics.PROMOTIONS.name(name)
+        self._examples, self._dlq = topics.EXAMPLES.name(name), topics.DLQ.name(name)
+        self._log, self._expired = topics.PREDICTION_LOG.name(name), topics.EXPIRED.name(name)
+        self._updates = topics.UPDATES.name(name)
+        self._valid = topics.EVENTS_VALID.name(name)
+
+    def _emit(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None = None,
+        timestamp: int = 0,
+        headers: Headers | None = None,
+        partition: int = -1,
+    ) -> None:
+        del partition
+        record = MemoryRecord(topic, value, key, timestamp, headers, 0, self._offsets[topic])
+        self._offsets[topic] += 1
+        if topic == self._dlq:
+            reason = dict(headers or [])["tidemill.reason"].decode()
+            self.report.dead_letters[reason] = self.report.dead_letters.get(reason, 0) + 1
+        elif topic == self._examples:
+            self._learning.append((self._now + self.model_delay, record))
+            if self.examples:
+                self.examples(record)
+            if self.pipeline.gate:
+                self._gate.process((record,), self._emit)
+        elif topic == self._promotions:
+            self._decide(self._decided.decode(value))
+        elif topic in self._ways:
+            if topic == self._log and self.predictions:
+                self.predictions(self.records.prediction_log.decode(value))
+            if topic == self._updates and self.updates:
+                self.updates(record)
+            self._ways[topic].process((record,), self._emit)
+
+    def _decide(self, decision: Decision) -> None:
+        self.report.decisions.append(decision)
+        if (
+            not decision.champion.version
+        ):  # no version is kept here: where an earlier one is to serve, whoever serves goes on
+            self.scorer.seat(Placed(decision.champion))
+
+    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> Report:
+        """Run over rows of events and labels, each in order of its time (equal times in the order given)."""
+        started = time.perf_counter()
+        report, encode_event, encode_label = self.report, self.records.event.encode, self.records.label.encode
+        event_time, label_time = self.pipeline.events.time, self.pipeline.labels.time
+        waiting = iter(labels)
+        label = next(waiting, None)
+        for event in events:
+            now = event[event_time]
+            while label is not None and label[label_time] <= now:
+                self._take_label(label[label_time], encode_label(label))
+                label = next(waiting, None)
+            self._at(now)
+            if report.events == 0:
+                report.first_event = now
+            report.last_event = now
+            report.events += 1
+            self._emit(self.events_topic, encode_event(event), None, now)
+            if progress:
+                progress(1)
+        while label is not None:
+            self._take_label(label[label_time], encode_label(label))
+            label = next(waiting, None)
+        self._learn_until(None)
+        self._checkpoint(self._now)
+        self._count()
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def replay(
+        self, questions: Sequence[Features], outcomes: Sequence[Outcome], progress: Progress | None = None
+    ) -> Report:
+        """Run over vectors as they were served, in order of event time, and what came true, in order of label time.
+
+        What the archive holds: validation, features and join were done when it was written, and are not done again.
+        """
+        started = time.perf_counter()
+        kept = _Kept()
+        log, features = self._log, topics.FEATURES.name(self.pipeline.name)
+        self._ways[log] = kept
+        header, tail = self.records.example.header, self.records.outcome.body
+        waiting = iter(outcomes)
+        outcome = next(waiting, None)
+        early: dict[str, Outcome] = {}
+
+        def learn(known: Outcome, body: bytes) -> None:
+            end = tail({"label": known.label, "label_time": known.label_time})
+            self._emit(self._examples, header + body + end, known.event_id.encode(), known.label_time)
+
+        def come_true(until: int | None) -> None:
+            nonlocal outcome
+            while outcome is not None and (until is None or outcome.label_time <= until):
+                self._at(outcome.label_time)
+                self.report.labels += 1
+                body = kept.logs.pop(outcome.event_id, None)
+                if body is None:
+                    early[outcome.event_id] = outcome
+                else:
+                    learn(outcome, body)
+                    self._learn_until(outcome.label_time)
+                outcome = next(waiting, None)
+
+        for question in questions:
+            now = question["event_time"]
+            come_true(now)
+            self._at(now)
+            self.report.first_event = self.report.first_event or now
+            self.report.last_event = now
+            self.report.events += 1
+            self._emit(features, self.records.features.encode(question), question["entity_id"].encode(), now)
+            if question["event_id"] in early:  # its label says a time that is not after its own
+                learn(early.pop(question["event_id"]), kept.logs.pop(question["event_id"]))
+            if progress:
+                progress(1)
+        come_true(None)
+        self._learn_until(None)
+        self._checkpoint(self._now)
+        self._count()
+        self.report.valid, self.report.pending = self.report.events, len(kept.logs)
+        self.report.seconds = time.perf_counter() - started
+        return self.report
+
+    _now = -(2**62)
+    _next_checkpoint: int | None = None
+
+    def _at(self, now: int) -> None:
+        """Move event time on: what is to be learned by `now` is learned, and checkpoints that lie behind are noted."""
+        self._now = now
+        self._learn_until(now)
+        if self._next_checkpoint is None:
+            self._next_checkpoint = (now // self.every + 1) * self.every
+        while now >= self._next_checkpoint:
+            self._checkpoint(self._next_checkpoint)
+            self._next_checkpoint += self.every
+
+    def _take_label(self, now: int, data: bytes) -> None:
+        self._at(now)
+        self.report.labels += 1
+        self._emit(self.labels_topic, data, None, now)
+        self._learn_until(now)
+
+    def _learn_until(self, now: int | None) -> None:
+        while self._learning and (now is None or self._learning[0][0] <= now):
+            _, record = self._learning.popleft()
+            example = self.records.example.decode(record.value() or b"")
+            for name, fold in self.folds.items():
+                learned = fold.learn(example, record.offset())
+                self.scorer.put(name, fold.version, fold.model)
+            self.report.over_share += not learned  # the same for every model
+
+    def _values(self) -> dict[str, dict[str, float]]:
+        return {
+            name: {type(metric).__name__: metric.get() for metric in fold.metrics} if fold.examples else {}
+            for name, fold in self.folds.items()
+        }
+
+    def _checkpoint(self, at: int) -> None:
+        examples = self.folds[self.pipeline.champion].examples
+        self.report.over_time.append({"time": at, "examples": examples, "metrics": self._values()})
+
+    def _count(self) -> None:
+        report = self.report
+        report.valid = self._offsets[self._valid]
+        report.predictions = self._offsets[self._log]
+        report.joined = self._offsets[self._examples]
+        report.expired = self._offsets[self._expired]
+        report.pending = sum(join.pending for join in self._joiner.joins.values())
+        report.metrics = self._values()
+
+
+def in_order(rows: Iterable[Row], time_field: str) -> Iterator[Row]:
+    """Yield rows in order of their time; rows of equal time stay as they were given."""
+    return iter(sorted(rows, key=lambda row: row[time_field]))

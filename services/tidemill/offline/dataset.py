@@ -1,0 +1,243 @@
+"""A training set: labelled examples as flat rows of one Parquet file, each vector as of its event's time.
+
+from     <pipeline>.examples, or an archive: vectors as they were served; or history, by `recompute.py`
+columns  event_id, entity_id, entity_<field>; event_time; x_<feature>; partial, stale; champion, score, version, and where
+         classes have them probabilities; label, label_time
+order    as the labels came; within an archive by date first
+memory   one group of rows, and one batch of what is read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.durations import moment
+from tidemill.errors import SettingsError
+from tidemill.files import Files, open_whole
+from tidemill.offline.backtest import Progress
+from tidemill.stream.api import Broker, whole
+from tidemill.watch.archiver.service import date_of
+from tidemill.wire import archive_rows as rows
+from tidemill.wire import topics
+from tidemill.wire.archive_rows import MOMENT, Row
+from tidemill.wire.records import HEADER, Records
+
+GROUP = 10_000
+"""Rows of one row group: what is held in memory, and what a reader of the file reads at once."""
+
+Take = Callable[[Row], None]
+"""What rows of the archive's form are given to."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Event times from `begin` up to and without `end`, in ms since the epoch; None is without a limit."""
+
+    begin: int | None = None
+    end: int | None = None
+
+    def __contains__(self, moment: int) -> bool:
+        return (self.begin is None or self.begin <= moment) and (self.end is None or moment < self.end)
+
+    def touches(self, date: str) -> bool:
+        """Whether anything of a day, YYYY-MM-DD in UTC, may be in it."""
+        return (self.begin is None or date >= date_of(self.begin)) and (self.end is None or date <= date_of(self.end))
+
+
+@dataclass
+class Summary:
+    """What a data set holds. Times are ms since the epoch; `labels` counts each label where they are not numbers."""
+
+    file: str
+    rows: int = 0
+    first_event: int = 0
+    last_event: int = 0
+    label_mean: float | None = None
+    labels: dict[str, int] = field(default_factory=dict)
+    partial: int = 0
+    stale: int = 0
+    skipped: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Form:
+    """The columns of a pipeline's data sets, and how a row of the archive becomes one of theirs.
+
+    Parameters
+    ----------
+    is_served
+        Whether the vectors are those that predictions were made with; else there are no predictions to tell of.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, is_served: bool = True) -> None:
+        self.is_served, self.by_class = is_served, pipeline.task == "multiclass"
+        there = rows.Form(pipeline, labelled=True).schema
+        same = [f for f in there if f.name.startswith((rows.ENTITY, "x_"))]
+        scores = [pa.field("champion", pa.string()), pa.field("score", pa.float64()), pa.field("version", pa.int64())]
+        if self.by_class:
+            scores.append(pa.field("probabilities", pa.map_(pa.string(), pa.float64())))
+        names = [f.name for f in same]
+        at = names.index("entity_id") + 1
+        entities = [f for f in same[at:] if f.name.startswith(rows.ENTITY)]
+        features = [f for f in same[at:] if f.name.startswith("x_")]
+        self.schema = pa.schema([
+            there.field("event_id"), there.field("entity_id"), *entities, pa.field("event_time", MOMENT), *features,
+            there.field("partial"), there.field("stale"), *scores, there.field("label"), there.field("label_time"),
+        ])  # fmt: skip
+
+    def row(self, archived: Row) -> Row:
+        """Return a row of the archive as one of the data set."""
+        row = {name: archived.get(name) for name in self.schema.names}
+        champion = row["champion"]
+        if not self.is_served:
+            row["champion"] = None
+        else:
+            row["score"], row["version"] = archived.get(f"score_{champion}"), archived.get(f"version_{champion}")
+            if self.by_class:
+                row["probabilities"] = archived.get(f"probabilities_{champion}")
+        return row
+
+
+class Writer:
+    """Writes rows of the archive that are within a span of event time, a group at a time, and counts them."""
+
+    def __init__(self, out: Any, form: Form, span: Span, summary: Summary) -> None:
+        self.form, self.span, self.summary = form, span, summary
+        self._file = pq.ParquetWriter(out, form.schema, compression="zstd")
+        self._rows: list[Row] = []
+        self._labels: Counter[Any] = Counter()
+        self._total = 0.0
+
+    def take(self, archived: Row) -> None:
+        """Take a row of the archive."""
+        now, summary = archived["event_time"], self.summary
+        if now not in self.span:
+            return
+        summary.first_event = min(now, summary.first_event) if summary.rows else now
+        summary.last_event = max(now, summary.last_event) if summary.rows else now
+        summary.rows += 1
+        summary.partial += bool(archived["partial"])
+        summary.stale += bool(archived.get("stale"))
+        label = archived["label"]
+        if isinstance(label, float):
+            self._total += label
+        else:
+            self._labels[str(label).lower() if isinstance(label, bool) else label] += 1
+        self._rows.append(self.form.row(archived))
+        if len(self._rows) >= GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write_table(pa.Table.from_pylist(self._rows, schema=self.form.schema))
+        self._rows.clear()
+
+    def finish(self) -> None:
+        """Write what is left, and what is known of all of it."""
+        if self._rows:
+            self._flush()
+        summary = self.summary
+        summary.labels = dict(self._labels.most_common())
+        if summary.rows and summary.labels.keys() <= {"true", "false"}:
+            total = summary.labels.get("true", 0) if summary.labels else self._total
+            summary.label_mean = total / summary.rows
+
+    def close(self) -> None:
+        """End the file, also where it will be thrown away: Arrow would do so later, when there is no file any more."""
+        self._file.close()
+
+
+@contextlib.contextmanager
+def written(path: Path, form: Form, span: Span) -> Iterator[Writer]:
+    """Write a data set: the file is there, whole, when the block has ended well, and else what was there before.
+
+    Raises SettingsError where there was nothing to write, or it can't be written.
+    """
+    started = time.perf_counter()
+    summary = Summary(str(path))
+    try:
+        with open_whole(str(path.absolute())) as out:
+            writer = Writer(out, form, span, summary)
+            with contextlib.closing(writer):
+                yield writer
+                writer.finish()
+            if not summary.rows:
+                raise SettingsError(f"--out {path}: nothing to write: {_nothing(summary, form)}")
+    except OSError as error:
+        raise SettingsError(f"--out {path}: writing failed: {error}") from error
+    summary.seconds = time.perf_counter() - started
+
+
+def _nothing(summary: Summary, form: Form) -> str:
+    if summary.skipped and form.is_served:
+        return (
+            f"all {summary.skipped:,} examples in these event times are of an earlier declaration, with other vectors: "
+            f"--recompute makes them anew from history"
+        )
+    return "there is no example in these event times"
+
+
+def check_out(path: Path, *, force: bool) -> None:
+    """Raise SettingsError where a data set can't be written to `path`, or would take another file's place."""
+    if path.suffix != ".parquet":
+        raise SettingsError(f"--out {path}: its name ends in {path.suffix!r}; expected .parquet")
+    if not path.absolute().parent.is_dir():
+        raise SettingsError(f"--out {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise SettingsError(f"--out {path}: there is a folder of that name")
+    if path.exists() and not force:
+        raise SettingsError(f"--out {path}: there is a file of that name; --force writes over it")
+
+
+def span_of(begin: str | None, end: str | None) -> Span:
+    """Return the event times that --from and --to say. Raises SettingsError where they are no times, or none is between."""
+    span = Span(_moment("--from", begin), _moment("--to", end))
+    if span.begin is not None and span.end is not None and span.begin >= span.end:
+        raise SettingsError(f"--from {begin} --to {end}: no time is between them; --to is not included")
+    return span
+
+
+def _moment(option: str, text: str | None) -> int | None:
+    try:
+        return None if text is None else moment(text)
+    except ValueError as error:
+        raise SettingsError(f"{option} {error}") from None
+
+
+def served(pipeline: Pipeline, broker: Broker, writer: Writer, progress: Progress | None = None) -> None:
+    """Give `writer` what <pipeline>.examples holds at this moment.
+
+    Examples of an earlier declaration, whose vectors were others, are counted and passed over.
+    """
+    topic, form, head = topics.EXAMPLES.name(pipeline.name), rows.Form(pipeline, labelled=True), Records(pipeline).head
+    for batch in broker.read(whole(broker, topic)):
+        for record in batch:
+            row = form.row(record)
+            if row is not None:
+                writer.take(row)
+            elif head.record(record.value() or b"", HEADER)["event_time"] in writer.span:
+                writer.summary.skipped += 1
+        if progress:
+            progress(len(batch))
+
+
+def archived(pipeline: Pipeline, url: str, writer: Writer, progress: Progress | None = None) -> None:
+    """Give `writer` the examples of an archive; of days outside of its span, nothing is read.
+
+    Raises SettingsError where it holds none of this pipeline, or of those days some of another declaration of it.
+    """
+    files = Files(url, "archive_url", "archive", create=False)
+    for row in rows.read(pipeline, files, labelled=True, wanted=writer.span.touches):
+        writer.take(row)
+        if progress:
+            progress(1)

@@ -1,0 +1,307 @@
+"""Dead letters, for people: which there are, what each says, how many of which kind; in bounded memory, however many.
+
+A letter is open until it went back to its source topic; which did is in <pipeline>.redrives (see `redrive`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import BrokerError, SettingsError
+from tidemill.stages.validator.decode import Decoder
+from tidemill.stream.api import Broker, Record, Slot, whole
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import Letter, Place, letter_of, place_of, shown
+from tidemill.wire.records import Codec, Records
+
+MOST_KINDS = 200
+"""Kinds of letter that are told apart; a producer's own field names are among them, so there may be any number."""
+SHOWN_BYTES = 256
+SHOWN_TEXT = 4000
+Source = Literal["events", "labels"]
+State = Literal["open", "redriven"]
+Progress = Callable[[int], None]
+
+_SOURCES: Mapping[Source, tuple[topics.Topic, ...]] = {
+    "events": (topics.EVENTS, topics.EVENTS_VALID),
+    "labels": (topics.LABELS, topics.LABELS_VALID),
+}
+"""By stream, the topics whose records the validator can take again: as they were sent, or as it had let them pass."""
+
+
+def sources(pipeline: Pipeline) -> dict[str, Source]:
+    """Return the stream, by the name of each topic that a letter may have come from."""
+    return {topic.name(pipeline.name): source for source, found in _SOURCES.items() for topic in found}
+
+
+class Places:
+    """A set of letters: a bit for each offset of each partition, so that millions of them take less than a megabyte."""
+
+    def __init__(self) -> None:
+        self._bits: dict[int, bytearray] = {}
+
+    def add(self, place: Place) -> None:
+        """Put a letter in."""
+        bits = self._bits.setdefault(place.partition, bytearray())
+        byte, bit = divmod(place.offset, 8)
+        if byte >= len(bits):
+            bits.extend(bytes(byte + 1 - len(bits)))
+        bits[byte] |= 1 << bit
+
+    def __contains__(self, place: Place) -> bool:
+        bits = self._bits.get(place.partition, b"")
+        byte, bit = divmod(place.offset, 8)
+        return byte < len(bits) and bool(bits[byte] >> bit & 1)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which letters are meant; what is not said may be anything. `since` <= when it was refused < `until`, in ms."""
+
+    reason: str | None = None
+    rule: str | None = None
+    field: str | None = None
+    stage: str | None = None
+    source: Source | None = None
+    value: str | None = None
+    since: int | None = None
+    until: int | None = None
+    state: State | None = None
+    places: frozenset[Place] = frozenset()
+
+    def takes(self, letter: Letter, source: Source | None, state: State) -> bool:
+        """Whether a letter is meant, given its stream and whether it went back."""
+        said = (
+            (self.reason, letter.reason), (self.rule, letter.rule), (self.field, letter.field), (self.stage, letter.stage),
+            (self.source, source), (self.state, state),
+            (None if self.value is None else shown(self.value), letter.value),  # a header has no more of a long one
+        )  # fmt: skip
+        return (
+            all(wanted is None or wanted == given for wanted, given in said)
+            and (self.since is None or letter.refused_at >= self.since)
+            and (self.until is None or letter.refused_at < self.until)
+            and (not self.places or letter.place in self.places)
+        )
+
+
+class Letters:
+    """The dead letters of a pipeline, as they are when this is made. Reads, and writes nothing."""
+
+    def __init__(self, pipeline: Pipeline, broker: Broker) -> None:
+        self.pipeline, self.broker = pipeline, broker
+        self.topic = topics.DLQ.name(pipeline.name)
+        self.sources = sources(pipeline)
+        self._redrives = whole(broker, topics.REDRIVES.name(pipeline.name))
+        self.ranges = whole(broker, self.topic)  # asked for later: it holds every letter that went back
+        self.redriven = Places()
+        for place, _ in self.redrives():
+            self._check(place)
+            self.redriven.add(place)
+
+    def redrives(self) -> Iterator[tuple[Place, Record]]:
+        """Yield which letters went back, each with its record; some maybe more than once."""
+        for batch in self.broker.read(self._redrives):
+            for record in batch:
+                try:
+                    place = place_of((record.key() or b"").decode(errors="replace"))
+                except ValueError as error:
+                    where = f"{record.topic()}[{record.partition()}]@{record.offset()}"
+                    raise BrokerError(
+                        f"{where}: the key {error}; only `tidemill dlq redrive` may write there"
+                    ) from None
+                yield place, record
+
+    def only_before(self, ends: Mapping[Slot, int]) -> None:
+        """Leave out what came to a partition from its end on, as it was known to somebody."""
+        for slot, (begin, end) in self.ranges.items():
+            self.ranges[slot] = begin, max(begin, min(end, ends.get(slot, end)))
+
+    def _check(self, place: Place) -> None:
+        """Raise BrokerError where a letter went back that never was: places would name others' letters."""
+        _, end = self.ranges.get(Slot(self.topic, place.partition), (0, 0))
+        if place.offset >= end:
+            redrives = topics.REDRIVES.name(self.pipeline.name)
+            raise BrokerError(
+                f"{redrives} says that letter {place} went back, and {self.topic}[{place.partition}] ends at {end}: it was "
+                f"deleted and begun again; delete {redrives} as well, and create both with `tidemill topics "
+                f"{self.pipeline.name} --create`"
+            )
+
+    def state(self, letter: Letter) -> State:
+        """Return whether a letter went back."""
+        return "redriven" if letter.place in self.redriven else "open"
+
+    def count(self, wanted: Wanted) -> int:
+        """Return how many records must be read to find what is wanted, at most."""
+        return sum(end - begin for begin, end in self._ranges(wanted).values())
+
+    def _ranges(self, wanted: Wanted) -> dict[Slot, tuple[int, int]]:
+        if not wanted.places:
+            return self.ranges
+        found: dict[Slot, tuple[int, int]] = {}
+        for place in wanted.places:
+            slot = Slot(self.topic, place.partition)
+            first, end = self.ranges.get(slot, (0, 0))
+            if not first <= place.offset < end:
+                raise self.missing(place)
+            begin, last = found.get(slot, (place.offset, place.offset + 1))
+            found[slot] = min(begin, place.offset), max(last, place.offset + 1)
+        return found
+
+    def missing(self, place: Place) -> SettingsError:
+        """Return the error that says that there is no such letter, and which there are."""
+        held = sorted((slot.partition, begin, end - 1) for slot, (begin, end) in self.ranges.items() if begin < end)
+        there = ", ".join(f"{partition}:{begin} to {partition}:{last}" for partition, begin, last in held)
+        return SettingsError(
+            f"no letter {place} in {self.topic}: it holds {there or 'none'}; `tidemill dlq list {self.pipeline.name}` "
+            f"shows them"
+        )
+
+    def read(self, wanted: Wanted, progress: Progress | None = None) -> Iterator[tuple[Letter, Record]]:
+        """Yield the letters that are wanted, in order within a partition. Raises SettingsError for a place without one."""
+        left = set(wanted.places)
+        for batch in self.broker.read(self._ranges(wanted)):
+            for record in batch:
+                letter = letter_of(record)
+                left.discard(letter.place)
+                if wanted.takes(letter, self.sources.get(letter.topic), self.state(letter)):
+                    yield letter, record
+            if progress:
+                progress(len(batch))
+        if left:  # where a transaction ended there is an offset without a record
+            raise self.missing(min(left))
+
+    def last(self, wanted: Wanted, most: int, progress: Progress | None = None) -> list[Letter]:
+        """Return the letters that were refused last, at most so many, the newest at the end."""
+        found = (letter for letter, _ in self.read(wanted, progress))
+        return heapq.nlargest(most, found, key=lambda letter: (letter.refused_at, letter.place))[::-1]
+
+    def one(self, place: Place) -> tuple[Letter, Record]:
+        """Return one letter with its record. Raises SettingsError where there is none."""
+        return next(self.read(Wanted(places=frozenset([place]))))
+
+    def history(self, place: Place) -> list[Mapping[str, Any]]:
+        """Return the redrives of one letter."""
+        codec = Records(self.pipeline).redrive
+        found = [codec.of(record.value()) for letter, record in self.redrives() if letter == place]
+        return [redrive for redrive in found if redrive]
+
+    def stats(self, wanted: Wanted, progress: Progress | None = None, *, by_entity: bool = False) -> Stats:
+        """Return how many letters there are of each kind; `by_entity`: and of each entity."""
+        found = Stats(by_entity)
+        for letter, _ in self.read(wanted, progress):
+            found.add(letter, self.state(letter))
+        return found
+
+
+@dataclass
+class Kind:
+    """Letters of one reason, rule, field and, if asked for, entity. `again`: those refused once more after a redrive."""
+
+    reason: str
+    rule: str
+    field: str
+    entity: str = ""
+    letters: int = 0
+    redriven: int = 0
+    again: int = 0
+    first: int = 0
+    last: int = 0
+
+    @property
+    def open(self) -> int:
+        """How many did not go back."""
+        return self.letters - self.redriven
+
+    def add(self, letter: Letter, state: State) -> None:
+        """Count a letter."""
+        self.first = min(self.first, letter.refused_at) if self.letters else letter.refused_at
+        self.last = max(self.last, letter.refused_at) if self.letters else letter.refused_at
+        self.letters += 1
+        self.redriven += state == "redriven"
+        self.again += letter.attempt > 1
+
+
+@dataclass
+class Stats:
+    """Letters by kind, and all of them together."""
+
+    by_entity: bool = False
+    total: Kind = field(default_factory=lambda: Kind("all", "", ""))
+    kinds: dict[tuple[str, str, str, str], Kind] = field(default_factory=dict)
+
+    def add(self, letter: Letter, state: State) -> None:
+        """Count a letter."""
+        name = (letter.reason, letter.rule, letter.field, letter.entity if self.by_entity else "")
+        if name not in self.kinds and len(self.kinds) >= MOST_KINDS:
+            name = ("others", "", "", "")
+        self.kinds.setdefault(name, Kind(*name)).add(letter, state)
+        self.total.add(letter, state)
+
+    def most(self) -> list[Kind]:
+        """Return the kinds, those with the most letters first."""
+        return sorted(self.kinds.values(), key=lambda k: (-k.letters, k.reason, k.rule, k.field, k.entity))
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is in a letter's bytes: "record", "text", "bytes" or "nothing", and that as text or, for a record, as values."""
+
+    form: str
+    record: Mapping[str, Any] | None = None
+    text: str = ""
+
+
+def content(pipeline: Pipeline, letter: Letter, data: bytes) -> Content:
+    """Return a letter's bytes in the form that says most: the record, else text, else a dump of the first bytes."""
+    if not data:
+        return Content("nothing")
+    record = _record(pipeline, letter, data)
+    if record is not None:
+        return Content("record", record)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if all(c.isprintable() or c in "\r\n\t" for c in text):
+        return Content("text", text=shown(_laid_out(text), SHOWN_TEXT))
+    return Content("bytes", text=dump(data[:SHOWN_BYTES]))
+
+
+def _laid_out(text: str) -> str:
+    """Return JSON in lines; other text as it is."""
+    try:
+        return json.dumps(json.loads(text), indent=2)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _record(pipeline: Pipeline, letter: Letter, data: bytes) -> Mapping[str, Any] | None:
+    """Return the record in a letter's bytes; None where they are none, or of a topic that letters do not come from."""
+    records, source = Records(pipeline), sources(pipeline).get(letter.topic)
+    ours: Mapping[str, Codec] = {
+        topics.FEATURES.name(pipeline.name): records.features,
+        topics.PREDICTION_LOG.name(pipeline.name): records.prediction_log,
+    }
+    try:
+        if source is not None:
+            return Decoder(records.event if source == "events" else records.label).decode(data)[0]
+        found: Mapping[str, Any] | None = ours[letter.topic].of(data) if letter.topic in ours else None
+    except Exception:  # whatever hostile bytes make a decoder raise: then they are shown as bytes
+        return None
+    return found
+
+
+def dump(data: bytes) -> str:
+    """Return bytes as lines of sixteen: where, in hex, as text."""
+    lines = []
+    for at in range(0, len(data), 16):
+        some = data[at : at + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in some)
+        lines.append(f"{at:04x}  {some.hex(' '):<47}  {text}")
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""Versions made anew from the log, compared with what the registry has of them; an artifact that is not whole is put back.
+
+reads   <pipeline>.models; <pipeline>.examples, once for all versions; the artifact store
+writes  the artifact store, where an artifact is gone, damaged or of another River
+equal   to the last digit, on the manifest's golden vectors, and where there is an artifact also on the latest of the fold
+memory  the manifests, and two models of each name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import ArtifactError, SettingsError
+from tidemill.models.fold import Fold
+from tidemill.models.refold import Came, Folding, Progress, Wanted
+from tidemill.registry.latest import Version, versions
+from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.versions import Versions
+from tidemill.stream.api import Broker
+from tidemill.wire import topics
+from tidemill.wire.records import vector_to_x
+
+Artifact = Literal["whole", "put back", "stands in", "not put back"]
+"""Of a version that was rebuilt: the artifact was whole; its very bytes were put back; other bytes of the same scores stand in
+for it; or nothing was written."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What came of one version. `scores`: how many were compared; `why`: what is not equal, or why it can't be folded."""
+
+    manifest: Manifest
+    state: Literal["equal", "different", "gone"]
+    scores: int = 0
+    artifact: Artifact = "not put back"
+    why: str = ""
+
+
+class Rebuild:
+    """Rebuilds versions of one pipeline's models."""
+
+    def __init__(self, pipeline: Pipeline, broker: Broker, registry: Registry) -> None:
+        self.pipeline, self.broker, self.registry = pipeline, broker, registry
+        self.models = topics.MODELS.name(pipeline.name)
+
+    def named(self, wanted: Collection[Version]) -> list[Manifest]:
+        """Return the manifests of these versions. Raises SettingsError where one has none, or is of another declaration."""
+        found, refused = versions(self.broker, self.registry, wanted)
+        for model, number in wanted:
+            manifest = found.get((model, number))
+            if manifest is None:
+                why = refused.get((model, number), f"{self.models} has no manifest of model {model!r} version {number}")
+                raise SettingsError(f"{model}@{number} can't be rebuilt: {why}")
+            if not self._is_declared(manifest):
+                raise SettingsError(
+                    f"{model}@{number} can't be rebuilt: it was learned under another declaration of the model or the vector; name "
+                    f"the pipeline's file as it was then"
+                )
+        return [found[version] for version in wanted]
+
+    def every(self, progress: Progress | None = None) -> tuple[list[Manifest], int]:
+        """Return the manifests of all versions as declared now, and how many are of another declaration."""
+        found: dict[Version, Manifest] = {}
+        others = 0
+        for told in Versions(self.pipeline, self.broker, self.registry).read(progress=progress):
+            manifest = told.manifest
+            if manifest is None or told.refused or (manifest.model, manifest.version) in found:
+                continue
+            if self._is_declared(manifest):
+                found[manifest.model, manifest.version] = manifest
+            else:
+                others += 1
+        return list(found.values()), others
+
+    def _is_declared(self, manifest: Manifest) -> bool:
+        model = manifest.model
+        return self.pipeline.knows(model) and manifest.declaration == self.pipeline.declaration_hash(model)
+
+    def run(
+        self, manifests: Sequence[Manifest], *, write: bool = True, progress: Progress | None = None
+    ) -> Iterator[Rebuilt]:
+        """Fold each version, compare it, and with `write` put its artifact back where that is not whole."""
+        wanted = {Wanted(m.model, m.version, m.begin): m for m in manifests}
+        for came in Folding(self.pipeline, self.broker).come_by(wanted, progress):
+            yield self._rebuilt(wanted[came.wanted], came, write=write)
+
+    def _rebuilt(self, manifest: Manifest, came: Came, *, write: bool) -> Rebuilt:
+        fold = came.fold
+        if fold is None:
+            return Rebuilt(manifest, "gone", why=came.why)
+        scores, why = self._compare(fold, manifest)
+        if why:
+            return Rebuilt(manifest, "different", scores, why=why)
+        try:
+            opened = self.registry.open(manifest).model
+        except ArtifactError as error:
+            if not write:
+                return Rebuilt(manifest, "equal", scores, why=str(error))
+            kept = self.registry.put_back(manifest, fold.snapshot())
+            return Rebuilt(manifest, "equal", scores, "put back" if kept == manifest else "stands in")
+        for vector in fold.vectors:
+            x = vector_to_x(vector)
+            own, other = self._score(fold.model, x), self._score(opened, x)
+            scores += 1
+            if own != other:
+                return Rebuilt(
+                    manifest, "different", scores, why=f"the artifact scores {other} where the fold scores {own}"
+                )
+        return Rebuilt(manifest, "equal", scores, "whole")
+
+    def _compare(self, fold: Fold, manifest: Manifest) -> tuple[int, str]:
+        """Return how many golden scores were compared, and what is not as the manifest says."""
+        if fold.examples != manifest.examples:
+            return 0, f"{fold.examples:,} examples were folded where it had learned {manifest.examples:,}"
+        if not manifest.golden:
+            return 0, "its manifest has no golden vector to compare with"
+        for index, golden in enumerate(manifest.golden):
+            x = vector_to_x(self.registry.records.vector.record(golden["vector"]))
+            score = self._score(fold.model, x)
+            if score != golden["score"]:
+                return index + 1, f"golden vector {index} scores {score}; it was {golden['score']}"
+        return len(manifest.golden), ""
+
+    def _score(self, model: Any, x: Mapping[str, Any]) -> float:
+        return self.pipeline.kind.predict(model, x)[0]

@@ -1,0 +1,333 @@
+"""What history is like, field by field, in memory that does not grow with it: what rules are suggested from.
+
+Everything is the same in whatever order and batches the records are read: samples are those of the smallest hash of
+partition and offset, not those that happened to come.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidemill.declare.pipeline import Pipeline, Stream
+from tidemill.encoding import schema_files as schemas
+from tidemill.offline.backtest import Progress
+from tidemill.rules import LARGEST_NUMBER, Rule
+from tidemill.stream.api import Broker, whole
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+SAMPLE = 50_000
+"""Values of a field that are kept for its quantiles: at 0.999 that is the 50 largest of them."""
+TAIL = 1_000
+"""Smallest and largest values of a field that are all kept, so that what a bound refuses is counted, not estimated."""
+DISTINCT = 10_000
+"""Different values of a field that are counted; a field with more has no count of each."""
+IDS = 500_000
+"""Different ids that are remembered. Where there are more, those of every second hash, then of every fourth, and so on."""
+ENTITIES = 100_000
+"""Entities of which it is remembered how far a field has come."""
+
+BATCH = 10_000
+"""Rows that are taken at once."""
+
+VALUE_RULES = ("between", "one_of", "matches", "not_null", "finite", "not_before")
+"""Rules that say the same of a value whenever they are asked: of these, history shows what they would have refused."""
+
+NUMBERS: Mapping[str, Any] = {"int": np.int64, "long": np.int64, "float": np.float64, "double": np.float64}
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1),
+    "float": (-LARGEST_NUMBER, LARGEST_NUMBER), "double": (-LARGEST_NUMBER, LARGEST_NUMBER),
+}  # fmt: skip
+"""The smallest and the largest value that a field of this type passes without any rule."""
+
+Array = npt.NDArray[Any]
+
+
+def hashed(numbers: Array) -> Array:
+    """Return a hash of each of these whole numbers, no two alike (the finalizer of SplitMix64, Steele et al. 2014)."""
+    found = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return found ^ (found >> np.uint64(31))
+
+
+class Sample:
+    """A uniform sample: of all values that it was given, those of the smallest hashes, each with its record's time."""
+
+    def __init__(self, kind: Any, size: int) -> None:
+        self.size = size
+        self.values: Array = np.empty(0, kind)
+        self.times: Array = np.empty(0, np.int64)
+        self._hashes: Array = np.empty(0, np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, values: Array, times: Array, hashes: Array) -> None:
+        """Take some values."""
+        if len(self) >= self.size:
+            near = hashes < self._hashes[-1]
+            values, times, hashes = values[near], times[near], hashes[near]
+        hashes = np.concatenate([self._hashes, hashes])
+        kept = np.argsort(hashes)[: self.size]
+        self._hashes = hashes[kept]
+        self.values = np.concatenate([self.values, values])[kept]
+        self.times = np.concatenate([self.times, times])[kept]
+
+
+class Tails:
+    """The smallest and the largest of all values, sorted; all of them where there are no more than `size`."""
+
+    def __init__(self, kind: Any, size: int) -> None:
+        self.size = size
+        self.lowest: Array = np.empty(0, kind)
+        self.highest: Array = np.empty(0, kind)
+
+    def take(self, values: Array) -> None:
+        """Take some values."""
+        self.lowest = np.sort(np.concatenate([self.lowest, values]))[: self.size]
+        self.highest = np.sort(np.concatenate([self.highest, values]))[-self.size :]
+
+
+class Ids:
+    """Which share of ids came before: exact up to `limit` of them, then that of a sample by hash."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.every = limit, 1
+        self._times: dict[int, int] = {}
+
+    def take(self, values: Sequence[Any]) -> None:
+        """Take some ids."""
+        times = self._times
+        for value in values:
+            key = int.from_bytes(blake2b(str(value).encode(), digest_size=8).digest())
+            if key % self.every == 0:
+                times[key] = times.get(key, 0) + 1
+        while len(times) > self.limit:
+            self.every *= 2
+            times = self._times = {key: n for key, n in times.items() if key % self.every == 0}
+
+    @property
+    def repeated(self) -> float:
+        """The share of records whose id came before."""
+        total = sum(self._times.values())
+        return (total - len(self._times)) / total if total else 0.0
+
+
+class Rising:
+    """Whether a field ever falls within an entity, in the order in which records come."""
+
+    def __init__(self) -> None:
+        self.falls, self.steps = False, 0
+        self._last: dict[Any, Any] = {}
+
+    def take(self, entities: Sequence[Any], values: Sequence[Any]) -> None:
+        """Take some values, each of its entity."""
+        last = self._last
+        for entity, value in zip(entities, values, strict=True):
+            if value is None:
+                continue
+            before = last.get(entity)
+            if before is None:
+                if len(last) < ENTITIES:
+                    last[entity] = value
+                continue
+            if value < before:
+                self.falls = True
+                last.clear()
+                return
+            self.steps += value > before
+            last[entity] = value
+
+
+@dataclass
+class Judged:
+    """A declared rule and what of history it refuses: how many, and some of the values with how often each came."""
+
+    rule: Rule
+    refused: int = 0
+    values: Counter[Any] = field(default_factory=Counter)
+
+    def take(self, counts: Mapping[Any, int]) -> None:
+        """Take values, each with how often it came."""
+        for value, times in counts.items():
+            if (not self.rule.nullable) if value is None else not self.rule.passes(value):
+                self.refused += times
+                if value in self.values or len(self.values) < TAIL:
+                    self.values[value] += times
+
+
+class Profile:
+    """One field: how many, null or not, which values how often, a sample of them and their tails."""
+
+    def __init__(self, avro: Mapping[str, Any], kind: str, declared: Sequence[Rule] = ()) -> None:
+        self.name: str = avro["name"]
+        self.kind, self.nullable = kind, schemas.nullable(avro["type"])
+        self.logical, self.symbols = _told(avro["type"], "logicalType"), _told(avro["type"], "symbols")
+        self.count = self.nulls = self.unusable = 0
+        self.is_whole = True
+        self.counts: Counter[Any] | None = Counter()
+        stored = NUMBERS.get(kind, object)
+        self.sample, self.tails = Sample(stored, SAMPLE), Tails(stored, TAIL)
+        self.declared = [Judged(rule) for rule in declared if rule.name in VALUE_RULES]
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers."""
+        return self.kind in NUMBERS
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its values are text."""
+        return self.kind in ("string", "enum")
+
+    def take(self, values: Sequence[Any], times: Array, hashes: Array) -> None:
+        """Take the field's values of some records."""
+        self.count += len(values)
+        if not self.is_number and not self.is_text and self.kind != "boolean":
+            self.nulls += sum(value is None for value in values)
+            return
+        counts = Counter(values)
+        for judged in self.declared:
+            judged.take(counts)
+        self.nulls += counts.pop(None, 0)
+        if self.counts is not None:
+            self.counts.update(counts)
+            if len(self.counts) > DISTINCT:
+                self.counts = None
+        if self.kind == "boolean":
+            return
+        there = np.fromiter((value is not None for value in values), bool, len(values))
+        found = np.array([value for value in values if value is not None], self.sample.values.dtype)
+        times, hashes = times[there], hashes[there]
+        if self.kind in ("float", "double"):
+            usable = np.abs(found) <= LARGEST_NUMBER  # all others are refused without any rule; NaN is not <= anything
+            self.unusable += int((~usable).sum())
+            found, times, hashes = found[usable], times[usable], hashes[usable]
+            self.is_whole = self.is_whole and bool((found == np.floor(found)).all())
+        self.sample.take(found, times, hashes)
+        if self.is_number:
+            self.tails.take(found)
+
+    @property
+    def values(self) -> int:
+        """How many values there are that a rule may look at."""
+        return self.count - self.nulls - self.unusable
+
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """The smallest and the largest of all values; None where there is no number."""
+        tails = self.tails
+        return (tails.lowest[0].item(), tails.highest[-1].item()) if len(tails.lowest) else (None, None)
+
+    def outside(self, low: float, high: float) -> tuple[int, bool]:
+        """Return how many values are not from `low` to `high`, and whether that is counted or estimated."""
+        lowest, highest, sample = self.tails.lowest, self.tails.highest, self.sample.values
+        below, above = int((lowest < low).sum()), int((highest > high).sum())
+        if self.values <= len(lowest) or (below < len(lowest) and above < len(highest)):
+            return below + above, True
+        return round(float(((sample < low) | (sample > high)).mean()) * self.values), False
+
+    def refused(self, passes: Callable[[Any], Any]) -> tuple[int, bool, list[tuple[Any, int]]]:
+        """Return how many values do not pass, whether that is counted or estimated, and which, the most frequent first."""
+        counts = Counter(self.sample.values.tolist()) if self.counts is None else self.counts
+        bad = [(value, times) for value, times in counts.items() if not passes(value)]
+        bad.sort(key=lambda pair: (-pair[1], str(pair[0])))
+        total = sum(times for _, times in bad)
+        if self.counts is not None:
+            return total, True, bad
+        return round(total / max(len(self.sample), 1) * self.values), len(self.sample) == self.values, bad
+
+
+def _told(avro: Any, what: str) -> Any:
+    """Return what a field's type says under a key, also where it is one branch of a union."""
+    branches = avro if isinstance(avro, list) else [avro]
+    return next((branch[what] for branch in branches if isinstance(branch, dict) and what in branch), None)
+
+
+class History:
+    """The profile of a whole stream.
+
+    Parameters
+    ----------
+    stream
+        The stream, events or labels.
+    declared
+        Its declared rules, which are judged on the way.
+    is_sorted
+        Whether records come in order of their time because somebody has sorted them: then that shows nothing.
+    """
+
+    def __init__(self, stream: Stream, declared: Sequence[Rule] = (), *, is_sorted: bool = True) -> None:
+        self.stream, self.rules = stream, tuple(declared)
+        self.records = self.skipped = 0
+        self.fields = {
+            avro["name"]: Profile(avro, stream.types[avro["name"]], [r for r in declared if r.field == avro["name"]])
+            for avro in stream.avro["fields"]
+        }
+        self.ids = Ids(IDS)
+        self.lag = Profile({"name": stream.time, "type": "long"}, "long")
+        """How long after its own time a record came, in ms, by its Kafka timestamp; empty where history is a file."""
+        self.rising = {
+            name: Rising()
+            for name, profile in self.fields.items()
+            if stream.key and profile.is_number and name not in (stream.key, stream.id)
+        }
+        if is_sorted:
+            self.rising.pop(stream.time, None)
+
+    def take(self, rows: Sequence[Mapping[str, Any]], numbers: Array, arrivals: Array | None = None) -> None:
+        """Take some records: their numbers (no two alike), and when each came, in ms, where that is known."""
+        if not rows:
+            return
+        stream = self.stream
+        times, hashes = np.array([row[stream.time] for row in rows], np.int64), hashed(numbers)
+        self.records += len(rows)
+        for name, profile in self.fields.items():
+            profile.take([row[name] for row in rows], times, hashes)
+        self.ids.take([row[stream.id] for row in rows])
+        if arrivals is not None:
+            self.lag.take((arrivals - times).tolist(), times, hashes)
+        for name in [name for name, rising in self.rising.items() if not rising.falls]:
+            self.rising[name].take([row[stream.key] for row in rows], [row[name] for row in rows])
+
+
+def of_rows(stream: Stream, declared: Sequence[Rule], rows: Sequence[Mapping[str, Any]],
+            progress: Progress | None = None) -> History:  # fmt: skip
+    """Return the profile of rows, which are in order of their time."""
+    found = History(stream, declared)
+    for begin in range(0, len(rows), BATCH):
+        some = rows[begin : begin + BATCH]
+        found.take(some, np.arange(begin, begin + len(some)))
+        if progress:
+            progress(len(some))
+    return found
+
+
+def of_kafka(pipeline: Pipeline, broker: Broker, progress: Progress | None = None) -> dict[str, History]:
+    """Return the profiles of what Kafka holds of a pipeline's valid events and labels at this moment, as "rules", "label_rules".
+
+    Records of an earlier schema are counted and passed over.
+    """
+    records, found = Records(pipeline), {}
+    for argument, topic, stream, declared, codec in (
+        ("rules", topics.EVENTS_VALID, pipeline.events, pipeline.rules, records.event),
+        ("label_rules", topics.LABELS_VALID, pipeline.labels, pipeline.label_rules, records.label),
+    ):
+        history = found[argument] = History(stream, declared, is_sorted=False)
+        for batch in broker.read(whole(broker, topic.name(pipeline.name))):
+            some = [(record, row) for record in batch if (row := codec.of(record.value())) is not None]
+            history.skipped += len(batch) - len(some)
+            numbers = np.array([(r.partition() << 48) + r.offset() for r, _ in some], np.int64)
+            arrivals = np.array([r.timestamp()[1] for r, _ in some], np.int64)
+            history.take([row for _, row in some], numbers, arrivals)
+            if progress:
+                progress(len(batch))
+    return found

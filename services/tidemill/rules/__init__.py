@@ -1,0 +1,26 @@
+"""Value rules: what a field's value must be, one file each.
+
+A missing (null) value passes every rule but `not_null`: whether a field may be missing is said by its schema, or by
+`not_null`. NaN, infinities and numbers beyond `LARGEST_NUMBER` need no rule: they are refused in every float field. Nor does
+the time of a stream: unless it has a `not_after_now` of its own, it gets one of `FUTURE_TOLERANCE`. With `warn=True` a rule
+refuses nothing: the record goes on, marked and counted.
+"""
+
+from tidemill.rules.base import FUTURE_TOLERANCE, LARGEST_NUMBER, Memory, Rule
+from tidemill.rules.between import between
+from tidemill.rules.finite import finite
+from tidemill.rules.holds import holds
+from tidemill.rules.in_file import in_file
+from tidemill.rules.matches import matches
+from tidemill.rules.monotonic import monotonic
+from tidemill.rules.not_after_now import not_after_now
+from tidemill.rules.not_before import not_before
+from tidemill.rules.not_null import not_null
+from tidemill.rules.not_older_than import not_older_than
+from tidemill.rules.one_of import one_of
+from tidemill.rules.unique import unique
+
+__all__ = [
+    "FUTURE_TOLERANCE", "LARGEST_NUMBER", "Memory", "Rule", "between", "finite", "holds", "in_file", "matches",
+    "monotonic", "not_after_now", "not_before", "not_null", "not_older_than", "one_of", "unique",
+]  # fmt: skip

@@ -1,0 +1,10 @@
+"""A number that is one."""
+
+from __future__ import annotations
+
+from tidemill.rules.base import NUMBERS, Rule
+
+
+def finite(field: str, *, warn: bool = False) -> Rule:
+    """Neither NaN nor infinite. Every float field is checked without being told to; this one says it aloud."""
+    return Rule("finite", field, "not_finite", "v - v == 0", "a finite number", "finite", warn=warn, types=NUMBERS)

@@ -1,0 +1,30 @@
+"""Anything that one record says by itself: what fields say of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tidemill.rules.base import Rule
+
+
+def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str, warn: bool = False) -> Rule:
+    """`predicate(record)` is true, as in `holds(lambda e: e["origin"] != e["dest"], "origin", "dest", that="it goes elsewhere")`.
+
+    `fields` are those that it looks at; where one of them has no value it is not asked. `that` says in words what is
+    expected. A predicate that raises does not hold.
+    """
+    if not fields or not that:
+        raise ValueError("holds(...): name the fields that the predicate looks at, and what is expected, as that='...'")
+
+    def true(record: Mapping[str, Any]) -> bool:
+        try:
+            return bool(predicate(record))
+        except Exception:  # a declaration's own function may raise anything
+            return False
+
+    given = " and ".join(f"record[{name!r}] is not None" for name in fields[1:])
+    return Rule(
+        "holds", fields[0], "does_not_hold", f"not ({given}) or true(record)" if given else "true(record)", that,
+        names={"true": true}, warn=warn, also=fields[1:],
+    )  # fmt: skip

@@ -1,0 +1,21 @@
+"""A value that a reference file has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tidemill.rules.base import TEXTS, Rule
+from tidemill.tables import Table
+
+
+def in_file(field: str, file: str | Path, column: str, *, warn: bool = False) -> Rule:
+    """The value is in `column` of `file`, which is read once, when the pipeline is loaded (forms and places as `Table`).
+
+    Values are compared as text, so an event's 7 finds a file's 7. Raises DeclarationError as `Table` does.
+    """
+    table = Table(file, key=column, repeats=True)
+    known = frozenset(table.keys)
+    return Rule(
+        "in_file", field, "not_in_file", "str(v) in known", f"one of the {len(known):,} values of {column} in {table.name}",
+        names={"known": known, "str": str}, warn=warn, types=("int", "long", *TEXTS),
+    )  # fmt: skip

@@ -1,0 +1,15 @@
+"""A text of a form."""
+
+from __future__ import annotations
+
+import re
+
+from tidemill.rules.base import TEXTS, Rule
+
+
+def matches(field: str, pattern: str, *, warn: bool = False) -> Rule:
+    """The whole text matches the regular expression `pattern`."""
+    return Rule(
+        "matches", field, "no_match", "fullmatch(v)", f"text that matches {pattern}", f"matches {pattern}",
+        names={"fullmatch": re.compile(pattern).fullmatch}, warn=warn, types=TEXTS,
+    )  # fmt: skip

@@ -1,0 +1,14 @@
+"""A time that has come."""
+
+from __future__ import annotations
+
+from tidemill.durations import milliseconds
+from tidemill.rules.base import NUMBERS, Rule
+
+
+def not_after_now(field: str, tolerance: str = "5m", *, warn: bool = False) -> Rule:
+    """A time in milliseconds since the epoch that lies at most `tolerance` in the future of this machine's clock."""
+    return Rule(
+        "not_after_now", field, "in_the_future", "v <= now + slack", f"a time at most {tolerance} after now",
+        f"at most {tolerance} after now", names={"slack": milliseconds(tolerance)}, warn=warn, types=NUMBERS,
+    )  # fmt: skip

@@ -1,0 +1,14 @@
+"""A time after a moment."""
+
+from __future__ import annotations
+
+from tidemill.durations import moment
+from tidemill.rules.base import NUMBERS, Rule
+
+
+def not_before(field: str, earliest: str, *, warn: bool = False) -> Rule:
+    """A time in milliseconds since the epoch that is not before `earliest`, an ISO date or time (UTC unless it says)."""
+    return Rule(
+        "not_before", field, "too_old", "v >= earliest", f"a time not before {earliest}", f"not before {earliest}",
+        names={"earliest": moment(earliest)}, warn=warn, types=NUMBERS,
+    )  # fmt: skip

@@ -1,0 +1,17 @@
+"""A time that is not long ago."""
+
+from __future__ import annotations
+
+from tidemill.durations import milliseconds
+from tidemill.rules.base import NUMBERS, Rule
+
+
+def not_older_than(field: str, age: str, *, warn: bool = False) -> Rule:
+    """A time in milliseconds since the epoch that lies at most `age` before this machine's clock.
+
+    For what is asked and answered as it happens: history that is replayed through the pipeline is all older.
+    """
+    return Rule(
+        "not_older_than", field, "too_old", "v >= now - age", f"a time at most {age} before now",
+        f"at most {age} before now", names={"age": milliseconds(age)}, warn=warn, types=NUMBERS,
+    )  # fmt: skip

@@ -1,0 +1,21 @@
+"""A value out of a list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tidemill.rules.base import Rule
+
+SHOWN = 20
+
+
+def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
+    """The value is one of `values`."""
+    allowed = frozenset(values)
+    if not allowed:
+        raise ValueError(f"one_of({field!r}): give at least one allowed value")
+    shown = ", ".join(map(str, sorted(allowed, key=str)[:SHOWN])) + (", ..." if len(allowed) > SHOWN else "")
+    return Rule(
+        "one_of", field, "not_allowed", "v in allowed", f"one of {shown}", names={"allowed": allowed}, warn=warn
+    )

@@ -1,0 +1,1 @@
+"""How a service becomes a process: the composition root and the worker."""

@@ -1,0 +1,242 @@
+"""The featurizer: valid events in, feature vectors out.
+
+reads   <pipeline>.events.valid, keyed by entity
+writes  <pipeline>.features, keyed by entity; <pipeline>.updates, keyed by other entities that views are kept of;
+        Redis: the features of views of the events' key, by entity
+asks    Redis for the views of other entities, as they are at that moment, once a batch
+state   event-time tiles of every entity of the partitions it holds; rebuilt from Redis and the log
+order   a vector holds what was known before its event; the event is added afterwards
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tidemill.declare.pipeline import Feature, Pipeline
+from tidemill.errors import Reject
+from tidemill.features.lookup import Asked, Others, Seen, Updates
+from tidemill.features.tiles import Plan
+from tidemill.features.views import NEVER, Views
+from tidemill.rules import LARGEST_NUMBER
+from tidemill.stream import api
+from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step, discard
+from tidemill.stream.loop import Service
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import dead_letter
+from tidemill.wire.records import Records
+
+Extract = Callable[[Mapping[str, Any]], Any]
+
+
+def extractor(name: str, feature: Feature) -> Extract:
+    """Return the function that takes an event and returns the request feature, in its declared kind, or None."""
+    source = feature.source
+    if feature.kind == "number":
+        return _number(name, source)
+    convert = {"category": str, "flag": bool}[feature.kind]
+    if isinstance(source, str):
+        return lambda event: None if event[source] is None else convert(event[source])
+
+    def value(event: Mapping[str, Any]) -> Any:
+        found = source(event)
+        return None if found is None else convert(found)
+
+    return value
+
+
+def _number(name: str, source: Any) -> Extract:
+    del name
+    if isinstance(source, str):
+
+        def field(event: Mapping[str, Any]) -> float | None:
+            found = event[source]
+            return None if found is None else float(found)
+
+        return field  # an event's own floats are finite and of bounded size: the validator saw to it
+
+    lowest, largest = -LARGEST_NUMBER, LARGEST_NUMBER
+
+    def value(event: Mapping[str, Any]) -> float | None:
+        found = source(event)
+        if found is None:
+            return None
+        found = float(found)
+        return found if lowest <= found <= largest else None  # NaN is not between any two numbers
+
+    return value
+
+
+class Featurizer(Step):
+    """Turns events into vectors and keeps the views.
+
+    Parameters
+    ----------
+    stores
+        The online store of each view of the events' key, by the view's name; those without one are kept in memory only.
+    others
+        Where the views of other entities are read.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, stores: Mapping[str, api.View] | None = None, others: Others | None = None
+    ) -> None:
+        super().__init__()
+        self.records = Records(pipeline)
+        self.topic = topics.FEATURES.name(pipeline.name)
+        self.dlq = topics.DLQ.name(pipeline.name)
+        self.views = Views([Plan(view) for view in pipeline.own_views], stores or {}, self.counts)
+        self.others = others
+        self.updates = Updates(pipeline, self.records, "events")
+        self.extract = [(name, extractor(name, feature)) for name, feature in pipeline.request_features.items()]
+        self._new: dict[int, tuple[str, ...]] = {}
+        events = pipeline.events
+        self._id, self._time, self._key = events.id, events.time, events.key
+        self._others = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.other_views]
+        self._entities = tuple(dict.fromkeys(view.entity for view in pipeline.other_views))
+
+    def assign(self, slot: Slot, committed: Position) -> Start:
+        self._new[slot.partition] = self.updates.new(committed)
+        return Start(self.views.assign(slot.partition, committed.offset), committed.offset)
+
+    def truncated(self, slot: Slot) -> None:
+        self.views.truncated(slot.partition)
+
+    def revoke(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            self.views.revoke(slot.partition)
+            self._new.pop(slot.partition, None)
+
+    def note(self, slot: Slot) -> str:
+        """Return the entities that this partition's events are told to: a later one is told when its updates begin."""
+        return self.updates.note(self._new.get(slot.partition, ()))
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        decode, id_, time_, key = self.records.event.decode, self._id, self._time, self._key
+        is_live = emit is not discard
+        asked = []
+        for record in records:
+            event = decode(record.value() or b"")
+            vector = self._request(record, event, emit) if is_live else None
+            entities = {name: str(event[name]) for name in self._entities if event[name] is not None}
+            asked.append(Asked(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector))
+        seen = self._look(asked) if self.others and is_live else Seen()
+        served = []
+        for each in asked:
+            as_of = self._own(each)
+            if each.vector is not None:
+                self._join(each, seen, as_of)
+                self._serve(each, as_of, seen.stale, emit)
+                served.append((each.time, as_of))
+            if is_live and self.updates:
+                if new := self._new.pop(each.record.partition(), ()):
+                    self.updates.say("begins", new, each.time, emit)
+                self.updates.emit(each.entities, each.event, each.id, each.time, each.record.timestamp()[1], emit)
+        self._measure(served, seen.stale)
+        return True
+
+    def _request(self, record: Record, event: Mapping[str, Any], emit: Emit) -> dict[str, Any] | None:
+        """Return what the vector has from the event alone; None where the declaration's own functions failed."""
+        try:
+            return {name: take(event) for name, take in self.extract}
+        except Exception as error:  # they may raise anything
+            self._reject(record, error, emit)
+            return None
+
+    def _look(self, asked: Sequence[Asked]) -> Seen:
+        """Read the views of other entities, for all events at once."""
+        assert self.others is not None  # noqa: S101  asked before
+        wanted: dict[str, set[str]] = {name: set() for name, _, _ in self._others}
+        for each in asked:
+            if each.vector is not None:
+                for name, key, _ in self._others:
+                    if key in each.entities:
+                        wanted[name].add(each.entities[key])
+        return self.others.look(wanted, max((each.time for each in asked), default=0))
+
+    def _own(self, asked: Asked) -> dict[str, int]:
+        """Bring an event to the views of its own key, after the vector has what was known before it."""
+        offset, partition = asked.record.offset(), asked.record.partition()
+        as_of: dict[str, int] = {}
+        for held in self.views.held[partition]:
+            if offset < held.offset:
+                continue  # this view's store was further on than another's: it has the event already
+            held.offset = offset + 1
+            plan = held.plan
+            asked.partial |= held.is_partial(asked.time)
+            entity = held.entities.get(asked.entity)
+            if asked.vector is not None:
+                if entity is None:
+                    asked.vector.update(plan.nothing)
+                else:
+                    asked.vector.update(zip(plan.names, plan.read(entity, asked.time), strict=True))
+                    as_of[plan.view.label] = entity.time
+            if not held.add(asked.entity, asked.time, asked.event):
+                self.counts["tile_too_old", plan.view.label] += 1
+        return as_of
+
+    def _join(self, asked: Asked, seen: Seen, as_of: dict[str, int]) -> None:
+        """Put the features of other entities into the vector, as of its event's time."""
+        assert asked.vector is not None  # noqa: S101  asked before
+        for name, key, missing in self._others:
+            plan, entity = seen.plans.get(name), asked.entities.get(key)
+            found = None if entity is None else seen.entities.get((name, entity))
+            if plan is None or entity is None:
+                asked.vector.update(missing)
+            elif found is None:
+                asked.vector.update(plan.nothing)
+            else:
+                asked.vector.update(zip(plan.names, plan.read(found, asked.time), strict=True))
+                as_of[name] = found.time
+
+    def _serve(self, asked: Asked, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
+        record = asked.record
+        partition = record.partition()
+        features = {
+            "event_id": asked.id,
+            "entity_id": asked.entity,
+            "event_time": asked.time,
+            "partition": partition,
+            "offset": record.offset(),
+            "partial": asked.partial,
+            "entities": asked.entities,
+            "as_of": as_of,
+            "stale": stale,
+            "vector": asked.vector,
+        }
+        emit(self.topic, self.records.features.encode(features), record.key(), record.timestamp()[1])
+
+    def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Sequence[str]) -> None:
+        """Note by view how old the oldest features of a batch were, and how many vectors it was stale in."""
+        oldest: dict[str, int] = {}
+        for now, as_of in served:
+            for name, at in as_of.items():
+                if now - at > oldest.get(name, NEVER):
+                    oldest[name] = now - at
+        for name, age in oldest.items():
+            key = ("feature_age", name)
+            self.observed[key] = max(age / 1000, self.observed.get(key, 0.0))  # never below 0: a late event's own age
+        for name in stale:
+            self.counts["stale_vectors", name] += len(served)
+
+    def _reject(self, record: Record, error: Exception, emit: Emit) -> None:
+        reject = Reject("request_feature", f"a request feature raised {type(error).__name__}: {error}", rule="request")
+        dead_letter(record, reject, emit, self.dlq, "featurizer")
+        self.counts["dead_letters", reject.reason] += 1
+
+    def committed(self) -> None:
+        """Bring the stores to what is committed. A store that is away does not stop the vectors: it is caught up later."""
+        self.views.committed()
+
+    def gauges(self) -> Mapping[tuple[str, str], float]:
+        return self.views.gauges()
+
+
+def build(pipeline: Pipeline, stores: Mapping[str, api.View], others: Others | None = None) -> Service:
+    """Wire the featurizer to its topics."""
+    return Service(
+        "featurizer",
+        f"{pipeline.name}.featurizer",
+        [t.name(pipeline.name) for t in topics.reads("featurizer")],
+        Featurizer(pipeline, stores, others),
+    )

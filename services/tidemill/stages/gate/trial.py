@@ -1,0 +1,173 @@
+"""A trial: a challenger against the champion on the same questions, by what each answered then, and what follows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tidemill.declare.gate import Gate
+from tidemill.declare.pipeline import Pipeline
+from tidemill.models.losses import LOSSES
+from tidemill.models.sequence import sequence
+from tidemill.offline.compare import MOST_VALUES, Differences, Interval
+from tidemill.registry.decisions import EvidenceLine, Seat
+from tidemill.wire.records import Example, Score
+
+
+def answer(scores: Sequence[Score], seat: Seat) -> Score | None:
+    """Return what a seat answered: that version of its model, or of one that learns the newest there is."""
+    if seat.version:
+        return next((s for s in scores if s["model"] == seat.model and s["version"] == seat.version), None)
+    return max((s for s in scores if s["model"] == seat.model), key=lambda s: s["version"], default=None)
+
+
+def said(loss: str, found: Interval) -> str:
+    """Return a challenger's loss beside the champion's, in words."""
+    if found.mean < 0:
+        return f"{loss} higher by {-found.mean:.4g} ({-found.high:.4g} to {-found.low:.4g})"
+    return f"{loss} lower by {found.mean:.4g} ({found.low:.4g} to {found.high:.4g})"
+
+
+class Outcome(NamedTuple):
+    """What a trial says: `better`, `blocked` (better, but not everywhere), `worse`, or nothing yet (empty); and why."""
+
+    verdict: str
+    why: str
+
+
+class _Line:
+    """Questions of one segment."""
+
+    __slots__ = ("challenger", "champion", "count")
+
+    def __init__(self) -> None:
+        self.count, self.champion, self.challenger = 0, 0.0, 0.0
+
+    @property
+    def difference(self) -> float:
+        return (self.champion - self.challenger) / self.count
+
+
+class Trial:
+    """The same questions to champion and challenger. Of the differences in loss, those above 0 speak for the challenger.
+
+    Parameters
+    ----------
+    first
+        Questions before anything is said.
+    rate
+        The probability of ever saying what is not so.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, gate: Gate, champion: Seat, challenger: Seat, *, first: int, rate: float
+    ) -> None:
+        self.gate, self.champion, self.challenger, self.first, self.rate = gate, champion, challenger, first, rate
+        self.loss, self._loss = LOSSES[pipeline.task]
+        self._kind = pipeline.kind
+        self._by_class = pipeline.task == "multiclass"
+        self._segments = pipeline.monitor.segments if gate.segments is None else gate.segments
+        self._metrics = [gate.metric.clone(), gate.metric.clone()] if gate.metric is not None else []
+        self.differences = Differences()
+        self._all = _Line()
+        self._lines: dict[tuple[str, Any], _Line] = {}
+        self.middle_version = 0
+        self.said = ""
+
+    @property
+    def questions(self) -> int:
+        """How many both have answered."""
+        return self._all.count
+
+    @property
+    def mean(self) -> float:
+        """The mean difference so far; 0 without questions."""
+        return self._all.difference if self._all.count else 0.0
+
+    def take(self, example: Example, scores: Sequence[Score]) -> None:
+        """Take an example, where both have answered it."""
+        a, b = answer(scores, self.champion), answer(scores, self.challenger)
+        if a is None or b is None or (self._by_class and not (a["probabilities"] and b["probabilities"])):
+            return
+        label = example["label"]
+        champion, challenger = self._loss(label, a), self._loss(label, b)
+        if 2 * self.questions < self.gate.watch:
+            self.middle_version = a["version"]
+        self.differences.add(champion - challenger)
+        vector = example["prediction"]["features"]["vector"]
+        for line in (self._all, *(self._line(name, vector[name]) for name in self._segments)):
+            line.count += 1
+            line.champion += champion
+            line.challenger += challenger
+        for metric, score in zip(self._metrics, (a, b), strict=False):
+            self._kind.update(metric, label, score["score"], score["probabilities"])
+
+    def _line(self, name: str, value: Any) -> _Line:
+        line = self._lines.get((name, value))
+        if line is None:
+            if sum(of == name for of, _ in self._lines) >= MOST_VALUES:
+                value = "(others)"
+            line = self._lines.setdefault((name, value), _Line())
+        return line
+
+    def interval(self) -> Interval | None:
+        """Return the confidence sequence as it is now."""
+        return sequence(self.differences, self.rate, self.first)
+
+    def outcome(self) -> Outcome:
+        """Return what can be said now."""
+        found, gate = self.interval(), self.gate
+        if found is None:
+            return Outcome("", f"{self.questions:,} questions of {self.first:,}")
+        shown = f"{said(self.loss, found)}, in {self.questions:,} questions"
+        if found.high < 0:
+            return Outcome("worse", f"{self.challenger} is worse than {self.champion}: {shown}")
+        if found.low <= gate.margin:
+            return Outcome("", shown)
+        worse = [
+            f"{name} {value} ({line.difference:.4g} in {line.count:,})"
+            for (name, value), line in self._sorted()
+            if line.count >= gate.least and line.difference < -gate.worse
+        ]
+        if worse:
+            return Outcome(
+                "blocked", f"{self.challenger} is better ({shown}), but worse where it may not be: {', '.join(worse)}"
+            )
+        if self._metrics:
+            before, after = (float(metric.get()) for metric in self._metrics)
+            gain = after - before if gate.metric.bigger_is_better else before - after
+            if not gain >= gate.metric_margin:
+                name = type(gate.metric).__name__
+                return Outcome(
+                    "blocked",
+                    f"{self.challenger} is better ({shown}), but {name} only by {gain:.4g} where {gate.metric_margin:.4g} was asked",
+                )
+        return Outcome("better", f"{self.challenger} is better than {self.champion}: {shown}")
+
+    def _sorted(self) -> list[tuple[tuple[str, Any], _Line]]:
+        return sorted(self._lines.items(), key=lambda item: (item[0][0], -item[1].count, str(item[0][1])))
+
+    def evidence(self) -> tuple[EvidenceLine, ...]:
+        """Return what it is based on: all questions first, then segment by segment, the most frequent value first."""
+        if not self._all.count:
+            return ()
+        found, total = self.interval(), self._all
+        lines = [EvidenceLine("all", total.count, total.champion / total.count, total.challenger / total.count,
+                              total.difference, found and found.low, found and found.high)]  # fmt: skip
+        for (name, value), line in self._sorted():
+            shown = "(missing)" if value is None else value
+            lines.append(
+                EvidenceLine(
+                    f"{name} {shown}",
+                    line.count,
+                    line.champion / line.count,
+                    line.challenger / line.count,
+                    line.difference,
+                )
+            )
+        return tuple(lines)
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return the declared metric of champion and challenger over the same questions."""
+        names = ("champion", "challenger")
+        return {name: float(metric.get()) for name, metric in zip(names, self._metrics, strict=False)}

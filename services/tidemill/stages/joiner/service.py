@@ -1,0 +1,169 @@
+"""The joiner: the prediction log and the labels in; examples, in one order, out.
+
+reads   <pipeline>.prediction-log and <pipeline>.labels.valid, both by event id, partition n of both together
+writes  <pipeline>.examples (one partition: the order of learning), <pipeline>.expired, <pipeline>.dlq;
+        <pipeline>.updates, for the views over outcomes
+state   what waits or was settled lately; rebuilt by reading both logs again from the oldest record that still matters,
+        whose offset and watermark are kept beside the committed offset
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import Reject
+from tidemill.features.lookup import Updates
+from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
+from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step, discard
+from tidemill.stream.loop import Service
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import dead_letter
+from tidemill.wire.records import HEADER, Records
+
+
+class Joiner(Step):
+    """Joins each prediction with its label, once."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.records = Records(pipeline)
+        name = pipeline.name
+        self.log_topic = topics.PREDICTION_LOG.name(name)
+        self.labels_topic = topics.LABELS_VALID.name(name)
+        self.examples = topics.EXAMPLES.name(name)
+        self.expired_topic = topics.EXPIRED.name(name)
+        self.dlq = topics.DLQ.name(name)
+        self.timeout = pipeline.label_timeout_ms
+        self.joins: dict[int, Join] = {}
+        self._next: dict[Slot, int] = {}
+        self._new: dict[int, tuple[str, ...]] = {}
+        self._id, self._time = pipeline.labels.id, pipeline.labels.time
+        self._value, self._as_label = pipeline.label_value(), pipeline.kind.label
+        self._updates = Updates(pipeline, self.records, "examples")
+        self._emit: Emit = discard
+
+    def assign(self, slot: Slot, committed: Position) -> Start:
+        join = self.joins.get(slot.partition)
+        if join is None:
+            join = self.joins[slot.partition] = Join(self.timeout, self._outcomes())
+        begin, mark = committed.offset, NEVER
+        if committed.note:
+            begin, mark = map(int, committed.note.split(":")[:2])
+        if slot.topic == self.log_topic:
+            join.log_mark = mark
+            self._new[slot.partition] = self._updates.new(committed)
+        else:
+            join.labels_mark = mark
+        self._next[slot] = begin
+        return Start(begin, committed.offset)
+
+    def note(self, slot: Slot) -> str:
+        """Return `offset:watermark` of where a rebuild must begin: the first record that is not done with.
+
+        Beside the log's, the entities that outcomes are told to as well.
+        """
+        join, told = self.joins[slot.partition], ""
+        if slot.topic == self.log_topic:
+            first, mark = join.kept_events.first(), join.log_mark
+            told = self._updates.note(self._new.get(slot.partition, ()))
+        else:
+            first, mark = join.kept_labels.first(), join.labels_mark
+        begin = f"{first.offset}:{first.before}" if first is not None else f"{self._next[slot]}:{mark}"
+        return f"{begin}:{told}" if told else begin
+
+    def revoke(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            self.joins.pop(slot.partition, None)
+            self._next.pop(slot, None)
+            self._new.pop(slot.partition, None)
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        self._emit = emit
+        head, header = self.records.head.record, self.records.prediction_log.header
+        as_label = self.records.label.of
+        for record in records:
+            value = record.value() or b""
+            topic, partition, offset = record.topic(), record.partition(), record.offset()
+            join = self.joins[partition]
+            self._next[Slot(topic, partition)] = offset + 1
+            if topic == self.log_topic:
+                if not value.startswith(header):
+                    self._other_schema(record, header)
+                    continue
+                event = head(value, HEADER)
+                if not join.add_event(
+                    event["event_id"], event["event_time"], offset, value, record.timestamp()[1], event["entity_id"]
+                ):
+                    self._reject(
+                        record, Reject("duplicate_event", f"event {event['event_id']!r} was predicted already")
+                    )
+            else:
+                label = as_label(value)
+                if label is None:
+                    self._other_schema(record, self.records.label.header)
+                    continue
+                join.add_label(
+                    str(label[self._id]), label[self._time], self._as_label(self._value(label)), offset, record
+                )
+        return True
+
+    def _outcomes(self) -> Outcomes:
+        return Outcomes(self._joined, self._expired, self._duplicate, self._unmatched)
+
+    def _joined(self, event: Event, label: Label) -> None:
+        outcome = self.records.outcome.body({"label": label.value, "label_time": label.time})
+        value = self.records.example.header + (event.value or b"")[HEADER:] + outcome
+        self._emit(self.examples, value, event.id.encode(), label.record.timestamp()[1], None, 0)
+        self.counts["joined", self.examples] += 1
+        if self._updates and self._emit is not discard:
+            self._tell_views(event, label)
+
+    def _tell_views(self, event: Event, label: Label) -> None:
+        """Say what came true to the views over outcomes; it counts from when it was known."""
+        features = self.records.prediction_log.record(event.value or b"", HEADER)["features"]
+        for partition in list(self._new):
+            self._updates.say("begins", self._new.pop(partition), label.time, self._emit)
+        told = self.records.label.decode(label.record.value() or b"")
+        values = {**features["vector"], **told, "label": label.value}
+        self._updates.emit(features["entities"], values, event.id, label.time, label.record.timestamp()[1], self._emit)
+
+    def _expired(self, event: Event) -> None:
+        self._emit(self.expired_topic, event.value or b"", event.id.encode(), event.timestamp)
+        self.counts["expired", self.expired_topic] += 1
+
+    def _duplicate(self, event: Event, label: Label) -> None:
+        """Tell what is said once more from what contradicts; the entity tells whose labels do."""
+        first = event.label.value if event.label else None
+        if label.value == first:
+            reason, message = "duplicate_label", f"event {label.id!r} has this label already"
+        else:
+            reason = "contradictory_label"
+            message = f"event {label.id!r} was labelled {first!r} and now {label.value!r}; the first stays"
+        self._reject(label.record, Reject(reason, message, value=label.value, entity=event.entity))
+
+    def _unmatched(self, label: Label) -> None:
+        message = f"no prediction for event {label.id!r} came within {self.timeout // 1000} s of this label"
+        self._reject(label.record, Reject("unmatched_label", message, value=label.id))
+
+    def _other_schema(self, record: Record, header: bytes) -> None:
+        given = (record.value() or b"")[:HEADER].hex()
+        self._reject(record, Reject("unknown_schema", f"header {given} where {header.hex()} was expected", value=given))
+
+    def _reject(self, record: Record, reject: Reject) -> None:
+        dead_letter(record, reject, self._emit, self.dlq, "joiner")
+        self.counts["dead_letters", reject.reason] += 1
+
+    def gauges(self) -> Mapping[tuple[str, str], float]:
+        found: dict[tuple[str, str], float] = {}
+        for partition, join in self.joins.items():
+            found["pending", str(partition)] = join.pending
+            found["waiting_labels", str(partition)] = join.waiting_labels
+        return found
+
+
+def build(pipeline: Pipeline) -> Service:
+    """Wire the joiner to its topics."""
+    return Service(
+        "joiner", f"{pipeline.name}.joiner", [t.name(pipeline.name) for t in topics.reads("joiner")], Joiner(pipeline)
+    )

@@ -1,0 +1,223 @@
+"""The learner: one model's fold over the examples, and its candidates'; signed versions of them out.
+
+reads   <pipeline>.examples (one partition: the order of learning); at the start <pipeline>.models; now and then
+        <pipeline>.promotions, for the candidates that the gate has begun
+writes  <pipeline>.models, signed manifests; the artifact store
+state   the models; each resumed from its last snapshot, which knows the offset that it stands for
+outage  a store that is away or full does not stop the learning: nothing is committed meanwhile, and a version is tried
+        again at every interval. A model that has exploded is followed on, and no version of it is published
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import BrokerError, StoreError
+from tidemill.models.fold import Fold
+from tidemill.registry.decisions import all_decisions, decisions
+from tidemill.registry.latest import REMEMBERED, latest
+from tidemill.registry.manifests import Manifest, Registry
+from tidemill.stages.learner.training_run import Course
+from tidemill.stream.api import Broker, Emit, Position, Record, Slot, Start, Step
+from tidemill.stream.loop import Service
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+log = logging.getLogger(__name__)
+
+CATCH_UP = 2_000
+"""Examples of the past that a candidate learns between two batches: a second or less, for which the others wait."""
+LOOK_SECONDS = 1.0
+"""How often it is asked which candidates there are."""
+
+History = Callable[[str], Sequence[Manifest]]
+"""Takes a model's name; returns its latest manifests, newest first."""
+Wanted = Callable[[], Collection[str]]
+"""Returns the names of the model's candidates."""
+Past = Callable[[int, int], Iterator[Sequence[Record]] | None]
+"""Takes a range of offsets [begin, end); returns the examples there, or None where the log does not reach back to it."""
+
+
+def history_of(broker: Broker, registry: Registry) -> History:
+    """Return the function that finds a model's manifests on the models topic; forged ones are passed over."""
+
+    def find(model: str) -> Sequence[Manifest]:
+        found, _ = latest(broker, registry, {model: REMEMBERED})
+        return sorted(found[model], key=lambda manifest: -manifest.version)
+
+    return find
+
+
+def wanted_of(broker: Broker, registry: Registry, model: str) -> Wanted:
+    """Return the function that says which candidates of a model answer, by the last decision."""
+    pipeline = registry.pipeline
+    sealed, slot = decisions(pipeline, registry.key), Slot(topics.PROMOTIONS.name(pipeline.name), 0)
+    end, found = -1, frozenset[str]()
+
+    def wanted() -> Collection[str]:
+        nonlocal end, found
+        now = broker.watermarks(slot)[1]
+        if now != end:
+            decided = all_decisions(pipeline, broker, sealed)
+            names = {seat.model for seat in decided[-1].seats} if decided else set()
+            end, found = now, frozenset(name for name in names if "~" in name and pipeline.parts(name)[0] == model)
+        return found
+
+    return wanted
+
+
+def past_of(broker: Broker, pipeline: Pipeline) -> Past:
+    """Return the function that reads examples again."""
+    slot = Slot(topics.EXAMPLES.name(pipeline.name), 0)
+
+    def past(begin: int, end: int) -> Iterator[Sequence[Record]] | None:
+        return broker.read({slot: (begin, end)}) if broker.watermarks(slot)[0] <= begin else None
+
+    return past
+
+
+class Learner(Step):
+    """Folds examples into one model, and into its candidates, and publishes versions of them every so often.
+
+    Parameters
+    ----------
+    every_examples, every_seconds
+        A version is published when this many examples were learned since the last one, or this time has passed.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        model: str,
+        registry: Registry,
+        history: History,
+        wanted: Wanted = tuple,
+        past: Past = lambda _begin, _end: None,
+        *,
+        every_examples: int = 10_000,
+        every_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.pipeline, self.model, self.registry, self.history = pipeline, model, registry, history
+        self.wanted, self.past, self.clock = wanted, past, clock
+        self.records = Records(pipeline)
+        self.models = topics.MODELS.name(pipeline.name)
+        self.every_examples, self.every_seconds = every_examples, every_seconds
+        self._begin()
+
+    def _begin(self) -> None:
+        self.course, self.candidates = self._new(self.model), dict[str, Course]()
+        self._gone: set[str] = set()
+        self._looked_at = -LOOK_SECONDS
+
+    def _new(self, name: str) -> Course:
+        return Course(
+            self.pipeline, name, self.registry, self.counts,
+            every_examples=self.every_examples, every_seconds=self.every_seconds, clock=self.clock,
+        )  # fmt: skip
+
+    @property
+    def fold(self) -> Fold:
+        """The model's own fold."""
+        return self.course.fold
+
+    def assign(self, slot: Slot, committed: Position) -> Start:
+        if slot.partition != 0:  # the order of learning is partition 0
+            return Start(committed.offset, committed.offset)
+        self._begin()
+        self.course.resume(self.history(self.model))
+        return Start(self.fold.version, self.fold.version)
+
+    def revoke(self, slots: Iterable[Slot]) -> None:
+        if any(slot.partition == 0 for slot in slots):
+            self._begin()
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        before = self.fold.version
+        self.course.learn(records, self.records.example)
+        written = self._publish(self.course.due(), emit)
+        self._look()
+        for candidate in list(self.candidates.values()):
+            if candidate.at >= before:  # it is level with the model: what has come is what it learns next
+                candidate.learn([record for record in records if record.offset() >= candidate.at], self.records.example)
+                candidate.at = max(candidate.at, self.fold.version)
+            else:
+                self._catch_up(candidate)
+            written |= self._publish(candidate.due(), emit)
+        self.has_written |= written
+        return written
+
+    def finish(self, emit: Emit) -> bool:
+        written = [self._publish(course.last(), emit) for course in (self.course, *self.candidates.values())]
+        return any(written)
+
+    def _look(self) -> None:
+        """Begin candidates that are wanted, resumed where they were, and leave those that are wanted no more."""
+        if self.clock() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = self.clock()
+        try:
+            wanted = set(self.wanted())
+            for name in self.candidates.keys() - wanted:
+                del self.candidates[name]
+            for name in sorted(wanted - self.candidates.keys() - self._gone):
+                candidate = self._new(name)
+                candidate.resume(self.history(name))
+                self.candidates[name] = candidate
+                log.info("a candidate is trained", extra={"model": name, "from": candidate.at})
+        except (BrokerError, StoreError) as error:
+            log.warning("candidates can't be looked up for the moment", extra={"cause": str(error)})
+
+    def _catch_up(self, candidate: Course) -> None:
+        begin = candidate.at
+        end = min(self.fold.version, begin + CATCH_UP)
+        if begin >= end:
+            return
+        try:
+            batches = self.past(begin, end)
+            for batch in batches or ():
+                candidate.learn(batch, self.records.example)
+        except BrokerError as error:
+            log.warning(
+                "a candidate's examples can't be read for the moment",
+                extra={"model": candidate.name, "cause": str(error)},
+            )
+            candidate.at = max(begin, candidate.fold.version)
+            return
+        if batches is None:
+            log.error(
+                "a candidate can't be trained: the log does not reach back to its examples",
+                extra={"model": candidate.name},
+            )
+            self._gone.add(candidate.name)
+            del self.candidates[candidate.name]
+            return
+        candidate.at = end
+
+    def _publish(self, manifest: Manifest | None, emit: Emit) -> bool:
+        if manifest is None:
+            return False
+        emit(self.models, self.registry.encode(manifest), manifest.model.encode(), 0, None, 0)
+        self.counts["snapshots", manifest.model] += 1
+        return True
+
+    def gauges(self) -> Mapping[tuple[str, str], float]:
+        found: dict[tuple[str, str], float] = {}
+        for course in (self.course, *self.candidates.values()):
+            found |= course.gauges()
+        return found
+
+
+def build(
+    pipeline: Pipeline, model: str, registry: Registry, broker: Broker, *, every_examples: int, every_seconds: float
+) -> Service:
+    """Wire one model's learner to its topics."""
+    step = Learner(
+        pipeline, model, registry, history_of(broker, registry), wanted_of(broker, registry, model), past_of(broker, pipeline),
+        every_examples=every_examples, every_seconds=every_seconds,
+    )  # fmt: skip
+    return Service(f"learner-{model}", f"{pipeline.name}.learner.{model}", [topics.EXAMPLES.name(pipeline.name)], step)

@@ -1,0 +1,93 @@
+"""The materializer: updates in; the views of other entities than the events' own, and over outcomes, in Redis.
+
+reads   <pipeline>.updates, keyed by entity
+writes  Redis: each view's features by entity
+state   event-time tiles of every entity of the partitions it holds; rebuilt from Redis and the log
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.features.tiles import Plan
+from tidemill.features.views import Held, Views
+from tidemill.stream import api
+from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step
+from tidemill.stream.loop import Service
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+
+class Materializer(Step):
+    """Keeps views from their updates.
+
+    Parameters
+    ----------
+    stores
+        The online store of each view, by the view's name; views without one are kept in memory only.
+    """
+
+    def __init__(self, pipeline: Pipeline, stores: Mapping[str, api.View] | None = None) -> None:
+        super().__init__()
+        self.records = Records(pipeline)
+        self.views = Views([Plan(view) for view in pipeline.other_views], stores or {}, self.counts)
+        self._of: dict[tuple[str, str], list[int]] = {}
+        self._missing: dict[str, None] = {}
+        for index, plan in enumerate(self.views.plans):
+            self._of.setdefault((plan.view.source, plan.view.entity), []).append(index)
+            self._missing |= dict.fromkeys(plan.fields)
+
+    def assign(self, slot: Slot, committed: Position) -> Start:
+        return Start(self.views.assign(slot.partition, committed.offset), committed.offset)
+
+    def truncated(self, slot: Slot) -> None:
+        self.views.truncated(slot.partition)
+
+    def revoke(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            self.views.revoke(slot.partition)
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        del emit  # what it writes is its stores
+        of = self.records.update.of
+        for record in records:
+            update = of(record.value())
+            partition, offset = record.partition(), record.offset()
+            held = self.views.held[partition]
+            if update is None:
+                self.counts["skipped", "unknown_schema"] += 1
+            else:
+                for index in self._of.get((update["source"], update["entity"]), ()):
+                    if offset >= held[index].offset:
+                        self._take(held[index], update)
+            for view in held:
+                view.offset = max(view.offset, offset + 1)
+        return True
+
+    def _take(self, view: Held, update: Mapping[str, Any]) -> None:
+        time = update["time"]
+        if update["control"] == "begins":
+            view.begins(time)
+        elif update["control"] == "filled":
+            view.fill()
+        else:
+            view.is_partial(time)  # where the log was cut, the first one says until when
+            values = {**self._missing, **update["numbers"], **update["texts"]}
+            if not view.add(update["entity_id"], time, values):
+                self.counts["tile_too_old", view.plan.view.label] += 1
+
+    def committed(self) -> None:
+        """Bring the stores to what is committed."""
+        self.views.committed()
+
+    def gauges(self) -> Mapping[tuple[str, str], float]:
+        return self.views.gauges()
+
+
+def build(pipeline: Pipeline, stores: Mapping[str, api.View]) -> Service:
+    """Wire the materializer to its topic."""
+    return Service(
+        "materializer", f"{pipeline.name}.materializer", [topics.UPDATES.name(pipeline.name)], Materializer(pipeline, stores)
+    )  # fmt: skip

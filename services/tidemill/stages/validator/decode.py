@@ -1,0 +1,241 @@
+"""Decoding what producers send: Avro behind Confluent's header, or JSON, against one schema; strict about both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tidemill.encoding import schema_files as schemas
+from tidemill.errors import Reject
+from tidemill.stages.validator.writers import Name, Writer
+from tidemill.wire.records import HEADER, Codec
+
+LARGEST = 1_000_000
+"""Bytes; a larger message is refused before anything looks into it."""
+
+SCHEMA_HEADER = "__value_schema_id"
+"""Where newer clients of Confluent's put the schema's id; the message is then the record alone."""
+
+_PYTHON: Mapping[str, tuple[type, ...]] = {
+    "null": (type(None),), "boolean": (bool,), "int": (int,), "long": (int,), "float": (float, int),
+    "double": (float, int), "string": (str,), "enum": (str,),
+}  # fmt: skip
+_RANGE = {"int": 2**31, "long": 2**63}
+
+
+def _no_headers() -> Any:
+    return None
+
+
+class Decoder:
+    """Decodes one stream's messages to (record, Avro bytes with header).
+
+    A message that is already Avro by the declared schema goes on as it came, bytes untouched. One by another schema that
+    is known becomes what the declared one reads in it.
+
+    Parameters
+    ----------
+    accepted
+        Other schemas that producers may write by, by the id in the message.
+    find
+        Returns the schema that a registry knows by an id or a GUID, None where there is none; may raise Retry.
+    encoding
+        "avro" or "json" where only that is taken.
+    counts
+        Where promotions are counted, as ("promoted", field).
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        accepted: Mapping[int, Writer] | None = None,
+        find: Callable[[Name], Writer | None] = lambda _: None,
+        encoding: str = "",
+        counts: Counter[tuple[str, str]] | None = None,
+    ) -> None:
+        self.codec = codec
+        self._accepted = {codec.id: Writer(str(codec.avro["name"]), codec.read, same=True), **(accepted or {})}
+        self._find = find
+        self._encoding = encoding
+        self._counts = Counter() if counts is None else counts
+        self._header, self._takes_avro = codec.header, encoding != "json"
+        self._fields = [
+            (f["name"], _branches(f["type"]), "default" in f, f.get("default")) for f in codec.avro["fields"]
+        ]
+        self._names = {name for name, *_ in self._fields}
+
+    def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
+        """Return the record and its Avro message. Raises Reject with what is wrong, Retry where that can't be told yet.
+
+        `headers` returns the message's headers; it is called only where the message does not begin as most do.
+        """
+        if not data:
+            raise Reject("empty", "the message has no value")
+        if len(data) > LARGEST:
+            raise Reject("too_large", f"{len(data)} bytes where at most {LARGEST} are allowed")
+        if self._takes_avro and data.startswith(self._header):
+            return self._read(self.codec.read, data, HEADER), data
+        return self._other(data, headers() or ())
+
+    def _other(self, data: bytes, headers: Any) -> tuple[dict[str, Any], bytes]:
+        said, named = "", None
+        for name, value in headers:
+            if name == SCHEMA_HEADER:
+                named = value or b""
+            elif name.lower() == "content-type":
+                said = _form(value)
+        if named is not None:
+            self._allow("avro")
+            return self._avro(data, _name(named), 0)
+        form = said or ("avro" if data[0] == 0 else "json" if data[:1] in b"{ \t\r\n" else "")
+        if form == "json":
+            self._allow(form)
+            return self._written(self._json(data))
+        if data[0] == 0:
+            self._allow("avro")
+            if len(data) < HEADER:
+                raise Reject("truncated", f"{len(data)} bytes are less than the header's {HEADER}")
+            return self._avro(data, int.from_bytes(data[1:HEADER], "big"), HEADER)
+        raise Reject(
+            "bad_magic",
+            f"the first byte is 0x{data[0]:02x}; expected 0x00 (Avro behind a schema id) or a JSON object",
+            value=f"0x{data[0]:02x}",
+        )
+
+    def _allow(self, form: str) -> None:
+        if self._encoding not in ("", form):
+            raise Reject("wrong_encoding", f"the message is {form} where the stream is declared {self._encoding}")
+
+    def _avro(self, data: bytes, name: Name, at: int) -> tuple[dict[str, Any], bytes]:
+        writer = self._accepted.get(name) if isinstance(name, int) else None
+        if writer is None:
+            writer = self._find(name)
+        if writer is None:
+            shown = name if isinstance(name, int) else name.hex()
+            raise Reject(
+                "unknown_schema",
+                f"schema id {shown} where {self.codec.id} ({self.codec.avro['name']}) was expected",
+                value=shown,
+            )
+        if writer.refused:
+            raise Reject(
+                "incompatible_schema",
+                f"{writer.name}: {writer.refused}",
+                rule="schema",
+                field=writer.field,
+                value=writer.name,
+            )
+        record = self._read(writer.read, data, at)
+        if writer.same:
+            return record, self._header + data[at:]
+        for field in writer.promoted:
+            self._counts["promoted", field] += 1
+        return (record, self.codec.encode(record)) if writer.strict else self._written(record)
+
+    def _read(self, read: Callable[[bytes, int], tuple[Any, int]], data: bytes, at: int) -> dict[str, Any]:
+        try:
+            record, end = read(data, at)
+        except (EOFError, IndexError) as error:
+            raise Reject("truncated", "the record ends before its last field") from error
+        except Exception as error:  # whatever hostile bytes make a decoder raise, it is one bad message
+            raise Reject("undecodable", f"the bytes are no {self.codec.avro['name']}: {error}") from error
+        if end != len(data):
+            raise Reject("trailing_bytes", f"{len(data) - end} bytes follow the record")
+        return record  # type: ignore[no-any-return]
+
+    def _written(self, record: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Return the record as it will be read again, which is what has to be checked, and its message."""
+        try:
+            message = self.codec.encode(record)
+            return self.codec.read(message, HEADER)[0], message
+        except Exception as error:  # half a surrogate, no symbol of the enum, an int of 40 bits, ...
+            name = self.codec.avro["name"]
+            raise Reject("wrong_type", f"the record can't be written as {name}: {error}", rule="schema") from error
+
+    def _json(self, data: bytes) -> dict[str, Any]:
+        try:
+            given = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
+        if not isinstance(given, dict):
+            raise Reject("not_json", f"{type(given).__name__} where an object was expected")
+        record = {}
+        for name, branches, has_default, default in self._fields:
+            if name in given:
+                record[name] = value = _checked(name, given[name], branches)
+                if type(value) is float and type(given[name]) is int:
+                    self._counts["promoted", name] += 1
+            elif has_default:
+                record[name] = default
+            else:
+                raise Reject("missing_field", f"field {name!r} is missing", rule="schema", field=name)
+        unexpected = sorted(given.keys() - self._names)
+        if unexpected:
+            name = unexpected[0]
+            raise Reject(
+                "unexpected_field",
+                f"field {name!r} is not in {self.codec.avro['name']}",
+                rule="schema",
+                field=name,
+                value=given[name],
+            )
+        return record
+
+
+def _form(content_type: bytes | None) -> str:
+    """Return "json" or "avro" where a content type says so, else nothing."""
+    kind = (content_type or b"").partition(b";")[0].strip().lower()
+    if kind.endswith((b"/json", b"+json")):
+        return "json"
+    return "avro" if b"avro" in kind else ""  # avro/binary, application/avro, application/vnd.apache.avro+binary, ...
+
+
+def _name(header: bytes) -> Name:
+    """Return the schema's id or GUID that the header gives."""
+    if len(header) == HEADER and header[0] == 0:
+        return int.from_bytes(header[1:], "big")
+    if len(header) == 17 and header[0] == 1:
+        return header[1:]
+    raise Reject(
+        "bad_magic",
+        f"the header {SCHEMA_HEADER} holds {len(header)} bytes that begin with {header[:1].hex() or 'nothing'}; "
+        f"expected 0x00 and an id of 4 bytes, or 0x01 and a GUID of 16",
+        value=header[:17].hex(),
+    )
+
+
+def _branches(avro: Any) -> tuple[str, ...]:
+    return tuple(schemas.primitive(b) for b in avro) if isinstance(avro, list) else (schemas.primitive(avro),)
+
+
+def _checked(name: str, given: Any, branches: tuple[str, ...]) -> Any:
+    """Return a JSON value as the field's type.
+
+    An int is a legal double, as in Avro, where it stays the same number; a float is never a legal int.
+    """
+    value, inexact = given, ""
+    for branch in branches:
+        kinds: Any = _PYTHON.get(branch)
+        if kinds is None or not isinstance(given, kinds) or (isinstance(given, bool) and branch != "boolean"):
+            continue
+        if branch in _RANGE and not -_RANGE[branch] <= value < _RANGE[branch]:
+            continue
+        if branch not in ("float", "double") or type(value) is float:
+            return value
+        inexact = f", and no {branch} is exactly that"
+        with contextlib.suppress(OverflowError):
+            if not isinstance(value, int) or int(float(value)) == value:
+                return float(value)
+    found = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null"}.get(
+        type(value), type(value).__name__
+    )
+    raise Reject(
+        "wrong_type",
+        f"field {name!r} is {value!r} ({found}) where {' or '.join(branches)} was expected{inexact}",
+        rule="schema",
+        field=name,
+        value=value,
+    )

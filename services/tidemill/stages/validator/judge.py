@@ -1,0 +1,130 @@
+"""All rules of a stream as one function, compiled when the pipeline is loaded: every event passes here."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+from tidemill.declare.pipeline import Stream
+from tidemill.encoding import schema_files as schemas
+from tidemill.errors import Reject
+from tidemill.rules import LARGEST_NUMBER, Memory, Rule
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A rule that only warns was broken."""
+
+    rule: Rule
+    value: Any
+    message: str
+
+
+class Judge(Protocol):
+    """Takes a record and the wall time in ms; returns what it is warned of, None for nothing. Raises Reject."""
+
+    def __call__(self, record: Mapping[str, Any], now: float) -> list[Warned] | None: ...
+
+
+def judge(stream: Stream, rules: Sequence[Rule]) -> Judge:
+    """Return the function for the rules that look at one record: the declared ones, in order, after what every pipeline has.
+
+    Those are: floats finite and within `LARGEST_NUMBER`, the stream's id not empty.
+    """
+    names: dict[str, Any] = {"no_number": _no_number, "refuse": _refuse, "warned": _warned, "lowest": -LARGEST_NUMBER,
+                             "largest": LARGEST_NUMBER, "empty": _empty}  # fmt: skip
+    lines = ["def check(record, now):", "    warnings = None"]
+    types = {field["name"]: field["type"] for field in stream.avro["fields"]}
+    for name, kind in stream.types.items():
+        if kind in ("float", "double"):
+            there = "v is not None and " if schemas.nullable(types[name]) else ""
+            lines += [f"    v = record[{name!r}]",
+                      f"    if {there}not lowest <= v <= largest: no_number({name!r}, v)"]  # fmt: skip
+    for number, rule in enumerate(rules):
+        if rule.memory is not None:
+            continue
+        names |= {f"{name}_{number}": value for name, value in rule.names.items()}
+        condition = _renamed(rule.condition, {name: f"{name}_{number}" for name in rule.names})
+        names[f"rule_{number}"] = rule
+        broken = f"warnings = warned(warnings, rule_{number}, v)" if rule.warn else f"refuse(rule_{number}, v)"
+        lines += [f"    v = record[{rule.field!r}]"]
+        can_lack = schemas.nullable(types[rule.field])
+        if not rule.nullable:
+            lines += [f"    if v is None: {broken}"] if can_lack else []
+        else:
+            there = "v is not None and " if can_lack else ""
+            lines += [f"    if {there}not ({condition}): {broken}"]
+    lines += [f"    if record[{stream.id!r}] == '': empty({stream.id!r})", "    return warnings"]
+    exec("\n".join(lines), names)  # noqa: S102  made of the declaration alone, and of field names as literals
+    made: Judge = names["check"]
+    return made
+
+
+def _renamed(condition: str, names: Mapping[str, str]) -> str:
+    """Return an expression whose names were replaced."""
+    tree = ast.parse(condition, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in names:
+            node.id = names[node.id]
+    return ast.unparse(tree)
+
+
+class Memories:
+    """The rules of a stream that remember, for one partition."""
+
+    def __init__(self, stream: Stream, rules: Sequence[Rule]) -> None:
+        self._time = stream.time
+        self._held: list[tuple[Rule, Memory]] = [(rule, rule.memory()) for rule in rules if rule.memory is not None]
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def check(self, record: Mapping[str, Any], offset: int) -> list[Warned] | None:
+        """Return what the record is warned of, and remember it. Raises Reject; then nothing is remembered."""
+        time, warnings = record[self._time], None
+        for rule, memory in self._held:
+            value = record[rule.field]
+            expected = None if value is None else memory.check(value, record, time)
+            if expected is not None:
+                if not rule.warn:
+                    _refuse(rule, value, expected)
+                warnings = _warned(warnings, rule, value, expected)
+        for rule, memory in self._held:
+            if (value := record[rule.field]) is not None:
+                memory.add(value, record, time, offset)
+        return warnings
+
+    def begin(self) -> int | None:
+        """Return the first offset that is still needed to remember all this; None where nothing is remembered."""
+        begins = (memory.begin() for _, memory in self._held)
+        return min((begin for begin in begins if begin is not None), default=None)
+
+
+def _message(rule: Rule, value: Any, expected: str = "") -> str:
+    if value is None:
+        return f"field {rule.field!r} has no value"
+    others = f" (with {', '.join(rule.also)})" if rule.also else ""
+    return f"field {rule.field!r}{others} is {value!r} where {expected or rule.expected} was expected"
+
+
+def _refuse(rule: Rule, value: Any, expected: str = "") -> NoReturn:
+    raise Reject(rule.reason, _message(rule, value, expected), rule=rule.name, field=rule.field, value=value)
+
+
+def _warned(warnings: list[Warned] | None, rule: Rule, value: Any, expected: str = "") -> list[Warned]:
+    return [*(warnings or ()), Warned(rule, value, _message(rule, value, expected))]
+
+
+def _empty(name: str) -> NoReturn:
+    raise Reject("missing_value", f"field {name!r} is empty", rule="id", field=name)
+
+
+def _no_number(name: str, value: float) -> NoReturn:
+    if math.isfinite(value):
+        reason, rule, expected = "out_of_range", "magnitude", f"a number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}"
+    else:
+        reason, rule, expected = "not_finite", "finite", "a finite number"
+    raise Reject(reason, f"field {name!r} is {value} where {expected} was expected", rule=rule, field=name, value=value)

@@ -1,0 +1,79 @@
+"""The schemas that producers write by: each is the declared one, or is read by it, or is known and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.resolution import promoted, unreadable
+from tidemill.encoding.schema_limits import unsafe
+from tidemill.wire.records import Codec
+
+Name = int | bytes
+"""How a message names its schema: the id that a registry gave it, or its GUID, 16 bytes."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One schema that messages are written by.
+
+    `read` is (data, where the record begins) -> (record as the declared schema has it, where it ends); `same`: its bytes
+    are the declared schema's own; `strict`: it reads as strictly as the declared one. `promoted` are fields whose whole
+    numbers become floats. Where `refused` says why, nothing is read by it; `field` is the one that is wrong.
+    """
+
+    name: str
+    read: Callable[[bytes, int], tuple[Any, int]]
+    same: bool = False
+    strict: bool = False
+    promoted: tuple[str, ...] = ()
+    refused: str = ""
+    field: str = ""
+
+
+class Writers(Protocol):
+    """Knows schemas beside those that are declared. Looked at for each message that names one; so it never waits."""
+
+    def find(self, topic: str, name: Name) -> Writer | None:
+        """Return the schema; None where there is none. Raises Retry where it is being looked for."""
+
+
+class NoWriters(Writers):
+    """Where there is no registry."""
+
+    def find(self, topic: str, name: Name) -> Writer | None:  # noqa: ARG002  there is none, whatever the name
+        return None
+
+
+def refused(name: str, why: object, field: str = "") -> Writer:
+    """Return a schema that is known and that nothing is read by."""
+    return Writer(name, _nothing, refused=str(why), field=field)
+
+
+def writer(name: str, avro: Any, codec: Codec) -> Writer:
+    """Return how messages of the schema `avro` become records of `codec`'s, or why they don't; raises nothing."""
+    why = unsafe(avro)
+    if why:
+        return refused(name, why)
+    try:
+        plain = schemas.plain(avro)
+        if schemas.fingerprint(avro) == codec.id:
+            return Writer(name, codec.read, same=True)
+        mismatch = unreadable(plain, schemas.plain(codec.avro))
+        if mismatch:
+            return refused(name, mismatch, mismatch.field)
+        read, strict = codec.reading(plain)
+        return Writer(name, read, strict=strict, promoted=promoted(plain, codec.avro))
+    except Exception as error:  # a registry may hold anything
+        return refused(name, f"it is no Avro schema of a record: {error!r:.200}")
+
+
+def accepted(files: Mapping[str, Any], codec: Codec) -> dict[int, Writer]:
+    """Return the other schemas that a stream's declaration accepts, by the id that we give them; `files` are by name."""
+    return {schemas.fingerprint(avro): writer(name, avro, codec) for name, avro in files.items()}
+
+
+def _nothing(*_: Any) -> Any:
+    raise AssertionError("nothing is read by a schema that is refused")

@@ -1,0 +1,140 @@
+"""How good a window's predictions were: the task's metrics over whole columns, and calibration.
+
+What River updates one by one is computed here by pandas over a window at once, by the textbook's definition; ROCAUC is exact
+(by ranks), where River's own, in manifests and backtests, goes by ten thresholds. A declared metric that is not in the table
+is River's own, fed row by row.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tidemill.declare.pipeline import Pipeline
+
+TINIEST = 1e-15
+"""What a probability is kept away from 0 and 1 by, for its logarithm; as River does."""
+CALIBRATION_BINS = 10
+
+Column = npt.NDArray[Any]
+Metric = Callable[[Column, Column], float | None]
+"""Takes labels and scores; returns nothing where it is not defined for them."""
+
+
+def rocauc(label: Column, score: Column) -> float | None:
+    """Return the share of pairs of a true and a false row in which the true one has the higher score; ties count half."""
+    truth = label.astype(bool)
+    positives = int(truth.sum())
+    negatives = len(truth) - positives
+    if not positives or not negatives:
+        return None
+    ranks = pd.Series(score).rank().to_numpy()
+    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _accuracy(label: Column, score: Column) -> float:
+    return float(((score > 0.5) == label.astype(bool)).mean())
+
+
+def _log_loss(label: Column, score: Column) -> float:
+    p = np.clip(score, TINIEST, 1 - TINIEST)
+    return float(-np.log(np.where(label.astype(bool), p, 1 - p)).mean())
+
+
+def _r2(label: Column, score: Column) -> float | None:
+    spread = float(((label - label.mean()) ** 2).sum())
+    return 1 - float(((score - label) ** 2).sum()) / spread if spread else None
+
+
+WHOLE: Mapping[str, Mapping[str, Metric]] = {
+    "binary": {"Accuracy": _accuracy, "ROCAUC": rocauc, "LogLoss": _log_loss},
+    "anomaly": {"ROCAUC": rocauc},
+    "regression": {
+        "MAE": lambda label, score: float(np.abs(score - label).mean()),
+        "RMSE": lambda label, score: float(np.sqrt(((score - label) ** 2).mean())),
+        "R2": _r2,
+    },
+    "multiclass": {},
+}
+"""By task: metrics that are computed over columns."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model said to some rows, and what came true: equally long columns.
+
+    `version` is what answered; `probabilities`, where classes have some of their own, a mapping a row.
+    """
+
+    label: Column
+    score: Column
+    version: Column
+    probabilities: Column | None = None
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def some(self, rows: Column) -> Answers:
+        """Return the rows of these positions, or where this mask is true."""
+        probabilities = None if self.probabilities is None else self.probabilities[rows]
+        return Answers(self.label[rows], self.score[rows], self.version[rows], probabilities)
+
+
+class Judge:
+    """The metrics of one pipeline, for windows."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self._metrics = pipeline.metric()
+        self.names = tuple(type(metric).__name__ for metric in self._metrics)
+        self.bigger_is_better = {type(metric).__name__: bool(metric.bigger_is_better) for metric in self._metrics}
+
+    def metrics(self, answers: Answers) -> dict[str, float]:
+        """Return each metric of at least one row; one that is not defined for them is left out."""
+        found = {}
+        for metric in self._metrics:
+            name = type(metric).__name__
+            whole = WHOLE[self.pipeline.task].get(name)
+            value = whole(answers.label, answers.score) if whole else self._by_row(metric.clone(), answers)
+            if value is not None and np.isfinite(value):
+                found[name] = float(value)
+        return found
+
+    def _by_row(self, metric: Any, answers: Answers) -> float:
+        none: Mapping[str, float] = {}
+        by_class = itertools.repeat(none) if answers.probabilities is None else answers.probabilities
+        for label, score, probabilities in zip(answers.label.tolist(), answers.score.tolist(), by_class):  # noqa: B905
+            self.pipeline.kind.update(metric, label, score, probabilities)
+        return float(metric.get())
+
+    def gain(self, name: str, value: float, other: float) -> float:
+        """Return by how much `value` of a metric is better than `other`."""
+        return value - other if self.bigger_is_better[name] else other - value
+
+    def calibration(self, answers: Answers) -> dict[str, float]:
+        """Return how far scores are from what came true.
+
+        `bias`: the mean score less the mean label. `calibration_error` (binary): over ten bins of the score, the distance
+        between mean score and share of true labels, weighed by the bin's rows.
+        """
+        task = self.pipeline.task
+        if task not in ("binary", "regression"):
+            return {}
+        gaps = answers.score - answers.label.astype(float)
+        found = {"bias": float(gaps.mean())}
+        if task == "binary":
+            bins = np.clip((answers.score * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+            found["calibration_error"] = float(np.abs(np.bincount(bins, gaps, CALIBRATION_BINS)).sum() / len(gaps))
+        return found
+
+    def error(self, label: Any, score: float, probabilities: Mapping[str, float]) -> float:
+        """Return one prediction's error, as a drift detector is fed with it: 0 is right."""
+        if self.pipeline.task == "multiclass":
+            return 1.0 - probabilities.get(label, 0.0)
+        return abs(score - float(label))

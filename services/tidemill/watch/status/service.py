@@ -1,0 +1,142 @@
+"""The status service: what the pipeline does now, for people and programs.
+
+reads   <pipeline>.windows, .alerts, .models, .promotions, .dlq; on request .prediction-log, .examples, .expired, .events.valid; Redis;
+        every service's /readyz and /metrics
+writes  <pipeline>.alerts, when somebody acknowledges one; <pipeline>.commands, signed, when somebody who has the token asks
+state   what it has read, in memory; it can be started anew at any time, and as often as wanted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import uvicorn
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import BrokerError, StoreError
+from tidemill.features.redis import OnlineStore
+from tidemill.offline.lookup import Lookup
+from tidemill.registry.decisions import Command, Seat, commands
+from tidemill.settings import Settings
+from tidemill.stream.kafka.broker import KafkaBroker, Sender
+from tidemill.watch.status.app import Parts, Wish, build
+from tidemill.watch.status.feed import Feed
+from tidemill.watch.status.overview import Overview
+from tidemill.watch.status.scrape import Scraper
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+log = logging.getLogger(__name__)
+
+PORT = 8000
+LOOK_SECONDS = 2.0
+"""How often Kafka and Redis are asked whether they are there."""
+
+
+class _Server(uvicorn.Server):
+    """Ends with code 0 when it is asked to; uvicorn's own raises the signal again when it has finished."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+        yield
+
+
+class Dependencies(threading.Thread):
+    """Whether Kafka and Redis can be reached: asked every so often, in a thread of its own, for one that is away answers late."""
+
+    def __init__(self, broker: KafkaBroker, store: OnlineStore, feed: Feed) -> None:
+        super().__init__(name="dependencies", daemon=True)
+        self._checks = {"kafka": self._kafka, "redis": store.check}
+        self.broker, self.feed = broker, feed
+        self._wrong: dict[str, str] = dict.fromkeys(self._checks, "not asked yet")
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        """Ask until `stop`."""
+        while not self._ending.is_set():
+            for name, check in self._checks.items():
+                try:
+                    check()
+                    self._wrong[name] = ""
+                except (BrokerError, StoreError) as error:
+                    self._wrong[name] = str(error)
+            self._ending.wait(LOOK_SECONDS)
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._ending.set()
+
+    def _kafka(self) -> None:
+        self.broker.connect()
+        if self.feed.trouble:
+            raise BrokerError(self.feed.trouble)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return each by name, with what is wrong."""
+        return [{"name": name, "ok": not why, "why": why} for name, why in self._wrong.items()]
+
+    def wrong(self) -> str | None:
+        """Return what is away, in words; None where nothing is."""
+        return "; ".join(f"{name}: {why}" for name, why in self._wrong.items() if why) or None
+
+
+def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
+    feed, scraper = Feed(broker, pipeline), Scraper(settings.services)
+    dependencies = Dependencies(broker, store, feed)
+    records, sender = Records(pipeline), Sender(settings.brokers, settings.kafka)
+
+    def manifest(model: str, version: int) -> Mapping[str, Any] | None:
+        with feed.lock:
+            return feed.versions.get((model, version))
+
+    def acknowledge(alert: str, by: str, why: str) -> None:
+        with feed.lock:
+            known = feed.alerts.get(alert)
+        if known is None:
+            return  # resolved meanwhile
+        record = known | {"state": "acknowledged", "by": by, "message": why}
+        sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
+        sender.flush()
+
+    def ask(wish: Wish, target: Seat) -> None:
+        now = int(time.time() * 1000)
+        begin = wish.begin if wish.kind == "train" else 0
+        command = Command(wish.id, wish.kind, target, wish.steps, begin, wish.by, wish.why, now)
+        sealed = commands(pipeline, settings.status_token.get_secret_value().encode())
+        sender.send(topics.COMMANDS.name(pipeline.name), sealed.encode(command), wish.id.encode())
+        sender.flush()
+
+    parts = Parts(
+        feed=feed,
+        scraper=scraper,
+        overview=Overview(pipeline, feed, scraper, dependencies.told),
+        lookup=Lookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time),
+        ready=dependencies.wrong,
+        acknowledge=acknowledge,
+        ask=ask,
+        token=settings.status_token,
+    )
+    threads = (feed, scraper, dependencies)
+    for thread in threads:
+        thread.start()
+    port = settings.http_port or PORT
+    log.info("started", extra={"pipeline": pipeline.name, "port": port})
+    try:
+        config = uvicorn.Config(
+            build(parts), host="0.0.0.0", port=port, log_config=None, access_log=False,  # noqa: S104  pages come from outside
+            timeout_graceful_shutdown=2, server_header=False, limit_concurrency=500,
+        )  # fmt: skip
+        _Server(config).run()
+    finally:
+        for thread in threads:
+            thread.stop()

@@ -1,0 +1,174 @@
+"""What a record looks like in the archive: one flat row, by an Arrow schema that is made from the declaration.
+
+Columns: `partition`, `offset`, `timestamp` of the record; `event_id`, `entity_id`, `event_time`; `source_partition` and
+`source_offset` of the valid event; `partial`; the vector as `x_<feature>`; `champion`, who served, with its
+`champion_version` and `champion_score`; for each model of the roster `score_<model>`, `version_<model>` and, where classes
+have probabilities of their own, `probabilities_<model>`. Examples have `label` and `label_time` as well.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import SettingsError
+from tidemill.files import Files
+from tidemill.stream.api import Record
+from tidemill.wire import topics
+from tidemill.wire.records import Features, Records
+
+MOMENT = pa.timestamp("ms", tz="UTC")
+_FEATURES = {"number": pa.float64(), "category": pa.string(), "flag": pa.bool_()}
+_LABELS = {"boolean": pa.bool_(), "double": pa.float64(), "string": pa.string()}
+
+OPTIONAL = ("score_", "version_", "probabilities_", "entity_", "as_of_", "stale")
+"""Prefixes of the columns that an older archive may lack: what each model said, and how fresh each view was."""
+ENTITY, AS_OF = "entity_", "as_of_"
+
+Row = dict[str, Any]
+
+
+class Form:
+    """How records of one topic become rows.
+
+    Parameters
+    ----------
+    labelled
+        Whether they are examples; else they are records of the prediction log.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, labelled: bool) -> None:
+        self.pipeline, self.labelled = pipeline, labelled
+        records = Records(pipeline)
+        self._codec = records.example if labelled else records.prediction_log
+        self.id = self._codec.id
+        self.by_class = pipeline.task == "multiclass"
+        self.schema = pa.schema(list(self._fields()))
+
+    def _fields(self) -> Any:
+        yield from (("partition", pa.int32()), ("offset", pa.int64()), ("timestamp", MOMENT))
+        yield from (("event_id", pa.string()), ("entity_id", pa.string()), ("event_time", MOMENT))
+        yield from (("source_partition", pa.int32()), ("source_offset", pa.int64()), ("partial", pa.bool_()))
+        yield from (
+            (f"{ENTITY}{name}", pa.string()) for name in dict.fromkeys(v.entity for v in self.pipeline.other_views)
+        )
+        yield from ((f"{AS_OF}{view.label}", MOMENT) for view in self.pipeline.views)
+        yield ("stale", pa.list_(pa.string()))
+        for name, kind in self.pipeline.vector.items():
+            yield (f"x_{name}", _FEATURES[kind])
+        yield from (("champion", pa.string()), ("champion_version", pa.int64()), ("champion_score", pa.float64()))
+        for model in self.pipeline.roster:
+            yield (f"score_{model}", pa.float64())
+            yield (f"version_{model}", pa.int64())
+            if self.by_class:
+                yield (f"probabilities_{model}", pa.map_(pa.string(), pa.float64()))
+        if self.labelled:
+            yield ("label", _LABELS[self.pipeline.kind.label_type])
+            yield ("label_time", MOMENT)
+
+    def row(self, record: Record) -> Row | None:
+        """Return the record's row; None for one of an earlier declaration, whose vector was another."""
+        decoded = self._codec.of(record.value())
+        if decoded is None:
+            return None
+        log: Mapping[str, Any] = decoded["prediction"] if self.labelled else decoded
+        of = log["features"]
+        row = {
+            "partition": record.partition(),
+            "offset": record.offset(),
+            "timestamp": record.timestamp()[1],
+            "event_id": of["event_id"],
+            "entity_id": of["entity_id"],
+            "event_time": of["event_time"],
+            "source_partition": of["partition"],
+            "source_offset": of["offset"],
+            "partial": of["partial"],
+            "stale": of["stale"],
+            **{f"{ENTITY}{name}": entity for name, entity in of["entities"].items()},
+            **{f"{AS_OF}{view}": time for view, time in of["as_of"].items()},
+            "champion": log["champion"]["model"],
+            "champion_version": log["champion"]["version"],
+            "champion_score": log["champion"]["score"],
+            **{f"x_{name}": value for name, value in of["vector"].items()},
+        }
+        for score in (*log["challengers"], log["champion"]):  # of two versions of a model the one that was served
+            row[f"score_{score['model']}"] = score["score"]
+            row[f"version_{score['model']}"] = score["version"]
+            if self.by_class:
+                row[f"probabilities_{score['model']}"] = list(score["probabilities"].items())
+        if self.labelled:
+            row["label"], row["label_time"] = decoded["label"], decoded["label_time"]
+        return row
+
+    def file(self, rows: list[Row]) -> bytes:
+        """Return rows as a Parquet file."""
+        out = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=self.schema), out, compression="zstd")
+        return out.getvalue()
+
+    def rows(self, file: bytes) -> list[Row]:
+        """Return the rows of a Parquet file, as `row` made them."""
+        table = pq.read_table(io.BytesIO(file))
+        there = set(table.schema.names)
+        # The archive may be older than a model of today, and is what that is tried on.
+        lacking = [name for name in self.schema.names if name not in there and not name.startswith(OPTIONAL)]
+        if lacking:
+            raise SettingsError(
+                f"an archive's file was written by another declaration of the pipeline: it has no {', '.join(lacking)}; "
+                f"`tidemill dataset --recompute` makes vectors anew from history"
+            )
+        fields = [field for field in self.schema if field.name in there]
+        whole = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in fields]
+        found: list[Row] = table.select([f.name for f in fields]).cast(pa.schema(whole)).to_pylist()
+        return found
+
+    @staticmethod
+    def count(file: bytes) -> int:
+        """Return how many rows a Parquet file has."""
+        found: int = pq.read_metadata(io.BytesIO(file)).num_rows
+        return found
+
+
+def features_of(row: Row) -> Features:
+    """Return the vector of a row as it was served, with where it came from."""
+    return {
+        "event_id": row["event_id"],
+        "entity_id": row["entity_id"],
+        "event_time": row["event_time"],
+        "partition": row["source_partition"],
+        "offset": row["source_offset"],
+        "partial": row["partial"],
+        "entities": {
+            n[len(ENTITY) :]: entity
+            for n, entity in row.items()
+            if n.startswith(ENTITY) and n != "entity_id" and entity is not None
+        },
+        "as_of": {n[len(AS_OF) :]: time for n, time in row.items() if n.startswith(AS_OF) and time is not None},
+        "stale": row.get("stale") or [],
+        "vector": {name[2:]: value for name, value in row.items() if name.startswith("x_")},
+    }
+
+
+def _any(_: str) -> bool:
+    return True
+
+
+def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[str], bool] = _any) -> Iterator[Row]:
+    """Yield the rows of a pipeline's archive, file by file; `wanted` is asked about each date, YYYY-MM-DD of the event.
+
+    Raises SettingsError where there is no archive.
+    """
+    topic = topics.EXAMPLES if labelled else topics.PREDICTION_LOG
+    form = Form(pipeline, labelled=labelled)
+    paths = files.glob(f"{pipeline.name}/{topic.suffix}/date=*/*.parquet")
+    if not paths:
+        raise SettingsError(f"archive {files.url} has no {topic.suffix} of the pipeline {pipeline.name!r}")
+    for path in paths:
+        if not wanted(path.rpartition("/date=")[2].partition("/")[0]):
+            continue
+        yield from form.rows(files.read(path) or b"")

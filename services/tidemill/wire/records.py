@@ -1,0 +1,285 @@
+"""Our records and how they look on the wire: Avro behind a 5-byte header, as Confluent's clients write and read it.
+
+`Features` is nested in `PredictionLog`, and that in `Example`, always as the first field. An Avro record is the bytes
+of its fields one after the other, so the scorer and the joiner append to the bytes that they received and never decode
+and encode the vector again; and a reader that needs only the first fields decodes only those (`head`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, TypedDict
+
+import fastavro
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding import avro_codegen as compiled
+from tidemill.encoding import resolution
+from tidemill.encoding import schema_files as schemas
+
+HEADER = 5
+"""Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian."""
+
+
+class Score(TypedDict):
+    """What one model answered; see schemas/tidemill/score.v1.avsc."""
+
+    model: str
+    version: int
+    score: float
+    probabilities: Mapping[str, float]
+
+
+class Features(TypedDict):
+    """One event's vector as served; see schemas/tidemill/features.v1.avsc. Times are ms since the epoch."""
+
+    event_id: str
+    entity_id: str
+    event_time: int
+    partition: int
+    offset: int
+    partial: bool
+    entities: dict[str, str]
+    as_of: dict[str, int]
+    stale: list[str]
+    vector: dict[str, Any]
+
+
+class PredictionLog(TypedDict):
+    """Everything about one prediction; see schemas/tidemill/prediction-log.v1.avsc."""
+
+    features: Features
+    champion: Score
+    challengers: list[Score]
+
+
+class Example(TypedDict):
+    """A prediction with its label; see schemas/tidemill/example.v1.avsc."""
+
+    prediction: PredictionLog
+    label: Any
+    label_time: int
+
+
+class Codec:
+    """Encodes and decodes one record schema.
+
+    `encode` and `decode` are with the 5-byte header; `body` and `record` without. The work is done by code compiled
+    from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read records
+    of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration wrote.
+    """
+
+    def __init__(self, avro: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.avro = avro
+        self.id = schemas.fingerprint(avro)
+        self.header = b"\0" + self.id.to_bytes(4, "big")
+        plain = schemas.plain(avro)
+        self.parsed = fastavro.parse_schema(plain, named_schemas={})
+        try:
+            self._encode, self.read = compiled.make(plain)
+            self.is_compiled = True
+        except compiled.UnsupportedError:
+            self._encode, self.read = self._write_by_fastavro, self._read_by_fastavro
+            self.is_compiled = False
+        made = [(schemas.fingerprint(other), self.reading(schemas.plain(other))[0]) for other in others]
+        self._others = {b"\0" + number.to_bytes(4, "big"): read for number, read in made}
+
+    def reading(self, avro: Mapping[str, Any]) -> tuple[compiled.Decode, bool]:
+        """Return what reads records of another schema as this one's, and whether it is as strict about the bytes.
+
+        The other has no logical types, and this one must be able to read it.
+        """
+        own = Codec(avro)
+        ways = resolution.ways(avro, schemas.plain(self.avro)) if own.is_compiled and self.is_compiled else None
+        if ways is not None:
+            return resolution.by_field(own.read, ways), True
+
+        def read(data: bytes, at: int) -> tuple[Any, int]:
+            stream = io.BytesIO(data)
+            stream.seek(at)
+            return fastavro.schemaless_reader(stream, own.parsed, self.parsed), stream.tell()
+
+        return read, False
+
+    def _write_by_fastavro(self, record: Mapping[str, Any]) -> bytes:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, self.parsed, record)
+        return out.getvalue()
+
+    def _read_by_fastavro(self, data: bytes, at: int) -> tuple[Any, int]:
+        stream = io.BytesIO(data)
+        stream.seek(at)
+        return fastavro.schemaless_reader(stream, self.parsed, None), stream.tell()
+
+    def body(self, record: Mapping[str, Any]) -> bytes:
+        """Return the record's Avro bytes. What it raises where the record does not fit the schema is no one thing."""
+        return self._encode(record)
+
+    def encode(self, record: Mapping[str, Any]) -> bytes:
+        """Return header and record."""
+        return self.header + self._encode(record)
+
+    def record(self, body: bytes, at: int = 0) -> Any:
+        """Return the record that begins at `at`; what follows it is not looked at."""
+        return self.read(body, at)[0]
+
+    def of(self, data: bytes | None) -> Any:
+        """Return the record in `data`; None where that is of another schema, as after a new declaration, or nothing."""
+        if data and data.startswith(self.header):
+            return self.read(data, HEADER)[0]
+        read = self._others.get(data[:HEADER]) if data else None
+        return read(data, HEADER)[0] if data and read else None
+
+    def decode(self, data: bytes) -> Any:
+        """Return the record in `data`. Raises ValueError where the header is not this schema's."""
+        if data.startswith(self.header):
+            return self.read(data, HEADER)[0]
+        found = self.of(data)
+        if found is None:
+            raise ValueError(
+                f"header {data[:HEADER].hex()} where {self.header.hex()} ({self.avro['name']}) was expected"
+            )
+        return found
+
+
+def vector_to_x(vector: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a River model is given: the vector without its missing features, in the vector's order."""
+    return {name: value for name, value in vector.items() if value is not None}
+
+
+class Records:
+    """The codecs of one pipeline."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self._named: dict[str, Any] = {
+            "Vector": pipeline.vector_schema,
+            "Label": pipeline.kind.label_type,
+            "tidemill.Score": schemas.own("score.v1"),
+        }
+        for name in ("features.v1", "prediction-log.v1", "example.v1"):
+            avro = schemas.own(name)
+            self._named[avro["name"]] = avro
+
+    def _expanded(self, avro: Any, seen: set[str]) -> Any:
+        """Put the named records where they are referred to, each in full the first time only, as Avro wants it."""
+        if isinstance(avro, str) and avro in self._named:
+            target = self._named[avro]
+            if not isinstance(target, dict):
+                return target
+            if target["name"] in seen:
+                return target["name"]
+            seen.add(target["name"])
+            return {**target, "fields": [{**f, "type": self._expanded(f["type"], seen)} for f in target["fields"]]}
+        if isinstance(avro, dict):
+            return {k: self._expanded(v, seen) if k in ("type", "items") else v for k, v in avro.items()}
+        return avro
+
+    def _own(self, name: str, *before: str) -> Codec:
+        avro = schemas.own(name)
+        seen = {avro["name"]}
+        fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"]]
+        return Codec({**avro, "fields": fields}, [schemas.own(other) for other in before])
+
+    @cached_property
+    def event(self) -> Codec:
+        """The producers' events."""
+        return Codec(self.pipeline.events.avro, self.pipeline.events.others.values())
+
+    @cached_property
+    def label(self) -> Codec:
+        """The producers' labels."""
+        return Codec(self.pipeline.labels.avro, self.pipeline.labels.others.values())
+
+    @cached_property
+    def vector(self) -> Codec:
+        """The vector alone."""
+        return Codec(self.pipeline.vector_schema)
+
+    @cached_property
+    def update(self) -> Codec:
+        """Update: what an event or an example adds to the views of one entity."""
+        return self._own("update.v1")
+
+    @cached_property
+    def warnings(self) -> Codec:
+        """Warnings: what rules that only warn have found in one batch."""
+        return self._own("warnings.v1")
+
+    @cached_property
+    def features(self) -> Codec:
+        """Features: the vector with its provenance."""
+        return self._own("features.v1")
+
+    @cached_property
+    def prediction(self) -> Codec:
+        """Prediction: for consumers."""
+        return self._own("prediction.v1")
+
+    @cached_property
+    def prediction_log(self) -> Codec:
+        """PredictionLog: Features, then the champion's and the challengers' scores."""
+        return self._own("prediction-log.v1")
+
+    @cached_property
+    def scores(self) -> Codec:
+        """The part of PredictionLog after Features."""
+        return self._tail("prediction-log.v1")
+
+    @cached_property
+    def example(self) -> Codec:
+        """Example: PredictionLog, then the label."""
+        return self._own("example.v1")
+
+    @cached_property
+    def outcome(self) -> Codec:
+        """The part of Example after PredictionLog."""
+        return self._tail("example.v1")
+
+    @cached_property
+    def head(self) -> Codec:
+        """The first fields of Features, PredictionLog and Example alike."""
+        return Codec(schemas.own("head.v1"))
+
+    @cached_property
+    def manifest(self) -> Codec:
+        """Manifest of one model version."""
+        return self._own("manifest.v2", "manifest.v1")
+
+    @cached_property
+    def manifest_v1(self) -> Codec:
+        """Manifest as it was first: topics hold manifests for ever, and one is signed in the form that it was written in."""
+        return self._own("manifest.v1")
+
+    @cached_property
+    def window(self) -> Codec:
+        """Window: what a window of predictions or examples was like."""
+        return self._own("window.v1")
+
+    @cached_property
+    def alert(self) -> Codec:
+        """Alert: how it stands after a window."""
+        return self._own("alert.v1")
+
+    @cached_property
+    def redrive(self) -> Codec:
+        """Redrive: a dead letter went back."""
+        return self._own("redrive.v1")
+
+    @cached_property
+    def decision(self) -> Codec:
+        """Decision: who serves, and why."""
+        return self._own("decision.v1")
+
+    @cached_property
+    def command(self) -> Codec:
+        """Command: what a person asks of the gate."""
+        return self._own("command.v1")
+
+    def _tail(self, name: str) -> Codec:
+        avro = schemas.own(name)
+        seen: set[str] = set()
+        fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"][1:]]
+        return Codec({**avro, "name": avro["name"] + "Tail", "fields": fields})
