@@ -87,7 +87,7 @@ def show(kafka: RealKafka, redis: Redis, folder: Path, found: list[data.Flight],
     backtest = Backtest(run.pipeline)
     backtest.predictions = lambda log: expected.update({log["features"]["event_id"]: dict(log["features"])})
     backtest.run([f.event for f in found], data.labels(found))
-    names = [name for view in run.pipeline.other_views for name in view.features]
+    names = [name for view in run.pipeline.remote_views for name in view.features]
     stale = sum(bool(v["stale"]) for v in vectors.values())
     event_time = (found[-1].event["asked_at"] - found[0].event["asked_at"]) / 1000
     times = event_time / (len(found) / rate)

@@ -21,9 +21,9 @@ from river import base, compose, linear_model, optim, preprocessing
 
 from tidemill import Gate, Pipeline, load
 from tidemill.demo import data
+from tidemill.models.evidence import Differences
 from tidemill.models.sequence import sequence
 from tidemill.offline.backtest import Backtest, Report
-from tidemill.offline.compare import Differences
 from tidemill.stages.gate.service import LOOK
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     print(f"{'views':<28}{'model':<10}{'ROCAUC':>10}{'LogLoss':>10}{'Accuracy':>10}{'seconds':>10}")
     for name, views in (
         ("none", ()),
-        ("of the airport", flights.own_views),
+        ("of the airport", flights.inline_views),
         ("and over outcomes", flights.views),
     ):
         begin = time.perf_counter()

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from real_kafka import RealKafka, missing
 
-from tidemill.declare.pipeline import Pipeline, load
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 from tidemill.demo.stack import Redis, Stack
@@ -43,7 +44,7 @@ from tidemill.stages.joiner import service as joiner
 from tidemill.stages.learner import service as learner
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.validator import service as validator
-from tidemill.stream.api import Emit, Record, Step
+from tidemill.stream.api import Emit, Processor, Record
 from tidemill.stream.kafka.broker import KafkaBroker, Reader, Sender
 from tidemill.stream.loop import Loop, Service, tune_collector
 from tidemill.wire import topics
@@ -56,7 +57,7 @@ PROTOTYPE = {"validator": 6.0, "featurizer": 16.0, "scorer": 10.0, "joiner + lea
 ORDER = ("learner", "joiner", "scorer", "featurizer", "validator", "bare")
 
 
-class Bare(Step):
+class Bare(Processor):
     """Decode, encode, send on."""
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -72,10 +73,10 @@ class Bare(Step):
         return True
 
 
-class Timed(Step):
+class Timed(Processor):
     """A step with a stop-watch on it, and an end."""
 
-    def __init__(self, inner: Step, expected: int) -> None:
+    def __init__(self, inner: Processor, expected: int) -> None:
         super().__init__()
         self.inner, self.expected = inner, expected
         self.handled, self.step_cpu = 0, 0.0
@@ -99,7 +100,7 @@ def measure(name: str, servers: str, redis_url: str, expected: int, events: int)
     """Run one service in this process until it has handled `expected` records; per event of `events`."""
     pipeline = load(REFERENCE)
     broker = KafkaBroker(servers)
-    step: Step
+    step: Processor
     with tempfile.TemporaryDirectory() as folder:
         if name == "bare":
             group, names, step = "bench.bare", [topics.EVENTS.name(pipeline.name)], Bare(pipeline)

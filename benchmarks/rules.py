@@ -18,13 +18,14 @@ from typing import Any
 
 from tidemill import Pipeline, load, rules
 from tidemill.demo import data
+from tidemill.encoding.codec import HEADER
 from tidemill.rules import Rule
 from tidemill.stages.validator.service import Validator
-from tidemill.stream.api import Position, Record, Slot
+from tidemill.stream.api import Position, Record, TopicPartition
 from tidemill.stream.loop import tune_collector
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.records import Records
 
 FLIGHTS = load("flights")
 EVENTS = [flight.event for flight in data.flights((1,), days=10)][:6000]
@@ -56,7 +57,7 @@ def records_of(values: Sequence[bytes]) -> list[MemoryRecord]:
 def case(declared: Pipeline, values: Sequence[bytes]) -> tuple[Validator, list[MemoryRecord]]:
     """Return a validator that begins, and what it is given."""
     step = Validator(declared)
-    step.assign(Slot(TOPIC, 0), Position(0))
+    step.assign(TopicPartition(TOPIC, 0), Position(0))
     return step, records_of(values)
 
 
@@ -83,8 +84,8 @@ def nowhere(*_: Any, **__: Any) -> None:
 
 def timed(step: Validator, records: Sequence[Record]) -> float:
     """Return µs of CPU a record, of a step that remembers nothing yet."""
-    step.revoke([Slot(TOPIC, 0)])
-    step.assign(Slot(TOPIC, 0), Position(0))
+    step.revoke([TopicPartition(TOPIC, 0)])
+    step.assign(TopicPartition(TOPIC, 0), Position(0))
     gc.collect()
     began = time.process_time()
     step.process(records, nowhere)  # type: ignore[arg-type]

@@ -26,8 +26,9 @@ from river import compose, forest, tree
 from tidemill import Pipeline, load
 from tidemill.demo import data
 from tidemill.models.fold import Fold
+from tidemill.models.snapshot import Snapshot
 from tidemill.offline.backtest import Backtest
-from tidemill.registry.manifests import Manifest, Registry, Snapshot
+from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stages.scorer import service as scorer

@@ -34,13 +34,14 @@ from tidemill.demo import data
 from tidemill.demo.stack import Redis
 from tidemill.errors import StoreError
 from tidemill.features.lookup import HeldViews, Others, StoredViews
-from tidemill.features.redis import MemoryView, RedisReader, RedisView, connect
+from tidemill.features.memory import MemoryView
+from tidemill.features.redis import RedisReader, RedisView, connect
 from tidemill.features.tiles import Plan
 from tidemill.features.views import Held
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.materializer.service import Materializer
 from tidemill.stream import api
-from tidemill.stream.api import Emit, Position, Record, Slot, Step
+from tidemill.stream.api import Emit, Position, Processor, Record, TopicPartition
 from tidemill.stream.loop import tune_collector
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
@@ -118,14 +119,14 @@ def updates_of(pipeline: Pipeline) -> tuple[list[MemoryRecord], int]:
 def featurizer(pipeline: Pipeline, others: Others | None = None, stores: Stores | None = None) -> Featurizer:
     """Return a featurizer that begins at the beginning."""
     step = Featurizer(pipeline, stores, others)
-    step.assign(Slot(topics.EVENTS_VALID.name(pipeline.name), 0), Position(0))
+    step.assign(TopicPartition(topics.EVENTS_VALID.name(pipeline.name), 0), Position(0))
     return step
 
 
 def materializer(pipeline: Pipeline, stores: Stores | None = None) -> Materializer:
     """Return a materializer that begins at the beginning."""
     step = Materializer(pipeline, stores)
-    step.assign(Slot(topics.UPDATES.name(pipeline.name), 0), Position(0))
+    step.assign(TopicPartition(topics.UPDATES.name(pipeline.name), 0), Position(0))
     return step
 
 
@@ -134,7 +135,7 @@ def batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
     return (records[at : at + size] for at in range(0, len(records), size))
 
 
-def timed(step: Step, records: Sequence[Record], *, writes: bool = False) -> dict[str, float]:
+def timed(step: Processor, records: Sequence[Record], *, writes: bool = False) -> dict[str, float]:
     """Return microseconds of CPU and of wall time a record; `writes`: with the stores' writes after each batch."""
     emit: Emit = nowhere  # type: ignore[assignment]
     gc.collect()
@@ -149,7 +150,7 @@ def timed(step: Step, records: Sequence[Record], *, writes: bool = False) -> dic
 
 def alone(pipeline: Pipeline) -> float:
     """Return microseconds of CPU an event that views take by themselves: what was known is read, the event is added."""
-    plan, events = Plan(pipeline.own_views[0]), flights()
+    plan, events = Plan(pipeline.inline_views[0]), flights()
     held = Held(plan)
     for event in events[:WARM]:
         held.add(event["origin"], event["asked_at"], event)
@@ -219,7 +220,7 @@ def by_entities(times: int, redis_url: str) -> list[Report]:
         pipeline = declared(10, others, 10)
         events = events_of(pipeline)
         held = filled(pipeline, {})
-        memory = {view.label: MemoryView() for view in pipeline.other_views}
+        memory = {view.label: MemoryView() for view in pipeline.remote_views}
         filled(pipeline, memory)
         places: dict[str, Others | None] = {"in the process": HeldViews(held.views)}
         if others:
@@ -333,7 +334,7 @@ def by_batch(redis_url: str) -> list[Report]:
     events, (updates, before) = events_of(pipeline)[WARM : WARM + 1000], updates_of(pipeline)
     for size in (1, 50, 500):
         stores, client = stores_of(pipeline, redis_url), connect(redis_url)
-        views = filled(pipeline, {view.label: stores[view.label] for view in pipeline.other_views})
+        views = filled(pipeline, {view.label: stores[view.label] for view in pipeline.remote_views})
         step = featurizer(
             pipeline, StoredViews(pipeline, RedisReader(client, pipeline.name), 1), {"origin": stores["origin"]}
         )

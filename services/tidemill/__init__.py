@@ -5,31 +5,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tidemill import aggregates, features, ranges, rules
+    from tidemill.declare.feature import category, flag, number
+    from tidemill.declare.fuse import Fuse
     from tidemill.declare.gate import Gate, Training
+    from tidemill.declare.load import load
     from tidemill.declare.monitor import Monitor
-    from tidemill.declare.pipeline import Pipeline, Stream, View, category, flag, load, number
+    from tidemill.declare.pipeline import Pipeline
+    from tidemill.declare.protect import Protect
     from tidemill.declare.search import Search, tuned
-    from tidemill.models.source_shares import Protect
-    from tidemill.stages.validator.circuit_breaker import Fuse
+    from tidemill.declare.stream import Stream
+    from tidemill.declare.view import View
     from tidemill.tables import Table
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Fuse": "stages.validator.circuit_breaker",
+    "Fuse": "declare.fuse",
     "Gate": "declare.gate",
     "Monitor": "declare.monitor",
     "Pipeline": "declare.pipeline",
-    "Protect": "models.source_shares",
+    "Protect": "declare.protect",
     "Search": "declare.search",
-    "Stream": "declare.pipeline",
+    "Stream": "declare.stream",
     "Table": "tables",
     "Training": "declare.gate",
-    "View": "declare.pipeline",
-    "category": "declare.pipeline",
-    "flag": "declare.pipeline",
-    "load": "declare.pipeline",
-    "number": "declare.pipeline",
+    "View": "declare.view",
+    "category": "declare.feature",
+    "flag": "declare.feature",
+    "load": "declare.load",
+    "number": "declare.feature",
     "tuned": "declare.search",
 }
 """Where each public name is; it is imported when it is first asked for, so that a command that declares nothing starts fast."""

@@ -23,7 +23,7 @@ from tidemill.aggregates.distinct import digest
 from tidemill.errors import DeclarationError
 from tidemill.features.tiles import Entity, Plan
 from tidemill.stages.featurizer.service import Featurizer
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
@@ -482,7 +482,7 @@ def test_a_pipelines_file_may_bring_its_own(tmp_path: Path) -> None:
         {**template, "asked_at": i * 1_000, "distance": d, "sched_hour": h}
         for i, (d, h) in enumerate([(900.0, 21), (1100.0, 5), (50.0, 5)])
     ]
-    step.assign(Slot("own.events.valid", 0), Position(0))
+    step.assign(TopicPartition("own.events.valid", 0), Position(0))
     log = [MemoryRecord("own.events.valid", records.event.encode(e), b"k", 1, None, 0, i) for i, e in enumerate(events)]
     step.process(log, lambda _, value, *__: found.append(records.features.decode(value)["vector"]))
     names = ["origin_share_beyond_1000_distance_1h", "origin_nights_1h", "origin_count_1h"]

@@ -9,10 +9,11 @@ from collections import Counter
 import pytest
 
 from tidemill.errors import Aborted, BrokerError, Fenced
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
-from tidemill.wire.topics import DLQ, Topic
+from tidemill.stream.topic import Topic
+from tidemill.wire.topics import DLQ
 
 TOPIC = Topic("t", "any", "bytes", ("test",), ("test",))
 names = itertools.count()
@@ -34,9 +35,9 @@ class Bench:
         producer.close()
         consumer.close()
 
-    def settle(self, consumer, patience: float = 15.0) -> set[Slot]:
+    def settle(self, consumer, patience: float = 15.0) -> set[TopicPartition]:
         """Poll until an assignment came and has not changed for a moment; returns it, started from what is committed."""
-        slots: set[Slot] = set()
+        slots: set[TopicPartition] = set()
         deadline, quiet = time.monotonic() + patience, 0
         while quiet < 5 or not slots:
             assert consumer.poll(100, 0.05) == [], "nothing is read before start()"
@@ -60,7 +61,8 @@ class Bench:
         deadline = time.monotonic() + 15
         while True:
             ranges = {
-                Slot(topic, p): self.broker.watermarks(Slot(topic, p)) for p in range(self.broker.partitions(topic))
+                TopicPartition(topic, p): self.broker.watermarks(TopicPartition(topic, p))
+                for p in range(self.broker.partitions(topic))
             }
             found = [record.value() for batch in self.broker.read(ranges) for record in batch]
             if len(found) >= count or time.monotonic() > deadline:
@@ -87,12 +89,12 @@ def test_records_and_offsets_become_visible_together_and_not_before(bench: Bench
     producer = bench.broker.producer("p")
     consumer = bench.broker.consumer(bench.group, [bench.source], "m")
     slots = bench.settle(consumer)
-    assert slots == {Slot(bench.source, 0), Slot(bench.source, 1)}
+    assert slots == {TopicPartition(bench.source, 0), TopicPartition(bench.source, 1)}
     assert bench.take(consumer, 3) == [b"1", b"2", b"3"]
     for value in (b"a", b"b"):
         producer.emit(bench.sink, value, b"k", 5)
     assert bench.read(bench.sink) == []
-    slot = Slot(bench.source, 0)
+    slot = TopicPartition(bench.source, 0)
     assert consumer.committed([slot]) == {slot: None}
     at = consumer.positions([slot])[slot]
     producer.commit({slot: Position(at, "7:42")}, consumer)
@@ -171,7 +173,7 @@ def test_the_same_key_goes_to_the_same_partition(bench: Bench) -> None:
     assert len(bench.read(bench.sink, 40)) == 40
     places = Counter()
     for p in range(2):
-        slot = Slot(bench.sink, p)
+        slot = TopicPartition(bench.sink, p)
         for batch in bench.broker.read({slot: bench.broker.watermarks(slot)}):
             places.update({(p, record.value()) for record in batch})
     assert len(places) == 4
@@ -182,7 +184,7 @@ def test_the_same_key_goes_to_the_same_partition(bench: Bench) -> None:
 def test_a_range_is_read_and_no_more(bench: Bench) -> None:
     bench.send(*[str(n).encode() for n in range(10)])
     assert len(bench.read(bench.source, 10)) == 10
-    slot = Slot(bench.source, 0)
+    slot = TopicPartition(bench.source, 0)
     found = [record.value() for batch in bench.broker.read({slot: (3, 6)}) for record in batch]
     assert found == [b"3", b"4", b"5"]
     assert [batch for batch in bench.broker.read({slot: (6, 6)}) if batch] == []
@@ -206,7 +208,9 @@ def test_a_later_producer_of_the_name_fences_the_earlier(bench: Bench) -> None:
 def test_a_follower_sees_what_comes(bench: Bench) -> None:
     bench.send(b"old")
     assert bench.read(bench.source, 1) == [b"old"]
-    follower = bench.broker.follow(Slot(bench.source, 0), bench.broker.watermarks(Slot(bench.source, 0))[1])
+    follower = bench.broker.follow(
+        TopicPartition(bench.source, 0), bench.broker.watermarks(TopicPartition(bench.source, 0))[1]
+    )
     bench.send(b"new")
     found: list[bytes] = []
     deadline = time.monotonic() + 10
@@ -220,7 +224,10 @@ def test_two_members_share_the_partitions_and_one_takes_over(bench: Bench) -> No
     one = bench.broker.consumer(bench.group, [bench.source], "a")
     bench.settle(one)
     two = bench.broker.consumer(bench.group, [bench.source], "b")
-    held: dict[str, set[Slot]] = {"a": {Slot(bench.source, 0), Slot(bench.source, 1)}, "b": set()}
+    held: dict[str, set[TopicPartition]] = {
+        "a": {TopicPartition(bench.source, 0), TopicPartition(bench.source, 1)},
+        "b": set(),
+    }
     deadline = time.monotonic() + 20
     while {len(slots) for slots in held.values()} != {1}:
         for name, member in (("a", one), ("b", two)):
@@ -228,7 +235,7 @@ def test_two_members_share_the_partitions_and_one_takes_over(bench: Bench) -> No
             revoked, assigned = member.changes()
             held[name] = (held[name] - revoked) | assigned
         assert time.monotonic() < deadline, held
-    assert held["a"] | held["b"] == {Slot(bench.source, 0), Slot(bench.source, 1)}
+    assert held["a"] | held["b"] == {TopicPartition(bench.source, 0), TopicPartition(bench.source, 1)}
     one.close()
     two.close()
 
@@ -275,8 +282,8 @@ class TestKafkaAlone:
         bench.settle(consumer)
         assert bench.take(consumer, 2) == [b"1", b"2"]
         producer.emit(sink, b"out")
-        producer.commit({Slot(source, 0): Position(2, "note")}, consumer)
+        producer.commit({TopicPartition(source, 0): Position(2, "note")}, consumer)
         assert bench.read(sink, 1) == [b"out"]
-        assert consumer.committed([Slot(source, 0)]) == {Slot(source, 0): Position(2, "note")}
+        assert consumer.committed([TopicPartition(source, 0)]) == {TopicPartition(source, 0): Position(2, "note")}
         producer.close()
         consumer.close()

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import test_broker
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import TopicPartition as KafkaTopicPartition
 from running import until
 from test_broker import TOPIC, names
 
 from tidemill.errors import Aborted, Fenced, StoreError
-from tidemill.features.redis import Change, RedisView, connect
-from tidemill.stream.api import Position, Slot
+from tidemill.features.redis import RedisView, connect
+from tidemill.stream.api import Change, Position, TopicPartition
 from tidemill.stream.kafka import broker as adapter
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
@@ -35,7 +36,7 @@ class Bench(test_broker.Bench):
         except Aborted:
             aborted = True
         if any(consumer.changes()) or aborted:
-            consumer.start(consumer.positions([Slot(self.source, 0), Slot(self.source, 1)]))
+            consumer.start(consumer.positions([TopicPartition(self.source, 0), TopicPartition(self.source, 1)]))
         return found
 
     def take(self, consumer, count: int, patience: float = 30.0) -> list[bytes]:
@@ -66,14 +67,14 @@ def reached(bench: Bench, topic: str, count: int) -> None:
     probe = Consumer(
         {"bootstrap.servers": bench.broker.servers, "group.id": "probe", "isolation.level": "read_uncommitted"}
     )
-    place = TopicPartition(topic, 0)
+    place = KafkaTopicPartition(topic, 0)
     until(lambda: probe.get_watermark_offsets(place, timeout=10)[1] >= count, f"{topic} has no {count} records", 30)
     probe.close()
 
 
 def test_a_commit_that_fails_leaves_neither_outputs_nor_offsets(bench: Bench) -> None:
     bench.send(b"1", b"2")
-    slot = Slot(bench.source, 0)
+    slot = TopicPartition(bench.source, 0)
     consumer, producer = bench.broker.consumer(bench.group, [bench.source], "m"), bench.broker.producer("p")
     bench.settle(consumer)
     assert bench.take(consumer, 2) == [b"1", b"2"]
@@ -93,7 +94,7 @@ def test_a_commit_that_fails_leaves_neither_outputs_nor_offsets(bench: Bench) ->
 def test_a_member_that_is_out_of_date_commits_nothing(bench: Bench) -> None:
     """Its partitions may be another's by now; its own producer was fenced by nobody."""
     bench.send(b"1")
-    slot = Slot(bench.source, 0)
+    slot = TopicPartition(bench.source, 0)
     zombie = bench.broker.consumer(bench.group, [bench.source], "m")
     bench.settle(zombie)
     assert bench.take(zombie, 1) == [b"1"]
@@ -145,7 +146,7 @@ def test_a_dead_letter_is_part_of_the_transaction(bench: Bench) -> None:
 
 
 def test_nobody_reads_what_was_aborted(bench: Bench) -> None:
-    slot = Slot(bench.source, 0)
+    slot = TopicPartition(bench.source, 0)
     consumer, producer = bench.broker.consumer(bench.group, [bench.source], "m"), bench.broker.producer("p")
     bench.settle(consumer)
     producer.emit(bench.source, b"never", b"k", 1, None, 0)
@@ -163,7 +164,7 @@ def test_nobody_reads_what_was_aborted(bench: Bench) -> None:
 
 def test_reading_commits_nothing(bench: Bench) -> None:
     bench.send(b"1", b"2", b"3")
-    slot = Slot(bench.source, 0)
+    slot = TopicPartition(bench.source, 0)
     consumer = bench.broker.consumer(bench.group, [bench.source], "m")
     bench.settle(consumer)
     assert bench.take(consumer, 3) == [b"1", b"2", b"3"]
@@ -174,7 +175,7 @@ def test_reading_commits_nothing(bench: Bench) -> None:
     again.close()
 
 
-def two_long_partitions(bench: Bench, many: int = 400) -> dict[Slot, int]:
+def two_long_partitions(bench: Bench, many: int = 400) -> dict[TopicPartition, int]:
     """Fill two partitions with old records that come later in time in the one than in the other."""
     producer, nobody = bench.broker.producer("filler"), bench.broker.consumer(f"{bench.group}.none", [bench.sink], "n")
     for partition in range(2):
@@ -183,10 +184,10 @@ def two_long_partitions(bench: Bench, many: int = 400) -> dict[Slot, int]:
     producer.commit({}, nobody)
     producer.close()
     nobody.close()
-    return {Slot(bench.source, partition): 0 for partition in range(2)}
+    return {TopicPartition(bench.source, partition): 0 for partition in range(2)}
 
 
-def hold_back(bench: Bench, consumer, slots: dict[Slot, int]) -> None:
+def hold_back(bench: Bench, consumer, slots: dict[TopicPartition, int]) -> None:
     """Start, again and again, until records were fetched and none handed out: the one partition waits for the other."""
     if isinstance(bench.broker, MemoryBroker):
         return
@@ -207,7 +208,7 @@ def test_positions_are_those_of_what_was_handed_out(bench: Bench) -> None:
     handed, deadline = 0, time.monotonic() + 60
     while handed < 800:
         for record in bench.poll(consumer, 50):
-            expected[Slot(record.topic(), record.partition())] = record.offset() + 1
+            expected[TopicPartition(record.topic(), record.partition())] = record.offset() + 1
             handed += 1
         assert consumer.positions(tuple(expected)) == expected
         assert time.monotonic() < deadline, handed
@@ -233,7 +234,7 @@ class TestKafkaAlone:
         bench = made(KafkaBroker(kafka.servers))
         bench.send(b"1", b"2", b"3")
         consumer = bench.broker.consumer(bench.group, [bench.source], "m")
-        found: set[Slot] = set()
+        found: set[TopicPartition] = set()
 
         def assigned() -> bool:
             assert consumer.poll(100, 0.1) == []
@@ -263,7 +264,7 @@ class TestKafkaAlone:
         )
         real, consumer._client = consumer._client, SimpleNamespace(committed=lambda *_, **__: [answer])
         with pytest.raises(Aborted, match=r"committed offset of .*\[0\]"):
-            consumer.committed([Slot(bench.source, 0)])
+            consumer.committed([TopicPartition(bench.source, 0)])
         consumer._client = real
         consumer.close()
 
@@ -290,7 +291,7 @@ class TestKafkaAlone:
 
     def test_at_least_once_commits_no_offset_of_what_was_refused(self, at_least_once) -> None:
         bench, consumer, producer = at_least_once
-        slot = Slot(bench.source, 0)
+        slot = TopicPartition(bench.source, 0)
         producer.emit(
             bench.sink, b"x" * 1_500_000, b"k", 1, None, 0
         )  # more than the broker takes, less than the client
@@ -315,7 +316,7 @@ class TestKafkaAlone:
     def test_at_least_once_commits_no_offset_of_what_is_not_sent(self, at_least_once, monkeypatch) -> None:
         bench, consumer, producer = at_least_once
         monkeypatch.setattr(adapter, "DECIDED_SECONDS", 0.5)
-        slot = Slot(bench.source, 0)
+        slot = TopicPartition(bench.source, 0)
         producer.emit("no.such.topic", b"waits for its topic", b"k", 1, None, 0)
         with pytest.raises(Aborted, match="not acknowledged"):
             producer.commit({slot: Position(7)}, consumer)
@@ -329,7 +330,7 @@ class TestKafkaAlone:
         consumer = bench.broker.consumer(bench.group, [bench.source], "m")
         slots = bench.settle(consumer)
         assert bench.take(consumer, 2) == [b"1", b"2"]
-        lost: set[Slot] = set()
+        lost: set[TopicPartition] = set()
 
         def given_up() -> bool:
             assert consumer.poll(10, 0.1) == []
@@ -343,7 +344,7 @@ class TestKafkaAlone:
             until(given_up, "a member whose session ran out is told nothing", 30)
         finally:
             kafka.process.send_signal(signal.SIGCONT)
-        held: set[Slot] = set()
+        held: set[TopicPartition] = set()
         found: list[bytes] = []
 
         def begins_again() -> bool:

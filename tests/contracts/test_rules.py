@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tidemill import Pipeline, rules
 from tidemill.errors import DeclarationError, Reject
 from tidemill.rules import Rule
-from tidemill.stages.validator.judge import Memories, judge
+from tidemill.stages.validator.judge import RuleState, judge
 from tidemill.stages.validator.service import WARNING, Validator
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
@@ -123,7 +123,7 @@ class Said:
     def __init__(self, declared: Pipeline) -> None:
         self.declared, self.codec = declared, Records(declared)
         self.validator = Validator(declared, clock=lambda: NOW / 1000)
-        self.slot = Slot(f"{declared.name}.events", 0)
+        self.slot = TopicPartition(f"{declared.name}.events", 0)
         self.validator.assign(self.slot, Position(0))
         self.offset = 0
 
@@ -212,7 +212,7 @@ def test_rules_together_are_asked_in_the_order_in_which_they_are_declared(case: 
 
 def test_records_are_not_changed(case: Case) -> None:
     declared = pipeline(case.make())
-    check, memories = judge(declared.events, declared.event_checks), Memories(declared.events, declared.event_checks)
+    check, memories = judge(declared.events, declared.event_checks), RuleState(declared.events, declared.event_checks)
     for offset, changes in enumerate((*case.passing, *case.failing)):
         record = event(**changes)
         before = dict(record)
@@ -303,7 +303,7 @@ def test_monotonic_in_order_is_what_it_says(steps: list[tuple[str, int, int]]) -
 def test_what_is_remembered_is_rebuilt_from_the_log(steps: list[tuple[str, int, int]], cut: int) -> None:
     """A validator that begins in the middle, from where the note says, ends as one that never stopped; out of order as well."""
     declared = BOTH
-    codec, slot = Records(declared), Slot(f"{declared.name}.events", 0)
+    codec, slot = Records(declared), TopicPartition(f"{declared.name}.events", 0)
     log = [
         MemoryRecord(
             slot.topic,
@@ -340,7 +340,7 @@ def test_what_is_remembered_is_rebuilt_from_the_log(steps: list[tuple[str, int, 
 
 def test_what_is_remembered_is_bounded_by_the_horizon() -> None:
     declared = pipeline(rules.unique("flight_id", within="1h"), rules.monotonic("flight", by="tailnum", within="1h"))
-    memories, shuffle = Memories(declared.events, declared.event_checks), random.Random(3)
+    memories, shuffle = RuleState(declared.events, declared.event_checks), random.Random(3)
     for offset in range(30_000):  # ten a minute
         time = AT + offset * 6000 - shuffle.randrange(60_000)
         memories.check(event(flight_id=str(offset), tailnum=f"N{offset}", asked_at=time, flight=offset), offset)

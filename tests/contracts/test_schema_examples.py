@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.codec import Codec
 from tidemill.errors import Reject
 from tidemill.stages.validator.decode import Decoder
-from tidemill.wire.records import Codec
 
 ROOT = schemas.root()
 OWN = "tidemill"  # our own records: no producer writes them

@@ -6,7 +6,9 @@ import pytest
 import redis
 
 from tidemill.errors import StoreError
-from tidemill.features.redis import Change, MemoryView, RedisView, connect
+from tidemill.features.memory import MemoryView
+from tidemill.features.redis import RedisView, connect
+from tidemill.stream.api import Change
 
 
 class Store:

@@ -18,7 +18,7 @@ from tidemill import Pipeline, Stream, View
 from tidemill.features.redis import RedisView
 from tidemill.features.store import Store, schema
 from tidemill.stages.materializer.service import Materializer
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
@@ -60,7 +60,7 @@ class River:
         """Begin as a process that has just been started does."""
         self.step = Materializer(self.declared, {"e": RedisView(self.client, self.declared.name, "e")})
         for partition, log in self.logs.items():
-            at = self.step.assign(Slot("updates", partition), Position(self.committed[partition]))
+            at = self.step.assign(TopicPartition("updates", partition), Position(self.committed[partition]))
             self.step.process(log[at.rebuild_from : at.live_from], discard)
         self.step.committed()
 

@@ -136,7 +136,7 @@ MUTANTS = (
         "stream/kafka/broker.py",
         "return {slot: self._order.positions[slot] for slot in slots if slot in self._order.positions}",
         "found = self._client.position([TopicPartition(*slot) for slot in slots])\n"
-        "        return {Slot(p.topic, p.partition): p.offset for p in found if p.offset >= 0}",
+        "        return {TopicPartition(p.topic, p.partition): p.offset for p in found if p.offset >= 0}",
         (f"{PROMISES}::test_positions_are_those_of_what_was_handed_out",),
     ),
     Mutant(
@@ -348,7 +348,7 @@ MUTANTS = (
     ),
     Mutant(
         "view-from-the-past-in-memory", "a late write to the view in memory is not refused",
-        "features/redis.py",
+        "features/memory.py",
         "stored = self.offsets.get(partition, 0)\n        if stored > offset:",
         "stored = self.offsets.get(partition, 0)\n        if stored > 1 << 62:",
         (VIEW,),
@@ -391,7 +391,7 @@ MUTANTS = (
     ),
     Mutant(
         "note-before-word", "an entity is in the note before it was said that its views lack what came before",
-        "features/lookup.py",
+        "wire/updates.py",
         "for entity, _, _ in self._routes if entity not in new)",
         "for entity, _, _ in self._routes)",
         (OTHERS,),

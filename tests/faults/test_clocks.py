@@ -14,7 +14,7 @@ from tidemill import Pipeline, load, rules
 from tidemill.cli.text import as_json, as_text
 from tidemill.demo.data import Flight
 from tidemill.stages.featurizer.service import Featurizer
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
 
@@ -173,7 +173,7 @@ def test_events_a_day_behind_are_counted_as_late() -> None:
     river = River(pipeline)
     river.event(found[0].event)  # nothing is late before the first
     step, topic, out = Featurizer(pipeline), topics.EVENTS_VALID.name("flights"), []
-    step.assign(Slot(topic, 0), Position(0))
+    step.assign(TopicPartition(topic, 0), Position(0))
     seen, late, served = set(), 0, topics.FEATURES.name("flights")
     for event, _ in found:
         for copy in (event, odd_copy(0, True, event, -DAY)):

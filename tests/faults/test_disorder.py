@@ -21,7 +21,7 @@ from river_in_memory import River, flights
 
 from tidemill import Monitor, View, aggregates, load, number
 from tidemill.stages.featurizer.service import Featurizer
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -123,7 +123,7 @@ def compare_with_oracle(events: Sequence[dict[str, Any]], cuts: Sequence[int] = 
     def emit(topic: str, value: bytes, *_: Any) -> None:
         vectors.append(RECORDS.features.decode(value))
 
-    step.assign(Slot(topic, 0), Position(0))
+    step.assign(TopicPartition(topic, 0), Position(0))
     records = [MemoryRecord(topic, RECORDS.event.encode(e), b"k", 1, None, 0, i) for i, e in enumerate(events)]
     edges = [0, *sorted(min(c, len(records)) for c in cuts), len(records)]
     for begin, end in itertools.pairwise(edges):

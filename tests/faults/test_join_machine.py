@@ -30,7 +30,7 @@ from tidemill import Monitor, load, number
 from tidemill.errors import Aborted
 from tidemill.stages.joiner import service as joiner
 from tidemill.stages.joiner.join import Join
-from tidemill.stream.api import Slot
+from tidemill.stream.api import TopicPartition
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryConsumer
 from tidemill.wire import topics
@@ -44,7 +44,7 @@ PIPELINE = dataclasses.replace(
     monitor=Monitor(),
 )
 RECORDS = Records(PIPELINE)
-LOG, LABELS = Slot("delays.prediction-log", 0), Slot("delays.labels.valid", 0)
+LOG, LABELS = TopicPartition("delays.prediction-log", 0), TopicPartition("delays.labels.valid", 0)
 OUTPUTS = [t.name(PIPELINE.name) for t in (topics.EXAMPLES, topics.EXPIRED, topics.DLQ)]
 REASONS = ("duplicate_label", "contradictory_label", "unmatched_label")
 
@@ -76,7 +76,7 @@ class Interleaving(MemoryConsumer):
             if len(found) == limit:
                 break
             found.append(record)
-            self._at[Slot(record.topic(), record.partition())] = record.offset() + 1
+            self._at[TopicPartition(record.topic(), record.partition())] = record.offset() + 1
         return found
 
 
@@ -88,7 +88,7 @@ class Broker(MemoryBroker):
         self.random = random.Random(0)
         self.fault = ""
 
-    def interleaved(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[Any]:
+    def interleaved(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[Any]:
         turns = [slot for slot, (begin, end) in sorted(ranges.items()) for _ in range(begin, end)]
         self.random.shuffle(turns)
         at = {slot: begin for slot, (begin, _) in ranges.items()}
@@ -96,7 +96,7 @@ class Broker(MemoryBroker):
             yield self.log[slot][at[slot]]
             at[slot] += 1
 
-    def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[Any]]:
+    def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[Any]]:
         for record in self.interleaved(ranges):
             yield [record]
 
@@ -290,7 +290,7 @@ class JoinMachine(RuleBasedStateMachine):
             out["expired", RECORDS.prediction_log.decode(record.value() or b"")["features"]["offset"]] += 1
         for record in self.broker.records(OUTPUTS[2]):
             said = {name: text.decode() for name, text in record.headers() or []}
-            source = Slot(said["__connect.errors.topic"], 0)
+            source = TopicPartition(said["__connect.errors.topic"], 0)
             offset = int(said["__connect.errors.offset"])
             assert record.value() == self.broker.log[source][offset].value(), "byte for byte"
             out[said["tidemill.reason"], source.topic, offset] += 1

@@ -22,6 +22,7 @@ from river_in_memory import River, fields, flights, json_with
 from tidemill import Monitor, Pipeline, load, number
 from tidemill.encoding import avro_codegen as compiled
 from tidemill.rules import LARGEST_NUMBER
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 GREATEST = 1.7976931348623157e308
@@ -40,14 +41,14 @@ BOUNDED = {"distance": (1, 12_500), "arr_delay": (-180, 2880)}
 class Case(NamedTuple):
     """One message, and what must become of it: a dead letter for this reason about this field; "" where it is fine."""
 
-    topic: topics.Topic
+    topic: Topic
     key: str
     value: bytes
     reason: str
     field: str
 
 
-def bad_records(river: River, record: dict[str, Any], topic: topics.Topic) -> Iterator[Case]:
+def bad_records(river: River, record: dict[str, Any], topic: Topic) -> Iterator[Case]:
     """Yield copies of a good event or label, each with an odd value in one field, each event with an id of its own."""
     stream, codec = (
         (river.pipeline.events, river.records.event) if topic is topics.EVENTS else (river.pipeline.labels, river.records.label)

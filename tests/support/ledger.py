@@ -19,16 +19,18 @@ import redis
 from running import Running, until
 
 from tidemill.demo.replay import Message
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import BrokerError
-from tidemill.features.redis import MemoryView
+from tidemill.features.memory import MemoryView
 from tidemill.models.fold import Fold
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.materializer.service import Materializer
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, vector_to_x
+from tidemill.wire.records import vector_to_x
 
 KINDS = (
     topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
@@ -112,7 +114,7 @@ class Ledger(threading.Thread):
     def _look_at_views(self) -> None:
         if self._store is None:
             return
-        view = self.run_.pipeline.other_views[0].label
+        view = self.run_.pipeline.remote_views[0].label
         pipe = self._store.pipeline(transaction=False)
         for partition in range(self.run_.pipeline.partitions):
             pipe.hget(f"{self.run_.pipeline.name}:{view}/partition:{partition}", "offset")
@@ -129,19 +131,19 @@ class Ledger(threading.Thread):
         self._closing.set()
         self.join(10)
 
-    def of(self, kind: topics.Topic) -> list:
+    def of(self, kind: Topic) -> list:
         """Return the records of a topic."""
         return self.held[self.run_.name(kind)]
 
-    def times(self, kind: topics.Topic) -> list[float]:
+    def times(self, kind: Topic) -> list[float]:
         """Return when (monotonic s) each record of a topic came."""
         return self.came[self.run_.name(kind)]
 
-    def count(self, *kinds: topics.Topic) -> int:
+    def count(self, *kinds: Topic) -> int:
         """Return how many records these topics hold together."""
         return sum(len(self.of(kind)) for kind in kinds)
 
-    def ids(self, kind: topics.Topic) -> list[str]:
+    def ids(self, kind: Topic) -> list[str]:
         """Return the event ids of a topic whose records begin with the vector's."""
         head = self.run_.records.head.record
         return [head(r.value(), HEADER)["event_id"] for r in self.of(kind)]
@@ -180,7 +182,7 @@ class Ledger(threading.Thread):
             "joiner": count(topics.LABELS_VALID) - len(examples) - stages[b"joiner"],
             **{
                 f"learner {name}": examples[-1].offset() + 1 - stand.get(name.encode(), 0)
-                for name in self.run_.pipeline.roster
+                for name in self.run_.pipeline.model_names
                 if examples
             },
         }  # fmt: skip
@@ -214,7 +216,7 @@ def places(run: Running, ledger: Ledger, sent: Sequence[Message], verdict: Verdi
     """Follow each id from where it was sent to where it ended."""
     letters = [(r, {k: v.decode() for k, v in r.headers()}) for r in ledger.of(topics.DLQ)]
 
-    def rejected(stage: str, *from_: topics.Topic) -> list:
+    def rejected(stage: str, *from_: Topic) -> list:
         names = {run.name(topic) for topic in from_}
         return [
             r
@@ -255,7 +257,7 @@ def places(run: Running, ledger: Ledger, sent: Sequence[Message], verdict: Verdi
     verdict.lost += [f"label of a prediction that waits: {name}" for name in pending & set(labels) - set(unmatched)]
     updates = [run.records.update.decode(r.value()) for r in ledger.of(topics.UPDATES)]
     for source, ids in (("events", valid), ("examples", joined)):
-        for entity in dict.fromkeys(v.entity for v in run.pipeline.other_views if v.source == source):
+        for entity in dict.fromkeys(v.entity for v in run.pipeline.remote_views if v.source == source):
             told = [u["event_id"] for u in updates if (u["source"], u["entity"]) == (source, entity)]
             nobody = {event[run.pipeline.events.id] for event in events if event[entity] is None}
             verdict.same(f"updates of {entity} from {source}", [i for i in ids if i not in nobody], told)
@@ -279,7 +281,7 @@ def versions(run: Running, ledger: Ledger, verdict: Verdict) -> None:
     for record in ledger.of(topics.MODELS):
         manifest = registry.decode(record.value())
         last[manifest.model] = manifest
-    verdict.must(set(last) == set(run.pipeline.roster), f"versions of {sorted(last)} only")
+    verdict.must(set(last) == set(run.pipeline.model_names), f"versions of {sorted(last)} only")
     examples = [(run.records.example.decode(r.value()), r.offset()) for r in ledger.of(topics.EXAMPLES)]
     xs = [vector_to_x(example["prediction"]["features"]["vector"]) for example, _ in examples[::50]]
     for name, manifest in last.items():
@@ -328,7 +330,7 @@ def store(run: Running, ledger: Ledger, url: str, verdict: Verdict) -> None:
         (Featurizer(run.pipeline, replayed), topics.EVENTS_VALID), (Materializer(run.pipeline, replayed), topics.UPDATES),
     ):  # fmt: skip
         for partition in range(run.pipeline.partitions):
-            step.assign(Slot(run.name(topic), partition), Position(0))
+            step.assign(TopicPartition(run.name(topic), partition), Position(0))
         step.process(sorted(ledger.of(topic), key=lambda r: (r.partition(), r.offset())), discard)
         step.committed()
     client = redis.Redis.from_url(url, decode_responses=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill.encoding import avro_codegen as compiled
+from tidemill.encoding.codec import HEADER, Codec
 from tidemill.stages.validator.decode import LARGEST
-from tidemill.wire.records import HEADER, Codec, Records
+from tidemill.wire.records import Records
 
 FLOATS = ("distance", "sched_minutes", "dep_delay", "temp", "dewp", "wind_speed", "precip", "visib")
 INTS = ("flight", "sched_hour", "flight_date")

@@ -22,6 +22,7 @@ from tidemill.stages.scorer.feed import ModelFeed
 from tidemill.stages.validator import service as validator
 from tidemill.stream.loop import Loop, Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -83,7 +84,7 @@ class River:
         self.steps: dict[str, Any] = {}
         self._now = 0
 
-    def send(self, topic: topics.Topic, value: bytes, key: str, timestamp: int = 0) -> None:
+    def send(self, topic: Topic, value: bytes, key: str, timestamp: int = 0) -> None:
         """Send one message as a producer would."""
         self._now += 1
         self.broker.append(topic.name(self.pipeline.name), value, key.encode(), timestamp or self._now)
@@ -117,10 +118,10 @@ class River:
             self.pipeline, self.pipeline.champion, registry, self.broker, every_examples=100, every_seconds=1e-9
         )
 
-    def of(self, topic: topics.Topic) -> list[MemoryRecord]:
+    def of(self, topic: Topic) -> list[MemoryRecord]:
         return self.broker.records(topic.name(self.pipeline.name))
 
-    def decoded(self, topic: topics.Topic) -> list[Any]:
+    def decoded(self, topic: Topic) -> list[Any]:
         codec = {
             topics.EVENTS_VALID: self.records.event, topics.LABELS_VALID: self.records.label, topics.FEATURES: self.records.features,
             topics.PREDICTIONS: self.records.prediction, topics.PREDICTION_LOG: self.records.prediction_log,

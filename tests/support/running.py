@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tidemill.declare.pipeline import Pipeline, load
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo.stack import Stack
 from tidemill.runtime.run import topic_table
 from tidemill.stream.kafka.broker import KafkaBroker, Reader
+from tidemill.stream.topic import Topic
 from tidemill.wire.records import Records
-from tidemill.wire.topics import Topic
 
 _names = itertools.count(1)
 

@@ -9,11 +9,13 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from tidemill import load
-from tidemill.offline.lookup import Lookup, partition_of
-from tidemill.registry.decisions import NOBODY, Seat
+from tidemill.offline.lookup import Lookup
+from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.watch.status.app import Parts, Wish, build
+from tidemill.stream.partition import partition_of
+from tidemill.stream.topic import Topic
+from tidemill.watch.status.app import CommandRequest, Parts, build
 from tidemill.watch.status.feed import Feed
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.scrape import Scraper
@@ -63,7 +65,7 @@ def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **
     """Return a decision about slow, who is held against logreg; `champion`: who serves after it, as MODEL@VERSION."""
 
     def seat(name: str) -> dict[str, Any]:
-        return dataclasses.asdict(Seat.of(name) if name else NOBODY)
+        return dataclasses.asdict(ModelRef.of(name) if name else NOBODY)
 
     line = {
         "segment": "all",
@@ -103,7 +105,7 @@ class Site:
         self.away: Exception | None = None
         self.token = TOKEN
         self.said: list[tuple[str, str, str]] = []
-        self.asked: list[tuple[Wish, Seat]] = []
+        self.asked: list[tuple[CommandRequest, ModelRef]] = []
         self.wrong: str | None = None
         self.newest: int | None = None
         self.lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"},
@@ -122,10 +124,10 @@ class Site:
             raise self.away
         return self.redis.get(entity, {})
 
-    def _ask(self, wish: Wish, target: Seat) -> None:
+    def _ask(self, wish: CommandRequest, target: ModelRef) -> None:
         self.asked.append((wish, target))
 
-    def tell(self, topic: topics.Topic, *values: bytes) -> None:
+    def tell(self, topic: Topic, *values: bytes) -> None:
         for value in values:
             self.feed._take[topic.name("flights")](MemoryRecord(topic.name("flights"), value, b"k", 1000))
 
@@ -148,7 +150,7 @@ def predicted(site: Site, event_id: str = "e1", *, label: bool | None = None) ->
         "stale": ["dest"],
         "vector": dict.fromkeys(FLIGHTS.vector) | {"distance": 2475.0},
     }  # fmt: skip
-    scores = [{"model": m, "version": 7, "score": 0.25, "probabilities": {}} for m in FLIGHTS.roster]
+    scores = [{"model": m, "version": 7, "score": 0.25, "probabilities": {}} for m in FLIGHTS.model_names]
     log = {"features": features, "champion": scores[0], "challengers": scores[1:]}
     key = event_id.encode()
     producer = site.broker.producer("test")

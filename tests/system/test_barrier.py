@@ -36,7 +36,7 @@ class Barrier:
         self.reader = run.reader(topics.PREDICTION_LOG, topics.EXAMPLES, topics.UPDATES)
         self.answers: dict[str, tuple] = {}
         self.examples = self.learned_to = self.updates = self.updates_to = self.due = 0
-        routes = {(view.source, view.entity) for view in run.pipeline.other_views}
+        routes = {(view.source, view.entity) for view in run.pipeline.remote_views}
         self.of = {source: [entity for s, entity in routes if s == source] for source in ("events", "examples")}
 
     def read(self) -> None:
@@ -62,7 +62,7 @@ class Barrier:
             return False
         assert self.updates == self.due, "told twice"
         prefix = self.run.pipeline.name
-        places = [f"{prefix}:{view.label}/partition:0" for view in self.run.pipeline.other_views]
+        places = [f"{prefix}:{view.label}/partition:0" for view in self.run.pipeline.remote_views]
         if any(int(self.store.hget(place, "offset") or 0) < self.updates_to for place in places):
             return False
         _, body = self.run.stack.fetch("scorer", "/metrics")

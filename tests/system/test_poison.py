@@ -18,7 +18,9 @@ from poison import Bad, Poison, is_event
 from running import Running, until, worker
 
 from tidemill.demo import data
-from tidemill.stream.api import Slot, whole
+from tidemill.stream.api import TopicPartition
+from tidemill.stream.ranges import full_range
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import said
 
@@ -54,14 +56,14 @@ def producer(run: Running) -> Producer:
     )
 
 
-def everything(run: Running, topic: topics.Topic) -> list[Any]:
+def everything(run: Running, topic: Topic) -> list[Any]:
     """Return all committed records of a topic, in order within each partition."""
-    return [record for batch in run.broker.read(whole(run.broker, run.name(topic))) for record in batch]
+    return [record for batch in run.broker.read(full_range(run.broker, run.name(topic))) for record in batch]
 
 
 def settled(run: Running, sent: int) -> bool:
     """Whether the validator has committed everything that was sent."""
-    slots = [Slot(run.name(topics.EVENTS), p) for p in range(PARTITIONS)]
+    slots = [TopicPartition(run.name(topics.EVENTS), p) for p in range(PARTITIONS)]
     done = run.broker.committed(f"{run.pipeline.name}.validator", slots)
     return sum(position.offset for position in done.values() if position) >= sent
 

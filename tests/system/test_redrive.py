@@ -14,6 +14,7 @@ from running import Running, until
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 from tidemill.demo.stack import end
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import letter_of
 
@@ -58,7 +59,7 @@ def test_a_thousand_events_that_a_wrong_rule_refused_are_each_predicted_once(run
     replay = Replay(run.broker.servers, messages, speed=1e12)
     replay.start()
 
-    def count(*kinds: topics.Topic) -> int:
+    def count(*kinds: Topic) -> int:
         return ledger.count(*kinds)
 
     until(lambda: count(topics.EVENTS_VALID, topics.DLQ) == len(events), "events are missing")

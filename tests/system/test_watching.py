@@ -24,13 +24,14 @@ from site_by_hand import alert
 
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
+from tidemill.encoding.codec import HEADER
 from tidemill.offline.dataset import Form, Span, archived, span_of, written
 from tidemill.offline.recompute import from_kafka
-from tidemill.stream.api import Slot
+from tidemill.stream.api import TopicPartition
 from tidemill.stream.kafka.broker import Sender
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER
-from tidemill.wire.topics import WATCHING, Topic
+from tidemill.wire.topics import WATCHING
 
 CHANGES = 'monitor=replace(_base.monitor, window="6h", reference="1d", lateness="12h", least=20)'
 TOKEN = "a token of this test"
@@ -38,7 +39,7 @@ TOKEN = "a token of this test"
 
 def records(run: Running, topic: Topic) -> list[Any]:
     """Return all that a topic holds."""
-    slots = [Slot(run.name(topic), p) for p in range(run.broker.partitions(run.name(topic)))]
+    slots = [TopicPartition(run.name(topic), p) for p in range(run.broker.partitions(run.name(topic)))]
     ranges = {slot: run.broker.watermarks(slot) for slot in slots}
     return [record for batch in run.broker.read(ranges) for record in batch]
 
@@ -220,7 +221,7 @@ def test_a_training_set_made_anew_has_the_features_that_were_served(run: Running
     rows = archive(run, topics.EXAMPLES).sort_values("event_id", ignore_index=True)
     same = ["event_id", "entity_id", "label", *(f"x_{name}" for name in run.pipeline.request_features)]
     pd.testing.assert_frame_equal(made[same], rows[same])
-    own = [f"x_{name}" for view in run.pipeline.own_views for name in view.features]
+    own = [f"x_{name}" for view in run.pipeline.inline_views for name in view.features]
     came = made["event_id"].isin(in_time(run))
     assert came.sum() > 1000
     pd.testing.assert_frame_equal(made[came][own], rows[came][own])

@@ -71,7 +71,7 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
     held_back: list[str] = []
 
     def has_room() -> bool:
-        versions = len(run.pipeline.roster) * (ledger.count(topics.EXAMPLES) // EXAMPLES_PER_VERSION)
+        versions = len(run.pipeline.model_names) * (ledger.count(topics.EXAMPLES) // EXAMPLES_PER_VERSION)
         in_flight = replay.events - ledger.count(topics.PREDICTIONS, topics.DLQ)
         return not held_back and in_flight < IN_FLIGHT and ledger.count(topics.MODELS) >= versions
 
@@ -130,7 +130,7 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
         code, said = replayed(run, *arguments)
         assert (code, said["equal"]) == (0, True), said
         assert said["summary"]["predictions"] == (int(arguments[-1]) if "--sample" in arguments else 1)
-        scores = said["summary"]["predictions"] * len(run.pipeline.roster)
+        scores = said["summary"]["predictions"] * len(run.pipeline.model_names)
         assert said["summary"]["scores"] >= scores if killed else said["summary"]["scores"] == scores, (
             "more where one is pinned"
         )
@@ -148,7 +148,7 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
     assert {one["artifact"] for one in back} <= {"put back", "stands in"}
     assert models(run, "rebuild", "--all", "--missing") == []
     served = [run.records.features.decode(r.value()) for r in ledger.of(topics.FEATURES)]
-    others = {view.label: view for view in run.pipeline.other_views}
+    others = {view.label: view for view in run.pipeline.remote_views}
     for features in served:
         for name in features["stale"]:
             assert all(features["vector"][feature] is None for feature in others[name].features), (

@@ -16,7 +16,7 @@ from tidemill.errors import SettingsError, StoreError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest, Outcome
 from tidemill.offline.history import archived
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
 from tidemill.watch.archiver.service import Archiver
 from tidemill.wire import topics
@@ -35,7 +35,7 @@ def log(n: int, day: int = 0) -> dict[str, object]:
         "entities": {}, "as_of": {}, "stale": [],
         "vector": vector,
     }  # fmt: skip
-    scores = [{"model": m, "version": n, "score": 0.25, "probabilities": {}} for m in FLIGHTS.roster]
+    scores = [{"model": m, "version": n, "score": 0.25, "probabilities": {}} for m in FLIGHTS.model_names]
     return {"features": features, "champion": scores[0], "challengers": scores[1:]}
 
 
@@ -58,7 +58,7 @@ class Run:
         files = Files(str(folder), "archive_url", "archive")
         self.step = Archiver(FLIGHTS, files, every_seconds=10.0, chunk=100, clock=lambda: self.now, **more)
 
-    def start(self, slot: Slot, committed: int, records: list[MemoryRecord]) -> None:
+    def start(self, slot: TopicPartition, committed: int, records: list[MemoryRecord]) -> None:
         """Take a slot over as the loop does: rebuild from where the step says, then go on."""
         start = self.step.assign(slot, Position(committed))
         again = [r for r in records if start.rebuild_from <= r.offset() < start.live_from]
@@ -75,12 +75,12 @@ class Run:
         return sorted(str(p.relative_to(self.folder / "flights")) for p in self.folder.rglob("*.parquet"))
 
 
-SLOT = Slot(LOG, 0)
+SLOT = TopicPartition(LOG, 0)
 
 
 def test_a_row_holds_all_of_a_record(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.start(Slot(EXAMPLES, 0), 0, [])
+    run.start(TopicPartition(EXAMPLES, 0), 0, [])
     run.step.process([record(3, topic=EXAMPLES)], discard)
     run.flush()
     (row,) = run.frame("examples").to_dict("records")
@@ -205,7 +205,7 @@ def test_a_backtest_from_the_archive_says_what_the_one_it_was_made_of_said(tmp_p
     found = data.flights((1,), days=2)
     run = Run(tmp_path)
     for record in logs_of(FLIGHTS, found):
-        slot = Slot(record.topic(), 0)
+        slot = TopicPartition(record.topic(), 0)
         if record.offset() == 0:
             run.start(slot, 0, [])
         run.step.process([record], discard)
@@ -237,7 +237,7 @@ def test_a_model_of_today_is_tried_on_an_archive_that_is_older(tmp_path: Path) -
     run = Run(tmp_path)
     for record in logs_of(FLIGHTS, found):
         if record.offset() == 0:
-            run.start(Slot(record.topic(), 0), 0, [])
+            run.start(TopicPartition(record.topic(), 0), 0, [])
         run.step.process([record], discard)
     run.flush()
     other = replace(FLIGHTS, models={**FLIGHTS.models, "new": FLIGHTS.model("slow")}, views=[])

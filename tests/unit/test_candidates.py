@@ -15,7 +15,7 @@ from tidemill.errors import BrokerError
 from tidemill.models.fold import Fold
 from tidemill.offline.rebuild import Rebuild
 from tidemill.offline.replay import Replay
-from tidemill.registry.decisions import NOBODY, Decision, Seat, decisions
+from tidemill.registry.decisions import NOBODY, Decision, ModelRef, decisions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
@@ -24,7 +24,7 @@ from tidemill.stages.learner import service as learner
 from tidemill.stages.learner.service import Learner, history_of, past_of, wanted_of
 from tidemill.stages.scorer.feed import ModelFeed
 from tidemill.stages.scorer.service import Scorer
-from tidemill.stream.api import Record, Slot
+from tidemill.stream.api import Record, TopicPartition
 from tidemill.stream.loop import Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
@@ -52,17 +52,17 @@ class World:
 
     def examples(self, many: int) -> None:
         for _ in range(many):
-            count = len(self.broker.log[Slot(EXAMPLES, 0)])
+            count = len(self.broker.log[TopicPartition(EXAMPLES, 0)])
             found = small.example(
                 PIPELINE, f"e{count}", (count * 7 % 13) - 6.0, count, distance=count % 11 * 50.0, hour=count % 24.0
             )
             self.broker.append(EXAMPLES, RECORDS.example.encode(found), b"k", count)
 
     def decide(self, champion: str = "linear", candidate: str = "", watched: str = "") -> None:
-        number = len(self.broker.log[Slot(PROMOTIONS, 0)])
+        number = len(self.broker.log[TopicPartition(PROMOTIONS, 0)])
         decision = Decision(
-            f"{number}", "training", "ann", "", 1, 1, 1, 1, "", Seat(candidate), Seat.of(champion), Seat("linear"),
-            watched=Seat.of(watched) if watched else NOBODY, candidate=candidate,
+            f"{number}", "training", "ann", "", 1, 1, 1, 1, "", ModelRef(candidate), ModelRef.of(champion), ModelRef("linear"),
+            watched=ModelRef.of(watched) if watched else NOBODY, candidate=candidate,
         )  # fmt: skip
         self.broker.append(PROMOTIONS, decisions(PIPELINE, KEY).encode(decision), b"k", 1)
 
@@ -142,7 +142,7 @@ class TestLearning:
         world.decide(candidate="slow~25")
         world.run()
         kept = world.versions("slow~25")[0].version
-        entries = world.broker.log[Slot(MODELS, 0)]
+        entries = world.broker.log[TopicPartition(MODELS, 0)]
         entries[:] = [
             MemoryRecord(MODELS, r.value(), r.key(), 0, None, 0, number)
             for number, r in enumerate(r for r in entries if world.registry.decode(r.value() or b"").version <= kept)
@@ -197,7 +197,7 @@ class TestLearning:
         self, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
         world.run()
-        world.broker.truncate(Slot(EXAMPLES, 0), 30)
+        world.broker.truncate(TopicPartition(EXAMPLES, 0), 30)
         world.decide(candidate="slow~25")
         world.examples(20)
         step = world.run()
@@ -262,10 +262,10 @@ class TestServing:
         world.decide(champion=f"slow~25@{held}")
         feed = ModelFeed(world.registry, world.broker)
         feed._catch_up()
-        follower = world.broker.follow(Slot(MODELS, 0), world.broker.watermarks(Slot(MODELS, 0))[1])
+        follower = world.broker.follow(TopicPartition(MODELS, 0), world.broker.watermarks(TopicPartition(MODELS, 0))[1])
         world.examples(30)
         world.run()
-        feed._look(follower, world.broker.follow(Slot(PROMOTIONS, 0), 0))
+        feed._look(follower, world.broker.follow(TopicPartition(PROMOTIONS, 0), 0))
         step = Scorer(PIPELINE, feed.take)
         step.swap()
         assert step.champion.version == held
@@ -296,7 +296,7 @@ class TestServing:
 
     def test_without_a_manifest_its_name_says_where_it_begins(self, world: World) -> None:
         self.predicted(world, "slow~25")
-        world.broker.log[Slot(MODELS, 0)].clear()
+        world.broker.log[TopicPartition(MODELS, 0)].clear()
         replay = Replay(PIPELINE, world.broker, world.registry)
         (done,) = replay.again(replay.find(["asked"]), rebuild=True)
         assert done.is_equal, [one.why for one in done.scores]
@@ -315,7 +315,7 @@ def test_a_version_says_as_much_of_a_candidate_as_of_a_model(world: World) -> No
     world.decide(candidate="slow~25")
     world.run()
     manifest = world.versions("slow~25")[0]
-    assert manifest.hyperparameters == PIPELINE.printed("slow")
+    assert manifest.hyperparameters == PIPELINE.stable_repr("slow")
     assert manifest.declaration == PIPELINE.declaration_hash("slow~25")
     assert version_json(Versions(PIPELINE, world.broker, world.registry), world.registry.store, next(
         told for told in Versions(PIPELINE, world.broker, world.registry).read("slow~25")

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
-from tidemill.registry.decisions import NOBODY, Decision, EvidenceLine, Seat, decisions
+from tidemill.registry.decisions import NOBODY, Decision, EvidenceLine, ModelRef, decisions
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import Sender
 from tidemill.wire import topics
@@ -164,7 +164,8 @@ def test_decisions_are_listed_with_their_reasons_the_latest_first() -> None:
     )
     for number, kind in enumerate(("refused", "promoted"), 1):
         one = Decision(
-            f"d{number}", kind, "gate", f"reason {number}", 1000, 5, 9, 9, "", Seat("slow"), Seat("slow"), Seat("logreg"), NOBODY,
+            f"d{number}", kind, "gate", f"reason {number}", 1000, 5, 9, 9, "",
+            ModelRef("slow"), ModelRef("slow"), ModelRef("logreg"), NOBODY,
             evidence=(EvidenceLine("all", 2_500, 0.2, 0.1, 0.1, 0.05, 0.15),),
         )  # fmt: skip
         sender.send(name, decisions(pipeline, b"a key for tests, long enough").encode(one), b"k")

@@ -24,20 +24,8 @@ from tidemill.cli.main import cli
 from tidemill.cli.text import comparison_json, comparison_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
-from tidemill.offline.compare import (
-    LEAST,
-    MOST_BATCHES,
-    MOST_VALUES,
-    Asked,
-    Comparison,
-    Differences,
-    Interval,
-    Line,
-    Report,
-    Segment,
-    Z,
-    compare,
-)
+from tidemill.models.evidence import LEAST, MOST_BATCHES, MOST_VALUES, Differences, Interval, Z
+from tidemill.offline.compare import Asked, Comparison, Line, Report, Segment, compare
 from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tidemill import load
 from tidemill.encoding import avro_codegen as compiled
 from tidemill.encoding import schema_files as schemas
-from tidemill.wire.records import HEADER, Codec, Records
+from tidemill.encoding.codec import HEADER, Codec
+from tidemill.wire.records import Records
 
 LONG = st.integers(-(2**63), 2**63 - 1)
 INT = st.integers(-(2**31), 2**31 - 1)

@@ -11,7 +11,7 @@ from river_in_memory import River, drive
 from tidemill.cli.text import letter_text, stats_json, stats_text
 from tidemill.offline.dead_letters import Content, Letters, Wanted
 from tidemill.stages.joiner import service as joiner
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.wire import topics
 
 PIPELINE = small.make()
@@ -71,7 +71,7 @@ def test_what_is_said_does_not_depend_on_which_log_was_read_first(river: River, 
     names = ["small.labels.valid", "small.prediction-log"]
     for partition in range(2):
         for name in names:
-            step.assign(Slot(name, partition), Position(0))
+            step.assign(TopicPartition(name, partition), Position(0))
     for name in names if labels_first else names[::-1]:
         step.process(other.broker.records(name), emit)
     expected = Counter(

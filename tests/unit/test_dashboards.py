@@ -67,7 +67,7 @@ def figures(pipeline: Pipeline) -> set[str]:
     """Return the names of the figures that the monitor has of a pipeline."""
     vector = {"number": [1.0, 2.0, 3.0, 4.0], "category": list("aabb"), "flag": [True, False] * 2}
     columns: dict[str, Any] = {name: vector[kind] for name, kind in pipeline.vector.items()}
-    for model in pipeline.roster:
+    for model in pipeline.model_names:
         columns |= {f"score:{model}": [0.1, 0.4, 0.6, 0.9], f"version:{model}": [1, 1, 2, 2]}
     columns |= {"event_time": [0, 1, 2, 3], "partial": False, "delay": 0.1, "stale": None, "served:": pipeline.champion}
     columns |= {f"as_of:{view.label}": [None, 0, 1, 2] for view in pipeline.views}
@@ -84,7 +84,7 @@ PIPELINE = load("flights")
 FIGURES = figures(PIPELINE)
 VALUES: Mapping[str, set[str]] = {
     "job": {JOB["job_name"]},
-    "service": {*SERVICES, *WATCHING, *(f"learner-{model}" for model in PIPELINE.roster)} - {"learner"},
+    "service": {*SERVICES, *WATCHING, *(f"learner-{model}" for model in PIPELINE.model_names)} - {"learner"},
     "figure": FIGURES,
     "source": {core.PREDICTIONS, core.EXAMPLES},
     "seen": {"whole", "interrupted"},

@@ -31,7 +31,7 @@ from tidemill.offline.dataset import Form, Span, Summary, Writer, check_out, spa
 from tidemill.offline.history import write
 from tidemill.offline.log_history import Sortable, in_order
 from tidemill.offline.recompute import from_kafka, recompute, whole_from
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.watch.archiver.service import Archiver
 from tidemill.wire import topics
@@ -143,7 +143,7 @@ class TestAsServed:
 
     def test_from_the_archive_it_is_the_same(self, tmp_path: Path) -> None:
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
-        step.assign(Slot(EXAMPLES.name("flights"), 0), Position(0))
+        step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))
         step.process(examples(), discard)
         for span in (Span(), Span(found()[900].event["asked_at"], found()[1500].event["asked_at"])):
             one, _ = make(tmp_path / "1.parquet", lambda w: sets.served(FLIGHTS, broker_with(examples()), w), span=span)
@@ -153,7 +153,7 @@ class TestAsServed:
 
     def test_the_archives_other_days_are_not_even_read(self, tmp_path: Path) -> None:
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
-        step.assign(Slot(EXAMPLES.name("flights"), 0), Position(0))
+        step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))
         step.process(examples(), discard)
         for path in tmp_path.rglob("date=2013-01-01/*.parquet"):
             path.write_bytes(b"damaged")
@@ -260,7 +260,7 @@ class TestRecomputed:
     def test_what_a_cut_log_lacks_is_said(self, tmp_path: Path) -> None:
         views = [View("origin", every="5m", aggregates=[aggregates.count("1h", "3h")])]
         pipeline, broker = replace(FLIGHTS, views=views), valid(1)
-        broker.truncate(Slot(VALID.name("flights"), 0), 500)
+        broker.truncate(TopicPartition(VALID.name("flights"), 0), 500)
         frame, summary = make(
             tmp_path / "x.parquet", lambda w: from_kafka(pipeline, broker, w), pipeline, is_served=False
         )

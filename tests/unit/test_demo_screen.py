@@ -13,7 +13,7 @@ from tidemill import load
 from tidemill.demo.screen import flows
 from tidemill.demo.show import _exports
 from tidemill.demo.stack import Stack, roles
-from tidemill.registry.decisions import Seat
+from tidemill.registry.decisions import ModelRef
 
 COUNTS = Counter({"events.valid": 9, "features": 7, "updates": 30, "predictions": 6, "examples": 4, "promotions": 2})
 
@@ -21,7 +21,11 @@ COUNTS = Counter({"events.valid": 9, "features": 7, "updates": 30, "predictions"
 def seen(pipeline: str) -> Any:
     """What an observer knows, of which the screen reads nothing else."""
     return SimpleNamespace(
-        pipeline=load(pipeline), counts=COUNTS, latest={"slow": {"examples": 3}}, champion=Seat("slow", 3), pending=1
+        pipeline=load(pipeline),
+        counts=COUNTS,
+        latest={"slow": {"examples": 3}},
+        champion=ModelRef("slow", 3),
+        pending=1,
     )
 
 

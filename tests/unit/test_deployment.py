@@ -333,7 +333,7 @@ def test_compose_makes_the_topics_then_runs_every_service_and_a_learner_for_ever
     assert {command[1] for command in commands} == {*SERVICES, *WATCHING}
     assert {command[2] for command in commands} == {"flights"}
     assert all([command[1] for command in commands].count(service) == 1 for service in WATCHING)
-    assert sorted(model_of(c) for c in commands if c[1] == "learner") == sorted(load("flights").roster)
+    assert sorted(model_of(c) for c in commands if c[1] == "learner") == sorted(load("flights").model_names)
 
 
 @pytest.mark.parametrize("name", [*OURS, *SHOWN])
@@ -463,7 +463,7 @@ def test_kubernetes_runs_every_service_and_a_learner_for_every_model() -> None:
     arguments = {name: pod_of(document)["containers"][0]["args"] for name, document in SETS.items()}
     assert {a[1] for a in arguments.values()} == {*SERVICES, *WATCHING}
     assert {a[2] for a in arguments.values()} == {"flights"}
-    assert sorted(model_of(a) for a in arguments.values() if a[1] == "learner") == sorted(load("flights").roster)
+    assert sorted(model_of(a) for a in arguments.values() if a[1] == "learner") == sorted(load("flights").model_names)
     assert pod_of(POD_OWNERS["topics"])["containers"][0]["args"] == ["topics", "flights", "--create"]
 
 

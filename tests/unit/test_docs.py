@@ -30,7 +30,7 @@ def test_the_pipeline_in_the_readme_loads(tmp_path: Path) -> None:
     (tmp_path / "flights.py").write_text(whole)
     pipeline = load(str(tmp_path / "flights.py"))
     check_models(pipeline)
-    assert pipeline.roster == ("logreg", "baseline")
+    assert pipeline.model_names == ("logreg", "baseline")
     names: dict[str, Any] = {"Monitor": Monitor}
     exec(monitor, names)
     assert replace(pipeline, monitor=replace(names["monitor"], limits={})).monitor.window == "1d"

@@ -81,7 +81,7 @@ def test_a_shift_is_alerted_within_two_windows_and_named(january: list[Flight], 
         assert found[subject].end <= (MOVED + 2) * DAY_MS + (DAY_MS if subject in LABELS else 0)
     others = {alert.subject.feature for alert in found.values()} - {"", *(s.rpartition(":")[2] for s in subjects)}
     if "label_drift" in subjects:  # what is made of labels has moved with them
-        others -= {feature for view in FLIGHTS.other_views if view.source == "examples" for feature in view.features}
+        others -= {feature for view in FLIGHTS.remote_views if view.source == "examples" for feature in view.features}
     assert others == set()  # no other feature is accused
 
 

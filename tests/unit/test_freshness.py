@@ -7,18 +7,19 @@ from prometheus_client import REGISTRY
 from test_loop_promises import Member
 
 from tidemill import View, aggregates
-from tidemill.features.lookup import Seen, Updates
+from tidemill.features.lookup import Seen
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.materializer.service import Materializer
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire.records import Records
+from tidemill.wire.updates import Updates
 
 PIPELINE = small.make(
     views=[View(name, every="1m", aggregates=[aggregates.count("5m")]) for name in ("origin", "dest")]
 )
 RECORDS = Records(PIPELINE)
-SLOT, UPDATES = Slot("small.events.valid", 0), Slot("small.updates", 0)
+SLOT, UPDATES = TopicPartition("small.events.valid", 0), TopicPartition("small.updates", 0)
 
 
 class Away:

@@ -14,8 +14,8 @@ from tidemill import Fuse, Pipeline, metrics, rules
 from tidemill.errors import DeclarationError, Stopped
 from tidemill.runtime.run import topic_table
 from tidemill.stages.validator import service as validator
-from tidemill.stages.validator.circuit_breaker import Burning
-from tidemill.stream.api import Slot
+from tidemill.stages.validator.circuit_breaker import CircuitBreaker
+from tidemill.stream.api import TopicPartition
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire.dead_letters import said
@@ -147,14 +147,14 @@ def test_nothing_is_lost_or_doubled_by_stopping(seed: int) -> None:
     ids = Counter(Records(pipeline).event.decode(record.value())["flight_id"] for record in broker.records(VALID))
     assert ids == Counter(f"e{n}" for n, (_, message) in enumerate(sent) if message != POISON)
     for partition in range(2):
-        slot = Slot(EVENTS, partition)
+        slot = TopicPartition(EVENTS, partition)
         assert broker.committed("small.validator", [slot])[slot].offset == broker.watermarks(slot)[1]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.booleans(), max_size=80), st.integers(0, 6), st.sampled_from([0.0, 0.3, 0.5]), st.integers(1, 20))
 def test_it_counts_what_it_says(passed: list[bool], most: int, share: float, of: int) -> None:
-    burning, run_of, block = Burning(Fuse(most, share, of)), 0, []
+    burning, run_of, block = CircuitBreaker(Fuse(most, share, of)), 0, []
     for ok in passed:
         if ok:
             burning.passed += 1

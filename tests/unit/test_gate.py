@@ -17,23 +17,23 @@ from tidemill import Gate, Monitor, Training, category, load, number
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.errors import ArtifactError, DeclarationError
+from tidemill.models.evidence import Differences
 from tidemill.models.sequence import sequence
 from tidemill.offline.backtest import Backtest
-from tidemill.offline.compare import Differences
 from tidemill.registry.decisions import (
     NOBODY,
     Command,
     Decision,
     EvidenceLine,
-    Seat,
+    ModelRef,
     all_decisions,
     commands,
     decisions,
 )
 from tidemill.runtime.run import topic_table
-from tidemill.stages.gate.service import LOOK, Referee
+from tidemill.stages.gate.service import LOOK, PromotionGate
 from tidemill.stages.gate.trial import Trial
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.loop import Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
@@ -59,7 +59,7 @@ class World:
     """Examples of models that know as much of the labels as they are told to, and a gate over them."""
 
     def __init__(
-        self, pipeline: Pipeline = PIPELINE, seed: int = 0, check: Callable[[Seat], str] = lambda _: ""
+        self, pipeline: Pipeline = PIPELINE, seed: int = 0, check: Callable[[ModelRef], str] = lambda _: ""
     ) -> None:
         self.pipeline, self.check, self.random = pipeline, check, random.Random(seed)
         self.broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(pipeline)})
@@ -86,7 +86,7 @@ class World:
             self.count += 1
 
     def service(self, token: bytes = TOKEN) -> Service:
-        step = Referee(
+        step = PromotionGate(
             self.pipeline, KEY, lambda: all_decisions(self.pipeline, self.broker, self.sealed), lambda seat: self.check(seat),
             token=token, clock=lambda: 1e9 + self.count,
         )  # fmt: skip
@@ -102,7 +102,7 @@ class World:
         command = Command(
             name or f"c{self.random.random()}",
             kind,
-            Seat.of(target) if target else NOBODY,
+            ModelRef.of(target) if target else NOBODY,
             steps,
             begin,
             "ann",
@@ -174,7 +174,11 @@ class TestDecisions:
         world.examples(3_000, linear=0.2, slow=0.6, third=0.1)
         step = world.run()
         promoted = next(one for one in world.decisions if one.kind == "promoted")
-        assert (promoted.before, promoted.champion, promoted.watched) == (Seat("linear"), Seat("slow"), Seat("linear"))
+        assert (promoted.before, promoted.champion, promoted.watched) == (
+            ModelRef("linear"),
+            ModelRef("slow"),
+            ModelRef("linear"),
+        )
         assert promoted.examples % LOOK == 0
         assert promoted.by == "gate"
         total = promoted.evidence[0]
@@ -184,14 +188,14 @@ class TestDecisions:
         assert sum(line.questions for line in promoted.evidence[1:]) == promoted.examples
         kept = next(one for one in world.decisions if one.kind == "kept")
         assert kept.examples == promoted.examples + GATE.watch
-        assert (kept.champion, kept.watched, kept.since) == (Seat("slow"), NOBODY, promoted.examples)
-        assert step.champion == Seat("slow")
+        assert (kept.champion, kept.watched, kept.since) == (ModelRef("slow"), NOBODY, promoted.examples)
+        assert step.champion == ModelRef("slow")
 
     def test_one_that_is_better_but_for_one_carrier_is_refused_with_the_evidence(self) -> None:
         world = World()
         world.examples(3_000, linear=0.2, slow={"all": 0.6, "DL": -0.2}, third=0.1)
         world.run()
-        refused = [one for one in world.decisions if one.subject == Seat("slow")]
+        refused = [one for one in world.decisions if one.subject == ModelRef("slow")]
         assert [one.kind for one in refused] == ["refused"]
         assert "carrier DL" in refused[0].why
         lines = {line.segment: line for line in refused[0].evidence}
@@ -201,7 +205,7 @@ class TestDecisions:
         world = World()
         world.examples(11_000, linear=0.4, slow=0.0)
         world.run()
-        assert [one.examples // GATE.round for one in world.decisions if one.subject == Seat("slow")] == [0, 1, 2]
+        assert [one.examples // GATE.round for one in world.decisions if one.subject == ModelRef("slow")] == [0, 1, 2]
         assert set(world.kinds) == {"refused"}
 
     def test_the_margin_is_asked_for(self) -> None:
@@ -216,7 +220,7 @@ class TestDecisions:
             world = World(made(replace(GATE, metric=metrics.ROCAUC(), metric_margin=margin)))
             world.examples(2_000, linear=0.1, slow=0.6)
             world.run()
-            decision = next(one for one in world.decisions if one.subject == Seat("slow"))
+            decision = next(one for one in world.decisions if one.subject == ModelRef("slow"))
             assert decision.kind == kind
             assert decision.metrics["challenger"] > decision.metrics["champion"]
 
@@ -225,7 +229,7 @@ class TestDecisions:
         world.examples(3_000, linear=0.2, slow=0.6)
         world.run()
         assert world.kinds == ["proposed"]
-        assert world.decisions[0].champion == Seat("linear")
+        assert world.decisions[0].champion == ModelRef("linear")
 
     def test_without_a_gate_nothing_is_decided(self) -> None:
         world = World(made(None))
@@ -241,7 +245,7 @@ class TestDecisions:
         world.examples(900, linear=0.2, slow=-0.5)
         world.run()
         back = world.decisions[1]
-        assert (back.kind, back.champion, back.before) == ("rolled_back", Seat("linear"), Seat("slow"))
+        assert (back.kind, back.champion, back.before) == ("rolled_back", ModelRef("linear"), ModelRef("slow"))
         assert back.examples - world.decisions[0].examples < GATE.watch
         assert back.evidence[0].difference > 0
 
@@ -251,7 +255,7 @@ class TestDecisions:
         world.examples(1_500, linear=-0.5)
         world.run()
         back = next(one for one in world.decisions if one.kind == "rolled_back")
-        assert back.champion == Seat("linear", 1_499), "of the middle of the last round that was good whole"
+        assert back.champion == ModelRef("linear", 1_499), "of the middle of the last round that was good whole"
         assert back.examples <= 3_500
 
     def test_where_the_last_good_version_is_gone_that_is_said_once(self) -> None:
@@ -269,7 +273,7 @@ class TestDecisions:
         world.examples(1_500, linear=0.5, third=0.0)
         world.examples(1_500, linear=0.5, third=-0.5)
         world.run()
-        assert [one.champion for one in world.decisions if one.kind == "rolled_back"] == [Seat("linear")]
+        assert [one.champion for one in world.decisions if one.kind == "rolled_back"] == [ModelRef("linear")]
 
     def test_where_nobody_is_known_to_do_better_that_is_said(self) -> None:
         world = World(made(replace(GATE, automatic=False)))
@@ -309,17 +313,17 @@ class TestRestarts:
         world.examples(700, linear=0.2, slow=0.6)
         world.run()
         step: Any = world.service().step
-        slot = Slot(topics.EXAMPLES.name("small"), 0)
+        slot = TopicPartition(topics.EXAMPLES.name("small"), 0)
         start = step.assign(slot, Position(100))
         assert start.live_from == world.decisions[0].examples == start.rebuild_from
-        assert step.champion == Seat("slow")
+        assert step.champion == ModelRef("slow")
 
     @pytest.mark.parametrize("apart", [2, 3])
     def test_between_the_ends_of_transactions_it_looks_as_often_and_decides_the_same_after_a_restart(
         self, apart: int
     ) -> None:
         """In a quiet hour each example is a transaction of its own, and every second offset holds none."""
-        world, slot = World(), Slot(topics.EXAMPLES.name("small"), 0)
+        world, slot = World(), TopicPartition(topics.EXAMPLES.name("small"), 0)
         world.examples(1_400, linear=0.2, slow=0.6, third=0.1)
         world.examples(1_400, linear=0.2, slow=-0.4, third=0.1)
         records = [
@@ -350,7 +354,7 @@ class TestRestarts:
 
     def test_a_refusal_whose_offsets_were_not_committed_is_told_once(self) -> None:
         """Without transactions what was decided may stand in the log, and its examples come again."""
-        world, slot = World(), Slot(topics.EXAMPLES.name("small"), 0)
+        world, slot = World(), TopicPartition(topics.EXAMPLES.name("small"), 0)
         world.examples(2_000, linear=0.5, slow=0.1, third=0.1)
         world.run()
         assert world.kinds == ["refused", "refused"]
@@ -358,7 +362,7 @@ class TestRestarts:
         step.assign(slot, Position(0))
         step.process(world.broker.records(slot.topic), emitted)
         assert emitted.records == []
-        del world.broker.log[Slot(topics.PROMOTIONS.name("small"), 0)][1:]  # the second one was lost
+        del world.broker.log[TopicPartition(topics.PROMOTIONS.name("small"), 0)][1:]  # the second one was lost
         step = world.service().step
         step.assign(slot, Position(0))
         step.process(world.broker.records(slot.topic), emitted)
@@ -380,19 +384,19 @@ class TestRestarts:
         world.ask("promote", "third")
         world.run()
         world.pipeline = replace(made(None), models={name: dummy.PriorClassifier() for name in ("linear", "slow")})
-        assert world.run().champion == Seat("linear")
+        assert world.run().champion == ModelRef("linear")
 
     def test_where_people_alone_decide_a_restart_does_not_read_all_examples_again(self) -> None:
         world = World(made(None))
         world.examples(1_000, linear=0.2)
-        start = world.service().step.assign(Slot(topics.EXAMPLES.name("small"), 0), Position(1_000))
+        start = world.service().step.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(1_000))
         assert (start.rebuild_from, start.live_from) == (1_000 - LOOK, 1_000)
 
     def test_examples_of_an_earlier_declaration_are_counted_and_passed_over(self) -> None:
         world = World()
         world.broker.append(topics.EXAMPLES.name("small"), b"\0\0\0\0\1other", b"k", 0)
         step = world.service().step
-        step.assign(Slot(topics.EXAMPLES.name("small"), 0), Position(0))
+        step.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
         step.process(world.broker.records(topics.EXAMPLES.name("small")), small.Emitted())
         assert step.counts == {("skipped", "unknown_schema"): 1}
 
@@ -404,7 +408,7 @@ class TestCommands:
         world.run()
         (one,) = world.decisions
         assert (one.id, one.command, one.kind, one.by, one.why, one.champion, one.watched) == (
-            "first", "first", "promoted", "ann", "it looks better", Seat("slow"), Seat("linear"),
+            "first", "first", "promoted", "ann", "it looks better", ModelRef("slow"), ModelRef("linear"),
         )  # fmt: skip
 
     def test_the_same_command_is_carried_out_once_also_after_a_restart(self) -> None:
@@ -433,7 +437,7 @@ class TestCommands:
         world.pipeline = replace(made(None), champion="third")
         world.ask("rollback")
         world.run()
-        assert world.decisions[-1].champion == Seat("linear")
+        assert world.decisions[-1].champion == ModelRef("linear")
 
     def test_there_is_no_champion_before_the_first(self) -> None:
         world = World(made(None))
@@ -518,7 +522,7 @@ class TestTraining:
         step = world.run()
         assert world.kinds == ["training", "unchanged"]
         assert world.decisions[0].candidate == step.candidate == "slow~200"
-        assert Seat("slow~200") in step.challengers
+        assert ModelRef("slow~200") in step.challengers
 
     def test_of_a_candidate_s_version_that_serves_its_model_is_a_challenger(self) -> None:
         world = World()
@@ -544,13 +548,13 @@ class TestTraining:
         assert "it has moved" in training.why
         world.examples(900, **{"linear": 0.2, "slow": 0.1, "slow~500": 0.7})
         step = world.run()
-        assert step.champion == Seat("slow~500")
+        assert step.champion == ModelRef("slow~500")
         assert "promoted" in world.kinds
 
 
 class TestRecords:
     DECISION = Decision(
-        "1-1", "promoted", "gate", "why", 1, 2, 3, 4, "", Seat("slow"), Seat("slow"), Seat("linear"),
+        "1-1", "promoted", "gate", "why", 1, 2, 3, 4, "", ModelRef("slow"), ModelRef("slow"), ModelRef("linear"),
         evidence=(EvidenceLine("all", 3, 0.2, 0.1, 0.1, 0.05, 0.15), EvidenceLine("carrier UA", 1, 0.2, 0.1, 0.1)),
     )  # fmt: skip
 
@@ -572,18 +576,18 @@ class TestRecords:
         name = topics.PROMOTIONS.name("small")
         world.broker.append(name, decisions(PIPELINE, b"another key").encode(self.DECISION), b"k", 1)
         assert world.decisions == []
-        assert world.run().champion == Seat("linear")
+        assert world.run().champion == ModelRef("linear")
 
     @pytest.mark.parametrize(
         "text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x", "linear@١", f"linear~{10**20}"]
     )
     def test_a_seat_is_a_model_or_a_version_of_it(self, text: str) -> None:
         with pytest.raises(ValueError, match="MODEL or MODEL@VERSION"):
-            Seat.of(text)
+            ModelRef.of(text)
 
     def test_seats_are_said_as_they_are_written(self) -> None:
         for text in ("linear", "linear@12", "linear~500", "linear~500@700"):
-            assert str(Seat.of(text)) == text
+            assert str(ModelRef.of(text)) == text
 
 
 class TestTheDeclaration:
@@ -643,7 +647,7 @@ class TestFlights:
         run.predictions = lambda log: served.append(log["champion"]["model"])
         report = run.run([flight.event for flight in flights], data.labels(flights))
         promoted = next(one for one in report.decisions if one.kind == "promoted")
-        assert promoted.champion == Seat("calm")
+        assert promoted.champion == ModelRef("calm")
         assert promoted.evidence[0].champion > promoted.evidence[0].challenger
         first = served.index("calm")
         assert set(served[:first]) == {"fast"}
@@ -651,7 +655,7 @@ class TestFlights:
 
 
 def test_a_trial_counts_values_of_a_segment_that_are_too_many_together() -> None:
-    trial = Trial(PIPELINE, GATE, Seat("linear"), Seat("slow"), first=10, rate=0.05)
+    trial = Trial(PIPELINE, GATE, ModelRef("linear"), ModelRef("slow"), first=10, rate=0.05)
     for number_ in range(300):
         found = small.example(PIPELINE, "e", True, 0, carrier=f"c{number_}")  # type: ignore[arg-type]
         trial.take(found, [small.score("linear", 0.4), small.score("slow", 0.6)])  # type: ignore[arg-type,list-item]

@@ -10,9 +10,9 @@ import pytest
 import small
 
 from tidemill import Stream
+from tidemill.encoding.codec import Codec
 from tidemill.errors import SettingsError
 from tidemill.offline.history import read, write
-from tidemill.wire.records import Codec
 
 GOOD = small.event("a", 5)
 

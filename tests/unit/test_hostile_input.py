@@ -15,13 +15,14 @@ import small
 
 from tidemill import Pipeline, Stream, View, aggregates, number, rules
 from tidemill.encoding import avro_codegen as compiled
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import DeclarationError, Reject
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.validator.decode import Decoder
 from tidemill.stages.validator.service import Validator
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.records import Records
 
 PIPELINE = small.make()
 RECORDS = Records(PIPELINE)
@@ -107,7 +108,7 @@ def test_no_time_that_is_accepted_stops_the_featurizer(time: int) -> None:
 def featurized(*accepted: bytes, pipeline: Pipeline = PIPELINE) -> list[dict[str, Any]]:
     out, step = small.Emitted(), Featurizer(pipeline)
     topic = f"{pipeline.name}.events.valid"
-    step.assign(Slot(topic, 0), Position(0))
+    step.assign(TopicPartition(topic, 0), Position(0))
     step.process([MemoryRecord(topic, value, offset=i) for i, value in enumerate(accepted)], out)
     assert len(out.records) == len(accepted), "an event has no vector"
     return [Records(pipeline).features.decode(r.value() or b"") for r in out.of(f"{pipeline.name}.features")]

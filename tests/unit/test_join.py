@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tidemill import load
 from tidemill.stages.joiner.join import Join, Outcomes
 from tidemill.stages.joiner.service import Joiner
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -133,8 +133,8 @@ def test_state_is_flat_when_time_moves_on() -> None:
 PIPELINE = load("plain")
 RECORDS = Records(PIPELINE)
 HOUR = 3_600_000
-LOG_SLOT = Slot(topics.PREDICTION_LOG.name(PIPELINE.name), 0)
-LABELS_SLOT = Slot(topics.LABELS_VALID.name(PIPELINE.name), 0)
+LOG_SLOT = TopicPartition(topics.PREDICTION_LOG.name(PIPELINE.name), 0)
+LABELS_SLOT = TopicPartition(topics.LABELS_VALID.name(PIPELINE.name), 0)
 SCORE = {"model": "logreg", "version": 0, "score": 0.5, "probabilities": {}}
 
 
@@ -173,7 +173,7 @@ def test_a_joiner_rebuilt_from_its_notes_goes_on_as_if_it_had_never_stopped(log,
     order = interleaved(log, labels, seed)
     stop = data.draw(st.integers(0, len(order)))
 
-    def assigned(notes: dict[Slot, Position]) -> tuple[Joiner, dict[Slot, int]]:
+    def assigned(notes: dict[TopicPartition, Position]) -> tuple[Joiner, dict[TopicPartition, int]]:
         joiner = Joiner(PIPELINE)
         return joiner, {slot: joiner.assign(slot, notes[slot]).rebuild_from for slot in (LOG_SLOT, LABELS_SLOT)}
 

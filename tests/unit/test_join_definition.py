@@ -17,7 +17,7 @@ from join_definition import Asked, T, Told, by_definition, chained, held, waterm
 
 from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
 from tidemill.stages.joiner.service import Joiner
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
@@ -161,7 +161,7 @@ def test_state_is_flat_while_the_watermarks_move_on() -> None:
 
 PIPELINE = small.make(label_timeout=f"{T}ms", views=[], partitions=1)
 RECORDS = Records(PIPELINE)
-LOG, LABELS = Slot("small.prediction-log", 0), Slot("small.labels.valid", 0)
+LOG, LABELS = TopicPartition("small.prediction-log", 0), TopicPartition("small.labels.valid", 0)
 SCORES = RECORDS.scores.body({"champion": small.score(), "challengers": []})
 
 
@@ -179,7 +179,7 @@ def label_record(offset: int, label: Told) -> MemoryRecord:
 class Service:
     """A Joiner fed record by record from the two logs, each from its own offset."""
 
-    def __init__(self, case: Case, notes: dict[Slot, Position] | None = None) -> None:
+    def __init__(self, case: Case, notes: dict[TopicPartition, Position] | None = None) -> None:
         self.logs = {
             LOG: [log_record(i, e) for i, e in enumerate(case[0])],
             LABELS: [label_record(i, label) for i, label in enumerate(case[1])],
@@ -198,7 +198,7 @@ class Service:
         assert self.at == self.live
         return self
 
-    def play(self, turns: Iterable[Slot], emit: Any = None) -> Service:
+    def play(self, turns: Iterable[TopicPartition], emit: Any = None) -> Service:
         for slot in turns:
             self.joiner.process([self.logs[slot][self.at[slot]]], emit or self.emit)
             self.at[slot] += 1
@@ -209,7 +209,7 @@ class Service:
         random.Random(seed).shuffle(turns)
         return self.play(turns)
 
-    def notes(self) -> dict[Slot, Position]:
+    def notes(self) -> dict[TopicPartition, Position]:
         return {slot: Position(self.at[slot], self.joiner.note(slot)) for slot in self.logs}
 
     def emit(

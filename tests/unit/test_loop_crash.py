@@ -10,9 +10,10 @@ import pytest
 from tidemill import load
 from tidemill.demo import data
 from tidemill.demo.replay import script
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import Aborted, Fenced
 from tidemill.features import views
-from tidemill.features.redis import MemoryView
+from tidemill.features.memory import MemoryView
 from tidemill.runtime.run import topic_table
 from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
@@ -22,11 +23,11 @@ from tidemill.stages.validator import service as validator
 from tidemill.stream.loop import Loop, Service
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.records import Records
 
 PIPELINE = load("flights")
 RECORDS = Records(PIPELINE)
-OWN = PIPELINE.own_views[0].label
+OWN = PIPELINE.inline_views[0].label
 OUTPUTS = (
     topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
     topics.EXAMPLES, topics.EXPIRED, topics.UPDATES,

@@ -10,7 +10,7 @@ import small
 from test_view_restore import Feed, stream
 
 from tidemill.errors import Aborted
-from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step
+from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Loop, Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.stream.order import TimeOrder
@@ -18,20 +18,20 @@ from tidemill.stream.order import TimeOrder
 PARTITIONS = 4
 
 
-class Summing(Step):
+class Summing(Processor):
     """Emits each partition's running sum, and says only now and then that it may be committed."""
 
     def __init__(self, commit_every: int = 1) -> None:
         super().__init__()
         self.sums: dict[int, int] = {}
-        self.next: dict[Slot, int] = {}
+        self.next: dict[TopicPartition, int] = {}
         self.commit_every, self.since = commit_every, 0
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         self.sums.setdefault(slot.partition, 0)
         return Start(0, committed.offset)
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         for slot in slots:
             self.sums.pop(slot.partition, None)
             self.next.pop(slot, None)
@@ -39,7 +39,7 @@ class Summing(Step):
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         for record in records:
             self.sums[record.partition()] += int(record.value() or b"")
-            self.next[Slot(record.topic(), record.partition())] = record.offset() + 1
+            self.next[TopicPartition(record.topic(), record.partition())] = record.offset() + 1
             emit("out", b"%d %d" % (record.partition(), self.sums[record.partition()]), None, 1, None, 0)
         self.since += len(records)
         return self.since >= self.commit_every or not records
@@ -51,7 +51,7 @@ class Summing(Step):
 class Member:
     """A loop over a step, turned by hand."""
 
-    def __init__(self, broker: MemoryBroker, step: Step, instance: str = "0", max_batch: int = 3) -> None:
+    def __init__(self, broker: MemoryBroker, step: Processor, instance: str = "0", max_batch: int = 3) -> None:
         self.step = step
         self.loop = Loop(
             Service("test", "group", ["in"], step), broker, instance=instance, interval=0.0, max_batch=max_batch,
@@ -142,12 +142,12 @@ def test_a_step_hears_of_a_commit_when_kafka_has_it_and_not_before() -> None:
     assert heard > times - times // 3 > 4, "at every commit, and while nothing comes"
 
 
-def record(slot: Slot, offset: int, timestamp: int) -> MemoryRecord:
+def record(slot: TopicPartition, offset: int, timestamp: int) -> MemoryRecord:
     return MemoryRecord(slot.topic, b"", None, timestamp, None, slot.partition, offset)
 
 
 def test_positions_are_those_of_what_was_released() -> None:
-    one, two = Slot("t", 0), Slot("t", 1)
+    one, two = TopicPartition("t", 0), TopicPartition("t", 1)
     order = TimeOrder()
     order.clear({one: 5, two: 7})
     order.add([record(one, 5 + n, 10 * n) for n in range(4)])
@@ -165,7 +165,7 @@ def test_positions_are_those_of_what_was_released() -> None:
 
 
 def test_a_clock_that_is_a_day_ahead_disturbs_the_order_of_its_own_batch_alone() -> None:
-    one, two = Slot("t", 0), Slot("t", 1)
+    one, two = TopicPartition("t", 0), TopicPartition("t", 1)
     order = TimeOrder()
     order.clear({one: 0, two: 0})
     order.add([record(one, 0, 86_400_000), record(one, 1, 5), record(two, 0, 6)])
@@ -175,10 +175,11 @@ def test_a_clock_that_is_a_day_ahead_disturbs_the_order_of_its_own_batch_alone()
 
 
 @pytest.mark.parametrize(
-    "elsewhere", [record(Slot("t", 0), 6, 0), record(Slot("t", 0), 0, 0), record(Slot("t", 1), 9, 0)]
+    "elsewhere",
+    [record(TopicPartition("t", 0), 6, 0), record(TopicPartition("t", 0), 0, 0), record(TopicPartition("t", 1), 9, 0)],
 )
 def test_what_was_read_before_or_belongs_to_another_is_refused(elsewhere: MemoryRecord) -> None:
-    one = Slot("t", 0)
+    one = TopicPartition("t", 0)
     order = TimeOrder()
     order.clear({one: 5})
     order.add([record(one, 5, 0), record(one, 6, 0), record(one, 9, 0)])

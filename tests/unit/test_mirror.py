@@ -61,7 +61,7 @@ class Registered:
     def __init__(self, folder: Path) -> None:
         self.registry = Registry(PIPELINE, ArtifactStore(str(folder / "store")), KEY.encode())
         self.broker = MemoryBroker({MODELS: 1})
-        self.folds = {model: Fold(PIPELINE, model) for model in PIPELINE.roster}
+        self.folds = {model: Fold(PIPELINE, model) for model in PIPELINE.model_names}
         for offset in range(30):
             self.learn(offset)
             if offset % 10 == 9:
@@ -111,7 +111,7 @@ def of(mirror: Mirror, model: str) -> dict[int, Any]:
 
 def test_every_version_is_there_with_what_its_manifest_says(mirrored: tuple[Registered, Mirror]) -> None:
     registered, mirror = mirrored
-    for model in PIPELINE.roster:
+    for model in PIPELINE.model_names:
         found = of(mirror, model)
         assert sorted(found) == [10, 20, 30]
         for number_, version in found.items():
@@ -131,7 +131,7 @@ def test_the_champion_and_the_challenger_have_their_aliases(mirrored: tuple[Regi
 
     def aliases() -> dict[str, dict[str, str]]:
         found = {}
-        for model in PIPELINE.roster:
+        for model in PIPELINE.model_names:
             given = mirror.client.get_registered_model(f"small.{model}").aliases
             by_number = {str(v.version): str(n) for n, v in of(mirror, model).items()}
             found[model] = {alias: by_number[str(version)] for alias, version in given.items()}

@@ -62,7 +62,7 @@ def appended(
 def usual(registry: Registry) -> MemoryBroker:
     """Return three models' versions, among them what no service takes."""
     broker = appended(
-        registry, None, *(made(registry, model, version) for version in (5, 10) for model in PIPELINE.roster)
+        registry, None, *(made(registry, model, version) for version in (5, 10) for model in PIPELINE.model_names)
     )
     appended(registry, broker, made(registry, "slow", 15, signature="0" * 64))
     appended(registry, broker, made(registry, "logreg", 16), key="baseline")
@@ -210,7 +210,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddedBroker, 
     broker.create([name for _, name, _ in topic_table(PIPELINE)])
     producer = KafkaBroker(broker.servers).producer("test")
     for version in (5, 10):
-        for model in PIPELINE.roster:
+        for model in PIPELINE.model_names:
             manifest = made(registry, model, version, metrics={"ROCAUC": 0.75, "LogLoss": 0.5})
             producer.emit(TOPIC, registry.encode(manifest), model.encode(), partition=0)
     producer.emit(TOPIC, registry.encode(made(registry, "slow", 15, signature="no")), b"slow", partition=0)

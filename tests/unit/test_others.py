@@ -12,7 +12,7 @@ from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.features.lookup import StoredViews
-from tidemill.features.redis import MemoryReader, MemoryView
+from tidemill.features.memory import MemoryReader, MemoryView
 from tidemill.offline.backfill import Backfill, routes_of
 from tidemill.runtime.run import topic_table
 from tidemill.stages.featurizer import service as featurizer
@@ -20,7 +20,7 @@ from tidemill.stages.joiner import service as joiner
 from tidemill.stages.materializer import service as materializer
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.validator import service as validator
-from tidemill.stream.api import Slot
+from tidemill.stream.api import TopicPartition
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
@@ -163,7 +163,7 @@ def test_an_emptied_store_makes_vectors_stale_and_not_wrong_until_it_is_filled_a
     river.drive("validator", "featurizer")
     last = max(river.vectors(), key=lambda v: v["event_time"])
     assert (last["stale"], last["vector"]["dest_count_3h"], last["as_of"]) == (["dest"], None, {})
-    river.broker.truncate(Slot(topics.UPDATES.name("plain"), 0), 0)
+    river.broker.truncate(TopicPartition(topics.UPDATES.name("plain"), 0), 0)
     assert len(river.broker.records(topics.UPDATES.name("plain"))) == 201
     river.drive("materializer")
     river.send(events[201:202])

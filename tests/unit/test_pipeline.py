@@ -121,8 +121,8 @@ def test_the_vector_is_in_declared_order_and_every_feature_may_be_missing() -> N
 
 
 def test_every_pipeline_has_a_model_that_does_nothing() -> None:
-    assert GOOD.roster == ("logreg", "slow", "baseline")
-    assert load("delays").roster == ("linear", "baseline")
+    assert GOOD.model_names == ("logreg", "slow", "baseline")
+    assert load("delays").model_names == ("linear", "baseline")
 
 
 def test_a_model_is_handed_out_fresh_each_time() -> None:

@@ -28,13 +28,13 @@ from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.learner.service import Learner
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records, vector_to_x
 
 PLAIN = load("plain")
 KEY = b"a key for tests, long enough"
-SLOT = Slot("small.examples", 0)
+SLOT = TopicPartition("small.examples", 0)
 SOURCES = ["UA", "AA", None, "DL", "UA", "UA", "UA", "B6"]
 
 

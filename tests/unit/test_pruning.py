@@ -21,7 +21,7 @@ from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
 from tidemill.runtime.run import topic_table
 from tidemill.stages.learner.service import Learner, history_of
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
@@ -52,7 +52,7 @@ class Learned:
         step = Learner(
             PIPELINE, model, self.registry, history_of(self.broker, self.registry), every_examples=2, every_seconds=1e9
         )
-        step.assign(Slot("small.examples", 0), Position(0))
+        step.assign(TopicPartition("small.examples", 0), Position(0))
         return step
 
     def add(self, model: str, value: bytes) -> None:

@@ -21,7 +21,7 @@ from tidemill.cli.main import cli
 from tidemill.cli.text import version_json, version_text
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
-from tidemill.models.refold import Folding, Wanted
+from tidemill.models.refold import Refold, Wanted
 from tidemill.offline.rebuild import Rebuild, Rebuilt
 from tidemill.registry.latest import REMEMBERED
 from tidemill.registry.manifests import Manifest, Registry
@@ -30,7 +30,7 @@ from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
 from tidemill.runtime.run import topic_table
 from tidemill.stages.learner import service as learner
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.wire import topics
@@ -173,7 +173,7 @@ def test_a_learner_goes_on_from_what_stands_in(river: River) -> None:
     step = learner.build(
         river.pipeline, "linear", registry, river.broker, every_examples=10**6, every_seconds=1e9
     ).step  # fmt: skip
-    assert step.assign(Slot(EXAMPLES, 0), Position(0)).live_from == newest.version
+    assert step.assign(TopicPartition(EXAMPLES, 0), Position(0)).live_from == newest.version
 
 
 @pytest.mark.parametrize("forgery", ["unsigned", "another key", "another version", "other golden scores", "junk"])
@@ -213,7 +213,7 @@ def test_a_version_of_another_river_is_compared_and_opened_again(river: River, m
 
 def changed(river: River, change: Callable[[dict[str, Any]], None], at: int = 14) -> None:
     """Have the log say something else of one example."""
-    entries, codec = river.broker.log[Slot(EXAMPLES, 0)], Records(river.pipeline).example
+    entries, codec = river.broker.log[TopicPartition(EXAMPLES, 0)], Records(river.pipeline).example
     example = codec.decode(entries[at].value() or b"")
     change(example)
     fake = type(entries[at])(EXAMPLES, codec.encode(example), b"k", 1, None, 0, at)
@@ -233,7 +233,7 @@ def test_what_is_not_equal_is_told_and_nothing_is_put_back(river: River) -> None
 
 
 def test_an_example_more_or_fewer_is_told(river: River) -> None:
-    entries = river.broker.log[Slot(EXAMPLES, 0)]
+    entries = river.broker.log[TopicPartition(EXAMPLES, 0)]
     del entries[3]
     (found,) = [r for r in run(river) if (r.manifest.model, r.manifest.version) == ("baseline", ROUND)]
     assert found.state == "different"
@@ -251,7 +251,7 @@ def test_an_artifact_that_scores_otherwise_than_its_manifest_says_is_made_anew(r
 
 
 def test_a_log_that_was_cut_off_folds_to_nothing(river: River) -> None:
-    river.broker.truncate(Slot(EXAMPLES, 0), 5)
+    river.broker.truncate(TopicPartition(EXAMPLES, 0), 5)
     found = run(river)
     assert {r.state for r in found} == {"gone"}
     assert "small.examples does not reach back to 0 any more, its first offset is 5" in found[0].why
@@ -264,7 +264,7 @@ def test_a_version_that_begins_later_is_folded_from_there_and_needs_no_more_of_t
         fold.learn(codec.decode(record.value() or b""), record.offset())
     later = registry.publish("linear", fold.snapshot(), tuple(fold.vectors))
     river.broker.append(MODELS, registry.encode(later), b"linear")
-    river.broker.truncate(Slot(EXAMPLES, 0), 25)
+    river.broker.truncate(TopicPartition(EXAMPLES, 0), 25)
     found = {r.manifest.version: r for r in run(river) if r.manifest.model == "linear"}
     assert (found[40].manifest.begin, found[40].state, found[40].artifact) == (25, "equal", "whole")
     assert {r.state for version, r in found.items() if version != 40} == {"gone"}
@@ -275,11 +275,13 @@ def test_one_pass_comes_by_all_of_them(river: River) -> None:
     whole = river.broker.read
     river.broker.read = lambda ranges: read.append(ranges) or whole(ranges)  # type: ignore[method-assign, func-returns-value]
     run(river)
-    assert [ranges for ranges in read if Slot(EXAMPLES, 0) in ranges] == [{Slot(EXAMPLES, 0): (0, ROUNDS * ROUND)}]
+    assert [ranges for ranges in read if TopicPartition(EXAMPLES, 0) in ranges] == [
+        {TopicPartition(EXAMPLES, 0): (0, ROUNDS * ROUND)}
+    ]
     del read[:]
     wanted = [Wanted("linear", 40, 25), Wanted("linear", 30, 20), Wanted("slow", 0)]
-    list(Folding(small.make(), river.broker).come_by(wanted))
-    assert read == [{Slot(EXAMPLES, 0): (20, 40)}]
+    list(Refold(small.make(), river.broker).snapshots(wanted))
+    assert read == [{TopicPartition(EXAMPLES, 0): (20, 40)}]
 
 
 def test_what_was_pruned_is_rebuilt_and_what_stands_in_is_pruned_too(river: River) -> None:

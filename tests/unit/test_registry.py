@@ -20,14 +20,14 @@ from tidemill.registry.latest import latest, slot_of
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.learner.service import Learner
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records, vector_to_x
 
 PIPELINE = load("flights")
 KEY = b"a key for tests, long enough"
-SLOT = Slot("flights.examples", 0)
+SLOT = TopicPartition("flights.examples", 0)
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,17 @@ from river_in_memory import KEY, River, drive
 from tidemill import load
 from tidemill.cli.main import cli
 from tidemill.cli.text import prediction_text
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.offline.replay import NEAR, Replay, Summary
 from tidemill.registry.latest import slot_of
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.learner import service as learner
-from tidemill.stream.api import Slot
+from tidemill.stream.api import TopicPartition
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER
 
 DECLARATION = "import small\npipeline = small.make(models={'linear': small.linear(), 'slow': small.linear(0.0001)})\n"
 LOG, EXAMPLES, MODELS = topics.PREDICTION_LOG, topics.EXAMPLES, topics.MODELS
@@ -151,7 +151,7 @@ def test_all_about_one_prediction(river: River) -> None:
     ]  # fmt: skip
     manifest = told["scores"][0]["manifest"]
     assert manifest["declaration"] == river.pipeline.declaration_hash("linear")
-    assert manifest["hyperparameters"] == river.pipeline.printed("linear")
+    assert manifest["hyperparameters"] == river.pipeline.stable_repr("linear")
     assert "signature" not in manifest
     json.dumps(told)
     waits = there.told(there.again(there.find(["e88", "e3"]), rebuild=False))
@@ -175,14 +175,14 @@ def test_an_event_that_nobody_knows(river: River) -> None:
         SettingsError, match=r"no prediction of event 'e999' in small.prediction-log: it holds 120 offsets"
     ):
         of(river).find(["e70", "e999"])
-    river.broker.truncate(Slot(LOG.name("small"), 1), 5)
+    river.broker.truncate(TopicPartition(LOG.name("small"), 1), 5)
     with pytest.raises(SettingsError, match=r"cut off \(\[1\] begins at 5\); the archive has it"):
         of(river).find(["e999"])
 
 
 def test_the_event_is_cut_off_and_the_prediction_stands(river: River) -> None:
     for partition in range(2):
-        river.broker.truncate(Slot(topics.EVENTS_VALID.name("small"), partition), 60)
+        river.broker.truncate(TopicPartition(topics.EVENTS_VALID.name("small"), partition), 60)
     there = of(river)
     (told,) = there.told(there.again(there.find(["e3"]), rebuild=False))
     assert told["event"]["why"] == "the log does not hold it any more"
@@ -235,7 +235,7 @@ def test_a_version_whose_manifest_is_gone_or_forged_is_refused(river: River) -> 
 
 
 def test_examples_that_are_cut_off_can_not_be_folded(river: River) -> None:
-    river.broker.truncate(Slot(EXAMPLES.name("small"), 0), 1)
+    river.broker.truncate(TopicPartition(EXAMPLES.name("small"), 0), 1)
     there = of(river)
     done = there.again(there.find(["e70", "e3"]), rebuild=True)
     assert [again.state for again in done[0].scores] == ["gone"] * 3
@@ -243,7 +243,7 @@ def test_examples_that_are_cut_off_can_not_be_folded(river: River) -> None:
     assert [again.state for again in done[1].scores] == ["equal"] * 3, "what has learned nothing needs none"
     river.broker.first.clear()
     river.broker.first.update(dict.fromkeys(river.broker.log, 0))
-    examples = river.broker.log[Slot(EXAMPLES.name("small"), 0)]
+    examples = river.broker.log[TopicPartition(EXAMPLES.name("small"), 0)]
     later = examples[49]
     later._offset = 1000
     try:
@@ -265,7 +265,7 @@ def test_one_fold_serves_all_in_whatever_order_they_are_asked_for(river: River) 
     done = there.again(found, rebuild=True, progress=steps.append)
     assert [one.prediction.event_id for one in done] == ["e110", "e3", "e70", "e40", "e100"]
     assert states(done) == {"equal"}
-    slot = Slot(EXAMPLES.name("small"), 0)
+    slot = TopicPartition(EXAMPLES.name("small"), 0)
     assert [ranges[slot] for ranges in read if slot in ranges] == [(0, 75)], (
         "once, and no further than the last version"
     )
@@ -353,7 +353,7 @@ class TestDraw:
         slots = [slot for slot in river.broker.log if slot.topic == LOG.name("small")]
         codec = river.records.prediction_log
         log = codec.decode(river.of(LOG)[0].value() or b"")
-        there: dict[Slot, dict[int, Any]] = {slot: {} for slot in slots}
+        there: dict[TopicPartition, dict[int, Any]] = {slot: {} for slot in slots}
         for number in range(101):
             log["features"]["event_id"] = f"n{number}"
             slot, offset = slots[number < 100], 7 + 1000 * number
@@ -366,7 +366,7 @@ class TestDraw:
             def partitions(self, topic: str) -> int:
                 return 2
 
-            def watermarks(self, slot: Slot) -> tuple[int, int]:
+            def watermarks(self, slot: TopicPartition) -> tuple[int, int]:
                 return (7, 99_008) if slot == slots[1] else (100_007, 101_000)
 
             def read(self, ranges: Any) -> Iterator[list[Any]]:

@@ -15,6 +15,7 @@ from river import compose, linear_model, metrics, preprocessing
 from tidemill import Monitor, Pipeline, category, number
 from tidemill.cli.text import version_json, version_text
 from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
 from tidemill.models.fold import Fold
 from tidemill.models.segments import MOST_VALUES, Segments
@@ -24,12 +25,12 @@ from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
 from tidemill.stages.learner.service import Learner
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.wire.records import Codec, Records
+from tidemill.wire.records import Records
 
 KEY = b"a key for tests, long enough"
-SLOT = Slot("small.examples", 0)
+SLOT = TopicPartition("small.examples", 0)
 MODEL = compose.SelectType(float) | preprocessing.StandardScaler() | linear_model.LogisticRegression()
 CARRIERS = ("UA", "B6", None, "AA")
 

@@ -14,13 +14,13 @@ from test_gate import made
 
 from tidemill.errors import BrokerError
 from tidemill.models.fold import Fold
-from tidemill.registry.decisions import NOBODY, Decision, Seat, decisions
+from tidemill.registry.decisions import NOBODY, Decision, ModelRef, decisions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
-from tidemill.stages.scorer.feed import AGAIN_SECONDS, ModelFeed, Placed
+from tidemill.stages.scorer.feed import AGAIN_SECONDS, ModelFeed, ServingChange
 from tidemill.stages.scorer.service import Scorer, share_of
-from tidemill.stream.api import Slot
+from tidemill.stream.api import TopicPartition
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -63,14 +63,18 @@ def answers(log: dict[str, Any]) -> list[tuple[str, int]]:
 class TestSeats:
     def test_another_model_serves_from_the_next_vector_on_and_the_old_one_shadows(self) -> None:
         step = scorer(linear=0.1, slow=0.2, third=0.3)
-        step.seat(Placed(Seat("slow")))
+        step.seat(ServingChange(ModelRef("slow")))
         (log,) = score(step)
         assert answers(log) == [("slow", 2), ("linear", 1), ("third", 3), ("baseline", 0)]
         assert log["champion"]["score"] == 0.2
 
     def test_a_version_that_is_held_serves_and_its_model_shadows_as_it_learns(self) -> None:
         step = scorer(linear=0.1, slow=0.2)
-        step.seat(Placed(Seat("linear", 7), {Seat("linear", 7): (7, Says(0.7)), Seat("slow", 5): (5, Says(0.5))}))
+        step.seat(
+            ServingChange(
+                ModelRef("linear", 7), {ModelRef("linear", 7): (7, Says(0.7)), ModelRef("slow", 5): (5, Says(0.5))}
+            )
+        )
         step.put("linear", 9, Says(0.9))
         (log,) = score(step)
         assert log["champion"] == {"model": "linear", "version": 7, "score": 0.7, "probabilities": {}}
@@ -80,10 +84,10 @@ class TestSeats:
         step = scorer(linear=0.1)
         step.put("slow~300", 400, Says(0.4))
         assert ("slow~300", 400) not in answers(score(step)[0])
-        step.seat(Placed(Seat("linear"), follows=["slow~300"]))
+        step.seat(ServingChange(ModelRef("linear"), follows=["slow~300"]))
         step.put("slow~300", 400, Says(0.4))
         assert ("slow~300", 400) in answers(score(step)[0])
-        step.seat(Placed(Seat("linear")))
+        step.seat(ServingChange(ModelRef("linear")))
         assert ("slow~300", 400) not in answers(score(step)[0])
 
     def test_what_a_model_is_judged_by_is_its_newest_version(self) -> None:
@@ -173,7 +177,7 @@ class TestTheFeed:
         broker.append(topics.MODELS.name("small"), registry.encode(manifest), model.encode(), 1)
         return manifest
 
-    def decide(self, broker: MemoryBroker, champion: Seat, key: bytes = KEY, **more: Any) -> None:
+    def decide(self, broker: MemoryBroker, champion: ModelRef, key: bytes = KEY, **more: Any) -> None:
         decision = Decision(f"{time.time()}", "promoted", "ann", "", 1, 1, 1, 1, "", champion, champion, NOBODY, **more)
         broker.append(topics.PROMOTIONS.name("small"), decisions(PIPELINE, key).encode(decision), b"k", 1)
 
@@ -190,8 +194,8 @@ class TestTheFeed:
     ) -> None:
         self.publish(registry, broker, "linear", 5)
         self.publish(registry, broker, "linear", 9)
-        self.decide(broker, Seat("slow"))
-        self.decide(broker, Seat("linear", 5))
+        self.decide(broker, ModelRef("slow"))
+        self.decide(broker, ModelRef("linear", 5))
         step = self.started(registry, broker)
         assert (step.champion.name, step.champion.version) == ("linear", 5)
         assert step.models["linear"].version == 9
@@ -202,7 +206,7 @@ class TestTheFeed:
         feed.start()
         step = Scorer(PIPELINE, feed.take)
         try:
-            self.decide(broker, Seat("linear", 5))
+            self.decide(broker, ModelRef("linear", 5))
             deadline = time.monotonic() + 20
             while step.champion.version != 5 or step.champion is step.models["linear"]:
                 assert time.monotonic() < deadline
@@ -216,7 +220,7 @@ class TestTheFeed:
     ) -> None:
         manifest = self.publish(registry, broker, "linear", 5)
         (tmp_path / manifest.uri).write_bytes(b"damaged")
-        self.decide(broker, Seat("linear", 5))
+        self.decide(broker, ModelRef("linear", 5))
         step = self.started(registry, broker)
         assert (step.champion.name, step.champion.version) == ("linear", 0)
         assert step.counts["model_loads", "refused"] == 2, "the version, and whom the gate chose"
@@ -228,12 +232,12 @@ class TestTheFeed:
         artifact = tmp_path / manifest.uri
         whole, now = artifact.read_bytes(), [0.0]
         artifact.write_bytes(b"damaged")
-        self.decide(broker, Seat("linear", 5))
+        self.decide(broker, ModelRef("linear", 5))
         feed = ModelFeed(registry, broker, clock=lambda: now[0])
         feed._catch_up()
         step = Scorer(PIPELINE, feed.take)
         models, promotions = (broker.follow(slot, broker.watermarks(slot)[1]) for slot in (
-            Slot(topics.MODELS.name("small"), 0), Slot(topics.PROMOTIONS.name("small"), 0)
+            TopicPartition(topics.MODELS.name("small"), 0), TopicPartition(topics.PROMOTIONS.name("small"), 0)
         ))  # fmt: skip
         for at in (AGAIN_SECONDS, 2 * AGAIN_SECONDS):
             now[0] = at
@@ -256,9 +260,9 @@ class TestTheFeed:
         feed._catch_up()
         step = Scorer(PIPELINE, feed.take)
         models, promotions = (
-            broker.follow(Slot(topic.name("small"), 0), 0) for topic in (topics.MODELS, topics.PROMOTIONS)
+            broker.follow(TopicPartition(topic.name("small"), 0), 0) for topic in (topics.MODELS, topics.PROMOTIONS)
         )
-        self.decide(broker, Seat("linear", 5))
+        self.decide(broker, ModelRef("linear", 5))
 
         def away(_: object) -> tuple[int, int]:
             raise BrokerError("away")
@@ -275,15 +279,15 @@ class TestTheFeed:
 
     def test_a_forged_decision_seats_nobody(self, registry: Registry, broker: MemoryBroker) -> None:
         self.publish(registry, broker, "slow", 5)
-        self.decide(broker, Seat("slow"), key=b"another key")
+        self.decide(broker, ModelRef("slow"), key=b"another key")
         assert self.started(registry, broker).champion.name == "linear"
 
     def test_a_champion_that_is_declared_no_more_does_not_serve(self, registry: Registry, broker: MemoryBroker) -> None:
-        self.decide(broker, Seat("gone"))
+        self.decide(broker, ModelRef("gone"))
         assert self.started(registry, broker).champion.name == "linear"
 
     def test_a_candidate_s_versions_are_opened(self, registry: Registry, broker: MemoryBroker) -> None:
-        self.decide(broker, Seat("linear"), candidate="slow~2")
+        self.decide(broker, ModelRef("linear"), candidate="slow~2")
         self.publish(registry, broker, "slow~2", 6)
         feed = ModelFeed(registry, broker)
         feed._catch_up()

@@ -364,7 +364,7 @@ def test_it_is_told_whether_a_person_holds_the_champion(site: Site, champion: st
 
 def test_a_candidate_that_answers_is_among_the_models(site: Site) -> None:
     site.tell(topics.PROMOTIONS, decision(1, champion="slow~50", candidate="slow~90"))
-    assert site.get("/api/overview")["roster"] == ["logreg", "slow", "baseline", "slow~50", "slow~90"]
+    assert site.get("/api/overview")["model_names"] == ["logreg", "slow", "baseline", "slow~50", "slow~90"]
     assert [m["name"] for m in site.get("/api/models") if m["champion"]] == ["slow~50"]
 
 

@@ -18,12 +18,12 @@ from tidemill.models.fold import LOOK, Fold
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.learner.service import Learner
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
 KEY = b"a key for tests, long enough"
-SLOT = Slot("small.examples", 0)
+SLOT = TopicPartition("small.examples", 0)
 
 
 def exploding() -> Pipeline:
@@ -64,7 +64,7 @@ def said(caplog: pytest.LogCaptureFixture, words: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("task", "score", "probabilities", "sane"),
+    ("task", "score", "probabilities", "is_valid_score"),
     [
         ("binary", 0.0, {}, True),
         ("binary", 1.0, {}, True),
@@ -86,7 +86,7 @@ def said(caplog: pytest.LogCaptureFixture, words: str) -> int:
     ],
 )
 def test_what_is_a_score(task: str, score: float, probabilities: dict[str, float], sane: bool) -> None:
-    assert TASKS[task].sane(score, probabilities) is sane
+    assert TASKS[task].is_valid_score(score, probabilities) is sane
 
 
 def test_a_model_that_explodes_by_itself_stops_and_the_last_good_version_stays(
@@ -199,7 +199,7 @@ def test_a_version_that_was_published_all_the_same_is_not_opened(
     assert math.isfinite(scores[-1]), "it is finite, and no score"
     vectors: list[Any] = [{**dict.fromkeys(pipeline.vector), "distance": 50.0, "hour": 1.0}]
     with monkeypatch.context() as before:
-        before.setattr(Task, "sane", lambda *_: True)
+        before.setattr(Task, "is_valid_score", lambda *_: True)
         manifest = registry.publish("linear", fold.snapshot(), vectors)
         assert registry.open(manifest).version == fold.version
     with pytest.raises(ArtifactError, match=r"scores -?\d{16,}\.\d where a number from -1e\+15 to 1e\+15 was expected"):

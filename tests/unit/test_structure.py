@@ -14,20 +14,19 @@ import pytest
 from tidemill import aggregates, durations, load
 from tidemill.durations import milliseconds
 from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.logs import JsonFormatter
 from tidemill.offline.history import read, write
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.records import Records
 from tidemill.wire.topics import SERVICES, WATCHING
 
 PACKAGE = Path(durations.__file__).parent
 PURE = [
-    path
-    for room in ("rules", "aggregates", "declare", "models", "stages")
-    for path in (PACKAGE / room).rglob("*.py")
+    path for room in ("rules", "aggregates", "declare", "models", "stages") for path in (PACKAGE / room).rglob("*.py")
 ]
 PURE += [PACKAGE / "offline" / "backtest.py", PACKAGE / "offline" / "compare.py"]
 

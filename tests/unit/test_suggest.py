@@ -32,7 +32,7 @@ from tidemill.offline.suggest.fences import rounded
 from tidemill.offline.suggest.profiles import History, Ids, Profile, Sample, hashed, of_kafka, of_rows
 from tidemill.offline.suggest.shapes import pattern_of
 from tidemill.rules import Rule
-from tidemill.stream.api import Slot
+from tidemill.stream.api import TopicPartition
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -478,5 +478,5 @@ class TestTheCommand:
         monkeypatch.setattr(command, "_broker", lambda *_: filled())
         said = self.run("flights")
         assert "1 of an earlier schema passed over" in said
-        assert Slot("flights.events.valid", 0) in filled().log
+        assert TopicPartition("flights.events.valid", 0) in filled().log
         assert small.EVENTS.id == "flight_id"

@@ -18,7 +18,7 @@ from tidemill import Table, category, flag, load, number
 from tidemill.cli.text import as_json, as_text
 from tidemill.errors import DeclarationError
 from tidemill.stages.featurizer.service import Featurizer
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.tables import FORMS, MISSING
 from tidemill.wire.records import Records
@@ -159,7 +159,7 @@ def test_vectors_hold_what_was_looked_up_in_the_declared_kind(tmp_path: Path) ->
     pipeline = small.make(request=request, views=[])
     assert pipeline.vector == {"lat": "number", "alt": "number", "zone": "category", "floor": "category", "hub": "flag"}
     step, emitted, records = Featurizer(pipeline), small.Emitted(), Records(pipeline)
-    step.assign(Slot("small.events.valid", 0), Position(0))
+    step.assign(TopicPartition("small.events.valid", 0), Position(0))
     events = [small.event("a", dest="LAX"), small.event("b", dest="ORD")]
     step.process([MemoryRecord("small.events.valid", records.event.encode(e)) for e in events], emitted)
     vectors = [records.features.decode(r.value())["vector"] for r in emitted.of("small.features")]

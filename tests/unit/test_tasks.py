@@ -220,7 +220,7 @@ def test_the_figures_in_the_docs_are_what_is_found(name: str) -> None:
         for figure in filter(None, said.split(", ")):
             metric, value = figure.split()
             assert f"{found[metric]:.4f}" == value
-    assert bool(baseline) == ("baseline" in data.declared(name).roster)
+    assert bool(baseline) == ("baseline" in data.declared(name).model_names)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -37,9 +37,9 @@ from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
 from tidemill.offline.history import write
 from tidemill.offline.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
-from tidemill.offline.tuning.rungs import HEAT, Asked, Race, Report, Runner, file_of
+from tidemill.offline.tuning.successive_halving import HEAT, Asked, Race, Report, Runner, file_of
 from tidemill.stages.learner import service as learner
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
@@ -92,7 +92,7 @@ class TestQuestions:
         report = Backtest(pipeline, model_delay_ms=delay).run(*rows(question))
         found = from_rows(pipeline, *rows(question), delay=delay)
         assert len(found) == report.joined > 1000
-        for name in pipeline.roster:
+        for name in pipeline.model_names:
             assert answers(pipeline, found, name) == report.metrics[name]
 
     def test_to_ask_right_before_learning_would_flatter(self) -> None:
@@ -111,7 +111,7 @@ class TestQuestions:
             broker.append(record.topic(), record.value(), record.key(), record.timestamp()[1])
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
         for topic in topics.reads("archiver"):
-            step.assign(Slot(topic.name("flights"), 0), Position(0))
+            step.assign(TopicPartition(topic.name("flights"), 0), Position(0))
         step.process(records, discard)
         step.finish(discard)
         for most in (10**6, 700):
@@ -418,7 +418,7 @@ class TestWinners:
         pipeline = load(str(declared(won)))
         check_models(pipeline)
         names = [one.name for one in raced().winners]
-        assert pipeline.roster == ("linear", *names, "baseline")
+        assert pipeline.model_names == ("linear", *names, "baseline")
         for one in raced().winners:
             assert one.name == name_of("linear", one.parameters, pipeline.model(one.name))
             assert answers(pipeline, questions(), one.name) == one.metrics
@@ -529,7 +529,7 @@ class TestCommand:
         for word in [*names, "12 candidates (--seed 0)", f"won: {', '.join(names)}", 'tuned("winners.json", SEARCH)']:
             assert word in done.stdout
         assert [w["name"] for w in json.loads(out.read_text())["winners"]] == names
-        assert load(str(declared(tmp_path))).roster == ("linear", *names, "baseline")
+        assert load(str(declared(tmp_path))).model_names == ("linear", *names, "baseline")
         with pytest.raises(SettingsError, match="--force writes over it"):
             self.run(*command)
         said = json.loads(self.run(*command, "--force", "--json").stdout)

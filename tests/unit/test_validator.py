@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill import load
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
 from tidemill.stages.validator.decode import LARGEST, Decoder
 from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import LONGEST_VALUE
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.records import Records
 
 PIPELINE = load("flights")
 RECORDS = Records(PIPELINE)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from tidemill import View, aggregates
 from tidemill.declare.pipeline import Pipeline
-from tidemill.features.redis import MemoryView
+from tidemill.features.memory import MemoryView
 from tidemill.stages.featurizer.service import Featurizer
-from tidemill.stream.api import Position, Slot, discard
+from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
-SLOT = Slot("small.events.valid", 0)
+SLOT = TopicPartition("small.events.valid", 0)
 
 
 class Feed:

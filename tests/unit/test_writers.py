@@ -17,15 +17,16 @@ from test_resolution import pairs, value_of
 from tidemill import Pipeline, Stream
 from tidemill.cli.text import as_text
 from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import DeclarationError, Retry
 from tidemill.offline.backtest import Backtest
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.validator.decode import Decoder
 from tidemill.stages.validator.service import Validator
 from tidemill.stages.validator.writers import Name, Writer, refused, writer
-from tidemill.stream.api import Position, Slot
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
-from tidemill.wire.records import HEADER, Codec, Records
+from tidemill.wire.records import Records
 
 PIPELINE = small.make()
 CODEC = Records(PIPELINE).event
@@ -199,7 +200,7 @@ def test_what_an_earlier_declaration_has_put_into_the_log_is_still_read(tmp_path
         CODEC.encode({**EVENT, "flight_id": "2"})
     ]
     step, out = Featurizer(pipeline), small.Emitted()
-    step.assign(Slot("small.events.valid", 0), Position(0))
+    step.assign(TopicPartition("small.events.valid", 0), Position(0))
     step.process([MemoryRecord("small.events.valid", value, offset=n) for n, value in enumerate(log)], out)
     features = [Records(pipeline).features.decode(r.value() or b"") for r in out.of("small.features")]
     assert [(one["event_id"], one["vector"]["origin_count_5m"]) for one in features] == [("0", 0), ("1", 1), ("2", 2)]

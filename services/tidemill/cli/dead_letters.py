@@ -11,8 +11,10 @@ import click
 
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, moment_of, with_settings
-from tidemill.declare.pipeline import Pipeline, load
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
@@ -198,7 +200,7 @@ def _wanted(options: dict[str, Any], places: tuple[str, ...] = ()) -> Wanted:
     return Wanted(**given, places=frozenset(_place(text, "--letter ") for text in places))
 
 
-def _broker(pipeline: Pipeline, *more: topics.Topic, **options: Any) -> KafkaBroker:
+def _broker(pipeline: Pipeline, *more: Topic, **options: Any) -> KafkaBroker:
     """Return the broker with the dead letters, and these topics. What writes does so in transactions, whatever services do."""
     from tidemill.runtime import run as running
 

@@ -12,7 +12,7 @@ import click
 
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, moment_of, with_settings
-from tidemill.declare.pipeline import load
+from tidemill.declare.load import load
 from tidemill.errors import StoreError
 
 

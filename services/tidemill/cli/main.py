@@ -22,7 +22,7 @@ from tidemill.cli.rules import rules
 from tidemill.cli.schema import schema
 from tidemill.cli.shared import PIPELINE, with_settings
 from tidemill.cli.tune import tune
-from tidemill.declare.pipeline import load
+from tidemill.declare.load import load
 from tidemill.errors import SettingsError, TidemillError
 from tidemill.wire.topics import SERVICES, WATCHING
 

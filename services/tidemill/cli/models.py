@@ -14,10 +14,12 @@ import click
 
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, moment_of, with_settings
-from tidemill.declare.pipeline import Pipeline, load
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
-from tidemill.stream.api import Slot
+from tidemill.stream.api import TopicPartition
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **opti
         found = list(itertools.islice(there.read(model, advance), limit))
     if model is not None and not found and not declared.knows(model):
         raise SettingsError(
-            f"no version of model {model!r} in {there.topic}: the pipeline declares {', '.join(declared.roster)}"
+            f"no version of model {model!r} in {there.topic}: the pipeline declares {', '.join(declared.model_names)}"
         )
     if not as_json:
         click.echo(describe.versions_text(there, store, found), nl=False)
@@ -237,7 +239,7 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
         running.registry_of(declared, chosen),
         broker_with(declared, chosen, topics.MODELS, topics.PROMOTIONS),
     )
-    end = broker.watermarks(Slot(topics.MODELS.name(declared.name), 0))[1]
+    end = broker.watermarks(TopicPartition(topics.MODELS.name(declared.name), 0))[1]
     mirroring = Mirror(declared, registry, uri)
     with history.progress("versions", None) as advance:
         mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)
@@ -296,7 +298,7 @@ def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, 
     return Versions(declared, broker, registry, champion_of(declared, broker)), store
 
 
-def broker_with(declared: Pipeline, chosen: settings.Settings, *used: topics.Topic) -> KafkaBroker:
+def broker_with(declared: Pipeline, chosen: settings.Settings, *used: Topic) -> KafkaBroker:
     """Return the broker, after a look whether it has these topics."""
     from tidemill.runtime import run as running
 

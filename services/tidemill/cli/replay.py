@@ -12,7 +12,7 @@ import click
 
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, with_settings
-from tidemill.declare.pipeline import load
+from tidemill.declare.load import load
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 

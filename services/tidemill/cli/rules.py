@@ -11,7 +11,8 @@ import click
 
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, with_settings
-from tidemill.declare.pipeline import Pipeline, load
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 
 

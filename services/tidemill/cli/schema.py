@@ -13,7 +13,9 @@ import click
 
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, with_settings
-from tidemill.declare.pipeline import Pipeline, Stream, load
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files as schemas
 from tidemill.errors import SettingsError
 from tidemill.wire import topics

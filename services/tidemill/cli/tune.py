@@ -12,7 +12,8 @@ import click
 
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, with_settings
-from tidemill.declare.pipeline import Pipeline, load
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
@@ -54,7 +55,7 @@ def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, see
     from tidemill.cli import text as describe
     from tidemill.offline import history
     from tidemill.offline.tuning import questions
-    from tidemill.offline.tuning.rungs import Asked, Race, file_of
+    from tidemill.offline.tuning.successive_halving import Asked, Race, file_of
 
     if (events_path is None) != (labels_path is None):
         raise SettingsError("--events and --labels go together: name both, or neither")

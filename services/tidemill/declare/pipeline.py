@@ -21,172 +21,37 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import importlib
-import importlib.util
 import json
 import random
 import re
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from tidemill.aggregates.base import Aggregate, columns_of
+from tidemill.declare.feature import AVRO_KINDS, KINDS, Feature, Source
+from tidemill.declare.fuse import Fuse
 from tidemill.declare.gate import Gate, Training
 from tidemill.declare.monitor import ALERTS, BY_VIEW, LIMITS, Monitor
+from tidemill.declare.protect import MOST_REMEMBERED, Protect
 from tidemill.declare.search import Search
-from tidemill.declare.stable_repr import printed
+from tidemill.declare.stable_repr import stable_repr
+from tidemill.declare.stream import Stream
 from tidemill.declare.tasks import TASKS, Task
+from tidemill.declare.view import View
 from tidemill.durations import milliseconds
 from tidemill.encoding import schema_files as schemas
 from tidemill.encoding.resolution import unreadable
 from tidemill.encoding.schema_limits import unsafe
 from tidemill.errors import DeclarationError
-from tidemill.loading import loading
-from tidemill.models.source_shares import MOST_REMEMBERED, Protect
 from tidemill.ranges import Range
 from tidemill.rules import FUTURE_TOLERANCE, Rule, not_after_now
 from tidemill.rules.base import NUMBERS, TEXTS
-from tidemill.stages.validator.circuit_breaker import Fuse
 from tidemill.tables import Lookup, Table
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_AVRO_KIND = {"int": "number", "long": "number", "float": "number", "double": "number",
-              "string": "category", "enum": "category", "boolean": "flag"}  # fmt: skip
-KINDS: Mapping[str, str] = {"number": "double", "category": "string", "flag": "boolean"}
-"""Kinds of feature and the Avro type each has in the vector."""
-
-SHIPPED = {name: f"tidemill.demo.flights:{name}" for name in ("flights", "plain", "delays")}
-"""Pipelines that come with the package, by the short name that commands take."""
-
-Source = str | Callable[[Mapping[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A request feature: its kind and where its value comes from (an event field, or a function of the event)."""
-
-    kind: str
-    source: Source
-
-
-def number(source: Source) -> Feature:
-    """Declare a feature that is a number (a float in the vector); NaN, infinities and what is beyond 1e15 become missing."""
-    return Feature("number", source)
-
-
-def category(source: Source) -> Feature:
-    """Declare a feature that is a category (text in the vector)."""
-    return Feature("category", source)
-
-
-def flag(source: Source) -> Feature:
-    """Declare a feature that is true or false."""
-    return Feature("flag", source)
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One input of the pipeline.
-
-    Parameters
-    ----------
-    schema
-        An Avro record schema (`.avsc`), looked for beside the pipeline's file, in `schemas/`, and among those shipped.
-    id
-        The field that names the event: text or an integer, the same in the event and in its label.
-    time
-        The field with the event time: `timestamp-millis`, or a long of milliseconds since the epoch.
-    key
-        Events only: the field that names the entity; it is the Kafka key of everything downstream.
-    value
-        Labels only: the field that is the label, or a function of the label record.
-    accepts
-        Other schemas that producers may write by, each a file as `schema` is; `schema` must be able to read them.
-    encoding
-        "avro" or "json" where producers may send only that; both by default.
-    """
-
-    schema: str
-    id: str
-    time: str
-    key: str = ""
-    value: Source = ""
-    accepts: Sequence[str] = ()
-    encoding: str = ""
-
-    @cached_property
-    def avro(self) -> dict[str, Any]:
-        """The schema file as JSON."""
-        return schemas.find(self.schema, loading.get())
-
-    @cached_property
-    def others(self) -> dict[str, dict[str, Any]]:
-        """The other schemas that producers may write by, as JSON, by the name of their file."""
-        return {name: schemas.find(name, loading.get()) for name in self.accepts}
-
-    @cached_property
-    def types(self) -> dict[str, str]:
-        """Primitive Avro type of each field, by name; of a union with null, the other branch's."""
-        return {f["name"]: schemas.primitive(f["type"]) for f in self.avro["fields"]}
-
-
-@dataclass(frozen=True)
-class View:
-    """Features of one kind of entity, kept in event-time tiles: from events, or from what came true of them.
-
-    Parameters
-    ----------
-    entity
-        The event field that names the entity.
-    every
-        The tile's length: the resolution of every window of this view.
-    aggregates
-        What to keep: lists as the functions in `tidemill.aggregates` return them, or single aggregates.
-    name
-        The view's name, in Redis keys and as prefix of its features; the entity's by default, over examples with
-        `_outcome` behind it.
-    source
-        "events", or "examples": then aggregates are over "label" (true counts 1), the fields of the label's record and
-        the request features, and what came true counts from the time at which its label was known.
-    expires
-        How long after its last event, in event time, an entity is forgotten; never by default.
-    fresh
-        The objective: an alert where of the features that were served in a window more than one in a hundred were older
-        than this, in event time.
-    """
-
-    entity: str
-    every: str
-    aggregates: Sequence[Aggregate | Sequence[Aggregate]]
-    name: str = ""
-    source: str = "events"
-    expires: str = ""
-    fresh: str = ""
-
-    @property
-    def label(self) -> str:
-        """The view's name."""
-        return self.name or (self.entity if self.source == "events" else f"{self.entity}_outcome")
-
-    @property
-    def objective(self) -> float | None:
-        """How old its features may be, in s of event time; None where nothing is declared."""
-        return milliseconds(self.fresh) / 1000 if self.fresh else None
-
-    @cached_property
-    def flat(self) -> tuple[Aggregate, ...]:
-        """All aggregates, in declared order."""
-        return tuple(a for item in self.aggregates for a in ((item,) if isinstance(item, Aggregate) else item))
-
-    @cached_property
-    def features(self) -> tuple[str, ...]:
-        """Feature names, in the order of `flat`."""
-        return tuple(f"{self.label}_{a.name}" for a in self.flat)
 
 
 @dataclass(frozen=True)
@@ -218,14 +83,14 @@ class Pipeline:
     protect: Protect | None = None
     search: Mapping[str, Search] = field(default_factory=dict)
     #: Names of the models as they run: the declared ones and "baseline", the task's do-nothing model.
-    roster: tuple[str, ...] = field(init=False, default=())
+    model_names: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         _Checker(self).check()
         names = tuple(self.models)
         if self._baseline is not None and "baseline" not in names:
             names += ("baseline",)
-        object.__setattr__(self, "roster", names)
+        object.__setattr__(self, "model_names", names)
 
     @property
     def kind(self) -> Task:
@@ -260,7 +125,7 @@ class Pipeline:
     def knows(self, name: str) -> bool:
         """Whether a model of this name, or the one that a candidate is made of, is declared."""
         model, mark, begin = name.partition("~")
-        return model in self.roster and (not mark or (begin.isascii() and begin.isdecimal()))
+        return model in self.model_names and (not mark or (begin.isascii() and begin.isdecimal()))
 
     def model(self, name: str) -> Any:
         """Return a fresh copy of the declared model `name`, or of that of a candidate, which has learned nothing."""
@@ -282,14 +147,14 @@ class Pipeline:
         return tuple(dict.fromkeys(source.table for source in sources if isinstance(source, Lookup)))
 
     @cached_property
-    def own_views(self) -> tuple[View, ...]:
+    def inline_views(self) -> tuple[View, ...]:
         """Views that the featurizer keeps as it goes: of the events' key, from events."""
         return tuple(v for v in self.views if v.source == "events" and v.entity == self.events.key)
 
     @cached_property
-    def other_views(self) -> tuple[View, ...]:
+    def remote_views(self) -> tuple[View, ...]:
         """Views that the materializer keeps: of other entities, or from examples."""
-        return tuple(view for view in self.views if view not in self.own_views)
+        return tuple(view for view in self.views if view not in self.inline_views)
 
     @cached_property
     def vector(self) -> dict[str, str]:
@@ -309,13 +174,13 @@ class Pipeline:
             ],
         }
 
-    def printed(self, model: str) -> str:
+    def stable_repr(self, model: str) -> str:
         """Return the model as River prints it: what a version's hyperparameters are known by."""
-        return printed(self.model(model))
+        return stable_repr(self.model(model))
 
     def declaration_hash(self, model: str) -> str:
         """SHA-256 of what a version of `model` depends on: the model itself, the vector, the task; what protects it, if anything."""
-        said = [self.name, self.task, self.vector_schema, model, self.printed(model), repr(self.labels.value)
+        said = [self.name, self.task, self.vector_schema, model, self.stable_repr(model), repr(self.labels.value)
                 if isinstance(self.labels.value, str) else "function"]  # fmt: skip
         if self.protect is not None:
             said.append(dataclasses.asdict(self.protect))
@@ -339,7 +204,7 @@ def _feature(pipeline: Pipeline, name: str, source: Feature | Source) -> Feature
     if isinstance(source, Feature):
         return source
     if isinstance(source, str):
-        return Feature(_AVRO_KIND[pipeline.events.types[source]], source)
+        return Feature(AVRO_KINDS[pipeline.events.types[source]], source)
     if isinstance(source, Lookup):
         return Feature(source.kind, source)
     returns = getattr(source, "__annotations__", {}).get("return")
@@ -492,7 +357,7 @@ class _Checker:
                     "a number" if rule.types == NUMBERS else "text" if rule.types == TEXTS else " or ".join(rule.types)
                 )
                 self.fail(f"{where}: {rule.name}", f"field {rule.field!r} is {kind}, not {wanted}")
-            if kind not in _AVRO_KIND:
+            if kind not in AVRO_KINDS:
                 self.fail(f"{where}: {rule.name}", f"field {rule.field!r} is {kind}; rules are for plain values")
 
     def request(self) -> None:
@@ -504,11 +369,11 @@ class _Checker:
             if isinstance(given, str):
                 self.field(where, given, self.p.events)
                 kind = self.p.events.types[given]
-                if kind not in _AVRO_KIND:
+                if kind not in AVRO_KINDS:
                     self.fail(
                         where, f"field {given!r} is {kind}: give a function that makes a number or a category of it"
                     )
-                if isinstance(source, Feature) and source.kind == "number" and _AVRO_KIND[kind] == "category":
+                if isinstance(source, Feature) and source.kind == "number" and AVRO_KINDS[kind] == "category":
                     self.fail(where, f"field {given!r} is {kind}, not a number: use category({given!r})")
             elif isinstance(given, Lookup):
                 self.lookup(where, given, source)
@@ -566,10 +431,10 @@ class _Checker:
     def aggregated(self, where: str, view: View, name: str, *, text: bool) -> None:
         """Check a field that an aggregate looks at; `text`: whether it may be a category."""
         if view.source == "events":
-            self.field(where, name, self.p.events, *(_AVRO_KIND if text else NUMBERS))
+            self.field(where, name, self.p.events, *(AVRO_KINDS if text else NUMBERS))
             return
         kinds = {of: feature.kind for of, feature in self.p.request_features.items()}
-        kinds |= {of: _AVRO_KIND.get(type_, type_) for of, type_ in self.p.labels.types.items()}
+        kinds |= {of: AVRO_KINDS.get(type_, type_) for of, type_ in self.p.labels.types.items()}
         kinds["label"] = {"double": "number", "boolean": "flag"}.get(self.p.kind.label_type, "category")
         if name not in kinds:
             self.fail(where, f"{name!r} is neither 'label' nor a field of the label nor a request feature: "
@@ -763,71 +628,3 @@ class _Checker:
         for method in self.p.kind.needs:
             if not hasattr(model, method):
                 self.fail(where, f"{type(model).__name__} has no {method}, which task={self.p.task!r} needs")
-
-
-def load(reference: str) -> Pipeline:
-    """Load a pipeline from `path/to/file.py[:name]`, `package.module[:name]` or the name of a shipped one.
-
-    Raises DeclarationError with one line that says what is wrong where; never another exception.
-    """
-    target, _, name = SHIPPED.get(reference, reference).partition(":")
-    try:
-        module = _load_file(Path(target)) if target.endswith(".py") else _load_module(target, reference)
-    except DeclarationError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise DeclarationError(
-            f"{target}{_line(error, target)}: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    found = {
-        key: value for key, value in vars(module).items() if isinstance(value, Pipeline) and not key.startswith("_")
-    }
-    if name:
-        if name not in found:
-            raise DeclarationError(f"{target} has no pipeline {name!r}: it declares {', '.join(found) or 'none'}")
-        return found[name]
-    if len(set(map(id, found.values()))) != 1:
-        what = (
-            f"declares {', '.join(found)}: choose one, as in {target}:{next(iter(found))}"
-            if found
-            else "declares no pipeline"
-        )
-        raise DeclarationError(f"{target} {what}")
-    return next(iter(found.values()))
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise DeclarationError(f"pipeline file {path} does not exist")
-    name = f"tidemill_pipeline_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise DeclarationError(f"pipeline file {path} can't be read as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a class declared in the file must be found again by its module's name
-    token = loading.set(path.resolve().parent)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        loading.reset(token)
-    return module
-
-
-def _load_module(target: str, reference: str) -> Any:
-    try:
-        return importlib.import_module(target)
-    except ModuleNotFoundError as error:
-        if error.name is None or not target.startswith(error.name):
-            raise
-        raise DeclarationError(
-            f"unknown pipeline {reference!r}: expected a file as flights.py, a module as package.flights, "
-            f"or one of the shipped {', '.join(SHIPPED)}"
-        ) from error
-
-
-def _line(error: BaseException, target: str) -> str:
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f" line {error.lineno}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if target in (f.filename, Path(f.filename).name)]
-    frames = frames or [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(Path(target).name)]
-    return f" line {cast(int, frames[-1].lineno)}" if frames else ""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tidemill.declare.stable_repr import printed
+from tidemill.declare.stable_repr import stable_repr
 from tidemill.errors import DeclarationError
 from tidemill.loading import loading
 from tidemill.ranges import Range, Value
@@ -52,7 +52,7 @@ class Search:
 
 def name_of(search: str, parameters: Parameters, model: Any) -> str:
     """Return the name of a searched model: the same parameters and the same model have the same one, in every process."""
-    said = json.dumps([search, dict(sorted(parameters.items())), printed(model)])
+    said = json.dumps([search, dict(sorted(parameters.items())), stable_repr(model)])
     return f"{search}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def printed(thing: Any) -> str:
+def stable_repr(thing: Any) -> str:
     """Return repr(thing), also where River's own fails (SelectType of two types); the same in every process."""
     try:
         return repr(thing)
     except Exception:
         if isinstance(thing, Mapping):
-            parts = [f"{key}: {printed(value)}" for key, value in thing.items()]
+            parts = [f"{key}: {stable_repr(value)}" for key, value in thing.items()]
         elif isinstance(thing, (set, frozenset)):
-            parts = sorted(map(printed, thing))
+            parts = sorted(map(stable_repr, thing))
         elif isinstance(thing, (list, tuple)):
-            parts = [printed(value) for value in thing]
+            parts = [stable_repr(value) for value in thing]
         else:
-            parts = [f"{key}={printed(value)}" for key, value in sorted(vars(thing).items())]
+            parts = [f"{key}={stable_repr(value)}" for key, value in sorted(vars(thing).items())]
         return f"{type(thing).__name__}({', '.join(parts)})"

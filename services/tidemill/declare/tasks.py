@@ -1,7 +1,7 @@
 """Kinds of task: how a River model of that kind is asked, taught and measured.
 
 A score is one finite float: binary P(True), regression the value, anomaly the anomaly score, multiclass the probability
-of the most likely class (with all of them beside it). What a model that has exploded says is none: see `Task.sane`.
+of the most likely class (with all of them beside it). What a model that has exploded says is none: see `Task.is_valid_score`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Task:
     supervised: bool = True
     range: tuple[float, float] = (-LARGEST_NUMBER, LARGEST_NUMBER)
 
-    def sane(self, score: float, probabilities: Probabilities = NONE) -> bool:
+    def is_valid_score(self, score: float, probabilities: Probabilities = NONE) -> bool:
         """Whether that is a score at all: finite, and within `range`, as each class's probability must be."""
         least, most = self.range[0] - ROUNDING, self.range[1] + ROUNDING
         return least <= score <= most and all(least <= p <= most for p in probabilities.values())
@@ -57,7 +57,7 @@ class Task:
             score, probabilities = self.predict(model, x)
         except Exception as error:  # a model's own code
             raise ArtifactError(f"it raises {type(error).__name__}: {error}") from error
-        if not self.sane(score, probabilities):
+        if not self.is_valid_score(score, probabilities):
             least, most = self.range
             raise ScoreError(
                 f"it scores {probabilities or score} where a number from {least:g} to {most:g} was expected"

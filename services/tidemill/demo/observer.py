@@ -10,12 +10,13 @@ from typing import Any
 from river.utils import Rolling
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.registry.decisions import Seat
+from tidemill.encoding.codec import HEADER
+from tidemill.registry.decisions import ModelRef
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker, Reader
 from tidemill.wire import dead_letters as letters
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.records import Records
 
 ROLLING = 2000
 READ = (
@@ -42,9 +43,9 @@ class Observer(threading.Thread):
         self.delays: list[float] = []
         self.first_prediction_at = 0.0
         self.last_change = time.monotonic()
-        self.metrics = {name: pipeline.metric() for name in pipeline.roster}
+        self.metrics = {name: pipeline.metric() for name in pipeline.model_names}
         self.rolling = {
-            name: [Rolling(type(m), window_size=ROLLING) for m in pipeline.metric()] for name in pipeline.roster
+            name: [Rolling(type(m), window_size=ROLLING) for m in pipeline.metric()] for name in pipeline.model_names
         }
         self.course: list[dict[str, float]] = []
         self.error: Exception | None = None
@@ -100,9 +101,9 @@ class Observer(threading.Thread):
             self.course.append({name: float(metrics[1].get()) for name, metrics in self.rolling.items()})
 
     @property
-    def champion(self) -> Seat:
+    def champion(self) -> ModelRef:
         """Who serves now."""
-        return Seat(**self.decision["champion"]) if self.decision else Seat(self.pipeline.champion)
+        return ModelRef(**self.decision["champion"]) if self.decision else ModelRef(self.pipeline.champion)
 
     @property
     def pending(self) -> int:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tidemill.demo.observer import ROLLING, Observer
 from tidemill.demo.replay import Replay
-from tidemill.registry.decisions import Seat
+from tidemill.registry.decisions import ModelRef
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -43,7 +43,7 @@ def flows(observer: Observer, replay: Replay) -> list[Flow]:
         Flow("joiner", c["examples"], observer.pending, "flights in the air"),
         Flow("learner", learned, max(0, c["examples"] - learned), "until the next version"),
     ]
-    if observer.pipeline.other_views:  # what it has done stands in Redis, and on no topic
+    if observer.pipeline.remote_views:  # what it has done stands in Redis, and on no topic
         found.insert(2, Flow("materializer", c["updates"], None, "updates of views"))
     if observer.pipeline.gate:
         found.append(Flow("gate", c["promotions"], None, f"decisions; {observer.champion} serves"))
@@ -204,5 +204,5 @@ def _serves(observer: Observer) -> str:
     last = observer.decision
     if last is None:
         return f"{observer.champion}, as declared"
-    said = f"{last['kind'].replace('_', ' ')} {Seat(**last['subject'])}"
+    said = f"{last['kind'].replace('_', ' ')} {ModelRef(**last['subject'])}"
     return f"{observer.champion}; last of {observer.counts['promotions']:,} decisions, after {last['examples']:,} examples: {said}"

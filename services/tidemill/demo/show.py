@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from tidemill.declare.pipeline import Pipeline, load
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data, screen
 from tidemill.demo.observer import Observer
 from tidemill.demo.replay import Replay, script

@@ -121,8 +121,8 @@ class Redis:
 
 def roles(pipeline: Pipeline) -> list[str]:
     """Return the processes of a pipeline: each service, and one learner a model, as `learner:NAME`."""
-    idle = {"learner", *([] if pipeline.other_views else ["materializer"]), *([] if pipeline.gate else ["gate"])}
-    return [s for s in SERVICES if s not in idle] + [f"learner:{name}" for name in pipeline.roster]
+    idle = {"learner", *([] if pipeline.remote_views else ["materializer"]), *([] if pipeline.gate else ["gate"])}
+    return [s for s in SERVICES if s not in idle] + [f"learner:{name}" for name in pipeline.model_names]
 
 
 def name_of(role: str) -> str:

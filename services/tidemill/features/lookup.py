@@ -11,119 +11,18 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import StoreError
 from tidemill.features.tiles import Entity, Plan
 from tidemill.features.views import PARTIAL, Views
 from tidemill.stream import api
-from tidemill.stream.api import Emit, Position, Record
-from tidemill.wire import topics
-from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 1.0
 """How long a store that did not answer is not asked again."""
-
-
-@dataclass(slots=True)
-class Asked:
-    """One event on its way to its vector; `vector` is None where a request feature failed."""
-
-    record: Record
-    event: Mapping[str, Any]
-    id: str
-    entity: str
-    time: int
-    entities: dict[str, str]
-    vector: dict[str, Any] | None
-    partial: bool = False
-
-
-class Updates:
-    """Makes the updates of one source.
-
-    Parameters
-    ----------
-    source
-        "events" or "examples".
-    """
-
-    def __init__(self, pipeline: Pipeline, records: Records, source: str) -> None:
-        self.topic = topics.UPDATES.name(pipeline.name)
-        self.source, self._encode = source, records.update.encode
-        fields: dict[str, dict[str, None]] = {}
-        for view in pipeline.other_views:
-            if view.source == source:
-                fields.setdefault(view.entity, {}).update(dict.fromkeys(name for a in view.flat for name in a.fields))
-        self._routes = [(entity, entity.encode() + b":", tuple(of)) for entity, of in fields.items()]
-        self._partitions = pipeline.partitions
-
-    def note(self, new: Collection[str]) -> str:
-        """Return what to keep beside an offset: the entities told of all before it, or said to lack it; `new` are neither."""
-        return ",".join(entity for entity, _, _ in self._routes if entity not in new)
-
-    def new(self, committed: Position) -> tuple[str, ...]:
-        """Return the entities that what came before `committed` was not told to; the views of them lack it."""
-        if committed.offset == 0:
-            return ()
-        known = committed.note.rpartition(":")[2].split(",")
-        return tuple(entity for entity, _, _ in self._routes if entity not in known)
-
-    def say(self, control: str, entities: Iterable[str], time: int, emit: Emit) -> None:
-        """Say something of these entities' views to all partitions, at event time `time` (ms)."""
-        for entity in entities:
-            for partition in range(self._partitions):
-                said = {
-                    "control": control,
-                    "source": self.source,
-                    "entity": entity,
-                    "entity_id": "",
-                    "time": time,
-                    "event_id": "",
-                    "numbers": {},
-                    "texts": {},
-                }
-                emit(self.topic, self._encode(said), entity.encode(), 0, None, partition)
-
-    def __bool__(self) -> bool:
-        return bool(self._routes)
-
-    def emit(
-        self,
-        entities: Mapping[str, str],
-        values: Mapping[str, Any],
-        event_id: str,
-        time: int,
-        timestamp: int,
-        emit: Emit,
-    ) -> None:
-        """Emit one update for each of the entities that views are kept of; `time` and `timestamp` in ms."""
-        for entity, prefix, fields in self._routes:
-            entity_id = entities.get(entity)
-            if entity_id is None:
-                continue
-            numbers: dict[str, float] = {}
-            texts: dict[str, str] = {}
-            for name in fields:
-                value = values[name]
-                if isinstance(value, str):
-                    texts[name] = value
-                elif value is not None:
-                    numbers[name] = float(value)
-            update = {
-                "control": "",
-                "source": self.source,
-                "entity": entity,
-                "entity_id": entity_id,
-                "time": time,
-                "event_id": event_id,
-                "numbers": numbers,
-                "texts": texts,
-            }
-            emit(self.topic, self._encode(update), prefix + entity_id.encode(), timestamp)
 
 
 @dataclass
@@ -157,7 +56,7 @@ class StoredViews:
     def __init__(
         self, pipeline: Pipeline, reader: api.Reader, partitions: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.plans = {view.label: Plan(view) for view in pipeline.other_views}
+        self.plans = {view.label: Plan(view) for view in pipeline.remote_views}
         self.reader, self.partitions, self.clock = reader, partitions, clock
         self._away_until = float("-inf")
 

@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tidemill.declare.pipeline import Pipeline, View
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.view import View
 from tidemill.errors import SettingsError
 from tidemill.features.lookup import is_whole
 from tidemill.features.redis import OnlineStore

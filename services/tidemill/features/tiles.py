@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tidemill.aggregates.base import Column, Read, columns_of
-from tidemill.declare.pipeline import View
+from tidemill.declare.view import View
 from tidemill.durations import milliseconds
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

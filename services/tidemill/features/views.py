@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tidemill.errors import StoreError
-from tidemill.features.redis import Change
 from tidemill.features.tiles import Entity, Plan
 from tidemill.stream import api
+from tidemill.stream.api import Change
 
 log = logging.getLogger(__name__)
 

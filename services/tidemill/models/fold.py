@@ -9,8 +9,8 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, ScoreError
 from tidemill.models.segments import Segments, about_labels
+from tidemill.models.snapshot import Snapshot
 from tidemill.models.source_shares import Shares, source_of
-from tidemill.registry.manifests import Snapshot
 from tidemill.wire.records import Example, vector_to_x
 
 GOLDEN = 8

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.models.fold import Fold
-from tidemill.stream.api import Broker, Record, Slot
+from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -26,7 +26,7 @@ class Wanted(NamedTuple):
     begin: int = 0
 
 
-class Came(NamedTuple):
+class Reached(NamedTuple):
     """The fold that has come to a version, and goes on afterwards; None where none can, and why."""
 
     wanted: Wanted
@@ -34,7 +34,7 @@ class Came(NamedTuple):
     why: str = ""
 
 
-class Folding:
+class Refold:
     """One pass over a pipeline's examples."""
 
     def __init__(self, pipeline: Pipeline, broker: Broker) -> None:
@@ -42,15 +42,15 @@ class Folding:
         self.topic = topics.EXAMPLES.name(pipeline.name)
         self._codec = Records(pipeline).example
 
-    def come_by(self, wanted: Collection[Wanted], progress: Progress | None = None) -> Iterator[Came]:
+    def snapshots(self, wanted: Collection[Wanted], progress: Progress | None = None) -> Iterator[Reached]:
         """Yield versions in their order, each while the fold stands at it."""
-        slot = Slot(self.topic, 0)
+        slot = TopicPartition(self.topic, 0)
         low, high = self.broker.watermarks(slot)
         waiting: list[Wanted] = []
         for one in sorted(wanted, key=lambda one: one.version):
             why = self._unfoldable(one, low, high)
             if why:
-                yield Came(one, None, why)
+                yield Reached(one, None, why)
             else:
                 waiting.append(one)
         # In order of version, so that the last one of each name and beginning stays.
@@ -80,15 +80,15 @@ class Folding:
             return f"{what}: {self.topic} ends at {high:,}; it was begun again, or cut"
         return ""
 
-    def _come_to(self, wanted: Wanted, fold: Fold) -> Came:
+    def _come_to(self, wanted: Wanted, fold: Fold) -> Reached:
         if fold.version == wanted.version:
-            return Came(wanted, fold)
+            return Reached(wanted, fold)
         before = (
             f"the last example before that offset lies at {fold.version - 1:,}"
             if fold.examples
             else "no example lies before"
         )
-        return Came(
+        return Reached(
             wanted, None,
             f"model {wanted.model!r} version {wanted.version} can't be folded again: {before} in {self.topic}, and it has learned the "
             f"one at {wanted.version - 1:,}: the topic was begun again",

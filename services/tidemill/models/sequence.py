@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tidemill.offline.compare import Differences, Interval
+from tidemill.models.evidence import Differences, Interval
 
 LEAST_RUNS = 8
 """The spread of fewer means than this says nothing about what varies."""

@@ -9,34 +9,15 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from tidemill.declare.protect import Protect
 
 LONGEST_SOURCE = 64
 """Characters of a source's name that count: what is remembered goes into every snapshot, and anybody may send names."""
-MOST_REMEMBERED = 100_000
 
 Source = str | None
 """A category's value, or an entity's id; None where it is missing, which is a source like another."""
-
-
-@dataclass(frozen=True)
-class Protect:
-    """How much of what is learned may come from one source.
-
-    Parameters
-    ----------
-    source
-        A category of the vector, or the events' key.
-    share
-        An example is not learned where this share of the last `of` that were learned is its source's already.
-    of
-        So many are remembered, in memory and in every snapshot. Of the very first of all, one source may be share * of.
-    """
-
-    source: str
-    share: float = 0.3
-    of: int = 1000
 
 
 def source_of(name: str, vector: Mapping[str, str]) -> Callable[[Mapping[str, Any]], Source]:

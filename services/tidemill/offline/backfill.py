@@ -16,12 +16,13 @@ from contextlib import ExitStack
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError
-from tidemill.features.lookup import Updates
 from tidemill.offline.backtest import Backtest, Progress, Row
 from tidemill.offline.log_history import past, without_models
-from tidemill.stream.api import Broker, Producer, Record, Slot, whole
+from tidemill.stream.api import Broker, Producer, Record, TopicPartition
+from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
+from tidemill.wire.updates import Updates
 
 BATCH = 5000
 """Updates of one transaction."""
@@ -36,7 +37,7 @@ def routes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> list[Route]:
 
     Raises SettingsError for a name that is no such view's.
     """
-    others = {view.label: view for view in pipeline.other_views}
+    others = {view.label: view for view in pipeline.remote_views}
     for name in names:
         if name not in others:
             raise SettingsError(
@@ -80,7 +81,7 @@ class Backfill:
             found.append(there.rows)
         return found[0], found[1]
 
-    def _wait(self, group: str, service: str, last: Mapping[Slot, int]) -> None:
+    def _wait(self, group: str, service: str, last: Mapping[TopicPartition, int]) -> None:
         deadline = time.monotonic() + PATIENCE
         while last:
             committed = self.broker.committed(group, sorted(last))
@@ -123,7 +124,7 @@ class Backfill:
 
     def _scan(self) -> None:
         """Note which updates there are."""
-        for batch in self.broker.read(whole(self.broker, self._topic)):
+        for batch in self.broker.read(full_range(self.broker, self._topic)):
             for record in batch:
                 update = self.records.update.of(record.value())
                 if update is not None and not update["control"]:

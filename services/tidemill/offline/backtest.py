@@ -14,20 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import HEADER
 from tidemill.features.lookup import HeldViews
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import Decision, decisions
 from tidemill.stages.featurizer.service import Featurizer
-from tidemill.stages.gate.service import Referee
+from tidemill.stages.gate.service import PromotionGate
 from tidemill.stages.joiner.service import Joiner
 from tidemill.stages.materializer.service import Materializer
-from tidemill.stages.scorer.feed import Placed
+from tidemill.stages.scorer.feed import ServingChange
 from tidemill.stages.scorer.service import Scorer
 from tidemill.stages.validator.service import Validator
-from tidemill.stream.api import Emit, Headers, Position, Record, Slot, Step
+from tidemill.stream.api import Emit, Headers, Position, Processor, Record, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, Features, PredictionLog, Records
+from tidemill.wire.records import Features, PredictionLog, Records
 
 Row = Mapping[str, Any]
 Progress = Callable[[int], None]
@@ -77,7 +78,7 @@ class Outcome(NamedTuple):
     label_time: int
 
 
-class _Kept(Step):
+class _Kept(Processor):
     """Keeps the prediction log by event, without headers, until outcomes come."""
 
     def __init__(self) -> None:
@@ -110,7 +111,7 @@ class Backtest:
         self.model_delay = model_delay_ms
         self.every = checkpoint_every_ms
         self.report = Report(pipeline.name, pipeline.task, pipeline.champion, model_delay_ms)
-        self.folds = {name: Fold(pipeline, name) for name in pipeline.roster}
+        self.folds = {name: Fold(pipeline, name) for name in pipeline.model_names}
         self.scorer = Scorer(pipeline)
         self.predictions: Callable[[PredictionLog], None] | None = None
         self.updates: Callable[[Record], None] | None = None
@@ -126,13 +127,13 @@ class Backtest:
         featurizer = Featurizer(self.pipeline, others=HeldViews(materializer.views))
         self._joiner = joiner
         start = Position(0)
-        materializer.assign(Slot(topics.UPDATES.name(name), 0), start)
-        featurizer.assign(Slot(topics.EVENTS_VALID.name(name), 0), start)
+        materializer.assign(TopicPartition(topics.UPDATES.name(name), 0), start)
+        featurizer.assign(TopicPartition(topics.EVENTS_VALID.name(name), 0), start)
         for service, step in (("validator", validator), ("joiner", joiner)):
             for topic in topics.reads(service):
-                step.assign(Slot(topic.name(name), 0), start)
+                step.assign(TopicPartition(topic.name(name), 0), start)
         self.events_topic, self.labels_topic = topics.EVENTS.name(name), topics.LABELS.name(name)
-        self._ways: dict[str, Step] = {
+        self._ways: dict[str, Processor] = {
             self.events_topic: validator,
             self.labels_topic: validator,
             topics.EVENTS_VALID.name(name): featurizer,
@@ -141,8 +142,8 @@ class Backtest:
             topics.FEATURES.name(name): self.scorer,
             topics.PREDICTION_LOG.name(name): joiner,
         }
-        self._gate = Referee(self.pipeline, _KEY, tuple, lambda _: "")
-        self._gate.assign(Slot(topics.EXAMPLES.name(name), 0), start)
+        self._gate = PromotionGate(self.pipeline, _KEY, tuple, lambda _: "")
+        self._gate.assign(TopicPartition(topics.EXAMPLES.name(name), 0), start)
         self._decided = decisions(self.pipeline, _KEY)
         self._promotions = topics.PROMOTIONS.name(name)
         self._examples, self._dlq = topics.EXAMPLES.name(name), topics.DLQ.name(name)
@@ -185,7 +186,7 @@ class Backtest:
         if (
             not decision.champion.version
         ):  # no version is kept here: where an earlier one is to serve, whoever serves goes on
-            self.scorer.seat(Placed(decision.champion))
+            self.scorer.seat(ServingChange(decision.champion))
 
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> Report:
         """Run over rows of events and labels, each in order of its time (equal times in the order given)."""

@@ -22,15 +22,16 @@ import pyarrow.parquet as pq
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import moment
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.files import Files, open_whole
 from tidemill.offline.backtest import Progress
-from tidemill.stream.api import Broker, whole
-from tidemill.watch.archiver.service import date_of
+from tidemill.stream.api import Broker
+from tidemill.stream.ranges import full_range
 from tidemill.wire import archive_rows as rows
 from tidemill.wire import topics
-from tidemill.wire.archive_rows import MOMENT, Row
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.archive_rows import MOMENT, Row, date_of
+from tidemill.wire.records import Records
 
 GROUP = 10_000
 """Rows of one row group: what is held in memory, and what a reader of the file reads at once."""
@@ -220,7 +221,7 @@ def served(pipeline: Pipeline, broker: Broker, writer: Writer, progress: Progres
     Examples of an earlier declaration, whose vectors were others, are counted and passed over.
     """
     topic, form, head = topics.EXAMPLES.name(pipeline.name), rows.Form(pipeline, labelled=True), Records(pipeline).head
-    for batch in broker.read(whole(broker, topic)):
+    for batch in broker.read(full_range(broker, topic)):
         for record in batch:
             row = form.row(record)
             if row is not None:

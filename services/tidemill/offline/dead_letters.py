@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import Codec
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.stages.validator.decode import Decoder
-from tidemill.stream.api import Broker, Record, Slot, whole
+from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.ranges import full_range
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import Letter, Place, letter_of, place_of, shown
-from tidemill.wire.records import Codec, Records
+from tidemill.wire.records import Records
 
 MOST_KINDS = 200
 """Kinds of letter that are told apart; a producer's own field names are among them, so there may be any number."""
@@ -27,7 +30,7 @@ Source = Literal["events", "labels"]
 State = Literal["open", "redriven"]
 Progress = Callable[[int], None]
 
-_SOURCES: Mapping[Source, tuple[topics.Topic, ...]] = {
+_SOURCES: Mapping[Source, tuple[Topic, ...]] = {
     "events": (topics.EVENTS, topics.EVENTS_VALID),
     "labels": (topics.LABELS, topics.LABELS_VALID),
 }
@@ -96,8 +99,8 @@ class Letters:
         self.pipeline, self.broker = pipeline, broker
         self.topic = topics.DLQ.name(pipeline.name)
         self.sources = sources(pipeline)
-        self._redrives = whole(broker, topics.REDRIVES.name(pipeline.name))
-        self.ranges = whole(broker, self.topic)  # asked for later: it holds every letter that went back
+        self._redrives = full_range(broker, topics.REDRIVES.name(pipeline.name))
+        self.ranges = full_range(broker, self.topic)  # asked for later: it holds every letter that went back
         self.redriven = Places()
         for place, _ in self.redrives():
             self._check(place)
@@ -116,14 +119,14 @@ class Letters:
                     ) from None
                 yield place, record
 
-    def only_before(self, ends: Mapping[Slot, int]) -> None:
+    def only_before(self, ends: Mapping[TopicPartition, int]) -> None:
         """Leave out what came to a partition from its end on, as it was known to somebody."""
         for slot, (begin, end) in self.ranges.items():
             self.ranges[slot] = begin, max(begin, min(end, ends.get(slot, end)))
 
     def _check(self, place: Place) -> None:
         """Raise BrokerError where a letter went back that never was: places would name others' letters."""
-        _, end = self.ranges.get(Slot(self.topic, place.partition), (0, 0))
+        _, end = self.ranges.get(TopicPartition(self.topic, place.partition), (0, 0))
         if place.offset >= end:
             redrives = topics.REDRIVES.name(self.pipeline.name)
             raise BrokerError(
@@ -140,12 +143,12 @@ class Letters:
         """Return how many records must be read to find what is wanted, at most."""
         return sum(end - begin for begin, end in self._ranges(wanted).values())
 
-    def _ranges(self, wanted: Wanted) -> dict[Slot, tuple[int, int]]:
+    def _ranges(self, wanted: Wanted) -> dict[TopicPartition, tuple[int, int]]:
         if not wanted.places:
             return self.ranges
-        found: dict[Slot, tuple[int, int]] = {}
+        found: dict[TopicPartition, tuple[int, int]] = {}
         for place in wanted.places:
-            slot = Slot(self.topic, place.partition)
+            slot = TopicPartition(self.topic, place.partition)
             first, end = self.ranges.get(slot, (0, 0))
             if not first <= place.offset < end:
                 raise self.missing(place)

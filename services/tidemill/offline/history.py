@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tidemill.declare.pipeline import Pipeline, Stream
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files as schemas
 from tidemill.errors import SettingsError
 from tidemill.files import Files

@@ -15,9 +15,10 @@ from typing import IO, Any, NamedTuple
 
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import Codec
 from tidemill.offline.backtest import Progress
-from tidemill.stream.api import Broker, Slot, whole
-from tidemill.wire.records import Codec
+from tidemill.stream.api import Broker, TopicPartition
+from tidemill.stream.ranges import full_range
 
 RUN = 200_000
 """Records that are sorted at once; more are sorted in runs, which are merged from temporary files."""
@@ -109,7 +110,7 @@ class Past:
 
     rows: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))
     firsts: dict[int, int] = field(default_factory=dict)
-    last: dict[Slot, int] = field(default_factory=dict)
+    last: dict[TopicPartition, int] = field(default_factory=dict)
     skipped: int = 0
 
     @property
@@ -122,7 +123,7 @@ def past(
     broker: Broker, topic: str, codec: Codec, time: str, held: ExitStack, progress: Progress | None = None
 ) -> Past:
     """Read a topic of events or labels up to this moment; `time` is the field with a record's time."""
-    ranges = whole(broker, topic)
+    ranges = full_range(broker, topic)
     cut = {slot.partition for slot, (begin, _) in ranges.items() if begin > 0}
     found = Past()
 
@@ -130,7 +131,7 @@ def past(
         for batch in broker.read(ranges):
             for record in batch:
                 value, partition = record.value() or b"", record.partition()
-                found.last[Slot(topic, partition)] = record.offset()
+                found.last[TopicPartition(topic, partition)] = record.offset()
                 row = codec.of(value)
                 if row is None:
                     found.skipped += 1

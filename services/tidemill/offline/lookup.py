@@ -9,31 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import StoreError
 from tidemill.registry.latest import backwards
-from tidemill.stream.api import Broker, Record, Slot
+from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.partition import partition_of
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, Features, PredictionLog, Records
-from tidemill.wire.topics import Topic
+from tidemill.wire.records import Features, PredictionLog, Records
 
 STEP = 50_000
 """Offsets that are read at a time, backwards from the end."""
 PATIENCE_SECONDS = 20.0
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Return where a key is placed: murmur2 as Kafka's Java client has it, and ours by `partitioner=murmur2_random`."""
-    seed, m, mask = 0x9747B28C, 0x5BD1E995, 0xFFFFFFFF
-    h = (seed ^ len(key)) & mask
-    whole = len(key) // 4 * 4
-    for at in range(0, whole, 4):
-        k = int.from_bytes(key[at : at + 4], "little") * m & mask
-        k = (k ^ (k >> 24)) * m & mask
-        h = (h * m & mask) ^ k
-    if len(key) > whole:
-        h = (h ^ int.from_bytes(key[whole:], "little")) * m & mask
-    h = (h ^ (h >> 13)) * m & mask
-    return ((h ^ (h >> 15)) & 0x7FFFFFFF) % partitions
 
 
 class TooFarBackError(StoreError):
@@ -59,7 +46,7 @@ class Lookup:
         self.newest = newest
         self.records = Records(pipeline)
 
-    def _backwards(self, slot: Slot, until: float) -> Iterator[Record]:
+    def _backwards(self, slot: TopicPartition, until: float) -> Iterator[Record]:
         """Yield what a slot holds, the newest chunk first."""
         low, high = self.broker.watermarks(slot)
         for begin, end in backwards(low, high, STEP):
@@ -77,7 +64,7 @@ class Lookup:
         partitions = self.broker.partitions(name)
         if not partitions:
             return None
-        slot = Slot(name, 0 if topic.partitions == 1 else partition_of(key, partitions))
+        slot = TopicPartition(name, 0 if topic.partitions == 1 else partition_of(key, partitions))
         return next((record for record in self._backwards(slot, until) if record.key() == key), None)
 
     def prediction(self, event_id: str) -> dict[str, Any] | None:
@@ -134,7 +121,7 @@ class Lookup:
         return views
 
     def _event(self, of: Features) -> dict[str, Any]:
-        slot, offset = Slot(topics.EVENTS_VALID.name(self.pipeline.name), of["partition"]), of["offset"]
+        slot, offset = TopicPartition(topics.EVENTS_VALID.name(self.pipeline.name), of["partition"]), of["offset"]
         low, high = self.broker.watermarks(slot)
         place = {"topic": slot.topic, "partition": slot.partition, "offset": offset}
         gone = place | {"record": None, "why": "the log does not hold it any more"}
@@ -164,7 +151,7 @@ class Lookup:
         if not version:
             return None
         key = model.encode()
-        for record in self._backwards(Slot(topics.MODELS.name(self.pipeline.name), 0), until):
+        for record in self._backwards(TopicPartition(topics.MODELS.name(self.pipeline.name), 0), until):
             manifest = self.records.manifest.of(record.value()) if record.key() == key else None
             if manifest and manifest["version"] == version:
                 return shown(manifest)

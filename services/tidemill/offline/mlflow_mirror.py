@@ -56,7 +56,7 @@ class Mirror:
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             found = self.client.get_experiment_by_name(pipeline.name)
             self._experiment = found.experiment_id if found else self.client.create_experiment(pipeline.name)
-            self._known = {model: self._versions(self.name(model)) for model in pipeline.roster}
+            self._known = {model: self._versions(self.name(model)) for model in pipeline.model_names}
 
     @contextlib.contextmanager
     def _asked(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
-from tidemill.models.refold import Came, Folding, Progress, Wanted
+from tidemill.models.refold import Progress, Reached, Refold, Wanted
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Versions
@@ -84,10 +84,10 @@ class Rebuild:
     ) -> Iterator[Rebuilt]:
         """Fold each version, compare it, and with `write` put its artifact back where that is not whole."""
         wanted = {Wanted(m.model, m.version, m.begin): m for m in manifests}
-        for came in Folding(self.pipeline, self.broker).come_by(wanted, progress):
+        for came in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
             yield self._rebuilt(wanted[came.wanted], came, write=write)
 
-    def _rebuilt(self, manifest: Manifest, came: Came, *, write: bool) -> Rebuilt:
+    def _rebuilt(self, manifest: Manifest, came: Reached, *, write: bool) -> Rebuilt:
         fold = came.fold
         if fold is None:
             return Rebuilt(manifest, "gone", why=came.why)

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from itertools import takewhile
 from typing import Any
 
-from tidemill.declare.pipeline import Pipeline, View
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.view import View
 from tidemill.offline.backtest import Backtest, Progress
 from tidemill.offline.dataset import Writer
 from tidemill.offline.log_history import past, without_models

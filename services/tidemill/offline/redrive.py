@@ -16,7 +16,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.offline.dead_letters import Letters, Progress, Wanted
 from tidemill.stages.validator.decode import LARGEST
-from tidemill.stream.api import Broker, Producer, Record, Slot
+from tidemill.stream.api import Broker, Producer, Record, TopicPartition
 from tidemill.wire import dead_letters as letters
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import Letter, Mark
@@ -70,7 +70,7 @@ class Redrive:
         self.pipeline, self.broker, self.wanted = pipeline, broker, replace(wanted, state=None)
         self.again, self.most, self.clock = again, most, clock
         self.committed = 0
-        self._ends: dict[Slot, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
         self._redrives = topics.REDRIVES.name(pipeline.name)
         self._encode = Records(pipeline).redrive.encode
         self._to = {"events": topics.EVENTS.name(pipeline.name), "labels": topics.LABELS.name(pipeline.name)}

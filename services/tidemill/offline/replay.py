@@ -16,20 +16,23 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, SettingsError, StoreError
-from tidemill.models.refold import Folding, Wanted
+from tidemill.models.refold import Refold, Wanted
 from tidemill.offline.backtest import Progress
-from tidemill.offline.lookup import Lookup, partition_of, shown
+from tidemill.offline.lookup import Lookup, shown
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.stream.api import Broker, Record, Slot, whole
+from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.partition import partition_of
+from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, PredictionLog, Records, Score, vector_to_x
+from tidemill.wire.records import PredictionLog, Records, Score, vector_to_x
 
 NEAR = 10_000
 """Offsets that lie no further apart are read together: sooner done than a second reader is there."""
 
-Ranges = dict[Slot, tuple[int, int]]
+Ranges = dict[TopicPartition, tuple[int, int]]
 
 
 class Prediction(NamedTuple):
@@ -132,8 +135,8 @@ class Replay:
     def find(self, event_ids: Collection[str], progress: Progress | None = None) -> list[Prediction]:
         """Return every prediction of these events, in the order of the ids. Raises SettingsError where there is none."""
         keys: dict[bytes, list[Record]] = {event_id.encode(): [] for event_id in event_ids}
-        everywhere = whole(self.broker, self.topic)
-        own = {Slot(self.topic, partition_of(key, len(everywhere))) for key in keys}
+        everywhere = full_range(self.broker, self.topic)
+        own = {TopicPartition(self.topic, partition_of(key, len(everywhere))) for key in keys}
         self._scan({slot: everywhere[slot] for slot in own}, keys, progress)
         if not all(keys.values()):  # whoever wrote it may have spread its keys in another way
             missing = {key: found for key, found in keys.items() if not found}
@@ -165,7 +168,7 @@ class Replay:
 
     def total(self, event_ids: Collection[str]) -> int:
         """Return how many offsets are read to find these events' predictions."""
-        ranges = whole(self.broker, self.topic)
+        ranges = full_range(self.broker, self.topic)
         own = {partition_of(event_id.encode(), len(ranges)) for event_id in event_ids}
         return sum(end - begin for slot, (begin, end) in ranges.items() if slot.partition in own)
 
@@ -174,7 +177,7 @@ class Replay:
 
         Some offsets hold none (the ends of transactions), so one after the other is drawn until there are enough.
         """
-        ranges, rng = whole(self.broker, self.topic), random.Random(seed)  # noqa: S311  it hides nothing
+        ranges, rng = full_range(self.broker, self.topic), random.Random(seed)  # noqa: S311  it hides nothing
         total = sum(end - begin for begin, end in ranges.values())
         drawn: list[Prediction] = []
         tried: set[int] = set()
@@ -193,9 +196,9 @@ class Replay:
                     drawn.append(Prediction(there[place], log))
         return drawn
 
-    def _at(self, offsets: Collection[tuple[Slot, int]]) -> dict[tuple[Slot, int], Record]:
+    def _at(self, offsets: Collection[tuple[TopicPartition, int]]) -> dict[tuple[TopicPartition, int], Record]:
         """Return the records that lie exactly at these offsets; neighbours are read together, and partitions side by side."""
-        runs: dict[Slot, list[tuple[int, int]]] = {}
+        runs: dict[TopicPartition, list[tuple[int, int]]] = {}
         for slot, offset in sorted(offsets):
             of = runs.setdefault(slot, [])
             if of and offset - of[-1][1] < NEAR:
@@ -206,7 +209,7 @@ class Replay:
         for number in range(max(map(len, runs.values()), default=0)):
             for batch in self.broker.read({slot: of[number] for slot, of in runs.items() if number < len(of)}):
                 for record in batch:
-                    place = Slot(record.topic(), record.partition()), record.offset()
+                    place = TopicPartition(record.topic(), record.partition()), record.offset()
                     if place in wanted:
                         found[place] = record
         return found
@@ -291,7 +294,7 @@ class Replay:
                 yield Model(version, None, why)
             else:
                 waiting[Wanted(*version, manifest.begin if manifest else self.pipeline.parts(version[0])[1])] = version
-        for came in Folding(self.pipeline, self.broker).come_by(waiting, progress):
+        for came in Refold(self.pipeline, self.broker).snapshots(waiting, progress):
             why = f"{came.why}; without --rebuild the artifact is taken" if came.why else ""
             yield Model(waiting[came.wanted], came.fold.model if came.fold else None, why)
 
@@ -306,14 +309,14 @@ class Replay:
 
     def _outcomes(self, predictions: Sequence[Prediction], progress: Progress | None) -> list[dict[str, Any]]:
         """Find the predictions' labels. An example lies behind all that its prediction's models had learned."""
-        slot = Slot(self.examples, 0)
+        slot = TopicPartition(self.examples, 0)
         low, high = self.broker.watermarks(slot)
         begin = max(low, min((score["version"] for p in predictions for score in p.scores), default=high))
         keys = {p.event_id.encode() for p in predictions}
         joined = self._records({slot: (begin, high)}, keys, progress)
         expired: dict[bytes, Record] = {}
         if missing := keys - joined.keys():
-            ranges = whole(self.broker, topics.EXPIRED.name(self.pipeline.name))
+            ranges = full_range(self.broker, topics.EXPIRED.name(self.pipeline.name))
             expired = self._records(ranges, missing, progress)
         return [
             self._outcome(p, joined.get(p.event_id.encode()), expired.get(p.event_id.encode())) for p in predictions
@@ -352,7 +355,7 @@ def _held(ranges: Ranges) -> str:
     return f"it holds {total:,} offsets{more}; expected an event's id, exactly as the event has it"
 
 
-def _place(number: int, ranges: Mapping[Slot, tuple[int, int]]) -> tuple[Slot, int]:
+def _place(number: int, ranges: Mapping[TopicPartition, tuple[int, int]]) -> tuple[TopicPartition, int]:
     """Return slot and offset of the `number`-th of all offsets."""
     for slot, (begin, end) in ranges.items():
         if number < end - begin:

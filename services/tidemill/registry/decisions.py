@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
-from tidemill.stream.api import Broker, Record, whole
+from tidemill.stream.api import Broker, Record
+from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
-from tidemill.wire.records import Codec, Records
+from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -22,19 +24,19 @@ _SEAT = re.compile(r"([a-z][a-z0-9_-]*(?:~[0-9]{1,18})?)(?:@([0-9]{1,18}))?")
 
 
 @dataclass(frozen=True, order=True)
-class Seat:
+class ModelRef:
     """Who answers: a model as it learns (version 0), or one version of it; no model: nobody."""
 
     model: str = ""
     version: int = 0
 
     @staticmethod
-    def of(text: str) -> Seat:
+    def of(text: str) -> ModelRef:
         """Return the seat that `MODEL` or `MODEL@VERSION` names. Raises ValueError."""
         found = _SEAT.fullmatch(text)
         if not found:
             raise ValueError(f"{text!r} where MODEL or MODEL@VERSION was expected, as logreg or logreg@12000")
-        return Seat(found[1], int(found[2] or 0))
+        return ModelRef(found[1], int(found[2] or 0))
 
     def __bool__(self) -> bool:
         return bool(self.model)
@@ -43,7 +45,7 @@ class Seat:
         return f"{self.model}@{self.version}" if self.version else self.model
 
 
-NOBODY = Seat()
+NOBODY = ModelRef()
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class Decision:
     examples: int
     since: int
     command: str
-    subject: Seat
-    champion: Seat
-    before: Seat
-    watched: Seat = NOBODY
+    subject: ModelRef
+    champion: ModelRef
+    before: ModelRef
+    watched: ModelRef = NOBODY
     held: bool = False
     candidate: str = ""
     loss: str = ""
@@ -85,9 +87,9 @@ class Decision:
     signature: str = ""
 
     @property
-    def seats(self) -> tuple[Seat, ...]:
-        """All that answer after it besides the roster: the champion first, whom it is watched against, the candidate."""
-        found = dict.fromkeys((self.champion, self.watched, Seat(self.candidate)))
+    def seats(self) -> tuple[ModelRef, ...]:
+        """All that answer after it besides the model_names: the champion first, whom it is watched against, the candidate."""
+        found = dict.fromkeys((self.champion, self.watched, ModelRef(self.candidate)))
         return tuple(seat for seat in found if seat)
 
     @property
@@ -102,7 +104,7 @@ class Command:
 
     id: str
     kind: str
-    target: Seat
+    target: ModelRef
     steps: int
     begin: int
     by: str
@@ -114,7 +116,7 @@ class Command:
 Thing = TypeVar("Thing", bound="Decision | Command")
 
 
-class Sealed(Generic[Thing]):
+class SignedCodec(Generic[Thing]):
     """Encodes and decodes one kind of signed record."""
 
     def __init__(self, kind: type[Thing], codec: Codec, key: bytes) -> None:
@@ -158,38 +160,38 @@ def _made(record: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(record)
     for name in ("subject", "champion", "before", "watched", "target"):
         if name in found:
-            found[name] = Seat(**found[name])
+            found[name] = ModelRef(**found[name])
     if "evidence" in found:
         found["evidence"] = tuple(EvidenceLine(**line) for line in found["evidence"])
     return found
 
 
-def decisions(pipeline: Pipeline, key: bytes) -> Sealed[Decision]:
+def decisions(pipeline: Pipeline, key: bytes) -> SignedCodec[Decision]:
     """Return what reads and writes a pipeline's decisions."""
-    return Sealed(Decision, Records(pipeline).decision, key)
+    return SignedCodec(Decision, Records(pipeline).decision, key)
 
 
-class _Unchecked(Sealed[Decision]):
+class _Unchecked(SignedCodec[Decision]):
     """Reads decisions where there is no key to check their signatures with."""
 
     def _is_signed(self, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
         return True
 
 
-def unchecked(pipeline: Pipeline) -> Sealed[Decision]:
+def unchecked(pipeline: Pipeline) -> SignedCodec[Decision]:
     """Return what reads a pipeline's decisions for people, whoever signed them."""
     return _Unchecked(Decision, Records(pipeline).decision, b"")
 
 
-def commands(pipeline: Pipeline, key: bytes) -> Sealed[Command]:
+def commands(pipeline: Pipeline, key: bytes) -> SignedCodec[Command]:
     """Return what reads and writes a pipeline's commands."""
-    return Sealed(Command, Records(pipeline).command, key)
+    return SignedCodec(Command, Records(pipeline).command, key)
 
 
-def all_decisions(pipeline: Pipeline, broker: Broker, sealed: Sealed[Decision]) -> list[Decision]:
+def all_decisions(pipeline: Pipeline, broker: Broker, sealed: SignedCodec[Decision]) -> list[Decision]:
     """Return every sound decision on the promotions topic, the oldest first. There are few: people and proofs are slow."""
     topic = topics.PROMOTIONS.name(pipeline.name)
-    found = (sealed.sound(record) for batch in broker.read(whole(broker, topic)) for record in batch)
+    found = (sealed.sound(record) for batch in broker.read(full_range(broker, topic)) for record in batch)
     return [decision for decision in found if decision]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from tidemill.errors import ArtifactError
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.stream.api import Broker, Record, Slot
+from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
@@ -21,9 +21,9 @@ WINDOW = 250
 """How many offsets are read first; four times as many each time that this was not enough."""
 
 
-def slot_of(registry: Registry) -> Slot:
+def slot_of(registry: Registry) -> TopicPartition:
     """Return the one slot that holds a pipeline's manifests."""
-    return Slot(topics.MODELS.name(registry.pipeline.name), 0)
+    return TopicPartition(topics.MODELS.name(registry.pipeline.name), 0)
 
 
 def sound(registry: Registry, record: Record) -> Manifest | None:

@@ -15,11 +15,13 @@ import river
 
 import tidemill
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
-from tidemill.models.segments import State, told
+from tidemill.models.segments import told
+from tidemill.models.snapshot import Snapshot
 from tidemill.registry import snapshots
 from tidemill.registry.store import ArtifactStore, sha256
-from tidemill.wire.records import Codec, Records, vector_to_x
+from tidemill.wire.records import Records, vector_to_x
 
 
 @dataclass(frozen=True)
@@ -55,30 +57,6 @@ _MADE = ("uri", "sha256", "tidemill", "river", "python", "created_at", "signatur
 """In what a version that was folded again may differ from what it was."""
 _LATER: Mapping[str, Any] = {"begin": 0, "parent": 0, "seconds": 0.0, "schemas": {}, "segments": ()}
 """What manifests have not always said, and what one says that does not say it."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What is saved of a learner: enough to serve, and to go on learning as if it had never stopped.
-
-    `shares`: the sources of the last examples, where the pipeline limits a source's share.
-    """
-
-    model: Any
-    metrics: list[Any]
-    examples: int
-    version: int
-    learned_until: int
-    begin: int = 0
-    segments: State = field(default_factory=list)
-    shares: Sequence[str | None] | None = None
-
-    def saved(self) -> dict[str, Any]:
-        """Return what goes into an artifact: `shares` only where there are any, as who knows nothing of them reads it too."""
-        found = dict(self.__dict__)
-        if self.shares is None:
-            del found["shares"]
-        return found
 
 
 def parse(records: Records, data: bytes) -> Manifest:
@@ -158,7 +136,7 @@ class Registry:
             uri=self.store.path(digest),
             sha256=digest,
             declaration=self.pipeline.declaration_hash(name),
-            hyperparameters=self.pipeline.printed(name),
+            hyperparameters=self.pipeline.stable_repr(name),
             tidemill=tidemill.__version__,
             river=river.__version__,
             python=platform.python_version(),

@@ -22,10 +22,11 @@ import river
 
 from tidemill.declare.tasks import TASKS
 from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
 from tidemill.registry import snapshots
 from tidemill.registry.store import sha256
-from tidemill.wire.records import Codec, vector_to_x
+from tidemill.wire.records import vector_to_x
 
 MANIFEST, ARTIFACT, DECLARED = "manifest", "artifact", "declared.json"
 FORMS = ("manifest.v2", "manifest.v1")

@@ -9,7 +9,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.registry.latest import WINDOW, backwards
 from tidemill.registry.manifests import Manifest, Registry, parse
-from tidemill.stream.api import Broker, Record, Slot
+from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -61,7 +61,7 @@ class Versions:
 
     def read(self, model: str | None = None, progress: Progress | None = None) -> Iterator[Version]:
         """Yield versions, the newest first; `model`: only of this one."""
-        slot = Slot(self.topic, 0)
+        slot = TopicPartition(self.topic, 0)
         newest: set[str] = set()
         for begin, end in backwards(*self.broker.watermarks(slot), WINDOW, growth=4, most=MOST):
             for record in reversed([record for batch in self.broker.read({slot: (begin, end)}) for record in batch]):
@@ -120,4 +120,4 @@ class Versions:
             )
         no = f"what {self.topic} holds of model {model!r} is no manifest"
         what = no if passed else f"no version of model {model!r} in {self.topic}"
-        return f"{what}: the pipeline declares {', '.join(self.pipeline.roster)}"
+        return f"{what}: the pipeline declares {', '.join(self.pipeline.model_names)}"

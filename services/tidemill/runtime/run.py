@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from tidemill import metrics
-from tidemill.declare.pipeline import Pipeline, View
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.view import View
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.features.lookup import StoredViews
 from tidemill.features.redis import Redis, RedisReader, RedisView, connect
@@ -29,6 +30,7 @@ from tidemill.stages.validator import service as validator
 from tidemill.stages.validator.feed import SchemaFeed
 from tidemill.stream.kafka.broker import KafkaBroker, Sender
 from tidemill.stream.loop import Loop, Service, stop_on_signals
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def broker_of(settings: Settings) -> KafkaBroker:
     return KafkaBroker(settings.brokers, exactly_once=settings.delivery == "exactly_once", extra=settings.kafka)
 
 
-def topic_table(pipeline: Pipeline) -> list[tuple[topics.Topic, str, int]]:
+def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     """Return every topic of the pipeline as (topic, name, partitions)."""
     return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
 
@@ -97,11 +99,11 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     elif name == "featurizer":
         client = connect(settings.redis_url.get_secret_value())
         others = StoredViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
-        stores = _stores(pipeline, client, pipeline.own_views)
-        service = featurizer.build(pipeline, stores, others if pipeline.other_views else None)
+        stores = _stores(pipeline, client, pipeline.inline_views)
+        service = featurizer.build(pipeline, stores, others if pipeline.remote_views else None)
     elif name == "materializer":
         client = connect(settings.redis_url.get_secret_value())
-        service = materializer.build(pipeline, _stores(pipeline, client, pipeline.other_views))
+        service = materializer.build(pipeline, _stores(pipeline, client, pipeline.remote_views))
     elif name == "scorer":
         feed = models = ModelFeed(registry_of(pipeline, settings), broker)
         service = scorer.build(pipeline, models.take)
@@ -197,8 +199,8 @@ def registry_of(pipeline: Pipeline, settings: Settings) -> Registry:
 
 
 def _learner(pipeline: Pipeline, settings: Settings, broker: KafkaBroker, model: str) -> Service:
-    if model not in pipeline.roster:
-        raise SettingsError(f"model {model!r} is not one of the pipeline's: {', '.join(pipeline.roster)}")
+    if model not in pipeline.model_names:
+        raise SettingsError(f"model {model!r} is not one of the pipeline's: {', '.join(pipeline.model_names)}")
     return learner.build(
         pipeline,
         model,

@@ -22,7 +22,7 @@ class Record(Protocol):
     def timestamp(self) -> tuple[int, int]: ...
 
 
-class Slot(NamedTuple):
+class TopicPartition(NamedTuple):
     """A partition of a topic."""
 
     topic: str
@@ -73,7 +73,7 @@ class Start:
     live_from: int
 
 
-class Step:
+class Processor:
     """What a service does to a batch of records, without I/O of its own.
 
     A step's state is a function of the offsets it has read up to, and of nothing else; that is what lets the loop
@@ -87,11 +87,11 @@ class Step:
         self.observed: dict[tuple[str, str], float] = {}
         self.has_written = False
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         """Take over a slot. The default step has no state."""
         return Start(committed.offset, committed.offset)
 
-    def truncated(self, slot: Slot) -> None:
+    def truncated(self, slot: TopicPartition) -> None:
         """Be told that the log no longer reaches back to where `assign` asked to rebuild from."""
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
@@ -101,14 +101,14 @@ class Step:
         """
         raise NotImplementedError
 
-    def note(self, slot: Slot) -> str:
+    def note(self, slot: TopicPartition) -> str:
         """Return the word to keep beside the offset that is about to be committed for `slot`."""
         return ""
 
     def committed(self) -> None:
         """Be told that everything processed so far is committed: the moment to write views. Also while nothing comes."""
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         """Drop the state of these slots."""
 
     def finish(self, emit: Emit) -> bool:
@@ -129,19 +129,19 @@ class Consumer(Protocol):
     def joined(self) -> bool:
         """Whether the group has given this member its share, be it nothing."""
 
-    def changes(self) -> tuple[set[Slot], set[Slot]]:
+    def changes(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
         """Return the slots taken away and the slots given since the last call."""
 
-    def committed(self, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+    def committed(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what the group has committed."""
 
-    def start(self, offsets: Mapping[Slot, int]) -> None:
+    def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Read the given slots from these offsets on, and only them."""
 
-    def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
+    def positions(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Return the next offset to be read, for slots where anything has been."""
 
-    def lag(self) -> Mapping[Slot, int]:
+    def lag(self) -> Mapping[TopicPartition, int]:
         """Return how many records behind the end of each slot this member is, as far as it knows without asking."""
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class Producer(Protocol):
     def emit(self) -> Emit:
         """How to send a record."""
 
-    def commit(self, offsets: Mapping[Slot, Position], consumer: Consumer | None) -> None:
+    def commit(self, offsets: Mapping[TopicPartition, Position], consumer: Consumer | None) -> None:
         """Make what was emitted and these offsets lasting; there need be no consumer where there are no offsets.
 
         Raises Aborted (nothing was), or Fenced.
@@ -183,23 +183,17 @@ class Broker(Protocol):
     def partitions(self, topic: str) -> int:
         """Return the number of partitions; 0 where there is no such topic."""
 
-    def watermarks(self, slot: Slot) -> tuple[int, int]:
+    def watermarks(self, slot: TopicPartition) -> tuple[int, int]:
         """Return the first offset still there and the one after the last."""
 
-    def committed(self, group: str, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+    def committed(self, group: str, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what a group has committed, without joining it."""
 
-    def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[Record]]:
+    def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[Record]]:
         """Yield batches of what is committed in the ranges [from, to), in order within a slot."""
 
-    def follow(self, slot: Slot, offset: int) -> Follower:
+    def follow(self, slot: TopicPartition, offset: int) -> Follower:
         """Follow a slot from an offset on."""
-
-
-def whole(broker: Broker, topic: str) -> dict[Slot, tuple[int, int]]:
-    """Return all that a topic holds at this moment, as the ranges that `Broker.read` takes."""
-    slots = [Slot(topic, partition) for partition in range(broker.partitions(topic))]
-    return {slot: broker.watermarks(slot) for slot in slots}
 
 
 class Follower(Protocol):
@@ -241,3 +235,25 @@ class View(Protocol):
         Returns "written"; "behind" where the store stands before `base` (it was emptied or rolled back) and needs
         everything again; or "refused" where it already stands after `offset`.
         """
+
+
+Wanted = Mapping[str, Collection[str]]
+
+
+Tiles = dict[tuple[str, str], dict[str, str]]
+
+
+Notes = dict[str, list[str | None]]
+
+
+@dataclass
+class Change:
+    """What one entity's keys shall hold: features (None: has no value now), tiles set, tiles gone; `whole`: only these.
+
+    A whole change without tiles is the entity forgotten.
+    """
+
+    features: Mapping[str, Any]
+    tiles: Mapping[str, str]
+    gone: tuple[str, ...] = ()
+    whole: bool = False

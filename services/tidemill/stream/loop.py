@@ -17,11 +17,11 @@ from typing import Any
 
 from tidemill import metrics
 from tidemill.errors import Aborted, Retry, Stopped
-from tidemill.stream.api import Broker, Consumer, Position, Producer, Slot, Step, discard
+from tidemill.stream.api import Broker, Consumer, Position, Processor, Producer, TopicPartition, discard
 
 log = logging.getLogger(__name__)
 
-NOWHERE: Mapping[Slot, int] = MappingProxyType({})
+NOWHERE: Mapping[TopicPartition, int] = MappingProxyType({})
 IDLE_SECONDS = 0.1
 GAUGE_SECONDS = 0.1
 """How often levels are measured while records come; nobody looks more often."""
@@ -37,7 +37,7 @@ class Service:
     name: str
     group: str
     topics: Sequence[str]
-    step: Step
+    step: Processor
 
 
 class Loop:
@@ -80,8 +80,8 @@ class Loop:
         self.ready = False
         self.heartbeat = clock()
         self.watch = metrics.LoopMetrics(service.name)
-        self._slots: set[Slot] = set()
-        self._held: dict[Slot, int] = {}
+        self._slots: set[TopicPartition] = set()
+        self._held: dict[TopicPartition, int] = {}
         self._last_commit = self._last_batch = self._last_gauges = clock()
         self._dirty = False
         self._failures = 0
@@ -172,7 +172,7 @@ class Loop:
             self.watch.batch(len(records), self.clock() - started)
         return may_commit and self._dirty and self.clock() - self._last_commit >= self.commit_every
 
-    def _commit(self, consumer: Consumer, producer: Producer, up_to: Mapping[Slot, int] = NOWHERE) -> None:
+    def _commit(self, consumer: Consumer, producer: Producer, up_to: Mapping[TopicPartition, int] = NOWHERE) -> None:
         """Commit what was handled: everything that was read or, in slots that `up_to` has, what is before its offset."""
         started = self.clock()
         offsets = {
@@ -205,7 +205,7 @@ class Loop:
             self.ready = consumer.joined()  # with nothing to do: it stands by
         return not self._slots
 
-    def _forget(self, slots: Iterable[Slot]) -> None:
+    def _forget(self, slots: Iterable[TopicPartition]) -> None:
         slots = set(slots)
         self.step.revoke(slots)
         for slot in slots:
@@ -219,8 +219,8 @@ class Loop:
         what we hold is right and nothing is rebuilt.
         """
         committed = consumer.committed(sorted(self._slots)) if self._slots else {}
-        positions: dict[Slot, Position] = {}
-        lows: dict[Slot, int] = {}
+        positions: dict[TopicPartition, Position] = {}
+        lows: dict[TopicPartition, int] = {}
         for slot, position in committed.items():
             low, high = self.broker.watermarks(slot)
             lows[slot] = low
@@ -242,7 +242,7 @@ class Loop:
                 self.watch.counts({("lost_records", slot.topic): abs(where - position.offset)})
                 position = Position(where)
             positions[slot] = position
-        groups: dict[int, list[Slot]] = {}
+        groups: dict[int, list[TopicPartition]] = {}
         for slot in positions:
             groups.setdefault(slot.partition, []).append(slot)
         stale = {
@@ -253,7 +253,7 @@ class Loop:
         } | {slot for slot in self._held if slot not in positions}
         self._forget(stale)
         starts = {slot: position.offset for slot, position in positions.items()}
-        ranges: dict[Slot, tuple[int, int]] = {}
+        ranges: dict[TopicPartition, tuple[int, int]] = {}
         for slot in sorted(stale & positions.keys()):
             start = self.step.assign(slot, positions[slot])
             begin = start.rebuild_from
@@ -274,7 +274,7 @@ class Loop:
         log.info("reading", extra={"from": ", ".join(f"{_shown([slot])}@{starts[slot]}" for slot in sorted(starts))})
         self._last_commit = self.clock()
 
-    def _rebuild(self, consumer: Consumer, ranges: dict[Slot, tuple[int, int]]) -> None:
+    def _rebuild(self, consumer: Consumer, ranges: dict[TopicPartition, tuple[int, int]]) -> None:
         if not ranges:
             return
         total = sum(end - begin for begin, end in ranges.values())
@@ -341,5 +341,5 @@ def stop_on_signals(loop: Loop) -> None:
         signal.signal(number, loop.stop)
 
 
-def _shown(slots: Iterable[Slot]) -> str:
+def _shown(slots: Iterable[TopicPartition]) -> str:
     return ", ".join(f"{slot.topic}[{slot.partition}]" for slot in sorted(slots))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tidemill.errors import Aborted, Fenced
 from tidemill.stream import api
-from tidemill.stream.api import Headers, Position, Slot
+from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.order import TimeOrder
 
 
@@ -71,7 +71,7 @@ class MemoryRecord:
 @dataclass
 class _Group:
     members: dict[str, MemoryConsumer] = field(default_factory=dict)
-    committed: dict[Slot, Position] = field(default_factory=dict)
+    committed: dict[TopicPartition, Position] = field(default_factory=dict)
     generation: int = 0
 
 
@@ -85,8 +85,10 @@ class MemoryBroker:
     """
 
     def __init__(self, topics: Mapping[str, int]) -> None:
-        self.log: dict[Slot, list[MemoryRecord]] = {Slot(t, p): [] for t, n in topics.items() for p in range(n)}
-        self.first: dict[Slot, int] = dict.fromkeys(self.log, 0)
+        self.log: dict[TopicPartition, list[MemoryRecord]] = {
+            TopicPartition(t, p): [] for t, n in topics.items() for p in range(n)
+        }
+        self.first: dict[TopicPartition, int] = dict.fromkeys(self.log, 0)
         self.groups: dict[str, _Group] = {}
         self._topics = dict(topics)
         self._epochs: dict[str, int] = {}
@@ -94,21 +96,21 @@ class MemoryBroker:
     def partitions(self, topic: str) -> int:
         return self._topics.get(topic, 0)
 
-    def watermarks(self, slot: Slot) -> tuple[int, int]:
+    def watermarks(self, slot: TopicPartition) -> tuple[int, int]:
         return self.first[slot], len(self.log[slot])
 
-    def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[api.Record]]:
+    def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[api.Record]]:
         for slot, (begin, end) in ranges.items():
             yield list(self.log[slot][max(begin, self.first[slot]) : end])
 
-    def committed(self, group: str, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+    def committed(self, group: str, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         held = self.groups[group].committed if group in self.groups else {}
         return {slot: held.get(slot) for slot in slots}
 
-    def follow(self, slot: Slot, offset: int) -> MemoryFollower:
+    def follow(self, slot: TopicPartition, offset: int) -> MemoryFollower:
         return MemoryFollower(self, slot, offset)
 
-    def truncate(self, slot: Slot, first: int) -> None:
+    def truncate(self, slot: TopicPartition, first: int) -> None:
         """Forget everything before offset `first`, as retention does."""
         self.first[slot] = first
 
@@ -124,8 +126,8 @@ class MemoryBroker:
         """Append one record at once, as a producer without transactions would."""
         count = self._topics[topic]
         if partition < 0:
-            partition = zlib.crc32(key) % count if key else len(self.log[Slot(topic, 0)]) % count
-        entries = self.log[Slot(topic, partition)]
+            partition = zlib.crc32(key) % count if key else len(self.log[TopicPartition(topic, 0)]) % count
+        entries = self.log[TopicPartition(topic, partition)]
         record = MemoryRecord(
             topic, value, key, timestamp or int(time.time() * 1000), headers, partition=partition, offset=len(entries)
         )
@@ -151,13 +153,13 @@ class MemoryBroker:
     def _rebalance(self, group: _Group) -> None:
         group.generation += 1
         members = [group.members[name] for name in sorted(group.members)]
-        shares: dict[str, set[Slot]] = {m.instance: set() for m in members}
+        shares: dict[str, set[TopicPartition]] = {m.instance: set() for m in members}
         for topic in sorted({t for m in members for t in m.topics}):
             takers = [m for m in members if topic in m.topics]
             count, start = self._topics.get(topic, 0), 0
             for index, member in enumerate(takers):
                 size = count // len(takers) + (index < count % len(takers))
-                shares[member.instance] |= {Slot(topic, p) for p in range(start, start + size)}
+                shares[member.instance] |= {TopicPartition(topic, p) for p in range(start, start + size)}
                 start += size
         for member in members:
             member.give(shares[member.instance], group.generation)
@@ -166,7 +168,7 @@ class MemoryBroker:
 class MemoryFollower:
     """Reads one slot as it grows."""
 
-    def __init__(self, broker: MemoryBroker, slot: Slot, offset: int) -> None:
+    def __init__(self, broker: MemoryBroker, slot: TopicPartition, offset: int) -> None:
         self.broker, self.slot, self.at = broker, slot, offset
 
     def poll(self, limit: int, timeout: float) -> list[api.Record]:
@@ -187,14 +189,14 @@ class MemoryConsumer:
         self.broker, self.topics, self.instance = broker, tuple(topics), instance
         self.group = broker.groups.setdefault(group, _Group())
         self.generation = 0
-        self._slots: set[Slot] = set()
-        self._revoked: set[Slot] = set()
-        self._assigned: set[Slot] = set()
-        self._at: dict[Slot, int] = {}
+        self._slots: set[TopicPartition] = set()
+        self._revoked: set[TopicPartition] = set()
+        self._assigned: set[TopicPartition] = set()
+        self._at: dict[TopicPartition, int] = {}
         self.group.members[instance] = self
         broker._rebalance(self.group)
 
-    def give(self, slots: set[Slot], generation: int) -> None:
+    def give(self, slots: set[TopicPartition], generation: int) -> None:
         """Take a new assignment: everything is taken away and given anew, as eager rebalancing does."""
         self._revoked |= self._slots
         self._assigned = set(slots)
@@ -218,21 +220,21 @@ class MemoryConsumer:
     def joined(self) -> bool:
         return self.group.members.get(self.instance) is self
 
-    def changes(self) -> tuple[set[Slot], set[Slot]]:
+    def changes(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
         found = self._revoked, self._assigned
         self._revoked, self._assigned = set(), set()
         return found
 
-    def committed(self, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+    def committed(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         return {slot: self.group.committed.get(slot) for slot in slots}
 
-    def start(self, offsets: Mapping[Slot, int]) -> None:
+    def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._at = dict(offsets)
 
-    def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
+    def positions(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         return {slot: self._at[slot] for slot in slots if slot in self._at}
 
-    def lag(self) -> dict[Slot, int]:
+    def lag(self) -> dict[TopicPartition, int]:
         return {slot: len(self.broker.log[slot]) - at for slot, at in self._at.items()}
 
     def close(self) -> None:
@@ -260,7 +262,7 @@ class MemoryProducer:
         self.broker._check(self.name, self.epoch)
         self._held.append((topic, value, key, timestamp, headers, partition))
 
-    def commit(self, offsets: Mapping[Slot, Position], consumer: api.Consumer | None) -> None:
+    def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
         self.broker._check(self.name, self.epoch)
         assert consumer is None or isinstance(consumer, MemoryConsumer)  # noqa: S101  the same broker made both
         if offsets and consumer and consumer.generation != consumer.group.generation:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from tidemill.errors import Aborted
-from tidemill.stream.api import Record, Slot
+from tidemill.stream.api import Record, TopicPartition
 
 Keyed = tuple[int, Record]
 _NEVER = 2**63
@@ -22,10 +22,10 @@ class TimeOrder:
     """Buffers of records by slot, released merged by timestamp."""
 
     def __init__(self) -> None:
-        self._buffers: dict[Slot, list[Keyed]] = {}
-        self._latest: dict[Slot, int] = {}
-        self._next: dict[Slot, int] = {}
-        self.positions: dict[Slot, int] = {}
+        self._buffers: dict[TopicPartition, list[Keyed]] = {}
+        self._latest: dict[TopicPartition, int] = {}
+        self._next: dict[TopicPartition, int] = {}
+        self.positions: dict[TopicPartition, int] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._buffers.values()))
@@ -42,7 +42,7 @@ class TimeOrder:
         """
         buffers, latest, following = self._buffers, self._latest, self._next
         for record in records:
-            slot = Slot(record.topic(), record.partition())
+            slot = TopicPartition(record.topic(), record.partition())
             offset = record.offset()
             if offset < following.get(slot, _NEVER):
                 raise Aborted(
@@ -56,7 +56,7 @@ class TimeOrder:
             latest[slot] = key
             buffers.setdefault(slot, []).append((key, record))
 
-    def release(self, behind: Collection[Slot] = ()) -> list[Record]:
+    def release(self, behind: Collection[TopicPartition] = ()) -> list[Record]:
         """Return what can be handed out: all, or up to where each slot in `behind` has been read."""
         edge = min((self._buffers[s][-1][0] if self._buffers.get(s) else -1 for s in behind), default=None)
         out: list[Keyed] = []
@@ -75,11 +75,11 @@ class TimeOrder:
         out.sort(key=_time)  # stable, and each slot's keys ascend: the runs are merged
         return [record for _, record in out]
 
-    def behind(self, ends: dict[Slot, int], slack: int) -> set[Slot]:
+    def behind(self, ends: dict[TopicPartition, int], slack: int) -> set[TopicPartition]:
         """Return slots with more than `slack` offsets before their end (`ends`) that have not been read yet."""
         return {slot for slot, end in ends.items() if end - self._next.get(slot, 0) > slack}
 
-    def clear(self, positions: dict[Slot, int]) -> None:
+    def clear(self, positions: dict[TopicPartition, int]) -> None:
         """Forget everything and begin at these offsets."""
         self._buffers.clear()
         self._latest.clear()

@@ -2,12 +2,13 @@
 
 Columns: `partition`, `offset`, `timestamp` of the record; `event_id`, `entity_id`, `event_time`; `source_partition` and
 `source_offset` of the valid event; `partial`; the vector as `x_<feature>`; `champion`, who served, with its
-`champion_version` and `champion_score`; for each model of the roster `score_<model>`, `version_<model>` and, where classes
+`champion_version` and `champion_score`; for each model of the model_names `score_<model>`, `version_<model>` and, where classes
 have probabilities of their own, `probabilities_<model>`. Examples have `label` and `label_time` as well.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -55,14 +56,14 @@ class Form:
         yield from (("event_id", pa.string()), ("entity_id", pa.string()), ("event_time", MOMENT))
         yield from (("source_partition", pa.int32()), ("source_offset", pa.int64()), ("partial", pa.bool_()))
         yield from (
-            (f"{ENTITY}{name}", pa.string()) for name in dict.fromkeys(v.entity for v in self.pipeline.other_views)
+            (f"{ENTITY}{name}", pa.string()) for name in dict.fromkeys(v.entity for v in self.pipeline.remote_views)
         )
         yield from ((f"{AS_OF}{view.label}", MOMENT) for view in self.pipeline.views)
         yield ("stale", pa.list_(pa.string()))
         for name, kind in self.pipeline.vector.items():
             yield (f"x_{name}", _FEATURES[kind])
         yield from (("champion", pa.string()), ("champion_version", pa.int64()), ("champion_score", pa.float64()))
-        for model in self.pipeline.roster:
+        for model in self.pipeline.model_names:
             yield (f"score_{model}", pa.float64())
             yield (f"version_{model}", pa.int64())
             if self.by_class:
@@ -172,3 +173,15 @@ def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[
         if not wanted(path.rpartition("/date=")[2].partition("/")[0]):
             continue
         yield from form.rows(files.read(path) or b"")
+
+
+EPOCH = dt.date(1970, 1, 1)
+
+
+DAY_MS = 86_400_000
+
+
+def date_of(time: int) -> str:
+    """Return the date, in UTC, of ms since the epoch; of what no calendar has, the first or the last that it has."""
+    day = min(max(time // DAY_MS, (dt.date.min - EPOCH).days), (dt.date.max - EPOCH).days)
+    return (EPOCH + dt.timedelta(days=day)).isoformat()

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from tidemill.stream.topic import DAY, Topic
 
-DAY = 24 * 3_600_000
 SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner", "gate")
 """The services of the data plane, along the river."""
 WATCHING = ("archiver", "monitor", "status")
 """The services that only look on; one process of each a pipeline."""
 OUTSIDE = ("producers", "consumers", "redrive")
 """Who else writes or reads: others' programs, and the command that sends dead letters back."""
-
-
-@dataclass(frozen=True)
-class Topic:
-    """One topic. `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes`
-    0 means the broker's own limit."""
-
-    suffix: str
-    key: str
-    record: str
-    writers: tuple[str, ...]
-    readers: tuple[str, ...]
-    partitions: int = 0
-    retention_ms: int = 7 * DAY
-    max_message_bytes: int = 0
-    doc: str = ""
-
-    def name(self, pipeline: str) -> str:
-        """The topic's name for the pipeline called `pipeline`."""
-        return f"{pipeline}.{self.suffix}"
 
 
 EVENTS = Topic("events", "any", "event", ("producers", "redrive"), ("validator",), doc="Events as producers send them.")

@@ -11,6 +11,7 @@ from tidemill.encoding import schema_files as schemas
 from tidemill.errors import ArtifactError, DeclarationError
 from tidemill.features.store import schema
 from tidemill.registry import snapshots
+from tidemill.stream.topic import DAY
 from tidemill.tables import Lookup
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -18,7 +19,7 @@ from tidemill.wire.records import Records
 
 def check_models(pipeline: Pipeline) -> None:
     """Raise DeclarationError where a model could not be saved and loaded again, as every version must be."""
-    for name in pipeline.roster:
+    for name in pipeline.model_names:
         try:
             snapshots.load(snapshots.dump(pipeline.model(name)))
         except ArtifactError as error:
@@ -29,7 +30,7 @@ def topics_text(pipeline: Pipeline) -> str:
     """Return the table of the pipeline's topics."""
     table = new_table("topic", "key", "record", "partitions", "kept", "written by", "read by")
     for topic in topics.TOPICS:
-        kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // topics.DAY} days"
+        kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // DAY} days"
         partitions = str(topic.partitions or pipeline.partitions)
         table.add_row(topic.name(pipeline.name), topic.key, topic.record, partitions, kept,
                       ", ".join(topic.writers), ", ".join(topic.readers))  # fmt: skip
@@ -47,14 +48,14 @@ def as_text(pipeline: Pipeline) -> str:
             vector.add_row(name, "number", f"view {view.label}")
     views = new_table("view", "of", "from", "tiles of", "expires", "fresh", "kept by")
     for view in pipeline.views:
-        by = "featurizer" if view in pipeline.own_views else "materializer"
+        by = "featurizer" if view in pipeline.inline_views else "materializer"
         views.add_row(view.label, view.entity, view.source, view.every, view.expires or "never", view.fresh, by)
     rules = new_table("rule", "field", "expects")
     for rule in (*pipeline.event_checks, *pipeline.label_checks):
         rules.add_row(rule.name, rule.field, rule.said)
     models = new_table("model", "role", "is")
-    for name in pipeline.roster:
-        models.add_row(name, role(pipeline, name), " ".join(pipeline.printed(name).split()))
+    for name in pipeline.model_names:
+        models.add_row(name, role(pipeline, name), " ".join(pipeline.stable_repr(name).split()))
     head = (
         f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, label within {pipeline.label_timeout}\n"
         f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
@@ -94,7 +95,7 @@ def as_json(pipeline: Pipeline) -> dict[str, Any]:
         "task": pipeline.task,
         "entity": pipeline.events.key,
         "champion": pipeline.champion,
-        "models": {name: pipeline.printed(name) for name in pipeline.roster},
+        "models": {name: pipeline.stable_repr(name) for name in pipeline.model_names},
         "search": {name: {of: values.said for of, values in one.over.items()} for name, one in pipeline.search.items()},
         "vector": pipeline.vector,
         "views": [schema(pipeline, view) for view in pipeline.views],

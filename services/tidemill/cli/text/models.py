@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tidemill.cli.text.shared import given_text, minute, moment, printable, render, role, second
 from tidemill.declare.pipeline import Pipeline
-from tidemill.offline.compare import LEAST, Interval
+from tidemill.models.evidence import LEAST, Interval
 from tidemill.offline.compare import Report as Comparison
 from tidemill.registry.manifests import Manifest
 from tidemill.registry.store import ArtifactStore

@@ -113,7 +113,7 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
     made = score["manifest"]
     if made is None:
         declared = pipeline.knows(score["model"]) and not score["version"]
-        printed = " ".join(pipeline.printed(score["model"]).split()) if declared else ""
+        printed = " ".join(pipeline.stable_repr(score["model"]).split()) if declared else ""
         why = "" if score["version"] else "the declared model, before it had learned anything"
         return pairs_table([("is", why or "there is no manifest that can be trusted"), ("hyperparameters", printed)])
     now = f" (this is {river.__version__})" if made["river"] != river.__version__ else ""

@@ -38,7 +38,7 @@ def role(pipeline: Pipeline, model: str, champion: str = "") -> str:
     """Return what a model is; a candidate is a copy of one that is declared. `champion`: the declared one by default."""
     if model == (champion or pipeline.champion):
         return "champion"
-    if model not in pipeline.roster:
+    if model not in pipeline.model_names:
         return "candidate" if pipeline.knows(model) else "not declared"
     return "baseline" if model == "baseline" else "challenger"
 

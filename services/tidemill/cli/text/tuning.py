@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidemill.cli.text.shared import count_of, given_text, new_table, render
-from tidemill.offline.tuning.rungs import Candidate, Report
+from tidemill.offline.tuning.successive_halving import Candidate, Report
 
 SHOWN = 20
 """Candidates that are shown; --json has all."""

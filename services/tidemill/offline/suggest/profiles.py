@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.declare.pipeline import Pipeline, Stream
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files as schemas
 from tidemill.offline.backtest import Progress
 from tidemill.rules import LARGEST_NUMBER, Rule
-from tidemill.stream.api import Broker, whole
+from tidemill.stream.api import Broker
+from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -322,7 +324,7 @@ def of_kafka(pipeline: Pipeline, broker: Broker, progress: Progress | None = Non
         ("label_rules", topics.LABELS_VALID, pipeline.labels, pipeline.label_rules, records.label),
     ):
         history = found[argument] = History(stream, declared, is_sorted=False)
-        for batch in broker.read(whole(broker, topic.name(pipeline.name))):
+        for batch in broker.read(full_range(broker, topic.name(pipeline.name))):
             some = [(record, row) for record in batch if (row := codec.of(record.value())) is not None]
             history.skipped += len(batch) - len(some)
             numbers = np.array([(r.partition() << 48) + r.offset() for r, _ in some], np.int64)

@@ -23,7 +23,7 @@ from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest, Progress, Row
 from tidemill.offline.log_history import without_models
-from tidemill.stream.api import Broker, Record, Slot
+from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records
 
@@ -95,7 +95,7 @@ def from_kafka(
     pipeline: Pipeline, broker: Broker, most: int = MOST, *, delay: int = 0, progress: Progress | None = None
 ) -> Questions:
     """Take the newest `most` examples that <pipeline>.examples holds; those of an earlier declaration are passed over."""
-    slot, codec = Slot(topics.EXAMPLES.name(pipeline.name), 0), Records(pipeline).example
+    slot, codec = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0), Records(pipeline).example
     low, high = broker.watermarks(slot)
     found, skipped = [], 0
     for batch in broker.read({slot: (max(low, high - most), high)}):

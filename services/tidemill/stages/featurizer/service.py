@@ -11,20 +11,23 @@ order   a vector holds what was known before its event; the event is added after
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tidemill.declare.pipeline import Feature, Pipeline
+from tidemill.declare.feature import Feature
+from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Reject
-from tidemill.features.lookup import Asked, Others, Seen, Updates
+from tidemill.features.lookup import Others, Seen
 from tidemill.features.tiles import Plan
 from tidemill.features.views import NEVER, Views
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream import api
-from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step, discard
+from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import dead_letter
 from tidemill.wire.records import Records
+from tidemill.wire.updates import Updates
 
 Extract = Callable[[Mapping[str, Any]], Any]
 
@@ -67,7 +70,7 @@ def _number(name: str, source: Any) -> Extract:
     return value
 
 
-class Featurizer(Step):
+class Featurizer(Processor):
     """Turns events into vectors and keeps the views.
 
     Parameters
@@ -85,29 +88,29 @@ class Featurizer(Step):
         self.records = Records(pipeline)
         self.topic = topics.FEATURES.name(pipeline.name)
         self.dlq = topics.DLQ.name(pipeline.name)
-        self.views = Views([Plan(view) for view in pipeline.own_views], stores or {}, self.counts)
+        self.views = Views([Plan(view) for view in pipeline.inline_views], stores or {}, self.counts)
         self.others = others
         self.updates = Updates(pipeline, self.records, "events")
         self.extract = [(name, extractor(name, feature)) for name, feature in pipeline.request_features.items()]
         self._new: dict[int, tuple[str, ...]] = {}
         events = pipeline.events
         self._id, self._time, self._key = events.id, events.time, events.key
-        self._others = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.other_views]
-        self._entities = tuple(dict.fromkeys(view.entity for view in pipeline.other_views))
+        self._others = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.remote_views]
+        self._entities = tuple(dict.fromkeys(view.entity for view in pipeline.remote_views))
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         self._new[slot.partition] = self.updates.new(committed)
         return Start(self.views.assign(slot.partition, committed.offset), committed.offset)
 
-    def truncated(self, slot: Slot) -> None:
+    def truncated(self, slot: TopicPartition) -> None:
         self.views.truncated(slot.partition)
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         for slot in slots:
             self.views.revoke(slot.partition)
             self._new.pop(slot.partition, None)
 
-    def note(self, slot: Slot) -> str:
+    def note(self, slot: TopicPartition) -> str:
         """Return the entities that this partition's events are told to: a later one is told when its updates begin."""
         return self.updates.note(self._new.get(slot.partition, ()))
 
@@ -240,3 +243,17 @@ def build(pipeline: Pipeline, stores: Mapping[str, api.View], others: Others | N
         [t.name(pipeline.name) for t in topics.reads("featurizer")],
         Featurizer(pipeline, stores, others),
     )
+
+
+@dataclass(slots=True)
+class Asked:
+    """One event on its way to its vector; `vector` is None where a request feature failed."""
+
+    record: Record
+    event: Mapping[str, Any]
+    id: str
+    entity: str
+    time: int
+    entities: dict[str, str]
+    vector: dict[str, Any] | None
+    partial: bool = False

@@ -16,11 +16,11 @@ from typing import Any
 from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, StoreError
-from tidemill.registry.decisions import NOBODY, Command, Decision, Seat, all_decisions, commands, decisions
+from tidemill.registry.decisions import NOBODY, Command, Decision, ModelRef, all_decisions, commands, decisions
 from tidemill.registry.latest import latest, versions
 from tidemill.registry.manifests import Registry
 from tidemill.stages.gate.trial import Trial, said
-from tidemill.stream.api import Broker, Emit, Position, Record, Slot, Start, Step, discard
+from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records, Score
@@ -39,11 +39,11 @@ CHANGES = frozenset({"champion", "held", "candidate"})
 
 History = Callable[[], Sequence[Decision]]
 """Returns every decision so far, the oldest first."""
-Check = Callable[[Seat], str]
+Check = Callable[[ModelRef], str]
 """Takes a seat; returns why it can't serve, or nothing."""
 
 
-class Referee(Step):
+class PromotionGate(Processor):
     """Decides who serves.
 
     Parameters
@@ -79,15 +79,15 @@ class Referee(Step):
 
     def _forget(self) -> None:
         self.past: list[Decision] = []
-        self.champion, self.watched, self.held, self.since = Seat(self.pipeline.champion), NOBODY, False, 0
+        self.champion, self.watched, self.held, self.since = ModelRef(self.pipeline.champion), NOBODY, False, 0
         self.candidate = ""
         self.next = self._event_time = 0
-        self.trials: dict[Seat, Trial] = {}
+        self.trials: dict[ModelRef, Trial] = {}
         self.watch: Trial | None = None
         self.guard: Trial | None = None
         self.good: list[int] = []
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         if slot.topic != self.examples or slot.partition:
             return Start(committed.offset, committed.offset)
         self._forget()
@@ -103,7 +103,7 @@ class Referee(Step):
         self._begin()
         return Start(self.next, max(committed.offset, self.next))
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         if any(slot.topic == self.examples and slot.partition == 0 for slot in slots):
             self._forget()
 
@@ -115,16 +115,16 @@ class Referee(Step):
             self.champion, self.watched, self.held = decision.champion, decision.watched, decision.held
             self.candidate = decision.candidate
         else:
-            self.champion, self.watched, self.held = Seat(self.pipeline.champion), NOBODY, False
+            self.champion, self.watched, self.held = ModelRef(self.pipeline.champion), NOBODY, False
             self.candidate = ""
 
     # Examples -------------------------------------------------------------------------------------------------------------
 
     @property
-    def challengers(self) -> list[Seat]:
+    def challengers(self) -> list[ModelRef]:
         """Who might replace the champion: every model as it learns, but the baseline; also that of which one version serves."""
-        names = dict.fromkeys((*self.pipeline.roster, self.candidate, self.champion.model))
-        return [seat for name in names if name not in ("", BASELINE) and (seat := Seat(name)) != self.champion]
+        names = dict.fromkeys((*self.pipeline.model_names, self.candidate, self.champion.model))
+        return [seat for name in names if name not in ("", BASELINE) and (seat := ModelRef(name)) != self.champion]
 
     def _begin(self) -> None:
         """Begin trials for the round that the next example is in."""
@@ -139,7 +139,7 @@ class Referee(Step):
         self.good, self.guard = [], None
         self._guard()
 
-    def _trial(self, challenger: Seat, first: int, rate: float) -> Trial:
+    def _trial(self, challenger: ModelRef, first: int, rate: float) -> Trial:
         assert self.gate is not None  # noqa: S101  nothing is tried without one
         return Trial(self.pipeline, self.gate, self.champion, challenger, first=first, rate=rate)
 
@@ -148,8 +148,8 @@ class Referee(Step):
         if self.guard is not None:
             is_good = self.guard.questions >= LEAST_WATCHED and self.guard.mean < 0
             self.good = [*self.good, self.guard.middle_version if is_good else 0][-2:]
-        has_baseline = BASELINE in self.pipeline.roster and self.champion.model != BASELINE
-        self.guard = self._trial(Seat(BASELINE), LEAST_WATCHED, COLLAPSE_RATE) if has_baseline else None
+        has_baseline = BASELINE in self.pipeline.model_names and self.champion.model != BASELINE
+        self.guard = self._trial(ModelRef(BASELINE), LEAST_WATCHED, COLLAPSE_RATE) if has_baseline else None
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         for record in records:
@@ -254,7 +254,7 @@ class Referee(Step):
         before = next(
             (one.before for one in reversed(self.past) if one.changes and one.champion == self.champion), NOBODY
         )
-        seat = Seat(self.champion.model, good) if good else before
+        seat = ModelRef(self.champion.model, good) if good else before
         why = f"{self.champion} does worse than the baseline: {said(guard.loss, found)} for that, in {guard.questions:,} questions"
         wrong = self.check(seat) if seat else "no version of it is known to have done better, and nobody served before"
         if wrong:
@@ -281,7 +281,7 @@ class Referee(Step):
     # Decisions ------------------------------------------------------------------------------------------------------------
 
     def _decide(
-        self, kind: str, why: str, subject: Seat, emit: Emit, *, trial: Trial | None = None, command: Command | None = None,
+        self, kind: str, why: str, subject: ModelRef, emit: Emit, *, trial: Trial | None = None, command: Command | None = None,
         named: str = "", **after: Any,
     ) -> None:  # fmt: skip
         """Write a decision, and follow it. `after`: what it changes of champion, watched, held, candidate."""
@@ -320,7 +320,7 @@ class Referee(Step):
         if self.since != since:
             self._begin()
 
-    def _is_told(self, kind: str, subject: Seat) -> bool:
+    def _is_told(self, kind: str, subject: ModelRef) -> bool:
         """Whether the gate has decided this already, at this very example: without transactions some are read twice."""
         return any(
             (one.kind, one.subject, one.examples, one.command) == (kind, subject, self.next, "") for one in self.past
@@ -347,7 +347,7 @@ class Referee(Step):
         if wrong:
             self._decide("refused", wrong, command.target, emit, command=command)
 
-    def _place(self, command: Command, seat: Seat, kind: str, emit: Emit, *, held: bool = False) -> str:
+    def _place(self, command: Command, seat: ModelRef, kind: str, emit: Emit, *, held: bool = False) -> str:
         if seat == self.champion and held == self.held:
             self._decide("unchanged", f"{seat} serves already", seat, emit, command=command)
             return ""
@@ -395,7 +395,7 @@ class Referee(Step):
         if not self.held:
             self._decide("unchanged", "nothing is pinned", self.champion, emit, command=command)
             return ""
-        seat = Seat(self.champion.model)
+        seat = ModelRef(self.champion.model)
         self._decide("unpinned", command.why, seat, emit, command=command, champion=seat, watched=NOBODY, held=False)
         return ""
 
@@ -408,9 +408,9 @@ class Referee(Step):
             return f"there is nothing to learn from example {begin:,} on: there are {self.next:,}"
         name = f"{model}~{begin}"
         if name == self.candidate:
-            self._decide("unchanged", f"{name} is the candidate already", Seat(name), emit, command=command)
+            self._decide("unchanged", f"{name} is the candidate already", ModelRef(name), emit, command=command)
         else:
-            self._decide("training", command.why, Seat(name), emit, command=command, candidate=name)
+            self._decide("training", command.why, ModelRef(name), emit, command=command, candidate=name)
         return ""
 
     def _alert(self, record: Record, emit: Emit) -> None:
@@ -425,7 +425,7 @@ class Referee(Step):
         begin = max(0, self.next - training.examples) if training.examples else 0
         name = f"{training.model}~{begin}"
         why = f"alert {alert['id']}: {alert['message']}; a candidate learns from example {begin:,} on"
-        self._decide("training", why, Seat(name), emit, named=named, candidate=name)
+        self._decide("training", why, ModelRef(name), emit, named=named, candidate=name)
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
         return {("trial_questions", str(seat)): trial.questions for seat, trial in self.trials.items()}
@@ -434,7 +434,7 @@ class Referee(Step):
 def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes = b"") -> Service:
     """Wire the gate to its topics."""
     sealed = decisions(pipeline, registry.key)
-    step = Referee(
+    step = PromotionGate(
         pipeline, registry.key, lambda: all_decisions(pipeline, broker, sealed), check_of(registry, broker), token=token
     )
     names = [topic.name(pipeline.name) for topic in (topics.EXAMPLES, topics.COMMANDS, topics.ALERTS)]
@@ -444,10 +444,10 @@ def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes =
 def check_of(registry: Registry, broker: Broker) -> Check:
     """Return what says why somebody can't serve: no such model or version, or its artifact can't be opened."""
 
-    def check(seat: Seat) -> str:
+    def check(seat: ModelRef) -> str:
         pipeline = registry.pipeline
         if not pipeline.knows(seat.model):
-            return f"the pipeline declares no model {seat.model!r}: there are {', '.join(pipeline.roster)}"
+            return f"the pipeline declares no model {seat.model!r}: there are {', '.join(pipeline.model_names)}"
         try:
             if seat.version:
                 key = (seat.model, seat.version)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
+from tidemill.models.evidence import MOST_VALUES, Differences, Interval
 from tidemill.models.losses import LOSSES
 from tidemill.models.sequence import sequence
-from tidemill.offline.compare import MOST_VALUES, Differences, Interval
-from tidemill.registry.decisions import EvidenceLine, Seat
+from tidemill.registry.decisions import EvidenceLine, ModelRef
 from tidemill.wire.records import Example, Score
 
 
-def answer(scores: Sequence[Score], seat: Seat) -> Score | None:
+def answer(scores: Sequence[Score], seat: ModelRef) -> Score | None:
     """Return what a seat answered: that version of its model, or of one that learns the newest there is."""
     if seat.version:
         return next((s for s in scores if s["model"] == seat.model and s["version"] == seat.version), None)
@@ -60,7 +60,7 @@ class Trial:
     """
 
     def __init__(
-        self, pipeline: Pipeline, gate: Gate, champion: Seat, challenger: Seat, *, first: int, rate: float
+        self, pipeline: Pipeline, gate: Gate, champion: ModelRef, challenger: ModelRef, *, first: int, rate: float
     ) -> None:
         self.gate, self.champion, self.challenger, self.first, self.rate = gate, champion, challenger, first, rate
         self.loss, self._loss = LOSSES[pipeline.task]

@@ -12,17 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
-from tidemill.features.lookup import Updates
 from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
-from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step, discard
+from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import dead_letter
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.records import Records
+from tidemill.wire.updates import Updates
 
 
-class Joiner(Step):
+class Joiner(Processor):
     """Joins each prediction with its label, once."""
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -36,14 +37,14 @@ class Joiner(Step):
         self.dlq = topics.DLQ.name(name)
         self.timeout = pipeline.label_timeout_ms
         self.joins: dict[int, Join] = {}
-        self._next: dict[Slot, int] = {}
+        self._next: dict[TopicPartition, int] = {}
         self._new: dict[int, tuple[str, ...]] = {}
         self._id, self._time = pipeline.labels.id, pipeline.labels.time
         self._value, self._as_label = pipeline.label_value(), pipeline.kind.label
         self._updates = Updates(pipeline, self.records, "examples")
         self._emit: Emit = discard
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         join = self.joins.get(slot.partition)
         if join is None:
             join = self.joins[slot.partition] = Join(self.timeout, self._outcomes())
@@ -58,7 +59,7 @@ class Joiner(Step):
         self._next[slot] = begin
         return Start(begin, committed.offset)
 
-    def note(self, slot: Slot) -> str:
+    def note(self, slot: TopicPartition) -> str:
         """Return `offset:watermark` of where a rebuild must begin: the first record that is not done with.
 
         Beside the log's, the entities that outcomes are told to as well.
@@ -72,7 +73,7 @@ class Joiner(Step):
         begin = f"{first.offset}:{first.before}" if first is not None else f"{self._next[slot]}:{mark}"
         return f"{begin}:{told}" if told else begin
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         for slot in slots:
             self.joins.pop(slot.partition, None)
             self._next.pop(slot, None)
@@ -86,7 +87,7 @@ class Joiner(Step):
             value = record.value() or b""
             topic, partition, offset = record.topic(), record.partition(), record.offset()
             join = self.joins[partition]
-            self._next[Slot(topic, partition)] = offset + 1
+            self._next[TopicPartition(topic, partition)] = offset + 1
             if topic == self.log_topic:
                 if not value.startswith(header):
                     self._other_schema(record, header)

@@ -20,8 +20,8 @@ from tidemill.models.fold import Fold
 from tidemill.registry.decisions import all_decisions, decisions
 from tidemill.registry.latest import REMEMBERED, latest
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.stages.learner.training_run import Course
-from tidemill.stream.api import Broker, Emit, Position, Record, Slot, Start, Step
+from tidemill.stages.learner.training_run import TrainingRun
+from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -54,7 +54,7 @@ def history_of(broker: Broker, registry: Registry) -> History:
 def wanted_of(broker: Broker, registry: Registry, model: str) -> Wanted:
     """Return the function that says which candidates of a model answer, by the last decision."""
     pipeline = registry.pipeline
-    sealed, slot = decisions(pipeline, registry.key), Slot(topics.PROMOTIONS.name(pipeline.name), 0)
+    sealed, slot = decisions(pipeline, registry.key), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
     end, found = -1, frozenset[str]()
 
     def wanted() -> Collection[str]:
@@ -71,7 +71,7 @@ def wanted_of(broker: Broker, registry: Registry, model: str) -> Wanted:
 
 def past_of(broker: Broker, pipeline: Pipeline) -> Past:
     """Return the function that reads examples again."""
-    slot = Slot(topics.EXAMPLES.name(pipeline.name), 0)
+    slot = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
 
     def past(begin: int, end: int) -> Iterator[Sequence[Record]] | None:
         return broker.read({slot: (begin, end)}) if broker.watermarks(slot)[0] <= begin else None
@@ -79,7 +79,7 @@ def past_of(broker: Broker, pipeline: Pipeline) -> Past:
     return past
 
 
-class Learner(Step):
+class Learner(Processor):
     """Folds examples into one model, and into its candidates, and publishes versions of them every so often.
 
     Parameters
@@ -110,12 +110,12 @@ class Learner(Step):
         self._begin()
 
     def _begin(self) -> None:
-        self.course, self.candidates = self._new(self.model), dict[str, Course]()
+        self.course, self.candidates = self._new(self.model), dict[str, TrainingRun]()
         self._gone: set[str] = set()
         self._looked_at = -LOOK_SECONDS
 
-    def _new(self, name: str) -> Course:
-        return Course(
+    def _new(self, name: str) -> TrainingRun:
+        return TrainingRun(
             self.pipeline, name, self.registry, self.counts,
             every_examples=self.every_examples, every_seconds=self.every_seconds, clock=self.clock,
         )  # fmt: skip
@@ -125,14 +125,14 @@ class Learner(Step):
         """The model's own fold."""
         return self.course.fold
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         if slot.partition != 0:  # the order of learning is partition 0
             return Start(committed.offset, committed.offset)
         self._begin()
         self.course.resume(self.history(self.model))
         return Start(self.fold.version, self.fold.version)
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         if any(slot.partition == 0 for slot in slots):
             self._begin()
 
@@ -172,7 +172,7 @@ class Learner(Step):
         except (BrokerError, StoreError) as error:
             log.warning("candidates can't be looked up for the moment", extra={"cause": str(error)})
 
-    def _catch_up(self, candidate: Course) -> None:
+    def _catch_up(self, candidate: TrainingRun) -> None:
         begin = candidate.at
         end = min(self.fold.version, begin + CATCH_UP)
         if begin >= end:

@@ -8,18 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError, DeclarationError, ScoreError, StoreError
 from tidemill.models.fold import Fold
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Record
-from tidemill.wire.records import Codec
 
 log = logging.getLogger(__name__)
 
 Counts = Counter[tuple[str, str]]
 
 
-class Course:
+class TrainingRun:
     """Learns, and says when there is a version to publish.
 
     Parameters

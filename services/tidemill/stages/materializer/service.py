@@ -14,13 +14,13 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.features.tiles import Plan
 from tidemill.features.views import Held, Views
 from tidemill.stream import api
-from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step
+from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
 
-class Materializer(Step):
+class Materializer(Processor):
     """Keeps views from their updates.
 
     Parameters
@@ -32,20 +32,20 @@ class Materializer(Step):
     def __init__(self, pipeline: Pipeline, stores: Mapping[str, api.View] | None = None) -> None:
         super().__init__()
         self.records = Records(pipeline)
-        self.views = Views([Plan(view) for view in pipeline.other_views], stores or {}, self.counts)
+        self.views = Views([Plan(view) for view in pipeline.remote_views], stores or {}, self.counts)
         self._of: dict[tuple[str, str], list[int]] = {}
         self._missing: dict[str, None] = {}
         for index, plan in enumerate(self.views.plans):
             self._of.setdefault((plan.view.source, plan.view.entity), []).append(index)
             self._missing |= dict.fromkeys(plan.fields)
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         return Start(self.views.assign(slot.partition, committed.offset), committed.offset)
 
-    def truncated(self, slot: Slot) -> None:
+    def truncated(self, slot: TopicPartition) -> None:
         self.views.truncated(slot.partition)
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         for slot in slots:
             self.views.revoke(slot.partition)
 

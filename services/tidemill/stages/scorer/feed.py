@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tidemill.errors import ArtifactError, BrokerError, StoreError
-from tidemill.registry.decisions import NOBODY, Decision, Seat, all_decisions, decisions
+from tidemill.models.snapshot import Snapshot
+from tidemill.registry.decisions import NOBODY, Decision, ModelRef, all_decisions, decisions
 from tidemill.registry.latest import latest, slot_of, sound, versions
-from tidemill.registry.manifests import Manifest, Registry, Snapshot
+from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stages.scorer.release import release
-from tidemill.stream.api import Broker, Follower, Record, Slot
+from tidemill.stream.api import Broker, Follower, Record, TopicPartition
 from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
@@ -46,14 +47,14 @@ class Loaded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Placed:
+class ServingChange:
     """Who serves from now on; nobody: whom the gate chose could not be opened, and who serves stays.
 
-    `opened` has version and model of every seat that is no model of the roster as it learns, `follows` the candidates.
+    `opened` has version and model of every seat that is no model of the model_names as it learns, `follows` the candidates.
     """
 
-    champion: Seat
-    opened: Mapping[Seat, tuple[int, Any]] = field(default_factory=dict)
+    champion: ModelRef
+    opened: Mapping[ModelRef, tuple[int, Any]] = field(default_factory=dict)
     follows: Collection[str] = ()
 
 
@@ -63,12 +64,12 @@ class ModelFeed:
     def __init__(self, registry: Registry, broker: Broker, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry, self.broker, self.clock = registry, broker, clock
         self._decisions = decisions(registry.pipeline, registry.key)
-        self._ready: queue.SimpleQueue[Loaded | Placed] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Loaded | ServingChange] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._next = self._decided = 0
-        self._followed: set[str] = set(registry.pipeline.roster)
-        self._seated: tuple[Seat, ...] = ()
+        self._followed: set[str] = set(registry.pipeline.model_names)
+        self._seated: tuple[ModelRef, ...] = ()
         self._due: Decision | None = None
         self._tried_at, self._refused = 0.0, ""
         self._given: dict[str, deque[Snapshot]] = {}
@@ -86,14 +87,14 @@ class ModelFeed:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def take(self) -> list[Loaded | Placed]:
+    def take(self) -> list[Loaded | ServingChange]:
         """Return what became ready since the last call, oldest first; never waits.
 
         Who asks again uses what it was given last time, and keeps the version before that: older ones may go.
         """
         while self._replaced:
             self._spent.put(self._replaced.pop())
-        found: list[Loaded | Placed] = []
+        found: list[Loaded | ServingChange] = []
         while True:
             try:
                 item = self._ready.get_nowait()
@@ -112,11 +113,11 @@ class ModelFeed:
             release([self._spent.get_nowait()], PAUSE)
 
     @property
-    def _promotions(self) -> Slot:
-        return Slot(topics.PROMOTIONS.name(self.registry.pipeline.name), 0)
+    def _promotions(self) -> TopicPartition:
+        return TopicPartition(topics.PROMOTIONS.name(self.registry.pipeline.name), 0)
 
     def _catch_up(self) -> None:
-        wanted = dict.fromkeys(self.registry.pipeline.roster, 1)
+        wanted = dict.fromkeys(self.registry.pipeline.model_names, 1)
         found, self._next = latest(self.broker, self.registry, wanted, self._next)
         for manifests in found.values():
             for manifest in manifests:
@@ -149,12 +150,12 @@ class ModelFeed:
             log.error(
                 "the champion is declared no more; the declared one serves", extra={"champion": str(decision.champion)}
             )
-            self._followed = set(pipeline.roster)
+            self._followed = set(pipeline.model_names)
             self._settle(wanted)
-            self._ready.put(Placed(Seat(pipeline.champion)))
+            self._ready.put(ServingChange(ModelRef(pipeline.champion)))
             return
         for seat in wanted:
-            if not seat.version and seat.model in pipeline.roster:
+            if not seat.version and seat.model in pipeline.model_names:
                 continue
             try:
                 opened[seat] = self._opened(seat)
@@ -164,24 +165,24 @@ class ModelFeed:
                     return
                 log.warning("not opened", extra={"seat": str(seat), "cause": str(error)})
         candidates = {seat.model for seat in wanted} - set(
-            pipeline.roster
+            pipeline.model_names
         )  # those that are held at a version shadow as well
-        self._followed = {*pipeline.roster, *candidates}
+        self._followed = {*pipeline.model_names, *candidates}
         self._settle(wanted)
         log.info("seated", extra={"champion": str(decision.champion), "decision": decision.id})
-        self._ready.put(Placed(decision.champion, opened, candidates))
+        self._ready.put(ServingChange(decision.champion, opened, candidates))
 
-    def _settle(self, wanted: tuple[Seat, ...]) -> None:
+    def _settle(self, wanted: tuple[ModelRef, ...]) -> None:
         self._seated, self._due, self._refused = wanted, None, ""
 
     def _refuse(self, why: str) -> None:
         """Say once that whom the gate chose can't serve; it is tried again."""
         if why != self._refused:
             log.error("whom the gate chose can't serve; who serves stays", extra={"cause": why})
-            self._ready.put(Placed(NOBODY))
+            self._ready.put(ServingChange(NOBODY))
         self._refused = why
 
-    def _opened(self, seat: Seat) -> tuple[int, Any]:
+    def _opened(self, seat: ModelRef) -> tuple[int, Any]:
         """Return version and model. Raises ArtifactError where there is none, or it is damaged or forged."""
         if seat.version:
             found, refused = versions(self.broker, self.registry, [(seat.model, seat.version)])

@@ -13,14 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
-from tidemill.registry.decisions import Seat
-from tidemill.stages.scorer.feed import Loaded, Placed
-from tidemill.stream.api import Emit, Record, Step
+from tidemill.registry.decisions import ModelRef
+from tidemill.stages.scorer.feed import Loaded, ServingChange
+from tidemill.stream.api import Emit, Processor, Record
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import dead_letter
-from tidemill.wire.records import HEADER, Features, Records, Score, vector_to_x
+from tidemill.wire.records import Features, Records, Score, vector_to_x
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def share_of(pipeline: str, entity_id: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-class Seated:
+class ServingSlot:
     """A model in its seat, and the version that was there before: what answers when this one can't."""
 
     __slots__ = ("before", "model", "name", "version")
@@ -41,13 +42,13 @@ class Seated:
         self.before: tuple[int, Any] | None = None
 
     def put(self, version: int, model: Any) -> None:
-        """Seat another version."""
+        """ModelRef another version."""
         if self.version:  # one that has learned nothing is no help
             self.before = (self.version, self.model)
         self.version, self.model = version, model
 
 
-class Scorer(Step):
+class Scorer(Processor):
     """Scores vectors with the champion, and in the shadow with every other model.
 
     Parameters
@@ -56,27 +57,27 @@ class Scorer(Step):
         Returns model versions, and changes of who serves, that are ready; called between batches.
     """
 
-    def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Loaded | Placed]] = tuple) -> None:
+    def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Loaded | ServingChange]] = tuple) -> None:
         super().__init__()
         self.pipeline, self.records = pipeline, Records(pipeline)
-        self.models = {name: Seated(name, 0, pipeline.model(name)) for name in pipeline.roster}
+        self.models = {name: ServingSlot(name, 0, pipeline.model(name)) for name in pipeline.model_names}
         self.predictions = topics.PREDICTIONS.name(pipeline.name)
         self.log = topics.PREDICTION_LOG.name(pipeline.name)
         self.dlq = topics.DLQ.name(pipeline.name)
-        self._predict, self._is_sane = pipeline.kind.predict, pipeline.kind.sane
+        self._predict, self._is_sane = pipeline.kind.predict, pipeline.kind.is_valid_score
         self._take = take
-        self.seat(Placed(Seat(pipeline.champion)))
+        self.seat(ServingChange(ModelRef(pipeline.champion)))
 
-    def seat(self, placed: Placed) -> None:
+    def seat(self, placed: ServingChange) -> None:
         """Change who serves; from the next vector on."""
-        self._follows = {*self.pipeline.roster, *placed.follows}
+        self._follows = {*self.pipeline.model_names, *placed.follows}
         self.models = {name: seated for name, seated in self.models.items() if name in self._follows}
         self._pinned = []
         for seat, (version, model) in placed.opened.items():
             if seat.version:
-                self._pinned.append(Seated(seat.model, version, model))
+                self._pinned.append(ServingSlot(seat.model, version, model))
             elif seat.model not in self.models:
-                self.models[seat.model] = Seated(seat.model, version, model)
+                self.models[seat.model] = ServingSlot(seat.model, version, model)
         seat = placed.champion
         pinned = [s for s in self._pinned if s.name == seat.model and s.version == seat.version]
         self.champion = pinned[0] if pinned else self.models[seat.model]
@@ -94,13 +95,13 @@ class Scorer(Step):
         if name in self.models:
             self.models[name].put(version, model)
         elif name in self._follows:
-            self.models[name] = Seated(name, version, model)
+            self.models[name] = ServingSlot(name, version, model)
             self._arrange()
 
     def swap(self) -> None:
         """Put versions that are ready in the place of those in use, and whom the gate has chosen into the champion's."""
         for item in self._take():
-            if isinstance(item, Placed):
+            if isinstance(item, ServingChange):
                 if item.champion:
                     self.seat(item)
                 self.counts["model_loads", "seated" if item.champion else "refused"] += 1
@@ -134,7 +135,7 @@ class Scorer(Step):
         except Reject as reject:
             return self._instead(seated, x, reject)
 
-    def _instead(self, seated: Seated, x: Mapping[str, Any], reject: Reject) -> Score:
+    def _instead(self, seated: ServingSlot, x: Mapping[str, Any], reject: Reject) -> Score:
         """Ask the version before, and put that back where it can answer; ask the champion for a challenger with a share."""
         if seated.before is not None:
             try:
@@ -218,6 +219,6 @@ class Scorer(Step):
         return found | {("serving_version", self.champion.name): float(self.champion.version)}
 
 
-def build(pipeline: Pipeline, take: Callable[[], Sequence[Loaded | Placed]]) -> Service:
+def build(pipeline: Pipeline, take: Callable[[], Sequence[Loaded | ServingChange]]) -> Service:
     """Wire the scorer to its topics."""
     return Service("scorer", f"{pipeline.name}.scorer", [topics.FEATURES.name(pipeline.name)], Scorer(pipeline, take))

@@ -7,27 +7,11 @@ again while the fuse is blown is stopped by the next record that is refused, and
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+
+from tidemill.declare.fuse import Fuse
 
 
-@dataclass(frozen=True)
-class Fuse:
-    """How much may be refused of a stream before the validator stops.
-
-    Parameters
-    ----------
-    run
-        This many records in a row; 0 for no such limit.
-    share
-        This share of `of` records, counted `of` by `of`; 0 for no such limit.
-    """
-
-    run: int = 500
-    share: float = 0.5
-    of: int = 2000
-
-
-class Burning:
+class CircuitBreaker:
     """What is counted of one stream. `passed` is what passed since it was last refused anything: add to it."""
 
     def __init__(self, fuse: Fuse) -> None:

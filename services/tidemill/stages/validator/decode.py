@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import Reject
 from tidemill.stages.validator.writers import Name, Writer
-from tidemill.wire.records import HEADER, Codec
 
 LARGEST = 1_000_000
 """Bytes; a larger message is refused before anything looks into it."""

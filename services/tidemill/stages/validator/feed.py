@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import Codec
 from tidemill.errors import Retry, StoreError
-from tidemill.stages.validator.writers import Name, Writer, Writers, refused, writer
+from tidemill.stages.validator.writers import Name, Writer, WriterSchemas, refused, writer
 from tidemill.wire import topics
-from tidemill.wire.records import Codec, Records
+from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def subject_of(topic: str) -> str:
     return f"{topic}-value"
 
 
-class SchemaFeed(Writers):
+class SchemaFeed(WriterSchemas):
     """Follows the subjects of a pipeline's raw topics. What it once found stays known as long as the process runs."""
 
     def __init__(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from tidemill.declare.pipeline import Stream
+from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files as schemas
 from tidemill.errors import Reject
 from tidemill.rules import LARGEST_NUMBER, Memory, Rule
@@ -72,7 +72,7 @@ def _renamed(condition: str, names: Mapping[str, str]) -> str:
     return ast.unparse(tree)
 
 
-class Memories:
+class RuleState:
     """The rules of a stream that remember, for one partition."""
 
     def __init__(self, stream: Stream, rules: Sequence[Rule]) -> None:

@@ -15,18 +15,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from tidemill.declare.pipeline import Pipeline, Stream
+from tidemill.declare.fuse import Fuse
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stream import Stream
+from tidemill.encoding.codec import Codec
 from tidemill.errors import Reject, Stopped
 from tidemill.rules import Rule
-from tidemill.stages.validator.circuit_breaker import Burning, Fuse
+from tidemill.stages.validator.circuit_breaker import CircuitBreaker
 from tidemill.stages.validator.decode import Decoder
-from tidemill.stages.validator.judge import Memories, Warned, judge
-from tidemill.stages.validator.writers import NoWriters, Writers, accepted
-from tidemill.stream.api import Emit, Headers, Position, Record, Slot, Start, Step, discard
+from tidemill.stages.validator.judge import RuleState, Warned, judge
+from tidemill.stages.validator.writers import NoWriterSchemas, WriterSchemas, accepted
+from tidemill.stream.api import Emit, Headers, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import carried, dead_letter, shown
-from tidemill.wire.records import Codec, Records
+from tidemill.wire.records import Records
 
 WARNING = "tidemill.warning"
 """The header by which a valid record says which rules have warned of it, one each, as rule:field."""
@@ -45,12 +48,12 @@ class _Way:
 
     def forget(self) -> None:
         """Begin to count anew."""
-        self.burning = Burning(self.fuse)
+        self.burning = CircuitBreaker(self.fuse)
         self.warned: Counter[Rule] = Counter()
         self.example: dict[Rule, tuple[str, Warned]] = {}
 
 
-class Validator(Step):
+class Validator(Processor):
     """Checks events and labels; what passes goes on with its bytes untouched, or as the declared schema reads them.
 
     Parameters
@@ -66,12 +69,12 @@ class Validator(Step):
     """
 
     def __init__(
-        self, pipeline: Pipeline, writers: Writers | None = None, *, any_encoding: bool = False, fuse: bool = True,
+        self, pipeline: Pipeline, writers: WriterSchemas | None = None, *, any_encoding: bool = False, fuse: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         super().__init__()
         self.records, self.clock = Records(pipeline), clock
-        self._writers, self._any_encoding = writers or NoWriters(), any_encoding
+        self._writers, self._any_encoding = writers or NoWriterSchemas(), any_encoding
         name = pipeline.name
         self.dlq, self.warnings = topics.DLQ.name(name), topics.WARNINGS.name(name)
         self._fuse = pipeline.fuse if fuse else Fuse(run=0, share=0)
@@ -85,28 +88,28 @@ class Validator(Step):
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
         self._labels = topics.LABELS.name(name)
-        self._slots: set[Slot] = set()
-        self._memories: dict[tuple[str, int], Memories] = {}
+        self._slots: set[TopicPartition] = set()
+        self._memories: dict[tuple[str, int], RuleState] = {}
 
     def _way(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Way:
         others, find = accepted(stream.others, codec), partial(self._writers.find, topic)
         encoding = "" if self._any_encoding else stream.encoding
         return _Way(stream, Decoder(codec, others, find, encoding, self.counts), rules, to, self._fuse)
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         note = json.loads(committed.note) if committed.note else {}
         way = self._ways[slot.topic]
         self._slots.add(slot)
         if "fuse" in note:
             way.burning.restore(note["fuse"])
-        memories = Memories(way.stream, way.rules)
+        memories = RuleState(way.stream, way.rules)
         if not memories:
             return Start(committed.offset, committed.offset)
         self._memories[slot] = memories
         begin = note.get("from", 0)  # 0: the rule is new, and what the log has is remembered
         return Start(committed.offset if begin is None else begin, committed.offset)
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         for slot in slots:
             self._slots.discard(slot)
             self._memories.pop(slot, None)
@@ -114,7 +117,7 @@ class Validator(Step):
             if not any(slot.topic == topic for slot in self._slots):
                 way.forget()  # what was counted of records that were not committed is counted again
 
-    def note(self, slot: Slot) -> str:
+    def note(self, slot: TopicPartition) -> str:
         """Return the fuse's counts, and where what rules remember begins."""
         note: dict[str, Any] = {}
         if fuse := self._ways[slot.topic].burning.note:
@@ -199,11 +202,11 @@ class Validator(Step):
     def _blown(self, why: str, last: Reject, records: Sequence[Record], index: int) -> Stopped:
         """Return the error that stops the service; what is up to this record is committed."""
         record = records[index]
-        positions: dict[Slot, int] = {}
+        positions: dict[TopicPartition, int] = {}
         for later in reversed(records[index + 1 :]):
-            positions[Slot(later.topic(), later.partition())] = later.offset()
+            positions[TopicPartition(later.topic(), later.partition())] = later.offset()
         for done in records[: index + 1]:
-            slot = Slot(done.topic(), done.partition())
+            slot = TopicPartition(done.topic(), done.partition())
             positions[slot] = max(done.offset() + 1, positions.get(slot, 0))
         return Stopped(
             f"the fuse of {record.topic()} has blown: {why}; the last, {record.topic()}[{record.partition()}]"
@@ -213,7 +216,7 @@ class Validator(Step):
         )
 
 
-def build(pipeline: Pipeline, writers: Writers | None = None, *, fuse: bool = True) -> Service:
+def build(pipeline: Pipeline, writers: WriterSchemas | None = None, *, fuse: bool = True) -> Service:
     """Wire the validator to its topics."""
     return Service(
         "validator",

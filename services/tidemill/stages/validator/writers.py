@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidemill.encoding import schema_files as schemas
+from tidemill.encoding.codec import Codec
 from tidemill.encoding.resolution import promoted, unreadable
 from tidemill.encoding.schema_limits import unsafe
-from tidemill.wire.records import Codec
 
 Name = int | bytes
 """How a message names its schema: the id that a registry gave it, or its GUID, 16 bytes."""
@@ -33,14 +33,14 @@ class Writer:
     field: str = ""
 
 
-class Writers(Protocol):
+class WriterSchemas(Protocol):
     """Knows schemas beside those that are declared. Looked at for each message that names one; so it never waits."""
 
     def find(self, topic: str, name: Name) -> Writer | None:
         """Return the schema; None where there is none. Raises Retry where it is being looked for."""
 
 
-class NoWriters(Writers):
+class NoWriterSchemas(WriterSchemas):
     """Where there is no registry."""
 
     def find(self, topic: str, name: Name) -> Writer | None:  # noqa: ARG002  there is none, whatever the name

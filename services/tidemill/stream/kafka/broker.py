@@ -19,16 +19,18 @@ from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
     KafkaError,
     KafkaException,
     Producer,
-    TopicPartition,
+)
+from confluent_kafka import (  # noqa: TID251
+    TopicPartition as KafkaTopicPartition,
 )
 from confluent_kafka.admin import AdminClient  # noqa: TID251
 from confluent_kafka.cimpl import NewTopic  # noqa: TID251
 
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream import api
-from tidemill.stream.api import Headers, Position, Slot
+from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.order import TimeOrder
-from tidemill.wire.topics import Topic
+from tidemill.stream.topic import Topic
 
 log = logging.getLogger(__name__)
 _client_log = logging.getLogger("librdkafka")
@@ -163,7 +165,7 @@ class KafkaBroker:
     def producer(self, name: str, beat: Callable[[], None] = lambda: None) -> KafkaProducer:
         return KafkaProducer(self, name, beat)
 
-    def committed(self, group: str, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+    def committed(self, group: str, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         reader = self._reader(group)
         try:
             return _committed(reader, slots)
@@ -184,38 +186,40 @@ class KafkaBroker:
             logger=_client_log,
         )
 
-    def watermarks(self, slot: Slot) -> tuple[int, int]:
+    def watermarks(self, slot: TopicPartition) -> tuple[int, int]:
         if self._probe is None:
             self._probe = self._reader()
         try:
-            low, high = self._probe.get_watermark_offsets(TopicPartition(*slot), timeout=CALL_SECONDS)
+            low, high = self._probe.get_watermark_offsets(KafkaTopicPartition(*slot), timeout=CALL_SECONDS)
             return max(low, 0), max(high, 0)
         except KafkaException as error:
             raise _wrap(error, f"reading the watermarks of {slot.topic}[{slot.partition}]") from error
 
-    def read(self, ranges: Mapping[Slot, tuple[int, int]]) -> Iterator[list[api.Record]]:
+    def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[api.Record]]:
         reader = self._reader()
         try:
             open_ends = {slot: end for slot, (begin, end) in ranges.items() if begin < end}
-            reader.assign([TopicPartition(*slot, ranges[slot][0]) for slot in open_ends])
+            reader.assign([KafkaTopicPartition(*slot, ranges[slot][0]) for slot in open_ends])
             while open_ends:
                 batch = _take(reader, 5000, 0.2)
-                yield [m for m in _good(batch) if m.offset() < open_ends.get(Slot(m.topic(), m.partition()), 0)]
+                yield [
+                    m for m in _good(batch) if m.offset() < open_ends.get(TopicPartition(m.topic(), m.partition()), 0)
+                ]
                 # The offset before the end may be a control record, which is never handed out: then what tells that
                 # a slot is done is a record after it, or the end of the partition.
                 for m in batch:
-                    slot = Slot(m.topic(), m.partition())
+                    slot = TopicPartition(m.topic(), m.partition())
                     ended = m.error() is not None and m.error().code() == KafkaError._PARTITION_EOF
                     if slot in open_ends and (ended or m.offset() >= open_ends[slot] - 1):
                         del open_ends[slot]
-                        reader.pause([TopicPartition(*slot)])
+                        reader.pause([KafkaTopicPartition(*slot)])
         except KafkaException as error:
             raise _wrap(error, "rebuilding from the log") from error
         finally:
             # Now and then the client takes a whole second to close; nobody need wait for it.
             threading.Thread(target=reader.close, name="closing", daemon=True).start()
 
-    def follow(self, slot: Slot, offset: int) -> KafkaFollower:
+    def follow(self, slot: TopicPartition, offset: int) -> KafkaFollower:
         return KafkaFollower(self._reader(), slot, offset)
 
 
@@ -229,9 +233,9 @@ def _topic_config(topic: Topic) -> dict[str, str]:
 class KafkaFollower:
     """Reads one slot as it grows."""
 
-    def __init__(self, client: Consumer, slot: Slot, offset: int) -> None:
+    def __init__(self, client: Consumer, slot: TopicPartition, offset: int) -> None:
         self._client = client
-        client.assign([TopicPartition(*slot, offset)])
+        client.assign([KafkaTopicPartition(*slot, offset)])
 
     def poll(self, limit: int, timeout: float) -> list[api.Record]:
         try:
@@ -249,15 +253,18 @@ def _take(client: Consumer, limit: int, timeout: float) -> list[Any]:
     return [] if first is None else [first, *client.consume(limit - 1, 0)]
 
 
-def _committed(client: Consumer, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+def _committed(client: Consumer, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
     try:
-        found = client.committed([TopicPartition(*slot) for slot in slots], timeout=CALL_SECONDS)
+        found = client.committed([KafkaTopicPartition(*slot) for slot in slots], timeout=CALL_SECONDS)
     except KafkaException as error:
         raise _wrap(error, "asking for committed offsets") from error
     for p in found:
         if p.error is not None:  # its offset is then as if nothing had ever been committed
             raise _wrap(KafkaException(p.error), f"asking for the committed offset of {p.topic}[{p.partition}]")
-    return {Slot(p.topic, p.partition): None if p.offset < 0 else Position(p.offset, p.metadata or "") for p in found}
+    return {
+        TopicPartition(p.topic, p.partition): None if p.offset < 0 else Position(p.offset, p.metadata or "")
+        for p in found
+    }
 
 
 def _good(messages: Sequence[Any]) -> list[Any]:
@@ -275,11 +282,11 @@ class KafkaConsumer:
     """A static member of a consumer group that starts where it is told."""
 
     def __init__(self, broker: KafkaBroker, group: str, topics: Sequence[str], instance: str) -> None:
-        self._revoked: set[Slot] = set()
-        self._assigned: set[Slot] = set()
+        self._revoked: set[TopicPartition] = set()
+        self._assigned: set[TopicPartition] = set()
         self._started = self._closing = self._joined = False
         self._order = TimeOrder()
-        self._ends: dict[Slot, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
         self._waiting_since = 0.0
         self._broker = broker
         self._client = Consumer(
@@ -310,7 +317,7 @@ class KafkaConsumer:
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
-    def _on_assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, client: Consumer, partitions: list[KafkaTopicPartition]) -> None:
         # Nothing is fetched before the loop has settled where to start. To assign here and again at `start` is a race
         # in the client: now and then it fetches from where the first said, although the second was the last.
         client.assign([])
@@ -318,16 +325,16 @@ class KafkaConsumer:
             return
         self._joined = True
         self._started = False
-        self._assigned |= {Slot(p.topic, p.partition) for p in partitions}
+        self._assigned |= {TopicPartition(p.topic, p.partition) for p in partitions}
 
-    def _on_revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
-        slots = {Slot(p.topic, p.partition) for p in partitions}
+    def _on_revoke(self, client: Consumer, partitions: list[KafkaTopicPartition]) -> None:
+        slots = {TopicPartition(p.topic, p.partition) for p in partitions}
         self._revoked |= slots
         self._assigned -= slots
         self._started = self._joined = False
         client.unassign()
 
-    def _on_lost(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_lost(self, client: Consumer, partitions: list[KafkaTopicPartition]) -> None:
         # Somebody else may own them already. The loop aborts what it has not committed and drops their state.
         self._on_revoke(client, partitions)
 
@@ -346,13 +353,13 @@ class KafkaConsumer:
         self._order.add(good)
         return self._order.release(self._behind()) if len(self._order) else []
 
-    def _behind(self) -> set[Slot]:
+    def _behind(self) -> set[TopicPartition]:
         """Return slots that the others should wait for: far behind, as seen in the last answers of the broker."""
         if len(self._order.positions) < 2 or time.time() * 1000 - self._order.oldest() < CATCHING_UP_MS:
             return set()
         ends = {}
         for slot in self._order.positions:
-            _, high = self._client.get_watermark_offsets(TopicPartition(*slot), cached=True)
+            _, high = self._client.get_watermark_offsets(KafkaTopicPartition(*slot), cached=True)
             # A slot that has not been heard of yet may hold anything.
             ends[slot] = high if high >= 0 else self._ends[slot]
         behind = self._order.behind(ends, FAR_BEHIND)
@@ -366,18 +373,18 @@ class KafkaConsumer:
     def joined(self) -> bool:
         return self._joined
 
-    def changes(self) -> tuple[set[Slot], set[Slot]]:
+    def changes(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
         found = self._revoked, self._assigned
         self._revoked, self._assigned = set(), set()
         return found
 
-    def committed(self, slots: Sequence[Slot]) -> dict[Slot, Position | None]:
+    def committed(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         return _committed(self._client, slots)
 
-    def start(self, offsets: Mapping[Slot, int]) -> None:
+    def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         if not offsets:
             return
-        places = [TopicPartition(*slot, offset) for slot, offset in offsets.items()]
+        places = [KafkaTopicPartition(*slot, offset) for slot, offset in offsets.items()]
         # Where the log ends now: until a slot's first records have come, how far it is behind is known from this.
         self._ends = {slot: self._broker.watermarks(slot)[1] for slot in offsets} if len(offsets) > 1 else {}
         self._order.clear(dict(offsets))
@@ -385,14 +392,14 @@ class KafkaConsumer:
         self._client.assign(places)
         self._started = True
 
-    def positions(self, slots: Sequence[Slot]) -> dict[Slot, int]:
+    def positions(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         return {slot: self._order.positions[slot] for slot in slots if slot in self._order.positions}
 
-    def lag(self) -> dict[Slot, int]:
+    def lag(self) -> dict[TopicPartition, int]:
         found = {}
         for slot, at in self._order.positions.items():
             with contextlib.suppress(KafkaException, RuntimeError):
-                _, end = self._client.get_watermark_offsets(TopicPartition(*slot), cached=True)
+                _, end = self._client.get_watermark_offsets(KafkaTopicPartition(*slot), cached=True)
                 if end >= 0:
                     found[slot] = max(0, end - at - 1)  # the last one is the marker of a transaction's end
         return found
@@ -401,10 +408,10 @@ class KafkaConsumer:
         """Return what proves to the transaction coordinator that this member is still in the group."""
         return self._client.consumer_group_metadata()
 
-    def commit(self, offsets: Mapping[Slot, Position]) -> None:
+    def commit(self, offsets: Mapping[TopicPartition, Position]) -> None:
         """Commit without a transaction, and wait for the answer."""
         try:
-            places = [TopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
+            places = [KafkaTopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
             self._client.commit(offsets=places, asynchronous=False)
         except KafkaException as error:
             raise _wrap(error, "committing offsets") from error
@@ -536,7 +543,7 @@ class KafkaProducer:
                 raise _wrap(error, "beginning a transaction") from error
         self._open = True
 
-    def commit(self, offsets: Mapping[Slot, Position], consumer: api.Consumer | None) -> None:
+    def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
         if not self._exactly_once:
             self._flush()
             if offsets:
@@ -548,7 +555,7 @@ class KafkaProducer:
             self._begin()
         if offsets:
             assert isinstance(consumer, KafkaConsumer)  # noqa: S101  the same broker made both
-            places = [TopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
+            places = [KafkaTopicPartition(*slot, at.offset, metadata=at.note) for slot, at in offsets.items()]
             metadata = consumer.group_metadata()
             self._decide("sending offsets", self._client.send_offsets_to_transaction, places, metadata)
         self._decide("committing", self._client.commit_transaction)
@@ -667,14 +674,14 @@ class Reader:
     """
 
     def __init__(self, broker: KafkaBroker, topics: Sequence[str], last: Mapping[str, int] | None = None) -> None:
-        slots = [Slot(name, p) for name in topics for p in range(broker.partitions(name))]
+        slots = [TopicPartition(name, p) for name in topics for p in range(broker.partitions(name))]
         begins = dict.fromkeys(slots, OFFSET_BEGINNING)
         for slot in slots:
             if last and slot.topic in last:
                 low, high = broker.watermarks(slot)
                 begins[slot] = max(low, high - last[slot.topic])
         self._client = broker._reader()
-        self._client.assign([TopicPartition(*slot, offset) for slot, offset in begins.items()])
+        self._client.assign([KafkaTopicPartition(*slot, offset) for slot, offset in begins.items()])
 
     def poll(self, limit: int = 10_000, timeout: float = 0.1) -> list[api.Record]:
         """Return what has come, waiting up to `timeout` s for the first. Raises BrokerError where reading fails."""

@@ -11,7 +11,6 @@ written again, after a crash or because it has grown, overwrites itself, and no 
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,23 +18,21 @@ from operator import itemgetter
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.files import Files
-from tidemill.stream.api import Emit, Position, Record, Slot, Start, Step
+from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.archive_rows import Form, Row
+from tidemill.wire.archive_rows import Form, Row, date_of
 
 log = logging.getLogger(__name__)
 
 CHUNK = 20_000
 """Offsets of one partition that go into one chunk: a file a date. It bounds memory, and what a restart reads again."""
-EPOCH = dt.date(1970, 1, 1)
-DAY_MS = 86_400_000
 
 
 class Chunk:
     """The rows of some offsets of one slot, as far as they have come, by the date of their event in UTC."""
 
-    def __init__(self, slot: Slot, number: int, size: int) -> None:
+    def __init__(self, slot: TopicPartition, number: int, size: int) -> None:
         self.slot = slot
         self.first, self.last = number * size, (number + 1) * size - 1
         self.next = self.first
@@ -53,7 +50,7 @@ class Chunk:
         return [date for date, rows in self.rows.items() if len(rows) > self.written.get(date, 0)]
 
 
-class Archiver(Step):
+class Archiver(Processor):
     """Writes chunks when they are full, and those that are not every so often.
 
     Parameters
@@ -79,15 +76,15 @@ class Archiver(Step):
             topics.PREDICTION_LOG.name(pipeline.name): Form(pipeline, labelled=False),
             topics.EXAMPLES.name(pipeline.name): Form(pipeline, labelled=True),
         }
-        self._chunks: dict[Slot, Chunk] = {}
+        self._chunks: dict[TopicPartition, Chunk] = {}
         self._written_at = clock()
 
-    def assign(self, slot: Slot, committed: Position) -> Start:
+    def assign(self, slot: TopicPartition, committed: Position) -> Start:
         number = committed.offset // self.size
         self._chunks[slot] = Chunk(slot, number, self.size)
         return Start(number * self.size, committed.offset)
 
-    def truncated(self, slot: Slot) -> None:
+    def truncated(self, slot: TopicPartition) -> None:
         """Take from the files what the log does not hold any more."""
         chunk = self._chunks[slot]
         found = [self.files.read(path) or b"" for path in self.files.glob(self._path(chunk, "*"))]
@@ -96,14 +93,14 @@ class Archiver(Step):
         ):
             chunk.add(row)
 
-    def revoke(self, slots: Iterable[Slot]) -> None:
+    def revoke(self, slots: Iterable[TopicPartition]) -> None:
         for slot in slots:
             self._chunks.pop(slot, None)
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         del emit
         for record in records:
-            slot = Slot(record.topic(), record.partition())
+            slot = TopicPartition(record.topic(), record.partition())
             chunk = self._chunks[slot]
             if record.offset() > chunk.last:
                 self._write(chunk)
@@ -148,12 +145,6 @@ class Archiver(Step):
         form = self.forms[chunk.slot.topic]
         name = f"{topic}-{chunk.slot.partition}-{chunk.first:012d}-{chunk.last:012d}-{form.id:08x}.parquet"
         return f"{self.pipeline.name}/{topic}/date={date}/{name}"
-
-
-def date_of(time: int) -> str:
-    """Return the date, in UTC, of ms since the epoch; of what no calendar has, the first or the last that it has."""
-    day = min(max(time // DAY_MS, (dt.date.min - EPOCH).days), (dt.date.max - EPOCH).days)
-    return (EPOCH + dt.timedelta(days=day)).isoformat()
 
 
 def build(pipeline: Pipeline, files: Files, every_seconds: float) -> Service:

@@ -13,6 +13,7 @@ from river import drift
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
+from tidemill.encoding.codec import HEADER
 from tidemill.stream.api import Record
 from tidemill.watch.monitor.alerts import SILENT, Alert, Alerts, Rules, Usual
 from tidemill.watch.monitor.figures import Columns, Figures, Key, Reference, of_examples, of_predictions
@@ -20,7 +21,7 @@ from tidemill.watch.monitor.performance import Judge
 from tidemill.watch.monitor.windows import Window, Windows, hashed, start_of
 from tidemill.wire import dead_letters as letters
 from tidemill.wire import topics
-from tidemill.wire.records import HEADER, Records
+from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ class Columns:
     """The columns of a window's rows: how a record becomes a row, and rows a frame."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.models = pipeline.roster
+        self.models = pipeline.model_names
         self.by_class = pipeline.task == "multiclass"
         said = [f"{prefix}{model}" for model in self.models for prefix in self._prefixes]
         self.views = tuple(view.label for view in pipeline.views)
@@ -60,7 +60,7 @@ class Columns:
         return (SCORE, VERSION, PROBABILITIES) if self.by_class else (SCORE, VERSION)
 
     def said(self, log: Mapping[str, Any]) -> list[Any]:
-        """Return what each model of the roster said, in its order; None where one did not answer."""
+        """Return what each model of the model_names said, in its order; None where one did not answer."""
         answers = {score["model"]: score for score in (*log["challengers"], log["champion"])}  # what was served counts
         found: list[Any] = []
         for model in self.models:
@@ -98,7 +98,7 @@ class Reference:
         }
         self.scores = {
             model: NumberReference(rows[SCORE + model].dropna().to_numpy(dtype=float))
-            for model in pipeline.roster
+            for model in pipeline.model_names
             if rows[SCORE + model].notna().any()
         }
         self.labels = _reference(rows["label"], "number" if pipeline.task == "regression" else "category")
@@ -114,7 +114,7 @@ def of_predictions(pipeline: Pipeline, rows: pd.DataFrame, reference: Reference 
     found: Figures = {}
     for name, kind in pipeline.vector.items():
         _feature(found, name, kind, rows[name], reference)
-    for model in pipeline.roster:
+    for model in pipeline.model_names:
         scores = rows[SCORE + model].dropna().to_numpy(dtype=float)
         if not len(scores):
             continue
@@ -202,7 +202,7 @@ def of_examples(
     waited = (rows["label_time"] - rows["event_time"]).to_numpy(dtype=float) / 1000
     found[Key("label_delay_p50")], found[Key("label_delay_p95")] = map(float, np.quantile(waited, (0.5, 0.95)))
     groups = {segment: _groups(rows[segment], least) for segment in segments}
-    answers = {model: _answers(rows, model) for model in pipeline.roster}
+    answers = {model: _answers(rows, model) for model in pipeline.model_names}
     for model, (said, places) in answers.items():
         if len(said):
             _performance(found, judge, model, said, places, groups, least)

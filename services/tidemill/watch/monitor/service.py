@@ -30,9 +30,10 @@ from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.settings import Settings
-from tidemill.stream.api import Broker, Record, Slot
+from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.kafka.broker import Sender
 from tidemill.stream.memory import MemoryRecord
+from tidemill.stream.topic import Topic
 from tidemill.watch.monitor.alerts import Alert, Breach, Subject
 from tidemill.watch.monitor.core import Closed, Core
 from tidemill.watch.monitor.figures import Key
@@ -160,7 +161,7 @@ class MonitorService:
         self.ready = False
         self._seen: dict[tuple[str, int], float] = {}
         self._first: dict[str, float] = {}
-        self._next: dict[Slot, int] = {}
+        self._next: dict[TopicPartition, int] = {}
         self.app = self._app()
 
     def _app(self) -> Any:
@@ -198,7 +199,7 @@ class MonitorService:
         app.timer(CLOSE_SECONDS)(self.close_windows)
         return app
 
-    def _agent(self, app: Any, topic: topics.Topic, take: Callable[[Any], None]) -> None:
+    def _agent(self, app: Any, topic: Topic, take: Callable[[Any], None]) -> None:
         channel = app.topic(topic.name(self.pipeline.name), key_type=bytes, value_type=bytes, value_serializer="raw")
 
         async def agent(stream: Any) -> None:
@@ -214,10 +215,10 @@ class MonitorService:
 
         app.agent(channel, name=f"{self.pipeline.name}.monitor.{topic.suffix}")(agent)
 
-    def _meet(self, topic: topics.Topic, records: Sequence[Record]) -> None:
+    def _meet(self, topic: Topic, records: Sequence[Record]) -> None:
         """Note that a partition has traffic; when it is met for the first time, whether its beginning was missed."""
         now, first = time.monotonic(), records[0]
-        slot = Slot(first.topic(), first.partition())
+        slot = TopicPartition(first.topic(), first.partition())
         self._first.setdefault(topic.suffix, now)
         windows = self.core.windows.get(topic.suffix)
         if (topic.suffix, slot.partition) not in self._seen and windows is not None:
@@ -288,20 +289,22 @@ class MonitorService:
         if alert.state != "continuing":
             log.warning(alert.message, extra={"alert": record["id"], "state": alert.state})
 
-    def _lag(self) -> dict[Slot, int]:
-        ends = {Slot(tp.topic, tp.partition): end for tp, end in dict(self.app.monitor.tp_end_offsets).items()}
+    def _lag(self) -> dict[TopicPartition, int]:
+        ends = {
+            TopicPartition(tp.topic, tp.partition): end for tp, end in dict(self.app.monitor.tp_end_offsets).items()
+        }
         return {slot: max(0, ends.get(slot, at) - at - 1) for slot, at in self._next.items()}
 
     def restore(self) -> None:
         """Read what an earlier process has left: the reference's examples, and the alerts that are open."""
         name = self.pipeline.name
-        slot = Slot(topics.EXAMPLES.name(name), 0)
+        slot = TopicPartition(topics.EXAMPLES.name(name), 0)
         low, high = self.broker.watermarks(slot)
         for batch in self.broker.read({slot: (low, high)}) if high > low else ():
             self.heartbeat = time.monotonic()
             if self.core.training(batch):
                 break
-        slot = Slot(topics.ALERTS.name(name), 0)
+        slot = TopicPartition(topics.ALERTS.name(name), 0)
         low, high = self.broker.watermarks(slot)
         begin = max(low, high - REMEMBERED_ALERTS)
         for batch in self.broker.read({slot: (begin, high)}) if high > begin else ():
@@ -315,7 +318,7 @@ class MonitorService:
         """Whether what an alert is about is still there; nothing would ever resolve it otherwise."""
         views = (view.label for view in self.pipeline.views)
         features = views if told["figure"] in BY_VIEW else self.pipeline.vector
-        return told["feature"] in ("", *features) and told["model"] in ("", *self.pipeline.roster)
+        return told["feature"] in ("", *features) and told["model"] in ("", *self.pipeline.model_names)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; what goes wrong on the way ends the process."""

@@ -22,7 +22,7 @@ from tidemill import __version__
 from tidemill.cli import text as describe
 from tidemill.errors import BrokerError, StoreError
 from tidemill.offline.lookup import Lookup, TooFarBackError
-from tidemill.registry.decisions import NOBODY, Seat
+from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.watch.status.feed import Feed
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.scrape import Scraper
@@ -61,7 +61,7 @@ class Acknowledgement(BaseModel):
     why: str = Field(min_length=1, max_length=1000)
 
 
-class Wish(BaseModel):
+class CommandRequest(BaseModel):
     """What somebody asks of the gate."""
 
     id: str = Field(
@@ -90,7 +90,7 @@ class Parts(BaseModel, arbitrary_types_allowed=True):
     lookup: Lookup
     ready: Callable[[], str | None]
     acknowledge: Callable[[str, str, str], None]
-    ask: Callable[[Wish, Seat], None]
+    ask: Callable[[CommandRequest, ModelRef], None]
     token: SecretStr
 
 
@@ -218,7 +218,7 @@ def build(parts: Parts) -> FastAPI:
     def versions(model: Annotated[str, PathParameter(max_length=100)]) -> list[dict[str, Any]]:
         """The latest versions of one model, the newest first."""
         if not parts.overview.pipeline.knows(model):
-            raise HTTPException(404, f"no model {model!r}: there are {', '.join(parts.overview.pipeline.roster)}")
+            raise HTTPException(404, f"no model {model!r}: there are {', '.join(parts.overview.pipeline.model_names)}")
         with parts.feed.lock:
             return [manifest for (name, _), manifest in reversed(parts.feed.versions.items()) if name == model]
 
@@ -229,10 +229,10 @@ def build(parts: Parts) -> FastAPI:
 
     @app.post("/api/commands", tags=["models"], status_code=202, dependencies=[Depends(authorised)],
               responses=_problems(401, 403, 413, 422, 503))  # fmt: skip
-    def command(wish: Wish) -> dict[str, Any]:
+    def command(wish: CommandRequest) -> dict[str, Any]:
         """Ask the gate to promote, roll back, pin, unpin or train. Needs the token. The same id is carried out once."""
         try:
-            target = Seat.of(wish.target) if wish.target else NOBODY
+            target = ModelRef.of(wish.target) if wish.target else NOBODY
         except ValueError as error:
             raise HTTPException(422, f"target {error}") from None
         if parts.feed.decided(wish.id) is None:

@@ -145,7 +145,7 @@ class Feed(threading.Thread):
         with self.lock:
             said = self.decisions[-1] if self.decisions else {}
         names = (said["champion"]["model"], said["watched"]["model"], said["candidate"]) if said else ()
-        beside = (name for name in dict.fromkeys(names) if name not in self.pipeline.roster)
+        beside = (name for name in dict.fromkeys(names) if name not in self.pipeline.model_names)
         return [name for name in beside if self.pipeline.knows(name)]
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
-from tidemill.registry.decisions import Seat
+from tidemill.registry.decisions import ModelRef
 from tidemill.watch.status.feed import Feed
 from tidemill.watch.status.scrape import Instance, Scraper
 from tidemill.wire import topics
@@ -82,7 +82,7 @@ class Overview:
             "champion_version": self.feed.champion[1] or None,
             "champion_pinned": self.feed.pinned,
             "gate": self.gate(),
-            "roster": [*self.pipeline.roster, *self.feed.candidates],
+            "model_names": [*self.pipeline.model_names, *self.feed.candidates],
             "metrics": self.metrics,
             "window_ms": milliseconds(self.declared.window),
             "event_time": predictions[-1]["end"] if predictions else None,
@@ -101,7 +101,7 @@ class Overview:
         }
 
     def models(self) -> list[dict[str, Any]]:
-        """Return each model of the roster, and each candidate, with its newest version."""
+        """Return each model of the model_names, and each candidate, with its newest version."""
         champion, _ = self.feed.champion
         with self.feed.lock:
             known = dict(self.feed.manifests)
@@ -111,7 +111,7 @@ class Overview:
                 field: known[name][field] if name in known else None
                 for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri")
             }
-            for name in (*self.pipeline.roster, *self.feed.candidates)
+            for name in (*self.pipeline.model_names, *self.feed.candidates)
         ]
 
     def performance(self, windows: Sequence[Window]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Overview:
             by_name = figures(window, version=-1, segment="", feature="")
             rows.append(
                 {name: window[name] for name in ("start", "end", "rows", "interrupted")}
-                | {"models": {m: {n: v[m] for n, v in by_name.items() if m in v} for m in self.pipeline.roster}}
+                | {"models": {m: {n: v[m] for n, v in by_name.items() if m in v} for m in self.pipeline.model_names}}
             )
         last = windows[-1] if windows else None
         return {"windows": rows, "segments": self._segments(last), "versions": self._versions(last)}
@@ -130,7 +130,7 @@ class Overview:
         if window is None:
             return []
         found: dict[str, dict[str, dict[str, float]]] = {}
-        for model in self.pipeline.roster:
+        for model in self.pipeline.model_names:
             for name, values in figures(window, model=model, version=-1, feature="").items():
                 for segment, value in values.items():
                     if segment:
@@ -186,7 +186,7 @@ class Overview:
                     "psi": [course.get("score_psi", {}).get(m) for course in scores],
                     "limit": edge.get(m, self.declared.limit("score_psi")),
                 }
-                for m in self.pipeline.roster
+                for m in self.pipeline.model_names
             ],
             "labels": {
                 "mean": [course.get("label_mean", {}).get("") for course in labels],
@@ -199,7 +199,7 @@ class Overview:
         """Return of each view, by window: how old its features were, in s of event time, and the shares without them."""
         alarmed = {(a["kind"], a["feature"]) for a in self.feed.alerts.copy().values()}
         courses = [figures(window, model="", version=-1, segment="") for window in windows]
-        own = self.pipeline.own_views
+        own = self.pipeline.inline_views
         views = []
         for view in self.pipeline.views:
             name = view.label
@@ -294,8 +294,8 @@ class Overview:
 
 def compared(decision: Mapping[str, Any], previous: Mapping[str, Any] | None) -> list[str]:
     """Return whom the evidence of a decision compares: who served then, and the other; `previous`: the decision before it."""
-    served, subject, after = (Seat(**decision[name]) for name in ("before", "subject", "champion"))
-    watched = Seat(**previous["watched"]) if previous else Seat()
+    served, subject, after = (ModelRef(**decision[name]) for name in ("before", "subject", "champion"))
+    watched = ModelRef(**previous["watched"]) if previous else ModelRef()
     if subject != served and not (decision["kind"] == "refused" and subject.model == served.model):
         return [str(served), str(subject)]  # a challenger, or whom a person asked for
     # About the champion itself: against the one that it replaced while that is watched, else against the baseline.

@@ -22,10 +22,10 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, StoreError
 from tidemill.features.redis import OnlineStore
 from tidemill.offline.lookup import Lookup
-from tidemill.registry.decisions import Command, Seat, commands
+from tidemill.registry.decisions import Command, ModelRef, commands
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker, Sender
-from tidemill.watch.status.app import Parts, Wish, build
+from tidemill.watch.status.app import CommandRequest, Parts, build
 from tidemill.watch.status.feed import Feed
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.scrape import Scraper
@@ -108,7 +108,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
         sender.flush()
 
-    def ask(wish: Wish, target: Seat) -> None:
+    def ask(wish: CommandRequest, target: ModelRef) -> None:
         now = int(time.time() * 1000)
         begin = wish.begin if wish.kind == "train" else 0
         command = Command(wish.id, wish.kind, target, wish.steps, begin, wish.by, wish.why, now)

@@ -7,12 +7,12 @@ import { count, metric, windowName } from "./format.js";
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const CHALLENGERS = ["series-2", "series-3", "series-4", "series-5", "series-6"];
 
-/** The colour of each model, by the roster: a model keeps its colour whatever is shown. */
-export function modelColours(roster, champion) {
-  const others = roster.filter((name) => name !== champion && name !== "baseline");
+/** The colour of each model, by the names: a model keeps its colour whatever is shown. */
+export function modelColours(names, champion) {
+  const others = names.filter((name) => name !== champion && name !== "baseline");
   const of = (name) =>
     name === champion ? "series-1" : name === "baseline" ? "series-0" : CHALLENGERS[others.indexOf(name) % CHALLENGERS.length];
-  return new Map(roster.map((name) => [name, of(name)]));
+  return new Map(names.map((name) => [name, of(name)]));
 }
 
 /** Champion, challengers and baseline by window, of one metric. */

@@ -29,7 +29,7 @@ export function gain(value, other, better) {
 /** Champion first, then challengers as declared, the baseline last. */
 export function ranked(snapshot) {
   const rank = (name) => (name === snapshot.champion ? 0 : name === "baseline" ? 2 : 1);
-  return [...(snapshot.roster ?? [])].sort((a, b) => rank(a) - rank(b));
+  return [...(snapshot.model_names ?? [])].sort((a, b) => rank(a) - rank(b));
 }
 
 export class Models {

@@ -83,7 +83,7 @@ export function river(snapshot) {
   const learners = [...nodes.keys()].filter(isLearner);
   for (const name of TRUNK.slice(1)) if (!nodes.has(name)) put(name, { why: "not heard of yet" });
   if (!learners.length) {
-    const expected = (snapshot.roster ?? []).filter((model) => model !== "baseline" && !model.includes("~")).map((model) => `learner-${model}`);
+    const expected = (snapshot.model_names ?? []).filter((model) => model !== "baseline" && !model.includes("~")).map((model) => `learner-${model}`);
     learners.push(...(expected.length ? expected : ["learner"]));
     for (const name of learners) put(name, { why: "not heard of yet" });
   }

@@ -1,0 +1,86 @@
+"""Loading a declaration: from a file, a module, or one of those shipped."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, cast
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import DeclarationError
+from tidemill.loading import loading
+
+SHIPPED = {name: f"tidemill.demo.flights:{name}" for name in ("flights", "plain", "delays")}
+"""Pipelines that come with the package, by the short name that commands take."""
+
+
+def load(reference: str) -> Pipeline:
+    """Load a pipeline from `path/to/file.py[:name]`, `package.module[:name]` or the name of a shipped one.
+
+    Raises DeclarationError with one line that says what is wrong where; never another exception.
+    """
+    target, _, name = SHIPPED.get(reference, reference).partition(":")
+    try:
+        module = _load_file(Path(target)) if target.endswith(".py") else _load_module(target, reference)
+    except DeclarationError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise DeclarationError(
+            f"{target}{_line(error, target)}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    found = {
+        key: value for key, value in vars(module).items() if isinstance(value, Pipeline) and not key.startswith("_")
+    }
+    if name:
+        if name not in found:
+            raise DeclarationError(f"{target} has no pipeline {name!r}: it declares {', '.join(found) or 'none'}")
+        return found[name]
+    if len(set(map(id, found.values()))) != 1:
+        what = (
+            f"declares {', '.join(found)}: choose one, as in {target}:{next(iter(found))}"
+            if found
+            else "declares no pipeline"
+        )
+        raise DeclarationError(f"{target} {what}")
+    return next(iter(found.values()))
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise DeclarationError(f"pipeline file {path} does not exist")
+    name = f"tidemill_pipeline_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise DeclarationError(f"pipeline file {path} can't be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a class declared in the file must be found again by its module's name
+    token = loading.set(path.resolve().parent)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        loading.reset(token)
+    return module
+
+
+def _load_module(target: str, reference: str) -> Any:
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not target.startswith(error.name):
+            raise
+        raise DeclarationError(
+            f"unknown pipeline {reference!r}: expected a file as flights.py, a module as package.flights, "
+            f"or one of the shipped {', '.join(SHIPPED)}"
+        ) from error
+
+
+def _line(error: BaseException, target: str) -> str:
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f" line {error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if target in (f.filename, Path(f.filename).name)]
+    frames = frames or [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(Path(target).name)]
+    return f" line {cast(int, frames[-1].lineno)}" if frames else ""

@@ -1,0 +1,97 @@
+"""An Avro codec behind the 5-byte header that Confluent's clients write and read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import fastavro
+
+from tidemill.encoding import avro_codegen as compiled
+from tidemill.encoding import resolution
+from tidemill.encoding import schema_files as schemas
+
+HEADER = 5
+"""Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian."""
+
+
+class Codec:
+    """Encodes and decodes one record schema.
+
+    `encode` and `decode` are with the 5-byte header; `body` and `record` without. The work is done by code compiled
+    from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read records
+    of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration wrote.
+    """
+
+    def __init__(self, avro: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.avro = avro
+        self.id = schemas.fingerprint(avro)
+        self.header = b"\0" + self.id.to_bytes(4, "big")
+        plain = schemas.plain(avro)
+        self.parsed = fastavro.parse_schema(plain, named_schemas={})
+        try:
+            self._encode, self.read = compiled.make(plain)
+            self.is_compiled = True
+        except compiled.UnsupportedError:
+            self._encode, self.read = self._write_by_fastavro, self._read_by_fastavro
+            self.is_compiled = False
+        made = [(schemas.fingerprint(other), self.reading(schemas.plain(other))[0]) for other in others]
+        self._others = {b"\0" + number.to_bytes(4, "big"): read for number, read in made}
+
+    def reading(self, avro: Mapping[str, Any]) -> tuple[compiled.Decode, bool]:
+        """Return what reads records of another schema as this one's, and whether it is as strict about the bytes.
+
+        The other has no logical types, and this one must be able to read it.
+        """
+        own = Codec(avro)
+        ways = resolution.ways(avro, schemas.plain(self.avro)) if own.is_compiled and self.is_compiled else None
+        if ways is not None:
+            return resolution.by_field(own.read, ways), True
+
+        def read(data: bytes, at: int) -> tuple[Any, int]:
+            stream = io.BytesIO(data)
+            stream.seek(at)
+            return fastavro.schemaless_reader(stream, own.parsed, self.parsed), stream.tell()
+
+        return read, False
+
+    def _write_by_fastavro(self, record: Mapping[str, Any]) -> bytes:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, self.parsed, record)
+        return out.getvalue()
+
+    def _read_by_fastavro(self, data: bytes, at: int) -> tuple[Any, int]:
+        stream = io.BytesIO(data)
+        stream.seek(at)
+        return fastavro.schemaless_reader(stream, self.parsed, None), stream.tell()
+
+    def body(self, record: Mapping[str, Any]) -> bytes:
+        """Return the record's Avro bytes. What it raises where the record does not fit the schema is no one thing."""
+        return self._encode(record)
+
+    def encode(self, record: Mapping[str, Any]) -> bytes:
+        """Return header and record."""
+        return self.header + self._encode(record)
+
+    def record(self, body: bytes, at: int = 0) -> Any:
+        """Return the record that begins at `at`; what follows it is not looked at."""
+        return self.read(body, at)[0]
+
+    def of(self, data: bytes | None) -> Any:
+        """Return the record in `data`; None where that is of another schema, as after a new declaration, or nothing."""
+        if data and data.startswith(self.header):
+            return self.read(data, HEADER)[0]
+        read = self._others.get(data[:HEADER]) if data else None
+        return read(data, HEADER)[0] if data and read else None
+
+    def decode(self, data: bytes) -> Any:
+        """Return the record in `data`. Raises ValueError where the header is not this schema's."""
+        if data.startswith(self.header):
+            return self.read(data, HEADER)[0]
+        found = self.of(data)
+        if found is None:
+            raise ValueError(
+                f"header {data[:HEADER].hex()} where {self.header.hex()} ({self.avro['name']}) was expected"
+            )
+        return found

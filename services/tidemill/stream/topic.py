@@ -1,0 +1,27 @@
+"""One topic, as a row of a table: what it is called, how it is keyed and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DAY = 24 * 3_600_000
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic. `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes`
+    0 means the broker's own limit."""
+
+    suffix: str
+    key: str
+    record: str
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    partitions: int = 0
+    retention_ms: int = 7 * DAY
+    max_message_bytes: int = 0
+    doc: str = ""
+
+    def name(self, pipeline: str) -> str:
+        """The topic's name for the pipeline called `pipeline`."""
+        return f"{pipeline}.{self.suffix}"
