@@ -64,7 +64,7 @@ def said(caplog: pytest.LogCaptureFixture, words: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("task", "score", "probabilities", "is_valid_score"),
+    ("task", "score", "probabilities", "sane"),
     [
         ("binary", 0.0, {}, True),
         ("binary", 1.0, {}, True),
