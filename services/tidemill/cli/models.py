@@ -231,7 +231,7 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
         running.registry_of(declared, chosen),
         connected(declared, chosen, topics.MODELS, topics.PROMOTIONS),
     )
-    end = broker.watermarks(TopicPartition(topics.MODELS.name(declared.name), 0))[1]
+    end = broker.offset_range(TopicPartition(topics.MODELS.name(declared.name), 0))[1]
     mirroring = Mirror(declared, registry, uri)
     with progress("versions", None) as advance:
         mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)

@@ -28,7 +28,8 @@ from tidemill.stages.scorer import service as scorer
 from tidemill.stages.scorer.feed import ModelFeed
 from tidemill.stages.validator import service as validator
 from tidemill.stages.validator.feed import SchemaFeed
-from tidemill.stream.kafka.broker import KafkaBroker, Sender
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.loop import Loop, Service, stop_on_signals
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
