@@ -27,7 +27,7 @@ from tidemill.runtime import run as running
 from tidemill.runtime.run import STALLED_SECONDS
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
-from tidemill.stream.kafka.broker import CALL_SECONDS
+from tidemill.stream.kafka.consumer import CALL_SECONDS
 from tidemill.stream.loop import STOP_SECONDS
 from tidemill.wire.topics import SERVICES, WATCHING
 

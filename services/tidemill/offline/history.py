@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -154,31 +153,6 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         frame.to_parquet(path, index=False)
     except ImportError:
         raise SettingsError(f"{path}: writing Parquet needs pyarrow: pip install 'tidemill[parquet]'") from None
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
-    """Show a progress bar on a terminal's standard error; nothing where that is no terminal.
-
-    `total` None: how many there will be is not known.
-    """
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task, done = bar.add_task(what, total=total), 0
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            if done // 100 != (done - n) // 100 or done == total:
-                bar.update(task, completed=done)
-
-        yield advance
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from tidemill import metrics
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.settings import Settings
-from tidemill.stream.kafka.broker import KafkaBroker, Sender
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.loop import Loop, Service, stop_on_signals
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
@@ -229,6 +229,7 @@ def _archiver() -> Build:
 
 
 def _monitor() -> Build:
+    from tidemill.stream.kafka.producer import Sender
     from tidemill.watch.monitor.service import MonitorHealth, MonitorService
 
     def compose(context: Context) -> Callable[[], None]:

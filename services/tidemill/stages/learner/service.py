@@ -60,7 +60,7 @@ def wanted_of(broker: Broker, registry: Registry, model: str) -> Wanted:
 
     def wanted() -> Collection[str]:
         nonlocal end, found
-        now = broker.watermarks(slot)[1]
+        now = broker.offset_range(slot)[1]
         if now != end:
             decided = all_decisions(pipeline, broker, sealed)
             names = {seat.model for seat in decided[-1].seats} if decided else set()
@@ -75,7 +75,7 @@ def past_of(broker: Broker, pipeline: Pipeline) -> Past:
     slot = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
 
     def past(begin: int, end: int) -> Iterator[Sequence[Record]] | None:
-        return broker.read({slot: (begin, end)}) if broker.watermarks(slot)[0] <= begin else None
+        return broker.read({slot: (begin, end)}) if broker.offset_range(slot)[0] <= begin else None
 
     return past
 
