@@ -39,9 +39,10 @@ outcomes: $(VENV)/ready ## what views are worth: the same models with and withou
 asynchrony: $(VENV)/ready ## how many vectors on Kafka differ from a backtest's, and by how much (minutes)
 	@$(BIN)/python benchmarks/asynchrony.py $(ARGS)
 
-check: $(VENV)/ready ## format, lint and types
+check: $(VENV)/ready ## format, lint, layers and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
 
 format: $(VENV)/ready ## put the code into the one format

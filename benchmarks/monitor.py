@@ -26,7 +26,7 @@ from tidemill import load
 from tidemill.demo import data
 from tidemill.offline.backtest import Backtest
 from tidemill.stream.api import Record
-from tidemill.stream.kafka.broker import Sender
+from tidemill.stream.kafka.producer import Sender
 from tidemill.wire import topics
 
 MONTH = 31 * 24 * 3_600_000

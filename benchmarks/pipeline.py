@@ -45,7 +45,8 @@ from tidemill.stages.learner import service as learner
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.validator import service as validator
 from tidemill.stream.api import Emit, Processor, Record
-from tidemill.stream.kafka.broker import KafkaBroker, Reader, Sender
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.loop import Loop, Service, tune_collector
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -207,7 +208,7 @@ def inputs(name: str, pipeline: Pipeline) -> list[str]:
     """Return the pre-filled topics that a service reads to their end."""
     if name == "bare":
         return [topics.EVENTS.name(pipeline.name)]
-    return [t.name(pipeline.name) for t in topics.reads(name) if t not in (topics.MODELS,)]
+    return [t.name(pipeline.name) for t in topics.consumes(name)]
 
 
 def show(report: dict[str, Any]) -> None:
@@ -248,7 +249,7 @@ def latency(rate: int, seconds: float, delivery: str) -> dict[str, Any]:
         found = data.flights(range(1, 5))[: int(rate * seconds)]
         messages = script(pipeline, found)
         stack.wait_ready()
-        reader = Reader(broker, [topics.PREDICTIONS.name(pipeline.name)])
+        reader = broker.follow_topics([topics.PREDICTIONS.name(pipeline.name)])
         paced = Paced(kafka.servers, messages, rate)
         say(f"{len(found):,} events at {rate:,} a second")
         paced.start()

@@ -61,7 +61,7 @@ class Bench:
         deadline = time.monotonic() + 15
         while True:
             ranges = {
-                TopicPartition(topic, p): self.broker.watermarks(TopicPartition(topic, p))
+                TopicPartition(topic, p): self.broker.offset_range(TopicPartition(topic, p))
                 for p in range(self.broker.partitions(topic))
             }
             found = [record.value() for batch in self.broker.read(ranges) for record in batch]
@@ -174,7 +174,7 @@ def test_the_same_key_goes_to_the_same_partition(bench: Bench) -> None:
     places = Counter()
     for p in range(2):
         slot = TopicPartition(bench.sink, p)
-        for batch in bench.broker.read({slot: bench.broker.watermarks(slot)}):
+        for batch in bench.broker.read({slot: bench.broker.offset_range(slot)}):
             places.update({(p, record.value()) for record in batch})
     assert len(places) == 4
     producer.close()
@@ -209,7 +209,7 @@ def test_a_follower_sees_what_comes(bench: Bench) -> None:
     bench.send(b"old")
     assert bench.read(bench.source, 1) == [b"old"]
     follower = bench.broker.follow(
-        TopicPartition(bench.source, 0), bench.broker.watermarks(TopicPartition(bench.source, 0))[1]
+        TopicPartition(bench.source, 0), bench.broker.offset_range(TopicPartition(bench.source, 0))[1]
     )
     bench.send(b"new")
     found: list[bytes] = []

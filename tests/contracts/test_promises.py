@@ -20,7 +20,7 @@ from test_broker import TOPIC, names
 from tidemill.errors import Aborted, Fenced, StoreError
 from tidemill.features.redis import RedisView, connect
 from tidemill.stream.api import Change, Position, TopicPartition
-from tidemill.stream.kafka import broker as adapter
+from tidemill.stream.kafka import producer as kafka_producer
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
 
@@ -152,7 +152,7 @@ def test_nobody_reads_what_was_aborted(bench: Bench) -> None:
     producer.emit(bench.source, b"never", b"k", 1, None, 0)
     reached(bench, bench.source, 1)
     assert bench.poll(consumer, 10, 1.0) == [], "it is not committed"
-    assert bench.broker.watermarks(slot) == (0, 0)
+    assert bench.broker.offset_range(slot) == (0, 0)
     producer.abort()
     producer.emit(bench.source, b"kept", b"k", 2, None, 0)
     producer.commit({}, consumer)
@@ -315,7 +315,7 @@ class TestKafkaAlone:
 
     def test_at_least_once_commits_no_offset_of_what_is_not_sent(self, at_least_once, monkeypatch) -> None:
         bench, consumer, producer = at_least_once
-        monkeypatch.setattr(adapter, "DECIDED_SECONDS", 0.5)
+        monkeypatch.setattr(kafka_producer, "DECIDED_SECONDS", 0.5)
         slot = TopicPartition(bench.source, 0)
         producer.emit("no.such.topic", b"waits for its topic", b"k", 1, None, 0)
         with pytest.raises(Aborted, match="not acknowledged"):

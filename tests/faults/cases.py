@@ -20,7 +20,7 @@ from real_kafka import RealKafka
 from running import until
 
 from tidemill.demo.stack import Redis, free_port, roles
-from tidemill.stream.kafka.broker import TRANSACTION_TIMEOUT_SECONDS
+from tidemill.stream.kafka.producer import TRANSACTION_TIMEOUT_SECONDS
 from tidemill.wire import topics
 
 ZOMBIE_SECONDS = TRANSACTION_TIMEOUT_SECONDS + 3.0

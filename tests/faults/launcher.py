@@ -21,7 +21,7 @@ from typing import Any
 from tidemill.cli import main as cli
 from tidemill.features.redis import RedisView
 from tidemill.registry.store import ArtifactStore
-from tidemill.stream.kafka.broker import KafkaProducer
+from tidemill.stream.kafka.producer import KafkaProducer
 
 DURING_SECONDS = 0.002
 """How long after its beginning a call is cut short, for the points `:during`."""

@@ -92,21 +92,22 @@ MUTANTS = (
     ),
     Mutant(
         "offsets-not-in-transaction", "offsets are committed by the consumer, without the group's metadata",
-        "stream/kafka/broker.py",
-        'self._decide("sending offsets", self._client.send_offsets_to_transaction, places, metadata)',
+        "stream/kafka/producer.py",
+        'self._decide("sending offsets", self._client.send_offsets_to_transaction, committable(offsets), metadata)',
         "consumer.commit(offsets)",
         (f"{PROMISES}::test_a_commit_that_fails_leaves_neither_outputs_nor_offsets",),
     ),
     Mutant(
         "metadata-of-nobody", "the transaction is told the group, and not the member",
-        "stream/kafka/broker.py",
+        "stream/kafka/consumer.py",
         "return self._client.consumer_group_metadata()",
-        'return Consumer({**self._broker.common, "group.id": self._group}).consumer_group_metadata()',
+        'return Consumer({**self._common, "group.id": self._group}).consumer_group_metadata()',
         (f"{PROMISES}::test_a_member_that_is_out_of_date_commits_nothing",),
         (
             (
-                "        self._broker = broker\n        self._client = Consumer(",
-                "        self._broker, self._group = broker, group\n        self._client = Consumer(",
+                "        self._waiting_since = 0.0\n        self._client = Consumer(",
+                "        self._waiting_since = 0.0\n        self._common, self._group = common, group\n"
+                "        self._client = Consumer(",
             ),
         ),
     ),
@@ -119,24 +120,24 @@ MUTANTS = (
     ),
     Mutant(
         "note-not-kept-in-transactions", "the note is lost on its way to Kafka",
-        "stream/kafka/broker.py",
-        "metadata=at.note) for slot, at in offsets.items()]\n            metadata = ",
-        'metadata="") for slot, at in offsets.items()]\n            metadata = ',
+        "stream/kafka/producer.py",
+        "send_offsets_to_transaction, committable(offsets), metadata)",
+        "send_offsets_to_transaction, committable({p: Position(at.offset) for p, at in offsets.items()}), metadata)",
         (f"{BROKER}::test_records_and_offsets_become_visible_together_and_not_before",),
     ),
     Mutant(
         "auto-commit", "the client stores and commits offsets of what it fetched",
-        "stream/kafka/broker.py",
+        "stream/kafka/consumer.py",
         '"enable.auto.commit": False,\n                "enable.auto.offset.store": False,',
         '"enable.auto.commit": True,\n                "enable.auto.offset.store": True,',
         (f"{PROMISES}::test_reading_commits_nothing",),
     ),
     Mutant(
         "positions-of-what-was-fetched", "positions are the client's, also of records that are held back",
-        "stream/kafka/broker.py",
-        "return {slot: self._order.positions[slot] for slot in slots if slot in self._order.positions}",
-        "found = self._client.position([TopicPartition(*slot) for slot in slots])\n"
-        "        return {TopicPartition(p.topic, p.partition): p.offset for p in found if p.offset >= 0}",
+        "stream/kafka/consumer.py",
+        "positions = self._order.positions",
+        "of_client = self._client.position([KafkaTopicPartition(*partition) for partition in partitions])\n"
+        "        positions = {TopicPartition(p.topic, p.partition): p.offset for p in of_client if p.offset >= 0}",
         (f"{PROMISES}::test_positions_are_those_of_what_was_handed_out",),
     ),
     Mutant(
@@ -148,15 +149,15 @@ MUTANTS = (
     ),
     Mutant(
         "assigned-twice", "the client is assigned in the callback, and again where to start is settled",
-        "stream/kafka/broker.py",
+        "stream/kafka/consumer.py",
         "client.assign([])\n",
-        "client.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])\n"
+        "client.assign([KafkaTopicPartition(p.topic, p.partition, -2) for p in partitions])\n"
         "        client.pause(partitions)\n",
         (f"{PROMISES}::TestKafkaAlone::test_nothing_is_fetched_before_the_start_is_settled",),
     ),
     Mutant(
         "error-beside-an-offset", "an error beside a committed offset is read as nothing committed",
-        "stream/kafka/broker.py",
+        "stream/kafka/consumer.py",
         "if p.error is not None:",
         "if False:",
         (f"{PROMISES}::TestKafkaAlone::test_an_error_beside_a_committed_offset_is_not_a_group_that_is_new",),
@@ -178,7 +179,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-seek-in-the-client", "a start does not take back what was fetched and held",
-        "stream/kafka/broker.py",
+        "stream/kafka/consumer.py",
         "self._order.clear(dict(offsets))",
         "self._order.positions.update(offsets)",
         (f"{PROMISES}::test_a_start_forgets_what_was_held_back",),
@@ -208,18 +209,18 @@ MUTANTS = (
     # Rebalances.
     Mutant(
         "no-on-lost", "partitions that were lost are kept",
-        "stream/kafka/broker.py",
+        "stream/kafka/consumer.py",
         "self._on_revoke(client, partitions)",
         "del client, partitions",
         (f"{PROMISES}::TestKafkaAlone::test_partitions_that_were_lost_are_given_up",),
     ),
     Mutant(
         "revoked-not-told", "partitions that were revoked are kept",
-        "stream/kafka/broker.py",
-        "self._revoked |= slots",
-        "del slots",
+        "stream/kafka/consumer.py",
+        "self._revoked |= revoked",
+        "del revoked",
         (f"{BROKER}::test_two_members_share_the_partitions_and_one_takes_over",),
-        (("        self._assigned -= slots\n", ""),),
+        (("        self._assigned -= revoked\n", ""),),
     ),
     Mutant(
         "revoke-keeps-state", "a rebalance keeps the state of what was not committed",
@@ -245,42 +246,42 @@ MUTANTS = (
     # Sending.
     Mutant(
         "buffer-error-swallowed", "a full queue drops records",
-        "stream/kafka/broker.py",
+        "stream/kafka/producer.py",
         "Wait for it; nothing more is read meanwhile.\n                self._client.poll(0.05)",
         "Wait for it; nothing more is read meanwhile.\n                return",
         (f"{PROMISES}::TestKafkaAlone::test_a_full_queue_loses_nothing",),
     ),
     Mutant(
         "no-fencing", "every process has a transactional id of its own",
-        "stream/kafka/broker.py",
+        "stream/kafka/producer.py",
         '"transactional.id": name',
         '"transactional.id": f"{name}.{time.time_ns()}"',
         (f"{BROKER}::test_a_later_producer_of_the_name_fences_the_earlier",),
     ),
     Mutant(
         "fenced-goes-on", "a process that was fenced takes its place back",
-        "stream/kafka/broker.py",
-        "if cause.code() in _FENCED",
-        "if cause.code() in ()",
+        "stream/kafka/errors.py",
+        "if error.code() in _FENCED_CODES",
+        "if error.code() in ()",
         (f"{PROMISES}::test_who_was_fenced_is_told_so_and_does_not_fence_back",),
     ),
     Mutant(
         "failures-unchecked", "a record that the broker refused is forgotten, its offset committed",
-        "stream/kafka/broker.py",
+        "stream/kafka/producer.py",
         "if failed is not None or left:",
         "if left:",
         (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_was_refused",),
     ),
     Mutant(
         "left-unchecked", "a record that was not sent yet is forgotten, its offset committed",
-        "stream/kafka/broker.py",
+        "stream/kafka/producer.py",
         "if failed is not None or left:",
         "if failed is not None:",
         (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_is_not_sent",),
     ),
     Mutant(
         "offsets-before-flush", "at least once: offsets are committed before the outputs are sent",
-        "stream/kafka/broker.py",
+        "stream/kafka/producer.py",
         "self._flush()\n            if offsets:\n                assert isinstance(consumer, KafkaConsumer)  "
         "# noqa: S101  the same broker made both\n                consumer.commit(offsets)",
         "if offsets:\n                consumer.commit(offsets)  # type: ignore[union-attr]\n            self._flush()",
@@ -288,7 +289,7 @@ MUTANTS = (
     ),
     Mutant(
         "letters-outside", "dead letters (what has headers) are sent at once by a plain producer",
-        "stream/kafka/broker.py",
+        "stream/kafka/producer.py",
         "self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))",
         'plain = Producer({"bootstrap.servers": self._config["bootstrap.servers"]})\n'
         "                    plain.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))\n"
@@ -298,16 +299,16 @@ MUTANTS = (
     # Reading.
     Mutant(
         "group-reads-uncommitted", "a service reads what is not committed",
-        "stream/kafka/broker.py",
+        "stream/kafka/consumer.py",
         '"isolation.level": "read_committed",\n                "fetch.wait.max.ms": 100',
         '"isolation.level": "read_uncommitted",\n                "fetch.wait.max.ms": 100',
         (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
     ),
     Mutant(
         "rebuild-reads-uncommitted", "a rebuild reads what is not committed",
-        "stream/kafka/broker.py",
-        '"isolation.level": "read_committed",\n                "fetch.wait.max.ms": 50',
-        '"isolation.level": "read_uncommitted",\n                "fetch.wait.max.ms": 50',
+        "stream/kafka/consumer.py",
+        '"isolation.level": "read_committed",\n            "fetch.wait.max.ms": 50',
+        '"isolation.level": "read_uncommitted",\n            "fetch.wait.max.ms": 50',
         (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
     ),
     # The online store.

@@ -12,7 +12,8 @@ from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo.stack import Stack
 from tidemill.runtime.run import topic_table
-from tidemill.stream.kafka.broker import KafkaBroker, Reader
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.consumer import KafkaFollower
 from tidemill.stream.topic import Topic
 from tidemill.wire.records import Records
 
@@ -54,8 +55,8 @@ class Running:
     def name(self, topic: Topic) -> str:
         return topic.name(self.pipeline.name)
 
-    def reader(self, *topics: Topic) -> Reader:
-        return Reader(self.broker, [self.name(topic) for topic in topics])
+    def reader(self, *topics: Topic) -> KafkaFollower:
+        return self.broker.follow_topics([self.name(topic) for topic in topics])
 
 
 def worker(process) -> int:

@@ -10,7 +10,7 @@ from running import Running, until
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.offline.backtest import Backtest
-from tidemill.stream.kafka.broker import Sender
+from tidemill.stream.kafka.producer import Sender
 from tidemill.wire import topics
 from tidemill.wire.records import PredictionLog
 

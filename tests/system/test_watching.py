@@ -28,7 +28,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.offline.dataset import Form, Span, archived, span_of, written
 from tidemill.offline.recompute import from_kafka
 from tidemill.stream.api import TopicPartition
-from tidemill.stream.kafka.broker import Sender
+from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.topics import WATCHING
@@ -40,7 +40,7 @@ TOKEN = "a token of this test"
 def records(run: Running, topic: Topic) -> list[Any]:
     """Return all that a topic holds."""
     slots = [TopicPartition(run.name(topic), p) for p in range(run.broker.partitions(run.name(topic)))]
-    ranges = {slot: run.broker.watermarks(slot) for slot in slots}
+    ranges = {slot: run.broker.offset_range(slot) for slot in slots}
     return [record for batch in run.broker.read(ranges) for record in batch]
 
 

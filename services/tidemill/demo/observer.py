@@ -13,7 +13,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.registry.decisions import ModelRef
 from tidemill.stream.api import Record
-from tidemill.stream.kafka.broker import KafkaBroker, Reader
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.wire import dead_letters as letters
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -32,7 +32,7 @@ class Observer(threading.Thread):
         super().__init__(name="observer", daemon=True)
         self.pipeline, self.records = pipeline, Records(pipeline)
         self._suffix = {topic.name(pipeline.name): topic.suffix for topic in READ}
-        self._reader = Reader(broker, list(self._suffix))
+        self._reader = broker.follow_topics(list(self._suffix))
         self._stop_asked = threading.Event()
         self.counts: Counter[str] = Counter()
         self.dead_letters: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
-from tidemill.stream.kafka.broker import Sender
+from tidemill.stream.kafka.producer import Sender
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 

@@ -45,7 +45,7 @@ class Refold:
     def snapshots(self, wanted: Collection[Wanted], progress: Progress | None = None) -> Iterator[Reached]:
         """Yield versions in their order, each while the fold stands at it."""
         slot = TopicPartition(self.topic, 0)
-        low, high = self.broker.watermarks(slot)
+        low, high = self.broker.offset_range(slot)
         waiting: list[Wanted] = []
         for one in sorted(wanted, key=lambda one: one.version):
             why = self._unfoldable(one, low, high)

@@ -48,7 +48,7 @@ class Lookup:
 
     def _backwards(self, slot: TopicPartition, until: float) -> Iterator[Record]:
         """Yield what a slot holds, the newest chunk first."""
-        low, high = self.broker.watermarks(slot)
+        low, high = self.broker.offset_range(slot)
         for begin, end in backwards(low, high, STEP):
             for batch in self.broker.read({slot: (begin, end)}):
                 yield from batch
@@ -122,7 +122,7 @@ class Lookup:
 
     def _event(self, of: Features) -> dict[str, Any]:
         slot, offset = TopicPartition(topics.EVENTS_VALID.name(self.pipeline.name), of["partition"]), of["offset"]
-        low, high = self.broker.watermarks(slot)
+        low, high = self.broker.offset_range(slot)
         place = {"topic": slot.topic, "partition": slot.partition, "offset": offset}
         gone = place | {"record": None, "why": "the log does not hold it any more"}
         if not low <= offset < high:

@@ -310,7 +310,7 @@ class Replay:
     def _outcomes(self, predictions: Sequence[Prediction], progress: Progress | None) -> list[dict[str, Any]]:
         """Find the predictions' labels. An example lies behind all that its prediction's models had learned."""
         slot = TopicPartition(self.examples, 0)
-        low, high = self.broker.watermarks(slot)
+        low, high = self.broker.offset_range(slot)
         begin = max(low, min((score["version"] for p in predictions for score in p.scores), default=high))
         keys = {p.event_id.encode() for p in predictions}
         joined = self._records({slot: (begin, high)}, keys, progress)

@@ -54,7 +54,7 @@ def latest(
     forged is logged and passed over, and counts for nothing. Nothing before the offset `since` is looked at.
     """
     slot = slot_of(registry)
-    low, high = broker.watermarks(slot)
+    low, high = broker.offset_range(slot)
     found: dict[str, list[Manifest]] = {model: [] for model in wanted}
     for begin, end in backwards(max(low, since), high, WINDOW, growth=4):
         if all(len(found[model]) >= many for model, many in wanted.items()):
@@ -79,7 +79,7 @@ def versions(
     found: dict[Version, Manifest] = {}
     refused: dict[Version, str] = {}
     slot, codec, missing = slot_of(registry), registry.records.manifest, set(wanted)
-    low, high = broker.watermarks(slot)
+    low, high = broker.offset_range(slot)
     for begin, end in backwards(low, high, WINDOW, growth=4):
         if not missing:
             break

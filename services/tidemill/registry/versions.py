@@ -63,7 +63,7 @@ class Versions:
         """Yield versions, the newest first; `model`: only of this one."""
         slot = TopicPartition(self.topic, 0)
         newest: set[str] = set()
-        for begin, end in backwards(*self.broker.watermarks(slot), WINDOW, growth=4, most=MOST):
+        for begin, end in backwards(*self.broker.offset_range(slot), WINDOW, growth=4, most=MOST):
             for record in reversed([record for batch in self.broker.read({slot: (begin, end)}) for record in batch]):
                 key = (record.key() or b"").decode(errors="replace")
                 if model in (None, key):

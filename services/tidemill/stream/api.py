@@ -183,7 +183,7 @@ class Broker(Protocol):
     def partitions(self, topic: str) -> int:
         """Return the number of partitions; 0 where there is no such topic."""
 
-    def watermarks(self, slot: TopicPartition) -> tuple[int, int]:
+    def offset_range(self, slot: TopicPartition) -> tuple[int, int]:
         """Return the first offset still there and the one after the last."""
 
     def committed(self, group: str, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:

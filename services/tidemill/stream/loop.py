@@ -222,7 +222,7 @@ class Loop:
         positions: dict[TopicPartition, Position] = {}
         lows: dict[TopicPartition, int] = {}
         for slot, position in committed.items():
-            low, high = self.broker.watermarks(slot)
+            low, high = self.broker.offset_range(slot)
             lows[slot] = low
             if position is None:
                 position = Position(low)

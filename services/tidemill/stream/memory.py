@@ -96,7 +96,7 @@ class MemoryBroker:
     def partitions(self, topic: str) -> int:
         return self._topics.get(topic, 0)
 
-    def watermarks(self, slot: TopicPartition) -> tuple[int, int]:
+    def offset_range(self, slot: TopicPartition) -> tuple[int, int]:
         return self.first[slot], len(self.log[slot])
 
     def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[api.Record]]:

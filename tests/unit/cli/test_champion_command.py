@@ -15,7 +15,7 @@ from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
 from tidemill.registry.decisions import NOBODY, Decision, EvidenceLine, ModelRef, decisions
 from tidemill.stream.embedded import EmbeddedBroker
-from tidemill.stream.kafka.broker import Sender
+from tidemill.stream.kafka.producer import Sender
 from tidemill.wire import topics
 
 TOKEN = "a token for these tests"

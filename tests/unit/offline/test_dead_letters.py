@@ -170,7 +170,7 @@ class TestStats:
             def partitions(self, topic: str) -> int:
                 return int(topic == DLQ)
 
-            def watermarks(self, slot: Any) -> tuple[int, int]:
+            def offset_range(self, slot: Any) -> tuple[int, int]:
                 return 0, 30_000
 
             def read(self, ranges: Any) -> Iterator[list]:

@@ -366,7 +366,7 @@ class TestDraw:
             def partitions(self, topic: str) -> int:
                 return 2
 
-            def watermarks(self, slot: TopicPartition) -> tuple[int, int]:
+            def offset_range(self, slot: TopicPartition) -> tuple[int, int]:
                 return (7, 99_008) if slot == slots[1] else (100_007, 101_000)
 
             def read(self, ranges: Any) -> Iterator[list[Any]]:

@@ -262,7 +262,9 @@ class TestServing:
         world.decide(champion=f"slow~25@{held}")
         feed = ModelFeed(world.registry, world.broker)
         feed._catch_up()
-        follower = world.broker.follow(TopicPartition(MODELS, 0), world.broker.watermarks(TopicPartition(MODELS, 0))[1])
+        follower = world.broker.follow(
+            TopicPartition(MODELS, 0), world.broker.offset_range(TopicPartition(MODELS, 0))[1]
+        )
         world.examples(30)
         world.run()
         feed._look(follower, world.broker.follow(TopicPartition(PROMOTIONS, 0), 0))

@@ -148,7 +148,7 @@ def test_nothing_is_lost_or_doubled_by_stopping(seed: int) -> None:
     assert ids == Counter(f"e{n}" for n, (_, message) in enumerate(sent) if message != POISON)
     for partition in range(2):
         slot = TopicPartition(EVENTS, partition)
-        assert broker.committed("small.validator", [slot])[slot].offset == broker.watermarks(slot)[1]
+        assert broker.committed("small.validator", [slot])[slot].offset == broker.offset_range(slot)[1]
 
 
 @settings(max_examples=200, deadline=None)

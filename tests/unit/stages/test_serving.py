@@ -236,7 +236,7 @@ class TestTheFeed:
         feed = ModelFeed(registry, broker, clock=lambda: now[0])
         feed._catch_up()
         step = Scorer(PIPELINE, feed.take)
-        models, promotions = (broker.follow(slot, broker.watermarks(slot)[1]) for slot in (
+        models, promotions = (broker.follow(slot, broker.offset_range(slot)[1]) for slot in (
             TopicPartition(topics.MODELS.name("small"), 0), TopicPartition(topics.PROMOTIONS.name("small"), 0)
         ))  # fmt: skip
         for at in (AGAIN_SECONDS, 2 * AGAIN_SECONDS):
@@ -268,7 +268,7 @@ class TestTheFeed:
             raise BrokerError("away")
 
         with monkeypatch.context() as patch:
-            patch.setattr(broker, "watermarks", away)
+            patch.setattr(broker, "offset_range", away)
             with pytest.raises(BrokerError):
                 feed._look(models, promotions)
         now[0] += AGAIN_SECONDS

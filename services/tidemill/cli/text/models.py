@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.cli.text.shared import given_text, minute, moment, printable, render, role, second
+from tidemill.cli.text.shared import given_text, minute, moment, printable, render, second
 from tidemill.declare.pipeline import Pipeline
 from tidemill.models.evidence import LEAST, Interval
 from tidemill.offline.compare import Report as Comparison
@@ -45,7 +45,7 @@ def version_json(there: Versions, store: ArtifactStore, version: Version) -> dic
     told = dataclasses.asdict(manifest)
     del told["golden"], told["signature"], told["model"]
     return found | told | {
-        "role": role(there.pipeline, manifest.model, there.champion),
+        "role": there.pipeline.role(manifest.model, there.champion),
         "declared": _is_declared(there.pipeline, manifest),
         "artifact": _artifact(store, manifest),
         "signature": _signature(there, manifest),
@@ -85,7 +85,7 @@ def versions_text(there: Versions, store: ArtifactStore, found: Sequence[Version
         metrics = (f"{manifest.metrics[name]:.4f}" if name in manifest.metrics else "" for name in names)
         table.add_row(
             given_text(one.key, 40), f"{manifest.version}", f"{manifest.examples:,}", moment(manifest.created_at),
-            role(there.pipeline, manifest.model, there.champion), *metrics, given_text(manifest.river, 20),
+            there.pipeline.role(manifest.model, there.champion), *metrics, given_text(manifest.river, 20),
             _artifact(store, manifest), notes,
         )  # fmt: skip
     signed = "checked" if there.registry else "not checked: TIDEMILL_SIGNING_KEY is not set"
@@ -116,7 +116,7 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows = [
-        ("role", role(pipeline, manifest.model, there.champion)),
+        ("role", pipeline.role(manifest.model, there.champion)),
         ("examples", f"{manifest.examples:,}: {pipeline.name}.examples[{manifest.begin}..{manifest.version})"),
         ("went on from", f"version {manifest.parent}" if manifest.parent else "nothing"),
         ("learning took", f"{manifest.seconds:,.1f} s of CPU"),

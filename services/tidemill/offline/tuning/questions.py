@@ -96,7 +96,7 @@ def from_kafka(
 ) -> Questions:
     """Take the newest `most` examples that <pipeline>.examples holds; those of an earlier declaration are passed over."""
     slot, codec = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0), Records(pipeline).example
-    low, high = broker.watermarks(slot)
+    low, high = broker.offset_range(slot)
     found, skipped = [], 0
     for batch in broker.read({slot: (max(low, high - most), high)}):
         for record in batch:

@@ -25,6 +25,7 @@ from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Records
+from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def wanted_of(broker: Broker, registry: Registry, model: str) -> Wanted:
 
     def wanted() -> Collection[str]:
         nonlocal end, found
-        now = broker.watermarks(slot)[1]
+        now = broker.offset_range(slot)[1]
         if now != end:
             decided = all_decisions(pipeline, broker, sealed)
             names = {seat.model for seat in decided[-1].seats} if decided else set()
@@ -74,7 +75,7 @@ def past_of(broker: Broker, pipeline: Pipeline) -> Past:
     slot = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
 
     def past(begin: int, end: int) -> Iterator[Sequence[Record]] | None:
-        return broker.read({slot: (begin, end)}) if broker.watermarks(slot)[0] <= begin else None
+        return broker.read({slot: (begin, end)}) if broker.offset_range(slot)[0] <= begin else None
 
     return past
 
@@ -220,4 +221,4 @@ def build(
         pipeline, model, registry, history_of(broker, registry), wanted_of(broker, registry, model), past_of(broker, pipeline),
         every_examples=every_examples, every_seconds=every_seconds,
     )  # fmt: skip
-    return Service(f"learner-{model}", f"{pipeline.name}.learner.{model}", [topics.EXAMPLES.name(pipeline.name)], step)
+    return service("learner", pipeline.name, step, model)

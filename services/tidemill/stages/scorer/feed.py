@@ -122,7 +122,7 @@ class ModelFeed:
         for manifests in found.values():
             for manifest in manifests:
                 self._open(manifest)
-        self._decided = self.broker.watermarks(self._promotions)[1]
+        self._decided = self.broker.offset_range(self._promotions)[1]
         decided = all_decisions(self.registry.pipeline, self.broker, self._decisions)
         if decided:
             self._due = decided[-1]

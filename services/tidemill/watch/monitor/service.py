@@ -31,7 +31,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, Record, TopicPartition
-from tidemill.stream.kafka.broker import Sender
+from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.topic import Topic
 from tidemill.watch.monitor.alerts import Alert, Breach, Subject
@@ -222,12 +222,12 @@ class MonitorService:
         self._first.setdefault(topic.suffix, now)
         windows = self.core.windows.get(topic.suffix)
         if (topic.suffix, slot.partition) not in self._seen and windows is not None:
-            low, _ = self.broker.watermarks(slot)
+            low, _ = self.broker.offset_range(slot)
             if first.offset() > low:
                 windows.interrupt(self.core.time_of(topic.suffix, first))
         expected = self._next.get(slot)
         if expected is not None and first.offset() > expected + 1:  # a commit alone leaves one offset out
-            lost = self.broker.watermarks(slot)[0] - expected
+            lost = self.broker.offset_range(slot)[0] - expected
             if lost > 0:
                 log.error("records lost: the log does not hold the next ones any more",
                           extra={"slot": f"{slot.topic}[{slot.partition}]", "lost": lost})  # fmt: skip
@@ -299,13 +299,13 @@ class MonitorService:
         """Read what an earlier process has left: the reference's examples, and the alerts that are open."""
         name = self.pipeline.name
         slot = TopicPartition(topics.EXAMPLES.name(name), 0)
-        low, high = self.broker.watermarks(slot)
+        low, high = self.broker.offset_range(slot)
         for batch in self.broker.read({slot: (low, high)}) if high > low else ():
             self.heartbeat = time.monotonic()
             if self.core.training(batch):
                 break
         slot = TopicPartition(topics.ALERTS.name(name), 0)
-        low, high = self.broker.watermarks(slot)
+        low, high = self.broker.offset_range(slot)
         begin = max(low, high - REMEMBERED_ALERTS)
         for batch in self.broker.read({slot: (begin, high)}) if high > begin else ():
             for record in batch:

@@ -11,7 +11,8 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError
 from tidemill.offline.lookup import shown
 from tidemill.stream.api import Record
-from tidemill.stream.kafka.broker import KafkaBroker, Reader
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.consumer import KafkaFollower
 from tidemill.wire import dead_letters as letters
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -52,7 +53,7 @@ class Feed(threading.Thread):
 
     def run(self) -> None:
         """Read until `stop`; what goes wrong is told, and tried again."""
-        reader: Reader | None = None
+        reader: KafkaFollower | None = None
         last = {topic.name(self.pipeline.name): many for topic, many in LAST.items()}
         while not self._ending.is_set():
             try:
@@ -60,7 +61,7 @@ class Feed(threading.Thread):
                     missing = [name for name in last if not self.broker.partitions(name)]
                     if missing:
                         raise BrokerError(f"no topic {', '.join(missing)}")
-                    reader = Reader(self.broker, list(last), last)
+                    reader = self.broker.follow_topics(list(last), last)
                 for record in reader.poll(2000, 0.2):
                     with self.lock:
                         self._tell(record)

@@ -24,7 +24,8 @@ from tidemill.features.redis import OnlineStore
 from tidemill.offline.lookup import Lookup
 from tidemill.registry.decisions import Command, ModelRef, commands
 from tidemill.settings import Settings
-from tidemill.stream.kafka.broker import KafkaBroker, Sender
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.producer import Sender
 from tidemill.watch.status.app import CommandRequest, Parts, build
 from tidemill.watch.status.feed import Feed
 from tidemill.watch.status.overview import Overview
