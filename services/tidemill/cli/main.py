@@ -77,6 +77,7 @@ def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     if model is not None and service != "learner":
         raise SettingsError(f"--model goes with the learner, not with the {service}")
     declared = load(pipeline)
+    running.load(service)
     worker.become_worker()
     running.run(service, declared, chosen, model)
 
