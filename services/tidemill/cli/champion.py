@@ -17,7 +17,7 @@ import click
 
 from tidemill import settings
 from tidemill.cli.models import models
-from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.cli.shared import PIPELINE, connected, with_settings
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
@@ -113,12 +113,11 @@ def decisions(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> No
     Signatures are checked where TIDEMILL_SIGNING_KEY is set.
     """
     from tidemill.cli import text as describe
-    from tidemill.cli.models import broker_with
     from tidemill.registry.decisions import all_decisions, unchecked
     from tidemill.registry.decisions import decisions as sealed
 
     chosen, declared = settings.load(**options), load(pipeline)
-    broker = broker_with(declared, chosen, topics.PROMOTIONS)
+    broker = connected(declared, chosen, topics.PROMOTIONS)
     is_set = bool(chosen.signing_key.get_secret_value())
     reader = sealed(declared, chosen.signing_secret()) if is_set else unchecked(declared)
     found = all_decisions(declared, broker, reader)[-limit:][::-1]
@@ -143,7 +142,6 @@ def _settings(options: dict[str, Any]) -> settings.Settings:
 
 def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str | None) -> str:
     """Return the so-manieth best model, by the newest version of each."""
-    from tidemill.cli.models import broker_with
     from tidemill.registry.latest import latest
     from tidemill.runtime import run as running
 
@@ -151,7 +149,7 @@ def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str 
     metric = metric or next(iter(known))
     if metric not in known:
         raise SettingsError(f"--metric {metric!r} is not one of the pipeline's: {', '.join(known)}")
-    broker = broker_with(declared, chosen, topics.MODELS)
+    broker = connected(declared, chosen, topics.MODELS)
     found, _ = latest(broker, running.registry_of(declared, chosen), dict.fromkeys(declared.models, 1))
     values = {
         name: manifests[0].metrics[metric]

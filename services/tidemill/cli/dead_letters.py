@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, moment_of, with_settings
+from tidemill.cli.shared import PIPELINE, connected, moment_of, progress, with_settings
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
@@ -62,12 +62,11 @@ def dlq() -> None:
 def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
     """Print the newest dead letters, the newest at the end."""
     from tidemill.cli import text as describe
-    from tidemill.offline import history
     from tidemill.offline.dead_letters import Letters
 
     wanted, declared = _wanted(options), load(pipeline)
     there = Letters(declared, _broker(declared, **options))
-    with history.progress("dead letters", there.count(wanted)) as advance:
+    with progress("dead letters", there.count(wanted)) as advance:
         found = there.last(wanted, limit, advance)
     if not as_json:
         click.echo(describe.letters_text(there, found), nl=False)
@@ -113,12 +112,11 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
 def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> None:
     """Print how many dead letters there are of each reason, rule and field."""
     from tidemill.cli import text as describe
-    from tidemill.offline import history
     from tidemill.offline.dead_letters import Letters
 
     wanted, declared = _wanted(options), load(pipeline)
     there = Letters(declared, _broker(declared, **options))
-    with history.progress("dead letters", there.count(wanted)) as advance:
+    with progress("dead letters", there.count(wanted)) as advance:
         found = there.stats(wanted, advance, by_entity=by_entity)
     click.echo(
         json.dumps(describe.stats_json(found), indent=2) if as_json else describe.stats_text(there, found), nl=as_json
@@ -139,7 +137,6 @@ def redrive(
 ) -> None:
     """Send dead letters back to the topic that they came from, each once. Mend what refused them first."""
     from tidemill.cli import text as describe
-    from tidemill.offline import history
     from tidemill.offline.dead_letters import Letters
     from tidemill.offline.redrive import Redrive
 
@@ -153,7 +150,7 @@ def redrive(
     there = Letters(declared, broker)
     total = there.count(wanted)
     driving = Redrive(declared, broker, wanted, again=again, most=limit)
-    with history.progress("looking", total) as advance:
+    with progress("looking", total) as advance:
         found = driving.plan(there, advance)
     count = found.going.total()
     click.echo(describe.redrive_text(found), nl=False)
@@ -165,7 +162,7 @@ def redrive(
         return
     if not yes:
         click.confirm(f"send {_letters(count)} back?", abort=True)
-    with history.progress("redrive", total) as advance:
+    with progress("redrive", total) as advance:
         sent = driving.run(advance).by_topic()
     parts = ", ".join(f"{n:,} to {to}" for to, n in sorted(sent.items())) or "another redrive was faster"
     click.echo(f"sent {_letters(sent.total())} back: {parts}")
@@ -202,9 +199,4 @@ def _wanted(options: dict[str, Any], places: tuple[str, ...] = ()) -> Wanted:
 
 def _broker(pipeline: Pipeline, *more: Topic, **options: Any) -> KafkaBroker:
     """Return the broker with the dead letters, and these topics. What writes does so in transactions, whatever services do."""
-    from tidemill.runtime import run as running
-
-    broker = running.broker_of(settings.load(**options, delivery="exactly_once"))
-    broker.connect()
-    running.check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in (topics.DLQ, *more)))
-    return broker
+    return connected(pipeline, settings.load(**options, delivery="exactly_once"), topics.DLQ, *more)

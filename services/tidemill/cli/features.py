@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, moment_of, with_settings
+from tidemill.cli.shared import PIPELINE, moment_of, progress, with_settings
 from tidemill.declare.load import load
 from tidemill.errors import StoreError
 
@@ -84,7 +84,7 @@ def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None
         events, labels = (
             filling.rows(held) if files is None else [history.read(*of) for of in zip(files, streams, strict=True)]
         )
-        filling.run(events, labels, held.enter_context(history.progress("history", None)))
+        filling.run(events, labels, held.enter_context(progress("history", None)))
     for source, entity in routes:
         told, there = filling.told[source, entity], filling.there[source, entity]
         click.echo(f"{entity} from {source}: {told:,} updates told, {there:,} were there already")

@@ -20,7 +20,7 @@ from tidemill.cli.models import models
 from tidemill.cli.replay import replay
 from tidemill.cli.rules import rules
 from tidemill.cli.schema import schema
-from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.cli.shared import PIPELINE, progress, with_settings
 from tidemill.cli.tune import tune
 from tidemill.declare.load import load
 from tidemill.errors import SettingsError, TidemillError
@@ -77,6 +77,7 @@ def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     if model is not None and service != "learner":
         raise SettingsError(f"--model goes with the learner, not with the {service}")
     declared = load(pipeline)
+    running.load(service)
     worker.become_worker()
     running.run(service, declared, chosen, model)
 
@@ -142,7 +143,7 @@ def backtest(pipeline: str, events_path: Path | None, labels_path: Path | None, 
         raise SettingsError(
             "a backtest runs over --events and --labels, or over an --archive: name the two, or the one"
         )
-    with history.prediction_writer(predictions) as write, history.progress("backtest", total) as advance:
+    with history.prediction_writer(predictions) as write, progress("backtest", total) as advance:
         run.predictions = write
         report = begin(advance)
     click.echo(
@@ -191,7 +192,7 @@ def dataset(pipeline: str, out: Path, begin: str | None, end: str | None, archiv
     sets.check_out(out, force=force)
     chosen, declared = settings.load(**options), load(pipeline)
     form = sets.Form(declared, is_served=not recompute)
-    with history.progress("dataset", None) as advance, sets.written(out, form, span) as writer:
+    with progress("dataset", None) as advance, sets.written(out, form, span) as writer:
         if archive is not None:
             sets.archived(declared, archive, writer, advance)
         elif events_path is not None and labels_path is not None:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, moment_of, with_settings
+from tidemill.cli.shared import PIPELINE, connected, moment_of, progress, with_settings
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.stream.api import TopicPartition
-from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from tidemill.registry.store import ArtifactStore
     from tidemill.registry.versions import Versions
     from tidemill.stream.api import Broker
-    from tidemill.stream.kafka.broker import KafkaBroker
 
 
 @click.group()
@@ -45,11 +43,10 @@ def models() -> None:
 def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **options: Any) -> None:
     """Print the newest versions, the newest first. Signatures are checked where TIDEMILL_SIGNING_KEY is set."""
     from tidemill.cli import text as describe
-    from tidemill.offline import history
 
     chosen, declared = settings.load(**options), load(pipeline)
     there, store = _versions(declared, chosen)
-    with history.progress("versions", None) as advance:
+    with progress("versions", None) as advance:
         found = list(itertools.islice(there.read(model, advance), limit))
     if model is not None and not found and not declared.knows(model):
         raise SettingsError(
@@ -69,7 +66,6 @@ def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **opti
 def show(pipeline: str, model: str, **options: Any) -> None:
     """Print all about one version, the newest by default: its manifest, and whether it and its artifact are sound."""
     from tidemill.cli import text as describe
-    from tidemill.offline import history
 
     name, at, version = model.partition("@")
     if at and not version.isdecimal():
@@ -78,7 +74,7 @@ def show(pipeline: str, model: str, **options: Any) -> None:
         )
     chosen, declared = settings.load(**options), load(pipeline)
     there, store = _versions(declared, chosen)
-    with history.progress("versions", None) as advance:
+    with progress("versions", None) as advance:
         found, refused = there.find(name, int(version) if at else None, advance)
     click.echo(describe.version_text(there, store, found, refused), nl=False)
 
@@ -102,7 +98,6 @@ def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, s
     """
     from tidemill.cli import text as describe
     from tidemill.offline import compare as comparison
-    from tidemill.offline import history
 
     chosen, declared = settings.load(**options), load(pipeline)
     asked = comparison.Asked(
@@ -110,8 +105,8 @@ def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, s
         tuple(dict.fromkeys(segments or declared.monitor.segments)),
     )  # fmt: skip
     asked.check(declared)
-    broker = broker_with(declared, chosen, topics.EXAMPLES)
-    with history.progress("examples", None) as advance:
+    broker = connected(declared, chosen, topics.EXAMPLES)
+    with progress("examples", None) as advance:
         report = comparison.compare(declared, broker, asked, advance)
     click.echo(
         json.dumps(describe.comparison_json(report), indent=2) if as_json else describe.comparison_text(report),
@@ -136,7 +131,6 @@ def prune(
     What a learner may go on from, and what was promoted or is pinned, stays. Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
     from tidemill.cli import text as describe
-    from tidemill.offline import history
     from tidemill.registry import pruning
     from tidemill.registry.latest import REMEMBERED
     from tidemill.registry.versions import Versions
@@ -150,12 +144,12 @@ def prune(
     chosen, declared = settings.load(**options), load(pipeline)
     # Without a key anybody's manifest would decide what is deleted.
     registry = running.registry_of(declared, chosen)
-    broker = broker_with(declared, chosen, topics.MODELS, topics.PROMOTIONS)
-    with history.progress("versions", None) as advance:
+    broker = connected(declared, chosen, topics.MODELS, topics.PROMOTIONS)
+    with progress("versions", None) as advance:
         versions, kept = Versions(declared, broker, registry).read(progress=advance), lasting(declared, broker)
         found = pruning.plan(versions, registry, keep=keep, before=before, kept=kept)
     if not dry_run:
-        with history.progress("artifacts", len(found.artifacts)) as advance:
+        with progress("artifacts", len(found.artifacts)) as advance:
             pruning.prune(found, registry.store, advance)
     told = describe.pruned_json(found, done=not dry_run)
     click.echo(
@@ -180,7 +174,6 @@ def rebuild(
     An artifact that is gone, damaged or of another River is put back. Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
     from tidemill.cli import text as describe
-    from tidemill.offline import history
     from tidemill.offline.rebuild import Rebuild
     from tidemill.runtime import run as running
 
@@ -192,16 +185,16 @@ def rebuild(
     chosen, declared = settings.load(**options), load(pipeline)
     registry, broker = (
         running.registry_of(declared, chosen),
-        broker_with(declared, chosen, topics.MODELS, topics.EXAMPLES),
+        connected(declared, chosen, topics.MODELS, topics.EXAMPLES),
     )
     rebuilding, others = Rebuild(declared, broker, registry), 0
     if every:
-        with history.progress("versions", None) as advance:
+        with progress("versions", None) as advance:
             manifests, others = rebuilding.every(advance)
         manifests = [one for one in manifests if not (missing and registry.is_whole(one))]
     else:
         manifests = rebuilding.named(wanted)
-    with history.progress("folding examples", max((m.version for m in manifests), default=0)) as advance:
+    with progress("folding examples", max((m.version for m in manifests), default=0)) as advance:
         found = list(rebuilding.run(manifests, write=not dry_run, progress=advance))
     told = describe.rebuilt_json(found, others)
     text = json.dumps(told, indent=2) if as_json else describe.rebuilt_text(declared, found, others)
@@ -221,7 +214,6 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
 
     What is there already is not copied again. Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
-    from tidemill.offline import history
     from tidemill.registry.versions import Versions
     from tidemill.runtime import run as running
 
@@ -237,11 +229,11 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
     chosen, declared = settings.load(**options), load(pipeline)
     registry, broker = (
         running.registry_of(declared, chosen),
-        broker_with(declared, chosen, topics.MODELS, topics.PROMOTIONS),
+        connected(declared, chosen, topics.MODELS, topics.PROMOTIONS),
     )
     end = broker.offset_range(TopicPartition(topics.MODELS.name(declared.name), 0))[1]
     mirroring = Mirror(declared, registry, uri)
-    with history.progress("versions", None) as advance:
+    with progress("versions", None) as advance:
         mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)
         mirroring.name_roles(champion_of(declared, broker))
     click.echo(mirroring.told())
@@ -294,15 +286,5 @@ def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, 
     store = ArtifactStore(chosen.store_url, create=False)
     is_set = bool(chosen.signing_key.get_secret_value())
     registry = Registry(declared, store, chosen.signing_secret()) if is_set else None
-    broker = broker_with(declared, chosen, topics.MODELS)
+    broker = connected(declared, chosen, topics.MODELS)
     return Versions(declared, broker, registry, champion_of(declared, broker)), store
-
-
-def broker_with(declared: Pipeline, chosen: settings.Settings, *used: Topic) -> KafkaBroker:
-    """Return the broker, after a look whether it has these topics."""
-    from tidemill.runtime import run as running
-
-    broker = running.broker_of(chosen)
-    broker.connect()
-    running.check_topics(declared, broker, tuple(topic.name(declared.name) for topic in used))
-    return broker

@@ -11,7 +11,7 @@ import time
 import click
 
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.cli.shared import PIPELINE, connected, progress, with_settings
 from tidemill.declare.load import load
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
@@ -37,7 +37,6 @@ def replay(
     what differs.
     """
     from tidemill.cli import text as describe
-    from tidemill.offline import history
     from tidemill.offline.replay import Replay, Summary, briefly, version_of
     from tidemill.runtime import run as running
 
@@ -47,15 +46,13 @@ def replay(
         raise SettingsError(f"--seed {seed} goes with --sample: named predictions are not drawn")
     chosen, declared = settings.load(**options), load(pipeline)
     registry = running.registry_of(declared, chosen)
-    broker = running.broker_of(chosen)
-    broker.connect()
     used = (topics.PREDICTION_LOG, topics.MODELS, topics.EXAMPLES, topics.EVENTS_VALID, topics.EXPIRED)
-    running.check_topics(declared, broker, tuple(topic.name(declared.name) for topic in used))
+    broker = connected(declared, chosen, *used)
     there, started = Replay(declared, broker, registry), time.perf_counter()
     summary = Summary(rebuilt=rebuild)
     if sample is None:
         ids = tuple(dict.fromkeys(prediction_ids))
-        with history.progress("prediction log", there.total(ids)) as advance:
+        with progress("prediction log", there.total(ids)) as advance:
             found = there.find(ids, advance)
     else:
         summary.seed = random.randrange(2**32) if seed is None else seed  # noqa: S311  it hides nothing
@@ -64,13 +61,13 @@ def replay(
             raise SettingsError(f"--sample {sample}: {there.topic} holds no prediction under this declaration")
     versions = {version_of(score) for prediction in found for score in prediction.scores}
     total = max(number for _, number in versions) if rebuild else len(versions)
-    with history.progress("folding examples" if rebuild else "versions", total) as advance:
+    with progress("folding examples" if rebuild else "versions", total) as advance:
         done = there.again(found, rebuild=rebuild, progress=advance)
     summary.add(done)
     summary.skipped = there.skipped
     unequal = [one for one in done if not one.is_equal]
     if sample is None:
-        with history.progress("outcomes", None) as advance:
+        with progress("outcomes", None) as advance:
             told = there.told(done, advance)
     else:
         told = [briefly(one) for one in unequal]

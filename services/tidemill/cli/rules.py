@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.cli.shared import PIPELINE, progress, with_settings
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
@@ -43,7 +43,7 @@ def suggest(pipeline: str, events_path: Path | None, labels_path: Path | None, m
     chosen, declared = settings.load(**options), load(pipeline)
     streams = {"rules": (declared.events, declared.rules), "label_rules": (declared.labels, declared.label_rules)}
     found = []
-    with history.progress("history", None) as advance:
+    with progress("history", None) as advance:
         if events_path is not None:
             files = {"rules": events_path} | ({"label_rules": labels_path} if labels_path else {})
             for argument, path in files.items():

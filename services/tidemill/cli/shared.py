@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tidemill import settings
 from tidemill.durations import moment
 from tidemill.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
+    from tidemill.stream.kafka.broker import KafkaBroker
+    from tidemill.stream.topic import Topic
 
 PIPELINE = click.argument("pipeline")
 
@@ -33,3 +40,38 @@ def moment_of(option: str, text: str) -> int:
         return moment(text)
     except ValueError as error:
         raise SettingsError(f"{option} {error}") from None
+
+
+def connected(pipeline: Pipeline, chosen: settings.Settings, *used: Topic) -> KafkaBroker:
+    """Return the broker. Raises BrokerError where it can't be reached, or lacks one of these topics."""
+    from tidemill.runtime import run as running
+
+    broker = running.broker_of(chosen)
+    broker.connect()
+    running.check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
+    return broker
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
+    """Show a progress bar on a terminal's standard error; nothing where that is no terminal.
+
+    `total` None: how many there will be is not known.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, done = bar.add_task(what, total=total), 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            if done // 100 != (done - n) // 100 or done == total:
+                bar.update(task, completed=done)
+
+        yield advance

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.cli.shared import PIPELINE, progress, with_settings
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
@@ -70,7 +70,7 @@ def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, see
     chosen, declared = settings.load(**options), load(pipeline)
     asked = Asked(trials, seconds, best, seed, metric)
     asked.chosen(declared)
-    with history.progress("examples", None) as advance:
+    with progress("examples", None) as advance:
         if archive is not None:
             take = partial(questions.from_archive, declared, archive)
         elif events_path is not None and labels_path is not None:
@@ -79,7 +79,7 @@ def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, see
         else:
             take = partial(questions.from_kafka, declared, _broker(declared, chosen))
         found = take(examples, delay=delay, progress=advance)
-    with history.progress("tune", Race.work(len(found), trials, best)) as advance:
+    with progress("tune", Race.work(len(found), trials, best)) as advance:
         report = Race(declared, found, asked, progress=advance).run()
     if out is not None and report.winners:
         _write(out, json.dumps(file_of(report), indent=2) + "\n")

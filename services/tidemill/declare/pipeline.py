@@ -127,6 +127,14 @@ class Pipeline:
         model, mark, begin = name.partition("~")
         return model in self.model_names and (not mark or (begin.isascii() and begin.isdecimal()))
 
+    def role(self, model: str, champion: str = "") -> str:
+        """Return a model's role; `champion` names the champion where it is not the declared one."""
+        if model == (champion or self.champion):
+            return "champion"
+        if model not in self.model_names:
+            return "candidate" if self.knows(model) else "not declared"
+        return "baseline" if model == "baseline" else "challenger"
+
     def model(self, name: str) -> Any:
         """Return a fresh copy of the declared model `name`, or of that of a candidate, which has learned nothing."""
         return copy.deepcopy(self.models.get(self.parts(name)[0], self._baseline))

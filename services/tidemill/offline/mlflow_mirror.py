@@ -30,7 +30,6 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 import tidemill
-from tidemill.cli.text.shared import role
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, StoreError
 from tidemill.registry import pyfunc
@@ -189,7 +188,7 @@ class Mirror:
                     continue
                 name, newest = self.name(model), known[max(known)]
                 given = self.client.get_registered_model(name).aliases
-                is_challenger = model != champion and role(self.pipeline, model) != "baseline"
+                is_challenger = model != champion and self.pipeline.role(model) != "baseline"
                 own = {"champion": model == champion, "challenger": is_challenger}
                 for alias, is_own in own.items():
                     if is_own and str(given.get(alias)) != newest:

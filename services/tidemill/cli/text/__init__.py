@@ -14,7 +14,7 @@ from tidemill.cli.text.declaration import as_json, as_text, check_models, topics
 from tidemill.cli.text.models import comparison_json, comparison_text, version_json, version_text, versions_text
 from tidemill.cli.text.predictions import again_text, prediction_text, unequal_text
 from tidemill.cli.text.reports import dataset_text, known_text, report_json, report_text
-from tidemill.cli.text.shared import printable, role
+from tidemill.cli.text.shared import printable
 from tidemill.cli.text.suggestions import suggestions_text
 from tidemill.cli.text.tuning import tuning_json, tuning_text
 
@@ -41,7 +41,6 @@ __all__ = [
     "redrive_text",
     "report_json",
     "report_text",
-    "role",
     "stats_json",
     "stats_text",
     "suggestions_text",

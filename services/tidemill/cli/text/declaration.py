@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tidemill.cli.text.shared import new_table, render, role
+from tidemill.cli.text.shared import new_table, render
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files as schemas
 from tidemill.errors import ArtifactError, DeclarationError
@@ -55,7 +55,7 @@ def as_text(pipeline: Pipeline) -> str:
         rules.add_row(rule.name, rule.field, rule.said)
     models = new_table("model", "role", "is")
     for name in pipeline.model_names:
-        models.add_row(name, role(pipeline, name), " ".join(pipeline.stable_repr(name).split()))
+        models.add_row(name, pipeline.role(name), " ".join(pipeline.stable_repr(name).split()))
     head = (
         f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, label within {pipeline.label_timeout}\n"
         f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "

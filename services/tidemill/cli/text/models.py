@@ -12,9 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.cli.text.shared import given_text, minute, moment, printable, render, role, second
+from tidemill.cli.text.shared import given_text, minute, moment, printable, render, second
 from tidemill.declare.pipeline import Pipeline
-from tidemill.models.evidence import LEAST, Interval
+from tidemill.models.evidence import Interval
 from tidemill.offline.compare import Report as Comparison
 from tidemill.registry.manifests import Manifest
 from tidemill.registry.store import ArtifactStore
@@ -45,7 +45,7 @@ def version_json(there: Versions, store: ArtifactStore, version: Version) -> dic
     told = dataclasses.asdict(manifest)
     del told["golden"], told["signature"], told["model"]
     return found | told | {
-        "role": role(there.pipeline, manifest.model, there.champion),
+        "role": there.pipeline.role(manifest.model, there.champion),
         "declared": _is_declared(there.pipeline, manifest),
         "artifact": _artifact(store, manifest),
         "signature": _signature(there, manifest),
@@ -85,7 +85,7 @@ def versions_text(there: Versions, store: ArtifactStore, found: Sequence[Version
         metrics = (f"{manifest.metrics[name]:.4f}" if name in manifest.metrics else "" for name in names)
         table.add_row(
             given_text(one.key, 40), f"{manifest.version}", f"{manifest.examples:,}", moment(manifest.created_at),
-            role(there.pipeline, manifest.model, there.champion), *metrics, given_text(manifest.river, 20),
+            there.pipeline.role(manifest.model, there.champion), *metrics, given_text(manifest.river, 20),
             _artifact(store, manifest), notes,
         )  # fmt: skip
     signed = "checked" if there.registry else "not checked: TIDEMILL_SIGNING_KEY is not set"
@@ -116,7 +116,7 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows = [
-        ("role", role(pipeline, manifest.model, there.champion)),
+        ("role", pipeline.role(manifest.model, there.champion)),
         ("examples", f"{manifest.examples:,}: {pipeline.name}.examples[{manifest.begin}..{manifest.version})"),
         ("went on from", f"version {manifest.parent}" if manifest.parent else "nothing"),
         ("learning took", f"{manifest.seconds:,.1f} s of CPU"),
@@ -230,7 +230,8 @@ def _told(report: Comparison) -> str:
     if not report.loss:
         return "an anomaly score costs nothing by itself, so there is no interval, and no verdict\n"
     return (
-        f"{report.loss}, A - B: below 0, A is better; after ± half of the 95% interval (paired, normal, by batch means; none under\n"
-        f"{LEAST} questions). The verdict is what all of the interval speaks for. It is for one look at one line: of 20 lines of equal\n"
-        f"models about one shows a difference, and who looks again every day until one does will see it.\n"
+        f"{report.loss}, A - B: below 0, A is better; after ± half of the interval (a confidence sequence, as the gate has it; none\n"
+        f"under {report.min_questions:,} questions, in a segment under {report.min_segment_questions:,}). "
+        "A verdict needs the whole interval on one side of 0. It is\n"
+        f"wrong with a probability of at most {report.rate:.2g} for each line, however often you look.\n"
     )

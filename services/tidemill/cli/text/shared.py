@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.declare.pipeline import Pipeline
 from tidemill.wire.dead_letters import shown
 
 
@@ -32,15 +31,6 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
         # What a row is called stays whole; the rest may wrap.
         table.add_column(column, justify="right" if index >= len(columns) - numbers else "left", no_wrap=index == 0)
     return table
-
-
-def role(pipeline: Pipeline, model: str, champion: str = "") -> str:
-    """Return what a model is; a candidate is a copy of one that is declared. `champion`: the declared one by default."""
-    if model == (champion or pipeline.champion):
-        return "champion"
-    if model not in pipeline.model_names:
-        return "candidate" if pipeline.knows(model) else "not declared"
-    return "baseline" if model == "baseline" else "challenger"
 
 
 def minute(ms: int) -> str:

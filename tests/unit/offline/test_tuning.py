@@ -46,7 +46,7 @@ from tidemill.stream.memory import MemoryBroker
 from tidemill.watch.archiver.service import Archiver
 from tidemill.wire import topics
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOUR = small.HOUR
 FLIGHTS, PLAIN, DELAYS = load("flights"), load("plain"), load("delays")
 
