@@ -99,6 +99,7 @@ print([pipeline.declaration_hash(name) for name in models])
 """
 
 
+@pytest.mark.slow
 def test_a_declaration_has_the_same_hash_in_every_process() -> None:
     def said(seed: str) -> str:
         path = os.pathsep.join([str(Path(small.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -109,6 +109,7 @@ def accuracy_on_others(pipeline: Pipeline, times: int) -> tuple[float, Backtest]
     return accuracy.get(), backtest
 
 
+@pytest.mark.slow
 def test_a_flood_of_opposite_labels_does_not_turn_a_protected_model() -> None:
     protected = replace(PLAIN, protect=Protect("carrier", 0.25, 500))
     calm, _ = accuracy_on_others(PLAIN, 0)
@@ -210,6 +211,7 @@ def test_resumed_anywhere_it_ends_like_one_never_stopped(tmp_path: Path) -> None
     assert "skipped" in COUNTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_predictions_done_again_come_out_as_they_were(rebuild: bool, tmp_path: Path) -> None:
     (tmp_path / "capped.py").write_text(
@@ -279,6 +281,7 @@ def test_a_senseless_cap_is_refused(protect: Any, says: str) -> None:
         small.with_category(protect=protect)
 
 
+@pytest.mark.slow
 def test_it_is_shown() -> None:
     pipeline = capped(0.3, 2000)
     assert "of the last 2,000 examples learned, at most 0.3 of one carrier" in as_text(pipeline)

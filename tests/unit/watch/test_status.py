@@ -362,6 +362,7 @@ def test_it_is_told_whether_a_person_holds_the_champion(site: Site, champion: st
     assert site.get("/api/overview")["champion_pinned"] is pinned
 
 
+@pytest.mark.slow
 def test_a_candidate_that_answers_is_among_the_models(site: Site) -> None:
     site.tell(topics.PROMOTIONS, decision(1, champion="slow~50", candidate="slow~90"))
     assert site.get("/api/overview")["model_names"] == ["logreg", "slow", "baseline", "slow~50", "slow~90"]
@@ -438,6 +439,7 @@ predicted(_FUZZED, "e1", label=True)
 schema = schemathesis.openapi.from_asgi("/openapi.json", _FUZZED.app).exclude(path="/api/live")  # never ends
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_nothing_that_is_asked_makes_it_fail(case: schemathesis.Case) -> None:
