@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, settings
 from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, decision, figure, letter, predicted, window
 
 from tidemill.errors import BrokerError, StoreError
@@ -429,19 +427,3 @@ def test_what_is_streamed_is_the_overview(site: Site) -> None:
     body = site.client.get("/openapi.json").json()
     assert "/api/live" in body["paths"]
     json.dumps(site.get("/api/overview"), allow_nan=False)
-
-
-_FUZZED = Site()
-_FUZZED.tell(topics.ALERTS, alert())
-_FUZZED.tell(topics.WINDOWS, window("examples", 0), window("prediction-log", 0))
-_FUZZED.follower._letter(letter())
-predicted(_FUZZED, "e1", label=True)
-schema = schemathesis.openapi.from_asgi("/openapi.json", _FUZZED.app).exclude(path="/api/live")  # never ends
-
-
-@pytest.mark.slow
-@schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_nothing_that_is_asked_makes_it_fail(case: schemathesis.Case) -> None:
-    answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"})
-    assert answer.status_code < 500, answer.text
