@@ -17,10 +17,10 @@ import small
 from tidemill import Table, category, flag, load, number
 from tidemill.cli.text import as_json, as_text
 from tidemill.errors import DeclarationError
+from tidemill.rows import FORMATS, MISSING_WORDS
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
-from tidemill.tables import FORMS, MISSING
 from tidemill.wire.records import Records
 
 ROWS: list[dict[str, Any]] = [
@@ -50,7 +50,7 @@ def put(folder: Path, form: str, rows: list[dict[str, Any]] = ROWS) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_column_has_its_values_whatever_the_form(tmp_path: Path, form: str) -> None:
     table = Table(put(tmp_path, form), key="faa")
     assert len(table) == 2
@@ -72,7 +72,7 @@ def test_a_key_that_is_a_number_is_found_by_the_events_number(tmp_path: Path, fo
     assert table.get("seats", by="flight")({"flight": 11}) == 200
 
 
-@pytest.mark.parametrize("word", MISSING[1:])
+@pytest.mark.parametrize("word", MISSING_WORDS[1:])
 def test_a_word_for_missing_is_one_among_numbers_and_a_text_among_texts(tmp_path: Path, word: str) -> None:
     table = Table(put(tmp_path, ".csv", [{"k": "a", "x": 1.5, "s": word}, {"k": "b", "x": word, "s": "UA"}]), key="k")
     assert [table.get("x", by="e")({"e": key}) for key in "ab"] == [1.5, None]
