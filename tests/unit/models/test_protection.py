@@ -266,11 +266,11 @@ def test_a_cap_is_part_of_what_a_version_is_and_none_is_not() -> None:
     [
         (Protect("distance"), "'distance' is neither a category of the vector nor the events' key: there are carrier, origin"),
         (Protect("dest"), "protect.source: 'dest'"),
-        (Protect("carrier", 0), "protect.share: 0 where a share above 0 and below 1 was expected"),
+        (Protect("carrier", 0), "protect.share: 0 where a number above 0 and below 1 was expected"),
         (Protect("carrier", 1.0), "protect.share: 1.0"),
         (Protect("carrier", True), "protect.share: True"),
         (Protect("carrier", float("nan")), "protect.share: nan"),
-        (Protect("carrier", of=0), "protect.of: 0 where a whole number from 1 to 100000 was expected"),
+        (Protect("carrier", of=0), "protect.of: 0 where a whole number from 1 to 100,000 was expected"),
         (Protect("carrier", of=10**6), "protect.of"),
         (Protect("carrier", of=10.0), "protect.of"),
         ("carrier", "protect: 'carrier' where a Protect"),

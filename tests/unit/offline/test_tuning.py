@@ -349,7 +349,7 @@ class TestDeclaration:
             ([], ["search", "mapping"]),
             ({"One": SEARCH["linear"]}, ["search", "'One' is no name"]),
             ({"one": linear}, ["search['one']", "Search(function"]),
-            ({"one": Search(linear, {"rate": (1, 2)})}, ["search['one']: rate", "ranges.uniform(0, 1)"]),  # type: ignore[dict-item]
+            ({"one": Search(linear, {"rate": (1, 2)})}, ["search['one'].over['rate']", "ranges.uniform(0, 1)"]),  # type: ignore[dict-item]
             (searching(linear, speed=ranges.uniform(0, 1)), ["search['one']", "TypeError", "speed"]),
             (searching(lambda rate: preprocessing.StandardScaler()), ["search['one']", "no predict_one"]),
         ],

@@ -606,7 +606,7 @@ class TestTheDeclaration:
             (replace(GATE, watch=1_050), "multiple of 100"),
             (replace(GATE, segments=["distance"]), "gate.segments: 'distance' is no category"),
             (replace(GATE, metric=metrics.ROCAUC), "gate.metric"), (replace(GATE, margin="1"), "gate.margin"),
-            ("yes", "where a Gate(...) was expected"),
+            ("yes", "where a Gate(...) or None was expected"),
         ],
     )  # fmt: skip
     def test_what_makes_no_sense_is_said(self, gate: Any, said: str) -> None:

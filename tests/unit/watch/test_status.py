@@ -57,7 +57,7 @@ def test_drift_by_feature_over_time_with_its_limit_and_alert(site: Site) -> None
     for n, value in enumerate((0.1, 0.9)):
         said = [figure("psi", value, feature="distance"), figure("missing", 0.0, feature="distance"),
                 figure("p50", 900.0, feature="distance"), figure("psi_limit", 0.4, feature="distance"),
-                figure("psi_usual_least", 0.1, feature="distance"), figure("psi_usual_most", 0.3, feature="distance")]  # fmt: skip
+                figure("psi_usual_low", 0.1, feature="distance"), figure("psi_usual_high", 0.3, feature="distance")]  # fmt: skip
         site.tell(topics.WINDOWS, window("prediction-log", n * 100, figures=said))
     site.tell(topics.ALERTS, alert())
     (distance,) = [f for f in site.get("/api/drift")["features"] if f["name"] == "distance"]
