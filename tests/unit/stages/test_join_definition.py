@@ -18,6 +18,7 @@ from join_definition import Asked, T, Told, by_definition, chained, held, waterm
 from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
 from tidemill.stages.joiner.service import Joiner
 from tidemill.stream.api import Position, TopicPartition, discard
+from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
@@ -98,6 +99,7 @@ class Run:
         return self.out, self.pending, self.waiting
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(cases(), st.integers(0, 2**32))
 def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed: int) -> None:
@@ -106,6 +108,7 @@ def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed:
         assert Run().play(*case, order).everything() == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(cases(), st.randoms(use_true_random=False))
 def test_each_prediction_has_one_outcome_and_the_counts_add_up(case: Case, order: random.Random) -> None:
@@ -210,7 +213,7 @@ class Service:
         return self.play(turns)
 
     def notes(self) -> dict[TopicPartition, Position]:
-        return {slot: Position(self.at[slot], self.joiner.note(slot)) for slot in self.logs}
+        return {slot: Position(self.at[slot], self.joiner.commit_metadata(slot).encode()) for slot in self.logs}
 
     def emit(
         self, topic: str, value: bytes, key: Any = None, timestamp: int = 0, headers: Any = None, partition: int = -1
@@ -248,6 +251,7 @@ LATE_LABEL_OF_A_FORGOTTEN_EVENT: Case = (
 )
 
 
+@pytest.mark.slow
 @example(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0)
 @settings(max_examples=200, deadline=None)
 @given(cases(ids="abcdefghijklmnopqr"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32))
@@ -257,6 +261,7 @@ def test_a_rebuilt_joiner_goes_on_as_if_it_had_never_stopped(
     compare_rebuilt(case, log_at, labels_at, seed)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(cases(ids="ab"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32))
 def test_a_rebuilt_joiner_goes_on_where_ids_come_again_and_again(
@@ -276,6 +281,7 @@ def test_a_label_joined_long_ago_is_not_a_dead_letter_after_a_restart() -> None:
     compare_rebuilt(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(cases(), st.integers(0, 14), st.integers(0, 14))
 def test_a_rebuilt_joiner_notes_what_the_first_noted(case: Case, log_at: int, labels_at: int) -> None:
@@ -283,7 +289,9 @@ def test_a_rebuilt_joiner_notes_what_the_first_noted(case: Case, log_at: int, la
     before = Service(case).play([slot for slot, n in cut.items() for _ in range(n)])
     notes = before.notes()
     for slot, position in notes.items():
-        begin, mark = map(int, position.note.split(":")[:2])
+        kept = CommitMetadata.decode(position.metadata)
+        begin, mark = kept.rebuild_from, kept.watermark
+        assert begin is not None
         assert begin <= position.offset == cut[slot]
         seen = watermarks(case[slot == LABELS][:begin])
         assert mark == (seen[-1] if seen else NEVER)
@@ -295,7 +303,7 @@ def test_a_record_of_another_schema_is_a_dead_letter_and_counts_as_read() -> Non
     service.logs[LOG][1] = log_record(1, Asked("a", 0))
     service.play([LOG, LOG, LABELS])
     assert service.out == {("unknown_schema", LOG.topic, "0"): 1, ("joined", 1, 1, 1.0): 1}
-    assert service.joiner.note(LOG) == f"1:{NEVER}"
+    assert service.joiner.commit_metadata(LOG) == CommitMetadata(1, NEVER)
 
 
 def test_a_label_keeps_its_record_only_while_it_may_become_a_dead_letter() -> None:
