@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tidemill.declare.gate import Training
+from tidemill.declare.training import Training
 from tidemill.registry.decisions import NOBODY, Command, ModelRef
 from tidemill.stages.gate.rounds import Check
 from tidemill.stages.gate.standing import Draft, Standing
