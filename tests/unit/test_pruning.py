@@ -11,7 +11,7 @@ import pytest
 import small
 from click.testing import CliRunner
 
-from tidemill.cli import models as command
+from tidemill.cli import versions as command
 from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.registry.latest import REMEMBERED

@@ -1,4 +1,4 @@
-"""`tidemill dlq`: look at dead letters, and send them back once what was wrong is mended."""
+"""`tidemill dlq`: list and count dead letters, and send them back after a fix."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, connected, moment_of, progress, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
-from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
     from tidemill.offline.dead_letters import Wanted
     from tidemill.stream.kafka.broker import KafkaBroker
+    from tidemill.stream.topic import Topic
     from tidemill.wire.dead_letters import Place
 
 FILTERS = {
@@ -48,7 +48,7 @@ def with_filters(command: Any) -> Any:
 
 @click.group()
 def dlq() -> None:
-    """Dead letters: what was refused, and why; and sending it back after a fix."""
+    """List, count and redrive dead letters."""
 
 
 @dlq.command("list")
@@ -60,11 +60,11 @@ def dlq() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @with_settings("brokers")
 def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
-    """Print the newest dead letters, the newest at the end."""
+    """Print the newest dead letters, newest last."""
     from tidemill.cli import text as describe
     from tidemill.offline.dead_letters import Letters
 
-    wanted, declared = _wanted(options), load(pipeline)
+    wanted, declared = _wanted(options), tidemill.load(pipeline)
     there = Letters(declared, _broker(declared, **options))
     with progress("dead letters", there.count(wanted)) as advance:
         found = there.last(wanted, limit, advance)
@@ -81,12 +81,15 @@ def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the original bytes to a new file.")
 @with_settings("brokers")
 def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
-    """Print all about one dead letter: why, where from, its headers, and what is in it."""
+    """Print everything about one dead letter.
+
+    Shows why it was refused, where it came from, its headers and its content.
+    """
     from tidemill.cli import text as describe
     from tidemill.offline.dead_letters import Letters, content
     from tidemill.wire import dead_letters as letters
 
-    place, declared = _place(letter), load(pipeline)
+    place, declared = _place(letter), tidemill.load(pipeline)
     there = Letters(declared, _broker(declared, **options))
     found, record = there.one(place)
     data = record.value() or b""
@@ -110,11 +113,11 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
 @AS_JSON
 @with_settings("brokers")
 def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> None:
-    """Print how many dead letters there are of each reason, rule and field."""
+    """Count dead letters by reason, rule and field."""
     from tidemill.cli import text as describe
     from tidemill.offline.dead_letters import Letters
 
-    wanted, declared = _wanted(options), load(pipeline)
+    wanted, declared = _wanted(options), tidemill.load(pipeline)
     there = Letters(declared, _broker(declared, **options))
     with progress("dead letters", there.count(wanted)) as advance:
         found = there.stats(wanted, advance, by_entity=by_entity)
@@ -135,7 +138,10 @@ def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> N
 def redrive(
     pipeline: str, places: tuple[str, ...], limit: int | None, *, again: bool, dry_run: bool, yes: bool, **options: Any
 ) -> None:
-    """Send dead letters back to the topic that they came from, each once. Mend what refused them first."""
+    """Send dead letters back to the topics they came from.
+
+    Each is sent once. Fix the cause first.
+    """
     from tidemill.cli import text as describe
     from tidemill.offline.dead_letters import Letters
     from tidemill.offline.redrive import Redrive
@@ -145,7 +151,7 @@ def redrive(
             "a redrive asks before it sends, and standard input is no terminal: say --yes, or --dry-run to see what it "
             "would do"
         )
-    wanted, declared = _wanted(options, places), load(pipeline)
+    wanted, declared = _wanted(options, places), tidemill.load(pipeline)
     broker = _broker(declared, topics.EVENTS, topics.LABELS, topics.REDRIVES, **options)
     there = Letters(declared, broker)
     total = there.count(wanted)

@@ -1,4 +1,4 @@
-"""`tidemill replay`: which input, which features, which model made a prediction; and the same once more."""
+"""`tidemill replay`: the input, features and models of a prediction, and the same prediction repeated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import time
 
 import click
 
+import tidemill
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, connected, progress, with_settings
-from tidemill.declare.load import load
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
@@ -31,10 +31,11 @@ def replay(
     pipeline: str, prediction_ids: tuple[str, ...], sample: int | None, seed: int | None, *, rebuild: bool, as_json: bool,
     **options: str | None,
 ) -> None:  # fmt: skip
-    """Do predictions again: event, vector, models, each score then and now; exit code 1 unless all are equal.
+    """Repeat predictions, and compare their scores.
 
-    A prediction's id is its event's. Manifests are verified with TIDEMILL_SIGNING_KEY. Of a sample, the summary is printed and
-    what differs.
+    Prints the event, the vector, the models and each score then and now; exit code 1 unless all are equal. A prediction's
+    id is its event's. Manifests are verified with TIDEMILL_SIGNING_KEY. Of a sample only the summary and the differences
+    are printed.
     """
     from tidemill.cli import text as describe
     from tidemill.offline.replay import Replay, Summary, briefly, version_of
@@ -44,7 +45,7 @@ def replay(
         raise SettingsError("name the events whose predictions are done again, or draw some with --sample: one of both")
     if seed is not None and sample is None:
         raise SettingsError(f"--seed {seed} goes with --sample: named predictions are not drawn")
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     registry = running.registry_of(declared, chosen)
     used = (topics.PREDICTION_LOG, topics.MODELS, topics.EXAMPLES, topics.EVENTS_VALID, topics.EXPIRED)
     broker = connected(declared, chosen, *used)

@@ -1,24 +1,26 @@
-"""`tidemill rules`: what history suggests to declare."""
+"""`tidemill rules`: value rules that history suggests."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, progress, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
 
 
 @click.group()
 def rules() -> None:
-    """Value rules: learn them from history."""
+    """Suggest value rules from history."""
 
 
 @rules.command()
@@ -31,7 +33,10 @@ def rules() -> None:
 @with_settings("brokers")
 def suggest(pipeline: str, events_path: Path | None, labels_path: Path | None, most: float, *, as_json: bool,
             **options: Any) -> None:  # fmt: skip
-    """Print rules that history suggests, as Python for the declaration, and what each would have refused."""
+    """Print rules as Python for the declaration.
+
+    Each is shown with what it would have refused of history.
+    """
     from tidemill.cli import text as describe
     from tidemill.offline import history
     from tidemill.offline.suggest.core import code
@@ -40,7 +45,7 @@ def suggest(pipeline: str, events_path: Path | None, labels_path: Path | None, m
 
     if events_path is None and labels_path is not None:
         raise SettingsError("--labels goes with --events: name both, or --events alone, or neither")
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     streams = {"rules": (declared.events, declared.rules), "label_rules": (declared.labels, declared.label_rules)}
     found = []
     with progress("history", None) as advance:

@@ -1,4 +1,4 @@
-"""`tidemill schema`: is a new schema safe to send, and the declared ones in a registry."""
+"""`tidemill schema`: check a new schema before producers use it, and register the declared ones."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
-from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files as schemas
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
+    from tidemill.declare.stream import Stream
     from tidemill.encoding.compatibility import Verdict
     from tidemill.encoding.schema_registry import SchemaRegistry
 
@@ -30,7 +30,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.group()
 def schema() -> None:
-    """Schemas of events and labels: check a change before it is sent, register the declared ones."""
+    """Check new schemas, and register the declared ones."""
 
 
 @schema.command()
@@ -46,12 +46,13 @@ def schema() -> None:
 @with_settings("registry_url")
 def check(pipeline: str, stream: str, new: Path, files: Sequence[Path], level: str | None, *, as_json: bool,
           **options: Any) -> None:  # fmt: skip
-    """Check whether producers may send by NEW.avsc; exit code 1 where they may not.
+    """Check whether producers may use NEW.avsc.
 
-    Earlier versions are those of --against, else the registry's, else what the pipeline declares and accepts.
+    Exit code 1 where they may not. Earlier versions are those of --against, else the registry's, else those that the
+    pipeline declares and accepts.
     """
     compatibility = _compatibility()
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     of: Stream = getattr(declared, stream)
     earlier, set_level = {str(path): _read(path) for path in files}, ""
     url = chosen.registry_url.get_secret_value()
@@ -76,8 +77,11 @@ def check(pipeline: str, stream: str, new: Path, files: Sequence[Path], level: s
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("registry_url")
 def register(pipeline: str, files: Sequence[Path], level: str, *, as_json: bool, **options: Any) -> None:
-    """Register the declared schemas in the registry; what is there already stays as it is."""
-    chosen, declared = settings.load(**options), load(pipeline)
+    """Register the declared schemas in the registry.
+
+    Schemas that are already registered stay as they are.
+    """
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     url = chosen.registry_url.get_secret_value()
     if not url:
         raise SettingsError("registry_url is not set: set TIDEMILL_REGISTRY_URL, or give --registry-url")

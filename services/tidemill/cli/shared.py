@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidemill import settings
 from tidemill.durations import moment
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
+    from tidemill import settings
     from tidemill.declare.pipeline import Pipeline
     from tidemill.stream.kafka.broker import KafkaBroker
     from tidemill.stream.topic import Topic
@@ -23,6 +23,8 @@ PIPELINE = click.argument("pipeline")
 
 def with_settings(*names: str) -> Callable[[Any], Any]:
     """Add an option for each of these settings; unset ones are left to TIDEMILL_* and the defaults."""
+
+    from tidemill import settings  # pydantic takes 0.1 s: only commands with settings wait for it
 
     def decorate(command: Any) -> Any:
         for name in reversed(names):

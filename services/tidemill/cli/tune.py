@@ -1,4 +1,4 @@
-"""`tidemill tune`: search a declared space of models on the examples there were, and write the winners as challengers."""
+"""`tidemill tune`: search a declared space of models on recorded examples, and write the winners as challengers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, progress, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
+
+if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
 
 
 @click.command()
@@ -48,9 +50,10 @@ from tidemill.wire import topics
 def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, seed: int, examples: int,
          model_delay: str | None, archive: str | None, events_path: Path | None, labels_path: Path | None, out: Path | None,
          *, force: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
-    """Search the models that a pipeline declares with search=... on its examples, each asked when the question was.
+    """Search a declared space of models on recorded examples.
 
-    Candidates that are better than the champion on all examples win. Exit code 1 where --out is given and none does.
+    The space is search=... of the declaration. Each candidate is asked when the event was. Candidates that are better than
+    the champion on all examples win; exit code 1 where --out is given and none does.
     """
     from tidemill.cli import text as describe
     from tidemill.offline import history
@@ -67,7 +70,7 @@ def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, see
         raise SettingsError(f"--model-delay: {error}") from None
     if out is not None:
         _check_out(out, force=force)
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     asked = Asked(trials, seconds, best, seed, metric)
     asked.chosen(declared)
     with progress("examples", None) as advance:
