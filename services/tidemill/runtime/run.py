@@ -14,7 +14,7 @@ from tidemill.declare.view import View
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.features.lookup import StoredViews
 from tidemill.features.redis import Redis, RedisReader, RedisView, connect
-from tidemill.features.store import schema
+from tidemill.features.views import schema
 from tidemill.files import Files
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
