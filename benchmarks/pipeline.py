@@ -208,7 +208,7 @@ def inputs(name: str, pipeline: Pipeline) -> list[str]:
     """Return the pre-filled topics that a service reads to their end."""
     if name == "bare":
         return [topics.EVENTS.name(pipeline.name)]
-    return [t.name(pipeline.name) for t in topics.reads(name) if t not in (topics.MODELS,)]
+    return [t.name(pipeline.name) for t in topics.consumes(name)]
 
 
 def show(report: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "support"))
+# Helpers in support/, and what one test takes from another: every folder of tests can be imported from.
+sys.path.extend(sorted({str(path.parent) for path in Path(__file__).parent.rglob("*.py")}))
 
 from real_kafka import RealKafka, missing
 from running import Running

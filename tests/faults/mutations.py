@@ -32,10 +32,10 @@ JARS = ROOT / ".cache" / "kafka-jars"
 LONGEST_RUN = 1200.0
 LONGEST_TEST = 180
 
-CRASH = "tests/unit/test_loop_crash.py"
-LOOP = "tests/unit/test_loop_promises.py"
-OTHERS = "tests/unit/test_others.py"
-REGISTRY = "tests/unit/test_registry.py"
+CRASH = "tests/unit/stream/test_loop_crash.py"
+LOOP = "tests/unit/stream/test_loop_promises.py"
+OTHERS = "tests/unit/features/test_remote_views.py"
+REGISTRY = "tests/unit/registry/test_registry.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
 PROMISES = "tests/contracts/test_promises.py"

@@ -27,8 +27,8 @@ SMALL = {
     "tests/faults/test_join_machine.py": "labels delayed, doubled, contradictory, unknown, never: a state machine with crashes",
     "tests/faults/test_artifacts.py": "artifacts: 1,000 byte flips refused before unpickling; store full or torn",
     "tests/system/test_bad_input.py": "configuration wrong: one line, the key named, no secret shown",
-    "tests/unit/test_validator.py": "mutated messages end byte for byte in the dead letters, with the reason",
-    "tests/unit/test_loop_crash.py": "a crash at every emit, commit and view write, in memory",
+    "tests/unit/stages/test_validator.py": "mutated messages end byte for byte in the dead letters, with the reason",
+    "tests/unit/stream/test_loop_crash.py": "a crash at every emit, commit and view write, in memory",
     "tests/contracts": "one contract for the broker and one for the store: real Kafka, real Redis, in memory",
 }
 

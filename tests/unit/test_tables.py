@@ -15,12 +15,13 @@ import pytest
 import small
 
 from tidemill import Table, category, flag, load, number
-from tidemill.cli.text import as_json, as_text
+from tidemill.cli.text.declaration import pipeline_text
 from tidemill.errors import DeclarationError
+from tidemill.offline.check import CheckReport
+from tidemill.rows import FORMATS, MISSING_WORDS
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
-from tidemill.tables import FORMS, MISSING
 from tidemill.wire.records import Records
 
 ROWS: list[dict[str, Any]] = [
@@ -50,7 +51,7 @@ def put(folder: Path, form: str, rows: list[dict[str, Any]] = ROWS) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_column_has_its_values_whatever_the_form(tmp_path: Path, form: str) -> None:
     table = Table(put(tmp_path, form), key="faa")
     assert len(table) == 2
@@ -72,7 +73,7 @@ def test_a_key_that_is_a_number_is_found_by_the_events_number(tmp_path: Path, fo
     assert table.get("seats", by="flight")({"flight": 11}) == 200
 
 
-@pytest.mark.parametrize("word", MISSING[1:])
+@pytest.mark.parametrize("word", MISSING_WORDS[1:])
 def test_a_word_for_missing_is_one_among_numbers_and_a_text_among_texts(tmp_path: Path, word: str) -> None:
     table = Table(put(tmp_path, ".csv", [{"k": "a", "x": 1.5, "s": word}, {"k": "b", "x": word, "s": "UA"}]), key="k")
     assert [table.get("x", by="e")({"e": key}) for key in "ab"] == [1.5, None]
@@ -196,13 +197,13 @@ def test_check_shows_tables_with_rows_and_hash(tmp_path: Path) -> None:
     path = put(tmp_path, ".csv")
     (tmp_path / "mine.py").write_text(DECLARED.format(name="airports.csv", column="lat"))
     pipeline = load(str(tmp_path / "mine.py"))
-    (table,) = as_json(pipeline)["tables"]
+    (table,) = CheckReport(pipeline).as_dict()["tables"]
     assert (table["table"], table["key"], table["rows"]) == ("airports.csv", "faa", 2)
-    assert table["sha256"][:12] in as_text(pipeline)
-    assert "airports.csv: lat by dest" in as_text(pipeline)
+    assert table["sha256"][:12] in pipeline_text(pipeline)
+    assert "airports.csv: lat by dest" in pipeline_text(pipeline)
     path.write_text(path.read_text().replace("33.9", "34.0"))
     changed = load(str(tmp_path / "mine.py"))
-    assert as_json(changed)["tables"][0]["sha256"] != table["sha256"]
+    assert CheckReport(changed).as_dict()["tables"][0]["sha256"] != table["sha256"]
     # What is learned is what was served, so models go on as they are.
     assert changed.declaration_hash("linear") == pipeline.declaration_hash("linear")
 

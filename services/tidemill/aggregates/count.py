@@ -6,7 +6,15 @@ from tidemill.aggregates.base import EVENTS, Aggregate, Window, asked
 
 
 def count(*windows: str) -> list[Aggregate]:
-    """Events in the window; 0 where there were none."""
+    """Events in the window; 0 where there were none.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(count("1h"), delays, at="10m")
+    {'count_1h': 3.0}
+    """
 
     def read(w: Window, _: int) -> float:
         return float(sum(w["n"]))

@@ -56,7 +56,15 @@ class Decayed(Column):
 
 
 def decayed_mean(over: str, half_life: str, window: str) -> list[Aggregate]:
-    """Mean of `over` weighted by 2 ** -(age / half_life), ages by event time; missing without a value in the window."""
+    """Mean of `over` weighted by 2 ** -(age / half_life), ages by event time; missing without a value in the window.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(decayed_mean("delay", "2m", "1h"), delays, at="3m")
+    {'decayed_mean_delay_2m_1h': 8.0}
+    """
     column = Decayed(over, half_life)
     name = column.name
 

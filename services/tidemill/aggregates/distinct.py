@@ -67,6 +67,13 @@ def distinct(over: str, *windows: str) -> list[Aggregate]:
     Exact up to 255 different values in the window. Beyond it is the estimate of the k minimum values sketch, k = 256:
     (k - 1) / u, where u is the k-th smallest hash as a fraction of all hashes (Bar-Yossef et al. 2002; unbiased: Beyer
     et al. 2007). Its standard error is about 1 / sqrt(k - 2) = 6.3% of the number.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> events = [("1m", {"carrier": "AA"}), ("2m", {"carrier": "UA"}), ("3m", {"carrier": "AA"})]
+    >>> try_aggregates(distinct("carrier", "1h"), events, at="10m")
+    {'distinct_carrier_1h': 2.0}
     """
     column = Hashes(over)
     name = column.name

@@ -35,7 +35,15 @@ class Earliest(Column):
 
 
 def first(over: str, window: str) -> list[Aggregate]:
-    """The value of `over` with the earliest event time in the window; of equal times the earlier arrival."""
+    """The value of `over` with the earliest event time in the window; of equal times the earlier arrival.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(first("delay", "1h"), delays, at="10m")
+    {'first_delay_1h': 4.0}
+    """
     column = Earliest(over)
     name = column.name
 

@@ -24,7 +24,15 @@ class Latest(Earliest):
 
 
 def last(over: str, window: str) -> list[Aggregate]:
-    """The value of `over` with the latest event time in the window; of equal times the later arrival."""
+    """The value of `over` with the latest event time in the window; of equal times the later arrival.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(last("delay", "1h"), delays, at="10m")
+    {'last_delay_1h': 10.0}
+    """
     column = Latest(over)
     name = column.name
 

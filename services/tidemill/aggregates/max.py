@@ -26,7 +26,15 @@ class Largest(Number):
 
 
 def max(over: str, *windows: str) -> list[Aggregate]:
-    """Largest value of `over`; missing without a value in the window."""
+    """Largest value of `over`; missing without a value in the window.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(max("delay", "1h"), delays, at="10m")
+    {'max_delay_1h': 10.0}
+    """
     column = Largest(over)
     name, extreme, nothing = column.name, builtins.max, column.start
 

@@ -26,7 +26,15 @@ class Smallest(Number):
 
 
 def min(over: str, *windows: str) -> list[Aggregate]:
-    """Smallest value of `over`; missing without a value in the window."""
+    """Smallest value of `over`; missing without a value in the window.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(min("delay", "1h"), delays, at="10m")
+    {'min_delay_1h': 4.0}
+    """
     column = Smallest(over)
     name, extreme, nothing = column.name, builtins.min, column.start
 

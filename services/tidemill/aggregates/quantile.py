@@ -66,6 +66,14 @@ def quantile(over: str, q: float, *windows: str) -> list[Aggregate]:
 
     Within 1% of that value (of values within 1e-9 of zero: zero). The feature is called by q in per cent: `p90` for 0.9,
     `p99_9` for 0.999. Quantiles of one field share what the tiles keep. Raises ValueError for q not in 0..1.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [(f"{i}m", {"delay": float(i)}) for i in range(1, 11)]
+    >>> features = try_aggregates(quantile("delay", 0.9, "1h"), delays, at="10m")
+    >>> {name: round(value) for name, value in features.items()}
+    {'p90_delay_1h': 9}
     """
     if isinstance(q, bool) or not isinstance(q, (int, float)) or not 0 <= q <= 1:
         raise ValueError(f"quantile({over!r}, {q!r}): the second is the quantile, a number from 0 to 1, as in 0.9")

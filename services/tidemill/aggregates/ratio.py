@@ -26,6 +26,14 @@ def ratio(above: Aggregate | Sequence[Aggregate], below: Aggregate | Sequence[Ag
     As in `ratio(sum("a", "1h"), count("1h"))`, which is called `sum_a_1h_per_count_1h`. Missing where either is, or
     `below` is 0. Raises ValueError where the windows differ, or where one of the two is not one aggregate (or the list of
     one that the functions return).
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> from tidemill.aggregates import count, sum
+    >>> try_aggregates(ratio(sum("delay", "1h"), count("1h")), delays, at="10m")
+    {'sum_delay_1h_per_count_1h': 4.666666666666667}
     """
     a, b = _one(above), _one(below)
     if a.window_ms != b.window_ms:

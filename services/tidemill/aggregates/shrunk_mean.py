@@ -15,6 +15,13 @@ def shrunk_mean(over: str, prior: float, weight: float, *windows: str) -> list[A
     categorical attributes", with n / (n + weight) for its lambda), also known as additive smoothing. It is never missing for
     want of values: where the window has none it says `prior`. Raises ValueError unless `prior` is finite and `weight` is
     finite and above 0.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(shrunk_mean("delay", 1.0, 2.0, "1h"), delays, at="10m")
+    {'shrunk_mean_delay_1h': 4.0}
     """
     for name, value in (("prior", prior), ("weight", weight)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -51,6 +51,13 @@ def std(over: str, *windows: str) -> list[Aggregate]:
 
     Tiles keep the squared deviations from their own mean and are combined one by one as Chan, Golub, LeVeque (1979) do,
     which does not cancel where the mean is large beside the deviation.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(std("delay", "1h"), delays, at="10m")
+    {'std_delay_1h': 4.242640687119285}
     """
     column = Deviations(over)
     name = column.name

@@ -22,7 +22,15 @@ class Sum(Number):
 
 
 def sum(over: str, *windows: str) -> list[Aggregate]:
-    """Sum of `over`; missing without a value in the window."""
+    """Sum of `over`; missing without a value in the window.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> delays = [("1m", {"delay": 4.0}), ("2m", {"delay": None}), ("3m", {"delay": 10.0})]
+    >>> try_aggregates(sum("delay", "1h"), delays, at="10m")
+    {'sum_delay_1h': 14.0}
+    """
     columns = Count(over), Sum(over)
     n, s = (column.name for column in columns)
     add = builtins.sum

@@ -47,6 +47,13 @@ def top_share(over: str, *windows: str) -> list[Aggregate]:
     """Share, 0 to 1, of the most frequent value of `over` (a number, text, an enum or a boolean) among those in the window.
 
     Missing without a value. Exact where no tile has more than 64 different values; else too low by at most 1/65.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_aggregates
+    >>> events = [("1m", {"carrier": "AA"}), ("2m", {"carrier": "UA"}), ("3m", {"carrier": "AA"})]
+    >>> try_aggregates(top_share("carrier", "1h"), events, at="10m")
+    {'top_share_carrier_1h': 0.6666666666666666}
     """
     columns = Count(over), Frequent(over)
     n, name = (column.name for column in columns)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
 import click
 
 import tidemill
-from tidemill.cli.shared import PIPELINE, progress
+from tidemill.cli.shared import PIPELINE, print_report, progress
 from tidemill.errors import SettingsError
 
 
@@ -31,13 +30,22 @@ from tidemill.errors import SettingsError
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
-def backtest(pipeline: str, events_path: Path | None, labels_path: Path | None, archive: str | None, model_delay: str | None,
-             every: str, *, as_json: bool, predictions: Path | None) -> None:  # fmt: skip
+def backtest(
+    pipeline: str,
+    events_path: Path | None,
+    labels_path: Path | None,
+    archive: str | None,
+    model_delay: str | None,
+    every: str,
+    *,
+    as_json: bool,
+    predictions: Path | None,
+) -> None:
     """Run a pipeline over history in one process.
 
     The report shows what production would have predicted and learned.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.reports import backtest_text
     from tidemill.durations import milliseconds
     from tidemill.offline import history
     from tidemill.offline.backtest import Backtest
@@ -55,12 +63,8 @@ def backtest(pipeline: str, events_path: Path | None, labels_path: Path | None, 
         events, labels = history.read(events_path, declared.events), history.read(labels_path, declared.labels)
         total, begin = len(events), partial(run.run, events, labels)
     else:
-        raise SettingsError(
-            "a backtest runs over --events and --labels, or over an --archive: name the two, or the one"
-        )
+        raise SettingsError("a backtest reads --events and --labels, or --archive: name the two files, or the archive")
     with history.prediction_writer(predictions) as write, progress("backtest", total) as advance:
         run.predictions = write
         report = begin(advance)
-    click.echo(
-        json.dumps(describe.report_json(report), indent=2) if as_json else describe.report_text(report), nl=as_json
-    )
+    print_report(report, backtest_text, as_json=as_json)

@@ -31,11 +31,19 @@ def asking(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command to the gate has."""
     for add in (
         with_settings("status_url"),
-        click.option("--wait", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds for the gate's answer."),
-        click.option("--id", "command_id", help="The command's id: given again, it is carried out once. Default: a new one."),
+        click.option(
+            "--wait",
+            type=click.FloatRange(min=0),
+            default=30.0,
+            show_default=True,
+            help="Seconds for the gate's answer.",
+        ),
+        click.option(
+            "--id", "command_id", help="The command's id: given again, it is carried out once. Default: a new one."
+        ),
         click.option("--by", default=None, help="Who asks. Default: who is logged in."),
         click.option("--why", required=True, help="Why; it stands in the decision for ever."),
-    ):  # fmt: skip
+    ):
         command = add(command)
     return command
 
@@ -95,8 +103,13 @@ def unpin(pipeline: str, **options: Any) -> None:
 @click.command()
 @PIPELINE
 @click.argument("model")
-@click.option("--from", "begin", default=None, metavar="WHERE",
-              help="Its first example: earliest, an offset, or -N for the latest N. Default: as Training(...) says.")  # fmt: skip
+@click.option(
+    "--from",
+    "begin",
+    default=None,
+    metavar="WHERE",
+    help="Its first example: earliest, an offset, or -N for the latest N. Default: as Training(...) says.",
+)
 @asking
 def train(pipeline: str, model: str, begin: str | None, **options: Any) -> None:
     """Train a fresh copy of a model on history.
@@ -119,20 +132,20 @@ def decisions(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> No
 
     Also those that refused a command, and the evidence. Signatures are checked where TIDEMILL_SIGNING_KEY is set.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.decisions import decisions_text
     from tidemill.registry.decisions import all_decisions, unchecked
-    from tidemill.registry.decisions import decisions as sealed
+    from tidemill.registry.decisions import decisions as signed
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     broker = connected(declared, chosen, topics.PROMOTIONS)
     is_set = bool(chosen.signing_key.get_secret_value())
-    reader = sealed(declared, chosen.signing_secret()) if is_set else unchecked(declared)
-    found = all_decisions(declared, broker, reader)[-limit:][::-1]
+    reader = signed(declared, chosen.signing_secret()) if is_set else unchecked(declared)
+    newest = all_decisions(declared, broker, reader)[-limit:][::-1]
     if as_json:
-        for one in found:
-            click.echo(json.dumps(describe.decision_json(one)))
+        for decision in newest:
+            click.echo(json.dumps(decision.as_dict()))
         return
-    click.echo(describe.decisions_text(declared, found), nl=False)
+    click.echo(decisions_text(declared, newest), nl=False)
 
 
 def _number(text: str) -> int:
@@ -171,9 +184,17 @@ def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str 
 
 
 def _ask(
-    declared: Pipeline, chosen: settings.Settings, kind: str, target: str, *, why: str, by: str | None, command_id: str | None,
-    wait: float, **more: Any,
-) -> None:  # fmt: skip
+    declared: Pipeline,
+    chosen: settings.Settings,
+    kind: str,
+    target: str,
+    *,
+    why: str,
+    by: str | None,
+    command_id: str | None,
+    wait: float,
+    **more: Any,
+) -> None:
     """Ask the gate, wait for its decision, and print it; exit code 1 where it refused."""
     name = command_id or uuid.uuid4().hex
     body = {"id": name, "kind": kind, "target": target, "by": by or getpass.getuser(), "why": why, **more}

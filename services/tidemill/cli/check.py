@@ -1,13 +1,11 @@
-"""`tidemill check`: is a declaration fine, and what will it run."""
+"""`tidemill check`: check a declaration, and print what it runs."""
 
 from __future__ import annotations
-
-import json
 
 import click
 
 import tidemill
-from tidemill.cli.shared import PIPELINE
+from tidemill.cli.shared import PIPELINE, print_report
 
 
 @click.command()
@@ -18,8 +16,9 @@ def check(pipeline: str, *, as_json: bool) -> None:
 
     Prints the features of the vector, the views, rules, models and topics.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.declaration import pipeline_text
+    from tidemill.offline.check import CheckReport, check_models
 
     declared = tidemill.load(pipeline)
-    describe.check_models(declared)
-    click.echo(json.dumps(describe.as_json(declared), indent=2) if as_json else describe.as_text(declared), nl=as_json)
+    check_models(declared)
+    print_report(CheckReport(declared), lambda report: pipeline_text(report.pipeline), as_json=as_json)

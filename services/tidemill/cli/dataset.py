@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, progress, with_settings
+from tidemill.cli.shared import PIPELINE, print_report, progress, with_settings
 from tidemill.errors import SettingsError
 
 
@@ -33,8 +31,20 @@ from tidemill.errors import SettingsError
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @with_settings("brokers")
-def dataset(pipeline: str, out: Path, begin: str | None, end: str | None, archive: str | None, events_path: Path | None,
-            labels_path: Path | None, *, recompute: bool, force: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
+def dataset(
+    pipeline: str,
+    out: Path,
+    begin: str | None,
+    end: str | None,
+    archive: str | None,
+    events_path: Path | None,
+    labels_path: Path | None,
+    *,
+    recompute: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Write a training set as one Parquet file.
 
     Its rows are labelled vectors, each as of its event's time.
@@ -44,7 +54,7 @@ def dataset(pipeline: str, out: Path, begin: str | None, end: str | None, archiv
         from tidemill.offline import recompute as again
     except ModuleNotFoundError as error:
         raise SettingsError(f"a data set needs {error.name}: pip install 'tidemill[parquet]'") from None
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.reports import dataset_text
     from tidemill.offline import history
     from tidemill.runtime import run as running
     from tidemill.wire import topics
@@ -71,5 +81,4 @@ def dataset(pipeline: str, out: Path, begin: str | None, end: str | None, archiv
             used = (topics.EVENTS_VALID, topics.LABELS_VALID) if recompute else (topics.EXAMPLES,)
             running.check_topics(declared, broker, tuple(topic.name(declared.name) for topic in used))
             (again.from_kafka if recompute else sets.served)(declared, broker, writer, advance)
-    found = writer.summary
-    click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else describe.dataset_text(found), nl=as_json)
+    print_report(writer.summary, dataset_text, as_json=as_json)

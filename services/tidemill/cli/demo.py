@@ -15,8 +15,13 @@ from tidemill.errors import SettingsError
 @click.option(
     "--month", type=click.IntRange(1, 12), default=(1,), multiple=True, show_default=True, help="May be given often."
 )
-@click.option("--question", type=click.Choice(["scheduled", "departure"]), default="scheduled", show_default=True,
-              help="Asked at the scheduled departure, or at the actual one, when dep_delay is known.")  # fmt: skip
+@click.option(
+    "--question",
+    type=click.Choice(["scheduled", "departure"]),
+    default="scheduled",
+    show_default=True,
+    help="Asked at the scheduled departure, or at the actual one, when dep_delay is known.",
+)
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl", "parquet"]), default="csv", show_default=True)
 def demo_data(folder: Path, month: tuple[int, ...], question: Any, form: str) -> None:
     """Write the demo's flights as files: events and labels."""
@@ -34,8 +39,13 @@ def demo_data(folder: Path, month: tuple[int, ...], question: Any, form: str) ->
 @click.option(
     "--days", type=click.IntRange(1, 31), default=31, show_default=True, help="Only the first days of January."
 )
-@click.option("--seconds", type=click.FloatRange(min=1), default=60.0, show_default=True,
-              help="Wall time of a whole month: the speed of the replay.")  # fmt: skip
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=60.0,
+    show_default=True,
+    help="Wall time of a whole month: the speed of the replay.",
+)
 @click.option("--headless", is_flag=True, help="No live screen; a line now and then.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the run's figures as JSON.")
 @click.option("--broker", metavar="HOST:PORT", help="A real Kafka instead of the embedded broker.")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, moment_of, progress, with_settings
+from tidemill.cli.shared import PIPELINE, moment_of, print_report, progress, with_settings
 from tidemill.errors import StoreError
 
 
@@ -33,18 +31,15 @@ def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: 
 
     ENTITY is an event field that views are keyed by, as dest; ID is its value, as BOS.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.reports import known_text
     from tidemill.features.store import Store, now
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
-    asked = None if at is None else now() if at == "now" else moment_of("--at", at)
-    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, asked)
+    time = None if at is None else now() if at == "now" else moment_of("--at", at)
+    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, time)
     if all(view.event_time is None for view in known):
-        raise StoreError(f"no view of {declared.name!r} has ever been told of {entity} {entity_id!r}")
-    click.echo(
-        json.dumps([dataclasses.asdict(view) for view in known], indent=2) if as_json else describe.known_text(known),
-        nl=as_json,
-    )
+        raise StoreError(f"no view of {declared.name!r} has seen {entity} {entity_id!r}")
+    print_report(known, known_text, as_json=as_json)
 
 
 @features.command()

@@ -18,10 +18,23 @@ from tidemill.wire.topics import SERVICES, WATCHING
 @PIPELINE
 @click.option("--model", help="Learner: which model; the champion by default. One process a model.")
 @with_settings(
-    "brokers", "redis_url", "registry_url", "registry_seconds", "store_url", "delivery", "instance", "http_port",
-    "interval_ms", "max_batch", "snapshot_seconds", "snapshot_examples", "archive_url", "archive_seconds", "fuse",
+    "brokers",
+    "redis_url",
+    "registry_url",
+    "registry_seconds",
+    "store_url",
+    "delivery",
+    "instance",
+    "http_port",
+    "interval_ms",
+    "max_batch",
+    "snapshot_seconds",
+    "snapshot_examples",
+    "archive_url",
+    "archive_seconds",
+    "fuse",
     "log_level",
-)  # fmt: skip
+)
 def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     """Run one service of a pipeline until SIGTERM or Ctrl-C."""
     from tidemill.runtime import run as running
@@ -32,5 +45,6 @@ def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     if model is not None and service != "learner":
         raise SettingsError(f"--model goes with the learner, not with the {service}")
     declared = tidemill.load(pipeline)
+    running.load(service)
     worker.become_worker()
     running.run(service, declared, chosen, model)

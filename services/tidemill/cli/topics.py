@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 import tidemill
-from tidemill import settings
 from tidemill.cli.shared import PIPELINE, with_settings
 
 
@@ -17,14 +16,15 @@ from tidemill.cli.shared import PIPELINE, with_settings
 @with_settings("brokers", "replication")
 def topics(pipeline: str, *, create: bool, **options: Any) -> None:
     """Print a pipeline's topics, or create the missing ones."""
-    from tidemill.cli import text as describe
+    from tidemill import settings
+    from tidemill.cli.text.declaration import topics_text
     from tidemill.runtime import run as running
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     if not create:
-        click.echo(describe.topics_text(declared), nl=False)
+        click.echo(topics_text(declared), nl=False)
         return
     broker = running.broker_of(chosen)
     broker.connect()
-    made = broker.create(running.topic_table(declared), chosen.replication)
-    click.echo(f"created {', '.join(made)}" if made else "all topics are there")
+    created = broker.create(running.topic_table(declared), chosen.replication)
+    click.echo(f"created {', '.join(created)}" if created else "all topics exist already")

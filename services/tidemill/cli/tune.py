@@ -12,7 +12,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, progress, with_settings
+from tidemill.cli.shared import PIPELINE, print_report, progress, with_settings
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 @click.option(
     "--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Candidates that are drawn."
 )
-@click.option("--seconds", type=click.FloatRange(min=1), default=600.0, show_default=True,
-              help="When the search is stopped, reading not counted; what has seen all examples by then counts.")  # fmt: skip
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    help="When the search is stopped, reading not counted; what has seen all examples by then counts.",
+)
 @click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Winners at most.")
 @click.option(
     "--metric", default="", help="By which one is better; by default the one that `backtest` shows over time."
@@ -38,8 +43,9 @@ if TYPE_CHECKING:
 @click.option(
     "--examples", type=click.IntRange(min=1), default=200_000, show_default=True, help="At most so many, the newest."
 )
-@click.option("--model-delay", metavar="DURATION",
-              help="Time a learned label takes to reach the scorer, as 5m. Default: none.")  # fmt: skip
+@click.option(
+    "--model-delay", metavar="DURATION", help="Time a learned label takes to reach the scorer, as 5m. Default: none."
+)
 @click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
 @click.option("--events", "events_path", type=click.Path(path_type=Path), help="History in files, instead of examples.")
 @click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
@@ -47,15 +53,30 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("brokers")
-def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, seed: int, examples: int,
-         model_delay: str | None, archive: str | None, events_path: Path | None, labels_path: Path | None, out: Path | None,
-         *, force: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
+def tune(
+    pipeline: str,
+    trials: int,
+    seconds: float,
+    best: int,
+    metric: str,
+    seed: int,
+    examples: int,
+    model_delay: str | None,
+    archive: str | None,
+    events_path: Path | None,
+    labels_path: Path | None,
+    out: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Search a declared space of models on recorded examples.
 
     The space is search=... of the declaration. Each candidate is asked when the event was. Candidates that are better than
     the champion on all examples win; exit code 1 where --out is given and none does.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.tuning import tuning_text
     from tidemill.offline import history
     from tidemill.offline.tuning import questions
     from tidemill.offline.tuning.successive_halving import Asked, Race, file_of
@@ -86,14 +107,10 @@ def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, see
         report = Race(declared, found, asked, progress=advance).run()
     if out is not None and report.winners:
         _write(out, json.dumps(file_of(report), indent=2) + "\n")
-    if as_json:
-        click.echo(json.dumps(describe.tuning_json(report), indent=2))
-    else:
-        click.echo(describe.tuning_text(report), nl=False)
-        if out is not None:
-            click.echo(
-                f'{out}: for models={{..., **tuned("{out.name}", SEARCH)}}' if report.winners else f"{out}: not written"
-            )
+    print_report(report, tuning_text, as_json=as_json)
+    if out is not None and not as_json:
+        use = f'for models={{..., **tuned("{out.name}", SEARCH)}}'
+        click.echo(f"{out}: {use if report.winners else 'not written'}")
     if out is not None and not report.winners:
         sys.exit(1)
 

@@ -8,13 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, moment_of, progress, with_settings
+from tidemill.cli.shared import PIPELINE, connected, moment_of, print_report, progress, with_settings
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.stream.api import TopicPartition
@@ -40,21 +41,22 @@ def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **opti
 
     Signatures are checked where TIDEMILL_SIGNING_KEY is set.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.models import versions_text
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
-    there, store = _versions(declared, chosen)
+    versions, store = _versions(declared, chosen)
     with progress("versions", None) as advance:
-        found = list(itertools.islice(there.read(model, advance), limit))
-    if model is not None and not found and not declared.knows(model):
+        newest = list(itertools.islice(versions.read(model, advance), limit))
+    if model is not None and not newest and not declared.knows(model):
         raise SettingsError(
-            f"no version of model {model!r} in {there.topic}: the pipeline declares {', '.join(declared.model_names)}"
+            f"no version of model {model!r} in {versions.topic}: the pipeline declares "
+            f"{', '.join(declared.model_names)}"
         )
     if not as_json:
-        click.echo(describe.versions_text(there, store, found), nl=False)
+        click.echo(versions_text(versions, store, newest), nl=False)
         return
-    for version in found:
-        click.echo(json.dumps(describe.version_json(there, store, version)))
+    for version in newest:
+        click.echo(json.dumps(versions.as_dict(version, store)))
 
 
 @click.command()
@@ -66,7 +68,7 @@ def show(pipeline: str, model: str, **options: Any) -> None:
 
     Shows its manifest, and whether its signature and its artifact are valid.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.models import version_text
 
     name, at, version = model.partition("@")
     if at and not version.isdecimal():
@@ -74,46 +76,64 @@ def show(pipeline: str, model: str, **options: Any) -> None:
             f"{model!r} names no version: expected MODEL or MODEL@VERSION, as in {name or 'logreg'}@26000"
         )
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
-    there, store = _versions(declared, chosen)
+    versions, store = _versions(declared, chosen)
     with progress("versions", None) as advance:
-        found, refused = there.find(name, int(version) if at else None, advance)
-    click.echo(describe.version_text(there, store, found, refused), nl=False)
+        found, refused = versions.find(name, int(version) if at else None, advance)
+    click.echo(version_text(versions, store, found, refused), nl=False)
 
 
 @click.command()
 @PIPELINE
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--from", "begin", metavar="TIME",
-              help="Questions asked at this event time or later, ISO 8601; UTC where no zone is said.")  # fmt: skip
+@click.option(
+    "--from",
+    "begin",
+    metavar="TIME",
+    help="Questions asked at this event time or later, ISO 8601; UTC where no zone is said.",
+)
 @click.option("--to", "end", metavar="TIME", help="Questions asked before this event time.")
-@click.option("--segment", "segments", multiple=True, metavar="FIELD",
-              help="A category of the vector. May be given often. Default: those of Monitor(segments=...).")  # fmt: skip
+@click.option(
+    "--segment",
+    "segments",
+    multiple=True,
+    metavar="FIELD",
+    help="A category of the vector. May be given often. Default: those of Monitor(segments=...).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("brokers")
-def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, segments: tuple[str, ...], *, as_json: bool,
-            **options: Any) -> None:  # fmt: skip
+def compare(
+    pipeline: str,
+    a: str,
+    b: str,
+    begin: str | None,
+    end: str | None,
+    segments: tuple[str, ...],
+    *,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Compare two models on the same questions.
 
     Prints which one is better, overall and in every segment. A and B are models, or `champion`: whichever model served.
     Compared are the answers that were given at the time.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.models import comparison_text
     from tidemill.offline import compare as comparison
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     asked = comparison.Asked(
-        a, b, None if begin is None else moment_of("--from", begin), None if end is None else moment_of("--to", end),
+        a,
+        b,
+        None if begin is None else moment_of("--from", begin),
+        None if end is None else moment_of("--to", end),
         tuple(dict.fromkeys(segments or declared.monitor.segments)),
-    )  # fmt: skip
+    )
     asked.check(declared)
     broker = connected(declared, chosen, topics.EXAMPLES)
     with progress("examples", None) as advance:
         report = comparison.compare(declared, broker, asked, advance)
-    click.echo(
-        json.dumps(describe.comparison_json(report), indent=2) if as_json else describe.comparison_text(report),
-        nl=as_json,
-    )
+    print_report(report, comparison_text, as_json=as_json)
 
 
 @click.command()
@@ -125,15 +145,13 @@ def compare(pipeline: str, a: str, b: str, begin: str | None, end: str | None, s
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("brokers", "store_url")
-def prune(
-    pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as_json: bool, **options: Any
-) -> None:  # fmt: skip
+def prune(pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Delete the artifacts of old versions.
 
     Their manifests stay, and `models rebuild` makes an artifact again. Artifacts stay that a learner may continue from, and
     those of versions that were promoted or are pinned. Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.artifacts import pruned_text
     from tidemill.registry import pruning
     from tidemill.registry.latest import REMEMBERED
     from tidemill.registry.versions import Versions
@@ -149,16 +167,12 @@ def prune(
     registry = running.registry_of(declared, chosen)
     broker = connected(declared, chosen, topics.MODELS, topics.PROMOTIONS)
     with progress("versions", None) as advance:
-        versions, kept = Versions(declared, broker, registry).read(progress=advance), lasting(declared, broker)
-        found = pruning.plan(versions, registry, keep=keep, before=before, kept=kept)
+        versions, kept = Versions(declared, broker, registry).read(progress=advance), versions_to_keep(declared, broker)
+        plan = pruning.plan(versions, registry, keep=keep, before=before, kept=kept)
     if not dry_run:
-        with progress("artifacts", len(found.artifacts)) as advance:
-            pruning.prune(found, registry.store, advance)
-    told = describe.pruned_json(found, done=not dry_run)
-    click.echo(
-        json.dumps(told, indent=2) if as_json else describe.pruned_text(found, registry.store, done=not dry_run),
-        nl=as_json,
-    )
+        with progress("artifacts", len(plan.artifacts)) as advance:
+            pruning.prune(plan, registry.store, advance)
+    print_report(plan, lambda plan: pruned_text(plan, registry.store.url), as_json=as_json)
 
 
 @click.command()
@@ -177,8 +191,8 @@ def rebuild(
     Exit code 1 unless all scores are equal. An artifact that is missing, corrupted or of another River version is restored.
     Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
-    from tidemill.cli import text as describe
-    from tidemill.offline.rebuild import Rebuild
+    from tidemill.cli.text.artifacts import rebuilt_text
+    from tidemill.offline.rebuild import Rebuild, RebuildReport
     from tidemill.runtime import run as running
 
     if bool(named) == every:
@@ -199,11 +213,10 @@ def rebuild(
     else:
         manifests = rebuilding.named(wanted)
     with progress("folding examples", max((m.version for m in manifests), default=0)) as advance:
-        found = list(rebuilding.run(manifests, write=not dry_run, progress=advance))
-    told = describe.rebuilt_json(found, others)
-    text = json.dumps(told, indent=2) if as_json else describe.rebuilt_text(declared, found, others)
-    click.echo(text, nl=as_json)
-    if any(one.state != "equal" for one in found):
+        rebuilt = list(rebuilding.run(manifests, write=not dry_run, progress=advance))
+    report = RebuildReport(rebuilt, others)
+    print_report(report, partial(rebuilt_text, declared.name), as_json=as_json)
+    if not report.is_equal:
         sys.exit(1)
 
 
@@ -268,7 +281,7 @@ def _version_of(text: str) -> Version:
     return name, int(version)
 
 
-def lasting(declared: Pipeline, broker: Broker) -> Collection[Version]:
+def versions_to_keep(declared: Pipeline, broker: Broker) -> Collection[Version]:
     """Return the versions whose artifacts stay, however old: those that were ever promoted, and those that are pinned."""
     from tidemill.registry.decisions import kept_versions
 

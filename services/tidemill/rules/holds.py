@@ -13,6 +13,13 @@ def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str
 
     `fields` are those that it looks at; where one of them has no value it is not asked. `that` says in words what is
     expected. A predicate that raises does not hold.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> elsewhere = holds(lambda e: e["origin"] != e["dest"], "origin", "dest", that="it goes elsewhere")
+    >>> try_rule(elsewhere, {"origin": "JFK", "dest": "BOS"}, {"origin": "JFK", "dest": "JFK"})
+    [True, False]
     """
     if not fields or not that:
         raise ValueError("holds(...): name the fields that the predicate looks at, and what is expected, as that='...'")

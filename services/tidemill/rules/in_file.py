@@ -12,6 +12,17 @@ def in_file(field: str, file: str | Path, column: str, *, warn: bool = False) ->
     """The value is in `column` of `file`, which is read once, when the pipeline is loaded (forms and places as `Table`).
 
     Values are compared as text, so an event's 7 finds a file's 7. Raises DeclarationError as `Table` does.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> folder = TemporaryDirectory()
+    >>> file = Path(folder.name) / "carriers.csv"
+    >>> _ = file.write_text("code,name\\nAA,American\\nUA,United\\n")
+    >>> try_rule(in_file("carrier", file, "code"), {"carrier": "UA"}, {"carrier": "ZZ"})
+    [True, False]
     """
     table = Table(file, key=column, repeats=True)
     known = frozenset(table.keys)

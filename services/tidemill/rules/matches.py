@@ -8,7 +8,14 @@ from tidemill.rules.base import TEXTS, Rule
 
 
 def matches(field: str, pattern: str, *, warn: bool = False) -> Rule:
-    """The whole text matches the regular expression `pattern`."""
+    """The whole text matches the regular expression `pattern`.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> try_rule(matches("dest", "[A-Z]{3}"), {"dest": "JFK"}, {"dest": "jfk"}, {"dest": "JFKX"})
+    [True, False, False]
+    """
     return Rule(
         "matches", field, "no_match", "fullmatch(v)", f"text that matches {pattern}", f"matches {pattern}",
         names={"fullmatch": re.compile(pattern).fullmatch}, warn=warn, types=TEXTS,

@@ -15,6 +15,13 @@ def monotonic(field: str, by: str, within: str = "1d", *, warn: bool = False) ->
 
     A counter, an odometer, a sequence number. Records of one entity must come through one partition, and in order: those that
     come late are below what came before them. Memory: one entry an entity within the horizon, some 150 bytes.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> readings = [{"car": "a", "mileage": m, "time": t} for t, m in enumerate([10, 10, 12, 11])]
+    >>> try_rule(monotonic("mileage", by="car"), *readings)
+    [True, True, True, False]
     """
     horizon = milliseconds(within)
     return Rule(

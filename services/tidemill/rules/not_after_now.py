@@ -7,7 +7,15 @@ from tidemill.rules.base import NUMBERS, Rule
 
 
 def not_after_now(field: str, tolerance: str = "5m", *, warn: bool = False) -> Rule:
-    """A time in milliseconds since the epoch that lies at most `tolerance` in the future of this machine's clock."""
+    """A time in milliseconds since the epoch that lies at most `tolerance` in the future of this machine's clock.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> noon = 43_200_000
+    >>> try_rule(not_after_now("at", "5m"), {"at": noon + 240_000}, {"at": noon + 360_000}, now=noon)
+    [True, False]
+    """
     return Rule(
         "not_after_now", field, "in_the_future", "v <= now + slack", f"a time at most {tolerance} after now",
         f"at most {tolerance} after now", names={"slack": milliseconds(tolerance)}, warn=warn, types=NUMBERS,

@@ -7,7 +7,14 @@ from tidemill.rules.base import NUMBERS, Rule
 
 
 def not_before(field: str, earliest: str, *, warn: bool = False) -> Rule:
-    """A time in milliseconds since the epoch that is not before `earliest`, an ISO date or time (UTC unless it says)."""
+    """A time in milliseconds since the epoch that is not before `earliest`, an ISO date or time (UTC unless it says).
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> try_rule(not_before("at", "1970-01-02"), {"at": 86_400_000}, {"at": 86_399_999})
+    [True, False]
+    """
     return Rule(
         "not_before", field, "too_old", "v >= earliest", f"a time not before {earliest}", f"not before {earliest}",
         names={"earliest": moment(earliest)}, warn=warn, types=NUMBERS,

@@ -10,6 +10,13 @@ def not_older_than(field: str, age: str, *, warn: bool = False) -> Rule:
     """A time in milliseconds since the epoch that lies at most `age` before this machine's clock.
 
     For what is asked and answered as it happens: history that is replayed through the pipeline is all older.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> noon = 43_200_000
+    >>> try_rule(not_older_than("at", "2h"), {"at": noon - 3_600_000}, {"at": noon - 10_800_000}, now=noon)
+    [True, False]
     """
     return Rule(
         "not_older_than", field, "too_old", "v >= now - age", f"a time at most {age} before now",

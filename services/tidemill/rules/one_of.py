@@ -11,7 +11,14 @@ SHOWN = 20
 
 
 def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
-    """The value is one of `values`."""
+    """The value is one of `values`.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> try_rule(one_of("carrier", ["AA", "UA"]), {"carrier": "AA"}, {"carrier": "ZZ"})
+    [True, False]
+    """
     allowed = frozenset(values)
     if not allowed:
         raise ValueError(f"one_of({field!r}): give at least one allowed value")

@@ -15,6 +15,13 @@ def unique(field: str, within: str, *, warn: bool = False) -> Rule:
 
     Producers must send equal values to one partition, by taking the field or the entity as Kafka's key: partitions are
     checked one by one, by whatever instance holds each. Memory: one entry a value within the horizon, some 150 bytes.
+
+    Examples
+    --------
+    >>> from tidemill.testing import try_rule
+    >>> flights = [{"id": "a", "time": 0}, {"id": "a", "time": 60_000}, {"id": "a", "time": 7_200_000}]
+    >>> try_rule(unique("id", within="1h"), *flights)
+    [True, False, True]
     """
     horizon = milliseconds(within)
     return Rule(

@@ -1,43 +1,37 @@
-"""The composition root: from a pipeline, a service's name and the settings to a running process."""
+"""The composition root: from a pipeline, a service's name and the settings to a running process.
+
+`SERVICES` has one entry a service, and what each is made of; wire/topics.py has what each reads and writes. A service imports
+its own stage, and nothing of the others.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from tidemill import metrics
 from tidemill.declare.pipeline import Pipeline
-from tidemill.declare.view import View
 from tidemill.errors import BrokerError, SettingsError
-from tidemill.features.lookup import StoredViews
-from tidemill.features.redis import Redis, RedisReader, RedisView, connect
-from tidemill.features.views import schema
-from tidemill.files import Files
-from tidemill.registry.manifests import Registry
-from tidemill.registry.store import ArtifactStore
 from tidemill.settings import Settings
-from tidemill.stages.featurizer import service as featurizer
-from tidemill.stages.gate import service as gate
-from tidemill.stages.joiner import service as joiner
-from tidemill.stages.learner import service as learner
-from tidemill.stages.materializer import service as materializer
-from tidemill.stages.scorer import service as scorer
-from tidemill.stages.scorer.feed import ModelFeed
-from tidemill.stages.validator import service as validator
-from tidemill.stages.validator.feed import SchemaFeed
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.loop import Loop, Service, stop_on_signals
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
+if TYPE_CHECKING:
+    from tidemill.declare.view import View
+    from tidemill.features.redis import Redis, RedisView
+    from tidemill.registry.manifests import Registry
+
 log = logging.getLogger(__name__)
 
+#: A loop that has not completed a turn for this long is no longer alive.
 STALLED_SECONDS = 30.0
-"""A loop that has not turned for this long is not alive any more."""
 
 
 def broker_of(settings: Settings) -> KafkaBroker:
@@ -48,6 +42,14 @@ def broker_of(settings: Settings) -> KafkaBroker:
 def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     """Return every topic of the pipeline as (topic, name, partitions)."""
     return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
+
+
+def registry_of(pipeline: Pipeline, settings: Settings) -> Registry:
+    """Return the registry that the settings name. Raises SettingsError where there is no signing key."""
+    from tidemill.registry.manifests import Registry
+    from tidemill.registry.store import ArtifactStore
+
+    return Registry(pipeline, ArtifactStore(settings.store_url), settings.signing_secret())
 
 
 def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]) -> None:
@@ -61,7 +63,7 @@ def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]
 
 
 class LoopHealth(metrics.Health):
-    """Alive while the loop turns; ready while it has its partitions' state."""
+    """Alive while the loop turns; ready once the state of its partitions is restored."""
 
     def __init__(self, loop: Loop, clock: Callable[[], float] = time.monotonic) -> None:
         self.loop, self.clock = loop, clock
@@ -76,57 +78,227 @@ class LoopHealth(metrics.Health):
         return None if self.loop.ready else "no partitions yet, or their state is being rebuilt"
 
 
-class Feed(Protocol):
-    """Something that a service is told of from a thread of its own."""
+class Follower(Protocol):
+    """A thread beside the loop that reads what the service needs to know, as model versions or schemas."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
 
 
-def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
-    """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
-    broker = broker_of(settings)
-    if name == "status":  # it is what tells that Kafka is away
-        return _status(pipeline, broker, settings)
-    broker.connect()
-    used = {t.name(pipeline.name) for t in (*topics.reads(name), *topics.writes(name))}
-    check_topics(pipeline, broker, tuple(sorted(used)))
-    if name == "monitor":
-        return _monitor(pipeline, broker, settings)
-    feed: Feed | None = None
-    if name == "validator":
-        feed = schemas = _schemas(pipeline, settings)
-        service = validator.build(pipeline, schemas, fuse=settings.fuse)
-    elif name == "featurizer":
-        client = connect(settings.redis_url.get_secret_value())
+@dataclass(frozen=True)
+class Context:
+    """What a service is built from. `model` is the learner's, or None."""
+
+    pipeline: Pipeline
+    settings: Settings
+    broker: KafkaBroker
+    model: str | None = None
+
+
+Build = Callable[[Context], Callable[[], None]]
+"""Takes the context; returns the function that runs the service until SIGTERM or SIGINT."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One service.
+
+    Parameters
+    ----------
+    load
+        Imports what the service needs, and opens nothing; returns the function that builds it.
+    extra
+        The extra of the distribution that its packages are in.
+    needs_kafka
+        Whether it can't start without Kafka and its topics.
+    """
+
+    load: Callable[[], Build]
+    extra: str = ""
+    needs_kafka: bool = True
+
+
+def _validator() -> Build:
+    from tidemill.stages.validator.feed import SchemaFeed
+    from tidemill.stages.validator.service import build
+
+    def compose(context: Context) -> Callable[[], None]:
+        settings, schemas = context.settings, None
+        if url := settings.registry_url.get_secret_value():
+            from tidemill.encoding.schema_registry import SchemaRegistry
+
+            schemas = SchemaFeed(context.pipeline, SchemaRegistry(url), settings.registry_seconds)
+        return partial(_loop, context, build(context.pipeline, schemas, fuse=settings.fuse), schemas)
+
+    return compose
+
+
+def _featurizer() -> Build:
+    from tidemill.features.lookup import StoredViews
+    from tidemill.features.redis import RedisReader, connect
+    from tidemill.stages.featurizer.service import build
+
+    def compose(context: Context) -> Callable[[], None]:
+        pipeline, client = context.pipeline, connect(context.settings.redis_url.get_secret_value())
         others = StoredViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
         stores = _stores(pipeline, client, pipeline.inline_views)
-        service = featurizer.build(pipeline, stores, others if pipeline.remote_views else None)
-    elif name == "materializer":
-        client = connect(settings.redis_url.get_secret_value())
-        service = materializer.build(pipeline, _stores(pipeline, client, pipeline.remote_views))
-    elif name == "scorer":
-        feed = models = ModelFeed(registry_of(pipeline, settings), broker)
-        service = scorer.build(pipeline, models.take)
-    elif name == "joiner":
-        service = joiner.build(pipeline)
-    elif name == "learner":
-        service = _learner(pipeline, settings, broker, model or pipeline.champion)
-    elif name == "gate":
-        service = gate.build(
-            pipeline, registry_of(pipeline, settings), broker, settings.status_token.get_secret_value().encode()
+        return partial(_loop, context, build(pipeline, stores, others if pipeline.remote_views else None))
+
+    return compose
+
+
+def _materializer() -> Build:
+    from tidemill.features.redis import connect
+    from tidemill.stages.materializer.service import build
+
+    def compose(context: Context) -> Callable[[], None]:
+        pipeline, client = context.pipeline, connect(context.settings.redis_url.get_secret_value())
+        return partial(_loop, context, build(pipeline, _stores(pipeline, client, pipeline.remote_views)))
+
+    return compose
+
+
+def _stores(pipeline: Pipeline, client: Redis, views: Iterable[View]) -> Mapping[str, RedisView]:
+    from tidemill.features.redis import RedisView
+    from tidemill.features.views import schema
+
+    stores = {}
+    for view in views:
+        stores[view.label] = RedisView(client, pipeline.name, view.label)
+        stores[view.label].describe(schema(pipeline, view))
+    return stores
+
+
+def _scorer() -> Build:
+    from tidemill.stages.scorer.feed import ModelFeed
+    from tidemill.stages.scorer.service import build
+
+    def compose(context: Context) -> Callable[[], None]:
+        models = ModelFeed(registry_of(context.pipeline, context.settings), context.broker)
+        return partial(_loop, context, build(context.pipeline, models.take), models)
+
+    return compose
+
+
+def _joiner() -> Build:
+    from tidemill.stages.joiner.service import build
+
+    return lambda context: partial(_loop, context, build(context.pipeline))
+
+
+def _learner() -> Build:
+    from tidemill.stages.learner.service import build
+
+    def compose(context: Context) -> Callable[[], None]:
+        pipeline, settings, model = context.pipeline, context.settings, context.model or context.pipeline.champion
+        if model not in pipeline.model_names:
+            raise SettingsError(f"model {model!r} is not one of the pipeline's: {', '.join(pipeline.model_names)}")
+        service = build(
+            pipeline,
+            model,
+            registry_of(pipeline, settings),
+            context.broker,
+            every_examples=settings.snapshot_examples,
+            every_seconds=settings.snapshot_seconds,
         )
-    elif name == "archiver":
-        service = _archiver(pipeline, settings)
-    else:
-        raise SettingsError(f"no service {name!r}: expected one of {', '.join((*topics.SERVICES, *topics.WATCHING))}")
-    return _loop(service, pipeline, broker, settings, feed)
+        return partial(_loop, context, service)
+
+    return compose
 
 
-def _loop(service: Service, pipeline: Pipeline, broker: KafkaBroker, settings: Settings, feed: Feed | None) -> None:
+def _gate() -> Build:
+    from tidemill.stages.gate.service import build
+
+    def compose(context: Context) -> Callable[[], None]:
+        pipeline, settings = context.pipeline, context.settings
+        token = settings.status_token.get_secret_value().encode()
+        return partial(_loop, context, build(pipeline, registry_of(pipeline, settings), context.broker, token))
+
+    return compose
+
+
+def _archiver() -> Build:
+    from tidemill.files import Files
+    from tidemill.watch.archiver.service import build
+
+    def compose(context: Context) -> Callable[[], None]:
+        files = Files(context.settings.archive_url, "archive_url", "archive")
+        return partial(_loop, context, build(context.pipeline, files, context.settings.archive_seconds))
+
+    return compose
+
+
+def _monitor() -> Build:
+    from tidemill.stream.kafka.producer import Sender
+    from tidemill.watch.monitor.service import MonitorHealth, MonitorService
+
+    def compose(context: Context) -> Callable[[], None]:
+        pipeline, settings = context.pipeline, context.settings
+        service = MonitorService(pipeline, context.broker, settings, Sender(settings.brokers, settings.kafka))
+        if settings.http_port:
+            metrics.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
+        log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
+        return service.run
+
+    return compose
+
+
+def _status() -> Build:
+    from tidemill.watch.status.service import run
+
+    return lambda context: partial(run, context.pipeline, context.broker, context.settings)
+
+
+SERVICES: Mapping[str, Spec] = {
+    "validator": Spec(_validator, extra="registry"),
+    "featurizer": Spec(_featurizer),
+    "materializer": Spec(_materializer),
+    "scorer": Spec(_scorer),
+    "joiner": Spec(_joiner),
+    "learner": Spec(_learner),
+    "gate": Spec(_gate),
+    "archiver": Spec(_archiver, extra="parquet"),
+    "monitor": Spec(_monitor, extra="monitor"),
+    "status": Spec(_status, extra="status", needs_kafka=False),  # it is the one that shows when Kafka is away
+}
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Name the extra to install where a package that the service needs is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not (extra := SERVICES[name].extra):
+            raise
+        raise SettingsError(f"the {name} needs {error.name}: pip install 'tidemill[{extra}]'") from error
+
+
+def load(name: str) -> Build:
+    """Import what a service needs, and open nothing. Raises SettingsError where a package is missing."""
+    if name not in SERVICES:
+        raise SettingsError(f"no service {name!r}: expected one of {', '.join(SERVICES)}")
+    with _extra(name):
+        return SERVICES[name].load()
+
+
+def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
+    """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
+    build, broker = load(name), broker_of(settings)
+    if SERVICES[name].needs_kafka:
+        broker.connect()
+        used = {topic.name(pipeline.name) for topic in (*topics.reads(name), *topics.writes(name))}
+        check_topics(pipeline, broker, tuple(sorted(used)))
+    with _extra(name):
+        service = build(Context(pipeline, settings, broker, model))
+    service()
+
+
+def _loop(context: Context, service: Service, follower: Follower | None = None) -> None:
+    settings = context.settings
     loop = Loop(
         service,
-        broker,
+        context.broker,
         instance=settings.instance,
         interval=settings.interval_ms / 1000,
         max_batch=settings.max_batch,
@@ -135,78 +307,13 @@ def _loop(service: Service, pipeline: Pipeline, broker: KafkaBroker, settings: S
     if settings.http_port:
         metrics.serve(settings.http_port, LoopHealth(loop))
     stop_on_signals(loop)
-    if feed:
-        feed.start()
-    log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance, "delivery": settings.delivery})
+    if follower:
+        follower.start()
+    process = {"pipeline": context.pipeline.name, "instance": settings.instance}
+    log.info("started", extra=process | {"delivery": settings.delivery})
     try:
         loop.run()
     finally:
-        if feed:
-            feed.stop()
-    log.info("stopped", extra={"pipeline": pipeline.name, "instance": settings.instance})
-
-
-def _schemas(pipeline: Pipeline, settings: Settings) -> SchemaFeed | None:
-    url = settings.registry_url.get_secret_value()
-    if not url:
-        return None
-    with _extra("validator", "registry"):
-        from tidemill.encoding.schema_registry import SchemaRegistry
-    return SchemaFeed(pipeline, SchemaRegistry(url), settings.registry_seconds)
-
-
-def _stores(pipeline: Pipeline, client: Redis, views: Iterable[View]) -> Mapping[str, RedisView]:
-    stores = {}
-    for view in views:
-        stores[view.label] = RedisView(client, pipeline.name, view.label)
-        stores[view.label].describe(schema(pipeline, view))
-    return stores
-
-
-def _archiver(pipeline: Pipeline, settings: Settings) -> Service:
-    with _extra("archiver", "parquet"):
-        from tidemill.watch.archiver import service as archiver
-    return archiver.build(pipeline, Files(settings.archive_url, "archive_url", "archive"), settings.archive_seconds)
-
-
-def _monitor(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
-    with _extra("monitor", "monitor"):
-        from tidemill.watch.monitor.service import MonitorHealth, MonitorService
-    service = MonitorService(pipeline, broker, settings, Sender(settings.brokers, settings.kafka))
-    if settings.http_port:
-        metrics.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
-    log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
-    service.run()
-
-
-def _status(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
-    with _extra("status", "status"):
-        from tidemill.watch.status import service as status
-    status.run(pipeline, broker, settings)
-
-
-@contextlib.contextmanager
-def _extra(service: str, extra: str) -> Iterator[None]:
-    """Say what to install where a service's own packages are not there."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"the {service} needs {error.name}: pip install 'tidemill[{extra}]'") from error
-
-
-def registry_of(pipeline: Pipeline, settings: Settings) -> Registry:
-    """Return the registry that the settings name. Raises SettingsError where there is no signing key."""
-    return Registry(pipeline, ArtifactStore(settings.store_url), settings.signing_secret())
-
-
-def _learner(pipeline: Pipeline, settings: Settings, broker: KafkaBroker, model: str) -> Service:
-    if model not in pipeline.model_names:
-        raise SettingsError(f"model {model!r} is not one of the pipeline's: {', '.join(pipeline.model_names)}")
-    return learner.build(
-        pipeline,
-        model,
-        registry_of(pipeline, settings),
-        broker,
-        every_examples=settings.snapshot_examples,
-        every_seconds=settings.snapshot_seconds,
-    )
+        if follower:
+            follower.stop()
+    log.info("stopped", extra=process)

@@ -85,3 +85,8 @@ def reads(service: str) -> tuple[Topic, ...]:
 def writes(service: str) -> tuple[Topic, ...]:
     """Topics that `service` produces to."""
     return tuple(topic for topic in TOPICS if service in topic.writers)
+
+
+def consumes(service: str) -> tuple[Topic, ...]:
+    """Topics that the consumer group of `service` follows. It reads the registry's topics without a group, from the start."""
+    return tuple(topic for topic in reads(service) if topic not in (MODELS, PROMOTIONS))

@@ -27,6 +27,7 @@ from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import dead_letter
 from tidemill.wire.records import Records
+from tidemill.wire.services import service
 from tidemill.wire.updates import Updates
 
 Extract = Callable[[Mapping[str, Any]], Any]
@@ -237,12 +238,7 @@ class Featurizer(Processor):
 
 def build(pipeline: Pipeline, stores: Mapping[str, api.View], others: Others | None = None) -> Service:
     """Wire the featurizer to its topics."""
-    return Service(
-        "featurizer",
-        f"{pipeline.name}.featurizer",
-        [t.name(pipeline.name) for t in topics.reads("featurizer")],
-        Featurizer(pipeline, stores, others),
-    )
+    return service("featurizer", pipeline.name, Featurizer(pipeline, stores, others))
 
 
 @dataclass(slots=True)

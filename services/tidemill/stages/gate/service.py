@@ -24,6 +24,7 @@ from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records, Score
+from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
 
@@ -437,8 +438,7 @@ def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes =
     step = PromotionGate(
         pipeline, registry.key, lambda: all_decisions(pipeline, broker, sealed), check_of(registry, broker), token=token
     )
-    names = [topic.name(pipeline.name) for topic in (topics.EXAMPLES, topics.COMMANDS, topics.ALERTS)]
-    return Service("gate", f"{pipeline.name}.gate", names, step)
+    return service("gate", pipeline.name, step)
 
 
 def check_of(registry: Registry, broker: Broker) -> Check:

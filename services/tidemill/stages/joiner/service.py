@@ -20,6 +20,7 @@ from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import dead_letter
 from tidemill.wire.records import Records
+from tidemill.wire.services import service
 from tidemill.wire.updates import Updates
 
 
@@ -165,6 +166,4 @@ class Joiner(Processor):
 
 def build(pipeline: Pipeline) -> Service:
     """Wire the joiner to its topics."""
-    return Service(
-        "joiner", f"{pipeline.name}.joiner", [t.name(pipeline.name) for t in topics.reads("joiner")], Joiner(pipeline)
-    )
+    return service("joiner", pipeline.name, Joiner(pipeline))

@@ -25,6 +25,7 @@ from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Records
+from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
 
@@ -220,4 +221,4 @@ def build(
         pipeline, model, registry, history_of(broker, registry), wanted_of(broker, registry, model), past_of(broker, pipeline),
         every_examples=every_examples, every_seconds=every_seconds,
     )  # fmt: skip
-    return Service(f"learner-{model}", f"{pipeline.name}.learner.{model}", [topics.EXAMPLES.name(pipeline.name)], step)
+    return service("learner", pipeline.name, step, model)

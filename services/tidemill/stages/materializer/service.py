@@ -16,8 +16,8 @@ from tidemill.features.views import Held, Views
 from tidemill.stream import api
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
-from tidemill.wire import topics
 from tidemill.wire.records import Records
+from tidemill.wire.services import service
 
 
 class Materializer(Processor):
@@ -88,6 +88,4 @@ class Materializer(Processor):
 
 def build(pipeline: Pipeline, stores: Mapping[str, api.View]) -> Service:
     """Wire the materializer to its topic."""
-    return Service(
-        "materializer", f"{pipeline.name}.materializer", [topics.UPDATES.name(pipeline.name)], Materializer(pipeline, stores)
-    )  # fmt: skip
+    return service("materializer", pipeline.name, Materializer(pipeline, stores))

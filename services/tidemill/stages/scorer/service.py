@@ -22,6 +22,7 @@ from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import dead_letter
 from tidemill.wire.records import Features, Records, Score, vector_to_x
+from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
 
@@ -221,4 +222,4 @@ class Scorer(Processor):
 
 def build(pipeline: Pipeline, take: Callable[[], Sequence[Loaded | ServingChange]]) -> Service:
     """Wire the scorer to its topics."""
-    return Service("scorer", f"{pipeline.name}.scorer", [topics.FEATURES.name(pipeline.name)], Scorer(pipeline, take))
+    return service("scorer", pipeline.name, Scorer(pipeline, take))

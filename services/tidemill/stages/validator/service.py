@@ -30,6 +30,7 @@ from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import carried, dead_letter, shown
 from tidemill.wire.records import Records
+from tidemill.wire.services import service
 
 WARNING = "tidemill.warning"
 """The header by which a valid record says which rules have warned of it, one each, as rule:field."""
@@ -218,9 +219,4 @@ class Validator(Processor):
 
 def build(pipeline: Pipeline, writers: WriterSchemas | None = None, *, fuse: bool = True) -> Service:
     """Wire the validator to its topics."""
-    return Service(
-        "validator",
-        f"{pipeline.name}.validator",
-        [t.name(pipeline.name) for t in topics.reads("validator")],
-        Validator(pipeline, writers, fuse=fuse),
-    )
+    return service("validator", pipeline.name, Validator(pipeline, writers, fuse=fuse))

@@ -22,6 +22,7 @@ from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicP
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.archive_rows import Form, Row, date_of
+from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,4 @@ class Archiver(Processor):
 
 def build(pipeline: Pipeline, files: Files, every_seconds: float) -> Service:
     """Wire the archiver to its topics."""
-    used = [t.name(pipeline.name) for t in topics.reads("archiver")]
-    return Service(
-        "archiver", f"{pipeline.name}.archiver", used, Archiver(pipeline, files, every_seconds=every_seconds)
-    )
+    return service("archiver", pipeline.name, Archiver(pipeline, files, every_seconds=every_seconds))

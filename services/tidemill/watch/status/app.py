@@ -19,8 +19,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, SecretStr
 
 from tidemill import __version__
-from tidemill.cli import text as describe
 from tidemill.errors import BrokerError, StoreError
+from tidemill.offline.check import CheckReport
 from tidemill.offline.lookup import Lookup, TooFarBackError
 from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.watch.status.feed import Feed
@@ -197,7 +197,7 @@ def build(parts: Parts) -> FastAPI:
     @app.get("/api/pipeline", tags=["overview"])
     def pipeline() -> dict[str, Any]:
         """The declaration: topics, vector, models, rules."""
-        return describe.as_json(parts.overview.pipeline)
+        return CheckReport(parts.overview.pipeline).as_dict()
 
     @app.get("/api/pipelines", tags=["overview"])
     def pipelines() -> list[str]:

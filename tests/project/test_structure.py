@@ -18,6 +18,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.logs import JsonFormatter
 from tidemill.offline.history import read, write
+from tidemill.runtime import run as running
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
 from tidemill.wire import topics
@@ -55,6 +56,27 @@ def test_every_topic_has_a_writer_and_a_reader_and_services_exist() -> None:
         assert topics.writes(service) or service == "materializer", "which writes Redis"
 
 
+def test_the_composition_root_has_the_services_of_the_topics() -> None:
+    assert tuple(running.SERVICES) == (*SERVICES, *WATCHING)
+
+
+@pytest.mark.parametrize("name", running.SERVICES)
+def test_a_service_imports_its_own_stage_and_no_library_of_another_service(name: str) -> None:
+    code = f"import sys; from tidemill.runtime.run import load; load({name!r}); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    stages = {module.split(".")[2] for module in loaded if module.startswith(("tidemill.stages.", "tidemill.watch."))}
+    assert stages == {name} or name == "status"
+    libraries = {
+        "redis": ("featurizer", "materializer", "status"),
+        "pyarrow": ("archiver", "monitor"),
+        "pandas": ("monitor",),
+        "faust": ("monitor",),
+        "fastapi": ("status",),
+        "mlflow": (),
+    }
+    assert [library for library, users in libraries.items() if library in loaded and name not in users] == []
+
+
 def test_the_joiner_reads_topics_with_the_same_key_and_partitions() -> None:
     one, other = topics.reads("joiner")
     assert (one.key, one.partitions) == (other.key, other.partitions) == ("event_id", 0)
@@ -62,8 +84,8 @@ def test_the_joiner_reads_topics_with_the_same_key_and_partitions() -> None:
 
 def test_schema_ids_are_the_same_in_every_process() -> None:
     code = (
-        "import json; from tidemill import load; from tidemill.cli import text as describe; "
-        "print(json.dumps(describe.as_json(load('flights'))['schema_ids']))"
+        "import json; from tidemill import load; from tidemill.offline.check import CheckReport; "
+        "print(json.dumps(CheckReport(load('flights')).as_dict()['schema_ids']))"
     )
     ids = [
         json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
@@ -166,7 +188,7 @@ def test_history_comes_back_exactly_in_order_of_time(tmp_path: Path, form: str) 
     ("content", "words"),
     [
         ("flight_id,asked_at\na,1\n", ["no column", "carrier"]),
-        (f"{','.join(name for name, value in ROW.items() if value is not None)}\na{',x' * 14}\n", ["row 1", "asked_at", "'x'"]),
+        (f"{','.join(name for name, value in ROW.items() if value is not None)}\na{',x' * 13}\n", ["row 1", "asked_at", "'x'"]),
     ],
 )  # fmt: skip
 def test_history_that_does_not_fit_is_named(tmp_path: Path, content: str, words: list[str]) -> None:

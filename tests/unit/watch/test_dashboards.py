@@ -22,7 +22,7 @@ from tidemill.watch.monitor.figures import Columns, Reference, of_examples, of_p
 from tidemill.watch.monitor.performance import Judge
 from tidemill.wire.topics import SERVICES, WATCHING
 
-OPS = Path(__file__).parents[2] / "ops"
+OPS = Path(__file__).parents[3] / "ops"
 SCRAPE = yaml.safe_load((OPS / "prometheus" / "prometheus.yml").read_text())
 (JOB,) = SCRAPE["scrape_configs"]
 GROUPS = yaml.safe_load((OPS / "prometheus" / "rules.yml").read_text())["groups"]

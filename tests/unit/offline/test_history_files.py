@@ -13,6 +13,7 @@ from tidemill import Stream
 from tidemill.encoding.codec import Codec
 from tidemill.errors import SettingsError
 from tidemill.offline.history import read, write
+from tidemill.rows import MISSING_WORDS
 
 GOOD = small.event("a", 5)
 
@@ -59,7 +60,7 @@ def wide(tmp_path: Path) -> Stream:
     return Stream(str(tmp_path / "w.avsc"), id="id", time="at")
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_a_large_integer_is_exact_beside_a_missing_one(tmp_path: Path, wide: Stream, form: str) -> None:
     rows = [{"id": "a", "at": 1, "big": 2**53 + 1, "flag": True}, {"id": "b", "at": 2, "big": None, "flag": None}]
     write(tmp_path / f"x.{form}", rows)
@@ -74,6 +75,42 @@ def test_false_is_false_and_other_words_are_no_boolean(tmp_path: Path, wide: Str
     write(tmp_path / f"y.{form}", [{"id": "a", "at": 1, "big": 1, "flag": "no"}])
     with pytest.raises(SettingsError, match="flag"):
         read(tmp_path / f"y.{form}", wide)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("id,at,big,flag\na,1,2\n", "row 1 has 3 values where 4 were expected"),
+        ("id,at,big\na,1,2,true\n", "row 1 has 4 values where 3 were expected"),
+        ("id,at,at\na,1,2\n", "two columns have the same name"),
+        ('id,at\n"a,1\n', "can't be read"),
+    ],
+)
+def test_a_csv_that_would_lose_or_shift_values_is_refused(
+    tmp_path: Path, wide: Stream, content: str, words: str
+) -> None:
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(SettingsError, match=words):
+        read(tmp_path / "x.csv", wide)
+
+
+@pytest.mark.parametrize("word", MISSING_WORDS)
+def test_a_word_for_missing_is_missing_where_it_is_no_text(tmp_path: Path, wide: Stream, word: str) -> None:
+    (tmp_path / "x.csv").write_text(f"id,at,big,flag\n{word or 'a'},1,{word},{word}\n")
+    assert read(tmp_path / "x.csv", wide) == [{"id": word or "a", "at": 1, "big": None, "flag": None}]
+
+
+def test_a_line_of_json_ends_at_a_line_feed_alone(tmp_path: Path, wide: Stream) -> None:
+    (tmp_path / "x.jsonl").write_text('\ufeff{"id": "a\u2028b", "at": 1}\r\n', encoding="utf-8")
+    assert [row["id"] for row in read(tmp_path / "x.jsonl", wide)] == ["a\u2028b"]
+
+
+def test_a_folder_of_parquet_files_is_one_history(tmp_path: Path, wide: Stream) -> None:
+    (tmp_path / "x.parquet").mkdir()
+    expected = [{"id": name, "at": at, "big": None, "flag": True} for at, name in enumerate("ab")]
+    for row in expected:
+        write(tmp_path / "x.parquet" / f"{row['id']}.parquet", [row])
+    assert read(tmp_path / "x.parquet", wide) == expected
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from river_in_memory import KEY, River, drive
 
 from tidemill import load
 from tidemill.cli.main import cli
-from tidemill.cli.text import prediction_text
+from tidemill.cli.text.predictions import prediction_text
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.offline.replay import NEAR, Replay, Summary

@@ -23,6 +23,7 @@ import yaml
 from tidemill import __version__, load, metrics
 from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
+from tidemill.runtime import run as running
 from tidemill.runtime.run import STALLED_SECONDS
 from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
@@ -305,7 +306,7 @@ def test_the_build_is_given_what_it_copies_and_nothing_else() -> None:
 
 def test_the_image_has_what_every_service_needs() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    needed = set(re.findall(r'_extra\("\w+", "(\w+)"\)', (ROOT / "services/tidemill/runtime/run.py").read_text()))
+    needed = {spec.extra for spec in running.SERVICES.values() if spec.extra}
     assert len(needed) == len(WATCHING) + 1, "and the validator, for a registry"
     assert extras["all"] == [f"tidemill[{','.join(sorted(needed))}]"]
     assert " '.[all]'\n" in DOCKERFILE

@@ -307,7 +307,7 @@ def test_the_command_asks_where_mlflow_is(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_command_mirrors_what_the_broker_holds(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "declared.py").write_text("from test_mirror import PIPELINE as pipeline\n")
+    (tmp_path / "declared.py").write_text("from test_mlflow_mirror import PIPELINE as pipeline\n")
     registered = Registered(tmp_path)
     broker = EmbeddedBroker()
     broker.create([name for _, name, _ in topic_table(PIPELINE)])
