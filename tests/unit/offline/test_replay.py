@@ -480,7 +480,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "name the events whose predictions are done again"),
+            ([], "name the predictions to replay"),
             (["e1", "--sample", "3"], "one of both"),
             (["e1", "--seed", "3"], "--seed 3 goes with --sample"),
             (["e999"], "no prediction of event 'e999'"),
