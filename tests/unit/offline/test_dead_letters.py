@@ -320,7 +320,7 @@ class TestCommands:
         assert (tmp_path / "bytes").read_bytes().startswith(b"\x01\x02")
         with pytest.raises(SettingsError, match="File exists; name a new file"):
             dlq(embedded, "show", one, "--out", str(tmp_path / "bytes"))
-        with pytest.raises(SettingsError, match="no terminal: say --yes"):
+        with pytest.raises(SettingsError, match="no terminal: add --yes"):
             dlq(embedded, "redrive")
         said = dlq(embedded, "redrive", "--dry-run").stdout
         assert "would send 6 letters back; nothing was sent" in said
