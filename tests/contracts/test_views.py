@@ -97,6 +97,7 @@ def kept(of: list[Sent]) -> list[Sent]:
     return [event for event in there if event[0] // EVERY > newest - TILES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_what_redis_holds_equals_the_definitions(ticks: Stream, redis_url: str, partitions: int) -> None:
     client = redis.Redis.from_url(redis_url, decode_responses=True)

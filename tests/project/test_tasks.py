@@ -26,6 +26,8 @@ from tidemill.offline.check import check_models
 from tidemill.registry.manifests import Manifest
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NAMES = list(data.DATASETS)
 DELAYS = {"phishing": "30m", "segments": "2h", "approval": "7d", "shuttle": "45m"}

@@ -193,6 +193,7 @@ def test_a_table_lies_beside_the_pipelines_file_or_in_the_working_directory(
     assert len(load(f"{beside / 'mine.py'}").tables[0]) == 1
 
 
+@pytest.mark.slow
 def test_check_shows_tables_with_rows_and_hash(tmp_path: Path) -> None:
     path = put(tmp_path, ".csv")
     (tmp_path / "mine.py").write_text(DECLARED.format(name="airports.csv", column="lat"))
@@ -224,6 +225,7 @@ def test_a_real_table_of_airports() -> None:
     assert table.get("tzone", by="dest").kind == "category"
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_for_a_table_of_text(tmp_path: Path) -> None:
     path = put(tmp_path, ".csv.zip")
     code = f"import sys; from tidemill import Table; Table({str(path)!r}, key='faa').get('lat', by='x')"

@@ -19,7 +19,7 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
-from tidemill.features.lookup import is_whole
+from tidemill.features.lookup import is_complete
 from tidemill.features.redis import OnlineStore
 from tidemill.features.tiles import Entity, Plan
 
@@ -91,7 +91,7 @@ class Store:
                 f"view {plan.view.label!r} of {entity_id!r} was stored by another declaration: {error}"
             ) from None
         as_of = at if at is not None else entity.time if entity else None
-        whole = is_whole(plan, notes, as_of or 0)
+        whole = is_complete(plan, notes, as_of or 0)
         if entity is None:
             return Known(plan.view.label, as_of, None, whole, dict(plan.nothing))
         values = dict(zip(plan.names, plan.read(entity, as_of or 0), strict=True))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
-from tidemill.features.lookup import HeldViews
+from tidemill.features.lookup import InMemoryRemoteViews
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import Decision, decisions
 from tidemill.stages.featurizer.service import Featurizer
@@ -129,7 +129,7 @@ class Backtest:
         name = self.pipeline.name
         validator = Validator(self.pipeline, any_encoding=True, fuse=False)  # history is what it is
         joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
-        featurizer = Featurizer(self.pipeline, others=HeldViews(materializer.views))
+        featurizer = Featurizer(self.pipeline, remote_views=InMemoryRemoteViews(materializer.views))
         self._joiner = joiner
         start = Position(0)
         materializer.assign(TopicPartition(topics.UPDATES.name(name), 0), start)

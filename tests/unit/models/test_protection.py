@@ -111,6 +111,7 @@ def accuracy_on_others(pipeline: Pipeline, times: int) -> tuple[float, Backtest]
     return accuracy.get(), backtest
 
 
+@pytest.mark.slow
 def test_a_flood_of_opposite_labels_does_not_turn_a_protected_model() -> None:
     protected = replace(PLAIN, protect=Protect("carrier", 0.25, 500))
     calm, _ = accuracy_on_others(PLAIN, 0)
@@ -212,6 +213,7 @@ def test_resumed_anywhere_it_ends_like_one_never_stopped(tmp_path: Path) -> None
     assert "skipped" in COUNTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_predictions_done_again_come_out_as_they_were(rebuild: bool, tmp_path: Path) -> None:
     (tmp_path / "capped.py").write_text(
@@ -266,11 +268,11 @@ def test_a_cap_is_part_of_what_a_version_is_and_none_is_not() -> None:
     [
         (Protect("distance"), "'distance' is neither a category of the vector nor the events' key: there are carrier, origin"),
         (Protect("dest"), "protect.source: 'dest'"),
-        (Protect("carrier", 0), "protect.share: 0 where a share above 0 and below 1 was expected"),
+        (Protect("carrier", 0), "protect.share: 0 where a number above 0 and below 1 was expected"),
         (Protect("carrier", 1.0), "protect.share: 1.0"),
         (Protect("carrier", True), "protect.share: True"),
         (Protect("carrier", float("nan")), "protect.share: nan"),
-        (Protect("carrier", of=0), "protect.of: 0 where a whole number from 1 to 100000 was expected"),
+        (Protect("carrier", of=0), "protect.of: 0 where a whole number from 1 to 100,000 was expected"),
         (Protect("carrier", of=10**6), "protect.of"),
         (Protect("carrier", of=10.0), "protect.of"),
         ("carrier", "protect: 'carrier' where a Protect"),
@@ -281,6 +283,7 @@ def test_a_senseless_cap_is_refused(protect: Any, says: str) -> None:
         small.with_category(protect=protect)
 
 
+@pytest.mark.slow
 def test_it_is_shown() -> None:
     pipeline = capped(0.3, 2000)
     assert "of the last 2,000 examples learned, at most 0.3 of one carrier" in pipeline_text(pipeline)

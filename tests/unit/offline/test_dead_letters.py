@@ -164,6 +164,7 @@ class TestStats:
         assert Place(0, 10**9) not in places
         assert Place(5, 0) not in places
 
+    @pytest.mark.slow
     def test_reading_any_number_of_letters_takes_bounded_memory(self) -> None:
         class Endless:
             """A broker with any number of letters, that it makes as they are asked for."""
@@ -265,6 +266,7 @@ class TestShown:
         assert part in held.text
         assert len(held.text) < 5000
 
+    @pytest.mark.slow
     def test_records_are_decoded_by_where_they_came_from(self, sent) -> None:
         event = next(m for m in sent if m.is_event)
         label = next(m for m in sent if not m.is_event)
@@ -307,6 +309,7 @@ def dlq(broker: EmbeddedBroker, *arguments: str, **options: Any) -> Any:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_in_the_order_in_which_they_are_used(self, embedded, tmp_path: Path, monkeypatch) -> None:
         listed = [json.loads(line) for line in dlq(embedded, "list", "--json").stdout.splitlines()]
         assert len(listed) == 7
@@ -342,6 +345,7 @@ class TestCommands:
         assert dlq(embedded, "stats", "--reason", "x").stdout == "no such dead letter in plain.dlq\n"
         assert dlq(embedded, "list", "--value", "x").stdout == "no such dead letter in plain.dlq\n"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

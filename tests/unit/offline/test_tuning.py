@@ -85,6 +85,7 @@ def answers(pipeline: Pipeline, found: Questions, model: str) -> dict[str, float
 
 
 class TestQuestions:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("pipeline", "question"), [(FLIGHTS, "scheduled"), (PLAIN, "scheduled"), (DELAYS, "departure")]
     )
@@ -96,6 +97,7 @@ class TestQuestions:
         for name in pipeline.model_names:
             assert answers(pipeline, found, name) == report.metrics[name]
 
+    @pytest.mark.slow
     def test_to_ask_right_before_learning_would_flatter(self) -> None:
         """What successive halving by River's own classifier would see is what its evaluation sees without a delay."""
         found = questions("scheduled")
@@ -104,6 +106,7 @@ class TestQuestions:
         evaluate.progressive_val_score(pairs, FLIGHTS.model("logreg"), metric)
         assert metric.get() > answers(FLIGHTS, found, "logreg")["ROCAUC"] + 0.01
 
+    @pytest.mark.slow
     def test_from_kafka_and_from_an_archive_they_are_the_same(self, tmp_path: Path) -> None:
         records = logs_of(FLIGHTS, flights("scheduled", days=2))
         examples = [record for record in records if record.topic() == topics.EXAMPLES.name("flights")]
@@ -161,6 +164,7 @@ def searching(make: Callable[..., Any], **over: Any) -> dict[str, Search]:
 
 
 class TestRace:
+    @pytest.mark.slow
     def test_a_better_candidate_wins_by_what_a_backtest_finds_as_well(self) -> None:
         report = raced()
         assert report.winners
@@ -172,6 +176,7 @@ class TestRace:
         assert found["linear"] == report.champion.metrics
         assert found[best.name]["MAE"] < 0.8 * found["linear"]["MAE"]
 
+    @pytest.mark.slow
     def test_winners_are_the_best_of_those_that_saw_all_and_beat_the_champion(self) -> None:
         report = raced()
         whole = [one for one in report.candidates if one.is_whole]
@@ -183,6 +188,7 @@ class TestRace:
         assert 0 < max(one.examples for one in out) < len(questions())
         assert sum(one.examples for one in report.candidates) + len(questions()) == Race.work(len(questions()), 12, 3)
 
+    @pytest.mark.slow
     def test_those_that_go_on_were_better_on_the_same_examples(self) -> None:
         at: dict[str, dict[int, float]] = {}
         report = raced()
@@ -197,17 +203,20 @@ class TestRace:
             worst = max(at[one.name][rung] for one in there if one.examples > rung)
             assert all(at[one.name][rung] >= worst for one in there if one.examples == rung)
 
+    @pytest.mark.slow
     def test_the_same_seed_is_the_same_race_and_another_is_another(self) -> None:
         again = Race(POOR, questions(), Asked(12, math.inf, 3, 0, "MAE")).run()
         told = [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in raced().candidates]
         assert [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in again.candidates] == told
         assert {one.name for one in raced(1).candidates}.isdisjoint(one.name for one in again.candidates)
 
+    @pytest.mark.slow
     def test_more_trials_begin_with_the_same_candidates(self) -> None:
         more = {one.name for one in raced(0, 20).candidates}
         assert {one.name for one in raced().candidates[:HEAT]} - more == set()
         assert len(more) == 20
 
+    @pytest.mark.slow
     def test_later_heats_are_mostly_near_the_best_of_those_before(self) -> None:
         race = Race(POOR, questions(), Asked(10 * HEAT, math.inf, 3, 0, "MAE"))
         heats = race._heats()
@@ -237,6 +246,7 @@ class TestRace:
         assert report.winners == []
         assert "none was better than the champion, linear" in tuning_text(report)
 
+    @pytest.mark.slow
     def test_what_is_searched_in_several_ways_has_its_share_in_each(self) -> None:
         two = {"plain": SEARCH["linear"], "other": Search(linear, {"rate": ranges.choice(1e-3, 1e-4)})}
         report = Race(replace(POOR, search=two), questions(), Asked(10, math.inf, 1, 0, "MAE")).run()
@@ -250,6 +260,7 @@ class TestRace:
         report = Race(few, questions(), Asked(50, math.inf, 1, 0, "MAE")).run()
         assert len(report.candidates) == 3
 
+    @pytest.mark.slow
     def test_one_that_fails_is_out_and_the_others_go_on(self) -> None:
         def sometimes(rate: float, way: str) -> Any:
             if way == "unmade":
@@ -267,11 +278,13 @@ class TestRace:
         assert {one.parameters["way"] for one in report.winners} == {"fine"}
         assert "failed: ValueError: no such thing" in tuning_text(report)
 
+    @pytest.mark.slow
     def test_a_champion_that_fails_is_named(self) -> None:
         broken = replace(POOR, models={"linear": Failing("raises")})
         with pytest.raises(SettingsError, match="champion 'linear' can't be compared with: ZeroDivisionError"):
             Race(broken, questions(), Asked(1, math.inf, 1, 0)).run()
 
+    @pytest.mark.slow
     def test_when_the_time_is_up_what_saw_all_counts(self) -> None:
         ticks: list[float] = [0.0]
 
@@ -337,7 +350,7 @@ class TestDeclaration:
             ([], ["search", "mapping"]),
             ({"One": SEARCH["linear"]}, ["search", "'One' is no name"]),
             ({"one": linear}, ["search['one']", "Search(function"]),
-            ({"one": Search(linear, {"rate": (1, 2)})}, ["search['one']: rate", "ranges.uniform(0, 1)"]),  # type: ignore[dict-item]
+            ({"one": Search(linear, {"rate": (1, 2)})}, ["search['one'].over['rate']", "ranges.uniform(0, 1)"]),  # type: ignore[dict-item]
             (searching(linear, speed=ranges.uniform(0, 1)), ["search['one']", "TypeError", "speed"]),
             (searching(lambda rate: preprocessing.StandardScaler()), ["search['one']", "no predict_one"]),
         ],
@@ -424,6 +437,7 @@ class TestWinners:
             assert one.name == name_of("linear", one.parameters, pipeline.model(one.name))
             assert answers(pipeline, questions(), one.name) == one.metrics
 
+    @pytest.mark.slow
     def test_a_learner_folds_a_winner_over_history_and_it_shadows(self, won: Path, tmp_path: Path) -> None:
         """The champion was alone at first; with the new declaration, a learner of the winner begins at the first example."""
         before = River(load(str(declared(won, "{}"))), tmp_path / "artifacts")
@@ -458,6 +472,7 @@ class TestWinners:
         assert len({score["score"] for score in shadows}) > 20
         assert {log["champion"]["model"] for log in after.decoded(topics.PREDICTION_LOG)} == {"linear"}
 
+    @pytest.mark.slow
     def test_its_name_is_the_same_in_every_process_and_another_for_another_model(self) -> None:
         one = raced().winners[0]
         code = (
@@ -521,6 +536,7 @@ class TestCommand:
     def run(self, *arguments: str) -> Any:
         return CliRunner().invoke(cli, ["tune", *arguments], catch_exceptions=False)
 
+    @pytest.mark.slow
     def test_it_writes_what_the_declaration_takes(self, files: list[str], tmp_path: Path) -> None:
         out = tmp_path / "winners.json"
         command = [str(declared(tmp_path, "{}")), *files, "--trials", "12", "--out", str(out)]
@@ -537,6 +553,7 @@ class TestCommand:
         assert [one["name"] for one in said["winners"]] == names
         assert len(said["candidates"]) == 12
 
+    @pytest.mark.slow
     def test_by_default_the_examples_are_those_in_kafka(self, tmp_path: Path) -> None:
         declaration = declared(tmp_path, "{}")
         name = topics.EXAMPLES.name("delays")
@@ -558,6 +575,7 @@ class TestCommand:
             .metrics["linear"]
         )
 
+    @pytest.mark.slow
     def test_nothing_is_written_where_nothing_wins(self, files: list[str], tmp_path: Path) -> None:
         text = DECLARATION.replace("ranges.log_uniform(1e-5, 0.01)", "ranges.log_uniform(1e-9, 1e-8)")
         done = self.run(str(declared(tmp_path, "{}", text)), *files, "--trials", "2", "--out", str(tmp_path / "w.json"))

@@ -164,6 +164,7 @@ class Failing(ArtifactStore):
         super().delete(digest)
 
 
+@pytest.mark.slow
 def test_one_that_breaks_off_is_gone_on_with(tmp_path: Path) -> None:
     learned = Learned(tmp_path, store := Failing(str(tmp_path / "store")))
     with pytest.raises(StoreError, match="away"):
@@ -209,6 +210,7 @@ class TestCommand:
 
         return invoke
 
+    @pytest.mark.slow
     def test_all_of_it(self, run: Any, learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "would prune 10 artifacts" in run("--keep", "25", "--dry-run")
         assert learned.held("linear") == ALL

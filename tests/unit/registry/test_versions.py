@@ -229,6 +229,7 @@ class TestCommands:
         where = ["--brokers", embedded[0].servers, "--store-url", store or embedded[1].url]
         return CliRunner().invoke(cli, ["models", name, "flights", *arguments, *where], catch_exceptions=False).stdout
 
+    @pytest.mark.slow
     def test_list(self, embedded) -> None:
         listed = [json.loads(line) for line in self.run(embedded, "list", "--json").splitlines()]
         assert len(listed) == 8
@@ -250,6 +251,7 @@ class TestCommands:
         ):
             self.run(embedded, "list", "--model", "fast")
 
+    @pytest.mark.slow
     def test_show(self, embedded, monkeypatch: pytest.MonkeyPatch) -> None:
         text = self.run(embedded, "show", "slow")
         for words in ("slow@10 of flights.models, offset 4: newest", "challenger", "valid", "LogisticRegression", "0.26.1",
@@ -266,6 +268,7 @@ class TestCommands:
             ):
                 self.run(embedded, "show", named)
 
+    @pytest.mark.slow
     def test_a_store_that_is_not_there_is_not_made(self, embedded, tmp_path: Path) -> None:
         assert "gone" in self.run(embedded, "show", "slow", store=str(tmp_path / "nowhere"))
         assert list(tmp_path.iterdir()) == []

@@ -272,6 +272,7 @@ class TestServing:
         assert step.champion.version == held
         assert step.models["slow~25"].version == world.versions("slow~25")[-1].version > held
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("rebuild", [False, True])
     @pytest.mark.parametrize("champion", ["slow~25", "linear"])
     def test_predictions_of_it_come_out_as_they_were(self, world: World, champion: str, *, rebuild: bool) -> None:

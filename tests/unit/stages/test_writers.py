@@ -117,6 +117,7 @@ def test_another_schema_is_read_by_the_declared_one(value: bytes, headers: Any) 
     assert step.counts == {("promoted", "distance"): 1}
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(pairs)
 def test_whatever_can_be_read_is_read_as_fastavro_reads_it(pair: tuple[Any, Any]) -> None:
@@ -154,6 +155,7 @@ def test_a_header_that_is_no_schema_id_is_refused(held: bytes) -> None:
     assert rejected(V2_BODY, [("__value_schema_id", held)])[0] == "bad_magic"
 
 
+@pytest.mark.slow
 def test_bytes_are_read_as_strictly_by_another_schema() -> None:
     assert rejected(prefix(2) + V2_BODY + b"\0")[0] == "trailing_bytes"
     assert rejected(V2_BODY + b"\0", named(2))[0] == "trailing_bytes"
