@@ -22,6 +22,9 @@ from tidemill.errors import SettingsError
 from tidemill.features.lookup import is_complete
 from tidemill.features.redis import OnlineStore
 from tidemill.features.tiles import Entity, Plan
+from tidemill.features.views import schema
+
+__all__ = ["Known", "Store", "now", "schema"]
 
 
 @dataclass(frozen=True)
