@@ -21,7 +21,7 @@ from river import dummy, metrics
 
 from tidemill import Gate, Monitor, category, load, number
 from tidemill.cli.main import cli
-from tidemill.cli.text import comparison_json, comparison_text
+from tidemill.cli.text.models import comparison_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.models.evidence import (
@@ -520,4 +520,4 @@ class TestCommand:
 @pytest.mark.slow
 def test_a_report_is_json() -> None:
     report = found(LATE, late(100))
-    assert json.loads(json.dumps(comparison_json(report)))["lines"][0]["questions"] == 100
+    assert json.loads(json.dumps(report.as_dict()))["lines"][0]["questions"] == 100

@@ -20,7 +20,7 @@ from monitored import logs_of
 
 from tidemill import View, aggregates, load
 from tidemill.cli.main import cli
-from tidemill.cli.text import dataset_text
+from tidemill.cli.text.reports import dataset_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.errors import SettingsError

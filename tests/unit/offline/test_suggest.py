@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from tidemill import Pipeline, Stream, load, rules
 from tidemill.cli.main import cli
-from tidemill.cli.text import suggestions_text
+from tidemill.cli.text.suggestions import suggestions_text
 from tidemill.demo import data
 from tidemill.demo.flights import CARRIERS
 from tidemill.errors import SettingsError

@@ -29,12 +29,13 @@ from test_deployment import accepts
 
 from tidemill import Pipeline, Search, load, ranges, tuned
 from tidemill.cli.main import cli
-from tidemill.cli.text import check_models, tuning_text
+from tidemill.cli.text.tuning import tuning_text
 from tidemill.declare.search import name_of
 from tidemill.demo import data
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
+from tidemill.offline.check import check_models
 from tidemill.offline.history import write
 from tidemill.offline.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
 from tidemill.offline.tuning.successive_halving import HEAT, Asked, Race, Report, Runner, file_of
@@ -626,6 +627,6 @@ class TestDocs:
         ("option", "default"), [("trials", 40), ("seconds", 600.0), ("best", 3), ("examples", 200_000)]
     )
     def test_defaults_are_those_of_the_docs(self, option: str, default: float) -> None:
-        found = next(p for p in cli.commands["tune"].params if p.name == option)
+        found = next(p for p in cli.get_command(None, "tune").params if p.name == option)
         assert found.default == default
         assert f"{default:,.0f}" in TEXTS["tuning"]
