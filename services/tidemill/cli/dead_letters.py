@@ -84,13 +84,15 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
     """Print all about one dead letter: why, where from, its headers, and what is in it."""
     from tidemill.cli import text as describe
     from tidemill.offline.dead_letters import Letters, content
-    from tidemill.wire import dead_letters as letters
+    from tidemill.wire import dead_letters
 
     place, declared = _place(letter), load(pipeline)
     there = Letters(declared, _broker(declared, **options))
     found, record = there.one(place)
     data = record.value() or b""
-    text = describe.letter_text(found, there, letters.own(record), there.history(place), content(declared, found, data))
+    text = describe.letter_text(
+        found, there, dead_letters.producer_headers(record), there.history(place), content(declared, found, data)
+    )
     click.echo(text, nl=False)
     if out is not None:
         try:
@@ -178,10 +180,10 @@ def _letters(count: int) -> str:
 
 
 def _place(text: str, option: str = "") -> Place:
-    from tidemill.wire.dead_letters import place_of
+    from tidemill.wire.dead_letters import parse_place
 
     try:
-        return place_of(text)
+        return parse_place(text)
     except ValueError as error:
         raise SettingsError(f"{option}{error}") from None
 

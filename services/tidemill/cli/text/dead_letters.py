@@ -12,22 +12,22 @@ from rich.table import Table
 from tidemill.cli.text.shared import given_text, new_table, printable, render, second
 from tidemill.offline.dead_letters import Content, Letters, Stats
 from tidemill.offline.redrive import Found
-from tidemill.wire.dead_letters import Letter
+from tidemill.wire.dead_letters import DeadLetter
 
 
-def _source(letter: Letter) -> str:
+def _source(letter: DeadLetter) -> str:
     known = letter.partition is not None and letter.offset is not None
     return f"{letter.topic}[{letter.partition}]@{letter.offset}" if known else letter.topic
 
 
-def letter_json(letter: Letter, state: str) -> dict[str, Any]:
+def letter_json(letter: DeadLetter, state: str) -> dict[str, Any]:
     """Return what a dead letter says, for programs. Times are ms since the epoch."""
     said = dataclasses.asdict(letter)
     del said["place"]
     return {"letter": str(letter.place), "state": state} | said
 
 
-def letters_text(there: Letters, found: Sequence[Letter]) -> str:
+def letters_text(there: Letters, found: Sequence[DeadLetter]) -> str:
     """Return dead letters as a table, the newest at the end."""
     if not found:
         return f"no such letter in {there.topic}\n"
@@ -42,7 +42,11 @@ def letters_text(there: Letters, found: Sequence[Letter]) -> str:
 
 
 def letter_text(
-    letter: Letter, there: Letters, own: Sequence[tuple[str, bytes]], went: Sequence[Mapping[str, Any]], held: Content
+    letter: DeadLetter,
+    there: Letters,
+    own: Sequence[tuple[str, bytes]],
+    went: Sequence[Mapping[str, Any]],
+    held: Content,
 ) -> str:
     """Return everything about one dead letter: why, where from, its producer's headers, when it went back, what is in it."""
     table = Table(box=None, show_header=False, pad_edge=False)
