@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.view import View
 from tidemill.errors import StoreError
 from tidemill.features.ports import Change, ViewStore
 from tidemill.features.tiles import Entity, Plan
@@ -269,3 +271,22 @@ class Views:
                 gauges["view_event_time", name] = newest / 1000
             gauges["view_behind", name] = float(name in self._behind)
         return gauges
+
+
+def schema(pipeline: Pipeline, view: View) -> dict[str, Any]:
+    """Return what is kept beside a view in Redis: what its hashes are called and what their fields mean."""
+    return {
+        "pipeline": pipeline.name,
+        "view": view.label,
+        "entity": view.entity,
+        "source": view.source,
+        "key": f"{pipeline.name}:{view.label}:<{view.entity}>",
+        "event_time": "ms since the epoch of the entity's latest event; the features are as of it",
+        "every": view.every,
+        "expires": view.expires,
+        "fresh": view.fresh,
+        "features": {
+            name: {"type": "double", "kind": aggregate.kind, "of": aggregate.field, "window": aggregate.window}
+            for name, aggregate in zip(view.features, view.flat, strict=True)
+        },
+    }

@@ -7,6 +7,7 @@ to reach the scorer in production.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -65,6 +66,10 @@ class Report:
     def events_per_second(self) -> float:
         """Events handled per second of wall time."""
         return self.events / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        return dataclasses.asdict(self) | {"events_per_second": self.events_per_second}
 
 
 _KEY = b"decisions of a backtest leave it by its report alone"

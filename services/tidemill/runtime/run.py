@@ -160,7 +160,7 @@ def _materializer() -> Build:
 
 def _stores(pipeline: Pipeline, client: Redis, views: Iterable[View]) -> Mapping[str, RedisView]:
     from tidemill.features.redis import RedisView
-    from tidemill.features.store import schema
+    from tidemill.features.views import schema
 
     stores = {}
     for view in views:

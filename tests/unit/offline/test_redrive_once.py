@@ -340,7 +340,7 @@ class TestCrash:
         looked = []
 
         def look(n: int) -> None:
-            assert not made[-1]._held, "it would run out of its time where the next one is far"
+            assert not made[-1]._pending, "it would run out of its time where the next one is far"
             looked.append(n)
 
         Redrive(PLAIN, broker, ALL).run(look)
