@@ -7,7 +7,7 @@ from typing import Any
 
 from tidemill.cli.text.shared import new_table, render
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.errors import ArtifactError, DeclarationError
 from tidemill.features.store import schema
 from tidemill.registry import snapshots
@@ -62,7 +62,7 @@ def as_text(pipeline: Pipeline) -> str:
         f"labels {pipeline.labels.schema} (id {Records(pipeline).label.id})\n"
     )
     for name, stream in (("events", pipeline.events), ("labels", pipeline.labels)):
-        others = [f"{other} (id {schemas.fingerprint(avro)})" for other, avro in stream.others.items()]
+        others = [f"{other} (id {schema_files.fingerprint(avro)})" for other, avro in stream.others.items()]
         head += f"{name} are also taken by {', '.join(others)}\n" if others else ""
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
