@@ -16,7 +16,8 @@ from test_aggregates import CASES, EVERY, STREAMS, TILES, Sent, assert_same, fra
 
 from tidemill import Pipeline, Stream, View
 from tidemill.features.redis import RedisView
-from tidemill.features.store import Store, schema
+from tidemill.features.store import Store
+from tidemill.features.views import schema
 from tidemill.stages.materializer.service import Materializer
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord

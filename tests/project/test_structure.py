@@ -86,8 +86,8 @@ def test_the_joiner_reads_topics_with_the_same_key_and_partitions() -> None:
 @pytest.mark.slow
 def test_schema_ids_are_the_same_in_every_process() -> None:
     code = (
-        "import json; from tidemill import load; from tidemill.cli import text as describe; "
-        "print(json.dumps(describe.as_json(load('flights'))['schema_ids']))"
+        "import json; from tidemill import load; from tidemill.offline.check import CheckReport; "
+        "print(json.dumps(CheckReport(load('flights')).as_dict()['schema_ids']))"
     )
     ids = [
         json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

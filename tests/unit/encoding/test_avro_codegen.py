@@ -80,6 +80,7 @@ def test_any_flat_schema_equals_fastavro(data) -> None:
     assert codec.record(codec.body(record)) == record
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=80))
 def test_arbitrary_bytes_are_read_or_refused_and_never_beyond_their_end(data: bytes) -> None:

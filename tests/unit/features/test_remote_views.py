@@ -11,7 +11,7 @@ from tidemill import View, aggregates, load
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import BrokerError, SettingsError, StoreError
-from tidemill.features.lookup import StoredViews
+from tidemill.features.lookup import StoredRemoteViews
 from tidemill.features.memory import MemoryReader, MemoryView
 from tidemill.offline.backfill import Backfill, routes_of
 from tidemill.runtime.run import topic_table
@@ -58,7 +58,7 @@ class River:
             self.broker.append(message.topic, message.value, message.key, self.sent)
 
     def drive(self, *names: str) -> None:
-        others = StoredViews(self.declared, MemoryReader(self.stores), self.declared.partitions)
+        others = StoredRemoteViews(self.declared, MemoryReader(self.stores), self.declared.partitions)
         services = {
             "validator": validator.build(self.declared),
             "featurizer": featurizer.build(self.declared, self.stores, others),
@@ -185,12 +185,12 @@ def test_a_store_that_is_away_is_not_asked_again_at_once() -> None:
             raise StoreError("no Redis")
 
     now = 0.0
-    others = StoredViews(pipeline(DEST), Away(), 2, clock=lambda: now)
-    assert others.look({"dest": {"BOS"}}, 0).stale == ["dest"]
-    assert others.look({"dest": {"BOS"}}, 0).stale == ["dest"]
+    others = StoredRemoteViews(pipeline(DEST), Away(), 2, clock=lambda: now)
+    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
+    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
     assert Away.asked == 1
     now = 1.5
-    assert others.look({"dest": {"BOS"}}, 0).stale == ["dest"]
+    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
     assert Away.asked == 2
 
 

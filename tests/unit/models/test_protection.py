@@ -17,12 +17,14 @@ from river import compose, metrics
 from river_in_memory import River, flights
 
 from tidemill import Pipeline, Protect, load
-from tidemill.cli.text import as_json, as_text, report_text
+from tidemill.cli.text.declaration import pipeline_text
+from tidemill.cli.text.reports import backtest_text
 from tidemill.errors import DeclarationError
 from tidemill.metrics import COUNTS
 from tidemill.models.fold import Fold
 from tidemill.models.source_shares import LONGEST_SOURCE, Shares
 from tidemill.offline.backtest import Backtest
+from tidemill.offline.check import CheckReport
 from tidemill.offline.replay import Replay
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
@@ -122,8 +124,8 @@ def test_a_flood_of_opposite_labels_does_not_turn_a_protected_model() -> None:
     assert flood.report.joined == held.report.joined, "all are examples, and judged"
     assert flood.folds["logreg"].metrics[0].cm.n_samples == held.folds["logreg"].metrics[0].cm.n_samples
     assert 0.5 * held.report.joined < held.report.over_share < held.report.joined
-    assert f"not learned, for their source had its share: {held.report.over_share:,}" in report_text(held.report)
-    assert "not learned" not in report_text(flood.report)
+    assert f"not learned, for their source had its share: {held.report.over_share:,}" in backtest_text(held.report)
+    assert "not learned" not in backtest_text(flood.report)
 
 
 # What is counted.
@@ -284,7 +286,9 @@ def test_a_senseless_cap_is_refused(protect: Any, says: str) -> None:
 @pytest.mark.slow
 def test_it_is_shown() -> None:
     pipeline = capped(0.3, 2000)
-    assert "of the last 2,000 examples learned, at most 0.3 of one carrier" in as_text(pipeline)
-    assert json.loads(json.dumps(as_json(pipeline)))["protect"] == dataclasses.asdict(Protect("carrier", 0.3, 2000))
-    assert "examples learned" not in as_text(PLAIN)
-    assert as_json(PLAIN)["protect"] is None
+    assert "of the last 2,000 examples learned, at most 0.3 of one carrier" in pipeline_text(pipeline)
+    assert json.loads(json.dumps(CheckReport(pipeline).as_dict()))["protect"] == dataclasses.asdict(
+        Protect("carrier", 0.3, 2000)
+    )
+    assert "examples learned" not in pipeline_text(PLAIN)
+    assert CheckReport(PLAIN).as_dict()["protect"] is None

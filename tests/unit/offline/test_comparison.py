@@ -21,7 +21,7 @@ from river import dummy, metrics
 
 from tidemill import Gate, Monitor, category, load, number
 from tidemill.cli.main import cli
-from tidemill.cli.text import comparison_json, comparison_text
+from tidemill.cli.text.models import comparison_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.models.evidence import (
@@ -179,6 +179,7 @@ class TestByDefinition:
         assert line.difference.mean == pytest.approx((squares["linear"] ** 0.5 - squares["slow"] ** 0.5).mean())
         assert (report.loss, line.verdict) == ("absolute error", "A better")
 
+    @pytest.mark.slow
     def test_classes_are_held_to_the_probability_of_the_one_that_came_true(self) -> None:
         stream = replace(small.LABELS, value=lambda label: "late" if label["arr_delay"] > 0 else "early")
         models = {"linear": dummy.PriorClassifier(), "slow": dummy.PriorClassifier()}
@@ -217,6 +218,7 @@ class TestByDefinition:
 
 
 class TestInterval:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=60)
     @given(st.lists(st.floats(-1e6, 1e6), min_size=MIN_QUESTIONS, max_size=1200))
     def test_it_is_its_formula(self, values: list[float]) -> None:
@@ -257,10 +259,12 @@ class TestInterval:
             inside += is_inside
         return inside / seeds
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("many", [400, 1000])
     def test_of_equal_models_it_covers_0_at_its_rate(self, many: int) -> None:
         assert self.covered(500, many, 0.0) > 1 - RATE
 
+    @pytest.mark.slow
     def test_also_where_neighbours_are_alike(self) -> None:
         """Were they taken for independent ones, at 0.8 the interval would be a third of what it must be."""
         assert self.covered(300, 4000, 0.8) > 0.9
@@ -291,6 +295,7 @@ class TestInterval:
 GATED = replace(LATE, gate=Gate(examples=200, watch=1_000, round=1_000, segments=["carrier"]))
 
 
+@pytest.mark.slow
 class TestAgreement:
     """`compare` and the gate judge one pair by one loss and one interval: neither says "better" where the other is unsure."""
 
@@ -515,4 +520,4 @@ class TestCommand:
 @pytest.mark.slow
 def test_a_report_is_json() -> None:
     report = found(LATE, late(100))
-    assert json.loads(json.dumps(comparison_json(report)))["lines"][0]["questions"] == 100
+    assert json.loads(json.dumps(report.as_dict()))["lines"][0]["questions"] == 100

@@ -20,7 +20,7 @@ from monitored import logs_of
 
 from tidemill import View, aggregates, load
 from tidemill.cli.main import cli
-from tidemill.cli.text import dataset_text
+from tidemill.cli.text.reports import dataset_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.errors import SettingsError
@@ -117,8 +117,8 @@ def ms(column: pd.Series) -> pd.Series:
     return column.astype("datetime64[ms, UTC]").astype("int64")
 
 
+@pytest.mark.slow
 class TestAsServed:
-    @pytest.mark.slow
     def test_it_has_what_was_served_and_what_came_true(self, tmp_path: Path) -> None:
         frame, summary = make(tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, broker_with(examples()), w))
         assert len(frame) == summary.rows == len(decoded()) > 1500
@@ -142,7 +142,6 @@ class TestAsServed:
         assert summary.label_mean == pytest.approx(frame["label"].mean())
         assert summary.labels == {"true": int(frame["label"].sum()), "false": int((~frame["label"]).sum())}
 
-    @pytest.mark.slow
     def test_from_the_archive_it_is_the_same(self, tmp_path: Path) -> None:
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
         step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))
@@ -153,7 +152,6 @@ class TestAsServed:
             one, other = (frame.sort_values("event_id", ignore_index=True) for frame in (one, other))
             pd.testing.assert_frame_equal(one, other)
 
-    @pytest.mark.slow
     def test_the_archives_other_days_are_not_even_read(self, tmp_path: Path) -> None:
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
         step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))

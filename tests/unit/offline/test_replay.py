@@ -17,7 +17,7 @@ from river_in_memory import KEY, River, drive
 
 from tidemill import load
 from tidemill.cli.main import cli
-from tidemill.cli.text import prediction_text
+from tidemill.cli.text.predictions import prediction_text
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.offline.replay import NEAR, Replay, Summary
@@ -487,7 +487,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "name the events whose predictions are done again"),
+            ([], "name the predictions to replay"),
             (["e1", "--sample", "3"], "one of both"),
             (["e1", "--seed", "3"], "--seed 3 goes with --sample"),
             (["e999"], "no prediction of event 'e999'"),

@@ -29,12 +29,13 @@ from test_deployment import accepts
 
 from tidemill import Pipeline, Search, load, ranges, tuned
 from tidemill.cli.main import cli
-from tidemill.cli.text import check_models, tuning_text
+from tidemill.cli.text.tuning import tuning_text
 from tidemill.declare.search import name_of
 from tidemill.demo import data
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
+from tidemill.offline.check import check_models
 from tidemill.offline.history import write
 from tidemill.offline.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
 from tidemill.offline.tuning.successive_halving import HEAT, Asked, Race, Report, Runner, file_of
@@ -162,8 +163,8 @@ def searching(make: Callable[..., Any], **over: Any) -> dict[str, Search]:
     return {"one": Search(make, over or {"rate": ranges.log_uniform(1e-5, 0.01)})}
 
 
+@pytest.mark.slow
 class TestRace:
-    @pytest.mark.slow
     def test_a_better_candidate_wins_by_what_a_backtest_finds_as_well(self) -> None:
         report = raced()
         assert report.winners
@@ -175,7 +176,6 @@ class TestRace:
         assert found["linear"] == report.champion.metrics
         assert found[best.name]["MAE"] < 0.8 * found["linear"]["MAE"]
 
-    @pytest.mark.slow
     def test_winners_are_the_best_of_those_that_saw_all_and_beat_the_champion(self) -> None:
         report = raced()
         whole = [one for one in report.candidates if one.is_whole]
@@ -187,7 +187,6 @@ class TestRace:
         assert 0 < max(one.examples for one in out) < len(questions())
         assert sum(one.examples for one in report.candidates) + len(questions()) == Race.work(len(questions()), 12, 3)
 
-    @pytest.mark.slow
     def test_those_that_go_on_were_better_on_the_same_examples(self) -> None:
         at: dict[str, dict[int, float]] = {}
         report = raced()
@@ -202,20 +201,17 @@ class TestRace:
             worst = max(at[one.name][rung] for one in there if one.examples > rung)
             assert all(at[one.name][rung] >= worst for one in there if one.examples == rung)
 
-    @pytest.mark.slow
     def test_the_same_seed_is_the_same_race_and_another_is_another(self) -> None:
         again = Race(POOR, questions(), Asked(12, math.inf, 3, 0, "MAE")).run()
         told = [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in raced().candidates]
         assert [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in again.candidates] == told
         assert {one.name for one in raced(1).candidates}.isdisjoint(one.name for one in again.candidates)
 
-    @pytest.mark.slow
     def test_more_trials_begin_with_the_same_candidates(self) -> None:
         more = {one.name for one in raced(0, 20).candidates}
         assert {one.name for one in raced().candidates[:HEAT]} - more == set()
         assert len(more) == 20
 
-    @pytest.mark.slow
     def test_later_heats_are_mostly_near_the_best_of_those_before(self) -> None:
         race = Race(POOR, questions(), Asked(10 * HEAT, math.inf, 3, 0, "MAE"))
         heats = race._heats()
@@ -245,7 +241,6 @@ class TestRace:
         assert report.winners == []
         assert "none was better than the champion, linear" in tuning_text(report)
 
-    @pytest.mark.slow
     def test_what_is_searched_in_several_ways_has_its_share_in_each(self) -> None:
         two = {"plain": SEARCH["linear"], "other": Search(linear, {"rate": ranges.choice(1e-3, 1e-4)})}
         report = Race(replace(POOR, search=two), questions(), Asked(10, math.inf, 1, 0, "MAE")).run()
@@ -259,7 +254,6 @@ class TestRace:
         report = Race(few, questions(), Asked(50, math.inf, 1, 0, "MAE")).run()
         assert len(report.candidates) == 3
 
-    @pytest.mark.slow
     def test_one_that_fails_is_out_and_the_others_go_on(self) -> None:
         def sometimes(rate: float, way: str) -> Any:
             if way == "unmade":
@@ -277,13 +271,11 @@ class TestRace:
         assert {one.parameters["way"] for one in report.winners} == {"fine"}
         assert "failed: ValueError: no such thing" in tuning_text(report)
 
-    @pytest.mark.slow
     def test_a_champion_that_fails_is_named(self) -> None:
         broken = replace(POOR, models={"linear": Failing("raises")})
         with pytest.raises(SettingsError, match="champion 'linear' can't be compared with: ZeroDivisionError"):
             Race(broken, questions(), Asked(1, math.inf, 1, 0)).run()
 
-    @pytest.mark.slow
     def test_when_the_time_is_up_what_saw_all_counts(self) -> None:
         ticks: list[float] = [0.0]
 
@@ -427,6 +419,7 @@ def won(tmp_path: Path) -> Path:
 
 
 class TestWinners:
+    @pytest.mark.slow
     def test_they_are_challengers_by_one_line_of_the_declaration(self, won: Path) -> None:
         pipeline = load(str(declared(won)))
         check_models(pipeline)
@@ -634,6 +627,6 @@ class TestDocs:
         ("option", "default"), [("trials", 40), ("seconds", 600.0), ("best", 3), ("examples", 200_000)]
     )
     def test_defaults_are_those_of_the_docs(self, option: str, default: float) -> None:
-        found = next(p for p in cli.commands["tune"].params if p.name == option)
+        found = next(p for p in cli.get_command(None, "tune").params if p.name == option)
         assert found.default == default
         assert f"{default:,.0f}" in TEXTS["tuning"]

@@ -11,7 +11,7 @@ import pytest
 import small
 from click.testing import CliRunner
 
-from tidemill.cli import models as command
+from tidemill.cli import versions as command
 from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.registry.latest import REMEMBERED
@@ -215,7 +215,7 @@ class TestCommand:
         assert "would prune 10 artifacts" in run("--keep", "25", "--dry-run")
         assert learned.held("linear") == ALL
         assert "pruned 0 artifacts" in run("--keep", "25", "--older-than", "1d")
-        monkeypatch.setattr(command, "lasting", lambda *_: {("linear", 4)})
+        monkeypatch.setattr(command, "versions_to_keep", lambda *_: {("linear", 4)})
         told = json.loads(run("--keep", "25", "--json"))
         assert (told["pruned"], len(told["artifacts"])) == (True, 9)
         assert learned.held("linear") == [4, *ALL[-25:]]

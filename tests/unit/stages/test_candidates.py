@@ -10,7 +10,6 @@ import pytest
 import small
 from river_in_memory import KEY, drive
 
-from tidemill.cli.text import version_json
 from tidemill.errors import BrokerError
 from tidemill.models.fold import Fold
 from tidemill.offline.rebuild import Rebuild
@@ -320,6 +319,5 @@ def test_a_version_says_as_much_of_a_candidate_as_of_a_model(world: World) -> No
     manifest = world.versions("slow~25")[0]
     assert manifest.hyperparameters == PIPELINE.stable_repr("slow")
     assert manifest.declaration == PIPELINE.declaration_hash("slow~25")
-    assert version_json(Versions(PIPELINE, world.broker, world.registry), world.registry.store, next(
-        told for told in Versions(PIPELINE, world.broker, world.registry).read("slow~25")
-    ))["role"] == "candidate"  # fmt: skip
+    versions = Versions(PIPELINE, world.broker, world.registry)
+    assert versions.as_dict(next(versions.read("slow~25")), world.registry.store)["role"] == "candidate"

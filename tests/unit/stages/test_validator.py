@@ -71,7 +71,6 @@ def test_json_becomes_the_same_avro() -> None:
     assert validate(as_json(distance=1400)) == [("events.valid", VALID, b"EWR", {})], "an int is a legal double"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "reason", "field", "value"),
     [

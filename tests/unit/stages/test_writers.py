@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from test_resolution import pairs, value_of
 
 from tidemill import Pipeline, Stream
-from tidemill.cli.text import as_text
+from tidemill.cli.text.declaration import pipeline_text
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import DeclarationError, Retry
@@ -209,7 +209,7 @@ def test_what_an_earlier_declaration_has_put_into_the_log_is_still_read(tmp_path
     with pytest.raises(ValueError, match=r"header .* was expected"):
         CODEC.decode(log[0])
     assert CODEC.of(log[0]) is None
-    assert f"also taken by {tmp_path / 'other.avsc'} (id {old.id})" in as_text(pipeline)
+    assert f"also taken by {tmp_path / 'other.avsc'} (id {old.id})" in pipeline_text(pipeline)
 
 
 @pytest.mark.parametrize(
