@@ -323,9 +323,9 @@ class TestAgreement:
             example = question(GATED, at, label, carrier="UA", **answers)
             comparison.take(example)
             gate.process([MemoryRecord("small.examples", encode(example), b"k", at, offset=at)], emitted)
-            if at % LOOK_EVERY or not comparison.report.questions or gate.since:
+            if at % LOOK_EVERY or not comparison.report.questions or gate.standing.since:
                 continue
-            line, trial = comparison.finish().lines[0], gate.trials[ModelRef("slow")]
+            line, trial = comparison.finish().lines[0], gate.rounds.trials[ModelRef("slow")]
             interval = trial.interval()
             assert comparison.report.loss == trial.loss
             assert line.questions == trial.questions
@@ -355,12 +355,12 @@ class TestAgreement:
                 example = question(GATED, at, label, carrier="UA", linear=linear, slow=slow)
                 comparison.take(example)
                 gate.process([MemoryRecord("small.examples", encode(example), b"k", at, offset=at)], emitted)
-                if gate.past:
+                if gate.standing.decisions:
                     break
             verdict = comparison.finish().lines[0].verdict
-            if gate.past:
-                seen.add(gate.past[0].kind)
-                assert verdict != {"promoted": "A better", "refused": "B better"}[gate.past[0].kind]
+            if gate.standing.decisions:
+                seen.add(gate.standing.decisions[0].kind)
+                assert verdict != {"promoted": "A better", "refused": "B better"}[gate.standing.decisions[0].kind]
             else:
                 assert verdict == "no difference shown"
         assert seen == {"promoted", "refused"}
