@@ -13,7 +13,7 @@ import pytest
 
 from tidemill import aggregates, durations, load
 from tidemill.durations import milliseconds
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.logs import JsonFormatter
@@ -60,6 +60,7 @@ def test_the_composition_root_has_the_services_of_the_topics() -> None:
     assert tuple(running.SERVICES) == (*SERVICES, *WATCHING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", running.SERVICES)
 def test_a_service_imports_its_own_stage_and_no_library_of_another_service(name: str) -> None:
     code = f"import sys; from tidemill.runtime.run import load; load({name!r}); print(*sys.modules)"
@@ -82,10 +83,11 @@ def test_the_joiner_reads_topics_with_the_same_key_and_partitions() -> None:
     assert (one.key, one.partitions) == (other.key, other.partitions) == ("event_id", 0)
 
 
+@pytest.mark.slow
 def test_schema_ids_are_the_same_in_every_process() -> None:
     code = (
-        "import json; from tidemill import load; from tidemill.cli import text as describe; "
-        "print(json.dumps(describe.as_json(load('flights'))['schema_ids']))"
+        "import json; from tidemill import load; from tidemill.offline.check import CheckReport; "
+        "print(json.dumps(CheckReport(load('flights')).as_dict()['schema_ids']))"
     )
     ids = [
         json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
@@ -99,9 +101,9 @@ def test_schema_ids_are_the_same_in_every_process() -> None:
 
 def test_an_id_is_about_the_data_not_about_its_description() -> None:
     avro = load("flights").events.avro
-    assert schemas.fingerprint(avro) == schemas.fingerprint(schemas.plain(avro))
+    assert schema_files.fingerprint(avro) == schema_files.fingerprint(schema_files.plain(avro))
     changed = {**avro, "fields": [*avro["fields"], {"name": "more", "type": "int"}]}
-    assert schemas.fingerprint(avro) != schemas.fingerprint(changed)
+    assert schema_files.fingerprint(avro) != schema_files.fingerprint(changed)
 
 
 def test_what_the_scorer_and_the_joiner_append_is_what_the_whole_record_would_be() -> None:

@@ -30,7 +30,8 @@ from refusing import (
 from test_deployment import accepts
 
 from tidemill.cli.main import cli
-from tidemill.cli.text import letter_text, letters_text, printable, stats_text
+from tidemill.cli.text.dead_letters import letter_text, letters_text, stats_text
+from tidemill.cli.text.shared import printable
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import BrokerError, Reject, SettingsError
@@ -40,9 +41,8 @@ from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.wire import dead_letters as letters
-from tidemill.wire import topics
-from tidemill.wire.dead_letters import Letter, Place, dead_letter, letter_of, own
+from tidemill.wire import dead_letters, topics
+from tidemill.wire.dead_letters import DeadLetter, Place, producer_headers, read_dead_letter, send_dead_letter
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def various() -> MemoryBroker:
     broker = new_broker()
     with pytest.MonkeyPatch.context() as patch:
         for number in range(40):
-            patch.setattr(letters.time, "time", lambda number=number: float(number))
+            patch.setattr(dead_letters.time, "time", lambda number=number: float(number))
             topic = (EVENTS, LABELS, VALID, topics.FEATURES.name("plain"))[number % 4]
             refuse(
                 broker, MemoryRecord(topic, b"%d" % number, b"k%d" % number), ("truncated", "not_allowed")[number % 2],
@@ -143,7 +143,7 @@ class TestStats:
 
     def test_kinds_are_bounded(self) -> None:
         stats = Stats()
-        letter = letter_of(MemoryRecord(DLQ, b"", b"", 5, []))
+        letter = read_dead_letter(MemoryRecord(DLQ, b"", b"", 5, []))
         for number in range(10_000):
             stats.add(replace(letter, field=f"f{number}"), "open")
         assert len(stats.kinds) == MOST_KINDS + 1
@@ -163,6 +163,7 @@ class TestStats:
         assert Place(0, 10**9) not in places
         assert Place(5, 0) not in places
 
+    @pytest.mark.slow
     def test_reading_any_number_of_letters_takes_bounded_memory(self) -> None:
         class Endless:
             """A broker with any number of letters, that it makes as they are asked for."""
@@ -218,23 +219,23 @@ HOSTILE = "\x1b[31m[bold]red[/bold]\u202e\r\n\x00"
 
 
 class TestShown:
-    def letter(self, data_: bytes = b"x", topic: str = EVENTS) -> tuple[MemoryBroker, Letter, MemoryRecord]:
+    def letter(self, data_: bytes = b"x", topic: str = EVENTS) -> tuple[MemoryBroker, DeadLetter, MemoryRecord]:
         broker = new_broker()
         headers = [(HOSTILE, HOSTILE.encode())]
         record = MemoryRecord(topic, data_, HOSTILE.encode(), 2**60, headers)
         reject = Reject(
             "unexpected_field", f"field {HOSTILE} is not in it", field=HOSTILE, value=HOSTILE, rule="schema"
         )
-        dead_letter(record, reject, broker.append, DLQ, "validator")
+        send_dead_letter(record, reject, broker.append, DLQ, "validator")
         (found,) = broker.records(DLQ)
-        return broker, letter_of(found), found
+        return broker, read_dead_letter(found), found
 
     def test_nothing_that_a_producer_writes_commands_the_terminal(self) -> None:
         broker, letter, record = self.letter()
         there = Letters(PLAIN, broker)
         texts = [letters_text(there, [letter]), stats_text(there, there.stats(ALL))]
         texts += [
-            letter_text(letter, there, own(record), [], content(PLAIN, letter, data_))
+            letter_text(letter, there, producer_headers(record), [], content(PLAIN, letter, data_))
             for data_ in (HOSTILE.encode(), b"a\x1b[31m", b"\xff\x1b")
         ]
         for text in texts:
@@ -264,6 +265,7 @@ class TestShown:
         assert part in held.text
         assert len(held.text) < 5000
 
+    @pytest.mark.slow
     def test_records_are_decoded_by_where_they_came_from(self, sent) -> None:
         event = next(m for m in sent if m.is_event)
         label = next(m for m in sent if not m.is_event)
@@ -289,11 +291,13 @@ def embedded() -> Iterator[EmbeddedBroker]:
     producer = KafkaBroker(broker.servers).producer("test")
     for number in range(6):
         record = MemoryRecord(EVENTS, b"\x01\x02%d" % number, b"k%d" % number, 1000, [("trace", b"t")], 1, number)
-        dead_letter(
+        send_dead_letter(
             record, Reject("bad_magic", "the first byte is 0x01", value="0x01"), producer.emit, DLQ, "validator"
         )
     refused_ = Reject("duplicate_event", "predicted already")
-    dead_letter(MemoryRecord(topics.PREDICTION_LOG.name("plain"), b"x", b"k"), refused_, producer.emit, DLQ, "joiner")
+    send_dead_letter(
+        MemoryRecord(topics.PREDICTION_LOG.name("plain"), b"x", b"k"), refused_, producer.emit, DLQ, "joiner"
+    )
     producer.commit({}, None)
     producer.close()
     return broker
@@ -306,6 +310,7 @@ def dlq(broker: EmbeddedBroker, *arguments: str, **options: Any) -> Any:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_in_the_order_in_which_they_are_used(self, embedded, tmp_path: Path, monkeypatch) -> None:
         listed = [json.loads(line) for line in dlq(embedded, "list", "--json").stdout.splitlines()]
         assert len(listed) == 7
@@ -319,12 +324,12 @@ class TestCommands:
         assert (tmp_path / "bytes").read_bytes().startswith(b"\x01\x02")
         with pytest.raises(SettingsError, match="File exists; name a new file"):
             dlq(embedded, "show", one, "--out", str(tmp_path / "bytes"))
-        with pytest.raises(SettingsError, match="no terminal: say --yes"):
+        with pytest.raises(SettingsError, match="no terminal: add --yes"):
             dlq(embedded, "redrive")
         said = dlq(embedded, "redrive", "--dry-run").stdout
         assert "would send 6 letters back; nothing was sent" in said
         assert "1 can't go back: it is about plain.prediction-log" in said
-        monkeypatch.setattr("tidemill.cli.dead_letters.asks", lambda: True)
+        monkeypatch.setattr("tidemill.cli.dead_letters.can_ask", lambda: True)
         declined = dlq(embedded, "redrive", input="n\n")
         assert (declined.exit_code, "send 6 letters back? [y/N]" in declined.stdout) == (1, True)
         assert "sent 1 letter back: 1 to plain.events" in dlq(embedded, "redrive", "--letter", one, input="y\n").stdout
@@ -338,9 +343,10 @@ class TestCommands:
         assert (total["letters"], total["open"], total["redriven"]) == (7, 1, 6)
         assert len(dlq(embedded, "list", "--open", "--json").stdout.splitlines()) == 1
         assert len(dlq(embedded, "list", "--redriven", "--json").stdout.splitlines()) == 6
-        assert dlq(embedded, "stats", "--reason", "x").stdout == "no such letter in plain.dlq\n"
-        assert dlq(embedded, "list", "--value", "x").stdout == "no such letter in plain.dlq\n"
+        assert dlq(embedded, "stats", "--reason", "x").stdout == "no such dead letter in plain.dlq\n"
+        assert dlq(embedded, "list", "--value", "x").stdout == "no such dead letter in plain.dlq\n"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

@@ -13,6 +13,8 @@ from tidemill import load
 from tidemill.demo import data
 from tidemill.demo.data import Flight
 
+pytestmark = pytest.mark.slow
+
 _DECLARED = load("flights")
 _VIEWS = [view for view in _DECLARED.views if view.label in ("origin", "dest", "carrier_outcome", "tailnum_outcome")]
 FLIGHTS = replace(_DECLARED, models={"logreg": _DECLARED.models["logreg"]}, views=_VIEWS)

@@ -42,6 +42,7 @@ def answers(label: Sequence[object], score: Sequence[float]) -> Answers:
 # How good predictions were.
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=2, max_size=60))
 def test_rocauc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[bool, int]]) -> None:
@@ -69,6 +70,7 @@ def test_accuracy_log_loss_and_calibration_are_those_of_their_definitions(rows: 
     assert found["calibration_error"] == pytest.approx(sum(map(abs, bins.values())) / n)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-500, 500).map(float), st.floats(-1e3, 1e3)), min_size=2, max_size=60))
 def test_the_metrics_of_a_regression_are_rivers_own(rows: list[tuple[float, float]]) -> None:
@@ -103,6 +105,7 @@ VIEWS = [view.label for view in FLIGHTS.views]
 looks = st.one_of(st.none(), st.just("stale"), st.integers(0, 200_000))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
@@ -138,6 +141,7 @@ def test_the_figures_of_a_view_are_those_of_a_plain_computation(rows: list[tuple
 # How far values are from the reference.
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(numbers, numbers)
 def test_ks_is_the_largest_distance_between_the_distribution_functions(a: np.ndarray, b: np.ndarray) -> None:
@@ -145,6 +149,7 @@ def test_ks_is_the_largest_distance_between_the_distribution_functions(a: np.nda
     assert NumberReference(a).ks(b) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(numbers, numbers)
 def test_psi_of_numbers_is_that_of_their_bins(a: np.ndarray, b: np.ndarray) -> None:
