@@ -77,17 +77,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
         declared = json.loads((folder / DECLARED).read_text())
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} holds no mirrored version: {error}") from error
-<<<<<<< HEAD
-    codec = Codec(schemas.own("manifest.v1"))
+    codec = Codec(schema_files.own("manifest.v1"))
     if not data.startswith(codec.header):
         raise ArtifactError(f"{folder / MANIFEST} is no manifest of this Tidemill, or another version wrote it")
     return _verified(codec, data), artifact, declared
-=======
-    for codec in (Codec(schema_files.own(form)) for form in FORMS):
-        if data.startswith(codec.header):
-            return _verified(codec, data), artifact, declared
-    raise ArtifactError(f"{folder / MANIFEST} is no manifest of this Tidemill, or a later one wrote it")
->>>>>>> main
 
 
 def _verified(codec: Codec, data: bytes) -> dict[str, Any]:

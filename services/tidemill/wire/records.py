@@ -89,19 +89,11 @@ class Records:
             return {k: self._expanded(v, seen) if k in ("type", "items") else v for k, v in avro.items()}
         return avro
 
-<<<<<<< HEAD
     def _own(self, name: str) -> Codec:
-        avro = schemas.own(name)
-        seen = {avro["name"]}
-        fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"]]
-        return Codec({**avro, "fields": fields})
-=======
-    def _own(self, name: str, *before: str) -> Codec:
         avro = schema_files.own(name)
         seen = {avro["name"]}
         fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"]]
-        return Codec({**avro, "fields": fields}, [schema_files.own(other) for other in before])
->>>>>>> main
+        return Codec({**avro, "fields": fields})
 
     @cached_property
     def event(self) -> Codec:
