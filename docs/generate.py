@@ -46,7 +46,7 @@ def pages() -> dict[str, str]:
                             "What `tidemill tune` may try. [How to tune](../how-to/tuning.md)."),
         "features": "# Feature store\n\n"
                     "Features as stored, from Python. [How to read them](../how-to/features.md).\n\n"
-                    + _object("tidemill.features.Store", members=True),
+                    + _object("tidemill.features.store.Store", members=True),
         "cli": "# Commands\n\n" + "\n".join(_command(cli, ("tidemill",))),
         "settings": _settings(),
         "topics": _topics(),
