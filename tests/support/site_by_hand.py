@@ -46,7 +46,7 @@ def alert(subject: str = "drift:distance", state: str = "opened", **more: Any) -
     given = {
         "id": subject, "state": state, "by": "monitor", "kind": kind, "model": "", "segment": "", "feature": feature,
         "figure": "psi", "value": 0.9, "limit": 0.4, "since": 0, "start": 0, "end": 100, "opened_at": 3, "message": "moved",
-        "look_at": "there", "evidence": {"psi": 0.9, "psi_usual_least": 0.1, "psi_usual_most": 0.2},
+        "look_at": "there", "evidence": {"psi": 0.9, "psi_usual_low": 0.1, "psi_usual_high": 0.2},
     }  # fmt: skip
     return RECORDS.alert.encode(given | more)
 
@@ -86,10 +86,10 @@ def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **
         "low": None,
         "high": None,
     }
-    seats = {"subject": "slow", "before": "logreg", "watched": ""}
+    seats = {"subject": "slow", "before": "logreg", "on_probation_against": ""}
     given = {
         "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
-        "examples": 9, "since": 9, "command": "", "champion": seat(champion), "held": False, "candidate": "",
+        "examples": 9, "since": 9, "command": "", "champion": seat(champion), "pinned": False, "candidate": "",
         "loss": "Brier score", "rate": 0.05, "evidence": [line, bad, bad | {"segment": "carrier UA", "difference": 0.01}],
         "metrics": {}, "signature": "s",
     } | {name: seat(more.pop(name, of)) for name, of in seats.items()}  # fmt: skip

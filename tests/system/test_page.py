@@ -235,7 +235,7 @@ def test_a_proposal_is_there_to_act_on_with_its_evidence_until_it_is_decided(
     worse = page.locator("#evidence-table tr.is-alert")
     expect(worse).to_have_count(1)  # carrier AA; the gate allows 0.02
     expect(worse).to_contain_text("carrier AA")
-    gate.tell(topics.PROMOTIONS, decision(2, "pinned", "slow@26000", held=True, subject="slow@26000", evidence=[]))
+    gate.tell(topics.PROMOTIONS, decision(2, "pinned", "slow@26000", pinned=True, subject="slow@26000", evidence=[]))
     expect(page.locator("#proposals")).to_be_hidden(timeout=15_000)
     expect(page.locator("#nav-proposals")).to_be_hidden()
     expect(page.locator("#promotions-note")).to_contain_text("slow@26000 serves, pinned")

@@ -1,24 +1,22 @@
-"""`tidemill features`: read what views know, and fill those that were declared later."""
+"""`tidemill features`: read views, and fill those that were declared later."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, moment_of, progress, with_settings
-from tidemill.declare.load import load
+from tidemill.cli.shared import PIPELINE, moment_of, print_report, progress, with_settings
 from tidemill.errors import StoreError
 
 
 @click.group()
 def features() -> None:
-    """Online features: read them, and fill views that were declared later."""
+    """Read online features, and fill views that were declared later."""
 
 
 @features.command()
@@ -29,19 +27,19 @@ def features() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("redis_url")
 def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: bool, **options: Any) -> None:
-    """Print what the views of ENTITY (an event field, as dest) know of ID."""
-    from tidemill.cli import text as describe
+    """Print the features of one entity.
+
+    ENTITY is an event field that views are keyed by, as dest; ID is its value, as BOS.
+    """
+    from tidemill.cli.text.reports import known_text
     from tidemill.features.store import Store, now
 
-    chosen, declared = settings.load(**options), load(pipeline)
-    asked = None if at is None else now() if at == "now" else moment_of("--at", at)
-    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, asked)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
+    time = None if at is None else now() if at == "now" else moment_of("--at", at)
+    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, time)
     if all(view.event_time is None for view in known):
-        raise StoreError(f"no view of {declared.name!r} has ever been told of {entity} {entity_id!r}")
-    click.echo(
-        json.dumps([dataclasses.asdict(view) for view in known], indent=2) if as_json else describe.known_text(known),
-        nl=as_json,
-    )
+        raise StoreError(f"no view of {declared.name!r} has seen {entity} {entity_id!r}")
+    print_report(known, known_text, as_json=as_json)
 
 
 @features.command()
@@ -49,7 +47,7 @@ def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: 
 @click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
 @with_settings("brokers")
 def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
-    """Tell views that were declared later what the log holds of before. Deploy the declaration first."""
+    """Fill views from the log. Deploy the declaration first."""
     _fill(pipeline, views, None, **options)
 
 
@@ -64,7 +62,7 @@ def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
 @click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
 @with_settings("brokers")
 def materialize(pipeline: str, views: tuple[str, ...], events_path: Path, labels_path: Path, **options: Any) -> None:
-    """Tell views what files hold: history that is older than the log."""
+    """Fill views from files, with history older than the log."""
     _fill(pipeline, views, (events_path, labels_path), **options)
 
 
@@ -73,7 +71,7 @@ def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None
     from tidemill.offline.backfill import Backfill, routes_of
     from tidemill.runtime import run as running
 
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     routes = routes_of(declared, views)
     broker = running.broker_of(chosen)
     broker.connect()

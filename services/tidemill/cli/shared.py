@@ -1,19 +1,20 @@
-"""What the commands share: the pipeline's argument, options for settings, a time as people write it."""
+"""Shared by the commands: the argument PIPELINE, options for settings, reports, the broker, progress."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidemill import settings
 from tidemill.durations import moment
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
+    from tidemill import settings
     from tidemill.declare.pipeline import Pipeline
     from tidemill.stream.kafka.broker import KafkaBroker
     from tidemill.stream.topic import Topic
@@ -23,6 +24,8 @@ PIPELINE = click.argument("pipeline")
 
 def with_settings(*names: str) -> Callable[[Any], Any]:
     """Add an option for each of these settings; unset ones are left to TIDEMILL_* and the defaults."""
+
+    from tidemill import settings  # pydantic takes 0.1 s: only commands with settings wait for it
 
     def decorate(command: Any) -> Any:
         for name in reversed(names):
@@ -35,11 +38,20 @@ def with_settings(*names: str) -> Callable[[Any], Any]:
 
 
 def moment_of(option: str, text: str) -> int:
-    """Return a time that was given as `option`, in ms. Raises SettingsError that names the option."""
+    """Return the time in an option's text, in ms. Raises SettingsError that names the option."""
     try:
         return moment(text)
     except ValueError as error:
         raise SettingsError(f"{option} {error}") from None
+
+
+def print_report(report: Any, as_text: Callable[[Any], str], *, as_json: bool) -> None:
+    """Print a report, or a list of reports: as JSON from `as_dict`, else the text that `as_text` returns."""
+    if not as_json:
+        click.echo(as_text(report), nl=False)
+        return
+    data = [one.as_dict() for one in report] if isinstance(report, list) else report.as_dict()
+    click.echo(json.dumps(data, indent=2, default=str))
 
 
 def connected(pipeline: Pipeline, chosen: settings.Settings, *used: Topic) -> KafkaBroker:

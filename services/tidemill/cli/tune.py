@@ -1,4 +1,4 @@
-"""`tidemill tune`: search a declared space of models on the examples there were, and write the winners as challengers."""
+"""`tidemill tune`: search a declared space of models on recorded examples, and write the winners as challengers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, progress, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
+from tidemill.cli.shared import PIPELINE, print_report, progress, with_settings
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
+
+if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
 
 
 @click.command()
@@ -24,8 +26,13 @@ from tidemill.wire import topics
 @click.option(
     "--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Candidates that are drawn."
 )
-@click.option("--seconds", type=click.FloatRange(min=1), default=600.0, show_default=True,
-              help="When the search is stopped, reading not counted; what has seen all examples by then counts.")  # fmt: skip
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    help="When the search is stopped, reading not counted; what has seen all examples by then counts.",
+)
 @click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Winners at most.")
 @click.option(
     "--metric", default="", help="By which one is better; by default the one that `backtest` shows over time."
@@ -36,8 +43,9 @@ from tidemill.wire import topics
 @click.option(
     "--examples", type=click.IntRange(min=1), default=200_000, show_default=True, help="At most so many, the newest."
 )
-@click.option("--model-delay", metavar="DURATION",
-              help="Time a learned label takes to reach the scorer, as 5m. Default: none.")  # fmt: skip
+@click.option(
+    "--model-delay", metavar="DURATION", help="Time a learned label takes to reach the scorer, as 5m. Default: none."
+)
 @click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
 @click.option("--events", "events_path", type=click.Path(path_type=Path), help="History in files, instead of examples.")
 @click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
@@ -45,14 +53,30 @@ from tidemill.wire import topics
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("brokers")
-def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, seed: int, examples: int,
-         model_delay: str | None, archive: str | None, events_path: Path | None, labels_path: Path | None, out: Path | None,
-         *, force: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
-    """Search the models that a pipeline declares with search=... on its examples, each asked when the question was.
+def tune(
+    pipeline: str,
+    trials: int,
+    seconds: float,
+    best: int,
+    metric: str,
+    seed: int,
+    examples: int,
+    model_delay: str | None,
+    archive: str | None,
+    events_path: Path | None,
+    labels_path: Path | None,
+    out: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search a declared space of models on recorded examples.
 
-    Candidates that are better than the champion on all examples win. Exit code 1 where --out is given and none does.
+    The space is search=... of the declaration. Each candidate is asked when the event was. Candidates that are better than
+    the champion on all examples win; exit code 1 where --out is given and none does.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.tuning import tuning_text
     from tidemill.offline import history
     from tidemill.offline.tuning import questions
     from tidemill.offline.tuning.successive_halving import Asked, Race, file_of
@@ -67,7 +91,7 @@ def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, see
         raise SettingsError(f"--model-delay: {error}") from None
     if out is not None:
         _check_out(out, force=force)
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     asked = Asked(trials, seconds, best, seed, metric)
     asked.chosen(declared)
     with progress("examples", None) as advance:
@@ -83,14 +107,10 @@ def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, see
         report = Race(declared, found, asked, progress=advance).run()
     if out is not None and report.winners:
         _write(out, json.dumps(file_of(report), indent=2) + "\n")
-    if as_json:
-        click.echo(json.dumps(describe.tuning_json(report), indent=2))
-    else:
-        click.echo(describe.tuning_text(report), nl=False)
-        if out is not None:
-            click.echo(
-                f'{out}: for models={{..., **tuned("{out.name}", SEARCH)}}' if report.winners else f"{out}: not written"
-            )
+    print_report(report, tuning_text, as_json=as_json)
+    if out is not None and not as_json:
+        use = f'for models={{..., **tuned("{out.name}", SEARCH)}}'
+        click.echo(f"{out}: {use if report.winners else 'not written'}")
     if out is not None and not report.winners:
         sys.exit(1)
 

@@ -109,6 +109,25 @@ class Summary:
         return self.equal == self.scores
 
 
+@dataclass(frozen=True)
+class Report:
+    """The repeated predictions, the summary of them, and what is printed of each."""
+
+    done: Sequence[Done]
+    summary: Summary
+    predictions: Sequence[Mapping[str, Any]]
+
+    @property
+    def unequal(self) -> list[Done]:
+        """Predictions with a score that is not equal."""
+        return [one for one in self.done if not one.is_equal]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        summary = dataclasses.asdict(self.summary)
+        return {"equal": self.summary.is_equal, "summary": summary, "predictions": self.predictions}
+
+
 def version_of(score: Score) -> Version:
     """Return which version of which model gave a score."""
     return score["model"], score["version"]

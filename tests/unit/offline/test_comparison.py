@@ -21,7 +21,7 @@ from river import dummy, metrics
 
 from tidemill import Gate, Monitor, category, load, number
 from tidemill.cli.main import cli
-from tidemill.cli.text import comparison_json, comparison_text
+from tidemill.cli.text.models import comparison_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.models.evidence import (
@@ -122,6 +122,7 @@ def sequence(differences: np.ndarray, terms: Terms = TERMS) -> tuple[float, floa
 
 
 class TestByDefinition:
+    @pytest.mark.slow
     def test_every_line_is_what_pandas_computes_of_its_rows(self) -> None:
         examples = late()
         frame, report = frame_of(examples), found(LATE, examples)
@@ -144,6 +145,7 @@ class TestByDefinition:
             mean, margin = sequence(losses["linear"] - losses["slow"])
             assert line.difference == pytest.approx((mean, mean - margin, mean + margin))
 
+    @pytest.mark.slow
     def test_the_verdict_is_told_by_segment(self) -> None:
         verdicts = {str(line.segment): line.verdict for line in found(LATE, late()).lines}
         assert verdicts["carrier UA"] == "A better"
@@ -163,6 +165,7 @@ class TestByDefinition:
         assert Line(Segment(), 50, {}, {}, Interval((low + high) / 2, low, high)).verdict == verdict
         assert Line(Segment(), 5, {}, {}, None).verdict == "no difference shown"
 
+    @pytest.mark.slow
     def test_numbers_are_held_to_their_absolute_error(self) -> None:
         rng = random.Random(1)
         examples = [
@@ -176,6 +179,7 @@ class TestByDefinition:
         assert line.difference.mean == pytest.approx((squares["linear"] ** 0.5 - squares["slow"] ** 0.5).mean())
         assert (report.loss, line.verdict) == ("absolute error", "A better")
 
+    @pytest.mark.slow
     def test_classes_are_held_to_the_probability_of_the_one_that_came_true(self) -> None:
         stream = replace(small.LABELS, value=lambda label: "late" if label["arr_delay"] > 0 else "early")
         models = {"linear": dummy.PriorClassifier(), "slow": dummy.PriorClassifier()}
@@ -214,6 +218,7 @@ class TestByDefinition:
 
 
 class TestInterval:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=60)
     @given(st.lists(st.floats(-1e6, 1e6), min_size=MIN_QUESTIONS, max_size=1200))
     def test_it_is_its_formula(self, values: list[float]) -> None:
@@ -254,10 +259,12 @@ class TestInterval:
             inside += is_inside
         return inside / seeds
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("many", [400, 1000])
     def test_of_equal_models_it_covers_0_at_its_rate(self, many: int) -> None:
         assert self.covered(500, many, 0.0) > 1 - RATE
 
+    @pytest.mark.slow
     def test_also_where_neighbours_are_alike(self) -> None:
         """Were they taken for independent ones, at 0.8 the interval would be a third of what it must be."""
         assert self.covered(300, 4000, 0.8) > 0.9
@@ -276,6 +283,7 @@ class TestInterval:
             running.add(value)
         assert running.interval(TERMS) is None
 
+    @pytest.mark.slow
     def test_an_answer_beyond_all_bounds_ends_nothing(self) -> None:
         examples = [question(MINUTES, at, 1.0, linear=1e307, slow=0.0) for at in range(400)]
         line = found(MINUTES, examples).lines[0]
@@ -287,6 +295,7 @@ class TestInterval:
 GATED = replace(LATE, gate=Gate(examples=200, watch=1_000, round=1_000, segments=["carrier"]))
 
 
+@pytest.mark.slow
 class TestAgreement:
     """`compare` and the gate judge one pair by one loss and one interval: neither says "better" where the other is unsure."""
 
@@ -314,9 +323,9 @@ class TestAgreement:
             example = question(GATED, at, label, carrier="UA", **answers)
             comparison.take(example)
             gate.process([MemoryRecord("small.examples", encode(example), b"k", at, offset=at)], emitted)
-            if at % LOOK_EVERY or not comparison.report.questions or gate.since:
+            if at % LOOK_EVERY or not comparison.report.questions or gate.standing.since:
                 continue
-            line, trial = comparison.finish().lines[0], gate.trials[ModelRef("slow")]
+            line, trial = comparison.finish().lines[0], gate.rounds.trials[ModelRef("slow")]
             interval = trial.interval()
             assert comparison.report.loss == trial.loss
             assert line.questions == trial.questions
@@ -346,12 +355,12 @@ class TestAgreement:
                 example = question(GATED, at, label, carrier="UA", linear=linear, slow=slow)
                 comparison.take(example)
                 gate.process([MemoryRecord("small.examples", encode(example), b"k", at, offset=at)], emitted)
-                if gate.past:
+                if gate.standing.decisions:
                     break
             verdict = comparison.finish().lines[0].verdict
-            if gate.past:
-                seen.add(gate.past[0].kind)
-                assert verdict != {"promoted": "A better", "refused": "B better"}[gate.past[0].kind]
+            if gate.standing.decisions:
+                seen.add(gate.standing.decisions[0].kind)
+                assert verdict != {"promoted": "A better", "refused": "B better"}[gate.standing.decisions[0].kind]
             else:
                 assert verdict == "no difference shown"
         assert seen == {"promoted", "refused"}
@@ -371,6 +380,7 @@ class TestQuestions:
         assert report.lines[0].a["Accuracy"] == pytest.approx(((both["linear"] > 0.5) == both["label"]).mean())
         assert "left out: 10 that only linear answered" in comparison_text(report)
 
+    @pytest.mark.slow
     def test_the_champion_is_who_served_then(self) -> None:
         examples = late(100)
         for example in examples[50:]:  # promoted in between
@@ -384,6 +394,7 @@ class TestQuestions:
         with pytest.raises(SettingsError, match=r"'linear' was the champion in all 50 questions: A and B are the same"):
             found(LATE, examples[:50], "linear", "champion")
 
+    @pytest.mark.slow
     def test_while_a_version_is_held_its_model_is_compared_as_it_has_learned_by_now(self) -> None:
         examples = late(100)
         for example in examples:
@@ -410,6 +421,7 @@ class TestQuestions:
         with pytest.raises(SettingsError, match=r"no example in these event times; 10 are of an earlier declaration"):
             compare(LATE, broker, Asked("linear", "slow", begin=60))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("asked", "words"),
         [
@@ -426,6 +438,7 @@ class TestQuestions:
         with pytest.raises(SettingsError, match=words):
             compare(LATE, broker_of(LATE, late(60)), asked)
 
+    @pytest.mark.slow
     def test_however_many_values_and_questions_it_stays_small(self) -> None:
         comparison = Comparison(LATE, Asked("linear", "slow", segments=("tailnum",)))
         template = late(1)[0]
@@ -468,6 +481,7 @@ class TestCommand:
         command = ["models", "compare", "plain", "logreg", "baseline", "--brokers", embedded.servers, *arguments]
         return CliRunner().invoke(cli, command, catch_exceptions=False).stdout
 
+    @pytest.mark.slow
     def test_text_and_json_say_the_same(self, embedded: EmbeddedBroker) -> None:
         text = self.run(embedded, "--segment", "carrier")
         for words in (
@@ -492,15 +506,18 @@ class TestCommand:
         assert set(report["lines"][0]["difference"]) == {"mean", "low", "high"}
         assert report["lines"][1]["difference"] is None, "190 questions are too few"
 
+    @pytest.mark.slow
     def test_declared_segments_are_the_default(self, embedded: EmbeddedBroker) -> None:
         lines = json.loads(self.run(embedded, "--json"))["lines"]
         assert {line["field"] for line in lines} == {"", *PLAIN.monitor.segments}
 
+    @pytest.mark.slow
     def test_a_wrong_time_is_named(self, embedded: EmbeddedBroker) -> None:
         with pytest.raises(SettingsError, match="--from 'yesterday' is no time"):
             self.run(embedded, "--from", "yesterday")
 
 
+@pytest.mark.slow
 def test_a_report_is_json() -> None:
     report = found(LATE, late(100))
-    assert json.loads(json.dumps(comparison_json(report)))["lines"][0]["questions"] == 100
+    assert json.loads(json.dumps(report.as_dict()))["lines"][0]["questions"] == 100

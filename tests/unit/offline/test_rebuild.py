@@ -18,7 +18,7 @@ from river_in_memory import KEY, River, drive
 
 from tidemill import Pipeline, load
 from tidemill.cli.main import cli
-from tidemill.cli.text import version_json, version_text
+from tidemill.cli.text.models import version_text
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
 from tidemill.models.refold import Refold, Wanted
@@ -43,6 +43,8 @@ import small
 from river import forest
 pipeline = small.make(models={'linear': small.linear(), 'forest': forest.ARFRegressor(n_models=2, seed=1, grace_period=5)})
 """
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_other_bytes_of_the_same_scores_stand_in_and_the_log_stays_as_it_is(rive
     )
     there = Versions(river.pipeline, river.broker, registry)
     told, _ = there.find("linear", lost.version)
-    assert version_json(there, registry.store, told)["artifact"] == "rebuilt"
+    assert there.as_dict(told, registry.store)["artifact"] == "rebuilt"
     assert "stands in for it" in " ".join(version_text(there, registry.store, told, 0).split())
 
 

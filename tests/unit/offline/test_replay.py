@@ -17,11 +17,11 @@ from river_in_memory import KEY, River, drive
 
 from tidemill import load
 from tidemill.cli.main import cli
-from tidemill.cli.text import prediction_text
+from tidemill.cli.text.predictions import prediction_text
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.offline.replay import NEAR, Replay, Summary
-from tidemill.registry.latest import slot_of
+from tidemill.registry.latest import models_partition
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.learner import service as learner
@@ -210,7 +210,7 @@ def test_an_artifact_that_was_pruned_or_damaged_is_folded_anew(river: River, tmp
 
 def test_a_version_whose_manifest_is_gone_or_forged_is_refused(river: River) -> None:
     assert river.registry
-    slot = slot_of(river.registry)
+    slot = models_partition(river.registry)
     entries = river.broker.log[slot]
     at = next(i for i, m in enumerate(manifests(river)) if (m.model, m.version) == ("linear", 50))
     forged = copy.copy(entries[at])
@@ -272,6 +272,7 @@ def test_one_fold_serves_all_in_whatever_order_they_are_asked_for(river: River) 
     assert sum(steps) == 75
 
 
+@pytest.mark.slow
 def test_probabilities_are_compared_class_by_class(tmp_path: Path) -> None:
     labels = replace(small.LABELS, value=lambda label: ("early", "well", "late")[int(label["arr_delay"]) % 3])
     declared = small.make(
@@ -348,6 +349,7 @@ class TestDraw:
         assert ids[0] == ids[1] != ids[2]
         assert [len(set(drawn)) for drawn in ids] == [20] * 3
 
+    @pytest.mark.slow
     def test_each_is_as_likely_where_most_offsets_hold_nothing(self, river: River) -> None:
         """Offsets that end transactions hold no record, and one partition is a hundred times as long as the other."""
         slots = [slot for slot in river.broker.log if slot.topic == LOG.name("small")]
@@ -413,6 +415,7 @@ def run(learned: River, broker: EmbeddedBroker, *arguments: str) -> Any:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_one_prediction_in_full(self, learned: River, embedded: EmbeddedBroker) -> None:
         done = run(learned, embedded, "e70")
         assert done.exit_code == 0
@@ -423,6 +426,7 @@ class TestCommand:
         ):  # fmt: skip
             assert words in done.stdout, words
 
+    @pytest.mark.slow
     def test_samples_and_rebuilds(self, learned: River, embedded: EmbeddedBroker) -> None:
         done = run(learned, embedded, "--sample", "50", "--seed", "3")
         assert done.exit_code == 0
@@ -434,6 +438,7 @@ class TestCommand:
         said = json.loads(run(learned, embedded, "e1", "e100", "--rebuild", "--json").stdout)
         assert [one["event_id"] for one in said["predictions"]] == ["e1", "e100"]
 
+    @pytest.mark.slow
     def test_what_is_gone_is_said_once(self, learned: River, embedded: EmbeddedBroker) -> None:
         assert learned.registry
         (manifest,) = [m for m in manifests(learned) if (m.model, m.version) == ("slow", 50)]
@@ -455,6 +460,7 @@ class TestCommand:
         finally:
             path.write_bytes(whole)
 
+    @pytest.mark.slow
     def test_what_differs_is_shown_and_the_code_is_1(self, learned: River, embedded: EmbeddedBroker) -> None:
         codec = learned.records.prediction_log
         (record,) = [record for record in learned.of(LOG) if record.key() == b"e70"]
@@ -477,10 +483,11 @@ class TestCommand:
         assert [one["event_id"] for one in said["predictions"]] == ["odd"]
         assert (said["equal"], said["summary"]["different"]) == (False, 1)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "name the events whose predictions are done again"),
+            ([], "name the predictions to replay"),
             (["e1", "--sample", "3"], "one of both"),
             (["e1", "--seed", "3"], "--seed 3 goes with --sample"),
             (["e999"], "no prediction of event 'e999'"),

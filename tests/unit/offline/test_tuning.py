@@ -29,12 +29,13 @@ from test_deployment import accepts
 
 from tidemill import Pipeline, Search, load, ranges, tuned
 from tidemill.cli.main import cli
-from tidemill.cli.text import check_models, tuning_text
+from tidemill.cli.text.tuning import tuning_text
 from tidemill.declare.search import name_of
 from tidemill.demo import data
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
+from tidemill.offline.check import check_models
 from tidemill.offline.history import write
 from tidemill.offline.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
 from tidemill.offline.tuning.successive_halving import HEAT, Asked, Race, Report, Runner, file_of
@@ -84,6 +85,7 @@ def answers(pipeline: Pipeline, found: Questions, model: str) -> dict[str, float
 
 
 class TestQuestions:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("pipeline", "question"), [(FLIGHTS, "scheduled"), (PLAIN, "scheduled"), (DELAYS, "departure")]
     )
@@ -95,6 +97,7 @@ class TestQuestions:
         for name in pipeline.model_names:
             assert answers(pipeline, found, name) == report.metrics[name]
 
+    @pytest.mark.slow
     def test_to_ask_right_before_learning_would_flatter(self) -> None:
         """What successive halving by River's own classifier would see is what its evaluation sees without a delay."""
         found = questions("scheduled")
@@ -103,6 +106,7 @@ class TestQuestions:
         evaluate.progressive_val_score(pairs, FLIGHTS.model("logreg"), metric)
         assert metric.get() > answers(FLIGHTS, found, "logreg")["ROCAUC"] + 0.01
 
+    @pytest.mark.slow
     def test_from_kafka_and_from_an_archive_they_are_the_same(self, tmp_path: Path) -> None:
         records = logs_of(FLIGHTS, flights("scheduled", days=2))
         examples = [record for record in records if record.topic() == topics.EXAMPLES.name("flights")]
@@ -159,6 +163,7 @@ def searching(make: Callable[..., Any], **over: Any) -> dict[str, Search]:
     return {"one": Search(make, over or {"rate": ranges.log_uniform(1e-5, 0.01)})}
 
 
+@pytest.mark.slow
 class TestRace:
     def test_a_better_candidate_wins_by_what_a_backtest_finds_as_well(self) -> None:
         report = raced()
@@ -336,7 +341,7 @@ class TestDeclaration:
             ([], ["search", "mapping"]),
             ({"One": SEARCH["linear"]}, ["search", "'One' is no name"]),
             ({"one": linear}, ["search['one']", "Search(function"]),
-            ({"one": Search(linear, {"rate": (1, 2)})}, ["search['one']: rate", "ranges.uniform(0, 1)"]),  # type: ignore[dict-item]
+            ({"one": Search(linear, {"rate": (1, 2)})}, ["search['one'].over['rate']", "ranges.uniform(0, 1)"]),  # type: ignore[dict-item]
             (searching(linear, speed=ranges.uniform(0, 1)), ["search['one']", "TypeError", "speed"]),
             (searching(lambda rate: preprocessing.StandardScaler()), ["search['one']", "no predict_one"]),
         ],
@@ -414,6 +419,7 @@ def won(tmp_path: Path) -> Path:
 
 
 class TestWinners:
+    @pytest.mark.slow
     def test_they_are_challengers_by_one_line_of_the_declaration(self, won: Path) -> None:
         pipeline = load(str(declared(won)))
         check_models(pipeline)
@@ -423,6 +429,7 @@ class TestWinners:
             assert one.name == name_of("linear", one.parameters, pipeline.model(one.name))
             assert answers(pipeline, questions(), one.name) == one.metrics
 
+    @pytest.mark.slow
     def test_a_learner_folds_a_winner_over_history_and_it_shadows(self, won: Path, tmp_path: Path) -> None:
         """The champion was alone at first; with the new declaration, a learner of the winner begins at the first example."""
         before = River(load(str(declared(won, "{}"))), tmp_path / "artifacts")
@@ -457,6 +464,7 @@ class TestWinners:
         assert len({score["score"] for score in shadows}) > 20
         assert {log["champion"]["model"] for log in after.decoded(topics.PREDICTION_LOG)} == {"linear"}
 
+    @pytest.mark.slow
     def test_its_name_is_the_same_in_every_process_and_another_for_another_model(self) -> None:
         one = raced().winners[0]
         code = (
@@ -520,6 +528,7 @@ class TestCommand:
     def run(self, *arguments: str) -> Any:
         return CliRunner().invoke(cli, ["tune", *arguments], catch_exceptions=False)
 
+    @pytest.mark.slow
     def test_it_writes_what_the_declaration_takes(self, files: list[str], tmp_path: Path) -> None:
         out = tmp_path / "winners.json"
         command = [str(declared(tmp_path, "{}")), *files, "--trials", "12", "--out", str(out)]
@@ -536,6 +545,7 @@ class TestCommand:
         assert [one["name"] for one in said["winners"]] == names
         assert len(said["candidates"]) == 12
 
+    @pytest.mark.slow
     def test_by_default_the_examples_are_those_in_kafka(self, tmp_path: Path) -> None:
         declaration = declared(tmp_path, "{}")
         name = topics.EXAMPLES.name("delays")
@@ -557,6 +567,7 @@ class TestCommand:
             .metrics["linear"]
         )
 
+    @pytest.mark.slow
     def test_nothing_is_written_where_nothing_wins(self, files: list[str], tmp_path: Path) -> None:
         text = DECLARATION.replace("ranges.log_uniform(1e-5, 0.01)", "ranges.log_uniform(1e-9, 1e-8)")
         done = self.run(str(declared(tmp_path, "{}", text)), *files, "--trials", "2", "--out", str(tmp_path / "w.json"))
@@ -616,6 +627,6 @@ class TestDocs:
         ("option", "default"), [("trials", 40), ("seconds", 600.0), ("best", 3), ("examples", 200_000)]
     )
     def test_defaults_are_those_of_the_docs(self, option: str, default: float) -> None:
-        found = next(p for p in cli.commands["tune"].params if p.name == option)
+        found = next(p for p in cli.get_command(None, "tune").params if p.name == option)
         assert found.default == default
         assert f"{default:,.0f}" in TEXTS["tuning"]

@@ -12,6 +12,7 @@ The same seed, trials and examples give the same race. The clock only stops it: 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -153,6 +154,10 @@ class Report:
     winners: list[Candidate] = field(default_factory=list)
     stopped: bool = False
     seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        return dataclasses.asdict(self)
 
 
 class Race:

@@ -156,7 +156,7 @@ class TopicFollower(threading.Thread):
         """Models that score besides the declared ones: copies of them that learn from a later example on."""
         with self.lock:
             last = self.decisions[-1] if self.decisions else {}
-        names = (last["champion"]["model"], last["watched"]["model"], last["candidate"]) if last else ()
+        names = (last["champion"]["model"], last["on_probation_against"]["model"], last["candidate"]) if last else ()
         undeclared = (name for name in dict.fromkeys(names) if name not in self.pipeline.model_names)
         return [name for name in undeclared if self.pipeline.knows(name)]
 
@@ -165,7 +165,7 @@ class TopicFollower(threading.Thread):
         """Whether a person has pinned the champion, so that the gate decides nothing."""
         with self.lock:
             last = self.decisions[-1] if self.decisions else None
-        return last is not None and last["held"] and self.pipeline.knows(last["champion"]["model"])
+        return last is not None and last["pinned"] and self.pipeline.knows(last["champion"]["model"])
 
     def decision_on(self, command: str) -> dict[str, Any] | None:
         """Return the decision that a command led to, or None so far."""

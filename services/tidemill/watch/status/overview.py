@@ -17,7 +17,7 @@ from tidemill.wire import topics
 
 MAX_WINDOWS, MAX_LETTERS, MAX_SEGMENTS = 60, 30, 200
 PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
-USUAL = ("psi_usual_least", "psi_usual_most")
+USUAL = ("psi_usual_low", "psi_usual_high")
 QUANTILES = ("p05", "p25", "p50", "p75", "p95")
 #: Figures by view, by their name in the overview's freshness.
 FRESHNESS = {"p50": "freshness_p50", "p99": "freshness_p99", "stale": "stale", "unknown": "unknown"}
@@ -298,7 +298,7 @@ def compared(decision: Mapping[str, Any], previous: Mapping[str, Any] | None) ->
     `previous`: the decision before it.
     """
     served, subject, after = (ModelRef(**decision[name]) for name in ("before", "subject", "champion"))
-    watched = ModelRef(**previous["watched"]) if previous else ModelRef()
+    watched = ModelRef(**previous["on_probation_against"]) if previous else ModelRef()
     if subject != served and not (decision["kind"] == "refused" and subject.model == served.model):
         return [str(served), str(subject)]  # a challenger, or the model that a person asked for
     # About the champion itself: against its predecessor during probation, else against the baseline.
