@@ -63,7 +63,6 @@ bench-rules: $(VENV)/ready ## CPU of the validator, by the number of rules and t
 	@$(BIN)/python -m benchmarks.rules $(ARGS)
 
 docs: $(VENV)/ready ## the documentation as a site, in build/site; every link and anchor is checked
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean: ## remove what the targets above made
