@@ -16,7 +16,7 @@ from test_resolution import pairs, value_of
 
 from tidemill import Pipeline, Stream
 from tidemill.cli.text.declaration import pipeline_text
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import DeclarationError, Retry
 from tidemill.offline.backtest import Backtest
@@ -50,7 +50,7 @@ AS_V1 = {**EVENT, "distance": 1400.0, "tailnum": None}
 
 def body(avro: Any, record: dict[str, Any]) -> bytes:
     out = io.BytesIO()
-    fastavro.schemaless_writer(out, fastavro.parse_schema(schemas.plain(avro), named_schemas={}), record)
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema_files.plain(avro), named_schemas={}), record)
     return out.getvalue()
 
 
@@ -190,7 +190,7 @@ def declared(folder: Path, other: Any, **more: Any) -> Pipeline:
 
 
 def test_a_schema_that_the_declaration_accepts_needs_no_registry(tmp_path: Path) -> None:
-    message = prefix(schemas.fingerprint(V2)) + V2_BODY
+    message = prefix(schema_files.fingerprint(V2)) + V2_BODY
     assert CODEC.decode(accepted(message, known=None, pipeline=declared(tmp_path, V2))) == AS_V1
     assert accepted(OWN, known=None, pipeline=declared(tmp_path, V2)) == OWN
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.offline.backtest import Progress
 from tidemill.rules import LARGEST_NUMBER, Rule
 from tidemill.stream.api import Broker
@@ -171,7 +171,7 @@ class Profile:
 
     def __init__(self, avro: Mapping[str, Any], kind: str, declared: Sequence[Rule] = ()) -> None:
         self.name: str = avro["name"]
-        self.kind, self.nullable = kind, schemas.nullable(avro["type"])
+        self.kind, self.nullable = kind, schema_files.nullable(avro["type"])
         self.logical, self.symbols = _told(avro["type"], "logicalType"), _told(avro["type"], "symbols")
         self.count = self.nulls = self.unusable = 0
         self.is_whole = True

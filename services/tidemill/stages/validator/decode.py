@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import Reject
 from tidemill.stages.validator.writers import Name, Writer
@@ -208,7 +208,7 @@ def _name(header: bytes) -> Name:
 
 
 def _branches(avro: Any) -> tuple[str, ...]:
-    return tuple(schemas.primitive(b) for b in avro) if isinstance(avro, list) else (schemas.primitive(avro),)
+    return tuple(schema_files.primitive(b) for b in avro) if isinstance(avro, list) else (schema_files.primitive(avro),)
 
 
 def _checked(name: str, given: Any, branches: tuple[str, ...]) -> Any:

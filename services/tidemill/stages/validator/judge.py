@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from tidemill.declare.stream import Stream
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.errors import Reject
 from tidemill.rules import LARGEST_NUMBER, Memory, Rule
 
@@ -40,7 +40,7 @@ def judge(stream: Stream, rules: Sequence[Rule]) -> Judge:
     types = {field["name"]: field["type"] for field in stream.avro["fields"]}
     for name, kind in stream.types.items():
         if kind in ("float", "double"):
-            there = "v is not None and " if schemas.nullable(types[name]) else ""
+            there = "v is not None and " if schema_files.nullable(types[name]) else ""
             lines += [f"    v = record[{name!r}]",
                       f"    if {there}not lowest <= v <= largest: no_number({name!r}, v)"]  # fmt: skip
     for number, rule in enumerate(rules):
@@ -51,7 +51,7 @@ def judge(stream: Stream, rules: Sequence[Rule]) -> Judge:
         names[f"rule_{number}"] = rule
         broken = f"warnings = warned(warnings, rule_{number}, v)" if rule.warn else f"refuse(rule_{number}, v)"
         lines += [f"    v = record[{rule.field!r}]"]
-        can_lack = schemas.nullable(types[rule.field])
+        can_lack = schema_files.nullable(types[rule.field])
         if not rule.nullable:
             lines += [f"    if v is None: {broken}"] if can_lack else []
         else:

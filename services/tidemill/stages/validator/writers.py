@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import Codec
 from tidemill.encoding.resolution import promoted, unreadable
 from tidemill.encoding.schema_limits import unsafe
@@ -58,10 +58,10 @@ def writer(name: str, avro: Any, codec: Codec) -> Writer:
     if why:
         return refused(name, why)
     try:
-        plain = schemas.plain(avro)
-        if schemas.fingerprint(avro) == codec.id:
+        plain = schema_files.plain(avro)
+        if schema_files.fingerprint(avro) == codec.id:
             return Writer(name, codec.read, same=True)
-        mismatch = unreadable(plain, schemas.plain(codec.avro))
+        mismatch = unreadable(plain, schema_files.plain(codec.avro))
         if mismatch:
             return refused(name, mismatch, mismatch.field)
         read, strict = codec.reading(plain)
@@ -72,7 +72,7 @@ def writer(name: str, avro: Any, codec: Codec) -> Writer:
 
 def accepted(files: Mapping[str, Any], codec: Codec) -> dict[int, Writer]:
     """Return the other schemas that a stream's declaration accepts, by the id that we give them; `files` are by name."""
-    return {schemas.fingerprint(avro): writer(name, avro, codec) for name, avro in files.items()}
+    return {schema_files.fingerprint(avro): writer(name, avro, codec) for name, avro in files.items()}
 
 
 def _nothing(*_: Any) -> Any:
