@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,9 +20,22 @@ from tidemill.settings import Settings
 from tidemill.wire.topics import TOPICS
 
 DECLARED = (
-    "Pipeline", "Stream", "View", "Table", "number", "category", "flag", "Gate", "Training", "Monitor", "Protect", "Fuse",
-    "Search", "tuned", "load",
-)  # fmt: skip
+    "Pipeline",
+    "Stream",
+    "View",
+    "Table",
+    "number",
+    "category",
+    "flag",
+    "Gate",
+    "Training",
+    "Monitor",
+    "Protect",
+    "Fuse",
+    "Search",
+    "tuned",
+    "load",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,20 +50,32 @@ def pages() -> dict[str, str]:
     return {
         "index": _index(),
         "declaration": _declaration(),
-        "rules": _plug_ins("Rules", rules.__name__, [name for name in rules.__all__ if name.islower()],
-                           "What a field's value must be. [How to use and write them](../how-to/rules.md)."),
-        "aggregates": _plug_ins("Aggregates", aggregates.__name__, aggregates.__all__,
-                                "What a view keeps of an entity. [How to use and write them](../how-to/aggregates.md)."),
-        "ranges": _plug_ins("Ranges", ranges.__name__, _functions(ranges),
-                            "What `tidemill tune` may try. [How to tune](../how-to/tuning.md)."),
+        "rules": _plug_ins(
+            "Rules",
+            rules.__name__,
+            [name for name in rules.__all__ if name.islower()],
+            "What a field's value must be. [How to use and write them](../how-to/rules.md).",
+        ),
+        "aggregates": _plug_ins(
+            "Aggregates",
+            aggregates.__name__,
+            aggregates.__all__,
+            "What a view keeps of an entity. [How to use and write them](../how-to/aggregates.md).",
+        ),
+        "ranges": _plug_ins(
+            "Ranges",
+            ranges.__name__,
+            _functions(ranges),
+            "What `tidemill tune` may try. [How to tune](../how-to/tuning.md).",
+        ),
         "features": "# Feature store\n\n"
-                    "Features as stored, from Python. [How to read them](../how-to/features.md).\n\n"
-                    + _object("tidemill.features.store.Store", members=True),
+        "Features as stored, from Python. [How to read them](../how-to/features.md).\n\n"
+        + _object("tidemill.features.store.Store", members=True),
         "cli": "# Commands\n\n" + "\n".join(_command(cli, ("tidemill",))),
         "settings": _settings(),
         "topics": _topics(),
         "metrics": _metrics(),
-    }  # fmt: skip
+    }
 
 
 def _index() -> str:
@@ -73,8 +97,9 @@ def _declaration() -> str:
 
 
 def _plug_ins(title: str, module: str, names: Iterable[str], introduction: str) -> str:
-    return f"# {title}\n\n{introduction}\n" + "".join(_object(f"{module}.{name}.{name}" if module != ranges.__name__
-                                                              else f"{module}.{name}") for name in names)  # fmt: skip
+    return f"# {title}\n\n{introduction}\n" + "".join(
+        _object(f"{module}.{name}.{name}" if module != ranges.__name__ else f"{module}.{name}") for name in names
+    )
 
 
 def _object(path: str, *, members: bool = False) -> str:
@@ -82,8 +107,11 @@ def _object(path: str, *, members: bool = False) -> str:
 
 
 def _functions(module: Any) -> list[str]:
-    return [name for name, thing in vars(module).items()
-            if inspect.isfunction(thing) and thing.__module__ == module.__name__ and name[0] != "_"]  # fmt: skip
+    return [
+        name
+        for name, thing in vars(module).items()
+        if inspect.isfunction(thing) and thing.__module__ == module.__name__ and name[0] != "_"
+    ]
 
 
 def _command(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
@@ -112,8 +140,18 @@ def _topics() -> str:
     rows = []
     for topic in TOPICS:
         kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // 86_400_000} d"
-        rows.append((f"`<pipeline>.{topic.suffix}`", topic.doc, topic.key, topic.record, str(topic.partitions or "as declared"),
-                     kept, ", ".join(topic.writers), ", ".join(topic.readers)))  # fmt: skip
+        rows.append(
+            (
+                f"`<pipeline>.{topic.suffix}`",
+                topic.doc,
+                topic.key,
+                topic.record,
+                str(topic.partitions or "as declared"),
+                kept,
+                ", ".join(topic.writers),
+                ", ".join(topic.readers),
+            )
+        )
     text = "# Topics\n\n`tidemill topics PIPELINE --create` creates those that the broker lacks.\n\n"
     return text + _table(("topic", "what", "key", "record", "partitions", "kept", "written by", "read by"), rows)
 
@@ -124,7 +162,12 @@ def _metrics() -> str:
         for metric in value.values() if isinstance(value, dict) else (value,):
             if isinstance(metric, MetricWrapperBase):
                 name = metric._name + ("_total" if metric._type == "counter" else "")
-                found[name] = (f"`{name}`", metric._type, ", ".join(f"`{label}`" for label in metric._labelnames), metric._documentation)
+                found[name] = (
+                    f"`{name}`",
+                    metric._type,
+                    ", ".join(f"`{label}`" for label in metric._labelnames),
+                    metric._documentation,
+                )
     text = "# Metrics\n\nEach service answers Prometheus on `/metrics` at `TIDEMILL_HTTP_PORT`.\n\n"
     return text + _table(("metric", "type", "labels", "what"), [found[name] for name in sorted(found)])
 
@@ -135,6 +178,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("COLUMNS", "110")
     for name, text in pages().items():
-        print(f"<!-- {name}.md -->\n{text}")  # noqa: T201
+        print(f"<!-- {name}.md -->\n{text}")
