@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: test-long outcomes asynchrony help demo unit test faults soak check lock format bench bench-views bench-rules clean
+.PHONY: test-long outcomes asynchrony help demo unit test faults soak check lock format bench bench-views bench-rules docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,5 +78,8 @@ bench-views: $(VENV)/dev ## CPU, memory and round trips of views, by aggregates,
 bench-rules: $(VENV)/dev ## CPU of the validator, by the number of rules and the kind of message
 	@$(BIN)/python -m benchmarks.rules $(ARGS)
 
+docs: $(VENV)/dev ## the documentation as a site, in build/site; every link and anchor is checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill
+	rm -rf $(VENV) build .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill
