@@ -31,7 +31,7 @@ class ArtifactError(TidemillError):
 
 
 class ScoreError(ArtifactError):
-    """What a model says is no score of its task: it has exploded. No version of it is published or opened."""
+    """A model's answer is no score of its task: it has diverged. No version of it is published or opened."""
 
 
 class Fenced(BrokerError):

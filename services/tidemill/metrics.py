@@ -41,7 +41,7 @@ COUNTS: Mapping[str, Counter] = {
     "skipped": Counter("tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]),
     "decisions": Counter("tidemill_decisions_total", "Decisions about who serves, by kind.", ["service", "kind"]),
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
-    "stopped": Counter("tidemill_model_stops_total", "Times a learner found its model exploded or not to be saved.", ["service", "model"]),
+    "stopped": Counter("tidemill_model_stops_total", "Times a learner found its model diverged or not to be saved.", ["service", "model"]),
     "archived": Counter("tidemill_archived_rows_total", "Rows written to the archive.", ["service", "topic"]),
     "not_stored": Counter("tidemill_versions_not_stored_total", "Model versions the artifact store did not take.", ["service", "model"]),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Kinds of task: how a River model of that kind is asked, taught and measured.
 
 A score is one finite float: binary P(True), regression the value, anomaly the anomaly score, multiclass the probability
-of the most likely class (with all of them beside it). What a model that has exploded says is none: see `Task.is_valid_score`.
+of the most likely class (with all of them beside it). The answer of a model that has diverged is none: see `Task.is_valid_score`.
 """
 
 from __future__ import annotations

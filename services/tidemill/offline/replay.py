@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, SettingsError, StoreError
-from tidemill.models.refold import Refold, Wanted
+from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.backtest import Progress
 from tidemill.offline.lookup import Lookup, shown
 from tidemill.registry.latest import Version, versions
@@ -305,17 +305,19 @@ class Replay:
     def _folded(self, wanted: Sequence[Version], manifests: Mapping[Version, Manifest], _: Mapping[Version, str],
                 progress: Progress | None) -> Iterator[Model]:  # fmt: skip
         """Yield versions as they were when one fold over the examples came by; what comes first learned least."""
-        waiting: dict[Wanted, Version] = {}
+        waiting: dict[FoldRange, Version] = {}
         for version in wanted:
             manifest = manifests.get(version)
             why = self._undeclared(version, manifest)
             if why:
                 yield Model(version, None, why)
             else:
-                waiting[Wanted(*version, manifest.begin if manifest else self.pipeline.parts(version[0])[1])] = version
+                waiting[FoldRange(*version, manifest.begin if manifest else self.pipeline.parts(version[0])[1])] = (
+                    version
+                )
         for came in Refold(self.pipeline, self.broker).snapshots(waiting, progress):
             why = f"{came.why}; without --rebuild the artifact is taken" if came.why else ""
-            yield Model(waiting[came.wanted], came.fold.model if came.fold else None, why)
+            yield Model(waiting[came.target], came.fold.model if came.fold else None, why)
 
     def told(self, done: Sequence[Done], progress: Progress | None = None) -> list[dict[str, Any]]:
         """Return all about some predictions, as the status service does: event, vector, scores then and now, outcome."""
