@@ -64,6 +64,7 @@ bench-rules: $(VENV)/ready ## CPU of the validator, by the number of rules and t
 
 docs: $(VENV)/ready ## the documentation as a site, in build/site; every link and anchor is checked
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server -d build/site"
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) build .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill
