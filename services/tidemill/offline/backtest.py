@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.features.lookup import HeldViews
@@ -318,6 +319,35 @@ class Backtest:
         report.metrics = self._values()
 
 
-def in_order(rows: Iterable[Row], time_field: str) -> Iterator[Row]:
-    """Yield rows in order of their time; rows of equal time stay as they were given."""
-    return iter(sorted(rows, key=lambda row: row[time_field]))
+class _NullModel:
+    """A model, and a metric, that cost nothing."""
+
+    requires_labels = False
+
+    def learn_one(self, x: object, y: object = None) -> None: ...
+
+    def predict_one(self, x: object) -> float:
+        del x
+        return 0.0
+
+    score_one = predict_one
+
+    def predict_proba_one(self, x: object) -> dict[Any, float]:
+        del x
+        return {}
+
+    def clone(self) -> _NullModel:
+        return self
+
+    def update(self, y: object, predicted: object) -> None: ...
+
+    def get(self) -> float:
+        return 0.0
+
+
+def without_models(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with one model that costs nothing instead of its own: for its vectors and its labels alone."""
+    null = _NullModel()
+    return replace(
+        pipeline, models={"baseline": null}, champion="baseline", baseline=None, metrics=[null], monitor=Monitor()
+    )

@@ -36,7 +36,8 @@ from tidemill.errors import DeclarationError, SettingsError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
 from tidemill.offline.history import write
-from tidemill.offline.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
+from tidemill.offline.source import ArchiveSource, KafkaSource
+from tidemill.offline.tuning.questions import LabelledVector, Questions, from_rows, read
 from tidemill.offline.tuning.successive_halving import HEAT, Asked, Race, Report, Runner, file_of
 from tidemill.stages.learner import service as learner
 from tidemill.stream.api import Position, TopicPartition, discard
@@ -116,7 +117,7 @@ class TestQuestions:
         step.finish(discard)
         for most in (10**6, 700):
             expected = from_rows(FLIGHTS, *rows("scheduled"), most)
-            for found in (from_kafka(FLIGHTS, broker, most), from_archive(FLIGHTS, str(tmp_path), most)):
+            for found in (read(FLIGHTS, KafkaSource(broker), most), read(FLIGHTS, ArchiveSource(str(tmp_path)), most)):
                 assert found.examples == expected.examples
                 assert found.steps == expected.steps
         assert len(expected) == 700
@@ -128,14 +129,14 @@ class TestQuestions:
         for record in examples:
             broker.append(record.topic(), record.value(), record.key(), 0)
         changed = small.make(request={"distance": "distance"})
-        found = from_kafka(changed, broker)
+        found = read(changed, KafkaSource(broker))
         assert (len(found), found.skipped) == (0, 5)
         with pytest.raises(SettingsError, match="no example of 'small' to tune on; 5 are of an earlier declaration"):
             Race(replace(changed, search=searching(linear)), found, Asked(1, math.inf, 1, 0))
 
     @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=30), st.integers(0, 5))
     def test_each_is_asked_with_what_was_known_and_then_learned_in_order(self, times, delay: int) -> None:
-        examples = [Past(at, (0, i), known, (), 0.0) for i, (at, known) in enumerate(times)]
+        examples = [LabelledVector(at, (0, i), known, (), 0.0) for i, (at, known) in enumerate(times)]
         found = Questions(replace(DELAYS), examples, delay=delay)
         assert [~step for step in found.steps if step < 0] == list(range(len(examples)))
         asked = [step for step in found.steps if step >= 0]
