@@ -21,8 +21,7 @@ from river import base, compose, linear_model, optim, preprocessing
 
 from tidemill import Gate, Pipeline, load
 from tidemill.demo import data
-from tidemill.models.evidence import Differences
-from tidemill.models.sequence import sequence
+from tidemill.models.evidence import Differences, Terms, round_rate
 from tidemill.offline.backtest import Backtest, Report
 from tidemill.stages.gate.service import LOOK
 
@@ -110,7 +109,7 @@ def decided(differences: np.ndarray[Any, Any], gate: Gate) -> int:
     for number, difference in enumerate(differences.tolist(), 1):
         found.add(difference)
         if number % LOOK == 0:
-            interval = sequence(found, gate.rate / 2, gate.examples)  # the first round's share of the rate
+            interval = found.interval(Terms(round_rate(gate.rate, 1, 1), gate.examples))
             if interval and interval.low > gate.margin:
                 return 1
             if interval and interval.high < 0:

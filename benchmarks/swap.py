@@ -115,7 +115,7 @@ class Stream:
                 self.publish(manifest)
             for question in self.questions:
                 self.broker.append(self.features, question, b"k", 1)
-            while not self.loop.turn(self.consumer, self.producer):
+            while not self.loop.run_once(self.consumer, self.producer):
                 pass
             waits.append((time.perf_counter() - due) * 1000)
             for slot, entries in self.broker.log.items():  # no broker of ours holds records in our memory

@@ -331,7 +331,7 @@ def test_what_is_remembered_is_rebuilt_from_the_log(steps: list[tuple[str, int, 
     first.assign(slot, Position(0))
     ended(log[:cut], first)
     second = Validator(declared, clock=lambda: NOW / 1000 + 1e6)
-    start = second.assign(slot, Position(cut, first.note(slot)))
+    start = second.assign(slot, Position(cut, first.commit_metadata(slot).encode()))
     assert start.live_from == cut
     second.process(log[start.rebuild_from : cut], discard)
     second.clock = lambda: NOW / 1000

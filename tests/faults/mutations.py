@@ -85,8 +85,8 @@ MUTANTS = (
         "stream/loop.py",
         "if self._process(records, producer):",
         "if records:\n"
-        "                early = consumer.positions(tuple(self._slots)).items()\n"
-        "                producer.commit({s: Position(o, self.step.note(s)) for s, o in early}, consumer)\n"
+        "                early = consumer.positions(tuple(self._partitions)).items()\n"
+        "                producer.commit({s: Position(o, self.step.commit_metadata(s).encode()) for s, o in early}, consumer)\n"
         "            if self._process(records, producer):",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
@@ -112,14 +112,14 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "note-not-kept-by-the-loop", "the joiner's note is not committed beside its offset",
+        "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "Position(up_to.get(slot, offset), self.step.note(slot))",
-        "Position(up_to.get(slot, offset))",
+        "Position(up_to.get(partition, offset), self.step.commit_metadata(partition).encode())",
+        "Position(up_to.get(partition, offset))",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
-        "note-not-kept-in-transactions", "the note is lost on its way to Kafka",
+        "metadata-not-kept-in-transactions", "the commit metadata is lost on its way to Kafka",
         "stream/kafka/producer.py",
         "send_offsets_to_transaction, committable(offsets), metadata)",
         "send_offsets_to_transaction, committable({p: Position(at.offset) for p, at in offsets.items()}), metadata)",
@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "order-runs-ahead", "positions run ahead of what was released",
         "stream/order.py",
-        "self.positions[slot] = held[cut - 1][1].offset() + 1",
-        "self.positions[slot] = held[-1][1].offset() + 1",
+        "self.positions[partition] = held[cut - 1][1].offset() + 1",
+        "self.positions[partition] = held[-1][1].offset() + 1",
         (LOOP,),
     ),
     Mutant(
@@ -165,7 +165,7 @@ MUTANTS = (
     Mutant(
         "order-takes-anything", "what the client fetched from elsewhere than it was told is done again",
         "stream/order.py",
-        "if offset < following.get(slot, _NEVER):",
+        "if offset < following.get(partition, _NEVER):",
         "if offset < 0:",
         (f"{LOOP}::test_what_was_read_before_or_belongs_to_another_is_refused",),
     ),
@@ -187,7 +187,7 @@ MUTANTS = (
     Mutant(
         "state-not-taken-back", "after an abort the state keeps what was not committed",
         "stream/loop.py",
-        "self.step.counts.clear()\n        self._forget(self._slots)",
+        "self.step.counts.clear()\n        self._forget(self._partitions)",
         "self.step.counts.clear()",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
     ),
@@ -204,7 +204,7 @@ MUTANTS = (
         "self.step.process(batch, discard)",
         "self.step.process(batch, self._emit)",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
-        (("            self._take_over(consumer)\n", "            self._emit = producer.emit\n            self._take_over(consumer)\n"),),
+        (("            self._restore(consumer)\n", "            self._emit = producer.emit\n            self._restore(consumer)\n"),),
     ),
     # Rebalances.
     Mutant(
@@ -225,22 +225,22 @@ MUTANTS = (
     Mutant(
         "revoke-keeps-state", "a rebalance keeps the state of what was not committed",
         "stream/loop.py",
-        "producer.abort()\n                self._forget(self._slots)",
+        "producer.abort()\n                self._forget(self._partitions)",
         "producer.abort()\n                self._dirty = False",
         (LOOP,),
     ),
     Mutant(
         "revoke-keeps-outputs", "a rebalance keeps the outputs of what was not committed",
         "stream/loop.py",
-        "producer.abort()\n                self._forget(self._slots)",
-        "self._forget(self._slots)",
+        "producer.abort()\n                self._forget(self._partitions)",
+        "self._forget(self._partitions)",
         (LOOP,),
     ),
     Mutant(
         "old-state-believed", "state held before a rebalance is kept though another member has gone on",
-        "stream/loop.py",
-        "if any(self._held.get(slot) != positions[slot].offset for slot in slots)",
-        "if any(slot not in self._held for slot in slots)",
+        "stream/restore.py",
+        "if state_offsets.get(partition) != resume.position.offset",
+        "if partition not in state_offsets",
         (LOOP,),
     ),
     # Sending.
@@ -391,7 +391,7 @@ MUTANTS = (
         (OTHERS,),
     ),
     Mutant(
-        "note-before-word", "an entity is in the note before it was said that its views lack what came before",
+        "metadata-before-begins", "an entity is in the commit metadata before `begins` is written",
         "wire/updates.py",
         "for entity, _, _ in self._routes if entity not in new)",
         "for entity, _, _ in self._routes)",

@@ -290,7 +290,7 @@ class Learning:
     def idle(self) -> None:
         quiet = 0
         while quiet < 3:
-            quiet = 0 if self.loop.turn(self.consumer, self.producer) else quiet + 1
+            quiet = 0 if self.loop.run_once(self.consumer, self.producer) else quiet + 1
 
     @property
     def versions(self) -> list[int]:

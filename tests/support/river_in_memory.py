@@ -47,7 +47,7 @@ def drive(service: Service, broker: MemoryBroker, *, batch: int = 50, instance: 
     producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
     quiet = 0
     while quiet < 3:
-        quiet = 0 if loop.turn(consumer, producer) else quiet + 1
+        quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
     return loop
 
 

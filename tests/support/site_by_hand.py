@@ -15,9 +15,11 @@ from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.stream.partition import partition_of
 from tidemill.stream.topic import Topic
-from tidemill.watch.status.app import CommandRequest, Parts, build
-from tidemill.watch.status.feed import Feed
+from tidemill.watch.status.app import build
+from tidemill.watch.status.bodies import CommandRequest
+from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
+from tidemill.watch.status.parts import Parts
 from tidemill.watch.status.scrape import Scraper
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -98,7 +100,7 @@ class Site:
     """The application, with what it knows put in by hand."""
 
     def __init__(self) -> None:
-        self.feed = Feed(KafkaBroker("127.0.0.1:1"), FLIGHTS)
+        self.follower = TopicFollower(KafkaBroker("127.0.0.1:1"), FLIGHTS)
         self.scraper = Scraper({"validator": "http://validator:1", "learner-logreg": "http://learner:1"})
         self.broker = MemoryBroker({topic.name("flights"): topic.partitions or 4 for topic in topics.TOPICS})
         self.redis: dict[str, dict[str, str]] = {"JFK": {"event_time": "1000", "origin_count_1h": "12.0"}}
@@ -110,10 +112,10 @@ class Site:
         self.newest: int | None = None
         self.lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"},
                              lambda: self.newest)  # fmt: skip
-        overview = Overview(FLIGHTS, self.feed, self.scraper, lambda: [{"name": "kafka", "ok": True, "why": ""}])
+        overview = Overview(FLIGHTS, self.follower, self.scraper, lambda: [{"name": "kafka", "ok": True, "why": ""}])
         self.app = build(
             Parts(
-                feed=self.feed, scraper=self.scraper, overview=overview, lookup=self.lookup, ready=lambda: self.wrong,
+                follower=self.follower, scraper=self.scraper, overview=overview, lookup=self.lookup, ready=lambda: self.wrong,
                 acknowledge=lambda *said: self.said.append(said), ask=self._ask, token=SecretStr(TOKEN),
             )
         )  # fmt: skip
@@ -129,7 +131,7 @@ class Site:
 
     def tell(self, topic: Topic, *values: bytes) -> None:
         for value in values:
-            self.feed._take[topic.name("flights")](MemoryRecord(topic.name("flights"), value, b"k", 1000))
+            self.follower._handlers[topic.name("flights")](MemoryRecord(topic.name("flights"), value, b"k", 1000))
 
     def get(self, path: str) -> Any:
         answer = self.client.get(path)

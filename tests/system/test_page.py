@@ -149,7 +149,7 @@ def test_a_prediction_and_an_entity_are_looked_up_from_the_page(demo: str, page:
 def hostile() -> Iterator[tuple[str, Site]]:
     """The service itself, that knows of nothing but scripts."""
     site, port = Site(), free_port()
-    site.feed._letter(letter(SCRIPT, SCRIPT, SCRIPT))
+    site.follower._letter(letter(SCRIPT, SCRIPT, SCRIPT))
     said = [figure("psi", 9.0, feature="distance"), figure("missing", 0.1, feature="distance")]
     said += [figure("freshness_p99", 9000.0, feature="origin"), figure("freshness_p99", 9e6, feature="dest")]
     said += [figure("stale", 0.03, feature="dest"), figure("warned", 0.07, segment=f"{SCRIPT}:between", feature=SCRIPT)]
@@ -202,7 +202,7 @@ def gate(hostile: tuple[str, Site]) -> Iterator[Site]:
     site.scraper._instances["gate", "0"] = Instance("gate", "0", "http://x", state="ok", why="", course=course)
     yield site
     del site.scraper._instances["gate", "0"], site.scraper.services["gate"]
-    site.feed.decisions.clear()
+    site.follower.decisions.clear()
 
 
 @pytest.mark.parametrize("width", [1060, 1280, 1440, 1900])

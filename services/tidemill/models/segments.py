@@ -1,6 +1,6 @@
 """How good a model is where one feature has one value: its metrics once more, for each value of some categories.
 
-memory   at most MOST_VALUES values of a feature, those that come first, and the others together; of each its metrics
+memory   at most MAX_VALUES values of a feature, those that come first, and the others together; of each its metrics
 cost     the learner takes 5 to 9% longer with two of them (docs/registry.md): River's ROCAUC, which walks ten thresholds, is counted
 """
 
@@ -15,9 +15,7 @@ from river import metrics
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.tasks import Judged
-
-MOST_VALUES = 50
-"""Values of one feature that are told apart."""
+from tidemill.models.evidence import MAX_VALUES
 
 State = list[tuple[Any, ...]]
 """Segments as plain values and River's own, as they are saved beside a model."""
@@ -88,7 +86,7 @@ class Segments:
         key = Segment(feature, value if value is None else str(value))
         line = self.lines.get(key)
         if line is None and value is not None:
-            if self._values[feature] < MOST_VALUES:
+            if self._values[feature] < MAX_VALUES:
                 self._values[feature] += 1
             else:
                 key = Segment(feature, None, others=True)

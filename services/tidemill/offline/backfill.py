@@ -112,7 +112,9 @@ class Backfill:
             backtest.updates = take
             backtest.run(events, labels, progress)
             for source, entity in self.routes:
-                Updates(self.pipeline, self.records, source).say("filled", [entity], self._latest, producer.emit)
+                Updates(self.pipeline, self.records, source).emit_control(
+                    "filled", [entity], self._latest, producer.emit
+                )
             producer.commit({}, None)
         finally:
             producer.close()

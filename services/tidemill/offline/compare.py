@@ -1,7 +1,7 @@
 """Which of two models is better: on the same questions, by what each answered then, overall and segment by segment.
 
 reads    <pipeline>.examples: what challengers would have answered is in each, so no model is opened or asked again
-memory   a line for each segment: River's metrics, and MOST_BATCHES numbers; segments beyond MOST_VALUES are one line
+memory   a line for each segment: River's metrics, and MAX_RUNS numbers; segments beyond MAX_VALUES are one line
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
-from tidemill.models.evidence import LOSSES, MOST_VALUES, Differences, Interval
+from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
 from tidemill.stream.api import Broker
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
@@ -89,13 +89,20 @@ class Line:
 
 @dataclass
 class Report:
-    """What was found. `questions`: those that both answered; `same`: of them, those where A and B were one model."""
+    """A comparison's result. `questions`: those that both answered; `same`: of them, those where A and B were one model.
+
+    `rate` is the probability that the interval of a line is ever wrong; there is none under `min_questions`, in a segment
+    under `min_segment_questions`.
+    """
 
     pipeline: str
     a: str
     b: str
     loss: str
     metrics: Sequence[str]
+    rate: float
+    min_questions: int
+    min_segment_questions: int
     questions: int = 0
     only_a: int = 0
     only_b: int = 0
@@ -132,8 +139,9 @@ class _Running:
         if self._loss:
             self.differences.add(self._loss[1](label, a) - self._loss[1](label, b))
 
-    def line(self, segment: Segment) -> Line:
-        return Line(segment, self.questions, self._values(self._a), self._values(self._b), self.differences.interval())
+    def line(self, segment: Segment, terms: Terms) -> Line:
+        interval = self.differences.interval(terms)
+        return Line(segment, self.questions, self._values(self._a), self._values(self._b), interval)
 
     def _values(self, metrics: Sequence[Any]) -> dict[str, float]:
         """Return the metrics that mean something: where all labels are the same, River's ROCAUC is -0."""
@@ -151,7 +159,11 @@ class Comparison:
         self.pipeline, self.asked = pipeline, asked
         names = [type(metric).__name__ for metric in pipeline.metric()]
         loss = LOSSES[pipeline.task][0] if pipeline.task in LOSSES else ""
-        self.report = Report(pipeline.name, asked.a, asked.b, loss, names)
+        self._terms, self._segment_terms = comparison_terms(pipeline), segment_terms(pipeline)
+        self.report = Report(
+            pipeline.name, asked.a, asked.b, loss, names,
+            rate=self._terms.rate, min_questions=self._terms.first, min_segment_questions=self._segment_terms.first,
+        )  # fmt: skip
         self._by_class = pipeline.task == "multiclass"
         self._answered: Counter[str] = Counter()
         self._lines: dict[Segment, _Running] = {}
@@ -191,7 +203,7 @@ class Comparison:
         found = Segment(name, None if value is None else str(value))
         if found in self._lines or value is None:
             return found
-        if self._values[name] >= MOST_VALUES:
+        if self._values[name] >= MAX_VALUES:
             return Segment(name, others=True)
         self._values[name] += 1
         return found
@@ -207,7 +219,7 @@ class Comparison:
         self._check()
         fields = ["", *self.asked.segments]
         self.report.lines = [
-            running.line(segment)
+            running.line(segment, self._segment_terms if segment.field else self._terms)
             for segment, running in sorted(
                 self._lines.items(),
                 key=lambda item: (

@@ -1,4 +1,4 @@
-"""The ports: what a step, a broker and a view are. Steps import this and no client library."""
+"""The ports: what a processor, a broker and a view are. Processors import this and no client library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from tidemill.stream.commit_metadata import CommitMetadata
+
 Headers = list[tuple[str, bytes]]
+NO_METADATA = CommitMetadata()
 
 
 class Record(Protocol):
@@ -30,10 +33,10 @@ class TopicPartition(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far a group has come in a slot: the next offset to read, and a word of the step's own beside it."""
+    """How far a group has come in a partition: the next offset to read, and the commit's metadata as text."""
 
     offset: int
-    note: str = ""
+    metadata: str = ""
 
 
 class Emit(Protocol):
@@ -67,7 +70,7 @@ def discard(
 
 @dataclass(frozen=True)
 class Start:
-    """Where to begin in a slot: rebuild silently from `rebuild_from` up to `live_from`, then go on emitting."""
+    """Where to begin in a partition: rebuild silently from `rebuild_from` up to `live_from`, then go on emitting."""
 
     rebuild_from: int
     live_from: int
@@ -76,10 +79,10 @@ class Start:
 class Processor:
     """What a service does to a batch of records, without I/O of its own.
 
-    A step's state is a function of the offsets it has read up to, and of nothing else; that is what lets the loop
-    throw it away and rebuild it. `counts` is what happened since the loop last took it, by (metric, label), and `observed`
-    the largest of what was measured since then; the loop publishes what came of live records and forgets what came of a
-    rebuild. `has_written` is set where something was emitted that is to be committed although no record has come.
+    A processor's state is a function of the offsets it has read up to, and of nothing else. So the loop may drop it and
+    rebuild it. `counts` is what happened since the loop last took it, by (metric, label), and `observed` the largest of
+    what was measured since then; the loop publishes those of live records and drops those of a rebuild. `has_written`
+    is set where something was emitted that is to be committed although no record has come.
     """
 
     def __init__(self) -> None:
@@ -87,12 +90,12 @@ class Processor:
         self.observed: dict[tuple[str, str], float] = {}
         self.has_written = False
 
-    def assign(self, slot: TopicPartition, committed: Position) -> Start:
-        """Take over a slot. The default step has no state."""
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        """Start with a partition. A processor without state, the default, begins at what is committed."""
         return Start(committed.offset, committed.offset)
 
-    def truncated(self, slot: TopicPartition) -> None:
-        """Be told that the log no longer reaches back to where `assign` asked to rebuild from."""
+    def truncated(self, topic_partition: TopicPartition) -> None:
+        """The log does not reach back to where `assign` asked to rebuild from."""
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         """Handle a batch, in order; called with an empty one when nothing has come for a while.
@@ -101,18 +104,18 @@ class Processor:
         """
         raise NotImplementedError
 
-    def note(self, slot: TopicPartition) -> str:
-        """Return the word to keep beside the offset that is about to be committed for `slot`."""
-        return ""
+    def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
+        """Return what to keep beside the offset that is about to be committed."""
+        return NO_METADATA
 
     def committed(self) -> None:
-        """Be told that everything processed so far is committed: the moment to write views. Also while nothing comes."""
+        """All that was processed is committed: views may be written now. Called also while nothing comes."""
 
-    def revoke(self, slots: Iterable[TopicPartition]) -> None:
-        """Drop the state of these slots."""
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        """Drop the state of these partitions."""
 
     def finish(self, emit: Emit) -> bool:
-        """Say a last word before a clean stop; returns whether it should be committed."""
+        """Emit what is left before a clean stop; returns whether it should be committed."""
         return False
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
@@ -130,19 +133,19 @@ class Consumer(Protocol):
         """Whether the group has given this member its share, be it nothing."""
 
     def changes(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
-        """Return the slots taken away and the slots given since the last call."""
+        """Return the partitions taken away and the partitions given since the last call."""
 
-    def committed(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
+    def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what the group has committed."""
 
     def start(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Read the given slots from these offsets on, and only them."""
+        """Read the given partitions from these offsets on, and only them."""
 
-    def positions(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return the next offset to be read, for slots where anything has been."""
+    def positions(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the next offset to be read, for partitions where anything has been."""
 
     def lag(self) -> Mapping[TopicPartition, int]:
-        """Return how many records behind the end of each slot this member is, as far as it knows without asking."""
+        """Return how many records behind the end of each partition this member is, as far as it knows without asking."""
 
     def close(self) -> None:
         """Leave."""
@@ -183,21 +186,21 @@ class Broker(Protocol):
     def partitions(self, topic: str) -> int:
         """Return the number of partitions; 0 where there is no such topic."""
 
-    def offset_range(self, slot: TopicPartition) -> tuple[int, int]:
-        """Return the first offset still there and the one after the last."""
+    def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
+        """Return the first offset that the log still has, and the one after the last."""
 
-    def committed(self, group: str, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
+    def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what a group has committed, without joining it."""
 
     def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[Record]]:
-        """Yield batches of what is committed in the ranges [from, to), in order within a slot."""
+        """Yield batches of what is committed in the ranges [from, to), in order within a partition."""
 
-    def follow(self, slot: TopicPartition, offset: int) -> Follower:
-        """Follow a slot from an offset on."""
+    def follow(self, partition: TopicPartition, offset: int) -> Follower:
+        """Follow a partition from an offset on."""
 
 
 class Follower(Protocol):
-    """Reads one slot as it grows, outside of any group."""
+    """Reads one partition as it grows, outside of any group."""
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
         """Return at most `limit` committed records, waiting up to `timeout` s for the first."""

@@ -1,7 +1,7 @@
-"""The one loop: poll a micro-batch, step, emit, commit offsets and output together, then let views be written.
+"""The one loop: poll a micro-batch, process, emit, commit offsets and output together, then let views be written.
 
 Guarantee, with a transactional producer: the outputs and the consumed offsets of a batch become visible together or
-not at all. State is rebuilt from Kafka at every take-over, so a crash at any instruction loses and doubles nothing.
+not at all. State is rebuilt from Kafka whenever partitions are assigned, so a crash at any instruction loses and doubles nothing.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from typing import Any
 
 from tidemill import metrics
 from tidemill.errors import Aborted, Retry, Stopped
+from tidemill.stream import restore
 from tidemill.stream.api import Broker, Consumer, Position, Processor, Producer, TopicPartition, discard
 
 log = logging.getLogger(__name__)
 
 NOWHERE: Mapping[TopicPartition, int] = MappingProxyType({})
 IDLE_SECONDS = 0.1
+#: How often levels are measured while records come; nobody reads them more often.
 GAUGE_SECONDS = 0.1
-"""How often levels are measured while records come; nobody looks more often."""
+#: How long a service that was asked to stop still tries to commit.
 STOP_SECONDS = 3.0
-"""How long a service that was asked to stop still tries to commit."""
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
 class Service:
-    """One service: its name, what it reads, and its step."""
+    """One service: its name, what it reads, and its processor."""
 
     name: str
     group: str
@@ -80,8 +81,8 @@ class Loop:
         self.ready = False
         self.heartbeat = clock()
         self.watch = metrics.LoopMetrics(service.name)
-        self._slots: set[TopicPartition] = set()
-        self._held: dict[TopicPartition, int] = {}
+        self._partitions: set[TopicPartition] = set()
+        self._state_offsets: dict[TopicPartition, int] = {}
         self._last_commit = self._last_batch = self._last_gauges = clock()
         self._dirty = False
         self._failures = 0
@@ -94,7 +95,7 @@ class Loop:
         self.stopping = True
 
     def run(self) -> None:
-        """Run until `stop` is called. What ends it otherwise is an error that only a restart can mend."""
+        """Run until `stop` is called. Any other end is an error that only a restart fixes."""
         tune_collector()
         # The group is joined in the background while the producer waits for the transaction that a killed predecessor
         # left open. Nothing is polled, so no committed offset is read, before that one is settled.
@@ -109,11 +110,11 @@ class Loop:
         try:
             producer = self.broker.producer(self.instance, self._beat)
         except Retry as error:
-            log.warning("stopped before it had begun", extra={"cause": str(error)})
+            log.warning("stopped before it had started", extra={"cause": str(error)})
             return
         try:
             while not self.stopping:
-                self.turn(consumer, producer)
+                self.run_once(consumer, producer)
             self._finish(consumer, producer)
             self._publish((), consumer)
         finally:
@@ -121,19 +122,19 @@ class Loop:
 
     def _finish(self, consumer: Consumer, producer: Producer) -> None:
         try:
-            if self._settled and self._slots and (self.step.finish(producer.emit) or self._dirty):
+            if self._settled and self._partitions and (self.step.finish(producer.emit) or self._dirty):
                 self._commit(consumer, producer)
         except (Aborted, Retry) as error:
             log.warning("left without a last commit; the next one begins there", extra={"cause": str(error)})
 
     def _beat(self) -> None:
-        """Say that this process lives although it waits. Raises Retry where it was asked to stop and has waited enough."""
+        """Count as alive while waiting. Raises Retry where it was asked to stop and has waited long enough."""
         self.heartbeat = self.clock()
         self.watch.heartbeat()
         if self.stopping and self.clock() - self._stop_asked_at > STOP_SECONDS:
             raise Retry("asked to stop while waiting for Kafka")
 
-    def turn(self, consumer: Consumer, producer: Producer) -> int:
+    def run_once(self, consumer: Consumer, producer: Producer) -> int:
         """Do one round; returns how many records it handled."""
         self._beat()
         try:
@@ -173,112 +174,99 @@ class Loop:
         return may_commit and self._dirty and self.clock() - self._last_commit >= self.commit_every
 
     def _commit(self, consumer: Consumer, producer: Producer, up_to: Mapping[TopicPartition, int] = NOWHERE) -> None:
-        """Commit what was handled: everything that was read or, in slots that `up_to` has, what is before its offset."""
+        """Commit what was handled: everything that was read or, in partitions that `up_to` has, what is before its offset."""
         started = self.clock()
         offsets = {
-            slot: Position(up_to.get(slot, offset), self.step.note(slot))
-            for slot, offset in consumer.positions(tuple(self._slots)).items()
+            partition: Position(up_to.get(partition, offset), self.step.commit_metadata(partition).encode())
+            for partition, offset in consumer.positions(tuple(self._partitions)).items()
         }
         producer.commit(offsets, consumer)
-        self._held.update({slot: position.offset for slot, position in offsets.items()})
+        self._state_offsets.update({partition: position.offset for partition, position in offsets.items()})
         self._dirty = False
         self._last_commit = self.clock()
         self.step.committed()
         self.watch.commit(self._last_commit - started)
 
     def _reassign(self, consumer: Consumer, producer: Producer) -> bool:
-        """Take over and give up slots as the group decides; returns whether there is nothing to process this turn."""
+        """Follow the group's assignment; returns whether there is nothing to process in this round."""
         revoked, assigned = consumer.changes()
         if revoked or assigned:
             if self._dirty:
                 producer.abort()
-                self._forget(self._slots)
-            self._slots = (self._slots - revoked) | assigned
+                self._forget(self._partitions)
+            self._partitions = (self._partitions - revoked) | assigned
             self._settled = False
-            log.info("partitions assigned", extra={"slots": _shown(self._slots), "revoked": _shown(revoked - assigned)})
+            log.info(
+                "partitions assigned",
+                extra={"partitions": _names(self._partitions), "revoked": _names(revoked - assigned)},
+            )
         if not self._settled:
             self.ready = False
-            self._take_over(consumer)
+            self._restore(consumer)
             self._settled = self.ready = True
             return True
-        if not self._slots:
+        if not self._partitions:
             self.ready = consumer.joined()  # with nothing to do: it stands by
-        return not self._slots
+        return not self._partitions
 
-    def _forget(self, slots: Iterable[TopicPartition]) -> None:
-        slots = set(slots)
-        self.step.revoke(slots)
-        for slot in slots:
-            self._held.pop(slot, None)
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        partitions = set(partitions)
+        self.step.revoke(partitions)
+        for partition in partitions:
+            self._state_offsets.pop(partition, None)
         self._dirty = False
 
-    def _take_over(self, consumer: Consumer) -> None:
-        """Bring the state of all slots to what Kafka has committed, silently, and start reading from there.
-
-        State is a function of the offsets, so where a slot came back and nobody has committed beyond what we hold,
-        what we hold is right and nothing is rebuilt.
-        """
-        committed = consumer.committed(sorted(self._slots)) if self._slots else {}
-        positions: dict[TopicPartition, Position] = {}
-        lows: dict[TopicPartition, int] = {}
-        for slot, position in committed.items():
-            low, high = self.broker.offset_range(slot)
-            lows[slot] = low
-            if position is None:
-                position = Position(low)
-            elif not low <= position.offset <= high:
-                where = low if position.offset < low else high
-                log.error(
-                    "records lost: the log does not hold the committed offset any more",
-                    extra={
-                        "slot": _shown([slot]),
-                        "committed": position.offset,
-                        "first": low,
-                        "end": high,
-                        "resume": where,
-                    },
-                )
-                # Counted at once: what a step has counted is forgotten when its state is rebuilt.
-                self.watch.counts({("lost_records", slot.topic): abs(where - position.offset)})
-                position = Position(where)
-            positions[slot] = position
-        groups: dict[int, list[TopicPartition]] = {}
-        for slot in positions:
-            groups.setdefault(slot.partition, []).append(slot)
-        stale = {
-            slot
-            for slots in groups.values()
-            if any(self._held.get(slot) != positions[slot].offset for slot in slots)
-            for slot in slots
-        } | {slot for slot in self._held if slot not in positions}
+    def _restore(self, consumer: Consumer) -> None:
+        """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
+        committed = consumer.committed(sorted(self._partitions)) if self._partitions else {}
+        resumes = {
+            p: restore.resume_position(position, *self.broker.offset_range(p)) for p, position in committed.items()
+        }
+        self._report_lost(committed, resumes)
+        stale = restore.stale_partitions(self._state_offsets, resumes)
         self._forget(stale)
-        starts = {slot: position.offset for slot, position in positions.items()}
-        ranges: dict[TopicPartition, tuple[int, int]] = {}
-        for slot in sorted(stale & positions.keys()):
-            start = self.step.assign(slot, positions[slot])
-            begin = start.rebuild_from
-            if begin < lows[slot] and begin < start.live_from:
-                log.error(
-                    "state is partial: the log does not reach back to where it is rebuilt from",
-                    extra={"slot": _shown([slot]), "needed": begin, "first": lows[slot]},
-                )
-                self.step.truncated(slot)
-                begin = lows[slot]
-            starts[slot] = start.live_from
-            if begin < start.live_from:
-                ranges[slot] = (begin, start.live_from)
-        self._rebuild(consumer, ranges)
-        self._held.update(starts)
+        starts = {p: self.step.assign(p, resumes[p].position) for p in sorted(stale & resumes.keys())}
+        plan = restore.plan(resumes, starts)
+        for partition, needed in plan.truncated.items():
+            log.error(
+                "state is partial: the log does not reach back to where it is rebuilt from",
+                extra={"partition": _names([partition]), "needed": needed, "first": resumes[partition].log_begin},
+            )
+            self.step.truncated(partition)
+        self._rebuild(consumer, plan.rebuild)
+        self._state_offsets.update(plan.read_from)
         self.step.committed()
-        consumer.start(starts)
-        log.info("reading", extra={"from": ", ".join(f"{_shown([slot])}@{starts[slot]}" for slot in sorted(starts))})
+        consumer.start(plan.read_from)
+        log.info(
+            "reading", extra={"from": ", ".join(f"{_names([p])}@{plan.read_from[p]}" for p in sorted(plan.read_from))}
+        )
         self._last_commit = self.clock()
 
-    def _rebuild(self, consumer: Consumer, ranges: dict[TopicPartition, tuple[int, int]]) -> None:
+    def _report_lost(
+        self, committed: Mapping[TopicPartition, Position | None], resumes: Mapping[TopicPartition, restore.Resume]
+    ) -> None:
+        for partition, resume in resumes.items():
+            position = committed[partition]
+            if position is None or not resume.lost:
+                continue
+            log.error(
+                "records lost: the log does not hold the committed offset any more",
+                extra={
+                    "partition": _names([partition]),
+                    "committed": position.offset,
+                    "first": resume.log_begin,
+                    "end": resume.log_end,
+                    "resume": resume.position.offset,
+                },
+            )
+            # Counted at once: what a processor has counted is dropped when its state is rebuilt.
+            self.watch.counts({("lost_records", partition.topic): resume.lost})
+
+    def _rebuild(self, consumer: Consumer, ranges: Mapping[TopicPartition, tuple[int, int]]) -> None:
         if not ranges:
             return
         total = sum(end - begin for begin, end in ranges.values())
-        log.info("rebuilding state from the log", extra={"records": total, "slots": _shown(ranges)})
+        log.info("rebuilding state from the log", extra={"records": total, "partitions": _names(ranges)})
         started, done = self.clock(), 0
         for batch in self.broker.read(ranges):
             self.step.process(batch, discard)
@@ -302,7 +290,7 @@ class Loop:
         log.warning("going back to what is committed", extra={"cause": str(error), "pause_seconds": pause})
         self.step.observed.clear()
         self.step.counts.clear()
-        self._forget(self._slots)
+        self._forget(self._partitions)
         try:
             producer.abort()
         except Retry:
@@ -341,5 +329,5 @@ def stop_on_signals(loop: Loop) -> None:
         signal.signal(number, loop.stop)
 
 
-def _shown(slots: Iterable[TopicPartition]) -> str:
-    return ", ".join(f"{slot.topic}[{slot.partition}]" for slot in sorted(slots))
+def _names(partitions: Iterable[TopicPartition]) -> str:
+    return ", ".join(f"{partition.topic}[{partition.partition}]" for partition in sorted(partitions))

@@ -96,23 +96,23 @@ class MemoryBroker:
     def partitions(self, topic: str) -> int:
         return self._topics.get(topic, 0)
 
-    def offset_range(self, slot: TopicPartition) -> tuple[int, int]:
-        return self.first[slot], len(self.log[slot])
+    def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
+        return self.first[partition], len(self.log[partition])
 
     def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[api.Record]]:
-        for slot, (begin, end) in ranges.items():
-            yield list(self.log[slot][max(begin, self.first[slot]) : end])
+        for partition, (begin, end) in ranges.items():
+            yield list(self.log[partition][max(begin, self.first[partition]) : end])
 
-    def committed(self, group: str, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
-        held = self.groups[group].committed if group in self.groups else {}
-        return {slot: held.get(slot) for slot in slots}
+    def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
+        committed = self.groups[group].committed if group in self.groups else {}
+        return {partition: committed.get(partition) for partition in partitions}
 
-    def follow(self, slot: TopicPartition, offset: int) -> MemoryFollower:
-        return MemoryFollower(self, slot, offset)
+    def follow(self, partition: TopicPartition, offset: int) -> MemoryFollower:
+        return MemoryFollower(self, partition, offset)
 
-    def truncate(self, slot: TopicPartition, first: int) -> None:
+    def truncate(self, partition: TopicPartition, first: int) -> None:
         """Forget everything before offset `first`, as retention does."""
-        self.first[slot] = first
+        self.first[partition] = first
 
     def append(
         self,
@@ -136,7 +136,7 @@ class MemoryBroker:
 
     def records(self, topic: str) -> list[MemoryRecord]:
         """Return all committed records of a topic, partition by partition."""
-        return [r for slot, entries in self.log.items() if slot.topic == topic for r in entries]
+        return [r for partition, entries in self.log.items() if partition.topic == topic for r in entries]
 
     def consumer(self, group: str, topics: Sequence[str], instance: str) -> MemoryConsumer:
         return MemoryConsumer(self, group, topics, instance)
@@ -166,17 +166,17 @@ class MemoryBroker:
 
 
 class MemoryFollower:
-    """Reads one slot as it grows."""
+    """Reads one partition as it grows."""
 
-    def __init__(self, broker: MemoryBroker, slot: TopicPartition, offset: int) -> None:
-        self.broker, self.slot, self.at = broker, slot, offset
+    def __init__(self, broker: MemoryBroker, partition: TopicPartition, offset: int) -> None:
+        self.broker, self.partition, self.at = broker, partition, offset
 
     def poll(self, limit: int, timeout: float) -> list[api.Record]:
-        found: list[api.Record] = list(self.broker.log[self.slot][self.at : self.at + limit])
-        self.at += len(found)
-        if not found:
+        records: list[api.Record] = list(self.broker.log[self.partition][self.at : self.at + limit])
+        self.at += len(records)
+        if not records:
             time.sleep(timeout)
-        return found
+        return records
 
     def close(self) -> None:
         pass
@@ -189,53 +189,53 @@ class MemoryConsumer:
         self.broker, self.topics, self.instance = broker, tuple(topics), instance
         self.group = broker.groups.setdefault(group, _Group())
         self.generation = 0
-        self._slots: set[TopicPartition] = set()
+        self._partitions: set[TopicPartition] = set()
         self._revoked: set[TopicPartition] = set()
         self._assigned: set[TopicPartition] = set()
         self._at: dict[TopicPartition, int] = {}
         self.group.members[instance] = self
         broker._rebalance(self.group)
 
-    def give(self, slots: set[TopicPartition], generation: int) -> None:
-        """Take a new assignment: everything is taken away and given anew, as eager rebalancing does."""
-        self._revoked |= self._slots
-        self._assigned = set(slots)
-        self._slots, self.generation, self._at = set(slots), generation, {}
+    def give(self, partitions: set[TopicPartition], generation: int) -> None:
+        """Take a new assignment: everything is revoked and assigned again, as eager rebalancing does."""
+        self._revoked |= self._partitions
+        self._assigned = set(partitions)
+        self._partitions, self.generation, self._at = set(partitions), generation, {}
 
     def poll(self, limit: int, timeout: float) -> list[api.Record]:
         del timeout  # nothing comes while we wait: all is in this process
-        found: list[api.Record] = []
+        records: list[api.Record] = []
         if self._revoked or self._assigned:
-            return found
+            return records
         order = TimeOrder()
         order.clear(self._at)
-        for slot in sorted(self._at):
-            entries, at = self.broker.log[slot], self._at[slot]
-            taken = entries[at : at + limit - len(found)]
-            found += taken
-            self._at[slot] = at + len(taken)
-        order.add(found)
+        for partition in sorted(self._at):
+            entries, at = self.broker.log[partition], self._at[partition]
+            taken = entries[at : at + limit - len(records)]
+            records += taken
+            self._at[partition] = at + len(taken)
+        order.add(records)
         return order.release()
 
     def joined(self) -> bool:
         return self.group.members.get(self.instance) is self
 
     def changes(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
-        found = self._revoked, self._assigned
+        revoked, assigned = self._revoked, self._assigned
         self._revoked, self._assigned = set(), set()
-        return found
+        return revoked, assigned
 
-    def committed(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
-        return {slot: self.group.committed.get(slot) for slot in slots}
+    def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
+        return {partition: self.group.committed.get(partition) for partition in partitions}
 
     def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._at = dict(offsets)
 
-    def positions(self, slots: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        return {slot: self._at[slot] for slot in slots if slot in self._at}
+    def positions(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return {partition: self._at[partition] for partition in partitions if partition in self._at}
 
     def lag(self) -> dict[TopicPartition, int]:
-        return {slot: len(self.broker.log[slot]) - at for slot, at in self._at.items()}
+        return {partition: len(self.broker.log[partition]) - at for partition, at in self._at.items()}
 
     def close(self) -> None:
         if self.group.members.get(self.instance) is self:
@@ -248,7 +248,7 @@ class MemoryProducer:
 
     def __init__(self, broker: MemoryBroker, name: str, epoch: int) -> None:
         self.broker, self.name, self.epoch = broker, name, epoch
-        self._held: list[tuple[str, bytes, bytes | None, int, Headers | None, int]] = []
+        self._pending: list[tuple[str, bytes, bytes | None, int, Headers | None, int]] = []
 
     def emit(
         self,
@@ -260,21 +260,21 @@ class MemoryProducer:
         partition: int = -1,
     ) -> None:
         self.broker._check(self.name, self.epoch)
-        self._held.append((topic, value, key, timestamp, headers, partition))
+        self._pending.append((topic, value, key, timestamp, headers, partition))
 
     def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
         self.broker._check(self.name, self.epoch)
         assert consumer is None or isinstance(consumer, MemoryConsumer)  # noqa: S101  the same broker made both
         if offsets and consumer and consumer.generation != consumer.group.generation:
             raise Aborted("committing: this member is not in the group's present generation")
-        for held in self._held:
-            self.broker.append(*held)
-        self._held.clear()
+        for record in self._pending:
+            self.broker.append(*record)
+        self._pending.clear()
         if consumer:
             consumer.group.committed.update(offsets)
 
     def abort(self) -> None:
-        self._held.clear()
+        self._pending.clear()
 
     def close(self) -> None:
-        self._held.clear()
+        self._pending.clear()

@@ -19,7 +19,7 @@ _NEVER = 2**63
 
 
 class TimeOrder:
-    """Buffers of records by slot, released merged by timestamp."""
+    """Buffers of records by partition, released merged by timestamp."""
 
     def __init__(self) -> None:
         self._buffers: dict[TopicPartition, list[Keyed]] = {}
@@ -35,49 +35,49 @@ class TimeOrder:
         return min(held[0][0] for held in self._buffers.values() if held)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Take records as they were read. Raises Aborted where one comes that was there before, or is of no slot of ours.
+        """Take records as they were read. Raises Aborted where one was read before, or belongs to a partition that is not ours.
 
         An offset may be far beyond the one before (between them may be markers of transactions), but never below it: a
         client that fetches from elsewhere than it was told would have thousands of records done twice.
         """
         buffers, latest, following = self._buffers, self._latest, self._next
         for record in records:
-            slot = TopicPartition(record.topic(), record.partition())
+            partition = TopicPartition(record.topic(), record.partition())
             offset = record.offset()
-            if offset < following.get(slot, _NEVER):
+            if offset < following.get(partition, _NEVER):
                 raise Aborted(
-                    f"reading {slot.topic}[{slot.partition}]: offset {offset} came where "
-                    f"{following.get(slot, 'nothing')} or later was expected"
+                    f"reading {partition.topic}[{partition.partition}]: offset {offset} came where "
+                    f"{following.get(partition, 'nothing')} or later was expected"
                 )
-            following[slot] = offset + 1
+            following[partition] = offset + 1
             key = record.timestamp()[1]
-            if key < latest.get(slot, key):
-                key = latest[slot]  # a partition's own order comes before time
-            latest[slot] = key
-            buffers.setdefault(slot, []).append((key, record))
+            if key < latest.get(partition, key):
+                key = latest[partition]  # a partition's own order comes before time
+            latest[partition] = key
+            buffers.setdefault(partition, []).append((key, record))
 
     def release(self, behind: Collection[TopicPartition] = ()) -> list[Record]:
-        """Return what can be handed out: all, or up to where each slot in `behind` has been read."""
+        """Return the records that may be processed: all, or up to where each partition in `behind` has been read."""
         edge = min((self._buffers[s][-1][0] if self._buffers.get(s) else -1 for s in behind), default=None)
         out: list[Keyed] = []
-        for slot, held in self._buffers.items():
+        for partition, held in self._buffers.items():
             cut = len(held)
             if edge is not None:
                 while cut and held[cut - 1][0] > edge:
                     cut -= 1
             if cut:
                 out += held[:cut]
-                self.positions[slot] = held[cut - 1][1].offset() + 1
+                self.positions[partition] = held[cut - 1][1].offset() + 1
                 del held[:cut]
                 if not held:
                     # One producer's clock that is a day ahead must not hold back what comes after it for a day.
-                    del self._latest[slot]
-        out.sort(key=_time)  # stable, and each slot's keys ascend: the runs are merged
+                    del self._latest[partition]
+        out.sort(key=_time)  # stable, and each partition's keys ascend: the runs are merged
         return [record for _, record in out]
 
     def behind(self, ends: dict[TopicPartition, int], slack: int) -> set[TopicPartition]:
-        """Return slots with more than `slack` offsets before their end (`ends`) that have not been read yet."""
-        return {slot for slot, end in ends.items() if end - self._next.get(slot, 0) > slack}
+        """Return partitions with more than `slack` offsets before their end (`ends`) that have not been read yet."""
+        return {partition for partition, end in ends.items() if end - self._next.get(partition, 0) > slack}
 
     def clear(self, positions: dict[TopicPartition, int]) -> None:
         """Forget everything and begin at these offsets."""

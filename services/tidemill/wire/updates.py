@@ -1,4 +1,4 @@
-"""Updates: what views of other entities, and over outcomes, are told."""
+"""Updates: what views of other entities, and over outcomes, are made from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.stream.api import Emit, Position
+from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -30,22 +31,22 @@ class Updates:
         self._routes = [(entity, entity.encode() + b":", tuple(of)) for entity, of in fields.items()]
         self._partitions = pipeline.partitions
 
-    def note(self, new: Collection[str]) -> str:
-        """Return what to keep beside an offset: the entities told of all before it, or said to lack it; `new` are neither."""
-        return ",".join(entity for entity, _, _ in self._routes if entity not in new)
+    def begun(self, new: Collection[str]) -> tuple[str, ...]:
+        """Return the entities that have had all updates so far, or a "begins" first; `new` have had neither yet."""
+        return tuple(entity for entity, _, _ in self._routes if entity not in new)
 
     def new(self, committed: Position) -> tuple[str, ...]:
-        """Return the entities that what came before `committed` was not told to; the views of them lack it."""
+        """Return the entities that had no updates of what came before `committed`; the views of them lack it."""
         if committed.offset == 0:
             return ()
-        known = committed.note.rpartition(":")[2].split(",")
-        return tuple(entity for entity, _, _ in self._routes if entity not in known)
+        begun = CommitMetadata.decode(committed.metadata).entities
+        return tuple(entity for entity, _, _ in self._routes if entity not in begun)
 
-    def say(self, control: str, entities: Iterable[str], time: int, emit: Emit) -> None:
-        """Say something of these entities' views to all partitions, at event time `time` (ms)."""
+    def emit_control(self, control: str, entities: Iterable[str], time: int, emit: Emit) -> None:
+        """Emit a control record ("begins" or "filled") for these entities to all partitions, at event time `time` (ms)."""
         for entity in entities:
             for partition in range(self._partitions):
-                said = {
+                update = {
                     "control": control,
                     "source": self.source,
                     "entity": entity,
@@ -55,7 +56,7 @@ class Updates:
                     "numbers": {},
                     "texts": {},
                 }
-                emit(self.topic, self._encode(said), entity.encode(), 0, None, partition)
+                emit(self.topic, self._encode(update), entity.encode(), 0, None, partition)
 
     def __bool__(self) -> bool:
         return bool(self._routes)

@@ -72,7 +72,7 @@ class River:
             producer = self.broker.producer(loop.instance)
             quiet = 0
             while quiet < 3:
-                quiet = 0 if loop.turn(consumer, producer) else quiet + 1
+                quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
             consumer.close()
 
     def play(self, messages: list) -> None:

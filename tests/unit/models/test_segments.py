@@ -17,8 +17,9 @@ from tidemill.cli.text import version_json, version_text
 from tidemill.encoding import schema_files as schemas
 from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
+from tidemill.models.evidence import MAX_VALUES
 from tidemill.models.fold import Fold
-from tidemill.models.segments import MOST_VALUES, Segments
+from tidemill.models.segments import Segments
 from tidemill.offline.lookup import shown
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
@@ -99,13 +100,13 @@ def test_a_segment_of_one_label_has_no_roc_auc() -> None:
 
 
 def test_values_beyond_the_most_are_told_together() -> None:
-    made = examples(1_000, tuple(f"c{n}" for n in range(MOST_VALUES + 30)))
+    made = examples(1_000, tuple(f"c{n}" for n in range(MAX_VALUES + 30)))
     fold = folded(made)
     told = fold.segments.told()
-    assert len(told) == MOST_VALUES + 1
+    assert len(told) == MAX_VALUES + 1
     assert (told[-1]["value"], told[-1]["others"]) == (None, True)
     assert told[-1]["examples"] == len(made) - sum(line["examples"] for line in told[:-1]) > 100
-    first = list(dict.fromkeys(one["prediction"]["features"]["vector"]["carrier"] for one in made))[:MOST_VALUES]
+    first = list(dict.fromkeys(one["prediction"]["features"]["vector"]["carrier"] for one in made))[:MAX_VALUES]
     assert {line["value"] for line in told[:-1]} == set(first)
     again = Segments(PIPELINE)
     again.resume(fold.segments.state())
@@ -114,7 +115,7 @@ def test_values_beyond_the_most_are_told_together() -> None:
 
 
 def test_segments_survive_a_snapshot_and_go_on_as_if_nothing_had_been() -> None:
-    made = examples(500, tuple(f"c{n}" for n in range(MOST_VALUES + 5)))
+    made = examples(500, tuple(f"c{n}" for n in range(MAX_VALUES + 5)))
     whole, first = folded(made), folded(made[:260])
     again = Fold(PIPELINE, "logreg")
     again.resume(type(first.snapshot())(**snapshots.load(snapshots.dump(first.snapshot().__dict__))))

@@ -19,17 +19,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import dummy, metrics
 
-from tidemill import Monitor, category, load, number
+from tidemill import Gate, Monitor, category, load, number
 from tidemill.cli.main import cli
 from tidemill.cli.text import comparison_json, comparison_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
-from tidemill.models.evidence import LEAST, MOST_BATCHES, MOST_VALUES, Differences, Interval, Z
+from tidemill.models.evidence import (
+    MAX_RUNS,
+    MAX_VALUES,
+    MIN_QUESTIONS,
+    MIN_RUNS,
+    RATE,
+    Differences,
+    Interval,
+    Terms,
+)
 from tidemill.offline.compare import Asked, Comparison, Line, Report, Segment, compare
+from tidemill.registry.decisions import ModelRef
 from tidemill.runtime.run import topic_table
+from tidemill.stages.gate.service import PromotionGate
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.memory import MemoryBroker
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -42,6 +54,7 @@ LATE = small.make(
 MINUTES = small.make(request=REQUEST, views=[], monitor=Monitor(segments=["carrier"]))
 PLAIN = load("plain")
 CARRIERS = ("UA", "DL", "B6", None)
+LOOK_EVERY = 50
 
 
 def question(pipeline: Pipeline, at: int, label: Any, champion: str = "linear", **answers: Any) -> dict[str, Any]:
@@ -54,7 +67,7 @@ def question(pipeline: Pipeline, at: int, label: Any, champion: str = "linear", 
     return found
 
 
-def late(many: int = 400, seed: int = 0) -> list[dict[str, Any]]:
+def late(many: int = 1_000, seed: int = 0) -> list[dict[str, Any]]:
     """Return questions of which `linear` knows something where the carrier is UA, and `slow` where it is DL."""
     rng, found = random.Random(seed), []
     for at in range(many):
@@ -88,11 +101,24 @@ def frame_of(examples: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def batches(differences: np.ndarray) -> tuple[float, float]:
-    """The definition: runs of the least power of two that leaves fewer than MOST_BATCHES, their means' spread."""
-    size = next(2**k for k in itertools.count() if len(differences) // 2**k < MOST_BATCHES)
-    runs = differences[: len(differences) // size * size].reshape(-1, size).mean(axis=1)
-    return float(differences.mean()), Z * float(runs.std(ddof=1)) * math.sqrt(size / len(differences))
+TERMS = Terms(RATE, MIN_QUESTIONS)
+
+
+def sequence(differences: np.ndarray, terms: Terms = TERMS) -> tuple[float, float]:
+    """The definition: the mean, and theorem 2.2's margin by the largest spread of runs of any length.
+
+    Runs begin at the least power of two that leaves fewer than MAX_RUNS, and double while MIN_RUNS are left.
+    """
+    count, alpha, spreads = len(differences), terms.rate, [0.0]
+    size = next(2**k for k in itertools.count() if count // 2**k < MAX_RUNS)
+    while count // size >= MIN_RUNS:
+        means = differences[: count // size * size].reshape(-1, size).mean(axis=1)
+        spreads.append(float(means.std(ddof=1)) * math.sqrt(size))
+        size *= 2
+    rho = math.sqrt((-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / (4 * terms.first))
+    v = count * rho**2 + 1
+    margin = max(spreads) * math.sqrt(2 * v / (count**2 * rho**2) * math.log(math.sqrt(v) / alpha))
+    return float(differences.mean()), margin
 
 
 class TestByDefinition:
@@ -108,14 +134,14 @@ class TestByDefinition:
             truth, losses = rows["label"].to_numpy(dtype=bool), {}
             for side, model in ((line.a, "linear"), (line.b, "slow")):
                 score = rows[model].to_numpy(dtype=float)
-                losses[model] = -np.log(np.where(truth, score, 1 - score))
-                assert side["LogLoss"] == pytest.approx(losses[model].mean())
+                losses[model] = (score - truth) ** 2
+                assert side["LogLoss"] == pytest.approx(-np.log(np.where(truth, score, 1 - score)).mean())
                 assert side["Accuracy"] == pytest.approx(((score > 0.5) == truth).mean())
                 rocauc = metrics.ROCAUC()
                 for label, p in zip(truth.tolist(), score.tolist(), strict=True):
                     rocauc.update(label, {True: p, False: 1 - p})
                 assert side["ROCAUC"] == rocauc.get()
-            mean, margin = batches(losses["linear"] - losses["slow"])
+            mean, margin = sequence(losses["linear"] - losses["slow"])
             assert line.difference == pytest.approx((mean, mean - margin, mean + margin))
 
     def test_the_verdict_is_told_by_segment(self) -> None:
@@ -137,7 +163,7 @@ class TestByDefinition:
         assert Line(Segment(), 50, {}, {}, Interval((low + high) / 2, low, high)).verdict == verdict
         assert Line(Segment(), 5, {}, {}, None).verdict == "no difference shown"
 
-    def test_numbers_are_held_to_their_squared_error(self) -> None:
+    def test_numbers_are_held_to_their_absolute_error(self) -> None:
         rng = random.Random(1)
         examples = [
             question(MINUTES, at, rng.gauss(0, 20), carrier="UA", linear=rng.gauss(0, 5), slow=rng.gauss(9, 5)) for at in range(200)
@@ -147,23 +173,25 @@ class TestByDefinition:
         line = report.lines[0]
         assert line.a["RMSE"] == pytest.approx(math.sqrt(squares["linear"].mean()))
         assert line.b["MAE"] == pytest.approx((frame["slow"] - frame["label"]).abs().mean())
-        assert line.difference.mean == pytest.approx((squares["linear"] - squares["slow"]).mean())
-        assert (report.loss, line.verdict) == ("squared error", "A better")
+        assert line.difference.mean == pytest.approx((squares["linear"] ** 0.5 - squares["slow"] ** 0.5).mean())
+        assert (report.loss, line.verdict) == ("absolute error", "A better")
 
     def test_classes_are_held_to_the_probability_of_the_one_that_came_true(self) -> None:
         stream = replace(small.LABELS, value=lambda label: "late" if label["arr_delay"] > 0 else "early")
         models = {"linear": dummy.PriorClassifier(), "slow": dummy.PriorClassifier()}
         pipeline = small.make(task="multiclass", labels=stream, models=models, views=[])
         examples = []
-        for at in range(50):
+        for at in range(250):
             example = question(pipeline, at, ("late", "early")[at % 2], linear=0.9, slow=0.6)
             for score in (example["prediction"]["champion"], *example["prediction"]["challengers"]):
                 other = ("late", "early")[at % 2 == 0]
                 score["probabilities"] = {example["label"]: score["score"], other: 1 - score["score"]} if at else {}
             examples.append(example)
         report = found(pipeline, examples)
-        assert (report.questions, report.neither) == (49, 1), "who knows no class has not answered"
-        assert report.lines[0].difference.mean == pytest.approx(-math.log(0.9) + math.log(0.6))
+        assert (report.questions, report.neither) == (249, 1), "who knows no class has not answered"
+        came_true = np.array([1.0, 0.0])
+        brier = {p: float(((np.array([p, 1 - p]) - came_true) ** 2).sum()) for p in (0.9, 0.6)}
+        assert report.lines[0].difference.mean == pytest.approx(brier[0.9] - brier[0.6])
         assert report.lines[0].a["CrossEntropy"] == pytest.approx(-math.log(0.9))
 
     def test_an_anomaly_score_has_metrics_and_no_verdict(self) -> None:
@@ -187,71 +215,146 @@ class TestByDefinition:
 
 class TestInterval:
     @settings(deadline=None, max_examples=60)
-    @given(st.lists(st.floats(-1e6, 1e6), min_size=LEAST, max_size=1200))
+    @given(st.lists(st.floats(-1e6, 1e6), min_size=MIN_QUESTIONS, max_size=1200))
     def test_it_is_its_formula(self, values: list[float]) -> None:
         running = Differences()
         for value in values:
             running.add(value)
-        mean, margin = batches(np.array(values))
-        found = running.interval()
+        mean, margin = sequence(np.array(values))
+        found = running.interval(TERMS)
         assert found.mean == pytest.approx(mean, abs=1e-6)
         assert found.high - found.mean == pytest.approx(margin, abs=1e-6)
         assert found.mean - found.low == pytest.approx(margin, abs=1e-6)
-        assert len(running.sums) < MOST_BATCHES
+        assert len(running.sums) < MAX_RUNS
 
-    @pytest.mark.parametrize("many", [LEAST, 100, MOST_BATCHES - 1])
-    def test_of_few_differences_it_is_the_paired_normal_one(self, many: int) -> None:
+    @pytest.mark.parametrize("many", [MIN_QUESTIONS, MAX_RUNS * 2 - 1, 1000])
+    def test_it_is_wider_than_the_paired_normal_one_which_is_for_one_look(self, many: int) -> None:
         values = np.random.default_rng(many).normal(size=many)
         running = Differences()
         for value in values:
             running.add(value)
-        margin = 1.96 * values.std(ddof=1) / math.sqrt(many)
-        assert running.interval() == pytest.approx(
-            (values.mean(), values.mean() - margin, values.mean() + margin), rel=1e-4
-        )
+        normal = 1.96 * values.std(ddof=1) / math.sqrt(many)
+        found = running.interval(TERMS)
+        assert found.mean == pytest.approx(values.mean())
+        assert normal < found.high - found.mean == pytest.approx(found.mean - found.low)
 
     @staticmethod
     def covered(seeds: int, many: int, alike: float) -> float:
-        """Return how often the interval has 0 in it, where each difference is `alike` to the one before."""
+        """Return how often the interval has 0 in it at every look, where each difference is `alike` to the one before."""
         inside = 0
         for seed in range(seeds):
             noise, running, last = np.random.default_rng(seed).normal(size=many).tolist(), Differences(), 0.0
-            for value in noise:
+            is_inside = True
+            for at, value in enumerate(noise, 1):
                 last = alike * last + value
                 running.add(last)
-            found = running.interval()
-            inside += found.low <= 0 <= found.high
+                if at % LOOK_EVERY == 0:
+                    found = running.interval(TERMS)
+                    is_inside &= found is None or found.low <= 0 <= found.high
+            inside += is_inside
         return inside / seeds
 
-    @pytest.mark.parametrize("many", [100, 1000])
+    @pytest.mark.parametrize("many", [400, 1000])
     def test_of_equal_models_it_covers_0_at_its_rate(self, many: int) -> None:
-        assert 0.92 < self.covered(500, many, 0.0) < 0.975
+        assert self.covered(500, many, 0.0) > 1 - RATE
 
     def test_also_where_neighbours_are_alike(self) -> None:
-        """Were they taken for independent ones, at 0.8 the interval would be a third of what it must be, and cover 0 half
-        of the time."""
+        """Were they taken for independent ones, at 0.8 the interval would be a third of what it must be."""
         assert self.covered(300, 4000, 0.8) > 0.9
 
     def test_too_few_or_endless_ones_have_none(self) -> None:
         running = Differences()
-        for _ in range(LEAST - 1):
+        for _ in range(MIN_QUESTIONS - 1):
             running.add(1.0)
-        assert running.interval() is None
+        assert running.interval(TERMS) is None
         running.add(1.0)
-        assert running.interval() == (1.0, 1.0, 1.0)
+        assert running.interval(TERMS) == (1.0, 1.0, 1.0)
         running.add(math.inf)
-        assert running.interval() is None
-        for value in (1e308, -1e308) * LEAST:
-            running = Differences()
+        assert running.interval(TERMS) is None
+        running = Differences()
+        for value in (1e308, -1e308, 0.0) * MIN_QUESTIONS:
             running.add(value)
-        assert running.interval() is None
+        assert running.interval(TERMS) is None
 
     def test_an_answer_beyond_all_bounds_ends_nothing(self) -> None:
-        examples = [question(MINUTES, at, 1.0, linear=1e300, slow=0.0) for at in range(40)]
+        examples = [question(MINUTES, at, 1.0, linear=1e307, slow=0.0) for at in range(400)]
         line = found(MINUTES, examples).lines[0]
         assert (line.verdict, line.difference) == ("no difference shown", None)
         assert ("RMSE" in line.a, line.b["RMSE"]) == (False, 1.0)
         assert "too few" in comparison_text(found(MINUTES, examples[:5]))
+
+
+GATED = replace(LATE, gate=Gate(examples=200, watch=1_000, round=1_000, segments=["carrier"]))
+
+
+class TestAgreement:
+    """`compare` and the gate judge one pair by one loss and one interval: neither says "better" where the other is unsure."""
+
+    @settings(deadline=None, max_examples=15)
+    @given(
+        seed=st.integers(0, 2**32), better=st.floats(-0.3, 0.3), noise=st.floats(0.01, 0.5), alike=st.floats(0.0, 0.95),
+        worst=st.sampled_from([0.0, 1.0]), missing=st.floats(0.0, 0.3),
+    )  # fmt: skip
+    def test_at_every_look_at_the_same_questions_the_verdicts_agree(
+        self, seed: int, better: float, noise: float, alike: float, worst: float, missing: float
+    ) -> None:
+        rng, luck = random.Random(seed), 0.0
+        comparison = Comparison(GATED, Asked("linear", "slow"))
+        gate: Any = PromotionGate(GATED, b"key", list, lambda _: "")
+        gate.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
+        encode, emitted = Records(GATED).example.encode, small.Emitted()
+        for at in range(800):
+            label, luck = rng.random() < 0.4, alike * luck + rng.gauss(0, noise)
+            answers = {"linear": abs(label - 0.4), "slow": abs(label - 0.4 + better + luck)}
+            answers = {name: min(1.0, max(0.0, abs(label - value))) for name, value in answers.items()}
+            if rng.random() < 0.01:
+                answers["slow"] = worst
+            if rng.random() < missing:
+                del answers["slow"]
+            example = question(GATED, at, label, carrier="UA", **answers)
+            comparison.take(example)
+            gate.process([MemoryRecord("small.examples", encode(example), b"k", at, offset=at)], emitted)
+            if at % LOOK_EVERY or not comparison.report.questions or gate.since:
+                continue
+            line, trial = comparison.finish().lines[0], gate.trials[ModelRef("slow")]
+            interval = trial.interval()
+            assert comparison.report.loss == trial.loss
+            assert line.questions == trial.questions
+            assert comparison.report.rate <= trial.terms.rate
+            if line.difference is None:
+                assert interval is None
+            else:
+                assert line.difference.mean == interval.mean
+                assert line.difference.low <= interval.low <= interval.high <= line.difference.high
+            if line.verdict == "B better":
+                assert interval.low > 0
+            if line.verdict == "A better":
+                assert interval.high < 0
+
+    def test_what_the_gate_promotes_or_refuses_compare_never_contradicts(self) -> None:
+        """The gate's decisions on streams whose models differ, and compare's verdict on the questions of each decision."""
+        seen = set()
+        for seed, better in enumerate((-0.2, -0.05, 0.0, 0.05, 0.2)):
+            rng, comparison = random.Random(seed), Comparison(GATED, Asked("linear", "slow"))
+            gate: Any = PromotionGate(GATED, b"key", list, lambda _: "")
+            gate.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
+            encode, emitted = Records(GATED).example.encode, small.Emitted()
+            for at in range(900):
+                label = rng.random() < 0.4
+                linear = min(1.0, max(0.0, 0.4 + 0.4 * (label - 0.4) + rng.uniform(-0.1, 0.1)))
+                slow = min(1.0, max(0.0, 0.4 + (0.4 + better) * (label - 0.4) + rng.uniform(-0.1, 0.1)))
+                example = question(GATED, at, label, carrier="UA", linear=linear, slow=slow)
+                comparison.take(example)
+                gate.process([MemoryRecord("small.examples", encode(example), b"k", at, offset=at)], emitted)
+                if gate.past:
+                    break
+            verdict = comparison.finish().lines[0].verdict
+            if gate.past:
+                seen.add(gate.past[0].kind)
+                assert verdict != {"promoted": "A better", "refused": "B better"}[gate.past[0].kind]
+            else:
+                assert verdict == "no difference shown"
+        assert seen == {"promoted", "refused"}
 
 
 class TestQuestions:
@@ -340,9 +443,9 @@ class TestQuestions:
         finally:
             tracemalloc.stop()
         lines = comparison.finish().lines
-        assert len(lines) == MOST_VALUES + 2
+        assert len(lines) == MAX_VALUES + 2
         assert lines[-1].segment == Segment("tailnum", None, True)
-        assert (lines[-1].questions, str(lines[-1].segment)) == (4000 - MOST_VALUES, "tailnum (others)")
+        assert (lines[-1].questions, str(lines[-1].segment)) == (4000 - MAX_VALUES, "tailnum (others)")
 
 
 @pytest.fixture(scope="module")
@@ -350,9 +453,9 @@ def embedded() -> EmbeddedBroker:
     broker, plain = EmbeddedBroker(), Records(PLAIN)
     broker.create([name for _, name, _ in topic_table(PLAIN)])
     producer, rng = KafkaBroker(broker.servers).producer("test"), random.Random(3)
-    for at in range(100):
+    for at in range(1000):
         label = rng.random() < 0.3
-        example = question(PLAIN, at * small.HOUR, label, "logreg", logreg=0.8 if label else 0.2, baseline=0.4,
+        example = question(PLAIN, at * small.HOUR // 10, label, "logreg", logreg=0.8 if label else 0.2, baseline=0.4,
                            carrier="UA" if at % 2 else "[red]\x1b")  # fmt: skip
         producer.emit("plain.examples", plain.example.encode(example), b"k", partition=0)
     producer.commit({}, None)
@@ -367,13 +470,19 @@ class TestCommand:
 
     def test_text_and_json_say_the_same(self, embedded: EmbeddedBroker) -> None:
         text = self.run(embedded, "--segment", "carrier")
-        for words in ("100 questions that both answered", "carrier UA", "A better", "one look", r"carrier [red]\x1b"):
+        for words in (
+            "1,000 questions that both answered",
+            "carrier UA",
+            "A better",
+            "however often you look",
+            r"carrier [red]\x1b",
+        ):
             assert words in text
         assert "\x1b" not in text
         report = json.loads(
             self.run(embedded, "--segment", "carrier", "--json", "--from", "1970-01-01T10:00Z", "--to", "1970-01-03")
         )
-        assert report["questions"] == 38
+        assert report["questions"] == 380
         assert [line["verdict"] for line in report["lines"]] == [
             "A better",
             "no difference shown",
@@ -381,7 +490,7 @@ class TestCommand:
         ]
         assert set(report["lines"][0]) == {"field", "value", "others", "questions", "a", "b", "difference", "verdict"}
         assert set(report["lines"][0]["difference"]) == {"mean", "low", "high"}
-        assert report["lines"][1]["difference"] is None, "19 questions are too few"
+        assert report["lines"][1]["difference"] is None, "190 questions are too few"
 
     def test_declared_segments_are_the_default(self, embedded: EmbeddedBroker) -> None:
         lines = json.loads(self.run(embedded, "--json"))["lines"]

@@ -48,7 +48,7 @@ def run(broker: MemoryBroker, pipeline: Pipeline, *, fuse: bool = True, batch: i
     quiet = 0
     try:
         while quiet < 5:
-            quiet = 0 if loop.turn(consumer, producer) else quiet + 1
+            quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
         return None
     except Stopped as stopped:
         return stopped

@@ -17,8 +17,7 @@ from tidemill import Gate, Monitor, Training, category, load, number
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.errors import ArtifactError, DeclarationError
-from tidemill.models.evidence import Differences
-from tidemill.models.sequence import sequence
+from tidemill.models.evidence import Differences, Terms
 from tidemill.offline.backtest import Backtest
 from tidemill.registry.decisions import (
     NOBODY,
@@ -145,7 +144,7 @@ class TestTheSequence:
             found = Differences()
             for at, difference in enumerate(make(), 1):
                 found.add(difference)
-                interval = sequence(found, rate, 1_000) if at % LOOK == 0 else None
+                interval = found.interval(Terms(rate, 1_000)) if at % LOOK == 0 else None
                 if interval and interval.low > 0:
                     promoted += 1
                     break
@@ -155,7 +154,7 @@ class TestTheSequence:
         rng, found = np.random.default_rng(3), Differences()
         for difference in rng.normal(0.1, 1.0, 20_000):
             found.add(float(difference))
-        interval = sequence(found, 0.05, 1_000)
+        interval = found.interval(Terms(0.05, 1_000))
         assert interval is not None
         assert 0 < interval.low < 0.1 < interval.high
 
@@ -163,9 +162,9 @@ class TestTheSequence:
         found = Differences()
         for _ in range(99):
             found.add(1.0)
-        assert sequence(found, 0.05, 100) is None
+        assert found.interval(Terms(0.05, 100)) is None
         found.add(float("inf"))
-        assert sequence(found, 0.05, 100) is None
+        assert found.interval(Terms(0.05, 100)) is None
 
 
 class TestDecisions:
@@ -655,7 +654,7 @@ class TestFlights:
 
 
 def test_a_trial_counts_values_of_a_segment_that_are_too_many_together() -> None:
-    trial = Trial(PIPELINE, GATE, ModelRef("linear"), ModelRef("slow"), first=10, rate=0.05)
+    trial = Trial(PIPELINE, GATE, ModelRef("linear"), ModelRef("slow"), Terms(0.05, 10))
     for number_ in range(300):
         found = small.example(PIPELINE, "e", True, 0, carrier=f"c{number_}")  # type: ignore[arg-type]
         trial.take(found, [small.score("linear", 0.4), small.score("slow", 0.6)])  # type: ignore[arg-type,list-item]

@@ -188,8 +188,8 @@ def test_a_joiner_rebuilt_from_its_notes_goes_on_as_if_it_had_never_stopped(log,
         first.process([records[side][offset]], emitted)
     reached = Counter(side for side, _ in order[:stop])
     notes = {
-        LOG_SLOT: Position(reached["log"], first.note(LOG_SLOT)),
-        LABELS_SLOT: Position(reached["labels"], first.note(LABELS_SLOT)),
+        LOG_SLOT: Position(reached["log"], first.commit_metadata(LOG_SLOT).encode()),
+        LABELS_SLOT: Position(reached["labels"], first.commit_metadata(LABELS_SLOT).encode()),
     }
     second, begins = assigned(notes)
     again = (

@@ -18,6 +18,7 @@ from join_definition import Asked, T, Told, by_definition, chained, held, waterm
 from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
 from tidemill.stages.joiner.service import Joiner
 from tidemill.stream.api import Position, TopicPartition, discard
+from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
@@ -210,7 +211,7 @@ class Service:
         return self.play(turns)
 
     def notes(self) -> dict[TopicPartition, Position]:
-        return {slot: Position(self.at[slot], self.joiner.note(slot)) for slot in self.logs}
+        return {slot: Position(self.at[slot], self.joiner.commit_metadata(slot).encode()) for slot in self.logs}
 
     def emit(
         self, topic: str, value: bytes, key: Any = None, timestamp: int = 0, headers: Any = None, partition: int = -1
@@ -283,7 +284,9 @@ def test_a_rebuilt_joiner_notes_what_the_first_noted(case: Case, log_at: int, la
     before = Service(case).play([slot for slot, n in cut.items() for _ in range(n)])
     notes = before.notes()
     for slot, position in notes.items():
-        begin, mark = map(int, position.note.split(":")[:2])
+        kept = CommitMetadata.decode(position.metadata)
+        begin, mark = kept.rebuild_from, kept.watermark
+        assert begin is not None
         assert begin <= position.offset == cut[slot]
         seen = watermarks(case[slot == LABELS][:begin])
         assert mark == (seen[-1] if seen else NEVER)
@@ -295,7 +298,7 @@ def test_a_record_of_another_schema_is_a_dead_letter_and_counts_as_read() -> Non
     service.logs[LOG][1] = log_record(1, Asked("a", 0))
     service.play([LOG, LOG, LABELS])
     assert service.out == {("unknown_schema", LOG.topic, "0"): 1, ("joined", 1, 1, 1.0): 1}
-    assert service.joiner.note(LOG) == f"1:{NEVER}"
+    assert service.joiner.commit_metadata(LOG) == CommitMetadata(1, NEVER)
 
 
 def test_a_label_keeps_its_record_only_while_it_may_become_a_dead_letter() -> None:

@@ -127,7 +127,7 @@ def drive(service: Service, broker, instance: str = "0") -> None:
     producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
     quiet = 0
     while quiet < 3:
-        quiet = 0 if loop.turn(consumer, producer) else quiet + 1
+        quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
 
 
 def run_all(broker, stores: Stores, bomb: Bomb) -> None:
@@ -221,13 +221,13 @@ def test_a_store_that_is_emptied_while_nothing_comes_is_filled(sent, monkeypatch
         broker.producer(loop.instance),
         broker.consumer(service.group, service.topics, loop.instance),
     )
-    while not stores[OWN].features or loop.turn(consumer, producer):
-        loop.turn(consumer, producer)
-    loop.turn(consumer, producer)
+    while not stores[OWN].features or loop.run_once(consumer, producer):
+        loop.run_once(consumer, producer)
+    loop.run_once(consumer, producer)
     held = {name: dict(features) for name, features in stores[OWN].features.items()}
     for part in (stores[OWN].features, stores[OWN].tiles, stores[OWN].offsets, stores[OWN].notes):
         part.clear()
-    loop.turn(consumer, producer)
+    loop.run_once(consumer, producer)
     assert stores[OWN].features == held
 
 
@@ -268,7 +268,7 @@ def test_an_aborted_commit_goes_back_and_ends_the_same(sent, undisturbed) -> Non
         )
         quiet = 0
         while quiet < 5:
-            quiet = 0 if loop.turn(consumer, producer) else quiet + 1
+            quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
     assert Aborting.commits > 60
     assert result(broker, stores) == undisturbed
 
@@ -283,12 +283,12 @@ def test_a_zombie_writes_nothing(sent, undisturbed) -> None:
         broker.consumer(service.group, service.topics, zombie.instance),
     )
     for _ in range(5):
-        zombie.turn(consumer, producer)
+        zombie.run_once(consumer, producer)
     del broker.groups[service.group].members[zombie.instance]  # as a pause longer than the session does
     drive(services(stores)[1], broker)
     stored = dict(stores[OWN].offsets)
     with pytest.raises(Fenced):
-        zombie.turn(consumer, producer)
+        zombie.run_once(consumer, producer)
     service.step.committed()
     assert stores[OWN].offsets == stored, "its late write to the store is refused"
     for position in (2, 3, 4):
@@ -316,7 +316,7 @@ def test_members_that_join_and_leave_in_the_middle_lose_and_double_nothing(sent,
                 producer.close()
                 consumer.close()
             for loop, producer, consumer in running:
-                loop.turn(consumer, producer)
+                loop.run_once(consumer, producer)
         for _, producer, consumer in running:
             producer.close()
             consumer.close()

@@ -62,7 +62,7 @@ class Member:
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
-            self.loop.turn(self.consumer, self.producer)
+            self.loop.run_once(self.consumer, self.producer)
 
     def leave(self) -> None:
         self.producer.close()

@@ -16,7 +16,7 @@ from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, decision, figure,
 
 from tidemill.errors import BrokerError, StoreError
 from tidemill.offline.lookup import TooFarBackError
-from tidemill.watch.status.app import MOST_BODY
+from tidemill.watch.status.app import MAX_BODY_BYTES
 from tidemill.watch.status.overview import flow
 from tidemill.watch.status.scrape import Instance, Scraper, parse
 from tidemill.wire import topics
@@ -152,8 +152,8 @@ def test_an_alert_is_open_until_it_is_resolved_and_stays_acknowledged_meanwhile(
 
 
 def test_dead_letters_by_reason_with_where_they_came_from(site: Site) -> None:
-    site.feed._letter(letter())
-    site.feed._letter(letter("truncated", SCRIPT))
+    site.follower._letter(letter())
+    site.follower._letter(letter("truncated", SCRIPT))
     found = site.get("/api/dead-letters")
     assert (found["total"], len(found["by_reason"])) == (2, 2)
     assert found["latest"][1] | {"message": ""} == {
@@ -254,10 +254,10 @@ def test_a_services_rate_lag_and_delay_come_from_its_own_metrics() -> None:
     one = Instance("v", "0", "http://v")
     for now, said in ((10.0, (100, 1.0, 10)), (12.0, (300, 2.0, 30))):
         one.values = parse(text.format(*said))
-        one.note(now)
-    assert (one.rate, one.delay, one.told()["lag"]) == (100.0, 0.05, 12.0)
+        one.sample(now)
+    assert (one.rate, one.delay, one.as_dict()["lag"]) == (100.0, 0.05, 12.0)
     one.values = parse(text.format(7, 0.1, 1))  # started anew
-    one.note(13.0)
+    one.sample(13.0)
     assert (one.rate, one.delay) == (None, None)
 
 
@@ -276,7 +276,7 @@ def test_a_service_that_is_killed_in_the_middle_of_its_answer_is_down_and_nothin
 
         threading.Thread(target=serve, daemon=True).start()
         scraper = Scraper({"validator": url})
-        scraper._ask(("validator", "0", url))
+        scraper._scrape(("validator", "0", url))
         (found,) = scraper.instances
         assert found.state == "down"
         assert url in found.why
@@ -400,7 +400,7 @@ def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(site: Site) -> None:
-    assert acknowledge(site, TOKEN, body={"by": "a", "why": "x" * MOST_BODY}).status_code == 413
+    assert acknowledge(site, TOKEN, body={"by": "a", "why": "x" * MAX_BODY_BYTES}).status_code == 413
 
     def pieces() -> Iterator[bytes]:
         yield b"x" * 100
@@ -433,7 +433,7 @@ def test_what_is_streamed_is_the_overview(site: Site) -> None:
 _FUZZED = Site()
 _FUZZED.tell(topics.ALERTS, alert())
 _FUZZED.tell(topics.WINDOWS, window("examples", 0), window("prediction-log", 0))
-_FUZZED.feed._letter(letter())
+_FUZZED.follower._letter(letter())
 predicted(_FUZZED, "e1", label=True)
 schema = schemathesis.openapi.from_asgi("/openapi.json", _FUZZED.app).exclude(path="/api/live")  # never ends
 

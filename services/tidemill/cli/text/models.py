@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tidemill.cli.text.shared import given_text, minute, moment, printable, render, second
 from tidemill.declare.pipeline import Pipeline
-from tidemill.models.evidence import LEAST, Interval
+from tidemill.models.evidence import Interval
 from tidemill.offline.compare import Report as Comparison
 from tidemill.registry.manifests import Manifest
 from tidemill.registry.store import ArtifactStore
@@ -230,7 +230,8 @@ def _told(report: Comparison) -> str:
     if not report.loss:
         return "an anomaly score costs nothing by itself, so there is no interval, and no verdict\n"
     return (
-        f"{report.loss}, A - B: below 0, A is better; after ± half of the 95% interval (paired, normal, by batch means; none under\n"
-        f"{LEAST} questions). The verdict is what all of the interval speaks for. It is for one look at one line: of 20 lines of equal\n"
-        f"models about one shows a difference, and who looks again every day until one does will see it.\n"
+        f"{report.loss}, A - B: below 0, A is better; after ± half of the interval (a confidence sequence, as the gate has it; none\n"
+        f"under {report.min_questions:,} questions, in a segment under {report.min_segment_questions:,}). "
+        "A verdict needs the whole interval on one side of 0. It is\n"
+        f"wrong with a probability of at most {report.rate:.2g} for each line, however often you look.\n"
     )

@@ -23,6 +23,7 @@ from tidemill.features.views import NEVER, Views
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream import api
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
+from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import dead_letter
@@ -99,21 +100,21 @@ class Featurizer(Processor):
         self._others = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.remote_views]
         self._entities = tuple(dict.fromkeys(view.entity for view in pipeline.remote_views))
 
-    def assign(self, slot: TopicPartition, committed: Position) -> Start:
-        self._new[slot.partition] = self.updates.new(committed)
-        return Start(self.views.assign(slot.partition, committed.offset), committed.offset)
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        self._new[topic_partition.partition] = self.updates.new(committed)
+        return Start(self.views.assign(topic_partition.partition, committed.offset), committed.offset)
 
-    def truncated(self, slot: TopicPartition) -> None:
-        self.views.truncated(slot.partition)
+    def truncated(self, topic_partition: TopicPartition) -> None:
+        self.views.truncated(topic_partition.partition)
 
-    def revoke(self, slots: Iterable[TopicPartition]) -> None:
-        for slot in slots:
-            self.views.revoke(slot.partition)
-            self._new.pop(slot.partition, None)
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        for topic_partition in topic_partitions:
+            self.views.revoke(topic_partition.partition)
+            self._new.pop(topic_partition.partition, None)
 
-    def note(self, slot: TopicPartition) -> str:
-        """Return the entities that this partition's events are told to: a later one is told when its updates begin."""
-        return self.updates.note(self._new.get(slot.partition, ()))
+    def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
+        """Return the entities whose updates have begun: for a later one, "begins" is written first."""
+        return CommitMetadata(entities=self.updates.begun(self._new.get(topic_partition.partition, ())))
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         decode, id_, time_, key = self.records.event.decode, self._id, self._time, self._key
@@ -134,7 +135,7 @@ class Featurizer(Processor):
                 served.append((each.time, as_of))
             if is_live and self.updates:
                 if new := self._new.pop(each.record.partition(), ()):
-                    self.updates.say("begins", new, each.time, emit)
+                    self.updates.emit_control("begins", new, each.time, emit)
                 self.updates.emit(each.entities, each.event, each.id, each.time, each.record.timestamp()[1], emit)
         self._measure(served, seen.stale)
         return True

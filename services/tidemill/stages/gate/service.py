@@ -16,6 +16,7 @@ from typing import Any
 from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, StoreError
+from tidemill.models.evidence import Terms, round_rate
 from tidemill.registry.decisions import NOBODY, Command, Decision, ModelRef, all_decisions, commands, decisions
 from tidemill.registry.latest import latest, versions
 from tidemill.registry.manifests import Registry
@@ -134,7 +135,7 @@ class PromotionGate(Processor):
             return
         number = (self.next - self.since) // gate.round + 1
         challengers = self.challengers
-        rate = gate.rate / (number * (number + 1)) / max(1, len(challengers))
+        rate = round_rate(gate.rate, number, len(challengers))
         self.trials = {seat: self._trial(seat, gate.examples, rate) for seat in challengers}
         self.watch = self._trial(self.watched, LEAST_WATCHED, gate.rate) if self.watched else None
         self.good, self.guard = [], None
@@ -142,7 +143,7 @@ class PromotionGate(Processor):
 
     def _trial(self, challenger: ModelRef, first: int, rate: float) -> Trial:
         assert self.gate is not None  # noqa: S101  nothing is tried without one
-        return Trial(self.pipeline, self.gate, self.champion, challenger, first=first, rate=rate)
+        return Trial(self.pipeline, self.gate, self.champion, challenger, Terms(rate, first))
 
     def _guard(self) -> None:
         """Begin another round of the champion against the baseline; remember whether the last one was good."""
@@ -309,7 +310,7 @@ class PromotionGate(Processor):
             held=after.get("held", self.held),
             candidate=after.get("candidate", self.candidate),
             loss=trial.loss if trial else "",
-            rate=trial.rate if trial else 0.0,
+            rate=trial.terms.rate if trial else 0.0,
             evidence=trial.evidence() if trial else (),
             metrics=trial.metrics() if trial else {},
         )

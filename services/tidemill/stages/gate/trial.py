@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
-from tidemill.models.evidence import MOST_VALUES, Differences, Interval
-from tidemill.models.losses import LOSSES
-from tidemill.models.sequence import sequence
+from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms
 from tidemill.registry.decisions import EvidenceLine, ModelRef
 from tidemill.wire.records import Example, Score
 
@@ -53,16 +51,12 @@ class Trial:
 
     Parameters
     ----------
-    first
-        Questions before anything is said.
-    rate
-        The probability of ever saying what is not so.
+    terms
+        The probability of ever being wrong, and the questions before there is a verdict.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, gate: Gate, champion: ModelRef, challenger: ModelRef, *, first: int, rate: float
-    ) -> None:
-        self.gate, self.champion, self.challenger, self.first, self.rate = gate, champion, challenger, first, rate
+    def __init__(self, pipeline: Pipeline, gate: Gate, champion: ModelRef, challenger: ModelRef, terms: Terms) -> None:
+        self.gate, self.champion, self.challenger, self.terms = gate, champion, challenger, terms
         self.loss, self._loss = LOSSES[pipeline.task]
         self._kind = pipeline.kind
         self._by_class = pipeline.task == "multiclass"
@@ -105,20 +99,20 @@ class Trial:
     def _line(self, name: str, value: Any) -> _Line:
         line = self._lines.get((name, value))
         if line is None:
-            if sum(of == name for of, _ in self._lines) >= MOST_VALUES:
+            if sum(of == name for of, _ in self._lines) >= MAX_VALUES:
                 value = "(others)"
             line = self._lines.setdefault((name, value), _Line())
         return line
 
     def interval(self) -> Interval | None:
         """Return the confidence sequence as it is now."""
-        return sequence(self.differences, self.rate, self.first)
+        return self.differences.interval(self.terms)
 
     def outcome(self) -> Outcome:
         """Return what can be said now."""
         found, gate = self.interval(), self.gate
         if found is None:
-            return Outcome("", f"{self.questions:,} questions of {self.first:,}")
+            return Outcome("", f"{self.questions:,} questions of {self.terms.first:,}")
         shown = f"{said(self.loss, found)}, in {self.questions:,} questions"
         if found.high < 0:
             return Outcome("worse", f"{self.challenger} is worse than {self.champion}: {shown}")

@@ -16,6 +16,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
 from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
+from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import dead_letter
@@ -45,40 +46,42 @@ class Joiner(Processor):
         self._updates = Updates(pipeline, self.records, "examples")
         self._emit: Emit = discard
 
-    def assign(self, slot: TopicPartition, committed: Position) -> Start:
-        join = self.joins.get(slot.partition)
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        join = self.joins.get(topic_partition.partition)
         if join is None:
-            join = self.joins[slot.partition] = Join(self.timeout, self._outcomes())
-        begin, mark = committed.offset, NEVER
-        if committed.note:
-            begin, mark = map(int, committed.note.split(":")[:2])
-        if slot.topic == self.log_topic:
-            join.log_mark = mark
-            self._new[slot.partition] = self._updates.new(committed)
+            join = self.joins[topic_partition.partition] = Join(self.timeout, self._outcomes())
+        metadata = CommitMetadata.decode(committed.metadata)
+        begin = committed.offset if metadata.rebuild_from is None else metadata.rebuild_from
+        watermark = NEVER if metadata.watermark is None else metadata.watermark
+        if topic_partition.topic == self.log_topic:
+            join.log_mark = watermark
+            self._new[topic_partition.partition] = self._updates.new(committed)
         else:
-            join.labels_mark = mark
-        self._next[slot] = begin
+            join.labels_mark = watermark
+        self._next[topic_partition] = begin
         return Start(begin, committed.offset)
 
-    def note(self, slot: TopicPartition) -> str:
-        """Return `offset:watermark` of where a rebuild must begin: the first record that is not done with.
+    def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
+        """Return where a rebuild must begin: at the first record that still matters, with the watermark before it.
 
-        Beside the log's, the entities that outcomes are told to as well.
+        Beside the log's offset, the entities whose updates have begun as well.
         """
-        join, told = self.joins[slot.partition], ""
-        if slot.topic == self.log_topic:
-            first, mark = join.kept_events.first(), join.log_mark
-            told = self._updates.note(self._new.get(slot.partition, ()))
+        join = self.joins[topic_partition.partition]
+        begun: tuple[str, ...] = ()
+        if topic_partition.topic == self.log_topic:
+            first, watermark = join.kept_events.first(), join.log_mark
+            begun = self._updates.begun(self._new.get(topic_partition.partition, ()))
         else:
-            first, mark = join.kept_labels.first(), join.labels_mark
-        begin = f"{first.offset}:{first.before}" if first is not None else f"{self._next[slot]}:{mark}"
-        return f"{begin}:{told}" if told else begin
+            first, watermark = join.kept_labels.first(), join.labels_mark
+        if first is None:
+            return CommitMetadata(self._next[topic_partition], watermark, begun)
+        return CommitMetadata(first.offset, first.before, begun)
 
-    def revoke(self, slots: Iterable[TopicPartition]) -> None:
-        for slot in slots:
-            self.joins.pop(slot.partition, None)
-            self._next.pop(slot, None)
-            self._new.pop(slot.partition, None)
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        for topic_partition in topic_partitions:
+            self.joins.pop(topic_partition.partition, None)
+            self._next.pop(topic_partition, None)
+            self._new.pop(topic_partition.partition, None)
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         self._emit = emit
@@ -125,7 +128,7 @@ class Joiner(Processor):
         """Say what came true to the views over outcomes; it counts from when it was known."""
         features = self.records.prediction_log.record(event.value or b"", HEADER)["features"]
         for partition in list(self._new):
-            self._updates.say("begins", self._new.pop(partition), label.time, self._emit)
+            self._updates.emit_control("begins", self._new.pop(partition), label.time, self._emit)
         told = self.records.label.decode(label.record.value() or b"")
         values = {**features["vector"], **told, "label": label.value}
         self._updates.emit(features["entities"], values, event.id, label.time, label.record.timestamp()[1], self._emit)

@@ -39,15 +39,15 @@ class Materializer(Processor):
             self._of.setdefault((plan.view.source, plan.view.entity), []).append(index)
             self._missing |= dict.fromkeys(plan.fields)
 
-    def assign(self, slot: TopicPartition, committed: Position) -> Start:
-        return Start(self.views.assign(slot.partition, committed.offset), committed.offset)
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        return Start(self.views.assign(topic_partition.partition, committed.offset), committed.offset)
 
-    def truncated(self, slot: TopicPartition) -> None:
-        self.views.truncated(slot.partition)
+    def truncated(self, topic_partition: TopicPartition) -> None:
+        self.views.truncated(topic_partition.partition)
 
-    def revoke(self, slots: Iterable[TopicPartition]) -> None:
-        for slot in slots:
-            self.views.revoke(slot.partition)
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        for topic_partition in topic_partitions:
+            self.views.revoke(topic_partition.partition)
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         del emit  # what it writes is its stores

@@ -50,14 +50,13 @@ class CircuitBreaker:
             self._of_all.clear()
 
     @property
-    def note(self) -> list[int]:
-        """What is kept of it beside the offset; empty where there is nothing to keep."""
+    def counts(self) -> tuple[int, ...]:
+        """What is kept beside the offset: refused in a row, records, refused among them; empty where none was refused."""
         self._settle()
-        return [self.run, self.seen, self.bad] if self.bad or self.run else []
+        return (self.run, self.seen, self.bad) if self.bad or self.run else ()
 
-    def restore(self, note: list[int]) -> None:
-        """Take over what an earlier process had counted; of several, the worst."""
-        run, seen, bad = note
+    def restore(self, run: int, seen: int, bad: int) -> None:
+        """Go on from what an earlier process had counted; of several, the worst."""
         self.run = max(self.run, run)
         if bad > self.bad:
             self.seen, self.bad = seen, bad

@@ -8,7 +8,6 @@ state   what rules that remember need, by partition, rebuilt from the log; the f
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from tidemill.stages.validator.decode import Decoder
 from tidemill.stages.validator.judge import RuleState, Warned, judge
 from tidemill.stages.validator.writers import NoWriterSchemas, WriterSchemas, accepted
 from tidemill.stream.api import Emit, Headers, Position, Processor, Record, Start, TopicPartition, discard
+from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import carried, dead_letter, shown
@@ -36,8 +36,8 @@ WARNING = "tidemill.warning"
 """The header by which a valid record says which rules have warned of it, one each, as rule:field."""
 
 
-class _Way:
-    """How one stream's records go."""
+class _Route:
+    """From a raw topic to a valid one: how one stream's records are decoded, checked and passed on."""
 
     def __init__(self, stream: Stream, decoder: Decoder, rules: Sequence[Rule], to: str, fuse: Fuse) -> None:
         self.name = to.rpartition(".")[0].rpartition(".")[2]
@@ -49,7 +49,7 @@ class _Way:
 
     def forget(self) -> None:
         """Begin to count anew."""
-        self.burning = CircuitBreaker(self.fuse)
+        self.breaker = CircuitBreaker(self.fuse)
         self.warned: Counter[Rule] = Counter()
         self.example: dict[Rule, tuple[str, Warned]] = {}
 
@@ -79,8 +79,8 @@ class Validator(Processor):
         name = pipeline.name
         self.dlq, self.warnings = topics.DLQ.name(name), topics.WARNINGS.name(name)
         self._fuse = pipeline.fuse if fuse else Fuse(run=0, share=0)
-        self._ways = {
-            raw.name(name): self._way(raw.name(name), stream, codec, checks, valid.name(name))
+        self._routes = {
+            raw.name(name): self._route(raw.name(name), stream, codec, checks, valid.name(name))
             for raw, stream, codec, checks, valid in (
                 (topics.EVENTS, pipeline.events, self.records.event, pipeline.event_checks, topics.EVENTS_VALID),
                 (topics.LABELS, pipeline.labels, self.records.label, pipeline.label_checks, topics.LABELS_VALID),
@@ -89,71 +89,70 @@ class Validator(Processor):
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
         self._labels = topics.LABELS.name(name)
-        self._slots: set[TopicPartition] = set()
-        self._memories: dict[tuple[str, int], RuleState] = {}
+        self._assigned: set[TopicPartition] = set()
+        self._rule_states: dict[tuple[str, int], RuleState] = {}
 
-    def _way(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Way:
+    def _route(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Route:
         others, find = accepted(stream.others, codec), partial(self._writers.find, topic)
         encoding = "" if self._any_encoding else stream.encoding
-        return _Way(stream, Decoder(codec, others, find, encoding, self.counts), rules, to, self._fuse)
+        return _Route(stream, Decoder(codec, others, find, encoding, self.counts), rules, to, self._fuse)
 
-    def assign(self, slot: TopicPartition, committed: Position) -> Start:
-        note = json.loads(committed.note) if committed.note else {}
-        way = self._ways[slot.topic]
-        self._slots.add(slot)
-        if "fuse" in note:
-            way.burning.restore(note["fuse"])
-        memories = RuleState(way.stream, way.rules)
-        if not memories:
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        metadata = CommitMetadata.decode(committed.metadata)
+        route = self._routes[topic_partition.topic]
+        self._assigned.add(topic_partition)
+        if metadata.circuit_breaker:
+            route.breaker.restore(*metadata.circuit_breaker)
+        rule_state = RuleState(route.stream, route.rules)
+        if not rule_state:
             return Start(committed.offset, committed.offset)
-        self._memories[slot] = memories
-        begin = note.get("from", 0)  # 0: the rule is new, and what the log has is remembered
-        return Start(committed.offset if begin is None else begin, committed.offset)
+        self._rule_states[topic_partition] = rule_state
+        begin = metadata.rebuild_from or 0  # None: the rule is new, and what the log has is remembered
+        return Start(committed.offset if begin == AT_COMMITTED_OFFSET else begin, committed.offset)
 
-    def revoke(self, slots: Iterable[TopicPartition]) -> None:
-        for slot in slots:
-            self._slots.discard(slot)
-            self._memories.pop(slot, None)
-        for topic, way in self._ways.items():
-            if not any(slot.topic == topic for slot in self._slots):
-                way.forget()  # what was counted of records that were not committed is counted again
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        for topic_partition in topic_partitions:
+            self._assigned.discard(topic_partition)
+            self._rule_states.pop(topic_partition, None)
+        for topic, route in self._routes.items():
+            if not any(topic_partition.topic == topic for topic_partition in self._assigned):
+                route.forget()  # what was counted of records that were not committed is counted again
 
-    def note(self, slot: TopicPartition) -> str:
-        """Return the fuse's counts, and where what rules remember begins."""
-        note: dict[str, Any] = {}
-        if fuse := self._ways[slot.topic].burning.note:
-            note["fuse"] = fuse
-        if memories := self._memories.get(slot):
-            note["from"] = memories.begin()
-        return json.dumps(note) if note else ""
+    def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
+        """Return the circuit breaker's counts, and where what rules remember begins."""
+        begin = None
+        if rule_state := self._rule_states.get(topic_partition):
+            first = rule_state.begin()
+            begin = AT_COMMITTED_OFFSET if first is None else first
+        return CommitMetadata(rebuild_from=begin, circuit_breaker=self._routes[topic_partition.topic].breaker.counts)
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         is_live = emit is not discard
-        ways, labels, now = self._ways, self._labels, self.clock() * 1000
+        routes, labels, now = self._routes, self._labels, self.clock() * 1000
         for index, record in enumerate(records):
             topic = record.topic()
-            way = ways[topic]
+            route = routes[topic]
             if not is_live:
                 now = record.timestamp()[1]  # what was refused for its time must not be remembered as if it had passed
             try:
-                decoded, data = way.decode(record.value(), record.headers)
-                warnings = way.check(decoded, now)
+                decoded, data = route.decode(record.value(), record.headers)
+                warnings = route.check(decoded, now)
                 if topic == labels:
                     self._check_label(decoded)
-                if self._memories:
+                if self._rule_states:
                     warnings = self._remember(record, decoded, warnings)
             except Reject as reject:
                 if is_live:
                     self._refuse(record, reject, emit)
-                    if why := way.burning.refused(reject.reason):
+                    if why := route.breaker.refused(reject.reason):
                         self._warn(now, emit)
                         raise self._blown(why, reject, records, index) from reject
             else:
-                way.burning.passed += 1
+                route.breaker.passed += 1
                 headers = carried(record.headers())
                 if warnings:
-                    headers = [*self._note_warnings(way, decoded, warnings), *(headers or ())]  # the mark stays last
-                emit(way.to, data, str(decoded[way.key]).encode(), record.timestamp()[1], headers)
+                    headers = [*self._note_warnings(route, decoded, warnings), *(headers or ())]  # the mark stays last
+                emit(route.to, data, str(decoded[route.key]).encode(), record.timestamp()[1], headers)
         if is_live:
             self._warn(now, emit)
         return True
@@ -161,8 +160,8 @@ class Validator(Processor):
     def _remember(
         self, record: Record, decoded: Mapping[str, Any], warnings: list[Warned] | None
     ) -> list[Warned] | None:
-        memories = self._memories.get((record.topic(), record.partition()))
-        more = memories.check(decoded, record.offset()) if memories else None
+        rule_state = self._rule_states.get((record.topic(), record.partition()))
+        more = rule_state.check(decoded, record.offset()) if rule_state else None
         return [*(warnings or ()), *more] if more else warnings
 
     def _check_label(self, record: Mapping[str, Any]) -> None:
@@ -175,30 +174,30 @@ class Validator(Processor):
         dead_letter(record, reject, emit, self.dlq, "validator")
         self.counts["dead_letters", reject.reason] += 1
 
-    def _note_warnings(self, way: _Way, decoded: Mapping[str, Any], warnings: Sequence[Warned]) -> Headers:
+    def _note_warnings(self, route: _Route, decoded: Mapping[str, Any], warnings: Sequence[Warned]) -> Headers:
         for warned in warnings:
-            way.warned[warned.rule] += 1
-            way.example.setdefault(warned.rule, (str(decoded[way.stream.id]), warned))
+            route.warned[warned.rule] += 1
+            route.example.setdefault(warned.rule, (str(decoded[route.stream.id]), warned))
             self.counts["warnings", str(warned.rule)] += 1
         return [(WARNING, str(warned.rule).encode()) for warned in warnings]
 
     def _warn(self, now: float, emit: Emit) -> None:
         """Tell what rules that only warn have found in this batch."""
-        for way in self._ways.values():
-            if not way.warned:
+        for route in self._routes.values():
+            if not route.warned:
                 continue
             told = {
-                "stream": way.name,
+                "stream": route.name,
                 "time": int(now),
                 "rules": [
                     {"rule": rule.name, "field": rule.field, "reason": rule.reason, "records": count,
-                     "example": shown(way.example[rule][0]), "message": shown(way.example[rule][1].message)}
-                    for rule, count in way.warned.items()
+                     "example": shown(route.example[rule][0]), "message": shown(route.example[rule][1].message)}
+                    for rule, count in route.warned.items()
                 ],
             }  # fmt: skip
-            way.warned.clear()
-            way.example.clear()
-            emit(self.warnings, self.records.warnings.encode(told), way.name.encode(), int(now))
+            route.warned.clear()
+            route.example.clear()
+            emit(self.warnings, self.records.warnings.encode(told), route.name.encode(), int(now))
 
     def _blown(self, why: str, last: Reject, records: Sequence[Record], index: int) -> Stopped:
         """Return the error that stops the service; what is up to this record is committed."""
@@ -207,8 +206,8 @@ class Validator(Processor):
         for later in reversed(records[index + 1 :]):
             positions[TopicPartition(later.topic(), later.partition())] = later.offset()
         for done in records[: index + 1]:
-            slot = TopicPartition(done.topic(), done.partition())
-            positions[slot] = max(done.offset() + 1, positions.get(slot, 0))
+            topic_partition = TopicPartition(done.topic(), done.partition())
+            positions[topic_partition] = max(done.offset() + 1, positions.get(topic_partition, 0))
         return Stopped(
             f"the fuse of {record.topic()} has blown: {why}; the last, {record.topic()}[{record.partition()}]"
             f"@{record.offset()}: {last}. They are in {self.dlq}, and what comes after them waits. Mend the producer or the "

@@ -239,7 +239,7 @@ def take(client: Consumer, limit: int, timeout: float) -> list[Any]:
 def committable(offsets: Mapping[TopicPartition, Position]) -> list[KafkaTopicPartition]:
     """Return positions as the client commits them, with their metadata."""
     return [
-        KafkaTopicPartition(*partition, position.offset, metadata=position.note)
+        KafkaTopicPartition(*partition, position.offset, metadata=position.metadata)
         for partition, position in offsets.items()
     ]
 

@@ -11,17 +11,18 @@ from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.registry.decisions import ModelRef
-from tidemill.watch.status.feed import Feed
+from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.scrape import Instance, Scraper
 from tidemill.wire import topics
 
-SHOWN_WINDOWS, SHOWN_LETTERS, SHOWN_SEGMENTS = 60, 30, 200
+MAX_WINDOWS, MAX_LETTERS, MAX_SEGMENTS = 60, 30, 200
 PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
 USUAL = ("psi_usual_least", "psi_usual_most")
 QUANTILES = ("p05", "p25", "p50", "p75", "p95")
+#: Figures by view, by their name in the overview's freshness.
 FRESHNESS = {"p50": "freshness_p50", "p99": "freshness_p99", "stale": "stale", "unknown": "unknown"}
-"""Figures by view, and what they are called where freshness is told."""
 
+#: The edges of the river: from, to, topics, and the service whose records are counted for it.
 FLOW = (
     ("producers", "validator", "events, labels", "validator"),
     ("validator", "featurizer", "events.valid", "featurizer"),
@@ -37,57 +38,55 @@ FLOW = (
     ("scorer", "archiver", "prediction-log, examples", "archiver"),
     ("scorer", "monitor", "prediction-log, examples", "monitor"),
 )
-"""Who hands on what to whom, and whose records are counted for it."""
-NOT_EVERYWHERE = ("materializer", "gate")
-"""Services that a pipeline runs only where its declaration asks for it."""
+#: Services that a pipeline runs only where its declaration needs them.
+OPTIONAL_SERVICES = ("materializer", "gate")
 
 Window = Mapping[str, Any]
 
 
-def figures(window: Window, **of: Any) -> dict[str, dict[Any, float]]:
-    """Return a window's figures of what `of` says, by name and then by whatever is left of the key, one field of it.
+def figures(window: Window, **selected: Any) -> dict[str, dict[Any, float]]:
+    """Return the figures that match `selected`, by name and then by the one field of their key that it leaves out.
 
-    `of` gives each of model, version, segment and feature a value that is wanted, or leaves one of them out.
+    `selected` has the value of three of model, version, segment and feature.
     """
-    names = ("model", "version", "segment", "feature")
-    (left,) = [name for name in names if name not in of]
-    found: dict[str, dict[Any, float]] = {}
+    (free,) = {"model", "version", "segment", "feature"} - selected.keys()
+    values: dict[str, dict[Any, float]] = {}
     for figure in window["figures"]:
-        if all(figure[name] == value for name, value in of.items()):
-            found.setdefault(figure["name"], {})[figure[left]] = figure["value"]
-    return found
+        if all(figure[name] == value for name, value in selected.items()):
+            values.setdefault(figure["name"], {})[figure[free]] = figure["value"]
+    return values
 
 
 class Overview:
-    """Puts together what the feed and the scraper know."""
+    """Puts together what the follower and the scraper know."""
 
-    def __init__(self, pipeline: Pipeline, feed: Feed, scraper: Scraper, dependencies: Any) -> None:
-        self.pipeline, self.feed, self.scraper, self.dependencies = pipeline, feed, scraper, dependencies
-        self.declared: Monitor = pipeline.monitor
+    def __init__(self, pipeline: Pipeline, follower: TopicFollower, scraper: Scraper, dependencies: Any) -> None:
+        self.pipeline, self.follower, self.scraper, self.dependencies = pipeline, follower, scraper, dependencies
+        self.monitor: Monitor = pipeline.monitor
         self.metrics = [
             {"name": type(metric).__name__, "bigger_is_better": bool(metric.bigger_is_better)}
             for metric in pipeline.metric()
         ]
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return all of it."""
-        predictions = self.feed.latest(PREDICTIONS, SHOWN_WINDOWS)
-        examples = self.feed.latest(EXAMPLES, SHOWN_WINDOWS)
+        predictions = self.follower.latest(PREDICTIONS, MAX_WINDOWS)
+        examples = self.follower.latest(EXAMPLES, MAX_WINDOWS)
         instances = self.scraper.instances
         return {
             "now": int(time.time() * 1000),
             "pipeline": self.pipeline.name,
             "task": self.pipeline.task,
-            "champion": self.feed.champion[0],
-            "champion_version": self.feed.champion[1] or None,
-            "champion_pinned": self.feed.pinned,
+            "champion": self.follower.champion[0],
+            "champion_version": self.follower.champion[1] or None,
+            "champion_pinned": self.follower.pinned,
             "gate": self.gate(),
-            "model_names": [*self.pipeline.model_names, *self.feed.candidates],
+            "model_names": [*self.pipeline.model_names, *self.follower.candidates],
             "metrics": self.metrics,
-            "window_ms": milliseconds(self.declared.window),
+            "window_ms": milliseconds(self.monitor.window),
             "event_time": predictions[-1]["end"] if predictions else None,
             "dependencies": self.dependencies(),
-            "services": [instance.told() for instance in instances],
+            "services": [instance.as_dict() for instance in instances],
             "flow": flow(instances),
             "models": self.models(),
             "performance": self.performance(examples),
@@ -101,17 +100,17 @@ class Overview:
         }
 
     def models(self) -> list[dict[str, Any]]:
-        """Return each model of the model_names, and each candidate, with its newest version."""
-        champion, _ = self.feed.champion
-        with self.feed.lock:
-            known = dict(self.feed.manifests)
+        """Return each declared model, and each candidate, with its newest version."""
+        champion, _ = self.follower.champion
+        with self.follower.lock:
+            known = dict(self.follower.manifests)
         return [
             {"name": name, "champion": name == champion}
             | {
                 field: known[name][field] if name in known else None
                 for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri")
             }
-            for name in (*self.pipeline.model_names, *self.feed.candidates)
+            for name in (*self.pipeline.model_names, *self.follower.candidates)
         ]
 
     def performance(self, windows: Sequence[Window]) -> dict[str, Any]:
@@ -129,18 +128,18 @@ class Overview:
     def _segments(self, window: Window | None) -> list[dict[str, Any]]:
         if window is None:
             return []
-        found: dict[str, dict[str, dict[str, float]]] = {}
+        metrics: dict[str, dict[str, dict[str, float]]] = {}
         for model in self.pipeline.model_names:
             for name, values in figures(window, model=model, version=-1, feature="").items():
                 for segment, value in values.items():
                     if segment:
-                        found.setdefault(segment, {}).setdefault(model, {})[name] = value
-        return [{"segment": segment, "models": found[segment]} for segment in sorted(found)[:SHOWN_SEGMENTS]]
+                        metrics.setdefault(segment, {}).setdefault(model, {})[name] = value
+        return [{"segment": segment, "models": metrics[segment]} for segment in sorted(metrics)[:MAX_SEGMENTS]]
 
     def _versions(self, window: Window | None) -> list[dict[str, Any]]:
         if window is None:
             return []
-        by_name = figures(window, model=self.feed.champion[0], segment="", feature="")
+        by_name = figures(window, model=self.follower.champion[0], segment="", feature="")
         versions = sorted({v for values in by_name.values() for v in values if v >= 0})
         return [
             {
@@ -152,29 +151,31 @@ class Overview:
         ]
 
     def drift(self, windows: Sequence[Window], examples: Sequence[Window]) -> dict[str, Any]:
-        """Return the course of each feature's PSI with what is usual, of the scores' and of the labels'."""
-        alarmed = {(a["kind"], a["feature"]) for a in self.feed.alerts.copy().values()}
-        courses = [figures(window, model="", version=-1, segment="") for window in windows]
-        last = courses[-1] if courses else {}
+        """Return the PSI of each feature, of the scores and of the labels by window, with what is usual."""
+        alerting = {(a["kind"], a["feature"]) for a in self.follower.alerts.copy().values()}
+        by_window = [figures(window, model="", version=-1, segment="") for window in windows]
+        last = by_window[-1] if by_window else {}
         features = []
         for name, kind in self.pipeline.vector.items():
             features.append(
                 {
                     "name": name,
                     "kind": kind,
-                    "psi": [course.get("psi", {}).get(name) for course in courses],
+                    "psi": [values.get("psi", {}).get(name) for values in by_window],
                     "ks": last.get("ks", {}).get(name),
-                    # What an alert takes: beyond the declared limit and beyond what is usual.
-                    "limit": last.get("psi_limit", {}).get(name, self.declared.limit("psi", name)),
+                    # An alert opens beyond both the declared limit and what is usual.
+                    "limit": last.get("psi_limit", {}).get(name, self.monitor.limit("psi", name)),
                     "usual": [last[n][name] for n in USUAL] if name in last.get(USUAL[0], {}) else None,
                     "missing": last.get("missing", {}).get(name),
                     "unseen": last.get("unseen", {}).get(name),
                     "quantiles": {q: last[q][name] for q in QUANTILES if name in last.get(q, {})},
-                    "alert": ("drift", name) in alarmed or ("unseen", name) in alarmed or ("missing", name) in alarmed,
+                    "alert": ("drift", name) in alerting
+                    or ("unseen", name) in alerting
+                    or ("missing", name) in alerting,
                 }
             )
         scores = [figures(window, version=-1, segment="", feature="") for window in windows]
-        edge = scores[-1].get("score_psi_limit", {}) if scores else {}
+        limits = scores[-1].get("score_psi_limit", {}) if scores else {}
         labels = [figures(window, version=-1, segment="", feature="") for window in examples]
         return {
             "compared": bool(windows and windows[-1]["compared"]),
@@ -183,40 +184,40 @@ class Overview:
             "scores": [
                 {
                     "model": m,
-                    "psi": [course.get("score_psi", {}).get(m) for course in scores],
-                    "limit": edge.get(m, self.declared.limit("score_psi")),
+                    "psi": [values.get("score_psi", {}).get(m) for values in scores],
+                    "limit": limits.get(m, self.monitor.limit("score_psi")),
                 }
                 for m in self.pipeline.model_names
             ],
             "labels": {
-                "mean": [course.get("label_mean", {}).get("") for course in labels],
-                "psi": [course.get("label_psi", {}).get("") for course in labels],
+                "mean": [values.get("label_mean", {}).get("") for values in labels],
+                "psi": [values.get("label_psi", {}).get("") for values in labels],
                 "limit": labels[-1].get("label_psi_limit", {}).get("") if labels else None,
             },
         }
 
     def freshness(self, windows: Sequence[Window]) -> dict[str, Any]:
-        """Return of each view, by window: how old its features were, in s of event time, and the shares without them."""
-        alarmed = {(a["kind"], a["feature"]) for a in self.feed.alerts.copy().values()}
-        courses = [figures(window, model="", version=-1, segment="") for window in windows]
-        own = self.pipeline.inline_views
+        """Return each view's age of features by window, in s of event time, and the shares of vectors without them."""
+        alerting = {(a["kind"], a["feature"]) for a in self.follower.alerts.copy().values()}
+        by_window = [figures(window, model="", version=-1, segment="") for window in windows]
+        inline = self.pipeline.inline_views
         views = []
         for view in self.pipeline.views:
             name = view.label
-            by = {
-                shown: [course.get(figure, {}).get(name) for course in courses] for shown, figure in FRESHNESS.items()
+            ages = {
+                key: [values.get(figure, {}).get(name) for values in by_window] for key, figure in FRESHNESS.items()
             }
             views.append(
                 {
                     "view": name,
                     "entity": view.entity,
                     "source": view.source,
-                    "kept_by": "featurizer" if view in own else "materializer",
+                    "kept_by": "featurizer" if view in inline else "materializer",
                     "objective": view.objective,
-                    "stale_limit": self.declared.limit("stale", name),
-                    "alert": ("freshness", name) in alarmed or ("stale", name) in alarmed,
+                    "stale_limit": self.monitor.limit("stale", name),
+                    "alert": ("freshness", name) in alerting or ("stale", name) in alerting,
                 }
-                | by
+                | ages
             )
         return {"windows": [window["end"] for window in windows], "views": views}
 
@@ -224,100 +225,102 @@ class Overview:
     def _labels(examples: Sequence[Window]) -> dict[str, Any]:
         last = figures(examples[-1], version=-1, segment="", feature="") if examples else {}
         names = {"delay_p50": "label_delay_p50", "delay_p95": "label_delay_p95", "coverage": "label_coverage"}
-        return {shown: last.get(name, {}).get("") for shown, name in names.items()}
+        return {key: last.get(name, {}).get("") for key, name in names.items()}
 
     def alerts(self) -> dict[str, Any]:
-        """Return the alerts that are open, the oldest first, and those that were resolved last."""
-        with self.feed.lock:
-            found = sorted(self.feed.alerts.values(), key=lambda alert: (alert["acknowledged"], alert["since"]))
-            return {"alerts": [dict(alert) for alert in found], "resolved": list(self.feed.resolved)}
+        """Return the open alerts, the oldest first, and the ones resolved last."""
+        with self.follower.lock:
+            alerts = sorted(self.follower.alerts.values(), key=lambda alert: (alert["acknowledged"], alert["since"]))
+            return {"alerts": [dict(alert) for alert in alerts], "resolved": list(self.follower.resolved)}
 
     def dead_letters(self) -> dict[str, Any]:
         """Return dead letters by reason, and the latest."""
-        with self.feed.lock:
-            reasons = sorted(self.feed.reasons.values(), key=lambda said: -said["count"])
+        with self.follower.lock:
+            reasons = sorted(self.follower.reasons.values(), key=lambda reason: -reason["count"])
             return {
-                "total": self.feed.counts["dead_letters"],
-                "by_reason": [dict(said) for said in reasons],
-                "latest": list(self.feed.letters)[:SHOWN_LETTERS],
+                "total": self.follower.letter_count,
+                "by_reason": [dict(reason) for reason in reasons],
+                "latest": list(self.follower.letters)[:MAX_LETTERS],
             }
 
     @staticmethod
     def rules(windows: Sequence[Window]) -> dict[str, Any]:
         """Return, by rule and field, the share of records that it refused and that it warned of, window by window."""
-        found: dict[tuple[str, str], dict[str, list[float | None]]] = {}
+        rows: dict[tuple[str, str], dict[str, list[float | None]]] = {}
         for index, window in enumerate(windows):
             for figure in window["figures"]:
                 if figure["name"] in ("rejected", "warned"):
-                    row = found.setdefault((figure["segment"], figure["feature"]), {})
-                    course = row.setdefault(figure["name"], [0.0] * len(windows))
-                    course[index] = figure["value"]
+                    row = rows.setdefault((figure["segment"], figure["feature"]), {})
+                    row.setdefault(figure["name"], [0.0] * len(windows))[index] = figure["value"]
         rules = []
-        for (segment, field), shares in sorted(found.items()):
+        for (segment, field), shares in sorted(rows.items()):
             reason, _, rule = segment.partition(":")
             rules.append({"reason": reason, "rule": rule, "field": field,
                           "refused": shares.get("rejected", []), "warned": shares.get("warned", [])})  # fmt: skip
         return {"windows": [window["end"] for window in windows], "rules": rules}
 
     def gate(self) -> dict[str, Any] | None:
-        """Return what the declared gate asks of a challenger; None where people alone decide."""
+        """Return what the declared gate demands of a challenger; None where only people decide."""
         declared = self.pipeline.gate
         names = ("margin", "examples", "worse", "least", "automatic", "watch")
         return {name: getattr(declared, name) for name in names} if declared else None
 
     def promotions(self) -> list[dict[str, Any]]:
-        """Return every decision about who serves, the latest first; the last is the declaration's own.
+        """Return every decision about which model serves, the latest first; the last row is the declaration itself.
 
-        `compared`: whom the evidence holds against each other, who served first.
+        `compared`: the two models that the evidence is about, the serving one first.
         """
-        with self.feed.lock:
-            found = list(reversed(self.feed.decisions))
+        with self.follower.lock:
+            decisions = list(reversed(self.follower.decisions))
         declared: dict[str, Any] = {
             "kind": "declared", "at": None, "model": self.pipeline.champion, "version": None, "by": "declaration",
             "why": "the declared champion", "compared": [],
         }  # fmt: skip
-        shown = [
+        rows = [
             {
-                "kind": one["kind"],
-                "at": one["time"],
-                "model": one["subject"]["model"],
-                "version": one["subject"]["version"] or None,
-                "by": one["by"],
-                "why": one["why"],
-                "compared": compared(one, before) if one["evidence"] else [],
-                "decision": one,
+                "kind": decision["kind"],
+                "at": decision["time"],
+                "model": decision["subject"]["model"],
+                "version": decision["subject"]["version"] or None,
+                "by": decision["by"],
+                "why": decision["why"],
+                "compared": compared(decision, previous) if decision["evidence"] else [],
+                "decision": decision,
             }
-            for one, before in zip_longest(found, found[1:])
+            for decision, previous in zip_longest(decisions, decisions[1:])
         ]
-        return [*shown, declared]
+        return [*rows, declared]
 
 
 def compared(decision: Mapping[str, Any], previous: Mapping[str, Any] | None) -> list[str]:
-    """Return whom the evidence of a decision compares: who served then, and the other; `previous`: the decision before it."""
+    """Return the two models that a decision's evidence compares, the one that served first.
+
+    `previous`: the decision before it.
+    """
     served, subject, after = (ModelRef(**decision[name]) for name in ("before", "subject", "champion"))
     watched = ModelRef(**previous["watched"]) if previous else ModelRef()
     if subject != served and not (decision["kind"] == "refused" and subject.model == served.model):
-        return [str(served), str(subject)]  # a challenger, or whom a person asked for
-    # About the champion itself: against the one that it replaced while that is watched, else against the baseline.
+        return [str(served), str(subject)]  # a challenger, or the model that a person asked for
+    # About the champion itself: against its predecessor during probation, else against the baseline.
     against_watched = watched and (decision["kind"] == "kept" or after == watched)
     return [str(served), str(watched) if against_watched else "baseline"]
 
 
 def flow(instances: Sequence[Instance]) -> list[dict[str, Any]]:
-    """Return the edges of the river with the rates of their readers; what reads updates has the rate of all of them."""
-    found = []
+    """Return the edges of the river with the rates of the services that read them."""
+    edges = []
     for source, target, topic, counted in FLOW:
         readers = [i for i in instances if i.name == counted or i.name.startswith(f"{counted}-")]
-        if counted in NOT_EVERYWHERE and not readers:
+        if counted in OPTIONAL_SERVICES and not readers:
             continue
         rates = [i.rate for i in readers if i.rate is not None]
         totals = [t for t in (i.total("tidemill_records_total") for i in readers) if t is not None]
-        # Learners each read all examples; instances of another service share what there is.
-        joined = max if target == "learner" else sum
-        found.append(
+        # Each learner reads all examples; the instances of another service share their records.
+        combine = max if target == "learner" else sum
+        edges.append(
             {
                 "from": source, "to": target, "topic": topic,
-                "rate": joined(rates) if rates else None, "total": joined(totals) if totals else None,
+                "rate": combine(rates) if rates else None, "total": combine(totals) if totals else None,
             }
         )  # fmt: skip
-    return found
+    return edges

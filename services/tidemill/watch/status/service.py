@@ -3,7 +3,7 @@
 reads   <pipeline>.windows, .alerts, .models, .promotions, .dlq; on request .prediction-log, .examples, .expired, .events.valid; Redis;
         every service's /readyz and /metrics
 writes  <pipeline>.alerts, when somebody acknowledges one; <pipeline>.commands, signed, when somebody who has the token asks
-state   what it has read, in memory; it can be started anew at any time, and as often as wanted
+state   what it has read, in memory; it can be restarted at any time, and run in several instances
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from tidemill.registry.decisions import Command, ModelRef, commands
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
-from tidemill.watch.status.app import CommandRequest, Parts, build
-from tidemill.watch.status.feed import Feed
+from tidemill.watch.status.app import build
+from tidemill.watch.status.bodies import CommandRequest
+from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
+from tidemill.watch.status.parts import Parts
 from tidemill.watch.status.scrape import Scraper
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -36,12 +38,12 @@ from tidemill.wire.records import Records
 log = logging.getLogger(__name__)
 
 PORT = 8000
-LOOK_SECONDS = 2.0
-"""How often Kafka and Redis are asked whether they are there."""
+#: How often it is checked whether Kafka and Redis can be reached.
+CHECK_SECONDS = 2.0
 
 
 class _Server(uvicorn.Server):
-    """Ends with code 0 when it is asked to; uvicorn's own raises the signal again when it has finished."""
+    """Ends with code 0 on a signal; uvicorn's own server raises the signal again at its end."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -51,17 +53,17 @@ class _Server(uvicorn.Server):
 
 
 class Dependencies(threading.Thread):
-    """Whether Kafka and Redis can be reached: asked every so often, in a thread of its own, for one that is away answers late."""
+    """Whether Kafka and Redis can be reached. A thread of its own checks: a server that is down answers late."""
 
-    def __init__(self, broker: KafkaBroker, store: OnlineStore, feed: Feed) -> None:
+    def __init__(self, broker: KafkaBroker, store: OnlineStore, follower: TopicFollower) -> None:
         super().__init__(name="dependencies", daemon=True)
         self._checks = {"kafka": self._kafka, "redis": store.check}
-        self.broker, self.feed = broker, feed
-        self._wrong: dict[str, str] = dict.fromkeys(self._checks, "not asked yet")
+        self.broker, self.follower = broker, follower
+        self._wrong: dict[str, str] = dict.fromkeys(self._checks, "not checked yet")
         self._ending = threading.Event()
 
     def run(self) -> None:
-        """Ask until `stop`."""
+        """Check until `stop`."""
         while not self._ending.is_set():
             for name, check in self._checks.items():
                 try:
@@ -69,65 +71,65 @@ class Dependencies(threading.Thread):
                     self._wrong[name] = ""
                 except (BrokerError, StoreError) as error:
                     self._wrong[name] = str(error)
-            self._ending.wait(LOOK_SECONDS)
+            self._ending.wait(CHECK_SECONDS)
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop checking."""
         self._ending.set()
 
     def _kafka(self) -> None:
         self.broker.connect()
-        if self.feed.trouble:
-            raise BrokerError(self.feed.trouble)
+        if self.follower.error:
+            raise BrokerError(self.follower.error)
 
-    def told(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[dict[str, Any]]:
         """Return each by name, with what is wrong."""
         return [{"name": name, "ok": not why, "why": why} for name, why in self._wrong.items()]
 
     def wrong(self) -> str | None:
-        """Return what is away, in words; None where nothing is."""
+        """Return what can't be reached, in words; None where everything can."""
         return "; ".join(f"{name}: {why}" for name, why in self._wrong.items() if why) or None
 
 
 def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
     store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
-    feed, scraper = Feed(broker, pipeline), Scraper(settings.services)
-    dependencies = Dependencies(broker, store, feed)
+    follower, scraper = TopicFollower(broker, pipeline), Scraper(settings.services)
+    dependencies = Dependencies(broker, store, follower)
     records, sender = Records(pipeline), Sender(settings.brokers, settings.kafka)
 
     def manifest(model: str, version: int) -> Mapping[str, Any] | None:
-        with feed.lock:
-            return feed.versions.get((model, version))
+        with follower.lock:
+            return follower.versions.get((model, version))
 
     def acknowledge(alert: str, by: str, why: str) -> None:
-        with feed.lock:
-            known = feed.alerts.get(alert)
+        with follower.lock:
+            known = follower.alerts.get(alert)
         if known is None:
             return  # resolved meanwhile
         record = known | {"state": "acknowledged", "by": by, "message": why}
         sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
         sender.flush()
 
-    def ask(wish: CommandRequest, target: ModelRef) -> None:
+    def ask(request: CommandRequest, target: ModelRef) -> None:
         now = int(time.time() * 1000)
-        begin = wish.begin if wish.kind == "train" else 0
-        command = Command(wish.id, wish.kind, target, wish.steps, begin, wish.by, wish.why, now)
-        sealed = commands(pipeline, settings.status_token.get_secret_value().encode())
-        sender.send(topics.COMMANDS.name(pipeline.name), sealed.encode(command), wish.id.encode())
+        begin = request.begin if request.kind == "train" else 0
+        command = Command(request.id, request.kind, target, request.steps, begin, request.by, request.why, now)
+        codec = commands(pipeline, settings.status_token.get_secret_value().encode())
+        sender.send(topics.COMMANDS.name(pipeline.name), codec.encode(command), request.id.encode())
         sender.flush()
 
     parts = Parts(
-        feed=feed,
+        follower=follower,
         scraper=scraper,
-        overview=Overview(pipeline, feed, scraper, dependencies.told),
+        overview=Overview(pipeline, follower, scraper, dependencies.as_dicts),
         lookup=Lookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time),
         ready=dependencies.wrong,
         acknowledge=acknowledge,
         ask=ask,
         token=settings.status_token,
     )
-    threads = (feed, scraper, dependencies)
+    threads = (follower, scraper, dependencies)
     for thread in threads:
         thread.start()
     port = settings.http_port or PORT

@@ -1,0 +1,64 @@
+"""What a processor keeps beside a committed offset: small, because Kafka's brokers refuse more than 4,096 bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Self
+
+#: What brokers accept by default (offset.metadata.max.bytes).
+MAX_BYTES = 4096
+
+#: As `rebuild_from`: nothing before the committed offset is needed.
+AT_COMMITTED_OFFSET = -1
+
+
+@dataclass(frozen=True)
+class CommitMetadata:
+    """What is kept beside one committed offset.
+
+    Parameters
+    ----------
+    rebuild_from
+        First offset that a rebuild of the state must read; None where nothing is known of it.
+    watermark
+        Event time (ms) before the record at `rebuild_from`.
+    entities
+        Entities whose views have had updates since their beginning or since a "begins".
+    circuit_breaker
+        Counts of the validator: refused in a row, records, refused among them; empty where there is nothing to keep.
+    """
+
+    rebuild_from: int | None = None
+    watermark: int | None = None
+    entities: tuple[str, ...] = ()
+    circuit_breaker: tuple[int, ...] = ()
+
+    def encode(self) -> str:
+        """Return it as text, empty where there is nothing to keep. Raises ValueError above `MAX_BYTES`."""
+        kept = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        if not kept:
+            return ""
+        text = json.dumps(kept, separators=(",", ":"))
+        if len(text) > MAX_BYTES:  # json.dumps writes ASCII: a character is a byte
+            raise ValueError(f"commit metadata of {len(text)} bytes where {MAX_BYTES} are allowed: {text[:200]}")
+        return text
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Return what was encoded. Raises ValueError where another program wrote it."""
+        if not text:
+            return cls()
+        try:
+            kept = json.loads(text)
+            metadata = cls(
+                kept.pop("rebuild_from", None),
+                kept.pop("watermark", None),
+                tuple(kept.pop("entities", ())),
+                tuple(kept.pop("circuit_breaker", ())),
+            )
+            if kept:
+                raise ValueError(f"unknown fields {', '.join(map(repr, kept))}")
+            return metadata
+        except (TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{text[:200]!r} is no commit metadata of this version: {error}") from error

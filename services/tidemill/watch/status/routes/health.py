@@ -1,0 +1,30 @@
+"""For orchestrators and Prometheus: is this process alive and ready, and its metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from tidemill.watch.status.parts import FromApp
+
+router = APIRouter(tags=["health"], default_response_class=PlainTextResponse)
+
+
+@router.get("/livez")
+async def alive() -> str:
+    """Whether this process answers."""
+    return "ok\n"
+
+
+@router.get("/readyz", responses={503: {"description": "what can't be reached"}})
+async def ready(parts: FromApp) -> Response:
+    """Whether Kafka and Redis can be reached; if not, which one can't."""
+    wrong = parts.ready()
+    return PlainTextResponse(f"{wrong or 'ok'}\n", 503 if wrong else 200)
+
+
+@router.get("/metrics")
+async def metrics() -> Response:
+    """This process's own metrics, for Prometheus."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,62 @@
+"""Models, their versions, who serves, and commands to change that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException
+
+from tidemill.registry.decisions import NOBODY, ModelRef
+from tidemill.watch.status.bodies import CommandId, CommandRequest, ModelName, problems
+from tidemill.watch.status.parts import FromApp, Parts, authorise
+
+router = APIRouter(prefix="/api", tags=["models"])
+
+
+@router.get("/models")
+def models(parts: FromApp) -> list[dict[str, Any]]:
+    """Every model with its newest version and its metrics."""
+    return parts.overview.models()
+
+
+@router.get("/models/{model}/versions", responses=problems(404))
+def versions(model: ModelName, parts: FromApp) -> list[dict[str, Any]]:
+    """The latest versions of one model, the newest first."""
+    pipeline = parts.overview.pipeline
+    if not pipeline.knows(model):
+        raise HTTPException(404, f"no model {model!r}: there are {', '.join(pipeline.model_names)}")
+    with parts.follower.lock:
+        return [manifest for (name, _), manifest in reversed(parts.follower.versions.items()) if name == model]
+
+
+@router.get("/promotions")
+def promotions(parts: FromApp) -> list[dict[str, Any]]:
+    """Every decision about which model serves, the latest first, with its evidence."""
+    return parts.overview.promotions()
+
+
+@router.post(
+    "/commands",
+    status_code=202,
+    dependencies=[Depends(authorise)],
+    responses=problems(401, 403, 413, 422, 503),
+)
+def command(request: CommandRequest, parts: FromApp) -> dict[str, Any]:
+    """Ask the gate to promote, roll back, pin, unpin or train. Needs the token. The same id is carried out once."""
+    try:
+        target = ModelRef.of(request.target) if request.target else NOBODY
+    except ValueError as error:
+        raise HTTPException(422, f"target {error}") from None
+    if parts.follower.decision_on(request.id) is None:
+        parts.ask(request, target)
+    return _answer(request.id, parts)
+
+
+@router.get("/commands/{command_id}")
+def answer(command_id: CommandId, parts: FromApp) -> dict[str, Any]:
+    """What the gate decided; null if it has not decided yet, or does not know the command."""
+    return _answer(command_id, parts)
+
+
+def _answer(command_id: str, parts: Parts) -> dict[str, Any]:
+    return {"id": command_id, "decision": parts.follower.decision_on(command_id)}
