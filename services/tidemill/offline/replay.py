@@ -20,7 +20,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.models.refold import Refold, Wanted
 from tidemill.offline.backtest import Progress
-from tidemill.offline.lookup import Lookup, shown
+from tidemill.offline.lookup import LogLookup, public_manifest
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Broker, Record, TopicPartition
@@ -130,7 +130,7 @@ class Replay:
         self.records = Records(pipeline)
         self.topic, self.examples = (t.name(pipeline.name) for t in (topics.PREDICTION_LOG, topics.EXAMPLES))
         self.skipped = 0
-        self._lookup = Lookup(pipeline, broker, lambda *_: {}, lambda *_: None)
+        self._lookup = LogLookup(pipeline, broker, lambda *_: {}, lambda *_: None)
 
     def find(self, event_ids: Collection[str], progress: Progress | None = None) -> list[Prediction]:
         """Return every prediction of these events, in the order of the ids. Raises SettingsError where there is none."""
@@ -302,7 +302,7 @@ class Replay:
         """Return all about some predictions, as the status service does: event, vector, scores then and now, outcome."""
         outcomes = self._outcomes([one.prediction for one in done], progress)
         return [
-            self._lookup.told(one.prediction.record, one.prediction.log)
+            self._lookup.event_and_vector(one.prediction.record, one.prediction.log)
             | {"scores": scores_told(one), "outcome": outcome}
             for one, outcome in zip(done, outcomes, strict=True)
         ]
@@ -387,7 +387,7 @@ def scores_told(done: Done) -> list[dict[str, Any]]:
             "score_now": None if again.now is None else again.now["score"],
             "probabilities_now": None if again.now is None else again.now["probabilities"],
             "why": again.why,
-            "manifest": shown(dataclasses.asdict(again.manifest)) if again.manifest else None,
+            "manifest": public_manifest(dataclasses.asdict(again.manifest)) if again.manifest else None,
         }
         for again in done.scores
     ]

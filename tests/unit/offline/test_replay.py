@@ -167,7 +167,7 @@ def test_an_event_that_was_predicted_twice_has_both_shown(river: River) -> None:
     there = of(river)
     both = there.told(there.again(there.find(["e70"]), rebuild=False))
     assert [one["outcome"]["state"] for one in both] == ["joined", "other"]
-    assert both[1]["event"]["why"] == "another event lies there: the topic was begun again"
+    assert both[1]["event"]["why"] == "another event is at this offset: the topic was deleted and created again"
 
 
 def test_an_event_that_nobody_knows(river: River) -> None:
