@@ -2,7 +2,7 @@
 
 kafka    <pipeline>.events.valid and .labels.valid, or <pipeline>.examples, as far back as the log reaches
 files    events and labels, in CSV, JSON lines or Parquet: they have passed no validator yet
-archive  vectors as they were served and what came true, in Parquet: no events, for vectors are not made from them again
+archive  vectors as they were served, and labels, in Parquet; no events, for vectors are not made again
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.offline import history
-from tidemill.offline.backtest import Outcome, Progress
+from tidemill.offline.backtest import KnownLabel, Progress
 from tidemill.offline.log_history import LogHistory, read_log
 from tidemill.stream.api import Broker
 from tidemill.wire import topics
@@ -83,14 +83,14 @@ class ArchiveSource:
         rows: Iterator[dict[str, Any]] = self._archive_rows().read(pipeline, files, labelled=labelled, wanted=wanted)
         return rows
 
-    def vectors_and_outcomes(self, pipeline: Pipeline) -> tuple[list[Features], list[Outcome]]:
-        """Return all vectors in order of event time, and all outcomes in order of label time."""
+    def vectors_and_labels(self, pipeline: Pipeline) -> tuple[list[Features], list[KnownLabel]]:
+        """Return all vectors in order of event time, and all labels in order of label time."""
         vectors = map(self._archive_rows().features_of, self.rows(pipeline, labelled=False))
         in_order = sorted(vectors, key=lambda features: features["event_time"])
-        outcomes = (
-            Outcome(row["event_id"], row["label"], row["label_time"]) for row in self.rows(pipeline, labelled=True)
+        labels = (
+            KnownLabel(row["event_id"], row["label"], row["label_time"]) for row in self.rows(pipeline, labelled=True)
         )
-        return in_order, sorted(outcomes, key=lambda outcome: outcome.label_time)
+        return in_order, sorted(labels, key=lambda label: label.label_time)
 
     def _archive_rows(self) -> ModuleType:
         try:

@@ -109,7 +109,7 @@ def _from_kafka(
 ) -> tuple[list[LabelledVector], int]:
     """Return the newest of <pipeline>.examples, and how many more are of an earlier declaration."""
     slot, codec = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0), Records(pipeline).example
-    low, high = broker.watermarks(slot)
+    low, high = broker.offset_range(slot)
     examples, skipped = [], 0
     for batch in broker.read({slot: (max(low, high - newest), high)}):
         for record in batch:
