@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: test-long outcomes asynchrony help demo test faults soak check format bench bench-views bench-rules clean
+.PHONY: test-long outcomes asynchrony help demo unit test faults soak check format bench bench-views bench-rules clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ $(VENV)/ready: pyproject.toml
 
 demo: $(VENV)/ready ## January's flights through the whole pipeline, in about a minute; ARGS="--days 2 --headless ..."
 	@$(BIN)/tidemill demo $(ARGS)
+
+unit: $(VENV)/ready ## what takes no broker and little time: most unit and contract tests, in some 20 s
+	@$(BIN)/python -m pytest -n 2 -q -p no:schemathesis -m "not slow and not long and not kafka and not browser" \
+		tests/unit tests/contracts tests/project $(ARGS)
 
 test: $(VENV)/ready ## unit, contract and system tests, two at a time; the last on a real Kafka (Java 17, Maven) and a real Redis
 	@$(BIN)/python -m pytest -n 2 $(ARGS)

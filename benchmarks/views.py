@@ -33,11 +33,12 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.demo.stack import Redis
 from tidemill.errors import StoreError
-from tidemill.features.lookup import HeldViews, Others, StoredViews
+from tidemill.features.lookup import InMemoryRemoteViews, RemoteViews, StoredRemoteViews
 from tidemill.features.memory import MemoryView
+from tidemill.features.ports import ViewStore
 from tidemill.features.redis import RedisReader, RedisView, connect
 from tidemill.features.tiles import Plan
-from tidemill.features.views import Held
+from tidemill.features.views import ViewState
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.materializer.service import Materializer
 from tidemill.stream import api
@@ -52,7 +53,7 @@ WARM, MEASURED, BATCH = 4000, 2000, 50
 OTHERS = ("dest", "carrier", "tailnum")
 NUMBERS = ("distance", "wind_speed", "temp", "visib", "precip", "dewp", "sched_minutes")
 Report = dict[str, Any]
-Stores = Mapping[str, api.View]
+Stores = Mapping[str, ViewStore]
 
 
 @cache
@@ -116,7 +117,7 @@ def updates_of(pipeline: Pipeline) -> tuple[list[MemoryRecord], int]:
     return kept.records, before
 
 
-def featurizer(pipeline: Pipeline, others: Others | None = None, stores: Stores | None = None) -> Featurizer:
+def featurizer(pipeline: Pipeline, others: RemoteViews | None = None, stores: Stores | None = None) -> Featurizer:
     """Return a featurizer that begins at the beginning."""
     step = Featurizer(pipeline, stores, others)
     step.assign(TopicPartition(topics.EVENTS_VALID.name(pipeline.name), 0), Position(0))
@@ -151,7 +152,7 @@ def timed(step: Processor, records: Sequence[Record], *, writes: bool = False) -
 def alone(pipeline: Pipeline) -> float:
     """Return microseconds of CPU an event that views take by themselves: what was known is read, the event is added."""
     plan, events = Plan(pipeline.inline_views[0]), flights()
-    held = Held(plan)
+    held = ViewState(plan)
     for event in events[:WARM]:
         held.add(event["origin"], event["asked_at"], event)
     gc.collect()
@@ -176,7 +177,7 @@ class MemoryReader:
     def read(
         self, wanted: Mapping[str, Collection[str]], partitions: int
     ) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, list[str | None]]]:
-        """Read as `api.Reader.read` says."""
+        """Read as `ViewReader.read` says."""
         tiles = {(v, e): self.stores[v].tiles[0].get(e, {}) for v, entities in wanted.items() for e in entities}
         return tiles, {view: [self.stores[view].note(p) for p in range(partitions)] for view in wanted}
 
@@ -222,15 +223,15 @@ def by_entities(times: int, redis_url: str) -> list[Report]:
         held = filled(pipeline, {})
         memory = {view.label: MemoryView() for view in pipeline.remote_views}
         filled(pipeline, memory)
-        places: dict[str, Others | None] = {"in the process": HeldViews(held.views)}
+        places: dict[str, RemoteViews | None] = {"in the process": InMemoryRemoteViews(held.views)}
         if others:
-            places["memory reader"] = StoredViews(pipeline, MemoryReader(memory), 1)
+            places["memory reader"] = StoredRemoteViews(pipeline, MemoryReader(memory), 1)
         if others and redis_url:
             filled(pipeline, stores_of(pipeline, redis_url))
-            places["redis"] = StoredViews(pipeline, RedisReader(connect(redis_url), pipeline.name), 1)
+            places["redis"] = StoredRemoteViews(pipeline, RedisReader(connect(redis_url), pipeline.name), 1)
         for place, view in places.items():
 
-            def run(pipeline: Pipeline = pipeline, view: Others | None = view) -> dict[str, float]:
+            def run(pipeline: Pipeline = pipeline, view: RemoteViews | None = view) -> dict[str, float]:
                 step = featurizer(pipeline, view)
                 step.process(events[:WARM], api.discard)  # noqa: B023  as the state is rebuilt: nobody is asked
                 return timed(step, events[WARM:])  # noqa: B023
@@ -281,7 +282,7 @@ def memory(tiles: int, entities: int, redis_url: str) -> dict[str, float]:
             if redis_url:
                 step.committed()
             else:
-                step.views.held[0][0].written()  # as if it had been: what waits to be written is not the state
+                step.views.states[0][0].written()  # as if it had been: what waits to be written is not the state
     gc.collect()
     grown = (rss() - resident) / entities
     return {"bytes": grown} if client is None else {"redis": (client.info("memory")["used_memory"] - stored) / entities}
@@ -336,7 +337,7 @@ def by_batch(redis_url: str) -> list[Report]:
         stores, client = stores_of(pipeline, redis_url), connect(redis_url)
         views = filled(pipeline, {view.label: stores[view.label] for view in pipeline.remote_views})
         step = featurizer(
-            pipeline, StoredViews(pipeline, RedisReader(client, pipeline.name), 1), {"origin": stores["origin"]}
+            pipeline, StoredRemoteViews(pipeline, RedisReader(client, pipeline.name), 1), {"origin": stores["origin"]}
         )
         row: Report = {"batch": size, "reads": 0, "own writes": 0, "others' writes": 0}
         # Once a second stores are looked at also where there is nothing to write; that is no matter of events.

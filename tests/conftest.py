@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,23 @@ LAST = ("faults/test_short.py", "system/test_demo.py", "system/test_page.py")
 """What fills both cores by itself."""
 
 
-_began_with: list[str] = []
+_first_group: list[str] = []
 
 
-def pytest_runtest_logstart(nodeid: str) -> None:
-    """Let the river go first: of two workers, the one that did not begin with it takes what it leaves of both cores."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not _began_with:
-        _began_with.append(_group(nodeid))
-        os.nice(0 if _began_with[0] else 19)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Let the river go first: of two workers, the one that did not start with it takes what it leaves of both cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not _first_group:
+        _first_group.append(_group(item.nodeid))
+        if not _first_group[0] and any(_group(other.nodeid) for other in item.session.items):
+            os.nice(19)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no module of which all is slow, with the libraries that it alone needs, where slow tests are left out."""
+    if "not slow" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,12 +63,19 @@ def _group(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With two workers: what needs the broker in one of them, in its order; beside it, in the other, all that needs none."""
+    """With two workers: what needs the broker in one of them, in its order; beside it, in the other, all that needs none.
+
+    Where nothing needs the broker (`make unit`), a file's tests stay together, and what they share is made once.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class OneRiver(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid) or nodeid
+            return _group(nodeid) or (nodeid if self._has_river else nodeid.partition("::")[0])
+
+        @cached_property
+        def _has_river(self) -> bool:
+            return any(_group(other) for other in self.collection or ())
 
     config.option.loadscopereorder = False  # in the order of the collection: the river is given out first
     return OneRiver(config, log)

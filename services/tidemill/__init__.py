@@ -7,18 +7,20 @@ if TYPE_CHECKING:
     from tidemill import aggregates, features, ranges, rules
     from tidemill.declare.feature import category, flag, number
     from tidemill.declare.fuse import Fuse
-    from tidemill.declare.gate import Gate, Training
+    from tidemill.declare.gate import Gate
     from tidemill.declare.load import load
     from tidemill.declare.monitor import Monitor
     from tidemill.declare.pipeline import Pipeline
     from tidemill.declare.protect import Protect
     from tidemill.declare.search import Search, tuned
     from tidemill.declare.stream import Stream
+    from tidemill.declare.training import Training
     from tidemill.declare.view import View
     from tidemill.tables import Table
 
 __version__ = "0.1.0"
 
+#: Where each public name is; it is imported when it is first used, so that a command that declares nothing starts fast.
 _HOME = {
     "Fuse": "declare.fuse",
     "Gate": "declare.gate",
@@ -28,7 +30,7 @@ _HOME = {
     "Search": "declare.search",
     "Stream": "declare.stream",
     "Table": "tables",
-    "Training": "declare.gate",
+    "Training": "declare.training",
     "View": "declare.view",
     "category": "declare.feature",
     "flag": "declare.feature",
@@ -36,7 +38,6 @@ _HOME = {
     "number": "declare.feature",
     "tuned": "declare.search",
 }
-"""Where each public name is; it is imported when it is first asked for, so that a command that declares nothing starts fast."""
 
 __all__ = [
     "Fuse",

@@ -83,7 +83,7 @@ HISTOGRAMS: Mapping[str, Histogram] = {
 }
 
 
-WINDOWS = Counter("tidemill_windows_total", "Windows closed, by whether they were seen whole.", ["source", "seen"])
+WINDOWS = Counter("tidemill_windows_total", "Windows closed, by whether they are complete.", ["source", "state"])
 WINDOW_LATE = Counter(
     "tidemill_window_late_records_total", "Records that came after their window was closed.", ["source"]
 )
@@ -96,7 +96,7 @@ WINDOW_FIGURE = Gauge(
 WINDOW_SEGMENT = Gauge(
     "tidemill_window_segment", "Metrics of the last closed window by segment.", ["figure", "model", "segment"]
 )
-ALERTS_OPEN = Gauge("tidemill_alerts_open", "Alerts that are open.", ["kind", "model", "feature"])
+ALERTS_OPEN = Gauge("tidemill_alerts_open", "Open alerts.", ["kind", "model", "feature"])
 
 
 class ServiceMetrics:
@@ -181,9 +181,9 @@ class MonitorMetrics(ServiceMetrics):
         self._open: set[tuple[str, str, str]] = set()
         self._figures: dict[str, set[tuple[str, str, str, str]]] = {}
 
-    def window(self, source: str, end: int, late: int, *, whole: bool) -> None:
+    def window(self, source: str, end: int, late: int, *, complete: bool) -> None:
         """Count one closed window; `end` in ms of event time."""
-        WINDOWS.labels(source, "whole" if whole else "interrupted").inc()
+        WINDOWS.labels(source, "complete" if complete else "interrupted").inc()
         WINDOW_LATE.labels(source).inc(late)
         WINDOW_END.labels(source).set(end / 1000)
 

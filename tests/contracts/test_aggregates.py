@@ -165,6 +165,7 @@ def test_every_aggregate_and_every_file_is_in_the_suite() -> None:
     assert [p for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"] == []
 
 
+@pytest.mark.slow
 @every_case
 def test_it_equals_its_definition_on_events_out_of_order_late_and_doubled(case: Case) -> None:
     plan = plan_of(case)
@@ -197,6 +198,7 @@ def test_it_equals_its_definition_on_events_out_of_order_late_and_doubled(case: 
     check()
 
 
+@pytest.mark.slow
 @every_case
 def test_the_order_of_arrival_does_not_matter(case: Case) -> None:
     plan = plan_of(case)
@@ -239,6 +241,7 @@ def wide() -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @every_case
 def test_a_tile_stays_small_however_much_it_has_seen(case: Case) -> None:
     plan = plan_of(case)
@@ -252,6 +255,7 @@ def test_a_tile_stays_small_however_much_it_has_seen(case: Case) -> None:
     assert math.isfinite(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [255, 256, 300, 2_000, 20_000])
 def test_many_different_values_are_counted_within_the_stated_error(many: int) -> None:
     """Over fixed streams of eight tiles that overlap by half: the standard error is 6.3%, and there is no bias."""
@@ -292,6 +296,7 @@ def test_a_top_share_of_many_values_is_too_low_by_at_most_a_65th(seed: int) -> N
     assert share(pd.Series(values)) - 1 / 65 <= found <= share(pd.Series(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("q", [0.0, 0.01, 0.5, 0.99, 0.999, 1.0])
 def test_a_quantile_of_values_of_all_sizes_is_within_one_per_cent(q: float) -> None:
     plan = Plan(View("e", every="1m", aggregates=[aggregates.quantile("x", q, "10m")]))
@@ -500,6 +505,7 @@ def test_a_pipelines_file_may_bring_its_own(tmp_path: Path) -> None:
     assert plan.read(again, 800_000) == [pytest.approx(1 / 3), 1.0, 3.0]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(STREAMS, st.lists(st.integers(0, 16 * EVERY), min_size=45, max_size=45))
 def test_what_is_kept_of_older_tiles_is_never_out_of_date(drawn: Any, asked: list[int]) -> None:

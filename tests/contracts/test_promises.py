@@ -18,8 +18,9 @@ from running import until
 from test_broker import TOPIC, names
 
 from tidemill.errors import Aborted, Fenced, StoreError
+from tidemill.features.ports import Change
 from tidemill.features.redis import RedisView, connect
-from tidemill.stream.api import Change, Position, TopicPartition
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.kafka import producer as kafka_producer
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker

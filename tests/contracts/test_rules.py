@@ -272,6 +272,7 @@ NEVER_BACK = pipeline(rules.monotonic("flight", by="carrier", within="10m"))
 BOTH = pipeline(rules.unique("flight_id", within="10m"), rules.monotonic("flight", by="origin", within="10m"))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_unique_in_order_is_what_it_says(steps: list[tuple[str, int, int]]) -> None:
@@ -285,6 +286,7 @@ def test_unique_in_order_is_what_it_says(steps: list[tuple[str, int, int]]) -> N
             accepted.append((name, time))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_monotonic_in_order_is_what_it_says(steps: list[tuple[str, int, int]]) -> None:
@@ -298,6 +300,7 @@ def test_monotonic_in_order_is_what_it_says(steps: list[tuple[str, int, int]]) -
             last[entity] = (number, time)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(STEPS, st.integers(0, 60))
 def test_what_is_remembered_is_rebuilt_from_the_log(steps: list[tuple[str, int, int]], cut: int) -> None:

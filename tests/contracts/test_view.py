@@ -7,8 +7,8 @@ import redis
 
 from tidemill.errors import StoreError
 from tidemill.features.memory import MemoryView
+from tidemill.features.ports import Change
 from tidemill.features.redis import RedisView, connect
-from tidemill.stream.api import Change
 
 
 class Store:

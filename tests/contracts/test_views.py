@@ -16,7 +16,8 @@ from test_aggregates import CASES, EVERY, STREAMS, TILES, Sent, assert_same, fra
 
 from tidemill import Pipeline, Stream, View
 from tidemill.features.redis import RedisView
-from tidemill.features.store import Store, schema
+from tidemill.features.store import Store
+from tidemill.features.views import schema
 from tidemill.stages.materializer.service import Materializer
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
@@ -96,6 +97,7 @@ def kept(of: list[Sent]) -> list[Sent]:
     return [event for event in there if event[0] // EVERY > newest - TILES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_what_redis_holds_equals_the_definitions(ticks: Stream, redis_url: str, partitions: int) -> None:
     client = redis.Redis.from_url(redis_url, decode_responses=True)

@@ -379,7 +379,7 @@ MUTANTS = (
     Mutant(
         "update-counted-again", "the materializer counts updates that its store has already",
         "stages/materializer/service.py",
-        "if offset >= held[index].offset:",
+        "if offset >= states[index].offset:",
         "if offset >= 0:",
         (CRASH,),
     ),

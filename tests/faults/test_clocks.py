@@ -11,8 +11,9 @@ import pytest
 from river_in_memory import River, flights
 
 from tidemill import Pipeline, load, rules
-from tidemill.cli.text import as_json, as_text
+from tidemill.cli.text.declaration import pipeline_text
 from tidemill.demo.data import Flight
+from tidemill.offline.check import CheckReport
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
@@ -193,9 +194,11 @@ def test_every_stream_has_a_guard_of_its_time_and_check_shows_it() -> None:
         ]
         assert times == [("asked_at", f"at most {tolerance} after now"), ("landed_at", "at most 1h after now")]
         for field, text in times:
-            assert {"rule": "not_after_now", "field": field, "expects": text} in as_json(pipeline)["rules"]
-            assert f"{field}" in as_text(pipeline).partition("vector")[0]
-            assert text in as_text(pipeline)
+            assert {"rule": "not_after_now", "field": field, "expects": text} in CheckReport(pipeline).as_dict()[
+                "rules"
+            ]
+            assert f"{field}" in pipeline_text(pipeline).partition("vector")[0]
+            assert text in pipeline_text(pipeline)
 
 
 def test_a_declared_tolerance_takes_the_place_of_the_default() -> None:

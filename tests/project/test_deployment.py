@@ -396,6 +396,7 @@ def test_compose_services_wait_for_services_and_use_volumes_that_are_there(name:
     assert service["restart"] == ("no" if name == "topics" else "on-failure" if name in OURS else "unless-stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("well", [True, False])
 def test_the_health_check_of_compose_passes_when_a_service_is_ready_and_fails_when_it_is_not(*, well: bool) -> None:
     class Ready(metrics.Health):
@@ -432,6 +433,7 @@ def test_compose_has_kafka_work_with_one_node_and_topics_that_somebody_made() ->
 # Kubernetes.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_kubernetes_manifests_fit_their_schemas(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)

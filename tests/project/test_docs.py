@@ -12,7 +12,7 @@ import pytest
 from test_deployment import accepts
 
 from tidemill import Monitor, aggregates, load
-from tidemill.cli.text import check_models
+from tidemill.offline.check import check_models
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()

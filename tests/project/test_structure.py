@@ -60,6 +60,7 @@ def test_the_composition_root_has_the_services_of_the_topics() -> None:
     assert tuple(running.SERVICES) == (*SERVICES, *WATCHING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", running.SERVICES)
 def test_a_service_imports_its_own_stage_and_no_library_of_another_service(name: str) -> None:
     code = f"import sys; from tidemill.runtime.run import load; load({name!r}); print(*sys.modules)"
@@ -82,10 +83,11 @@ def test_the_joiner_reads_topics_with_the_same_key_and_partitions() -> None:
     assert (one.key, one.partitions) == (other.key, other.partitions) == ("event_id", 0)
 
 
+@pytest.mark.slow
 def test_schema_ids_are_the_same_in_every_process() -> None:
     code = (
-        "import json; from tidemill import load; from tidemill.cli import text as describe; "
-        "print(json.dumps(describe.as_json(load('flights'))['schema_ids']))"
+        "import json; from tidemill import load; from tidemill.offline.check import CheckReport; "
+        "print(json.dumps(CheckReport(load('flights')).as_dict()['schema_ids']))"
     )
     ids = [
         json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

@@ -20,11 +20,13 @@ from river import compose, datasets, evaluate, linear_model
 from river_in_memory import River
 
 from tidemill.cli.main import cli
-from tidemill.cli.text import check_models
 from tidemill.declare.tasks import TASKS
 from tidemill.offline.backtest import Backtest, Report
+from tidemill.offline.check import check_models
 from tidemill.registry.manifests import Manifest
 from tidemill.wire import topics
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(data.DATASETS)

@@ -10,7 +10,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.demo.data import Flight, labels
 from tidemill.offline.backtest import Backtest
 from tidemill.stream.memory import MemoryRecord
-from tidemill.watch.monitor.core import Closed, Core
+from tidemill.watch.monitor.core import ClosedWindow, Core
 from tidemill.wire import topics
 
 DAY_MS = 86_400_000
@@ -68,11 +68,11 @@ def logs_of(pipeline: Pipeline, flights: Sequence[Flight], cut: int | None = Non
     return numbered
 
 
-def watched(pipeline: Pipeline, records: Sequence[MemoryRecord], every: int = 50) -> list[Closed]:
+def watched(pipeline: Pipeline, records: Sequence[MemoryRecord], every: int = 50) -> list[ClosedWindow]:
     """Return the windows that a monitor closes over these records."""
     core = Core(pipeline, lambda: 0.0)
     log = topics.PREDICTION_LOG.name(pipeline.name)
-    closed: list[Closed] = []
+    closed: list[ClosedWindow] = []
     for start in range(0, len(records), every):
         batch = records[start : start + every]
         core.predictions([r for r in batch if r.topic() == log])

@@ -46,7 +46,7 @@ def alert(subject: str = "drift:distance", state: str = "opened", **more: Any) -
     given = {
         "id": subject, "state": state, "by": "monitor", "kind": kind, "model": "", "segment": "", "feature": feature,
         "figure": "psi", "value": 0.9, "limit": 0.4, "since": 0, "start": 0, "end": 100, "opened_at": 3, "message": "moved",
-        "look_at": "there", "evidence": {"psi": 0.9, "psi_usual_least": 0.1, "psi_usual_most": 0.2},
+        "look_at": "there", "evidence": {"psi": 0.9, "psi_usual_low": 0.1, "psi_usual_high": 0.2},
     }  # fmt: skip
     return RECORDS.alert.encode(given | more)
 

@@ -15,8 +15,9 @@ import pytest
 import small
 
 from tidemill import Table, category, flag, load, number
-from tidemill.cli.text import as_json, as_text
+from tidemill.cli.text.declaration import pipeline_text
 from tidemill.errors import DeclarationError
+from tidemill.offline.check import CheckReport
 from tidemill.rows import FORMATS, MISSING_WORDS
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, TopicPartition
@@ -192,17 +193,18 @@ def test_a_table_lies_beside_the_pipelines_file_or_in_the_working_directory(
     assert len(load(f"{beside / 'mine.py'}").tables[0]) == 1
 
 
+@pytest.mark.slow
 def test_check_shows_tables_with_rows_and_hash(tmp_path: Path) -> None:
     path = put(tmp_path, ".csv")
     (tmp_path / "mine.py").write_text(DECLARED.format(name="airports.csv", column="lat"))
     pipeline = load(str(tmp_path / "mine.py"))
-    (table,) = as_json(pipeline)["tables"]
+    (table,) = CheckReport(pipeline).as_dict()["tables"]
     assert (table["table"], table["key"], table["rows"]) == ("airports.csv", "faa", 2)
-    assert table["sha256"][:12] in as_text(pipeline)
-    assert "airports.csv: lat by dest" in as_text(pipeline)
+    assert table["sha256"][:12] in pipeline_text(pipeline)
+    assert "airports.csv: lat by dest" in pipeline_text(pipeline)
     path.write_text(path.read_text().replace("33.9", "34.0"))
     changed = load(str(tmp_path / "mine.py"))
-    assert as_json(changed)["tables"][0]["sha256"] != table["sha256"]
+    assert CheckReport(changed).as_dict()["tables"][0]["sha256"] != table["sha256"]
     # What is learned is what was served, so models go on as they are.
     assert changed.declaration_hash("linear") == pipeline.declaration_hash("linear")
 
@@ -223,6 +225,7 @@ def test_a_real_table_of_airports() -> None:
     assert table.get("tzone", by="dest").kind == "category"
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_for_a_table_of_text(tmp_path: Path) -> None:
     path = put(tmp_path, ".csv.zip")
     code = f"import sys; from tidemill import Table; Table({str(path)!r}, key='faa').get('lat', by='x')"

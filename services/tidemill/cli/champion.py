@@ -1,4 +1,4 @@
-"""`tidemill models promote`, `rollback`, `pin`, `unpin`, `train`: asked of the gate by way of the status service; and `decisions`."""
+"""`tidemill models promote`, `rollback`, `pin`, `unpin` and `train`, sent to the gate by the status service; and `decisions`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
-from tidemill.cli.models import models
 from tidemill.cli.shared import PIPELINE, connected, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
+
+if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
 
 POLL_SECONDS = 0.3
 
@@ -30,16 +31,24 @@ def asking(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command to the gate has."""
     for add in (
         with_settings("status_url"),
-        click.option("--wait", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds for the gate's answer."),
-        click.option("--id", "command_id", help="The command's id: given again, it is carried out once. Default: a new one."),
+        click.option(
+            "--wait",
+            type=click.FloatRange(min=0),
+            default=30.0,
+            show_default=True,
+            help="Seconds for the gate's answer.",
+        ),
+        click.option(
+            "--id", "command_id", help="The command's id: given again, it is carried out once. Default: a new one."
+        ),
         click.option("--by", default=None, help="Who asks. Default: who is logged in."),
         click.option("--why", required=True, help="Why; it stands in the decision for ever."),
-    ):  # fmt: skip
+    ):
         command = add(command)
     return command
 
 
-@models.command()
+@click.command()
 @PIPELINE
 @click.argument("target", metavar="MODEL[@VERSION]", required=False)
 @click.option("--best", type=click.IntRange(1, 100), help="Instead of a model: the so-manieth best by --metric.")
@@ -47,85 +56,96 @@ def asking(command: Callable[..., Any]) -> Callable[..., Any]:
 @with_settings("brokers", "store_url")
 @asking
 def promote(pipeline: str, target: str | None, best: int | None, metric: str | None, **options: Any) -> None:
-    """Make a model the champion: as it learns, or one version of it.
+    """Make a model, or one version of it, the champion.
 
-    With a gate declared the old champion shadows for a while and takes over again if the new one does worse.
+    With a gate declared the old champion shadows for a while, and serves again if the new one does worse.
     """
     if (target is None) == (best is None):
         raise SettingsError("name a model, as in logreg or logreg@12000, or draw it by --best 3: one of both")
     if metric is not None and best is None:
         raise SettingsError(f"--metric {metric} goes with --best")
-    declared, chosen = load(pipeline), _settings(options)
+    declared, chosen = tidemill.load(pipeline), _settings(options)
     if best is not None:
         target = _best(declared, chosen, best, metric)
         click.echo(f"{declared.name}: number {best} is {target}")
     _ask(declared, chosen, "promote", target or "", **options)
 
 
-@models.command()
+@click.command()
 @PIPELINE
 @click.option("--steps", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many champions back.")
 @asking
 def rollback(pipeline: str, steps: int, **options: Any) -> None:
-    """Give the champion's place back to the previous one, or to one further back."""
-    _ask(load(pipeline), _settings(options), "rollback", "", steps=steps, **options)
+    """Make the previous champion, or an earlier one, serve again."""
+    _ask(tidemill.load(pipeline), _settings(options), "rollback", "", steps=steps, **options)
 
 
-@models.command()
+@click.command()
 @PIPELINE
 @click.argument("target", metavar="MODEL@VERSION")
 @asking
 def pin(pipeline: str, target: str, **options: Any) -> None:
-    """Hold the champion's place at one version; the gate leaves it there until `unpin`."""
-    _ask(load(pipeline), _settings(options), "pin", target, **options)
+    """Serve one version until `unpin`; the gate does not replace it."""
+    _ask(tidemill.load(pipeline), _settings(options), "pin", target, **options)
 
 
-@models.command()
+@click.command()
 @PIPELINE
 @asking
 def unpin(pipeline: str, **options: Any) -> None:
-    """Let the pinned model serve as it has learned by now, and the gate decide again."""
-    _ask(load(pipeline), _settings(options), "unpin", "", **options)
+    """End `pin`: the gate decides again.
+
+    The pinned model serves as it has learned by now.
+    """
+    _ask(tidemill.load(pipeline), _settings(options), "unpin", "", **options)
 
 
-@models.command()
+@click.command()
 @PIPELINE
 @click.argument("model")
-@click.option("--from", "begin", default=None, metavar="WHERE",
-              help="Its first example: earliest, an offset, or -N for the latest N. Default: as Training(...) says.")  # fmt: skip
+@click.option(
+    "--from",
+    "begin",
+    default=None,
+    metavar="WHERE",
+    help="Its first example: earliest, an offset, or -N for the latest N. Default: as Training(...) says.",
+)
 @asking
 def train(pipeline: str, model: str, begin: str | None, **options: Any) -> None:
-    """Fold a fresh copy of a model over history; it shadows as a candidate, MODEL~OFFSET, as soon as it has caught up."""
-    declared = load(pipeline)
+    """Train a fresh copy of a model on history.
+
+    It shadows as a candidate, MODEL~OFFSET, as soon as it has caught up.
+    """
+    declared = tidemill.load(pipeline)
     many = declared.training.examples if declared.training else 0
     found = -many if begin is None else 0 if begin == "earliest" else _number(begin)
     _ask(declared, _settings(options), "train", model, begin=found, **options)
 
 
-@models.command()
+@click.command()
 @PIPELINE
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The latest so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines, with the evidence.")
 @with_settings("brokers")
 def decisions(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
-    """Print what was decided about who serves, the latest first: also what was refused, and on what evidence.
+    """Print decisions about which model serves, newest first.
 
-    Signatures are checked where TIDEMILL_SIGNING_KEY is set.
+    Also those that refused a command, and the evidence. Signatures are checked where TIDEMILL_SIGNING_KEY is set.
     """
-    from tidemill.cli import text as describe
+    from tidemill.cli.text.decisions import decisions_text
     from tidemill.registry.decisions import all_decisions, unchecked
-    from tidemill.registry.decisions import decisions as sealed
+    from tidemill.registry.decisions import decisions as signed
 
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     broker = connected(declared, chosen, topics.PROMOTIONS)
     is_set = bool(chosen.signing_key.get_secret_value())
-    reader = sealed(declared, chosen.signing_secret()) if is_set else unchecked(declared)
-    found = all_decisions(declared, broker, reader)[-limit:][::-1]
+    reader = signed(declared, chosen.signing_secret()) if is_set else unchecked(declared)
+    newest = all_decisions(declared, broker, reader)[-limit:][::-1]
     if as_json:
-        for one in found:
-            click.echo(json.dumps(describe.decision_json(one)))
+        for decision in newest:
+            click.echo(json.dumps(decision.as_dict()))
         return
-    click.echo(describe.decisions_text(declared, found), nl=False)
+    click.echo(decisions_text(declared, newest), nl=False)
 
 
 def _number(text: str) -> int:
@@ -164,9 +184,17 @@ def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str 
 
 
 def _ask(
-    declared: Pipeline, chosen: settings.Settings, kind: str, target: str, *, why: str, by: str | None, command_id: str | None,
-    wait: float, **more: Any,
-) -> None:  # fmt: skip
+    declared: Pipeline,
+    chosen: settings.Settings,
+    kind: str,
+    target: str,
+    *,
+    why: str,
+    by: str | None,
+    command_id: str | None,
+    wait: float,
+    **more: Any,
+) -> None:
     """Ask the gate, wait for its decision, and print it; exit code 1 where it refused."""
     name = command_id or uuid.uuid4().hex
     body = {"id": name, "kind": kind, "target": target, "by": by or getpass.getuser(), "why": why, **more}

@@ -1,25 +1,26 @@
-"""`tidemill dlq`: look at dead letters, and send them back once what was wrong is mended."""
+"""`tidemill dlq`: list and count dead letters, and send them back after a fix."""
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, moment_of, progress, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
+from tidemill.cli.shared import PIPELINE, connected, moment_of, print_report, progress, with_settings
 from tidemill.errors import SettingsError
-from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
     from tidemill.offline.dead_letters import Wanted
     from tidemill.stream.kafka.broker import KafkaBroker
+    from tidemill.stream.topic import Topic
     from tidemill.wire.dead_letters import Place
 
 FILTERS = {
@@ -48,7 +49,7 @@ def with_filters(command: Any) -> Any:
 
 @click.group()
 def dlq() -> None:
-    """Dead letters: what was refused, and why; and sending it back after a fix."""
+    """List, count and redrive dead letters."""
 
 
 @dlq.command("list")
@@ -60,19 +61,19 @@ def dlq() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @with_settings("brokers")
 def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
-    """Print the newest dead letters, the newest at the end."""
-    from tidemill.cli import text as describe
+    """Print the newest dead letters, newest last."""
+    from tidemill.cli.text.dead_letters import letters_text
     from tidemill.offline.dead_letters import Letters
 
-    wanted, declared = _wanted(options), load(pipeline)
-    there = Letters(declared, _broker(declared, **options))
-    with progress("dead letters", there.count(wanted)) as advance:
-        found = there.last(wanted, limit, advance)
+    wanted, declared = _wanted(options), tidemill.load(pipeline)
+    dead_letters = Letters(declared, _broker(declared, **options))
+    with progress("dead letters", dead_letters.count(wanted)) as advance:
+        newest = dead_letters.last(wanted, limit, advance)
     if not as_json:
-        click.echo(describe.letters_text(there, found), nl=False)
+        click.echo(letters_text(dead_letters, newest), nl=False)
         return
-    for letter in found:
-        click.echo(json.dumps(describe.letter_json(letter, there.state(letter))))
+    for letter in newest:
+        click.echo(json.dumps(dead_letters.as_dict(letter)))
 
 
 @dlq.command()
@@ -81,17 +82,20 @@ def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the original bytes to a new file.")
 @with_settings("brokers")
 def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
-    """Print all about one dead letter: why, where from, its headers, and what is in it."""
-    from tidemill.cli import text as describe
-    from tidemill.offline.dead_letters import Letters, content
-    from tidemill.wire import dead_letters as letters
+    """Print everything about one dead letter.
 
-    place, declared = _place(letter), load(pipeline)
-    there = Letters(declared, _broker(declared, **options))
-    found, record = there.one(place)
+    Shows why it was refused, where it came from, its headers and its content.
+    """
+    from tidemill.cli.text.dead_letters import letter_text
+    from tidemill.offline.dead_letters import Letters, content
+    from tidemill.wire.dead_letters import own
+
+    place, declared = _place(letter), tidemill.load(pipeline)
+    dead_letters = Letters(declared, _broker(declared, **options))
+    dead_letter, record = dead_letters.one(place)
     data = record.value() or b""
-    text = describe.letter_text(found, there, letters.own(record), there.history(place), content(declared, found, data))
-    click.echo(text, nl=False)
+    redrives, original = dead_letters.history(place), content(declared, dead_letter, data)
+    click.echo(letter_text(dead_letter, dead_letters, own(record), redrives, original), nl=False)
     if out is not None:
         try:
             with out.open("xb") as file:
@@ -110,17 +114,15 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
 @AS_JSON
 @with_settings("brokers")
 def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> None:
-    """Print how many dead letters there are of each reason, rule and field."""
-    from tidemill.cli import text as describe
+    """Count dead letters by reason, rule and field."""
+    from tidemill.cli.text.dead_letters import stats_text
     from tidemill.offline.dead_letters import Letters
 
-    wanted, declared = _wanted(options), load(pipeline)
-    there = Letters(declared, _broker(declared, **options))
-    with progress("dead letters", there.count(wanted)) as advance:
-        found = there.stats(wanted, advance, by_entity=by_entity)
-    click.echo(
-        json.dumps(describe.stats_json(found), indent=2) if as_json else describe.stats_text(there, found), nl=as_json
-    )
+    wanted, declared = _wanted(options), tidemill.load(pipeline)
+    dead_letters = Letters(declared, _broker(declared, **options))
+    with progress("dead letters", dead_letters.count(wanted)) as advance:
+        counts = dead_letters.stats(wanted, advance, by_entity=by_entity)
+    print_report(counts, partial(stats_text, dead_letters), as_json=as_json)
 
 
 @dlq.command()
@@ -135,25 +137,28 @@ def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> N
 def redrive(
     pipeline: str, places: tuple[str, ...], limit: int | None, *, again: bool, dry_run: bool, yes: bool, **options: Any
 ) -> None:
-    """Send dead letters back to the topic that they came from, each once. Mend what refused them first."""
-    from tidemill.cli import text as describe
+    """Send dead letters back to the topics they came from.
+
+    Each is sent once. Fix the cause first.
+    """
+    from tidemill.cli.text.dead_letters import redrive_text
     from tidemill.offline.dead_letters import Letters
     from tidemill.offline.redrive import Redrive
 
-    if not (yes or dry_run or asks()):
+    if not (yes or dry_run or can_ask()):
         raise SettingsError(
-            "a redrive asks before it sends, and standard input is no terminal: say --yes, or --dry-run to see what it "
-            "would do"
+            "a redrive asks before it sends, and standard input is no terminal: add --yes, or --dry-run to print what it "
+            "would send"
         )
-    wanted, declared = _wanted(options, places), load(pipeline)
+    wanted, declared = _wanted(options, places), tidemill.load(pipeline)
     broker = _broker(declared, topics.EVENTS, topics.LABELS, topics.REDRIVES, **options)
-    there = Letters(declared, broker)
-    total = there.count(wanted)
-    driving = Redrive(declared, broker, wanted, again=again, most=limit)
-    with progress("looking", total) as advance:
-        found = driving.plan(there, advance)
-    count = found.going.total()
-    click.echo(describe.redrive_text(found), nl=False)
+    dead_letters = Letters(declared, broker)
+    total = dead_letters.count(wanted)
+    running = Redrive(declared, broker, wanted, again=again, most=limit)
+    with progress("dead letters", total) as advance:
+        plan = running.plan(dead_letters, advance)
+    count = plan.going.total()
+    click.echo(redrive_text(plan), nl=False)
     if not count:
         click.echo("nothing to send")
         return
@@ -163,13 +168,13 @@ def redrive(
     if not yes:
         click.confirm(f"send {_letters(count)} back?", abort=True)
     with progress("redrive", total) as advance:
-        sent = driving.run(advance).by_topic()
-    parts = ", ".join(f"{n:,} to {to}" for to, n in sorted(sent.items())) or "another redrive was faster"
+        sent = running.run(advance).by_topic()
+    parts = ", ".join(f"{n:,} to {to}" for to, n in sorted(sent.items())) or "another redrive sent them first"
     click.echo(f"sent {_letters(sent.total())} back: {parts}")
 
 
-def asks() -> bool:
-    """Whether there is anybody to ask."""
+def can_ask() -> bool:
+    """Whether standard input is a terminal."""
     return sys.stdin.isatty()
 
 

@@ -1,24 +1,24 @@
-"""`tidemill features`: read what views know, and fill those that were declared later."""
+"""`tidemill features`: read views, and fill those that were declared later."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, moment_of, progress, with_settings
-from tidemill.declare.load import load
+from tidemill.cli.shared import PIPELINE, connected, moment_of, print_report, progress, with_settings, with_source
 from tidemill.errors import StoreError
+
+if TYPE_CHECKING:
+    from tidemill.offline.source import FileSource
 
 
 @click.group()
 def features() -> None:
-    """Online features: read them, and fill views that were declared later."""
+    """Read online features, and fill views that were declared later."""
 
 
 @features.command()
@@ -29,19 +29,19 @@ def features() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("redis_url")
 def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: bool, **options: Any) -> None:
-    """Print what the views of ENTITY (an event field, as dest) know of ID."""
-    from tidemill.cli import text as describe
+    """Print the features of one entity.
+
+    ENTITY is an event field that views are keyed by, as dest; ID is its value, as BOS.
+    """
+    from tidemill.cli.text.reports import known_text
     from tidemill.features.store import Store, now
 
-    chosen, declared = settings.load(**options), load(pipeline)
-    asked = None if at is None else now() if at == "now" else moment_of("--at", at)
-    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, asked)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
+    time = None if at is None else now() if at == "now" else moment_of("--at", at)
+    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, time)
     if all(view.event_time is None for view in known):
-        raise StoreError(f"no view of {declared.name!r} has ever been told of {entity} {entity_id!r}")
-    click.echo(
-        json.dumps([dataclasses.asdict(view) for view in known], indent=2) if as_json else describe.known_text(known),
-        nl=as_json,
-    )
+        raise StoreError(f"no view of {declared.name!r} has seen {entity} {entity_id!r}")
+    print_report(known, known_text, as_json=as_json)
 
 
 @features.command()
@@ -49,42 +49,31 @@ def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: 
 @click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
 @with_settings("brokers")
 def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
-    """Tell views that were declared later what the log holds of before. Deploy the declaration first."""
+    """Fill views from the log. Deploy the declaration first."""
     _fill(pipeline, views, None, **options)
 
 
 @features.command()
 @PIPELINE
-@click.option(
-    "--events", "events_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
-)
-@click.option(
-    "--labels", "labels_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
-)
+@with_source(kafka=False, archive=False, required=True)
 @click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
 @with_settings("brokers")
-def materialize(pipeline: str, views: tuple[str, ...], events_path: Path, labels_path: Path, **options: Any) -> None:
-    """Tell views what files hold: history that is older than the log."""
-    _fill(pipeline, views, (events_path, labels_path), **options)
+def materialize(pipeline: str, views: tuple[str, ...], source: FileSource, **options: Any) -> None:
+    """Fill views from files, with history older than the log."""
+    _fill(pipeline, views, source, **options)
 
 
-def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None, **options: Any) -> None:
-    from tidemill.offline import history
+def _fill(pipeline: str, views: tuple[str, ...], source: FileSource | None, **options: Any) -> None:
     from tidemill.offline.backfill import Backfill, routes_of
-    from tidemill.runtime import run as running
+    from tidemill.wire import topics
 
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     routes = routes_of(declared, views)
-    broker = running.broker_of(chosen)
-    broker.connect()
-    running.check_topics(declared, broker, tuple(name for _, name, _ in running.topic_table(declared)))
-    filling = Backfill(declared, broker, routes)
-    streams = (declared.events, declared.labels)
-    with contextlib.ExitStack() as held:
-        events, labels = (
-            filling.rows(held) if files is None else [history.read(*of) for of in zip(files, streams, strict=True)]
-        )
-        filling.run(events, labels, held.enter_context(progress("history", None)))
-    for source, entity in routes:
-        told, there = filling.told[source, entity], filling.there[source, entity]
-        click.echo(f"{entity} from {source}: {told:,} updates told, {there:,} were there already")
+    filling = Backfill(declared, connected(declared, chosen, *topics.TOPICS), routes)
+    with contextlib.ExitStack() as stack:
+        events, labels = filling.rows(stack) if source is None else source.rows(declared)
+        filling.run(events, labels, stack.enter_context(progress("history", None)))
+    for route in routes:
+        origin, entity = route
+        written, present = filling.written[route], filling.present[route]
+        click.echo(f"{entity} from {origin}: {written:,} updates written, {present:,} were there already")

@@ -1,18 +1,16 @@
-"""`tidemill replay`: which input, which features, which model made a prediction; and the same once more."""
+"""`tidemill replay`: the input, features and models of a prediction, and the same prediction repeated."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import random
 import sys
 import time
 
 import click
 
+import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, progress, with_settings
-from tidemill.declare.load import load
+from tidemill.cli.shared import PIPELINE, connected, print_report, progress, with_settings
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
@@ -28,58 +26,64 @@ from tidemill.wire import topics
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("brokers", "store_url")
 def replay(
-    pipeline: str, prediction_ids: tuple[str, ...], sample: int | None, seed: int | None, *, rebuild: bool, as_json: bool,
+    pipeline: str,
+    prediction_ids: tuple[str, ...],
+    sample: int | None,
+    seed: int | None,
+    *,
+    rebuild: bool,
+    as_json: bool,
     **options: str | None,
-) -> None:  # fmt: skip
-    """Do predictions again: event, vector, models, each score then and now; exit code 1 unless all are equal.
+) -> None:
+    """Repeat predictions, and compare their scores.
 
-    A prediction's id is its event's. Manifests are verified with TIDEMILL_SIGNING_KEY. Of a sample, the summary is printed and
-    what differs.
+    Prints the event, the vector, the models and each score then and now; exit code 1 unless all are equal. A prediction's
+    id is its event's. Manifests are verified with TIDEMILL_SIGNING_KEY. Of a sample only the summary and the differences
+    are printed.
     """
-    from tidemill.cli import text as describe
-    from tidemill.offline.replay import Replay, Summary, briefly, version_of
+    from tidemill.cli.text.predictions import prediction_text, replay_text, unequal_text
+    from tidemill.offline.replay import Replay, ReplayReport, Summary, version_of
     from tidemill.runtime import run as running
 
     if bool(prediction_ids) == (sample is not None):
-        raise SettingsError("name the events whose predictions are done again, or draw some with --sample: one of both")
+        raise SettingsError("name the predictions to replay, or draw some with --sample: one of both")
     if seed is not None and sample is None:
         raise SettingsError(f"--seed {seed} goes with --sample: named predictions are not drawn")
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     registry = running.registry_of(declared, chosen)
     used = (topics.PREDICTION_LOG, topics.MODELS, topics.EXAMPLES, topics.EVENTS_VALID, topics.EXPIRED)
     broker = connected(declared, chosen, *used)
-    there, started = Replay(declared, broker, registry), time.perf_counter()
+    replaying, started = Replay(declared, broker, registry), time.perf_counter()
     summary = Summary(rebuilt=rebuild)
     if sample is None:
         ids = tuple(dict.fromkeys(prediction_ids))
-        with progress("prediction log", there.total(ids)) as advance:
-            found = there.find(ids, advance)
+        with progress("prediction log", replaying.log.total(ids)) as advance:
+            predictions = replaying.log.find(ids, advance)
     else:
         summary.seed = random.randrange(2**32) if seed is None else seed  # noqa: S311  it hides nothing
-        found = there.draw(sample, summary.seed)
-        if not found:
-            raise SettingsError(f"--sample {sample}: {there.topic} holds no prediction under this declaration")
-    versions = {version_of(score) for prediction in found for score in prediction.scores}
+        predictions = replaying.log.draw(sample, summary.seed)
+        if not predictions:
+            raise SettingsError(f"--sample {sample}: {replaying.log.topic} holds no prediction of this declaration")
+    versions = {version_of(score) for prediction in predictions for score in prediction.scores}
     total = max(number for _, number in versions) if rebuild else len(versions)
     with progress("folding examples" if rebuild else "versions", total) as advance:
-        done = there.again(found, rebuild=rebuild, progress=advance)
-    summary.add(done)
-    summary.skipped = there.skipped
-    unequal = [one for one in done if not one.is_equal]
+        replayed = replaying.run(predictions, rebuild=rebuild, progress=advance)
+    summary.add(replayed)
+    summary.skipped = replaying.log.skipped
     if sample is None:
         with progress("outcomes", None) as advance:
-            told = there.told(done, advance)
+            printed = replaying.details(replayed, advance)
     else:
-        told = [briefly(one) for one in unequal]
+        printed = [one.as_dict() for one in replayed if not one.is_equal]
     summary.seconds = time.perf_counter() - started
-    if as_json:
-        said = {"equal": summary.is_equal, "summary": dataclasses.asdict(summary), "predictions": told}
-        click.echo(json.dumps(said, indent=2, default=str))
-    else:
-        for one in told if sample is None else ():
-            click.echo(describe.prediction_text(declared, one))
-        if sample is not None:
-            click.echo(describe.unequal_text(unequal), nl=False)
-        click.echo(describe.again_text(there.topic, summary), nl=False)
+
+    def as_text(report: ReplayReport) -> str:
+        if sample is None:
+            each = "".join(prediction_text(declared, one) + "\n" for one in report.predictions)
+        else:
+            each = unequal_text(report.unequal)
+        return each + replay_text(replaying.log.topic, report.summary)
+
+    print_report(ReplayReport(replayed, summary, printed), as_text, as_json=as_json)
     if not summary.is_equal:
         sys.exit(1)

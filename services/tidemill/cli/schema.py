@@ -1,8 +1,7 @@
-"""`tidemill schema`: is a new schema safe to send, and the declared ones in a registry."""
+"""`tidemill schema`: check a new schema before producers use it, and register the declared ones."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -11,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
-from tidemill.declare.stream import Stream
+from tidemill.cli.shared import PIPELINE, print_report, with_settings
 from tidemill.encoding import schema_files as schemas
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
+    from tidemill.declare.stream import Stream
     from tidemill.encoding.compatibility import Verdict
     from tidemill.encoding.schema_registry import SchemaRegistry
 
@@ -30,7 +29,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.group()
 def schema() -> None:
-    """Schemas of events and labels: check a change before it is sent, register the declared ones."""
+    """Check new schemas, and register the declared ones."""
 
 
 @schema.command()
@@ -40,18 +39,24 @@ def schema() -> None:
 @click.option(
     "--against", "files", type=FILE, multiple=True, help="An earlier schema; may be given often, oldest first."
 )
-@click.option("--compatibility", "level", type=click.Choice(LEVELS, case_sensitive=False),
-              help="Default: the subject's in the registry, else BACKWARD_TRANSITIVE.")  # fmt: skip
+@click.option(
+    "--compatibility",
+    "level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    help="Default: the subject's in the registry, else BACKWARD_TRANSITIVE.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @with_settings("registry_url")
-def check(pipeline: str, stream: str, new: Path, files: Sequence[Path], level: str | None, *, as_json: bool,
-          **options: Any) -> None:  # fmt: skip
-    """Check whether producers may send by NEW.avsc; exit code 1 where they may not.
+def check(
+    pipeline: str, stream: str, new: Path, files: Sequence[Path], level: str | None, *, as_json: bool, **options: Any
+) -> None:
+    """Check whether producers may use NEW.avsc.
 
-    Earlier versions are those of --against, else the registry's, else what the pipeline declares and accepts.
+    Exit code 1 where they may not. Earlier versions are those of --against, else the registry's, else those that the
+    pipeline declares and accepts.
     """
     compatibility = _compatibility()
-    chosen, declared = settings.load(**options), load(pipeline)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     of: Stream = getattr(declared, stream)
     earlier, set_level = {str(path): _read(path) for path in files}, ""
     url = chosen.registry_url.get_secret_value()
@@ -59,25 +64,36 @@ def check(pipeline: str, stream: str, new: Path, files: Sequence[Path], level: s
         earlier, set_level = _registered(_registry(url), _subjects(declared)[stream])
     earlier = earlier or {**of.others, of.schema: of.avro}
     verdict = compatibility.check(_read(new), of.avro, earlier, level or set_level or LEVELS[0])
-    if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(verdict), "fine": verdict.fine}, indent=2))
-    else:
-        click.echo(_report(verdict, new.name, of), nl=False)
+    print_report(verdict, lambda _: _verdict_text(verdict, new.name, of), as_json=as_json)
     if not verdict.fine:
         sys.exit(1)
 
 
 @schema.command()
 @PIPELINE
-@click.option("--file", "files", type=FILE, multiple=True,
-              help="Instead of the declared ones: a schema of the same record as the events or the labels.")  # fmt: skip
-@click.option("--compatibility", "level", type=click.Choice(LEVELS, case_sensitive=False), default=LEVELS[0],
-              show_default=True, help="For a subject that has no level of its own.")  # fmt: skip
+@click.option(
+    "--file",
+    "files",
+    type=FILE,
+    multiple=True,
+    help="Instead of the declared ones: a schema of the same record as the events or the labels.",
+)
+@click.option(
+    "--compatibility",
+    "level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default=LEVELS[0],
+    show_default=True,
+    help="For a subject that has no level of its own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("registry_url")
 def register(pipeline: str, files: Sequence[Path], level: str, *, as_json: bool, **options: Any) -> None:
-    """Register the declared schemas in the registry; what is there already stays as it is."""
-    chosen, declared = settings.load(**options), load(pipeline)
+    """Register the declared schemas in the registry.
+
+    Schemas that are already registered stay as they are.
+    """
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
     url = chosen.registry_url.get_secret_value()
     if not url:
         raise SettingsError("registry_url is not set: set TIDEMILL_REGISTRY_URL, or give --registry-url")
@@ -98,7 +114,7 @@ def register(pipeline: str, files: Sequence[Path], level: str, *, as_json: bool,
         click.echo(f"{row['subject']}: id {row['id']}, version {row['version']}, {row['compatibility']}")
 
 
-def _report(verdict: Verdict, new: str, stream: Stream) -> str:
+def _verdict_text(verdict: Verdict, new: str, stream: Stream) -> str:
     versions = f"{len(verdict.versions)} earlier version{'' if len(verdict.versions) == 1 else 's'}"
     lines = [f"{new} against {versions}, {verdict.level}: {'not compatible' if verdict.problems else 'compatible'}"]
     for problem in verdict.problems:

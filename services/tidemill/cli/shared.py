@@ -1,19 +1,22 @@
-"""What the commands share: the pipeline's argument, options for settings, a time as people write it."""
+"""Shared by the commands: the argument PIPELINE, options for settings, reports, the broker, progress."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidemill import settings
 from tidemill.durations import moment
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
+    from tidemill import settings
     from tidemill.declare.pipeline import Pipeline
     from tidemill.stream.kafka.broker import KafkaBroker
     from tidemill.stream.topic import Topic
@@ -23,6 +26,8 @@ PIPELINE = click.argument("pipeline")
 
 def with_settings(*names: str) -> Callable[[Any], Any]:
     """Add an option for each of these settings; unset ones are left to TIDEMILL_* and the defaults."""
+
+    from tidemill import settings  # pydantic takes 0.1 s: only commands with settings wait for it
 
     def decorate(command: Any) -> Any:
         for name in reversed(names):
@@ -34,12 +39,65 @@ def with_settings(*names: str) -> Callable[[Any], Any]:
     return decorate
 
 
+def with_source(
+    *, kafka: bool = True, archive: bool = True, required: bool = False, may_lack_labels: bool = False
+) -> Callable[[Any], Any]:
+    """Add --events, --labels and --archive. The command is called with the `source` that they name; None is Kafka.
+
+    Parameters
+    ----------
+    kafka
+        Whether the command can read Kafka, which the options replace.
+    archive
+        Whether it can read an archive.
+    required
+        Whether the files must be named.
+    may_lack_labels
+        Whether --events may be given alone.
+    """
+    instead = " instead of Kafka" if kafka else ""
+    file = click.Path(path_type=Path)
+    options = [click.option("--archive", "archive_url", metavar="URL", help=f"Read an archive{instead}.")] * archive
+    events_help, labels_help = f"Read events from a file{instead}: CSV, JSON lines or Parquet.", "The same for labels."
+    options += [click.option("--events", "events_path", type=file, required=required, help=events_help)]
+    options += [click.option("--labels", "labels_path", type=file, required=required, help=labels_help)]
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def run(
+            *arguments: Any,
+            events_path: Path | None,
+            labels_path: Path | None,
+            archive_url: str | None = None,
+            **more: Any,
+        ) -> Any:
+            from tidemill.offline.source import source_of
+
+            source = source_of(archive_url, events_path, labels_path, may_lack_labels=may_lack_labels)
+            return command(*arguments, source=source, **more)
+
+        for option in reversed(options):
+            run = option(run)
+        return run
+
+    return decorate
+
+
 def moment_of(option: str, text: str) -> int:
-    """Return a time that was given as `option`, in ms. Raises SettingsError that names the option."""
+    """Return the time in an option's text, in ms. Raises SettingsError that names the option."""
     try:
         return moment(text)
     except ValueError as error:
         raise SettingsError(f"{option} {error}") from None
+
+
+def print_report(report: Any, as_text: Callable[[Any], str], *, as_json: bool) -> None:
+    """Print a report, or a list of reports: as JSON from `as_dict`, else the text that `as_text` returns."""
+    if not as_json:
+        click.echo(as_text(report), nl=False)
+        return
+    data = [one.as_dict() for one in report] if isinstance(report, list) else report.as_dict()
+    click.echo(json.dumps(data, indent=2, default=str))
 
 
 def connected(pipeline: Pipeline, chosen: settings.Settings, *used: Topic) -> KafkaBroker:

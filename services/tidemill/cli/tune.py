@@ -1,22 +1,23 @@
-"""`tidemill tune`: search a declared space of models on the examples there were, and write the winners as challengers."""
+"""`tidemill tune`: search a declared space of models on recorded examples, and write the winners as challengers."""
 
 from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, progress, with_settings
-from tidemill.declare.load import load
-from tidemill.declare.pipeline import Pipeline
+from tidemill.cli.shared import PIPELINE, connected, print_report, progress, with_settings, with_source
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
+
+if TYPE_CHECKING:
+    from tidemill.offline.source import ArchiveSource, FileSource
 
 
 @click.command()
@@ -24,73 +25,82 @@ from tidemill.wire import topics
 @click.option(
     "--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Candidates that are drawn."
 )
-@click.option("--seconds", type=click.FloatRange(min=1), default=600.0, show_default=True,
-              help="When the search is stopped, reading not counted; what has seen all examples by then counts.")  # fmt: skip
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    help="When the search is stopped, reading not counted; what has seen all examples by then counts.",
+)
 @click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Winners at most.")
 @click.option(
     "--metric", default="", help="By which one is better; by default the one that `backtest` shows over time."
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="The same seed, trials and examples: the same race."
+    "--seed", type=int, default=0, show_default=True, help="The same seed, trials and examples: the same search."
 )
 @click.option(
-    "--examples", type=click.IntRange(min=1), default=200_000, show_default=True, help="At most so many, the newest."
+    "--examples",
+    "newest",
+    type=click.IntRange(min=1),
+    default=200_000,
+    show_default=True,
+    help="At most so many, the newest.",
 )
-@click.option("--model-delay", metavar="DURATION",
-              help="Time a learned label takes to reach the scorer, as 5m. Default: none.")  # fmt: skip
-@click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
-@click.option("--events", "events_path", type=click.Path(path_type=Path), help="History in files, instead of examples.")
-@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
+@click.option(
+    "--model-delay", metavar="DURATION", help="Time a learned label takes to reach the scorer, as 5m. Default: none."
+)
+@with_source()
 @click.option("--out", type=click.Path(path_type=Path), help="Write the winners, for `tuned(...)` in the declaration.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_settings("brokers")
-def tune(pipeline: str, trials: int, seconds: float, best: int, metric: str, seed: int, examples: int,
-         model_delay: str | None, archive: str | None, events_path: Path | None, labels_path: Path | None, out: Path | None,
-         *, force: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
-    """Search the models that a pipeline declares with search=... on its examples, each asked when the question was.
+def tune(
+    pipeline: str,
+    trials: int,
+    seconds: float,
+    best: int,
+    metric: str,
+    seed: int,
+    newest: int,
+    model_delay: str | None,
+    source: ArchiveSource | FileSource | None,
+    out: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search a declared space of models on recorded examples.
 
-    Candidates that are better than the champion on all examples win. Exit code 1 where --out is given and none does.
+    The space is search=... of the declaration. Each candidate is asked when the event was. Candidates that are better than
+    the champion on all examples win; exit code 1 where --out is given and none does.
     """
-    from tidemill.cli import text as describe
-    from tidemill.offline import history
+    from tidemill.cli.text.tuning import tuning_text
+    from tidemill.offline.source import KafkaSource
     from tidemill.offline.tuning import questions
-    from tidemill.offline.tuning.successive_halving import Asked, Race, file_of
+    from tidemill.offline.tuning.successive_halving import SearchOptions, SuccessiveHalving, file_of
 
-    if (events_path is None) != (labels_path is None):
-        raise SettingsError("--events and --labels go together: name both, or neither")
-    if archive is not None and events_path is not None:
-        raise SettingsError("examples come from --archive, or from --events and --labels: name the one, or the two")
     try:
         delay = milliseconds(model_delay) if model_delay else 0
     except ValueError as error:
         raise SettingsError(f"--model-delay: {error}") from None
     if out is not None:
         _check_out(out, force=force)
-    chosen, declared = settings.load(**options), load(pipeline)
-    asked = Asked(trials, seconds, best, seed, metric)
-    asked.chosen(declared)
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
+    search = SearchOptions(trials, seconds, best, seed, metric)
+    search.metric_of(declared)
     with progress("examples", None) as advance:
-        if archive is not None:
-            take = partial(questions.from_archive, declared, archive)
-        elif events_path is not None and labels_path is not None:
-            events, labels = history.read(events_path, declared.events), history.read(labels_path, declared.labels)
-            take = partial(questions.from_rows, declared, events, labels)
-        else:
-            take = partial(questions.from_kafka, declared, _broker(declared, chosen))
-        found = take(examples, delay=delay, progress=advance)
-    with progress("tune", Race.work(len(found), trials, best)) as advance:
-        report = Race(declared, found, asked, progress=advance).run()
+        used = source or KafkaSource(connected(declared, chosen, topics.EXAMPLES))
+        examples = questions.read(declared, used, newest, delay=delay, progress=advance)
+    with progress("tune", SuccessiveHalving.total_examples(len(examples), trials, best)) as advance:
+        report = SuccessiveHalving(declared, examples, search, progress=advance).run()
     if out is not None and report.winners:
         _write(out, json.dumps(file_of(report), indent=2) + "\n")
-    if as_json:
-        click.echo(json.dumps(describe.tuning_json(report), indent=2))
-    else:
-        click.echo(describe.tuning_text(report), nl=False)
-        if out is not None:
-            click.echo(
-                f'{out}: for models={{..., **tuned("{out.name}", SEARCH)}}' if report.winners else f"{out}: not written"
-            )
+    print_report(report, tuning_text, as_json=as_json)
+    if out is not None and not as_json:
+        use = f'for models={{..., **tuned("{out.name}", SEARCH)}}'
+        click.echo(f"{out}: {use if report.winners else 'not written'}")
     if out is not None and not report.winners:
         sys.exit(1)
 
@@ -113,12 +123,3 @@ def _write(out: Path, text: str) -> None:
         write_whole(str(out.absolute()), text.encode())
     except OSError as error:
         raise SettingsError(f"--out {out}: writing failed: {error}") from error
-
-
-def _broker(declared: Pipeline, chosen: settings.Settings) -> Any:
-    from tidemill.runtime import run as running
-
-    broker = running.broker_of(chosen)
-    broker.connect()
-    running.check_topics(declared, broker, (topics.EXAMPLES.name(declared.name),))
-    return broker

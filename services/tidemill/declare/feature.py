@@ -1,28 +1,42 @@
-"""Request features: what is asked of the event alone."""
+"""Request features: computed from the event alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, cast
 
-AVRO_KINDS = {"int": "number", "long": "number", "float": "number", "double": "number",
-              "string": "category", "enum": "category", "boolean": "flag"}  # fmt: skip
+from pydantic import Field
 
+from tidemill.declare.checks import Fail, check_fields
+from tidemill.declare.kinds import AVRO_KINDS, KEYS, Kind, Source
+from tidemill.declare.stream import Stream
+from tidemill.tables import Lookup
 
-KINDS: Mapping[str, str] = {"number": "double", "category": "string", "flag": "boolean"}
-"""Kinds of feature and the Avro type each has in the vector."""
-
-
-Source = str | Callable[[Mapping[str, Any]], Any]
+_KINDS_OF_RETURNS: dict[str, Kind] = {"float": "number", "int": "number", "str": "category", "bool": "flag"}
 
 
 @dataclass(frozen=True)
 class Feature:
     """A request feature: its kind and where its value comes from (an event field, or a function of the event)."""
 
-    kind: str
-    source: Source
+    kind: Kind
+    source: Annotated[Source, Field(description="the name of an event field or a function of the event")]
+
+    def check(self, where: str, events: Stream, fail: Fail) -> None:
+        """Check the fields, and that the event has what they name, of a type that fits the kind."""
+        check_fields(self, where, fail)
+        if isinstance(self.source, str):
+            if self.kind == "number" and _kind_of_field(where, self.source, events, fail) == "category":
+                type_ = events.types[self.source]
+                fail(where, f"field {self.source!r} is {type_}, not a number: use category({self.source!r})")
+        elif isinstance(self.source, Lookup):
+            lookup = self.source
+            events.check_field(f"{where}: by", lookup.by, fail, *KEYS)
+            if lookup.kind == "category" and self.kind != "category":
+                fail(
+                    where,
+                    f"column {lookup.column!r} of {lookup.table.name} is text, not a {self.kind}: use category(...)",
+                )
 
 
 def number(source: Source) -> Feature:
@@ -38,3 +52,32 @@ def category(source: Source) -> Feature:
 def flag(source: Source) -> Feature:
     """Declare a feature that is true or false."""
     return Feature("flag", source)
+
+
+def as_feature(where: str, source: Feature | Source, events: Stream, fail: Fail) -> Feature:
+    """Return one entry of a declared request as a feature that has been checked."""
+    if isinstance(source, Feature):
+        feature = source
+    elif isinstance(source, str):
+        feature = Feature(_kind_of_field(where, source, events, fail), source)
+    elif isinstance(source, Lookup):
+        feature = Feature(cast(Kind, source.kind), source)
+    else:
+        returns = getattr(source, "__annotations__", {}).get("return")
+        kind = _KINDS_OF_RETURNS.get(returns.__name__ if isinstance(returns, type) else str(returns))
+        if kind is None:
+            fail(
+                where,
+                "its function does not declare what it returns: wrap it in number(...), category(...) or flag(...)",
+            )
+        feature = Feature(kind, source)
+    feature.check(where, events, fail)
+    return feature
+
+
+def _kind_of_field(where: str, name: str, events: Stream, fail: Fail) -> Kind:
+    events.check_field(where, name, fail)
+    type_ = events.types[name]
+    if type_ not in AVRO_KINDS:
+        fail(where, f"field {name!r} is {type_}: give a function that makes a number or a category of it")
+    return AVRO_KINDS[type_]

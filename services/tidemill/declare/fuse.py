@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from tidemill.declare.checks import Fail, check_fields
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,10 @@ class Fuse:
         This share of `of` records, counted `of` by `of`; 0 for no such limit.
     """
 
-    run: int = 500
-    share: float = 0.5
-    of: int = 2000
+    run: Annotated[int, Field(ge=0)] = 500
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    of: Annotated[int, Field(ge=1)] = 2000
+
+    def check(self, fail: Fail) -> None:
+        """Check the fields."""
+        check_fields(self, "fuse", fail)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator
+
+from tidemill.declare.checks import Fail, Segments, check_fields, check_segments, river_metric
+
+
+def _metric(value: Any) -> Any:
+    return value if value is None else river_metric(value, "bigger_is_better")
+
+
+Loss = Annotated[float, Field(ge=0)]
+#: The gate looks at its evidence every hundred questions.
+Rounds = Annotated[int, Field(ge=1_000, multiple_of=100)]
 
 
 @dataclass(frozen=True)
@@ -40,38 +53,25 @@ class Gate:
         Questions after which what has shown no difference is compared anew, with less of the rate.
     """
 
-    margin: float = 0.0
-    examples: int = 2_000
-    metric: Any = None
-    metric_margin: float = 0.0
-    segments: Sequence[str] | None = None
-    worse: float = 0.0
-    least: int = 200
-    rate: float = 0.05
+    margin: Loss = 0.0
+    examples: Annotated[int, Field(ge=200)] = 2_000
+    metric: Annotated[Any, PlainValidator(_metric)] = None
+    metric_margin: Loss = 0.0
+    segments: Segments | None = None
+    worse: Loss = 0.0
+    least: Annotated[int, Field(ge=1)] = 200
+    rate: Annotated[float, Field(ge=1e-9, le=0.5)] = 0.05
     automatic: bool = True
-    watch: int = 5_000
-    round: int = 50_000
+    watch: Rounds = 5_000
+    round: Rounds = 50_000
 
-
-@dataclass(frozen=True)
-class Training:
-    """When a candidate is trained anew: a fresh copy of a declared model, folded over part of the history.
-
-    It shadows as soon as it has caught up, and the gate holds it to the champion as any challenger.
-
-    Parameters
-    ----------
-    model
-        The declared model that is made anew.
-    on
-        Kinds of alert that start it; people start it by `tidemill models train`.
-    examples
-        How many of the latest examples it begins with; 0: all there are.
-    pause
-        Examples after a candidate was begun in which no alert begins another.
-    """
-
-    model: str
-    on: Sequence[str] = ("drift", "performance")
-    examples: int = 20_000
-    pause: int = 20_000
+    def check(self, task: str, vector: Mapping[str, str], fail: Fail) -> None:
+        """Check the fields, and that the pipeline has what they name."""
+        if task == "anomaly":
+            fail(
+                "gate",
+                "an anomaly's score is right or wrong only beside others', so none is better by its loss: "
+                "leave it out, and promote by `tidemill models promote`",
+            )
+        check_fields(self, "gate", fail)
+        check_segments("gate.segments", self.segments or (), vector, fail)

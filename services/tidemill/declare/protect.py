@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-MOST_REMEMBERED = 100_000
+from pydantic import Field
+
+from tidemill.declare.checks import Fail, check_fields
 
 
 @dataclass(frozen=True)
@@ -16,11 +20,22 @@ class Protect:
     source
         A category of the vector, or the events' key.
     share
-        An example is not learned where this share of the last `of` that were learned is its source's already.
+        An example is not learned where its source already has this share of the last `of` examples that were learned.
     of
-        So many are remembered, in memory and in every snapshot. Of the very first of all, one source may be share * of.
+        How many sources are remembered, in memory and in every snapshot. Of the very first, one source may have share * of.
     """
 
     source: str
-    share: float = 0.3
-    of: int = 1000
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    of: Annotated[int, Field(ge=1, le=100_000)] = 1000
+
+    def check(self, vector: Mapping[str, str], key: str, fail: Fail) -> None:
+        """Check the fields, and that the source is one that every example has."""
+        check_fields(self, "protect", fail)
+        sources = list(dict.fromkeys([*(name for name, kind in vector.items() if kind == "category"), key]))
+        if self.source not in sources:
+            fail(
+                "protect.source",
+                f"{self.source!r} is neither a category of the vector nor the events' key: "
+                f"there are {', '.join(sources)}",
+            )

@@ -16,8 +16,11 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
+from pydantic import Field
+
+from tidemill.declare.checks import Fail, Is, check_fields
 from tidemill.declare.stable_repr import stable_repr
 from tidemill.errors import DeclarationError
 from tidemill.loading import loading
@@ -39,7 +42,15 @@ class Search:
     """
 
     make: Callable[..., Any]
-    over: Mapping[str, Range]
+    over: Mapping[str, Annotated[Is[Range], Field(description="a range, as in ranges.uniform(0, 1),")]]
+
+    def check(self, where: str, fail: Fail) -> Any:
+        """Check the fields, and that the function can be called with such values; returns the model that it made."""
+        check_fields(self, where, fail)
+        try:
+            return self.make(**self.draw(random.Random(0)))  # noqa: S311  it hides nothing
+        except Exception as error:  # the declaration's own function
+            fail(where, f"its function raised {type(error).__name__}: {error}")
 
     def draw(self, rng: random.Random) -> Parameters:
         """Return a value of each parameter, drawn at random in the declared order."""
@@ -52,8 +63,8 @@ class Search:
 
 def name_of(search: str, parameters: Parameters, model: Any) -> str:
     """Return the name of a searched model: the same parameters and the same model have the same one, in every process."""
-    said = json.dumps([search, dict(sorted(parameters.items())), stable_repr(model)])
-    return f"{search}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    content = json.dumps([search, dict(sorted(parameters.items())), stable_repr(model)])
+    return f"{search}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def tuned(name: str | Path, search: Mapping[str, Search]) -> dict[str, Any]:

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from tidemill.declare.feature import Source
-from tidemill.encoding import schema_files as schemas
+from pydantic import Field
+
+from tidemill.declare.checks import Fail, check_fields
+from tidemill.declare.kinds import AVRO_KINDS, KEYS, Source
+from tidemill.encoding import schema_files
+from tidemill.encoding.resolution import unreadable
+from tidemill.encoding.schema_limits import unsafe
 from tidemill.loading import loading
+from tidemill.rules.base import NUMBERS, TEXTS, Rule
+
+#: The Avro types that a label may have in its record, by its type in an example.
+_LABEL_TYPES = {
+    "boolean": ("boolean",),
+    "double": ("double", "float", "int", "long"),
+    "string": ("string", "enum"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Stream:
     value
         Labels only: the field that is the label, or a function of the label record.
     accepts
-        Other schemas that producers may write by, each a file as `schema` is; `schema` must be able to read them.
+        Other schemas that producers may write with, each a file as `schema` is; `schema` must be able to read them.
     encoding
         "avro" or "json" where producers may send only that; both by default.
     """
@@ -38,21 +51,90 @@ class Stream:
     id: str
     time: str
     key: str = ""
-    value: Source = ""
-    accepts: Sequence[str] = ()
-    encoding: str = ""
+    value: Annotated[Source, Field(description="the name of a field or a function of the record")] = ""
+    accepts: Annotated[Sequence[str], Field(description="a list of schema files")] = ()
+    encoding: Literal["", "avro", "json"] = ""
 
     @cached_property
     def avro(self) -> dict[str, Any]:
         """The schema file as JSON."""
-        return schemas.find(self.schema, loading.get())
+        return schema_files.find(self.schema, loading.get())
 
     @cached_property
     def others(self) -> dict[str, dict[str, Any]]:
-        """The other schemas that producers may write by, as JSON, by the name of their file."""
-        return {name: schemas.find(name, loading.get()) for name in self.accepts}
+        """The other schemas that producers may write with, as JSON, by the name of their file."""
+        return {name: schema_files.find(name, loading.get()) for name in self.accepts}
 
     @cached_property
     def types(self) -> dict[str, str]:
         """Primitive Avro type of each field, by name; of a union with null, the other branch's."""
-        return {f["name"]: schemas.primitive(f["type"]) for f in self.avro["fields"]}
+        return {f["name"]: schema_files.primitive(f["type"]) for f in self.avro["fields"]}
+
+    def check(self, where: str, fail: Fail) -> None:
+        """Check the fields, that the schemas can be read, and that they have an id and a time which are never missing."""
+        check_fields(self, where, fail)
+        try:
+            _ = self.types  # reads the file
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            fail(f"{where}.schema", str(error))
+        self._check_schemas(where, fail)
+        self.check_field(f"{where}.id", self.id, fail, "string", "int", "long")
+        self.check_field(f"{where}.time", self.time, fail, "long")
+        self._check_never_null(where, (self.id, self.time), fail)
+
+    def check_key(self, where: str, fail: Fail) -> None:
+        """Check that the key is declared, and a field that names an entity and is never missing."""
+        if not self.key:
+            fail(f"{where}.key", "name the field that is the entity, as in key='origin'")
+        self.check_field(f"{where}.key", self.key, fail, *KEYS)
+        self._check_never_null(where, (self.key,), fail)
+
+    def check_value(self, where: str, label_type: str, fail: Fail) -> None:
+        """Check that the label is declared, and a field of its type or a function."""
+        if not self.value:
+            fail(f"{where}.value", "name the field that is the label, or give a function of the label record")
+        if isinstance(self.value, str):
+            self.check_field(f"{where}.value", self.value, fail, *_LABEL_TYPES[label_type])
+
+    def check_rules(self, where: str, rules: Sequence[Rule], fail: Fail) -> None:
+        """Check that the fields that rules look at exist, and are of a type that the rule can judge."""
+        for rule in rules:
+            for name in (rule.field, *rule.also):
+                self.check_field(f"{where}: {rule.name}", name, fail)
+            type_ = self.types[rule.field]
+            if rule.types and type_ not in rule.types:
+                expected = {NUMBERS: "a number", TEXTS: "text"}.get(rule.types, " or ".join(rule.types))
+                fail(f"{where}: {rule.name}", f"field {rule.field!r} is {type_}, not {expected}")
+            if type_ not in AVRO_KINDS:
+                fail(f"{where}: {rule.name}", f"field {rule.field!r} is {type_}; rules are for plain values")
+
+    def check_field(self, where: str, name: str, fail: Fail, *types: str) -> None:
+        """Check that there is such a field, and that it has one of these types."""
+        if name not in self.types:
+            fail(where, f"{name!r} is not a field of {self.schema}: it has {', '.join(self.types)}")
+        if types and self.types[name] not in types:
+            fail(where, f"field {name!r} is {self.types[name]}; expected {' or '.join(types)}")
+
+    def _check_never_null(self, where: str, names: Sequence[str], fail: Fail) -> None:
+        for field in self.avro["fields"]:
+            if field["name"] in names and schema_files.nullable(field["type"]):
+                fail(
+                    where, f"field {field['name']!r} may be null in {self.schema}; id, time and key may not be missing"
+                )
+
+    def _check_schemas(self, where: str, fail: Fail) -> None:
+        """Check what producers may send: that it is safe to decode, and that the declared schema can read it."""
+        problem = unsafe(self.avro)
+        if problem:
+            fail(f"{where}.schema", f"{self.schema} can't be decoded safely: {problem}")
+        try:
+            others = self.others
+        except (OSError, ValueError) as error:
+            fail(f"{where}.accepts", str(error))
+        for name, avro in others.items():
+            problem = unsafe(avro) or schema_files.malformed(avro)
+            if problem:
+                fail(f"{where}.accepts", f"{name} can't be decoded safely: {problem}")
+            mismatch = unreadable(avro, self.avro)
+            if mismatch:
+                fail(f"{where}.accepts", f"{self.schema} can't read {name}: {mismatch}")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from river import dummy, metrics, stats
 
+from tidemill.declare.checks import Fail
 from tidemill.errors import ArtifactError, ScoreError
 from tidemill.rules import LARGEST_NUMBER
 
@@ -45,6 +46,14 @@ class Task:
     baseline: Callable[[], Any] = field(repr=False)
     supervised: bool = True
     range: tuple[float, float] = (-LARGEST_NUMBER, LARGEST_NUMBER)
+
+    def check_model(self, where: str, model: Any, fail: Fail) -> None:
+        """Check that a declared model is one that this task can use."""
+        if isinstance(model, type):
+            fail(where, f"{model.__name__} is a class: make one of it, as in {model.__name__}()")
+        for method in self.needs:
+            if not hasattr(model, method):
+                fail(where, f"{type(model).__name__} has no {method}, which task={self.name!r} needs")
 
     def is_valid_score(self, score: float, probabilities: Probabilities = NONE) -> bool:
         """Whether that is a score at all: finite, and within `range`, as each class's probability must be."""

@@ -20,9 +20,18 @@ from tidemill.wire.records import Records
 
 ROLLING = 2000
 READ = (
-    topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
-    topics.EXAMPLES, topics.EXPIRED, topics.MODELS, topics.UPDATES, topics.PROMOTIONS,
-)  # fmt: skip
+    topics.EVENTS_VALID,
+    topics.LABELS_VALID,
+    topics.DLQ,
+    topics.FEATURES,
+    topics.PREDICTIONS,
+    topics.PREDICTION_LOG,
+    topics.EXAMPLES,
+    topics.EXPIRED,
+    topics.MODELS,
+    topics.UPDATES,
+    topics.PROMOTIONS,
+)
 
 
 class Observer(threading.Thread):

@@ -87,10 +87,18 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     cleanup.callback(redis.stop)
     token = os.environ.get("TIDEMILL_STATUS_TOKEN") or secrets.token_hex(16)
     stack = Stack(
-        "flights", pipeline, folder,
-        {**settings, "redis_url": redis.url, "status_token": token, "snapshot_seconds": 0.25, "archive_seconds": 5,
-         "log_level": "INFO"},
-    )  # fmt: skip
+        "flights",
+        pipeline,
+        folder,
+        {
+            **settings,
+            "redis_url": redis.url,
+            "status_token": token,
+            "snapshot_seconds": 0.25,
+            "archive_seconds": 5,
+            "log_level": "INFO",
+        },
+    )
     cleanup.callback(stack.stop)
     stack.start_all(watched=True)
     found = data.flights((1,), days=options.days)

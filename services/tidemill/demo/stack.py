@@ -49,9 +49,14 @@ def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = Non
     try:
         with log.open("ab") as out:
             return subprocess.Popen(  # noqa: S603  our own commands
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-                env=None if env is None else {**os.environ, **env}, preexec_fn=_begin,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                env=None if env is None else {**os.environ, **env},
+                preexec_fn=_begin,
+            )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -82,9 +87,20 @@ class Redis:
         self.url = f"redis://127.0.0.1:{port}/0"
         self.port = port
         self._command = [
-            binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder),
-            "--maxmemory-policy", "noeviction",
-        ]  # fmt: skip
+            binary,
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            str(folder),
+            "--maxmemory-policy",
+            "noeviction",
+        ]
         self._log = folder / "redis.log"
         self.start()
 
@@ -158,8 +174,7 @@ class Stack:
         """Start one process; a further instance of a service has a name of its own."""
         service, _, model = role.partition(":")
         port = self.ports.setdefault(role if instance == "0" else f"{role}#{instance}", free_port())
-        command = [*self.launcher, "run", service, self.reference, "--instance", instance,
-                   "--http-port", str(port)]  # fmt: skip
+        command = [*self.launcher, "run", service, self.reference, "--instance", instance, "--http-port", str(port)]
         if model:
             command += ["--model", model]
         env = self.env

@@ -6,6 +6,7 @@ read what the new one writes, so producers may go first. Full: both. `_TRANSITIV
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,10 @@ class Verdict:
     def fine(self) -> bool:
         """Whether producers may send by the new schema now."""
         return not self.problems and not self.unreadable
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the verdict for programs."""
+        return {**dataclasses.asdict(self), "fine": self.fine}
 
 
 def check(new: Any, declared: Any, earlier: Mapping[str, Any], level: str) -> Verdict:

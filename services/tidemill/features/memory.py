@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidemill.stream.api import Change, Notes, Tiles, Wanted
+from tidemill.features.ports import Change, EntitiesByView, StoredNotes, StoredTiles
 
 
 @dataclass
@@ -31,11 +31,11 @@ class MemoryView:
             self.features.pop(entity, None)
 
     def note(self, partition: int) -> str:
-        """Return the word beside the offset."""
+        """Return the note beside the offset."""
         return self.notes.get(partition, "")
 
     def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change], note: str = "") -> str:
-        """Write as `api.View.write` says."""
+        """Write as `ViewStore.write` says."""
         stored = self.offsets.get(partition, 0)
         if stored > offset:
             return "refused"
@@ -62,8 +62,8 @@ class MemoryReader:
     def __init__(self, stores: Mapping[str, MemoryView]) -> None:
         self.stores = stores
 
-    def read(self, wanted: Wanted, partitions: int) -> tuple[Tiles, Notes]:
-        """Read as `api.Reader.read` says."""
+    def read(self, wanted: EntitiesByView, partitions: int) -> tuple[StoredTiles, StoredNotes]:
+        """Read as `ViewReader.read` says."""
         held = {view: {n: t for of in self.stores[view].tiles.values() for n, t in of.items()} for view in wanted}
         tiles = {(view, name): dict(held[view].get(name, {})) for view, names in wanted.items() for name in names}
         return tiles, {view: [self.stores[view].notes.get(p) for p in range(partitions)] for view in wanted}

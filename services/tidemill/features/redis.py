@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff  # noqa: TID251
 from redis.retry import Retry as RedisRetry  # noqa: TID251
 
 from tidemill.errors import StoreError
-from tidemill.stream.api import Change, Notes, Tiles, Wanted
+from tidemill.features.ports import Change, EntitiesByView, StoredNotes, StoredTiles
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +85,13 @@ class OnlineStore:
     def features(self, view: str, entity: str) -> dict[str, str]:
         """Return an entity's features in a view, as text; none where it is not known. Raises StoreError where Redis is away."""
         try:
-            found = self._connected().hgetall(f"{self.pipeline}:{view}:{entity}")
+            stored = self._connected().hgetall(f"{self.pipeline}:{view}:{entity}")
         except redis.RedisError as error:
             raise StoreError(f"no Redis at {self.url.rsplit('@', 1)[-1]}: {error}") from error
-        return {str(name): str(value) for name, value in found.items()}
+        return {str(name): str(value) for name, value in stored.items()}
 
-    def read(self, wanted: Wanted, partitions: int) -> tuple[Tiles, Notes]:
-        """Read as `api.Reader.read` says."""
+    def read(self, wanted: EntitiesByView, partitions: int) -> tuple[StoredTiles, StoredNotes]:
+        """Read as `ViewReader.read` says."""
         return RedisReader(self._connected(), self.pipeline).read(wanted, partitions)
 
 
@@ -101,8 +101,8 @@ class RedisReader:
     def __init__(self, client: redis.Redis, pipeline: str) -> None:
         self.client, self.pipeline = client, pipeline
 
-    def read(self, wanted: Wanted, partitions: int) -> tuple[Tiles, Notes]:
-        """Read as `api.Reader.read` says."""
+    def read(self, wanted: EntitiesByView, partitions: int) -> tuple[StoredTiles, StoredNotes]:
+        """Read as `ViewReader.read` says."""
         pipe = self.client.pipeline(transaction=False)
         keys = [(view, entity) for view, entities in wanted.items() for entity in entities]
         for view in wanted:
@@ -111,12 +111,12 @@ class RedisReader:
         for view, entity in keys:
             pipe.hgetall(f"{self.pipeline}:{view}/tiles:{entity}")
         try:
-            found = pipe.execute()
+            answers = pipe.execute()
         except redis.RedisError as error:
             raise StoreError(f"Redis: reading {', '.join(wanted)} of {self.pipeline}: {error}") from error
         count = len(wanted) * partitions
-        notes = {view: found[n * partitions : (n + 1) * partitions] for n, view in enumerate(wanted)}
-        return dict(zip(keys, found[count:], strict=True)), notes
+        notes = {view: answers[n * partitions : (n + 1) * partitions] for n, view in enumerate(wanted)}
+        return dict(zip(keys, answers[count:], strict=True)), notes
 
 
 class RedisView:
@@ -141,17 +141,17 @@ class RedisView:
             if offset is None:
                 return None
             entities = sorted(str(name) for name in self.client.smembers(f"{self.prefix}/entities:{partition}"))
-            found: dict[str, dict[str, str]] = {}
+            tiles: dict[str, dict[str, str]] = {}
             for start in range(0, len(entities), 1000):
                 some = entities[start : start + 1000]
                 pipe = self.client.pipeline(transaction=False)
                 for entity in some:
                     pipe.hgetall(f"{self.prefix}/tiles:{entity}")
-                found |= dict(zip(some, pipe.execute(), strict=True))
-            # What was read must stand for one offset: if another process wrote meanwhile, it is none of ours.
+                tiles |= dict(zip(some, pipe.execute(), strict=True))
+            # What was read must stand at one offset: if another process wrote meanwhile, it is not usable.
             if self.client.hget(place, "offset") != offset:
                 return None
-            return int(offset), found
+            return int(offset), tiles
         except redis.RedisError as error:
             raise StoreError(f"Redis: loading {self.prefix}, partition {partition}: {error}") from error
 
@@ -166,7 +166,7 @@ class RedisView:
             raise StoreError(f"Redis: clearing {self.prefix}, partition {partition}: {error}") from error
 
     def note(self, partition: int) -> str:
-        """Return the word beside the offset. Raises StoreError where Redis is away."""
+        """Return the note beside the offset. Raises StoreError where Redis is away."""
         place = f"{self.prefix}/partition:{partition}"
         try:
             return str(self.client.hget(place, "note") or "")
@@ -174,7 +174,7 @@ class RedisView:
             raise StoreError(f"Redis: reading {place}: {error}") from error
 
     def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change], note: str = "") -> str:
-        """Write as `api.View.write` says. Raises StoreError where Redis is away or full: nothing was written then."""
+        """Write as `ViewStore.write` says. Raises StoreError where Redis is away or full: nothing was written then."""
         place, members = f"{self.prefix}/partition:{partition}", f"{self.prefix}/entities:{partition}"
         try:
             with self.client.pipeline() as pipe:
@@ -205,7 +205,7 @@ class RedisView:
                 pipe.execute()
                 return "written"
         except redis.WatchError:
-            # Somebody wrote between our look and our write; look again at the next commit.
+            # Another process wrote between our read and our write; the next commit tries again.
             return "refused" if self._stored(place) > offset else "raced"
         except redis.RedisError as error:
             raise StoreError(f"Redis: writing {self.prefix}, partition {partition}: {error}") from error

@@ -12,16 +12,19 @@ latest event, whose time is in the field `event_time`; what they are is describe
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.declare.view import View
 from tidemill.errors import SettingsError
-from tidemill.features.lookup import is_whole
+from tidemill.features.lookup import is_complete
 from tidemill.features.redis import OnlineStore
 from tidemill.features.tiles import Entity, Plan
+from tidemill.features.views import schema
+
+__all__ = ["Known", "Store", "now", "schema"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Known:
     def age_seconds(self) -> float | None:
         """How old, at `at`, the latest event was: freshness, in event time."""
         return None if self.at is None or self.event_time is None else max(0, self.at - self.event_time) / 1000
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the features for programs."""
+        return dataclasses.asdict(self)
 
 
 class Store:
@@ -87,7 +94,7 @@ class Store:
                 f"view {plan.view.label!r} of {entity_id!r} was stored by another declaration: {error}"
             ) from None
         as_of = at if at is not None else entity.time if entity else None
-        whole = is_whole(plan, notes, as_of or 0)
+        whole = is_complete(plan, notes, as_of or 0)
         if entity is None:
             return Known(plan.view.label, as_of, None, whole, dict(plan.nothing))
         values = dict(zip(plan.names, plan.read(entity, as_of or 0), strict=True))
@@ -97,22 +104,3 @@ class Store:
 def now() -> int:
     """Return the present, in ms since the epoch."""
     return int(time.time() * 1000)
-
-
-def schema(pipeline: Pipeline, view: View) -> dict[str, Any]:
-    """Return what is kept beside a view in Redis: what its hashes are called and what their fields mean."""
-    return {
-        "pipeline": pipeline.name,
-        "view": view.label,
-        "entity": view.entity,
-        "source": view.source,
-        "key": f"{pipeline.name}:{view.label}:<{view.entity}>",
-        "event_time": "ms since the epoch of the entity's latest event; the features are as of it",
-        "every": view.every,
-        "expires": view.expires,
-        "fresh": view.fresh,
-        "features": {
-            name: {"type": "double", "kind": aggregate.kind, "of": aggregate.field, "window": aggregate.window}
-            for name, aggregate in zip(view.features, view.flat, strict=True)
-        },
-    }

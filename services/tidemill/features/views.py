@@ -1,7 +1,7 @@
 """The state of views: entities' tiles by partition, and what of it the online store does not have yet.
 
 Kept by the featurizer, of the views of the events' own key, and by the materializer, of all others. State is a function
-of the offsets of one topic; the store is brought to what is committed, and filled anew where it was emptied.
+of the offsets of one topic; the store is brought to what is committed, and filled again where it was emptied.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.view import View
 from tidemill.errors import StoreError
+from tidemill.features.ports import Change, ViewStore
 from tidemill.features.tiles import Entity, Plan
-from tidemill.stream import api
-from tidemill.stream.api import Change
 
 log = logging.getLogger(__name__)
 
+#: How often a store is asked whether it still holds what was written, when there is nothing to write.
 RECHECK_SECONDS = 1.0
-"""How often it is looked whether a store still holds what was written, when there is nothing to write."""
 PARTIAL = " partial until "
+#: The watermark (ms) before the first event.
 NEVER = -(2**62)
-"""The watermark of what has seen no event; ms."""
 
 
-class Held:
+class ViewState:
     """One view's state for one partition, and what of it the store does not have yet."""
 
     def __init__(self, plan: Plan) -> None:
@@ -44,7 +45,7 @@ class Held:
         self._by_time: list[tuple[int, str]] = []
 
     def restore(self, entities: dict[str, Entity], offset: int, until: int) -> None:
-        """Take over what a store held at `offset`, partial until `until`."""
+        """Go on from what a store held at `offset`, partial until `until`."""
         self.entities, self.base, self.offset, self.is_stored = entities, offset, offset, True
         self._until = until
         if self.plan.expires:
@@ -53,19 +54,19 @@ class Held:
         self.watermark = max((entity.time for entity in entities.values()), default=self.watermark)
 
     def cut(self) -> None:
-        """Be told that what came before the next event is not all there."""
+        """Some of what came before the next event is missing."""
         self._is_cut = True
 
     def begins(self, now: int) -> None:
-        """Be told that nothing from before `now` (ms) has come: windows that reach further back are partial."""
+        """Nothing from before `now` (ms) has come: windows that reach further back are partial."""
         self._until = max(self._until, now + self.plan.longest)
 
     def fill(self) -> None:
-        """Be told that what was missing has come."""
+        """What was missing has come."""
         self._until = 0
 
     def is_partial(self, now: int) -> bool:
-        """Whether a window that ends at `now` may reach into what is not there."""
+        """Whether a window that ends at `now` may reach back to events that are missing."""
         if self._is_cut:
             self._is_cut = False
             self.begins(now)
@@ -73,7 +74,7 @@ class Held:
 
     @property
     def note(self) -> str:
-        """What is said beside the offset in the store."""
+        """What is written beside the offset in the store."""
         return f"{self.plan.shape}{PARTIAL}{self._until}" if self._until > self.watermark else self.plan.shape
 
     def add(self, entity_id: str, now: int, event: Mapping[str, Any]) -> bool:
@@ -87,11 +88,11 @@ class Held:
         if added is None:
             return False
         tile, gone = added
-        found = self._dirty.get(entity_id)
-        if found is None:
+        dirty = self._dirty.get(entity_id)
+        if dirty is None:
             self._dirty[entity_id] = ({tile}, set(gone))
         else:
-            tiles, dropped = found
+            tiles, dropped = dirty
             tiles.add(tile)
             if gone:
                 dropped.update(gone)
@@ -119,11 +120,11 @@ class Held:
 
     def changes(self) -> dict[str, Change]:
         """Return what the store needs to come from `base` to `offset`."""
-        found = {
+        changes = {
             name: self._change(name, tiles, gone, whole=name in self._forgotten)
             for name, (tiles, gone) in self._dirty.items()
         }
-        return found | {name: Change({}, {}, whole=True) for name in self._forgotten - self.entities.keys()}
+        return changes | {name: Change({}, {}, whole=True) for name in self._forgotten - self.entities.keys()}
 
     def everything(self) -> dict[str, Change]:
         """Return what the store needs to come from nothing to `offset`."""
@@ -134,7 +135,7 @@ class Held:
         }
 
     def written(self) -> None:
-        """Be told that the store stands at `offset`."""
+        """The store stands at `offset`."""
         self.base, self.is_stored = self.offset, True
         self._dirty.clear()
         self._forgotten.clear()
@@ -166,27 +167,27 @@ class Views:
     def __init__(
         self,
         plans: Sequence[Plan],
-        stores: Mapping[str, api.View],
+        stores: Mapping[str, ViewStore],
         counts: Counter[tuple[str, str]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.plans, self.stores, self.counts, self.clock = plans, dict(stores), counts, clock
-        self.held: dict[int, list[Held]] = {}
+        self.states: dict[int, list[ViewState]] = {}
         self._behind: set[str] = set()
         self._looked = -RECHECK_SECONDS
 
     def assign(self, partition: int, committed: int) -> int:
-        """Take over a partition from the stores; returns the offset from which the rest is to be rebuilt."""
-        self.held[partition] = [self._load(plan, partition, committed) for plan in self.plans]
-        return min((held.base for held in self.held[partition]), default=committed)
+        """Load a partition from the stores; returns the offset from which the rest is to be rebuilt."""
+        self.states[partition] = [self._load(plan, partition, committed) for plan in self.plans]
+        return min((state.base for state in self.states[partition]), default=committed)
 
-    def _load(self, plan: Plan, partition: int, committed: int) -> Held:
-        held, name = Held(plan), plan.view.label
+    def _load(self, plan: Plan, partition: int, committed: int) -> ViewState:
+        state, name = ViewState(plan), plan.view.label
         store = self.stores.get(name)
-        found = store.load(partition) if store else None
-        if store is None or found is None:
-            return held
-        offset, entities = found
+        stored = store.load(partition) if store else None
+        if store is None or stored is None:
+            return state
+        offset, entities = stored
         shape, _, until = store.note(partition).partition(PARTIAL)
         if offset > committed:
             wrong = f"the online store stands at {offset}, ahead of what Kafka has committed, {committed}"
@@ -194,22 +195,22 @@ class Views:
             wrong = f"the view was declared differently: {shape!r} where {plan.shape!r} is declared"
         else:
             try:
-                held.restore({n: Entity.load(plan, t) for n, t in entities.items() if t}, offset, int(until or 0))
-                return held
+                state.restore({n: Entity.load(plan, t) for n, t in entities.items() if t}, offset, int(until or 0))
+                return state
             except ValueError as error:
                 wrong = f"the view was declared differently: {error}"
-        log.error("the view is built anew", extra={"view": name, "partition": partition, "cause": wrong})
+        log.error("the view is rebuilt", extra={"view": name, "partition": partition, "cause": wrong})
         store.reset(partition)
-        return Held(plan)
+        return ViewState(plan)
 
     def truncated(self, partition: int) -> None:
-        """Be told that the log no longer reaches back to where `assign` asked to rebuild from."""
-        for held in self.held[partition]:
-            held.cut()
+        """The log does not reach back to where `assign` asked to rebuild from."""
+        for state in self.states[partition]:
+            state.cut()
 
     def revoke(self, partition: int) -> None:
         """Drop a partition's state."""
-        self.held.pop(partition, None)
+        self.states.pop(partition, None)
 
     def committed(self) -> None:
         """Bring the stores to what is committed. A store that is away stops nothing: it is caught up later.
@@ -221,26 +222,26 @@ class Views:
         if recheck:
             self._looked = now
         elif self._behind:
-            return  # a store that hangs costs its time out; that is not to be had at every commit, for every view
-        for partition, views in self.held.items():
-            for held in views:
-                store = self.stores.get(held.plan.view.label)
-                if store is None or not (recheck or held.base != held.offset or not held.is_stored):
+            return  # a store that hangs costs its timeout: not at every commit, for every view
+        for partition, views in self.states.items():
+            for state in views:
+                store = self.stores.get(state.plan.view.label)
+                if store is None or not (recheck or state.base != state.offset or not state.is_stored):
                     continue
-                if not self._write(store, partition, held):
+                if not self._write(store, partition, state):
                     return
 
-    def _write(self, store: api.View, partition: int, held: Held) -> bool:
+    def _write(self, store: ViewStore, partition: int, state: ViewState) -> bool:
         """Return whether the store answered."""
-        name = held.plan.view.label
-        has_news = held.base != held.offset
+        name = state.plan.view.label
+        has_news = state.base != state.offset
         try:
-            outcome = store.write(partition, held.base, held.offset, held.changes(), held.note)
+            outcome = store.write(partition, state.base, state.offset, state.changes(), state.note)
             if outcome == "behind":
                 log.warning(
-                    "the online store was emptied and is filled anew", extra={"view": name, "partition": partition}
+                    "the online store was emptied and is filled again", extra={"view": name, "partition": partition}
                 )
-                has_news, outcome = True, store.write(partition, 0, held.offset, held.everything(), held.note)
+                has_news, outcome = True, store.write(partition, 0, state.offset, state.everything(), state.note)
         except StoreError as error:
             self.counts["view_writes", "failed"] += 1
             if name not in self._behind:
@@ -256,17 +257,36 @@ class Views:
         if has_news or outcome != "written":
             self.counts["view_writes", outcome] += 1
         if outcome == "written":
-            held.written()
+            state.written()
         return True
 
     def gauges(self) -> dict[tuple[str, str], float]:
         """Return by view how many entities are held, the time in s of their newest event, and whether a store is behind."""
-        found: dict[tuple[str, str], float] = {}
+        gauges: dict[tuple[str, str], float] = {}
         for index, plan in enumerate(self.plans):
             name = plan.view.label
-            found["entities", name] = sum(len(views[index].entities) for views in self.held.values())
-            newest = max((views[index].watermark for views in self.held.values()), default=NEVER)
+            gauges["entities", name] = sum(len(views[index].entities) for views in self.states.values())
+            newest = max((views[index].watermark for views in self.states.values()), default=NEVER)
             if newest > NEVER:
-                found["view_event_time", name] = newest / 1000
-            found["view_behind", name] = float(name in self._behind)
-        return found
+                gauges["view_event_time", name] = newest / 1000
+            gauges["view_behind", name] = float(name in self._behind)
+        return gauges
+
+
+def schema(pipeline: Pipeline, view: View) -> dict[str, Any]:
+    """Return what is kept beside a view in Redis: what its hashes are called and what their fields mean."""
+    return {
+        "pipeline": pipeline.name,
+        "view": view.label,
+        "entity": view.entity,
+        "source": view.source,
+        "key": f"{pipeline.name}:{view.label}:<{view.entity}>",
+        "event_time": "ms since the epoch of the entity's latest event; the features are as of it",
+        "every": view.every,
+        "expires": view.expires,
+        "fresh": view.fresh,
+        "features": {
+            name: {"type": "double", "kind": aggregate.kind, "of": aggregate.field, "window": aggregate.window}
+            for name, aggregate in zip(view.features, view.flat, strict=True)
+        },
+    }

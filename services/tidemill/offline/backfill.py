@@ -52,14 +52,14 @@ def routes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> list[Route]:
 
 
 class Backfill:
-    """One backfill of some routes; `told` and `there` count updates that were written, and that there had been before."""
+    """One backfill of some routes; `written` and `present` count updates by route."""
 
     def __init__(self, pipeline: Pipeline, broker: Broker, routes: Sequence[Route]) -> None:
         self.pipeline = without_models(pipeline)  # what they would say is of no interest
         self.broker, self.routes = broker, routes
         self.records = Records(pipeline)
-        self.told: Counter[Route] = Counter()
-        self.there: Counter[Route] = Counter()
+        self.written: Counter[Route] = Counter()
+        self.present: Counter[Route] = Counter()
         self._known: dict[Route, set[int]] = {route: set() for route in routes}
         self._topic = topics.UPDATES.name(pipeline.name)
         self._latest = 0
@@ -139,10 +139,10 @@ class Backfill:
         self._latest = max(self._latest, update["time"])
         name = _hashed(update["event_id"])
         if name in known:
-            self.there[route] += 1
+            self.present[route] += 1
             return False
         known.add(name)
-        self.told[route] += 1
+        self.written[route] += 1
         producer.emit(self._topic, value, record.key(), record.timestamp()[1])
         return True
 

@@ -7,6 +7,7 @@ to reach the scorer in production.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
-from tidemill.features.lookup import HeldViews
+from tidemill.features.lookup import InMemoryRemoteViews
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import Decision, decisions
 from tidemill.stages.featurizer.service import Featurizer
@@ -66,6 +67,10 @@ class Report:
     def events_per_second(self) -> float:
         """Events handled per second of wall time."""
         return self.events / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        return dataclasses.asdict(self) | {"events_per_second": self.events_per_second}
 
 
 #: Decisions of a backtest are signed as any other, but leave it in its report alone: the key needs no secret.
@@ -126,7 +131,7 @@ class Backtest:
         name = self.pipeline.name
         validator = Validator(self.pipeline, any_encoding=True, fuse=False)  # history is what it is
         joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
-        featurizer = Featurizer(self.pipeline, others=HeldViews(materializer.views))
+        featurizer = Featurizer(self.pipeline, remote_views=InMemoryRemoteViews(materializer.views))
         self._joiner = joiner
         start = Position(0)
         materializer.assign(TopicPartition(topics.UPDATES.name(name), 0), start)

@@ -6,6 +6,7 @@ memory   a line for each segment: River's metrics, and MAX_RUNS numbers; segment
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,16 @@ class Line:
             return "B better"
         return "no difference shown"
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the line for programs."""
+        return self.segment._asdict() | {
+            "questions": self.questions,
+            "a": self.a,
+            "b": self.b,
+            "difference": self.difference._asdict() if self.difference else None,
+            "verdict": self.verdict,
+        }
+
 
 @dataclass
 class Report:
@@ -113,6 +124,11 @@ class Report:
     last_event: int = 0
     versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     lines: Sequence[Line] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for programs. Times are ms since the epoch; the segment without field and value is all."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"lines": [line.as_dict() for line in self.lines]}
 
 
 class _Running:

@@ -10,6 +10,7 @@ memory   one group of rows, and one batch of what is read
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -70,6 +71,10 @@ class Summary:
     skipped: int = 0
     dead_letters: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary for programs."""
+        return dataclasses.asdict(self)
 
 
 class Form:

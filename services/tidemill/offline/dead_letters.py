@@ -5,6 +5,7 @@ A letter is open until it went back to its source topic; which did is in <pipeli
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -139,6 +140,12 @@ class Letters:
         """Return whether a letter went back."""
         return "redriven" if letter.place in self.redriven else "open"
 
+    def as_dict(self, letter: Letter) -> dict[str, Any]:
+        """Return a letter and its state for programs. Times are ms since the epoch."""
+        fields = dataclasses.asdict(letter)
+        del fields["place"]
+        return {"letter": str(letter.place), "state": self.state(letter)} | fields
+
     def count(self, wanted: Wanted) -> int:
         """Return how many records must be read to find what is wanted, at most."""
         return sum(end - begin for begin, end in self._ranges(wanted).values())
@@ -249,6 +256,11 @@ class Stats:
     def most(self) -> list[Kind]:
         """Return the kinds, those with the most letters first."""
         return sorted(self.kinds.values(), key=lambda k: (-k.letters, k.reason, k.rule, k.field, k.entity))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts for programs."""
+        total, *kinds = [dataclasses.asdict(kind) | {"open": kind.open} for kind in (self.total, *self.most())]
+        return {"total": total, "kinds": kinds}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,35 @@ class Rebuilt:
     artifact: Artifact = "not put back"
     why: str = ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the version and what came of it, for programs."""
+        return {
+            "model": self.manifest.model,
+            "version": self.manifest.version,
+            "examples": self.manifest.examples,
+            "state": self.state,
+            "scores": self.scores,
+            "artifact": self.artifact,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True)
+class RebuildReport:
+    """What came of some versions; `others`: how many versions of another declaration were left out."""
+
+    versions: Sequence[Rebuilt]
+    others: int = 0
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every version was rebuilt with equal scores."""
+        return all(one.state == "equal" for one in self.versions)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        return {"equal": self.is_equal, "others": self.others, "versions": [one.as_dict() for one in self.versions]}
+
 
 class Rebuild:
     """Rebuilds versions of one pipeline's models."""

@@ -97,6 +97,10 @@ class Decision:
         """Whether another serves after it than before."""
         return self.champion != self.before
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the decision with its evidence for programs. Times are ms since the epoch."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "signature"}
+
 
 @dataclass(frozen=True)
 class Command:

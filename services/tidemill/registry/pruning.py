@@ -7,9 +7,10 @@ crash   what is deleted is planned from the manifests alone, so a run that break
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tidemill.errors import ArtifactError
 from tidemill.registry.latest import REMEMBERED, Version
@@ -43,15 +44,28 @@ class _Known(NamedTuple):
 
 @dataclass
 class Plan:
-    """What is to be deleted: artifacts by their SHA-256; and by model what becomes of its versions."""
+    """What is to be deleted: artifacts by their SHA-256; and by model what becomes of its versions.
+
+    `is_done`: whether `prune` has deleted them.
+    """
 
     artifacts: list[str] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
+    is_done: bool = False
 
     @property
     def bytes(self) -> int:
         """How much space that will free."""
         return sum(model.bytes for model in self.models.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan for programs."""
+        return {
+            "pruned": self.is_done,
+            "artifacts": self.artifacts,
+            "bytes": self.bytes,
+            "models": [dataclasses.asdict(model) for model in self.models.values()],
+        }
 
 
 def plan(
@@ -145,3 +159,4 @@ def prune(found: Plan, store: ArtifactStore, progress: Progress | None = None) -
         store.delete(digest)
         if progress:
             progress(1)
+    found.is_done = True

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.registry.latest import WINDOW, backwards
 from tidemill.registry.manifests import Manifest, Registry, parse
+from tidemill.registry.store import ArtifactStore
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -91,6 +94,44 @@ class Versions:
             return f"it is of pipeline {manifest.pipeline!r}"
         return ""
 
+    def as_dict(self, version: Version, store: ArtifactStore) -> dict[str, Any]:
+        """Return a version for programs. Times are ms since the epoch.
+
+        Of a record that holds no manifest only `offset`, `model`, `refused` and `newest` are known.
+        """
+        known = {
+            "offset": version.offset,
+            "model": version.key,
+            "refused": version.refused,
+            "newest": version.is_newest,
+        }
+        manifest = version.manifest
+        if manifest is None:
+            return known
+        fields = dataclasses.asdict(manifest)
+        del fields["golden"], fields["signature"], fields["model"]
+        return (
+            known
+            | fields
+            | {
+                "role": self.pipeline.role(manifest.model, self.champion),
+                "declared": self.is_declared(manifest),
+                "artifact": artifact_state(store, manifest),
+                "signature": self.signature(manifest),
+            }
+        )
+
+    def is_declared(self, manifest: Manifest) -> bool:
+        """Whether a manifest is of the pipeline as declared now."""
+        model = manifest.model
+        return self.pipeline.knows(model) and manifest.declaration == self.pipeline.declaration_hash(model)
+
+    def signature(self, manifest: Manifest) -> str:
+        """Return "valid", "wrong" or, without a signing key, "not checked"."""
+        if self.registry is None:
+            return "not checked"
+        return "valid" if self.registry.is_signed(manifest) else "wrong"
+
     def find(self, model: str, version: int | None = None, progress: Progress | None = None) -> tuple[Version, int]:
         """Return a version of a model, the newest by default, and how many newer records of it are refused.
 
@@ -121,3 +162,10 @@ class Versions:
         no = f"what {self.topic} holds of model {model!r} is no manifest"
         what = no if passed else f"no version of model {model!r} in {self.topic}"
         return f"{what}: the pipeline declares {', '.join(self.pipeline.model_names)}"
+
+
+def artifact_state(store: ArtifactStore, manifest: Manifest) -> str:
+    """Return "there", "rebuilt" where a replacement was stored, or "gone". The artifact is not read."""
+    if store.holds(manifest.sha256):
+        return "there"
+    return "rebuilt" if store.note(manifest.sha256) is not None else "gone"

@@ -134,13 +134,13 @@ def _validator() -> Build:
 
 
 def _featurizer() -> Build:
-    from tidemill.features.lookup import StoredViews
+    from tidemill.features.lookup import StoredRemoteViews
     from tidemill.features.redis import RedisReader, connect
     from tidemill.stages.featurizer.service import build
 
     def compose(context: Context) -> Callable[[], None]:
         pipeline, client = context.pipeline, connect(context.settings.redis_url.get_secret_value())
-        others = StoredViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
+        others = StoredRemoteViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
         stores = _stores(pipeline, client, pipeline.inline_views)
         return partial(_loop, context, build(pipeline, stores, others if pipeline.remote_views else None))
 
@@ -160,7 +160,7 @@ def _materializer() -> Build:
 
 def _stores(pipeline: Pipeline, client: Redis, views: Iterable[View]) -> Mapping[str, RedisView]:
     from tidemill.features.redis import RedisView
-    from tidemill.features.store import schema
+    from tidemill.features.views import schema
 
     stores = {}
     for view in views:

@@ -1,9 +1,9 @@
-"""The ports: what a processor, a broker and a view are. Processors import this and no client library."""
+"""The ports: what a processor and a broker are. Processors import this and no client library."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -207,56 +207,3 @@ class Follower(Protocol):
 
     def close(self) -> None:
         """Stop."""
-
-
-class Reader(Protocol):
-    """Reads the stores of several views at once."""
-
-    def read(
-        self, wanted: Mapping[str, Collection[str]], partitions: int
-    ) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, list[str | None]]]:
-        """Return the tiles of the wanted entities, by (view, entity), and each view's notes, by partition, None where the
-        store holds nothing of one. Raises StoreError where the store does not answer.
-        """
-
-
-class View(Protocol):
-    """A store of entities' features that knows the source offset it stands for, per partition."""
-
-    def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
-        """Return (offset, state by entity) of a partition; None where the store holds nothing of it."""
-
-    def reset(self, partition: int) -> None:
-        """Forget a partition: what the store holds of it belongs to another log or another declaration."""
-
-    def note(self, partition: int) -> str:
-        """Return the word that was written beside the offset; empty where there is none."""
-
-    def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Any], note: str = "") -> str:
-        """Write the state at `offset`, given that the store stands at `base` or later, and a word beside the offset.
-
-        Returns "written"; "behind" where the store stands before `base` (it was emptied or rolled back) and needs
-        everything again; or "refused" where it already stands after `offset`.
-        """
-
-
-Wanted = Mapping[str, Collection[str]]
-
-
-Tiles = dict[tuple[str, str], dict[str, str]]
-
-
-Notes = dict[str, list[str | None]]
-
-
-@dataclass
-class Change:
-    """What one entity's keys shall hold: features (None: has no value now), tiles set, tiles gone; `whole`: only these.
-
-    A whole change without tiles is the entity forgotten.
-    """
-
-    features: Mapping[str, Any]
-    tiles: Mapping[str, str]
-    gone: tuple[str, ...] = ()
-    whole: bool = False

@@ -59,7 +59,7 @@ class Status(BaseHTTPRequestHandler):
 def status() -> Iterator[tuple[type[Status], str]]:
     kind = type("Told", (Status,), {"asked": [], "looks": 0, "decision": DECISION, "refuses": None})
     server = HTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield kind, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -70,6 +70,7 @@ def run(url: str, *arguments: str, token: str = TOKEN) -> Result:
     return CliRunner().invoke(cli, ["models", *arguments], env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -88,6 +89,7 @@ def test_each_is_asked_once_and_the_answer_is_printed(status: Any, arguments: li
     assert done.stdout == "promoted: it is better\nslow serves\n"
 
 
+@pytest.mark.slow
 def test_whom_the_gate_watches_after_a_promotion_is_said(status: Any) -> None:
     kind, url = status
     kind.decision = DECISION | {"watched": {"model": "logreg", "version": 0}}
@@ -95,6 +97,7 @@ def test_whom_the_gate_watches_after_a_promotion_is_said(status: Any) -> None:
     assert run(url, "promote", "flights", "slow", "--why", "x").stdout.endswith(said)
 
 
+@pytest.mark.slow
 def test_a_refusal_ends_with_code_1(status: Any) -> None:
     kind, url = status
     kind.decision = DECISION | {
@@ -128,6 +131,7 @@ def test_a_wrong_token_is_said_and_not_printed(status: Any) -> None:
     assert "another secret" not in str(done.exception)
 
 
+@pytest.mark.slow
 def test_a_gate_that_does_not_answer_is_said_with_the_way_to_ask_again(status: Any) -> None:
     kind, url = status
     kind.decision = None
@@ -151,6 +155,7 @@ def test_a_mistake_is_said_in_a_sentence(arguments: list[str], said: str) -> Non
     assert said in str(done.exception)
 
 
+@pytest.mark.slow
 def test_decisions_are_listed_with_their_reasons_the_latest_first() -> None:
     broker = EmbeddedBroker()
     name = topics.PROMOTIONS.name("flights")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,22 @@ import pytest
 import small
 from river import compose, linear_model, metrics
 
-from tidemill import View, aggregates, load, number
+import tidemill
+from tidemill import (
+    Fuse,
+    Gate,
+    Monitor,
+    Pipeline,
+    Protect,
+    Search,
+    Training,
+    View,
+    aggregates,
+    load,
+    number,
+    ranges,
+)
+from tidemill.declare.feature import Feature
 from tidemill.errors import DeclarationError
 
 WRONG: dict[str, dict[str, Any]] = {
@@ -43,6 +60,55 @@ def test_a_wrong_type_is_a_declaration_error_that_names_its_field(what: str) -> 
         small.make(**WRONG[what])
     assert what.partition(":")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+#: Each kind of declaration: a good one, and what a pipeline with it is made of. Their fields are found by themselves.
+DECLARATIONS: list[tuple[Any, Callable[[Any], dict[str, Any]]]] = [
+    (Feature("number", "distance"), lambda feature: {"request": {"distance": feature}}),
+    (Fuse(), lambda fuse: {"fuse": fuse}),
+    (Gate(), lambda gate: {"gate": gate}),
+    (Monitor(), lambda monitor: {"monitor": monitor}),
+    (small.make(), lambda pipeline: {}),
+    (Protect("origin"), lambda protect: {"protect": protect}),
+    (Search(small.linear, {"rate": ranges.uniform(0, 1)}), lambda search: {"search": {"linear": search}}),
+    (small.EVENTS, lambda events: {"events": events}),
+    (Training("linear"), lambda training: {"training": training}),
+    (View("origin", every="1m", aggregates=aggregates.count("5m")), lambda view: {"views": [view]}),
+]
+FIELDS = [
+    pytest.param(good, field.name, of, id=f"{type(good).__name__}.{field.name}")
+    for good, of in DECLARATIONS
+    for field in fields(good)
+    if field.init
+]
+
+
+def test_every_public_declaration_is_held_to_its_fields() -> None:
+    public = {getattr(tidemill, name) for name in tidemill.__all__}
+    assert {part for part in public if is_dataclass(part)} | {Feature} == {type(good) for good, _ in DECLARATIONS}
+
+
+def refusal(good: Any, field: str, value: Any, of: Callable[[Any], dict[str, Any]]) -> str:
+    """Return the message with which a value of one field is refused."""
+    changes = {field: value} if isinstance(good, Pipeline) else of(replace(good, **{field: value}))
+    with pytest.raises(DeclarationError) as caught:
+        small.make(**changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("good", "field", "of"), FIELDS)
+def test_a_field_of_the_wrong_type_is_named_whatever_its_declaration(
+    good: Any, field: str, of: Callable[[Any], dict[str, Any]]
+) -> None:
+    assert isinstance(good, Pipeline) or small.make(**of(good))
+    wrong = [object()]
+    if type(getattr(good, field)) in (int, float):
+        wrong += [True, "5", None, float("nan")]
+    for value in wrong:
+        message = refusal(good, field, value, of)
+        assert field in message
+        assert repr(value) in message or "<object object" in message or "object has no" in message
 
 
 @pytest.mark.parametrize(
@@ -99,6 +165,7 @@ print([pipeline.declaration_hash(name) for name in models])
 """
 
 
+@pytest.mark.slow
 def test_a_declaration_has_the_same_hash_in_every_process() -> None:
     def said(seed: str) -> str:
         path = os.pathsep.join([str(Path(small.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -9,8 +9,9 @@ import pytest
 from river import compose, linear_model, preprocessing
 
 from tidemill import Monitor, Pipeline, Stream, View, aggregates, category, load, number, rules
-from tidemill.cli.text import as_text, check_models
+from tidemill.cli.text.declaration import pipeline_text
 from tidemill.errors import DeclarationError
+from tidemill.offline.check import check_models
 
 GOOD = load("flights")
 AGG = aggregates.count("1h")
@@ -174,7 +175,7 @@ def test_check_finds_a_model_that_cannot_be_saved() -> None:
 
 
 def test_what_check_prints_names_topics_vector_and_models() -> None:
-    text = as_text(GOOD)
+    text = pipeline_text(GOOD)
     for word in ("flights.events.valid", "origin_count_1h", "logreg", "champion", "0 to 23"):
         assert word in text
 

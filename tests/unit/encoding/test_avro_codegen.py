@@ -49,6 +49,7 @@ def by_fastavro(codec: Codec, record) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.avro["name"])
 def test_every_record_of_the_data_plane_is_compiled_and_equals_fastavro(codec: Codec) -> None:
     assert codec.is_compiled
@@ -64,6 +65,7 @@ def test_every_record_of_the_data_plane_is_compiled_and_equals_fastavro(codec: C
     check()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_flat_schema_equals_fastavro(data) -> None:

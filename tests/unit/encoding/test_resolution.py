@@ -109,6 +109,7 @@ def value_of(kind: Any) -> Any:
 pairs = records().flatmap(lambda one: st.tuples(st.just(one), changed(one)))
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(pairs)
 def test_what_can_be_read_is_what_apache_avro_says_can_be_read(pair: tuple[Any, Any]) -> None:
@@ -121,6 +122,7 @@ def test_what_can_be_read_is_what_apache_avro_says_can_be_read(pair: tuple[Any, 
             assert str(mismatch).startswith(f"field '{mismatch.field}': ")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(pairs)
 def test_what_can_be_read_fastavro_reads(pair: tuple[Any, Any]) -> None:

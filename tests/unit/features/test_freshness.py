@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY
 from test_loop_promises import Member
 
 from tidemill import View, aggregates
-from tidemill.features.lookup import Seen
+from tidemill.features.lookup import RemoteLookup
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.materializer.service import Materializer
 from tidemill.stream.api import Position, TopicPartition, discard
@@ -25,8 +25,8 @@ SLOT, UPDATES = TopicPartition("small.events.valid", 0), TopicPartition("small.u
 class Away:
     """A store that is away."""
 
-    def look(self, wanted: object, now: int) -> Seen:
-        return Seen(stale=["dest"])
+    def lookup(self, wanted: object, now: int) -> RemoteLookup:
+        return RemoteLookup(stale=["dest"])
 
 
 def valid(times: list[int], origin: str = "JFK", begin: int = 0) -> list[MemoryRecord]:
@@ -35,7 +35,7 @@ def valid(times: list[int], origin: str = "JFK", begin: int = 0) -> list[MemoryR
 
 
 def featurizer(others: Away | None = None) -> Featurizer:
-    step = Featurizer(PIPELINE, others=others)
+    step = Featurizer(PIPELINE, remote_views=others)
     step.assign(SLOT, Position(0))
     return step
 

@@ -11,7 +11,7 @@ from tidemill import View, aggregates, load
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import BrokerError, SettingsError, StoreError
-from tidemill.features.lookup import StoredViews
+from tidemill.features.lookup import StoredRemoteViews
 from tidemill.features.memory import MemoryReader, MemoryView
 from tidemill.offline.backfill import Backfill, routes_of
 from tidemill.runtime.run import topic_table
@@ -58,7 +58,7 @@ class River:
             self.broker.append(message.topic, message.value, message.key, self.sent)
 
     def drive(self, *names: str) -> None:
-        others = StoredViews(self.declared, MemoryReader(self.stores), self.declared.partitions)
+        others = StoredRemoteViews(self.declared, MemoryReader(self.stores), self.declared.partitions)
         services = {
             "validator": validator.build(self.declared),
             "featurizer": featurizer.build(self.declared, self.stores, others),
@@ -98,6 +98,7 @@ def messages() -> list:
     return list(script(PLAIN, data.flights((1,), days=3)[::4]))
 
 
+@pytest.mark.slow
 def test_a_view_declared_later_is_missing_until_it_was_filled_and_then_as_if_it_had_always_been_there(messages) -> None:
     half = len(messages) // 2
     always = River(pipeline(DEST, CARRIER))
@@ -116,16 +117,17 @@ def test_a_view_declared_later_is_missing_until_it_was_filled_and_then_as_if_it_
     river.drive("materializer")
     assert river.held() == always.held()
     assert not any("partial" in note for store in river.stores.values() for note in store.notes.values())
-    assert filling.told.keys() == {("events", "dest"), ("examples", "carrier")}
-    assert all(count > 100 for count in (*filling.told.values(), *filling.there.values()))
+    assert filling.written.keys() == {("events", "dest"), ("examples", "carrier")}
+    assert all(count > 100 for count in (*filling.written.values(), *filling.present.values()))
 
     again = Backfill(river.declared, river.broker, routes_of(river.declared))
     fill(again)
     river.drive("materializer")
-    assert not again.told, "twice is once"
+    assert not again.written, "twice is once"
     assert river.held() == always.held()
 
 
+@pytest.mark.slow
 def test_a_vector_goes_without_a_view_until_it_is_whole(messages) -> None:
     events = [m for m in messages if m.is_event]
     river = River(pipeline())
@@ -150,6 +152,7 @@ def test_a_vector_goes_without_a_view_until_it_is_whole(messages) -> None:
     assert all(v["entities"]["dest"] for v in fresh)
 
 
+@pytest.mark.slow
 def test_an_emptied_store_makes_vectors_stale_and_not_wrong_until_it_is_filled_again(messages) -> None:
     events = [m for m in messages if m.is_event]
     river = River(pipeline(DEST))
@@ -182,15 +185,16 @@ def test_a_store_that_is_away_is_not_asked_again_at_once() -> None:
             raise StoreError("no Redis")
 
     now = 0.0
-    others = StoredViews(pipeline(DEST), Away(), 2, clock=lambda: now)
-    assert others.look({"dest": {"BOS"}}, 0).stale == ["dest"]
-    assert others.look({"dest": {"BOS"}}, 0).stale == ["dest"]
+    others = StoredRemoteViews(pipeline(DEST), Away(), 2, clock=lambda: now)
+    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
+    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
     assert Away.asked == 1
     now = 1.5
-    assert others.look({"dest": {"BOS"}}, 0).stale == ["dest"]
+    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
     assert Away.asked == 2
 
 
+@pytest.mark.slow
 def test_a_backfill_does_not_begin_before_the_services_have_come_to_the_end(messages, monkeypatch) -> None:
     monkeypatch.setattr("tidemill.offline.backfill.PATIENCE", 0.0)
     river = River(pipeline(DEST))
@@ -209,6 +213,7 @@ def test_only_views_that_are_told_by_updates_can_be_filled() -> None:
         routes_of(flights, ["origin"])
 
 
+@pytest.mark.slow
 def test_an_entity_is_forgotten_when_it_has_expired_and_the_same_ones_after_a_restart(messages) -> None:
     short = replace(DEST, expires="6h")
     one, other = River(pipeline(short, partitions=1)), River(pipeline(short, partitions=1))

@@ -68,12 +68,14 @@ def stream(many: int, step: int = 20_000) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 40))
 def test_a_restart_anywhere_changes_no_vector_and_no_feature(stop: int) -> None:
     compare(stream(40), small.make(), small.make(), stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [

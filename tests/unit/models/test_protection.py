@@ -17,12 +17,14 @@ from river import compose, metrics
 from river_in_memory import River, flights
 
 from tidemill import Pipeline, Protect, load
-from tidemill.cli.text import as_json, as_text, report_text
+from tidemill.cli.text.declaration import pipeline_text
+from tidemill.cli.text.reports import backtest_text
 from tidemill.errors import DeclarationError
 from tidemill.metrics import COUNTS
 from tidemill.models.fold import Fold
 from tidemill.models.source_shares import LONGEST_SOURCE, Shares
 from tidemill.offline.backtest import Backtest
+from tidemill.offline.check import CheckReport
 from tidemill.offline.replay import Replay
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
@@ -109,6 +111,7 @@ def accuracy_on_others(pipeline: Pipeline, times: int) -> tuple[float, Backtest]
     return accuracy.get(), backtest
 
 
+@pytest.mark.slow
 def test_a_flood_of_opposite_labels_does_not_turn_a_protected_model() -> None:
     protected = replace(PLAIN, protect=Protect("carrier", 0.25, 500))
     calm, _ = accuracy_on_others(PLAIN, 0)
@@ -121,8 +124,8 @@ def test_a_flood_of_opposite_labels_does_not_turn_a_protected_model() -> None:
     assert flood.report.joined == held.report.joined, "all are examples, and judged"
     assert flood.folds["logreg"].metrics[0].cm.n_samples == held.folds["logreg"].metrics[0].cm.n_samples
     assert 0.5 * held.report.joined < held.report.over_share < held.report.joined
-    assert f"not learned, for their source had its share: {held.report.over_share:,}" in report_text(held.report)
-    assert "not learned" not in report_text(flood.report)
+    assert f"not learned, for their source had its share: {held.report.over_share:,}" in backtest_text(held.report)
+    assert "not learned" not in backtest_text(flood.report)
 
 
 # What is counted.
@@ -210,6 +213,7 @@ def test_resumed_anywhere_it_ends_like_one_never_stopped(tmp_path: Path) -> None
     assert "skipped" in COUNTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_predictions_done_again_come_out_as_they_were(rebuild: bool, tmp_path: Path) -> None:
     (tmp_path / "capped.py").write_text(
@@ -264,11 +268,11 @@ def test_a_cap_is_part_of_what_a_version_is_and_none_is_not() -> None:
     [
         (Protect("distance"), "'distance' is neither a category of the vector nor the events' key: there are carrier, origin"),
         (Protect("dest"), "protect.source: 'dest'"),
-        (Protect("carrier", 0), "protect.share: 0 where a share above 0 and below 1 was expected"),
+        (Protect("carrier", 0), "protect.share: 0 where a number above 0 and below 1 was expected"),
         (Protect("carrier", 1.0), "protect.share: 1.0"),
         (Protect("carrier", True), "protect.share: True"),
         (Protect("carrier", float("nan")), "protect.share: nan"),
-        (Protect("carrier", of=0), "protect.of: 0 where a whole number from 1 to 100000 was expected"),
+        (Protect("carrier", of=0), "protect.of: 0 where a whole number from 1 to 100,000 was expected"),
         (Protect("carrier", of=10**6), "protect.of"),
         (Protect("carrier", of=10.0), "protect.of"),
         ("carrier", "protect: 'carrier' where a Protect"),
@@ -279,9 +283,12 @@ def test_a_senseless_cap_is_refused(protect: Any, says: str) -> None:
         small.with_category(protect=protect)
 
 
+@pytest.mark.slow
 def test_it_is_shown() -> None:
     pipeline = capped(0.3, 2000)
-    assert "of the last 2,000 examples learned, at most 0.3 of one carrier" in as_text(pipeline)
-    assert json.loads(json.dumps(as_json(pipeline)))["protect"] == dataclasses.asdict(Protect("carrier", 0.3, 2000))
-    assert "examples learned" not in as_text(PLAIN)
-    assert as_json(PLAIN)["protect"] is None
+    assert "of the last 2,000 examples learned, at most 0.3 of one carrier" in pipeline_text(pipeline)
+    assert json.loads(json.dumps(CheckReport(pipeline).as_dict()))["protect"] == dataclasses.asdict(
+        Protect("carrier", 0.3, 2000)
+    )
+    assert "examples learned" not in pipeline_text(PLAIN)
+    assert CheckReport(PLAIN).as_dict()["protect"] is None

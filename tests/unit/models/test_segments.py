@@ -13,7 +13,7 @@ import small
 from river import compose, linear_model, metrics, preprocessing
 
 from tidemill import Monitor, Pipeline, category, number
-from tidemill.cli.text import version_json, version_text
+from tidemill.cli.text.models import version_text
 from tidemill.encoding import schema_files as schemas
 from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
@@ -249,6 +249,6 @@ def test_people_are_shown_all_of_it(registry: Registry) -> None:
     for words in ("small.examples[0..80)", "version 7", "1.5 s of CPU", f"vector {registry.records.vector.id}", "carrier UA",
                   "carrier (missing)", "ROCAUC"):  # fmt: skip
         assert words in text
-    told = version_json(there, registry.store, found)
+    told = there.as_dict(found, registry.store)
     assert told["segments"] == list(manifest.segments)
     assert (told["begin"], told["parent"], told["schemas"]) == (0, 7, manifest.schemas)

@@ -133,6 +133,7 @@ class Says:
         return self.score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, 2e15])
 def test_a_model_that_has_exploded_once_is_not_published_when_it_says_a_number_again(
     bad: float, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -21,7 +21,7 @@ from river import dummy, metrics
 
 from tidemill import Gate, Monitor, category, load, number
 from tidemill.cli.main import cli
-from tidemill.cli.text import comparison_json, comparison_text
+from tidemill.cli.text.models import comparison_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.models.evidence import (
@@ -122,6 +122,7 @@ def sequence(differences: np.ndarray, terms: Terms = TERMS) -> tuple[float, floa
 
 
 class TestByDefinition:
+    @pytest.mark.slow
     def test_every_line_is_what_pandas_computes_of_its_rows(self) -> None:
         examples = late()
         frame, report = frame_of(examples), found(LATE, examples)
@@ -144,6 +145,7 @@ class TestByDefinition:
             mean, margin = sequence(losses["linear"] - losses["slow"])
             assert line.difference == pytest.approx((mean, mean - margin, mean + margin))
 
+    @pytest.mark.slow
     def test_the_verdict_is_told_by_segment(self) -> None:
         verdicts = {str(line.segment): line.verdict for line in found(LATE, late()).lines}
         assert verdicts["carrier UA"] == "A better"
@@ -163,6 +165,7 @@ class TestByDefinition:
         assert Line(Segment(), 50, {}, {}, Interval((low + high) / 2, low, high)).verdict == verdict
         assert Line(Segment(), 5, {}, {}, None).verdict == "no difference shown"
 
+    @pytest.mark.slow
     def test_numbers_are_held_to_their_absolute_error(self) -> None:
         rng = random.Random(1)
         examples = [
@@ -276,6 +279,7 @@ class TestInterval:
             running.add(value)
         assert running.interval(TERMS) is None
 
+    @pytest.mark.slow
     def test_an_answer_beyond_all_bounds_ends_nothing(self) -> None:
         examples = [question(MINUTES, at, 1.0, linear=1e307, slow=0.0) for at in range(400)]
         line = found(MINUTES, examples).lines[0]
@@ -371,6 +375,7 @@ class TestQuestions:
         assert report.lines[0].a["Accuracy"] == pytest.approx(((both["linear"] > 0.5) == both["label"]).mean())
         assert "left out: 10 that only linear answered" in comparison_text(report)
 
+    @pytest.mark.slow
     def test_the_champion_is_who_served_then(self) -> None:
         examples = late(100)
         for example in examples[50:]:  # promoted in between
@@ -384,6 +389,7 @@ class TestQuestions:
         with pytest.raises(SettingsError, match=r"'linear' was the champion in all 50 questions: A and B are the same"):
             found(LATE, examples[:50], "linear", "champion")
 
+    @pytest.mark.slow
     def test_while_a_version_is_held_its_model_is_compared_as_it_has_learned_by_now(self) -> None:
         examples = late(100)
         for example in examples:
@@ -410,6 +416,7 @@ class TestQuestions:
         with pytest.raises(SettingsError, match=r"no example in these event times; 10 are of an earlier declaration"):
             compare(LATE, broker, Asked("linear", "slow", begin=60))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("asked", "words"),
         [
@@ -426,6 +433,7 @@ class TestQuestions:
         with pytest.raises(SettingsError, match=words):
             compare(LATE, broker_of(LATE, late(60)), asked)
 
+    @pytest.mark.slow
     def test_however_many_values_and_questions_it_stays_small(self) -> None:
         comparison = Comparison(LATE, Asked("linear", "slow", segments=("tailnum",)))
         template = late(1)[0]
@@ -468,6 +476,7 @@ class TestCommand:
         command = ["models", "compare", "plain", "logreg", "baseline", "--brokers", embedded.servers, *arguments]
         return CliRunner().invoke(cli, command, catch_exceptions=False).stdout
 
+    @pytest.mark.slow
     def test_text_and_json_say_the_same(self, embedded: EmbeddedBroker) -> None:
         text = self.run(embedded, "--segment", "carrier")
         for words in (
@@ -492,15 +501,18 @@ class TestCommand:
         assert set(report["lines"][0]["difference"]) == {"mean", "low", "high"}
         assert report["lines"][1]["difference"] is None, "190 questions are too few"
 
+    @pytest.mark.slow
     def test_declared_segments_are_the_default(self, embedded: EmbeddedBroker) -> None:
         lines = json.loads(self.run(embedded, "--json"))["lines"]
         assert {line["field"] for line in lines} == {"", *PLAIN.monitor.segments}
 
+    @pytest.mark.slow
     def test_a_wrong_time_is_named(self, embedded: EmbeddedBroker) -> None:
         with pytest.raises(SettingsError, match="--from 'yesterday' is no time"):
             self.run(embedded, "--from", "yesterday")
 
 
+@pytest.mark.slow
 def test_a_report_is_json() -> None:
     report = found(LATE, late(100))
-    assert json.loads(json.dumps(comparison_json(report)))["lines"][0]["questions"] == 100
+    assert json.loads(json.dumps(report.as_dict()))["lines"][0]["questions"] == 100

@@ -20,7 +20,7 @@ from monitored import logs_of
 
 from tidemill import View, aggregates, load
 from tidemill.cli.main import cli
-from tidemill.cli.text import dataset_text
+from tidemill.cli.text.reports import dataset_text
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.errors import SettingsError
@@ -119,6 +119,7 @@ def ms(column: pd.Series) -> pd.Series:
 
 
 class TestAsServed:
+    @pytest.mark.slow
     def test_it_has_what_was_served_and_what_came_true(self, tmp_path: Path) -> None:
         frame, summary = make(
             tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w)
@@ -144,6 +145,7 @@ class TestAsServed:
         assert summary.label_mean == pytest.approx(frame["label"].mean())
         assert summary.labels == {"true": int(frame["label"].sum()), "false": int((~frame["label"]).sum())}
 
+    @pytest.mark.slow
     def test_from_the_archive_it_is_the_same(self, tmp_path: Path) -> None:
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
         step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))
@@ -160,6 +162,7 @@ class TestAsServed:
             one, other = (frame.sort_values("event_id", ignore_index=True) for frame in (one, other))
             pd.testing.assert_frame_equal(one, other)
 
+    @pytest.mark.slow
     def test_the_archives_other_days_are_not_even_read(self, tmp_path: Path) -> None:
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
         step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))
@@ -219,6 +222,7 @@ class TestAsServed:
 
 
 class TestRecomputed:
+    @pytest.mark.slow
     def test_vectors_are_those_that_a_backtest_serves(self, tmp_path: Path) -> None:
         frame, summary = make(
             tmp_path / "x.parquet", lambda w: recompute_rows(FLIGHTS, [f.event for f in found()], data.labels(found()), w),
@@ -231,6 +235,7 @@ class TestRecomputed:
         assert frame["label"].tolist() == [example["label"] for example in decoded()]
         assert frame[["champion", "score", "version"]].isna().all(axis=None)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_kafka", [False, True])
     def test_a_view_added_later_changes_no_old_feature_and_is_as_if_it_had_always_been(
         self, tmp_path: Path, is_kafka: bool
@@ -252,6 +257,7 @@ class TestRecomputed:
         for name in new:
             assert frame[f"x_{name}"].nunique() > 5
 
+    @pytest.mark.slow
     def test_partitions_and_late_records_do_not_matter(self, tmp_path: Path) -> None:
         """But for events of the same millisecond, which know of each other in the order of their partitions."""
         times = [f.event["asked_at"] for f in found()]
@@ -266,6 +272,7 @@ class TestRecomputed:
         for event in alone & made[0].keys():
             assert made[0][event] == made[1][event]
 
+    @pytest.mark.slow
     def test_a_span_is_warmed_up_by_what_was_before_it(self, tmp_path: Path) -> None:
         span = Span(found()[1000].event["asked_at"], found()[1400].event["asked_at"])
         frame, _ = make(
@@ -275,6 +282,7 @@ class TestRecomputed:
         wanted = {f.event["flight_id"] for f in found() if f.label and f.event["asked_at"] in span}
         assert made == {event: served[event] for event in wanted}
 
+    @pytest.mark.slow
     def test_what_a_cut_log_lacks_is_said(self, tmp_path: Path) -> None:
         views = [View("origin", every="5m", aggregates=[aggregates.count("1h", "3h")])]
         pipeline, broker = replace(FLIGHTS, views=views), valid(1)
@@ -306,6 +314,7 @@ class TestRecomputed:
             == 5 + 3 * HOUR
         )
 
+    @pytest.mark.slow
     def test_what_todays_rules_refuse_is_counted(self, tmp_path: Path) -> None:
         events = [{**f.event, "sched_hour": 77} if i % 10 == 0 else f.event for i, f in enumerate(found())]
         _, summary = make(
@@ -340,6 +349,7 @@ class TestRecomputed:
         assert len(set(frame["label"])) > 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_its_summary_says(tmp_path: Path) -> None:
     for name, rows in (("e.csv", [f.event for f in found()]), ("l.csv", data.labels(found()))):
         write(tmp_path / name, rows)
@@ -369,6 +379,7 @@ def test_records_are_sorted_by_time_then_as_they_came(run: int) -> None:
 
 
 class TestTheFile:
+    @pytest.mark.slow
     def test_it_is_written_group_by_group(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sets, "GROUP", 500)
         frame, _ = make(tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w))
@@ -376,6 +387,7 @@ class TestTheFile:
         assert groups.num_row_groups == -(-len(frame) // 500)
         assert groups.row_group(0).num_rows == 500
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_it_is_there_whole_or_not_at_all(self, tmp_path: Path, error: type[BaseException]) -> None:
         def fail(writer: Writer) -> None:

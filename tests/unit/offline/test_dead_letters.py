@@ -30,7 +30,8 @@ from refusing import (
 from test_deployment import accepts
 
 from tidemill.cli.main import cli
-from tidemill.cli.text import letter_text, letters_text, printable, stats_text
+from tidemill.cli.text.dead_letters import letter_text, letters_text, stats_text
+from tidemill.cli.text.shared import printable
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import BrokerError, Reject, SettingsError
@@ -163,6 +164,7 @@ class TestStats:
         assert Place(0, 10**9) not in places
         assert Place(5, 0) not in places
 
+    @pytest.mark.slow
     def test_reading_any_number_of_letters_takes_bounded_memory(self) -> None:
         class Endless:
             """A broker with any number of letters, that it makes as they are asked for."""
@@ -264,6 +266,7 @@ class TestShown:
         assert part in held.text
         assert len(held.text) < 5000
 
+    @pytest.mark.slow
     def test_records_are_decoded_by_where_they_came_from(self, sent) -> None:
         event = next(m for m in sent if m.is_event)
         label = next(m for m in sent if not m.is_event)
@@ -306,6 +309,7 @@ def dlq(broker: EmbeddedBroker, *arguments: str, **options: Any) -> Any:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_in_the_order_in_which_they_are_used(self, embedded, tmp_path: Path, monkeypatch) -> None:
         listed = [json.loads(line) for line in dlq(embedded, "list", "--json").stdout.splitlines()]
         assert len(listed) == 7
@@ -319,12 +323,12 @@ class TestCommands:
         assert (tmp_path / "bytes").read_bytes().startswith(b"\x01\x02")
         with pytest.raises(SettingsError, match="File exists; name a new file"):
             dlq(embedded, "show", one, "--out", str(tmp_path / "bytes"))
-        with pytest.raises(SettingsError, match="no terminal: say --yes"):
+        with pytest.raises(SettingsError, match="no terminal: add --yes"):
             dlq(embedded, "redrive")
         said = dlq(embedded, "redrive", "--dry-run").stdout
         assert "would send 6 letters back; nothing was sent" in said
         assert "1 can't go back: it is about plain.prediction-log" in said
-        monkeypatch.setattr("tidemill.cli.dead_letters.asks", lambda: True)
+        monkeypatch.setattr("tidemill.cli.dead_letters.can_ask", lambda: True)
         declined = dlq(embedded, "redrive", input="n\n")
         assert (declined.exit_code, "send 6 letters back? [y/N]" in declined.stdout) == (1, True)
         assert "sent 1 letter back: 1 to plain.events" in dlq(embedded, "redrive", "--letter", one, input="y\n").stdout
@@ -338,9 +342,10 @@ class TestCommands:
         assert (total["letters"], total["open"], total["redriven"]) == (7, 1, 6)
         assert len(dlq(embedded, "list", "--open", "--json").stdout.splitlines()) == 1
         assert len(dlq(embedded, "list", "--redriven", "--json").stdout.splitlines()) == 6
-        assert dlq(embedded, "stats", "--reason", "x").stdout == "no such letter in plain.dlq\n"
-        assert dlq(embedded, "list", "--value", "x").stdout == "no such letter in plain.dlq\n"
+        assert dlq(embedded, "stats", "--reason", "x").stdout == "no such dead letter in plain.dlq\n"
+        assert dlq(embedded, "list", "--value", "x").stdout == "no such dead letter in plain.dlq\n"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

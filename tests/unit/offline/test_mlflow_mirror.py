@@ -31,6 +31,8 @@ from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 from tidemill.wire.records import Records, vector_to_x
 
+pytestmark = pytest.mark.slow
+
 KEY = "a key for tests, long enough"
 MODELS = topics.MODELS.name("small")
 

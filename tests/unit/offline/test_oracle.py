@@ -10,6 +10,8 @@ from tidemill import load, rules
 from tidemill.demo import data
 from tidemill.offline.backtest import Backtest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("pipeline", "question", "labelled", "expected"),

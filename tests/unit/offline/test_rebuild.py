@@ -18,7 +18,7 @@ from river_in_memory import KEY, River, drive
 
 from tidemill import Pipeline, load
 from tidemill.cli.main import cli
-from tidemill.cli.text import version_json, version_text
+from tidemill.cli.text.models import version_text
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
 from tidemill.models.refold import Refold, Wanted
@@ -117,6 +117,7 @@ def test_every_version_that_is_listed_scores_as_its_artifact_does(river: River) 
     assert all(r.scores == 2 * min(8, ROUND) for r in found), "the golden ones, and those of the fold's last vectors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
 @pytest.mark.parametrize("model", ["linear", "forest", "baseline"])
 def test_an_artifact_that_is_lost_is_there_again_and_scores_as_before(river: River, model: str, damage: str) -> None:
@@ -161,7 +162,7 @@ def test_other_bytes_of_the_same_scores_stand_in_and_the_log_stays_as_it_is(rive
     )
     there = Versions(river.pipeline, river.broker, registry)
     told, _ = there.find("linear", lost.version)
-    assert version_json(there, registry.store, told)["artifact"] == "rebuilt"
+    assert there.as_dict(told, registry.store)["artifact"] == "rebuilt"
     assert "stands in for it" in " ".join(version_text(there, registry.store, told, 0).split())
 
 
@@ -176,6 +177,7 @@ def test_a_learner_goes_on_from_what_stands_in(river: River) -> None:
     assert step.assign(TopicPartition(EXAMPLES, 0), Position(0)).live_from == newest.version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgery", ["unsigned", "another key", "another version", "other golden scores", "junk"])
 def test_what_stands_in_is_believed_only_when_signed_for_this_version(river: River, forgery: str) -> None:
     registry, lost = registry_of(river), one(river, "linear")
@@ -284,6 +286,7 @@ def test_one_pass_comes_by_all_of_them(river: River) -> None:
     assert read == [{TopicPartition(EXAMPLES, 0): (20, 40)}]
 
 
+@pytest.mark.slow
 def test_what_was_pruned_is_rebuilt_and_what_stands_in_is_pruned_too(river: River) -> None:
     registry = registry_of(river)
     codec, fold = river.records.example, Fold(river.pipeline, "baseline")
@@ -337,6 +340,7 @@ class TestCommand:
 
         return invoke
 
+    @pytest.mark.slow
     def test_all_of_it(self, command: Callable[..., tuple[int, str]], river: River) -> None:
         code, text = command("linear@30", "forest@60")
         assert code == 0
@@ -352,6 +356,7 @@ class TestCommand:
         assert (code, text) == (0, "small.examples folded: none to rebuild\n")
         assert "18 equal" in command("--all")[1]
 
+    @pytest.mark.slow
     def test_one_that_is_not_equal_is_exit_code_1(self, command: Callable[..., tuple[int, str]], river: River) -> None:
         changed(river, lambda example: example.update(label=5000.0))
         code, text = command("linear@10", "linear@30", "--json")
@@ -362,6 +367,7 @@ class TestCommand:
         assert code == 1
         assert "golden vector 0 scores" in " ".join(text.split())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

@@ -125,6 +125,7 @@ class TestHeaders:
         assert back(broker).by_topic() == {EVENTS: 1}
         assert broker.records(EVENTS)[0].headers()[:3] == hostile
 
+    @pytest.mark.slow
     @given(st.lists(st.tuples(st.text(max_size=9) | st.sampled_from(["tidemill.redriven", "tidemill.attempt", "__connect.errors.topic"]),
                               st.none() | st.binary(max_size=9)), max_size=6))  # fmt: skip
     @settings(max_examples=200, deadline=None)
@@ -143,6 +144,7 @@ class TestHeaders:
 
 
 class TestThereAndBack:
+    @pytest.mark.slow
     def test_after_the_rule_is_mended_every_event_is_valid_once_with_its_own_headers_bytes_and_key(self, sent) -> None:
         broker = refused(sent)
         events = [m for m in sent if m.is_event]
@@ -167,6 +169,7 @@ class TestThereAndBack:
         assert len(after) == len(before) + len(dead)
         assert len(broker.records(DLQ)) == len(dead)
 
+    @pytest.mark.slow
     def test_a_second_redrive_sends_nothing(self, sent) -> None:
         broker = refused(sent)
         count = back(broker).going.total()
@@ -190,6 +193,7 @@ class TestThereAndBack:
         assert Letters(PLAIN, broker).history(place_of(name)) == [RECORDS.redrive.decode(record.value())]
         assert Letters(PLAIN, broker).history(Place(0, 99)) == []
 
+    @pytest.mark.slow
     def test_what_is_refused_again_is_a_new_letter_of_the_second_attempt_with_the_headers_once(self, sent) -> None:
         broker = refused(sent)
         first = {str(place(r)): r for r in broker.records(DLQ)}
@@ -229,6 +233,7 @@ class TestThereAndBack:
         (record,) = broker.records(DLQ)
         assert (letter_of(record).attempt, letter_of(record).redriven_from, own(record)) == (2, "0:4", [])
 
+    @pytest.mark.slow
     def test_letters_of_later_services_go_to_the_raw_topic_of_their_stream(self, sent) -> None:
         def fails(event: Any) -> float:
             raise ValueError("no such thing")

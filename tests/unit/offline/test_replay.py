@@ -17,7 +17,7 @@ from river_in_memory import KEY, River, drive
 
 from tidemill import load
 from tidemill.cli.main import cli
-from tidemill.cli.text import prediction_text
+from tidemill.cli.text.predictions import prediction_text
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.offline.prediction_reader import MAX_GAP_OFFSETS
@@ -273,6 +273,7 @@ def test_one_fold_serves_all_in_whatever_order_they_are_asked_for(river: River) 
     assert sum(steps) == 75
 
 
+@pytest.mark.slow
 def test_probabilities_are_compared_class_by_class(tmp_path: Path) -> None:
     labels = replace(small.LABELS, value=lambda label: ("early", "well", "late")[int(label["arr_delay"]) % 3])
     declared = small.make(
@@ -349,6 +350,7 @@ class TestDraw:
         assert ids[0] == ids[1] != ids[2]
         assert [len(set(drawn)) for drawn in ids] == [20] * 3
 
+    @pytest.mark.slow
     def test_each_is_as_likely_where_most_offsets_hold_nothing(self, river: River) -> None:
         """Offsets that end transactions hold no record, and one partition is a hundred times as long as the other."""
         slots = [slot for slot in river.broker.log if slot.topic == LOG.name("small")]
@@ -416,6 +418,7 @@ def run(learned: River, broker: EmbeddedBroker, *arguments: str) -> Any:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_one_prediction_in_full(self, learned: River, embedded: EmbeddedBroker) -> None:
         done = run(learned, embedded, "e70")
         assert done.exit_code == 0
@@ -426,6 +429,7 @@ class TestCommand:
         ):  # fmt: skip
             assert words in done.stdout, words
 
+    @pytest.mark.slow
     def test_samples_and_rebuilds(self, learned: River, embedded: EmbeddedBroker) -> None:
         done = run(learned, embedded, "--sample", "50", "--seed", "3")
         assert done.exit_code == 0
@@ -437,6 +441,7 @@ class TestCommand:
         said = json.loads(run(learned, embedded, "e1", "e100", "--rebuild", "--json").stdout)
         assert [one["event_id"] for one in said["predictions"]] == ["e1", "e100"]
 
+    @pytest.mark.slow
     def test_what_is_gone_is_said_once(self, learned: River, embedded: EmbeddedBroker) -> None:
         assert learned.registry
         (manifest,) = [m for m in manifests(learned) if (m.model, m.version) == ("slow", 50)]
@@ -458,6 +463,7 @@ class TestCommand:
         finally:
             path.write_bytes(whole)
 
+    @pytest.mark.slow
     def test_what_differs_is_shown_and_the_code_is_1(self, learned: River, embedded: EmbeddedBroker) -> None:
         codec = learned.records.prediction_log
         (record,) = [record for record in learned.of(LOG) if record.key() == b"e70"]
@@ -480,10 +486,11 @@ class TestCommand:
         assert [one["event_id"] for one in said["predictions"]] == ["odd"]
         assert (said["equal"], said["summary"]["different"]) == (False, 1)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "name the events whose predictions are done again"),
+            ([], "name the predictions to replay"),
             (["e1", "--sample", "3"], "one of both"),
             (["e1", "--seed", "3"], "--seed 3 goes with --sample"),
             (["e999"], "no prediction of event 'e999'"),

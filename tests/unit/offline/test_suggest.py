@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from tidemill import Pipeline, Stream, load, rules
 from tidemill.cli.main import cli
-from tidemill.cli.text import suggestions_text
+from tidemill.cli.text.suggestions import suggestions_text
 from tidemill.demo import data
 from tidemill.demo.flights import CARRIERS
 from tidemill.errors import SettingsError
@@ -88,6 +88,7 @@ def lognormal(seed: int, size: int, sigma: float = 1.0) -> list[float]:
 
 
 class TestBadValues:
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
     def test_one_in_a_thousand_does_not_move_what_is_suggested(self, seed: int) -> None:
         rng, rows = random.Random(seed), [dict(row) for row in january()]
@@ -113,12 +114,14 @@ class TestBadValues:
             "[", "("
         ).replace("]", ")")
 
+    @pytest.mark.slow
     def test_a_carrier_that_was_seen_once_is_left_out_unless_it_is_declared(self) -> None:
         assert of(clean(), "carrier", "one_of").left_out == [("OO", 1)]
         declared = suggest(FLIGHTS, "rules", of_rows(FLIGHTS.events, FLIGHTS.rules, january()), MOST)
         assert of(declared, "carrier", "one_of").status == "declared"
         assert '"OO"' in of(declared, "carrier", "one_of").code
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("bad", [-999.0, 1e6, 1e15])
     @pytest.mark.parametrize("share", [0.0002, 0.0009])
     def test_bounds_of_numbers_are_as_without(self, bad: float, share: float) -> None:
@@ -130,6 +133,7 @@ class TestBadValues:
         assert one.code == as_is
         assert (one.left_out, one.warn) == ([(bad, round(share * 20_000))], False)
 
+    @pytest.mark.slow
     def test_more_than_may_be_refused_widens_or_warns(self) -> None:
         """What lies apart and is 0.3 % of all is no error; a suggestion that still refuses too much says so."""
         values = np.random.default_rng(1).normal(50, 5, 20_000).tolist()
@@ -172,6 +176,7 @@ DRAWS: dict[str, tuple[Callable[[int, int], Sequence[Any]], Any]] = {
 
 
 class TestTomorrow:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", DRAWS)
     @pytest.mark.parametrize("seed", range(3))
     def test_fresh_values_of_the_same_kind_pass(self, name: str, seed: int) -> None:
@@ -179,6 +184,7 @@ class TestTomorrow:
         assert share <= max(one.share, MOST) + 3 * np.sqrt(MOST / 20_000), one
         assert not one.warn, one
 
+    @pytest.mark.slow
     @settings(max_examples=25, deadline=None)
     @given(seed=st.integers(0, 10**6), mean=st.floats(-1e6, 1e6), sigma=st.floats(0.01, 1e4), skew=st.floats(0.01, 2),
            is_integer=st.booleans())  # fmt: skip
@@ -211,6 +217,7 @@ class TestTomorrow:
         assert "warn=True" in text
         assert "of what came after" in text
 
+    @pytest.mark.slow
     def test_of_januarys_rules_those_without_a_warning_hold_in_july(self) -> None:
         """A month of weather is not the year's: its rules warn, and would have refused much."""
         july = [flight.event for flight in data.flights((7,))]
@@ -312,6 +319,7 @@ class TestDeclared:
                 status != "declared"
             ) or one.warn
 
+    @pytest.mark.slow
     def test_what_history_breaks_is_named(self) -> None:
         rows = [{**row, "sched_hour": 77} if i % 100 == 0 else row for i, row in enumerate(january()[:5000])]
         found = suggest(FLIGHTS, "rules", of_rows(FLIGHTS.events, FLIGHTS.rules, rows), MOST)
@@ -319,6 +327,7 @@ class TestDeclared:
         assert (bad.field, bad.rule, bad.refused, bad.values) == ("sched_hour", "between", 50, [(77, 50)])
         assert "declared: between on sched_hour (0 to 23) refuses 50 (0.01): 77 (50 times)" in suggestions_text(found)
 
+    @pytest.mark.slow
     def test_the_printed_code_refuses_what_is_printed(self) -> None:
         for found, rows in ((clean(), january()),):
             for one in found.fields:
@@ -386,6 +395,7 @@ class TestMemory:
             assert len(found._times) <= limit
             assert found.repeated == pytest.approx(0.1, abs=0 if limit > 9000 else 0.05)
 
+    @pytest.mark.slow
     def test_the_same_history_says_the_same(self) -> None:
         rows = list(january())
         again = suggest(BARE, "rules", of_rows(BARE.events, (), rows), MOST)
@@ -403,6 +413,7 @@ def filled(lag: Callable[[int], int] = lambda i: 0) -> MemoryBroker:
 
 
 class TestKafka:
+    @pytest.mark.slow
     def test_it_says_what_files_say(self) -> None:
         found = suggest(BARE, "rules", of_kafka(BARE, filled())["rules"], MOST)
         files = suggest(BARE, "rules", of_rows(BARE.events, (), january()[:6000]), MOST)
@@ -410,6 +421,7 @@ class TestKafka:
         assert code(found) == code(files)
         assert of_kafka(BARE, filled())["label_rules"].records == 0
 
+    @pytest.mark.slow
     def test_the_order_in_which_partitions_are_read_does_not_matter(self) -> None:
         class Backwards(MemoryBroker):
             def read(self, ranges: Any) -> Any:
@@ -421,6 +433,7 @@ class TestKafka:
         one, two = (suggest(BARE, "rules", of_kafka(BARE, b)["rules"], MOST) for b in (broker, other))
         assert asdict(one) == asdict(two)
 
+    @pytest.mark.slow
     def test_arrival_times_say_how_far_ahead_a_clock_may_be(self) -> None:
         found = suggest(BARE, "rules", of_kafka(BARE, filled(lambda i: i * 7919 % 600_000 - 200_000))["rules"], MOST)
         one = of(found, "asked_at", "not_after_now")
@@ -429,6 +442,7 @@ class TestKafka:
         assert SUGGESTED_DURATIONS[0] == "5m"
         assert all(s.rule != "not_after_now" for field in clean().fields for s in field.suggestions)
 
+    @pytest.mark.slow
     def test_a_time_before_history_began_is_left_out(self) -> None:
         rows = [{**row, "asked_at": 0} if i % 2000 == 0 else row for i, row in enumerate(january()[:8000])]
         one = of(suggest(BARE, "rules", of_rows(BARE.events, (), rows), MOST), "asked_at", "not_before")
@@ -456,6 +470,7 @@ class TestTheCommand:
     def run(self, *options: Any) -> str:
         return CliRunner().invoke(cli, ["rules", "suggest", *map(str, options)], catch_exceptions=False).stdout
 
+    @pytest.mark.slow
     def test_it_prints_what_to_paste(self, tmp_path: Path) -> None:
         write(tmp_path / "e.jsonl", january()[:5000])
         said = self.run("flights", "--events", tmp_path / "e.jsonl")

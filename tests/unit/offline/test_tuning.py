@@ -29,12 +29,13 @@ from test_deployment import accepts
 
 from tidemill import Pipeline, Search, load, ranges, tuned
 from tidemill.cli.main import cli
-from tidemill.cli.text import check_models, tuning_text
+from tidemill.cli.text.tuning import tuning_text
 from tidemill.declare.search import name_of
 from tidemill.demo import data
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
+from tidemill.offline.check import check_models
 from tidemill.offline.history import write
 from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.offline.tuning.questions import LabelledVector, Questions, from_rows, read
@@ -92,6 +93,7 @@ def answers(pipeline: Pipeline, found: Questions, model: str) -> dict[str, float
 
 
 class TestQuestions:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("pipeline", "question"), [(FLIGHTS, "scheduled"), (PLAIN, "scheduled"), (DELAYS, "departure")]
     )
@@ -103,6 +105,7 @@ class TestQuestions:
         for name in pipeline.model_names:
             assert answers(pipeline, found, name) == report.metrics[name]
 
+    @pytest.mark.slow
     def test_to_ask_right_before_learning_would_flatter(self) -> None:
         """What successive halving by River's own classifier would see is what its evaluation sees without a delay."""
         found = questions("scheduled")
@@ -111,6 +114,7 @@ class TestQuestions:
         evaluate.progressive_val_score(pairs, FLIGHTS.model("logreg"), metric)
         assert metric.get() > answers(FLIGHTS, found, "logreg")["ROCAUC"] + 0.01
 
+    @pytest.mark.slow
     def test_from_kafka_and_from_an_archive_they_are_the_same(self, tmp_path: Path) -> None:
         records = logs_of(FLIGHTS, flights("scheduled", days=2))
         examples = [record for record in records if record.topic() == topics.EXAMPLES.name("flights")]
@@ -168,6 +172,7 @@ def searching(make: Callable[..., Any], **over: Any) -> dict[str, Search]:
 
 
 class TestSearch:
+    @pytest.mark.slow
     def test_a_better_candidate_wins_by_what_a_backtest_finds_as_well(self) -> None:
         report = raced()
         assert report.winners
@@ -179,6 +184,7 @@ class TestSearch:
         assert found["linear"] == report.champion.metrics
         assert found[best.name]["MAE"] < 0.8 * found["linear"]["MAE"]
 
+    @pytest.mark.slow
     def test_winners_are_the_best_of_those_that_saw_all_and_beat_the_champion(self) -> None:
         report = raced()
         whole = [one for one in report.candidates if one.is_complete]
@@ -205,17 +211,20 @@ class TestSearch:
             worst = max(at[one.name][rung] for one in there if one.examples > rung)
             assert all(at[one.name][rung] >= worst for one in there if one.examples == rung)
 
-    def test_the_same_seed_is_the_same_race_and_another_is_another(self) -> None:
+    @pytest.mark.slow
+    def test_the_same_seed_is_the_same_search_and_another_is_another(self) -> None:
         again = SuccessiveHalving(POOR, questions(), SearchOptions(12, math.inf, 3, 0, "MAE")).run()
         told = [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in raced().candidates]
         assert [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in again.candidates] == told
         assert {one.name for one in raced(1).candidates}.isdisjoint(one.name for one in again.candidates)
 
+    @pytest.mark.slow
     def test_more_trials_begin_with_the_same_candidates(self) -> None:
         more = {one.name for one in raced(0, 20).candidates}
         assert {one.name for one in raced().candidates[:BRACKET_CANDIDATES]} - more == set()
         assert len(more) == 20
 
+    @pytest.mark.slow
     def test_later_brackets_are_mostly_near_the_best_of_those_before(self) -> None:
         search = SuccessiveHalving(POOR, questions(), SearchOptions(10 * BRACKET_CANDIDATES, math.inf, 3, 0, "MAE"))
         brackets = search._brackets()
@@ -245,6 +254,7 @@ class TestSearch:
         assert report.winners == []
         assert "none was better than the champion, linear" in tuning_text(report)
 
+    @pytest.mark.slow
     def test_what_is_searched_in_several_ways_has_its_share_in_each(self) -> None:
         two = {"plain": SEARCH["linear"], "other": Search(linear, {"rate": ranges.choice(1e-3, 1e-4)})}
         report = SuccessiveHalving(
@@ -255,11 +265,12 @@ class TestSearch:
             "one has two candidates in all, the rest are of the other"
         )
 
-    def test_a_space_without_more_candidates_ends_the_race(self) -> None:
+    def test_a_space_without_more_candidates_ends_the_search(self) -> None:
         few = replace(POOR, search=searching(linear, rate=ranges.choice(1e-3, 1e-4, 1e-5)))
         report = SuccessiveHalving(few, questions(), SearchOptions(50, math.inf, 1, 0, "MAE")).run()
         assert len(report.candidates) == 3
 
+    @pytest.mark.slow
     def test_one_that_fails_is_out_and_the_others_go_on(self) -> None:
         def sometimes(rate: float, way: str) -> Any:
             if way == "unmade":
@@ -277,11 +288,13 @@ class TestSearch:
         assert {one.parameters["way"] for one in report.winners} == {"fine"}
         assert "failed: ValueError: no such thing" in tuning_text(report)
 
+    @pytest.mark.slow
     def test_a_champion_that_fails_is_named(self) -> None:
         broken = replace(POOR, models={"linear": Failing("raises")})
         with pytest.raises(SettingsError, match="champion 'linear' can't be compared with: ZeroDivisionError"):
             SuccessiveHalving(broken, questions(), SearchOptions(1, math.inf, 1, 0)).run()
 
+    @pytest.mark.slow
     def test_when_the_time_is_up_what_saw_all_counts(self) -> None:
         ticks: list[float] = [0.0]
 
@@ -356,7 +369,7 @@ class TestDeclaration:
             ([], ["search", "mapping"]),
             ({"One": SEARCH["linear"]}, ["search", "'One' is no name"]),
             ({"one": linear}, ["search['one']", "Search(function"]),
-            ({"one": Search(linear, {"rate": (1, 2)})}, ["search['one']: rate", "ranges.uniform(0, 1)"]),  # type: ignore[dict-item]
+            ({"one": Search(linear, {"rate": (1, 2)})}, ["search['one'].over['rate']", "ranges.uniform(0, 1)"]),  # type: ignore[dict-item]
             (searching(linear, speed=ranges.uniform(0, 1)), ["search['one']", "TypeError", "speed"]),
             (searching(lambda rate: preprocessing.StandardScaler()), ["search['one']", "no predict_one"]),
         ],
@@ -443,6 +456,7 @@ class TestWinners:
             assert one.name == name_of("linear", one.parameters, pipeline.model(one.name))
             assert answers(pipeline, questions(), one.name) == one.metrics
 
+    @pytest.mark.slow
     def test_a_learner_folds_a_winner_over_history_and_it_shadows(self, won: Path, tmp_path: Path) -> None:
         """The champion was alone at first; with the new declaration, a learner of the winner begins at the first example."""
         before = River(load(str(declared(won, "{}"))), tmp_path / "artifacts")
@@ -477,6 +491,7 @@ class TestWinners:
         assert len({score["score"] for score in shadows}) > 20
         assert {log["champion"]["model"] for log in after.decoded(topics.PREDICTION_LOG)} == {"linear"}
 
+    @pytest.mark.slow
     def test_its_name_is_the_same_in_every_process_and_another_for_another_model(self) -> None:
         one = raced().winners[0]
         code = (
@@ -540,6 +555,7 @@ class TestCommand:
     def run(self, *arguments: str) -> Any:
         return CliRunner().invoke(cli, ["tune", *arguments], catch_exceptions=False)
 
+    @pytest.mark.slow
     def test_it_writes_what_the_declaration_takes(self, files: list[str], tmp_path: Path) -> None:
         out = tmp_path / "winners.json"
         command = [str(declared(tmp_path, "{}")), *files, "--trials", "12", "--out", str(out)]
@@ -556,6 +572,7 @@ class TestCommand:
         assert [one["name"] for one in said["winners"]] == names
         assert len(said["candidates"]) == 12
 
+    @pytest.mark.slow
     def test_by_default_the_examples_are_those_in_kafka(self, tmp_path: Path) -> None:
         declaration = declared(tmp_path, "{}")
         name = topics.EXAMPLES.name("delays")
@@ -577,6 +594,7 @@ class TestCommand:
             .metrics["linear"]
         )
 
+    @pytest.mark.slow
     def test_nothing_is_written_where_nothing_wins(self, files: list[str], tmp_path: Path) -> None:
         text = DECLARATION.replace("ranges.log_uniform(1e-5, 0.01)", "ranges.log_uniform(1e-9, 1e-8)")
         done = self.run(str(declared(tmp_path, "{}", text)), *files, "--trials", "2", "--out", str(tmp_path / "w.json"))
@@ -636,6 +654,6 @@ class TestDocs:
         ("option", "default"), [("trials", 40), ("seconds", 600.0), ("best", 3), ("examples", 200_000)]
     )
     def test_defaults_are_those_of_the_docs(self, option: str, default: float) -> None:
-        found = next(p for p in cli.commands["tune"].params if p.name == option)
+        found = next(p for p in cli.get_command(None, "tune").params if p.name == option)
         assert found.default == default
         assert f"{default:,.0f}" in TEXTS["tuning"]

@@ -11,7 +11,7 @@ import pytest
 import small
 from click.testing import CliRunner
 
-from tidemill.cli import models as command
+from tidemill.cli import versions as command
 from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.registry.latest import REMEMBERED
@@ -164,6 +164,7 @@ class Failing(ArtifactStore):
         super().delete(digest)
 
 
+@pytest.mark.slow
 def test_one_that_breaks_off_is_gone_on_with(tmp_path: Path) -> None:
     learned = Learned(tmp_path, store := Failing(str(tmp_path / "store")))
     with pytest.raises(StoreError, match="away"):
@@ -209,11 +210,12 @@ class TestCommand:
 
         return invoke
 
+    @pytest.mark.slow
     def test_all_of_it(self, run: Any, learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "would prune 10 artifacts" in run("--keep", "25", "--dry-run")
         assert learned.held("linear") == ALL
         assert "pruned 0 artifacts" in run("--keep", "25", "--older-than", "1d")
-        monkeypatch.setattr(command, "lasting", lambda *_: {("linear", 4)})
+        monkeypatch.setattr(command, "versions_to_keep", lambda *_: {("linear", 4)})
         told = json.loads(run("--keep", "25", "--json"))
         assert (told["pruned"], len(told["artifacts"])) == (True, 9)
         assert learned.held("linear") == [4, *ALL[-25:]]

@@ -62,6 +62,7 @@ def published(registry: Registry, examples: list[MemoryRecord]) -> Manifest:
     return registry.publish("logreg", fold.snapshot(), tuple(fold.vectors))
 
 
+@pytest.mark.slow
 def test_a_version_comes_back_with_its_scores(registry: Registry, examples) -> None:
     manifest = published(registry, examples)
     again = registry.decode(registry.encode(manifest))
@@ -72,6 +73,7 @@ def test_a_version_comes_back_with_its_scores(registry: Registry, examples) -> N
     assert registry.open(again).examples == len(examples)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_a_manifest_is_refused(registry: Registry, examples) -> None:
     encoded = registry.encode(published(registry, examples[:50]))
     for place in range(len(encoded)):
@@ -80,6 +82,7 @@ def test_every_flipped_byte_of_a_manifest_is_refused(registry: Registry, example
             registry.decode(forged)
 
 
+@pytest.mark.slow
 def test_flipped_bytes_of_an_artifact_are_refused_before_it_is_opened(
     registry: Registry, examples, monkeypatch
 ) -> None:
@@ -101,6 +104,7 @@ def test_flipped_bytes_of_an_artifact_are_refused_before_it_is_opened(
         registry.open(manifest)
 
 
+@pytest.mark.slow
 def test_another_key_another_river_another_declaration_and_other_scores_are_refused(
     registry: Registry, examples
 ) -> None:
@@ -158,6 +162,7 @@ def test_a_lambda_in_a_model_is_refused_when_it_is_saved() -> None:
         snapshots.dump({"model": lambda x: x})
 
 
+@pytest.mark.slow
 def test_saving_does_not_change_what_is_learned(registry: Registry, examples) -> None:
     codec, saved, plain = Records(PIPELINE).example, Fold(PIPELINE, "logreg"), Fold(PIPELINE, "logreg")
     for record in examples[:300]:
@@ -180,6 +185,7 @@ def feed(step: Learner, records: list[MemoryRecord], registry: Registry, into: l
         step.process(records[start : start + 10], lambda topic, value, *_: into.append(registry.decode(value)))
 
 
+@pytest.mark.slow
 def test_a_learner_resumed_anywhere_ends_like_one_never_stopped(registry: Registry, examples) -> None:
     whole = folded(examples)
     for stop in (0, 90, 100, 333, 700):
@@ -198,6 +204,7 @@ def test_a_learner_resumed_anywhere_ends_like_one_never_stopped(registry: Regist
             assert PIPELINE.kind.predict(second.fold.model, x) == PIPELINE.kind.predict(whole.model, x)
 
 
+@pytest.mark.slow
 def test_a_learner_whose_last_artifact_is_damaged_takes_an_older_one(registry: Registry, examples) -> None:
     manifests: list[Manifest] = []
     first = learner(registry, manifests)
@@ -210,12 +217,14 @@ def test_a_learner_whose_last_artifact_is_damaged_takes_an_older_one(registry: R
     assert second.assign(SLOT, Position(0)).live_from == manifests[-2].version
 
 
+@pytest.mark.slow
 def test_a_learner_of_a_changed_declaration_says_what_to_do(registry: Registry, examples) -> None:
     changed = dataclasses.replace(published(registry, examples[:50]), declaration="0" * 64)
     with pytest.raises(DeclarationError, match="give the changed model a new name"):
         learner(registry, [changed]).assign(SLOT, Position(0))
 
 
+@pytest.mark.slow
 def test_a_model_that_has_exploded_is_not_published(registry: Registry, examples) -> None:
     step = learner(registry, [])
     step.assign(SLOT, Position(0))
@@ -229,6 +238,7 @@ def test_a_model_that_has_exploded_is_not_published(registry: Registry, examples
     assert step.counts["stopped", "logreg"] == 1
 
 
+@pytest.mark.slow
 def test_the_newest_manifests_are_found_from_the_end(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
     broker = MemoryBroker({topics.MODELS.name(PIPELINE.name): 1})
     slot = slot_of(registry)

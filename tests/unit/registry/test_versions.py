@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from tidemill import load
 from tidemill.cli.main import cli
-from tidemill.cli.text import version_json, version_text, versions_text
+from tidemill.cli.text.models import version_text, versions_text
 from tidemill.errors import SettingsError
 from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
@@ -94,7 +94,7 @@ class TestVersions:
         found, _ = there.find("slow")
         assert found.manifest.version == 15
         assert "not checked: TIDEMILL_SIGNING_KEY is not set" in version_text(there, store, found, 0)
-        assert version_json(there, store, found)["signature"] == "not checked"
+        assert there.as_dict(found, store)["signature"] == "not checked"
 
     def test_another_key_is_a_wrong_signature(self, registry: Registry, store: ArtifactStore) -> None:
         other = Registry(PIPELINE, store, b"another key, long enough")
@@ -166,11 +166,11 @@ class TestTold:
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         assert store.state(manifest.sha256) == "damaged"
         assert "DAMAGED: its bytes have another hash" in version_text(there, store, found, 0)
-        assert version_json(there, store, found)["artifact"] == "there", "a list does not read artifacts"
+        assert there.as_dict(found, store)["artifact"] == "there", "a list does not read artifacts"
         path.unlink()
         shown = "".join(version_text(there, store, found, 0).split())  # a long path is folded
         assert "".join(f"gone: nothing of that name is in {store.url}".split()) in shown
-        assert version_json(there, store, found)["artifact"] == "gone"
+        assert there.as_dict(found, store)["artifact"] == "gone"
 
     def test_a_forged_manifest_is_told_and_obeyed_in_nothing(self, registry: Registry, store: ArtifactStore) -> None:
         forged = made(
@@ -195,11 +195,11 @@ class TestTold:
         assert "0.1, this is 0.26.1: no service opens it" in version_text(there, store, old, 0)
         assert "another declaration" in versions_text(there, store, [old]).replace("\n", " ")
         assert "as declared now" in version_text(there, store, new, 0)
-        assert [version_json(there, store, one)["declared"] for one in (old, new)] == [False, True]
+        assert [there.as_dict(one, store)["declared"] for one in (old, new)] == [False, True]
 
     def test_roles_are_as_declared(self, registry: Registry, store: ArtifactStore) -> None:
         there = Versions(PIPELINE, usual(registry), registry)
-        roles = {v.key: version_json(there, store, v)["role"] for v in there.read() if v.is_newest}
+        roles = {v.key: there.as_dict(v, store)["role"] for v in there.read() if v.is_newest}
         assert roles == {"logreg": "champion", "slow": "challenger", "baseline": "baseline", "old": "not declared"}
 
 
@@ -229,6 +229,7 @@ class TestCommands:
         where = ["--brokers", embedded[0].servers, "--store-url", store or embedded[1].url]
         return CliRunner().invoke(cli, ["models", name, "flights", *arguments, *where], catch_exceptions=False).stdout
 
+    @pytest.mark.slow
     def test_list(self, embedded) -> None:
         listed = [json.loads(line) for line in self.run(embedded, "list", "--json").splitlines()]
         assert len(listed) == 8
@@ -250,6 +251,7 @@ class TestCommands:
         ):
             self.run(embedded, "list", "--model", "fast")
 
+    @pytest.mark.slow
     def test_show(self, embedded, monkeypatch: pytest.MonkeyPatch) -> None:
         text = self.run(embedded, "show", "slow")
         for words in ("slow@10 of flights.models, offset 4: newest", "challenger", "valid", "LogisticRegression", "0.26.1",
@@ -266,6 +268,7 @@ class TestCommands:
             ):
                 self.run(embedded, "show", named)
 
+    @pytest.mark.slow
     def test_a_store_that_is_not_there_is_not_made(self, embedded, tmp_path: Path) -> None:
         assert "gone" in self.run(embedded, "show", "slow", store=str(tmp_path / "nowhere"))
         assert list(tmp_path.iterdir()) == []
@@ -282,4 +285,4 @@ def test_the_champion_is_who_serves_and_not_who_was_declared(registry: Registry,
     broker = appended(registry, None, made(registry, "slow", 3), made(registry, "logreg", 5))
     for champion, roles in (("", ["champion", "challenger"]), ("slow", ["challenger", "champion"])):
         there = Versions(PIPELINE, broker, registry, champion)
-        assert [version_json(there, store, version)["role"] for version in there.read()] == roles
+        assert [there.as_dict(version, store)["role"] for version in there.read()] == roles

@@ -10,7 +10,6 @@ import pytest
 import small
 from river_in_memory import KEY, drive
 
-from tidemill.cli.text import version_json
 from tidemill.errors import BrokerError
 from tidemill.models.fold import Fold
 from tidemill.offline.rebuild import Rebuild
@@ -273,6 +272,7 @@ class TestServing:
         assert step.champion.version == held
         assert step.models["slow~25"].version == world.versions("slow~25")[-1].version > held
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("rebuild", [False, True])
     @pytest.mark.parametrize("champion", ["slow~25", "linear"])
     def test_predictions_of_it_come_out_as_they_were(self, world: World, champion: str, *, rebuild: bool) -> None:
@@ -319,6 +319,5 @@ def test_a_version_says_as_much_of_a_candidate_as_of_a_model(world: World) -> No
     manifest = world.versions("slow~25")[0]
     assert manifest.hyperparameters == PIPELINE.stable_repr("slow")
     assert manifest.declaration == PIPELINE.declaration_hash("slow~25")
-    assert version_json(Versions(PIPELINE, world.broker, world.registry), world.registry.store, next(
-        told for told in Versions(PIPELINE, world.broker, world.registry).read("slow~25")
-    ))["role"] == "candidate"  # fmt: skip
+    versions = Versions(PIPELINE, world.broker, world.registry)
+    assert versions.as_dict(next(versions.read("slow~25")), world.registry.store)["role"] == "candidate"

@@ -131,6 +131,7 @@ def test_labels_and_events_have_a_fuse_each() -> None:
     assert "small.labels" in str(stopped), "good events between them do not hide that all labels are bad"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_nothing_is_lost_or_doubled_by_stopping(seed: int) -> None:
     """Stopped in the middle of a batch of several partitions, started again and again, at last without the fuse."""
@@ -151,6 +152,7 @@ def test_nothing_is_lost_or_doubled_by_stopping(seed: int) -> None:
         assert broker.committed("small.validator", [slot])[slot].offset == broker.offset_range(slot)[1]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.booleans(), max_size=80), st.integers(0, 6), st.sampled_from([0.0, 0.3, 0.5]), st.integers(1, 20))
 def test_it_counts_what_it_says(passed: list[bool], most: int, share: float, of: int) -> None:

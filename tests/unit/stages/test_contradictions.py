@@ -8,7 +8,7 @@ import pytest
 import small
 from river_in_memory import River, drive
 
-from tidemill.cli.text import letter_text, stats_json, stats_text
+from tidemill.cli.text.dead_letters import letter_text, stats_text
 from tidemill.offline.dead_letters import Content, Letters, Wanted
 from tidemill.stages.joiner import service as joiner
 from tidemill.stream.api import Position, TopicPartition
@@ -93,4 +93,4 @@ def test_whose_labels_contradict_is_in_the_statistics(river: River) -> None:
     assert "entity" in stats_text(there, by_entity)
     assert "EWR" in stats_text(there, by_entity)
     assert "entity" not in stats_text(there, plain)
-    assert stats_json(by_entity)["kinds"][0]["entity"] == "EWR"
+    assert by_entity.as_dict()["kinds"][0]["entity"] == "EWR"

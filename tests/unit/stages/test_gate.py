@@ -131,6 +131,7 @@ class TestTheSequence:
             found.append(phi * found[-1] + noise)
         return found
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["independent", "skewed", "alike"])
     def test_of_two_hundred_streams_of_equal_models_no_more_are_decided_than_the_rate_allows(self, name: str) -> None:
         rng, runs, count, rate = np.random.default_rng(7), 200, 6_000, 0.05
@@ -200,6 +201,7 @@ class TestDecisions:
         lines = {line.segment: line for line in refused[0].evidence}
         assert lines["all"].difference > 0 > -GATE.worse > lines["carrier DL"].difference
 
+    @pytest.mark.slow
     def test_one_that_is_worse_is_refused_once_a_round(self) -> None:
         world = World()
         world.examples(11_000, linear=0.4, slow=0.0)
@@ -207,6 +209,7 @@ class TestDecisions:
         assert [one.examples // GATE.round for one in world.decisions if one.subject == ModelRef("slow")] == [0, 1, 2]
         assert set(world.kinds) == {"refused"}
 
+    @pytest.mark.slow
     def test_the_margin_is_asked_for(self) -> None:
         for margin, expected in ((0.0, True), (0.5, False)):
             world = World(made(replace(GATE, margin=margin)))
@@ -214,6 +217,7 @@ class TestDecisions:
             world.run()
             assert ("promoted" in world.kinds) == expected
 
+    @pytest.mark.slow
     def test_a_metric_is_asked_for(self) -> None:
         for margin, kind in ((0.001, "promoted"), (0.9, "refused")):
             world = World(made(replace(GATE, metric=metrics.ROCAUC(), metric_margin=margin)))
@@ -223,6 +227,7 @@ class TestDecisions:
             assert decision.kind == kind
             assert decision.metrics["challenger"] > decision.metrics["champion"]
 
+    @pytest.mark.slow
     def test_where_people_confirm_it_is_proposed_once_and_nobody_moves(self) -> None:
         world = World(made(replace(GATE, automatic=False)))
         world.examples(3_000, linear=0.2, slow=0.6)
@@ -290,6 +295,7 @@ class TestDecisions:
 
 
 class TestRestarts:
+    @pytest.mark.slow
     @pytest.mark.parametrize("pieces", [[97] * 40, [1_000] * 3 + [880], [1_499, 2_381]])
     def test_wherever_it_is_started_again_it_decides_the_same(self, pieces: Sequence[int]) -> None:
         def tell(world: World, many: int) -> None:
@@ -317,6 +323,7 @@ class TestRestarts:
         assert start.live_from == world.decisions[0].examples == start.rebuild_from
         assert step.champion == ModelRef("slow")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("apart", [2, 3])
     def test_between_the_ends_of_transactions_it_looks_as_often_and_decides_the_same_after_a_restart(
         self, apart: int
@@ -351,6 +358,7 @@ class TestRestarts:
         assert {"promoted", "rolled_back"} <= {one.kind for one in whole}
         assert told(601, 1_999, 2_000, 2_750) == whole
 
+    @pytest.mark.slow
     def test_a_refusal_whose_offsets_were_not_committed_is_told_once(self) -> None:
         """Without transactions what was decided may stand in the log, and its examples come again."""
         world, slot = World(), TopicPartition(topics.EXAMPLES.name("small"), 0)
@@ -598,7 +606,7 @@ class TestTheDeclaration:
             (replace(GATE, watch=1_050), "multiple of 100"),
             (replace(GATE, segments=["distance"]), "gate.segments: 'distance' is no category"),
             (replace(GATE, metric=metrics.ROCAUC), "gate.metric"), (replace(GATE, margin="1"), "gate.margin"),
-            ("yes", "where a Gate(...) was expected"),
+            ("yes", "where a Gate(...) or None was expected"),
         ],
     )  # fmt: skip
     def test_what_makes_no_sense_is_said(self, gate: Any, said: str) -> None:
@@ -636,6 +644,7 @@ def classifier(rate: float) -> Any:
 class TestFlights:
     """The first ten days of January, by backtest: the gate is one of its steps."""
 
+    @pytest.mark.slow
     def test_a_model_that_learns_too_fast_is_replaced_and_what_is_served_changes(self) -> None:
         flights = data.flights((1,), "scheduled", 8)
         models = {"fast": classifier(0.1), "calm": classifier(0.003)}

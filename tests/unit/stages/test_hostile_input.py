@@ -122,6 +122,7 @@ OVER_DISTANCE: dict[str, Callable[[], list[aggregates.Aggregate]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k in aggregates.__all__ if k not in ("count", "rate", "time_since_last")])
 def test_no_finite_value_stops_the_featurizer_or_makes_a_feature_that_is_not(kind: str) -> None:
     keep = OVER_DISTANCE[kind]() if kind in OVER_DISTANCE else getattr(aggregates, kind)("distance", "1h")
@@ -133,6 +134,7 @@ def test_no_finite_value_stops_the_featurizer_or_makes_a_feature_that_is_not(kin
         assert all(v is None or math.isfinite(v) for v in found["vector"].values())
 
 
+@pytest.mark.slow
 def test_whatever_the_validator_accepts_gets_a_vector() -> None:
     rng, accepted = random.Random(3), []
     whole = RECORDS.event.encode(small.event(dep_delay=3.5, tailnum="N1"))

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,6 +84,7 @@ def state(join: Join) -> tuple:
     return sorted(held), waiting, join.log_mark, join.labels_mark, join.pending, join.waiting_labels
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(LOG, LABELS, st.integers(0, 2**32), st.integers(0, 2**32))
 def test_any_interleaving_decides_the_same_and_leaves_the_same_state(
@@ -94,6 +96,7 @@ def test_any_interleaving_decides_the_same_and_leaves_the_same_state(
     assert state(first_join) == state(second_join)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(LOG, LABELS, st.integers(0, 2**32))
 def test_every_record_ends_in_exactly_one_place(log: list, labels: list, seed: int) -> None:
@@ -159,6 +162,7 @@ class Emitted(list):
         self.append((topic.partition(".")[2], key, reason))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.tuples(IDS, st.integers(0, 200)), min_size=8, max_size=30),

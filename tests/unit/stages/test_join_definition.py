@@ -99,6 +99,7 @@ class Run:
         return self.out, self.pending, self.waiting
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(cases(), st.integers(0, 2**32))
 def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed: int) -> None:
@@ -107,6 +108,7 @@ def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed:
         assert Run().play(*case, order).everything() == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(cases(), st.randoms(use_true_random=False))
 def test_each_prediction_has_one_outcome_and_the_counts_add_up(case: Case, order: random.Random) -> None:
@@ -249,6 +251,7 @@ LATE_LABEL_OF_A_FORGOTTEN_EVENT: Case = (
 )
 
 
+@pytest.mark.slow
 @example(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0)
 @settings(max_examples=200, deadline=None)
 @given(cases(ids="abcdefghijklmnopqr"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32))
@@ -258,6 +261,7 @@ def test_a_rebuilt_joiner_goes_on_as_if_it_had_never_stopped(
     compare_rebuilt(case, log_at, labels_at, seed)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(cases(ids="ab"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32))
 def test_a_rebuilt_joiner_goes_on_where_ids_come_again_and_again(
@@ -277,6 +281,7 @@ def test_a_label_joined_long_ago_is_not_a_dead_letter_after_a_restart() -> None:
     compare_rebuilt(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(cases(), st.integers(0, 14), st.integers(0, 14))
 def test_a_rebuilt_joiner_notes_what_the_first_noted(case: Case, log_at: int, labels_at: int) -> None:

@@ -131,6 +131,7 @@ class TestInstead:
 
 
 class TestShares:
+    @pytest.mark.slow
     def test_an_entity_is_always_served_by_the_same_and_as_many_as_declared(self) -> None:
         step = scorer(made(None, shares={"slow": 0.2, "third": 0.1}), linear=0.1, slow=0.2, third=0.3)
         by = {entity: score(step, entity)[0]["champion"]["model"] for entity in map(str, range(4_000))}
@@ -225,6 +226,7 @@ class TestTheFeed:
         assert (step.champion.name, step.champion.version) == ("linear", 0)
         assert step.counts["model_loads", "refused"] == 2, "the version, and whom the gate chose"
 
+    @pytest.mark.slow
     def test_whom_nobody_could_open_serves_as_soon_as_somebody_can(
         self, registry: Registry, broker: MemoryBroker, tmp_path: Path
     ) -> None:

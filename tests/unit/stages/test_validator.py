@@ -71,6 +71,7 @@ def test_json_becomes_the_same_avro() -> None:
     assert validate(as_json(distance=1400)) == [("events.valid", VALID, b"EWR", {})], "an int is a legal double"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "reason", "field", "value"),
     [
@@ -127,6 +128,7 @@ def test_a_long_value_is_cut_in_the_header_and_whole_in_the_bytes() -> None:
     assert len(rejected(message)["tidemill.value"]) == LONGEST_VALUE
 
 
+@pytest.mark.slow
 def test_every_truncation_is_rejected_as_such() -> None:
     for length in range(1, len(VALID)):
         assert rejected(VALID[:length])["tidemill.reason"] == "truncated"

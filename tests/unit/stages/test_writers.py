@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from test_resolution import pairs, value_of
 
 from tidemill import Pipeline, Stream
-from tidemill.cli.text import as_text
+from tidemill.cli.text.declaration import pipeline_text
 from tidemill.encoding import schema_files as schemas
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import DeclarationError, Retry
@@ -117,6 +117,7 @@ def test_another_schema_is_read_by_the_declared_one(value: bytes, headers: Any) 
     assert step.counts == {("promoted", "distance"): 1}
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(pairs)
 def test_whatever_can_be_read_is_read_as_fastavro_reads_it(pair: tuple[Any, Any]) -> None:
@@ -154,6 +155,7 @@ def test_a_header_that_is_no_schema_id_is_refused(held: bytes) -> None:
     assert rejected(V2_BODY, [("__value_schema_id", held)])[0] == "bad_magic"
 
 
+@pytest.mark.slow
 def test_bytes_are_read_as_strictly_by_another_schema() -> None:
     assert rejected(prefix(2) + V2_BODY + b"\0")[0] == "trailing_bytes"
     assert rejected(V2_BODY + b"\0", named(2))[0] == "trailing_bytes"
@@ -207,7 +209,7 @@ def test_what_an_earlier_declaration_has_put_into_the_log_is_still_read(tmp_path
     with pytest.raises(ValueError, match=r"header .* was expected"):
         CODEC.decode(log[0])
     assert CODEC.of(log[0]) is None
-    assert f"also taken by {tmp_path / 'other.avsc'} (id {old.id})" in as_text(pipeline)
+    assert f"also taken by {tmp_path / 'other.avsc'} (id {old.id})" in pipeline_text(pipeline)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = load("flights")
 RECORDS = Records(PIPELINE)
 OWN = PIPELINE.inline_views[0].label

@@ -115,6 +115,7 @@ def test_a_full_chunk_is_written_at_once_and_one_that_is_not_after_a_while(tmp_p
     assert sorted(run.frame()["offset"]) == list(range(130))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_done_again_each_record_is_there_once(tmp_path: Path, seed: int) -> None:
     """Crashes at random moments, with the last commit somewhere before; markers of transactions leave gaps."""
@@ -201,6 +202,7 @@ def test_a_time_beyond_any_calendar_is_archived_too(tmp_path: Path) -> None:
     assert len(run.names()) == 1
 
 
+@pytest.mark.slow
 def test_a_backtest_from_the_archive_says_what_the_one_it_was_made_of_said(tmp_path: Path) -> None:
     found = data.flights((1,), days=2)
     run = Run(tmp_path)
@@ -232,6 +234,7 @@ def test_an_archive_of_another_declaration_is_refused(tmp_path: Path) -> None:
         ArchiveSource(str(tmp_path)).vectors_and_labels(other)
 
 
+@pytest.mark.slow
 def test_a_model_of_today_is_tried_on_an_archive_that_is_older(tmp_path: Path) -> None:
     found = data.flights((1,), days=2)
     run = Run(tmp_path)
@@ -245,6 +248,7 @@ def test_a_model_of_today_is_tried_on_an_archive_that_is_older(tmp_path: Path) -
     assert report.metrics["new"]["Accuracy"] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_a_chunk_is_written_before_the_offset_after_it_can_be_committed(tmp_path: Path, size: int) -> None:
     records = [record(n) for n in range(100)]

@@ -18,7 +18,7 @@ from test_deployment import COMPOSE, OURS
 
 from tidemill import Pipeline, load, metrics
 from tidemill.watch.monitor import core
-from tidemill.watch.monitor.figures import Columns, Reference, of_examples, of_predictions
+from tidemill.watch.monitor.figures import Columns, Reference, example_figures, prediction_figures
 from tidemill.watch.monitor.performance import Judge
 from tidemill.wire.topics import SERVICES, WATCHING
 
@@ -74,10 +74,10 @@ def figures(pipeline: Pipeline) -> set[str]:
     columns |= {"label": [False, True, False, True], "label_time": [5, 6, 7, 8]}
     rows, names = pd.DataFrame(columns), Columns(pipeline)
     reference = Reference(pipeline, rows[list(names.example)])
-    of = of_predictions(pipeline, rows[list(names.prediction)], reference)
-    of |= of_examples(pipeline, Judge(pipeline), rows[list(names.example)], pipeline.monitor.segments, 1, reference)
+    of = prediction_figures(pipeline, rows[list(names.prediction)], reference)
+    of |= example_figures(pipeline, Judge(pipeline), rows[list(names.example)], pipeline.monitor.segments, 1, reference)
     told = {key.name for key in of if key.version < 0}
-    return told | set(re.findall(r'Key\("(\w+)"', Path(core.__file__).read_text()))
+    return told | set(re.findall(r'FigureKey\("(\w+)"', Path(core.__file__).read_text()))
 
 
 PIPELINE = load("flights")
@@ -87,7 +87,7 @@ VALUES: Mapping[str, set[str]] = {
     "service": {*SERVICES, *WATCHING, *(f"learner-{model}" for model in PIPELINE.model_names)} - {"learner"},
     "figure": FIGURES,
     "source": {core.PREDICTIONS, core.EXAMPLES},
-    "seen": {"whole", "interrupted"},
+    "state": {"complete", "interrupted"},
     "outcome": {"refused", "loaded"},
 }
 """Values of labels that queries ask for, where they are known."""
@@ -477,7 +477,7 @@ def test_what_services_say_of_their_views_is_shown_by_view(name: str) -> None:
     assert legend_of(target["legendFormat"]) == {"view"}
 
 
-# Rules.
+# Thresholds.
 
 
 @pytest.mark.parametrize("name", RULES)

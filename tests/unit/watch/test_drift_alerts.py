@@ -13,6 +13,8 @@ from tidemill import load
 from tidemill.demo import data
 from tidemill.demo.data import Flight
 
+pytestmark = pytest.mark.slow
+
 _DECLARED = load("flights")
 _VIEWS = [view for view in _DECLARED.views if view.label in ("origin", "dest", "carrier_outcome", "tailnum_outcome")]
 FLIGHTS = replace(_DECLARED, models={"logreg": _DECLARED.models["logreg"]}, views=_VIEWS)
@@ -75,11 +77,11 @@ def test_what_does_not_move_alerts_nobody(january: list[Flight]) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_shift_is_alerted_within_two_windows_and_named(january: list[Flight], shift: Any, subjects: set[str]) -> None:
-    found = {str(alert.subject): alert for alert in told(january, shift)}
+    found = {str(alert.key): alert for alert in told(january, shift)}
     assert subjects <= set(found)
     for subject in subjects:
         assert found[subject].end <= (MOVED + 2) * DAY_MS + (DAY_MS if subject in LABELS else 0)
-    others = {alert.subject.feature for alert in found.values()} - {"", *(s.rpartition(":")[2] for s in subjects)}
+    others = {alert.key.feature for alert in found.values()} - {"", *(s.rpartition(":")[2] for s in subjects)}
     if "label_drift" in subjects:  # what is made of labels has moved with them
         others -= {feature for view in FLIGHTS.remote_views if view.source == "examples" for feature in view.features}
     assert others == set()  # no other feature is accused
@@ -92,7 +94,7 @@ def test_a_view_that_is_told_nothing_any_more_is_alerted_and_no_other(january: l
     flights = drawn(january, range(FIRST, LAST), A_DAY, 1)
     closed = watched(pipeline, logs_of(pipeline, flights, cut=MOVED * DAY_MS))
     opened = [alert for window in closed for alert in window.alerts if alert.state == "opened"]
-    told = {str(alert.subject): alert for alert in opened if alert.subject.kind in ("freshness", "stale")}
+    told = {str(alert.key): alert for alert in opened if alert.key.kind in ("freshness", "stale")}
     assert set(told) == {"freshness:carrier_outcome"}  # dest grew as old, and has no objective; origin went on
     assert MOVED * DAY_MS < told["freshness:carrier_outcome"].end <= (MOVED + 3) * DAY_MS
 
@@ -103,6 +105,6 @@ LABELS = {"label_drift", "performance:logreg"}
 
 @pytest.mark.long
 def test_another_month_is_alerted_by_what_is_different_in_it(january: list[Flight]) -> None:
-    found = {str(alert.subject): alert for alert in told(january, pool=data.flights((7,)))}
+    found = {str(alert.key): alert for alert in told(january, pool=data.flights((7,)))}
     assert {"drift:temp", "drift:dewp"} <= set(found)
     assert found["drift:temp"].end <= (MOVED + 2) * DAY_MS

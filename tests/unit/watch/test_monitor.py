@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from tidemill import Monitor, Pipeline, load
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.stream.memory import MemoryRecord
-from tidemill.watch.monitor.alerts import Alerts, Rules, Usual
+from tidemill.watch.monitor.alerts import Alerts, Thresholds, UsualRanges
 from tidemill.watch.monitor.core import Core
-from tidemill.watch.monitor.drift import FLOOR, CategoryReference, NumberReference
-from tidemill.watch.monitor.figures import Columns, Key, of_predictions
+from tidemill.watch.monitor.drift import MIN_SHARE, CategoryReference, NumberReference
+from tidemill.watch.monitor.figures import Columns, FigureKey, prediction_figures
 from tidemill.watch.monitor.performance import Answers, Judge
 from tidemill.watch.monitor.service import MonitorService, _FetchThread, credentials
-from tidemill.watch.monitor.windows import Windows, hashed
+from tidemill.watch.monitor.windows import SourceWindows, hash_of
 
 FLIGHTS, DELAYS = load("flights"), load("delays")
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80).map(lambda v: np.array(v))
@@ -42,6 +42,7 @@ def answers(label: Sequence[object], score: Sequence[float]) -> Answers:
 # How good predictions were.
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=2, max_size=60))
 def test_rocauc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[bool, int]]) -> None:
@@ -69,6 +70,7 @@ def test_accuracy_log_loss_and_calibration_are_those_of_their_definitions(rows: 
     assert found["calibration_error"] == pytest.approx(sum(map(abs, bins.values())) / n)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-500, 500).map(float), st.floats(-1e3, 1e3)), min_size=2, max_size=60))
 def test_the_metrics_of_a_regression_are_rivers_own(rows: list[tuple[float, float]]) -> None:
@@ -103,6 +105,7 @@ VIEWS = [view.label for view in FLIGHTS.views]
 looks = st.one_of(st.none(), st.just("stale"), st.integers(0, 200_000))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
@@ -117,18 +120,22 @@ def test_the_figures_of_a_view_are_those_of_a_plain_computation(rows: list[tuple
         for time, seen in rows
     ]  # fmt: skip
     frame = pd.DataFrame([columns.prediction_row(log, None) for log in logs], columns=list(columns.prediction))
-    found = of_predictions(FLIGHTS, frame, None)
+    found = prediction_figures(FLIGHTS, frame, None)
     for view in VIEWS:
         ages = pd.Series(
             [max(0, time - seen[view]) / 1000 for time, seen in rows if isinstance(seen[view], int)], dtype=float
         )
         for share, name in ((0.5, "freshness_p50"), (0.99, "freshness_p99")):
             if len(ages):
-                assert found[Key(name, feature=view)] == pytest.approx(ages.quantile(share))
+                assert found[FigureKey(name, feature=view)] == pytest.approx(ages.quantile(share))
             else:
-                assert Key(name, feature=view) not in found
-        assert found[Key("stale", feature=view)] == pytest.approx(np.mean([seen[view] == "stale" for _, seen in rows]))
-        assert found[Key("unknown", feature=view)] == pytest.approx(np.mean([seen[view] is None for _, seen in rows]))
+                assert FigureKey(name, feature=view) not in found
+        assert found[FigureKey("stale", feature=view)] == pytest.approx(
+            np.mean([seen[view] == "stale" for _, seen in rows])
+        )
+        assert found[FigureKey("unknown", feature=view)] == pytest.approx(
+            np.mean([seen[view] is None for _, seen in rows])
+        )
 
 
 # How far values are from the reference.
@@ -151,7 +158,7 @@ def test_psi_of_numbers_is_that_of_their_bins(a: np.ndarray, b: np.ndarray) -> N
     edges = [-math.inf, np.nextafter(low, -math.inf), *[d for d in deciles if d < high], high, math.inf]
     expected = 0.0
     for begin, end in itertools.pairwise(edges):
-        p, q = (max(FLOOR, ((begin < x) & (x <= end)).mean()) for x in (b, a))
+        p, q = (max(MIN_SHARE, ((begin < x) & (x <= end)).mean()) for x in (b, a))
         expected += (p - q) * math.log(p / q)
     assert reference.psi(b) == pytest.approx(expected)
 
@@ -178,7 +185,7 @@ def test_many_rare_categories_share_a_bin() -> None:
 
 
 def test_a_window_is_closed_when_every_partition_has_passed_its_end_by_the_lateness() -> None:
-    windows = Windows(100, 20, 1000)
+    windows = SourceWindows(100, 20, 1000)
     for time, partition in ((10, 0), (50, 1), (150, 0)):
         assert windows.window(time, partition)
     assert windows.due() == []  # partition 1 stands at 50
@@ -190,7 +197,7 @@ def test_a_window_is_closed_when_every_partition_has_passed_its_end_by_the_laten
 
 
 def test_a_quiet_partition_is_not_waited_for_but_one_that_is_all_is() -> None:
-    windows = Windows(100, 0, 1000)
+    windows = SourceWindows(100, 0, 1000)
     windows.window(10, 0)
     windows.window(500, 1)
     assert windows.due() == []
@@ -199,7 +206,7 @@ def test_a_quiet_partition_is_not_waited_for_but_one_that_is_all_is() -> None:
 
 
 def test_what_comes_for_a_closed_window_is_late_and_told_with_the_next_one() -> None:
-    windows = Windows(100, 0, 1000)
+    windows = SourceWindows(100, 0, 1000)
     windows.window(10, 0)
     windows.window(110, 0)
     assert len(windows.due()) == 1
@@ -210,7 +217,7 @@ def test_what_comes_for_a_closed_window_is_late_and_told_with_the_next_one() -> 
 
 
 def test_windows_that_had_begun_before_an_interruption_say_so() -> None:
-    windows = Windows(100, 30, 1000)
+    windows = SourceWindows(100, 30, 1000)
     windows.interrupt(280)
     for time in (250, 310, 420, 600):
         windows.window(time, 0)
@@ -222,11 +229,11 @@ def test_of_many_rows_a_uniform_sample_stays_the_same_in_any_order() -> None:
     kept = []
     for seed in (1, 2):
         random.Random(seed).shuffle(ids)
-        windows = Windows(100, 0, 500)
+        windows = SourceWindows(100, 0, 500)
         for name in ids:
             window = windows.window(50, 0)
-            if hashed(name.encode()) < window.limit:
-                window.add(hashed(name.encode()), (name,))
+            if hash_of(name.encode()) < window.limit:
+                window.add(hash_of(name.encode()), (name,))
         assert window.records == 5000
         assert 200 < len(window.rows) <= 500
         kept.append({name for (name,) in window.rows})
@@ -238,25 +245,28 @@ def test_of_many_rows_a_uniform_sample_stays_the_same_in_any_order() -> None:
 # Alerts.
 
 
-def rules(**declared: object) -> Rules:
-    made = Rules(Monitor(**declared), Judge(FLIGHTS))
+def rules(**declared: object) -> Thresholds:
+    made = Thresholds(Monitor(**declared), Judge(FLIGHTS))
     usual = [
-        {Key("psi", feature="distance"): value, Key("Accuracy", "logreg"): 0.7 + value} for value in (0.1, 0.2, 0.3)
+        {FigureKey("psi", feature="distance"): value, FigureKey("Accuracy", "logreg"): 0.7 + value}
+        for value in (0.1, 0.2, 0.3)
     ]
-    made.usual = Usual.of([*usual, {Key("label_mean"): 0.2}, {Key("label_mean"): 0.3}, {Key("label_mean"): 0.25}])
+    made.usual = UsualRanges.of(
+        [*usual, {FigureKey("label_mean"): 0.2}, {FigureKey("label_mean"): 0.3}, {FigureKey("label_mean"): 0.25}]
+    )
     return made
 
 
-DISTANCE = Key("psi", feature="distance")
+DISTANCE = FigureKey("psi", feature="distance")
 
 
 def course(
-    values: Sequence[float | None], key: Key = DISTANCE, windows: int = 2, **declared: object
+    values: Sequence[float | None], key: FigureKey = DISTANCE, windows: int = 2, **declared: object
 ) -> list[str | None]:
     alerts = Alerts(rules(**declared), windows)
     found = []
     for n, value in enumerate(values):
-        told = alerts.step({} if value is None else {key: value}, n * 100, (n + 1) * 100, 0)
+        told = alerts.update({} if value is None else {key: value}, n * 100, (n + 1) * 100, 0)
         assert len(told) <= 1
         found.append(told[0].state if told else None)
     return found
@@ -301,28 +311,28 @@ def test_what_is_usual_and_what_is_declared_both_have_to_be_passed() -> None:
 
 
 def test_metrics_alert_where_they_are_worse_whichever_way_that_is() -> None:
-    assert course([0.66, 0.66], Key("Accuracy", "logreg")) == [None, "opened"]
-    assert course([0.99, 0.99], Key("Accuracy", "logreg")) == [None, None]
-    assert course([0.1, 0.1], Key("label_mean")) == [None, "opened"]
-    assert course([0.5, 0.5], Key("label_mean")) == [None, "opened"]
+    assert course([0.66, 0.66], FigureKey("Accuracy", "logreg")) == [None, "opened"]
+    assert course([0.99, 0.99], FigureKey("Accuracy", "logreg")) == [None, None]
+    assert course([0.1, 0.1], FigureKey("label_mean")) == [None, "opened"]
+    assert course([0.5, 0.5], FigureKey("label_mean")) == [None, "opened"]
 
 
 def test_the_baseline_and_single_versions_alert_nobody() -> None:
-    assert course([0.0, 0.0], Key("Accuracy", "baseline")) == [None, None]
-    assert course([0.0, 0.0], Key("Accuracy", "logreg", 17)) == [None, None]
+    assert course([0.0, 0.0], FigureKey("Accuracy", "baseline")) == [None, None]
+    assert course([0.0, 0.0], FigureKey("Accuracy", "logreg", 17)) == [None, None]
 
 
 def test_before_there_is_a_reference_only_what_has_a_limit_of_its_own_alerts() -> None:
-    alerts = Alerts(Rules(Monitor(), Judge(FLIGHTS)), 1)
-    figures = {DISTANCE: 9.0, Key("calibration_error", "logreg"): 0.9, Key("missing", feature="temp"): 0.5}
-    assert [str(alert.subject) for alert in alerts.step(figures, 0, 100, 0)] == ["missing:temp"]
+    alerts = Alerts(Thresholds(Monitor(), Judge(FLIGHTS)), 1)
+    figures = {DISTANCE: 9.0, FigureKey("calibration_error", "logreg"): 0.9, FigureKey("missing", feature="temp"): 0.5}
+    assert [str(alert.key) for alert in alerts.update(figures, 0, 100, 0)] == ["missing:temp"]
 
 
 def test_an_alert_says_what_how_much_and_where_to_look() -> None:
     alerts = Alerts(rules(), 1)
-    (alert,) = alerts.step({DISTANCE: 0.9, Key("ks", feature="distance"): 0.1}, 100, 200, 5)
+    (alert,) = alerts.update({DISTANCE: 0.9, FigureKey("ks", feature="distance"): 0.1}, 100, 200, 5)
     assert alert.message == "the distribution of distance has moved: psi 0.9, above 0.4"
-    assert alert.evidence == {"psi": 0.9, "ks": 0.1, "psi_usual_least": 0.1, "psi_usual_most": 0.3}
+    assert alert.evidence == {"psi": 0.9, "ks": 0.1, "psi_usual_low": 0.1, "psi_usual_high": 0.3}
     assert (alert.since, alert.start, alert.end, alert.opened_at) == (100, 100, 200, 5)
     assert "quantiles" in alert.look_at
 
@@ -330,9 +340,9 @@ def test_an_alert_says_what_how_much_and_where_to_look() -> None:
 def test_an_alert_that_an_earlier_process_left_open_goes_on() -> None:
     before, after = Alerts(rules(), 2), Alerts(rules(), 2)
     for n in range(2):
-        told = before.step({DISTANCE: 0.9}, n * 100, n * 100 + 100, 7)
+        told = before.update({DISTANCE: 0.9}, n * 100, n * 100 + 100, 7)
     after.restore(told[0])
-    (again,) = after.step({DISTANCE: 0.9}, 200, 300, 9)
+    (again,) = after.update({DISTANCE: 0.9}, 200, 300, 9)
     assert (again.state, again.since, again.opened_at) == ("continuing", 0, 7)
     assert after.open == [again]
 
@@ -345,19 +355,19 @@ def with_objective(fresh: str = "10m") -> Pipeline:
     return replace(FLIGHTS, views=[replace(FLIGHTS.views[0], fresh=fresh), *FLIGHTS.views[1:]])
 
 
-def of_views(key: Key, values: Sequence[float], **declared: object) -> list[str | None]:
+def of_views(key: FigureKey, values: Sequence[float], **declared: object) -> list[str | None]:
     """Return what a view's figure leads to, one window after the other, with usual ranges in which it was ever so large."""
-    made = Rules(Monitor(**declared), Judge(with_objective()))
-    made.usual = Usual({key: (0.0, 1e9)})
+    made = Thresholds(Monitor(**declared), Judge(with_objective()))
+    made.usual = UsualRanges({key: (0.0, 1e9)})
     alerts, found = Alerts(made, 2), []
     for n, value in enumerate(values):
-        told = alerts.step({key: value}, n * 100, (n + 1) * 100, 0)
+        told = alerts.update({key: value}, n * 100, (n + 1) * 100, 0)
         found.append(told[0].state if told else None)
     return found
 
 
 def test_features_older_than_their_objective_are_alerted_whatever_was_usual() -> None:
-    origin = Key("freshness_p99", feature="origin")
+    origin = FigureKey("freshness_p99", feature="origin")
     assert of_views(origin, [601.0, 601.0, 600.0, 600.0]) == [None, "opened", "continuing", "resolved"]
     assert of_views(origin, [600.0, 601.0, 600.0, 601.0]) == [None] * 4
     assert of_views(origin, [601.0] * 2, limits={"freshness_p99": None}) == [None, None]
@@ -365,20 +375,20 @@ def test_features_older_than_their_objective_are_alerted_whatever_was_usual() ->
 
 
 def test_a_view_without_an_objective_may_be_as_old_as_it_is() -> None:
-    assert of_views(Key("freshness_p99", feature="dest"), [1e12] * 3) == [None] * 3
-    assert of_views(Key("freshness_p50", feature="origin"), [1e12] * 3) == [None] * 3
-    assert of_views(Key("unknown", feature="origin"), [1.0] * 3) == [None] * 3
+    assert of_views(FigureKey("freshness_p99", feature="dest"), [1e12] * 3) == [None] * 3
+    assert of_views(FigureKey("freshness_p50", feature="origin"), [1e12] * 3) == [None] * 3
+    assert of_views(FigureKey("unknown", feature="origin"), [1.0] * 3) == [None] * 3
 
 
 def test_stale_features_are_alerted_by_view_without_any_reference() -> None:
-    dest = Key("stale", feature="dest")
+    dest = FigureKey("stale", feature="dest")
     assert of_views(dest, [0.02, 0.02]) == [None, "opened"]
     assert of_views(dest, [0.01, 0.01]) == [None, None]
     assert of_views(dest, [0.02, 0.02], limits={"stale:dest": 0.05}) == [None, None]
     assert of_views(dest, [0.02, 0.02], limits={"stale:origin": 0.05}) == [None, "opened"]
-    alerts = Alerts(Rules(Monitor(), Judge(with_objective())), 1)
-    stale, old = alerts.step({dest: 0.5, Key("freshness_p99", feature="origin"): 700.0}, 0, 100, 0)
-    assert (str(stale.subject), str(old.subject)) == ("stale:dest", "freshness:origin")
+    alerts = Alerts(Thresholds(Monitor(), Judge(with_objective())), 1)
+    stale, old = alerts.update({dest: 0.5, FigureKey("freshness_p99", feature="origin"): 700.0}, 0, 100, 0)
+    assert (str(stale.key), str(old.key)) == ("stale:dest", "freshness:origin")
     assert stale.message == "the features of dest could not be read: stale 0.5, above 0.01"
     assert old.message == "the features of origin are older than their objective: freshness_p99 700, above 600"
     assert "materializer" in stale.look_at
@@ -410,21 +420,21 @@ def test_an_alert_is_taken_over_where_its_view_is_still_declared() -> None:
 
 
 def test_an_alert_about_a_reason_that_does_not_come_any_more_is_resolved() -> None:
-    alerts, total = Alerts(rules(), 2), {Key("rejected_records"): 0.0}
-    spoilt = total | {Key("rejected", segment="out_of_range:between", feature="sched_hour"): 0.5}
+    alerts, total = Alerts(rules(), 2), {FigureKey("rejected_records"): 0.0}
+    spoilt = total | {FigureKey("rejected", segment="out_of_range:between", feature="sched_hour"): 0.5}
     states = []
     for n, figures in enumerate((spoilt, spoilt, {}, total, total, total)):
-        states.append([alert.state for alert in alerts.step(figures, n * 100, n * 100 + 100, 0)])
+        states.append([alert.state for alert in alerts.update(figures, n * 100, n * 100 + 100, 0)])
     assert states == [[], ["opened"], [], ["continuing"], ["resolved"], []]
 
 
 def test_what_a_quiet_window_says_is_true() -> None:
     alerts = Alerts(rules(), 2)
     for n in range(2):
-        alerts.step({DISTANCE: 0.9}, n * 100, n * 100 + 100, 0)
-    (quiet,) = alerts.step({DISTANCE: 0.2}, 200, 300, 0)
-    assert quiet.message == "the distribution of distance has moved: psi 0.2 for the moment, where 0.4 is the limit"
-    (again,) = alerts.step({DISTANCE: 0.8}, 300, 400, 0)
+        alerts.update({DISTANCE: 0.9}, n * 100, n * 100 + 100, 0)
+    (quiet,) = alerts.update({DISTANCE: 0.2}, 200, 300, 0)
+    assert quiet.message == "the distribution of distance has moved: psi is back at 0.2, within the limit 0.4"
+    (again,) = alerts.update({DISTANCE: 0.8}, 300, 400, 0)
     assert again.message.endswith("psi 0.8, above 0.4")
 
 
@@ -446,15 +456,21 @@ def test_windows_have_the_figures_of_views_and_what_was_usual_of_them() -> None:
     closed = [window for window in made.close({}) if window.source == "prediction-log"]
     assert len(closed) == 8
     figures = closed[0].figures
-    assert (figures[Key("freshness_p99", feature="origin")], figures[Key("freshness_p50", feature="dest")]) == (
+    assert (
+        figures[FigureKey("freshness_p99", feature="origin")],
+        figures[FigureKey("freshness_p50", feature="dest")],
+    ) == (
         1.0,
         5.0,
     )
-    assert (figures[Key("stale", feature="dest")], figures[Key("unknown", feature="carrier_outcome")]) == (0.0, 1.0)
-    assert closed[-1].figures[Key("stale", feature="dest")] == 1.0
-    assert Key("freshness_p99", feature="dest") not in closed[-1].figures
-    assert made.rules.usual.ranges[Key("freshness_p99", feature="origin")] == (1.0, 1.0)
-    opened = [str(a.subject) for window in closed for a in window.alerts if a.state == "opened"]
+    assert (figures[FigureKey("stale", feature="dest")], figures[FigureKey("unknown", feature="carrier_outcome")]) == (
+        0.0,
+        1.0,
+    )
+    assert closed[-1].figures[FigureKey("stale", feature="dest")] == 1.0
+    assert FigureKey("freshness_p99", feature="dest") not in closed[-1].figures
+    assert made.thresholds.usual.ranges[FigureKey("freshness_p99", feature="origin")] == (1.0, 1.0)
+    opened = [str(a.key) for window in closed for a in window.alerts if a.state == "opened"]
     assert "stale:dest" in opened
 
 
@@ -470,9 +486,9 @@ def test_a_source_that_falls_silent_is_told_once_and_once_more_when_it_speaks_ag
     assert made.silence() == []
     now = 1061.0
     (alert,) = made.silence()
-    assert (str(alert.subject), alert.state) == ("silence:prediction-log", "opened")
+    assert (str(alert.key), alert.state) == ("silence:prediction-log", "opened")
     assert (alert.since, alert.end, alert.opened_at) == (1_000_000, 1_061_000, 1_061_000)
-    assert alert.message == "nothing comes any more: prediction-log: silent_seconds 61, above 60"
+    assert alert.message == "no more records: prediction-log: silent_seconds 61, above 60"
     now = 1100.0
     assert made.silence() == []
     again = core(lambda: now, limits={"silent_seconds": 60})
@@ -480,18 +496,18 @@ def test_a_source_that_falls_silent_is_told_once_and_once_more_when_it_speaks_ag
     for monitor in (made, again):  # the second is another process, which has taken the alert over
         monitor.predictions([])
         (alert,) = monitor.silence()
-        assert (alert.state, str(alert.subject)) == ("resolved", "silence:prediction-log")
+        assert (alert.state, str(alert.key)) == ("resolved", "silence:prediction-log")
         assert monitor.silence() == []
     now = 1121.0
-    assert [str(alert.subject) for alert in made.silence()] == ["silence:examples"]
+    assert [str(alert.key) for alert in made.silence()] == ["silence:examples"]
 
 
 def test_windows_do_not_move_an_alert_about_silence() -> None:
     alerts = Alerts(rules(limits={"silent_seconds": 60}), 2)
-    silent = Key("silent_seconds", segment="examples")
-    assert alerts.look(silent, 61, 100_000).state == "opened"
-    assert alerts.step({Key("rejected_records"): 0.0, DISTANCE: 0.9}, 0, 100, 0) == []
-    assert [str(alert.subject) for alert in alerts.open] == ["silence:examples"]
+    silent = FigureKey("silent_seconds", segment="examples")
+    assert alerts.check(silent, 61, 100_000).state == "opened"
+    assert alerts.update({FigureKey("rejected_records"): 0.0, DISTANCE: 0.9}, 0, 100, 0) == []
+    assert [str(alert.key) for alert in alerts.open] == ["silence:examples"]
 
 
 def test_silence_may_be_declared_to_be_usual() -> None:
@@ -541,8 +557,8 @@ def test_a_score_beyond_all_bins_is_in_the_nearest() -> None:
 def test_label_mean_has_no_limit_of_its_own() -> None:
     with pytest.raises(DeclarationError, match="label_mean"):
         replace(FLIGHTS, monitor=Monitor(limits={"label_mean": 0.3}))
-    alerts = Alerts(Rules(Monitor(), Judge(FLIGHTS)), 1)
-    assert alerts.step({Key("label_mean"): 0.9}, 0, 100, 0) == []
+    alerts = Alerts(Thresholds(Monitor(), Judge(FLIGHTS)), 1)
+    assert alerts.update({FigureKey("label_mean"): 0.9}, 0, 100, 0) == []
 
 
 # How the monitor reaches a broker that is secured.
@@ -591,10 +607,10 @@ def test_a_partition_whose_next_record_is_gone_does_not_end_the_monitor(monkeypa
 
 @pytest.mark.parametrize("figure", ["rejected", "warned"])
 def test_an_alert_about_a_rule_is_opened_and_resolved(figure: str) -> None:
-    alerts, total = Alerts(rules(), 2), {Key("rejected_records"): 0.0}
-    broken = total | {Key(figure, segment="out_of_range:between", feature="sched_hour"): 0.5}
+    alerts, total = Alerts(rules(), 2), {FigureKey("rejected_records"): 0.0}
+    broken = total | {FigureKey(figure, segment="out_of_range:between", feature="sched_hour"): 0.5}
     states = [
-        [(a.state, a.subject.kind) for a in alerts.step(figures, n * 100, n * 100 + 100, 0)]
+        [(a.state, a.key.kind) for a in alerts.update(figures, n * 100, n * 100 + 100, 0)]
         for n, figures in enumerate((broken, broken, total, total))
     ]
     assert states == [[], [("opened", figure)], [("continuing", figure)], [("resolved", figure)]]
@@ -611,9 +627,9 @@ def test_warnings_are_shares_of_the_records_of_their_window() -> None:
     window.records = 9
     made.warnings([record, record, MemoryRecord("flights.warnings", b"of an earlier declaration", None, 0)])
     made.letters([MemoryRecord("flights.dlq", b"x", None, 0, [("tidemill.reason", b"truncated")])])
-    assert made._broken(window) == {
-        Key("warned", segment="out_of_range:between", feature="temp"): 0.6,
-        Key("rejected", segment="truncated"): 0.1,
-        Key("rejected_records"): 1.0,
+    assert made._rule_shares(window) == {
+        FigureKey("warned", segment="out_of_range:between", feature="temp"): 0.6,
+        FigureKey("rejected", segment="truncated"): 0.1,
+        FigureKey("rejected_records"): 1.0,
     }
-    assert made._broken(window) == {Key("rejected_records"): 0.0}, "each is counted once"
+    assert made._rule_shares(window) == {FigureKey("rejected_records"): 0.0}, "each is counted once"

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from tidemill.cli.text.shared import new_table, render
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files as schemas
-from tidemill.errors import ArtifactError, DeclarationError
-from tidemill.features.store import schema
-from tidemill.registry import snapshots
 from tidemill.stream.topic import DAY
 from tidemill.tables import Lookup
 from tidemill.wire import topics
 from tidemill.wire.records import Records
-
-
-def check_models(pipeline: Pipeline) -> None:
-    """Raise DeclarationError where a model could not be saved and loaded again, as every version must be."""
-    for name in pipeline.model_names:
-        try:
-            snapshots.load(snapshots.dump(pipeline.model(name)))
-        except ArtifactError as error:
-            raise DeclarationError(f"pipeline {pipeline.name!r}: models[{name!r}]: {error}") from error
 
 
 def topics_text(pipeline: Pipeline) -> str:
@@ -32,13 +17,20 @@ def topics_text(pipeline: Pipeline) -> str:
     for topic in topics.TOPICS:
         kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // DAY} days"
         partitions = str(topic.partitions or pipeline.partitions)
-        table.add_row(topic.name(pipeline.name), topic.key, topic.record, partitions, kept,
-                      ", ".join(topic.writers), ", ".join(topic.readers))  # fmt: skip
+        table.add_row(
+            topic.name(pipeline.name),
+            topic.key,
+            topic.record,
+            partitions,
+            kept,
+            ", ".join(topic.writers),
+            ", ".join(topic.readers),
+        )
     return render(table)
 
 
-def as_text(pipeline: Pipeline) -> str:
-    """Return what a pipeline will run."""
+def pipeline_text(pipeline: Pipeline) -> str:
+    """Return what a pipeline runs."""
     vector = new_table("feature", "kind", "from")
     for name, feature in pipeline.request_features.items():
         plain = isinstance(feature.source, (str, Lookup))
@@ -85,40 +77,3 @@ def as_text(pipeline: Pipeline) -> str:
                 searched.add_row(name, parameter, values.said)
         parts += ["searched by `tidemill tune`", searched]
     return head + "\n" + render(*parts) + "topics\n" + topics_text(pipeline)
-
-
-def as_json(pipeline: Pipeline) -> dict[str, Any]:
-    """Return what a pipeline will run, for programs."""
-    records = Records(pipeline)
-    return {
-        "name": pipeline.name,
-        "task": pipeline.task,
-        "entity": pipeline.events.key,
-        "champion": pipeline.champion,
-        "models": {name: pipeline.stable_repr(name) for name in pipeline.model_names},
-        "search": {name: {of: values.said for of, values in one.over.items()} for name, one in pipeline.search.items()},
-        "vector": pipeline.vector,
-        "views": [schema(pipeline, view) for view in pipeline.views],
-        "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
-        "rules": [{"rule": r.name, "field": r.field, "expects": r.said} for r in (*pipeline.event_checks, *pipeline.label_checks)],
-        "monitor": dataclasses.asdict(pipeline.monitor),
-        "protect": dataclasses.asdict(pipeline.protect) if pipeline.protect else None,
-        "schema_ids": {
-            "event": records.event.id,
-            "label": records.label.id,
-            "features": records.features.id,
-            "prediction": records.prediction.id,
-            "prediction-log": records.prediction_log.id,
-            "example": records.example.id,
-            "manifest": records.manifest.id,
-            "update": records.update.id,
-            "window": records.window.id,
-            "alert": records.alert.id,
-            "redrive": records.redrive.id,
-        },
-        "topics": [
-            {"name": t.name(pipeline.name), "partitions": t.partitions or pipeline.partitions, "key": t.key,
-             "record": t.record, "retention_ms": t.retention_ms, "writers": t.writers, "readers": t.readers}
-            for t in topics.TOPICS
-        ],
-    }  # fmt: skip

@@ -2,99 +2,68 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import river
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.cli.text.shared import given_text, minute, moment, printable, render, second
-from tidemill.declare.pipeline import Pipeline
+from tidemill.cli.text.shared import format_value, minute, moment, printable, render, second
 from tidemill.models.evidence import Interval
 from tidemill.offline.compare import Report as Comparison
 from tidemill.registry.manifests import Manifest
 from tidemill.registry.store import ArtifactStore
-from tidemill.registry.versions import Version, Versions
+from tidemill.registry.versions import Version, Versions, artifact_state
 
 
-def _notes(there: Versions, version: Version) -> list[str]:
-    """Return what is to be known of a version beside its figures."""
-    found = ["newest"] if version.is_newest else []
+def _notes(versions: Versions, version: Version) -> list[str]:
+    """Return remarks about a version."""
+    notes = ["newest"] if version.is_newest else []
     if version.refused:
-        found.append(f"refused: {version.refused}")
-    elif version.manifest and not _is_declared(there.pipeline, version.manifest):
-        found.append("another declaration")
-    return found
+        notes.append(f"refused: {version.refused}")
+    elif version.manifest and not versions.is_declared(version.manifest):
+        notes.append("another declaration")
+    return notes
 
 
-def _is_declared(pipeline: Pipeline, manifest: Manifest) -> bool:
-    return pipeline.knows(manifest.model) and manifest.declaration == pipeline.declaration_hash(manifest.model)
-
-
-def version_json(there: Versions, store: ArtifactStore, version: Version) -> dict[str, Any]:
-    """Return what is known of a version, for programs. Times are ms since the epoch; nothing but `offset`, `model` and
-    `refused` is known of a record that is no manifest."""
-    found = {"offset": version.offset, "model": version.key, "refused": version.refused, "newest": version.is_newest}
-    manifest = version.manifest
-    if manifest is None:
-        return found
-    told = dataclasses.asdict(manifest)
-    del told["golden"], told["signature"], told["model"]
-    return found | told | {
-        "role": there.pipeline.role(manifest.model, there.champion),
-        "declared": _is_declared(there.pipeline, manifest),
-        "artifact": _artifact(store, manifest),
-        "signature": _signature(there, manifest),
-    }  # fmt: skip
-
-
-def _artifact(store: ArtifactStore, manifest: Manifest) -> str:
-    """Return whether anything lies under the artifact's name, or something stands in for it."""
-    if store.holds(manifest.sha256):
-        return "there"
-    return "rebuilt" if store.note(manifest.sha256) is not None else "gone"
-
-
-def _signature(there: Versions, manifest: Manifest) -> str:
-    if there.registry is None:
-        return "not checked"
-    return "valid" if there.registry.is_signed(manifest) else "wrong"
-
-
-def versions_text(there: Versions, store: ArtifactStore, found: Sequence[Version]) -> str:
+def versions_text(versions: Versions, store: ArtifactStore, newest: Sequence[Version]) -> str:
     """Return versions as a table, the newest first."""
-    if not found:
-        return f"no such version in {there.topic}\n"
-    names = list(dict.fromkeys(name for one in found if one.manifest for name in one.manifest.metrics))[:4]
+    if not newest:
+        return f"no such version in {versions.topic}\n"
+    names = list(dict.fromkeys(name for one in newest if one.manifest for name in one.manifest.metrics))[:4]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("model", "version", "examples", "created", "role", *names, "River", "artifact", ""):
         table.add_column(
-            given_text(column, 20),
+            format_value(column, 20),
             justify="right" if column in ("version", "examples", *names) else "left",
             no_wrap=bool(column),
         )
-    for one in found:
-        manifest, notes = one.manifest, given_text(", ".join(_notes(there, one)))
+    for one in newest:
+        manifest, notes = one.manifest, format_value(", ".join(_notes(versions, one)))
         if manifest is None:
-            table.add_row(given_text(one.key, 40), *[""] * (len(names) + 6), notes)
+            table.add_row(format_value(one.key, 40), *[""] * (len(names) + 6), notes)
             continue
         metrics = (f"{manifest.metrics[name]:.4f}" if name in manifest.metrics else "" for name in names)
         table.add_row(
-            given_text(one.key, 40), f"{manifest.version}", f"{manifest.examples:,}", moment(manifest.created_at),
-            there.pipeline.role(manifest.model, there.champion), *metrics, given_text(manifest.river, 20),
-            _artifact(store, manifest), notes,
-        )  # fmt: skip
-    signed = "checked" if there.registry else "not checked: TIDEMILL_SIGNING_KEY is not set"
+            format_value(one.key, 40),
+            f"{manifest.version}",
+            f"{manifest.examples:,}",
+            moment(manifest.created_at),
+            versions.pipeline.role(manifest.model, versions.champion),
+            *metrics,
+            format_value(manifest.river, 20),
+            artifact_state(store, manifest),
+            notes,
+        )
+    signed = "checked" if versions.registry else "not checked: TIDEMILL_SIGNING_KEY is not set"
     return render(table) + f"\nartifacts in {store.url}; signatures {signed}\n"
 
 
-def version_text(there: Versions, store: ArtifactStore, version: Version, refused: int) -> str:
+def version_text(versions: Versions, store: ArtifactStore, version: Version, refused: int) -> str:
     """Return everything about one version; `refused`: how many newer records of its model no service takes."""
-    manifest, pipeline = version.manifest, there.pipeline
+    manifest, pipeline = version.manifest, versions.pipeline
     assert manifest is not None  # noqa: S101  `find` returns no other
     artifact = {
         "there": "there, and its hash is right",
@@ -107,8 +76,8 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
         "valid": "valid",
         "wrong": "WRONG: damaged, forged, or signed with another TIDEMILL_SIGNING_KEY; no service takes it",
         "not checked": "not checked: TIDEMILL_SIGNING_KEY is not set",
-    }[_signature(there, manifest)]
-    same = _is_declared(pipeline, manifest)
+    }[versions.signature(manifest)]
+    same = versions.is_declared(manifest)
     declared = "as declared now" if same else "NOT as declared now: another model, vector or task"
     river_now = f", this is {river.__version__}: no service opens it" if manifest.river != river.__version__ else ""
     metrics = [(name, f"{value:.6f}") for name, value in manifest.metrics.items()]
@@ -116,22 +85,30 @@ def version_text(there: Versions, store: ArtifactStore, version: Version, refuse
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows = [
-        ("role", pipeline.role(manifest.model, there.champion)),
+        ("role", pipeline.role(manifest.model, versions.champion)),
         ("examples", f"{manifest.examples:,}: {pipeline.name}.examples[{manifest.begin}..{manifest.version})"),
         ("went on from", f"version {manifest.parent}" if manifest.parent else "nothing"),
         ("learning took", f"{manifest.seconds:,.1f} s of CPU"),
         ("learned until", f"{second(manifest.learned_until)} UTC, event time of a label"),
         ("created", f"{second(manifest.created_at)} UTC"),
-        *metrics, ("", ""), ("signature", signature), ("declaration", f"{manifest.declaration}\n{declared}"),
-        ("artifact", f"{manifest.uri}\n{artifact}"), ("sha256", manifest.sha256), ("golden vectors", f"{len(manifest.golden)}"), ("", ""),
-        ("River", f"{manifest.river}{river_now}"), ("Python", manifest.python), ("Tidemill", manifest.tidemill),
+        *metrics,
+        ("", ""),
+        ("signature", signature),
+        ("declaration", f"{manifest.declaration}\n{declared}"),
+        ("artifact", f"{manifest.uri}\n{artifact}"),
+        ("sha256", manifest.sha256),
+        ("golden vectors", f"{len(manifest.golden)}"),
+        ("", ""),
+        ("River", f"{manifest.river}{river_now}"),
+        ("Python", manifest.python),
+        ("Tidemill", manifest.tidemill),
         ("schema ids", ", ".join(f"{name} {number}" for name, number in manifest.schemas.items()) or "not said"),
         ("model", " ".join(manifest.hyperparameters.split())),
-    ]  # fmt: skip
+    ]
     for name, text in rows:
-        table.add_row(given_text(name), Text("\n").join(given_text(line, 4000) for line in text.split("\n")))
-    notes = ", ".join(_notes(there, version))
-    head = f"{given_text(version.key)}@{manifest.version} of {there.topic}, offset {version.offset}" + (
+        table.add_row(format_value(name), Text("\n").join(format_value(line, 4000) for line in text.split("\n")))
+    notes = ", ".join(_notes(versions, version))
+    head = f"{format_value(version.key)}@{manifest.version} of {versions.topic}, offset {version.offset}" + (
         f": {printable(notes)}" if notes else ""
     )
     newer = f"newer records of this model that no service takes: {refused:,}; `models list --model` shows why\n"
@@ -144,26 +121,15 @@ def _segments(manifest: Manifest) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("segment", overflow="fold")
     for column in ("examples", *names):
-        table.add_column(given_text(column, 20), justify="right", no_wrap=True)
+        table.add_column(format_value(column, 20), justify="right", no_wrap=True)
     for segment in manifest.segments:
         value = "(others)" if segment["others"] else "(missing)" if segment["value"] is None else segment["value"]
         table.add_row(
-            given_text(f"{segment['feature']} {value}", 40), f"{segment['examples']:,}",
+            format_value(f"{segment['feature']} {value}", 40),
+            f"{segment['examples']:,}",
             *(f"{segment['metrics'][name]:.4f}" if name in segment["metrics"] else "" for name in names),
-        )  # fmt: skip
+        )
     return table
-
-
-def comparison_json(report: Comparison) -> dict[str, Any]:
-    """Return a comparison, for programs. Times are ms since the epoch; a segment with neither field nor value is all."""
-    lines = [
-        line.segment._asdict() | {
-            "questions": line.questions, "a": line.a, "b": line.b,
-            "difference": line.difference._asdict() if line.difference else None, "verdict": line.verdict,
-        }
-        for line in report.lines
-    ]  # fmt: skip
-    return {field.name: getattr(report, field.name) for field in dataclasses.fields(report)} | {"lines": lines}
 
 
 def _figure(value: float | None) -> str:
@@ -201,18 +167,23 @@ def _lines(report: Comparison) -> Table:
             before = line.segment.field
         both = ((_figure(line.a.get(name)), _figure(line.b.get(name))) for name in report.metrics)
         table.add_row(
-            given_text(str(line.segment), 30), f"{line.questions:,}", *(f"{a} / {b}" if a or b else "" for a, b in both),
-            *([_margin(line.difference)] if loss else []), line.verdict if loss else "",
-        )  # fmt: skip
+            format_value(str(line.segment), 30),
+            f"{line.questions:,}",
+            *(f"{a} / {b}" if a or b else "" for a, b in both),
+            *([_margin(line.difference)] if loss else []),
+            line.verdict if loss else "",
+        )
     return table
 
 
 def comparison_text(report: Comparison) -> str:
     """Return which of two models is better, in which segment."""
     left = [
-        (report.only_a, f"only {report.a} answered"), (report.only_b, f"only {report.b} answered"), (report.neither, "neither answered"),
+        (report.only_a, f"only {report.a} answered"),
+        (report.only_b, f"only {report.b} answered"),
+        (report.neither, "neither answered"),
         (report.skipped, "are of an earlier declaration, with other vectors"),
-    ]  # fmt: skip
+    ]
     others = "".join(f"left out: {n:,} that {what}\n" for n, what in left if n)
     same = f"in {report.same:,} of them A and B were the same model\n" if report.same else ""
     sides = "".join(

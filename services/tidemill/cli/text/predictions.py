@@ -1,4 +1,4 @@
-"""One prediction with all that made it, and predictions that were done again."""
+"""Replayed predictions, with everything that made them."""
 
 from __future__ import annotations
 
@@ -10,38 +10,40 @@ from typing import TYPE_CHECKING, Any
 import river
 from rich.table import Table
 
-from tidemill.cli.text.shared import count_of, given_text, new_table, pairs_table, printable, render, second
-from tidemill.declare.pipeline import Pipeline
+from tidemill.cli.text.shared import count_of, format_value, new_table, pairs_table, printable, render, second
 from tidemill.encoding import schema_files as schemas
 from tidemill.wire.records import Records
 
 if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
     from tidemill.offline import replay
 
 
-def prediction_text(pipeline: Pipeline, told: Mapping[str, Any]) -> str:
-    """Return everything about one prediction that was done again: event, vector, versions, scores then and now, label."""
-    states = {score["state"] for score in told["scores"]}
+def prediction_text(pipeline: Pipeline, prediction: Mapping[str, Any]) -> str:
+    """Return everything about one replayed prediction: event, vector, versions, scores then and now, label."""
+    states = {score["state"] for score in prediction["scores"]}
     state = "different" if "different" in states else "can't be done again" if "gone" in states else "equal"
-    head = printable(f"prediction {told['event_id']} of {_at(told['log'])}: {state}") + "\n\n"
-    event, missing = told["event"], told["event"].get("why", "")
-    named = {pipeline.events.key: told["entity_id"]} | told["entities"]
+    head = printable(f"prediction {prediction['event_id']} of {_at(prediction['log'])}: {state}") + "\n\n"
+    event, missing = prediction["event"], prediction["event"].get("why", "")
+    named = {pipeline.events.key: prediction["entity_id"]} | prediction["entities"]
     rows = [
         ("event", _at(event) + (f", schema {_schema(pipeline, event['schema_id'])}" if "schema_id" in event else "")),
         ("", f"not shown: {missing}" if missing else ""),
-        ("event time", f"{second(told['event_time'])} UTC"),
+        ("event time", f"{second(prediction['event_time'])} UTC"),
         ("entities", ", ".join(f"{field} {name}" for field, name in named.items())),
-        ("windows", "partial: the log did not reach back to all of them" if told["log"]["partial"] else "whole"),
-        ("stale views", ", ".join(told["stale"]) or "none"),
-        ("label", _outcome(told["outcome"])),
+        ("windows", "partial: the log did not reach back to all of them" if prediction["log"]["partial"] else "whole"),
+        ("stale views", ", ".join(prediction["stale"]) or "none"),
+        ("label", _outcome(prediction["outcome"])),
     ]
     record = event["record"]
     parts = ["\nevent", pairs_table(record.items())] if record else []
-    parts += ["\nvector, as served", _vector(pipeline, told), "\nscores", _scores(told["scores"])]
-    whys = "".join(f"{printable(why)}\n" for why in dict.fromkeys(score["why"] for score in told["scores"]) if why)
+    parts += ["\nvector, as served", _vector(pipeline, prediction), "\nscores", _scores(prediction["scores"])]
+    whys = "".join(
+        f"{printable(why)}\n" for why in dict.fromkeys(score["why"] for score in prediction["scores"]) if why
+    )
     made: list[Any] = []
-    for score in told["scores"]:
-        made += ["", given_text(f"{score['model']} version {score['version']}"), _version(pipeline, score)]
+    for score in prediction["scores"]:
+        made += ["", format_value(f"{score['model']} version {score['version']}"), _version(pipeline, score)]
     return head + render(pairs_table(rows), *parts) + (f"\n{whys}" if whys else "") + render(*made)
 
 
@@ -69,15 +71,15 @@ def _outcome(outcome: Mapping[str, Any]) -> str:
     return f"{outcome['label']}, known {second(outcome['label_time'])} UTC: {where}"
 
 
-def _vector(pipeline: Pipeline, told: Mapping[str, Any]) -> Table:
+def _vector(pipeline: Pipeline, prediction: Mapping[str, Any]) -> Table:
     """Return the features with where each came from, and as of when."""
     table = new_table("feature", "value", "from", "of", "as of", "age")
     views = {feature: view for view in pipeline.views for feature in view.features}
-    known = {view["view"]: view for view in told["views"]}
-    for name, value in told["vector"].items():
+    known = {view["view"]: view for view in prediction["views"]}
+    for name, value in prediction["vector"].items():
         row = [
-            given_text(name),
-            given_text("missing" if value is None else str(value).removesuffix(".0")),
+            format_value(name),
+            format_value("missing" if value is None else str(value).removesuffix(".0")),
         ]
         if name not in views:
             table.add_row(*row, "the event", "", "", "")
@@ -86,7 +88,7 @@ def _vector(pipeline: Pipeline, told: Mapping[str, Any]) -> Table:
         as_of = "stale" if of["stale"] else "never" if of["as_of"] is None else second(of["as_of"])
         age = "" if of["age"] is None else str(dt.timedelta(seconds=round(of["age"])))
         table.add_row(
-            *row, f"view {of['view']}", given_text(f"{of['entity']} {of['entity_id'] or 'missing'}"), as_of, age
+            *row, f"view {of['view']}", format_value(f"{of['entity']} {of['entity_id'] or 'missing'}"), as_of, age
         )
     return table
 
@@ -99,12 +101,12 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> Table:
         if state == "different" and score["score_now"] == score["score"]:
             state = "different probabilities"
         table.add_row(
-            given_text(score["model"]), score["role"], str(score["version"]), repr(score["score"]), now, state
+            format_value(score["model"]), score["role"], str(score["version"]), repr(score["score"]), now, state
         )
         classes = score["probabilities"].keys() | (score["probabilities_now"] or {}).keys()
         for name in sorted(classes):
             both = [(p or {}).get(name) for p in (score["probabilities"], score["probabilities_now"])]
-            table.add_row("", "", given_text(name), *("" if p is None else repr(p) for p in both), "")
+            table.add_row("", "", format_value(name), *("" if p is None else repr(p) for p in both), "")
     return table
 
 
@@ -130,32 +132,34 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
     )
 
 
-MOST_UNEQUAL = 100
-"""How many scores of a sample, and reasons why some are gone, are shown at most; JSON has all."""
+#: How many scores of a sample, and reasons why some are gone, are printed; --json prints all.
+MAX_UNEQUAL = 100
 
 
-def unequal_text(unequal: Sequence[replay.Done]) -> str:
+def unequal_text(unequal: Sequence[replay.ReplayedPrediction]) -> str:
     """Return those scores of a sample that came out otherwise, and why others could not be done again."""
     scores = [(one.prediction.event_id, again) for one in unequal for again in one.scores]
     different = [(event_id, again) for event_id, again in scores if again.now is not None and again.state != "equal"]
     table = new_table("prediction", "model", "version", "score then", "score now")
-    for event_id, again in different[:MOST_UNEQUAL]:
+    for event_id, again in different[:MAX_UNEQUAL]:
         now = "" if again.now is None else repr(again.now["score"])
         then = again.then
-        table.add_row(given_text(event_id), given_text(then["model"]), str(then["version"]), repr(then["score"]), now)
+        table.add_row(
+            format_value(event_id), format_value(then["model"]), str(then["version"]), repr(then["score"]), now
+        )
     text = render(table) + _more(len(different)) + "\n" if different else ""
     gone = Counter(again.why for _, again in scores if again.state == "gone")
     lines = [
-        f"{count_of(n, 'score')} can't be done again: {printable(why)}\n" for why, n in gone.most_common(MOST_UNEQUAL)
+        f"{count_of(n, 'score')} can't be done again: {printable(why)}\n" for why, n in gone.most_common(MAX_UNEQUAL)
     ]
     return text + ("".join(lines) + _more(len(gone)) + "\n" if gone else "")
 
 
 def _more(count: int) -> str:
-    return f"and {count - MOST_UNEQUAL:,} more: --json has all\n" if count > MOST_UNEQUAL else ""
+    return f"and {count - MAX_UNEQUAL:,} more: --json prints all\n" if count > MAX_UNEQUAL else ""
 
 
-def again_text(topic: str, summary: replay.Summary) -> str:
+def replay_text(topic: str, summary: replay.Summary) -> str:
     """Return what came of doing predictions again, in a few lines."""
     by = "folded again from the examples" if summary.rebuilt else "from their artifacts"
     drawn = "" if summary.seed is None else f" drawn (--seed {summary.seed})"

@@ -1,39 +1,36 @@
-"""What a backtest, a data set and an entity's features are like."""
+"""A backtest, a data set, and an entity's features."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tidemill.cli.text.shared import minute, new_table, render
-from tidemill.features.store import Known
-from tidemill.offline.backtest import Report
 
 if TYPE_CHECKING:
-    from tidemill.offline.dataset import Summary  # it needs pyarrow, which is an extra
+    from tidemill.features.store import Known
+    from tidemill.offline.backtest import Report
+    from tidemill.offline.dataset import Summary
 
 
 def known_text(known: Sequence[Known]) -> str:
-    """Return what views know of one entity."""
+    """Return the features of one entity, view by view."""
     table = new_table("feature", "value", "view", "as of", "latest event", "age", numbers=0)
     for view in known:
         for name, value in view.features.items():
             table.add_row(
-                name, "missing" if value is None else f"{value:g}", view.view if view.whole else f"{view.view} (not whole)",
-                "" if view.at is None else minute(view.at), "never" if view.event_time is None else minute(view.event_time),
+                name,
+                "missing" if value is None else f"{value:g}",
+                view.view if view.whole else f"{view.view} (not whole)",
+                "" if view.at is None else minute(view.at),
+                "never" if view.event_time is None else minute(view.event_time),
                 "" if view.age_seconds is None else f"{dt.timedelta(seconds=round(view.age_seconds))}",
-            )  # fmt: skip
+            )
     return render(table)
 
 
-def report_json(report: Report) -> dict[str, Any]:
-    """Return a backtest's report, for programs."""
-    return dataclasses.asdict(report) | {"events_per_second": report.events_per_second}
-
-
-def report_text(report: Report) -> str:
+def backtest_text(report: Report) -> str:
     """Return a backtest's report."""
     names = list(next(iter(report.metrics.values()), {}))
     final = new_table("model", *names, numbers=len(names))
@@ -62,23 +59,23 @@ def report_text(report: Report) -> str:
     return head + "\n" + render(final, f"\n{main} so far", course)
 
 
-def dataset_text(found: Summary) -> str:
+def dataset_text(summary: Summary) -> str:
     """Return what a data set holds."""
-    if found.label_mean is None:
-        labels = ", ".join(f"{label} {n:,}" for label, n in found.labels.items())
-    elif found.labels:
-        labels = f"{found.labels.get('true', 0):,} true ({found.label_mean:.2%})"
+    if summary.label_mean is None:
+        labels = ", ".join(f"{label} {n:,}" for label, n in summary.labels.items())
+    elif summary.labels:
+        labels = f"{summary.labels.get('true', 0):,} true ({summary.label_mean:.2%})"
     else:
-        labels = f"mean {found.label_mean:.6g}"
+        labels = f"mean {summary.label_mean:.6g}"
     left = [
-        (found.partial, "with windows that reach back before what is known (partial)"),
-        (found.stale, "with views that could not be read when they were served (stale)"),
-        (found.skipped, "records of an earlier declaration were passed over"),
-        *((n, f"records were refused: {reason}") for reason, n in sorted(found.dead_letters.items())),
+        (summary.partial, "with windows that reach back before what is known (partial)"),
+        (summary.stale, "with views that could not be read when they were served (stale)"),
+        (summary.skipped, "records of an earlier declaration were passed over"),
+        *((n, f"records were refused: {reason}") for reason, n in sorted(summary.dead_letters.items())),
     ]
     return (
-        f"{found.file}: {found.rows:,} rows, events from {minute(found.first_event)} to {minute(found.last_event)} UTC\n"
+        f"{summary.file}: {summary.rows:,} rows, events from {minute(summary.first_event)} to {minute(summary.last_event)} UTC\n"
         f"labels: {labels}\n"
         + "".join(f"{n:,} {what}\n" for n, what in left if n)
-        + f"{found.seconds:.1f} s, {found.rows / max(found.seconds, 1e-9):,.0f} rows/s\n"
+        + f"{summary.seconds:.1f} s, {summary.rows / max(summary.seconds, 1e-9):,.0f} rows/s\n"
     )

@@ -1,4 +1,4 @@
-"""What all of it is made of: tables, times, and text from outside."""
+"""Tables, times, and text from outside, for all reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tidemill.wire.dead_letters import shown
 
 
 def render(*parts: Any) -> str:
-    """Return what rich prints, as plain text."""
+    """Return rich tables and text as plain text."""
     out = io.StringIO()
     console = Console(file=out, width=118, highlight=False)
     for part in parts:
@@ -28,18 +28,18 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
     """Return a table; its last `numbers` columns are numbers."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
-        # What a row is called stays whole; the rest may wrap.
+        # The name of a row does not wrap; the rest may.
         table.add_column(column, justify="right" if index >= len(columns) - numbers else "left", no_wrap=index == 0)
     return table
 
 
 def minute(ms: int) -> str:
-    """Return a time as people read it, to the minute."""
+    """Return a time to the minute, in UTC."""
     return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def moment(ms: float) -> str:
-    """Return a time to the minute; one that no calendar has as it is."""
+    """Return a time to the minute; the number itself where no calendar has such a time."""
     try:
         return minute(int(ms))
     except (ValueError, OverflowError, OSError):  # a time that no calendar has
@@ -47,17 +47,17 @@ def moment(ms: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal shows and does not obey: a producer's bytes may be in it."""
+    """Return text without control characters, which a terminal would obey: a producer's bytes may be in it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def given_text(text: str, longest: int = 120) -> Text:
-    """Return what somebody outside has written, for a table: no markup, no control characters, not too long."""
+def format_value(text: str, longest: int = 120) -> Text:
+    """Return text from outside for a table: without markup and control characters, not too long."""
     return Text(printable(shown(text, longest)))
 
 
 def second(ms: int) -> str:
-    """Return a time to the second; one that no calendar has as it is."""
+    """Return a time to the second; the number itself where no calendar has such a time."""
     try:
         return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):  # a producer's clock may say anything
@@ -65,16 +65,16 @@ def second(ms: int) -> str:
 
 
 def pairs_table(rows: Iterable[tuple[str, Any]]) -> Table:
-    """Return names with what each is."""
+    """Return a table of names and values."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         if value != "":
-            table.add_row(given_text(name), given_text("missing" if value is None else str(value), 2000))
+            table.add_row(format_value(name), format_value("missing" if value is None else str(value), 2000))
     return table
 
 
 def count_of(count: int, what: str) -> str:
-    """Return so many of something, in words."""
+    """Return a count with its noun, as `2 artifacts`."""
     return f"{count:,} {what}" + ("" if count == 1 else "s")

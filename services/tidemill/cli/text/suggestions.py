@@ -1,4 +1,4 @@
-"""What history suggests."""
+"""Suggested rules."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ if TYPE_CHECKING:
     from tidemill.offline.suggest.core import Field, Suggestion, Suggestions
 
 
-def suggestions_text(found: Suggestions) -> str:
+def suggestions_text(suggestions: Suggestions) -> str:
     """Return what history suggests for a stream: a table of its fields, and Python for its declaration."""
     from tidemill.offline.suggest.core import code
 
     table = new_table("field", "nulls", "history", "suggested", "status", "refuses", "leaves out")
     for column in table.columns[2:4]:
         column.overflow = "fold"
-    times = {one.name: (one.lowest, one.highest) for one in found.fields if one.is_time}
-    for one in found.fields:
+    times = {one.name: (one.lowest, one.highest) for one in suggestions.fields if one.is_time}
+    for one in suggestions.fields:
         row = [one.name, f"{one.nulls:,}" if one.nulls else "", _seen(one)]
         if not one.suggestions:
             table.add_row(*row, f"[dim]{one.note}[/dim]" if one.note else "")
         for suggestion in one.suggestions:
             table.add_row(*row, *_suggested(suggestion, is_time=one.name in times))
             row = [""] * 3
-    head = f"{found.argument}: {found.records:,} records of {found.schema}"
-    head += f", {found.skipped:,} of an earlier schema passed over" if found.skipped else ""
+    head = f"{suggestions.argument}: {suggestions.records:,} records of {suggestions.schema}"
+    head += f", {suggestions.skipped:,} of an earlier schema passed over" if suggestions.skipped else ""
     broken = "".join(
         f"declared: {bad.rule} on {bad.field} ({bad.expects}) refuses {bad.refused:,} ({bad.share:.2g}): "
         f"{_counted(bad.values, is_time=bad.field in times)}\n"
-        for bad in found.violated
+        for bad in suggestions.violated
     )
-    pasted = code(found) if found.missing else "nothing to add: what is declared is as tight or tighter"
+    pasted = code(suggestions) if suggestions.missing else "nothing to add: what is declared is as tight or tighter"
     return "\n".join(part for part in (render(head, table), broken, pasted + "\n") if part)
 
 

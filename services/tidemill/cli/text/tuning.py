@@ -1,26 +1,20 @@
-"""What a race of candidates came to."""
+"""A search for models."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from tidemill.cli.text.shared import count_of, given_text, new_table, render
-from tidemill.offline.tuning.successive_halving import Candidate, Report
+from tidemill.cli.text.shared import count_of, format_value, new_table, render
+from tidemill.offline.tuning.successive_halving import Candidate, TuningReport
 
-SHOWN = 20
-"""Candidates that are shown; --json has all."""
-
-
-def tuning_json(report: Report) -> dict[str, Any]:
-    """Return a race's report, for programs."""
-    return dataclasses.asdict(report)
+#: Candidates that are printed; --json prints all.
+MAX_CANDIDATES = 20
 
 
-def tuning_text(report: Report) -> str:
-    """Return what a race came to: how the best of the candidates did, and which beat the champion."""
+def tuning_text(report: TuningReport) -> str:
+    """Return how the best of the candidates did, and which beat the champion."""
     names = [report.metric, *(name for name in report.champion.metrics if name != report.metric)]
     table = new_table("model", "parameters", *names, "examples", "seconds", "ended", numbers=len(names) + 3)
     table.columns[-1].justify = "left"
@@ -28,9 +22,9 @@ def tuning_text(report: Report) -> str:
     table.add_row(*_row(report.champion, names, "champion"))
     table.add_section()
     winners = {one.name for one in report.winners}
-    for one in report.candidates[:SHOWN]:
+    for one in report.candidates[:MAX_CANDIDATES]:
         table.add_row(*_row(one, names, "won" if one.name in winners else ""))
-    more = f"and {count_of(len(report.candidates) - SHOWN, 'candidate')} more, all behind these; --json has them\n"
+    more = f"and {count_of(len(report.candidates) - MAX_CANDIDATES, 'candidate')} more, all behind these; --json prints them\n"
     skipped = f", {report.skipped:,} of an earlier declaration passed over" if report.skipped else ""
     head = (
         f"{report.pipeline}: {count_of(len(report.candidates), 'candidate')} (--seed {report.seed}) on "
@@ -40,18 +34,18 @@ def tuning_text(report: Report) -> str:
         head
         + "\n"
         + render(table)
-        + (more if len(report.candidates) > SHOWN else "")
+        + (more if len(report.candidates) > MAX_CANDIDATES else "")
         + "\n"
-        + _said(report)
+        + _result(report)
         + _failed(report)
     )
 
 
 def _row(one: Candidate, names: list[str], won: str) -> list[Any]:
-    said = ", ".join(f"{name}={value!r}" for name, value in one.parameters.items()) or "as declared"
+    parameters = ", ".join(f"{name}={value!r}" for name, value in one.parameters.items()) or "as declared"
     figures = [_figure(one.metrics[name]) if name in one.metrics else "" for name in names]
     ended = won or _ENDS.get(one.ended, "failed")
-    return [one.name, given_text(said), *figures, f"{one.examples:,}", f"{one.seconds:.1f}", ended]
+    return [one.name, format_value(parameters), *figures, f"{one.examples:,}", f"{one.seconds:.1f}", ended]
 
 
 def _figure(value: float) -> str:
@@ -61,8 +55,8 @@ def _figure(value: float) -> str:
 _ENDS: Mapping[str, str] = {"": "saw all", "out": "out", "time": "time was up"}
 
 
-def _said(report: Report) -> str:
-    if not report.champion.is_whole:
+def _result(report: TuningReport) -> str:
+    if not report.champion.is_complete:
         return "the time was up before the champion itself had seen all examples: give more --seconds, or fewer --examples\n"
     early = "the time was up before all trials were done\n" if report.stopped else ""
     if not report.winners:
@@ -73,6 +67,6 @@ def _said(report: Report) -> str:
     )
 
 
-def _failed(report: Report) -> str:
+def _failed(report: TuningReport) -> str:
     whys = Counter(one.ended for one in report.candidates if one.ended not in _ENDS)
-    return "".join(f"{count_of(n, 'candidate')} failed: {given_text(why)}\n" for why, n in whys.most_common(5))
+    return "".join(f"{count_of(n, 'candidate')} failed: {format_value(why)}\n" for why, n in whys.most_common(5))

@@ -105,6 +105,10 @@ class Suggestions:
         """Suggestions that add to what is declared."""
         return [s for one in self.fields for s in one.suggestions if s.status != "declared"]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the suggestions, and the code to declare them, for programs."""
+        return dataclasses.asdict(self) | {"code": code(self)}
+
 
 def suggest(
     pipeline: Pipeline, argument: str, history: StreamProfile, max_share: float = MAX_REFUSED_SHARE

@@ -17,11 +17,11 @@ from typing import Any
 from tidemill.declare.feature import Feature
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Reject
-from tidemill.features.lookup import Others, Seen
+from tidemill.features.lookup import RemoteLookup, RemoteViews
+from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
 from tidemill.features.views import NEVER, Views
 from tidemill.rules import LARGEST_NUMBER
-from tidemill.stream import api
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
@@ -34,40 +34,39 @@ from tidemill.wire.updates import Updates
 Extract = Callable[[Mapping[str, Any]], Any]
 
 
-def extractor(name: str, feature: Feature) -> Extract:
+def extractor(feature: Feature) -> Extract:
     """Return the function that takes an event and returns the request feature, in its declared kind, or None."""
     source = feature.source
     if feature.kind == "number":
-        return _number(name, source)
+        return _number(source)
     convert = {"category": str, "flag": bool}[feature.kind]
     if isinstance(source, str):
         return lambda event: None if event[source] is None else convert(event[source])
 
     def value(event: Mapping[str, Any]) -> Any:
-        found = source(event)
-        return None if found is None else convert(found)
+        raw = source(event)
+        return None if raw is None else convert(raw)
 
     return value
 
 
-def _number(name: str, source: Any) -> Extract:
-    del name
+def _number(source: Any) -> Extract:
     if isinstance(source, str):
 
         def field(event: Mapping[str, Any]) -> float | None:
-            found = event[source]
-            return None if found is None else float(found)
+            raw = event[source]
+            return None if raw is None else float(raw)
 
-        return field  # an event's own floats are finite and of bounded size: the validator saw to it
+        return field  # an event's own floats are finite and of bounded size: the validator has checked them
 
     lowest, largest = -LARGEST_NUMBER, LARGEST_NUMBER
 
     def value(event: Mapping[str, Any]) -> float | None:
-        found = source(event)
-        if found is None:
+        raw = source(event)
+        if raw is None:
             return None
-        found = float(found)
-        return found if lowest <= found <= largest else None  # NaN is not between any two numbers
+        number = float(raw)
+        return number if lowest <= number <= largest else None  # NaN is not between any two numbers
 
     return value
 
@@ -79,25 +78,25 @@ class Featurizer(Processor):
     ----------
     stores
         The online store of each view of the events' key, by the view's name; those without one are kept in memory only.
-    others
+    remote_views
         Where the views of other entities are read.
     """
 
     def __init__(
-        self, pipeline: Pipeline, stores: Mapping[str, api.View] | None = None, others: Others | None = None
+        self, pipeline: Pipeline, stores: Mapping[str, ViewStore] | None = None, remote_views: RemoteViews | None = None
     ) -> None:
         super().__init__()
         self.records = Records(pipeline)
         self.topic = topics.FEATURES.name(pipeline.name)
         self.dlq = topics.DLQ.name(pipeline.name)
         self.views = Views([Plan(view) for view in pipeline.inline_views], stores or {}, self.counts)
-        self.others = others
+        self.remote_views = remote_views
         self.updates = Updates(pipeline, self.records, "events")
-        self.extract = [(name, extractor(name, feature)) for name, feature in pipeline.request_features.items()]
+        self.extract = [(name, extractor(feature)) for name, feature in pipeline.request_features.items()]
         self._new: dict[int, tuple[str, ...]] = {}
         events = pipeline.events
         self._id, self._time, self._key = events.id, events.time, events.key
-        self._others = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.remote_views]
+        self._remote = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.remote_views]
         self._entities = tuple(dict.fromkeys(view.entity for view in pipeline.remote_views))
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
@@ -119,28 +118,30 @@ class Featurizer(Processor):
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         decode, id_, time_, key = self.records.event.decode, self._id, self._time, self._key
         is_live = emit is not discard
-        asked = []
+        requests = []
         for record in records:
             event = decode(record.value() or b"")
-            vector = self._request(record, event, emit) if is_live else None
+            vector = self._request_features(record, event, emit) if is_live else None
             entities = {name: str(event[name]) for name in self._entities if event[name] is not None}
-            asked.append(Asked(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector))
-        seen = self._look(asked) if self.others and is_live else Seen()
+            requests.append(_Request(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector))
+        lookup = self._lookup(requests) if self.remote_views and is_live else RemoteLookup()
         served = []
-        for each in asked:
-            as_of = self._own(each)
-            if each.vector is not None:
-                self._join(each, seen, as_of)
-                self._serve(each, as_of, seen.stale, emit)
-                served.append((each.time, as_of))
+        for request in requests:
+            as_of = self._add_to_inline_views(request)
+            if request.vector is not None:
+                self._add_remote_features(request, lookup, as_of)
+                self._serve(request, as_of, lookup.stale, emit)
+                served.append((request.time, as_of))
             if is_live and self.updates:
-                if new := self._new.pop(each.record.partition(), ()):
-                    self.updates.emit_control("begins", new, each.time, emit)
-                self.updates.emit(each.entities, each.event, each.id, each.time, each.record.timestamp()[1], emit)
-        self._measure(served, seen.stale)
+                if new := self._new.pop(request.record.partition(), ()):
+                    self.updates.emit_control("begins", new, request.time, emit)
+                self.updates.emit(
+                    request.entities, request.event, request.id, request.time, request.record.timestamp()[1], emit
+                )
+        self._measure(served, lookup.stale)
         return True
 
-    def _request(self, record: Record, event: Mapping[str, Any], emit: Emit) -> dict[str, Any] | None:
+    def _request_features(self, record: Record, event: Mapping[str, Any], emit: Emit) -> dict[str, Any] | None:
         """Return what the vector has from the event alone; None where the declaration's own functions failed."""
         try:
             return {name: take(event) for name, take in self.extract}
@@ -148,71 +149,71 @@ class Featurizer(Processor):
             self._reject(record, error, emit)
             return None
 
-    def _look(self, asked: Sequence[Asked]) -> Seen:
+    def _lookup(self, requests: Sequence[_Request]) -> RemoteLookup:
         """Read the views of other entities, for all events at once."""
-        assert self.others is not None  # noqa: S101  asked before
-        wanted: dict[str, set[str]] = {name: set() for name, _, _ in self._others}
-        for each in asked:
-            if each.vector is not None:
-                for name, key, _ in self._others:
-                    if key in each.entities:
-                        wanted[name].add(each.entities[key])
-        return self.others.look(wanted, max((each.time for each in asked), default=0))
+        assert self.remote_views is not None  # noqa: S101  process() has checked
+        wanted: dict[str, set[str]] = {name: set() for name, _, _ in self._remote}
+        for request in requests:
+            if request.vector is not None:
+                for name, key, _ in self._remote:
+                    if key in request.entities:
+                        wanted[name].add(request.entities[key])
+        return self.remote_views.lookup(wanted, max((request.time for request in requests), default=0))
 
-    def _own(self, asked: Asked) -> dict[str, int]:
-        """Bring an event to the views of its own key, after the vector has what was known before it."""
-        offset, partition = asked.record.offset(), asked.record.partition()
+    def _add_to_inline_views(self, request: _Request) -> dict[str, int]:
+        """Add an event to the views of its own key, after the vector has what was known before it."""
+        offset, partition = request.record.offset(), request.record.partition()
         as_of: dict[str, int] = {}
-        for held in self.views.held[partition]:
-            if offset < held.offset:
+        for state in self.views.states[partition]:
+            if offset < state.offset:
                 continue  # this view's store was further on than another's: it has the event already
-            held.offset = offset + 1
-            plan = held.plan
-            asked.partial |= held.is_partial(asked.time)
-            entity = held.entities.get(asked.entity)
-            if asked.vector is not None:
+            state.offset = offset + 1
+            plan = state.plan
+            request.partial |= state.is_partial(request.time)
+            entity = state.entities.get(request.entity)
+            if request.vector is not None:
                 if entity is None:
-                    asked.vector.update(plan.nothing)
+                    request.vector.update(plan.nothing)
                 else:
-                    asked.vector.update(zip(plan.names, plan.read(entity, asked.time), strict=True))
+                    request.vector.update(zip(plan.names, plan.read(entity, request.time), strict=True))
                     as_of[plan.view.label] = entity.time
-            if not held.add(asked.entity, asked.time, asked.event):
+            if not state.add(request.entity, request.time, request.event):
                 self.counts["tile_too_old", plan.view.label] += 1
         return as_of
 
-    def _join(self, asked: Asked, seen: Seen, as_of: dict[str, int]) -> None:
+    def _add_remote_features(self, request: _Request, lookup: RemoteLookup, as_of: dict[str, int]) -> None:
         """Put the features of other entities into the vector, as of its event's time."""
-        assert asked.vector is not None  # noqa: S101  asked before
-        for name, key, missing in self._others:
-            plan, entity = seen.plans.get(name), asked.entities.get(key)
-            found = None if entity is None else seen.entities.get((name, entity))
+        assert request.vector is not None  # noqa: S101  process() has checked
+        for name, key, missing in self._remote:
+            plan, entity = lookup.plans.get(name), request.entities.get(key)
+            known = None if entity is None else lookup.entities.get((name, entity))
             if plan is None or entity is None:
-                asked.vector.update(missing)
-            elif found is None:
-                asked.vector.update(plan.nothing)
+                request.vector.update(missing)
+            elif known is None:
+                request.vector.update(plan.nothing)
             else:
-                asked.vector.update(zip(plan.names, plan.read(found, asked.time), strict=True))
-                as_of[name] = found.time
+                request.vector.update(zip(plan.names, plan.read(known, request.time), strict=True))
+                as_of[name] = known.time
 
-    def _serve(self, asked: Asked, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
-        record = asked.record
+    def _serve(self, request: _Request, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
+        record = request.record
         partition = record.partition()
         features = {
-            "event_id": asked.id,
-            "entity_id": asked.entity,
-            "event_time": asked.time,
+            "event_id": request.id,
+            "entity_id": request.entity,
+            "event_time": request.time,
             "partition": partition,
             "offset": record.offset(),
-            "partial": asked.partial,
-            "entities": asked.entities,
+            "partial": request.partial,
+            "entities": request.entities,
             "as_of": as_of,
             "stale": stale,
-            "vector": asked.vector,
+            "vector": request.vector,
         }
         emit(self.topic, self.records.features.encode(features), record.key(), record.timestamp()[1])
 
     def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Sequence[str]) -> None:
-        """Note by view how old the oldest features of a batch were, and how many vectors it was stale in."""
+        """Measure by view how old the oldest features of a batch were, and how many vectors it was stale in."""
         oldest: dict[str, int] = {}
         for now, as_of in served:
             for name, at in as_of.items():
@@ -237,13 +238,13 @@ class Featurizer(Processor):
         return self.views.gauges()
 
 
-def build(pipeline: Pipeline, stores: Mapping[str, api.View], others: Others | None = None) -> Service:
+def build(pipeline: Pipeline, stores: Mapping[str, ViewStore], remote_views: RemoteViews | None = None) -> Service:
     """Wire the featurizer to its topics."""
-    return service("featurizer", pipeline.name, Featurizer(pipeline, stores, others))
+    return service("featurizer", pipeline.name, Featurizer(pipeline, stores, remote_views))
 
 
 @dataclass(slots=True)
-class Asked:
+class _Request:
     """One event on its way to its vector; `vector` is None where a request feature failed."""
 
     record: Record

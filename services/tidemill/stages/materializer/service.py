@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
-from tidemill.features.views import Held, Views
-from tidemill.stream import api
+from tidemill.features.views import Views, ViewState
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
 from tidemill.wire.records import Records
@@ -29,7 +29,7 @@ class Materializer(Processor):
         The online store of each view, by the view's name; views without one are kept in memory only.
     """
 
-    def __init__(self, pipeline: Pipeline, stores: Mapping[str, api.View] | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, stores: Mapping[str, ViewStore] | None = None) -> None:
         super().__init__()
         self.records = Records(pipeline)
         self.views = Views([Plan(view) for view in pipeline.remote_views], stores or {}, self.counts)
@@ -55,28 +55,28 @@ class Materializer(Processor):
         for record in records:
             update = of(record.value())
             partition, offset = record.partition(), record.offset()
-            held = self.views.held[partition]
+            states = self.views.states[partition]
             if update is None:
                 self.counts["skipped", "unknown_schema"] += 1
             else:
                 for index in self._of.get((update["source"], update["entity"]), ()):
-                    if offset >= held[index].offset:
-                        self._take(held[index], update)
-            for view in held:
-                view.offset = max(view.offset, offset + 1)
+                    if offset >= states[index].offset:
+                        self._update(states[index], update)
+            for state in states:
+                state.offset = max(state.offset, offset + 1)
         return True
 
-    def _take(self, view: Held, update: Mapping[str, Any]) -> None:
+    def _update(self, state: ViewState, update: Mapping[str, Any]) -> None:
         time = update["time"]
         if update["control"] == "begins":
-            view.begins(time)
+            state.begins(time)
         elif update["control"] == "filled":
-            view.fill()
+            state.fill()
         else:
-            view.is_partial(time)  # where the log was cut, the first one says until when
+            state.is_partial(time)  # where the log was cut, the first one says until when
             values = {**self._missing, **update["numbers"], **update["texts"]}
-            if not view.add(update["entity_id"], time, values):
-                self.counts["tile_too_old", view.plan.view.label] += 1
+            if not state.add(update["entity_id"], time, values):
+                self.counts["tile_too_old", state.plan.view.label] += 1
 
     def committed(self) -> None:
         """Bring the stores to what is committed."""
@@ -86,6 +86,6 @@ class Materializer(Processor):
         return self.views.gauges()
 
 
-def build(pipeline: Pipeline, stores: Mapping[str, api.View]) -> Service:
+def build(pipeline: Pipeline, stores: Mapping[str, ViewStore]) -> Service:
     """Wire the materializer to its topic."""
     return service("materializer", pipeline.name, Materializer(pipeline, stores))

@@ -1,7 +1,7 @@
-"""Alerts: which figures are too much, and when that opens, keeps open and resolves an alert.
+"""Alerts: when a figure is in breach, and when breaches open and resolve an alert.
 
-A figure is too much when it is beyond its limit (where it has one) and beyond what was usual by half of the usual range again.
-It takes several windows in a row to open an alert, and as many quiet ones to resolve it, so that nothing flaps.
+A figure is in breach when it is beyond its limit (if it has one) and beyond its usual range by half of that range.
+An alert opens after several windows in a row in breach, and is resolved after as many quiet ones, so that it does not flap.
 """
 
 from __future__ import annotations
@@ -11,159 +11,157 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tidemill.declare.monitor import BY_VIEW, Monitor
-from tidemill.watch.monitor.figures import Figures, Key
+from tidemill.watch.monitor.figures import FigureKey, Figures
 from tidemill.watch.monitor.performance import Judge
 
-MARGIN = 0.5
-"""How far beyond the usual range, in ranges, is too far."""
-SEGMENT_MARGIN = 1.0
-"""The same for one segment of many: each has fewer rows, and by chance one of them is always the worst."""
-VIEW_MARGIN = 1.5
-"""The same for a view's feature: a window has the same few values of it many times, and moves further by chance.
-
-With half a range one of 8 streams drawn at random from January had such an alert (1.4 ranges, two windows in a row).
-"""
-LEAST_RANGE = 0.25
-"""The least width of a usual range, as a share of its larger end: what never varied is not held to its last digit."""
-LEAST_USUAL = 3
-"""Windows of the reference that it takes to say what is usual."""
+#: How far beyond the usual range a figure may be, in widths of that range.
+MARGIN_RANGES = 0.5
+#: The same for a segment. Each has fewer rows than the window, and of many segments one is the worst by chance.
+SEGMENT_MARGIN_RANGES = 1.0
+#: The same for a view's feature. A window has the same few values of it many times, so it moves further by chance:
+#: with half a range, one of 8 streams drawn at random from January had such an alert (1.4 ranges, two windows in a row).
+VIEW_MARGIN_RANGES = 1.5
+#: Least width of a usual range, as a share of its larger end. A figure that never varied is not held to its last digit.
+MIN_RANGE_SHARE = 0.25
+#: Windows of the reference that a usual range takes.
+MIN_USUAL_WINDOWS = 3
 
 
-class Kind(NamedTuple):
-    """One kind of alert: the figures that raise it, and what to look at then."""
+class AlertKind(NamedTuple):
+    """One kind of alert: the figures that raise it, its message, and what to look at then."""
 
     name: str
     figures: tuple[str, ...]
-    says: str
+    message: str
     look_at: str
 
 
-SILENT = Key("silent_seconds")
-"""A figure of a source, not of a window: without records no window closes."""
+#: A figure of a source, not of a window: without records no window closes.
+SILENT = FigureKey("silent_seconds")
 
 KINDS = (
-    Kind("drift", ("psi", "ks"), "the distribution of {what} has moved", "the feature's quantiles over time, and its source"),
-    Kind("missing", ("missing",), "{what} is missing more often than usual", "the producer, and the lookup it comes from"),
-    Kind("unseen", ("unseen",), "{what} has categories that training did not have", "the newest categories of the feature"),
-    Kind("prediction_drift", ("score_psi",), "the scores of {what} have moved", "drift of features, and the last versions"),
-    Kind("label_drift", ("label_psi", "label_mean"), "the labels have moved", "how labels are made; performance by segment"),
-    Kind("performance", (), "{what} does worse than usual", "drift of features, the last versions, performance by segment"),
-    Kind("calibration", ("calibration_error",), "the scores of {what} are not as likely as they say", "label drift, versions"),
-    Kind("rejected", ("rejected",), "more is rejected than usual: {what}", "the dead letters of this reason"),
-    Kind("warned", ("warned",), "more is warned of than usual: {what}", "the warnings of this rule, with an id each"),
-    Kind("freshness", ("freshness_p99",), "the features of {what} are older than their objective",
-         "the lag of materializer and featurizer, and the producers: whether events of these entities come at all"),
-    Kind("stale", ("stale",), "the features of {what} could not be read", "the online store, and the materializer that fills it"),
-    Kind("delay", ("delay_p99",), "predictions come late", "lag and step time of the services"),
-    Kind("silence", (SILENT.name,), "nothing comes any more: {what}", "producers, and the services before this topic"),
-    Kind("label_coverage", ("label_coverage",), "labels stay away", "the producer of labels; what has expired"),
+    AlertKind("drift", ("psi", "ks"), "the distribution of {what} has moved", "the feature's quantiles over time, and its source"),
+    AlertKind("missing", ("missing",), "{what} is missing more often than usual", "the producer, and the lookup it comes from"),
+    AlertKind("unseen", ("unseen",), "{what} has categories that are not in the training data", "the newest categories of the feature"),
+    AlertKind("prediction_drift", ("score_psi",), "the scores of {what} have moved", "feature drift, and the latest versions"),
+    AlertKind("label_drift", ("label_psi", "label_mean"), "the labels have moved", "how labels are made; performance by segment"),
+    AlertKind("performance", (), "{what} performs worse than usual", "feature drift, the latest versions, performance by segment"),
+    AlertKind("calibration", ("calibration_error",), "the scores of {what} are badly calibrated", "label drift, the latest versions"),
+    AlertKind("rejected", ("rejected",), "more records are rejected than usual: {what}", "the dead letters with this reason"),
+    AlertKind("warned", ("warned",), "more records have warnings than usual: {what}", "the warnings of this rule; each names an event"),
+    AlertKind("freshness", ("freshness_p99",), "the features of {what} are older than their objective",
+         "the lag of materializer and featurizer; whether producers still send events of these entities"),
+    AlertKind("stale", ("stale",), "the features of {what} could not be read", "the online store, and the materializer that writes it"),
+    AlertKind("delay", ("delay_p99",), "predictions are late", "lag and batch time of the services"),
+    AlertKind("silence", (SILENT.name,), "no more records: {what}", "the producers, and the services that write this topic"),
+    AlertKind("label_coverage", ("label_coverage",), "labels are missing", "the producer of labels; the expired predictions"),
 )  # fmt: skip
-COMPARED = frozenset({"psi", "ks", "score_psi", "label_psi", "calibration_error"})
-"""Figures that say something only beside what is usual; others have a limit that holds from the first window on."""
+#: Figures that need a usual range to be judged; the limits of others hold from the first window on.
+RELATIVE = frozenset({"psi", "ks", "score_psi", "label_psi", "calibration_error"})
+#: Figures judged by their limit alone, whatever is usual: an objective holds.
 ABSOLUTE = BY_VIEW
-"""Figures whose limit is all that counts: an objective holds, however old or stale was usual."""
-FALLING = frozenset({"label_coverage"})
-"""Figures of which too little is wrong."""
-BOTH = frozenset({"label_mean"})
-"""Figures of which too much and too little are wrong."""
-
-
+#: Figures in breach below their limit.
+TOO_LOW = frozenset({"label_coverage"})
+#: Figures in breach on both sides of their usual range.
+TOO_LOW_OR_HIGH = frozenset({"label_mean"})
+#: Figures, and kinds of alert, that are by rule.
 BY_RULE = frozenset({"rejected", "warned"})
-"""Figures, and kinds of alert, that are by rule."""
-REJECTED = Key("rejected_records")
-"""A figure that every window of predictions has."""
+#: A figure that every window of predictions has.
+REJECTED = FigureKey("rejected_records")
 
 
 class Breach(NamedTuple):
-    """A figure that is too much."""
+    """A figure beyond its limit. `limit`: the value from which on it is in breach."""
 
-    key: Key
+    key: FigureKey
     value: float
     limit: float
 
 
 @dataclass
-class Usual:
-    """The range in which each figure was in the windows of the reference."""
+class UsualRanges:
+    """The range of each figure in the windows of the reference."""
 
-    ranges: Mapping[Key, tuple[float, float]] = field(default_factory=dict)
+    ranges: Mapping[FigureKey, tuple[float, float]] = field(default_factory=dict)
 
     @staticmethod
-    def of(windows: Iterable[Figures]) -> Usual:
-        """Return the ranges over these windows; a figure that too few of them have has none."""
-        values: dict[Key, list[float]] = {}
+    def of(windows: Iterable[Figures]) -> UsualRanges:
+        """Return the ranges over these windows; a figure that too few of them have gets none."""
+        values: dict[FigureKey, list[float]] = {}
         for figures in windows:
             for key, value in figures.items():
                 values.setdefault(key, []).append(value)
-        return Usual({key: (min(v), max(v)) for key, v in values.items() if len(v) >= LEAST_USUAL})
+        return UsualRanges({key: (min(v), max(v)) for key, v in values.items() if len(v) >= MIN_USUAL_WINDOWS})
 
-    def reach(self, key: Key, margin: float) -> tuple[float, float] | None:
-        """Return what is as far as a figure may go, down and up; None where nobody knows what is usual.
+    def bounds(self, key: FigureKey, margin: float) -> tuple[float, float] | None:
+        """Return the lower and upper bound of a figure; None without a usual range.
 
-        `margin`: how far beyond the usual range, in ranges.
+        `margin`: how far beyond the usual range they are, in widths of it.
         """
-        found = self.ranges.get(key)
-        if found is None:
+        usual = self.ranges.get(key)
+        if usual is None:
             return None
-        low, high = found
-        width = margin * max(high - low, LEAST_RANGE * max(abs(low), abs(high)))
+        low, high = usual
+        width = margin * max(high - low, MIN_RANGE_SHARE * max(abs(low), abs(high)))
         return low - width, high + width
 
 
-class Rules:
-    """What of a window's figures is too much."""
+class Thresholds:
+    """Which of a window's figures are in breach."""
 
     def __init__(self, declared: Monitor, judge: Judge) -> None:
         self.declared, self.judge = declared, judge
-        self.usual = Usual()
+        self.usual = UsualRanges()
         self._kinds = {figure: kind for kind in KINDS for figure in kind.figures}
         performance = next(kind for kind in KINDS if kind.name == "performance")
         self._kinds |= dict.fromkeys(judge.bigger_is_better, performance)
         views = judge.pipeline.views
-        # A plane that has not landed for half a day has no last delay, and nothing is wrong with that.
-        self._of_views = {feature for view in views for feature in view.features}
+        # A view's feature may be missing for good reason: a plane that has not landed for half a day has no last delay.
+        self._view_features = {feature for view in views for feature in view.features}
         self._objectives = {view.label: view.objective for view in views if view.objective is not None}
 
-    def kind(self, key: Key) -> Kind | None:
-        """Return the kind of alert that a figure may raise; None for one that is only told."""
+    def kind(self, key: FigureKey) -> AlertKind | None:
+        """Return the kind of alert that a figure may raise; None for one that is only shown."""
         if key.version >= 0 or key.model == "baseline":
             return None
         return self._kinds.get(key.name)
 
-    def reach(self, key: Key) -> tuple[float, float] | None:
-        """Return what is as far as a figure may go, down and up; None where nobody knows what is usual."""
-        margin = SEGMENT_MARGIN if key.segment else VIEW_MARGIN if key.feature in self._of_views else MARGIN
-        return self.usual.reach(key, margin)
+    def bounds(self, key: FigureKey) -> tuple[float, float] | None:
+        """Return the lower and upper bound of a figure; None without a usual range."""
+        if key.segment:
+            return self.usual.bounds(key, SEGMENT_MARGIN_RANGES)
+        is_of_view = key.feature in self._view_features
+        return self.usual.bounds(key, VIEW_MARGIN_RANGES if is_of_view else MARGIN_RANGES)
 
-    def _limit(self, key: Key) -> float | None:
+    def _limit(self, key: FigureKey) -> float | None:
         if key.name == "freshness_p99":
             return self._objectives.get(key.feature)
         return self.declared.limit(key.name, key.feature)
 
-    def breach(self, key: Key, value: float) -> Breach | None:
-        """Return the figure as a breach where it is too much."""
+    def breach(self, key: FigureKey, value: float) -> Breach | None:
+        """Return the breach that a figure is; None if it is none."""
         if self.declared.silent(key.name, key.feature):
             return None
         limit = self._limit(key)
-        reach = None if key.name in ABSOLUTE else self.reach(key)
+        bounds = None if key.name in ABSOLUTE else self.bounds(key)
         better = self.judge.bigger_is_better.get(key.name)
-        falls = better is True or key.name in FALLING
-        is_compared = key.name in COMPARED or (key.name == "missing" and key.feature in self._of_views)
-        if reach is None and (limit is None or is_compared):
+        falls = better is True or key.name in TOO_LOW
+        is_relative = key.name in RELATIVE or (key.name == "missing" and key.feature in self._view_features)
+        if bounds is None and (limit is None or is_relative):
             return None
-        if key.name in BOTH:
-            if reach is None:
+        if key.name in TOO_LOW_OR_HIGH:
+            if bounds is None:
                 return None
-            low, high = reach
+            low, high = bounds
             return Breach(key, value, low if value < low else high) if not low <= value <= high else None
         if falls:
-            edge = min(x for x in (limit, reach[0] if reach else None) if x is not None)
+            edge = min(x for x in (limit, bounds[0] if bounds else None) if x is not None)
             return Breach(key, value, edge) if value < edge else None
-        edge = max(x for x in (limit, reach[1] if reach else None) if x is not None)
+        edge = max(x for x in (limit, bounds[1] if bounds else None) if x is not None)
         return Breach(key, value, edge) if value > edge else None
 
 
-class Subject(NamedTuple):
+class AlertKey(NamedTuple):
     """What an alert is about."""
 
     kind: str
@@ -177,9 +175,9 @@ class Subject(NamedTuple):
 
 @dataclass
 class Alert:
-    """One alert, as it stands after a window."""
+    """One alert, as it is after a window."""
 
-    subject: Subject
+    key: AlertKey
     state: str
     breach: Breach
     since: int
@@ -192,9 +190,9 @@ class Alert:
 
 
 @dataclass
-class _Course:
-    breached: int = 0
-    quiet: int = 0
+class _AlertState:
+    breached_windows: int = 0
+    quiet_windows: int = 0
     since: int = 0
     open: bool = False
     opened_at: int = 0
@@ -202,7 +200,7 @@ class _Course:
 
 
 class Alerts:
-    """The state of every alert, moved on by each closed window.
+    """The state of every alert, updated by each closed window.
 
     Parameters
     ----------
@@ -210,123 +208,140 @@ class Alerts:
         How many windows in a row open or resolve an alert.
     """
 
-    def __init__(self, rules: Rules, windows: int) -> None:
-        self.rules, self.windows = rules, windows
-        self._courses: dict[Subject, _Course] = {}
+    def __init__(self, thresholds: Thresholds, windows: int) -> None:
+        self.thresholds, self.windows = thresholds, windows
+        self._states: dict[AlertKey, _AlertState] = {}
 
     def restore(self, alert: Alert) -> None:
-        """Take over an alert as an earlier process left it; of several the last counts."""
-        course = self._courses.setdefault(alert.subject, _Course())
-        course.open, course.last = alert.state != "resolved", alert
-        course.since, course.opened_at = alert.since, alert.opened_at
-        course.breached, course.quiet = (self.windows if course.open else 0), 0
+        """Restore an alert that an earlier process wrote; of several records of it the last counts."""
+        state = self._states.setdefault(alert.key, _AlertState())
+        state.open, state.last = alert.state != "resolved", alert
+        state.since, state.opened_at = alert.since, alert.opened_at
+        state.breached_windows, state.quiet_windows = (self.windows if state.open else 0), 0
 
     @property
     def open(self) -> list[Alert]:
         """Alerts that are open now."""
-        return [course.last for course in self._courses.values() if course.open and course.last]
+        return [state.last for state in self._states.values() if state.open and state.last]
 
-    def step(self, figures: Figures, start: int, end: int, now: int) -> list[Alert]:
-        """Take one closed window; returns the alerts that were opened, go on or were resolved by it.
+    def update(self, figures: Figures, start: int, end: int, now: int) -> list[Alert]:
+        """Take one closed window; return the alerts that it opened, continued or resolved.
 
-        `start` and `end` in ms of event time, `now` in ms of the wall clock. What a window has no figure of stays as it is.
+        `start` and `end` in ms of event time, `now` in ms of the wall clock. An alert without a figure in the window stays
+        as it is.
         """
-        seen: dict[Subject, dict[Key, float]] = {}
-        breaches: dict[Subject, list[Breach]] = {}
+        values: dict[AlertKey, dict[FigureKey, float]] = {}
+        breaches: dict[AlertKey, list[Breach]] = {}
         for key, value in figures.items():
-            kind = self.rules.kind(key)
+            kind = self.thresholds.kind(key)
             if kind is None:
                 continue
-            subject = Subject(kind.name, key.model, key.segment, key.feature)
-            seen.setdefault(subject, {})[key] = value
-            breach = self.rules.breach(key, value)
+            alert_key = AlertKey(kind.name, key.model, key.segment, key.feature)
+            values.setdefault(alert_key, {})[key] = value
+            breach = self.thresholds.breach(key, value)
             if breach:
-                breaches.setdefault(subject, []).append(breach)
-        if REJECTED in figures:  # a reason that does not appear any more has no figure of its own
-            for subject in self._courses:
-                if subject.kind in BY_RULE and subject not in seen:
-                    seen[subject] = {Key(subject.kind, segment=subject.segment, feature=subject.feature): 0.0}
-        told = []
-        for subject, values in seen.items():
-            alert = self._move(subject, values, breaches.get(subject, []), start, end, now, self.windows)
-            if alert:
-                told.append(alert)
-        return told
+                breaches.setdefault(alert_key, []).append(breach)
+        if REJECTED in figures:  # a reason without rejected records has no figure of its own
+            for alert_key in self._states:
+                if alert_key.kind in BY_RULE and alert_key not in values:
+                    figure = FigureKey(alert_key.kind, segment=alert_key.segment, feature=alert_key.feature)
+                    values[alert_key] = {figure: 0.0}
+        alerts = (
+            self._advance(alert_key, own, breaches.get(alert_key, []), start, end, now, self.windows)
+            for alert_key, own in values.items()
+        )
+        return [alert for alert in alerts if alert]
 
-    def look(self, key: Key, value: float, now: int) -> Alert | None:
-        """Take a figure that belongs to no window; returns an alert when that opens or resolves it, which takes one look.
+    def check(self, key: FigureKey, value: float, now: int) -> Alert | None:
+        """Take a figure that belongs to no window; return the alert that it opens or resolves, at once.
 
         `now` in ms of the wall clock; `value` in s, up to now.
         """
-        kind = self.rules.kind(key)
+        kind = self.thresholds.kind(key)
         assert kind is not None, key  # noqa: S101  the caller's mistake
-        subject = Subject(kind.name, key.model, key.segment, key.feature)
-        breach, course = self.rules.breach(key, value), self._courses.get(subject)
-        if (breach is not None) == (course is not None and course.open):
+        alert_key = AlertKey(kind.name, key.model, key.segment, key.feature)
+        breach, state = self.thresholds.breach(key, value), self._states.get(alert_key)
+        if (breach is not None) == (state is not None and state.open):
             return None
         start = now - int(value * 1000)
-        return self._move(subject, {key: value}, [breach] if breach else [], start, now, now, windows=1)
+        return self._advance(alert_key, {key: value}, [breach] if breach else [], start, now, now, windows=1)
 
-    def _move(
-        self, subject: Subject, values: Mapping[Key, float], breaches: list[Breach], start: int, end: int, now: int,
+    def _advance(
+        self,
+        key: AlertKey,
+        values: Mapping[FigureKey, float],
+        breaches: list[Breach],
+        start: int,
+        end: int,
+        now: int,
         windows: int,
-    ) -> Alert | None:  # fmt: skip
-        course = self._courses.get(subject)
-        if course is None:
+    ) -> Alert | None:
+        state = self._states.get(key)
+        if state is None:
             if not breaches:
                 return None
-            course = self._courses[subject] = _Course()
+            state = self._states[key] = _AlertState()
         if breaches:
-            if course.breached == 0 and not course.open:
-                course.since = start
-            course.breached, course.quiet = course.breached + 1, 0
+            if state.breached_windows == 0 and not state.open:
+                state.since = start
+            state.breached_windows, state.quiet_windows = state.breached_windows + 1, 0
         else:
-            course.quiet, course.breached = course.quiet + 1, 0
-        if breaches and (course.open or course.breached >= windows):
-            state = "continuing" if course.open else "opened"
-            if not course.open:
-                course.open, course.opened_at = True, now
-            course.last = self._alert(subject, state, course, values, breaches[0], start, end)
-            return course.last
-        if not course.open:
+            state.quiet_windows, state.breached_windows = state.quiet_windows + 1, 0
+        if breaches and (state.open or state.breached_windows >= windows):
+            event = "continuing" if state.open else "opened"
+            if not state.open:
+                state.open, state.opened_at = True, now
+            state.last = self._alert(key, event, state, values, breaches[0], start, end)
+            return state.last
+        if not state.open:
             if not breaches:
-                del self._courses[subject]
+                del self._states[key]
             return None
-        assert course.last is not None  # noqa: S101  it is open
-        state = "resolved" if course.quiet >= windows else "continuing"
-        course.last = self._alert(subject, state, course, values, course.last.breach, start, end)
-        if state == "resolved":
-            del self._courses[subject]
-        return course.last
+        assert state.last is not None  # noqa: S101  it is open
+        event = "resolved" if state.quiet_windows >= windows else "continuing"
+        state.last = self._alert(key, event, state, values, state.last.breach, start, end)
+        if event == "resolved":
+            del self._states[key]
+        return state.last
 
     def _alert(
         self,
-        subject: Subject,
-        state: str,
-        course: _Course,
-        values: Mapping[Key, float],
+        key: AlertKey,
+        event: str,
+        state: _AlertState,
+        values: Mapping[FigureKey, float],
         breach: Breach,
         start: int,
         end: int,
     ) -> Alert:
-        kind = next(kind for kind in KINDS if kind.name == subject.kind)
-        what = ", ".join(part for part in (subject.model, subject.feature, subject.segment) if part)
+        kind = next(kind for kind in KINDS if kind.name == key.kind)
+        what = ", ".join(part for part in (key.model, key.feature, key.segment) if part)
         value = values.get(breach.key, breach.value)
-        says, figure = kind.says.format(what=what), breach.key.name
-        if state == "resolved":
-            message = f"{says}: over; {figure} {_short(value)}"
-        elif course.quiet:
-            message = f"{says}: {figure} {_short(value)} for the moment, where {_short(breach.limit)} is the limit"
+        message, figure = kind.message.format(what=what), breach.key.name
+        if event == "resolved":
+            message += f": resolved; {figure} {_short(value)}"
+        elif state.quiet_windows:
+            message += f": {figure} is back at {_short(value)}, within the limit {_short(breach.limit)}"
         else:
-            message = f"{says}: {figure} {_short(value)}, {'above' if value > breach.limit else 'below'} {_short(breach.limit)}"
+            message += (
+                f": {figure} {_short(value)}, {'above' if value > breach.limit else 'below'} {_short(breach.limit)}"
+            )
         evidence = {key.name: v for key, v in values.items()}
-        usual = self.rules.usual.ranges.get(breach.key)
+        usual = self.thresholds.usual.ranges.get(breach.key)
         if usual:
-            evidence |= {f"{breach.key.name}_usual_least": usual[0], f"{breach.key.name}_usual_most": usual[1]}
+            evidence |= {f"{figure}_usual_low": usual[0], f"{figure}_usual_high": usual[1]}
         return Alert(
-            subject, state, breach._replace(value=value), course.since, start, end, message, kind.look_at, evidence,
-            course.opened_at,
-        )  # fmt: skip
+            key=key,
+            state=event,
+            breach=breach._replace(value=value),
+            since=state.since,
+            start=start,
+            end=end,
+            message=message,
+            look_at=kind.look_at,
+            evidence=evidence,
+            opened_at=state.opened_at,
+        )
 
 
 def _short(value: float) -> str:

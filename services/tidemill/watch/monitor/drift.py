@@ -1,8 +1,8 @@
 """How far a window's values are from the reference's: PSI and Kolmogorov-Smirnov, for numbers and for categories.
 
 Population stability index: sum over bins of (p - q) ln(p / q), p the window's and q the reference's share of a bin. Bins of
-numbers are the reference's deciles and, which is ours, one below and one above all that the reference held: a shift inside
-of what was seen before and one beyond it are told apart. Kolmogorov-Smirnov: the largest distance between the two empirical
+numbers are the reference's deciles and, our addition, one below and one above all values of the reference, so that a shift
+beyond these counts more than one among them. Kolmogorov-Smirnov: the largest distance between the two empirical
 distribution functions.
 """
 
@@ -18,15 +18,15 @@ import numpy.typing as npt
 Numbers = npt.NDArray[np.float64]
 
 BINS = 10
-FLOOR = 1e-4
-"""The least share that a bin counts as, so that an empty one does not make the index infinite."""
-MOST_CATEGORIES = 50
-"""Categories with a bin of their own, the most frequent; the others of the reference share one."""
+#: The least share that a bin counts as: an empty bin would make the index infinite.
+MIN_SHARE = 1e-4
+#: Categories with a bin of their own, the most frequent; the others of the reference share one.
+MAX_CATEGORIES = 50
 
 
 def psi(shares: Numbers, reference: Numbers) -> float:
     """Return the population stability index of two sets of shares, bin by bin."""
-    p, q = np.maximum(shares, FLOOR), np.maximum(reference, FLOOR)
+    p, q = np.maximum(shares, MIN_SHARE), np.maximum(reference, MIN_SHARE)
     return float(np.sum((p - q) * np.log(p / q)))
 
 
@@ -35,7 +35,7 @@ def _shares(counts: npt.NDArray[Any]) -> Numbers:
 
 
 class NumberReference:
-    """What a number was like: a sorted sample of it.
+    """The reference of a number: a sorted sample of it.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class NumberReference:
 
 
 class CategoryReference:
-    """What a category was like: how often each was seen.
+    """The reference of a category: how often each value was seen.
 
     Parameters
     ----------
@@ -77,14 +77,14 @@ class CategoryReference:
     """
 
     def __init__(self, values: Sequence[Any]) -> None:
-        counts = _counted(values)
+        counts = _count(values)
         order = sorted(counts, key=lambda name: (-counts[name], name))
         self.known = frozenset(order)
-        self._bin = {name: min(rank, MOST_CATEGORIES) for rank, name in enumerate(order)}
+        self._bin = {name: min(rank, MAX_CATEGORIES) for rank, name in enumerate(order)}
         self.shares = _shares(self._counts(counts))
 
     def _counts(self, counts: Mapping[str, int]) -> npt.NDArray[Any]:
-        unseen = MOST_CATEGORIES + 1
+        unseen = MAX_CATEGORIES + 1
         bins = np.zeros(unseen + 1)
         for name, count in counts.items():
             bins[self._bin.get(name, unseen)] += count
@@ -92,14 +92,14 @@ class CategoryReference:
 
     def psi(self, values: Sequence[Any]) -> float:
         """Return the population stability index of `values` (at least one)."""
-        return psi(_shares(self._counts(_counted(values))), self.shares)
+        return psi(_shares(self._counts(_count(values))), self.shares)
 
     def unseen(self, values: Sequence[Any]) -> float:
         """Return the share of `values` that the reference does not have."""
-        counts = _counted(values)
+        counts = _count(values)
         return sum(count for name, count in counts.items() if name not in self.known) / len(values)
 
 
-def _counted(values: Sequence[Any]) -> Counter[str]:
-    """Count values; not by numpy, which gives every text of an array the room of the longest."""
+def _count(values: Sequence[Any]) -> Counter[str]:
+    """Count values. Numpy would give every string of an array the memory of the longest."""
     return Counter(map(str, values))

@@ -1,6 +1,6 @@
-"""A window's figures: what it was like, how far that is from the reference, and how good the predictions were.
+"""A window's figures: distributions, their distance from the reference, and how good the predictions were.
 
-Pure functions of rows. A figure has a name and says of what it is: a model, one of its versions, a segment, a feature.
+Pure functions of rows. A figure's key has its name and what it is of: a model, one of its versions, a segment, a feature.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tidemill.watch.monitor.drift import CategoryReference, NumberReference
 from tidemill.watch.monitor.performance import Answers, Judge
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-MOST_VERSIONS = 20
-"""Versions of the champion that are told apart in one window: the latest with rows enough."""
-MOST_SEGMENTS = 50
-"""Values of one segment that are told apart: the most frequent."""
+#: Versions of the champion with metrics of their own in one window: the latest with enough rows.
+MAX_VERSIONS = 20
+#: Values of one segment with metrics of their own: the most frequent.
+MAX_SEGMENT_VALUES = 50
 
 
-class Key(NamedTuple):
-    """What a figure is of. `version` -1: of all versions; `feature` of `freshness_*`, `stale` and `unknown`: a view's name."""
+class FigureKey(NamedTuple):
+    """What a figure is of. `version` -1 is all versions; `feature` of `freshness_*`, `stale` and `unknown` is a view's name."""
 
     name: str
     model: str = ""
@@ -33,14 +33,14 @@ class Key(NamedTuple):
     feature: str = ""
 
 
-Figures = dict[Key, float]
+Figures = dict[FigureKey, float]
 
+#: Prefixes of the columns with each model's answer.
 SCORE, VERSION, PROBABILITIES = "score:", "version:", "probabilities:"
-"""Prefixes of the columns that hold what each model said."""
+#: The column with the name of the model that served.
 SERVED = "served:"
-"""The column that has the model that served."""
+#: Prefix of the columns with, by view, the time in ms of the latest event of the entity that the features include.
 AS_OF = "as_of:"
-"""Prefix of the columns that hold, by view, the time in ms of the latest event that the features knew of their entity."""
 
 
 class Columns:
@@ -49,9 +49,9 @@ class Columns:
     def __init__(self, pipeline: Pipeline) -> None:
         self.models = pipeline.model_names
         self.by_class = pipeline.task == "multiclass"
-        said = [f"{prefix}{model}" for model in self.models for prefix in self._prefixes]
+        answers = [f"{prefix}{model}" for model in self.models for prefix in self._prefixes]
         self.views = tuple(view.label for view in pipeline.views)
-        common = (*pipeline.vector, *said, *(AS_OF + name for name in self.views), SERVED, "stale", "event_time")
+        common = (*pipeline.vector, *answers, *(AS_OF + name for name in self.views), SERVED, "stale", "event_time")
         self.prediction = (*common, "partial", "delay")
         self.example = (*common, "label", "label_time")
 
@@ -59,25 +59,25 @@ class Columns:
     def _prefixes(self) -> tuple[str, ...]:
         return (SCORE, VERSION, PROBABILITIES) if self.by_class else (SCORE, VERSION)
 
-    def said(self, log: Mapping[str, Any]) -> list[Any]:
-        """Return what each model of the model_names said, in its order; None where one did not answer."""
-        answers = {score["model"]: score for score in (*log["challengers"], log["champion"])}  # what was served counts
-        found: list[Any] = []
+    def answers(self, log: Mapping[str, Any]) -> list[Any]:
+        """Return the answers of the models, in the order of `model_names`; None where a model did not answer."""
+        answers = {score["model"]: score for score in (*log["challengers"], log["champion"])}  # the served one counts
+        values: list[Any] = []
         for model in self.models:
             answer = answers.get(model)
             if answer is None:
-                found += [None] * len(self._prefixes)
+                values += [None] * len(self._prefixes)
             elif self.by_class:
-                found += [answer["score"], answer["version"], answer["probabilities"]]
+                values += [answer["score"], answer["version"], answer["probabilities"]]
             else:
-                found += [answer["score"], answer["version"]]
-        return found
+                values += [answer["score"], answer["version"]]
+        return values
 
     def _common(self, log: Mapping[str, Any]) -> tuple[Any, ...]:
-        of = log["features"]
-        ages = map(of["as_of"].get, self.views)
-        served = log["champion"]["model"]
-        return (*of["vector"].values(), *self.said(log), *ages, served, of["stale"] or None, of["event_time"])
+        features = log["features"]
+        times = map(features["as_of"].get, self.views)
+        served, stale = log["champion"]["model"], features["stale"] or None
+        return (*features["vector"].values(), *self.answers(log), *times, served, stale, features["event_time"])
 
     def prediction_row(self, log: Mapping[str, Any], delay: float | None) -> tuple[Any, ...]:
         """Return the row of a record of the prediction log."""
@@ -89,7 +89,7 @@ class Columns:
 
 
 class Reference:
-    """What the features, scores and labels of the champion's training window were like."""
+    """The distributions of features, scores and labels in the champion's first examples."""
 
     def __init__(self, pipeline: Pipeline, rows: pd.DataFrame) -> None:
         self.rows = len(rows)
@@ -109,159 +109,165 @@ def _reference(column: pd.Series[Any], kind: str) -> NumberReference | CategoryR
     return NumberReference(values.to_numpy(dtype=float)) if kind == "number" else CategoryReference(values.tolist())
 
 
-def of_predictions(pipeline: Pipeline, rows: pd.DataFrame, reference: Reference | None) -> Figures:
-    """Return the figures of predictions: features, scores, delays, and by view how old and how whole its features were."""
-    found: Figures = {}
+def prediction_figures(pipeline: Pipeline, rows: pd.DataFrame, reference: Reference | None) -> Figures:
+    """Return the figures of predictions: features, scores, delays, and the age and completeness of features by view."""
+    figures: Figures = {}
     for name, kind in pipeline.vector.items():
-        _feature(found, name, kind, rows[name], reference)
+        _feature(figures, name, kind, rows[name], reference)
     for model in pipeline.model_names:
         scores = rows[SCORE + model].dropna().to_numpy(dtype=float)
         if not len(scores):
             continue
-        found[Key("score_mean", model)] = float(scores.mean())
+        figures[FigureKey("score_mean", model)] = float(scores.mean())
         if reference and model in reference.scores:
-            found[Key("score_psi", model)] = reference.scores[model].psi(scores)
-            found[Key("score_ks", model)] = reference.scores[model].ks(scores)
-    found[Key("partial")] = float(rows["partial"].mean())
-    _percentiles(found, Key("delay"), rows["delay"].dropna().to_numpy(dtype=float))
-    _views(found, [view.label for view in pipeline.views], rows)
-    return found
+            figures[FigureKey("score_psi", model)] = reference.scores[model].psi(scores)
+            figures[FigureKey("score_ks", model)] = reference.scores[model].ks(scores)
+    figures[FigureKey("partial")] = float(rows["partial"].mean())
+    _percentiles(figures, FigureKey("delay"), rows["delay"].dropna().to_numpy(dtype=float))
+    _views(figures, [view.label for view in pipeline.views], rows)
+    return figures
 
 
-def _percentiles(found: Figures, key: Key, values: npt.NDArray[np.float64]) -> None:
+def _percentiles(figures: Figures, key: FigureKey, values: npt.NDArray[np.float64]) -> None:
     if len(values):
-        for share, shown in ((0.5, "p50"), (0.99, "p99")):
-            found[key._replace(name=f"{key.name}_{shown}")] = float(np.quantile(values, share))
+        for share, suffix in ((0.5, "p50"), (0.99, "p99")):
+            figures[key._replace(name=f"{key.name}_{suffix}")] = float(np.quantile(values, share))
 
 
-def _views(found: Figures, views: Sequence[str], rows: pd.DataFrame) -> None:
-    """Add, by view: the age of its features in s of event time, and the shares of vectors without any, and why.
+def _views(figures: Figures, views: Sequence[str], rows: pd.DataFrame) -> None:
+    """Add, by view: the age of its features in s of event time, and the shares of vectors without them.
 
-    `stale`: it could not be read; `unknown`: it was, and was never told of the entity, or the event names none.
+    `stale`: the view could not be read. `unknown`: it has nothing of the entity, or the event has no such entity.
     """
     time = rows["event_time"].to_numpy(dtype=float)
-    troubled = rows["stale"].notna().to_numpy()
-    names = rows["stale"].to_numpy()[troubled]
+    has_stale = rows["stale"].notna().to_numpy()
     for view in views:
         as_of = rows[AS_OF + view].to_numpy(dtype=float)
         stale = np.zeros(len(rows), dtype=bool)
-        stale[troubled] = [view in of for of in names]
+        stale[has_stale] = [view in stale_views for stale_views in rows["stale"].to_numpy()[has_stale]]
         known = ~np.isnan(as_of)
-        # What the view knows may well be later than the event: another entity's events, or a late one's own.
-        _percentiles(found, Key("freshness", feature=view), np.maximum(time[known] - as_of[known], 0.0) / 1000)
-        found[Key("stale", feature=view)] = float(stale.mean())
-        found[Key("unknown", feature=view)] = float((~known & ~stale).mean())
+        # A view may be ahead of the event: by events of others, or because the event itself is late.
+        _percentiles(figures, FigureKey("freshness", feature=view), np.maximum(time[known] - as_of[known], 0.0) / 1000)
+        figures[FigureKey("stale", feature=view)] = float(stale.mean())
+        figures[FigureKey("unknown", feature=view)] = float((~known & ~stale).mean())
 
 
-def _feature(found: Figures, name: str, kind: str, column: pd.Series[Any], reference: Reference | None) -> None:
+def _feature(figures: Figures, name: str, kind: str, column: pd.Series[Any], reference: Reference | None) -> None:
     values = column.dropna()
-    found[Key("missing", feature=name)] = 1.0 - len(values) / len(column)
+    figures[FigureKey("missing", feature=name)] = 1.0 - len(values) / len(column)
     if not len(values):
         return
     known = reference.features.get(name) if reference else None
     if kind == "number":
         numbers = values.to_numpy(dtype=float)
-        found[Key("mean", feature=name)] = float(numbers.mean())
-        found[Key("std", feature=name)] = float(numbers.std())
-        found[Key("min", feature=name)] = float(numbers.min())
-        found[Key("max", feature=name)] = float(numbers.max())
+        figures[FigureKey("mean", feature=name)] = float(numbers.mean())
+        figures[FigureKey("std", feature=name)] = float(numbers.std())
+        figures[FigureKey("min", feature=name)] = float(numbers.min())
+        figures[FigureKey("max", feature=name)] = float(numbers.max())
         for share, value in zip(QUANTILES, np.quantile(numbers, QUANTILES), strict=True):
-            found[Key(f"p{int(share * 100):02d}", feature=name)] = float(value)
+            figures[FigureKey(f"p{int(share * 100):02d}", feature=name)] = float(value)
         if isinstance(known, NumberReference):
-            found[Key("psi", feature=name)] = known.psi(numbers)
-            found[Key("ks", feature=name)] = known.ks(numbers)
+            figures[FigureKey("psi", feature=name)] = known.psi(numbers)
+            figures[FigureKey("ks", feature=name)] = known.ks(numbers)
     else:
         counts = values.value_counts()
-        found[Key("distinct", feature=name)] = float(len(counts))
-        found[Key("top_share", feature=name)] = float(counts.iloc[0] / len(values))
+        figures[FigureKey("distinct", feature=name)] = float(len(counts))
+        figures[FigureKey("top_share", feature=name)] = float(counts.iloc[0] / len(values))
         if isinstance(known, CategoryReference):
-            found[Key("psi", feature=name)] = known.psi(values.tolist())
-            found[Key("unseen", feature=name)] = known.unseen(values.tolist())
+            figures[FigureKey("psi", feature=name)] = known.psi(values.tolist())
+            figures[FigureKey("unseen", feature=name)] = known.unseen(values.tolist())
 
 
-def of_examples(
+def example_figures(
     pipeline: Pipeline,
     judge: Judge,
     rows: pd.DataFrame,
     segments: Sequence[str],
-    least: int,
+    min_rows: int,
     reference: Reference | None,
 ) -> Figures:
-    """Return the figures of examples: how good each model was, overall, by segment and by version; and the labels."""
-    found: Figures = {}
+    """Return the figures of examples: each model's metrics, overall, by segment and by version; and the labels."""
+    figures: Figures = {}
     label = rows["label"]
     if pipeline.task in ("binary", "regression", "anomaly"):
-        found[Key("label_mean")] = float(label.astype(float).mean())
+        figures[FigureKey("label_mean")] = float(label.astype(float).mean())
     if reference:
         labels = reference.labels
-        found[Key("label_psi")] = (
+        figures[FigureKey("label_psi")] = (
             labels.psi(label.to_numpy(dtype=float))
             if isinstance(labels, NumberReference)
             else labels.psi(label.tolist())
         )
     waited = (rows["label_time"] - rows["event_time"]).to_numpy(dtype=float) / 1000
-    found[Key("label_delay_p50")], found[Key("label_delay_p95")] = map(float, np.quantile(waited, (0.5, 0.95)))
-    groups = {segment: _groups(rows[segment], least) for segment in segments}
+    figures[FigureKey("label_delay_p50")], figures[FigureKey("label_delay_p95")] = map(
+        float, np.quantile(waited, (0.5, 0.95))
+    )
+    groups = {segment: _groups(rows[segment], min_rows) for segment in segments}
     answers = {model: _answers(rows, model) for model in pipeline.model_names}
-    for model, (said, places) in answers.items():
-        if len(said):
-            _performance(found, judge, model, said, places, groups, least)
-    _gains(found, judge)
+    for model, (answered, positions) in answers.items():
+        if len(answered):
+            _performance(figures, judge, model, answered, positions, groups, min_rows)
+    _gains(figures, judge)
     served = rows[SERVED].mode()
     champion = served[0] if len(served) and served[0] in answers else pipeline.champion
-    _versions(found, judge, champion, answers[champion][0], least)
-    return found
+    _versions(figures, judge, champion, answers[champion][0], min_rows)
+    return figures
 
 
-def _groups(column: pd.Series[Any], least: int) -> dict[str, npt.NDArray[Any]]:
-    """Return the positions of the rows of each value of a segment that has enough, the most frequent values first."""
-    found = column.groupby(column).indices.items()
-    places = {str(value): np.asarray(where) for value, where in found if len(where) >= least}
-    return dict(sorted(places.items(), key=lambda item: -len(item[1]))[:MOST_SEGMENTS])
+def _groups(column: pd.Series[Any], min_rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the positions of the rows of each value of a segment with enough of them, the most frequent values first."""
+    groups = column.groupby(column).indices.items()
+    rows = {str(value): np.asarray(positions) for value, positions in groups if len(positions) >= min_rows}
+    return dict(sorted(rows.items(), key=lambda item: -len(item[1]))[:MAX_SEGMENT_VALUES])
 
 
 def _answers(rows: pd.DataFrame, model: str) -> tuple[Answers, npt.NDArray[Any]]:
-    """Return what `model` answered, and for each row its place among those, or -1."""
-    there = rows[SCORE + model].notna().to_numpy()
-    places = np.where(there, np.cumsum(there) - 1, -1)
-    label = rows["label"].to_numpy()[there]
-    by_class = rows[PROBABILITIES + model].to_numpy()[there] if PROBABILITIES + model in rows else None
-    score, version = (rows[name + model].to_numpy()[there] for name in (SCORE, VERSION))
-    return Answers(label, score.astype(float), version.astype(np.int64), by_class), places
+    """Return the answers of `model`, and for each row the position of its answer among them, or -1."""
+    has_score = rows[SCORE + model].notna().to_numpy()
+    positions = np.where(has_score, np.cumsum(has_score) - 1, -1)
+    label = rows["label"].to_numpy()[has_score]
+    by_class = rows[PROBABILITIES + model].to_numpy()[has_score] if PROBABILITIES + model in rows else None
+    score, version = (rows[name + model].to_numpy()[has_score] for name in (SCORE, VERSION))
+    return Answers(label, score.astype(float), version.astype(np.int64), by_class), positions
 
 
 def _performance(
-    found: Figures, judge: Judge, model: str, said: Answers, places: npt.NDArray[Any],
-    groups: Mapping[str, Mapping[str, npt.NDArray[Any]]], least: int,
-) -> None:  # fmt: skip
-    for name, value in (judge.metrics(said) | judge.calibration(said)).items():
-        found[Key(name, model)] = value
+    figures: Figures,
+    judge: Judge,
+    model: str,
+    answers: Answers,
+    positions: npt.NDArray[Any],
+    groups: Mapping[str, Mapping[str, npt.NDArray[Any]]],
+    min_rows: int,
+) -> None:
+    for name, value in (judge.metrics(answers) | judge.calibration(answers)).items():
+        figures[FigureKey(name, model)] = value
     for segment, values in groups.items():
-        for shown, rows in values.items():
-            answered = places[rows]
-            part = said.some(answered[answered >= 0])
-            if len(part) >= least:
+        for segment_value, rows in values.items():
+            answered = positions[rows]
+            part = answers.some(answered[answered >= 0])
+            if len(part) >= min_rows:
                 for name, measured in judge.metrics(part).items():
-                    found[Key(name, model, segment=f"{segment}={shown}")] = measured
+                    figures[FigureKey(name, model, segment=f"{segment}={segment_value}")] = measured
 
 
-def _gains(found: Figures, judge: Judge) -> None:
-    """Add how much better than the baseline each model was; above 0 is better."""
-    for key, value in list(found.items()):
+def _gains(figures: Figures, judge: Judge) -> None:
+    """Add each model's gain over the baseline; above 0 is better."""
+    for key, value in list(figures.items()):
         if key.name in judge.bigger_is_better and key.model not in ("", "baseline"):
-            base = found.get(key._replace(model="baseline"))
+            base = figures.get(key._replace(model="baseline"))
             if base is not None:
-                found[key._replace(name=f"{key.name}_gain")] = judge.gain(key.name, value, base)
+                figures[key._replace(name=f"{key.name}_gain")] = judge.gain(key.name, value, base)
 
 
-def _versions(found: Figures, judge: Judge, champion: str, said: Answers, least: int) -> None:
-    """Add the champion's metrics by version, and how much better than the one before each was."""
-    versions, counts = np.unique(said.version, return_counts=True)
-    before: Mapping[str, float] = {}
-    for version in versions[counts >= least][-MOST_VERSIONS:].tolist():
-        now = judge.metrics(said.some(said.version == version))
+def _versions(figures: Figures, judge: Judge, champion: str, answers: Answers, min_rows: int) -> None:
+    """Add the champion's metrics by version, and the gain of each version over the previous one."""
+    versions, counts = np.unique(answers.version, return_counts=True)
+    previous: Mapping[str, float] = {}
+    for version in versions[counts >= min_rows][-MAX_VERSIONS:].tolist():
+        now = judge.metrics(answers.some(answers.version == version))
         for name, value in now.items():
-            found[Key(name, champion, version)] = value
-            if name in before:
-                found[Key(f"{name}_gain", champion, version)] = judge.gain(name, value, before[name])
-        before = now
+            figures[FigureKey(name, champion, version)] = value
+            if name in previous:
+                figures[FigureKey(f"{name}_gain", champion, version)] = judge.gain(name, value, previous[name])
+        previous = now

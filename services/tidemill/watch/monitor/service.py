@@ -2,10 +2,10 @@
 
 reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq, <pipeline>.warnings
 writes  <pipeline>.windows, <pipeline>.alerts; gauges for Prometheus
-state   the open windows, in memory; the reference and what is usual, a function of the first examples; the open alerts
+state   the open windows, in memory; the reference and the usual ranges, a function of the first examples; the open alerts
 
-A Faust app: an agent a topic, in batches, and a timer that closes windows. It decides nothing that must be exact, so it does
-without transactions: after a crash the windows that were open then say that they were interrupted, and alert nobody.
+A Faust app: an agent for each topic, which takes batches, and a timer that closes windows. Nothing here must be exactly once,
+so there are no transactions: windows that were open at a crash are marked as interrupted, and raise no alert.
 """
 
 from __future__ import annotations
@@ -25,45 +25,44 @@ import faust
 from faust.transport.drivers import aiokafka
 from faust.types import ConsumerMessage
 
-from tidemill import metrics
 from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
+from tidemill.metrics import Health, MonitorMetrics
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.topic import Topic
-from tidemill.watch.monitor.alerts import Alert, Breach, Subject
-from tidemill.watch.monitor.core import Closed, Core
-from tidemill.watch.monitor.figures import Key
+from tidemill.watch.monitor.alerts import Alert, AlertKey, Breach
+from tidemill.watch.monitor.core import ClosedWindow, Core
+from tidemill.watch.monitor.figures import FigureKey
 from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
 
+#: How long a fetch waits for partitions without new records.
 FETCH_WAIT_MS = 50
-"""How long a fetch waits for partitions that have nothing."""
-BUNDLE = 2000
-"""Most records of one fetch."""
+MAX_FETCH_RECORDS = 2000
+#: How often windows are checked for being complete.
 CLOSE_SECONDS = 0.5
-"""How often it is looked whether a window is complete."""
+#: Windows do not wait for a partition without traffic for this long.
 IDLE_SECONDS = 10.0
-"""A partition without traffic for this long is not waited for."""
+#: How long the process may take to end.
 STOP_SECONDS = 10.0
-"""How long it may take to end."""
+#: Windows of a source stay open for this long after its first record, until all its partitions have had time to appear.
 SETTLE_SECONDS = 3.0
-"""How long after its first record a source may still meet partitions that it has not seen."""
+#: Figures that Prometheus does not get: their labels are chosen by others, or they are of little use over time.
 NOT_GAUGES = frozenset({"rejected", "warned", "min", "max"})
-"""Figures that Prometheus is not given: labels that others choose, or of little use over time."""
-REMEMBERED_ALERTS = 5000
-"""How many records back open alerts are looked for; each open one is told again after every window."""
+#: Latest records in which open alerts are searched; each open alert is written again after every window.
+MAX_ALERT_RECORDS = 5000
 
 
-class _Bundle(ConsumerMessage):
-    """All that one fetch has brought of one partition, as one message to Faust.
+class _FetchedBatch(ConsumerMessage):
+    """All records of one partition in one fetch, as one message to Faust.
 
-    Faust's way with a message costs a hundred microseconds or more; as bundles, records cost what is done with them. A bundle
-    has its first record's offset, so that nothing behind it is acknowledged before the next bundle has come.
+    Faust takes a hundred microseconds or more for a message; a batch pays that once. It has the offset of its first record,
+    so that no later one is acknowledged before the next batch has arrived.
     """
 
     def __init__(self, tp: Any, fetched: Sequence[Any], generation: int) -> None:
@@ -79,10 +78,10 @@ class _Bundle(ConsumerMessage):
 
 class _FetchThread(aiokafka.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
-        """Have it leave out what was aborted, which Faust reads unless it takes part in transactions itself.
+        """Read committed records only, which Faust does only as part of a transaction, and wait briefly for quiet partitions.
 
-        And wait for quiet partitions a moment only: while a fetch waits for them (Faust's own is 1.5 s) there is no other, and
-        of a busy one, alone beside them, no more than a fetch comes in that time (1,600 examples a second).
+        While a fetch waits for them (Faust's own waits 1.5 s) there is no other. A single busy partition would then get one
+        fetch in that time: 1,600 examples a second.
         """
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
@@ -90,9 +89,9 @@ class _FetchThread(aiokafka.AIOKafkaConsumerThread):
         return consumer
 
     def verify_event_path(self, now: float, tp: Any) -> None:
-        """Let Faust see whether a partition gets on, unless where to read it is just being looked up.
+        """Let Faust check that a partition makes progress, unless its position is being reset.
 
-        That is so when the log no longer reaches back to the next record; Faust asserts that it never is, and would end.
+        It is reset when the log no longer has the next record. Faust asserts that this never happens, and would end.
         """
         state = self._ensure_consumer()._subscription.subscription.assignment.state_value(tp)
         if state.has_valid_position:
@@ -108,7 +107,7 @@ class _Consumer(aiokafka.Consumer):
         return {tp: [records] for tp, records in fetched.items() if records}
 
     def _to_message(self, tp: Any, record: Any) -> Any:
-        return _Bundle(tp, record, self.app.consumer_generation_id)
+        return _FetchedBatch(tp, record, self.app.consumer_generation_id)
 
 
 class _Transport(aiokafka.Transport):
@@ -116,9 +115,9 @@ class _Transport(aiokafka.Transport):
 
 
 def credentials(kafka: Mapping[str, Any]) -> Any:
-    """Return what librdkafka's security properties say in Faust's words; None where they say nothing.
+    """Return Faust's credentials for librdkafka's security properties; None without any.
 
-    Raises SettingsError where they ask for what Faust's client can't do.
+    Raises SettingsError where Faust's client can't do what they ask for.
     """
     given = {name: str(value) for name, value in kafka.items()}
     protocol = given.get("security.protocol", "plaintext").upper()
@@ -156,7 +155,7 @@ class MonitorService:
     ) -> None:  # fmt: skip
         self.pipeline, self.broker, self.settings, self.sender, self.clock = pipeline, broker, settings, sender, clock
         self.core = Core(pipeline, clock)
-        self.watch = metrics.MonitorMetrics()
+        self.metrics = MonitorMetrics()
         self.heartbeat = time.monotonic()
         self.ready = False
         self._seen: dict[tuple[str, int], float] = {}
@@ -180,7 +179,7 @@ class MonitorService:
             broker_session_timeout=10.0,
             broker_heartbeat_interval=2.0,
             broker_commit_interval=2.0,
-            broker_max_poll_records=BUNDLE,
+            broker_max_poll_records=MAX_FETCH_RECORDS,
             stream_buffer_maxsize=16,
             value_serializer="raw",
             key_serializer="raw",
@@ -206,40 +205,40 @@ class MonitorService:
             async for event in stream.events():
                 records = event.message.records
                 try:
-                    self._meet(topic, records)
+                    self._track(topic, records)
                     take(records)
                 except Exception as error:  # Faust would log it, and go on without the batch
                     await app.crash(error)
                     raise
-                self.watch.records(len(records))
+                self.metrics.records(len(records))
 
         app.agent(channel, name=f"{self.pipeline.name}.monitor.{topic.suffix}")(agent)
 
-    def _meet(self, topic: Topic, records: Sequence[Record]) -> None:
-        """Note that a partition has traffic; when it is met for the first time, whether its beginning was missed."""
+    def _track(self, topic: Topic, records: Sequence[Record]) -> None:
+        """Note that a partition has traffic, and mark windows as interrupted where records of it were missed."""
         now, first = time.monotonic(), records[0]
-        slot = TopicPartition(first.topic(), first.partition())
+        partition = TopicPartition(first.topic(), first.partition())
         self._first.setdefault(topic.suffix, now)
         windows = self.core.windows.get(topic.suffix)
-        if (topic.suffix, slot.partition) not in self._seen and windows is not None:
-            low, _ = self.broker.offset_range(slot)
+        if (topic.suffix, partition.partition) not in self._seen and windows is not None:
+            low, _ = self.broker.offset_range(partition)
             if first.offset() > low:
                 windows.interrupt(self.core.time_of(topic.suffix, first))
-        expected = self._next.get(slot)
-        if expected is not None and first.offset() > expected + 1:  # a commit alone leaves one offset out
-            lost = self.broker.offset_range(slot)[0] - expected
+        expected = self._next.get(partition)
+        if expected is not None and first.offset() > expected + 1:  # one offset may be a transaction's commit
+            lost = self.broker.offset_range(partition)[0] - expected
             if lost > 0:
-                log.error("records lost: the log does not hold the next ones any more",
-                          extra={"slot": f"{slot.topic}[{slot.partition}]", "lost": lost})  # fmt: skip
+                log.error("records lost: the log no longer has them",
+                          extra={"partition": f"{partition.topic}[{partition.partition}]", "lost": lost})  # fmt: skip
                 if windows is not None:
                     windows.interrupt(self.core.time_of(topic.suffix, first))
-        self._seen[topic.suffix, slot.partition] = now
-        self._next[slot] = records[-1].offset() + 1
+        self._seen[topic.suffix, partition.partition] = now
+        self._next[partition] = records[-1].offset() + 1
         if topic is topics.PREDICTION_LOG:
-            self.core.catching_up = self._lag()[slot] > BUNDLE
+            self.core.catching_up = self._lag()[partition] > MAX_FETCH_RECORDS
 
     async def close_windows(self) -> None:
-        """Close what is complete, and tell it."""
+        """Close the windows that are complete, and publish them."""
         self.heartbeat = time.monotonic()
         self.ready = bool(self.app.consumer.assignment())
         now = time.monotonic()
@@ -250,39 +249,39 @@ class MonitorService:
                 idle.setdefault(source, []).append(partition)
         closed = self.core.close(idle, settled)
         for window in closed:
-            self._tell(window)
+            self._publish(window)
         silence = self.core.silence()
         for alert in silence:
-            self._tell_alert(alert)
+            self._publish_alert(alert)
         if closed or silence:
-            # Waited for beside the event loop; what can't be told ends the process, and is told by the next.
+            # The event loop goes on meanwhile. A failure ends the process, and the next one publishes again.
             await asyncio.get_running_loop().run_in_executor(None, self.sender.flush)
             self._count_alerts()
-        self.watch.heartbeat()
-        self.watch.lag(self._lag())
+        self.metrics.heartbeat()
+        self.metrics.lag(self._lag())
 
     def _count_alerts(self) -> None:
-        subjects = (alert.subject for alert in self.core.alerts.open)
-        self.watch.alerts(Counter((subject.kind, subject.model, subject.feature) for subject in subjects))
+        keys = (alert.key for alert in self.core.alerts.open)
+        self.metrics.alerts(Counter((key.kind, key.model, key.feature) for key in keys))
 
-    def _tell(self, closed: Closed) -> None:
+    def _publish(self, closed: ClosedWindow) -> None:
         name, records = self.pipeline.name, self.core.records
         self.sender.send(
             topics.WINDOWS.name(name), records.window.encode(window_record(closed, self.core, self.clock())),
             closed.source.encode(),
         )  # fmt: skip
         for alert in closed.alerts:
-            self._tell_alert(alert)
+            self._publish_alert(alert)
         window = closed.window
-        self.watch.window(closed.source, window.end, window.late, whole=not window.interrupted)
-        shown = {
+        self.metrics.window(closed.source, window.end, window.late, complete=not window.interrupted)
+        gauges = {
             (key.name, key.model, key.segment, key.feature): value
             for key, value in closed.figures.items()
             if key.version < 0 and key.name not in NOT_GAUGES
         }
-        self.watch.figures(closed.source, shown)
+        self.metrics.figures(closed.source, gauges)
 
-    def _tell_alert(self, alert: Alert) -> None:
+    def _publish_alert(self, alert: Alert) -> None:
         record = alert_record(alert)
         encoded = self.core.records.alert.encode(record)
         self.sender.send(topics.ALERTS.name(self.pipeline.name), encoded, record["id"].encode())
@@ -293,35 +292,35 @@ class MonitorService:
         ends = {
             TopicPartition(tp.topic, tp.partition): end for tp, end in dict(self.app.monitor.tp_end_offsets).items()
         }
-        return {slot: max(0, ends.get(slot, at) - at - 1) for slot, at in self._next.items()}
+        return {partition: max(0, ends.get(partition, at) - at - 1) for partition, at in self._next.items()}
 
     def restore(self) -> None:
-        """Read what an earlier process has left: the reference's examples, and the alerts that are open."""
+        """Read the examples of the reference, and the alerts that an earlier process left open."""
         name = self.pipeline.name
-        slot = TopicPartition(topics.EXAMPLES.name(name), 0)
-        low, high = self.broker.offset_range(slot)
-        for batch in self.broker.read({slot: (low, high)}) if high > low else ():
+        partition = TopicPartition(topics.EXAMPLES.name(name), 0)
+        low, high = self.broker.offset_range(partition)
+        for batch in self.broker.read({partition: (low, high)}) if high > low else ():
             self.heartbeat = time.monotonic()
-            if self.core.training(batch):
+            if self.core.restore_reference(batch):
                 break
-        slot = TopicPartition(topics.ALERTS.name(name), 0)
-        low, high = self.broker.offset_range(slot)
-        begin = max(low, high - REMEMBERED_ALERTS)
-        for batch in self.broker.read({slot: (begin, high)}) if high > begin else ():
+        partition = TopicPartition(topics.ALERTS.name(name), 0)
+        low, high = self.broker.offset_range(partition)
+        begin = max(low, high - MAX_ALERT_RECORDS)
+        for batch in self.broker.read({partition: (begin, high)}) if high > begin else ():
             for record in batch:
-                told = self.core.records.alert.of(record.value())
-                if told and told["state"] != "acknowledged" and self._declared(told):
-                    self.core.alerts.restore(alert_of(told))
+                alert = self.core.records.alert.of(record.value())
+                if alert and alert["state"] != "acknowledged" and self._declared(alert):
+                    self.core.alerts.restore(alert_of(alert))
         self._count_alerts()
 
-    def _declared(self, told: Mapping[str, Any]) -> bool:
-        """Whether what an alert is about is still there; nothing would ever resolve it otherwise."""
+    def _declared(self, alert: Mapping[str, Any]) -> bool:
+        """Whether the declaration still has an alert's model and feature. Nothing would resolve the alert otherwise."""
         views = (view.label for view in self.pipeline.views)
-        features = views if told["figure"] in BY_VIEW else self.pipeline.vector
-        return told["feature"] in ("", *features) and told["model"] in ("", *self.pipeline.model_names)
+        features = views if alert["figure"] in BY_VIEW else self.pipeline.vector
+        return alert["feature"] in ("", *features) and alert["model"] in ("", *self.pipeline.model_names)
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT; what goes wrong on the way ends the process."""
+        """Run until SIGTERM or SIGINT; an error ends the process."""
         self.restore()
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
@@ -333,16 +332,16 @@ class MonitorService:
         worker.execute_from_commandline()
 
     def _end_with_the_app(self) -> None:
-        """End the process some time after the app has: one that crashed may wait for its own streams for ever."""
+        """End the process some time after the app: a crashed one may wait for its own streams for ever."""
         while not self.app.should_stop:
             time.sleep(1)
         time.sleep(STOP_SECONDS)
-        log.critical("it did not end by itself", extra={"cause": repr(self.app.crash_reason)})
+        log.critical("app did not end by itself; process killed", extra={"cause": repr(self.app.crash_reason)})
         os._exit(1)
 
 
-class MonitorHealth(metrics.Health):
-    """Alive while windows are looked at; ready once the group has given it its partitions."""
+class MonitorHealth(Health):
+    """Alive while windows are checked; ready once the consumer group has assigned partitions."""
 
     def __init__(self, service: MonitorService, stalled_seconds: float) -> None:
         self.service, self.stalled = service, stalled_seconds
@@ -350,15 +349,15 @@ class MonitorHealth(metrics.Health):
     def alive(self) -> str | None:
         """Return what is wrong, or None."""
         since = time.monotonic() - self.service.heartbeat
-        return f"no window was looked at for {since:.0f} s" if since > self.stalled else None
+        return f"windows have not been checked for {since:.0f} s" if since > self.stalled else None
 
     def ready(self) -> str | None:
         """Return what is wrong, or None."""
-        return None if self.service.ready else "no partitions yet, or what is usual is being read"
+        return None if self.service.ready else "no partitions yet, or the reference is being read"
 
 
-def window_record(closed: Closed, core: Core, now: float) -> dict[str, Any]:
-    """Return a closed window as the record that is told."""
+def window_record(closed: ClosedWindow, core: Core, now: float) -> dict[str, Any]:
+    """Return a closed window as a record of the topic `windows`."""
     window = closed.window
     return {
         "source": closed.source,
@@ -375,12 +374,12 @@ def window_record(closed: Closed, core: Core, now: float) -> dict[str, Any]:
 
 
 def alert_record(alert: Alert) -> dict[str, Any]:
-    """Return an alert as the record that is told."""
+    """Return an alert as a record of the topic `alerts`."""
     return {
-        "id": str(alert.subject),
+        "id": str(alert.key),
         "state": alert.state,
         "by": "monitor",
-        **alert.subject._asdict(),
+        **alert.key._asdict(),
         "figure": alert.breach.key.name,
         "value": alert.breach.value,
         "limit": alert.breach.limit,
@@ -395,10 +394,10 @@ def alert_record(alert: Alert) -> dict[str, Any]:
 
 
 def alert_of(record: dict[str, Any]) -> Alert:
-    """Return the alert that a record tells."""
-    subject = Subject(record["kind"], record["model"], record["segment"], record["feature"])
-    key = Key(record["figure"], subject.model, -1, subject.segment, subject.feature)
+    """Return the alert of a record."""
+    alert_key = AlertKey(record["kind"], record["model"], record["segment"], record["feature"])
+    key = FigureKey(record["figure"], alert_key.model, -1, alert_key.segment, alert_key.feature)
     return Alert(
-        subject, record["state"], Breach(key, record["value"], record["limit"]), record["since"], record["start"],
+        alert_key, record["state"], Breach(key, record["value"], record["limit"]), record["since"], record["start"],
         record["end"], record["message"], record["look_at"], dict(record["evidence"]), record["opened_at"],
     )  # fmt: skip

@@ -17,7 +17,7 @@ from tidemill.wire import topics
 
 MAX_WINDOWS, MAX_LETTERS, MAX_SEGMENTS = 60, 30, 200
 PREDICTIONS, EXAMPLES = topics.PREDICTION_LOG.suffix, topics.EXAMPLES.suffix
-USUAL = ("psi_usual_least", "psi_usual_most")
+USUAL = ("psi_usual_low", "psi_usual_high")
 QUANTILES = ("p05", "p25", "p50", "p75", "p95")
 #: Figures by view, by their name in the overview's freshness.
 FRESHNESS = {"p50": "freshness_p50", "p99": "freshness_p99", "stale": "stale", "unknown": "unknown"}

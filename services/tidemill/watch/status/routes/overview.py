@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
-from tidemill.cli import text as describe
+from tidemill.offline.check import CheckReport
 from tidemill.watch.status.bodies import problems
 from tidemill.watch.status.parts import LIVE_SECONDS, MAX_LIVE_PAGES, FromApp
 
@@ -43,7 +43,7 @@ async def follow(request: Request, parts: FromApp) -> StreamingResponse:
 @router.get("/pipeline")
 def pipeline(parts: FromApp) -> dict[str, Any]:
     """The declaration: topics, vector, models, rules."""
-    return describe.as_json(parts.overview.pipeline)
+    return CheckReport(parts.overview.pipeline).as_dict()
 
 
 @router.get("/pipelines")

@@ -1,0 +1,24 @@
+"""`tidemill check`: check a declaration, and print what it runs."""
+
+from __future__ import annotations
+
+import click
+
+import tidemill
+from tidemill.cli.shared import PIPELINE, print_report
+
+
+@click.command()
+@PIPELINE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(pipeline: str, *, as_json: bool) -> None:
+    """Check a declaration, and print what it runs.
+
+    Prints the features of the vector, the views, rules, models and topics.
+    """
+    from tidemill.cli.text.declaration import pipeline_text
+    from tidemill.offline.check import CheckReport, check_models
+
+    declared = tidemill.load(pipeline)
+    check_models(declared)
+    print_report(CheckReport(declared), lambda report: pipeline_text(report.pipeline), as_json=as_json)

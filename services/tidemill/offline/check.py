@@ -1,0 +1,67 @@
+"""The check of a declaration: can every model be saved and loaded again; and what the declaration runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import ArtifactError, DeclarationError
+from tidemill.features.views import schema
+from tidemill.registry import snapshots
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+
+def check_models(pipeline: Pipeline) -> None:
+    """Raise DeclarationError where a model could not be saved and loaded again, as every version must be."""
+    for name in pipeline.model_names:
+        try:
+            snapshots.load(snapshots.dump(pipeline.model(name)))
+        except ArtifactError as error:
+            raise DeclarationError(f"pipeline {pipeline.name!r}: models[{name!r}]: {error}") from error
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a pipeline runs, by its declaration."""
+
+    pipeline: Pipeline
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        pipeline = self.pipeline
+        records = Records(pipeline)
+        return {
+            "name": pipeline.name,
+            "task": pipeline.task,
+            "entity": pipeline.events.key,
+            "champion": pipeline.champion,
+            "models": {name: pipeline.stable_repr(name) for name in pipeline.model_names},
+            "search": {name: {of: values.said for of, values in one.over.items()} for name, one in pipeline.search.items()},
+            "vector": pipeline.vector,
+            "views": [schema(pipeline, view) for view in pipeline.views],
+            "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
+            "rules": [{"rule": r.name, "field": r.field, "expects": r.said} for r in (*pipeline.event_checks, *pipeline.label_checks)],
+            "monitor": dataclasses.asdict(pipeline.monitor),
+            "protect": dataclasses.asdict(pipeline.protect) if pipeline.protect else None,
+            "schema_ids": {
+                "event": records.event.id,
+                "label": records.label.id,
+                "features": records.features.id,
+                "prediction": records.prediction.id,
+                "prediction-log": records.prediction_log.id,
+                "example": records.example.id,
+                "manifest": records.manifest.id,
+                "update": records.update.id,
+                "window": records.window.id,
+                "alert": records.alert.id,
+                "redrive": records.redrive.id,
+            },
+            "topics": [
+                {"name": t.name(pipeline.name), "partitions": t.partitions or pipeline.partitions, "key": t.key,
+                 "record": t.record, "retention_ms": t.retention_ms, "writers": t.writers, "readers": t.readers}
+                for t in topics.TOPICS
+            ],
+        }  # fmt: skip

@@ -1,0 +1,79 @@
+"""The reference: the first examples, which later windows are compared with, and what was usual in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.durations import milliseconds
+from tidemill.watch.monitor.alerts import UsualRanges
+from tidemill.watch.monitor.figures import Columns, Figures, Reference, example_figures, prediction_figures
+from tidemill.watch.monitor.performance import Judge
+from tidemill.watch.monitor.windows import Window, hash_of, start_of
+
+#: Rows that the reference keeps of all its windows together.
+MAX_REFERENCE_ROWS = 100_000
+#: With more windows than this, each is compared with the whole reference: its own share of that makes no difference.
+MAX_LEFT_OUT_WINDOWS = 30
+
+
+class ReferenceBuilder:
+    """Collects the first examples, for as long in event time as the pipeline declares, and makes the reference of them."""
+
+    def __init__(self, pipeline: Pipeline, columns: Columns, judge: Judge) -> None:
+        self.pipeline, self.columns, self.judge = pipeline, columns, judge
+        declared = pipeline.monitor
+        self.span, self.length = milliseconds(declared.reference), milliseconds(declared.window)
+        self.complete = False
+        self._next = 0
+        self._begin: int | None = None
+        self.max_rows = max(2 * declared.least, min(declared.most, MAX_REFERENCE_ROWS * self.length // self.span))
+        self._windows: dict[int, Window] = {}
+        self._by_label: dict[int, Window] = {}
+
+    def add(self, example: Mapping[str, Any], offset: int) -> None:
+        """Take one example; one that was taken before, or that comes after the reference is complete, is ignored."""
+        if self.complete or offset < self._next:
+            return
+        self._next = offset + 1
+        features = example["prediction"]["features"]
+        event, label = features["event_time"], example["label_time"]
+        if self._begin is None:
+            self._begin = start_of(label, self.length)
+        if label >= self._begin + self.span:
+            self.complete = True
+            return
+        row, hash_ = self.columns.example_row(example), hash_of(features["event_id"].encode())
+        for windows, time in ((self._windows, event), (self._by_label, label)):
+            start = start_of(time, self.length)
+            window = windows.get(start)
+            if window is None:
+                window = windows[start] = Window(start, start + self.length, self.max_rows)
+            window.records += 1
+            if hash_ < window.limit:
+                window.add(hash_, row)
+
+    def finish(self) -> tuple[Reference, UsualRanges]:
+        """Return the reference, and the usual ranges: of each window's figures, compared with all the other windows."""
+        columns, min_rows = list(self.columns.example), self.pipeline.monitor.least
+        frames = [pd.DataFrame(w.rows, columns=columns) for w in self._windows.values()]
+        frames = [frame.assign(partial=False, delay=None) for frame in frames]
+        reference = Reference(self.pipeline, pd.concat(frames, ignore_index=True))
+        usual: list[Figures] = []
+        for index, frame in enumerate(frames):
+            if len(frame) >= min_rows and len(frames) > 1:
+                others = reference
+                if len(frames) <= MAX_LEFT_OUT_WINDOWS:
+                    rest = [f for i, f in enumerate(frames) if i != index]
+                    others = Reference(self.pipeline, pd.concat(rest, ignore_index=True))
+                usual.append(prediction_figures(self.pipeline, frame, others))
+        segments = self.pipeline.monitor.segments
+        for window in self._by_label.values():
+            frame = pd.DataFrame(window.rows, columns=columns)
+            if len(frame) >= min_rows:
+                usual.append(example_figures(self.pipeline, self.judge, frame, segments, min_rows, reference))
+        self._windows, self._by_label = {}, {}
+        return reference, UsualRanges.of(usual)

@@ -1,0 +1,62 @@
+"""A command starts fast: it imports what it needs, and `--help` imports no command at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from tidemill.cli import main, models
+
+HEAVY = {
+    "avro", "confluent_kafka", "fastapi", "fastavro", "faust", "mlflow", "numpy", "pandas", "prometheus_client", "pyarrow",
+    "pydantic", "redis", "rich", "river", "scipy", "sqlalchemy",
+}  # fmt: skip
+
+
+def imported(*arguments: str) -> set[str]:
+    code = "import sys; from tidemill.cli.main import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("models", "--help")], ids=" ".join)
+def test_help_imports_no_library_but_click(arguments: tuple[str, ...]) -> None:
+    assert imported(*arguments) & HEAVY == set()
+
+
+def test_a_check_imports_no_client_and_no_data_frames() -> None:
+    loaded = imported("check", "flights")
+    assert loaded & {"confluent_kafka", "redis", "pandas", "pyarrow", "pydantic_settings", "prometheus_client"} == set()
+    assert {module for module in loaded if module.startswith("tidemill.stages")} == set()
+
+
+@pytest.mark.parametrize(
+    ("group", "commands"),
+    [(main.cli, main.COMMANDS), (models.models, models.COMMANDS)],
+    ids=["tidemill", "tidemill models"],
+)
+def test_the_help_of_a_group_is_the_first_sentence_of_each_command(
+    group: click.Group, commands: dict[str, tuple[str, str]]
+) -> None:
+    context = click.Context(group)
+    for name, (_, line) in commands.items():
+        command = group.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert command.get_short_help_str(200) == line
+    assert group.list_commands(context) == sorted(commands)
+    assert group.get_command(context, "nosuch") is None
+
+
+def all_commands(group: click.Group) -> list[click.Command]:
+    context = click.Context(group)
+    commands = [group.get_command(context, name) for name in group.list_commands(context)]
+    return [c for c in commands if c] + [d for c in commands if isinstance(c, click.Group) for d in all_commands(c)]
+
+
+def test_the_help_of_every_command_fits_on_its_line() -> None:
+    assert [c.name for c in all_commands(main.cli) if c.get_short_help_str(63).endswith("...")] == []
