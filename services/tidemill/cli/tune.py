@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--examples",
-    "newest",
     type=click.IntRange(min=1),
     default=200_000,
     show_default=True,
@@ -62,7 +61,7 @@ def tune(
     best: int,
     metric: str,
     seed: int,
-    newest: int,
+    examples: int,
     model_delay: str | None,
     source: ArchiveSource | FileSource | None,
     out: Path | None,
@@ -92,9 +91,9 @@ def tune(
     search.metric_of(declared)
     with progress("examples", None) as advance:
         used = source or KafkaSource(connected(declared, chosen, topics.EXAMPLES))
-        examples = questions.read(declared, used, newest, delay=delay, progress=advance)
-    with progress("tune", SuccessiveHalving.total_examples(len(examples), trials, best)) as advance:
-        report = SuccessiveHalving(declared, examples, search, progress=advance).run()
+        asked = questions.read(declared, used, examples, delay=delay, progress=advance)
+    with progress("tune", SuccessiveHalving.total_examples(len(asked), trials, best)) as advance:
+        report = SuccessiveHalving(declared, asked, search, progress=advance).run()
     if out is not None and report.winners:
         _write(out, json.dumps(file_of(report), indent=2) + "\n")
     print_report(report, tuning_text, as_json=as_json)

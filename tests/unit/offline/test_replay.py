@@ -476,7 +476,7 @@ class TestCommand:
         done = run(learned, embedded, "odd")
         assert done.exit_code == 1
         assert "3 scores: 2 equal, 1 different" in done.stdout
-        assert "another event lies there" in done.stdout
+        assert "another event is at this offset" in done.stdout
         done = run(learned, embedded, "--sample", "500")
         assert done.exit_code == 1
         assert "363 scores: 362 equal, 1 different" in done.stdout

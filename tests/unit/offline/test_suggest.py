@@ -494,10 +494,10 @@ class TestTheCommand:
         from tidemill.cli import rules as command
 
         empty = MemoryBroker({topics.EVENTS_VALID.name("flights"): 1, topics.LABELS_VALID.name("flights"): 1})
-        monkeypatch.setattr(command, "_broker", lambda *_: empty)
+        monkeypatch.setattr(command, "connected", lambda *_: empty)
         with pytest.raises(SettingsError, match="run its validator first, or name files"):
             self.run("flights")
-        monkeypatch.setattr(command, "_broker", lambda *_: filled())
+        monkeypatch.setattr(command, "connected", lambda *_: filled())
         said = self.run("flights")
         assert "1 of an earlier schema passed over" in said
         assert TopicPartition("flights.events.valid", 0) in filled().log
