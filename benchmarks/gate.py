@@ -23,7 +23,7 @@ from tidemill import Gate, Pipeline, load
 from tidemill.demo import data
 from tidemill.models.evidence import Differences, Terms, round_rate
 from tidemill.offline.backtest import Backtest, Report
-from tidemill.stages.gate.service import LOOK
+from tidemill.stages.gate.service import LOOK_EVERY_EXAMPLES
 
 
 def classifier(rate: float) -> compose.Pipeline:
@@ -108,7 +108,7 @@ def decided(differences: np.ndarray[Any, Any], gate: Gate) -> int:
     found = Differences()
     for number, difference in enumerate(differences.tolist(), 1):
         found.add(difference)
-        if number % LOOK == 0:
+        if number % LOOK_EVERY_EXAMPLES == 0:
             interval = found.interval(Terms(round_rate(gate.rate, 1, 1), gate.examples))
             if interval and interval.low > gate.margin:
                 return 1

@@ -241,7 +241,6 @@ def wide() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
 @every_case
 def test_a_tile_stays_small_however_much_it_has_seen(case: Case) -> None:
     plan = plan_of(case)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import Codec
 from tidemill.errors import Reject
 from tidemill.stages.validator.decode import Decoder
 
-ROOT = schemas.root()
+ROOT = schema_files.root()
 OWN = "tidemill"  # our own records: no producer writes them
 SCHEMAS = {
     str(path.relative_to(ROOT))[: -len(".avsc")]: path for path in sorted(ROOT.rglob("*.avsc")) if path.parent.name != OWN

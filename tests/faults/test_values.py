@@ -20,7 +20,7 @@ from river import compose, dummy
 from river_in_memory import River, fields, flights, json_with
 
 from tidemill import Monitor, Pipeline, load, number
-from tidemill.encoding import avro_codegen as compiled
+from tidemill.encoding import avro_codegen
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
@@ -83,7 +83,7 @@ def bad_records(river: River, record: dict[str, Any], topic: Topic) -> Iterator[
             yield case(codec.encode({**record, "flight_id": key(), field: whole}), reason, field)
         marked = {**record, "flight_id": key(), field: 123_456_789}
         many += 1
-        whole_message = codec.encode(marked).replace(compiled.varint(123_456_789), b"\xff" * 9 + b"\x7f")
+        whole_message = codec.encode(marked).replace(avro_codegen.varint(123_456_789), b"\xff" * 9 + b"\x7f")
         yield Case(topic, key(), whole_message, "undecodable", "")
 
 

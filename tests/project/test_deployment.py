@@ -433,7 +433,6 @@ def test_compose_has_kafka_work_with_one_node_and_topics_that_somebody_made() ->
 # Kubernetes.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_kubernetes_manifests_fit_their_schemas(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)

@@ -18,7 +18,6 @@ sys.modules["mutations"] = mutations
 _spec.loader.exec_module(mutations)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mutant", mutations.MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_changes_the_source_in_one_place_and_compiles(mutant) -> None:
     source = (ROOT / mutations.PACKAGE / mutant.file).read_text()

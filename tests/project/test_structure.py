@@ -13,7 +13,7 @@ import pytest
 
 from tidemill import aggregates, durations, load
 from tidemill.durations import milliseconds
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.logs import JsonFormatter
@@ -101,9 +101,9 @@ def test_schema_ids_are_the_same_in_every_process() -> None:
 
 def test_an_id_is_about_the_data_not_about_its_description() -> None:
     avro = load("flights").events.avro
-    assert schemas.fingerprint(avro) == schemas.fingerprint(schemas.plain(avro))
+    assert schema_files.fingerprint(avro) == schema_files.fingerprint(schema_files.plain(avro))
     changed = {**avro, "fields": [*avro["fields"], {"name": "more", "type": "int"}]}
-    assert schemas.fingerprint(avro) != schemas.fingerprint(changed)
+    assert schema_files.fingerprint(avro) != schema_files.fingerprint(changed)
 
 
 def test_what_the_scorer_and_the_joiner_append_is_what_the_whole_record_would_be() -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tidemill.encoding import avro_codegen as compiled
+from tidemill.encoding import avro_codegen
 from tidemill.encoding.codec import HEADER, Codec
-from tidemill.stages.validator.decode import LARGEST
+from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES
 from tidemill.wire.records import Records
 
 FLOATS = ("distance", "sched_minutes", "dep_delay", "temp", "dewp", "wind_speed", "precip", "visib")
@@ -81,7 +81,7 @@ class Poison:
     def _too_large(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
         if chance.random() > 0.05:  # a few are enough: a megabyte each
             return self._bad_magic(chance)
-        return self.avro(chance) + b"x" * LARGEST, ("too_large",)
+        return self.avro(chance) + b"x" * MAX_MESSAGE_BYTES, ("too_large",)
 
     # Avro that is none.
 
@@ -106,11 +106,11 @@ class Poison:
         return bytes(data), ("undecodable",)
 
     def _length_below_zero(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
-        below = compiled.varint(-chance.choice([1, 2, 63, 64, 10**6, 2**62]))
+        below = avro_codegen.varint(-chance.choice([1, 2, 63, 64, 10**6, 2**62]))
         return self.codec.header + below + self.avro(chance)[HEADER + 1 :], ("undecodable",)
 
     def _length_beyond_all(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
-        beyond = compiled.varint(chance.choice([10**4, 2**31, 2**40, 2**62]))
+        beyond = avro_codegen.varint(chance.choice([10**4, 2**31, 2**40, 2**62]))
         # The text that would end too late is no text: either is true.
         return self.codec.header + beyond + self.avro(chance)[HEADER + 1 :], ("truncated", "undecodable")
 
@@ -119,12 +119,12 @@ class Poison:
 
     def _int_beyond_32_bits(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
         marked = self.avro(chance, flight=1_234_567)
-        beyond = compiled.varint(chance.choice([2**31, -(2**31) - 1, 2**50]))
-        return marked.replace(compiled.varint(1_234_567), beyond), ("undecodable",)
+        beyond = avro_codegen.varint(chance.choice([2**31, -(2**31) - 1, 2**50]))
+        return marked.replace(avro_codegen.varint(1_234_567), beyond), ("undecodable",)
 
     def _branch_that_is_none(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
         marked = self.avro(chance, tailnum="N-MARKED")
-        branch = compiled.varint(chance.choice([2, -1, 63, 10**9]))
+        branch = avro_codegen.varint(chance.choice([2, -1, 63, 10**9]))
         return marked.replace(b"\x02\x10N-MARKED", branch + b"\x10N-MARKED"), ("undecodable",)
 
     # JSON that is none, or another object.

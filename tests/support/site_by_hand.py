@@ -86,10 +86,10 @@ def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **
         "low": None,
         "high": None,
     }
-    seats = {"subject": "slow", "before": "logreg", "watched": ""}
+    seats = {"subject": "slow", "before": "logreg", "on_probation_against": ""}
     given = {
         "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
-        "examples": 9, "since": 9, "command": "", "champion": seat(champion), "held": False, "candidate": "",
+        "examples": 9, "since": 9, "command": "", "champion": seat(champion), "pinned": False, "candidate": "",
         "loss": "Brier score", "rate": 0.05, "evidence": [line, bad, bad | {"segment": "carrier UA", "difference": 0.01}],
         "metrics": {}, "signature": "s",
     } | {name: seat(more.pop(name, of)) for name, of in seats.items()}  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_editable_install_reads_the_schemas_of_the_repository() -> None:
-    assert schemas.root() == ROOT / "schemas"
+    assert schema_files.root() == ROOT / "schemas"
 
 
 def test_the_wheel_has_every_schema(wheel: Path) -> None:

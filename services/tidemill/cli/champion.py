@@ -211,8 +211,8 @@ def _ask(
     champion = decided["champion"]
     serves = champion["model"] + (f"@{champion['version']}" if champion["version"] else "")
     click.echo(f"{decided['kind'].replace('_', ' ')}: {decided['why']}")
-    click.echo(f"{serves} serves" + (", pinned" if decided["held"] else ""))
-    watched, gate = decided["watched"]["model"], declared.gate
+    click.echo(f"{serves} serves" + (", pinned" if decided["pinned"] else ""))
+    watched, gate = decided["on_probation_against"]["model"], declared.gate
     if watched and gate:
         click.echo(
             f"{watched} is watched: for {gate.watch:,} questions it takes its place again if {serves} does worse"

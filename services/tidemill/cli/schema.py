@@ -13,7 +13,7 @@ import click
 import tidemill
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, print_report, with_settings
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
@@ -134,7 +134,7 @@ def _verdict_text(verdict: Verdict, new: str, stream: Stream) -> str:
 
 
 def _subjects(pipeline: Pipeline) -> dict[str, str]:
-    from tidemill.stages.validator.feed import subject_of
+    from tidemill.stages.validator.schema_follower import subject_of
 
     return {
         "events": subject_of(topics.EVENTS.name(pipeline.name)),
@@ -161,10 +161,10 @@ def _stream_of(pipeline: Pipeline, path: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = schemas.find(str(path.resolve()))
+        found = schema_files.find(str(path.resolve()))
     except (OSError, ValueError) as error:
         raise SettingsError(str(error)) from error
-    why = schemas.malformed(found)
+    why = schema_files.malformed(found)
     if why:
         raise SettingsError(f"{path}: {why}")
     return found

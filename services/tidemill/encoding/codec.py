@@ -8,9 +8,7 @@ from typing import Any
 
 import fastavro
 
-from tidemill.encoding import avro_codegen as compiled
-from tidemill.encoding import resolution
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import avro_codegen, resolution, schema_files
 
 HEADER = 5
 """Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian."""
@@ -26,26 +24,26 @@ class Codec:
 
     def __init__(self, avro: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -> None:
         self.avro = avro
-        self.id = schemas.fingerprint(avro)
+        self.id = schema_files.fingerprint(avro)
         self.header = b"\0" + self.id.to_bytes(4, "big")
-        plain = schemas.plain(avro)
+        plain = schema_files.plain(avro)
         self.parsed = fastavro.parse_schema(plain, named_schemas={})
         try:
-            self._encode, self.read = compiled.make(plain)
+            self._encode, self.read = avro_codegen.make(plain)
             self.is_compiled = True
-        except compiled.UnsupportedError:
+        except avro_codegen.UnsupportedError:
             self._encode, self.read = self._write_by_fastavro, self._read_by_fastavro
             self.is_compiled = False
-        made = [(schemas.fingerprint(other), self.reading(schemas.plain(other))[0]) for other in others]
+        made = [(schema_files.fingerprint(other), self.reading(schema_files.plain(other))[0]) for other in others]
         self._others = {b"\0" + number.to_bytes(4, "big"): read for number, read in made}
 
-    def reading(self, avro: Mapping[str, Any]) -> tuple[compiled.Decode, bool]:
+    def reading(self, avro: Mapping[str, Any]) -> tuple[avro_codegen.Decode, bool]:
         """Return what reads records of another schema as this one's, and whether it is as strict about the bytes.
 
         The other has no logical types, and this one must be able to read it.
         """
         own = Codec(avro)
-        ways = resolution.ways(avro, schemas.plain(self.avro)) if own.is_compiled and self.is_compiled else None
+        ways = resolution.ways(avro, schema_files.plain(self.avro)) if own.is_compiled and self.is_compiled else None
         if ways is not None:
             return resolution.by_field(own.read, ways), True
 

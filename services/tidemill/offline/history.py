@@ -11,7 +11,7 @@ from typing import Any
 
 from tidemill import rows
 from tidemill.declare.stream import Stream
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.errors import SettingsError
 from tidemill.wire.records import PredictionLog
 
@@ -62,7 +62,7 @@ def read(path: Path, stream: Stream) -> list[dict[str, Any]]:
             values: list[Any] = columns[name]
             if is_csv:  # as text: what it means is said by the schema, and no digit is lost on the way
                 values = [rows.text_or_none(text, is_text_column=kind in ("string", "enum")) for text in values]
-            converted[name] = _converted(path, name, values, kind, is_nullable=schemas.nullable(field["type"]))
+            converted[name] = _converted(path, name, values, kind, is_nullable=schema_files.nullable(field["type"]))
         elif "default" in field:
             converted[name] = [field["default"]] * count
         else:

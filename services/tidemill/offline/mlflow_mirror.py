@@ -32,7 +32,7 @@ import tidemill
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, StoreError
 from tidemill.registry import pyfunc
-from tidemill.registry.latest import slot_of, sound
+from tidemill.registry.latest import models_partition, valid_manifest
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Version
 from tidemill.stream.api import Broker
@@ -213,11 +213,11 @@ class Mirror:
         rounds: int | None = None,
     ) -> None:
         """Copy every new version, from an offset of the models topic on; for ever, or so many rounds."""
-        follower = broker.follow(slot_of(self.registry), offset)
+        follower = broker.follow(models_partition(self.registry), offset)
         try:
             while rounds is None or rounds > 0:
                 rounds = None if rounds is None else rounds - 1
-                manifests = [sound(self.registry, record) for record in follower.poll(100, 1.0)]
+                manifests = [valid_manifest(self.registry, record) for record in follower.poll(100, 1.0)]
                 for manifest in filter(None, manifests):
                     self.copy(manifest)
                     report(f"{self.name(manifest.model)} version {manifest.version}")

@@ -20,23 +20,23 @@ from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
-_SEAT = re.compile(r"([a-z][a-z0-9_-]*(?:~[0-9]{1,18})?)(?:@([0-9]{1,18}))?")
+_MODEL_REF = re.compile(r"([a-z][a-z0-9_-]*(?:~[0-9]{1,18})?)(?:@([0-9]{1,18}))?")
 
 
 @dataclass(frozen=True, order=True)
 class ModelRef:
-    """Who answers: a model as it learns (version 0), or one version of it; no model: nobody."""
+    """A model as it learns (version 0), or one version of it; without a model: nobody."""
 
     model: str = ""
     version: int = 0
 
     @staticmethod
     def of(text: str) -> ModelRef:
-        """Return the seat that `MODEL` or `MODEL@VERSION` names. Raises ValueError."""
-        found = _SEAT.fullmatch(text)
-        if not found:
+        """Return the model or version that `MODEL` or `MODEL@VERSION` names. Raises ValueError."""
+        match = _MODEL_REF.fullmatch(text)
+        if not match:
             raise ValueError(f"{text!r} where MODEL or MODEL@VERSION was expected, as logreg or logreg@12000")
-        return ModelRef(found[1], int(found[2] or 0))
+        return ModelRef(match[1], int(match[2] or 0))
 
     def __bool__(self) -> bool:
         return bool(self.model)
@@ -63,7 +63,7 @@ class EvidenceLine:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided, and who serves after it; the fields are those of schemas/tidemill/decision.v1.avsc."""
+    """A decision, and who serves after it; the fields are those of schemas/tidemill/decision.v1.avsc."""
 
     id: str
     kind: str
@@ -77,8 +77,8 @@ class Decision:
     subject: ModelRef
     champion: ModelRef
     before: ModelRef
-    watched: ModelRef = NOBODY
-    held: bool = False
+    on_probation_against: ModelRef = NOBODY
+    pinned: bool = False
     candidate: str = ""
     loss: str = ""
     rate: float = 0.0
@@ -87,10 +87,10 @@ class Decision:
     signature: str = ""
 
     @property
-    def seats(self) -> tuple[ModelRef, ...]:
-        """All that answer after it besides the model_names: the champion first, whom it is watched against, the candidate."""
-        found = dict.fromkeys((self.champion, self.watched, ModelRef(self.candidate)))
-        return tuple(seat for seat in found if seat)
+    def model_refs(self) -> tuple[ModelRef, ...]:
+        """What answers after it beside the declared models: the champion first, whom it is on probation against, the candidate."""
+        refs = dict.fromkeys((self.champion, self.on_probation_against, ModelRef(self.candidate)))
+        return tuple(ref for ref in refs if ref)
 
     @property
     def changes(self) -> bool:
@@ -117,13 +117,13 @@ class Command:
     signature: str = ""
 
 
-Thing = TypeVar("Thing", bound="Decision | Command")
+Signed = TypeVar("Signed", bound="Decision | Command")
 
 
-class SignedCodec(Generic[Thing]):
+class SignedCodec(Generic[Signed]):
     """Encodes and decodes one kind of signed record."""
 
-    def __init__(self, kind: type[Thing], codec: Codec, key: bytes) -> None:
+    def __init__(self, kind: type[Signed], codec: Codec, key: bytes) -> None:
         self.kind, self.codec, self._key = kind, codec, key
 
     def _signature(self, record: Mapping[str, Any]) -> str:
@@ -132,13 +132,13 @@ class SignedCodec(Generic[Thing]):
     def _is_signed(self, record: Mapping[str, Any]) -> bool:
         return hmac.compare_digest(record["signature"].encode(), self._signature(record).encode())
 
-    def encode(self, thing: Thing) -> bytes:
-        """Return it as it stands on its topic, signed."""
-        record = dataclasses.asdict(thing)
+    def encode(self, signed: Signed) -> bytes:
+        """Return its bytes on the topic, signed."""
+        record = dataclasses.asdict(signed)
         return self.codec.encode({**record, "signature": self._signature(record)})
 
-    def decode(self, data: bytes) -> Thing:
-        """Return what `data` says. Raises ArtifactError where it is damaged, forged, or signed with another key."""
+    def decode(self, data: bytes) -> Signed:
+        """Return what `data` holds. Raises ArtifactError where it is damaged, forged, or signed with another key."""
         name = self.kind.__name__.lower()
         try:
             record = self.codec.decode(data)
@@ -149,10 +149,10 @@ class SignedCodec(Generic[Thing]):
             raise ArtifactError(
                 f"a {name} has a wrong signature: it is damaged, forged, or signed with another TIDEMILL_SIGNING_KEY"
             )
-        return self.kind(**_made(record))
+        return self.kind(**_fields(record))
 
-    def sound(self, record: Record) -> Thing | None:
-        """Return what a record says; None, and a line in the log, where it is damaged or forged."""
+    def valid(self, record: Record) -> Signed | None:
+        """Return what a record holds; None, and a line in the log, where it is damaged or forged."""
         try:
             return self.decode(record.value() or b"")
         except ArtifactError as error:
@@ -160,18 +160,18 @@ class SignedCodec(Generic[Thing]):
             return None
 
 
-def _made(record: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(record)
-    for name in ("subject", "champion", "before", "watched", "target"):
-        if name in found:
-            found[name] = ModelRef(**found[name])
-    if "evidence" in found:
-        found["evidence"] = tuple(EvidenceLine(**line) for line in found["evidence"])
-    return found
+def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    fields = dict(record)
+    for name in ("subject", "champion", "before", "on_probation_against", "target"):
+        if name in fields:
+            fields[name] = ModelRef(**fields[name])
+    if "evidence" in fields:
+        fields["evidence"] = tuple(EvidenceLine(**line) for line in fields["evidence"])
+    return fields
 
 
 def decisions(pipeline: Pipeline, key: bytes) -> SignedCodec[Decision]:
-    """Return what reads and writes a pipeline's decisions."""
+    """Return the codec of a pipeline's decisions."""
     return SignedCodec(Decision, Records(pipeline).decision, key)
 
 
@@ -183,23 +183,23 @@ class _Unchecked(SignedCodec[Decision]):
 
 
 def unchecked(pipeline: Pipeline) -> SignedCodec[Decision]:
-    """Return what reads a pipeline's decisions for people, whoever signed them."""
+    """Return a codec that reads a pipeline's decisions for people, whoever signed them."""
     return _Unchecked(Decision, Records(pipeline).decision, b"")
 
 
 def commands(pipeline: Pipeline, key: bytes) -> SignedCodec[Command]:
-    """Return what reads and writes a pipeline's commands."""
+    """Return the codec of a pipeline's commands."""
     return SignedCodec(Command, Records(pipeline).command, key)
 
 
-def all_decisions(pipeline: Pipeline, broker: Broker, sealed: SignedCodec[Decision]) -> list[Decision]:
-    """Return every sound decision on the promotions topic, the oldest first. There are few: people and proofs are slow."""
+def all_decisions(pipeline: Pipeline, broker: Broker, codec: SignedCodec[Decision]) -> list[Decision]:
+    """Return every valid decision on the promotions topic, the oldest first. There are few of them."""
     topic = topics.PROMOTIONS.name(pipeline.name)
-    found = (sealed.sound(record) for batch in broker.read(full_range(broker, topic)) for record in batch)
-    return [decision for decision in found if decision]
+    records = (record for batch in broker.read(full_range(broker, topic)) for record in batch)
+    return [decision for record in records if (decision := codec.valid(record))]
 
 
 def kept_versions(decided: Sequence[Decision]) -> set[tuple[str, int]]:
-    """Return the versions that decisions have put in the champion's place, or keep there: pruning leaves them."""
-    seats = {seat for one in decided for seat in (one.champion, one.before, one.watched, one.subject)}
-    return {(seat.model, seat.version) for seat in seats if seat.version}
+    """Return the versions that decisions name; pruning keeps them."""
+    refs = {ref for one in decided for ref in (one.champion, one.before, one.on_probation_against, one.subject)}
+    return {(ref.model, ref.version) for ref in refs if ref.version}

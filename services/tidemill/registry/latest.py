@@ -21,12 +21,12 @@ WINDOW = 250
 """How many offsets are read first; four times as many each time that this was not enough."""
 
 
-def slot_of(registry: Registry) -> TopicPartition:
-    """Return the one slot that holds a pipeline's manifests."""
+def models_partition(registry: Registry) -> TopicPartition:
+    """Return the one partition that holds a pipeline's manifests."""
     return TopicPartition(topics.MODELS.name(registry.pipeline.name), 0)
 
 
-def sound(registry: Registry, record: Record) -> Manifest | None:
+def valid_manifest(registry: Registry, record: Record) -> Manifest | None:
     """Return the manifest of a record; None, and a line in the log, where it is damaged or forged."""
     try:
         return registry.decode(record.value() or b"")
@@ -53,7 +53,7 @@ def latest(
     It is read backwards, so that a service starts as fast after a year of versions as after a day. What is damaged or
     forged is logged and passed over, and counts for nothing. Nothing before the offset `since` is looked at.
     """
-    slot = slot_of(registry)
+    slot = models_partition(registry)
     low, high = broker.offset_range(slot)
     found: dict[str, list[Manifest]] = {model: [] for model in wanted}
     for begin, end in backwards(max(low, since), high, WINDOW, growth=4):
@@ -63,7 +63,7 @@ def latest(
             model = (record.key() or b"").decode(errors="replace")
             if len(found.get(model, ())) >= wanted.get(model, 0):
                 continue
-            manifest = sound(registry, record)
+            manifest = valid_manifest(registry, record)
             if manifest and manifest.model == model:
                 found[model].append(manifest)
     return found, high
@@ -78,7 +78,7 @@ def versions(
     """
     found: dict[Version, Manifest] = {}
     refused: dict[Version, str] = {}
-    slot, codec, missing = slot_of(registry), registry.records.manifest, set(wanted)
+    slot, codec, missing = models_partition(registry), registry.records.manifest, set(wanted)
     low, high = broker.offset_range(slot)
     for begin, end in backwards(low, high, WINDOW, growth=4):
         if not missing:

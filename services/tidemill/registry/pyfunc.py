@@ -21,7 +21,7 @@ import pandas as pd
 import river
 
 from tidemill.declare.tasks import TASKS
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
 from tidemill.registry import snapshots
@@ -78,7 +78,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
         declared = json.loads((folder / DECLARED).read_text())
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} holds no mirrored version: {error}") from error
-    for codec in (Codec(schemas.own(form)) for form in FORMS):
+    for codec in (Codec(schema_files.own(form)) for form in FORMS):
         if data.startswith(codec.header):
             return _verified(codec, data), artifact, declared
     raise ArtifactError(f"{folder / MANIFEST} is no manifest of this Tidemill, or a later one wrote it")
@@ -114,7 +114,7 @@ def _load_pyfunc(path: str) -> ScoringModel:
     if manifest.get("schemas", {}).get("vector", vector.id) != vector.id:
         raise ArtifactError(f"{name} was learned on another vector than {DECLARED} says")
     model = snapshots.load(artifact)["model"]
-    kinds = {field["name"]: schemas.primitive(field["type"]) for field in declared["vector"]["fields"]}
+    kinds = {field["name"]: schema_files.primitive(field["type"]) for field in declared["vector"]["fields"]}
     found = ScoringModel(manifest, model, declared["task"], kinds)
     for index, golden in enumerate(manifest["golden"]):
         score, _ = TASKS[declared["task"]].predict(model, vector_to_x(vector.record(golden["vector"])))

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, TypedDict
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import Codec
 
 
@@ -69,10 +69,10 @@ class Records:
         self._named: dict[str, Any] = {
             "Vector": pipeline.vector_schema,
             "Label": pipeline.kind.label_type,
-            "tidemill.Score": schemas.own("score.v1"),
+            "tidemill.Score": schema_files.own("score.v1"),
         }
         for name in ("features.v1", "prediction-log.v1", "example.v1"):
-            avro = schemas.own(name)
+            avro = schema_files.own(name)
             self._named[avro["name"]] = avro
 
     def _expanded(self, avro: Any, seen: set[str]) -> Any:
@@ -90,10 +90,10 @@ class Records:
         return avro
 
     def _own(self, name: str, *before: str) -> Codec:
-        avro = schemas.own(name)
+        avro = schema_files.own(name)
         seen = {avro["name"]}
         fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"]]
-        return Codec({**avro, "fields": fields}, [schemas.own(other) for other in before])
+        return Codec({**avro, "fields": fields}, [schema_files.own(other) for other in before])
 
     @cached_property
     def event(self) -> Codec:
@@ -153,7 +153,7 @@ class Records:
     @cached_property
     def head(self) -> Codec:
         """The first fields of Features, PredictionLog and Example alike."""
-        return Codec(schemas.own("head.v1"))
+        return Codec(schema_files.own("head.v1"))
 
     @cached_property
     def manifest(self) -> Codec:
@@ -191,7 +191,7 @@ class Records:
         return self._own("command.v1")
 
     def _tail(self, name: str) -> Codec:
-        avro = schemas.own(name)
+        avro = schema_files.own(name)
         seen: set[str] = set()
         fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"][1:]]
         return Codec({**avro, "name": avro["name"] + "Tail", "fields": fields})

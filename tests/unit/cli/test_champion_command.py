@@ -20,8 +20,8 @@ from tidemill.wire import topics
 
 TOKEN = "a token for these tests"
 DECISION: dict[str, Any] = {
-    "kind": "promoted", "why": "it is better", "champion": {"model": "slow", "version": 0}, "held": False, "candidate": "",
-    "watched": {"model": "", "version": 0},
+    "kind": "promoted", "why": "it is better", "champion": {"model": "slow", "version": 0}, "pinned": False, "candidate": "",
+    "on_probation_against": {"model": "", "version": 0},
 }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_each_is_asked_once_and_the_answer_is_printed(status: Any, arguments: li
 @pytest.mark.slow
 def test_whom_the_gate_watches_after_a_promotion_is_said(status: Any) -> None:
     kind, url = status
-    kind.decision = DECISION | {"watched": {"model": "logreg", "version": 0}}
+    kind.decision = DECISION | {"on_probation_against": {"model": "logreg", "version": 0}}
     said = "logreg is watched: for 5,000 questions it takes its place again if slow does worse\n"
     assert run(url, "promote", "flights", "slow", "--why", "x").stdout.endswith(said)
 
@@ -104,7 +104,7 @@ def test_a_refusal_ends_with_code_1(status: Any) -> None:
         "kind": "refused",
         "why": "there is no version 70 of it",
         "champion": {"model": "logreg", "version": 9},
-        "held": True,
+        "pinned": True,
     }
     done = run(url, "promote", "flights", "slow@70", "--why", "x")
     assert done.exit_code == 1

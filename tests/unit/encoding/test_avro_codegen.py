@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill import load
-from tidemill.encoding import avro_codegen as compiled
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import avro_codegen, schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.wire.records import Records
 
@@ -40,7 +39,7 @@ def values(avro) -> st.SearchStrategy:
         if kind == "map":
             return st.dictionaries(st.text(max_size=5), values(avro["values"]), max_size=4)
         return values(kind)
-    return VALUES[avro] if avro in VALUES else values(schemas.own("score.v1"))
+    return VALUES[avro] if avro in VALUES else values(schema_files.own("score.v1"))
 
 
 def by_fastavro(codec: Codec, record) -> bytes:
@@ -55,7 +54,7 @@ def test_every_record_of_the_data_plane_is_compiled_and_equals_fastavro(codec: C
     assert codec.is_compiled
 
     @settings(max_examples=40, deadline=None)
-    @given(values(schemas.plain(codec.avro)))
+    @given(values(schema_files.plain(codec.avro)))
     def check(record) -> None:
         data = by_fastavro(codec, record)
         assert codec.body(record) == data
@@ -81,6 +80,7 @@ def test_any_flat_schema_equals_fastavro(data) -> None:
     assert codec.record(codec.body(record)) == record
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=80))
 def test_arbitrary_bytes_are_read_or_refused_and_never_beyond_their_end(data: bytes) -> None:
@@ -109,7 +109,7 @@ EVENT = {
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (compiled.varint(-3), "a length is -3"),
+        (avro_codegen.varint(-3), "a length is -3"),
         (b"\xff" * 11, "more than 10 bytes"),
     ],
 )
@@ -121,7 +121,7 @@ def test_hostile_lengths_are_refused(data: bytes, said: str) -> None:
 def test_a_union_branch_that_does_not_exist_is_refused() -> None:
     codec = Codec({"type": "record", "name": "R", "fields": [{"name": "a", "type": ["null", "string"]}]})
     with pytest.raises(ValueError, match="no branch 2"):
-        codec.read(compiled.varint(2), 0)
+        codec.read(avro_codegen.varint(2), 0)
 
 
 def test_another_shape_is_left_to_fastavro() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.resolution import promoted, unreadable
 from tidemill.encoding.schema_limits import DEEPEST, unsafe
 
@@ -220,9 +220,9 @@ def test_a_schema_by_which_few_bytes_become_much_is_refused(avro_: Any, said: st
     assert said in unsafe(avro_)
 
 
-@pytest.mark.parametrize("name", [*sorted(p.stem for p in (schemas.root() / "tidemill").glob("*.avsc"))])
+@pytest.mark.parametrize("name", [*sorted(p.stem for p in (schema_files.root() / "tidemill").glob("*.avsc"))])
 def test_our_own_shapes_are_safe(name: str) -> None:
-    avro_ = schemas.own(name)
+    avro_ = schema_files.own(name)
     named = [
         f
         for f in avro_["fields"]

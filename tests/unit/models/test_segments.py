@@ -14,7 +14,7 @@ from river import compose, linear_model, metrics, preprocessing
 
 from tidemill import Monitor, Pipeline, category, number
 from tidemill.cli.text.models import version_text
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
 from tidemill.models.evidence import MAX_VALUES
@@ -199,7 +199,7 @@ class TestOfBefore:
     NEW = ("begin", "parent", "seconds", "schemas", "segments")
 
     def first_form(self, registry: Registry, **changes: Any) -> tuple[Manifest, bytes]:
-        codec = Codec(schemas.own("manifest.v1"))
+        codec = Codec(schema_files.own("manifest.v1"))
         snapshot = folded(examples(60)).snapshot()
         made = registry.publish("logreg", snapshot, ())
         plain = {f.name: f.default for f in dataclasses.fields(Manifest) if f.name in self.NEW[:3]}

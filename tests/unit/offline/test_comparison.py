@@ -179,6 +179,7 @@ class TestByDefinition:
         assert line.difference.mean == pytest.approx((squares["linear"] ** 0.5 - squares["slow"] ** 0.5).mean())
         assert (report.loss, line.verdict) == ("absolute error", "A better")
 
+    @pytest.mark.slow
     def test_classes_are_held_to_the_probability_of_the_one_that_came_true(self) -> None:
         stream = replace(small.LABELS, value=lambda label: "late" if label["arr_delay"] > 0 else "early")
         models = {"linear": dummy.PriorClassifier(), "slow": dummy.PriorClassifier()}
@@ -217,6 +218,7 @@ class TestByDefinition:
 
 
 class TestInterval:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=60)
     @given(st.lists(st.floats(-1e6, 1e6), min_size=MIN_QUESTIONS, max_size=1200))
     def test_it_is_its_formula(self, values: list[float]) -> None:
@@ -257,10 +259,12 @@ class TestInterval:
             inside += is_inside
         return inside / seeds
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("many", [400, 1000])
     def test_of_equal_models_it_covers_0_at_its_rate(self, many: int) -> None:
         assert self.covered(500, many, 0.0) > 1 - RATE
 
+    @pytest.mark.slow
     def test_also_where_neighbours_are_alike(self) -> None:
         """Were they taken for independent ones, at 0.8 the interval would be a third of what it must be."""
         assert self.covered(300, 4000, 0.8) > 0.9
@@ -291,6 +295,7 @@ class TestInterval:
 GATED = replace(LATE, gate=Gate(examples=200, watch=1_000, round=1_000, segments=["carrier"]))
 
 
+@pytest.mark.slow
 class TestAgreement:
     """`compare` and the gate judge one pair by one loss and one interval: neither says "better" where the other is unsure."""
 
@@ -318,9 +323,9 @@ class TestAgreement:
             example = question(GATED, at, label, carrier="UA", **answers)
             comparison.take(example)
             gate.process([MemoryRecord("small.examples", encode(example), b"k", at, offset=at)], emitted)
-            if at % LOOK_EVERY or not comparison.report.questions or gate.since:
+            if at % LOOK_EVERY or not comparison.report.questions or gate.standing.since:
                 continue
-            line, trial = comparison.finish().lines[0], gate.trials[ModelRef("slow")]
+            line, trial = comparison.finish().lines[0], gate.rounds.trials[ModelRef("slow")]
             interval = trial.interval()
             assert comparison.report.loss == trial.loss
             assert line.questions == trial.questions
@@ -350,12 +355,12 @@ class TestAgreement:
                 example = question(GATED, at, label, carrier="UA", linear=linear, slow=slow)
                 comparison.take(example)
                 gate.process([MemoryRecord("small.examples", encode(example), b"k", at, offset=at)], emitted)
-                if gate.past:
+                if gate.standing.decisions:
                     break
             verdict = comparison.finish().lines[0].verdict
-            if gate.past:
-                seen.add(gate.past[0].kind)
-                assert verdict != {"promoted": "A better", "refused": "B better"}[gate.past[0].kind]
+            if gate.standing.decisions:
+                seen.add(gate.standing.decisions[0].kind)
+                assert verdict != {"promoted": "A better", "refused": "B better"}[gate.standing.decisions[0].kind]
             else:
                 assert verdict == "no difference shown"
         assert seen == {"promoted", "refused"}

@@ -118,8 +118,8 @@ def ms(column: pd.Series) -> pd.Series:
     return column.astype("datetime64[ms, UTC]").astype("int64")
 
 
+@pytest.mark.slow
 class TestAsServed:
-    @pytest.mark.slow
     def test_it_has_what_was_served_and_what_came_true(self, tmp_path: Path) -> None:
         frame, summary = make(
             tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w)
@@ -145,7 +145,6 @@ class TestAsServed:
         assert summary.label_mean == pytest.approx(frame["label"].mean())
         assert summary.labels == {"true": int(frame["label"].sum()), "false": int((~frame["label"]).sum())}
 
-    @pytest.mark.slow
     def test_from_the_archive_it_is_the_same(self, tmp_path: Path) -> None:
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
         step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))
@@ -162,7 +161,6 @@ class TestAsServed:
             one, other = (frame.sort_values("event_id", ignore_index=True) for frame in (one, other))
             pd.testing.assert_frame_equal(one, other)
 
-    @pytest.mark.slow
     def test_the_archives_other_days_are_not_even_read(self, tmp_path: Path) -> None:
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
         step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))

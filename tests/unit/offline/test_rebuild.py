@@ -44,6 +44,8 @@ from river import forest
 pipeline = small.make(models={'linear': small.linear(), 'forest': forest.ARFRegressor(n_models=2, seed=1, grace_period=5)})
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def declared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pipeline]:
@@ -117,7 +119,6 @@ def test_every_version_that_is_listed_scores_as_its_artifact_does(river: River) 
     assert all(r.scores == 2 * min(8, ROUND) for r in found), "the golden ones, and those of the fold's last vectors"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
 @pytest.mark.parametrize("model", ["linear", "forest", "baseline"])
 def test_an_artifact_that_is_lost_is_there_again_and_scores_as_before(river: River, model: str, damage: str) -> None:
@@ -177,7 +178,6 @@ def test_a_learner_goes_on_from_what_stands_in(river: River) -> None:
     assert step.assign(TopicPartition(EXAMPLES, 0), Position(0)).live_from == newest.version
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("forgery", ["unsigned", "another key", "another version", "other golden scores", "junk"])
 def test_what_stands_in_is_believed_only_when_signed_for_this_version(river: River, forgery: str) -> None:
     registry, lost = registry_of(river), one(river, "linear")
@@ -286,7 +286,6 @@ def test_one_pass_comes_by_all_of_them(river: River) -> None:
     assert read == [{TopicPartition(EXAMPLES, 0): (20, 40)}]
 
 
-@pytest.mark.slow
 def test_what_was_pruned_is_rebuilt_and_what_stands_in_is_pruned_too(river: River) -> None:
     registry = registry_of(river)
     codec, fold = river.records.example, Fold(river.pipeline, "baseline")
@@ -340,7 +339,6 @@ class TestCommand:
 
         return invoke
 
-    @pytest.mark.slow
     def test_all_of_it(self, command: Callable[..., tuple[int, str]], river: River) -> None:
         code, text = command("linear@30", "forest@60")
         assert code == 0
@@ -356,7 +354,6 @@ class TestCommand:
         assert (code, text) == (0, "small.examples folded: none to rebuild\n")
         assert "18 equal" in command("--all")[1]
 
-    @pytest.mark.slow
     def test_one_that_is_not_equal_is_exit_code_1(self, command: Callable[..., tuple[int, str]], river: River) -> None:
         changed(river, lambda example: example.update(label=5000.0))
         code, text = command("linear@10", "linear@30", "--json")
@@ -367,7 +364,6 @@ class TestCommand:
         assert code == 1
         assert "golden vector 0 scores" in " ".join(text.split())
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

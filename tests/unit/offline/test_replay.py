@@ -22,7 +22,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.offline.prediction_reader import MAX_GAP_OFFSETS
 from tidemill.offline.replay import Replay, Summary
-from tidemill.registry.latest import slot_of
+from tidemill.registry.latest import models_partition
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.learner import service as learner
@@ -211,7 +211,7 @@ def test_an_artifact_that_was_pruned_or_damaged_is_folded_anew(river: River, tmp
 
 def test_a_version_whose_manifest_is_gone_or_forged_is_refused(river: River) -> None:
     assert river.registry
-    slot = slot_of(river.registry)
+    slot = models_partition(river.registry)
     entries = river.broker.log[slot]
     at = next(i for i, m in enumerate(manifests(river)) if (m.model, m.version) == ("linear", 50))
     forged = copy.copy(entries[at])

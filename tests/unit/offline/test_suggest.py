@@ -176,7 +176,6 @@ DRAWS: dict[str, tuple[Callable[[int, int], Sequence[Any]], Any]] = {
 
 
 class TestTomorrow:
-    @pytest.mark.slow
     @pytest.mark.parametrize("name", DRAWS)
     @pytest.mark.parametrize("seed", range(3))
     def test_fresh_values_of_the_same_kind_pass(self, name: str, seed: int) -> None:
@@ -412,8 +411,8 @@ def filled(lag: Callable[[int], int] = lambda i: 0) -> MemoryBroker:
     return broker
 
 
+@pytest.mark.slow
 class TestKafka:
-    @pytest.mark.slow
     def test_it_says_what_files_say(self) -> None:
         found = suggest(BARE, "rules", of_kafka(BARE, filled())["rules"], MOST)
         files = suggest(BARE, "rules", of_rows(BARE.events, (), january()[:6000]), MOST)
@@ -421,7 +420,6 @@ class TestKafka:
         assert code(found) == code(files)
         assert of_kafka(BARE, filled())["label_rules"].records == 0
 
-    @pytest.mark.slow
     def test_the_order_in_which_partitions_are_read_does_not_matter(self) -> None:
         class Backwards(MemoryBroker):
             def read(self, ranges: Any) -> Any:
@@ -433,7 +431,6 @@ class TestKafka:
         one, two = (suggest(BARE, "rules", of_kafka(BARE, b)["rules"], MOST) for b in (broker, other))
         assert asdict(one) == asdict(two)
 
-    @pytest.mark.slow
     def test_arrival_times_say_how_far_ahead_a_clock_may_be(self) -> None:
         found = suggest(BARE, "rules", of_kafka(BARE, filled(lambda i: i * 7919 % 600_000 - 200_000))["rules"], MOST)
         one = of(found, "asked_at", "not_after_now")
@@ -442,7 +439,6 @@ class TestKafka:
         assert SUGGESTED_DURATIONS[0] == "5m"
         assert all(s.rule != "not_after_now" for field in clean().fields for s in field.suggestions)
 
-    @pytest.mark.slow
     def test_a_time_before_history_began_is_left_out(self) -> None:
         rows = [{**row, "asked_at": 0} if i % 2000 == 0 else row for i, row in enumerate(january()[:8000])]
         one = of(suggest(BARE, "rules", of_rows(BARE.events, (), rows), MOST), "asked_at", "not_before")
@@ -490,6 +486,7 @@ class TestTheCommand:
         with pytest.raises(SettingsError, match="--labels goes with --events"):
             self.run("flights", "--labels", tmp_path / "e.csv")
 
+    @pytest.mark.slow
     def test_an_empty_log_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from tidemill.cli import rules as command
 

@@ -171,8 +171,8 @@ def searching(make: Callable[..., Any], **over: Any) -> dict[str, Search]:
     return {"one": Search(make, over or {"rate": ranges.log_uniform(1e-5, 0.01)})}
 
 
+@pytest.mark.slow
 class TestSearch:
-    @pytest.mark.slow
     def test_a_better_candidate_wins_by_what_a_backtest_finds_as_well(self) -> None:
         report = raced()
         assert report.winners
@@ -184,7 +184,6 @@ class TestSearch:
         assert found["linear"] == report.champion.metrics
         assert found[best.name]["MAE"] < 0.8 * found["linear"]["MAE"]
 
-    @pytest.mark.slow
     def test_winners_are_the_best_of_those_that_saw_all_and_beat_the_champion(self) -> None:
         report = raced()
         whole = [one for one in report.candidates if one.is_complete]
@@ -211,20 +210,17 @@ class TestSearch:
             worst = max(at[one.name][rung] for one in there if one.examples > rung)
             assert all(at[one.name][rung] >= worst for one in there if one.examples == rung)
 
-    @pytest.mark.slow
     def test_the_same_seed_is_the_same_search_and_another_is_another(self) -> None:
         again = SuccessiveHalving(POOR, questions(), SearchOptions(12, math.inf, 3, 0, "MAE")).run()
         told = [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in raced().candidates]
         assert [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in again.candidates] == told
         assert {one.name for one in raced(1).candidates}.isdisjoint(one.name for one in again.candidates)
 
-    @pytest.mark.slow
     def test_more_trials_begin_with_the_same_candidates(self) -> None:
         more = {one.name for one in raced(0, 20).candidates}
         assert {one.name for one in raced().candidates[:BRACKET_CANDIDATES]} - more == set()
         assert len(more) == 20
 
-    @pytest.mark.slow
     def test_later_brackets_are_mostly_near_the_best_of_those_before(self) -> None:
         search = SuccessiveHalving(POOR, questions(), SearchOptions(10 * BRACKET_CANDIDATES, math.inf, 3, 0, "MAE"))
         brackets = search._brackets()
@@ -254,7 +250,6 @@ class TestSearch:
         assert report.winners == []
         assert "none was better than the champion, linear" in tuning_text(report)
 
-    @pytest.mark.slow
     def test_what_is_searched_in_several_ways_has_its_share_in_each(self) -> None:
         two = {"plain": SEARCH["linear"], "other": Search(linear, {"rate": ranges.choice(1e-3, 1e-4)})}
         report = SuccessiveHalving(
@@ -270,7 +265,6 @@ class TestSearch:
         report = SuccessiveHalving(few, questions(), SearchOptions(50, math.inf, 1, 0, "MAE")).run()
         assert len(report.candidates) == 3
 
-    @pytest.mark.slow
     def test_one_that_fails_is_out_and_the_others_go_on(self) -> None:
         def sometimes(rate: float, way: str) -> Any:
             if way == "unmade":
@@ -288,13 +282,11 @@ class TestSearch:
         assert {one.parameters["way"] for one in report.winners} == {"fine"}
         assert "failed: ValueError: no such thing" in tuning_text(report)
 
-    @pytest.mark.slow
     def test_a_champion_that_fails_is_named(self) -> None:
         broken = replace(POOR, models={"linear": Failing("raises")})
         with pytest.raises(SettingsError, match="champion 'linear' can't be compared with: ZeroDivisionError"):
             SuccessiveHalving(broken, questions(), SearchOptions(1, math.inf, 1, 0)).run()
 
-    @pytest.mark.slow
     def test_when_the_time_is_up_what_saw_all_counts(self) -> None:
         ticks: list[float] = [0.0]
 
@@ -447,6 +439,7 @@ def won(tmp_path: Path) -> Path:
 
 
 class TestWinners:
+    @pytest.mark.slow
     def test_they_are_challengers_by_one_line_of_the_declaration(self, won: Path) -> None:
         pipeline = load(str(declared(won)))
         check_models(pipeline)

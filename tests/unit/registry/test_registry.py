@@ -16,7 +16,7 @@ from tidemill.errors import ArtifactError, DeclarationError
 from tidemill.models.fold import Fold
 from tidemill.offline.backtest import Backtest
 from tidemill.registry import snapshots
-from tidemill.registry.latest import latest, slot_of
+from tidemill.registry.latest import latest, models_partition
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.learner.service import Learner
@@ -241,7 +241,7 @@ def test_a_model_that_has_exploded_is_not_published(registry: Registry, examples
 @pytest.mark.slow
 def test_the_newest_manifests_are_found_from_the_end(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
     broker = MemoryBroker({topics.MODELS.name(PIPELINE.name): 1})
-    slot = slot_of(registry)
+    slot = models_partition(registry)
     sound = registry.publish("logreg", Fold(PIPELINE, "logreg").snapshot(), ())
     read: list[tuple[int, int]] = []
     whole = broker.read

@@ -61,7 +61,7 @@ class World:
         number = len(self.broker.log[TopicPartition(PROMOTIONS, 0)])
         decision = Decision(
             f"{number}", "training", "ann", "", 1, 1, 1, 1, "", ModelRef(candidate), ModelRef.of(champion), ModelRef("linear"),
-            watched=ModelRef.of(watched) if watched else NOBODY, candidate=candidate,
+            on_probation_against=ModelRef.of(watched) if watched else NOBODY, candidate=candidate,
         )  # fmt: skip
         self.broker.append(PROMOTIONS, decisions(PIPELINE, KEY).encode(decision), b"k", 1)
 

@@ -30,7 +30,7 @@ from tidemill.registry.decisions import (
     decisions,
 )
 from tidemill.runtime.run import topic_table
-from tidemill.stages.gate.service import LOOK, PromotionGate
+from tidemill.stages.gate.service import LOOK_EVERY_EXAMPLES, PromotionGate
 from tidemill.stages.gate.trial import Trial
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.loop import Service
@@ -145,7 +145,7 @@ class TestTheSequence:
             found = Differences()
             for at, difference in enumerate(make(), 1):
                 found.add(difference)
-                interval = found.interval(Terms(rate, 1_000)) if at % LOOK == 0 else None
+                interval = found.interval(Terms(rate, 1_000)) if at % LOOK_EVERY_EXAMPLES == 0 else None
                 if interval and interval.low > 0:
                     promoted += 1
                     break
@@ -174,12 +174,12 @@ class TestDecisions:
         world.examples(3_000, linear=0.2, slow=0.6, third=0.1)
         step = world.run()
         promoted = next(one for one in world.decisions if one.kind == "promoted")
-        assert (promoted.before, promoted.champion, promoted.watched) == (
+        assert (promoted.before, promoted.champion, promoted.on_probation_against) == (
             ModelRef("linear"),
             ModelRef("slow"),
             ModelRef("linear"),
         )
-        assert promoted.examples % LOOK == 0
+        assert promoted.examples % LOOK_EVERY_EXAMPLES == 0
         assert promoted.by == "gate"
         total = promoted.evidence[0]
         assert (total.segment, total.questions) == ("all", promoted.examples)
@@ -188,8 +188,8 @@ class TestDecisions:
         assert sum(line.questions for line in promoted.evidence[1:]) == promoted.examples
         kept = next(one for one in world.decisions if one.kind == "kept")
         assert kept.examples == promoted.examples + GATE.watch
-        assert (kept.champion, kept.watched, kept.since) == (ModelRef("slow"), NOBODY, promoted.examples)
-        assert step.champion == ModelRef("slow")
+        assert (kept.champion, kept.on_probation_against, kept.since) == (ModelRef("slow"), NOBODY, promoted.examples)
+        assert step.standing.champion == ModelRef("slow")
 
     def test_one_that_is_better_but_for_one_carrier_is_refused_with_the_evidence(self) -> None:
         world = World()
@@ -321,7 +321,7 @@ class TestRestarts:
         slot = TopicPartition(topics.EXAMPLES.name("small"), 0)
         start = step.assign(slot, Position(100))
         assert start.live_from == world.decisions[0].examples == start.rebuild_from
-        assert step.champion == ModelRef("slow")
+        assert step.standing.champion == ModelRef("slow")
 
     @pytest.mark.slow
     @pytest.mark.parametrize("apart", [2, 3])
@@ -391,13 +391,13 @@ class TestRestarts:
         world.ask("promote", "third")
         world.run()
         world.pipeline = replace(made(None), models={name: dummy.PriorClassifier() for name in ("linear", "slow")})
-        assert world.run().champion == ModelRef("linear")
+        assert world.run().standing.champion == ModelRef("linear")
 
     def test_where_people_alone_decide_a_restart_does_not_read_all_examples_again(self) -> None:
         world = World(made(None))
         world.examples(1_000, linear=0.2)
         start = world.service().step.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(1_000))
-        assert (start.rebuild_from, start.live_from) == (1_000 - LOOK, 1_000)
+        assert (start.rebuild_from, start.live_from) == (1_000 - LOOK_EVERY_EXAMPLES, 1_000)
 
     def test_examples_of_an_earlier_declaration_are_counted_and_passed_over(self) -> None:
         world = World()
@@ -414,7 +414,7 @@ class TestCommands:
         world.ask("promote", "slow", "first")
         world.run()
         (one,) = world.decisions
-        assert (one.id, one.command, one.kind, one.by, one.why, one.champion, one.watched) == (
+        assert (one.id, one.command, one.kind, one.by, one.why, one.champion, one.on_probation_against) == (
             "first", "first", "promoted", "ann", "it looks better", ModelRef("slow"), ModelRef("linear"),
         )  # fmt: skip
 
@@ -462,7 +462,7 @@ class TestCommands:
         world.examples(2_000, linear_7=0.2, slow=0.6, third=0.1)
         world.run()
         assert world.kinds == ["pinned"]
-        assert world.decisions[0].held
+        assert world.decisions[0].pinned
         world.ask("unpin")
         world.run()
         world.examples(1_000, linear=0.2, slow=0.6)
@@ -528,14 +528,14 @@ class TestTraining:
         world.ask("train", "slow", begin=200)
         step = world.run()
         assert world.kinds == ["training", "unchanged"]
-        assert world.decisions[0].candidate == step.candidate == "slow~200"
-        assert ModelRef("slow~200") in step.challengers
+        assert world.decisions[0].candidate == step.standing.candidate == "slow~200"
+        assert ModelRef("slow~200") in step.standing.challengers
 
     def test_of_a_candidate_s_version_that_serves_its_model_is_a_challenger(self) -> None:
         world = World()
         world.examples(500, linear=0.2)
         world.ask("promote", "slow~200@400")
-        assert [str(seat) for seat in world.run().challengers] == ["linear", "slow", "third", "slow~200"]
+        assert [str(seat) for seat in world.run().standing.challengers] == ["linear", "slow", "third", "slow~200"]
 
     def test_an_alert_begins_a_candidate_that_may_win(self) -> None:
         world = World(made(training=Training("slow", on=["drift"], examples=300, pause=1_000)))
@@ -555,7 +555,7 @@ class TestTraining:
         assert "it has moved" in training.why
         world.examples(900, **{"linear": 0.2, "slow": 0.1, "slow~500": 0.7})
         step = world.run()
-        assert step.champion == ModelRef("slow~500")
+        assert step.standing.champion == ModelRef("slow~500")
         assert "promoted" in world.kinds
 
 
@@ -583,7 +583,7 @@ class TestRecords:
         name = topics.PROMOTIONS.name("small")
         world.broker.append(name, decisions(PIPELINE, b"another key").encode(self.DECISION), b"k", 1)
         assert world.decisions == []
-        assert world.run().champion == ModelRef("linear")
+        assert world.run().standing.champion == ModelRef("linear")
 
     @pytest.mark.parametrize(
         "text", ["", "Linear", "linear@", "linear@x", "linear@1@2", "a b", "linear~x", "linear@١", f"linear~{10**20}"]

@@ -14,7 +14,7 @@ import pytest
 import small
 
 from tidemill import Pipeline, Stream, View, aggregates, number, rules
-from tidemill.encoding import avro_codegen as compiled
+from tidemill.encoding import avro_codegen
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import DeclarationError, Reject
 from tidemill.stages.featurizer.service import Featurizer
@@ -82,7 +82,7 @@ def test_why_is_said_in_bounded_headers_however_long_the_value_is() -> None:
 def avro_with(field: str, raw: bytes) -> bytes:
     """Return the event as Avro with the bytes of one long or int put in the place of its own."""
     marked = {**EVENT, field: 1_234_567}
-    whole, own = RECORDS.event.encode(marked), compiled.varint(1_234_567)
+    whole, own = RECORDS.event.encode(marked), avro_codegen.varint(1_234_567)
     assert whole.count(own) == 1
     return whole.replace(own, raw)
 
@@ -97,7 +97,7 @@ def test_an_avro_long_beyond_64_bits_is_a_dead_letter() -> None:
 @pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**40])
 def test_an_avro_int_beyond_32_bits_is_a_dead_letter_as_in_json(value: int) -> None:
     assert reason(json_with("flight", str(value))) == "wrong_type"
-    assert reason(avro_with("flight", compiled.varint(value)))
+    assert reason(avro_with("flight", avro_codegen.varint(value)))
 
 
 @pytest.mark.parametrize("time", [-(2**63), -1, 0, 2**63 - 1])

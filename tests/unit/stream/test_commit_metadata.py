@@ -20,6 +20,7 @@ KEPT = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(KEPT)
 def test_what_is_encoded_is_decoded(metadata: CommitMetadata) -> None:
     text = metadata.encode()

@@ -141,6 +141,7 @@ def test_the_figures_of_a_view_are_those_of_a_plain_computation(rows: list[tuple
 # How far values are from the reference.
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(numbers, numbers)
 def test_ks_is_the_largest_distance_between_the_distribution_functions(a: np.ndarray, b: np.ndarray) -> None:
@@ -148,6 +149,7 @@ def test_ks_is_the_largest_distance_between_the_distribution_functions(a: np.nda
     assert NumberReference(a).ks(b) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(numbers, numbers)
 def test_psi_of_numbers_is_that_of_their_bins(a: np.ndarray, b: np.ndarray) -> None:

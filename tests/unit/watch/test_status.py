@@ -307,7 +307,7 @@ def decided(number: int, kind: str = "promoted", command: str = "", **champion: 
         {
             "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
             "examples": 9, "since": 9, "command": command, "subject": seat, "champion": seat,
-            "before": {"model": "logreg", "version": 0}, "watched": {"model": "", "version": 0}, "held": False,
+            "before": {"model": "logreg", "version": 0}, "on_probation_against": {"model": "", "version": 0}, "pinned": False,
             "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "signature": "s",
         }
     )  # fmt: skip
@@ -335,8 +335,12 @@ def test_who_serves_is_whom_the_last_decision_names_and_before_the_first_the_dec
     ("before", "said", "compared"),
     [
         ({}, {}, ["logreg", "slow"]),  # a challenger against the champion
-        ({"watched": "logreg"}, {"kind": "kept", "subject": "slow", "before": "slow"}, ["slow", "logreg"]),
-        ({"watched": "logreg"}, {"kind": "rolled_back", "subject": "slow", "before": "slow", "champion": "logreg"}, ["slow", "logreg"]),
+        ({"on_probation_against": "logreg"}, {"kind": "kept", "subject": "slow", "before": "slow"}, ["slow", "logreg"]),
+        (
+            {"on_probation_against": "logreg"},
+            {"kind": "rolled_back", "subject": "slow", "before": "slow", "champion": "logreg"},
+            ["slow", "logreg"],
+        ),
         ({}, {"kind": "rolled_back", "subject": "slow", "before": "slow", "champion": "slow@70"}, ["slow", "baseline"]),
         ({}, {"kind": "refused", "subject": "slow@70", "before": "slow"}, ["slow", "baseline"]),
         ({}, {"evidence": []}, []),
@@ -356,7 +360,7 @@ def test_what_the_gate_asks_is_told(site: Site) -> None:
     [("slow@70", True, True), ("slow@70", False, False), ("gone@70", True, False)],  # the last is declared no more
 )
 def test_it_is_told_whether_a_person_holds_the_champion(site: Site, champion: str, *, held: bool, pinned: bool) -> None:
-    site.tell(topics.PROMOTIONS, decision(1, "pinned", champion, held=held))
+    site.tell(topics.PROMOTIONS, decision(1, "pinned", champion, pinned=held))
     assert site.get("/api/overview")["champion_pinned"] is pinned
 
 

@@ -20,7 +20,7 @@ def decisions_text(pipeline: Pipeline, decisions: Sequence[Decision]) -> str:
     parts: list[Any] = [table, ""]
     for one in decisions:
         kind = one.kind.replace("_", " ")
-        serves = f"{one.champion}{' (pinned)' if one.held else ''}"
+        serves = f"{one.champion}{' (pinned)' if one.pinned else ''}"
         asked = f"{one.evidence[0].questions:,}" if one.evidence else ""
         table.add_row(
             kind, second(one.time), format_value(one.by, 20), str(one.subject), serves, f"{one.examples:,}", asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tidemill.cli.text.shared import new_table, render
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.stream.topic import DAY
 from tidemill.tables import Lookup
 from tidemill.wire import topics
@@ -54,7 +54,7 @@ def pipeline_text(pipeline: Pipeline) -> str:
         f"labels {pipeline.labels.schema} (id {Records(pipeline).label.id})\n"
     )
     for name, stream in (("events", pipeline.events), ("labels", pipeline.labels)):
-        others = [f"{other} (id {schemas.fingerprint(avro)})" for other, avro in stream.others.items()]
+        others = [f"{other} (id {schema_files.fingerprint(avro)})" for other, avro in stream.others.items()]
         head += f"{name} are also taken by {', '.join(others)}\n" if others else ""
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""

@@ -11,7 +11,7 @@ import river
 from rich.table import Table
 
 from tidemill.cli.text.shared import count_of, format_value, new_table, pairs_table, printable, render, second
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.wire.records import Records
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _at(place: Mapping[str, Any]) -> str:
 
 
 def _schema(pipeline: Pipeline, number: int) -> str:
-    known = {schemas.fingerprint(avro): name for name, avro in pipeline.events.others.items()}
+    known = {schema_files.fingerprint(avro): name for name, avro in pipeline.events.others.items()}
     known[Records(pipeline).event.id] = pipeline.events.schema
     return f"{known[number]} (id {number})" if number in known else f"id {number}"
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
-from tidemill.encoding import schema_files as schemas
+from tidemill.encoding import schema_files
 from tidemill.errors import SettingsError
 from tidemill.offline import history
 from tidemill.offline.backtest import Progress
@@ -174,7 +174,7 @@ class Profile:
 
     def __init__(self, avro: Mapping[str, Any], kind: str, declared: Sequence[Rule] = ()) -> None:
         self.name: str = avro["name"]
-        self.kind, self.nullable = kind, schemas.nullable(avro["type"])
+        self.kind, self.nullable = kind, schema_files.nullable(avro["type"])
         self.logical, self.symbols = (
             _type_attribute(avro["type"], "logicalType"),
             _type_attribute(avro["type"], "symbols"),

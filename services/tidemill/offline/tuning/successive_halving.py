@@ -3,7 +3,7 @@
 A bracket is BRACKET_CANDIDATES candidates. All of them see the first quarter of the examples, the better half sees the second
 quarter, and the better half of those sees all. Models go on learning from where they are, so nothing is done twice (Jamieson and
 Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS 2016). The rungs are late: where
-data drifts and labels come late, an early lead means little (docs/tuning.md has the figures). The first bracket is drawn at
+data drifts and labels come late, an early lead means little (docs/how-to/tuning.md has the figures). The first bracket is drawn at
 random; most candidates of later ones are drawn near the best so far. River's `model_selection.SuccessiveHalvingClassifier`
 predicts each example right before it learns it, and so ranks by a figure that production will not reach; here each prediction
 is made at its event's time.

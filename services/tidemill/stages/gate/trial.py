@@ -12,22 +12,23 @@ from tidemill.registry.decisions import EvidenceLine, ModelRef
 from tidemill.wire.records import Example, Score
 
 
-def answer(scores: Sequence[Score], seat: ModelRef) -> Score | None:
-    """Return what a seat answered: that version of its model, or of one that learns the newest there is."""
-    if seat.version:
-        return next((s for s in scores if s["model"] == seat.model and s["version"] == seat.version), None)
-    return max((s for s in scores if s["model"] == seat.model), key=lambda s: s["version"], default=None)
+def answer(scores: Sequence[Score], ref: ModelRef) -> Score | None:
+    """Return what a version answered, or the newest version of a model."""
+    if ref.version:
+        return next((s for s in scores if s["model"] == ref.model and s["version"] == ref.version), None)
+    return max((s for s in scores if s["model"] == ref.model), key=lambda s: s["version"], default=None)
 
 
-def said(loss: str, found: Interval) -> str:
+def loss_text(loss: str, interval: Interval) -> str:
     """Return a challenger's loss beside the champion's, in words."""
-    if found.mean < 0:
-        return f"{loss} higher by {-found.mean:.4g} ({-found.high:.4g} to {-found.low:.4g})"
-    return f"{loss} lower by {found.mean:.4g} ({found.low:.4g} to {found.high:.4g})"
+    mean, low, high = interval
+    if mean < 0:
+        return f"{loss} higher by {-mean:.4g} ({-high:.4g} to {-low:.4g})"
+    return f"{loss} lower by {mean:.4g} ({low:.4g} to {high:.4g})"
 
 
 class Outcome(NamedTuple):
-    """What a trial says: `better`, `blocked` (better, but not everywhere), `worse`, or nothing yet (empty); and why."""
+    """What a trial shows: `better`, `blocked` (better, but not everywhere), `worse`, or nothing yet (empty), and why."""
 
     verdict: str
     why: str
@@ -44,6 +45,10 @@ class _Line:
     @property
     def difference(self) -> float:
         return (self.champion - self.challenger) / self.count
+
+    def evidence(self, segment: str, low: float | None = None, high: float | None = None) -> EvidenceLine:
+        champion, challenger = self.champion / self.count, self.challenger / self.count
+        return EvidenceLine(segment, self.count, champion, challenger, self.difference, low, high)
 
 
 class Trial:
@@ -66,7 +71,7 @@ class Trial:
         self._all = _Line()
         self._lines: dict[tuple[str, Any], _Line] = {}
         self.middle_version = 0
-        self.said = ""
+        self.reported = ""
 
     @property
     def questions(self) -> int:
@@ -109,57 +114,53 @@ class Trial:
         return self.differences.interval(self.terms)
 
     def outcome(self) -> Outcome:
-        """Return what can be said now."""
-        found, gate = self.interval(), self.gate
-        if found is None:
-            return Outcome("", f"{self.questions:,} questions of {self.terms.first:,}")
-        shown = f"{said(self.loss, found)}, in {self.questions:,} questions"
-        if found.high < 0:
+        """Return what the questions so far show."""
+        interval, questions = self.interval(), f"{self.questions:,} questions"
+        if interval is None:
+            return Outcome("", f"{questions} of {self.terms.first:,}")
+        shown = f"{loss_text(self.loss, interval)}, in {questions}"
+        if interval.high < 0:
             return Outcome("worse", f"{self.challenger} is worse than {self.champion}: {shown}")
-        if found.low <= gate.margin:
+        if interval.low <= self.gate.margin:
             return Outcome("", shown)
+        why_not = self._worse_segments() or self._small_gain()
+        if why_not:
+            return Outcome("blocked", f"{self.challenger} is better ({shown}), but {why_not}")
+        return Outcome("better", f"{self.challenger} is better than {self.champion}: {shown}")
+
+    def _worse_segments(self) -> str:
+        """Return in which segments the challenger is worse than it may be; empty where in none."""
         worse = [
             f"{name} {value} ({line.difference:.4g} in {line.count:,})"
             for (name, value), line in self._sorted()
-            if line.count >= gate.least and line.difference < -gate.worse
+            if line.count >= self.gate.least and line.difference < -self.gate.worse
         ]
-        if worse:
-            return Outcome(
-                "blocked", f"{self.challenger} is better ({shown}), but worse where it may not be: {', '.join(worse)}"
-            )
-        if self._metrics:
-            before, after = (float(metric.get()) for metric in self._metrics)
-            gain = after - before if gate.metric.bigger_is_better else before - after
-            if not gain >= gate.metric_margin:
-                name = type(gate.metric).__name__
-                return Outcome(
-                    "blocked",
-                    f"{self.challenger} is better ({shown}), but {name} only by {gain:.4g} where {gate.metric_margin:.4g} was asked",
-                )
-        return Outcome("better", f"{self.challenger} is better than {self.champion}: {shown}")
+        return f"worse where it may not be: {', '.join(worse)}" if worse else ""
+
+    def _small_gain(self) -> str:
+        """Return by how little the declared metric is better; empty where by enough, or where none is declared."""
+        gate = self.gate
+        if not self._metrics:
+            return ""
+        before, after = (float(metric.get()) for metric in self._metrics)
+        gain = after - before if gate.metric.bigger_is_better else before - after
+        if gain >= gate.metric_margin:
+            return ""
+        return f"{type(gate.metric).__name__} only by {gain:.4g} where {gate.metric_margin:.4g} was asked"
 
     def _sorted(self) -> list[tuple[tuple[str, Any], _Line]]:
         return sorted(self._lines.items(), key=lambda item: (item[0][0], -item[1].count, str(item[0][1])))
 
     def evidence(self) -> tuple[EvidenceLine, ...]:
-        """Return what it is based on: all questions first, then segment by segment, the most frequent value first."""
+        """Return the evidence: all questions first, then segment by segment, the most frequent value first."""
         if not self._all.count:
             return ()
-        found, total = self.interval(), self._all
-        lines = [EvidenceLine("all", total.count, total.champion / total.count, total.challenger / total.count,
-                              total.difference, found and found.low, found and found.high)]  # fmt: skip
-        for (name, value), line in self._sorted():
-            shown = "(missing)" if value is None else value
-            lines.append(
-                EvidenceLine(
-                    f"{name} {shown}",
-                    line.count,
-                    line.champion / line.count,
-                    line.challenger / line.count,
-                    line.difference,
-                )
-            )
-        return tuple(lines)
+        interval = self.interval()
+        low, high = (interval.low, interval.high) if interval else (None, None)
+        segments = (
+            line.evidence(f"{name} {'(missing)' if value is None else value}") for (name, value), line in self._sorted()
+        )
+        return (self._all.evidence("all", low, high), *segments)
 
     def metrics(self) -> Mapping[str, float]:
         """Return the declared metric of champion and challenger over the same questions."""

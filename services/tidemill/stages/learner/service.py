@@ -63,7 +63,7 @@ def wanted_of(broker: Broker, registry: Registry, model: str) -> Wanted:
         now = broker.offset_range(slot)[1]
         if now != end:
             decided = all_decisions(pipeline, broker, sealed)
-            names = {seat.model for seat in decided[-1].seats} if decided else set()
+            names = {ref.model for ref in decided[-1].model_refs} if decided else set()
             end, found = now, frozenset(name for name in names if "~" in name and pipeline.parts(name)[0] == model)
         return found
 

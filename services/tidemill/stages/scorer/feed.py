@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tidemill.errors import ArtifactError, BrokerError, StoreError
 from tidemill.models.snapshot import Snapshot
 from tidemill.registry.decisions import NOBODY, Decision, ModelRef, all_decisions, decisions
-from tidemill.registry.latest import latest, slot_of, sound, versions
+from tidemill.registry.latest import latest, models_partition, valid_manifest, versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stages.scorer.release import release
 from tidemill.stream.api import Broker, Follower, Record, TopicPartition
@@ -129,7 +129,7 @@ class ModelFeed:
             self._seat(self._due)
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
-        manifests = (sound(self.registry, record) for record in batch)
+        manifests = (valid_manifest(self.registry, record) for record in batch)
         return {manifest.model: manifest for manifest in manifests if manifest and manifest.model in self._followed}
 
     def _open(self, manifest: Manifest) -> None:
@@ -141,7 +141,7 @@ class ModelFeed:
 
     def _seat(self, decision: Decision) -> None:
         """Open whom a decision seats, and hand it over; where the champion can't be opened, whoever serves stays, and it is due."""
-        pipeline, opened, wanted = self.registry.pipeline, {}, decision.seats
+        pipeline, opened, wanted = self.registry.pipeline, {}, decision.model_refs
         self._tried_at = self.clock()
         if wanted == self._seated:
             self._due = None
@@ -197,7 +197,7 @@ class ModelFeed:
         return manifest.version, self.registry.open(manifest).model
 
     def _run(self) -> None:
-        models = self.broker.follow(slot_of(self.registry), self._next)
+        models = self.broker.follow(models_partition(self.registry), self._next)
         promotions = self.broker.follow(self._promotions, self._decided)
         try:
             while not self._stop.is_set():
@@ -215,7 +215,7 @@ class ModelFeed:
         # Of several versions that came together only the newest of each model is worth opening.
         for manifest in self._newest(models.poll(1000, 0.1)).values():
             self._open(manifest)
-        decided = [found for record in promotions.poll(1000, 0.0) if (found := self._decisions.sound(record))]
+        decided = [one for record in promotions.poll(1000, 0.0) if (one := self._decisions.valid(record))]
         if decided:
             self._due = decided[-1]
         if self._due and (decided or self.clock() - self._tried_at >= AGAIN_SECONDS):

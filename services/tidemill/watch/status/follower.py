@@ -13,8 +13,7 @@ from tidemill.offline.lookup import public_manifest
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.consumer import KafkaFollower
-from tidemill.wire import dead_letters as letters
-from tidemill.wire import topics
+from tidemill.wire import dead_letters, topics
 from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
@@ -156,7 +155,7 @@ class TopicFollower(threading.Thread):
         """Models that score besides the declared ones: copies of them that learn from a later example on."""
         with self.lock:
             last = self.decisions[-1] if self.decisions else {}
-        names = (last["champion"]["model"], last["watched"]["model"], last["candidate"]) if last else ()
+        names = (last["champion"]["model"], last["on_probation_against"]["model"], last["candidate"]) if last else ()
         undeclared = (name for name in dict.fromkeys(names) if name not in self.pipeline.model_names)
         return [name for name in undeclared if self.pipeline.knows(name)]
 
@@ -165,7 +164,7 @@ class TopicFollower(threading.Thread):
         """Whether a person has pinned the champion, so that the gate decides nothing."""
         with self.lock:
             last = self.decisions[-1] if self.decisions else None
-        return last is not None and last["held"] and self.pipeline.knows(last["champion"]["model"])
+        return last is not None and last["pinned"] and self.pipeline.knows(last["champion"]["model"])
 
     def decision_on(self, command: str) -> dict[str, Any] | None:
         """Return the decision that a command led to, or None so far."""
@@ -191,7 +190,7 @@ class TopicFollower(threading.Thread):
 
 def letter_as_dict(record: Record) -> dict[str, Any]:
     """Return a dead letter for the page; `at` is when it was refused."""
-    letter = letters.letter_of(record)
+    letter = dead_letters.read_dead_letter(record)
     names = (
         "stage",
         "topic",

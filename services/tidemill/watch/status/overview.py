@@ -298,7 +298,7 @@ def compared(decision: Mapping[str, Any], previous: Mapping[str, Any] | None) ->
     `previous`: the decision before it.
     """
     served, subject, after = (ModelRef(**decision[name]) for name in ("before", "subject", "champion"))
-    watched = ModelRef(**previous["watched"]) if previous else ModelRef()
+    watched = ModelRef(**previous["on_probation_against"]) if previous else ModelRef()
     if subject != served and not (decision["kind"] == "refused" and subject.model == served.model):
         return [str(served), str(subject)]  # a challenger, or the model that a person asked for
     # About the champion itself: against its predecessor during probation, else against the baseline.

@@ -1,0 +1,118 @@
+"""What people and alerts ask of the gate: a request and what stands give a decision, or a refusal that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tidemill.declare.training import Training
+from tidemill.registry.decisions import NOBODY, Command, ModelRef
+from tidemill.stages.gate.rounds import Check
+from tidemill.stages.gate.standing import Draft, Standing
+from tidemill.stages.gate.trial import Trial
+
+
+def carry_out(
+    standing: Standing, command: Command, offset: int, trials: Mapping[ModelRef, Trial], check: Check
+) -> Draft:
+    """Return the decision that a command leads to; `offset` is the next example's.
+
+    `trials` are the challengers', as evidence for a decision about one of them. `check` says why a model or a version can't
+    serve.
+    """
+    action = COMMANDS.get(command.kind)
+    if action is None:
+        return Draft("refused", f"no command {command.kind!r}: expected {', '.join(COMMANDS)}", command.target)
+    draft = action(standing, command, offset, check)
+    if draft.kind in ("promoted", "rolled_back", "pinned"):
+        return draft._replace(trial=trials.get(draft.subject))
+    return draft
+
+
+def _place(
+    standing: Standing, command: Command, ref: ModelRef, kind: str, check: Check, *, pinned: bool = False
+) -> Draft:
+    if (ref, pinned) == (standing.champion, standing.pinned):
+        return Draft("unchanged", f"{ref} serves already", ref)
+    why_not = check(ref)
+    if why_not:
+        return Draft("refused", f"{ref} can't serve: {why_not}", command.target)
+    is_new = kind == "promoted" and ref != standing.champion
+    against = standing.champion if is_new else NOBODY
+    return Draft(kind, command.why, ref, {"champion": ref, "on_probation_against": against, "pinned": pinned})
+
+
+def _promote(standing: Standing, command: Command, _offset: int, check: Check) -> Draft:
+    return _place(standing, command, command.target, "promoted", check)
+
+
+def _roll_back(standing: Standing, command: Command, _offset: int, check: Check) -> Draft:
+    """Bring back the champion of so many changes ago; one that served twice counts once."""
+    champions, steps = standing.earlier_champions, max(1, command.steps)
+    if steps < len(champions):
+        return _place(standing, command, champions[steps], "rolled_back", check)
+    earlier = ", ".join(map(str, champions[1:])) or "none"
+    why = f"there is no champion {steps} back: earlier ones, the latest first: {earlier}"
+    return Draft("refused", why, command.target)
+
+
+def _pin(standing: Standing, command: Command, _offset: int, check: Check) -> Draft:
+    ref = command.target
+    if ref.version:
+        return _place(standing, command, ref, "pinned", check, pinned=True)
+    why = f"a pin is of a version, and {ref or 'nobody'} is none: name one, as {ref.model or 'logreg'}@12000"
+    return Draft("refused", why, ref)
+
+
+def _unpin(standing: Standing, command: Command, _offset: int, _check: Check) -> Draft:
+    """Let the gate decide again; the model of the pinned version serves as it has learned by now."""
+    if not standing.pinned:
+        return Draft("unchanged", "nothing is pinned", standing.champion)
+    ref = ModelRef(standing.champion.model)
+    changes = {"champion": ref, "on_probation_against": NOBODY, "pinned": False}
+    return Draft("unpinned", command.why, ref, changes)
+
+
+def _train(standing: Standing, command: Command, offset: int, _check: Check) -> Draft:
+    model, begin, declared = command.target.model, command.begin, standing.pipeline.models
+    if model not in declared:
+        why = f"the pipeline declares no model {model!r}: there are {', '.join(declared)}"
+        return Draft("refused", why, command.target)
+    begin = max(0, offset + begin) if begin < 0 else begin
+    if begin >= offset:
+        why = f"there is nothing to learn from example {begin:,} on: there are {offset:,}"
+        return Draft("refused", why, command.target)
+    name = f"{model}~{begin}"
+    if name == standing.candidate:
+        return Draft("unchanged", f"{name} is the candidate already", ModelRef(name))
+    return Draft("training", command.why, ModelRef(name), {"candidate": name})
+
+
+#: By a command's kind: what it does.
+COMMANDS: Mapping[str, Callable[[Standing, Command, int, Check], Draft]] = {
+    "promote": _promote,
+    "rollback": _roll_back,
+    "pin": _pin,
+    "unpin": _unpin,
+    "train": _train,
+}
+
+
+def alert_id(alert: Mapping[str, Any]) -> str:
+    """Return the id of the decision that an alert leads to: one each time that it opens."""
+    return f"{alert['id']} {alert['opened_at']}"
+
+
+def train_on_alert(standing: Standing, training: Training, alert: Mapping[str, Any], offset: int) -> Draft | None:
+    """Return the decision to train a candidate where the pipeline declares it for this kind of alert."""
+    if alert["state"] != "opened" or alert["kind"] not in training.on or not offset:
+        return None
+    started = (one.examples for one in standing.decisions if one.kind == "training")
+    if offset < max(started, default=-training.pause) + training.pause:
+        return None
+    if any(one.id == alert_id(alert) for one in standing.decisions):
+        return None
+    begin = max(0, offset - training.examples) if training.examples else 0
+    name = f"{training.model}~{begin}"
+    why = f"alert {alert['id']}: {alert['message']}; a candidate learns from example {begin:,} on"
+    return Draft("training", why, ModelRef(name), {"candidate": name})
