@@ -14,7 +14,7 @@ from typing import Any
 Value = float | int | str | bool | None
 
 STEP = 0.25
-"""How often one of some choices is drawn anew, where one like it is asked for; a number is moved by a tenth of its range."""
+"""How often one of some choices is drawn again, where one like it is asked for; a number is moved by a tenth of its range."""
 
 __all__ = ["choice", "log_uniform", "uniform", "whole"]
 

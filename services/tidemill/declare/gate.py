@@ -50,7 +50,7 @@ class Gate:
         Questions after a promotion during which the old champion takes over again when the new one does worse; and how many
         in a row, later on, the champion is held to the baseline's answers.
     round
-        Questions after which what has shown no difference is compared anew, with less of the rate.
+        Questions after which what has shown no difference is compared again, with less of the rate.
     """
 
     margin: Loss = 0.0

@@ -40,7 +40,7 @@ class Problem:
     direction: str
     field: str
     why: str
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True)

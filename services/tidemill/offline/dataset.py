@@ -188,7 +188,7 @@ def _nothing(summary: Summary, form: Form) -> str:
     if summary.skipped and form.is_served:
         return (
             f"all {summary.skipped:,} examples in these event times are of an earlier declaration, with other vectors: "
-            f"--recompute makes them anew from history"
+            f"--recompute makes them again from history"
         )
     return "there is no example in these event times"
 

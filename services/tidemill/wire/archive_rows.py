@@ -121,7 +121,7 @@ class Form:
         if lacking:
             raise SettingsError(
                 f"an archive's file was written by another declaration of the pipeline: it has no {', '.join(lacking)}; "
-                f"`tidemill dataset --recompute` makes vectors anew from history"
+                f"`tidemill dataset --recompute` makes vectors again from history"
             )
         fields = [field for field in self.schema if field.name in there]
         whole = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in fields]
