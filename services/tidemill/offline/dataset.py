@@ -88,7 +88,7 @@ class Form:
 
     def __init__(self, pipeline: Pipeline, *, is_served: bool = True) -> None:
         self.is_served, self.by_class = is_served, pipeline.task == "multiclass"
-        there = rows.Form(pipeline, labelled=True).schema
+        there = rows.RowFormat(pipeline, labelled=True).schema
         same = [f for f in there if f.name.startswith((rows.ENTITY, "x_"))]
         scores = [pa.field("champion", pa.string()), pa.field("score", pa.float64()), pa.field("version", pa.int64())]
         if self.by_class:
@@ -225,7 +225,11 @@ def served(pipeline: Pipeline, broker: Broker, writer: Writer, progress: Progres
 
     Examples of an earlier declaration, whose vectors were others, are counted and passed over.
     """
-    topic, form, head = topics.EXAMPLES.name(pipeline.name), rows.Form(pipeline, labelled=True), Records(pipeline).head
+    topic, form, head = (
+        topics.EXAMPLES.name(pipeline.name),
+        rows.RowFormat(pipeline, labelled=True),
+        Records(pipeline).head,
+    )
     for batch in broker.read(full_range(broker, topic)):
         for record in batch:
             row = form.row(record)

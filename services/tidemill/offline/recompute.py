@@ -21,7 +21,7 @@ from tidemill.offline.dataset import Writer
 from tidemill.offline.log_history import past, without_models
 from tidemill.stream.api import Broker, Record
 from tidemill.wire import topics
-from tidemill.wire.archive_rows import Form
+from tidemill.wire.archive_rows import RowFormat
 from tidemill.wire.records import Records
 
 
@@ -40,7 +40,7 @@ def recompute(
     Vectors of earlier events say `partial`.
     """
     declared = without_models(pipeline)
-    run, form = Backtest(declared), Form(declared, labelled=True)
+    run, form = Backtest(declared), RowFormat(declared, labelled=True)
 
     def joined(record: Record) -> None:
         row = form.row(record)
