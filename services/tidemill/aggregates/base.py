@@ -116,8 +116,8 @@ class Time(Number):
         return max(cells)
 
 
+#: Every view keeps these columns.
 EVENTS, TIME = Count(), Time()
-"""Every view keeps these columns."""
 
 
 def strict(number: float) -> float | str:
@@ -139,11 +139,11 @@ def added(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
     return counts
 
 
+#: The cells of the window's tiles, oldest first, by column name. At least one tile. Not to be changed.
 Window = Mapping[str, Sequence[Any]]
-"""The cells of the window's tiles, oldest first, by column name. At least one tile. Not to be changed."""
 
+#: (window, time of asking in ms) -> the value, or None where there is nothing to say; NaN and infinities count as None.
 Read = Callable[[Window, int], "float | None"]
-"""(window, time of asking in ms) -> the value, or None where there is nothing to say; NaN and infinities count as None."""
 
 
 @dataclass(frozen=True)

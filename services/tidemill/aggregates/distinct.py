@@ -9,11 +9,11 @@ from typing import Any
 
 from tidemill.aggregates.base import Aggregate, Column, Window, asked
 
+#: Hashes that are kept.
 K = 256
-"""Hashes that are kept."""
 
+#: Length of a hash; as many values as an entity ever has don't collide in 64 bits.
 BYTES = 8
-"""Length of a hash; as many values as an entity ever has don't collide in 64 bits."""
 
 
 class Hashes(Column):

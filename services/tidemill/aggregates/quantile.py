@@ -8,12 +8,12 @@ from decimal import Decimal
 
 from tidemill.aggregates.base import Aggregate, Column, Window, added, asked
 
+#: Largest relative error of a value.
 ERROR = 0.01
-"""Largest relative error of a value."""
 
+#: Values nearer to zero are zero, and further from it are the largest: floats end at 1e15 (the validator sees to it),
+#: and longs before 1e19.
 SMALLEST, LARGEST = 1e-9, 1e19
-"""Values nearer to zero are zero, and further from it are the largest: floats end at 1e15 (the validator sees to it), and
-longs before 1e19."""
 
 _GAMMA = (1 + ERROR) / (1 - ERROR)
 _PER_LOG = 1 / math.log(_GAMMA)

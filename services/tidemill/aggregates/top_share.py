@@ -7,8 +7,8 @@ from typing import Any
 
 from tidemill.aggregates.base import Aggregate, Column, Count, Window, added, asked
 
+#: Values that a tile counts.
 COUNTERS = 64
-"""Values that a tile counts."""
 
 
 class Frequent(Column):

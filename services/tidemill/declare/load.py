@@ -14,8 +14,8 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import DeclarationError
 from tidemill.loading import loading
 
+#: Pipelines that come with the package, by the short name that commands take.
 SHIPPED = {name: f"tidemill.demo.flights:{name}" for name in ("flights", "plain", "delays")}
-"""Pipelines that come with the package, by the short name that commands take."""
 
 
 def load(reference: str) -> Pipeline:

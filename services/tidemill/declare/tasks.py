@@ -19,8 +19,8 @@ from tidemill.rules import LARGEST_NUMBER
 Vector = Mapping[str, Any]
 Probabilities = Mapping[str, float]
 NONE: Probabilities = {}
+#: How far beyond its range a score may lie: probabilities that were divided by their sum come to a little more than 1.
 ROUNDING = 1e-9
-"""How far beyond its range a score may lie: probabilities that were divided by their sum come to a little more than 1."""
 
 
 Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]

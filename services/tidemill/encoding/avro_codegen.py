@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
+#: record -> its Avro bytes.
 Encode = Callable[[Mapping[str, Any]], bytes]
-"""record -> its Avro bytes."""
 
+#: (bytes, where the record begins) -> (record, where it ends).
 Decode = Callable[[bytes, int], "tuple[Any, int]"]
-"""(bytes, where the record begins) -> (record, where it ends)."""
 
 
+#: How many ways of missing numbers a reader remembers.
 MOST_LAYOUTS = 64
-"""How many ways of missing numbers a reader remembers."""
 
 
 class UnsupportedError(Exception):
@@ -42,8 +42,8 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+#: What a first byte says by itself; None where more belong to it.
 _ZIG_ZAG = (*((n >> 1) ^ -(n & 1) for n in range(128)), *[None] * 128)
-"""What a first byte says by itself; None where more belong to it."""
 _SMALL = tuple(varint(n) for n in range(1024))
 
 

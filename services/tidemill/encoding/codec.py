@@ -10,8 +10,8 @@ import fastavro
 
 from tidemill.encoding import avro_codegen, resolution, schema_files
 
+#: Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian.
 HEADER = 5
-"""Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian."""
 
 
 class Codec:

@@ -51,8 +51,8 @@ def promoted(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> tuple[str,
     )
 
 
+#: Where each field that is read comes from: (field, how, the writer's field, or the default).
 Ways = list[tuple[str, int, Any]]
-"""Where each field that is read comes from: (field, how, the writer's field, or the default)."""
 _SAME, _FLOAT, _DEFAULT = range(3)
 _PRIMITIVES = ("boolean", "int", "long", "float", "double", "string", "bytes")
 

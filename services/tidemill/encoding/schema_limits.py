@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+#: Most records, arrays and maps that may lie in each other.
 DEEPEST = 16
-"""Most records, arrays and maps that may lie in each other."""
+#: Most fields that a schema may have, each named record written out wherever it is used.
 MOST = 10_000
-"""Most fields that a schema may have, each named record written out wherever it is used."""
 
 _PRIMITIVES = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
 

@@ -24,8 +24,8 @@ with warnings.catch_warnings(record=True):  # what the client imports prints wha
         ConfigCompatibilityLevel as Level,
     )
 
+#: How long one answer may take.
 TIMEOUT_SECONDS = 5.0
-"""How long one answer may take."""
 _mocks: dict[str, Any] = {}
 
 

@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+#: The largest magnitude of a float field, of a number feature that a function returns, and of a label that is a number.
+#:
+#: Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
+#: square is not, and one infinity leaves a model NaN for ever. It is also about where a double stops counting in steps
+#: that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
 LARGEST_NUMBER = 1e15
-"""The largest magnitude of a float field, of a number feature that a function returns, and of a label that is a number.
 
-Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
-square is not, and one infinity leaves a model NaN for ever. It is also about where a double stops counting in steps
-that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
-"""
-
+#: How far a stream's time may lie ahead of this machine's clock where its declaration does not say.
+#:
+#: One record from a producer whose clock is a day ahead would otherwise push a watermark on by a day, and expire what
+#: waits.
 FUTURE_TOLERANCE = "1h"
-"""How far a stream's time may lie ahead of this machine's clock where its declaration does not say.
-
-One record from a producer whose clock is a day ahead would otherwise push a watermark on by a day, and expire what waits.
-"""
 
 NUMBERS = ("int", "long", "float", "double")
 TEXTS = ("string", "enum")
