@@ -19,7 +19,7 @@ from tidemill.stages.validator.decode import LARGEST, Decoder
 from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import LONGEST_VALUE
+from tidemill.wire.dead_letters import MAX_VALUE_CHARACTERS
 from tidemill.wire.records import Records
 
 PIPELINE = load("flights")
@@ -124,7 +124,7 @@ def test_a_label_out_of_range_is_rejected() -> None:
 
 def test_a_long_value_is_cut_in_the_header_and_whole_in_the_bytes() -> None:
     message = RECORDS.event.encode({**EVENT, "carrier": "Z" * 5000})
-    assert len(rejected(message)["tidemill.value"]) == LONGEST_VALUE
+    assert len(rejected(message)["tidemill.value"]) == MAX_VALUE_CHARACTERS
 
 
 @pytest.mark.slow

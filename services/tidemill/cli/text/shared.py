@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.wire.dead_letters import shown
+from tidemill.wire.dead_letters import shorten
 
 
 def render(*parts: Any) -> str:
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 
 def format_value(text: str, longest: int = 120) -> Text:
     """Return text from outside for a table: without markup and control characters, not too long."""
-    return Text(printable(shown(text, longest)))
+    return Text(printable(shorten(text, longest)))
 
 
 def second(ms: int) -> str:

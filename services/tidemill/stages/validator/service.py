@@ -28,7 +28,7 @@ from tidemill.stream.api import Emit, Headers, Position, Processor, Record, Star
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import carried, dead_letter, shown
+from tidemill.wire.dead_letters import redrive_headers, send_dead_letter, shorten
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 
@@ -149,7 +149,7 @@ class Validator(Processor):
                         raise self._blown(why, reject, records, index) from reject
             else:
                 route.breaker.passed += 1
-                headers = carried(record.headers())
+                headers = redrive_headers(record.headers())
                 if warnings:
                     headers = [*self._note_warnings(route, decoded, warnings), *(headers or ())]  # the mark stays last
                 emit(route.to, data, str(decoded[route.key]).encode(), record.timestamp()[1], headers)
@@ -171,7 +171,7 @@ class Validator(Processor):
             raise Reject("bad_label", f"no label: {error}", rule="label") from error
 
     def _refuse(self, record: Record, reject: Reject, emit: Emit) -> None:
-        dead_letter(record, reject, emit, self.dlq, "validator")
+        send_dead_letter(record, reject, emit, self.dlq, "validator")
         self.counts["dead_letters", reject.reason] += 1
 
     def _note_warnings(self, route: _Route, decoded: Mapping[str, Any], warnings: Sequence[Warned]) -> Headers:
@@ -191,7 +191,7 @@ class Validator(Processor):
                 "time": int(now),
                 "rules": [
                     {"rule": rule.name, "field": rule.field, "reason": rule.reason, "records": count,
-                     "example": shown(route.example[rule][0]), "message": shown(route.example[rule][1].message)}
+                     "example": shorten(route.example[rule][0]), "message": shorten(route.example[rule][1].message)}
                     for rule, count in route.warned.items()
                 ],
             }  # fmt: skip
