@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal
 
-from tidemill.aggregates.base import Aggregate, Column, Window, added, asked
+from tidemill.aggregates.base import Aggregate, Column, Window, require_windows, sum_counts
 
 #: Largest relative error of a value.
 ERROR = 0.01
@@ -45,13 +45,13 @@ class Bins(Column):
         counts[place] = counts.get(place, 0) + 1
 
     def merge(self, cells: Sequence[dict[int, int]]) -> dict[int, int]:
-        return added(cells)
+        return sum_counts(cells)
 
     def dump(self, cell: dict[int, int]) -> dict[str, int] | None:
         return {str(place): count for place, count in cell.items()} or None
 
-    def load(self, held: dict[str, int]) -> dict[int, int]:
-        return {int(place): count for place, count in held.items()}
+    def load(self, stored: dict[str, int]) -> dict[int, int]:
+        return {int(place): count for place, count in stored.items()}
 
 
 def middle(place: int) -> float:
@@ -81,7 +81,7 @@ def quantile(over: str, q: float, *windows: str) -> list[Aggregate]:
     name = column.name
 
     def read(w: Window, _: int) -> float | None:
-        counts = added(w[name])
+        counts = sum_counts(w[name])
         if not counts:
             return None
         below = int(q * (sum(counts.values()) - 1))
@@ -93,5 +93,6 @@ def quantile(over: str, q: float, *windows: str) -> list[Aggregate]:
 
     per_cent = format((Decimal(str(q)) * 100).normalize(), "f").replace(".", "_")
     return [
-        Aggregate(f"p{per_cent}", over, window, (column,), read) for window in asked("quantile", (over, q), windows)
+        Aggregate(f"p{per_cent}", over, window, (column,), read)
+        for window in require_windows("quantile", (over, q), windows)
     ]

@@ -130,7 +130,7 @@ def suggest(pipeline: Pipeline, argument: str, history: History, most: float = M
         for judged in profile.declared:
             if judged.refused:
                 found.violated.append(Violated(
-                    name, judged.rule.name, judged.rule.said, judged.refused, judged.refused / profile.count,
+                    name, judged.rule.name, judged.rule.description, judged.refused, judged.refused / profile.count,
                     sorted(judged.values.items(), key=lambda pair: (-pair[1], str(pair[0])))[:SHOWN],
                 ))  # fmt: skip
     return found
