@@ -134,7 +134,7 @@ def _verdict_text(verdict: Verdict, new: str, stream: Stream) -> str:
 
 
 def _subjects(pipeline: Pipeline) -> dict[str, str]:
-    from tidemill.stages.validator.feed import subject_of
+    from tidemill.stages.validator.schema_follower import subject_of
 
     return {
         "events": subject_of(topics.EVENTS.name(pipeline.name)),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.offline.dead_letters import Letters, Progress, Wanted
-from tidemill.stages.validator.decode import LARGEST
+from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES
 from tidemill.stream.api import Broker, Producer, Record, TopicPartition
 from tidemill.wire import dead_letters, topics
 from tidemill.wire.dead_letters import DeadLetter, RedriveMark
@@ -121,8 +121,8 @@ class Redrive:
             source = there.sources.get(letter.topic)
             if source is None:
                 found.cannot[f"it is about {_short(letter.topic)}, which a service of ours writes"] += 1
-            elif _size(record) > LARGEST:
-                found.cannot[f"it has more than {LARGEST:,} bytes, which the validator never takes"] += 1
+            elif _size(record) > MAX_MESSAGE_BYTES:
+                found.cannot[f"it has more than {MAX_MESSAGE_BYTES:,} bytes, which the validator never takes"] += 1
             elif letter.place in there.redriven and not self.again:
                 found.there += 1
             else:
