@@ -80,6 +80,7 @@ bench-rules: $(VENV)/dev ## CPU of the validator, by the number of rules and the
 
 docs: $(VENV)/dev ## the documentation as a site, in build/site; every link and anchor is checked
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server -d build/site"
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) build .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill
