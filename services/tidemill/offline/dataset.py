@@ -88,7 +88,7 @@ class Form:
 
     def __init__(self, pipeline: Pipeline, *, is_served: bool = True) -> None:
         self.is_served, self.by_class = is_served, pipeline.task == "multiclass"
-        there = rows.Form(pipeline, labelled=True).schema
+        there = rows.RowFormat(pipeline, labelled=True).schema
         same = [f for f in there if f.name.startswith((rows.ENTITY, "x_"))]
         scores = [pa.field("champion", pa.string()), pa.field("score", pa.float64()), pa.field("version", pa.int64())]
         if self.by_class:
@@ -236,7 +236,7 @@ def served(
                 progress(1)
         return
     broker, topic = source.broker, topics.EXAMPLES.name(pipeline.name)
-    form, head = rows.Form(pipeline, labelled=True), Records(pipeline).head
+    form, head = rows.RowFormat(pipeline, labelled=True), Records(pipeline).head
     for batch in broker.read(full_range(broker, topic)):
         for record in batch:
             example = form.row(record)

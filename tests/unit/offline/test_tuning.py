@@ -469,7 +469,7 @@ class TestWinners:
         made = learner.build(
             after.pipeline, name, after.registry, after.broker, every_examples=10**6, every_seconds=1e-9
         )
-        fold = drive(made, after.broker).step.fold  # type: ignore[attr-defined]
+        fold = drive(made, after.broker).processor.fold  # type: ignore[attr-defined]
         assert (fold.version, fold.examples) == (examples, examples)
         for event in events[300:400]:
             after.event(event)

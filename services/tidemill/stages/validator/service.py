@@ -48,7 +48,7 @@ class _Route:
         self.forget()
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Count from zero."""
         self.breaker = CircuitBreaker(self.fuse)
         self.warned: Counter[Rule] = Counter()
         self.example: dict[Rule, tuple[str, RuleWarning]] = {}
