@@ -636,9 +636,11 @@ class TestDocs:
         for block in re.findall(r"```python\n(.*?)```", TEXTS["tuning"], re.S):
             exec(block, names)
         assert list(names["models"]) == ["logreg"]
-        told = {name: {of: values.said for of, values in one.over.items()} for name, one in names["SEARCH"].items()}
+        told = {
+            name: {of: values.description for of, values in one.over.items()} for name, one in names["SEARCH"].items()
+        }
         assert told == {
-            name: {of: values.said for of, values in one.over.items()} for name, one in FLIGHTS.search.items()
+            name: {of: values.description for of, values in one.over.items()} for name, one in FLIGHTS.search.items()
         }
         small.make(task="binary", labels=replace(small.LABELS, value=lambda label: label["arr_delay"] > 0),
                    models=names["models"], champion="logreg", search=names["SEARCH"])  # fmt: skip
