@@ -13,7 +13,7 @@ from typing import Any
 
 Value = float | int | str | bool | None
 
-#: How often one of some choices is drawn anew, where one like it is asked for; a number is moved by a tenth of its
+#: How often one of some choices is drawn again, where one like it is asked for; a number is moved by a tenth of its
 #: range.
 STEP = 0.25
 

@@ -24,37 +24,33 @@ Rounds = Annotated[int, Field(ge=1_000, multiple_of=100)]
 class Gate:
     """When a challenger replaces the champion.
 
-        Both are compared on the same questions, by the mean loss of their predictions: the Brier score, or the absolute error.
-        A challenger is promoted when its confidence sequence shows that it is better by more than `margin`, is worse by no
-        more than `worse` in every declared segment, and better by `metric_margin` in `metric` where one is declared.
+    Both are compared on the same questions, by the mean loss of their predictions: the Brier score, or the absolute error.
+    A challenger is promoted when its confidence sequence shows that it is better by more than `margin`, is worse by no
+    more than `worse` in every declared segment, and better by `metric_margin` in `metric` where one is declared.
 
-        Parameters
-        ----------
-        margin
-            How much better it must be, in loss; 0: any improvement that is shown.
-        examples
-            Questions, answered by both and labelled, before the first decision.
-        metric, metric_margin
-            One of River's metrics, and how much better it must be in it on the same questions; None: the loss alone.
-        segments
-            Categories of the vector; None: the monitor's.
-        worse
-            How much worse, in loss, a challenger may be in one value of a segment.
-        least
-            Questions that a segment's value must have before it counts.
-        rate
-            The probability of ever promoting, between two decisions, a challenger that is not better.
-        automatic
-            False: a promotion is proposed, and a person decides.
-        watch
-            For this many questions after a promotion, the old champion serves again if the new one does worse. Later, the
-            champion is compared with the baseline over as many questions at a time.
-        round
-    <<<<<<< HEAD
-            Questions after which what has shown no difference is compared again, with less of the rate.
-    =======
-            Questions after which a comparison that has shown no difference starts again, with less of the rate.
-    >>>>>>> main
+    Parameters
+    ----------
+    margin
+        How much better it must be, in loss; 0: any improvement that is shown.
+    examples
+        Questions, answered by both and labelled, before the first decision.
+    metric, metric_margin
+        One of River's metrics, and how much better it must be in it on the same questions; None: the loss alone.
+    segments
+        Categories of the vector; None: the monitor's.
+    worse
+        How much worse, in loss, a challenger may be in one value of a segment.
+    least
+        Questions that a segment's value must have before it counts.
+    rate
+        The probability of ever promoting, between two decisions, a challenger that is not better.
+    automatic
+        False: a promotion is proposed, and a person decides.
+    watch
+        For this many questions after a promotion, the old champion serves again if the new one does worse. Later, the
+        champion is compared with the baseline over as many questions at a time.
+    round
+        Questions after which a comparison that has shown no difference starts again, with less of the rate.
     """
 
     margin: Loss = 0.0
