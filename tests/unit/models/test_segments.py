@@ -18,7 +18,7 @@ from tidemill.errors import ArtifactError
 from tidemill.models.evidence import MAX_VALUES
 from tidemill.models.fold import Fold
 from tidemill.models.segments import Segments
-from tidemill.offline.lookup import shown
+from tidemill.offline.lookup import public_manifest
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
@@ -167,7 +167,7 @@ class TestManifest:
         again = registry.decode(registry.encode(manifest))
         assert (again.begin, again.parent, again.seconds) == (0, 7, 1.5)
         assert again.segments == fold.segments.as_dicts()
-        told = json.loads(json.dumps(shown(dataclasses.asdict(again))))
+        told = json.loads(json.dumps(public_manifest(dataclasses.asdict(again))))
         assert {"begin", "parent", "seconds", "schemas", "segments"} <= told.keys()
         assert told["segments"][0]["examples"] == fold.segments.as_dicts()[0]["examples"]
 
