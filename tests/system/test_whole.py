@@ -60,7 +60,7 @@ def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
 def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: tuple[str, ...]) -> None:
     run = running("flights", partitions=4, snapshot_seconds=0.3, status_token=TOKEN)
     found = data.flights((1,), days=5 if killed else 3)
-    messages = script(run.pipeline, found, spoil_every=100)
+    messages = script(run.pipeline, found, corrupt_every=100)
     run.stack.start_all()
     if killed:
         run.stack.start("status")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import tidemill
-from tidemill.cli.shared import PIPELINE, print_report, progress
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress
 from tidemill.errors import SettingsError
 
 
@@ -16,9 +16,7 @@ from tidemill.errors import SettingsError
 @PIPELINE
 @click.option("--events", "events_path", type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
 @click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
-@click.option(
-    "--archive", metavar="URL", help="Instead of both: vectors as they were served, and labels, from an archive."
-)
+@click.option("--archive", metavar="URL", help="Served vectors and their labels from an archive, instead of files.")
 @click.option(
     "--model-delay",
     default=None,
@@ -28,7 +26,7 @@ from tidemill.errors import SettingsError
 @click.option(
     "--every", default="1d", show_default=True, metavar="DURATION", help="Event time between rows of metrics."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@AS_JSON
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
 def backtest(
     pipeline: str,

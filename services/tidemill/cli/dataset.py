@@ -9,27 +9,25 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, print_report, progress, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_settings
 from tidemill.errors import SettingsError
 
 
 @click.command()
 @PIPELINE
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
-@click.option(
-    "--from", "begin", metavar="TIME", help="Event times from this one on, ISO 8601; UTC where no zone is said."
-)
+@click.option("--from", "begin", metavar="TIME", help="Event times from this one, ISO 8601; UTC unless it has a zone.")
 @click.option("--to", "end", metavar="TIME", help="Event times before this one.")
 @click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
 @click.option(
-    "--recompute", is_flag=True, help="Vectors anew from history, under this declaration: for views added later."
+    "--recompute", is_flag=True, help="Compute the vectors again from history: for views that were added later."
 )
 @click.option(
     "--events", "events_path", type=click.Path(path_type=Path), help="With --recompute: history, instead of Kafka's."
 )
-@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="Labels, as --events.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@AS_JSON
 @with_settings("brokers")
 def dataset(
     pipeline: str,
@@ -62,9 +60,11 @@ def dataset(
     if (events_path is None) != (labels_path is None):
         raise SettingsError("--events and --labels go together: name both, or neither")
     if events_path is not None and not recompute:
-        raise SettingsError("--events and --labels go with --recompute: vectors are made of them, not found in them")
+        raise SettingsError("--events and --labels go with --recompute: they hold no vectors")
     if archive is not None and recompute:
-        raise SettingsError("--archive holds vectors as they were served: --recompute makes them of events and labels")
+        raise SettingsError(
+            "--archive holds vectors as they were served; --recompute computes them from events and labels"
+        )
     span = sets.span_of(begin, end)
     sets.check_out(out, force=force)
     chosen, declared = settings.load(**options), tidemill.load(pipeline)

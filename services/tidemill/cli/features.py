@@ -10,7 +10,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, moment_of, print_report, progress, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, moment_of, print_report, progress, with_settings
 from tidemill.errors import StoreError
 
 
@@ -24,7 +24,7 @@ def features() -> None:
 @click.argument("entity")
 @click.argument("entity_id", metavar="ID")
 @click.option("--at", metavar="TIME", help="Event time, ISO 8601, or `now`. Default: the entity's own latest event.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 @with_settings("redis_url")
 def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: bool, **options: Any) -> None:
     """Print the features of one entity.
@@ -44,7 +44,9 @@ def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: 
 
 @features.command()
 @PIPELINE
-@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
+@click.option(
+    "--view", "views", multiple=True, help="Only this view; may be repeated. Default: all views of the materializer."
+)
 @with_settings("brokers")
 def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
     """Fill views from the log. Deploy the declaration first."""
@@ -59,7 +61,9 @@ def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--labels", "labels_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
 )
-@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
+@click.option(
+    "--view", "views", multiple=True, help="Only this view; may be repeated. Default: all views of the materializer."
+)
 @with_settings("brokers")
 def materialize(pipeline: str, views: tuple[str, ...], events_path: Path, labels_path: Path, **options: Any) -> None:
     """Fill views from files, with history older than the log."""
@@ -84,5 +88,5 @@ def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None
         )
         filling.run(events, labels, held.enter_context(progress("history", None)))
     for source, entity in routes:
-        told, there = filling.told[source, entity], filling.there[source, entity]
-        click.echo(f"{entity} from {source}: {told:,} updates told, {there:,} were there already")
+        sent, existing = filling.told[source, entity], filling.there[source, entity]
+        click.echo(f"{entity} from {source}: {sent:,} updates sent, {existing:,} existed already")

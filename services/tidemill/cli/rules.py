@@ -9,7 +9,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, print_report, progress, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_settings
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def rules() -> None:
 @rules.command()
 @PIPELINE
 @click.option("--events", "events_path", type=click.Path(path_type=Path), help="History, instead of Kafka's.")
-@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
+@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="Labels, as --events.")
 @click.option(
     "--most",
     type=click.FloatRange(1e-4, 0.05),
@@ -32,7 +32,7 @@ def rules() -> None:
     show_default=True,
     help="The share of history that a suggestion may refuse.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 @with_settings("brokers")
 def suggest(
     pipeline: str, events_path: Path | None, labels_path: Path | None, most: float, *, as_json: bool, **options: Any

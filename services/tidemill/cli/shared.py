@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tidemill.stream.topic import Topic
 
 PIPELINE = click.argument("pipeline")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+AS_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 
 
 def with_settings(*names: str) -> Callable[[Any], Any]:

@@ -12,7 +12,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, print_report, progress, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_settings
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
 @click.command()
 @PIPELINE
-@click.option(
-    "--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Candidates that are drawn."
-)
+@click.option("--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Number of candidates.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
     default=600.0,
     show_default=True,
-    help="When the search is stopped, reading not counted; what has seen all examples by then counts.",
+    help="Time limit of the search, without reading; candidates with all examples by then count.",
 )
-@click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Winners at most.")
+@click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Maximum number of winners.")
+@click.option("--metric", default="", help="Metric to compare by. Default: the one that `backtest` prints over time.")
 @click.option(
-    "--metric", default="", help="By which one is better; by default the one that `backtest` shows over time."
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="The same seed, trials and examples: the same race."
+    "--seed", type=int, default=0, show_default=True, help="The same seed, trials and examples give the same search."
 )
 @click.option(
-    "--examples", type=click.IntRange(min=1), default=200_000, show_default=True, help="At most so many, the newest."
+    "--examples",
+    type=click.IntRange(min=1),
+    default=200_000,
+    show_default=True,
+    help="Use at most this many, the newest.",
 )
 @click.option(
     "--model-delay", metavar="DURATION", help="Time a learned label takes to reach the scorer, as 5m. Default: none."
 )
 @click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
 @click.option("--events", "events_path", type=click.Path(path_type=Path), help="History in files, instead of examples.")
-@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="The same for labels.")
+@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="Labels, as --events.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the winners, for `tuned(...)` in the declaration.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@AS_JSON
 @with_settings("brokers")
 def tune(
     pipeline: str,
@@ -102,9 +102,9 @@ def tune(
             take = partial(questions.from_rows, declared, events, labels)
         else:
             take = partial(questions.from_kafka, declared, _broker(declared, chosen))
-        found = take(examples, delay=delay, progress=advance)
-    with progress("tune", Race.work(len(found), trials, best)) as advance:
-        report = Race(declared, found, asked, progress=advance).run()
+        asked_questions = take(examples, delay=delay, progress=advance)
+    with progress("tune", Race.work(len(asked_questions), trials, best)) as advance:
+        report = Race(declared, asked_questions, asked, progress=advance).run()
     if out is not None and report.winners:
         _write(out, json.dumps(file_of(report), indent=2) + "\n")
     print_report(report, tuning_text, as_json=as_json)
@@ -121,9 +121,9 @@ def _check_out(out: Path, *, force: bool) -> None:
     if not out.absolute().parent.is_dir():
         raise SettingsError(f"--out {out}: the folder {out.parent} does not exist")
     if out.is_dir():
-        raise SettingsError(f"--out {out}: there is a folder of that name")
+        raise SettingsError(f"--out {out}: a folder of that name exists")
     if out.exists() and not force:
-        raise SettingsError(f"--out {out}: there is a file of that name; --force writes over it")
+        raise SettingsError(f"--out {out}: the file exists; --force overwrites it")
 
 
 def _write(out: Path, text: str) -> None:

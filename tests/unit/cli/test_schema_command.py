@@ -51,7 +51,7 @@ def test_a_change_that_is_compatible_and_can_be_read_may_be_sent(run) -> None:
     assert done.exit_code == 0
     assert done.output == (
         "new.avsc against 1 earlier version, BACKWARD_TRANSITIVE: compatible\n"
-        "the pipeline reads it by flights/departure.v1.avsc: producers may send it now\n"
+        "the pipeline reads it with flights/departure.v1.avsc: producers may use it now\n"
     )
 
 

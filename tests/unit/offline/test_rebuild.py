@@ -164,7 +164,7 @@ def test_other_bytes_of_the_same_scores_stand_in_and_the_log_stays_as_it_is(rive
     there = Versions(river.pipeline, river.broker, registry)
     told, _ = there.find("linear", lost.version)
     assert there.as_dict(told, registry.store)["artifact"] == "rebuilt"
-    assert "stands in for it" in " ".join(version_text(there, registry.store, told, 0).split())
+    assert "replaced by a rebuild" in " ".join(version_text(there, registry.store, told, 0).split())
 
 
 def test_a_learner_goes_on_from_what_stands_in(river: River) -> None:
@@ -367,11 +367,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "name the versions that are rebuilt"),
-            (["linear@30", "--all"], "one of both"),
+            ([], "name the versions to rebuild"),
+            (["linear@30", "--all"], "one of the two"),
             (["linear@30", "--missing"], "--missing goes with --all"),
-            (["linear"], "'linear' names no version: expected MODEL@VERSION"),
-            (["linear@x"], "names no version"),
+            (["linear"], "'linear' is not a version: expected MODEL@VERSION"),
+            (["linear@x"], "is not a version"),
             (["linear@31"], r"linear@31 can't be rebuilt: small\.models has no manifest of model 'linear' version 31"),
         ],
     )
