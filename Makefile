@@ -5,62 +5,81 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: test-long outcomes asynchrony help demo unit test faults soak check format bench bench-views bench-rules clean
+.PHONY: test-long outcomes asynchrony help demo unit test faults soak check lock format bench bench-views bench-rules docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# One virtual environment for all; made anew when the project's dependencies change.
-$(VENV)/ready: pyproject.toml
+# One virtual environment, from locked versions: for the demo what the demo needs, for all else that and the tools.
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tidemill needs Python 3.11 or later")'
-	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "installing tidemill and what it needs (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "making $(VENV)"; $(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: requirements/demo.lock pyproject.toml | $(BIN)/python
+	@echo "installing tidemill and what its demo needs (once)"
+	@$(INSTALL) --require-hashes -r $<
+	@$(INSTALL) --no-deps -e .
 	@touch $@
 
-demo: $(VENV)/ready ## January's flights through the whole pipeline, in about a minute; ARGS="--days 2 --headless ..."
+$(VENV)/dev: requirements/dev.lock pyproject.toml | $(BIN)/python
+	@echo "installing tidemill and what its tests need (once)"
+	@$(INSTALL) --require-hashes -r $<
+	@$(INSTALL) --no-deps -e .
+	@touch $(VENV)/demo $@
+
+demo: $(VENV)/demo ## January's flights through the whole pipeline, in about a minute; ARGS="--days 2 --headless ..."
 	@$(BIN)/tidemill demo $(ARGS)
 
-unit: $(VENV)/ready ## what takes no broker and little time: most unit and contract tests, in some 20 s
+unit: $(VENV)/dev ## what takes no broker and little time: most unit and contract tests, in some 20 s
 	@$(BIN)/python -m pytest -n 2 -q -p no:schemathesis -m "not slow and not long and not kafka and not browser" \
 		tests/unit tests/contracts tests/project $(ARGS)
 
-test: $(VENV)/ready ## unit, contract and system tests, two at a time; the last on a real Kafka (Java 17, Maven) and a real Redis
+test: $(VENV)/dev ## unit, contract and system tests, two at a time; the last on a real Kafka (Java 17, Maven) and a real Redis
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-long: $(VENV)/ready ## what make test leaves out because a shorter test shows it too: a little of every fault at once, other months
+test-long: $(VENV)/dev ## what make test leaves out because a shorter test shows it too: a little of every fault at once, other months
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
-faults: $(VENV)/ready ## every fault at full length, and the mutation check (an hour); writes docs/faults.md
+faults: $(VENV)/dev ## every fault at full length, and the mutation check (an hour); writes docs/faults.md
 	@$(BIN)/python tests/faults/run.py $(ARGS)
 
-soak: $(VENV)/ready ## three million events (40 minutes); writes docs/soak.md
+soak: $(VENV)/dev ## three million events (40 minutes); writes docs/soak.md
 	@$(BIN)/python tests/faults/soak.py $(ARGS)
 
-outcomes: $(VENV)/ready ## what views are worth: the same models with and without them (a minute; ARGS=--year half an hour)
+outcomes: $(VENV)/dev ## what views are worth: the same models with and without them (a minute; ARGS=--year half an hour)
 	@$(BIN)/python benchmarks/outcomes.py $(ARGS)
 
-asynchrony: $(VENV)/ready ## how many vectors on Kafka differ from a backtest's, and by how much (minutes)
+asynchrony: $(VENV)/dev ## how many vectors on Kafka differ from a backtest's, and by how much (minutes)
 	@$(BIN)/python benchmarks/asynchrony.py $(ARGS)
 
-check: $(VENV)/ready ## format, lint, layers and types
+check: $(VENV)/dev ## format, lint, layers and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
 
-format: $(VENV)/ready ## put the code into the one format
+lock: $(VENV)/dev ## lock the versions that pyproject.toml allows today, for make itself; ARGS="--upgrade" for newer ones
+	@$(LOCK) --extra dev --output-file requirements/dev.lock pyproject.toml $(ARGS)
+	@$(LOCK) --extra demo --constraint requirements/dev.lock --output-file requirements/demo.lock pyproject.toml
+
+format: $(VENV)/dev ## put the code into the one format
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/ready ## CPU per event of each service on a real Kafka; ARGS="--json bench.json ..."
+bench: $(VENV)/dev ## CPU per event of each service on a real Kafka; ARGS="--json bench.json ..."
 	@$(BIN)/python -m benchmarks.pipeline $(ARGS)
 
-bench-views: $(VENV)/ready ## CPU, memory and round trips of views, by aggregates, entities and batches; ARGS="--only memory ..."
+bench-views: $(VENV)/dev ## CPU, memory and round trips of views, by aggregates, entities and batches; ARGS="--only memory ..."
 	@$(BIN)/python -m benchmarks.views $(ARGS)
 
-bench-rules: $(VENV)/ready ## CPU of the validator, by the number of rules and the kind of message
+bench-rules: $(VENV)/dev ## CPU of the validator, by the number of rules and the kind of message
 	@$(BIN)/python -m benchmarks.rules $(ARGS)
 
+docs: $(VENV)/dev ## the documentation as a site, in build/site; every link and anchor is checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill
+	rm -rf $(VENV) build .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .tidemill

@@ -1,1 +1,1 @@
-"""A small pipeline for each kind of task, on data sets that ship with River; see docs/tasks.md."""
+"""A small pipeline for each kind of task, on data sets that ship with River; see docs/how-to/tasks.md."""

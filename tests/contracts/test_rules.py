@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tidemill import Pipeline, rules
 from tidemill.errors import DeclarationError, Reject
 from tidemill.rules import Rule
-from tidemill.stages.validator.judge import RuleState, judge
+from tidemill.stages.validator.rule_check import RuleState, compile_rules
 from tidemill.stages.validator.service import WARNING, Validator
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
@@ -212,7 +212,10 @@ def test_rules_together_are_asked_in_the_order_in_which_they_are_declared(case: 
 
 def test_records_are_not_changed(case: Case) -> None:
     declared = pipeline(case.make())
-    check, memories = judge(declared.events, declared.event_checks), RuleState(declared.events, declared.event_checks)
+    check, memories = (
+        compile_rules(declared.events, declared.event_checks),
+        RuleState(declared.events, declared.event_checks),
+    )
     for offset, changes in enumerate((*case.passing, *case.failing)):
         record = event(**changes)
         before = dict(record)
@@ -347,7 +350,7 @@ def test_what_is_remembered_is_bounded_by_the_horizon() -> None:
     for offset in range(30_000):  # ten a minute
         time = AT + offset * 6000 - shuffle.randrange(60_000)
         memories.check(event(flight_id=str(offset), tailnum=f"N{offset}", asked_at=time, flight=offset), offset)
-        for _, memory in memories._held:
+        for _, memory in memories._memories:
             assert len(memory.recent) <= 600 * 9 / 8 + 2 * 10 + 1
     assert memories.begin() is not None
     assert 30_000 - memories.begin() <= 600 * 9 / 8 + 30

@@ -204,7 +204,7 @@ def test_the_commands_of_the_docs_say_it(name: str, tmp_path: Path) -> None:
 LATE = dict.fromkeys(NAMES, "1h") | {"approval": "7d"}
 TABLE = {
     row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:6]]
-    for row in (ROOT / "docs" / "tasks.md").read_text().splitlines()
+    for row in (ROOT / "docs" / "how-to" / "tasks.md").read_text().splitlines()
     if row.startswith(tuple(f"| {name} |" for name in NAMES))
 }
 

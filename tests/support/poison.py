@@ -12,7 +12,7 @@ from typing import Any
 
 from tidemill.encoding import avro_codegen
 from tidemill.encoding.codec import HEADER, Codec
-from tidemill.stages.validator.decode import LARGEST
+from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES
 from tidemill.wire.records import Records
 
 FLOATS = ("distance", "sched_minutes", "dep_delay", "temp", "dewp", "wind_speed", "precip", "visib")
@@ -81,7 +81,7 @@ class Poison:
     def _too_large(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
         if chance.random() > 0.05:  # a few are enough: a megabyte each
             return self._bad_magic(chance)
-        return self.avro(chance) + b"x" * LARGEST, ("too_large",)
+        return self.avro(chance) + b"x" * MAX_MESSAGE_BYTES, ("too_large",)
 
     # Avro that is none.
 

@@ -11,7 +11,7 @@ from tidemill.offline.redrive import Found, Redrive
 from tidemill.runtime.run import topic_table
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import Place, dead_letter
+from tidemill.wire.dead_letters import Place, send_dead_letter
 from tidemill.wire.records import Records
 
 PLAIN = load("plain")
@@ -29,7 +29,7 @@ def new_broker() -> MemoryBroker:
 def refuse(
     broker: MemoryBroker, record: MemoryRecord, reason: str = "out_of_range", stage: str = "validator", **of: Any
 ) -> None:
-    dead_letter(record, Reject(reason, f"{reason} it is", **of), broker.append, DLQ, stage)
+    send_dead_letter(record, Reject(reason, f"{reason} it is", **of), broker.append, DLQ, stage)
 
 
 def back(broker: Any, wanted: Wanted = ALL, **options: Any) -> Found:

@@ -21,7 +21,7 @@ from running import until
 from site_by_hand import Site, alert, decision, figure, letter, window
 
 from tidemill.demo.stack import free_port
-from tidemill.watch.status.scrape import Instance
+from tidemill.watch.status.scrape import Instance, Sample
 from tidemill.wire import topics
 
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
@@ -125,7 +125,7 @@ def test_during_a_demo_run_numbers_change_and_spoilt_events_come_with_their_reas
     expect(page.locator("#reason-table")).to_contain_text("77 where 0 to 23 was expected")
     until(lambda: figure_of(page, "Records in") != before, "the numbers stand still", 20)
     expect(page.locator("#model-table")).to_contain_text("logreg", timeout=30_000)
-    expect(page.locator("#freshness-note")).to_contain_text("every objective is kept", timeout=90_000)
+    expect(page.locator("#freshness-note")).to_contain_text("all within their objectives", timeout=90_000)
     expect(page.locator("#freshness-table")).to_contain_text("tailnum_outcome")
     expect(page.locator("#rule-table")).to_contain_text("between", timeout=60_000)
 
@@ -141,7 +141,7 @@ def test_a_prediction_and_an_entity_are_looked_up_from_the_page(demo: str, page:
     expect(page.locator("#lookup-result")).to_contain_text("flights.prediction-log")
     expect(page.locator("#lookup-result")).to_contain_text("champion")
     expect(page.locator("#lookup-result")).to_contain_text(
-        "never told of it"
+        "not in the view"
     )  # the first day: no view knows its airport
 
 
@@ -161,8 +161,8 @@ def hostile() -> Iterator[tuple[str, Site]]:
     site.tell(topics.ALERTS, alert("stale:dest", figure="stale", value=0.03, limit=0.01))
     for name in ("featurizer", "materializer", "joiner"):
         site.scraper.services[name] = "http://x"
-        course = [(0.0, 0.0, 0.0, 0.0), (3.0, 1200.0, 2.0, 30.0)]
-        site.scraper._instances[name, "0"] = Instance(name, "0", "http://x", state="ok", why="", course=course)
+        samples = [Sample(0.0, 0.0, 0.0, 0.0), Sample(3.0, 1200.0, 2.0, 30.0)]
+        site.scraper._instances[name, "0"] = Instance(name, "0", "http://x", state="ok", why="", samples=samples)
     server = uvicorn.Server(uvicorn.Config(site.app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -198,8 +198,8 @@ def gate(hostile: tuple[str, Site]) -> Iterator[Site]:
     """The service with a gate among those that it asks."""
     site = hostile[1]
     site.scraper.services["gate"] = "http://x"
-    course = [(0.0, 0.0, 0.0, 0.0), (3.0, 1200.0, 2.0, 30.0)]
-    site.scraper._instances["gate", "0"] = Instance("gate", "0", "http://x", state="ok", why="", course=course)
+    samples = [Sample(0.0, 0.0, 0.0, 0.0), Sample(3.0, 1200.0, 2.0, 30.0)]
+    site.scraper._instances["gate", "0"] = Instance("gate", "0", "http://x", state="ok", why="", samples=samples)
     yield site
     del site.scraper._instances["gate", "0"], site.scraper.services["gate"]
     site.follower.decisions.clear()
@@ -241,7 +241,7 @@ def test_a_proposal_is_there_to_act_on_with_its_evidence_until_it_is_decided(
     expect(page.locator("#promotions-note")).to_contain_text("slow@26000 serves, pinned")
     expect(page.locator("#model-table")).to_contain_text("champion, pinned at 26\u202f000")
     page.locator("#promotion-table tr[data-key=d2] button").click()
-    expect(page.locator("#evidence")).to_contain_text("Without evidence")
+    expect(page.locator("#evidence")).to_contain_text("No evidence")
     assert page.evaluate("window.hacked") is None
 
 

@@ -22,7 +22,7 @@ from tidemill.stream.api import TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import said
+from tidemill.wire.dead_letters import text_headers
 
 MUTANTS, FLIPPED, PARTITIONS = 12_000, 3_000, 4
 FLIGHTS = data.flights((1,), days=12)
@@ -101,12 +101,12 @@ def test_every_mutant_is_a_dead_letter_byte_for_byte_and_the_good_events_among_t
     assert len(source) == len(plan) == len(letters) + len(valid)
     refused, wrong = Counter(), []
     for letter in letters:
-        headers = said(letter)
+        headers = text_headers(letter)
         number = int(headers["sent-as"])
         at = (int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"]))
         message = plan[number]
         assert isinstance(message, Bad), (message, headers)
-        assert said(source[at])["sent-as"] == str(number), "it says that it came from elsewhere"
+        assert text_headers(source[at])["sent-as"] == str(number), "it says that it came from elsewhere"
         assert letter.value() == (source[at].value() or b"") == (message.data or b"")
         assert letter.key() == source[at].key()
         assert dict(letter.headers())["null"] is None

@@ -16,7 +16,7 @@ from tidemill.demo.replay import Replay, script
 from tidemill.demo.stack import end
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import letter_of
+from tidemill.wire.dead_letters import read_dead_letter
 
 RULES = "rules=[*_base.rules, __import__('tidemill').rules.between('sched_hour', 0, 10)]"
 """As somebody writes it who thinks of a clock with twelve hours, and gets even that wrong."""
@@ -65,7 +65,7 @@ def test_a_thousand_events_that_a_wrong_rule_refused_are_each_predicted_once(run
     until(lambda: count(topics.EVENTS_VALID, topics.DLQ) == len(events), "events are missing")
     until(lambda: count(topics.LABELS_VALID) == labels, "labels are missing")
     assert replay.error is None
-    dead = [letter_of(record) for record in ledger.of(topics.DLQ)]
+    dead = [read_dead_letter(record) for record in ledger.of(topics.DLQ)]
     ids = {letter.key for letter in dead}
     assert 1000 <= len(ids) == len(dead) < len(events)
     assert {(letter.reason, letter.field, letter.attempt) for letter in dead} == {("out_of_range", "sched_hour", 1)}

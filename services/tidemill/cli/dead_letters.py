@@ -98,14 +98,14 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
     """
     from tidemill.cli.text.dead_letters import letter_text
     from tidemill.offline.dead_letters import Letters, content
-    from tidemill.wire.dead_letters import own
+    from tidemill.wire.dead_letters import producer_headers
 
     place, declared = _place(letter), tidemill.load(pipeline)
     dead_letters = Letters(declared, _broker(declared, **options))
     dead_letter, record = dead_letters.one(place)
     data = record.value() or b""
     redrives, original = dead_letters.history(place), content(declared, dead_letter, data)
-    click.echo(letter_text(dead_letter, dead_letters, own(record), redrives, original), nl=False)
+    click.echo(letter_text(dead_letter, dead_letters, producer_headers(record), redrives, original), nl=False)
     if out is not None:
         try:
             with out.open("xb") as file:
@@ -193,10 +193,10 @@ def _letters(count: int) -> str:
 
 
 def _place(text: str, option: str = "") -> Place:
-    from tidemill.wire.dead_letters import place_of
+    from tidemill.wire.dead_letters import parse_place
 
     try:
-        return place_of(text)
+        return parse_place(text)
     except ValueError as error:
         raise SettingsError(f"{option}{error}") from None
 

@@ -63,7 +63,7 @@ def check(
     earlier = earlier or {**of.others, of.schema: of.avro}
     verdict = compatibility.check(_read(new), of.avro, earlier, level or set_level or LEVELS[0])
     print_report(verdict, lambda _: _verdict_text(verdict, new.name, of), as_json=as_json)
-    if not verdict.fine:
+    if not verdict.is_safe:
         sys.exit(1)
 
 
@@ -119,7 +119,7 @@ def _verdict_text(verdict: Verdict, new: str, stream: Stream) -> str:
         reads = f"the new schema can't read what {problem.version} wrote"
         if problem.direction == "forward":
             reads = f"{problem.version} can't read what the new schema writes"
-        lines += [f"  field {problem.field!r}: {problem.why}", f"    {reads}: {problem.mend}"]
+        lines += [f"  field {problem.field!r}: {problem.why}", f"    {reads}: {problem.fix}"]
     if not verdict.unreadable:
         lines.append(f"the pipeline reads it with {stream.schema}: producers may use it now")
     else:
@@ -132,7 +132,7 @@ def _verdict_text(verdict: Verdict, new: str, stream: Stream) -> str:
 
 
 def _subjects(pipeline: Pipeline) -> dict[str, str]:
-    from tidemill.stages.validator.feed import subject_of
+    from tidemill.stages.validator.schema_follower import subject_of
 
     return {
         "events": subject_of(topics.EVENTS.name(pipeline.name)),

@@ -14,8 +14,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.registry.decisions import ModelRef
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.wire import dead_letters as letters
-from tidemill.wire import topics
+from tidemill.wire import dead_letters, topics
 from tidemill.wire.records import Records
 
 ROLLING = 2000
@@ -88,7 +87,7 @@ class Observer(threading.Thread):
         elif suffix == topics.EXAMPLES.suffix:
             self._update(self.records.example.decode(value))
         elif suffix == topics.DLQ.suffix:
-            headers = letters.said(record)
+            headers = dead_letters.text_headers(record)
             reason = headers.get("tidemill.reason", "?")
             self.dead_letters[reason] += 1
             self.last_letters[reason] = headers.get("__connect.errors.exception.message", "")

@@ -108,7 +108,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     page = f"http://localhost:{stack.ports['status']}/"
     say(f"watch it at [bold]{page}[/]")
     if options.keep_running:
-        say("for commands from another terminal, as in docs/gate.md:")
+        say("for commands from another terminal, as in docs/how-to/gate.md:")
         console.print(_exports(stack, page), highlight=False, soft_wrap=True)
 
     broker = KafkaBroker(str(settings["brokers"]))

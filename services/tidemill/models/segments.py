@@ -1,7 +1,7 @@
 """How good a model is where one feature has one value: its metrics once more, for each value of some categories.
 
 memory   at most MAX_VALUES values of a feature, those that come first, and the others together; of each its metrics
-cost     the learner takes 5 to 9% longer with two of them (docs/registry.md): River's ROCAUC, which walks ten thresholds, is counted
+cost     the learner takes 5 to 9% longer with two of them (docs/how-to/registry.md): River's ROCAUC, which walks ten thresholds, is counted
 """
 
 from __future__ import annotations

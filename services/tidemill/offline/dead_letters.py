@@ -20,7 +20,7 @@ from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import Letter, Place, letter_of, place_of, shown
+from tidemill.wire.dead_letters import DeadLetter, Place, parse_place, read_dead_letter, shorten
 from tidemill.wire.records import Records
 
 MOST_KINDS = 200
@@ -78,12 +78,12 @@ class Wanted:
     state: State | None = None
     places: frozenset[Place] = frozenset()
 
-    def takes(self, letter: Letter, source: Source | None, state: State) -> bool:
+    def takes(self, letter: DeadLetter, source: Source | None, state: State) -> bool:
         """Whether a letter is meant, given its stream and whether it went back."""
         said = (
             (self.reason, letter.reason), (self.rule, letter.rule), (self.field, letter.field), (self.stage, letter.stage),
             (self.source, source), (self.state, state),
-            (None if self.value is None else shown(self.value), letter.value),  # a header has no more of a long one
+            (None if self.value is None else shorten(self.value), letter.value),  # a header has no more of a long one
         )  # fmt: skip
         return (
             all(wanted is None or wanted == given for wanted, given in said)
@@ -112,7 +112,7 @@ class Letters:
         for batch in self.broker.read(self._redrives):
             for record in batch:
                 try:
-                    place = place_of((record.key() or b"").decode(errors="replace"))
+                    place = parse_place((record.key() or b"").decode(errors="replace"))
                 except ValueError as error:
                     where = f"{record.topic()}[{record.partition()}]@{record.offset()}"
                     raise BrokerError(
@@ -136,11 +136,11 @@ class Letters:
                 f"{self.pipeline.name} --create`"
             )
 
-    def state(self, letter: Letter) -> State:
+    def state(self, letter: DeadLetter) -> State:
         """Return whether a letter went back."""
         return "redriven" if letter.place in self.redriven else "open"
 
-    def as_dict(self, letter: Letter) -> dict[str, Any]:
+    def as_dict(self, letter: DeadLetter) -> dict[str, Any]:
         """Return a letter and its state for programs. Times are ms since the epoch."""
         fields = dataclasses.asdict(letter)
         del fields["place"]
@@ -172,12 +172,12 @@ class Letters:
             f"shows them"
         )
 
-    def read(self, wanted: Wanted, progress: Progress | None = None) -> Iterator[tuple[Letter, Record]]:
+    def read(self, wanted: Wanted, progress: Progress | None = None) -> Iterator[tuple[DeadLetter, Record]]:
         """Yield the letters that are wanted, in order within a partition. Raises SettingsError for a place without one."""
         left = set(wanted.places)
         for batch in self.broker.read(self._ranges(wanted)):
             for record in batch:
-                letter = letter_of(record)
+                letter = read_dead_letter(record)
                 left.discard(letter.place)
                 if wanted.takes(letter, self.sources.get(letter.topic), self.state(letter)):
                     yield letter, record
@@ -186,12 +186,12 @@ class Letters:
         if left:  # where a transaction ended there is an offset without a record
             raise self.missing(min(left))
 
-    def last(self, wanted: Wanted, most: int, progress: Progress | None = None) -> list[Letter]:
+    def last(self, wanted: Wanted, most: int, progress: Progress | None = None) -> list[DeadLetter]:
         """Return the letters that were refused last, at most so many, the newest at the end."""
         found = (letter for letter, _ in self.read(wanted, progress))
         return heapq.nlargest(most, found, key=lambda letter: (letter.refused_at, letter.place))[::-1]
 
-    def one(self, place: Place) -> tuple[Letter, Record]:
+    def one(self, place: Place) -> tuple[DeadLetter, Record]:
         """Return one letter with its record. Raises SettingsError where there is none."""
         return next(self.read(Wanted(places=frozenset([place]))))
 
@@ -228,7 +228,7 @@ class Kind:
         """How many did not go back."""
         return self.letters - self.redriven
 
-    def add(self, letter: Letter, state: State) -> None:
+    def add(self, letter: DeadLetter, state: State) -> None:
         """Count a letter."""
         self.first = min(self.first, letter.refused_at) if self.letters else letter.refused_at
         self.last = max(self.last, letter.refused_at) if self.letters else letter.refused_at
@@ -245,7 +245,7 @@ class Stats:
     total: Kind = field(default_factory=lambda: Kind("all", "", ""))
     kinds: dict[tuple[str, str, str, str], Kind] = field(default_factory=dict)
 
-    def add(self, letter: Letter, state: State) -> None:
+    def add(self, letter: DeadLetter, state: State) -> None:
         """Count a letter."""
         name = (letter.reason, letter.rule, letter.field, letter.entity if self.by_entity else "")
         if name not in self.kinds and len(self.kinds) >= MOST_KINDS:
@@ -272,7 +272,7 @@ class Content:
     text: str = ""
 
 
-def content(pipeline: Pipeline, letter: Letter, data: bytes) -> Content:
+def content(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Content:
     """Return a letter's bytes in the form that says most: the record, else text, else a dump of the first bytes."""
     if not data:
         return Content("nothing")
@@ -284,7 +284,7 @@ def content(pipeline: Pipeline, letter: Letter, data: bytes) -> Content:
     except UnicodeDecodeError:
         text = "\0"
     if all(c.isprintable() or c in "\r\n\t" for c in text):
-        return Content("text", text=shown(_laid_out(text), SHOWN_TEXT))
+        return Content("text", text=shorten(_laid_out(text), SHOWN_TEXT))
     return Content("bytes", text=dump(data[:SHOWN_BYTES]))
 
 
@@ -296,7 +296,7 @@ def _laid_out(text: str) -> str:
         return text
 
 
-def _record(pipeline: Pipeline, letter: Letter, data: bytes) -> Mapping[str, Any] | None:
+def _record(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Mapping[str, Any] | None:
     """Return the record in a letter's bytes; None where they are none, or of a topic that letters do not come from."""
     records, source = Records(pipeline), sources(pipeline).get(letter.topic)
     ours: Mapping[str, Codec] = {

@@ -15,18 +15,17 @@ from dataclasses import dataclass, field, replace
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.offline.dead_letters import Letters, Progress, Wanted
-from tidemill.stages.validator.decode import LARGEST
+from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES
 from tidemill.stream.api import Broker, Producer, Record, TopicPartition
-from tidemill.wire import dead_letters as letters
-from tidemill.wire import topics
-from tidemill.wire.dead_letters import Letter, Mark
+from tidemill.wire import dead_letters, topics
+from tidemill.wire.dead_letters import DeadLetter, RedriveMark
 from tidemill.wire.records import Records
 
 BATCH = 500
 """Letters of one transaction."""
 BATCH_BYTES = 16_000_000
 """Or this many bytes of them: they wait in memory."""
-Going = tuple[Letter, Record, str]
+Going = tuple[DeadLetter, Record, str]
 """A letter that goes back, its record, and the topic that it goes to."""
 
 
@@ -122,8 +121,8 @@ class Redrive:
             source = there.sources.get(letter.topic)
             if source is None:
                 found.cannot[f"it is about {_short(letter.topic)}, which a service of ours writes"] += 1
-            elif _size(record) > LARGEST:
-                found.cannot[f"it has more than {LARGEST:,} bytes, which the validator never takes"] += 1
+            elif _size(record) > MAX_MESSAGE_BYTES:
+                found.cannot[f"it has more than {MAX_MESSAGE_BYTES:,} bytes, which the validator never takes"] += 1
             elif letter.place in there.redriven and not self.again:
                 found.there += 1
             else:
@@ -134,11 +133,13 @@ class Redrive:
                 if sent == self.most:
                     return
 
-    def _back(self, letter: Letter, record: Record, to: str, producer: Producer) -> None:
-        mark = Mark(letter.place, letter.attempt + 1)
+    def _back(self, letter: DeadLetter, record: Record, to: str, producer: Producer) -> None:
+        mark = RedriveMark(letter.place, letter.attempt + 1)
         # No timestamp, which is now: the delay is measured from there, and the hours until the rule was mended are not the
         # pipeline's. The event's own time is in its bytes.
-        producer.emit(to, record.value() or b"", record.key(), 0, letters.own(record) + mark.headers())
+        producer.emit(
+            to, record.value() or b"", record.key(), 0, dead_letters.producer_headers(record) + mark.headers()
+        )
         now = int(self.clock() * 1000)
         name = str(letter.place)
         said = {"letter": name, "to": to, "attempt": mark.attempt, "reason": letter.reason, "time": now}
@@ -166,5 +167,5 @@ def _short(topic: str) -> str:
 
 
 def _size(record: Record) -> int:
-    headers = sum(len(name) + len(data or b"") for name, data in letters.own(record))
+    headers = sum(len(name) + len(data or b"") for name, data in dead_letters.producer_headers(record))
     return len(record.value() or b"") + len(record.key() or b"") + headers

@@ -119,7 +119,7 @@ class Spec:
 
 
 def _validator() -> Build:
-    from tidemill.stages.validator.feed import SchemaFeed
+    from tidemill.stages.validator.schema_follower import SchemaFollower
     from tidemill.stages.validator.service import build
 
     def compose(context: Context) -> Callable[[], None]:
@@ -127,7 +127,7 @@ def _validator() -> Build:
         if url := settings.registry_url.get_secret_value():
             from tidemill.encoding.schema_registry import SchemaRegistry
 
-            schemas = SchemaFeed(context.pipeline, SchemaRegistry(url), settings.registry_seconds)
+            schemas = SchemaFollower(context.pipeline, SchemaRegistry(url), settings.registry_seconds)
         return partial(_loop, context, build(context.pipeline, schemas, fuse=settings.fuse), schemas)
 
     return compose

@@ -2,7 +2,7 @@
 
 Names are Kafka Connect's (`__connect.errors.*`) where it has one for the thing, else `tidemill.*`, so that tools made
 for Connect's dead-letter queues read ours. The producer's own headers are kept, before ours. A record that was redriven
-carries a mark after its own headers: the letter that it was, and which attempt it is.
+carries a mark after its own headers: the dead letter that it was, and which attempt it is.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import NamedTuple
 from tidemill.errors import Reject
 from tidemill.stream.api import Emit, Headers, Record
 
-LONGEST_VALUE = 256
-"""Most characters of the offending value that go into a header; the whole is in the original bytes."""
-LONGEST_MESSAGE = 1024
+#: Of the offending value in a header; all of it is in the original bytes.
+MAX_VALUE_CHARACTERS = 256
+MAX_MESSAGE_CHARACTERS = 1024
 
+#: The first of our own headers: those before the last one of this name are the producer's.
 _FIRST = "__connect.errors.topic"
-"""The first of our own headers: what stands before the last one of this name is the producer's."""
 _REDRIVEN, _ATTEMPT = "tidemill.redriven", "tidemill.attempt"
+#: Numbers in headers are of bounded length: anybody may have written them.
 _PLACE = re.compile(r"(\d{1,9}):(\d{1,18})", re.ASCII)
 _COUNT = re.compile(r"\d{1,18}", re.ASCII)
-"""Numbers in headers are of bounded length: anybody may have written them."""
 
 
 class Place(NamedTuple):
@@ -38,16 +38,16 @@ class Place(NamedTuple):
         return f"{self.partition}:{self.offset}"
 
 
-def place_of(text: str) -> Place:
+def parse_place(text: str) -> Place:
     """Return the place in `partition:offset`. Raises ValueError for anything else."""
-    found = _PLACE.fullmatch(text)
-    if found is None:
+    numbers = _PLACE.fullmatch(text)
+    if numbers is None:
         raise ValueError(f"{text!r} is no dead letter: expected PARTITION:OFFSET, as in 0:17")
-    return Place(int(found[1]), int(found[2]))
+    return Place(int(numbers[1]), int(numbers[2]))
 
 
-class Mark(NamedTuple):
-    """What a redrive puts on a record: the letter that it was, and which attempt it is now."""
+class RedriveMark(NamedTuple):
+    """What a redrive adds to a record: the dead letter that it was, and which attempt it is now."""
 
     letter: Place
     attempt: int
@@ -57,69 +57,69 @@ class Mark(NamedTuple):
         return [(_REDRIVEN, str(self.letter).encode()), (_ATTEMPT, str(self.attempt).encode())]
 
 
-def headers(record: Record, reject: Reject, service: str, refused_at: int) -> Headers:
-    """Return the dead letter's headers: the record's own, its coordinates, and the reason; `refused_at` is ms, wall time."""
-    own, mark = split(record.headers())
+def dead_letter_headers(record: Record, reject: Reject, service: str, refused_at: int) -> Headers:
+    """Return the headers: the record's own, its coordinates, and the reason; `refused_at` is ms, wall time."""
+    own, mark = split_redrive_mark(record.headers())
     ours = {
         _FIRST: record.topic(),
         "__connect.errors.partition": record.partition(),
         "__connect.errors.offset": record.offset(),
         "__connect.errors.stage": service,
         "__connect.errors.exception.class.name": "tidemill.Reject",
-        "__connect.errors.exception.message": shown(reject, LONGEST_MESSAGE),
+        "__connect.errors.exception.message": shorten(reject, MAX_MESSAGE_CHARACTERS),
         "tidemill.reason": reject.reason,
         "tidemill.rule": reject.rule,
-        "tidemill.field": shown(reject.field),
-        "tidemill.value": shown(reject.value),
+        "tidemill.field": shorten(reject.field),
+        "tidemill.value": shorten(reject.value),
         "tidemill.timestamp": record.timestamp()[1],
         "tidemill.refused_at": refused_at,
         _ATTEMPT: mark.attempt if mark else 1,
     }
     if reject.entity:
-        ours["tidemill.entity"] = shown(reject.entity)
+        ours["tidemill.entity"] = shorten(reject.entity)
     if mark:
         ours[_REDRIVEN] = mark.letter
     return own + [(name, str(value).encode(errors="backslashreplace")) for name, value in ours.items()]
 
 
-def split(given: Headers | None) -> tuple[Headers, Mark | None]:
+def split_redrive_mark(headers: Headers | None) -> tuple[Headers, RedriveMark | None]:
     """Return a record's own headers, and the mark after them; None where it was not redriven.
 
-    Only the last two headers are looked at, and only in the form that a redrive writes: whatever else a producer calls
-    `tidemill.attempt` is the producer's, and is kept.
+    Only the last two headers are looked at, and only in the form that a redrive writes: any other header of a producer,
+    whatever its name, is kept.
     """
-    found = list(given or [])
-    if [name for name, _ in found[-2:]] != [_REDRIVEN, _ATTEMPT]:
-        return found, None
-    letter, attempt = _PLACE.fullmatch(_text(found[-2][1])), _COUNT.fullmatch(_text(found[-1][1]))
-    if letter is None or attempt is None:
-        return found, None
-    return found[:-2], Mark(Place(int(letter[1]), int(letter[2])), int(attempt[0]))
+    headers = list(headers or [])
+    if [name for name, _ in headers[-2:]] != [_REDRIVEN, _ATTEMPT]:
+        return headers, None
+    place, attempt = _PLACE.fullmatch(_text(headers[-2][1])), _COUNT.fullmatch(_text(headers[-1][1]))
+    if place is None or attempt is None:
+        return headers, None
+    return headers[:-2], RedriveMark(Place(int(place[1]), int(place[2])), int(attempt[0]))
 
 
-def carried(given: Headers | None) -> Headers | None:
-    """Return what goes on with a record that passed: its mark, so that whoever refuses it later knows the attempt."""
-    if not given or given[-1][0] != _ATTEMPT:  # nearly all: asked of every record, so it has to cost next to nothing
+def redrive_headers(headers: Headers | None) -> Headers | None:
+    """Return what goes on with a record that passed: its redrive mark, so that a later dead letter has the attempt."""
+    if not headers or headers[-1][0] != _ATTEMPT:  # nearly all records: this has to cost next to nothing
         return None
-    mark = split(given)[1]
+    mark = split_redrive_mark(headers)[1]
     return mark.headers() if mark else None
 
 
-def own(record: Record) -> Headers:
+def producer_headers(record: Record) -> Headers:
     """Return the headers that the producer of a dead letter's record had given it."""
-    found = list(record.headers() or [])
-    ours = [index for index, (name, _) in enumerate(found) if name == _FIRST]
-    return found[: ours[-1]] if ours else found
+    headers = list(record.headers() or [])
+    firsts = [index for index, (name, _) in enumerate(headers) if name == _FIRST]
+    return headers[: firsts[-1]] if firsts else headers
 
 
-def said(record: Record) -> Mapping[str, str]:
-    """Return what a dead letter's headers say, by name; a producer's own header may hold anything, or nothing."""
+def text_headers(record: Record) -> Mapping[str, str]:
+    """Return a dead letter's headers as text, by name; a producer's own header may hold anything, or nothing."""
     return {name: _text(data) for name, data in record.headers() or []}
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """What a dead letter says, without its bytes. Times are ms since the epoch; numbers are None where it says none."""
+class DeadLetter:
+    """A dead letter's headers, without its bytes. Times are ms since the epoch; numbers are None where there are none."""
 
     place: Place
     refused_at: int
@@ -140,26 +140,26 @@ class Letter:
     size: int
 
 
-def letter_of(record: Record) -> Letter:
-    """Return what a dead letter says. One of before there was `tidemill.refused_at` has its Kafka timestamp for it."""
-    found = said(record)
-    refused_at = _number(found.get("tidemill.refused_at"))
-    return Letter(
+def read_dead_letter(record: Record) -> DeadLetter:
+    """Return what the headers of a dead letter hold; any may lack, for anybody may write to the topic."""
+    headers = text_headers(record)
+    refused_at = _number(headers.get("tidemill.refused_at"))
+    return DeadLetter(
         place=Place(record.partition(), record.offset()),
         refused_at=record.timestamp()[1] if refused_at is None else refused_at,
         sent_at=record.timestamp()[1],
-        attempt=_number(found.get(_ATTEMPT)) or 1,
-        redriven_from=found.get(_REDRIVEN, ""),
-        stage=found.get("__connect.errors.stage", ""),
-        topic=found.get(_FIRST, ""),
-        partition=_number(found.get("__connect.errors.partition")),
-        offset=_number(found.get("__connect.errors.offset")),
-        reason=found.get("tidemill.reason", "?"),
-        rule=found.get("tidemill.rule", ""),
-        field=found.get("tidemill.field", ""),
-        value=found.get("tidemill.value", ""),
-        entity=found.get("tidemill.entity", ""),
-        message=found.get("__connect.errors.exception.message", ""),
+        attempt=_number(headers.get(_ATTEMPT)) or 1,
+        redriven_from=headers.get(_REDRIVEN, ""),
+        stage=headers.get("__connect.errors.stage", ""),
+        topic=headers.get(_FIRST, ""),
+        partition=_number(headers.get("__connect.errors.partition")),
+        offset=_number(headers.get("__connect.errors.offset")),
+        reason=headers.get("tidemill.reason", "?"),
+        rule=headers.get("tidemill.rule", ""),
+        field=headers.get("tidemill.field", ""),
+        value=headers.get("tidemill.value", ""),
+        entity=headers.get("tidemill.entity", ""),
+        message=headers.get("__connect.errors.exception.message", ""),
         key=_text(record.key()),
         size=len(record.value() or b""),
     )
@@ -173,13 +173,13 @@ def _text(data: bytes | None) -> str:
     return (data or b"").decode(errors="replace")
 
 
-def shown(value: object, longest: int = LONGEST_VALUE) -> str:
-    """Return a value as people read it, cut to a bounded length."""
+def shorten(value: object, max_characters: int = MAX_VALUE_CHARACTERS) -> str:
+    """Return a value as text, cut to a bounded length."""
     text = "" if value is None else str(value)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
-def dead_letter(record: Record, reject: Reject, emit: Emit, topic: str, service: str) -> None:
+def send_dead_letter(record: Record, reject: Reject, emit: Emit, topic: str, service: str) -> None:
     """Send the record, byte for byte, to the dead-letter topic."""
-    found = headers(record, reject, service, int(time.time() * 1000))
-    emit(topic, record.value() or b"", record.key(), record.timestamp()[1], found)
+    headers = dead_letter_headers(record, reject, service, int(time.time() * 1000))
+    emit(topic, record.value() or b"", record.key(), record.timestamp()[1], headers)

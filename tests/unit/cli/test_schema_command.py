@@ -100,7 +100,7 @@ def test_all_earlier_versions_count_where_the_level_is_transitive(run) -> None:
 
 def test_programs_get_json(run) -> None:
     found = json.loads(run(changed({"name": "gate", "type": "string"}), "--json").output)
-    assert (found["fine"], found["level"], found["unreadable"]) == (False, "BACKWARD_TRANSITIVE", "")
+    assert (found["safe"], found["level"], found["unreadable"]) == (False, "BACKWARD_TRANSITIVE", "")
     assert [(p["field"], p["direction"]) for p in found["problems"]] == [("gate", "backward")]
 
 

@@ -41,9 +41,8 @@ from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.wire import dead_letters as letters
-from tidemill.wire import topics
-from tidemill.wire.dead_letters import Letter, Place, dead_letter, letter_of, own
+from tidemill.wire import dead_letters, topics
+from tidemill.wire.dead_letters import DeadLetter, Place, producer_headers, read_dead_letter, send_dead_letter
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def various() -> MemoryBroker:
     broker = new_broker()
     with pytest.MonkeyPatch.context() as patch:
         for number in range(40):
-            patch.setattr(letters.time, "time", lambda number=number: float(number))
+            patch.setattr(dead_letters.time, "time", lambda number=number: float(number))
             topic = (EVENTS, LABELS, VALID, topics.FEATURES.name("plain"))[number % 4]
             refuse(
                 broker, MemoryRecord(topic, b"%d" % number, b"k%d" % number), ("truncated", "not_allowed")[number % 2],
@@ -144,7 +143,7 @@ class TestStats:
 
     def test_kinds_are_bounded(self) -> None:
         stats = Stats()
-        letter = letter_of(MemoryRecord(DLQ, b"", b"", 5, []))
+        letter = read_dead_letter(MemoryRecord(DLQ, b"", b"", 5, []))
         for number in range(10_000):
             stats.add(replace(letter, field=f"f{number}"), "open")
         assert len(stats.kinds) == MOST_KINDS + 1
@@ -220,23 +219,23 @@ HOSTILE = "\x1b[31m[bold]red[/bold]\u202e\r\n\x00"
 
 
 class TestShown:
-    def letter(self, data_: bytes = b"x", topic: str = EVENTS) -> tuple[MemoryBroker, Letter, MemoryRecord]:
+    def letter(self, data_: bytes = b"x", topic: str = EVENTS) -> tuple[MemoryBroker, DeadLetter, MemoryRecord]:
         broker = new_broker()
         headers = [(HOSTILE, HOSTILE.encode())]
         record = MemoryRecord(topic, data_, HOSTILE.encode(), 2**60, headers)
         reject = Reject(
             "unexpected_field", f"field {HOSTILE} is not in it", field=HOSTILE, value=HOSTILE, rule="schema"
         )
-        dead_letter(record, reject, broker.append, DLQ, "validator")
+        send_dead_letter(record, reject, broker.append, DLQ, "validator")
         (found,) = broker.records(DLQ)
-        return broker, letter_of(found), found
+        return broker, read_dead_letter(found), found
 
     def test_nothing_that_a_producer_writes_commands_the_terminal(self) -> None:
         broker, letter, record = self.letter()
         there = Letters(PLAIN, broker)
         texts = [letters_text(there, [letter]), stats_text(there, there.stats(ALL))]
         texts += [
-            letter_text(letter, there, own(record), [], content(PLAIN, letter, data_))
+            letter_text(letter, there, producer_headers(record), [], content(PLAIN, letter, data_))
             for data_ in (HOSTILE.encode(), b"a\x1b[31m", b"\xff\x1b")
         ]
         for text in texts:
@@ -292,11 +291,13 @@ def embedded() -> Iterator[EmbeddedBroker]:
     producer = KafkaBroker(broker.servers).producer("test")
     for number in range(6):
         record = MemoryRecord(EVENTS, b"\x01\x02%d" % number, b"k%d" % number, 1000, [("trace", b"t")], 1, number)
-        dead_letter(
+        send_dead_letter(
             record, Reject("bad_magic", "the first byte is 0x01", value="0x01"), producer.emit, DLQ, "validator"
         )
     refused_ = Reject("duplicate_event", "predicted already")
-    dead_letter(MemoryRecord(topics.PREDICTION_LOG.name("plain"), b"x", b"k"), refused_, producer.emit, DLQ, "joiner")
+    send_dead_letter(
+        MemoryRecord(topics.PREDICTION_LOG.name("plain"), b"x", b"k"), refused_, producer.emit, DLQ, "joiner"
+    )
     producer.commit({}, None)
     producer.close()
     return broker

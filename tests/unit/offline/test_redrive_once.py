@@ -39,9 +39,15 @@ from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
 from tidemill.stages.validator import service as validator
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
-from tidemill.wire import dead_letters as letters
-from tidemill.wire import topics
-from tidemill.wire.dead_letters import Mark, Place, letter_of, own, place_of, split
+from tidemill.wire import dead_letters, topics
+from tidemill.wire.dead_letters import (
+    Place,
+    RedriveMark,
+    parse_place,
+    producer_headers,
+    read_dead_letter,
+    split_redrive_mark,
+)
 
 BOMBS = range(60)
 WRONG = replace(PLAIN, rules=[*PLAIN.rules, rules.between("sched_hour", 0, 10)])
@@ -67,28 +73,28 @@ def ids(broker: MemoryBroker, topic: str) -> Counter[str]:
 
 class TestHeaders:
     def test_a_letter_says_when_it_was_refused_and_that_it_was_the_first_attempt(self, monkeypatch) -> None:
-        monkeypatch.setattr(letters.time, "time", lambda: 1234.5678)
+        monkeypatch.setattr(dead_letters.time, "time", lambda: 1234.5678)
         broker = new_broker()
         refuse(broker, MemoryRecord(EVENTS, b"x", b"k", 77, [*OWN], 3, 9), field="carrier", value="ZZ", rule="one_of")
         (record,) = broker.records(DLQ)
-        letter = letter_of(record)
+        letter = read_dead_letter(record)
         assert (letter.refused_at, letter.sent_at, letter.attempt, letter.redriven_from) == (1_234_567, 77, 1, "")
         assert (letter.topic, letter.partition, letter.offset, letter.stage) == (EVENTS, 3, 9, "validator")
         assert (letter.reason, letter.rule, letter.field, letter.value) == ("out_of_range", "one_of", "carrier", "ZZ")
         assert (letter.key, letter.size, letter.message) == ("k", 1, "out_of_range it is")
-        assert own(record) == OWN
+        assert producer_headers(record) == OWN
 
-    def test_a_letter_of_before_has_its_own_timestamp_and_is_the_first_attempt(self) -> None:
-        old = [("trace", b"t"), ("__connect.errors.topic", EVENTS.encode()), ("tidemill.reason", b"truncated")]
-        letter = letter_of(MemoryRecord(DLQ, b"x", None, 55, old, 1, 2))
+    def test_a_letter_of_another_program_has_its_own_timestamp_and_is_the_first_attempt(self) -> None:
+        foreign = [("trace", b"t"), ("__connect.errors.topic", EVENTS.encode()), ("tidemill.reason", b"truncated")]
+        letter = read_dead_letter(MemoryRecord(DLQ, b"x", None, 55, foreign, 1, 2))
         assert (letter.refused_at, letter.attempt, letter.place, letter.key) == (55, 1, Place(1, 2), "")
-        assert own(MemoryRecord(DLQ, b"x", None, 55, old)) == [("trace", b"t")]
+        assert producer_headers(MemoryRecord(DLQ, b"x", None, 55, foreign)) == [("trace", b"t")]
 
     def test_a_mark_is_taken_off_and_every_other_header_is_its_producers(self) -> None:
-        mark = Mark(Place(2, 17), 3)
-        assert split([*OWN, *mark.headers()]) == (OWN, mark)
-        assert split(OWN) == (OWN, None)
-        assert split(None) == ([], None)
+        mark = RedriveMark(Place(2, 17), 3)
+        assert split_redrive_mark([*OWN, *mark.headers()]) == (OWN, mark)
+        assert split_redrive_mark(OWN) == (OWN, None)
+        assert split_redrive_mark(None) == ([], None)
 
     @pytest.mark.parametrize(
         "forged",
@@ -106,10 +112,10 @@ class TestHeaders:
         broker = new_broker()
         refuse(broker, MemoryRecord(EVENTS, b"x", b"k", 77, forged))
         (record,) = broker.records(DLQ)
-        assert letter_of(record).attempt == 1
-        assert own(record) == forged
+        assert read_dead_letter(record).attempt == 1
+        assert producer_headers(record) == forged
         back(broker)
-        assert broker.records(EVENTS)[0].headers() == [*forged, *Mark(place(record), 2).headers()]
+        assert broker.records(EVENTS)[0].headers() == [*forged, *RedriveMark(place(record), 2).headers()]
 
     def test_headers_that_look_like_ours_are_kept_and_do_not_speak_for_the_letter(self) -> None:
         hostile = [
@@ -120,8 +126,8 @@ class TestHeaders:
         broker = new_broker()
         refuse(broker, MemoryRecord(EVENTS, b"x", b"k", 77, hostile))
         (record,) = broker.records(DLQ)
-        assert own(record) == hostile
-        assert (letter_of(record).topic, letter_of(record).attempt) == (EVENTS, 1)
+        assert producer_headers(record) == hostile
+        assert (read_dead_letter(record).topic, read_dead_letter(record).attempt) == (EVENTS, 1)
         assert back(broker).by_topic() == {EVENTS: 1}
         assert broker.records(EVENTS)[0].headers()[:3] == hostile
 
@@ -130,17 +136,19 @@ class TestHeaders:
                               st.none() | st.binary(max_size=9)), max_size=6))  # fmt: skip
     @settings(max_examples=200, deadline=None)
     def test_whatever_headers_a_producer_gives_come_back_as_they_were(self, given_: list) -> None:
-        producers, mark = split(given_)
-        found = letters.headers(MemoryRecord(EVENTS, b"x", None, 0, given_), Reject("r", "m"), "validator", 5)
-        assert own(MemoryRecord(DLQ, b"x", None, 0, found)) == producers
-        assert letter_of(MemoryRecord(DLQ, b"x", None, 0, found)).attempt == (mark.attempt if mark else 1)
+        producers, mark = split_redrive_mark(given_)
+        found = dead_letters.dead_letter_headers(
+            MemoryRecord(EVENTS, b"x", None, 0, given_), Reject("r", "m"), "validator", 5
+        )
+        assert producer_headers(MemoryRecord(DLQ, b"x", None, 0, found)) == producers
+        assert read_dead_letter(MemoryRecord(DLQ, b"x", None, 0, found)).attempt == (mark.attempt if mark else 1)
 
     @pytest.mark.parametrize(
         "text", ["", "1", "1:", ":1", "1:2:3", "-1:2", "a:b", "1: 2", "9" * 10 + ":1", "1:" + "9" * 19]
     )
     def test_a_place_that_is_none_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match="PARTITION:OFFSET"):
-            place_of(text)
+            parse_place(text)
 
 
 class TestThereAndBack:
@@ -156,12 +164,12 @@ class TestThereAndBack:
         assert found.going == {(EVENTS, "out_of_range"): len(dead)}
         again = broker.records(EVENTS)
         assert len(again) == raw + len(dead)
-        marked = {r.headers()[-2][1]: r for r in again if split(r.headers())[1]}
+        marked = {r.headers()[-2][1]: r for r in again if split_redrive_mark(r.headers())[1]}
         assert len(marked) == len(dead)
         for letter in dead:
             record = marked[str(place(letter)).encode()]
             assert (record.value(), record.key()) == (letter.value(), letter.key())
-            assert record.headers() == [*OWN, *Mark(place(letter), 2).headers()]
+            assert record.headers() == [*OWN, *RedriveMark(place(letter), 2).headers()]
             assert record.timestamp()[1] > 10**12, "now, and not when its producer sent it"
         drive(validator.build(PLAIN), broker)
         after = ids(broker, VALID)
@@ -190,7 +198,7 @@ class TestThereAndBack:
         assert RECORDS.redrive.decode(record.value()) == {
             "letter": name, "to": LABELS, "attempt": 2, "reason": "bad_label", "time": 12_500,
         }  # fmt: skip
-        assert Letters(PLAIN, broker).history(place_of(name)) == [RECORDS.redrive.decode(record.value())]
+        assert Letters(PLAIN, broker).history(parse_place(name)) == [RECORDS.redrive.decode(record.value())]
         assert Letters(PLAIN, broker).history(Place(0, 99)) == []
 
     @pytest.mark.slow
@@ -204,9 +212,9 @@ class TestThereAndBack:
             newer = [r for r in broker.records(DLQ) if place(r) not in known]
             assert len(newer) == len(first)
             for record in newer:
-                letter, names = letter_of(record), [name for name, _ in record.headers()]
+                letter, names = read_dead_letter(record), [name for name, _ in record.headers()]
                 assert letter.attempt == attempt
-                assert own(record) == OWN
+                assert producer_headers(record) == OWN
                 assert Counter(names)["__connect.errors.topic"] == Counter(names)["tidemill.attempt"] == 1
                 assert record.value() == first[letter.redriven_from].value()
             first = {str(place(r)): r for r in newer}
@@ -222,7 +230,7 @@ class TestThereAndBack:
     def test_a_later_service_knows_the_attempt_as_well(self) -> None:
         broker, pipeline = new_broker(), replace(PLAIN, label_timeout="1h")
         label = {"flight_id": "a", "landed_at": 0, "arr_delay": 1.0}
-        mark = Mark(Place(0, 4), 2)
+        mark = RedriveMark(Place(0, 4), 2)
         broker.append(LABELS, RECORDS.label.encode(label), b"a", 5, [*OWN, *mark.headers()])
         drive(validator.build(pipeline), broker)
         (valid,) = broker.records(topics.LABELS_VALID.name("plain"))
@@ -231,7 +239,11 @@ class TestThereAndBack:
         step._emit = broker.append
         step._reject(valid, Reject("unmatched_label", "no prediction came"))
         (record,) = broker.records(DLQ)
-        assert (letter_of(record).attempt, letter_of(record).redriven_from, own(record)) == (2, "0:4", [])
+        assert (read_dead_letter(record).attempt, read_dead_letter(record).redriven_from, producer_headers(record)) == (
+            2,
+            "0:4",
+            [],
+        )
 
     @pytest.mark.slow
     def test_letters_of_later_services_go_to_the_raw_topic_of_their_stream(self, sent) -> None:
@@ -247,7 +259,7 @@ class TestThereAndBack:
             broker.append(message.topic, message.value, message.key, 1000)
         drive(validator.build(PLAIN), broker)
         drive(featurizer.build(broken, {}), broker)
-        assert {letter_of(r).topic for r in broker.records(DLQ)} == {VALID}
+        assert {read_dead_letter(r).topic for r in broker.records(DLQ)} == {VALID}
         refuse(broker, MemoryRecord(topics.LABELS_VALID.name("plain"), b"label", b"k"), "unmatched_label", "joiner")
         assert back(broker).going == {(EVENTS, "request_feature"): 20, (LABELS, "unmatched_label"): 1}
         drive(validator.build(PLAIN), broker)
@@ -328,7 +340,7 @@ class TestCrash:
         looked = []
 
         def look(n: int) -> None:
-            assert not made[-1]._held, "it would run out of its time where the next one is far"
+            assert not made[-1]._pending, "it would run out of its time where the next one is far"
             looked.append(n)
 
         Redrive(PLAIN, broker, ALL).run(look)

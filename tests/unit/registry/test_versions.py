@@ -166,11 +166,11 @@ class TestTold:
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         assert store.state(manifest.sha256) == "damaged"
         assert "CORRUPTED: its bytes have another hash" in version_text(there, store, found, 0)
-        assert there.as_dict(found, store)["artifact"] == "there", "a list does not read artifacts"
+        assert there.as_dict(found, store)["artifact"] == "stored", "a list does not read artifacts"
         path.unlink()
         shown = "".join(version_text(there, store, found, 0).split())  # a long path is folded
         assert "".join(f"gone: nothing of that name is in {store.url}".split()) in shown
-        assert there.as_dict(found, store)["artifact"] == "gone"
+        assert there.as_dict(found, store)["artifact"] == "missing"
 
     def test_a_forged_manifest_is_told_and_obeyed_in_nothing(self, registry: Registry, store: ArtifactStore) -> None:
         forged = made(
@@ -183,7 +183,7 @@ class TestTold:
         assert "refused: wrong signature" in text
         assert r"[red]\x1b[31mx" in text
         assert "\x1b" not in text
-        assert "gone" in text
+        assert "missing" in text
 
     def test_the_declaration_of_then_and_of_now(self, registry: Registry, store: ArtifactStore) -> None:
         broker = appended(
@@ -270,15 +270,15 @@ class TestCommands:
 
     @pytest.mark.slow
     def test_a_store_that_is_not_there_is_not_made(self, embedded, tmp_path: Path) -> None:
-        assert "gone" in self.run(embedded, "show", "slow", store=str(tmp_path / "nowhere"))
+        assert "missing" in self.run(embedded, "show", "slow", store=str(tmp_path / "nowhere"))
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_tells_what_it_holds(store: ArtifactStore) -> None:
     digest = store.put(b"bytes")
-    assert (store.holds(digest), store.state(digest)) == (True, "there")
+    assert (store.holds(digest), store.state(digest)) == (True, "stored")
     for other in (sha256(b"other"), "../../etc/passwd", ""):
-        assert (store.holds(other), store.state(other)) == (False, "gone")
+        assert (store.holds(other), store.state(other)) == (False, "missing")
 
 
 def test_the_champion_is_who_serves_and_not_who_was_declared(registry: Registry, store: ArtifactStore) -> None:

@@ -18,7 +18,7 @@ from tidemill.stages.validator.circuit_breaker import CircuitBreaker
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
-from tidemill.wire.dead_letters import said
+from tidemill.wire.dead_letters import text_headers
 from tidemill.wire.records import Records
 
 EVENTS, LETTERS, VALID = "small.events", "small.dlq", "small.events.valid"
@@ -59,7 +59,7 @@ def run(broker: MemoryBroker, pipeline: Pipeline, *, fuse: bool = True, batch: i
 
 def letters(broker: MemoryBroker) -> list[tuple[str, str]]:
     """Return where each dead letter came from."""
-    found = [said(record) for record in broker.records(LETTERS)]
+    found = [text_headers(record) for record in broker.records(LETTERS)]
     return [(each["__connect.errors.partition"], each["__connect.errors.offset"]) for each in found]
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tidemill import load
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
-from tidemill.stages.validator.decode import LARGEST, Decoder
+from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES, Decoder
 from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import LONGEST_VALUE
+from tidemill.wire.dead_letters import MAX_VALUE_CHARACTERS
 from tidemill.wire.records import Records
 
 PIPELINE = load("flights")
@@ -81,7 +81,7 @@ def test_json_becomes_the_same_avro() -> None:
         (VALID[:60], "truncated", "", ""),
         (b"\0" + (123).to_bytes(4, "big") + VALID[HEADER:], "unknown_schema", "", "123"),
         (VALID + b"\0", "trailing_bytes", "", ""),
-        (b"\0" * (LARGEST + 1), "too_large", "", ""),
+        (b"\0" * (MAX_MESSAGE_BYTES + 1), "too_large", "", ""),
         (b"{" * 100_000, "not_json", "", ""),
         (b'{"a":', "not_json", "", ""),
         (as_json(flight=7.5), "wrong_type", "flight", "7.5"),
@@ -124,7 +124,7 @@ def test_a_label_out_of_range_is_rejected() -> None:
 
 def test_a_long_value_is_cut_in_the_header_and_whole_in_the_bytes() -> None:
     message = RECORDS.event.encode({**EVENT, "carrier": "Z" * 5000})
-    assert len(rejected(message)["tidemill.value"]) == LONGEST_VALUE
+    assert len(rejected(message)["tidemill.value"]) == MAX_VALUE_CHARACTERS
 
 
 @pytest.mark.slow

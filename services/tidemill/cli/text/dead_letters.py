@@ -13,15 +13,15 @@ from tidemill.cli.text.shared import format_value, new_table, printable, render,
 if TYPE_CHECKING:
     from tidemill.offline.dead_letters import Content, Letters, Stats
     from tidemill.offline.redrive import Found
-    from tidemill.wire.dead_letters import Letter
+    from tidemill.wire.dead_letters import DeadLetter
 
 
-def _source(letter: Letter) -> str:
+def _source(letter: DeadLetter) -> str:
     known = letter.partition is not None and letter.offset is not None
     return f"{letter.topic}[{letter.partition}]@{letter.offset}" if known else letter.topic
 
 
-def letters_text(dead_letters: Letters, letters: Sequence[Letter]) -> str:
+def letters_text(dead_letters: Letters, letters: Sequence[DeadLetter]) -> str:
     """Return dead letters as a table, the newest at the end."""
     if not letters:
         return f"no such dead letter in {dead_letters.topic}\n"
@@ -41,7 +41,7 @@ def letters_text(dead_letters: Letters, letters: Sequence[Letter]) -> str:
 
 
 def letter_text(
-    letter: Letter,
+    letter: DeadLetter,
     dead_letters: Letters,
     own: Sequence[tuple[str, bytes]],
     redrives: Sequence[Mapping[str, Any]],

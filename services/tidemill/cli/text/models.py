@@ -66,9 +66,9 @@ def version_text(versions: Versions, store: ArtifactStore, version: Version, ref
     manifest, pipeline = version.manifest, versions.pipeline
     assert manifest is not None  # noqa: S101  `find` returns no other
     artifact = {
-        "there": "in the store, and its hash is right",
-        "damaged": "CORRUPTED: its bytes have another hash; no service loads it",
-        "gone": f"gone: nothing of that name is in {store.url}",
+        "stored": "in the store, and its hash is right",
+        "corrupted": "CORRUPTED: its bytes have another hash; no service loads it",
+        "missing": f"missing: nothing of that name is in {store.url}",
     }[store.state(manifest.sha256)]
     if store.note(manifest.sha256) is not None:
         artifact += "; replaced by a rebuild from the same examples, with other bytes"

@@ -149,7 +149,7 @@ MAX_UNEQUAL = 100
 
 
 def unequal_text(unequal: Sequence[replay.Done]) -> str:
-    """Return those scores of a sample that came out otherwise, and why others could not be done again."""
+    """Return the scores of a sample that differ, and why others can't be repeated."""
     scores = [(one.prediction.event_id, again) for one in unequal for again in one.scores]
     different = [(event_id, again) for event_id, again in scores if again.now is not None and again.state != "equal"]
     table = new_table("prediction", "model", "version", "score then", "score now")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.wire.dead_letters import shown
+from tidemill.wire.dead_letters import shorten
 
 #: Columns of a table where no terminal says how wide it is, and columns at least.
 WIDTH, MIN_WIDTH = 118, 80
@@ -62,7 +62,7 @@ def printable(text: str) -> str:
 
 def format_value(text: str, longest: int = 120) -> Text:
     """Return text from outside for a table: without markup and control characters, not too long."""
-    return Text(printable(shown(text, longest)))
+    return Text(printable(shorten(text, longest)))
 
 
 def second(ms: int) -> str:

@@ -3,7 +3,7 @@
 They are raced in heats of HEAT: all of a heat see the first quarter of the examples, the better half of them the second, and
 the better half of those all. Models learn on as they are, so nothing is done twice. That is successive halving (Jamieson and
 Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS 2016), with late rungs: where what is
-asked drifts and labels come late, who is ahead early says little (docs/tuning.md has the figures). The first heat is drawn at
+asked drifts and labels come late, who is ahead early says little (docs/how-to/tuning.md has the figures). The first heat is drawn at
 random, and of the later ones most near the best so far. River's `model_selection.SuccessiveHalvingClassifier` asks each model
 right before it teaches it, so it ranks by something that production will not see; here each is asked in time.
 

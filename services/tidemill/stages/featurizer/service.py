@@ -26,7 +26,7 @@ from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicP
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import dead_letter
+from tidemill.wire.dead_letters import send_dead_letter
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 from tidemill.wire.updates import Updates
@@ -227,7 +227,7 @@ class Featurizer(Processor):
 
     def _reject(self, record: Record, error: Exception, emit: Emit) -> None:
         reject = Reject("request_feature", f"a request feature raised {type(error).__name__}: {error}", rule="request")
-        dead_letter(record, reject, emit, self.dlq, "featurizer")
+        send_dead_letter(record, reject, emit, self.dlq, "featurizer")
         self.counts["dead_letters", reject.reason] += 1
 
     def committed(self) -> None:

@@ -19,7 +19,7 @@ from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicP
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import dead_letter
+from tidemill.wire.dead_letters import send_dead_letter
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 from tidemill.wire.updates import Updates
@@ -156,7 +156,7 @@ class Joiner(Processor):
         self._reject(record, Reject("unknown_schema", f"header {given} where {header.hex()} was expected", value=given))
 
     def _reject(self, record: Record, reject: Reject) -> None:
-        dead_letter(record, reject, self._emit, self.dlq, "joiner")
+        send_dead_letter(record, reject, self._emit, self.dlq, "joiner")
         self.counts["dead_letters", reject.reason] += 1
 
     def gauges(self) -> Mapping[tuple[str, str], float]:

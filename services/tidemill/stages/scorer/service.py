@@ -20,7 +20,7 @@ from tidemill.stages.scorer.feed import Loaded, ServingChange
 from tidemill.stream.api import Emit, Processor, Record
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import dead_letter
+from tidemill.wire.dead_letters import send_dead_letter
 from tidemill.wire.records import Features, Records, Score, vector_to_x
 from tidemill.wire.services import service
 
@@ -181,7 +181,7 @@ class Scorer(Processor):
                 x = vector_to_x(features["vector"])
                 served = self.serve(features["entity_id"], x)
             except Reject as reject:
-                dead_letter(record, reject, emit, self.dlq, "scorer")
+                send_dead_letter(record, reject, emit, self.dlq, "scorer")
                 self.counts["dead_letters", reject.reason] += 1
                 continue
             tail = scores({"champion": served, "challengers": self._shadow(served, x)})

@@ -11,13 +11,13 @@ from typing import Any
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import Reject
-from tidemill.stages.validator.writers import Name, Writer
+from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema
 
-LARGEST = 1_000_000
-"""Bytes; a larger message is refused before anything looks into it."""
+#: A larger message is refused before it is decoded.
+MAX_MESSAGE_BYTES = 1_000_000
 
+#: Where newer clients of Confluent's put the schema's id; the message is then the record alone.
 SCHEMA_HEADER = "__value_schema_id"
-"""Where newer clients of Confluent's put the schema's id; the message is then the record alone."""
 
 _PYTHON: Mapping[str, tuple[type, ...]] = {
     "null": (type(None),), "boolean": (bool,), "int": (int,), "long": (int,), "float": (float, int),
@@ -51,13 +51,13 @@ class Decoder:
     def __init__(
         self,
         codec: Codec,
-        accepted: Mapping[int, Writer] | None = None,
-        find: Callable[[Name], Writer | None] = lambda _: None,
+        accepted: Mapping[int, WriterSchema] | None = None,
+        find: Callable[[SchemaName], WriterSchema | None] = lambda _: None,
         encoding: str = "",
         counts: Counter[tuple[str, str]] | None = None,
     ) -> None:
         self.codec = codec
-        self._accepted = {codec.id: Writer(str(codec.avro["name"]), codec.read, same=True), **(accepted or {})}
+        self._accepted = {codec.id: WriterSchema(str(codec.avro["name"]), codec.read, same=True), **(accepted or {})}
         self._find = find
         self._encoding = encoding
         self._counts = Counter() if counts is None else counts
@@ -68,32 +68,32 @@ class Decoder:
         self._names = {name for name, *_ in self._fields}
 
     def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
-        """Return the record and its Avro message. Raises Reject with what is wrong, Retry where that can't be told yet.
+        """Return the record and its Avro message. Raises Reject with what is wrong, Retry where the schema is not known yet.
 
         `headers` returns the message's headers; it is called only where the message does not begin as most do.
         """
         if not data:
             raise Reject("empty", "the message has no value")
-        if len(data) > LARGEST:
-            raise Reject("too_large", f"{len(data)} bytes where at most {LARGEST} are allowed")
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise Reject("too_large", f"{len(data)} bytes where at most {MAX_MESSAGE_BYTES} are allowed")
         if self._takes_avro and data.startswith(self._header):
             return self._read(self.codec.read, data, HEADER), data
         return self._other(data, headers() or ())
 
     def _other(self, data: bytes, headers: Any) -> tuple[dict[str, Any], bytes]:
-        said, named = "", None
+        declared_form, schema_name = "", None
         for name, value in headers:
             if name == SCHEMA_HEADER:
-                named = value or b""
+                schema_name = value or b""
             elif name.lower() == "content-type":
-                said = _form(value)
-        if named is not None:
+                declared_form = _form(value)
+        if schema_name is not None:
             self._allow("avro")
-            return self._avro(data, _name(named), 0)
-        form = said or ("avro" if data[0] == 0 else "json" if data[:1] in b"{ \t\r\n" else "")
+            return self._avro(data, _name(schema_name), 0)
+        form = declared_form or ("avro" if data[0] == 0 else "json" if data[:1] in b"{ \t\r\n" else "")
         if form == "json":
             self._allow(form)
-            return self._written(self._json(data))
+            return self._reencoded(self._json(data))
         if data[0] == 0:
             self._allow("avro")
             if len(data) < HEADER:
@@ -109,7 +109,7 @@ class Decoder:
         if self._encoding not in ("", form):
             raise Reject("wrong_encoding", f"the message is {form} where the stream is declared {self._encoding}")
 
-    def _avro(self, data: bytes, name: Name, at: int) -> tuple[dict[str, Any], bytes]:
+    def _avro(self, data: bytes, name: SchemaName, at: int) -> tuple[dict[str, Any], bytes]:
         writer = self._accepted.get(name) if isinstance(name, int) else None
         if writer is None:
             writer = self._find(name)
@@ -133,7 +133,7 @@ class Decoder:
             return record, self._header + data[at:]
         for field in writer.promoted:
             self._counts["promoted", field] += 1
-        return (record, self.codec.encode(record)) if writer.strict else self._written(record)
+        return (record, self.codec.encode(record)) if writer.strict else self._reencoded(record)
 
     def _read(self, read: Callable[[bytes, int], tuple[Any, int]], data: bytes, at: int) -> dict[str, Any]:
         try:
@@ -146,8 +146,8 @@ class Decoder:
             raise Reject("trailing_bytes", f"{len(data) - end} bytes follow the record")
         return record  # type: ignore[no-any-return]
 
-    def _written(self, record: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Return the record as it will be read again, which is what has to be checked, and its message."""
+    def _reencoded(self, record: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Return the record as consumers will read it, which is what has to be checked, and its message."""
         try:
             message = self.codec.encode(record)
             return self.codec.read(message, HEADER)[0], message
@@ -193,7 +193,7 @@ def _form(content_type: bytes | None) -> str:
     return "avro" if b"avro" in kind else ""  # avro/binary, application/avro, application/vnd.apache.avro+binary, ...
 
 
-def _name(header: bytes) -> Name:
+def _name(header: bytes) -> SchemaName:
     """Return the schema's id or GUID that the header gives."""
     if len(header) == HEADER and header[0] == 0:
         return int.from_bytes(header[1:], "big")
@@ -229,12 +229,12 @@ def _checked(name: str, given: Any, branches: tuple[str, ...]) -> Any:
         with contextlib.suppress(OverflowError):
             if not isinstance(value, int) or int(float(value)) == value:
                 return float(value)
-    found = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null"}.get(
+    kind = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null"}.get(
         type(value), type(value).__name__
     )
     raise Reject(
         "wrong_type",
-        f"field {name!r} is {value!r} ({found}) where {' or '.join(branches)} was expected{inexact}",
+        f"field {name!r} is {value!r} ({kind}) where {' or '.join(branches)} was expected{inexact}",
         rule="schema",
         field=name,
         value=value,

@@ -22,18 +22,18 @@ from tidemill.errors import Reject, Stopped
 from tidemill.rules import Rule
 from tidemill.stages.validator.circuit_breaker import CircuitBreaker
 from tidemill.stages.validator.decode import Decoder
-from tidemill.stages.validator.judge import RuleState, Warned, judge
-from tidemill.stages.validator.writers import NoWriterSchemas, WriterSchemas, accepted
+from tidemill.stages.validator.rule_check import RuleState, RuleWarning, compile_rules
+from tidemill.stages.validator.writer_schemas import NoWriterSchemas, WriterSchemas, accepted_schemas
 from tidemill.stream.api import Emit, Headers, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import carried, dead_letter, shown
+from tidemill.wire.dead_letters import redrive_headers, send_dead_letter, shorten
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 
+#: The header of a valid record for each rule that has warned of it, as rule:field.
 WARNING = "tidemill.warning"
-"""The header by which a valid record says which rules have warned of it, one each, as rule:field."""
 
 
 class _Route:
@@ -42,7 +42,7 @@ class _Route:
     def __init__(self, stream: Stream, decoder: Decoder, rules: Sequence[Rule], to: str, fuse: Fuse) -> None:
         self.name = to.rpartition(".")[0].rpartition(".")[2]
         self.stream, self.rules, self.to = stream, rules, to
-        self.decode, self.check = decoder.decode, judge(stream, rules)
+        self.decode, self.check = decoder.decode, compile_rules(stream, rules)
         self.key = stream.key or stream.id
         self.fuse = fuse
         self.forget()
@@ -51,7 +51,7 @@ class _Route:
         """Begin to count anew."""
         self.breaker = CircuitBreaker(self.fuse)
         self.warned: Counter[Rule] = Counter()
-        self.example: dict[Rule, tuple[str, Warned]] = {}
+        self.example: dict[Rule, tuple[str, RuleWarning]] = {}
 
 
 class Validator(Processor):
@@ -93,7 +93,7 @@ class Validator(Processor):
         self._rule_states: dict[tuple[str, int], RuleState] = {}
 
     def _route(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Route:
-        others, find = accepted(stream.others, codec), partial(self._writers.find, topic)
+        others, find = accepted_schemas(stream.others, codec), partial(self._writers.find, topic)
         encoding = "" if self._any_encoding else stream.encoding
         return _Route(stream, Decoder(codec, others, find, encoding, self.counts), rules, to, self._fuse)
 
@@ -146,10 +146,10 @@ class Validator(Processor):
                     self._refuse(record, reject, emit)
                     if why := route.breaker.refused(reject.reason):
                         self._warn(now, emit)
-                        raise self._blown(why, reject, records, index) from reject
+                        raise self._stopped(why, reject, records, index) from reject
             else:
                 route.breaker.passed += 1
-                headers = carried(record.headers())
+                headers = redrive_headers(record.headers())
                 if warnings:
                     headers = [*self._note_warnings(route, decoded, warnings), *(headers or ())]  # the mark stays last
                 emit(route.to, data, str(decoded[route.key]).encode(), record.timestamp()[1], headers)
@@ -158,8 +158,8 @@ class Validator(Processor):
         return True
 
     def _remember(
-        self, record: Record, decoded: Mapping[str, Any], warnings: list[Warned] | None
-    ) -> list[Warned] | None:
+        self, record: Record, decoded: Mapping[str, Any], warnings: list[RuleWarning] | None
+    ) -> list[RuleWarning] | None:
         rule_state = self._rule_states.get((record.topic(), record.partition()))
         more = rule_state.check(decoded, record.offset()) if rule_state else None
         return [*(warnings or ()), *more] if more else warnings
@@ -171,10 +171,10 @@ class Validator(Processor):
             raise Reject("bad_label", f"no label: {error}", rule="label") from error
 
     def _refuse(self, record: Record, reject: Reject, emit: Emit) -> None:
-        dead_letter(record, reject, emit, self.dlq, "validator")
+        send_dead_letter(record, reject, emit, self.dlq, "validator")
         self.counts["dead_letters", reject.reason] += 1
 
-    def _note_warnings(self, route: _Route, decoded: Mapping[str, Any], warnings: Sequence[Warned]) -> Headers:
+    def _note_warnings(self, route: _Route, decoded: Mapping[str, Any], warnings: Sequence[RuleWarning]) -> Headers:
         for warned in warnings:
             route.warned[warned.rule] += 1
             route.example.setdefault(warned.rule, (str(decoded[route.stream.id]), warned))
@@ -182,24 +182,24 @@ class Validator(Processor):
         return [(WARNING, str(warned.rule).encode()) for warned in warnings]
 
     def _warn(self, now: float, emit: Emit) -> None:
-        """Tell what rules that only warn have found in this batch."""
+        """Emit what rules that only warn have found in this batch."""
         for route in self._routes.values():
             if not route.warned:
                 continue
-            told = {
+            batch_warnings = {
                 "stream": route.name,
                 "time": int(now),
                 "rules": [
                     {"rule": rule.name, "field": rule.field, "reason": rule.reason, "records": count,
-                     "example": shown(route.example[rule][0]), "message": shown(route.example[rule][1].message)}
+                     "example": shorten(route.example[rule][0]), "message": shorten(route.example[rule][1].message)}
                     for rule, count in route.warned.items()
                 ],
             }  # fmt: skip
             route.warned.clear()
             route.example.clear()
-            emit(self.warnings, self.records.warnings.encode(told), route.name.encode(), int(now))
+            emit(self.warnings, self.records.warnings.encode(batch_warnings), route.name.encode(), int(now))
 
-    def _blown(self, why: str, last: Reject, records: Sequence[Record], index: int) -> Stopped:
+    def _stopped(self, why: str, last: Reject, records: Sequence[Record], index: int) -> Stopped:
         """Return the error that stops the service; what is up to this record is committed."""
         record = records[index]
         positions: dict[TopicPartition, int] = {}

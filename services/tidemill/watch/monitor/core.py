@@ -19,8 +19,7 @@ from tidemill.watch.monitor.figures import Columns, FigureKey, Figures, Referenc
 from tidemill.watch.monitor.performance import Judge
 from tidemill.watch.monitor.reference import ReferenceBuilder
 from tidemill.watch.monitor.windows import SourceWindows, Window, hash_of, start_of
-from tidemill.wire import dead_letters as letters
-from tidemill.wire import topics
+from tidemill.wire import dead_letters, topics
 from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
@@ -136,7 +135,7 @@ class Core:
     def letters(self, batch: Iterable[Record]) -> None:
         """Count dead letters, by reason, in the current window of predictions: a dead letter may have no event time."""
         for record in batch:
-            headers = letters.said(record)
+            headers = dead_letters.text_headers(record)
             reason, rule = headers.get("tidemill.reason", "?"), headers.get("tidemill.rule", "")
             self._count(self._rejected, (reason, rule, headers.get("tidemill.field", "")), 1)
 

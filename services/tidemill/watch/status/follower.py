@@ -13,8 +13,7 @@ from tidemill.offline.lookup import shown
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.consumer import KafkaFollower
-from tidemill.wire import dead_letters as letters
-from tidemill.wire import topics
+from tidemill.wire import dead_letters, topics
 from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
@@ -191,7 +190,7 @@ class TopicFollower(threading.Thread):
 
 def letter_as_dict(record: Record) -> dict[str, Any]:
     """Return a dead letter for the page; `at` is when it was refused."""
-    letter = letters.letter_of(record)
+    letter = dead_letters.read_dead_letter(record)
     names = (
         "stage",
         "topic",

@@ -35,7 +35,7 @@ async function send() {
     [token, "the token", fields.token],
   ].find(([value]) => !value);
   if (missing) {
-    complain(`Please give ${missing[1]}.`);
+    complain(`Enter ${missing[1]}.`);
     missing[2].focus();
     return;
   }
@@ -54,7 +54,7 @@ async function send() {
     }
     if (answer.status === 401) {
       known.token = "";
-      complain("This token was not accepted.");
+      complain("The token is wrong.");
       fields.token.focus();
     } else {
       complain(await problemOf(answer));

@@ -12,8 +12,8 @@ const inUnits = (name, value) => (/^(freshness|delay|silent)_/.test(name) ? dura
 
 /** What an alert is about, without the sentence's figures: those stand beside it. Names stay as they are. */
 function sentence(alert) {
-  const said = (alert.message ?? "").replace(/:\s*\S+ [-\d.e+]+, (above|below) [-\d.e+]+$/, "");
-  return [alert.model, alert.feature, alert.segment].some((name) => name && said.startsWith(name)) ? said : capital(said);
+  const sentence = (alert.message ?? "").replace(/:\s*\S+ [-\d.e+]+, (above|below) [-\d.e+]+$/, "");
+  return [alert.model, alert.feature, alert.segment].some((name) => name && sentence.startsWith(name)) ? sentence : capital(sentence);
 }
 
 /** Unacknowledged ones first, and the newest of them on top. */

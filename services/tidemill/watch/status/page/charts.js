@@ -130,7 +130,7 @@ export class PerformanceChart {
           text(
             node,
             x.window
-              ? `${index === null ? "last window, " : ""}${windowName(x.window.start, this.length)} · ${count(x.window.rows)} rows${x.window.interrupted ? " · interrupted: seen in part" : ""}`
+              ? `${index === null ? "last window, " : ""}${windowName(x.window.start, this.length)} · ${count(x.window.rows)} rows${x.window.interrupted ? " · incomplete: the monitor was interrupted" : ""}`
               : "",
           );
           return;
@@ -175,10 +175,10 @@ export function sparkline() {
   );
 }
 
-export function drawSparkline(node, values, { limit = null, least = 0, said }) {
+export function drawSparkline(node, values, { limit = null, least = 0, label }) {
   const [line, path, end] = node.children;
   const known = values.filter((v) => typeof v === "number");
-  attr(node, "aria-label", said);
+  attr(node, "aria-label", label);
   const bottom = least ?? Math.min(...known);
   const top = Math.max(...known, typeof limit === "number" ? limit * 1.25 : -Infinity);
   const span = top - bottom || 1;

@@ -22,10 +22,10 @@ const psiColumns = [
     fill: (cell, row) => {
       const { spark } = parts(cell, () => ({ spark: sparkline() }));
       const known = (row.psi ?? []).filter(number);
-      const said = known.length
-        ? `PSI over ${plural(row.psi.length, "window")}, now ${psi(last(row.psi))}, most ${psi(Math.max(...known))}`
+      const label = known.length
+        ? `PSI over ${plural(row.psi.length, "window")}, now ${psi(last(row.psi))}, highest ${psi(Math.max(...known))}`
         : "no PSI yet";
-      drawSparkline(spark, row.psi ?? [], { limit: row.limit, said });
+      drawSparkline(spark, row.psi ?? [], { limit: row.limit, label });
     },
   },
   {
@@ -49,7 +49,7 @@ export class Drift {
       key: (f) => f.name,
       tall: true,
       sort: { id: "psi", direction: "descending" },
-      empty: "No feature is known yet: the first complete window tells about them.",
+      empty: "No data yet: shown from the first complete window on.",
       mark: (f) => (f.alert ? "is-alert" : null),
       columns: [
         {
@@ -72,7 +72,7 @@ export class Drift {
         {
           id: "usual",
           title: "usual",
-          help: "the range of its PSI in the windows of the reference",
+          help: "its range in the windows of the reference",
           numeric: true,
           fill: (cell, f) => text(cell, f.usual ? `${psi(f.usual[0])} to ${psi(f.usual[1])}` : "–"),
         },
@@ -87,7 +87,7 @@ export class Drift {
         {
           id: "unseen",
           title: "unseen",
-          help: "share of categories that training did not have",
+          help: "share of values that are not in the training data",
           numeric: true,
           value: (f) => f.unseen,
           fill: (cell, f) => text(cell, share(f.unseen)),
@@ -104,7 +104,7 @@ export class Drift {
     this.outputs = new Table({
       label: "Drift of scores and labels",
       key: (o) => o.key,
-      empty: "Nothing yet: the first complete window tells about scores, the first with labels about labels.",
+      empty: "No data yet: scores are shown from the first complete window on, labels from the first with labels.",
       mark: (o) => (o.alert ? "is-alert" : null),
       columns: [
         {
@@ -120,7 +120,7 @@ export class Drift {
           fill: (cell, o) => {
             const p = parts(cell, () => ({ spark: sparkline() }));
             attr(p.spark, "visibility", o.mean ? null : "hidden");
-            if (o.mean) drawSparkline(p.spark, o.mean, { least: null, said: `mean, now ${metric(last(o.mean))}` });
+            if (o.mean) drawSparkline(p.spark, o.mean, { least: null, label: `mean, now ${metric(last(o.mean))}` });
           },
         },
         { id: "now", title: "mean", numeric: true, fill: (cell, o) => text(cell, o.mean ? metric(last(o.mean)) : "–") },
@@ -140,7 +140,7 @@ export class Drift {
       drift.compared
         ? `against the reference, until ${windowName(until, snapshot.window_ms)}; ${beyond ? `${plural(beyond, "feature")} beyond the limit` : "no feature beyond its limit"}`
         : features.length
-          ? "not compared yet: PSI waits for the reference to be complete"
+          ? "not compared yet: the reference is not complete"
           : "",
     );
     this.features.update(features);

@@ -40,8 +40,8 @@ export function metric(x) {
 /** A difference, with its sign: +0.013. */
 export function signed(x) {
   if (!known(x)) return NONE;
-  const said = metric(Math.abs(x));
-  return /[1-9]/.test(said) ? `${x < 0 ? MINUS : "+"}${said}` : `±${said}`;
+  const digits = metric(Math.abs(x));
+  return /[1-9]/.test(digits) ? `${x < 0 ? MINUS : "+"}${digits}` : `±${digits}`;
 }
 
 /** A PSI: 0.021, 4.10. */

@@ -12,10 +12,10 @@ const number = (x) => typeof x === "number";
 const isBeyond = (view) => (number(view.objective) && number(last(view.p99)) ? last(view.p99) > view.objective : null);
 const isStale = (view) => number(view.stale_limit) && (last(view.stale) ?? 0) > view.stale_limit;
 
-const said = (view) => {
+const labelOf = (view) => {
   const known = (view.p99 ?? []).filter(number);
-  if (!known.length) return "no age yet";
-  return `p99 of the age over ${plural(view.p99.length, "window")}, now ${duration(last(view.p99))}, most ${duration(Math.max(...known))}`;
+  if (!known.length) return "no ages yet";
+  return `p99 of the age over ${plural(view.p99.length, "window")}, now ${duration(last(view.p99))}, highest ${duration(Math.max(...known))}`;
 };
 
 /** A figure of the last window; `fill` shows it. */
@@ -61,14 +61,14 @@ export class Freshness {
         {
           id: "entity",
           title: "entity",
-          help: "the event field that names what its features are of",
+          help: "the event field with the id of its entity",
           value: (v) => v.entity,
           fill: (cell, v) => text(cell, v.entity),
         },
         {
           id: "source",
           title: "source",
-          help: "what it is kept from: events, or examples, which is what came true",
+          help: "the topic it is computed from: events, or examples (which have labels)",
           value: (v) => v.source,
           fill: (cell, v) => text(cell, v.source),
         },
@@ -77,10 +77,10 @@ export class Freshness {
           title: "p99 by window",
           fill: (cell, v) => {
             const { spark } = parts(cell, () => ({ spark: sparkline() }));
-            drawSparkline(spark, v.p99 ?? [], { limit: v.objective, said: said(v) });
+            drawSparkline(spark, v.p99 ?? [], { limit: v.objective, label: labelOf(v) });
           },
         },
-        latest("p50", "half of the features that were served were younger", duration),
+        latest("p50", "median age of the features served", duration),
         latest("p99", "99 in 100 of the features that were served were younger", duration, {
           fill: (cell, v) => {
             const beyond = isBeyond(v) === true;
@@ -93,7 +93,7 @@ export class Freshness {
         {
           id: "objective",
           title: "objective",
-          help: "how old they may be, as declared; a p99 beyond it in several windows is an alert",
+          help: "the declared maximum age; a p99 beyond it in several windows opens an alert",
           numeric: true,
           value: (v) => v.objective,
           fill: (cell, v) => text(cell, duration(v.objective)),
@@ -101,7 +101,7 @@ export class Freshness {
         latest("stale", "share of vectors in which the view could not be read", share, {
           fill: (cell, v) => attr(text(cell, share(last(v.stale))), "class", `number${isStale(v) ? " worse" : ""}`),
         }),
-        latest("unknown", "share of vectors whose entity the view was never told of, or that have none", share),
+        latest("unknown", "share of vectors whose entity is not in the view, or that have no such entity", share),
       ],
     });
     byId("freshness-table").append(this.table.root);
@@ -114,14 +114,14 @@ export class Freshness {
     const objectives = beyond
       ? `${plural(beyond, "view")} beyond the objective`
       : held
-        ? "every objective is kept"
-        : "no objective to compare with";
+        ? "all within their objectives"
+        : "no objectives declared";
     text(
       byId("freshness-note"),
       windows.length
         ? `age in event time when served, until ${windowName(last(windows), snapshot.window_ms)}; ${objectives}`
         : views.length
-          ? "not known yet: the first complete window tells it"
+          ? "no data yet: shown from the first complete window on"
           : "",
     );
     this.table.update(views);

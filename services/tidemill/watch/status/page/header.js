@@ -44,10 +44,10 @@ export function setConnection(state) {
     paintTab("lost");
     // Said once, for those who listen; the seconds tick beside it for those who look.
     const since = clock(state.since + (offset ?? 0));
-    const said = state.seen
-      ? `The live stream is lost since ${since} UTC; what you see is as of then.`
-      : "The live stream can't be reached.";
-    text(byId("lost").firstElementChild, said);
+    const message = state.seen
+      ? `Connection lost at ${since} UTC. The data on this page is from then.`
+      : "The status service can't be reached.";
+    text(byId("lost").firstElementChild, message);
   }
   byId("lost").hidden = !lost;
   tick();
@@ -58,7 +58,7 @@ export function tick() {
   if (offset !== null) text(byId("wall-clock"), exactly(Date.now() + offset));
   if (connection.name !== "lost") return;
   const wait = connection.next ? Math.max(0, Math.round((connection.next - Date.now()) / 1000)) : 0;
-  text(byId("lost").lastElementChild, wait ? `Try now (else in ${wait} s)` : "Trying…");
+  text(byId("lost").lastElementChild, wait ? `Retry now (next try in ${wait} s)` : "Trying…");
 }
 
 const most = (services, field) =>
@@ -82,7 +82,7 @@ function vitals(snapshot) {
       id: "alerts",
       name: "Open alerts",
       value: count(open),
-      note: open ? "look at these first" : "nothing to look at",
+      note: open ? "look at these first" : "none open",
       href: "#alerts",
       level: open ? "bad" : "ok",
     },
@@ -111,7 +111,7 @@ function vitals(snapshot) {
       id: "champion",
       name: `Champion's ${first ?? "metric"}`,
       value: metric(champion),
-      note: [snapshot.champion_pinned ? "pinned" : "", gain === null ? "no baseline yet" : `${signed(gain)} to the baseline`]
+      note: [snapshot.champion_pinned ? "pinned" : "", gain === null ? "no baseline yet" : `${signed(gain)} vs. baseline`]
         .filter(Boolean)
         .join(", "),
       href: "#models",
@@ -119,19 +119,19 @@ function vitals(snapshot) {
     },
     {
       id: "labels",
-      name: "Labels come after",
+      name: "Label delay",
       value: duration(labels.delay_p50),
       note:
         typeof labels.delay_p50 === "number"
           ? `p95 ${duration(labels.delay_p95)}, coverage ${share(labels.coverage)}`
-          : "not known yet",
+          : "no labels yet",
       href: "#drift",
     },
     {
       id: "letters",
       name: "Dead letters",
       value: count(snapshot.dead_letters?.total),
-      note: rejected === null ? "none counted" : `${share(rejected)} of what came in`,
+      note: rejected === null ? "none counted" : `${share(rejected)} of records read`,
       href: "#dead-letters",
     },
   ];
@@ -160,7 +160,7 @@ export function updateStores(root, snapshot) {
     () => el("li", { class: "chip" }, el("i", { class: "dot", "aria-hidden": "true" }), el("span")),
     (node, d) => {
       attr(attr(node, "class", `chip is-${d.ok ? "ok" : "down"}`), "title", d.why || null);
-      text(node.lastChild, `${capital(d.name)} ${d.ok ? "ok" : "away"}`);
+      text(node.lastChild, `${capital(d.name)} ${d.ok ? "ok" : "unreachable"}`);
     },
   );
 }

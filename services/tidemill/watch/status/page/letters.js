@@ -25,7 +25,7 @@ export class Letters {
       key: (r) => [r.reason, r.rule, r.field].join(" "),
       tall: true,
       sort: { id: "count", direction: "descending" },
-      empty: "No dead letter yet. What can't be used is set aside here, with its reason and its original bytes.",
+      empty: "No dead letters yet. Records that can't be used are kept here, with the reason and the original bytes.",
       mark: (r) => (r.reason === this.chosen ? "is-chosen" : null),
       columns: [
         { id: "reason", title: "reason", className: "key", value: (r) => r.reason, fill: (cell, r) => this.#reason(cell, r) },
@@ -93,13 +93,13 @@ export class Letters {
     text(
       byId("letters-note"),
       letters.total
-        ? `${plural(letters.total, "dead letter")} of ${plural((letters.by_reason ?? []).length, "kind")}; choose a reason to see its own`
+        ? `${plural(letters.total, "dead letter")} of ${plural((letters.by_reason ?? []).length, "kind")}; select a reason to filter the list below`
         : "",
     );
     this.most = Math.max(1, ...(letters.by_reason ?? []).map((r) => r.count));
     this.reasons.update(letters.by_reason ?? []);
     if (this.chosen === null) {
-      text(byId("latest-title"), "The latest");
+      text(byId("latest-title"), "Latest");
       this.latest.update(letters.latest ?? [], "None yet.");
     } else {
       this.#follow(letters);
@@ -121,12 +121,12 @@ export class Letters {
     const p = parts(cell, () => {
       const rect = svg("rect", { height: 8, rx: 1 });
       return {
-        said: el("span"),
+        total: el("span"),
         bar: svg("svg", { class: "count-bar", viewBox: "0 0 80 8", width: 80, height: 8, "aria-hidden": "true" }, rect),
         rect,
       };
     });
-    text(p.said, count(row.count));
+    text(p.total, count(row.count));
     attr(p.rect, "width", ((80 * row.count) / this.most).toFixed(1));
   }
 
@@ -145,8 +145,8 @@ export class Letters {
   #follow(letters) {
     const reason = this.chosen;
     const amount = (letters.by_reason ?? []).filter((r) => r.reason === reason).reduce((sum, r) => sum + r.count, 0);
-    text(byId("latest-title"), `The latest of ${reason}`);
-    this.latest.update(this.asked.letters, this.asked.problem ?? "Being looked up…");
+    text(byId("latest-title"), `Latest: ${reason}`);
+    this.latest.update(this.asked.letters, this.asked.problem ?? "Loading…");
     if (amount === this.asked.count || Date.now() - this.asked.at < AGAIN_MS) return;
     this.asked.at = Date.now();
     fetch(`/api/dead-letters?reason=${encodeURIComponent(reason)}&limit=100`)
@@ -162,11 +162,11 @@ export class Letters {
           count: amount,
           at: Date.now(),
           letters: Array.isArray(found) ? found : (found.latest ?? []),
-          problem: "None is kept any more.",
+          problem: "No longer kept.",
         };
       })
       .catch(() => {
-        this.asked.problem = "The server can't be reached; it will be asked again.";
+        this.asked.problem = "The server can't be reached; retrying.";
       });
   }
 

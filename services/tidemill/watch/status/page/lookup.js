@@ -18,7 +18,7 @@ export function startLookup() {
     event.preventDefault();
     const id = form.elements.id.value.trim();
     if (!id) {
-      say("Please give an id.");
+      say("Enter an id.");
       form.elements.id.focus();
       return;
     }

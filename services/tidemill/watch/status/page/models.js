@@ -41,7 +41,7 @@ export class Models {
       label: "Models",
       key: (m) => m.name,
       columns: [],
-      empty: "No model is declared.",
+      empty: "No models declared.",
       mark: (m) => (m.champion ? "is-champion" : null),
     });
     this.versions = new Table({
@@ -50,7 +50,7 @@ export class Models {
       columns: [],
       tall: true,
       sort: { id: "version", direction: "descending" },
-      empty: "Not known yet: the first window with labels tells how each version did in it.",
+      empty: "No data yet: shown from the first window with labels on.",
     });
     byId("model-table").append(this.table.root);
     byId("version-table").append(this.versions.root);
@@ -152,10 +152,10 @@ export class Models {
       (m) => m.name,
       made,
       (node, m) => {
-        const [said, from] = node.lastChild.children;
+        const [values, artifact] = node.lastChild.children;
         text(node.firstChild, m.name);
-        text(said, m.hyperparameters || "not known before its first version");
-        text(from, m.uri ? `artifact ${m.uri}, made ${exactly(m.created_at)}` : "");
+        text(values, m.hyperparameters || "shown from the first version on");
+        text(artifact, m.uri ? `artifact ${m.uri}, made ${exactly(m.created_at)}` : "");
       },
     );
   }
@@ -180,7 +180,7 @@ export class Models {
       },
       {
         id: `gain ${name}`,
-        title: "to the one before",
+        title: "vs. previous",
         numeric: true,
         value: (v) => v.gain?.[name],
         fill: (cell, v) => {

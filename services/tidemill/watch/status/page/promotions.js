@@ -18,13 +18,13 @@ const KINDS = {
 };
 const kindOf = (row) => (KINDS[row.kind] ?? [row.kind.replaceAll("_", " ")])[0];
 const keyOf = (row) => row.decision?.id ?? "declared";
-const seat = (row) => (row.model ? `${row.model}${row.version ? `@${row.version}` : ""}` : "nobody");
-const seatOf = (said) => seat(said ?? {});
+const seat = (row) => (row.model ? `${row.model}${row.version ? `@${row.version}` : ""}` : "none");
+const seatOf = (ref) => seat(ref ?? {});
 
 /** What the champion is called beside its name: pinned, or at which version it serves. */
 export function championWord(snapshot) {
   if (!snapshot.champion_version) return "champion";
-  return `champion, ${snapshot.champion_pinned ? "pinned" : "held"} at ${count(snapshot.champion_version)}`;
+  return `champion, ${snapshot.champion_pinned ? "pinned" : "fixed"} at ${count(snapshot.champion_version)}`;
 }
 
 /** Proposals that nobody has acted on: the latest word on somebody, since the champion last changed. */
@@ -48,7 +48,7 @@ export class Promotions {
       label: "Promotions",
       key: keyOf,
       tall: true,
-      empty: "No promotion yet: the declared champion serves.",
+      empty: "No promotions yet. The declared champion serves.",
       mark: (row) => [keyOf(row) === this.shown ? "is-chosen" : "", this.open.has(keyOf(row)) ? "is-open" : ""].join(" ").trim(),
       columns: [
         { id: "kind", title: "decision", className: "key", value: kindOf, fill: (cell, row) => this.#kind(cell, row) },
@@ -67,7 +67,7 @@ export class Promotions {
           fill: (cell, row) => attr(text(cell, moment(row.at)), "title", exactly(row.at)),
         },
         { id: "by", title: "by", value: (row) => row.by, fill: (cell, row) => clipped(parts(cell, clip).span, row.by) },
-        { id: "why", title: "why", className: "wide", fill: (cell, row) => clipped(parts(cell, lines).said, row.why || NONE) },
+        { id: "why", title: "why", className: "wide", fill: (cell, row) => clipped(parts(cell, lines).why, row.why || NONE) },
       ],
     });
     this.segments = new Table({
@@ -76,7 +76,7 @@ export class Promotions {
       columns: [],
       tall: true,
       sort: { id: "difference", direction: "ascending" },
-      empty: "Not by segment: none is declared.",
+      empty: "No segments declared.",
       mark: (line) => (this.#tooBad(line) ? "is-alert" : null),
     });
     byId("promotion-table").append(this.table.root);
@@ -103,7 +103,7 @@ export class Promotions {
       () => el("li", {}, el("strong"), el("span"), el("code")),
       (node, r) => {
         const [head, why, command] = node.children;
-        text(head, `${seat(r)} is proposed for the champion's place.`);
+        text(head, `${seat(r)} is proposed as champion.`);
         text(why, r.why);
         text(command, `tidemill models promote ${snapshot.pipeline} ${seat(r)} --why "…"`);
       },
@@ -141,9 +141,9 @@ export class Promotions {
     byId("evidence").hidden = !row;
     byId("evidence-body").hidden = !all;
     const [served, other] = row?.compared ?? [];
-    text(byId("evidence-title"), all ? `${other} against ${served}, who served` : row ? `${kindOf(row)}: ${seat(row)}` : "");
+    text(byId("evidence-title"), all ? `${other} against ${served}, which served` : row ? `${kindOf(row)}: ${seat(row)}` : "");
     text(byId("evidence-why"), row?.why);
-    text(byId("evidence-none"), all ? "" : row?.kind === "declared" ? "The declaration asks for no evidence." : "Without evidence.");
+    text(byId("evidence-none"), all ? "" : row?.kind === "declared" ? "A declaration needs no evidence." : "No evidence.");
     byId("evidence-none").hidden = Boolean(all);
     if (!all) return;
     keyed(
@@ -163,7 +163,7 @@ export class Promotions {
       byId("evidence-note"),
       segments.length
         ? `${other} is worse in ${count(worse)} of ${plural(segments.length, "segment")}` +
-            (this.snapshot.gate ? `, beyond what the gate allows in ${bad ? count(bad) : "none"}` : "")
+            (this.snapshot.gate ? `, beyond the gate's limit in ${bad ? count(bad) : "none"}` : "")
         : "",
     );
     const most = Math.max(...segments.map((line) => Math.abs(line.difference)), 1e-9);
@@ -178,7 +178,7 @@ export class Promotions {
       {
         id: "difference",
         title: "difference",
-        help: `how much less ${other} loses; below 0 it is worse`,
+        help: `how much lower the loss of ${other} is; below 0 it is worse`,
         className: "gain",
         value: (line) => line.difference,
         fill: (cell, line) => differenceCell(cell, line, most),
@@ -198,7 +198,7 @@ export class Promotions {
 }
 
 const clip = () => ({ span: el("span", { class: "clip" }) });
-const lines = () => ({ said: el("span", { class: "two-lines" }) });
+const lines = () => ({ why: el("span", { class: "two-lines" }) });
 
 function serves(snapshot) {
   const at = snapshot.champion_version ? `@${snapshot.champion_version}` : "";
@@ -209,7 +209,7 @@ const loss = (id, who) => ({
   id,
   title: who,
   numeric: true,
-  help: "mean loss of an answer; less is better",
+  help: "mean loss of a prediction; less is better",
   value: (line) => line[id],
   fill: (cell, line) => text(cell, metric(line[id])),
 });
@@ -225,9 +225,9 @@ function facts(decision, all, served, other) {
   const found = [
     ["questions", `${count(all.questions)}, up to example ${count(decision.examples)}`],
     [`mean ${decision.loss}`, `${served} ${metric(all.champion)}, ${other} ${metric(all.challenger)}`],
-    ["difference", `${fine(all.difference)}${known ? `, from ${fine(all.low)} to ${fine(all.high)}` : ", too few for an interval"}`],
+    ["difference", `${fine(all.difference)}${known ? `, from ${fine(all.low)} to ${fine(all.high)}` : ", too few questions for an interval"}`],
   ];
-  if (known) found.push(["probability of error", `at most ${share(decision.rate)}, however often one looks`]);
+  if (known) found.push(["probability of error", `at most ${share(decision.rate)}, over all looks`]);
   const { champion, challenger } = decision.metrics ?? {};
   if (typeof champion === "number") found.push(["metric", `${served} ${metric(champion)}, ${other} ${metric(challenger)}`]);
   return found;
@@ -260,10 +260,10 @@ function differenceCell(cell, row, most) {
     const middle = svg("line", { x1: 40, x2: 40, y1: 0, y2: 12 });
     const rect = svg("rect", { y: 2, height: 8, rx: 1 });
     const bar = svg("svg", { class: "gain-bar", viewBox: "0 0 80 12", width: 80, height: 12, "aria-hidden": "true" }, rect, middle);
-    return { said: el("span"), bar, rect };
+    return { difference: el("span"), bar, rect };
   });
   const level = row.difference < 0 ? "worse" : "better";
   const width = (Math.abs(row.difference) / most) * 38;
-  attr(text(p.said, fine(row.difference)), "class", `said ${level}`);
+  attr(text(p.difference, fine(row.difference)), "class", `amount ${level}`);
   attr(attr(attr(p.rect, "width", width.toFixed(1)), "x", (row.difference < 0 ? 40 - width : 40).toFixed(1)), "class", level);
 }

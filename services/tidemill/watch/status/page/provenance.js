@@ -53,7 +53,7 @@ export function showPrediction(found) {
         event,
         event.record ? facts(event.record) : el("p", { class: "empty" }, `${event.why ?? "The record is not at hand"}.`),
       ),
-      step("Views, as they were asked", found.log, views(found.views ?? [])),
+      step("Views, as they were read", found.log, views(found.views ?? [])),
       step("Vector, as served", found.log, partial, facts(found.vector)),
       step("Scores", found.log, scores(found.scores ?? [])),
       outcome(found.outcome ?? { state: "pending" }, found),
@@ -89,9 +89,9 @@ const named = (name) => el("th", { scope: "row" }, el("span", { class: "clip", t
 /** Each view, whose features it was asked for, and how old what it knew was. */
 function views(all) {
   if (!all.length) return el("p", { class: "empty" }, "The declaration has no feature views.");
-  const known = (v) => (v.stale ? "could not be read" : v.as_of === null ? "never told of it" : exactly(v.as_of));
+  const known = (v) => (v.stale ? "could not be read" : v.as_of === null ? "not in the view" : exactly(v.as_of));
   return table(
-    "Views, as they were asked",
+    "Views, as they were read",
     ["view", "of", "#age", "as of, event time"],
     all.map((v) =>
       el(
@@ -166,16 +166,16 @@ function outcome(of, found) {
     typeof of.label_time === "number" && typeof found.event_time === "number"
       ? (of.label_time - found.event_time) / 1000
       : null;
-  const said = {
+  const sentence = {
     joined: [
       "The label is ",
       el("strong", {}, anything(of.label)),
-      ` since ${exactly(of.label_time)}, event time${late === null ? "" : `, ${duration(late)} after the event`}. It became an example to learn from.`,
+      ` since ${exactly(of.label_time)}, event time${late === null ? "" : `, ${duration(late)} after the event`}. It became an example.`,
     ],
-    expired: ["No label came in time: the prediction has expired."],
-    pending: ["The label has not come yet."],
+    expired: ["No label came in time: the prediction expired."],
+    pending: ["No label yet."],
   }[of.state] ?? [String(of.state ?? "–")];
-  return step("Outcome", of, el("p", { class: `outcome is-${of.state}` }, ...said));
+  return step("Outcome", of, el("p", { class: `outcome is-${of.state}` }, ...sentence));
 }
 
 const asOf = (view) =>

@@ -86,13 +86,13 @@ function incoming(wires, before) {
 
 /** The sentences below the diagram: what is not well, and why. */
 export function updateTroubles(root, snapshot) {
-  const said = [];
+  const problems = [];
   for (const d of snapshot.dependencies ?? [])
-    if (!d.ok) said.push({ key: `store ${d.name}`, state: "down", who: capital(d.name), word: "away", why: d.why });
+    if (!d.ok) problems.push({ key: `store ${d.name}`, state: "down", who: capital(d.name), word: "unreachable", why: d.why });
   for (const s of snapshot.services ?? []) {
     if (s.state === "ok") continue;
     const alone = snapshot.services.filter((other) => other.name === s.name).length === 1;
-    said.push({
+    problems.push({
       key: `${s.name} ${s.instance}`,
       state: s.state,
       who: alone ? s.name : `${s.name} ${s.instance}`,
@@ -100,10 +100,10 @@ export function updateTroubles(root, snapshot) {
       why: s.why,
     });
   }
-  root.hidden = !said.length;
+  root.hidden = !problems.length;
   keyed(
     root,
-    said,
+    problems,
     (x) => x.key,
     () => el("li", {}, sign("down"), el("strong"), el("span")),
     (node, x) => {
@@ -118,7 +118,7 @@ export function updateTroubles(root, snapshot) {
 /** What the signs stand for. */
 export function explainStates(root) {
   for (const state of ["ok", "starting", "behind", "down"]) root.append(el("span", {}, sign(state), ` ${state}`));
-  root.append(el("span", {}, "lag: records behind · delay: mean, of the last seconds"));
+  root.append(el("span", {}, "lag: records behind · delay: mean of the last seconds"));
 }
 
 export function processTable() {
@@ -133,7 +133,7 @@ export function processTable() {
   return new Table({
     label: "All processes",
     key: (s) => `${s.name} ${s.instance}`,
-    empty: "No process has been heard of yet: each is asked for its health once a second.",
+    empty: "No process has answered yet. Each is asked once a second.",
     columns: [
       { id: "name", title: "service", value: (s) => s.name, fill: (cell, s) => text(cell, s.name) },
       { id: "instance", title: "instance", value: (s) => s.instance, fill: (cell, s) => text(cell, s.instance) },
@@ -149,14 +149,14 @@ export function processTable() {
       },
       number("rate", "rate", rate, "records a second, over the last seconds"),
       number("lag", "lag", count, "records behind the end of the topics that it reads"),
-      number("delay", "delay", duration, "from a record's arrival in Kafka to the end of the step"),
+      number("delay", "delay", duration, "from a record's arrival in Kafka to the end of its batch"),
       number("records", "records", count, "since the process started"),
       number("retries", "retries", count, "since the process started"),
       number(
         "heartbeat_age",
         "heartbeat",
         (x) => (x === null ? "–" : `${duration(x)} ago`),
-        "how long ago its loop last went round",
+        "time since the last turn of its loop",
       ),
       { id: "why", title: "why", className: "wide", fill: (cell, s) => text(cell, s.why || "–") },
     ],

@@ -81,11 +81,11 @@ export function river(snapshot) {
     });
   }
   const learners = [...nodes.keys()].filter(isLearner);
-  for (const name of TRUNK.slice(1)) if (!nodes.has(name)) put(name, { why: "not heard of yet" });
+  for (const name of TRUNK.slice(1)) if (!nodes.has(name)) put(name, { why: "has not answered yet" });
   if (!learners.length) {
     const expected = (snapshot.model_names ?? []).filter((model) => model !== "baseline" && !model.includes("~")).map((model) => `learner-${model}`);
     learners.push(...(expected.length ? expected : ["learner"]));
-    for (const name of learners) put(name, { why: "not heard of yet" });
+    for (const name of learners) put(name, { why: "has not answered yet" });
   }
   const redis = (snapshot.dependencies ?? []).find((d) => d.name === "redis");
   for (const [name, title] of Object.entries(OUTSIDE)) put(name, { title, kind: name === "redis" ? "store" : "outside" });
@@ -146,18 +146,18 @@ export function verdict(snapshot) {
   const words = [];
   if (open) words.push(`${open} ${open === 1 ? "alert" : "alerts"}`);
   else if (seen) words.push(`${seen} acknowledged ${seen === 1 ? "alert" : "alerts"}`);
-  const away = (snapshot.dependencies ?? []).filter((d) => !d.ok).map((d) => capital(d.name));
-  words.push(...away.map((name) => `${name} away`));
+  const unreachable = (snapshot.dependencies ?? []).filter((d) => !d.ok).map((d) => capital(d.name));
+  words.push(...unreachable.map((name) => `${name} unreachable`));
   const at = (state) => [...nodes.values()].filter((n) => n.kind === "service" && n.state === state).map((n) => n.name);
   const states = ["down", "behind", "starting"].map((state) => [state, at(state)]).filter(([, names]) => names.length);
-  // One or two are named; of more it is said how many.
+  // One or two are named; of more only the number is shown.
   const many = states.flatMap(([, names]) => names).length > 2;
   states.forEach(([state, names], i) => {
     const services = i ? "" : names.length === 1 ? "service " : "services ";
     words.push(many ? `${names.length} ${services}${state}` : `${names.join(" and ")} ${state}`);
   });
-  if (!(snapshot.services ?? []).length) words.push("no service heard of yet");
-  const level = away.length || at("down").length || open ? "bad" : words.length ? "warn" : "ok";
+  if (!(snapshot.services ?? []).length) words.push("no service has answered yet");
+  const level = unreachable.length || at("down").length || open ? "bad" : words.length ? "warn" : "ok";
   return { words: words.length ? words.join(", ") : "all well", level, open, seen };
 }
 
@@ -168,13 +168,13 @@ const WORDS = { ok: "ok", starting: "starting", behind: "behind", down: "down", 
 /** Words for a node's state: what has no health of its own has none. */
 export function stateWord(node) {
   if (node.kind === "outside") return "";
-  if (node.kind === "store") return { ok: "ok", down: "away" }[node.state] ?? "unknown";
+  if (node.kind === "store") return { ok: "ok", down: "unreachable" }[node.state] ?? "unknown";
   return WORDS[node.state] ?? node.state;
 }
 
 /** The figures of a box, a line each. */
 export function figures(node, river) {
-  if (node.name === "dead letters") return [node.total === null ? "none counted" : `${count(node.total)} in all`];
+  if (node.name === "dead letters") return [node.total === null ? "none yet" : `${count(node.total)} in total`];
   if (node.kind === "outside" || node.kind === "store") {
     const total = sum(river.wires.filter((w) => w.from === node.name || w.to === node.name).map((w) => w.total));
     return total === null ? [] : [`${count(total)} so far`];

@@ -225,10 +225,10 @@ function updateBox(element, { node, box }, river) {
   const alerts = node.open || node.seen;
   attr(flag, "visibility", alerts ? null : "hidden");
   attr(flag, "class", `flag ${node.open ? "open" : "acknowledged"}`);
-  const said = node.open ? plural(node.open, "alert") : `${node.seen} acked`;
-  const wide = said.length * 6.4 + 16;
+  const label = node.open ? plural(node.open, "alert") : `${node.seen} acked`;
+  const wide = label.length * 6.4 + 16;
   attr(attr(attr(flag.children[0], "width", wide), "x", box.w - wide + 6), "y", -10);
-  attr(attr(text(flag.children[1], said), "x", box.w - wide / 2 + 6), "y", 3);
+  attr(attr(text(flag.children[1], label), "x", box.w - wide / 2 + 6), "y", 3);
 }
 
 const pen = document.createElement("canvas").getContext("2d");

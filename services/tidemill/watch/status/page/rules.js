@@ -13,8 +13,8 @@ const shares = (id, title, help) => [
     fill: (cell, r) => {
       const { spark } = parts(cell, () => ({ spark: sparkline() }));
       const known = r[id] ?? [];
-      const said = known.length ? `${title}: now ${share(last(known))}, most ${share(Math.max(...known))}` : `nothing ${title}`;
-      drawSparkline(spark, known, { said });
+      const label = known.length ? `${title}: now ${share(last(known))}, highest ${share(Math.max(...known))}` : `nothing ${title}`;
+      drawSparkline(spark, known, { label });
     },
   },
   {
@@ -30,7 +30,7 @@ const shares = (id, title, help) => [
 export class Rules {
   constructor() {
     this.table = new Table({
-      label: "Rules that were broken",
+      label: "Broken rules",
       key: (r) => [r.reason, r.rule, r.field].join(" "),
       tall: true,
       sort: { id: "refused", direction: "descending" },
@@ -45,8 +45,8 @@ export class Rules {
         },
         { id: "rule", title: "rule", value: (r) => r.rule, fill: (cell, r) => clipped(cell, r.rule) },
         { id: "field", title: "field", value: (r) => r.field, fill: (cell, r) => clipped(cell, r.field) },
-        ...shares("refused", "refused", "share of the last window's records that became dead letters because of it"),
-        ...shares("warned", "warned", "share of the last window's records that went on although it was broken"),
+        ...shares("refused", "refused", "share of the last window's records that it turned into dead letters"),
+        ...shares("warned", "warned", "share of the last window's records that broke it and were only warned of"),
       ],
     });
     byId("rule-table").append(this.table.root);
@@ -58,7 +58,7 @@ export class Rules {
       byId("rules-note"),
       windows.length
         ? `${plural(rules.length, "kind")} of violation in ${plural(windows.length, "window")}, until ${windowName(last(windows), snapshot.window_ms)}`
-        : "not known yet: the first complete window tells it",
+        : "no data yet: shown from the first complete window on",
     );
     this.table.update(rules);
   }

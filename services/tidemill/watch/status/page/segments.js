@@ -13,7 +13,7 @@ export class Segments {
       columns: [],
       tall: true,
       sort: { id: "gain", direction: "ascending" },
-      empty: "Nothing by segment yet: the first complete window with labels tells it, where the declaration names segments.",
+      empty: "No data yet: shown from the first complete window with labels on, if segments are declared.",
       mark: (s) => (s.alert ? "is-alert" : null),
     });
     byId("segment-table").append(this.table.root);
@@ -48,7 +48,7 @@ export class Segments {
       },
       {
         id: "gain",
-        title: "to baseline",
+        title: "vs. baseline",
         help: "how much better (right) or worse (left) than the baseline the champion is",
         className: "gain",
         value: (s) => s.gain,
@@ -89,13 +89,13 @@ function gainCell(cell, row, champion, baseline, most) {
       rect,
       line,
     );
-    const said = document.createElement("span");
-    return { said, bar, rect };
+    const gain = document.createElement("span");
+    return { gain, bar, rect };
   });
   const known = row.gain !== null;
   const width = known ? (Math.abs(row.gain) / most) * 38 : 0;
-  text(p.said, known ? signed(champion - baseline) : "–");
-  attr(p.said, "class", `said${known ? (row.gain < 0 ? " worse" : " better") : ""}`);
+  text(p.gain, known ? signed(champion - baseline) : "–");
+  attr(p.gain, "class", `amount${known ? (row.gain < 0 ? " worse" : " better") : ""}`);
   attr(attr(p.rect, "width", width.toFixed(1)), "x", (row.gain < 0 ? 40 - width : 40).toFixed(1));
   attr(p.rect, "class", row.gain < 0 ? "worse" : "better");
 }

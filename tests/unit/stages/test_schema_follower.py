@@ -16,12 +16,12 @@ from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from registry_server import RegistryServer
 from running import until
-from test_writers import AS_V1, CODEC, EVENT, OWN, V2, V2_BODY, V2_EVENT, evolved, named, prefix
+from test_writer_schemas import AS_V1, CODEC, EVENT, OWN, V2, V2_BODY, V2_EVENT, evolved, named, prefix
 
 from tidemill.encoding.schema_registry import SchemaRegistry, Version
 from tidemill.errors import Retry, StoreError
 from tidemill.stages.validator import service as validator
-from tidemill.stages.validator.feed import DEAF_SECONDS, SchemaFeed, subject_of
+from tidemill.stages.validator.schema_follower import NOT_FOUND_PAUSE_SECONDS, SchemaFollower, subject_of
 from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
@@ -67,8 +67,8 @@ def registry() -> FakeRegistry:
     return FakeRegistry()
 
 
-def feed_of(registry: Any, clock: Any = time.monotonic, seconds: float = 1000.0) -> SchemaFeed:
-    return SchemaFeed(PIPELINE, registry, seconds, clock)
+def feed_of(registry: Any, clock: Any = time.monotonic, seconds: float = 1000.0) -> SchemaFollower:
+    return SchemaFollower(PIPELINE, registry, seconds, clock)
 
 
 def test_all_versions_of_both_subjects_are_known_each_to_its_topic(registry: FakeRegistry) -> None:
@@ -76,7 +76,7 @@ def test_all_versions_of_both_subjects_are_known_each_to_its_topic(registry: Fak
     registry.add(EVENTS, 2, V2, guid=b"g" * 16)
     registry.add(LABELS, 3, PIPELINE.labels.avro)
     feed = feed_of(registry)
-    feed.look()
+    feed.refresh()
     assert [feed.find(EVENTS, name).refused for name in (1, 2, b"g" * 16)] == ["", "", ""]
     assert feed.find(LABELS, 3).same
     for topic, number in ((EVENTS, 3), (LABELS, 1)):
@@ -108,7 +108,7 @@ def test_a_schema_that_is_known_and_no_good_is_refused_with_its_reason(
 ) -> None:
     registry.add(EVENTS, 1, avro, **more)
     feed, out = feed_of(registry), small.Emitted()
-    feed.look()
+    feed.refresh()
     Validator(PIPELINE, feed).process([MemoryRecord(EVENTS, prefix(1) + V2_BODY)], out)
     said_of = {name: data.decode() for name, data in out.records[0].headers()}
     assert said_of["tidemill.reason"] == "incompatible_schema"
@@ -122,7 +122,7 @@ def test_an_unknown_id_is_looked_for_once_and_found(registry: FakeRegistry) -> N
         with pytest.raises(Retry):
             feed.find(EVENTS, 1)
     registry.add(EVENTS, 1, V2)
-    feed.look()
+    feed.refresh()
     assert feed.find(EVENTS, 1).refused == ""
     with pytest.raises(
         Retry, match=r"schema 2 of small\.events is not known yet"
@@ -140,7 +140,7 @@ def test_hostile_ids_cost_one_look_every_ten_seconds_whatever_comes(registry: Fa
             try:
                 assert feed.find(EVENTS, number) is None
             except Retry:
-                feed.look()
+                feed.refresh()
                 looks += 1
     assert looks == registry.reads == 3
 
@@ -159,11 +159,11 @@ def test_a_look_that_began_before_an_id_was_seen_is_no_answer_to_it() -> None:
             return found
 
     feed = feed_of(Slow(), clock)
-    feed.look()
+    feed.refresh()
     clock.now += 1
     with pytest.raises(Retry):
         feed.find(EVENTS, 1)
-    feed.look()
+    feed.refresh()
     assert feed.find(EVENTS, 1).refused == ""
 
 
@@ -173,21 +173,21 @@ def test_while_the_registry_is_away_what_is_known_stays_and_it_is_said_once(
     clock = Clock()
     registry.add(EVENTS, 1, V2)
     feed = feed_of(registry, clock)
-    feed.look()
+    feed.refresh()
     registry.down = True
     for _ in range(3):
-        feed.look()
+        feed.refresh()
     assert feed.find(EVENTS, 1).refused == ""
     with pytest.raises(Retry):
         feed.find(EVENTS, 2)
     clock.now += 1
-    feed.look()
+    feed.refresh()
     assert feed.find(EVENTS, 2) is None, "one id that nobody can look up does not stop the others"
     registry.down = False
-    clock.now += DEAF_SECONDS
-    feed.look()
+    clock.now += NOT_FOUND_PAUSE_SECONDS
+    feed.refresh()
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert said == ["schemas can't be read for the moment; those that are known stay", "the schema registry is back"]
+    assert said == ["schemas can't be read at the moment; those that are known stay", "the schema registry is back"]
 
 
 @pytest.mark.parametrize("answer", [None, {"id": "x"}, []])
@@ -204,7 +204,7 @@ def test_whatever_a_registry_answers_nobody_waits_for_ever(answer: Any) -> None:
     with pytest.raises(Retry):
         feed.find(EVENTS, 1)
     clock.now += 1
-    feed.look()
+    feed.refresh()
     assert feed.find(EVENTS, 1) is None
 
 
@@ -270,7 +270,7 @@ def test_what_confluents_serializer_writes_is_read(place: str) -> None:
     v1, v2 = (producer_of(place, EVENTS, avro) for avro in (CODEC.avro, V2))
     first, second = v1(EVENT), v2(V2_EVENT)
     feed, out = feed_of(SchemaRegistry(place)), small.Emitted()
-    feed.look()
+    feed.refresh()
     step = Validator(PIPELINE, feed)
     header = [("__value_schema_id", second[:5])]
     step.process(
@@ -287,13 +287,13 @@ def test_the_guid_is_known_where_the_registry_tells_it() -> None:
     try:
         number = server.add(subject_of(EVENTS), json.dumps(V2))
         feed, out = feed_of(SchemaRegistry(server.url)), small.Emitted()
-        feed.look()
+        feed.refresh()
         Validator(PIPELINE, feed).process(
             [MemoryRecord(EVENTS, V2_BODY, headers=named(server.guid(number).bytes))], out
         )
         assert out.records[0].topic() == "small.events.valid"
         asked = len(server.requests)
-        feed.look()
+        feed.refresh()
         assert server.requests[asked:] == [f"GET /subjects/{subject_of(t)}/versions" for t in (EVENTS, LABELS)]
     finally:
         server.stop()

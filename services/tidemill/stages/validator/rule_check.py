@@ -15,7 +15,7 @@ from tidemill.rules import LARGEST_NUMBER, Memory, Rule
 
 
 @dataclass(frozen=True)
-class Warned:
+class RuleWarning:
     """A rule that only warns was broken."""
 
     rule: Rule
@@ -23,44 +23,52 @@ class Warned:
     message: str
 
 
-class Judge(Protocol):
-    """Takes a record and the wall time in ms; returns what it is warned of, None for nothing. Raises Reject."""
+class RuleCheck(Protocol):
+    """Takes a record and the wall time in ms; returns its warnings, None where there are none. Raises Reject."""
 
-    def __call__(self, record: Mapping[str, Any], now: float) -> list[Warned] | None: ...
+    def __call__(self, record: Mapping[str, Any], now: float) -> list[RuleWarning] | None: ...
 
 
-def judge(stream: Stream, rules: Sequence[Rule]) -> Judge:
+def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
     """Return the function for the rules that look at one record: the declared ones, in order, after what every pipeline has.
 
     Those are: floats finite and within `LARGEST_NUMBER`, the stream's id not empty.
     """
-    names: dict[str, Any] = {"no_number": _no_number, "refuse": _refuse, "warned": _warned, "lowest": -LARGEST_NUMBER,
-                             "largest": LARGEST_NUMBER, "empty": _empty}  # fmt: skip
+    names: dict[str, Any] = {
+        "refuse_number": _refuse_number,
+        "refuse_empty": _refuse_empty,
+        "refuse": _refuse,
+        "add_warning": _add_warning,
+        "lowest": -LARGEST_NUMBER,
+        "largest": LARGEST_NUMBER,
+    }
     lines = ["def check(record, now):", "    warnings = None"]
     types = {field["name"]: field["type"] for field in stream.avro["fields"]}
     for name, kind in stream.types.items():
         if kind in ("float", "double"):
-            there = "v is not None and " if schema_files.nullable(types[name]) else ""
-            lines += [f"    v = record[{name!r}]",
-                      f"    if {there}not lowest <= v <= largest: no_number({name!r}, v)"]  # fmt: skip
+            if_present = "v is not None and " if schema_files.nullable(types[name]) else ""
+            lines += [
+                f"    v = record[{name!r}]",
+                f"    if {if_present}not lowest <= v <= largest: refuse_number({name!r}, v)",
+            ]
     for number, rule in enumerate(rules):
         if rule.memory is not None:
             continue
         names |= {f"{name}_{number}": value for name, value in rule.names.items()}
         condition = _renamed(rule.condition, {name: f"{name}_{number}" for name in rule.names})
         names[f"rule_{number}"] = rule
-        broken = f"warnings = warned(warnings, rule_{number}, v)" if rule.warn else f"refuse(rule_{number}, v)"
+        broken = f"warnings = add_warning(warnings, rule_{number}, v)" if rule.warn else f"refuse(rule_{number}, v)"
         lines += [f"    v = record[{rule.field!r}]"]
         can_lack = schema_files.nullable(types[rule.field])
         if not rule.nullable:
             lines += [f"    if v is None: {broken}"] if can_lack else []
         else:
-            there = "v is not None and " if can_lack else ""
-            lines += [f"    if {there}not ({condition}): {broken}"]
-    lines += [f"    if record[{stream.id!r}] == '': empty({stream.id!r})", "    return warnings"]
+            if_present = "v is not None and " if can_lack else ""
+            lines += [f"    if {if_present}not ({condition}): {broken}"]
+    lines += [f"    if record[{stream.id!r}] == '': refuse_empty({stream.id!r})", "    return warnings"]
     exec("\n".join(lines), names)  # noqa: S102  made of the declaration alone, and of field names as literals
-    made: Judge = names["check"]
-    return made
+    check: RuleCheck = names["check"]
+    return check
 
 
 def _renamed(condition: str, names: Mapping[str, str]) -> str:
@@ -77,29 +85,29 @@ class RuleState:
 
     def __init__(self, stream: Stream, rules: Sequence[Rule]) -> None:
         self._time = stream.time
-        self._held: list[tuple[Rule, Memory]] = [(rule, rule.memory()) for rule in rules if rule.memory is not None]
+        self._memories: list[tuple[Rule, Memory]] = [(rule, rule.memory()) for rule in rules if rule.memory is not None]
 
     def __bool__(self) -> bool:
-        return bool(self._held)
+        return bool(self._memories)
 
-    def check(self, record: Mapping[str, Any], offset: int) -> list[Warned] | None:
-        """Return what the record is warned of, and remember it. Raises Reject; then nothing is remembered."""
+    def check(self, record: Mapping[str, Any], offset: int) -> list[RuleWarning] | None:
+        """Return the record's warnings, and remember it. Raises Reject; then nothing is remembered."""
         time, warnings = record[self._time], None
-        for rule, memory in self._held:
+        for rule, memory in self._memories:
             value = record[rule.field]
             expected = None if value is None else memory.check(value, record, time)
             if expected is not None:
                 if not rule.warn:
                     _refuse(rule, value, expected)
-                warnings = _warned(warnings, rule, value, expected)
-        for rule, memory in self._held:
+                warnings = _add_warning(warnings, rule, value, expected)
+        for rule, memory in self._memories:
             if (value := record[rule.field]) is not None:
                 memory.add(value, record, time, offset)
         return warnings
 
     def begin(self) -> int | None:
         """Return the first offset that is still needed to remember all this; None where nothing is remembered."""
-        begins = (memory.begin() for _, memory in self._held)
+        begins = (memory.begin() for _, memory in self._memories)
         return min((begin for begin in begins if begin is not None), default=None)
 
 
@@ -114,15 +122,15 @@ def _refuse(rule: Rule, value: Any, expected: str = "") -> NoReturn:
     raise Reject(rule.reason, _message(rule, value, expected), rule=rule.name, field=rule.field, value=value)
 
 
-def _warned(warnings: list[Warned] | None, rule: Rule, value: Any, expected: str = "") -> list[Warned]:
-    return [*(warnings or ()), Warned(rule, value, _message(rule, value, expected))]
+def _add_warning(warnings: list[RuleWarning] | None, rule: Rule, value: Any, expected: str = "") -> list[RuleWarning]:
+    return [*(warnings or ()), RuleWarning(rule, value, _message(rule, value, expected))]
 
 
-def _empty(name: str) -> NoReturn:
+def _refuse_empty(name: str) -> NoReturn:
     raise Reject("missing_value", f"field {name!r} is empty", rule="id", field=name)
 
 
-def _no_number(name: str, value: float) -> NoReturn:
+def _refuse_number(name: str, value: float) -> NoReturn:
     if math.isfinite(value):
         reason, rule, expected = "out_of_range", "magnitude", f"a number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}"
     else:

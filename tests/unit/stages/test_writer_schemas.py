@@ -23,7 +23,7 @@ from tidemill.offline.backtest import Backtest
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.validator.decode import Decoder
 from tidemill.stages.validator.service import Validator
-from tidemill.stages.validator.writers import Name, Writer, refused, writer
+from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema, refused_schema, writer_schema
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
@@ -57,18 +57,23 @@ def body(avro: Any, record: dict[str, Any]) -> bytes:
 class Known:
     """A registry that never changes."""
 
-    def __init__(self, found: dict[Name, Writer]) -> None:
+    def __init__(self, found: dict[SchemaName, WriterSchema]) -> None:
         self.found = found
 
-    def find(self, topic: str, name: Name) -> Writer | None:
+    def find(self, topic: str, name: SchemaName) -> WriterSchema | None:
         return self.found.get(name) if topic == "small.events" else None
 
 
 V2_BODY = body(V2, V2_EVENT)
 KNOWN = Known(
-    {1: writer("version 1", CODEC.avro, CODEC), 2: writer("version 2", V2, CODEC), GUID: writer("version 2", V2, CODEC),
-     3: writer("version 3", evolved(retype={"distance": "string"}), CODEC), 4: refused("version 4", "it is JSON")}
-)  # fmt: skip
+    {
+        1: writer_schema("version 1", CODEC.avro, CODEC),
+        2: writer_schema("version 2", V2, CODEC),
+        GUID: writer_schema("version 2", V2, CODEC),
+        3: writer_schema("version 3", evolved(retype={"distance": "string"}), CODEC),
+        4: refused_schema("version 4", "it is JSON"),
+    }
+)
 
 
 def sent(
@@ -80,7 +85,7 @@ def sent(
     return found, step
 
 
-def accepted(*of: Any, **more: Any) -> bytes:
+def accepted_schemas(*of: Any, **more: Any) -> bytes:
     found, _ = sent(*of, **more)
     assert found.topic() == "small.events.valid", dict(found.headers() or [])
     return found.value() or b""
@@ -98,14 +103,14 @@ def prefix(number: int) -> bytes:
     return b"\0" + number.to_bytes(4, "big")
 
 
-def named(name: Name) -> list[tuple[str, bytes]]:
+def named(name: SchemaName) -> list[tuple[str, bytes]]:
     return [("x", b"1"), ("__value_schema_id", prefix(name) if isinstance(name, int) else b"\1" + name)]
 
 
 def test_the_declared_schema_by_the_registrys_id_is_the_same_bytes_behind_our_header() -> None:
-    assert accepted(prefix(1) + OWN[HEADER:]) == OWN
-    assert accepted(OWN[HEADER:], named(1)) == OWN
-    assert accepted(OWN[HEADER:], named(CODEC.id)) == OWN
+    assert accepted_schemas(prefix(1) + OWN[HEADER:]) == OWN
+    assert accepted_schemas(OWN[HEADER:], named(1)) == OWN
+    assert accepted_schemas(OWN[HEADER:], named(CODEC.id)) == OWN
 
 
 @pytest.mark.parametrize(
@@ -123,7 +128,7 @@ def test_another_schema_is_read_by_the_declared_one(value: bytes, headers: Any) 
 def test_whatever_can_be_read_is_read_as_fastavro_reads_it(pair: tuple[Any, Any]) -> None:
     for one, other in (pair, pair[::-1]):
         codec = Codec(other)
-        found = writer("it", one, codec)
+        found = writer_schema("it", one, codec)
         if not found.refused:
             data = body(one, value_of(one))
             parsed = fastavro.parse_schema(one, named_schemas={})
@@ -167,13 +172,13 @@ def test_bytes_are_read_as_strictly_by_another_schema() -> None:
 def test_an_int_that_is_none_is_refused_also_where_it_was_read_by_another_schema() -> None:
     avro = evolved(drop="tailnum")
     data = body(avro, {**EVENT, "flight": 1_234_567}).replace(b"\x8e\xda\x96\x01", b"\xfe\xff\xff\xff\xff\x0f")
-    known = Known({5: writer("version 5", avro, CODEC)})
+    known = Known({5: writer_schema("version 5", avro, CODEC)})
     assert rejected(prefix(5) + data, known=known)[0] in ("wrong_type", "undecodable")
 
 
 def test_what_is_being_looked_for_has_the_whole_batch_come_again() -> None:
     class Looking:
-        def find(self, topic: str, name: Name) -> Writer | None:
+        def find(self, topic: str, name: SchemaName) -> WriterSchema | None:
             raise Retry("schema id 9 is looked for")
 
     out = small.Emitted()
@@ -191,8 +196,8 @@ def declared(folder: Path, other: Any, **more: Any) -> Pipeline:
 
 def test_a_schema_that_the_declaration_accepts_needs_no_registry(tmp_path: Path) -> None:
     message = prefix(schema_files.fingerprint(V2)) + V2_BODY
-    assert CODEC.decode(accepted(message, known=None, pipeline=declared(tmp_path, V2))) == AS_V1
-    assert accepted(OWN, known=None, pipeline=declared(tmp_path, V2)) == OWN
+    assert CODEC.decode(accepted_schemas(message, known=None, pipeline=declared(tmp_path, V2))) == AS_V1
+    assert accepted_schemas(OWN, known=None, pipeline=declared(tmp_path, V2)) == OWN
 
 
 def test_what_an_earlier_declaration_has_put_into_the_log_is_still_read(tmp_path: Path) -> None:
@@ -263,19 +268,19 @@ def as_json(**changes: Any) -> bytes:
     "said", [b"application/json", b"Application/JSON; charset=utf-8", b"application/cloudevents+json"]
 )
 def test_a_content_type_says_that_it_is_json(said: bytes) -> None:
-    assert accepted(as_json(), [("Content-Type", said)]) == OWN
+    assert accepted_schemas(as_json(), [("Content-Type", said)]) == OWN
     assert rejected(prefix(2) + V2_BODY, [("content-type", said)])[0] == "not_json"
 
 
 @pytest.mark.parametrize("said", [b"avro/binary", b"application/avro", b"application/vnd.apache.avro+binary"])
 def test_a_content_type_says_that_it_is_avro(said: bytes) -> None:
-    assert CODEC.decode(accepted(prefix(2) + V2_BODY, [("content-type", said)])) == AS_V1
+    assert CODEC.decode(accepted_schemas(prefix(2) + V2_BODY, [("content-type", said)])) == AS_V1
     assert rejected(as_json(), [("content-type", said)])[0] == "bad_magic"
 
 
 @pytest.mark.parametrize("said", [b"text/plain", b"", None, b"\xff"])
 def test_another_content_type_says_nothing(said: Any) -> None:
-    assert accepted(as_json(), [("content-type", said)]) == OWN
+    assert accepted_schemas(as_json(), [("content-type", said)]) == OWN
 
 
 def test_a_stream_may_take_one_encoding_alone() -> None:
@@ -285,7 +290,7 @@ def test_a_stream_may_take_one_encoding_alone() -> None:
         )
         for form in ("avro", "json")
     }
-    assert accepted(as_json(), pipeline=only["json"]) == accepted(OWN, pipeline=only["avro"]) == OWN
+    assert accepted_schemas(as_json(), pipeline=only["json"]) == accepted_schemas(OWN, pipeline=only["avro"]) == OWN
     for value, headers in ((OWN, None), (V2_BODY, named(2)), (prefix(2) + V2_BODY, None)):
         reason, _, message = rejected(value, headers, pipeline=only["json"])
         assert (reason, message) == ("wrong_encoding", "the message is avro where the stream is declared json")

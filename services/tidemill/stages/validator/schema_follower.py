@@ -1,8 +1,8 @@
-"""The feed of schemas: a thread that reads the raw topics' subjects in a registry, again and again, and keeps what it found.
+"""Follows a schema registry: a thread reads the raw topics' subjects again and again, and keeps the schemas.
 
-Nothing is ever asked of the registry for a message. What is not known when a message names it is looked for once, by
-the thread, while the message waits in its topic; so a producer may register a schema and send by it at once, and an id
-that nobody registered costs one look every ten seconds, however many messages name it.
+No message waits for a request of its own. Where a message names an unknown schema, the thread reads the subjects once
+while the message waits in its topic. So a producer may register a schema and send by it at once, and an id that nobody
+registered costs one read every ten seconds, however many messages name it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ from typing import Protocol
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
 from tidemill.errors import Retry, StoreError
-from tidemill.stages.validator.writers import Name, Writer, WriterSchemas, refused, writer
+from tidemill.stages.validator.writer_schemas import (
+    SchemaName,
+    WriterSchema,
+    WriterSchemas,
+    refused_schema,
+    writer_schema,
+)
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
-DEAF_SECONDS = 10.0
-"""After a look that did not find what was asked for, no further one is asked for so long."""
+#: After a read that did not find a schema, no further one is requested for so long.
+NOT_FOUND_PAUSE_SECONDS = 10.0
 
 
-class Version(Protocol):
-    """One version of a subject, as a registry tells it."""
+class SchemaVersion(Protocol):
+    """One version of a subject, as a registry has it."""
 
     @property
     def name(self) -> str: ...
@@ -45,12 +51,12 @@ class Version(Protocol):
 
 
 class Subjects(Protocol):
-    """What the feed asks of a registry; both raise StoreError where it does not answer."""
+    """What is read of a registry; both raise StoreError where it does not answer."""
 
     def versions(self, subject: str) -> list[int]:
         """Return the numbers of a subject's versions."""
 
-    def version(self, subject: str, number: int) -> Version:
+    def version(self, subject: str, number: int) -> SchemaVersion:
         """Return one version."""
 
 
@@ -59,7 +65,7 @@ def subject_of(topic: str) -> str:
     return f"{topic}-value"
 
 
-class SchemaFeed(WriterSchemas):
+class SchemaFollower(WriterSchemas):
     """Follows the subjects of a pipeline's raw topics. What it once found stays known as long as the process runs."""
 
     def __init__(
@@ -75,17 +81,17 @@ class SchemaFeed(WriterSchemas):
             topics.EVENTS.name(pipeline.name): records.event,
             topics.LABELS.name(pipeline.name): records.label,
         }
-        self._known: dict[tuple[str, Name], Writer] = {}
+        self._known: dict[tuple[str, SchemaName], WriterSchema] = {}
         self._read: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="schemas", daemon=True)
-        self._asked: tuple[str, Name] | None = None
-        self._asked_at = self._deaf_until = float("-inf")
+        self._requested: tuple[str, SchemaName] | None = None
+        self._requested_at = self._paused_until = float("-inf")
         self._away = False
 
     def start(self) -> None:
-        """Read all that there is, so that the first batch meets it; then follow. Raises StoreError where nobody answers."""
+        """Read all schemas, so that the first batch has them; then follow. Raises StoreError where the registry is away."""
         self._read_subjects()
         self._thread.start()
 
@@ -96,23 +102,23 @@ class SchemaFeed(WriterSchemas):
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def find(self, topic: str, name: Name) -> Writer | None:
+    def find(self, topic: str, name: SchemaName) -> WriterSchema | None:
         """Return the schema, None where the registry has none of that name; raises Retry until it has been asked."""
-        found = self._known.get((topic, name))
-        if found is not None:
-            return found
+        schema = self._known.get((topic, name))
+        if schema is not None:
+            return schema
         with self._lock:
             now = self.clock()
-            if now < self._deaf_until:
+            if now < self._paused_until:
                 return None
-            if self._asked is None:
-                self._asked, self._asked_at = (topic, name), now
+            if self._requested is None:
+                self._requested, self._requested_at = (topic, name), now
                 self._wake.set()
         shown = name if isinstance(name, int) else name.hex()
         raise Retry(f"schema {shown} of {topic} is not known yet: the registry is being asked")
 
-    def look(self) -> None:
-        """Read the subjects once, and answer whoever has asked before it began."""
+    def refresh(self) -> None:
+        """Read the subjects once; this answers a request made before it began."""
         began = self.clock()
         try:
             self._read_subjects()
@@ -121,21 +127,21 @@ class SchemaFeed(WriterSchemas):
             self._away = False
         except Exception as error:  # whatever a registry answers, the thread must go on: messages may be waiting for it
             if not self._away:
-                said = "schemas can't be read for the moment; those that are known stay"
-                log.warning(said, exc_info=not isinstance(error, StoreError), extra={"cause": str(error)})
+                message = "schemas can't be read at the moment; those that are known stay"
+                log.warning(message, exc_info=not isinstance(error, StoreError), extra={"cause": str(error)})
             self._away = True
         with self._lock:
-            if self._asked is not None and self._asked_at <= began:
-                if self._asked not in self._known:
-                    self._deaf_until = self.clock() + DEAF_SECONDS
-                self._asked = None
+            if self._requested is not None and self._requested_at <= began:
+                if self._requested not in self._known:
+                    self._paused_until = self.clock() + NOT_FOUND_PAUSE_SECONDS
+                self._requested = None
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.wait(self.seconds)
             self._wake.clear()
             if not self._stop.is_set():
-                self.look()
+                self.refresh()
 
     def _read_subjects(self) -> None:
         for topic, codec in self._codecs.items():
@@ -144,31 +150,33 @@ class SchemaFeed(WriterSchemas):
                 if (subject, number) in self._read:
                     continue
                 version = self.registry.version(subject, number)
-                found = _writer(version, codec)
-                self._known[topic, version.id] = found
+                schema = _writer_schema(version, codec)
+                self._known[topic, version.id] = schema
                 if version.guid:
-                    self._known[topic, version.guid] = found
+                    self._known[topic, version.guid] = schema
                 self._read.add((subject, number))
-                self._tell(version, found)
+                self._log(version, schema)
 
     @staticmethod
-    def _tell(version: Version, found: Writer) -> None:
-        if found.refused:
+    def _log(version: SchemaVersion, schema: WriterSchema) -> None:
+        if schema.refused:
             log.warning(
                 "schema refused: its messages will be dead letters",
-                extra={"schema": found.name, "cause": found.refused},
+                extra={"schema": schema.name, "cause": schema.refused},
             )
         else:
-            log.info("schema known", extra={"schema": found.name, "id": version.id})
+            log.info("schema known", extra={"schema": schema.name, "id": version.id})
 
 
-def _writer(version: Version, codec: Codec) -> Writer:
+def _writer_schema(version: SchemaVersion, codec: Codec) -> WriterSchema:
     if version.kind != "AVRO":
-        return refused(version.name, f"it is {version.kind} where AVRO was expected")
+        return refused_schema(version.name, f"it is {version.kind} where AVRO was expected")
     if version.refers:
-        return refused(version.name, "it refers to other subjects; register it with everything written out in it")
+        return refused_schema(
+            version.name, "it refers to other subjects; register it with everything written out in it"
+        )
     try:
         avro = json.loads(version.schema)
     except (ValueError, RecursionError) as error:
-        return refused(version.name, f"it is not JSON: {error}")
-    return writer(version.name, avro, codec)
+        return refused_schema(version.name, f"it is not JSON: {error}")
+    return writer_schema(version.name, avro, codec)

@@ -11,12 +11,12 @@ from tidemill.encoding.codec import Codec
 from tidemill.encoding.resolution import promoted, unreadable
 from tidemill.encoding.schema_limits import unsafe
 
-Name = int | bytes
-"""How a message names its schema: the id that a registry gave it, or its GUID, 16 bytes."""
+#: How a message names its schema: by the id that a registry gave it, or by its GUID, 16 bytes.
+SchemaName = int | bytes
 
 
 @dataclass(frozen=True)
-class Writer:
+class WriterSchema:
     """One schema that messages are written by.
 
     `read` is (data, where the record begins) -> (record as the declared schema has it, where it ends); `same`: its bytes
@@ -36,43 +36,43 @@ class Writer:
 class WriterSchemas(Protocol):
     """Knows schemas beside those that are declared. Looked at for each message that names one; so it never waits."""
 
-    def find(self, topic: str, name: Name) -> Writer | None:
+    def find(self, topic: str, name: SchemaName) -> WriterSchema | None:
         """Return the schema; None where there is none. Raises Retry where it is being looked for."""
 
 
 class NoWriterSchemas(WriterSchemas):
     """Where there is no registry."""
 
-    def find(self, topic: str, name: Name) -> Writer | None:  # noqa: ARG002  there is none, whatever the name
+    def find(self, topic: str, name: SchemaName) -> WriterSchema | None:  # noqa: ARG002  there is none, whatever the name
         return None
 
 
-def refused(name: str, why: object, field: str = "") -> Writer:
+def refused_schema(name: str, why: object, field: str = "") -> WriterSchema:
     """Return a schema that is known and that nothing is read by."""
-    return Writer(name, _nothing, refused=str(why), field=field)
+    return WriterSchema(name, _nothing, refused=str(why), field=field)
 
 
-def writer(name: str, avro: Any, codec: Codec) -> Writer:
+def writer_schema(name: str, avro: Any, codec: Codec) -> WriterSchema:
     """Return how messages of the schema `avro` become records of `codec`'s, or why they don't; raises nothing."""
     why = unsafe(avro)
     if why:
-        return refused(name, why)
+        return refused_schema(name, why)
     try:
         plain = schema_files.plain(avro)
         if schema_files.fingerprint(avro) == codec.id:
-            return Writer(name, codec.read, same=True)
+            return WriterSchema(name, codec.read, same=True)
         mismatch = unreadable(plain, schema_files.plain(codec.avro))
         if mismatch:
-            return refused(name, mismatch, mismatch.field)
+            return refused_schema(name, mismatch, mismatch.field)
         read, strict = codec.reading(plain)
-        return Writer(name, read, strict=strict, promoted=promoted(plain, codec.avro))
+        return WriterSchema(name, read, strict=strict, promoted=promoted(plain, codec.avro))
     except Exception as error:  # a registry may hold anything
-        return refused(name, f"it is no Avro schema of a record: {error!r:.200}")
+        return refused_schema(name, f"it is no Avro schema of a record: {error!r:.200}")
 
 
-def accepted(files: Mapping[str, Any], codec: Codec) -> dict[int, Writer]:
+def accepted_schemas(files: Mapping[str, Any], codec: Codec) -> dict[int, WriterSchema]:
     """Return the other schemas that a stream's declaration accepts, by the id that we give them; `files` are by name."""
-    return {schema_files.fingerprint(avro): writer(name, avro, codec) for name, avro in files.items()}
+    return {schema_files.fingerprint(avro): writer_schema(name, avro, codec) for name, avro in files.items()}
 
 
 def _nothing(*_: Any) -> Any:
