@@ -164,12 +164,12 @@ class TestTold:
         whole = path.read_bytes()
         assert "in the store, and its hash is right" in version_text(there, store, found, 0)
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-        assert store.state(manifest.sha256) == "damaged"
+        assert store.state(manifest.sha256) == "corrupted"
         assert "CORRUPTED: its bytes have another hash" in version_text(there, store, found, 0)
         assert there.as_dict(found, store)["artifact"] == "stored", "a list does not read artifacts"
         path.unlink()
         shown = "".join(version_text(there, store, found, 0).split())  # a long path is folded
-        assert "".join(f"gone: nothing of that name is in {store.url}".split()) in shown
+        assert "".join(f"missing: nothing of that name is in {store.url}".split()) in shown
         assert there.as_dict(found, store)["artifact"] == "missing"
 
     def test_a_forged_manifest_is_told_and_obeyed_in_nothing(self, registry: Registry, store: ArtifactStore) -> None:
