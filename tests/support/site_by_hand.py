@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from tidemill import load
-from tidemill.offline.lookup import Lookup
+from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
@@ -110,7 +110,7 @@ class Site:
         self.asked: list[tuple[CommandRequest, ModelRef]] = []
         self.wrong: str | None = None
         self.newest: int | None = None
-        self.lookup = Lookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"},
+        self.lookup = LogLookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"},
                              lambda: self.newest)  # fmt: skip
         overview = Overview(FLIGHTS, self.follower, self.scraper, lambda: [{"name": "kafka", "ok": True, "why": ""}])
         self.app = build(

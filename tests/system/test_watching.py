@@ -25,8 +25,9 @@ from site_by_hand import alert
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
 from tidemill.encoding.codec import HEADER
-from tidemill.offline.dataset import Form, Span, archived, span_of, written
-from tidemill.offline.recompute import from_kafka
+from tidemill.offline.dataset import Form, Span, served, span_of, written
+from tidemill.offline.recompute import recompute
+from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.topic import Topic
@@ -192,7 +193,7 @@ def test_a_training_set_from_kafka_is_the_one_from_the_archive(run: Running, tmp
     command += ["--brokers", run.broker.servers]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     with written(out[1], Form(run.pipeline), span_of("2013-01-02", None)) as writer:
-        archived(run.pipeline, run.stack.env["TIDEMILL_ARCHIVE_URL"], writer)
+        served(run.pipeline, ArchiveSource(run.stack.env["TIDEMILL_ARCHIVE_URL"]), writer)
     one, other = (pd.read_parquet(path).sort_values("event_id", ignore_index=True) for path in out)
     pd.testing.assert_frame_equal(one, other)
     rows = archive(run, topics.EXAMPLES)
@@ -216,7 +217,7 @@ def in_time(run: Running) -> set[str]:
 def test_a_training_set_made_anew_has_the_features_that_were_served(run: Running, tmp_path: Path) -> None:
     """But for views of other entities, which were read a moment late, and for events that others had overtaken."""
     with written(tmp_path / "x.parquet", Form(run.pipeline, is_served=False), Span()) as writer:
-        from_kafka(run.pipeline, run.broker, writer)
+        recompute(run.pipeline, KafkaSource(run.broker), writer)
     made = pd.read_parquet(tmp_path / "x.parquet").sort_values("event_id", ignore_index=True)
     rows = archive(run, topics.EXAMPLES).sort_values("event_id", ignore_index=True)
     same = ["event_id", "entity_id", "label", *(f"x_{name}" for name in run.pipeline.request_features)]
@@ -296,7 +297,7 @@ def test_the_command_says_what_views_know_as_stored_and_as_of_any_time(run: Runn
 def test_a_backfill_of_what_was_told_already_tells_nothing(run: Running) -> None:
     before = len(records(run, topics.UPDATES))
     said = command(run, "backfill", run.stack.reference, "--view", "dest")
-    assert re.fullmatch(r"dest from events: 0 updates sent, [\d,]{5,} existed already\n", said)
+    assert re.fullmatch(r"dest from events: 0 updates written, [\d,]{5,} existed already\n", said)
     assert len(records(run, topics.UPDATES)) - before == 4, "that it is filled is said to each partition"
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import tidemill
-from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_source
 from tidemill.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tidemill.offline.source import ArchiveSource, FileSource
 
 
 @click.command()
 @PIPELINE
-@click.option("--events", "events_path", type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
-@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="CSV, JSON lines or Parquet.")
-@click.option("--archive", metavar="URL", help="Served vectors and their labels from an archive, instead of files.")
+@with_source(kafka=False)
 @click.option(
     "--model-delay",
     default=None,
@@ -30,9 +32,7 @@ from tidemill.errors import SettingsError
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
 def backtest(
     pipeline: str,
-    events_path: Path | None,
-    labels_path: Path | None,
-    archive: str | None,
+    source: ArchiveSource | FileSource | None,
     model_delay: str | None,
     every: str,
     *,
@@ -47,6 +47,7 @@ def backtest(
     from tidemill.durations import milliseconds
     from tidemill.offline import history
     from tidemill.offline.backtest import Backtest
+    from tidemill.offline.source import ArchiveSource
 
     declared = tidemill.load(pipeline)
     try:
@@ -54,15 +55,17 @@ def backtest(
     except ValueError as error:
         raise SettingsError(f"--model-delay or --every: {error}") from None
     run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
-    if archive is not None and events_path is None and labels_path is None:
-        questions, outcomes = history.archived(declared, archive)
-        total, begin = len(questions), partial(run.replay, questions, outcomes)
-    elif archive is None and events_path is not None and labels_path is not None:
-        events, labels = history.read(events_path, declared.events), history.read(labels_path, declared.labels)
-        total, begin = len(events), partial(run.run, events, labels)
+    if source is None:
+        raise SettingsError(
+            "a backtest runs over --events and --labels, or over an --archive: name the two, or the one"
+        )
+    if isinstance(source, ArchiveSource):
+        vectors, known_labels = source.vectors_and_labels(declared)
+        total, start = len(vectors), partial(run.replay, vectors, known_labels)
     else:
-        raise SettingsError("a backtest reads --events and --labels, or --archive: name the two files, or the archive")
+        events, labels = source.rows(declared)
+        total, start = len(events), partial(run.run, events, labels)
     with history.prediction_writer(predictions) as write, progress("backtest", total) as advance:
         run.predictions = write
-        report = begin(advance)
+        report = start(advance)
     print_report(report, backtest_text, as_json=as_json)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, connected, print_report, progress, with_settings, with_source
 from tidemill.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tidemill.offline.source import ArchiveSource, FileSource
 
 
 @click.command()
@@ -18,14 +21,12 @@ from tidemill.errors import SettingsError
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
 @click.option("--from", "begin", metavar="TIME", help="Event times from this one, ISO 8601; UTC unless it has a zone.")
 @click.option("--to", "end", metavar="TIME", help="Event times before this one.")
-@click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
+@with_source()
 @click.option(
-    "--recompute", is_flag=True, help="Compute the vectors again from history: for views that were added later."
+    "--recompute",
+    is_flag=True,
+    help="Vectors computed again from history, under this declaration: for views added later.",
 )
-@click.option(
-    "--events", "events_path", type=click.Path(path_type=Path), help="With --recompute: history, instead of Kafka's."
-)
-@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="Labels, as --events.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @AS_JSON
 @with_settings("brokers")
@@ -34,9 +35,7 @@ def dataset(
     out: Path,
     begin: str | None,
     end: str | None,
-    archive: str | None,
-    events_path: Path | None,
-    labels_path: Path | None,
+    source: ArchiveSource | FileSource | None,
     *,
     recompute: bool,
     force: bool,
@@ -49,19 +48,16 @@ def dataset(
     """
     try:
         from tidemill.offline import dataset as sets
-        from tidemill.offline import recompute as again
+        from tidemill.offline.recompute import recompute as recompute_vectors
     except ModuleNotFoundError as error:
         raise SettingsError(f"a data set needs {error.name}: pip install 'tidemill[parquet]'") from None
     from tidemill.cli.text.reports import dataset_text
-    from tidemill.offline import history
-    from tidemill.runtime import run as running
+    from tidemill.offline.source import ArchiveSource, FileSource, KafkaSource
     from tidemill.wire import topics
 
-    if (events_path is None) != (labels_path is None):
-        raise SettingsError("--events and --labels go together: name both, or neither")
-    if events_path is not None and not recompute:
+    if isinstance(source, FileSource) and not recompute:
         raise SettingsError("--events and --labels go with --recompute: they hold no vectors")
-    if archive is not None and recompute:
+    if isinstance(source, ArchiveSource) and recompute:
         raise SettingsError(
             "--archive holds vectors as they were served; --recompute computes them from events and labels"
         )
@@ -69,16 +65,11 @@ def dataset(
     sets.check_out(out, force=force)
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     form = sets.Form(declared, is_served=not recompute)
+    topics_read = (topics.EVENTS_VALID, topics.LABELS_VALID) if recompute else (topics.EXAMPLES,)
     with progress("dataset", None) as advance, sets.written(out, form, span) as writer:
-        if archive is not None:
-            sets.archived(declared, archive, writer, advance)
-        elif events_path is not None and labels_path is not None:
-            events, labels = history.read(events_path, declared.events), history.read(labels_path, declared.labels)
-            again.recompute(declared, events, labels, writer, progress=advance)
+        used = source or KafkaSource(connected(declared, chosen, *topics_read))
+        if isinstance(used, FileSource) or (recompute and isinstance(used, KafkaSource)):
+            recompute_vectors(declared, used, writer, advance)
         else:
-            broker = running.broker_of(chosen)
-            broker.connect()
-            used = (topics.EVENTS_VALID, topics.LABELS_VALID) if recompute else (topics.EXAMPLES,)
-            running.check_topics(declared, broker, tuple(topic.name(declared.name) for topic in used))
-            (again.from_kafka if recompute else sets.served)(declared, broker, writer, advance)
+            sets.served(declared, used, writer, advance)
     print_report(writer.summary, dataset_text, as_json=as_json)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import AS_JSON, PIPELINE, moment_of, print_report, progress, with_settings
+from tidemill.cli.shared import (
+    AS_JSON,
+    PIPELINE,
+    connected,
+    moment_of,
+    print_report,
+    progress,
+    with_settings,
+    with_source,
+)
 from tidemill.errors import StoreError
+
+if TYPE_CHECKING:
+    from tidemill.offline.source import FileSource
 
 
 @click.group()
@@ -55,38 +66,27 @@ def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
 
 @features.command()
 @PIPELINE
-@click.option(
-    "--events", "events_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
-)
-@click.option(
-    "--labels", "labels_path", type=click.Path(path_type=Path), required=True, help="CSV, JSON lines or Parquet."
-)
+@with_source(kafka=False, archive=False, required=True)
 @click.option(
     "--view", "views", multiple=True, help="Only this view; may be repeated. Default: all views of the materializer."
 )
 @with_settings("brokers")
-def materialize(pipeline: str, views: tuple[str, ...], events_path: Path, labels_path: Path, **options: Any) -> None:
+def materialize(pipeline: str, views: tuple[str, ...], source: FileSource, **options: Any) -> None:
     """Fill views from files, with history older than the log."""
-    _fill(pipeline, views, (events_path, labels_path), **options)
+    _fill(pipeline, views, source, **options)
 
 
-def _fill(pipeline: str, views: tuple[str, ...], files: tuple[Path, Path] | None, **options: Any) -> None:
-    from tidemill.offline import history
+def _fill(pipeline: str, views: tuple[str, ...], source: FileSource | None, **options: Any) -> None:
     from tidemill.offline.backfill import Backfill, routes_of
-    from tidemill.runtime import run as running
+    from tidemill.wire import topics
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     routes = routes_of(declared, views)
-    broker = running.broker_of(chosen)
-    broker.connect()
-    running.check_topics(declared, broker, tuple(name for _, name, _ in running.topic_table(declared)))
-    filling = Backfill(declared, broker, routes)
-    streams = (declared.events, declared.labels)
-    with contextlib.ExitStack() as held:
-        events, labels = (
-            filling.rows(held) if files is None else [history.read(*of) for of in zip(files, streams, strict=True)]
-        )
-        filling.run(events, labels, held.enter_context(progress("history", None)))
-    for source, entity in routes:
-        sent, existing = filling.told[source, entity], filling.there[source, entity]
-        click.echo(f"{entity} from {source}: {sent:,} updates sent, {existing:,} existed already")
+    filling = Backfill(declared, connected(declared, chosen, *topics.TOPICS), routes)
+    with contextlib.ExitStack() as stack:
+        events, labels = filling.rows(stack) if source is None else source.rows(declared)
+        filling.run(events, labels, stack.enter_context(progress("history", None)))
+    for route in routes:
+        origin, entity = route
+        written, present = filling.written[route], filling.present[route]
+        click.echo(f"{entity} from {origin}: {written:,} updates written, {present:,} were there already")

@@ -42,7 +42,7 @@ def replay(
     are printed.
     """
     from tidemill.cli.text.predictions import prediction_text, replay_text, unequal_text
-    from tidemill.offline.replay import Replay, Report, Summary, briefly, version_of
+    from tidemill.offline.replay import Replay, ReplayReport, Summary, version_of
     from tidemill.runtime import run as running
 
     if bool(prediction_ids) == (sample is not None):
@@ -57,33 +57,33 @@ def replay(
     summary = Summary(rebuilt=rebuild)
     if sample is None:
         ids = tuple(dict.fromkeys(prediction_ids))
-        with progress("prediction log", replaying.total(ids)) as advance:
-            predictions = replaying.find(ids, advance)
+        with progress("prediction log", replaying.log.total(ids)) as advance:
+            predictions = replaying.log.find(ids, advance)
     else:
         summary.seed = random.randrange(2**32) if seed is None else seed  # noqa: S311  it hides nothing
-        predictions = replaying.draw(sample, summary.seed)
+        predictions = replaying.log.draw(sample, summary.seed)
         if not predictions:
-            raise SettingsError(f"--sample {sample}: {replaying.topic} holds no prediction of this declaration")
+            raise SettingsError(f"--sample {sample}: {replaying.log.topic} holds no prediction of this declaration")
     versions = {version_of(score) for prediction in predictions for score in prediction.scores}
     total = max(number for _, number in versions) if rebuild else len(versions)
     with progress("folding examples" if rebuild else "versions", total) as advance:
-        done = replaying.again(predictions, rebuild=rebuild, progress=advance)
-    summary.add(done)
-    summary.skipped = replaying.skipped
+        replayed = replaying.run(predictions, rebuild=rebuild, progress=advance)
+    summary.add(replayed)
+    summary.skipped = replaying.log.skipped
     if sample is None:
         with progress("outcomes", None) as advance:
-            printed = replaying.told(done, advance)
+            printed = replaying.details(replayed, advance)
     else:
-        printed = [briefly(one) for one in done if not one.is_equal]
+        printed = [one.as_dict() for one in replayed if not one.is_equal]
     summary.seconds = time.perf_counter() - started
 
-    def as_text(report: Report) -> str:
+    def as_text(report: ReplayReport) -> str:
         if sample is None:
             each = "".join(prediction_text(declared, one) + "\n" for one in report.predictions)
         else:
             each = unequal_text(report.unequal)
-        return each + replay_text(replaying.topic, report.summary)
+        return each + replay_text(replaying.log.topic, report.summary)
 
-    print_report(Report(done, summary, printed), as_text, as_json=as_json)
+    print_report(ReplayReport(replayed, summary, printed), as_text, as_json=as_json)
     if not summary.is_equal:
         sys.exit(1)

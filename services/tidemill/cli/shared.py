@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,6 +37,53 @@ def with_settings(*names: str) -> Callable[[Any], Any]:
             text = f"{field.description} [TIDEMILL_{name.upper()}]"
             command = click.option(f"--{name.replace('_', '-')}", name, default=None, help=text)(command)
         return command
+
+    return decorate
+
+
+def with_source(
+    *, kafka: bool = True, archive: bool = True, required: bool = False, may_lack_labels: bool = False
+) -> Callable[[Any], Any]:
+    """Add --events, --labels and --archive. The command is called with the `source` that they name; None is Kafka.
+
+    Parameters
+    ----------
+    kafka
+        Whether the command can read Kafka, which the options replace.
+    archive
+        Whether it can read an archive.
+    required
+        Whether the files must be named.
+    may_lack_labels
+        Whether --events may be given alone.
+    """
+    instead = " instead of Kafka" if kafka else ""
+    file = click.Path(path_type=Path)
+    options = [click.option("--archive", "archive_url", metavar="URL", help=f"Read an archive{instead}.")] * archive
+    events_help, labels_help = (
+        f"Read events from a file{instead}: CSV, JSON lines or Parquet.",
+        "Read labels from a file.",
+    )
+    options += [click.option("--events", "events_path", type=file, required=required, help=events_help)]
+    options += [click.option("--labels", "labels_path", type=file, required=required, help=labels_help)]
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def run(
+            *arguments: Any,
+            events_path: Path | None,
+            labels_path: Path | None,
+            archive_url: str | None = None,
+            **more: Any,
+        ) -> Any:
+            from tidemill.offline.source import source_of
+
+            source = source_of(archive_url, events_path, labels_path, may_lack_labels=may_lack_labels)
+            return command(*arguments, source=source, **more)
+
+        for option in reversed(options):
+            run = option(run)
+        return run
 
     return decorate
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,13 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, connected, print_report, progress, with_settings, with_source
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
-    from tidemill.declare.pipeline import Pipeline
+    from tidemill.offline.source import ArchiveSource, FileSource
 
 
 @click.command()
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Maximum number of winners.")
 @click.option("--metric", default="", help="Metric to compare by. Default: the one that `backtest` prints over time.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="The same seed, trials and examples give the same search."
+    "--seed", type=int, default=0, show_default=True, help="The same seed, trials and examples: the same search."
 )
 @click.option(
     "--examples",
@@ -46,9 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model-delay", metavar="DURATION", help="Time a learned label takes to reach the scorer, as 5m. Default: none."
 )
-@click.option("--archive", metavar="URL", help="Examples from an archive; by default from Kafka.")
-@click.option("--events", "events_path", type=click.Path(path_type=Path), help="History in files, instead of examples.")
-@click.option("--labels", "labels_path", type=click.Path(path_type=Path), help="Labels, as --events.")
+@with_source()
 @click.option("--out", type=click.Path(path_type=Path), help="Write the winners, for `tuned(...)` in the declaration.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @AS_JSON
@@ -62,9 +59,7 @@ def tune(
     seed: int,
     examples: int,
     model_delay: str | None,
-    archive: str | None,
-    events_path: Path | None,
-    labels_path: Path | None,
+    source: ArchiveSource | FileSource | None,
     out: Path | None,
     *,
     force: bool,
@@ -77,14 +72,10 @@ def tune(
     the champion on all examples win; exit code 1 where --out is given and none does.
     """
     from tidemill.cli.text.tuning import tuning_text
-    from tidemill.offline import history
+    from tidemill.offline.source import KafkaSource
     from tidemill.offline.tuning import questions
-    from tidemill.offline.tuning.successive_halving import Asked, Race, file_of
+    from tidemill.offline.tuning.successive_halving import SearchOptions, SuccessiveHalving, file_of
 
-    if (events_path is None) != (labels_path is None):
-        raise SettingsError("--events and --labels go together: name both, or neither")
-    if archive is not None and events_path is not None:
-        raise SettingsError("examples come from --archive, or from --events and --labels: name the one, or the two")
     try:
         delay = milliseconds(model_delay) if model_delay else 0
     except ValueError as error:
@@ -92,19 +83,13 @@ def tune(
     if out is not None:
         _check_out(out, force=force)
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
-    asked = Asked(trials, seconds, best, seed, metric)
-    asked.chosen(declared)
+    search = SearchOptions(trials, seconds, best, seed, metric)
+    search.metric_of(declared)
     with progress("examples", None) as advance:
-        if archive is not None:
-            take = partial(questions.from_archive, declared, archive)
-        elif events_path is not None and labels_path is not None:
-            events, labels = history.read(events_path, declared.events), history.read(labels_path, declared.labels)
-            take = partial(questions.from_rows, declared, events, labels)
-        else:
-            take = partial(questions.from_kafka, declared, _broker(declared, chosen))
-        asked_questions = take(examples, delay=delay, progress=advance)
-    with progress("tune", Race.work(len(asked_questions), trials, best)) as advance:
-        report = Race(declared, asked_questions, asked, progress=advance).run()
+        used = source or KafkaSource(connected(declared, chosen, topics.EXAMPLES))
+        asked = questions.read(declared, used, examples, delay=delay, progress=advance)
+    with progress("tune", SuccessiveHalving.total_examples(len(asked), trials, best)) as advance:
+        report = SuccessiveHalving(declared, asked, search, progress=advance).run()
     if out is not None and report.winners:
         _write(out, json.dumps(file_of(report), indent=2) + "\n")
     print_report(report, tuning_text, as_json=as_json)
@@ -127,18 +112,9 @@ def _check_out(out: Path, *, force: bool) -> None:
 
 
 def _write(out: Path, text: str) -> None:
-    from tidemill.files import write_whole
+    from tidemill.files import write_atomic
 
     try:
-        write_whole(str(out.absolute()), text.encode())
+        write_atomic(str(out.absolute()), text.encode())
     except OSError as error:
         raise SettingsError(f"--out {out}: writing failed: {error}") from error
-
-
-def _broker(declared: Pipeline, chosen: settings.Settings) -> Any:
-    from tidemill.runtime import run as running
-
-    broker = running.broker_of(chosen)
-    broker.connect()
-    running.check_topics(declared, broker, (topics.EXAMPLES.name(declared.name),))
-    return broker

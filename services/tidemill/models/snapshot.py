@@ -26,8 +26,5 @@ class Snapshot:
     shares: Sequence[str | None] | None = None
 
     def saved(self) -> dict[str, Any]:
-        """Return what goes into an artifact: `shares` only where there are any, as who knows nothing of them reads it too."""
-        found = dict(self.__dict__)
-        if self.shares is None:
-            del found["shares"]
-        return found
+        """Return what goes into an artifact."""
+        return dict(self.__dict__)

@@ -16,8 +16,8 @@ from contextlib import ExitStack
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError
-from tidemill.offline.backtest import Backtest, Progress, Row
-from tidemill.offline.log_history import past, without_models
+from tidemill.offline.backtest import Backtest, Progress, Row, without_models
+from tidemill.offline.source import KafkaSource
 from tidemill.stream.api import Broker, Producer, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
@@ -52,36 +52,31 @@ def routes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> list[Route]:
 
 
 class Backfill:
-    """One backfill of some routes; `told` and `there` count updates that were written, and that there had been before."""
+    """One backfill of some routes; `written` and `present` count updates by route."""
 
     def __init__(self, pipeline: Pipeline, broker: Broker, routes: Sequence[Route]) -> None:
         self.pipeline = without_models(pipeline)  # what they would say is of no interest
         self.broker, self.routes = broker, routes
         self.records = Records(pipeline)
-        self.told: Counter[Route] = Counter()
-        self.there: Counter[Route] = Counter()
+        self.written: Counter[Route] = Counter()
+        self.present: Counter[Route] = Counter()
         self._known: dict[Route, set[int]] = {route: set() for route in routes}
         self._topic = topics.UPDATES.name(pipeline.name)
         self._latest = 0
 
-    def rows(self, held: ExitStack) -> tuple[Iterable[Row], Iterable[Row]]:
-        """Return the valid events and labels that the log holds, each in order of its time; `held` closes what it takes.
+    def rows(self, stack: ExitStack) -> tuple[Iterable[Row], Iterable[Row]]:
+        """Return the valid events and labels that the log holds, each in order of its time; `stack` closes temporary files.
 
-        Waits until the services have handled them: what has no update then will not get one by itself. Raises BrokerError
-        where they do not come to the end.
+        Waits until the services have handled them: an update that is not there then will not come by itself. Raises
+        BrokerError where they do not reach the end in time.
         """
-        name = self.pipeline.name
-        found = []
-        for topic, service, codec, stream in (
-            (topics.EVENTS_VALID, "featurizer", self.records.event, self.pipeline.events),
-            (topics.LABELS_VALID, "joiner", self.records.label, self.pipeline.labels),
-        ):
-            there = past(self.broker, topic.name(name), codec, stream.time, held)
-            self._wait(f"{name}.{service}", service, there.last)
-            found.append(there.rows)
-        return found[0], found[1]
+        events, labels = KafkaSource(self.broker).histories(self.pipeline, stack)
+        self._wait("featurizer", events.last_offsets)
+        self._wait("joiner", labels.last_offsets)
+        return events.rows, labels.rows
 
-    def _wait(self, group: str, service: str, last: Mapping[TopicPartition, int]) -> None:
+    def _wait(self, service: str, last: Mapping[TopicPartition, int]) -> None:
+        group = f"{self.pipeline.name}.{service}"
         deadline = time.monotonic() + PATIENCE
         while last:
             committed = self.broker.committed(group, sorted(last))
@@ -144,10 +139,10 @@ class Backfill:
         self._latest = max(self._latest, update["time"])
         name = _hashed(update["event_id"])
         if name in known:
-            self.there[route] += 1
+            self.present[route] += 1
             return False
         known.add(name)
-        self.told[route] += 1
+        self.written[route] += 1
         producer.emit(self._topic, value, record.key(), record.timestamp()[1])
         return True
 

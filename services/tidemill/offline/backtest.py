@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.features.lookup import InMemoryRemoteViews
@@ -37,9 +38,9 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Report:
-    """What a backtest found. Times are ms since the epoch; `over_time` holds one row per checkpoint.
+    """The result of a backtest. Times are ms since the epoch; `over_time` has one row per checkpoint.
 
-    `over_share`: of those joined, examples that were not learned, because their source had its share.
+    `over_share`: joined examples that were not learned, because their source had used its share.
     """
 
     pipeline: str
@@ -72,28 +73,29 @@ class Report:
         return dataclasses.asdict(self) | {"events_per_second": self.events_per_second}
 
 
+#: Decisions of a backtest are signed as any other, but leave it in its report alone: the key needs no secret.
 _KEY = b"decisions of a backtest leave it by its report alone"
 
 
-class Outcome(NamedTuple):
-    """What came true of one prediction, and when that was known, in ms since the epoch."""
+class KnownLabel(NamedTuple):
+    """The label of one prediction, and when it was known, in ms since the epoch."""
 
     event_id: str
     label: Any
     label_time: int
 
 
-class _Kept(Processor):
-    """Keeps the prediction log by event, without headers, until outcomes come."""
+class _PendingPredictions(Processor):
+    """Keeps the prediction log's records by event, without their headers, until labels come."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.logs: dict[str, bytes] = {}
+        self.by_event: dict[str, bytes] = {}
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         del emit
         for record in records:
-            self.logs[(record.key() or b"").decode()] = (record.value() or b"")[HEADER:]
+            self.by_event[(record.key() or b"").decode()] = (record.value() or b"")[HEADER:]
         return True
 
 
@@ -104,7 +106,7 @@ class Backtest:
     ----------
     model_delay_ms
         How long after a label is known the model that learned it is in use; 0 as in River's evaluation.
-    checkpoints_every_ms
+    checkpoint_every_ms
         Event time between two rows of the report's `over_time`.
     """
 
@@ -138,7 +140,7 @@ class Backtest:
             for topic in topics.reads(service):
                 step.assign(TopicPartition(topic.name(name), 0), start)
         self.events_topic, self.labels_topic = topics.EVENTS.name(name), topics.LABELS.name(name)
-        self._ways: dict[str, Processor] = {
+        self._processors: dict[str, Processor] = {
             self.events_topic: validator,
             self.labels_topic: validator,
             topics.EVENTS_VALID.name(name): featurizer,
@@ -179,18 +181,17 @@ class Backtest:
                 self._gate.process((record,), self._emit)
         elif topic == self._promotions:
             self._decide(self._decided.decode(value))
-        elif topic in self._ways:
+        elif topic in self._processors:
             if topic == self._log and self.predictions:
                 self.predictions(self.records.prediction_log.decode(value))
             if topic == self._updates and self.updates:
                 self.updates(record)
-            self._ways[topic].process((record,), self._emit)
+            self._processors[topic].process((record,), self._emit)
 
     def _decide(self, decision: Decision) -> None:
         self.report.decisions.append(decision)
-        if (
-            not decision.champion.version
-        ):  # no version is kept here: where an earlier one is to serve, whoever serves goes on
+        # A backtest keeps no versions: where an earlier one is to serve, the serving model goes on.
+        if not decision.champion.version:
             self.scorer.seat(ServingChange(decision.champion))
 
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> Report:
@@ -223,55 +224,55 @@ class Backtest:
         return report
 
     def replay(
-        self, questions: Sequence[Features], outcomes: Sequence[Outcome], progress: Progress | None = None
+        self, questions: Sequence[Features], labels: Sequence[KnownLabel], progress: Progress | None = None
     ) -> Report:
-        """Run over vectors as they were served, in order of event time, and what came true, in order of label time.
+        """Run over vectors as they were served, in order of event time, and labels, in order of label time.
 
-        What the archive holds: validation, features and join were done when it was written, and are not done again.
+        An archive holds both. Validation, features and join were done before it was written, and are not repeated.
         """
         started = time.perf_counter()
-        kept = _Kept()
+        pending = _PendingPredictions()
         log, features = self._log, topics.FEATURES.name(self.pipeline.name)
-        self._ways[log] = kept
+        self._processors[log] = pending
         header, tail = self.records.example.header, self.records.outcome.body
-        waiting = iter(outcomes)
-        outcome = next(waiting, None)
-        early: dict[str, Outcome] = {}
+        waiting = iter(labels)
+        label = next(waiting, None)
+        early: dict[str, KnownLabel] = {}
 
-        def learn(known: Outcome, body: bytes) -> None:
+        def learn(known: KnownLabel, body: bytes) -> None:
             end = tail({"label": known.label, "label_time": known.label_time})
             self._emit(self._examples, header + body + end, known.event_id.encode(), known.label_time)
 
-        def come_true(until: int | None) -> None:
-            nonlocal outcome
-            while outcome is not None and (until is None or outcome.label_time <= until):
-                self._at(outcome.label_time)
+        def take_labels(until: int | None) -> None:
+            nonlocal label
+            while label is not None and (until is None or label.label_time <= until):
+                self._at(label.label_time)
                 self.report.labels += 1
-                body = kept.logs.pop(outcome.event_id, None)
+                body = pending.by_event.pop(label.event_id, None)
                 if body is None:
-                    early[outcome.event_id] = outcome
+                    early[label.event_id] = label
                 else:
-                    learn(outcome, body)
-                    self._learn_until(outcome.label_time)
-                outcome = next(waiting, None)
+                    learn(label, body)
+                    self._learn_until(label.label_time)
+                label = next(waiting, None)
 
         for question in questions:
             now = question["event_time"]
-            come_true(now)
+            take_labels(now)
             self._at(now)
             self.report.first_event = self.report.first_event or now
             self.report.last_event = now
             self.report.events += 1
             self._emit(features, self.records.features.encode(question), question["entity_id"].encode(), now)
-            if question["event_id"] in early:  # its label says a time that is not after its own
-                learn(early.pop(question["event_id"]), kept.logs.pop(question["event_id"]))
+            if question["event_id"] in early:  # its label has a time that is not after its own
+                learn(early.pop(question["event_id"]), pending.by_event.pop(question["event_id"]))
             if progress:
                 progress(1)
-        come_true(None)
+        take_labels(None)
         self._learn_until(None)
         self._checkpoint(self._now)
         self._count()
-        self.report.valid, self.report.pending = self.report.events, len(kept.logs)
+        self.report.valid, self.report.pending = self.report.events, len(pending.by_event)
         self.report.seconds = time.perf_counter() - started
         return self.report
 
@@ -279,7 +280,7 @@ class Backtest:
     _next_checkpoint: int | None = None
 
     def _at(self, now: int) -> None:
-        """Move event time on: what is to be learned by `now` is learned, and checkpoints that lie behind are noted."""
+        """Move event time on: learn what is due by `now`, and note the checkpoints that are due."""
         self._now = now
         self._learn_until(now)
         if self._next_checkpoint is None:
@@ -323,6 +324,35 @@ class Backtest:
         report.metrics = self._values()
 
 
-def in_order(rows: Iterable[Row], time_field: str) -> Iterator[Row]:
-    """Yield rows in order of their time; rows of equal time stay as they were given."""
-    return iter(sorted(rows, key=lambda row: row[time_field]))
+class _NullModel:
+    """A model, and a metric, that cost nothing."""
+
+    requires_labels = False
+
+    def learn_one(self, x: object, y: object = None) -> None: ...
+
+    def predict_one(self, x: object) -> float:
+        del x
+        return 0.0
+
+    score_one = predict_one
+
+    def predict_proba_one(self, x: object) -> dict[Any, float]:
+        del x
+        return {}
+
+    def clone(self) -> _NullModel:
+        return self
+
+    def update(self, y: object, predicted: object) -> None: ...
+
+    def get(self) -> float:
+        return 0.0
+
+
+def without_models(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with one model that costs nothing instead of its own: for its vectors and its labels alone."""
+    null = _NullModel()
+    return replace(
+        pipeline, models={"baseline": null}, champion="baseline", baseline=None, metrics=[null], monitor=Monitor()
+    )

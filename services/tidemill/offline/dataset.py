@@ -25,9 +25,9 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import moment
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
-from tidemill.files import Files, open_whole
+from tidemill.files import open_atomic
 from tidemill.offline.backtest import Progress
-from tidemill.stream.api import Broker
+from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.stream.ranges import full_range
 from tidemill.wire import archive_rows as rows
 from tidemill.wire import topics
@@ -88,7 +88,7 @@ class Form:
 
     def __init__(self, pipeline: Pipeline, *, is_served: bool = True) -> None:
         self.is_served, self.by_class = is_served, pipeline.task == "multiclass"
-        there = rows.Form(pipeline, labelled=True).schema
+        there = rows.RowFormat(pipeline, labelled=True).schema
         same = [f for f in there if f.name.startswith((rows.ENTITY, "x_"))]
         scores = [pa.field("champion", pa.string()), pa.field("score", pa.float64()), pa.field("version", pa.int64())]
         if self.by_class:
@@ -172,7 +172,7 @@ def written(path: Path, form: Form, span: Span) -> Iterator[Writer]:
     started = time.perf_counter()
     summary = Summary(str(path))
     try:
-        with open_whole(str(path.absolute())) as out:
+        with open_atomic(str(path.absolute())) as out:
             writer = Writer(out, form, span, summary)
             with contextlib.closing(writer):
                 yield writer
@@ -188,7 +188,7 @@ def _nothing(summary: Summary, form: Form) -> str:
     if summary.skipped and form.is_served:
         return (
             f"all {summary.skipped:,} examples in these event times are of an earlier declaration, with other vectors: "
-            f"--recompute makes them anew from history"
+            f"--recompute makes them again from history"
         )
     return "there is no example in these event times"
 
@@ -220,30 +220,29 @@ def _moment(option: str, text: str | None) -> int | None:
         raise SettingsError(f"{option} {error}") from None
 
 
-def served(pipeline: Pipeline, broker: Broker, writer: Writer, progress: Progress | None = None) -> None:
-    """Give `writer` what <pipeline>.examples holds at this moment.
+def served(
+    pipeline: Pipeline, source: KafkaSource | ArchiveSource, writer: Writer, progress: Progress | None = None
+) -> None:
+    """Give `writer` the examples that <pipeline>.examples or an archive holds at this moment.
 
-    Examples of an earlier declaration, whose vectors were others, are counted and passed over.
+    Of an archive's days outside of the writer's span, nothing is read. Examples in Kafka of an earlier declaration, whose
+    vectors were others, are counted and passed over. Raises SettingsError where an archive holds none of this pipeline, or
+    some of another declaration on those days.
     """
-    topic, form, head = topics.EXAMPLES.name(pipeline.name), rows.Form(pipeline, labelled=True), Records(pipeline).head
+    if isinstance(source, ArchiveSource):
+        for row in source.rows(pipeline, labelled=True, wanted=writer.span.touches):
+            writer.take(row)
+            if progress:
+                progress(1)
+        return
+    broker, topic = source.broker, topics.EXAMPLES.name(pipeline.name)
+    form, head = rows.RowFormat(pipeline, labelled=True), Records(pipeline).head
     for batch in broker.read(full_range(broker, topic)):
         for record in batch:
-            row = form.row(record)
-            if row is not None:
-                writer.take(row)
+            example = form.row(record)
+            if example is not None:
+                writer.take(example)
             elif head.record(record.value() or b"", HEADER)["event_time"] in writer.span:
                 writer.summary.skipped += 1
         if progress:
             progress(len(batch))
-
-
-def archived(pipeline: Pipeline, url: str, writer: Writer, progress: Progress | None = None) -> None:
-    """Give `writer` the examples of an archive; of days outside of its span, nothing is read.
-
-    Raises SettingsError where it holds none of this pipeline, or of those days some of another declaration of it.
-    """
-    files = Files(url, "archive_url", "archive", create=False)
-    for row in rows.read(pipeline, files, labelled=True, wanted=writer.span.touches):
-        writer.take(row)
-        if progress:
-            progress(1)

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tidemill import rows
-from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files
 from tidemill.errors import SettingsError
-from tidemill.files import Files
-from tidemill.offline.backtest import Outcome
-from tidemill.wire.records import Features, PredictionLog
+from tidemill.wire.records import PredictionLog
 
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
@@ -87,32 +84,6 @@ def _converted(path: Path, name: str, values: list[Any], kind: str, *, is_nullab
         except (TypeError, ValueError, KeyError, ArithmeticError):
             raise SettingsError(f"{path} row {row}: column {name!r} is {value!r} where a {kind} was expected") from None
     return converted
-
-
-def archived(pipeline: Pipeline, url: str) -> tuple[list[Features], list[Outcome]]:
-    """Return what an archive holds: vectors in order of event time, outcomes in order of label time.
-
-    Raises SettingsError where it holds nothing of this pipeline, or of another declaration of it.
-    """
-    try:
-        from tidemill.wire import archive_rows
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"--archive {url}: reading it needs {error.name}: pip install 'tidemill[parquet]'"
-        ) from None
-    files = Files(url, "archive_url", "archive", create=False)
-    questions = sorted(
-        map(archive_rows.features_of, archive_rows.read(pipeline, files, labelled=False)),
-        key=lambda features: features["event_time"],
-    )
-    outcomes = sorted(
-        (
-            Outcome(row["event_id"], row["label"], row["label_time"])
-            for row in archive_rows.read(pipeline, files, labelled=True)
-        ),
-        key=lambda outcome: outcome.label_time,
-    )
-    return questions, outcomes
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

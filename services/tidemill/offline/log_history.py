@@ -1,4 +1,4 @@
-"""What the log still holds, in order of time, for whoever runs history again: more than fits into memory.
+"""Events and labels as far back as Kafka holds them, in order of time; there may be more than fits into memory.
 
 Records are sorted in runs, which are merged from temporary files.
 """
@@ -10,57 +10,21 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
-from tidemill.declare.monitor import Monitor
-from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
 from tidemill.offline.backtest import Progress
 from tidemill.stream.api import Broker, TopicPartition
 from tidemill.stream.ranges import full_range
 
-RUN = 200_000
-"""Records that are sorted at once; more are sorted in runs, which are merged from temporary files."""
+#: Records that are sorted at once. More are sorted in runs, which are merged from temporary files.
+MAX_RUN_RECORDS = 200_000
 _FRAME = struct.Struct(">qiqI")
 
 
-class _Nobody:
-    """A model and a metric that cost nothing."""
-
-    requires_labels = False
-
-    def learn_one(self, x: object, y: object = None) -> None: ...
-
-    def predict_one(self, x: object) -> float:
-        del x
-        return 0.0
-
-    score_one = predict_one
-
-    def predict_proba_one(self, x: object) -> dict[Any, float]:
-        del x
-        return {}
-
-    def clone(self) -> _Nobody:
-        return self
-
-    def update(self, y: object, predicted: object) -> None: ...
-
-    def get(self) -> float:
-        return 0.0
-
-
-def without_models(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with a model that costs nothing in the place of all."""
-    nobody = _Nobody()
-    return replace(
-        pipeline, models={"baseline": nobody}, champion="baseline", baseline=None, metrics=[nobody], monitor=Monitor()
-    )
-
-
-class Sortable(NamedTuple):
-    """A record on its way into order of time; equal times by partition, and within one as they came."""
+class TimedRecord(NamedTuple):
+    """A record that is sorted by time; equal times by partition, and within a partition by offset."""
 
     time: int
     partition: int
@@ -68,80 +32,82 @@ class Sortable(NamedTuple):
     value: bytes
 
 
-def in_order(records: Iterable[Sortable], held: ExitStack, run: int = RUN) -> Iterator[bytes]:
-    """Read all records, and return their values in order, with few more than `run` of them in memory at any time.
+def sorted_by_time(
+    records: Iterable[TimedRecord], stack: ExitStack, run_records: int = MAX_RUN_RECORDS
+) -> Iterator[bytes]:
+    """Read all records, and return their values in order, with few more than `run_records` of them in memory at any time.
 
-    `held` closes the temporary files.
+    `stack` closes the temporary files.
     """
     files: list[IO[bytes]] = []
-    some: list[Sortable] = []
+    run: list[TimedRecord] = []
     for record in records:
-        some.append(record)
-        if len(some) >= run:
-            files.append(_spill(some, held))
-            some = []
-    some.sort()
-    return (record.value for record in heapq.merge(*map(_spilt, files), some))
+        run.append(record)
+        if len(run) >= run_records:
+            files.append(_spill(run, stack))
+            run = []
+    run.sort()
+    return (record.value for record in heapq.merge(*map(_spilled, files), run))
 
 
-def _spill(some: list[Sortable], held: ExitStack) -> IO[bytes]:
-    some.sort()
-    file = held.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  it is closed with the others
-    for time, partition, offset, value in some:
+def _spill(run: list[TimedRecord], stack: ExitStack) -> IO[bytes]:
+    run.sort()
+    file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  it is closed with the others
+    for time, partition, offset, value in run:
         file.write(_FRAME.pack(time, partition, offset, len(value)))
         file.write(value)
     file.seek(0)
     return file
 
 
-def _spilt(file: IO[bytes]) -> Iterator[Sortable]:
+def _spilled(file: IO[bytes]) -> Iterator[TimedRecord]:
     while head := file.read(_FRAME.size):
         time, partition, offset, size = _FRAME.unpack(head)
-        yield Sortable(time, partition, offset, file.read(size))
+        yield TimedRecord(time, partition, offset, file.read(size))
 
 
 @dataclass
-class Past:
-    """What a topic of valid records held: its rows in order of time.
+class LogHistory:
+    """A stream's rows in order of time, and what is known of those before them.
 
-    `firsts` has the first time of each partition whose log was cut, `last` each one's last offset; `skipped` counts records
-    of an earlier schema.
+    `first_times` has the first time of each partition whose log was cut, `last_offsets` each one's last offset; `skipped`
+    counts records of an earlier schema. All three are complete when the first row is there.
     """
 
     rows: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))
-    firsts: dict[int, int] = field(default_factory=dict)
-    last: dict[TopicPartition, int] = field(default_factory=dict)
+    first_times: dict[int, int] = field(default_factory=dict)
+    last_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     skipped: int = 0
 
     @property
-    def lacks_before(self) -> int | None:
-        """The time in ms from which on every partition is whole; None where all of them always were."""
-        return max(self.firsts.values(), default=None)
+    def complete_from(self) -> int | None:
+        """The time in ms from which on no partition lacks anything; None where none was cut."""
+        return max(self.first_times.values(), default=None)
 
 
-def past(
-    broker: Broker, topic: str, codec: Codec, time: str, held: ExitStack, progress: Progress | None = None
-) -> Past:
-    """Read a topic of events or labels up to this moment; `time` is the field with a record's time."""
+def read_log(
+    broker: Broker, topic: str, codec: Codec, time_field: str, stack: ExitStack, progress: Progress | None = None
+) -> LogHistory:
+    """Read a topic of events or labels up to this moment."""
     ranges = full_range(broker, topic)
     cut = {slot.partition for slot, (begin, _) in ranges.items() if begin > 0}
-    found = Past()
+    history = LogHistory()
 
-    def read() -> Iterator[Sortable]:
+    def read() -> Iterator[TimedRecord]:
         for batch in broker.read(ranges):
             for record in batch:
                 value, partition = record.value() or b"", record.partition()
-                found.last[TopicPartition(topic, partition)] = record.offset()
+                history.last_offsets[TopicPartition(topic, partition)] = record.offset()
                 row = codec.of(value)
                 if row is None:
-                    found.skipped += 1
+                    history.skipped += 1
                     continue
-                now = row[time]
+                now = row[time_field]
                 if partition in cut:
-                    found.firsts[partition] = min(now, found.firsts.get(partition, now))
-                yield Sortable(now, partition, record.offset(), value)
+                    history.first_times[partition] = min(now, history.first_times.get(partition, now))
+                yield TimedRecord(now, partition, record.offset(), value)
             if progress:
                 progress(len(batch))
 
-    found.rows = map(codec.decode, in_order(read(), held))
-    return found
+    history.rows = map(codec.decode, sorted_by_time(read(), stack))
+    return history

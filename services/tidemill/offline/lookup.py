@@ -1,4 +1,4 @@
-"""One prediction with all that made it, and one entity's features: found when asked, in the log and in Redis."""
+"""One prediction with everything that made it, and one entity's features, read from the log and Redis when asked for."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.records import Features, PredictionLog, Records
 
-STEP = 50_000
-"""Offsets that are read at a time, backwards from the end."""
-PATIENCE_SECONDS = 20.0
+#: Offsets of one chunk. Chunks are read backwards from the end.
+CHUNK_OFFSETS = 50_000
+#: How long one question may take.
+TIMEOUT_SECONDS = 20.0
 
 
 class TooFarBackError(StoreError):
-    """A look-up took longer than somebody waits."""
+    """A look-up took too long: what it looks for lies too far back in the log."""
 
 
-class Lookup:
-    """Finds things in one pipeline's log.
+class LogLookup:
+    """Finds records in one pipeline's log by their key.
 
     Parameters
     ----------
     features
         Takes a view's name and an entity's id; returns its hash in the online store.
+    manifest
+        Takes a model and a version; returns its manifest if it is among the latest ones, else None.
     newest
-        Returns the newest event time, in ms, that any view has come to; None where nobody knows.
+        Returns the newest event time, in ms, that any view has reached; None where that is unknown.
     """
 
     def __init__(
@@ -47,19 +50,19 @@ class Lookup:
         self.records = Records(pipeline)
 
     def _backwards(self, slot: TopicPartition, until: float) -> Iterator[Record]:
-        """Yield what a slot holds, the newest chunk first."""
+        """Yield a partition's records, the newest chunk first."""
         low, high = self.broker.offset_range(slot)
-        for begin, end in backwards(low, high, STEP):
+        for begin, end in backwards(low, high, CHUNK_OFFSETS):
             for batch in self.broker.read({slot: (begin, end)}):
                 yield from batch
                 if time.monotonic() > until:
                     raise TooFarBackError(
-                        f"not among the latest records of {slot.topic}: looked for {PATIENCE_SECONDS:.0f} s, back to "
+                        f"not among the latest records of {slot.topic}: looked for {TIMEOUT_SECONDS:.0f} s, back to "
                         f"offset {begin:,} of {low:,} to {high:,}"
                     )
 
     def _find(self, topic: Topic, key: bytes, until: float) -> Record | None:
-        """Return the record of a topic that has this key; where keys decide the partition, only that one is read."""
+        """Return the newest record with this key; where the key decides the partition, only that one is read."""
         name = topic.name(self.pipeline.name)
         partitions = self.broker.partitions(name)
         if not partitions:
@@ -68,16 +71,16 @@ class Lookup:
         return next((record for record in self._backwards(slot, until) if record.key() == key), None)
 
     def prediction(self, event_id: str) -> dict[str, Any] | None:
-        """Return one prediction: its event, vector, scores, versions and label; None where there is none in the log.
+        """Return one prediction: its event, vector, scores, versions and label; None where the log has none.
 
-        Raises TooFarBackError where it is not among the latest, and the log holds more than can be read while somebody waits.
+        Raises TooFarBackError where it is not among the latest, and the rest of the log takes too long to read.
         """
-        until, key = time.monotonic() + PATIENCE_SECONDS, event_id.encode()
-        found = self._find(topics.PREDICTION_LOG, key, until)
-        if found is None:
+        until, key = time.monotonic() + TIMEOUT_SECONDS, event_id.encode()
+        record = self._find(topics.PREDICTION_LOG, key, until)
+        if record is None:
             return None
-        log = self.records.prediction_log.decode(found.value() or b"")
-        return self.told(found, log) | {
+        log = self.records.prediction_log.decode(record.value() or b"")
+        return self.event_and_vector(record, log) | {
             "found_in": "log",
             "scores": [
                 self._score(log["champion"], "champion", until),
@@ -86,42 +89,43 @@ class Lookup:
             "outcome": self._outcome(key, until),
         }
 
-    def told(self, found: Record, log: PredictionLog) -> dict[str, Any]:
-        """Return what a record of the prediction log says of its event and vector, and what the log holds of that event."""
-        of = log["features"]
+    def event_and_vector(self, record: Record, log: PredictionLog) -> dict[str, Any]:
+        """Return the vector of a record of the prediction log, and its event."""
+        features = log["features"]
         return {
-            "event_id": of["event_id"],
-            "entity_id": of["entity_id"],
-            "event_time": of["event_time"],
-            "event": self._event(of),
-            "vector": of["vector"],
-            "entities": of["entities"],
-            "as_of": of["as_of"],
-            "stale": of["stale"],
-            "views": self._views(of),
-            "log": {**_place(found), "partial": of["partial"]},
+            "event_id": features["event_id"],
+            "entity_id": features["entity_id"],
+            "event_time": features["event_time"],
+            "event": self._event(features),
+            "vector": features["vector"],
+            "entities": features["entities"],
+            "as_of": features["as_of"],
+            "stale": features["stale"],
+            "views": self._views(features),
+            "log": {**_place(record), "partial": features["partial"]},
         }
 
-    def _views(self, of: Features) -> list[dict[str, Any]]:
-        """Return of each view whose entity was asked and how old, in s of event time, what it knew then was."""
+    def _views(self, features: Features) -> list[dict[str, Any]]:
+        """Return each view's entity, and how old, in s of event time, its features were."""
         views = []
         for view in self.pipeline.views:
-            name, at = view.label, of["as_of"].get(view.label)
+            name, at = view.label, features["as_of"].get(view.label)
             is_key = view.entity == self.pipeline.events.key
             views.append(
                 {
                     "view": name,
                     "entity": view.entity,
-                    "entity_id": of["entity_id"] if is_key else of["entities"].get(view.entity),
+                    "entity_id": features["entity_id"] if is_key else features["entities"].get(view.entity),
                     "as_of": at,
-                    "age": _age(of["event_time"], at),
-                    "stale": name in of["stale"],
+                    "age": _age(features["event_time"], at),
+                    "stale": name in features["stale"],
                 }
             )
         return views
 
-    def _event(self, of: Features) -> dict[str, Any]:
-        slot, offset = TopicPartition(topics.EVENTS_VALID.name(self.pipeline.name), of["partition"]), of["offset"]
+    def _event(self, features: Features) -> dict[str, Any]:
+        slot = TopicPartition(topics.EVENTS_VALID.name(self.pipeline.name), features["partition"])
+        offset = features["offset"]
         low, high = self.broker.offset_range(slot)
         place = {"topic": slot.topic, "partition": slot.partition, "offset": offset}
         gone = place | {"record": None, "why": "the log does not hold it any more"}
@@ -134,52 +138,55 @@ class Lookup:
                 event = self.records.event.of(value)
                 if event is None:
                     return place | {"record": None, "why": "its schema is not one of those declared now"}
-                if event[self.pipeline.events.id] != of["event_id"]:
-                    return place | {"record": None, "why": "another event lies there: the topic was begun again"}
+                if event[self.pipeline.events.id] != features["event_id"]:
+                    return place | {
+                        "record": None,
+                        "why": "another event is at this offset: the topic was deleted and created again",
+                    }
                 return place | {"record": event}
         return gone
 
     def _score(self, score: Mapping[str, Any], role: str, until: float) -> dict[str, Any]:
         manifest = self.manifest(score["model"], score["version"])
         if manifest is None:
-            with contextlib.suppress(TooFarBackError):  # the rest of the answer stands without it
+            with contextlib.suppress(TooFarBackError):  # the answer is useful without it
                 manifest = self._manifest(score["model"], score["version"], until)
         return {**score, "role": "baseline" if score["model"] == "baseline" else role, "manifest": manifest}
 
     def _manifest(self, model: str, version: int, until: float) -> Mapping[str, Any] | None:
-        """Return the manifest of a version that is not among the latest; version 0, which has learned nothing, has none."""
+        """Return an older version's manifest from the log; version 0, which has learned nothing, has none."""
         if not version:
             return None
         key = model.encode()
         for record in self._backwards(TopicPartition(topics.MODELS.name(self.pipeline.name), 0), until):
             manifest = self.records.manifest.of(record.value()) if record.key() == key else None
             if manifest and manifest["version"] == version:
-                return shown(manifest)
+                return public_manifest(manifest)
         return None
 
     def _outcome(self, key: bytes, until: float) -> dict[str, Any]:
         try:
-            found = self._find(topics.EXPIRED, key, until)
-            if found is not None:
-                return {"state": "expired", **_place(found)}
-            found = self._find(topics.EXAMPLES, key, until)
+            expired = self._find(topics.EXPIRED, key, until)
+            if expired is not None:
+                return {"state": "expired", **_place(expired)}
+            record = self._find(topics.EXAMPLES, key, until)
         except TooFarBackError as error:
             return {"state": "pending", "why": str(error)}
-        if found is None:
+        if record is None:
             return {"state": "pending"}
-        example = self.records.example.decode(found.value() or b"")
-        return {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(found)}
+        example = self.records.example.decode(record.value() or b"")
+        return {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(record)}
 
     def entity(self, entity_id: str) -> dict[str, Any] | None:
-        """Return an entity's features by view; None where no view knows it. Raises StoreError where Redis is away.
+        """Return an entity's features by view; None where no view has it. Raises StoreError where Redis is away.
 
-        The age of a view is in s of event time: how long before the newest event of any view the last of this entity was.
+        A view's age is in s of event time: from this entity's last event to the newest event of any view.
         """
         views, newest = [], self.newest()
         for view in self.pipeline.views:
-            found = dict(self.features(view.label, entity_id))
-            if found:
-                text = found.pop("event_time", None)
+            stored = dict(self.features(view.label, entity_id))
+            if stored:
+                text = stored.pop("event_time", None)
                 time_ = None if text is None else int(float(text))
                 views.append(
                     {
@@ -187,19 +194,19 @@ class Lookup:
                         "key": f"{self.pipeline.name}:{view.label}:{entity_id}",
                         "event_time": time_,
                         "age": _age(newest, time_),
-                        "features": {name: _value(text) for name, text in sorted(found.items())},
+                        "features": {name: _value(text) for name, text in sorted(stored.items())},
                     }
                 )
         return {"entity_id": entity_id, "views": views} if views else None
 
 
-def shown(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest without what only a loader needs."""
+def public_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest without the fields that only a loader needs."""
     return {name: value for name, value in manifest.items() if name not in ("golden", "signature")}
 
 
 def _age(now: int | None, at: int | None) -> float | None:
-    """Return how long before `now` something was, in s, from two times in ms; what came later is as new as can be."""
+    """Return the time from `at` to `now` in s, from two times in ms; at least 0."""
     return None if now is None or at is None else max(0, now - at) / 1000
 
 

@@ -1,9 +1,9 @@
-"""The mirror: versions in MLflow as well, for those who look for models there. The log stays the registry.
+"""The mirror copies versions to MLflow, for those who look for models there. The log stays the registry.
 
 reads   <pipeline>.models, the artifact store
 writes  MLflow: a run of each model (its metrics over versions), a registered model `<pipeline>.<model>` with a version for each of
         ours, the aliases `champion` and `challenger`; never back
-twice   a version is known by its tag, so what is there already is not copied again; one mirror at a time
+twice   a version is known by its tag, so it is copied once; only one mirror may run at a time
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-os.environ.setdefault(
-    "MLFLOW_DISABLE_TELEMETRY", "true"
-)  # else MLflow tells its makers, over the network, what is done
+# Else MLflow reports over the network what is done, to its makers.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
 import river
@@ -38,10 +37,10 @@ from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Version
 from tidemill.stream.api import Broker
 
+#: Tags that mark our versions and runs in MLflow.
 VERSION, SHA256, DECLARATION = "tidemill.version", "tidemill.sha256", "tidemill.declaration"
-"""Tags that our versions and runs are known by."""
-PAGE = 500
-"""MLflow's answers have at most so many."""
+#: Most versions in one answer of MLflow.
+PAGE_VERSIONS = 500
 
 
 class Mirror:
@@ -51,50 +50,50 @@ class Mirror:
         self.pipeline, self.registry, self.uri = pipeline, registry, uri
         self.counts: Counter[str] = Counter()
         self._runs: dict[tuple[str, str], str] = {}
-        with self._asked():
+        with self._mlflow_errors():
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            found = self.client.get_experiment_by_name(pipeline.name)
-            self._experiment = found.experiment_id if found else self.client.create_experiment(pipeline.name)
+            experiment = self.client.get_experiment_by_name(pipeline.name)
+            self._experiment = experiment.experiment_id if experiment else self.client.create_experiment(pipeline.name)
             self._known = {model: self._versions(self.name(model)) for model in pipeline.model_names}
 
     @contextlib.contextmanager
-    def _asked(self) -> Iterator[None]:
+    def _mlflow_errors(self) -> Iterator[None]:
         try:
             yield
         except (MlflowException, OSError) as error:
             raise StoreError(f"MLflow at {self.uri}: {' '.join(str(error).split())[:400]}") from error
 
     def name(self, model: str) -> str:
-        """Return what a model is registered as."""
+        """Return the name that a model is registered under."""
         return f"{self.pipeline.name}.{model}"
 
     def _versions(self, name: str) -> dict[int, str]:
-        """Return MLflow's version by ours, of one registered model."""
-        found: dict[int, str] = {}
+        """Return MLflow's versions of one registered model, by ours."""
+        versions: dict[int, str] = {}
         token = None
         while True:
-            page = self.client.search_model_versions(f"name = '{name}'", max_results=PAGE, page_token=token)
-            found |= {int(v.tags[VERSION]): str(v.version) for v in page if VERSION in v.tags}
+            page = self.client.search_model_versions(f"name = '{name}'", max_results=PAGE_VERSIONS, page_token=token)
+            versions |= {int(v.tags[VERSION]): str(v.version) for v in page if VERSION in v.tags}
             token = page.token
             if not token:
-                return found
+                return versions
 
     def catch_up(self, versions: Iterable[Version], last: int | None = None) -> None:
-        """Copy what is not there yet, the oldest first; `versions`, the newest first; `last`: so many of each model."""
+        """Copy the versions that MLflow lacks, oldest first. `versions`: newest first; `last`: at most so many of each model."""
         wanted: dict[tuple[str, int], Manifest] = {}
-        many: Counter[str] = Counter()
-        for told in versions:
-            manifest = told.manifest
-            if manifest is None or told.refused or (manifest.model, manifest.version) in wanted:
+        counts: Counter[str] = Counter()
+        for version in versions:
+            manifest = version.manifest
+            if manifest is None or version.refused or (manifest.model, manifest.version) in wanted:
                 continue
-            if last is None or many[manifest.model] < last:
+            if last is None or counts[manifest.model] < last:
                 wanted[manifest.model, manifest.version] = manifest
-                many[manifest.model] += 1
+                counts[manifest.model] += 1
         for manifest in reversed(wanted.values()):
             self.copy(manifest)
 
     def copy(self, manifest: Manifest) -> None:
-        """Copy one version. One that is there already, or that no service would open, is counted and passed over."""
+        """Copy one version. One that MLflow has, or that no service would open, is counted and passed over."""
         known = self._known.get(manifest.model)
         if known is None:
             self.counts["of a model that is not declared"] += 1
@@ -108,12 +107,12 @@ class Mirror:
         except ArtifactError:
             self.counts["that can't be opened"] += 1
             return
-        with self._asked():
+        with self._mlflow_errors():
             known[manifest.version] = self._copied(manifest, opened, artifact)
         self.counts["mirrored"] += 1
 
     def _copied(self, manifest: Manifest, opened: Manifest, artifact: bytes) -> str:
-        """Write the run's part first and the version last, so that one that broke off is done again."""
+        """Write the run's part first and the version last, so that an interrupted copy is repeated."""
         run, place = self._run(manifest), f"versions/{manifest.version}"
         self.client.log_batch(run, self._metrics(manifest))
         with tempfile.TemporaryDirectory(prefix="tidemill-mirror-") as folder:
@@ -128,9 +127,9 @@ class Mirror:
         return str(self.client.create_model_version(self.name(manifest.model), source, run, tags=tags).version)
 
     def _metrics(self, manifest: Manifest) -> list[Metric]:
-        """Return metrics at the version as their step; with the time of then, so that those sent twice are there once."""
-        found = {**manifest.metrics, "examples": float(manifest.examples), "learning_seconds": manifest.seconds}
-        return [Metric(name, value, manifest.created_at, manifest.version) for name, value in found.items()]
+        """Return metrics with the version as their step, and its own time, so that metrics sent twice are stored once."""
+        values = {**manifest.metrics, "examples": float(manifest.examples), "learning_seconds": manifest.seconds}
+        return [Metric(name, value, manifest.created_at, manifest.version) for name, value in values.items()]
 
     def _run(self, manifest: Manifest) -> str:
         """Return the run of a model; a new declaration of it is another run."""
@@ -140,23 +139,27 @@ class Mirror:
                 self._register(self.name(manifest.model))
             tags = {"tidemill.model": manifest.model, DECLARATION: manifest.declaration}
             wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-            there = self.client.search_runs([self._experiment], wanted, max_results=1)
-            self._runs[key] = there[0].info.run_id if there else self._begun(manifest, tags)
+            runs = self.client.search_runs([self._experiment], wanted, max_results=1)
+            self._runs[key] = runs[0].info.run_id if runs else self._new_run(manifest, tags)
         return self._runs[key]
 
     def _register(self, name: str) -> None:
         if not self.client.search_registered_models(f"name = '{name}'", max_results=1):
             self.client.create_registered_model(name, {"tidemill.pipeline": self.pipeline.name})
 
-    def _begun(self, manifest: Manifest, tags: Mapping[str, str]) -> str:
+    def _new_run(self, manifest: Manifest, tags: Mapping[str, str]) -> str:
         run: str = self.client.create_run(
             self._experiment, manifest.created_at, dict(tags), self.name(manifest.model)
-        ).info.run_id  # fmt: skip
-        said = {
-            "task": self.pipeline.task, "hyperparameters": " ".join(manifest.hyperparameters.split())[:6000], "river": manifest.river,
-            "python": manifest.python, "tidemill": manifest.tidemill, "vector_features": len(self.pipeline.vector),
-        }  # fmt: skip
-        for name, value in said.items():
+        ).info.run_id
+        parameters = {
+            "task": self.pipeline.task,
+            "hyperparameters": " ".join(manifest.hyperparameters.split())[:6000],
+            "river": manifest.river,
+            "python": manifest.python,
+            "tidemill": manifest.tidemill,
+            "vector_features": len(self.pipeline.vector),
+        }
+        for name, value in parameters.items():
             self.client.log_param(run, name, value)
         return run
 
@@ -182,18 +185,18 @@ class Mirror:
 
     def name_roles(self, champion: str) -> None:
         """Point the alias `champion` to the champion's newest version, and `challenger` to that of each challenger."""
-        with self._asked():
+        with self._mlflow_errors():
             for model, known in self._known.items():
                 if not known:
                     continue
                 name, newest = self.name(model), known[max(known)]
-                given = self.client.get_registered_model(name).aliases
+                aliases = self.client.get_registered_model(name).aliases
                 is_challenger = model != champion and self.pipeline.role(model) != "baseline"
                 own = {"champion": model == champion, "challenger": is_challenger}
                 for alias, is_own in own.items():
-                    if is_own and str(given.get(alias)) != newest:
+                    if is_own and str(aliases.get(alias)) != newest:
                         self.client.set_registered_model_alias(name, alias, newest)
-                    elif not is_own and alias in given:
+                    elif not is_own and alias in aliases:
                         self.client.delete_registered_model_alias(name, alias)
 
     def told(self) -> str:
@@ -206,18 +209,18 @@ class Mirror:
         broker: Broker,
         offset: int,
         champion: Callable[[], str],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         rounds: int | None = None,
     ) -> None:
-        """Copy every version that comes, from an offset of the models topic on; for ever, or so many rounds."""
+        """Copy every new version, from an offset of the models topic on; for ever, or so many rounds."""
         follower = broker.follow(models_partition(self.registry), offset)
         try:
             while rounds is None or rounds > 0:
                 rounds = None if rounds is None else rounds - 1
-                found = [valid_manifest(self.registry, record) for record in follower.poll(100, 1.0)]
-                for manifest in filter(None, found):
+                manifests = [valid_manifest(self.registry, record) for record in follower.poll(100, 1.0)]
+                for manifest in filter(None, manifests):
                     self.copy(manifest)
-                    tell(f"{self.name(manifest.model)} version {manifest.version}")
+                    report(f"{self.name(manifest.model)} version {manifest.version}")
                 self.name_roles(champion())
         finally:
             follower.close()

@@ -1,4 +1,4 @@
-"""Vectors computed anew from history under today's declaration, as for views that were declared later.
+"""Vectors computed again from history under today's declaration, as for views that were declared later.
 
 from     <pipeline>.events.valid and <pipeline>.labels.valid, or files of events and labels
 how      a backtest whose model costs nothing: an event's vector holds what was known before its event time, labels known
@@ -16,36 +16,34 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.view import View
-from tidemill.offline.backtest import Backtest, Progress
+from tidemill.offline.backtest import Backtest, Progress, without_models
 from tidemill.offline.dataset import Writer
-from tidemill.offline.log_history import past, without_models
-from tidemill.stream.api import Broker, Record
-from tidemill.wire import topics
-from tidemill.wire.archive_rows import Form
-from tidemill.wire.records import Records
+from tidemill.offline.source import FileSource, KafkaSource
+from tidemill.stream.api import Record
+from tidemill.wire.archive_rows import RowFormat
 
 
-def recompute(
+def recompute_rows(
     pipeline: Pipeline,
     events: Iterable[Mapping[str, Any]],
     labels: Iterable[Mapping[str, Any]],
     writer: Writer,
     *,
-    whole_from: int | None = None,
+    complete_from: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Give `writer` the examples that `events` and `labels`, each in order of its time, are under this declaration.
 
-    `whole_from`, where something is missing before what is there: the event time in ms up to which windows may lack it.
-    Vectors of earlier events say `partial`.
+    `complete_from`: the event time in ms from which on no window lacks anything, where the log was cut. Vectors of earlier
+    events say `partial`.
     """
     declared = without_models(pipeline)
-    run, form = Backtest(declared), Form(declared, labelled=True)
+    run, form = Backtest(declared), RowFormat(declared, labelled=True)
 
     def joined(record: Record) -> None:
         row = form.row(record)
         assert row is not None  # noqa: S101  the run's own record
-        row["partial"] = row["partial"] or (whole_from is not None and row["event_time"] < whole_from)
+        row["partial"] = row["partial"] or (complete_from is not None and row["event_time"] < complete_from)
         writer.take(row)
 
     run.examples = joined
@@ -57,31 +55,31 @@ def recompute(
     writer.summary.dead_letters = run.run(events, labels, progress).dead_letters
 
 
-def whole_from(pipeline: Pipeline, events: int | None, labels: int | None) -> int | None:
-    """Return the event time in ms from which every window is whole, where events or labels are missing before these.
+def complete_from(pipeline: Pipeline, events: int | None, labels: int | None) -> int | None:
+    """Return the event time in ms from which on no window lacks anything, given those times of events and labels.
 
     An outcome counts up to the labels' timeout after its event, so windows over outcomes reach that much further back.
     """
-    found = [0]
+    times = []
     for view in pipeline.views:
         longest, is_outcome = _longest(view), view.source == "examples"
         if events is not None:
-            found.append(events + longest + (pipeline.label_timeout_ms if is_outcome else 0))
+            times.append(events + longest + (pipeline.label_timeout_ms if is_outcome else 0))
         if labels is not None and is_outcome:
-            found.append(labels + longest)
-    return max(found) if len(found) > 1 else None
+            times.append(labels + longest)
+    return max(times, default=None)
 
 
 def _longest(view: View) -> int:
     return max(aggregate.window_ms for aggregate in view.flat)
 
 
-def from_kafka(pipeline: Pipeline, broker: Broker, writer: Writer, progress: Progress | None = None) -> None:
-    """Give `writer` the examples that the valid events and labels in Kafka are under this declaration."""
-    records, name = Records(pipeline), pipeline.name
-    with ExitStack() as held:
-        events = past(broker, topics.EVENTS_VALID.name(name), records.event, pipeline.events.time, held, progress)
-        labels = past(broker, topics.LABELS_VALID.name(name), records.label, pipeline.labels.time, held, progress)
+def recompute(
+    pipeline: Pipeline, source: KafkaSource | FileSource, writer: Writer, progress: Progress | None = None
+) -> None:
+    """Give `writer` the examples that the events and labels of `source` are under this declaration."""
+    with ExitStack() as stack:
+        events, labels = source.histories(pipeline, stack, progress)
         writer.summary.skipped = events.skipped + labels.skipped
-        since = whole_from(pipeline, events.lacks_before, labels.lacks_before)
-        recompute(pipeline, events.rows, labels.rows, writer, whole_from=since, progress=progress)
+        complete = complete_from(pipeline, events.complete_from, labels.complete_from)
+        recompute_rows(pipeline, events.rows, labels.rows, writer, complete_from=complete, progress=progress)

@@ -15,7 +15,6 @@ import river
 
 import tidemill
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
 from tidemill.models.segments import told
 from tidemill.models.snapshot import Snapshot
@@ -26,7 +25,7 @@ from tidemill.wire.records import Records, vector_to_x
 
 @dataclass(frozen=True)
 class Manifest:
-    """One version of a model; the fields are those of schemas/tidemill/manifest.v2.avsc."""
+    """One version of a model; the fields are those of schemas/tidemill/manifest.v1.avsc."""
 
     pipeline: str
     model: str
@@ -55,16 +54,13 @@ SCHEMAS = ("event", "label", "vector", "example")
 """Whose schemas' ids a manifest has."""
 _MADE = ("uri", "sha256", "tidemill", "river", "python", "created_at", "signature")
 """In what a version that was folded again may differ from what it was."""
-_LATER: Mapping[str, Any] = {"begin": 0, "parent": 0, "seconds": 0.0, "schemas": {}, "segments": ()}
-"""What manifests have not always said, and what one says that does not say it."""
 
 
 def parse(records: Records, data: bytes) -> Manifest:
     """Return the manifest in `data`, whoever signed it. Raises ArtifactError for what is none."""
-    codec = records.manifest_v1 if data.startswith(records.manifest_v1.header) else records.manifest
     try:
-        manifest = Manifest(**codec.decode(data))
-        again = codec.encode(dataclasses.asdict(manifest))
+        manifest = Manifest(**records.manifest.decode(data))
+        again = records.manifest.encode(dataclasses.asdict(manifest))
     except Exception as error:  # forged bytes may make the decoder raise anything
         raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
     if again != data:
@@ -87,20 +83,13 @@ class Registry:
         self.store = store
         self.key = key
 
-    def _signature(self, manifest: Manifest, codec: Codec | None = None) -> str:
-        unsigned = dataclasses.asdict(dataclasses.replace(manifest, signature=""))
-        return hmac.new(self.key, (codec or self.records.manifest).encode(unsigned), "sha256").hexdigest()
+    def _signature(self, manifest: Manifest) -> str:
+        unsigned = dataclasses.replace(manifest, signature="")
+        return hmac.new(self.key, self.encode(unsigned), "sha256").hexdigest()
 
     def is_signed(self, manifest: Manifest) -> bool:
-        """Whether the manifest's signature is by this registry's key, over just what it says.
-
-        One that says nothing of what manifests have not always said may be signed in the form that they had first.
-        """
-        forms = [self.records.manifest]
-        if all(getattr(manifest, name) == default for name, default in _LATER.items()):
-            forms.append(self.records.manifest_v1)
-        signature = manifest.signature.encode()
-        return any(hmac.compare_digest(signature, self._signature(manifest, form).encode()) for form in forms)
+        """Whether the manifest's signature is by this registry's key, over all other fields."""
+        return hmac.compare_digest(manifest.signature.encode(), self._signature(manifest).encode())
 
     def publish(
         self,

@@ -29,7 +29,6 @@ from tidemill.registry.store import sha256
 from tidemill.wire.records import vector_to_x
 
 MANIFEST, ARTIFACT, DECLARED = "manifest", "artifact", "declared.json"
-FORMS = ("manifest.v2", "manifest.v1")
 _TYPES: Mapping[str, Any] = {"double": float, "string": str, "boolean": bool}
 
 
@@ -78,10 +77,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
         declared = json.loads((folder / DECLARED).read_text())
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} holds no mirrored version: {error}") from error
-    for codec in (Codec(schema_files.own(form)) for form in FORMS):
-        if data.startswith(codec.header):
-            return _verified(codec, data), artifact, declared
-    raise ArtifactError(f"{folder / MANIFEST} is no manifest of this Tidemill, or a later one wrote it")
+    codec = Codec(schema_files.own("manifest.v1"))
+    if not data.startswith(codec.header):
+        raise ArtifactError(f"{folder / MANIFEST} is no manifest of this Tidemill, or another version wrote it")
+    return _verified(codec, data), artifact, declared
 
 
 def _verified(codec: Codec, data: bytes) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def _load_pyfunc(path: str) -> ScoringModel:
             f"{name} was made by River {manifest['river']}, this is {river.__version__}: scores may differ"
         )
     vector = Codec(declared["vector"])
-    if manifest.get("schemas", {}).get("vector", vector.id) != vector.id:
+    if manifest["schemas"].get("vector", vector.id) != vector.id:
         raise ArtifactError(f"{name} was learned on another vector than {DECLARED} says")
     model = snapshots.load(artifact)["model"]
     kinds = {field["name"]: schema_files.primitive(field["type"]) for field in declared["vector"]["fields"]}

@@ -89,11 +89,11 @@ class Records:
             return {k: self._expanded(v, seen) if k in ("type", "items") else v for k, v in avro.items()}
         return avro
 
-    def _own(self, name: str, *before: str) -> Codec:
+    def _own(self, name: str) -> Codec:
         avro = schema_files.own(name)
         seen = {avro["name"]}
         fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"]]
-        return Codec({**avro, "fields": fields}, [schema_files.own(other) for other in before])
+        return Codec({**avro, "fields": fields})
 
     @cached_property
     def event(self) -> Codec:
@@ -158,11 +158,6 @@ class Records:
     @cached_property
     def manifest(self) -> Codec:
         """Manifest of one model version."""
-        return self._own("manifest.v2", "manifest.v1")
-
-    @cached_property
-    def manifest_v1(self) -> Codec:
-        """Manifest as it was first: topics hold manifests for ever, and one is signed in the form that it was written in."""
         return self._own("manifest.v1")
 
     @cached_property

@@ -117,13 +117,13 @@ def test_a_view_declared_later_is_missing_until_it_was_filled_and_then_as_if_it_
     river.drive("materializer")
     assert river.held() == always.held()
     assert not any("partial" in note for store in river.stores.values() for note in store.notes.values())
-    assert filling.told.keys() == {("events", "dest"), ("examples", "carrier")}
-    assert all(count > 100 for count in (*filling.told.values(), *filling.there.values()))
+    assert filling.written.keys() == {("events", "dest"), ("examples", "carrier")}
+    assert all(count > 100 for count in (*filling.written.values(), *filling.present.values()))
 
     again = Backfill(river.declared, river.broker, routes_of(river.declared))
     fill(again)
     river.drive("materializer")
-    assert not again.told, "twice is once"
+    assert not again.written, "twice is once"
     assert river.held() == always.held()
 
 

@@ -234,12 +234,12 @@ def test_predictions_done_again_come_out_as_they_were(rebuild: bool, tmp_path: P
         river.run()
     assert river.registry
     there = Replay(river.pipeline, river.broker, river.registry)
-    done = there.again(there.draw(1000, 1), rebuild=rebuild)
+    done = there.run(there.log.draw(1000, 1), rebuild=rebuild)
     found = [again for one in done for again in one.scores if again.then["model"] == "linear"]
     assert {again.state for again in found} == {"equal"}
     assert {again.then["version"] for again in found} == {0, 30, 60, 90}
     without = Replay(replace(river.pipeline, protect=None), river.broker, river.registry)
-    said = [again for one in without.again(without.draw(1000, 1), rebuild=rebuild) for again in one.scores]
+    said = [again for one in without.run(without.log.draw(1000, 1), rebuild=rebuild) for again in one.scores]
     learned = [again for again in said if again.then["model"] == "linear" and again.then["version"]]
     assert {again.state for again in learned} == {"gone"}, "another cap is another declaration"
 
@@ -247,7 +247,7 @@ def test_predictions_done_again_come_out_as_they_were(rebuild: bool, tmp_path: P
 def test_without_a_cap_versions_are_as_they_were(tmp_path: Path) -> None:
     pipeline = small.with_category(models={"linear": numbers()})
     snapshot = Fold(pipeline, "linear").snapshot()
-    assert "shares" not in snapshot.saved(), "who knows nothing of shares opens it"
+    assert snapshot.saved()["shares"] is None
     registry = Registry(pipeline, ArtifactStore(str(tmp_path)), KEY)
     assert registry.open(registry.publish("linear", snapshot, ())).shares is None
 

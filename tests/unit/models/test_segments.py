@@ -14,13 +14,11 @@ from river import compose, linear_model, metrics, preprocessing
 
 from tidemill import Monitor, Pipeline, category, number
 from tidemill.cli.text.models import version_text
-from tidemill.encoding import schema_files
-from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
 from tidemill.models.evidence import MAX_VALUES
 from tidemill.models.fold import Fold
 from tidemill.models.segments import Segments
-from tidemill.offline.lookup import shown
+from tidemill.offline.lookup import public_manifest
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
@@ -169,7 +167,7 @@ class TestManifest:
         again = registry.decode(registry.encode(manifest))
         assert (again.begin, again.parent, again.seconds) == (0, 7, 1.5)
         assert again.segments == fold.segments.told()
-        told = json.loads(json.dumps(shown(dataclasses.asdict(again))))
+        told = json.loads(json.dumps(public_manifest(dataclasses.asdict(again))))
         assert {"begin", "parent", "seconds", "schemas", "segments"} <= told.keys()
         assert told["segments"][0]["examples"] == fold.segments.told()[0]["examples"]
 
@@ -191,52 +189,6 @@ class TestManifest:
         assert forged != manifest
         with pytest.raises(ArtifactError, match="wrong signature"):
             registry.decode(registry.encode(forged))
-
-
-class TestOfBefore:
-    """Manifests as they were first, which topics hold for ever."""
-
-    NEW = ("begin", "parent", "seconds", "schemas", "segments")
-
-    def first_form(self, registry: Registry, **changes: Any) -> tuple[Manifest, bytes]:
-        codec = Codec(schema_files.own("manifest.v1"))
-        snapshot = folded(examples(60)).snapshot()
-        made = registry.publish("logreg", snapshot, ())
-        plain = {f.name: f.default for f in dataclasses.fields(Manifest) if f.name in self.NEW[:3]}
-        made = dataclasses.replace(made, **plain, schemas={}, segments=(), **changes)
-        made = dataclasses.replace(made, signature=registry._signature(made, codec))
-        return made, codec.encode(dataclasses.asdict(made))
-
-    def test_one_is_read_verified_and_opened(self, registry: Registry) -> None:
-        made, data = self.first_form(registry)
-        assert data[:5] != registry.records.manifest.header
-        again = registry.decode(data)
-        assert again == made
-        assert registry.open(again).examples == 60
-        assert registry.records.manifest.of(data)["segments"] == [], "who only looks on reads it as well"
-
-    def test_every_flipped_byte_of_one_is_refused(self, registry: Registry) -> None:
-        _, data = self.first_form(registry)
-        for place in range(len(data)):
-            with pytest.raises(ArtifactError):
-                registry.decode(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-
-    def test_its_signature_is_none_for_what_it_does_not_say(self, registry: Registry) -> None:
-        made, _ = self.first_form(registry)
-        for name, value in (("begin", 5), ("parent", 5), ("seconds", 1.0), ("schemas", {"event": 1})):
-            forged = dataclasses.replace(made, **{name: value})
-            with pytest.raises(ArtifactError, match="wrong signature"):
-                registry.decode(registry.encode(forged))
-
-    def test_an_artifact_of_before_is_gone_on_with(self, registry: Registry) -> None:
-        saved = folded(examples(60)).snapshot().__dict__
-        old = {name: value for name, value in saved.items() if name not in ("begin", "segments")}
-        made, _ = self.first_form(registry, sha256=registry.store.put(snapshots.dump(old)))
-        fold = Fold(PIPELINE, "logreg")
-        fold.resume(registry.open(made))
-        assert (fold.begin, fold.version, fold.segments.told()) == (0, 60, [])
-        fold.learn(examples(61)[-1], 60)
-        assert [line["examples"] for line in fold.segments.told()] == [1], "segments begin where they were first kept"
 
 
 def test_people_are_shown_all_of_it(registry: Registry) -> None:

@@ -29,8 +29,9 @@ from tidemill.offline import dataset as sets
 from tidemill.offline.backtest import Backtest
 from tidemill.offline.dataset import Form, Span, Summary, Writer, check_out, span_of, written
 from tidemill.offline.history import write
-from tidemill.offline.log_history import Sortable, in_order
-from tidemill.offline.recompute import from_kafka, recompute, whole_from
+from tidemill.offline.log_history import TimedRecord, sorted_by_time
+from tidemill.offline.recompute import complete_from, recompute, recompute_rows
+from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.watch.archiver.service import Archiver
@@ -120,7 +121,9 @@ def ms(column: pd.Series) -> pd.Series:
 @pytest.mark.slow
 class TestAsServed:
     def test_it_has_what_was_served_and_what_came_true(self, tmp_path: Path) -> None:
-        frame, summary = make(tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, broker_with(examples()), w))
+        frame, summary = make(
+            tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w)
+        )
         assert len(frame) == summary.rows == len(decoded()) > 1500
         for row, example in zip(frame.to_dict("records"), decoded(), strict=True):
             log = example["prediction"]
@@ -147,8 +150,14 @@ class TestAsServed:
         step.assign(TopicPartition(EXAMPLES.name("flights"), 0), Position(0))
         step.process(examples(), discard)
         for span in (Span(), Span(found()[900].event["asked_at"], found()[1500].event["asked_at"])):
-            one, _ = make(tmp_path / "1.parquet", lambda w: sets.served(FLIGHTS, broker_with(examples()), w), span=span)
-            other, _ = make(tmp_path / "2.parquet", lambda w: sets.archived(FLIGHTS, str(tmp_path), w), span=span)
+            one, _ = make(
+                tmp_path / "1.parquet",
+                lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w),
+                span=span,
+            )
+            other, _ = make(
+                tmp_path / "2.parquet", lambda w: sets.served(FLIGHTS, ArchiveSource(str(tmp_path)), w), span=span
+            )
             one, other = (frame.sort_values("event_id", ignore_index=True) for frame in (one, other))
             pd.testing.assert_frame_equal(one, other)
 
@@ -159,14 +168,16 @@ class TestAsServed:
         for path in tmp_path.rglob("date=2013-01-01/*.parquet"):
             path.write_bytes(b"damaged")
         span = span_of("2013-01-02", "2013-01-03")
-        frame, _ = make(tmp_path / "x.parquet", lambda w: sets.archived(FLIGHTS, str(tmp_path), w), span=span)
+        frame, _ = make(
+            tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, ArchiveSource(str(tmp_path)), w), span=span
+        )
         assert set(frame["event_time"].dt.date.astype(str)) == {"2013-01-02"}
 
     def test_the_end_is_not_included_and_the_beginning_is(self, tmp_path: Path) -> None:
         times = sorted({f.event["asked_at"] for f in found() if f.label})
         span = Span(times[10], times[20])
         frame, summary = make(
-            tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, broker_with(examples()), w), span=span
+            tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w), span=span
         )
         assert sorted(set(ms(frame["event_time"]))) == times[10:20]
         assert (summary.first_event, summary.last_event) == (times[10], times[19])
@@ -175,13 +186,18 @@ class TestAsServed:
         times = sorted(f.event["asked_at"] for f in found() if f.label)
         span = Span(times[100], times[200])
         with pytest.raises(SettingsError, match=r"all 1\d\d examples .* earlier declaration.*--recompute"):
-            make(tmp_path / "x.parquet", lambda w: sets.served(LATER, broker_with(examples()), w), LATER, span=span)
+            make(
+                tmp_path / "x.parquet",
+                lambda w: sets.served(LATER, KafkaSource(broker_with(examples())), w),
+                LATER,
+                span=span,
+            )
         assert list(tmp_path.iterdir()) == []
 
     def test_a_number_as_label_has_a_mean(self, tmp_path: Path) -> None:
         pipeline = small.make()
         broker = broker_with(small.example_records(pipeline, 50), "small")
-        frame, summary = make(tmp_path / "x.parquet", lambda w: sets.served(pipeline, broker, w), pipeline)
+        frame, summary = make(tmp_path / "x.parquet", lambda w: sets.served(pipeline, KafkaSource(broker), w), pipeline)
         assert summary.label_mean == pytest.approx(frame["label"].mean())
         assert summary.labels == {}
         assert "mean -0.1" in dataset_text(summary)
@@ -197,7 +213,7 @@ class TestAsServed:
             example["label"] = label
             example["prediction"]["champion"]["probabilities"] = {"late": 0.75, "early": 0.25}
             broker.append("small.examples", codec.encode(example))
-        frame, summary = make(tmp_path / "x.parquet", lambda w: sets.served(pipeline, broker, w), pipeline)
+        frame, summary = make(tmp_path / "x.parquet", lambda w: sets.served(pipeline, KafkaSource(broker), w), pipeline)
         assert dict(frame["probabilities"][0]) == {"late": 0.75, "early": 0.25}
         assert (summary.labels, summary.label_mean) == ({"late": 2, "early": 1}, None)
         assert "late 2, early 1" in dataset_text(summary)
@@ -207,7 +223,7 @@ class TestRecomputed:
     @pytest.mark.slow
     def test_vectors_are_those_that_a_backtest_serves(self, tmp_path: Path) -> None:
         frame, summary = make(
-            tmp_path / "x.parquet", lambda w: recompute(FLIGHTS, [f.event for f in found()], data.labels(found()), w),
+            tmp_path / "x.parquet", lambda w: recompute_rows(FLIGHTS, [f.event for f in found()], data.labels(found()), w),
             is_served=False,
         )  # fmt: skip
         made = of_vector(frame)
@@ -224,9 +240,9 @@ class TestRecomputed:
     ) -> None:
         def fill(writer: Writer) -> None:
             if is_kafka:
-                from_kafka(LATER, valid(1), writer)
+                recompute(LATER, KafkaSource(valid(1)), writer)
             else:
-                recompute(LATER, [f.event for f in found()], data.labels(found()), writer)
+                recompute_rows(LATER, [f.event for f in found()], data.labels(found()), writer)
 
         frame, _ = make(tmp_path / "x.parquet", fill, LATER, is_served=False)
         made, before, always = of_vector(frame), vectors(), vectors(later=True)
@@ -247,7 +263,7 @@ class TestRecomputed:
         made = []
         for broker in (valid(1), valid(4, seed=5)):
             path = tmp_path / f"{len(made)}.parquet"
-            frame, _ = make(path, partial(from_kafka, LATER, broker), LATER, is_served=False)
+            frame, _ = make(path, partial(recompute, LATER, KafkaSource(broker)), LATER, is_served=False)
             made.append(of_vector(frame))
         assert made[0].keys() == made[1].keys()
         assert len(alone & made[0].keys()) > 200
@@ -257,7 +273,9 @@ class TestRecomputed:
     @pytest.mark.slow
     def test_a_span_is_warmed_up_by_what_was_before_it(self, tmp_path: Path) -> None:
         span = Span(found()[1000].event["asked_at"], found()[1400].event["asked_at"])
-        frame, _ = make(tmp_path / "x.parquet", lambda w: from_kafka(FLIGHTS, valid(1), w), is_served=False, span=span)
+        frame, _ = make(
+            tmp_path / "x.parquet", lambda w: recompute(FLIGHTS, KafkaSource(valid(1)), w), is_served=False, span=span
+        )
         made, served = of_vector(frame), vectors()
         wanted = {f.event["flight_id"] for f in found() if f.label and f.event["asked_at"] in span}
         assert made == {event: served[event] for event in wanted}
@@ -268,7 +286,7 @@ class TestRecomputed:
         pipeline, broker = replace(FLIGHTS, views=views), valid(1)
         broker.truncate(TopicPartition(VALID.name("flights"), 0), 500)
         frame, summary = make(
-            tmp_path / "x.parquet", lambda w: from_kafka(pipeline, broker, w), pipeline, is_served=False
+            tmp_path / "x.parquet", lambda w: recompute(pipeline, KafkaSource(broker), w), pipeline, is_served=False
         )
         begin = found()[500].event["asked_at"]
         partial = ms(frame["event_time"]) < begin + 3 * HOUR
@@ -283,12 +301,12 @@ class TestRecomputed:
         over = replace(
             FLIGHTS, views=[View("dest", source="examples", every="5m", aggregates=aggregates.mean("label", "3h"))]
         )
-        assert whole_from(over, None, None) is None
-        assert whole_from(over, 5, None) == 5 + 3 * HOUR + 48 * HOUR
-        assert whole_from(over, None, 7) == 7 + 3 * HOUR
-        assert whole_from(replace(FLIGHTS, views=[]), 5, 7) is None
+        assert complete_from(over, None, None) is None
+        assert complete_from(over, 5, None) == 5 + 3 * HOUR + 48 * HOUR
+        assert complete_from(over, None, 7) == 7 + 3 * HOUR
+        assert complete_from(replace(FLIGHTS, views=[]), 5, 7) is None
         assert (
-            whole_from(
+            complete_from(
                 replace(FLIGHTS, views=[View("dest", every="5m", aggregates=aggregates.count("3h"))]), 5, 7 * HOUR
             )
             == 5 + 3 * HOUR
@@ -298,7 +316,7 @@ class TestRecomputed:
     def test_what_todays_rules_refuse_is_counted(self, tmp_path: Path) -> None:
         events = [{**f.event, "sched_hour": 77} if i % 10 == 0 else f.event for i, f in enumerate(found())]
         _, summary = make(
-            tmp_path / "x.parquet", lambda w: recompute(FLIGHTS, events, data.labels(found()), w), is_served=False
+            tmp_path / "x.parquet", lambda w: recompute_rows(FLIGHTS, events, data.labels(found()), w), is_served=False
         )
         assert summary.dead_letters["out_of_range"] == (len(events) + 9) // 10
         assert "records were refused: out_of_range" in dataset_text(summary)
@@ -323,7 +341,7 @@ class TestRecomputed:
         events = [small.event(str(i), i) for i in range(20)]
         labels = [small.label(str(i), 50 + i, i - 10.0) for i in range(20)]
         frame, _ = make(
-            tmp_path / "x.parquet", lambda w: recompute(pipeline, events, labels, w), pipeline, is_served=False
+            tmp_path / "x.parquet", lambda w: recompute_rows(pipeline, events, labels, w), pipeline, is_served=False
         )
         assert frame["event_id"].tolist() == [str(i) for i in range(20)]
         assert len(set(frame["label"])) > 1
@@ -353,16 +371,16 @@ def test_the_command_writes_what_its_summary_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("run", [1, 7, 100, 1000])
 def test_records_are_sorted_by_time_then_as_they_came(run: int) -> None:
     rng = random.Random(run)
-    records = [Sortable(rng.randrange(-5, 30), rng.randrange(3), i, bytes([i % 251]) * (i % 9)) for i in range(100)]
+    records = [TimedRecord(rng.randrange(-5, 30), rng.randrange(3), i, bytes([i % 251]) * (i % 9)) for i in range(100)]
     with ExitStack() as held:
-        assert list(in_order(iter(records), held, run)) == [r.value for r in sorted(records)]
+        assert list(sorted_by_time(iter(records), held, run)) == [r.value for r in sorted(records)]
 
 
 class TestTheFile:
     @pytest.mark.slow
     def test_it_is_written_group_by_group(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sets, "GROUP", 500)
-        frame, _ = make(tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, broker_with(examples()), w))
+        frame, _ = make(tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w))
         groups = pq.ParquetFile(tmp_path / "x.parquet").metadata
         assert groups.num_row_groups == -(-len(frame) // 500)
         assert groups.row_group(0).num_rows == 500
@@ -371,7 +389,7 @@ class TestTheFile:
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_it_is_there_whole_or_not_at_all(self, tmp_path: Path, error: type[BaseException]) -> None:
         def fail(writer: Writer) -> None:
-            sets.served(FLIGHTS, broker_with(examples()), writer)
+            sets.served(FLIGHTS, KafkaSource(broker_with(examples())), writer)
             raise error
 
         (tmp_path / "there.parquet").write_text("what was there before")
@@ -383,7 +401,11 @@ class TestTheFile:
 
     def test_nothing_to_write_is_said_and_nothing_written(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=r"x\.parquet: nothing to write: there is no example"):
-            make(tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, broker_with(examples()), w), span=Span(0, 1))
+            make(
+                tmp_path / "x.parquet",
+                lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w),
+                span=Span(0, 1),
+            )
         assert list(tmp_path.iterdir()) == []
 
     def test_a_place_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from tidemill.cli.main import cli
 from tidemill.cli.text.predictions import prediction_text
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
-from tidemill.offline.replay import NEAR, Replay, Summary
+from tidemill.offline.prediction_reader import MAX_GAP_OFFSETS
+from tidemill.offline.replay import Replay, Summary
 from tidemill.registry.latest import models_partition
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
@@ -101,10 +102,10 @@ def manifests(river: River) -> list[Manifest]:
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_every_prediction_of_every_model_comes_out_as_it_was(river: River, rebuild: bool) -> None:
     there = of(river)
-    found = there.draw(1000, 1)
+    found = there.log.draw(1000, 1)
     assert len({prediction.event_id for prediction in found}) == len(found) == 4 * ROUND
     assert {score["version"] for prediction in found for score in prediction.scores} == {0, 25, 50, 75}
-    done = there.again(found, rebuild=rebuild)
+    done = there.run(found, rebuild=rebuild)
     assert [len(one.scores) for one in done] == [3] * len(found)
     assert states(done) == {"equal"}
     summary = Summary()
@@ -117,7 +118,7 @@ def test_every_prediction_of_every_model_comes_out_as_it_was(river: River, rebui
 def test_a_score_that_is_not_the_models_is_told(river: River, model: str, rebuild: bool) -> None:
     spoil(river, "e70", model, 0.125)
     there = of(river)
-    done = there.again(there.draw(1000, 1), rebuild=rebuild)
+    done = there.run(there.log.draw(1000, 1), rebuild=rebuild)
     unequal = [(one, again) for one in done for again in one.scores if again.state != "equal"]
     ((one, again),) = unequal
     assert (one.prediction.event_id, again.then["model"], again.state) == ("e70", model, "different")
@@ -132,7 +133,7 @@ def test_a_vector_that_was_changed_is_told(river: River) -> None:
     record._value, whole = codec.encode(log), record._value
     there = of(river)
     try:
-        assert {again.then["model"] for again in there.again(there.find(["e80"]), rebuild=False)[0].scores
+        assert {again.then["model"] for again in there.run(there.log.find(["e80"]), rebuild=False)[0].scores
                 if again.state == "different"} == {"linear", "slow"}  # fmt: skip
     finally:
         record._value = whole
@@ -140,7 +141,7 @@ def test_a_vector_that_was_changed_is_told(river: River) -> None:
 
 def test_all_about_one_prediction(river: River) -> None:
     there = of(river)
-    (told,) = there.told(there.again(there.find(["e70"]), rebuild=False))
+    (told,) = there.details(there.run(there.log.find(["e70"]), rebuild=False))
     assert told["event"]["record"]["flight_id"] == "e70"
     assert told["event"]["schema_id"] == river.records.event.id
     assert told["event"]["topic"] == "small.events.valid"
@@ -154,7 +155,7 @@ def test_all_about_one_prediction(river: River) -> None:
     assert manifest["hyperparameters"] == river.pipeline.stable_repr("linear")
     assert "signature" not in manifest
     json.dumps(told)
-    waits = there.told(there.again(there.find(["e88", "e3"]), rebuild=False))
+    waits = there.details(there.run(there.log.find(["e88", "e3"]), rebuild=False))
     assert [one["outcome"]["state"] for one in waits] == ["pending", "joined"]
     assert [score["manifest"] for score in waits[1]["scores"]] == [None] * 3, "it was scored before the first version"
 
@@ -165,26 +166,26 @@ def test_an_event_that_was_predicted_twice_has_both_shown(river: River) -> None:
     log["features"]["offset"] += 1
     river.broker.append(LOG.name("small"), river.records.prediction_log.encode(log), b"e70")
     there = of(river)
-    both = there.told(there.again(there.find(["e70"]), rebuild=False))
+    both = there.details(there.run(there.log.find(["e70"]), rebuild=False))
     assert [one["outcome"]["state"] for one in both] == ["joined", "other"]
-    assert both[1]["event"]["why"] == "another event lies there: the topic was begun again"
+    assert both[1]["event"]["why"] == "another event is at this offset: the topic was deleted and created again"
 
 
 def test_an_event_that_nobody_knows(river: River) -> None:
     with pytest.raises(
         SettingsError, match=r"no prediction of event 'e999' in small.prediction-log: it holds 120 offsets"
     ):
-        of(river).find(["e70", "e999"])
+        of(river).log.find(["e70", "e999"])
     river.broker.truncate(TopicPartition(LOG.name("small"), 1), 5)
     with pytest.raises(SettingsError, match=r"cut off \(\[1\] begins at 5\); the archive has it"):
-        of(river).find(["e999"])
+        of(river).log.find(["e999"])
 
 
 def test_the_event_is_cut_off_and_the_prediction_stands(river: River) -> None:
     for partition in range(2):
         river.broker.truncate(TopicPartition(topics.EVENTS_VALID.name("small"), partition), 60)
     there = of(river)
-    (told,) = there.told(there.again(there.find(["e3"]), rebuild=False))
+    (told,) = there.details(there.run(there.log.find(["e3"]), rebuild=False))
     assert told["event"]["why"] == "the log does not hold it any more"
     assert {score["state"] for score in told["scores"]} == {"equal"}
 
@@ -195,15 +196,15 @@ def test_an_artifact_that_was_pruned_or_damaged_is_folded_anew(river: River, tmp
     path = Path(river.registry.store.url) / manifest.uri
     whole = path.read_bytes()
     there = of(river)
-    found = there.find(["e70"])
+    found = there.log.find(["e70"])
     try:
         for data, why in ((None, "is not in"), (whole[:-1], "is damaged")):
             path.unlink() if data is None else path.write_bytes(data)
-            (done,) = there.again(found, rebuild=False)
+            (done,) = there.run(found, rebuild=False)
             assert [again.state for again in done.scores] == ["equal", "gone", "equal"]
             assert why in done.scores[1].why
-            assert done.scores[1].why.endswith("--rebuild folds it anew from the examples")
-            assert states(there.again(found, rebuild=True)) == {"equal"}
+            assert done.scores[1].why.endswith("--rebuild folds it again from the examples")
+            assert states(there.run(found, rebuild=True)) == {"equal"}
     finally:
         path.write_bytes(whole)
 
@@ -218,26 +219,26 @@ def test_a_version_whose_manifest_is_gone_or_forged_is_refused(river: River) -> 
     whole = entries[at]
     entries[at] = forged
     there = of(river)
-    (done,) = there.again(there.find(["e70"]), rebuild=False)
+    (done,) = there.run(there.log.find(["e70"]), rebuild=False)
     assert done.scores[0].state == "gone"
     assert "'linear' version 50 has a wrong signature: it is damaged, forged" in done.scores[0].why
-    assert states(there.again(there.find(["e70"]), rebuild=True)) == {"equal"}
+    assert states(there.run(there.log.find(["e70"]), rebuild=True)) == {"equal"}
     entries[at] = whole
     river.broker.append(slot.topic, forged.value(), b"linear", partition=0)
     river.broker.append(slot.topic, b"nothing that is Avro", b"linear", partition=0)
-    assert states(there.again(there.find(["e70"]), rebuild=False)) == {"equal"}, "the sound one is still there"
+    assert states(there.run(there.log.find(["e70"]), rebuild=False)) == {"equal"}, "the sound one is still there"
     river.broker.truncate(slot, len(river.broker.log[slot]))
-    (done,) = there.again(there.find(["e70"]), rebuild=False)
+    (done,) = there.run(there.log.find(["e70"]), rebuild=False)
     assert "small.models has no manifest of model 'linear' version 50" in done.scores[0].why
     other = Registry(river.pipeline, ArtifactStore(river.registry.store.url), KEY + b"another")
     river.broker.first[slot] = 0
-    assert states(of(river, other).again(there.find(["e70"]), rebuild=False)) == {"gone"}
+    assert states(of(river, other).run(there.log.find(["e70"]), rebuild=False)) == {"gone"}
 
 
 def test_examples_that_are_cut_off_can_not_be_folded(river: River) -> None:
     river.broker.truncate(TopicPartition(EXAMPLES.name("small"), 0), 1)
     there = of(river)
-    done = there.again(there.find(["e70", "e3"]), rebuild=True)
+    done = there.run(there.log.find(["e70", "e3"]), rebuild=True)
     assert [again.state for again in done[0].scores] == ["gone"] * 3
     assert "does not reach back to 0 any more, its first offset is 1; without --rebuild" in done[0].scores[0].why
     assert [again.state for again in done[1].scores] == ["equal"] * 3, "what has learned nothing needs none"
@@ -247,22 +248,22 @@ def test_examples_that_are_cut_off_can_not_be_folded(river: River) -> None:
     later = examples[49]
     later._offset = 1000
     try:
-        done = there.again(there.find(["e70"]), rebuild=True)
+        done = there.run(there.log.find(["e70"]), rebuild=True)
         assert "lies at 48 in small.examples, and it has learned the one at 49" in done[0].scores[0].why
     finally:
         later._offset = 49
     del examples[40:]
-    done = there.again(there.find(["e70"]), rebuild=True)
+    done = there.run(there.log.find(["e70"]), rebuild=True)
     assert "small.examples ends at 40" in done[0].scores[0].why
 
 
 def test_one_fold_serves_all_in_whatever_order_they_are_asked_for(river: River) -> None:
     there, read = of(river), []
-    found = there.find(["e110", "e3", "e70", "e40", "e100"])
+    found = there.log.find(["e110", "e3", "e70", "e40", "e100"])
     whole = river.broker.read
     river.broker.read = lambda ranges: read.append(ranges) or whole(ranges)  # type: ignore[method-assign, func-returns-value]
     steps: list[int] = []
-    done = there.again(found, rebuild=True, progress=steps.append)
+    done = there.run(found, rebuild=True, progress=steps.append)
     assert [one.prediction.event_id for one in done] == ["e110", "e3", "e70", "e40", "e100"]
     assert states(done) == {"equal"}
     slot = TopicPartition(EXAMPLES.name("small"), 0)
@@ -285,15 +286,15 @@ def test_probabilities_are_compared_class_by_class(tmp_path: Path) -> None:
             river.label(small.label(f"e{number}", number + 5, float(number % 11)))
         river.run()
     there = of(river)
-    (found,) = there.find(["e50"])
+    (found,) = there.log.find(["e50"])
     assert found.log["champion"]["version"] == ROUND
     assert set(found.log["champion"]["probabilities"]) == {"early", "well", "late"}
     for rebuild in (False, True):
-        assert states(there.again([found], rebuild=rebuild)) == {"equal"}
+        assert states(there.run([found], rebuild=rebuild)) == {"equal"}
     found.log["champion"]["probabilities"]["late"] += 1e-12
-    done = there.again([found], rebuild=False)
+    done = there.run([found], rebuild=False)
     assert done[0].scores[0].state == "different"
-    text = prediction_text(declared, there.told(done)[0])
+    text = prediction_text(declared, there.details(done)[0])
     assert "different probabilities" in text
     assert " late " in text
 
@@ -302,14 +303,14 @@ def test_what_expired_says_so(river: River) -> None:
     (record,) = [record for record in river.of(LOG) if record.key() == b"e88"]
     river.broker.append(topics.EXPIRED.name("small"), record.value(), b"e88")
     there = of(river)
-    (told,) = there.told(there.again(there.find(["e88"]), rebuild=False))
+    (told,) = there.details(there.run(there.log.find(["e88"]), rebuild=False))
     assert (told["outcome"]["state"], told["outcome"]["topic"]) == ("expired", "small.expired")
     assert "never came in time: small.expired[" in prediction_text(river.pipeline, told)
 
 
 def test_what_was_sent_commands_no_terminal(river: River) -> None:
     there = of(river)
-    (told,) = there.told(there.again(there.find(["e70"]), rebuild=False))
+    (told,) = there.details(there.run(there.log.find(["e70"]), rebuild=False))
     hostile = "\x1b[31m[bold]red[/bold]\u202e\r\n\x00"
     told["event_id"] = told["entity_id"] = told["event"]["record"]["carrier"] = told["vector"]["hour"] = hostile
     told["views"][0]["entity_id"] = told["scores"][0]["why"] = told["scores"][1]["model"] = hostile
@@ -322,30 +323,30 @@ def test_another_declaration_is_named(river: River) -> None:
     declared = small.make(models={"linear": small.linear(0.5)})
     there = Replay(declared, river.broker, Registry(declared, river.registry.store, KEY))  # type: ignore[union-attr]
     for rebuild in (False, True):
-        (done,) = there.again(there.find(["e70"]), rebuild=rebuild)
+        (done,) = there.run(there.log.find(["e70"]), rebuild=rebuild)
         assert "was learned under another declaration" in done.scores[0].why
         assert "model 'slow' is not declared any more" in done.scores[1].why
         assert done.scores[2].state == "equal"
     other = small.with_category()
     there = Replay(other, river.broker, Registry(other, river.registry.store, KEY))  # type: ignore[union-attr]
     with pytest.raises(SettingsError, match="name the pipeline's file as it was then"):
-        there.find(["e70"])
-    assert there.draw(10, 1) == []
-    assert there.skipped == 4 * ROUND
+        there.log.find(["e70"])
+    assert there.log.draw(10, 1) == []
+    assert there.log.skipped == 4 * ROUND
 
 
 def test_a_model_that_fails_now_is_told(river: River) -> None:
     there = of(river)
-    (found,) = there.find(["e70"])
+    (found,) = there.log.find(["e70"])
     broken = copy.deepcopy(found)
     broken.log["features"]["vector"]["distance"] = "far"
-    (done,) = there.again([broken], rebuild=False)
+    (done,) = there.run([broken], rebuild=False)
     assert "'linear' version 50 raised" in done.scores[0].why
 
 
 class TestDraw:
     def test_the_same_seed_draws_the_same(self, river: River) -> None:
-        ids = [[p.event_id for p in of(river).draw(20, seed)] for seed in (1, 1, 2)]
+        ids = [[p.event_id for p in of(river).log.draw(20, seed)] for seed in (1, 1, 2)]
         assert ids[0] == ids[1] != ids[2]
         assert [len(set(drawn)) for drawn in ids] == [20] * 3
 
@@ -377,14 +378,16 @@ class TestDraw:
                     yield [record for offset, record in there[slot].items() if begin <= offset < end]
 
         replay = Replay(river.pipeline, Gaps(), river.registry)  # type: ignore[arg-type]
-        assert len({p.event_id for p in replay.draw(101, 5)}) == 101
-        assert len(replay.draw(200, 5)) == 101, "all there are"
+        assert len({p.event_id for p in replay.log.draw(101, 5)}) == 101
+        assert len(replay.log.draw(200, 5)) == 101, "all there are"
         assert all(end - begin > 0 for ranges in reads for begin, end in ranges.values())
         reads.clear()
-        replay._at([(slots[1], 0), (slots[1], NEAR - 1), (slots[1], 5 * NEAR), (slots[0], 3)])
+        replay.log._read(
+            [(slots[1], 0), (slots[1], MAX_GAP_OFFSETS - 1), (slots[1], 5 * MAX_GAP_OFFSETS), (slots[0], 3)]
+        )
         assert reads == [
-            {slots[1]: (0, NEAR), slots[0]: (3, 4)},
-            {slots[1]: (5 * NEAR, 5 * NEAR + 1)},
+            {slots[1]: (0, MAX_GAP_OFFSETS), slots[0]: (3, 4)},
+            {slots[1]: (5 * MAX_GAP_OFFSETS, 5 * MAX_GAP_OFFSETS + 1)},
         ]
 
 
@@ -448,7 +451,7 @@ class TestCommand:
         try:
             why = (
                 f"model 'slow' version 50: artifact {manifest.sha256} is not in {learned.registry.store.url}; --rebuild folds it "
-                f"anew from the examples\n"
+                f"again from the examples\n"
             )
             done = run(learned, embedded, "e70")
             assert (done.exit_code, done.stdout.count(why)) == (1, 1)
@@ -473,7 +476,7 @@ class TestCommand:
         done = run(learned, embedded, "odd")
         assert done.exit_code == 1
         assert "3 scores: 2 equal, 1 different" in done.stdout
-        assert "another event lies there" in done.stdout
+        assert "another event is at this offset" in done.stdout
         done = run(learned, embedded, "--sample", "500")
         assert done.exit_code == 1
         assert "363 scores: 362 equal, 1 different" in done.stdout

@@ -27,9 +27,9 @@ from tidemill.demo.flights import CARRIERS
 from tidemill.errors import SettingsError
 from tidemill.offline.history import write
 from tidemill.offline.suggest import profiles
-from tidemill.offline.suggest.core import LADDER, Suggestion, Suggestions, code, suggest
+from tidemill.offline.suggest.core import SUGGESTED_DURATIONS, Suggestion, Suggestions, code, suggest
 from tidemill.offline.suggest.fences import rounded
-from tidemill.offline.suggest.profiles import History, Ids, Profile, Sample, hashed, of_kafka, of_rows
+from tidemill.offline.suggest.profiles import Profile, RepeatedIds, Sample, StreamProfile, hashed, of_kafka, of_rows
 from tidemill.offline.suggest.shapes import pattern_of
 from tidemill.rules import Rule
 from tidemill.stream.api import TopicPartition
@@ -70,7 +70,7 @@ def field_of(values: Sequence[Any], avro: Any = "double", declared: Sequence[Rul
         {"name": "id", "type": "string"}, {"name": "at", "type": "long"}, {"name": "x", "type": avro}]}  # fmt: skip
     stream = Stream("r.avsc", id="id", time="at")
     stream.__dict__["avro"] = schema  # as if read from a file
-    history = History(stream, declared)
+    history = StreamProfile(stream, declared)
     for begin in range(0, len(values), 1000):
         rows = [{"id": str(i), "at": i, "x": v} for i, v in enumerate(values[begin : begin + 1000], begin)]
         history.take(rows, np.arange(begin, begin + len(rows)))
@@ -186,13 +186,13 @@ class TestTomorrow:
     @pytest.mark.slow
     @settings(max_examples=25, deadline=None)
     @given(seed=st.integers(0, 10**6), mean=st.floats(-1e6, 1e6), sigma=st.floats(0.01, 1e4), skew=st.floats(0.01, 2),
-           is_whole=st.booleans())  # fmt: skip
+           is_integer=st.booleans())  # fmt: skip
     def test_whatever_the_scale_and_the_skew(
-        self, seed: int, mean: float, sigma: float, skew: float, is_whole: bool
+        self, seed: int, mean: float, sigma: float, skew: float, is_integer: bool
     ) -> None:
         def draw(seed: int, n: int) -> list[float]:
             values = mean + sigma * np.random.default_rng(seed).lognormal(0, skew, n)
-            return (np.round(values) if is_whole else values).tolist()
+            return (np.round(values) if is_integer else values).tolist()
 
         seen = draw(seed, 5000)
         field = field_of(seen)
@@ -296,11 +296,13 @@ class TestKindsOfField:
 
     @settings(max_examples=200)
     @given(st.floats(-1e15, 1e15), st.floats(0, 1e15), st.booleans())
-    def test_rounding_never_narrows_and_hardly_widens(self, low: float, width: float, is_whole: bool) -> None:
+    def test_rounding_never_narrows_and_hardly_widens(self, low: float, width: float, is_integer: bool) -> None:
         high = low + width
-        begin, end = rounded(low, high, is_whole=is_whole, limits=(-1e16, 1e16))
+        begin, end = rounded(low, high, is_integer=is_integer, limits=(-1e16, 1e16))
         assert begin <= low <= high <= end
-        assert end - begin <= 1.2 * (high - low) + (2 if is_whole else 0) + 1e-12 * abs(low) + 1e-300 or not is_whole
+        assert (
+            end - begin <= 1.2 * (high - low) + (2 if is_integer else 0) + 1e-12 * abs(low) + 1e-300 or not is_integer
+        )
 
 
 class TestDeclared:
@@ -346,7 +348,12 @@ class TestDeclared:
 
 class TestMemory:
     def test_it_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, size in (("SAMPLE", 500), ("TAIL", 50), ("DISTINCT", 100), ("ENTITIES", 10)):
+        for name, size in (
+            ("MAX_SAMPLE_VALUES", 500),
+            ("MAX_TAIL_VALUES", 50),
+            ("MAX_DISTINCT_VALUES", 100),
+            ("MAX_ENTITIES", 10),
+        ):
             monkeypatch.setattr(profiles, name, size)
         profile = Profile({"name": "x", "type": "double"}, "double", [rules.between("x", 0, 1)])
         for begin in range(0, 20_000, 1000):
@@ -382,7 +389,7 @@ class TestMemory:
     def test_ids_that_repeat_are_told_from_a_sample_of_them(self) -> None:
         ids = [f"id{i % 9000}" for i in range(10_000)]
         for limit in (10_000, 500):
-            found = Ids(limit)
+            found = RepeatedIds(limit)
             found.take(ids)
             assert len(found._times) <= limit
             assert found.repeated == pytest.approx(0.1, abs=0 if limit > 9000 else 0.05)
@@ -429,7 +436,7 @@ class TestKafka:
         one = of(found, "asked_at", "not_after_now")
         assert one.code == 'rules.not_after_now("asked_at", "5m")'
         assert one.refused == 0
-        assert LADDER[0] == "5m"
+        assert SUGGESTED_DURATIONS[0] == "5m"
         assert all(s.rule != "not_after_now" for field in clean().fields for s in field.suggestions)
 
     def test_a_time_before_history_began_is_left_out(self) -> None:
@@ -484,10 +491,10 @@ class TestTheCommand:
         from tidemill.cli import rules as command
 
         empty = MemoryBroker({topics.EVENTS_VALID.name("flights"): 1, topics.LABELS_VALID.name("flights"): 1})
-        monkeypatch.setattr(command, "_broker", lambda *_: empty)
+        monkeypatch.setattr(command, "connected", lambda *_: empty)
         with pytest.raises(SettingsError, match="run its validator first, or name files"):
             self.run("flights")
-        monkeypatch.setattr(command, "_broker", lambda *_: filled())
+        monkeypatch.setattr(command, "connected", lambda *_: filled())
         said = self.run("flights")
         assert "1 of an earlier schema skipped" in said
         assert TopicPartition("flights.events.valid", 0) in filled().log

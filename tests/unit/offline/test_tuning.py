@@ -37,8 +37,16 @@ from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
 from tidemill.offline.check import check_models
 from tidemill.offline.history import write
-from tidemill.offline.tuning.questions import Past, Questions, from_archive, from_kafka, from_rows
-from tidemill.offline.tuning.successive_halving import HEAT, Asked, Race, Report, Runner, file_of
+from tidemill.offline.source import ArchiveSource, KafkaSource
+from tidemill.offline.tuning.questions import LabelledVector, Questions, from_rows, read
+from tidemill.offline.tuning.successive_halving import (
+    BRACKET_CANDIDATES,
+    PrequentialRun,
+    SearchOptions,
+    SuccessiveHalving,
+    TuningReport,
+    file_of,
+)
 from tidemill.stages.learner import service as learner
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.embedded import EmbeddedBroker
@@ -74,12 +82,12 @@ def questions(question: data.Question = "departure") -> Questions:
 
 
 @cache
-def raced(seed: int = 0, trials: int = 12) -> Report:
-    return Race(POOR, questions(), Asked(trials, math.inf, 3, seed, "MAE")).run()
+def raced(seed: int = 0, trials: int = 12) -> TuningReport:
+    return SuccessiveHalving(POOR, questions(), SearchOptions(trials, math.inf, 3, seed, "MAE")).run()
 
 
 def answers(pipeline: Pipeline, found: Questions, model: str) -> dict[str, float]:
-    runner = Runner(pipeline, found, pipeline.model(model))
+    runner = PrequentialRun(pipeline, found, pipeline.model(model))
     runner.run(len(found))
     return runner.values
 
@@ -120,7 +128,7 @@ class TestQuestions:
         step.finish(discard)
         for most in (10**6, 700):
             expected = from_rows(FLIGHTS, *rows("scheduled"), most)
-            for found in (from_kafka(FLIGHTS, broker, most), from_archive(FLIGHTS, str(tmp_path), most)):
+            for found in (read(FLIGHTS, KafkaSource(broker), most), read(FLIGHTS, ArchiveSource(str(tmp_path)), most)):
                 assert found.examples == expected.examples
                 assert found.steps == expected.steps
         assert len(expected) == 700
@@ -132,14 +140,14 @@ class TestQuestions:
         for record in examples:
             broker.append(record.topic(), record.value(), record.key(), 0)
         changed = small.make(request={"distance": "distance"})
-        found = from_kafka(changed, broker)
+        found = read(changed, KafkaSource(broker))
         assert (len(found), found.skipped) == (0, 5)
         with pytest.raises(SettingsError, match="no example of 'small' to tune on; 5 are of an earlier declaration"):
-            Race(replace(changed, search=searching(linear)), found, Asked(1, math.inf, 1, 0))
+            SuccessiveHalving(replace(changed, search=searching(linear)), found, SearchOptions(1, math.inf, 1, 0))
 
     @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=30), st.integers(0, 5))
     def test_each_is_asked_with_what_was_known_and_then_learned_in_order(self, times, delay: int) -> None:
-        examples = [Past(at, (0, i), known, (), 0.0) for i, (at, known) in enumerate(times)]
+        examples = [LabelledVector(at, (0, i), known, (), 0.0) for i, (at, known) in enumerate(times)]
         found = Questions(replace(DELAYS), examples, delay=delay)
         assert [~step for step in found.steps if step < 0] == list(range(len(examples)))
         asked = [step for step in found.steps if step >= 0]
@@ -164,7 +172,7 @@ def searching(make: Callable[..., Any], **over: Any) -> dict[str, Search]:
 
 
 @pytest.mark.slow
-class TestRace:
+class TestSearch:
     def test_a_better_candidate_wins_by_what_a_backtest_finds_as_well(self) -> None:
         report = raced()
         assert report.winners
@@ -178,49 +186,50 @@ class TestRace:
 
     def test_winners_are_the_best_of_those_that_saw_all_and_beat_the_champion(self) -> None:
         report = raced()
-        whole = [one for one in report.candidates if one.is_whole]
+        whole = [one for one in report.candidates if one.is_complete]
         better = [one for one in whole if one.metrics["MAE"] < report.champion.metrics["MAE"]]
         assert report.winners == sorted(better, key=lambda one: one.metrics["MAE"])[:3]
         assert all(one.examples == len(questions()) for one in whole)
         out = [one for one in report.candidates if one.ended == "out"]
         assert len(whole) + len(out) == len(report.candidates) == 12
         assert 0 < max(one.examples for one in out) < len(questions())
-        assert sum(one.examples for one in report.candidates) + len(questions()) == Race.work(len(questions()), 12, 3)
+        total = SuccessiveHalving.total_examples(len(questions()), 12, 3)
+        assert sum(one.examples for one in report.candidates) + len(questions()) == total
 
     def test_those_that_go_on_were_better_on_the_same_examples(self) -> None:
         at: dict[str, dict[int, float]] = {}
         report = raced()
         for one in report.candidates:
-            runner = Runner(POOR, questions(), linear(**one.parameters))
-            for rung in Race.rungs(len(questions())):
+            runner = PrequentialRun(POOR, questions(), linear(**one.parameters))
+            for rung in SuccessiveHalving.rungs(len(questions())):
                 if rung <= one.examples:
                     runner.run(rung)
                     at.setdefault(one.name, {})[rung] = runner.values["MAE"]
-        for rung in Race.rungs(len(questions()))[:-1]:
+        for rung in SuccessiveHalving.rungs(len(questions()))[:-1]:
             there = [one for one in report.candidates if one.examples >= rung]
             worst = max(at[one.name][rung] for one in there if one.examples > rung)
             assert all(at[one.name][rung] >= worst for one in there if one.examples == rung)
 
-    def test_the_same_seed_is_the_same_race_and_another_is_another(self) -> None:
-        again = Race(POOR, questions(), Asked(12, math.inf, 3, 0, "MAE")).run()
+    def test_the_same_seed_is_the_same_search_and_another_is_another(self) -> None:
+        again = SuccessiveHalving(POOR, questions(), SearchOptions(12, math.inf, 3, 0, "MAE")).run()
         told = [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in raced().candidates]
         assert [(one.name, one.parameters, one.metrics, one.examples, one.ended) for one in again.candidates] == told
         assert {one.name for one in raced(1).candidates}.isdisjoint(one.name for one in again.candidates)
 
     def test_more_trials_begin_with_the_same_candidates(self) -> None:
         more = {one.name for one in raced(0, 20).candidates}
-        assert {one.name for one in raced().candidates[:HEAT]} - more == set()
+        assert {one.name for one in raced().candidates[:BRACKET_CANDIDATES]} - more == set()
         assert len(more) == 20
 
-    def test_later_heats_are_mostly_near_the_best_of_those_before(self) -> None:
-        race = Race(POOR, questions(), Asked(10 * HEAT, math.inf, 3, 0, "MAE"))
-        heats = race._heats()
-        first = [one for one, _ in next(heats)]
-        race.report.candidates = first
+    def test_later_brackets_are_mostly_near_the_best_of_those_before(self) -> None:
+        search = SuccessiveHalving(POOR, questions(), SearchOptions(10 * BRACKET_CANDIDATES, math.inf, 3, 0, "MAE"))
+        brackets = search._brackets()
+        first = [one for one, _ in next(brackets)]
+        search.report.candidates = first
         for one in first[1:]:
             one.ended = "out"
         first[0].metrics = {"MAE": 1.0}
-        then = [one for heat in itertools.islice(heats, 5) for one, _ in heat]
+        then = [one for bracket in itertools.islice(brackets, 5) for one, _ in bracket]
         best = first[0].parameters
         near = [
             one
@@ -228,30 +237,32 @@ class TestRace:
             if one.parameters["l2"] == best["l2"] and 0.1 < one.parameters["rate"] / best["rate"] < 10
         ]
         assert 0.4 < len(near) / len(then) < 0.9
-        assert len({one.name for one in [*first, *then]}) == 6 * HEAT
+        assert len({one.name for one in [*first, *then]}) == 6 * BRACKET_CANDIDATES
 
     def test_more_is_better_where_the_metric_says_so(self) -> None:
-        by_r2 = Race(POOR, questions(), Asked(6, math.inf, 1, 0, "R2")).run()
-        assert by_r2.winners[0].metrics["R2"] == max(o.metrics["R2"] for o in by_r2.candidates if o.is_whole)
+        by_r2 = SuccessiveHalving(POOR, questions(), SearchOptions(6, math.inf, 1, 0, "R2")).run()
+        assert by_r2.winners[0].metrics["R2"] == max(o.metrics["R2"] for o in by_r2.candidates if o.is_complete)
         assert by_r2.winners[0].metrics["R2"] > by_r2.champion.metrics["R2"]
 
     def test_none_wins_that_is_not_better_than_the_champion(self) -> None:
         worse = replace(DELAYS, search=searching(linear, rate=ranges.log_uniform(1e-8, 1e-7)))
-        report = Race(worse, questions(), Asked(4, math.inf, 3, 0, "MAE")).run()
+        report = SuccessiveHalving(worse, questions(), SearchOptions(4, math.inf, 3, 0, "MAE")).run()
         assert report.winners == []
         assert "none was better than the champion, linear" in tuning_text(report)
 
     def test_what_is_searched_in_several_ways_has_its_share_in_each(self) -> None:
         two = {"plain": SEARCH["linear"], "other": Search(linear, {"rate": ranges.choice(1e-3, 1e-4)})}
-        report = Race(replace(POOR, search=two), questions(), Asked(10, math.inf, 1, 0, "MAE")).run()
+        report = SuccessiveHalving(
+            replace(POOR, search=two), questions(), SearchOptions(10, math.inf, 1, 0, "MAE")
+        ).run()
         of = [one.search for one in report.candidates]
         assert (of.count("plain"), of.count("other")) == (8, 2), (
             "one has two candidates in all, the rest are of the other"
         )
 
-    def test_a_space_without_more_candidates_ends_the_race(self) -> None:
+    def test_a_space_without_more_candidates_ends_the_search(self) -> None:
         few = replace(POOR, search=searching(linear, rate=ranges.choice(1e-3, 1e-4, 1e-5)))
-        report = Race(few, questions(), Asked(50, math.inf, 1, 0, "MAE")).run()
+        report = SuccessiveHalving(few, questions(), SearchOptions(50, math.inf, 1, 0, "MAE")).run()
         assert len(report.candidates) == 3
 
     def test_one_that_fails_is_out_and_the_others_go_on(self) -> None:
@@ -261,9 +272,9 @@ class TestRace:
             return linear(rate) if way == "fine" else Failing(way)
 
         over = {"rate": ranges.log_uniform(1e-4, 1e-3), "way": ranges.choice("fine", "unmade", "raises", "nan")}
-        race = Race(replace(POOR, search=SEARCH), questions(), Asked(30, math.inf, 3, 3, "MAE"))
-        object.__setattr__(race.pipeline, "search", searching(sometimes, **over))  # the check would have found it
-        report = race.run()
+        search = SuccessiveHalving(replace(POOR, search=SEARCH), questions(), SearchOptions(30, math.inf, 3, 3, "MAE"))
+        object.__setattr__(search.pipeline, "search", searching(sometimes, **over))  # the check would have found it
+        report = search.run()
         ends = {one.parameters["way"]: one.ended for one in report.candidates}
         assert ends["unmade"] == "ValueError: no such thing"
         assert ends["raises"] == "ZeroDivisionError: learn_one"
@@ -274,7 +285,7 @@ class TestRace:
     def test_a_champion_that_fails_is_named(self) -> None:
         broken = replace(POOR, models={"linear": Failing("raises")})
         with pytest.raises(SettingsError, match="champion 'linear' can't be compared with: ZeroDivisionError"):
-            Race(broken, questions(), Asked(1, math.inf, 1, 0)).run()
+            SuccessiveHalving(broken, questions(), SearchOptions(1, math.inf, 1, 0)).run()
 
     def test_when_the_time_is_up_what_saw_all_counts(self) -> None:
         ticks: list[float] = [0.0]
@@ -283,17 +294,26 @@ class TestRace:
             ticks[0] += 1
             return ticks[0]
 
-        whole = Race(POOR, questions(), Asked(2 * HEAT, math.inf, 3, 0, "MAE"), clock=clock).run()
+        whole = SuccessiveHalving(
+            POOR, questions(), SearchOptions(2 * BRACKET_CANDIDATES, math.inf, 3, 0, "MAE"), clock=clock
+        ).run()
         needed = ticks[0]
         ticks[0] = 0.0
-        report = Race(POOR, questions(), Asked(2 * HEAT, 0.9 * needed, 3, 0, "MAE"), clock=clock).run()
+        report = SuccessiveHalving(
+            POOR, questions(), SearchOptions(2 * BRACKET_CANDIDATES, 0.9 * needed, 3, 0, "MAE"), clock=clock
+        ).run()
         assert report.stopped
         assert not whole.stopped
-        first = {one.name for one, _ in next(Race(POOR, questions(), Asked(HEAT, 1, 3, 0))._heats())}
+        first = {
+            one.name
+            for one, _ in next(
+                SuccessiveHalving(POOR, questions(), SearchOptions(BRACKET_CANDIDATES, 1, 3, 0))._brackets()
+            )
+        }
         known = {one.name: one for one in whole.candidates}
-        done = [one for one in report.candidates if one.is_whole]
+        done = [one for one in report.candidates if one.is_complete]
         assert {one.name for one in done} >= {
-            one.name for one in whole.candidates if one.is_whole and one.name in first
+            one.name for one in whole.candidates if one.is_complete and one.name in first
         }
         assert all(one.metrics == known[one.name].metrics for one in done)
         assert {one.ended for one in report.candidates} == {"", "out", "time"}
@@ -303,7 +323,7 @@ class TestRace:
 
     def test_without_time_for_the_champion_nothing_wins(self) -> None:
         ticks: Iterator[float] = iter(range(10**9))
-        report = Race(POOR, questions(), Asked(5, 3, 3, 0), clock=lambda: next(ticks)).run()
+        report = SuccessiveHalving(POOR, questions(), SearchOptions(5, 3, 3, 0), clock=lambda: next(ticks)).run()
         assert (report.winners, report.stopped, report.candidates) == ([], True, [])
         assert "before the champion itself had seen all" in tuning_text(report)
 
@@ -316,7 +336,7 @@ class TestRace:
     )
     def test_what_can_not_be_asked_is_named(self, pipeline: Pipeline, metric: str, words: str) -> None:
         with pytest.raises(SettingsError, match=words):
-            Race(pipeline, questions(), Asked(1, math.inf, 1, 0, metric))
+            SuccessiveHalving(pipeline, questions(), SearchOptions(1, math.inf, 1, 0, metric))
 
 
 class Failing:
@@ -449,7 +469,7 @@ class TestWinners:
         made = learner.build(
             after.pipeline, name, after.registry, after.broker, every_examples=10**6, every_seconds=1e-9
         )
-        fold = drive(made, after.broker).step.fold  # type: ignore[attr-defined]
+        fold = drive(made, after.broker).processor.fold  # type: ignore[attr-defined]
         assert (fold.version, fold.examples) == (examples, examples)
         for event in events[300:400]:
             after.event(event)
@@ -616,9 +636,11 @@ class TestDocs:
         for block in re.findall(r"```python\n(.*?)```", TEXTS["tuning"], re.S):
             exec(block, names)
         assert list(names["models"]) == ["logreg"]
-        told = {name: {of: values.said for of, values in one.over.items()} for name, one in names["SEARCH"].items()}
+        told = {
+            name: {of: values.description for of, values in one.over.items()} for name, one in names["SEARCH"].items()
+        }
         assert told == {
-            name: {of: values.said for of, values in one.over.items()} for name, one in FLIGHTS.search.items()
+            name: {of: values.description for of, values in one.over.items()} for name, one in FLIGHTS.search.items()
         }
         small.make(task="binary", labels=replace(small.LABELS, value=lambda label: label["arr_delay"] > 0),
                    models=names["models"], champion="logreg", search=names["SEARCH"])  # fmt: skip

@@ -281,7 +281,7 @@ class TestServing:
             (one["model"], one["version"]) for one in (log["champion"], *log["challengers"])
         }
         replay = Replay(PIPELINE, world.broker, world.registry)
-        (done,) = replay.again(replay.find(["asked"]), rebuild=rebuild)
+        (done,) = replay.run(replay.log.find(["asked"]), rebuild=rebuild)
         assert [(one.then["model"], one.state, one.why) for one in done.scores if one.state != "equal"] == []
 
     def predicted(self, world: World, champion: str) -> Any:
@@ -300,7 +300,7 @@ class TestServing:
         self.predicted(world, "slow~25")
         world.broker.log[TopicPartition(MODELS, 0)].clear()
         replay = Replay(PIPELINE, world.broker, world.registry)
-        (done,) = replay.again(replay.find(["asked"]), rebuild=True)
+        (done,) = replay.run(replay.log.find(["asked"]), rebuild=True)
         assert done.is_equal, [one.why for one in done.scores]
 
     def test_its_versions_are_rebuilt(self, world: World) -> None:

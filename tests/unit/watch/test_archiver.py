@@ -14,8 +14,8 @@ from tidemill import category, load
 from tidemill.demo import data
 from tidemill.errors import SettingsError, StoreError
 from tidemill.files import Files
-from tidemill.offline.backtest import Backtest, Outcome
-from tidemill.offline.history import archived
+from tidemill.offline.backtest import Backtest, KnownLabel
+from tidemill.offline.source import ArchiveSource
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
 from tidemill.watch.archiver.service import Archiver
@@ -175,7 +175,7 @@ def test_an_archive_that_cannot_be_written_stops_it_and_loses_nothing(tmp_path: 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tidemill.files.write_whole", full)
+        patch.setattr("tidemill.files.write_atomic", full)
         with pytest.raises(StoreError, match="No space left"):
             run.step.process([record(n) for n in range(130)], discard)
     run.step.revoke([SLOT])
@@ -213,7 +213,7 @@ def test_a_backtest_from_the_archive_says_what_the_one_it_was_made_of_said(tmp_p
         run.step.process([record], discard)
     run.flush()
     expected = Backtest(FLIGHTS).run([f.event for f in found], data.labels(found))
-    report = Backtest(FLIGHTS).replay(*archived(FLIGHTS, str(tmp_path)))
+    report = Backtest(FLIGHTS).replay(*ArchiveSource(str(tmp_path)).vectors_and_labels(FLIGHTS))
     assert report.metrics == expected.metrics
     assert (report.predictions, report.joined) == (expected.predictions, expected.joined)
 
@@ -221,7 +221,7 @@ def test_a_backtest_from_the_archive_says_what_the_one_it_was_made_of_said(tmp_p
 @pytest.mark.parametrize("url", ["nowhere", "memory://nothing-there"])
 def test_an_archive_that_is_not_there_is_named(url: str) -> None:
     with pytest.raises(SettingsError, match=r"has no prediction-log of the pipeline 'flights'"):
-        archived(FLIGHTS, url)
+        ArchiveSource(url).vectors_and_labels(FLIGHTS)
 
 
 def test_an_archive_of_another_declaration_is_refused(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_an_archive_of_another_declaration_is_refused(tmp_path: Path) -> None:
     run.flush()
     other = replace(FLIGHTS, request={**FLIGHTS.request, "flight": category("flight")})
     with pytest.raises(SettingsError, match=r"another declaration.*x_flight"):
-        archived(other, str(tmp_path))
+        ArchiveSource(str(tmp_path)).vectors_and_labels(other)
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_a_model_of_today_is_tried_on_an_archive_that_is_older(tmp_path: Path) -
         run.step.process([record], discard)
     run.flush()
     other = replace(FLIGHTS, models={**FLIGHTS.models, "new": FLIGHTS.model("slow")}, views=[])
-    report = Backtest(other).replay(*archived(other, str(tmp_path)))
+    report = Backtest(other).replay(*ArchiveSource(str(tmp_path)).vectors_and_labels(other))
     assert report.metrics["new"]["Accuracy"] > 0.5
 
 
@@ -279,7 +279,7 @@ def test_another_schema_has_files_of_its_own(tmp_path: Path) -> None:
 
 def test_a_label_that_is_not_later_than_its_event_is_learned_too() -> None:
     features = log(1)["features"]
-    report = Backtest(FLIGHTS).replay([features], [Outcome("e1", True, 1)])
+    report = Backtest(FLIGHTS).replay([features], [KnownLabel("e1", True, 1)])
     assert (report.joined, report.pending) == (1, 0)
 
 

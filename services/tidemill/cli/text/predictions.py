@@ -148,7 +148,7 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
 MAX_UNEQUAL = 100
 
 
-def unequal_text(unequal: Sequence[replay.Done]) -> str:
+def unequal_text(unequal: Sequence[replay.ReplayedPrediction]) -> str:
     """Return the scores of a sample that differ, and why others can't be repeated."""
     scores = [(one.prediction.event_id, again) for one in unequal for again in one.scores]
     different = [(event_id, again) for event_id, again in scores if again.now is not None and again.state != "equal"]

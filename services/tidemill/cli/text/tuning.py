@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidemill.cli.text.shared import count_of, format_value, new_table, render
-from tidemill.offline.tuning.successive_halving import Candidate, Report
+from tidemill.offline.tuning.successive_halving import Candidate, TuningReport
 
 #: Candidates that are printed; --json prints all.
 MAX_CANDIDATES = 20
 
 
-def tuning_text(report: Report) -> str:
+def tuning_text(report: TuningReport) -> str:
     """Return how the best of the candidates did, and which beat the champion."""
     names = [report.metric, *(name for name in report.champion.metrics if name != report.metric)]
     table = new_table("model", "parameters", *names, "examples", "seconds", "ended", numbers=len(names) + 3)
@@ -55,8 +55,8 @@ def _figure(value: float) -> str:
 _ENDS: Mapping[str, str] = {"": "saw all", "out": "out", "time": "time was up"}
 
 
-def _result(report: Report) -> str:
-    if not report.champion.is_whole:
+def _result(report: TuningReport) -> str:
+    if not report.champion.is_complete:
         return "the time was up before the champion itself had seen all examples: give more --seconds, or fewer --examples\n"
     early = "the time was up before all trials were done\n" if report.stopped else ""
     if not report.winners:
@@ -67,6 +67,6 @@ def _result(report: Report) -> str:
     )
 
 
-def _failed(report: Report) -> str:
+def _failed(report: TuningReport) -> str:
     whys = Counter(one.ended for one in report.candidates if one.ended not in _ENDS)
     return "".join(f"{count_of(n, 'candidate')} failed: {format_value(why)}\n" for why, n in whys.most_common(5))

@@ -15,99 +15,99 @@ import math
 
 import numpy as np
 
-from tidemill.offline.suggest.profiles import LIMITS, Array, Profile
+from tidemill.offline.suggest.profiles import TYPE_LIMITS, Array, Profile
 
-NATURAL = ((0, 6), (1, 7), (1, 12), (0, 23), (1, 31), (0, 59))
-"""Days of the week, months, hours, days of the month, minutes: what whole numbers that fit and reach the end are taken for."""
-TOPS = (1, 100)
-"""Where shares and percentages end."""
-SEEN_OFTEN = 5
-"""How often a value must have been seen, so that it is not a slip."""
-SENTINELS = 3
-"""So many different values on the wrong side of 0 stand for "missing" (-1, -99), where they are rare; more are a tail."""
+#: Days of the week, months, hours, days of the month, minutes: integers that fit and reach the end are taken for these.
+NATURAL_RANGES = ((0, 6), (1, 7), (1, 12), (0, 23), (1, 31), (0, 59))
+#: Where shares and percentages end.
+NATURAL_MAXIMA = (1, 100)
+#: A value that occurs less often may be a slip.
+MIN_OCCURRENCES = 5
+#: So many distinct values on the wrong side of 0 stand for "missing" (-1, -99) where they are rare. More are a tail.
+MAX_SENTINELS = 3
 
 
-def bounds(profile: Profile, values: Array, most: float) -> tuple[float, float]:
+def bounds(profile: Profile, values: Array, max_share: float) -> tuple[float, float]:
     """Return the suggested bounds of a field, readable, given a sorted sample of its values and the share that may be refused."""
-    is_whole = profile.is_whole
-    natural = _natural(values, most) if is_whole else None
+    is_integer = profile.is_integer
+    natural = _natural(values, max_share) if is_integer else None
     if natural:
         return natural
-    low, high = _fence(values, -1, most), _fence(values, 1, most)
-    nearly = _at(len(values), 5 * most)
-    if low < 0 <= values[nearly] and not _tail(values[(values >= low) & (values < 0)], values, most):
+    low, high = _fence(values, -1, max_share), _fence(values, 1, max_share)
+    nearly = _at(len(values), 5 * max_share)
+    if low < 0 <= values[nearly] and not _tail(values[(values >= low) & (values < 0)], values, max_share):
         low = 0
-    if values[-1 - nearly] <= 0 < high and not _tail(values[(values > 0) & (values <= high)], values, most):
+    if values[-1 - nearly] <= 0 < high and not _tail(values[(values > 0) & (values <= high)], values, max_share):
         high = 0
-    for top in TOPS:
+    for top in NATURAL_MAXIMA:
         inside = values[values <= top]
         if (
             0 <= low < 0.99 * top <= inside[-1:].sum()
             and high > top
-            and not _tail(values[(values > top) & (values <= high)], values, most)
+            and not _tail(values[(values > top) & (values <= high)], values, max_share)
         ):
             high = top
-    return rounded(low, high, is_whole=is_whole, limits=LIMITS[profile.kind])
+    return rounded(low, high, is_integer=is_integer, limits=TYPE_LIMITS[profile.kind])
 
 
 def _at(size: int, share: float) -> int:
     return math.floor(min(share, 0.5) * (size - 1))
 
 
-def _tail(beyond: Array, values: Array, most: float) -> bool:
+def _tail(beyond: Array, values: Array, max_share: float) -> bool:
     """Return whether values beyond a natural end show that it is none."""
-    return len(beyond) > most * len(values) or len(np.unique(beyond)) > SENTINELS
+    return len(beyond) > max_share * len(values) or len(np.unique(beyond)) > MAX_SENTINELS
 
 
-def _natural(values: Array, most: float) -> tuple[int, int] | None:
-    found, times = np.unique(values, return_counts=True)
-    seen = {int(value): int(n) for value, n in zip(found, times, strict=True) if n >= SEEN_OFTEN}
-    for low, high in NATURAL:
-        inside = int(times[(found >= low) & (found <= high)].sum())
-        covered = sum(low <= value <= high for value in seen)
+def _natural(values: Array, max_share: float) -> tuple[int, int] | None:
+    distinct, times = np.unique(values, return_counts=True)
+    frequent = {int(value): int(n) for value, n in zip(distinct, times, strict=True) if n >= MIN_OCCURRENCES}
+    for low, high in NATURAL_RANGES:
+        inside = int(times[(distinct >= low) & (distinct <= high)].sum())
+        covered = sum(low <= value <= high for value in frequent)
         # An end is where counts fall all at once, and not as they did before it.
-        there, after = seen.get(high, 0), int(times[found == high + 1].sum())
-        is_end = there * there > 2 * after * seen.get(high - 1, 0)
-        if inside >= (1 - 2 * most) * len(values) and 2 * covered >= high - low + 1 and is_end:
+        at_end, after = frequent.get(high, 0), int(times[distinct == high + 1].sum())
+        is_end = at_end * at_end > 2 * after * frequent.get(high - 1, 0)
+        if inside >= (1 - 2 * max_share) * len(values) and 2 * covered >= high - low + 1 and is_end:
             return low, high
     return None
 
 
-def _fence(values: Array, sign: int, most: float) -> float:
+def _fence(values: Array, sign: int, max_share: float) -> float:
     """Return the fence of one side; +1 is the upper one. Whole numbers are Python's own, which do not overflow."""
     size = len(values)
 
     def at(share: float) -> float:
         index = _at(size, share)
-        found: float = values[size - 1 - index if sign > 0 else index].item()
-        return found
+        value: float = values[size - 1 - index if sign > 0 else index].item()
+        return value
 
     def beyond(bound: float) -> float:
         return len([value for value in outer if (value > bound if sign > 0 else value < bound)]) / size
 
-    base, inner, last = at(min(5 * most, 0.02)), at(min(50 * most, 0.2)), at(2 * most)
+    base, inner, last = at(min(5 * max_share, 0.02)), at(min(50 * max_share, 0.2)), at(2 * max_share)
     outer = (values[values > base] if sign > 0 else values[values < base]).tolist()
     spread = base - inner
     best = base + 3 * spread
-    if spread == 0 and len(outer) >= 100 and len(set(outer)) > SENTINELS:
+    if spread == 0 and len(outer) >= 100 and len(set(outer)) > MAX_SENTINELS:
         # One value has nearly all of the weight: the tail is that of the others.
-        return _fence(np.array(sorted(outer), values.dtype), sign, most * size / len(outer))
+        return _fence(np.array(sorted(outer), values.dtype), sign, max_share * size / len(outer))
     # Heavier tails, and then what lies apart from all the rest and is too much to be an error.
     for wider in (base + 6 * spread, last + (last - base)):
-        if beyond(best) > most / 2 and beyond(wider) <= beyond(best) / 2:
+        if beyond(best) > max_share / 2 and beyond(wider) <= beyond(best) / 2:
             best = wider
-    if beyond(best) > 1.5 * most:
-        last = at(most / 2)
+    if beyond(best) > 1.5 * max_share:
+        last = at(max_share / 2)
         best = last + (last - base)
     return best
 
 
-def rounded(low: float, high: float, *, is_whole: bool, limits: tuple[float, float]) -> tuple[float, float]:
+def rounded(low: float, high: float, *, is_integer: bool, limits: tuple[float, float]) -> tuple[float, float]:
     """Return bounds that are not narrower, and readable: in steps of 1, 2 or 5 times a power of ten, a tenth of their width or less.
 
-    >>> rounded(-94, 591.25, is_whole=True, limits=(-1e15, 1e15))
+    >>> rounded(-94, 591.25, is_integer=True, limits=(-1e15, 1e15))
     (-100, 600)
-    >>> rounded(0, 0.33, is_whole=False, limits=(-1e15, 1e15))
+    >>> rounded(0, 0.33, is_integer=False, limits=(-1e15, 1e15))
     (0, 0.34)
     """
     if high - low < 1e-290:  # a power of ten that no double has
@@ -116,7 +116,7 @@ def rounded(low: float, high: float, *, is_whole: bool, limits: tuple[float, flo
     while 10 * 10**power > (high - low):
         power -= 1
     step = max(n for n in (1, 2, 5) if n * 10 * 10**power <= high - low)
-    if power >= 0 or is_whole:
+    if power >= 0 or is_integer:
         step = max(step * 10**power, 1) if power >= 0 else 1
         low, high = math.floor(low) // step * step, -(-math.ceil(high) // step) * step
     else:

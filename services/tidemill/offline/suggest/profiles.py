@@ -1,7 +1,7 @@
-"""What history is like, field by field, in memory that does not grow with it: what rules are suggested from.
+"""Profiles of history, field by field, in bounded memory: rules are suggested from them.
 
-Everything is the same in whatever order and batches the records are read: samples are those of the smallest hash of
-partition and offset, not those that happened to come.
+A profile does not depend on the order and the batches in which records are read: a sample has the records with the smallest
+hashes of partition and offset.
 """
 
 from __future__ import annotations
@@ -18,46 +18,49 @@ import numpy.typing as npt
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files
+from tidemill.errors import SettingsError
+from tidemill.offline import history
 from tidemill.offline.backtest import Progress
+from tidemill.offline.source import FileSource, KafkaSource
 from tidemill.rules import LARGEST_NUMBER, Rule
 from tidemill.stream.api import Broker
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
-SAMPLE = 50_000
-"""Values of a field that are kept for its quantiles: at 0.999 that is the 50 largest of them."""
-TAIL = 1_000
-"""Smallest and largest values of a field that are all kept, so that what a bound refuses is counted, not estimated."""
-DISTINCT = 10_000
-"""Different values of a field that are counted; a field with more has no count of each."""
-IDS = 500_000
-"""Different ids that are remembered. Where there are more, those of every second hash, then of every fourth, and so on."""
-ENTITIES = 100_000
-"""Entities of which it is remembered how far a field has come."""
+#: Values of a field that are sampled for its quantiles: at 0.999 that is the 50 largest of them.
+MAX_SAMPLE_VALUES = 50_000
+#: Smallest and largest values of a field that are all kept, so that what a bound refuses is counted, not estimated.
+MAX_TAIL_VALUES = 1_000
+#: A field with more distinct values has no count of each.
+MAX_DISTINCT_VALUES = 10_000
+#: Distinct ids that are kept. Of more, those of every second hash are kept, then of every fourth, and so on.
+MAX_IDS = 500_000
+#: Entities whose last value of a field is kept.
+MAX_ENTITIES = 100_000
 
-BATCH = 10_000
-"""Rows that are taken at once."""
+#: Rows of a file that are profiled at once.
+BATCH_ROWS = 10_000
 
+#: Rules that give the same answer for a value at any time: history shows what they would have refused.
 VALUE_RULES = ("between", "one_of", "matches", "not_null", "finite", "not_before")
-"""Rules that say the same of a value whenever they are asked: of these, history shows what they would have refused."""
 
-NUMBERS: Mapping[str, Any] = {"int": np.int64, "long": np.int64, "float": np.float64, "double": np.float64}
-LIMITS: Mapping[str, tuple[float, float]] = {
+NUMBER_TYPES: Mapping[str, Any] = {"int": np.int64, "long": np.int64, "float": np.float64, "double": np.float64}
+#: The smallest and the largest value of a type that pass without any rule.
+TYPE_LIMITS: Mapping[str, tuple[float, float]] = {
     "int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1),
     "float": (-LARGEST_NUMBER, LARGEST_NUMBER), "double": (-LARGEST_NUMBER, LARGEST_NUMBER),
 }  # fmt: skip
-"""The smallest and the largest value that a field of this type passes without any rule."""
 
 Array = npt.NDArray[Any]
 
 
 def hashed(numbers: Array) -> Array:
-    """Return a hash of each of these whole numbers, no two alike (the finalizer of SplitMix64, Steele et al. 2014)."""
-    found = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return found ^ (found >> np.uint64(31))
+    """Return a hash of each of these integers, no two alike (the finalizer of SplitMix64, Steele et al. 2014)."""
+    mixed = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 class Sample:
@@ -98,7 +101,7 @@ class Tails:
         self.highest = np.sort(np.concatenate([self.highest, values]))[-self.size :]
 
 
-class Ids:
+class RepeatedIds:
     """Which share of ids came before: exact up to `limit` of them, then that of a sample by hash."""
 
     def __init__(self, limit: int) -> None:
@@ -138,7 +141,7 @@ class Rising:
                 continue
             before = last.get(entity)
             if before is None:
-                if len(last) < ENTITIES:
+                if len(last) < MAX_ENTITIES:
                     last[entity] = value
                 continue
             if value < before:
@@ -150,8 +153,8 @@ class Rising:
 
 
 @dataclass
-class Judged:
-    """A declared rule and what of history it refuses: how many, and some of the values with how often each came."""
+class RuleTally:
+    """A declared rule, how many values of history it refuses, and some of them with how often each came."""
 
     rule: Rule
     refused: int = 0
@@ -162,28 +165,31 @@ class Judged:
         for value, times in counts.items():
             if (not self.rule.nullable) if value is None else not self.rule.passes(value):
                 self.refused += times
-                if value in self.values or len(self.values) < TAIL:
+                if value in self.values or len(self.values) < MAX_TAIL_VALUES:
                     self.values[value] += times
 
 
 class Profile:
-    """One field: how many, null or not, which values how often, a sample of them and their tails."""
+    """The profile of one field: counts of values and nulls, how often each value came, a sample, and the tails."""
 
     def __init__(self, avro: Mapping[str, Any], kind: str, declared: Sequence[Rule] = ()) -> None:
         self.name: str = avro["name"]
         self.kind, self.nullable = kind, schema_files.nullable(avro["type"])
-        self.logical, self.symbols = _told(avro["type"], "logicalType"), _told(avro["type"], "symbols")
+        self.logical, self.symbols = (
+            _type_attribute(avro["type"], "logicalType"),
+            _type_attribute(avro["type"], "symbols"),
+        )
         self.count = self.nulls = self.unusable = 0
-        self.is_whole = True
+        self.is_integer = True
         self.counts: Counter[Any] | None = Counter()
-        stored = NUMBERS.get(kind, object)
-        self.sample, self.tails = Sample(stored, SAMPLE), Tails(stored, TAIL)
-        self.declared = [Judged(rule) for rule in declared if rule.name in VALUE_RULES]
+        stored = NUMBER_TYPES.get(kind, object)
+        self.sample, self.tails = Sample(stored, MAX_SAMPLE_VALUES), Tails(stored, MAX_TAIL_VALUES)
+        self.declared = [RuleTally(rule) for rule in declared if rule.name in VALUE_RULES]
 
     @property
     def is_number(self) -> bool:
         """Whether its values are numbers."""
-        return self.kind in NUMBERS
+        return self.kind in NUMBER_TYPES
 
     @property
     def is_text(self) -> bool:
@@ -197,26 +203,28 @@ class Profile:
             self.nulls += sum(value is None for value in values)
             return
         counts = Counter(values)
-        for judged in self.declared:
-            judged.take(counts)
+        for tally in self.declared:
+            tally.take(counts)
         self.nulls += counts.pop(None, 0)
         if self.counts is not None:
             self.counts.update(counts)
-            if len(self.counts) > DISTINCT:
+            if len(self.counts) > MAX_DISTINCT_VALUES:
                 self.counts = None
         if self.kind == "boolean":
             return
-        there = np.fromiter((value is not None for value in values), bool, len(values))
-        found = np.array([value for value in values if value is not None], self.sample.values.dtype)
-        times, hashes = times[there], hashes[there]
+        is_present = np.fromiter((value is not None for value in values), bool, len(values))
+        present = np.array([value for value in values if value is not None], self.sample.values.dtype)
+        times, hashes = times[is_present], hashes[is_present]
         if self.kind in ("float", "double"):
-            usable = np.abs(found) <= LARGEST_NUMBER  # all others are refused without any rule; NaN is not <= anything
+            usable = (
+                np.abs(present) <= LARGEST_NUMBER
+            )  # all others are refused without any rule; NaN is not <= anything
             self.unusable += int((~usable).sum())
-            found, times, hashes = found[usable], times[usable], hashes[usable]
-            self.is_whole = self.is_whole and bool((found == np.floor(found)).all())
-        self.sample.take(found, times, hashes)
+            present, times, hashes = present[usable], times[usable], hashes[usable]
+            self.is_integer = self.is_integer and bool((present == np.floor(present)).all())
+        self.sample.take(present, times, hashes)
         if self.is_number:
-            self.tails.take(found)
+            self.tails.take(present)
 
     @property
     def values(self) -> int:
@@ -248,14 +256,14 @@ class Profile:
         return round(total / max(len(self.sample), 1) * self.values), len(self.sample) == self.values, bad
 
 
-def _told(avro: Any, what: str) -> Any:
-    """Return what a field's type says under a key, also where it is one branch of a union."""
+def _type_attribute(avro: Any, what: str) -> Any:
+    """Return an attribute of a field's type, also where that is one branch of a union."""
     branches = avro if isinstance(avro, list) else [avro]
     return next((branch[what] for branch in branches if isinstance(branch, dict) and what in branch), None)
 
 
-class History:
-    """The profile of a whole stream.
+class StreamProfile:
+    """The profile of one stream.
 
     Parameters
     ----------
@@ -264,7 +272,7 @@ class History:
     declared
         Its declared rules, which are judged on the way.
     is_sorted
-        Whether records come in order of their time because somebody has sorted them: then that shows nothing.
+        Whether the records were sorted by time: then their order shows nothing.
     """
 
     def __init__(self, stream: Stream, declared: Sequence[Rule] = (), *, is_sorted: bool = True) -> None:
@@ -274,8 +282,8 @@ class History:
             avro["name"]: Profile(avro, stream.types[avro["name"]], [r for r in declared if r.field == avro["name"]])
             for avro in stream.avro["fields"]
         }
-        self.ids = Ids(IDS)
-        self.lag = Profile({"name": stream.time, "type": "long"}, "long")
+        self.ids = RepeatedIds(MAX_IDS)
+        self.delay = Profile({"name": stream.time, "type": "long"}, "long")
         """How long after its own time a record came, in ms, by its Kafka timestamp; empty where history is a file."""
         self.rising = {
             name: Rising()
@@ -296,40 +304,67 @@ class History:
             profile.take([row[name] for row in rows], times, hashes)
         self.ids.take([row[stream.id] for row in rows])
         if arrivals is not None:
-            self.lag.take((arrivals - times).tolist(), times, hashes)
+            self.delay.take((arrivals - times).tolist(), times, hashes)
         for name in [name for name, rising in self.rising.items() if not rising.falls]:
             self.rising[name].take([row[stream.key] for row in rows], [row[name] for row in rows])
 
 
 def of_rows(stream: Stream, declared: Sequence[Rule], rows: Sequence[Mapping[str, Any]],
-            progress: Progress | None = None) -> History:  # fmt: skip
+            progress: Progress | None = None) -> StreamProfile:  # fmt: skip
     """Return the profile of rows, which are in order of their time."""
-    found = History(stream, declared)
-    for begin in range(0, len(rows), BATCH):
-        some = rows[begin : begin + BATCH]
-        found.take(some, np.arange(begin, begin + len(some)))
+    profile = StreamProfile(stream, declared)
+    for begin in range(0, len(rows), BATCH_ROWS):
+        batch = rows[begin : begin + BATCH_ROWS]
+        profile.take(batch, np.arange(begin, begin + len(batch)))
         if progress:
-            progress(len(some))
-    return found
+            progress(len(batch))
+    return profile
 
 
-def of_kafka(pipeline: Pipeline, broker: Broker, progress: Progress | None = None) -> dict[str, History]:
-    """Return the profiles of what Kafka holds of a pipeline's valid events and labels at this moment, as "rules", "label_rules".
+def of_kafka(pipeline: Pipeline, broker: Broker, progress: Progress | None = None) -> dict[str, StreamProfile]:
+    """Return the profiles of the valid events and labels in Kafka at this moment, as "rules" and "label_rules".
 
     Records of an earlier schema are counted and passed over.
     """
-    records, found = Records(pipeline), {}
+    records, profiles = Records(pipeline), {}
     for argument, topic, stream, declared, codec in (
         ("rules", topics.EVENTS_VALID, pipeline.events, pipeline.rules, records.event),
         ("label_rules", topics.LABELS_VALID, pipeline.labels, pipeline.label_rules, records.label),
     ):
-        history = found[argument] = History(stream, declared, is_sorted=False)
+        profile = profiles[argument] = StreamProfile(stream, declared, is_sorted=False)
         for batch in broker.read(full_range(broker, topic.name(pipeline.name))):
-            some = [(record, row) for record in batch if (row := codec.of(record.value())) is not None]
-            history.skipped += len(batch) - len(some)
-            numbers = np.array([(r.partition() << 48) + r.offset() for r, _ in some], np.int64)
-            arrivals = np.array([r.timestamp()[1] for r, _ in some], np.int64)
-            history.take([row for _, row in some], numbers, arrivals)
+            decoded = [(record, row) for record in batch if (row := codec.of(record.value())) is not None]
+            profile.skipped += len(batch) - len(decoded)
+            numbers = np.array([(r.partition() << 48) + r.offset() for r, _ in decoded], np.int64)
+            arrivals = np.array([r.timestamp()[1] for r, _ in decoded], np.int64)
+            profile.take([row for _, row in decoded], numbers, arrivals)
             if progress:
                 progress(len(batch))
-    return found
+    return profiles
+
+
+def read(
+    pipeline: Pipeline, source: KafkaSource | FileSource, progress: Progress | None = None
+) -> dict[str, StreamProfile]:
+    """Return the profiles of a source's events and labels, as "rules" and "label_rules".
+
+    Raises SettingsError where a source, or a file of it, holds nothing.
+    """
+    if isinstance(source, KafkaSource):
+        profiles = of_kafka(pipeline, source.broker, progress)
+        if not any(profile.records for profile in profiles.values()):
+            raise SettingsError(
+                f"the log holds no valid events or labels of {pipeline.name!r}: run its validator first, or name files of "
+                f"history with --events and --labels"
+            )
+        return profiles
+    profiles = {}
+    for argument, path, stream, declared in (
+        ("rules", source.events, pipeline.events, pipeline.rules),
+        ("label_rules", source.labels, pipeline.labels, pipeline.label_rules),
+    ):
+        if path is not None:
+            profiles[argument] = of_rows(stream, declared, history.read(path, stream), progress)
+            if not profiles[argument].records:
+                raise SettingsError(f"{path} has no rows: give a file with history")
+    return profiles

@@ -1,4 +1,4 @@
-"""How texts are written: which kind of character stands where."""
+"""Patterns of texts: which kind of character stands at each place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 _CLASSES = ("A-Z", "a-z", "0-9", "0-9a-f", "0-9A-F", "A-Z0-9", "a-z0-9", "A-Za-z0-9")
-LONGEST = 64
-"""The longest text of which a pattern is looked for."""
+#: No pattern is looked for in longer texts.
+MAX_PATTERN_CHARACTERS = 64
 
 
 def shape_of(text: str) -> str:
@@ -16,23 +16,23 @@ def shape_of(text: str) -> str:
     return "".join("A" if c.isupper() else "a" if c.islower() else "9" if c.isdigit() else c for c in text)
 
 
-def pattern_of(texts: Sequence[str], most: float) -> str | None:
+def pattern_of(texts: Sequence[str], max_share: float) -> str | None:
     """Return the regular expression of texts that all but a few have one length and one kind of character at each place."""
     length, times = Counter(map(len, texts)).most_common(1)[0]
-    if not 0 < length <= LONGEST or times < (1 - 2 * most) * len(texts):
+    if not 0 < length <= MAX_PATTERN_CHARACTERS or times < (1 - 2 * max_share) * len(texts):
         return None
     alike, parts = [text for text in texts if len(text) == length], []
     for characters in zip(*alike, strict=True):
-        part = _class(Counter(characters), 2 * most * len(alike))
+        part = _class(Counter(characters), 2 * max_share * len(alike))
         if part is None:
             return None
         parts.append(part)
-    found, at = "", 0
+    pattern, at = "", 0
     while at < length:
         many = next((i for i in range(at, length) if parts[i] != parts[at]), length) - at
-        found += parts[at] + (f"{{{many}}}" if many > 1 else "")
+        pattern += parts[at] + (f"{{{many}}}" if many > 1 else "")
         at += many
-    return found if "[" in found else None
+    return pattern if "[" in pattern else None
 
 
 def _class(counts: Counter[str], slips: float) -> str | None:

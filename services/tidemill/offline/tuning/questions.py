@@ -7,7 +7,7 @@ newest version would have answered, had it been declared from the first of these
 would be another thing, and flatter it.
 
 from     <pipeline>.examples, an archive's, or events and labels in files by the backtest's steps
-memory   the newest MOST examples, about half a kilobyte each
+memory   the newest MAX_EXAMPLES examples, about half a kilobyte each
 """
 
 from __future__ import annotations
@@ -19,23 +19,21 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import SettingsError
-from tidemill.files import Files
-from tidemill.offline.backtest import Backtest, Progress, Row
-from tidemill.offline.log_history import without_models
+from tidemill.offline.backtest import Backtest, Progress, Row, without_models
+from tidemill.offline.source import ArchiveSource, FileSource, Source
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records
 
-MOST = 200_000
-"""Examples that are taken where no other number is asked for: the newest."""
+#: The newest examples that are read where no other number is given.
+MAX_EXAMPLES = 200_000
 
 
-class Past(NamedTuple):
-    """One example. Times are ms since the epoch; `place` tells questions of the same time apart, by where their events lie."""
+class LabelledVector(NamedTuple):
+    """One example. Times are ms since the epoch; `event_place`, its event's partition and offset, orders equal times."""
 
     event_time: int
-    place: tuple[int, int]
+    event_place: tuple[int, int]
     label_time: int
     vector: tuple[Any, ...]
     label: Any
@@ -50,9 +48,11 @@ class Questions:
         How long after a label is known the model that learned it is in use, in ms.
     """
 
-    def __init__(self, pipeline: Pipeline, examples: Iterable[Past], *, delay: int = 0, skipped: int = 0) -> None:
+    def __init__(
+        self, pipeline: Pipeline, examples: Iterable[LabelledVector], *, delay: int = 0, skipped: int = 0
+    ) -> None:
         self.names = tuple(pipeline.vector)
-        self.examples: Sequence[Past] = list(examples)
+        self.examples: Sequence[LabelledVector] = list(examples)
         self.skipped = skipped
         #: i to ask the i-th example, ~i to learn it.
         self.steps: list[int] = []
@@ -70,13 +70,13 @@ class Questions:
 
     def _order(self, delay: int) -> None:
         known = list(accumulate((max(e.label_time, e.event_time) + delay for e in self.examples), max))
-        asked = bytearray(len(known))
+        is_asked = bytearray(len(known))
         for index in sorted(range(len(known)), key=lambda i: self.examples[i][:2]):
             now = self.examples[index].event_time
-            while (at := len(self.until) - 1) < len(known) and known[at] <= now and asked[at]:
+            while (at := len(self.until) - 1) < len(known) and known[at] <= now and is_asked[at]:
                 self._learn(at)
             self.steps.append(index)
-            asked[index] = True
+            is_asked[index] = True
         for at in range(len(self.until) - 1, len(known)):
             self._learn(at)
 
@@ -85,67 +85,74 @@ class Questions:
         self.until.append(len(self.steps))
 
 
-def _of(example: Example) -> Past:
-    of = example["prediction"]["features"]
-    place = (of["partition"], of["offset"])
-    return Past(of["event_time"], place, example["label_time"], tuple(of["vector"].values()), example["label"])
+def _labelled_vector(example: Example) -> LabelledVector:
+    features = example["prediction"]["features"]
+    place = (features["partition"], features["offset"])
+    vector = tuple(features["vector"].values())
+    return LabelledVector(features["event_time"], place, example["label_time"], vector, example["label"])
 
 
-def from_kafka(
-    pipeline: Pipeline, broker: Broker, most: int = MOST, *, delay: int = 0, progress: Progress | None = None
+def read(
+    pipeline: Pipeline, source: Source, newest: int = MAX_EXAMPLES, *, delay: int = 0, progress: Progress | None = None
 ) -> Questions:
-    """Take the newest `most` examples that <pipeline>.examples holds; those of an earlier declaration are passed over."""
+    """Read the `newest` examples of a source. Raises SettingsError where an archive has none, or a file does not fit."""
+    if isinstance(source, FileSource):
+        return from_rows(pipeline, *source.rows(pipeline), newest, delay=delay, progress=progress)
+    if isinstance(source, ArchiveSource):
+        return Questions(pipeline, _from_archive(pipeline, source, newest, progress), delay=delay)
+    examples, skipped = _from_kafka(pipeline, source.broker, newest, progress)
+    return Questions(pipeline, examples, delay=delay, skipped=skipped)
+
+
+def _from_kafka(
+    pipeline: Pipeline, broker: Broker, newest: int, progress: Progress | None
+) -> tuple[list[LabelledVector], int]:
+    """Return the newest of <pipeline>.examples, and how many more are of an earlier declaration."""
     slot, codec = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0), Records(pipeline).example
     low, high = broker.offset_range(slot)
-    found, skipped = [], 0
-    for batch in broker.read({slot: (max(low, high - most), high)}):
+    examples, skipped = [], 0
+    for batch in broker.read({slot: (max(low, high - newest), high)}):
         for record in batch:
             example = codec.of(record.value())
             if example is None:
                 skipped += 1
             else:
-                found.append(_of(example))
+                examples.append(_labelled_vector(example))
         if progress:
             progress(len(batch))
-    return Questions(pipeline, found, delay=delay, skipped=skipped)
+    return examples, skipped
 
 
-def from_archive(
-    pipeline: Pipeline, url: str, most: int = MOST, *, delay: int = 0, progress: Progress | None = None
-) -> Questions:
-    """Take the newest `most` examples of an archive, in the order that the log had. Raises SettingsError where it has none."""
-    try:
-        from tidemill.wire import archive_rows as rows
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"--archive {url}: reading it needs {error.name}: pip install 'tidemill[parquet]'"
-        ) from None
+def _from_archive(
+    pipeline: Pipeline, source: ArchiveSource, newest: int, progress: Progress | None
+) -> list[LabelledVector]:
+    """Return the newest of an archive, in the order that the log had."""
     columns = [f"x_{name}" for name in pipeline.vector]
-    newest: list[tuple[int, Past]] = []
-    for row in rows.read(pipeline, Files(url, "archive_url", "archive", create=False), labelled=True):
+    heap: list[tuple[int, LabelledVector]] = []
+    for row in source.rows(pipeline, labelled=True):
         place = (row["source_partition"], row["source_offset"])
         vector = tuple(row[column] for column in columns)
-        item = row["offset"], Past(row["event_time"], place, row["label_time"], vector, row["label"])
-        if len(newest) < most:
-            heapq.heappush(newest, item)
+        example = LabelledVector(row["event_time"], place, row["label_time"], vector, row["label"])
+        if len(heap) < newest:
+            heapq.heappush(heap, (row["offset"], example))
         else:
-            heapq.heappushpop(newest, item)
+            heapq.heappushpop(heap, (row["offset"], example))
         if progress:
             progress(1)
-    return Questions(pipeline, (past for _, past in sorted(newest)), delay=delay)
+    return [example for _, example in sorted(heap)]
 
 
 def from_rows(
-    pipeline: Pipeline, events: Iterable[Row], labels: Iterable[Row], most: int = MOST, *, delay: int = 0,
+    pipeline: Pipeline, events: Iterable[Row], labels: Iterable[Row], newest: int = MAX_EXAMPLES, *, delay: int = 0,
     progress: Progress | None = None,
 ) -> Questions:  # fmt: skip
-    """Take the newest `most` examples that events and labels become, each in order of its time, by the backtest's steps."""
-    run, found = Backtest(without_models(pipeline)), deque[Past](maxlen=most)
+    """Make examples of events and labels, each in order of its time, by the backtest's steps; the `newest` are kept."""
+    run, examples = Backtest(without_models(pipeline)), deque[LabelledVector](maxlen=newest)
     decode: Callable[[bytes], Example] = run.records.example.decode
 
-    def joined(record: Record) -> None:
-        found.append(_of(decode(record.value() or b"")))
+    def keep(record: Record) -> None:
+        examples.append(_labelled_vector(decode(record.value() or b"")))
 
-    run.examples = joined
+    run.examples = keep
     run.run(events, labels, progress)
-    return Questions(pipeline, found, delay=delay)
+    return Questions(pipeline, examples, delay=delay)

@@ -217,25 +217,25 @@ class MonitorService:
     def _track(self, topic: Topic, records: Sequence[Record]) -> None:
         """Note that a partition has traffic, and mark windows as interrupted where records of it were missed."""
         now, first = time.monotonic(), records[0]
-        partition = TopicPartition(first.topic(), first.partition())
+        topic_partition = TopicPartition(first.topic(), first.partition())
         self._first.setdefault(topic.suffix, now)
         windows = self.core.windows.get(topic.suffix)
-        if (topic.suffix, partition.partition) not in self._seen and windows is not None:
-            low, _ = self.broker.offset_range(partition)
+        if (topic.suffix, topic_partition.partition) not in self._seen and windows is not None:
+            low, _ = self.broker.offset_range(topic_partition)
             if first.offset() > low:
                 windows.interrupt(self.core.time_of(topic.suffix, first))
-        expected = self._next.get(partition)
+        expected = self._next.get(topic_partition)
         if expected is not None and first.offset() > expected + 1:  # one offset may be a transaction's commit
-            lost = self.broker.offset_range(partition)[0] - expected
+            lost = self.broker.offset_range(topic_partition)[0] - expected
             if lost > 0:
-                log.error("records lost: the log no longer has them",
-                          extra={"partition": f"{partition.topic}[{partition.partition}]", "lost": lost})  # fmt: skip
+                where = f"{topic_partition.topic}[{topic_partition.partition}]"
+                log.error("records lost: the log no longer has them", extra={"partition": where, "lost": lost})
                 if windows is not None:
                     windows.interrupt(self.core.time_of(topic.suffix, first))
-        self._seen[topic.suffix, partition.partition] = now
-        self._next[partition] = records[-1].offset() + 1
+        self._seen[topic.suffix, topic_partition.partition] = now
+        self._next[topic_partition] = records[-1].offset() + 1
         if topic is topics.PREDICTION_LOG:
-            self.core.catching_up = self._lag()[partition] > MAX_FETCH_RECORDS
+            self.core.catching_up = self._lag()[topic_partition] > MAX_FETCH_RECORDS
 
     async def close_windows(self) -> None:
         """Close the windows that are complete, and publish them."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError
-from tidemill.offline.lookup import shown
+from tidemill.offline.lookup import public_manifest
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.consumer import KafkaFollower
@@ -131,7 +131,7 @@ class TopicFollower(threading.Thread):
         manifest = self.records.manifest.of(record.value())
         if manifest is None:
             return
-        version = shown(manifest)
+        version = public_manifest(manifest)
         self.manifests[manifest["model"]] = version
         self.versions[manifest["model"], manifest["version"]] = version
         while len(self.versions) > START_RECORDS[topics.MODELS]:

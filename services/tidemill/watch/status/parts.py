@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, HTTPException, Request
 from pydantic import SecretStr
 
-from tidemill.offline.lookup import Lookup
+from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import ModelRef
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower
@@ -51,7 +51,7 @@ class Parts:
     follower: TopicFollower
     scraper: Scraper
     overview: Overview
-    lookup: Lookup
+    lookup: LogLookup
     ready: Callable[[], str | None]
     acknowledge: Callable[[str, str, str], None]
     ask: Callable[[CommandRequest, ModelRef], None]

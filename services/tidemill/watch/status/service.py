@@ -21,7 +21,7 @@ import uvicorn
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, StoreError
 from tidemill.features.redis import OnlineStore
-from tidemill.offline.lookup import Lookup
+from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import Command, ModelRef, commands
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -123,7 +123,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         follower=follower,
         scraper=scraper,
         overview=Overview(pipeline, follower, scraper, dependencies.as_dicts),
-        lookup=Lookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time),
+        lookup=LogLookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time),
         ready=dependencies.wrong,
         acknowledge=acknowledge,
         ask=ask,
