@@ -142,7 +142,7 @@ def _topics() -> str:
         kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // 86_400_000} d"
         rows.append(
             (
-                f"`<pipeline>.{topic.suffix}`",
+                f"`{topic.suffix}`",
                 topic.doc,
                 topic.key,
                 topic.record,
@@ -152,7 +152,10 @@ def _topics() -> str:
                 ", ".join(topic.readers),
             )
         )
-    text = "# Topics\n\n`tidemill topics PIPELINE --create` creates those that the broker lacks.\n\n"
+    text = (
+        "# Topics\n\nEach name begins with the pipeline's, as in `flights.events`. "
+        "`tidemill topics flights --create` creates missing ones.\n\n"
+    )
     return text + _table(("topic", "what", "key", "record", "partitions", "kept", "written by", "read by"), rows)
 
 

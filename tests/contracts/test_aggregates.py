@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,19 @@ from tidemill.features.tiles import Entity, Plan
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
+from tidemill.testing.aggregates import (
+    EVERY,
+    assert_same,
+    check_definition,
+    check_order,
+    check_size,
+    many_events,
+    plan_of,
+    streams,
+    tiles_of,
+)
 from tidemill.wire.records import Records
 
-EVERY, TILES = 60_000, 10
 PACKAGE = Path(aggregates.__file__).parent
 
 
@@ -118,45 +126,7 @@ CASES = {
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
-Sent = tuple[int, float | None, str | None]
-EIGHTHS = st.integers(-8_000, 8_000).map(lambda eighths: eighths / 8)  # sums of these are exact in any order
-VALUES = st.tuples(
-    st.none() | EIGHTHS | st.sampled_from([0.0, -0.0, 1.0]), st.none() | st.sampled_from(["", "a", "é", "b" * 50])
-)
-STREAMS = st.tuples(
-    st.lists(st.tuples(st.integers(0, 14 * EVERY) | st.sampled_from([0, EVERY - 1, EVERY]), VALUES), min_size=1, max_size=40),
-    st.lists(st.tuples(st.integers(0, 39), st.integers(0, 60)), max_size=5),
-)  # fmt: skip
-
-
-def stream(drawn: tuple[list[tuple[int, tuple[float | None, str | None]]], list[tuple[int, int]]]) -> list[Sent]:
-    """Return (time, number, text) of events in the order in which they come; some come again, then or later."""
-    events, again = drawn
-    sent: list[Sent] = [(t, x, s) for t, (x, s) in events]
-    for which, place in again:
-        sent.insert(min(place, len(sent)), sent[which % len(sent)])
-    return sent
-
-
-def plan_of(case: Case) -> Plan:
-    return Plan(View("e", every="1m", aggregates=[case.keep]))
-
-
-def frame(kept: Sequence[Sent], now: int) -> pd.DataFrame:
-    """Return the events in the tile of `now` and the nine before it."""
-    inside = [e for e in kept if now // EVERY - TILES < e[0] // EVERY <= now // EVERY]
-    return pd.DataFrame(inside, columns=["t", "x", "s"]).astype({"t": "int64", "x": "float64", "s": "object"})
-
-
-def assert_same(found: float | None, expected: Any, rel: float) -> None:
-    if expected is None or found is None or rel == 0:
-        assert found == expected
-    else:
-        assert abs(found - expected) <= rel * abs(expected) + 1e-9
-
-
-def tiles_of(entity: Entity) -> dict[str, str]:
-    return {str(tile * EVERY): entity.dump(tile) for tile in entity.starts}
+STREAMS = streams()
 
 
 def test_every_aggregate_and_every_file_is_in_the_suite() -> None:
@@ -168,60 +138,18 @@ def test_every_aggregate_and_every_file_is_in_the_suite() -> None:
 @pytest.mark.slow
 @every_case
 def test_it_equals_its_definition_on_events_out_of_order_late_and_doubled(case: Case) -> None:
-    plan = plan_of(case)
-
-    @settings(max_examples=40, deadline=None)
-    @given(STREAMS, st.integers(0, 16 * EVERY))
-    def check(drawn: Any, asked: int) -> None:
-        entity = Entity(plan)
-        kept: list[Sent] = []
-        for t, x, s in stream(drawn):
-            event = {"x": x, "s": s}
-            if entity.add(plan, t, event) is not None:
-                kept.append((t, x, s))
-            assert event == {"x": x, "s": s}, "an event is never changed"
-            newest = max(t // EVERY for t, _, _ in kept)
-            kept = [e for e in kept if e[0] // EVERY > newest - plan.tiles_kept]
-            assert len(entity.starts) <= plan.tiles_kept, "memory is bounded"
-        (found,) = plan.read(entity, asked)
-        inside = frame(kept, asked)
-        assert_same(found, case.definition(inside, asked) if len(inside) else case.keep[0].empty, case.rel)
-        tiles = tiles_of(entity)
-        for text in tiles.values():
-            json.loads(text, parse_constant=pytest.fail)
-        again = Entity.load(plan, tiles)
-        assert again.starts == entity.starts
-        assert again.columns == entity.columns, "what is stored is exact"
-        assert plan.read(again, asked) == [found]
-        assert tiles_of(again) == tiles
-
-    check()
+    check_definition(case.keep, case.definition, case.rel)
 
 
 @pytest.mark.slow
 @every_case
 def test_the_order_of_arrival_does_not_matter(case: Case) -> None:
-    plan = plan_of(case)
-
-    @settings(max_examples=15, deadline=None)
-    @given(
-        st.lists(st.tuples(st.integers(0, 10 * EVERY - 1), VALUES), max_size=30, unique_by=lambda e: e[0]), st.randoms()
-    )
-    def check(events: list[Any], rng: random.Random) -> None:
-        one, other = Entity(plan), Entity(plan)
-        for t, (x, s) in events:
-            one.add(plan, t, {"x": x, "s": s})
-        for t, (x, s) in rng.sample(events, len(events)):
-            other.add(plan, t, {"x": x, "s": s})
-        (found,), (expected,) = plan.read(one, 10 * EVERY - 1), plan.read(other, 10 * EVERY - 1)
-        assert_same(found, expected, 1e-9 if case.rel else 0)
-
-    check()
+    check_order(case.keep, 1e-9 if case.rel else 0)
 
 
 @every_case
 def test_nothing_known_is_what_it_says_for_nothing(case: Case) -> None:
-    plan = plan_of(case)
+    plan = plan_of(case.keep)
     (aggregate,) = case.keep
     assert plan.read(Entity(plan), 5) == [aggregate.empty]
     entity = Entity(plan)
@@ -232,33 +160,16 @@ def test_nothing_known_is_what_it_says_for_nothing(case: Case) -> None:
         assert column.dump(column.fresh()) is None
 
 
-@cache
-def wide() -> list[dict[str, Any]]:
-    """A hundred thousand events of one tile: numbers of every size and sign, hardly two the same."""
-    rng = random.Random(3)
-    return [
-        {"x": math.copysign(10 ** rng.uniform(-10, 15), rng.random() - 0.5), "s": f"text {i}"} for i in range(100_000)
-    ]
-
-
 @every_case
 def test_a_tile_stays_small_however_much_it_has_seen(case: Case) -> None:
-    plan = plan_of(case)
-    entity = Entity(plan)
-    for number, event in enumerate(wide()):
-        entity.add(plan, number % EVERY, event)
-    for name, cell in json.loads(entity.dump(0)).items():
-        assert len(json.dumps(cell)) <= case.largest, name
-    (found,) = plan.read(entity, EVERY - 1)
-    assert found is not None
-    assert math.isfinite(found)
+    check_size(case.keep, case.largest)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("many", [255, 256, 300, 2_000, 20_000])
 def test_many_different_values_are_counted_within_the_stated_error(many: int) -> None:
     """Over fixed streams of eight tiles that overlap by half: the standard error is 6.3%, and there is no bias."""
-    plan = plan_of(CASES["distinct"])
+    plan = plan_of(CASES["distinct"].keep)
     errors = []
     for seed in range(3 if many > 10_000 else 12):
         entity = Entity(plan)
@@ -284,7 +195,7 @@ def test_equal_values_are_one_value_and_others_are_not() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_top_share_of_many_values_is_too_low_by_at_most_a_65th(seed: int) -> None:
-    plan = plan_of(CASES["top_share"])
+    plan = plan_of(CASES["top_share"].keep)
     rng = random.Random(seed)
     values = [float(int(rng.paretovariate(0.4 + 0.2 * seed)) % 5_000) for _ in range(10_000)]
     entity = Entity(plan)
@@ -300,7 +211,7 @@ def test_a_top_share_of_many_values_is_too_low_by_at_most_a_65th(seed: int) -> N
 def test_a_quantile_of_values_of_all_sizes_is_within_one_per_cent(q: float) -> None:
     plan = Plan(View("e", every="1m", aggregates=[aggregates.quantile("x", q, "10m")]))
     entity = Entity(plan)
-    events = wide()[:20_000]
+    events = many_events()[:20_000]
     for i, event in enumerate(events):
         entity.add(plan, i % 10 * EVERY, event)
     (found,) = plan.read(entity, 9 * EVERY)
@@ -510,7 +421,7 @@ def test_a_pipelines_file_may_bring_its_own(tmp_path: Path) -> None:
 def test_what_is_kept_of_older_tiles_is_never_out_of_date(drawn: Any, asked: list[int]) -> None:
     plan = Plan(View("e", every="1m", aggregates=[case.keep for case in CASES.values()]))
     entity = Entity(plan)
-    for (t, x, s), now in zip(stream(drawn), asked, strict=False):
+    for (t, x, s), now in zip(drawn, asked, strict=False):
         entity.add(plan, t, {"x": x, "s": s})
         for moment in (t, now, max(t, now)):
             again = Entity.load(plan, tiles_of(entity))

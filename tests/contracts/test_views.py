@@ -12,7 +12,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from river import dummy, stats
-from test_aggregates import CASES, EVERY, STREAMS, TILES, Sent, assert_same, frame, stream
+from test_aggregates import CASES, STREAMS
 
 from tidemill import Pipeline, Stream, View
 from tidemill.features.redis import RedisView
@@ -21,6 +21,7 @@ from tidemill.features.views import schema
 from tidemill.stages.materializer.service import Materializer
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryRecord
+from tidemill.testing.aggregates import EVERY, TILES, Sent, assert_same, frame
 from tidemill.wire.records import Records
 
 SCHEMA = {
@@ -112,7 +113,7 @@ def test_what_redis_holds_equals_the_definitions(ticks: Stream, redis_url: str, 
     def check(drawn: Any, entities: list[str], stops: dict[int, bool]) -> None:
         declared = pipeline(ticks, partitions)
         river, sent = River(declared, client), defaultdict(list)
-        for number, (event, entity) in enumerate(zip(stream(drawn), entities, strict=False)):
+        for number, (event, entity) in enumerate(zip(drawn, entities, strict=False)):
             river.send(entity, event)
             sent[entity].append(event)
             if number in stops:

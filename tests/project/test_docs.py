@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 import re
 import shlex
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 from test_deployment import accepts
 
 from tidemill import Monitor, aggregates, load
+from tidemill.cli.main import cli
 from tidemill.offline.check import check_models
+from tidemill.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -65,6 +68,7 @@ def test_monitor_and_gate_in_the_docs_load() -> None:
     assert replace(load("flights"), gate=names["gate"]).gate.rate == 0.05
 
 
+@pytest.mark.slow
 def test_the_tutorial_works(tmp_path: Path) -> None:
     """Its backtest prints the figures that it shows; the rest of it needs Kafka."""
     written(TUTORIAL, tmp_path)
@@ -119,6 +123,24 @@ def test_links_lead_to_files(name: str) -> None:
 def test_files_of_the_project_that_pages_name_exist(name: str) -> None:
     paths = re.findall(r"`((?:tests|services|examples|schemas|k8s|benchmarks)/[\w./-]+)", (ROOT / name).read_text())
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    """Strictly: every link and anchor of every page leads somewhere, also to what is generated from the code."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    ended = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
+    pages = {str(page.relative_to(tmp_path)): page.read_text() for page in tmp_path.rglob("*.html")}
+    assert len(pages) > 40
+    assert [
+        name for name, text in pages.items() if re.search(r"<(script|link|img)[^>]*(src|href)=\"?(https?:)?//", text)
+    ] == []
+    for name in Settings.model_fields:
+        assert f"TIDEMILL_{name.upper()}" in pages["reference/settings.html"]
+    for command in cli.commands:
+        assert f"tidemill {command}" in pages["reference/cli.html"]
 
 
 def test_make_help_names_every_target() -> None:

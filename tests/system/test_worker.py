@@ -15,7 +15,7 @@ from running import gone, until, worker
 
 CHILD = """
 import os, signal, sys, time
-from tidemill.worker import become_worker
+from tidemill.runtime.worker import become_worker
 become_worker()
 print("worker", os.getpid(), flush=True)
 if sys.argv[1] == "ends":

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @click.option("--to", "end", metavar="TIME", help="Event times before this one.")
 @with_source()
 @click.option(
-    "--recompute", is_flag=True, help="Vectors anew from history, under this declaration: for views added later."
+    "--recompute",
+    is_flag=True,
+    help="Vectors computed again from history, under this declaration: for views added later.",
 )
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")

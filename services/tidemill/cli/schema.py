@@ -121,13 +121,13 @@ def _verdict_text(verdict: Verdict, new: str, stream: Stream) -> str:
         reads = f"the new schema can't read what {problem.version} wrote"
         if problem.direction == "forward":
             reads = f"{problem.version} can't read what the new schema writes"
-        lines += [f"  field {problem.field!r}: {problem.why}", f"    {reads}: {problem.mend}"]
+        lines += [f"  field {problem.field!r}: {problem.why}", f"    {reads}: {problem.fix}"]
     if not verdict.unreadable:
         lines.append(f"the pipeline reads it by {stream.schema}: producers may send it now")
     else:
         lines.append(f"the pipeline can't read it by {stream.schema}: {verdict.unreadable}")
         if verdict.problems:
-            lines.append("  mend the schema")
+            lines.append("  fix the schema")
         else:
             lines.append(f"  first deploy the pipeline with it: Stream({new!r}, ..., accepts=[{stream.schema!r}])")
     return "\n".join(lines) + "\n"

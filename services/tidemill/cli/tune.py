@@ -116,9 +116,9 @@ def _check_out(out: Path, *, force: bool) -> None:
 
 
 def _write(out: Path, text: str) -> None:
-    from tidemill.files import write_whole
+    from tidemill.files import write_atomic
 
     try:
-        write_whole(str(out.absolute()), text.encode())
+        write_atomic(str(out.absolute()), text.encode())
     except OSError as error:
         raise SettingsError(f"--out {out}: writing failed: {error}") from error

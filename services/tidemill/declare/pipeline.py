@@ -54,7 +54,41 @@ _SEARCH = "a Search(function, {parameter: range})"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A whole pipeline: its streams, rules, features, models and how they are judged.
+    """A complete pipeline: its streams, rules, features, models and how they are judged.
+
+    Parameters
+    ----------
+    name
+        The pipeline's name: small letters, digits, - and _. Its topics begin with it.
+    events, labels
+        What asks the questions, and what answers them later.
+    task
+        "binary", "multiclass", "regression" or "anomaly".
+    request
+        Features of the event itself, by name: a field, a function of the event, or a table's look-up.
+    models
+        The models by name, each as it is before it has learned anything.
+    champion
+        The model that serves until the gate, or a person, decides otherwise.
+    rules, label_rules
+        What the values of events and of labels must be.
+    views
+        Features of the past, by entity.
+    metrics
+        River's metrics, or ones of the same kind; the task's by default. The first one ranks models.
+    baseline
+        A model that the others must beat; by default the task's do-nothing model.
+    label_timeout
+        How long after its event, in event time, a label still counts.
+    partitions
+        Partitions of each topic that is not in one order: the most instances that a service can have.
+    monitor, fuse, gate, training, protect
+        How it is watched, when the validator stops, what is promoted, when candidates are trained, what one source may
+        teach; see each.
+    shares
+        The share of the entities that a challenger serves, by its name.
+    search
+        What `tidemill tune` searches, by name.
 
     Raises DeclarationError, which names the field, its value and the fix, where the parts do not fit together.
     """
@@ -171,12 +205,12 @@ class Pipeline:
 
     @property
     def event_checks(self) -> tuple[Rule, ...]:
-        """The rules that events are held to: the declared ones, and one for their time where none is declared."""
+        """The rules for events: the declared ones, and one for their time where the declaration has none."""
         return _guarded(self.rules, self.events.time)
 
     @property
     def label_checks(self) -> tuple[Rule, ...]:
-        """The rules that labels are held to: the declared ones, and one for their time where none is declared."""
+        """The rules for labels: the declared ones, and one for their time where the declaration has none."""
         return _guarded(self.label_rules, self.labels.time)
 
     @staticmethod
@@ -249,11 +283,11 @@ class Pipeline:
         }
 
     def stable_repr(self, model: str) -> str:
-        """Return the model as River prints it: what a version's hyperparameters are known by."""
+        """Return the model as River prints it, with its hyperparameters."""
         return stable_repr(self.model(model))
 
     def declaration_hash(self, model: str) -> str:
-        """SHA-256 of what a version of `model` depends on: the model itself, the vector, the task; what protects it, if anything."""
+        """SHA-256 of what a version of `model` depends on: the model, the vector, the task, and `protect` where declared."""
         label = repr(self.labels.value) if isinstance(self.labels.value, str) else "function"
         content = [self.name, self.task, self.vector_schema, model, self.stable_repr(model), label]
         if self.protect is not None:

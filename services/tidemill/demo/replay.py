@@ -49,7 +49,7 @@ SPOILERS: Sequence[Callable[[dict[str, Any], Records], bytes]] = (_hour, _float_
 def script(pipeline: Pipeline, found: Iterable[data.Flight], spoil_every: int = 0) -> list[Message]:
     """Return all messages in order of event time; a label comes before a question of the same moment.
 
-    Every `spoil_every` events a spoilt copy of one is put in beside it, with an id of its own, so that what is learned
+    Every `spoil_every` events a corrupted copy of one is put in beside it, with an id of its own, so that what is learned
     from the good ones stays the same.
     """
     found = list(found)
@@ -66,8 +66,8 @@ def script(pipeline: Pipeline, found: Iterable[data.Flight], spoil_every: int = 
         key, at = event["flight_id"].encode(), event["asked_at"]
         messages.append((at, 1, Message(at, events_topic, key, records.event.encode(event), True)))
         if spoil_every and index % spoil_every == 0:
-            spoilt = {**event, "flight_id": f"{event['flight_id']}-spoilt"}
-            messages.append((at, 1, Message(at, events_topic, key, next(spoilers)(spoilt, records), True)))
+            corrupted = {**event, "flight_id": f"{event['flight_id']}-corrupted"}
+            messages.append((at, 1, Message(at, events_topic, key, next(spoilers)(corrupted, records), True)))
     messages.sort(key=lambda item: item[:2])
     return [message for _, _, message in messages]
 

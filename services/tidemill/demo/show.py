@@ -30,8 +30,8 @@ from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 
-SPOILT = 40
-"""How many events are spoilt, about; at most one in 50, so that a short run shows each kind too."""
+CORRUPTED = 40
+"""How many events are corrupted, about; at most one in 50, so that a short run shows each kind too."""
 QUIET_SECONDS = 1.5
 """With nothing new anywhere for this long, what is still missing will not come."""
 
@@ -102,7 +102,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     cleanup.callback(stack.stop)
     stack.start_all(watched=True)
     found = data.flights((1,), days=options.days)
-    messages = script(pipeline, found, max(50, len(found) // SPOILT))
+    messages = script(pipeline, found, max(50, len(found) // CORRUPTED))
     stack.wait_ready()
     say(f"ready: {', '.join(stack.processes)}")
     page = f"http://localhost:{stack.ports['status']}/"

@@ -44,7 +44,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process of its own session, so that Ctrl-C reaches only us, with its output in the file `log`."""
-    # What a signal's handler raises in the midst of a fork, Python drops: signals wait until the process is there.
+    # What a signal's handler raises in the middle of a fork, Python drops: signals wait until the process is there.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         with log.open("ab") as out:

@@ -1,4 +1,4 @@
-"""Versions made anew from the log, compared with what the registry has of them; an artifact that is not whole is put back.
+"""Versions made again from the log, compared with what the registry has of them; an artifact that is not whole is put back.
 
 reads   <pipeline>.models; <pipeline>.examples, once for all versions; the artifact store
 writes  the artifact store, where an artifact is gone, damaged or of another River

@@ -174,7 +174,7 @@ def test_a_learner_goes_on_from_what_stands_in(river: River) -> None:
     run(river)
     step = learner.build(
         river.pipeline, "linear", registry, river.broker, every_examples=10**6, every_seconds=1e9
-    ).step  # fmt: skip
+    ).processor  # fmt: skip
     assert step.assign(TopicPartition(EXAMPLES, 0), Position(0)).live_from == newest.version
 
 

@@ -203,7 +203,7 @@ def test_an_artifact_that_was_pruned_or_damaged_is_folded_anew(river: River, tmp
             (done,) = there.run(found, rebuild=False)
             assert [again.state for again in done.scores] == ["equal", "gone", "equal"]
             assert why in done.scores[1].why
-            assert done.scores[1].why.endswith("--rebuild folds it anew from the examples")
+            assert done.scores[1].why.endswith("--rebuild folds it again from the examples")
             assert states(there.run(found, rebuild=True)) == {"equal"}
     finally:
         path.write_bytes(whole)
@@ -451,7 +451,7 @@ class TestCommand:
         try:
             why = (
                 f"model 'slow' version 50: artifact {manifest.sha256} is not in {learned.registry.store.url}; --rebuild folds it "
-                f"anew from the examples\n"
+                f"again from the examples\n"
             )
             done = run(learned, embedded, "e70")
             assert (done.exit_code, done.stdout.count(why)) == (1, 1)

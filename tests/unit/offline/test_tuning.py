@@ -469,7 +469,7 @@ class TestWinners:
         made = learner.build(
             after.pipeline, name, after.registry, after.broker, every_examples=10**6, every_seconds=1e-9
         )
-        fold = drive(made, after.broker).step.fold  # type: ignore[attr-defined]
+        fold = drive(made, after.broker).processor.fold  # type: ignore[attr-defined]
         assert (fold.version, fold.examples) == (examples, examples)
         for event in events[300:400]:
             after.event(event)
@@ -637,9 +637,11 @@ class TestDocs:
         for block in re.findall(r"```python\n(.*?)```", TEXTS["tuning"], re.S):
             exec(block, names)
         assert list(names["models"]) == ["logreg"]
-        told = {name: {of: values.said for of, values in one.over.items()} for name, one in names["SEARCH"].items()}
+        told = {
+            name: {of: values.description for of, values in one.over.items()} for name, one in names["SEARCH"].items()
+        }
         assert told == {
-            name: {of: values.said for of, values in one.over.items()} for name, one in FLIGHTS.search.items()
+            name: {of: values.description for of, values in one.over.items()} for name, one in FLIGHTS.search.items()
         }
         small.make(task="binary", labels=replace(small.LABELS, value=lambda label: label["arr_delay"] > 0),
                    models=names["models"], champion="logreg", search=names["SEARCH"])  # fmt: skip

@@ -291,7 +291,7 @@ def test_a_zombie_writes_nothing(sent, undisturbed) -> None:
     stored = dict(stores[OWN].offsets)
     with pytest.raises(Fenced):
         zombie.run_once(consumer, producer)
-    service.step.committed()
+    service.processor.committed()
     assert stores[OWN].offsets == stored, "its late write to the store is refused"
     for position in (2, 3, 4):
         drive(services(stores)[position], broker)

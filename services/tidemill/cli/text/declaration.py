@@ -44,7 +44,7 @@ def pipeline_text(pipeline: Pipeline) -> str:
         views.add_row(view.label, view.entity, view.source, view.every, view.expires or "never", view.fresh, by)
     rules = new_table("rule", "field", "expects")
     for rule in (*pipeline.event_checks, *pipeline.label_checks):
-        rules.add_row(rule.name, rule.field, rule.said)
+        rules.add_row(rule.name, rule.field, rule.description)
     models = new_table("model", "role", "is")
     for name in pipeline.model_names:
         models.add_row(name, pipeline.role(name), " ".join(pipeline.stable_repr(name).split()))
@@ -74,6 +74,6 @@ def pipeline_text(pipeline: Pipeline) -> str:
         searched = new_table("search", "parameter", "values")
         for name, search in pipeline.search.items():
             for parameter, values in search.over.items():
-                searched.add_row(name, parameter, values.said)
+                searched.add_row(name, parameter, values.description)
         parts += ["searched by `tidemill tune`", searched]
     return head + "\n" + render(*parts) + "topics\n" + topics_text(pipeline)

@@ -68,9 +68,18 @@ class _FetchedBatch(ConsumerMessage):
     def __init__(self, tp: Any, fetched: Sequence[Any], generation: int) -> None:
         first = fetched[0]
         super().__init__(
-            tp.topic, tp.partition, first.offset, first.timestamp / 1000, first.timestamp_type, None, None, b"", None, tp=tp,
+            tp.topic,
+            tp.partition,
+            first.offset,
+            first.timestamp / 1000,
+            first.timestamp_type,
+            None,
+            None,
+            b"",
+            None,
+            tp=tp,
             generation_id=generation,
-        )  # fmt: skip
+        )
         self.records = [
             MemoryRecord(r.topic, r.value, r.key, r.timestamp, list(r.headers), r.partition, r.offset) for r in fetched
         ]
@@ -150,9 +159,13 @@ class MonitorService:
     """One pipeline's monitor on Faust."""
 
     def __init__(
-        self, pipeline: Pipeline, broker: Broker, settings: Settings, sender: Sender,
+        self,
+        pipeline: Pipeline,
+        broker: Broker,
+        settings: Settings,
+        sender: Sender,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.pipeline, self.broker, self.settings, self.sender, self.clock = pipeline, broker, settings, sender, clock
         self.core = Core(pipeline, clock)
         self.metrics = MonitorMetrics()
@@ -217,25 +230,25 @@ class MonitorService:
     def _track(self, topic: Topic, records: Sequence[Record]) -> None:
         """Note that a partition has traffic, and mark windows as interrupted where records of it were missed."""
         now, first = time.monotonic(), records[0]
-        partition = TopicPartition(first.topic(), first.partition())
+        topic_partition = TopicPartition(first.topic(), first.partition())
         self._first.setdefault(topic.suffix, now)
         windows = self.core.windows.get(topic.suffix)
-        if (topic.suffix, partition.partition) not in self._seen and windows is not None:
-            low, _ = self.broker.offset_range(partition)
+        if (topic.suffix, topic_partition.partition) not in self._seen and windows is not None:
+            low, _ = self.broker.offset_range(topic_partition)
             if first.offset() > low:
                 windows.interrupt(self.core.time_of(topic.suffix, first))
-        expected = self._next.get(partition)
+        expected = self._next.get(topic_partition)
         if expected is not None and first.offset() > expected + 1:  # one offset may be a transaction's commit
-            lost = self.broker.offset_range(partition)[0] - expected
+            lost = self.broker.offset_range(topic_partition)[0] - expected
             if lost > 0:
-                log.error("records lost: the log no longer has them",
-                          extra={"partition": f"{partition.topic}[{partition.partition}]", "lost": lost})  # fmt: skip
+                where = f"{topic_partition.topic}[{topic_partition.partition}]"
+                log.error("records lost: the log no longer has them", extra={"partition": where, "lost": lost})
                 if windows is not None:
                     windows.interrupt(self.core.time_of(topic.suffix, first))
-        self._seen[topic.suffix, partition.partition] = now
-        self._next[partition] = records[-1].offset() + 1
+        self._seen[topic.suffix, topic_partition.partition] = now
+        self._next[topic_partition] = records[-1].offset() + 1
         if topic is topics.PREDICTION_LOG:
-            self.core.catching_up = self._lag()[partition] > MAX_FETCH_RECORDS
+            self.core.catching_up = self._lag()[topic_partition] > MAX_FETCH_RECORDS
 
     async def close_windows(self) -> None:
         """Close the windows that are complete, and publish them."""
@@ -267,9 +280,10 @@ class MonitorService:
     def _publish(self, closed: ClosedWindow) -> None:
         name, records = self.pipeline.name, self.core.records
         self.sender.send(
-            topics.WINDOWS.name(name), records.window.encode(window_record(closed, self.core, self.clock())),
+            topics.WINDOWS.name(name),
+            records.window.encode(window_record(closed, self.core, self.clock())),
             closed.source.encode(),
-        )  # fmt: skip
+        )
         for alert in closed.alerts:
             self._publish_alert(alert)
         window = closed.window
@@ -398,6 +412,14 @@ def alert_of(record: dict[str, Any]) -> Alert:
     alert_key = AlertKey(record["kind"], record["model"], record["segment"], record["feature"])
     key = FigureKey(record["figure"], alert_key.model, -1, alert_key.segment, alert_key.feature)
     return Alert(
-        alert_key, record["state"], Breach(key, record["value"], record["limit"]), record["since"], record["start"],
-        record["end"], record["message"], record["look_at"], dict(record["evidence"]), record["opened_at"],
-    )  # fmt: skip
+        alert_key,
+        record["state"],
+        Breach(key, record["value"], record["limit"]),
+        record["since"],
+        record["start"],
+        record["end"],
+        record["message"],
+        record["look_at"],
+        dict(record["evidence"]),
+        record["opened_at"],
+    )
