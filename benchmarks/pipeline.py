@@ -107,7 +107,7 @@ def measure(name: str, servers: str, redis_url: str, expected: int, events: int)
             group, names, step = "bench.bare", [topics.EVENTS.name(pipeline.name)], Bare(pipeline)
         else:
             built = build(name, pipeline, broker, redis_url, folder)
-            group, names, step = built.group, list(built.topics), built.step
+            group, names, step = built.group, list(built.topics), built.processor
         timed = Timed(step, expected)
         loop = Loop(Service(name, group, names, timed), broker)
         tune_collector()

@@ -5,7 +5,7 @@
     request={"dest_lat": number(AIRPORTS.get("lat", by="dest"))}
 
 For what changes with a release and not with an event: airports, shops, public holidays. A vector holds the value that it
-was served with, so a table may be changed between two starts and no model need be learned anew.
+was served with, so a table may be changed between two starts and no model has to learn again.
 """
 
 from __future__ import annotations

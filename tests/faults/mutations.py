@@ -86,7 +86,7 @@ MUTANTS = (
         "if self._process(records, producer):",
         "if records:\n"
         "                early = consumer.positions(tuple(self._partitions)).items()\n"
-        "                producer.commit({s: Position(o, self.step.commit_metadata(s).encode()) for s, o in early}, consumer)\n"
+        "                producer.commit({s: Position(o, self.processor.commit_metadata(s).encode()) for s, o in early}, consumer)\n"
         "            if self._process(records, producer):",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
@@ -114,7 +114,7 @@ MUTANTS = (
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "Position(up_to.get(partition, offset), self.step.commit_metadata(partition).encode())",
+        "Position(up_to.get(partition, offset), self.processor.commit_metadata(partition).encode())",
         "Position(up_to.get(partition, offset))",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
@@ -165,7 +165,7 @@ MUTANTS = (
     Mutant(
         "order-takes-anything", "what the client fetched from elsewhere than it was told is done again",
         "stream/order.py",
-        "if offset < following.get(partition, _NEVER):",
+        "if offset < following.get(partition, _NO_OFFSET):",
         "if offset < 0:",
         (f"{LOOP}::test_what_was_read_before_or_belongs_to_another_is_refused",),
     ),
@@ -187,8 +187,8 @@ MUTANTS = (
     Mutant(
         "state-not-taken-back", "after an abort the state keeps what was not committed",
         "stream/loop.py",
-        "self.step.counts.clear()\n        self._forget(self._partitions)",
-        "self.step.counts.clear()",
+        "self.processor.counts.clear()\n        self._forget(self._partitions)",
+        "self.processor.counts.clear()",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
     ),
     Mutant(
@@ -201,8 +201,8 @@ MUTANTS = (
     Mutant(
         "rebuild-emits", "what is read again to rebuild state is emitted again",
         "stream/loop.py",
-        "self.step.process(batch, discard)",
-        "self.step.process(batch, self._emit)",
+        "self.processor.process(batch, discard)",
+        "self.processor.process(batch, self._emit)",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
         (("            self._restore(consumer)\n", "            self._emit = producer.emit\n            self._restore(consumer)\n"),),
     ),
@@ -316,7 +316,7 @@ MUTANTS = (
         "view-before-commit", "Redis is written before the commit",
         "stream/loop.py",
         "producer.commit(offsets, consumer)",
-        "self.step.committed()\n        producer.commit(offsets, consumer)",
+        "self.processor.committed()\n        producer.commit(offsets, consumer)",
         (LOOP,),
     ),
     Mutant(
@@ -400,7 +400,7 @@ MUTANTS = (
     Mutant(
         "idle-store-not-looked-at", "a store that was emptied is filled when the next record comes only",
         "stream/loop.py",
-        "elif not self._dirty:\n                self.step.committed()",
+        "elif not self._dirty:\n                self.processor.committed()",
         "elif not self._dirty:\n                pass",
         (f"{CRASH}::test_a_store_that_is_emptied_while_nothing_comes_is_filled",),
     ),

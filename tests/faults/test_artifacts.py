@@ -274,7 +274,7 @@ class Learning:
         built = learner.build(
             PIPELINE, "logreg", self.registry, self.broker, every_examples=50, every_seconds=10.0
         )  # fmt: skip
-        self.step: Learner = built.step  # type: ignore[assignment]
+        self.step: Learner = built.processor  # type: ignore[assignment]
         self.step.clock = self.clock
         self.pauses: list[float] = []
         self.loop = Loop(built, self.broker, interval=0.0, max_batch=10, sleep=self.pauses.append)

@@ -86,7 +86,7 @@ def decided(river: River) -> dict[str, Any]:
 
 
 def marks(river: River) -> list[tuple[int, int]]:
-    return [(join.log_mark, join.labels_mark) for _, join in sorted(river.steps["joiner"].joins.items())]
+    return [(join.log_watermark, join.labels_watermark) for _, join in sorted(river.steps["joiner"].joins.items())]
 
 
 def account(river: River, sent_events: int, sent_labels: int) -> None:

@@ -275,7 +275,7 @@ class JoinMachine(RuleBasedStateMachine):
 
     @property
     def join(self) -> Join:
-        return self.loop.step.joins[0]  # type: ignore[attr-defined,no-any-return]
+        return self.loop.processor.joins[0]  # type: ignore[attr-defined,no-any-return]
 
     def positions(self) -> tuple[int, int]:
         committed = self.broker.groups[self.loop.service.group].committed

@@ -98,7 +98,7 @@ class River:
     def run(self, batch: int = 50) -> None:
         for make in self._services():
             service = make()
-            self.steps[service.name.partition("-")[0]] = drive(service, self.broker, batch=batch).step
+            self.steps[service.name.partition("-")[0]] = drive(service, self.broker, batch=batch).processor
 
     def _services(self) -> Iterator[Callable[[], Service]]:
         yield lambda: validator.build(self.pipeline, fuse=False)

@@ -67,9 +67,9 @@ class Column:
         """Return the cell as strict JSON allows (neither NaN nor infinity); None for an empty one."""
         return cell
 
-    def load(self, held: Any) -> Any:
-        """Return the cell that was dumped as `held`, which is never None."""
-        return held
+    def load(self, stored: Any) -> Any:
+        """Return the cell that was dumped as `stored`, which is never None."""
+        return stored
 
 
 class Number(Column):
@@ -81,10 +81,10 @@ class Number(Column):
         return self.start
 
     def dump(self, cell: float) -> float | str | None:
-        return None if cell == self.start else strict(cell)
+        return None if cell == self.start else to_json(cell)
 
-    def load(self, held: float | str) -> float:
-        return loose(held)
+    def load(self, stored: float | str) -> float:
+        return from_json(stored)
 
 
 class Count(Number):
@@ -116,21 +116,21 @@ class Time(Number):
         return max(cells)
 
 
+#: Every view keeps these columns.
 EVENTS, TIME = Count(), Time()
-"""Every view keeps these columns."""
 
 
-def strict(number: float) -> float | str:
+def to_json(number: float) -> float | str:
     """Return `number`, or its name where JSON has none for it: a sum of finite values may overflow."""
     return number if number - number == 0 else repr(number)
 
 
-def loose(held: float | str) -> float:
-    """Return the number that `strict` made `held` of."""
-    return float(held) if isinstance(held, str) else held
+def from_json(stored: float | str) -> float:
+    """Return the number that `to_json` made `stored` of."""
+    return float(stored) if isinstance(stored, str) else stored
 
 
-def added(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
+def sum_counts(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
     """Return how often each thing was counted in all cells together."""
     counts: dict[Any, int] = {}
     for cell in cells:
@@ -139,11 +139,11 @@ def added(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
     return counts
 
 
+#: The cells of the window's tiles, oldest first, by column name. At least one tile. Not to be changed.
 Window = Mapping[str, Sequence[Any]]
-"""The cells of the window's tiles, oldest first, by column name. At least one tile. Not to be changed."""
 
+#: (window, time of asking in ms) -> the value, or None where there is nothing to say; NaN and infinities count as None.
 Read = Callable[[Window, int], "float | None"]
-"""(window, time of asking in ms) -> the value, or None where there is nothing to say; NaN and infinities count as None."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ class Aggregate:
         return tuple(dict.fromkeys(name for name in (self.field, *(c.field for c in self.columns)) if name))
 
 
-def asked(kind: str, given: Sequence[object], windows: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `windows`. Raises ValueError, with the call as it should be, where there is none."""
+def require_windows(kind: str, given: Sequence[object], windows: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `windows`. Raises ValueError, with the call as it should be, where it is empty."""
     if not windows:
         call = ", ".join([*map(repr, given), "'1h'"])
         raise ValueError(f"{kind}: give at least one window, as in {kind}({call})")
@@ -209,9 +209,9 @@ def asked(kind: str, given: Sequence[object], windows: tuple[str, ...]) -> tuple
 
 def columns_of(aggregates: Iterable[Aggregate]) -> dict[str, Column]:
     """Return a view's columns by name, theirs and those of every view. Raises ValueError where two differ of one name."""
-    found: dict[str, Column] = {EVENTS.name: EVENTS, TIME.name: TIME}
+    columns: dict[str, Column] = {EVENTS.name: EVENTS, TIME.name: TIME}
     for aggregate in aggregates:
         for column in aggregate.columns:
-            if found.setdefault(column.name, column) != column:
-                raise ValueError(f"{aggregate.name}: there is another column called {column.name!r} in this view")
-    return found
+            if columns.setdefault(column.name, column) != column:
+                raise ValueError(f"{aggregate.name}: this view has another column called {column.name!r}")
+    return columns

@@ -44,7 +44,13 @@ def ratio(above: Aggregate | Sequence[Aggregate], below: Aggregate | Sequence[Ag
 
     return [
         Aggregate(
-            "ratio", "", a.window, tuple(dict.fromkeys(a.columns + b.columns)), read, empty=_divided(a.empty, b.empty),
-            title=f"{a.name}_per_{b.name}", parts=(*(a.parts or (a,)), *(b.parts or (b,))),
+            "ratio",
+            "",
+            a.window,
+            tuple(dict.fromkeys(a.columns + b.columns)),
+            read,
+            empty=_divided(a.empty, b.empty),
+            title=f"{a.name}_per_{b.name}",
+            parts=(*(a.parts or (a,)), *(b.parts or (b,))),
         )
-    ]  # fmt: skip
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tidemill.aggregates.base import Aggregate, Count, Window, asked
+from tidemill.aggregates.base import Aggregate, Count, Window, require_windows
 from tidemill.aggregates.sum import Sum
 
 
@@ -36,5 +36,5 @@ def shrunk_mean(over: str, prior: float, weight: float, *windows: str) -> list[A
         total: float = sum(w[n])
         return (sum(w[s]) + many * expected) / (total + many) if total else expected  # exactly, without rounding
 
-    given = asked("shrunk_mean", (over, prior, weight), windows)
+    given = require_windows("shrunk_mean", (over, prior, weight), windows)
     return [Aggregate("shrunk_mean", over, window, columns, read, empty=expected) for window in given]

@@ -205,12 +205,12 @@ class Pipeline:
 
     @property
     def event_checks(self) -> tuple[Rule, ...]:
-        """The rules that events are held to: the declared ones, and one for their time where none is declared."""
+        """The rules for events: the declared ones, and one for their time where the declaration has none."""
         return _guarded(self.rules, self.events.time)
 
     @property
     def label_checks(self) -> tuple[Rule, ...]:
-        """The rules that labels are held to: the declared ones, and one for their time where none is declared."""
+        """The rules for labels: the declared ones, and one for their time where the declaration has none."""
         return _guarded(self.label_rules, self.labels.time)
 
     @staticmethod
@@ -283,11 +283,11 @@ class Pipeline:
         }
 
     def stable_repr(self, model: str) -> str:
-        """Return the model as River prints it: what a version's hyperparameters are known by."""
+        """Return the model as River prints it, with its hyperparameters."""
         return stable_repr(self.model(model))
 
     def declaration_hash(self, model: str) -> str:
-        """SHA-256 of what a version of `model` depends on: the model itself, the vector, the task; what protects it, if anything."""
+        """SHA-256 of what a version of `model` depends on: the model, the vector, the task, and `protect` where declared."""
         label = repr(self.labels.value) if isinstance(self.labels.value, str) else "function"
         content = [self.name, self.task, self.vector_schema, model, self.stable_repr(model), label]
         if self.protect is not None:

@@ -35,12 +35,12 @@ class Plan:
         for column in self.columns:
             by_field.setdefault(column.field, []).append(column)
         #: (field, its columns' names and functions that add to them); "" is the event itself.
-        self.updates = tuple((field, tuple((c.name, c.add) for c in found)) for field, found in by_field.items())
+        self.updates = tuple((field, tuple((c.name, c.add) for c in columns)) for field, columns in by_field.items())
         widths = dict.fromkeys(a.window_ms // self.every for a in view.flat)
         self._windows = [self._window(width) for width in widths]
         #: Event fields that its columns look at.
         self.fields = tuple(field for field in by_field if field)
-        #: What is said of an entity that was never seen.
+        #: The features of an entity without any event.
         self.nothing = {name: a.empty for name, a in zip(self.names, view.flat, strict=True)}
 
     def _window(self, width: int) -> _Window:
@@ -78,7 +78,7 @@ class Plan:
                     # A sum may overflow although every value was finite; a model must never see that.
                     out[index] = value if value is None or value - value == 0 else None
             if window.others:
-                cells = {name: entity.columns[name][begin:stop] for name in window.whole}
+                cells = {name: entity.columns[name][begin:stop] for name in window.unmerged}
                 for index, read in window.others:
                     value = read(cells, now)
                     out[index] = value if value is None or value - value == 0 else None
@@ -92,7 +92,7 @@ class _Window(NamedTuple):
     merged: tuple[Column, ...]
     names: tuple[str, ...]
     reads: tuple[tuple[int, Read], ...]
-    whole: tuple[str, ...]
+    unmerged: tuple[str, ...]
     others: tuple[tuple[int, Read], ...]
     empty: tuple[tuple[int, float | None], ...]
 
@@ -155,11 +155,11 @@ class Entity:
         last, columns = stop - 1, self.columns
         if begin == last:
             return {name: columns[name][begin:stop] for name in window.names}
-        found, first, newest = self._before.get(window.width), self.starts[begin], self.starts[last]
-        if found is None or found[0] != first or found[1] != newest:
+        merged, first, newest = self._before.get(window.width), self.starts[begin], self.starts[last]
+        if merged is None or merged[0] != first or merged[1] != newest:
             before = [column.merge(columns[column.name][begin:last]) for column in window.merged]
-            self._before[window.width] = found = (first, newest, before)
-        return {name: [cell, columns[name][last]] for name, cell in zip(window.names, found[2], strict=True)}
+            self._before[window.width] = merged = (first, newest, before)
+        return {name: [cell, columns[name][last]] for name, cell in zip(window.names, merged[2], strict=True)}
 
     def dump(self, tile: int) -> str:
         """Return one tile's cells as JSON, by column; null for an empty one."""

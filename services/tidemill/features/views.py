@@ -215,7 +215,7 @@ class Views:
     def committed(self) -> None:
         """Bring the stores to what is committed. A store that is away stops nothing: it is caught up later.
 
-        Once a second also where there is nothing new: a store that was emptied is filled again, be the topic ever so quiet.
+        Once a second also where nothing is new: a store that was emptied is filled again, however quiet the topic is.
         """
         now = self.clock()
         recheck = now - self._looked >= RECHECK_SECONDS

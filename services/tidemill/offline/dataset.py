@@ -25,7 +25,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import moment
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
-from tidemill.files import open_whole
+from tidemill.files import open_atomic
 from tidemill.offline.backtest import Progress
 from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.stream.ranges import full_range
@@ -88,7 +88,7 @@ class Form:
 
     def __init__(self, pipeline: Pipeline, *, is_served: bool = True) -> None:
         self.is_served, self.by_class = is_served, pipeline.task == "multiclass"
-        there = rows.Form(pipeline, labelled=True).schema
+        there = rows.RowFormat(pipeline, labelled=True).schema
         same = [f for f in there if f.name.startswith((rows.ENTITY, "x_"))]
         scores = [pa.field("champion", pa.string()), pa.field("score", pa.float64()), pa.field("version", pa.int64())]
         if self.by_class:
@@ -172,7 +172,7 @@ def written(path: Path, form: Form, span: Span) -> Iterator[Writer]:
     started = time.perf_counter()
     summary = Summary(str(path))
     try:
-        with open_whole(str(path.absolute())) as out:
+        with open_atomic(str(path.absolute())) as out:
             writer = Writer(out, form, span, summary)
             with contextlib.closing(writer):
                 yield writer
@@ -188,7 +188,7 @@ def _nothing(summary: Summary, form: Form) -> str:
     if summary.skipped and form.is_served:
         return (
             f"all {summary.skipped:,} examples in these event times are of an earlier declaration, with other vectors: "
-            f"--recompute makes them anew from history"
+            f"--recompute makes them again from history"
         )
     return "there is no example in these event times"
 
@@ -236,7 +236,7 @@ def served(
                 progress(1)
         return
     broker, topic = source.broker, topics.EXAMPLES.name(pipeline.name)
-    form, head = rows.Form(pipeline, labelled=True), Records(pipeline).head
+    form, head = rows.RowFormat(pipeline, labelled=True), Records(pipeline).head
     for batch in broker.read(full_range(broker, topic)):
         for record in batch:
             example = form.row(record)

@@ -1,4 +1,4 @@
-"""Vectors computed anew from history under today's declaration, as for views that were declared later.
+"""Vectors computed again from history under today's declaration, as for views that were declared later.
 
 from     <pipeline>.events.valid and <pipeline>.labels.valid, or files of events and labels
 how      a backtest whose model costs nothing: an event's vector holds what was known before its event time, labels known
@@ -20,7 +20,7 @@ from tidemill.offline.backtest import Backtest, Progress, without_models
 from tidemill.offline.dataset import Writer
 from tidemill.offline.source import FileSource, KafkaSource
 from tidemill.stream.api import Record
-from tidemill.wire.archive_rows import Form
+from tidemill.wire.archive_rows import RowFormat
 
 
 def recompute_rows(
@@ -38,7 +38,7 @@ def recompute_rows(
     events say `partial`.
     """
     declared = without_models(pipeline)
-    run, form = Backtest(declared), Form(declared, labelled=True)
+    run, form = Backtest(declared), RowFormat(declared, labelled=True)
 
     def joined(record: Record) -> None:
         row = form.row(record)

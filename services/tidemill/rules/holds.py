@@ -30,8 +30,14 @@ def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str
         except Exception:  # a declaration's own function may raise anything
             return False
 
-    given = " and ".join(f"record[{name!r}] is not None" for name in fields[1:])
+    all_present = " and ".join(f"record[{name!r}] is not None" for name in fields[1:])
     return Rule(
-        "holds", fields[0], "does_not_hold", f"not ({given}) or true(record)" if given else "true(record)", that,
-        names={"true": true}, warn=warn, also=fields[1:],
-    )  # fmt: skip
+        name="holds",
+        field=fields[0],
+        reason="does_not_hold",
+        condition=f"not ({all_present}) or true(record)" if all_present else "true(record)",
+        expected=that,
+        names={"true": true},
+        warn=warn,
+        also=fields[1:],
+    )

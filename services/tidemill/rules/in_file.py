@@ -27,6 +27,12 @@ def in_file(field: str, file: str | Path, column: str, *, warn: bool = False) ->
     table = Table(file, key=column, repeats=True)
     known = frozenset(table.keys)
     return Rule(
-        "in_file", field, "not_in_file", "str(v) in known", f"one of the {len(known):,} values of {column} in {table.name}",
-        names={"known": known, "str": str}, warn=warn, types=("int", "long", *TEXTS),
-    )  # fmt: skip
+        name="in_file",
+        field=field,
+        reason="not_in_file",
+        condition="str(v) in known",
+        expected=f"one of the {len(known):,} values of {column} in {table.name}",
+        names={"known": known, "str": str},
+        warn=warn,
+        types=("int", "long", *TEXTS),
+    )

@@ -25,9 +25,17 @@ def monotonic(field: str, by: str, within: str = "1d", *, warn: bool = False) ->
     """
     horizon = milliseconds(within)
     return Rule(
-        "monotonic", field, "went_back", "", f"not below the last of its {by}", f"never goes back, by {by} within {within}",
-        warn=warn, types=NUMBERS, also=(by,), memory=lambda: _Last(by, horizon),
-    )  # fmt: skip
+        name="monotonic",
+        field=field,
+        reason="went_back",
+        condition="",
+        expected=f"not below the last of its {by}",
+        text=f"never goes back, by {by} within {within}",
+        warn=warn,
+        types=NUMBERS,
+        also=(by,),
+        memory=lambda: _Last(by, horizon),
+    )
 
 
 class _Last:

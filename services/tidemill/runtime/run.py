@@ -95,8 +95,8 @@ class Context:
     model: str | None = None
 
 
+#: Takes the context; returns the function that runs the service until SIGTERM or SIGINT.
 Build = Callable[[Context], Callable[[], None]]
-"""Takes the context; returns the function that runs the service until SIGTERM or SIGINT."""
 
 
 @dataclass(frozen=True)

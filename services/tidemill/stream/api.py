@@ -159,7 +159,7 @@ class Producer(Protocol):
         """How to send a record."""
 
     def commit(self, offsets: Mapping[TopicPartition, Position], consumer: Consumer | None) -> None:
-        """Make what was emitted and these offsets lasting; there need be no consumer where there are no offsets.
+        """Commit what was emitted and these offsets; without offsets no consumer is needed.
 
         Raises Aborted (nothing was), or Fenced.
         """

@@ -38,7 +38,7 @@ class Service:
     name: str
     group: str
     topics: Sequence[str]
-    step: Processor
+    processor: Processor
 
 
 class Loop:
@@ -49,10 +49,10 @@ class Loop:
     interval
         Length of a micro-batch in seconds: after a batch the loop lets records gather that long.
     max_batch
-        Most records in one batch; what bounds memory, together with the client's fetch queue.
+        Most records in one batch; with the client's fetch queue it bounds memory.
     commit_every
         Least seconds between two commits. 0 for transactions (each batch is one); without transactions about 0.2,
-        for brokers handle offset commits more slowly than records.
+        because brokers handle offset commits more slowly than records.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Loop:
     ) -> None:
         self.service = service
         self.broker = broker
-        self.step = service.step
+        self.processor = service.processor
         self.instance = f"{service.group}-{instance}"
         self.interval = interval
         self.max_batch = max_batch
@@ -122,10 +122,13 @@ class Loop:
 
     def _finish(self, consumer: Consumer, producer: Producer) -> None:
         try:
-            if self._settled and self._partitions and (self.step.finish(producer.emit) or self._dirty):
+            if self._settled and self._partitions and (self.processor.finish(producer.emit) or self._dirty):
                 self._commit(consumer, producer)
         except (Aborted, Retry) as error:
-            log.warning("left without a last commit; the next one begins there", extra={"cause": str(error)})
+            log.warning(
+                "stopped without a last commit; the next process begins at what is committed",
+                extra={"cause": str(error)},
+            )
 
     def _beat(self) -> None:
         """Count as alive while waiting. Raises Retry where it was asked to stop and has waited long enough."""
@@ -144,7 +147,7 @@ class Loop:
             if self._process(records, producer):
                 self._commit(consumer, producer)
             elif not self._dirty:
-                self.step.committed()
+                self.processor.committed()
             self._failures = 0
             self._last_batch = self.clock()
         except (Aborted, Retry) as error:
@@ -165,9 +168,9 @@ class Loop:
 
     def _process(self, records: Sequence[Any], producer: Producer) -> bool:
         started = self.clock()
-        may_commit = self.step.process(records, producer.emit)
-        if self.step.has_written:
-            self._dirty, self.step.has_written = True, False
+        may_commit = self.processor.process(records, producer.emit)
+        if self.processor.has_written:
+            self._dirty, self.processor.has_written = True, False
         if records:
             self._dirty = True
             self.watch.batch(len(records), self.clock() - started)
@@ -177,14 +180,14 @@ class Loop:
         """Commit what was handled: everything that was read or, in partitions that `up_to` has, what is before its offset."""
         started = self.clock()
         offsets = {
-            partition: Position(up_to.get(partition, offset), self.step.commit_metadata(partition).encode())
+            partition: Position(up_to.get(partition, offset), self.processor.commit_metadata(partition).encode())
             for partition, offset in consumer.positions(tuple(self._partitions)).items()
         }
         producer.commit(offsets, consumer)
         self._state_offsets.update({partition: position.offset for partition, position in offsets.items()})
         self._dirty = False
         self._last_commit = self.clock()
-        self.step.committed()
+        self.processor.committed()
         self.watch.commit(self._last_commit - started)
 
     def _reassign(self, consumer: Consumer, producer: Producer) -> bool:
@@ -211,7 +214,7 @@ class Loop:
 
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         partitions = set(partitions)
-        self.step.revoke(partitions)
+        self.processor.revoke(partitions)
         for partition in partitions:
             self._state_offsets.pop(partition, None)
         self._dirty = False
@@ -225,17 +228,17 @@ class Loop:
         self._report_lost(committed, resumes)
         stale = restore.stale_partitions(self._state_offsets, resumes)
         self._forget(stale)
-        starts = {p: self.step.assign(p, resumes[p].position) for p in sorted(stale & resumes.keys())}
+        starts = {p: self.processor.assign(p, resumes[p].position) for p in sorted(stale & resumes.keys())}
         plan = restore.plan(resumes, starts)
         for partition, needed in plan.truncated.items():
             log.error(
                 "state is partial: the log does not reach back to where it is rebuilt from",
                 extra={"partition": _names([partition]), "needed": needed, "first": resumes[partition].log_begin},
             )
-            self.step.truncated(partition)
+            self.processor.truncated(partition)
         self._rebuild(consumer, plan.rebuild)
         self._state_offsets.update(plan.read_from)
-        self.step.committed()
+        self.processor.committed()
         consumer.start(plan.read_from)
         log.info(
             "reading", extra={"from": ", ".join(f"{_names([p])}@{plan.read_from[p]}" for p in sorted(plan.read_from))}
@@ -269,14 +272,14 @@ class Loop:
         log.info("rebuilding state from the log", extra={"records": total, "partitions": _names(ranges)})
         started, done = self.clock(), 0
         for batch in self.broker.read(ranges):
-            self.step.process(batch, discard)
+            self.processor.process(batch, discard)
             done += len(batch)
             consumer.poll(1, 0.0)  # stay in the group; nothing comes before `start`
             self._beat()
             if self.stopping:
                 raise Retry("asked to stop while rebuilding")
-        self.step.observed.clear()
-        self.step.counts.clear()
+        self.processor.observed.clear()
+        self.processor.counts.clear()
         self.watch.rebuilt(done)
         log.info("state rebuilt", extra={"records": done, "seconds": round(self.clock() - started, 3)})
 
@@ -288,8 +291,8 @@ class Loop:
         if self.stopping:
             return  # what is open is given up when the producer is closed
         log.warning("going back to what is committed", extra={"cause": str(error), "pause_seconds": pause})
-        self.step.observed.clear()
-        self.step.counts.clear()
+        self.processor.observed.clear()
+        self.processor.counts.clear()
         self._forget(self._partitions)
         try:
             producer.abort()
@@ -298,25 +301,25 @@ class Loop:
         self.sleep(pause)
 
     def _publish(self, records: Sequence[Any], consumer: Consumer) -> None:
-        if self.step.counts:
-            self.watch.counts(self.step.counts)
-            self.step.counts.clear()
-        if self.step.observed:
-            self.watch.observed(self.step.observed)
-            self.step.observed.clear()
+        if self.processor.counts:
+            self.watch.counts(self.processor.counts)
+            self.processor.counts.clear()
+        if self.processor.observed:
+            self.watch.observed(self.processor.observed)
+            self.processor.observed.clear()
         if records:
             self.watch.delay(time.time() - records[0].timestamp()[1] / 1000)
         if not records or self.clock() - self._last_gauges > GAUGE_SECONDS:
             self._last_gauges = self.clock()
-            self.watch.gauges(self.step.gauges())
+            self.watch.gauges(self.processor.gauges())
             self.watch.lag(consumer.lag())
 
 
 def tune_collector() -> None:
     """Have Python's cycle collector look rarely, and never again at what is loaded by now.
 
-    Records are trees: counting references frees them. What the collector would find by walking all state again and
-    again, every few hundred records, is next to nothing.
+    Records are trees: counting references frees them. To walk all state every few hundred records would find next to
+    nothing.
     """
     gc.collect()
     gc.freeze()

@@ -1,9 +1,9 @@
-"""Reading several partitions in one order of time, as far as it can be known.
+"""Reading several partitions in one order of time, as far as it is known.
 
-Without this a service that catches up would read one partition to its end before the next, and what it writes would be
-out of order by as much as it was behind: hours of events that come too late for their windows, labels that come too
-late for their predictions. So records are merged by their timestamp (which our services carry on from the source
-event), and while one partition is far behind and has shown nothing yet, the others wait for it a little. The order
+Without this a service that catches up would read one partition to its end before the next, and its output would be out
+of order by as much as it was behind: events hours too late for their windows, labels too late for their predictions.
+So records are merged by their timestamp (which our services carry on from the source event). While one partition is far
+behind and nothing has come from it yet, the others wait for it a little. The order
 within a partition never changes.
 """
 
@@ -15,7 +15,8 @@ from tidemill.errors import Aborted
 from tidemill.stream.api import Record, TopicPartition
 
 Keyed = tuple[int, Record]
-_NEVER = 2**63
+#: Beyond every offset: a partition that is not ours has no next one.
+_NO_OFFSET = 2**63
 
 
 class TimeOrder:
@@ -38,13 +39,13 @@ class TimeOrder:
         """Take records as they were read. Raises Aborted where one was read before, or belongs to a partition that is not ours.
 
         An offset may be far beyond the one before (between them may be markers of transactions), but never below it: a
-        client that fetches from elsewhere than it was told would have thousands of records done twice.
+        client that fetches from a wrong position would have thousands of records processed twice.
         """
         buffers, latest, following = self._buffers, self._latest, self._next
         for record in records:
             partition = TopicPartition(record.topic(), record.partition())
             offset = record.offset()
-            if offset < following.get(partition, _NEVER):
+            if offset < following.get(partition, _NO_OFFSET):
                 raise Aborted(
                     f"reading {partition.topic}[{partition.partition}]: offset {offset} came where "
                     f"{following.get(partition, 'nothing')} or later was expected"

@@ -61,7 +61,7 @@ def stale_partitions(
 
 
 def plan(resumes: Mapping[TopicPartition, Resume], starts: Mapping[TopicPartition, Start]) -> Plan:
-    """Return what to rebuild and from where to read; `starts` is what the processor said of its stale partitions.
+    """Return what to rebuild and from where to read; `starts` is what the processor answered for its stale partitions.
 
     `truncated` holds, by partition, the offset that the processor asked for and the log does not have.
     """

@@ -27,14 +27,14 @@ MOMENT = pa.timestamp("ms", tz="UTC")
 _FEATURES = {"number": pa.float64(), "category": pa.string(), "flag": pa.bool_()}
 _LABELS = {"boolean": pa.bool_(), "double": pa.float64(), "string": pa.string()}
 
+#: Prefixes of the columns that an older archive may lack: what each model answered, and how fresh each view was.
 OPTIONAL = ("score_", "version_", "probabilities_", "entity_", "as_of_", "stale")
-"""Prefixes of the columns that an older archive may lack: what each model said, and how fresh each view was."""
 ENTITY, AS_OF = "entity_", "as_of_"
 
 Row = dict[str, Any]
 
 
-class Form:
+class RowFormat:
     """How records of one topic become rows.
 
     Parameters
@@ -115,24 +115,24 @@ class Form:
     def rows(self, file: bytes) -> list[Row]:
         """Return the rows of a Parquet file, as `row` made them."""
         table = pq.read_table(io.BytesIO(file))
-        there = set(table.schema.names)
-        # The archive may be older than a model of today, and is what that is tried on.
-        lacking = [name for name in self.schema.names if name not in there and not name.startswith(OPTIONAL)]
+        names = set(table.schema.names)
+        # The archive may be older than one of today's models, which is tried on it.
+        lacking = [name for name in self.schema.names if name not in names and not name.startswith(OPTIONAL)]
         if lacking:
             raise SettingsError(
                 f"an archive's file was written by another declaration of the pipeline: it has no {', '.join(lacking)}; "
-                f"`tidemill dataset --recompute` makes vectors anew from history"
+                f"`tidemill dataset --recompute` makes vectors again from history"
             )
-        fields = [field for field in self.schema if field.name in there]
-        whole = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in fields]
-        found: list[Row] = table.select([f.name for f in fields]).cast(pa.schema(whole)).to_pylist()
-        return found
+        fields = [field for field in self.schema if field.name in names]
+        plain = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in fields]
+        rows: list[Row] = table.select([f.name for f in fields]).cast(pa.schema(plain)).to_pylist()
+        return rows
 
     @staticmethod
     def count(file: bytes) -> int:
         """Return how many rows a Parquet file has."""
-        found: int = pq.read_metadata(io.BytesIO(file)).num_rows
-        return found
+        rows: int = pq.read_metadata(io.BytesIO(file)).num_rows
+        return rows
 
 
 def features_of(row: Row) -> Features:
@@ -165,7 +165,7 @@ def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[
     Raises SettingsError where there is no archive.
     """
     topic = topics.EXAMPLES if labelled else topics.PREDICTION_LOG
-    form = Form(pipeline, labelled=labelled)
+    form = RowFormat(pipeline, labelled=labelled)
     paths = files.glob(f"{pipeline.name}/{topic.suffix}/date=*/*.parquet")
     if not paths:
         raise SettingsError(f"archive {files.url} has no {topic.suffix} of the pipeline {pipeline.name!r}")

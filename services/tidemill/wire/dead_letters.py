@@ -1,4 +1,4 @@
-"""Dead letters: the original bytes on the dead-letter topic, and why they are there in the headers.
+"""Dead letters: the original bytes on the dead-letter topic, and the reason in the headers.
 
 Names are Kafka Connect's (`__connect.errors.*`) where it has one for the thing, else `tidemill.*`, so that tools made
 for Connect's dead-letter queues read ours. The producer's own headers are kept, before ours. A record that was redriven

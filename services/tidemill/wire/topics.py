@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tidemill.stream.topic import DAY, Topic
 
+#: The services of the data plane, along the river.
 SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner", "gate")
-"""The services of the data plane, along the river."""
+#: The services that only look on; one process of each a pipeline.
 WATCHING = ("archiver", "monitor", "status")
-"""The services that only look on; one process of each a pipeline."""
+#: Who else writes or reads: others' programs, and the command that sends dead letters back.
 OUTSIDE = ("producers", "consumers", "redrive")
-"""Who else writes or reads: others' programs, and the command that sends dead letters back."""
 
 
 EVENTS = Topic("events", "any", "event", ("producers", "redrive"), ("validator",), doc="Events as producers send them.")

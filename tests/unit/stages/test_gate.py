@@ -93,7 +93,7 @@ class World:
         return Service("gate", "small.gate", names, step)
 
     def run(self, batch: int = 137, token: bytes = TOKEN) -> Any:
-        return drive(self.service(token), self.broker, batch=batch).step
+        return drive(self.service(token), self.broker, batch=batch).processor
 
     def ask(
         self, kind: str, target: str = "", name: str = "", key: bytes = TOKEN, steps: int = 1, begin: int = 0
@@ -317,7 +317,7 @@ class TestRestarts:
         world = World()
         world.examples(700, linear=0.2, slow=0.6)
         world.run()
-        step: Any = world.service().step
+        step: Any = world.service().processor
         slot = TopicPartition(topics.EXAMPLES.name("small"), 0)
         start = step.assign(slot, Position(100))
         assert start.live_from == world.decisions[0].examples == start.rebuild_from
@@ -346,7 +346,7 @@ class TestRestarts:
 
             begin = 0
             for end in (*restarts, len(records) * apart):
-                step = world.service().step
+                step = world.service().processor
                 step.history = lambda: tuple(found)
                 start = step.assign(slot, Position(begin))
                 step.process([r for r in records if start.rebuild_from <= r.offset() < start.live_from], discard)
@@ -365,12 +365,12 @@ class TestRestarts:
         world.examples(2_000, linear=0.5, slow=0.1, third=0.1)
         world.run()
         assert world.kinds == ["refused", "refused"]
-        step, emitted = world.service().step, small.Emitted()
+        step, emitted = world.service().processor, small.Emitted()
         step.assign(slot, Position(0))
         step.process(world.broker.records(slot.topic), emitted)
         assert emitted.records == []
         del world.broker.log[TopicPartition(topics.PROMOTIONS.name("small"), 0)][1:]  # the second one was lost
-        step = world.service().step
+        step = world.service().processor
         step.assign(slot, Position(0))
         step.process(world.broker.records(slot.topic), emitted)
         assert len(emitted.records) == 1
@@ -396,13 +396,13 @@ class TestRestarts:
     def test_where_people_alone_decide_a_restart_does_not_read_all_examples_again(self) -> None:
         world = World(made(None))
         world.examples(1_000, linear=0.2)
-        start = world.service().step.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(1_000))
+        start = world.service().processor.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(1_000))
         assert (start.rebuild_from, start.live_from) == (1_000 - LOOK_EVERY_EXAMPLES, 1_000)
 
     def test_examples_of_an_earlier_declaration_are_counted_and_passed_over(self) -> None:
         world = World()
         world.broker.append(topics.EXAMPLES.name("small"), b"\0\0\0\0\1other", b"k", 0)
-        step = world.service().step
+        step = world.service().processor
         step.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
         step.process(world.broker.records(topics.EXAMPLES.name("small")), small.Emitted())
         assert step.counts == {("skipped", "unknown_schema"): 1}

@@ -81,7 +81,7 @@ def state(join: Join) -> tuple:
         while event is not None:
             held.append((event.offset, event.label.offset if event.label else None))
             event = event.later
-    return sorted(held), waiting, join.log_mark, join.labels_mark, join.pending, join.waiting_labels
+    return sorted(held), waiting, join.log_watermark, join.labels_watermark, join.pending, join.waiting_labels
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+#: The watermark before the first record.
 NEVER = -(2**62)
-"""The watermark before the first record."""
 
 
 class Event:
@@ -46,11 +46,11 @@ class Event:
 class Label:
     """A label that has come; `record` is kept while it may still have to go to the dead letters."""
 
-    __slots__ = ("before", "done", "id", "mark", "offset", "record", "time", "value")
+    __slots__ = ("before", "done", "id", "offset", "record", "time", "value", "watermark")
 
-    def __init__(self, id: str, time: int, value: Any, offset: int, before: int, mark: int, record: Any) -> None:  # noqa: A002
+    def __init__(self, id: str, time: int, value: Any, offset: int, before: int, watermark: int, record: Any) -> None:  # noqa: A002
         self.id, self.time, self.value = id, time, value
-        self.offset, self.before, self.mark, self.record = offset, before, mark, record
+        self.offset, self.before, self.watermark, self.record = offset, before, watermark, record
         self.done = False
 
 
@@ -89,15 +89,17 @@ class Join:
     ----------
     timeout
         T above, in ms.
-    log_mark, labels_mark
+    log_watermark, labels_watermark
         The watermarks before the first record that will be read.
     """
 
-    def __init__(self, timeout: int, outcomes: Outcomes, *, log_mark: int = NEVER, labels_mark: int = NEVER) -> None:
+    def __init__(
+        self, timeout: int, outcomes: Outcomes, *, log_watermark: int = NEVER, labels_watermark: int = NEVER
+    ) -> None:
         self.timeout = timeout
         self.outcomes = outcomes
-        self.log_mark = log_mark
-        self.labels_mark = labels_mark
+        self.log_watermark = log_watermark
+        self.labels_watermark = labels_watermark
         self.events: dict[str, Event] = {}
         self.waiting: dict[str, list[Label]] = {}
         self.pending = 0
@@ -112,12 +114,12 @@ class Join:
         self, id: str, time: int, offset: int, value: bytes, timestamp: int = 0, entity: str = ""  # noqa: A002
     ) -> bool:  # fmt: skip
         """Take a prediction; returns False where one of this event id is still remembered: it is a duplicate."""
-        before = self.log_mark
+        before = self.log_watermark
         if time > before:
-            self.log_mark = time
+            self.log_watermark = time
         earlier = self.events.get(id)
         while earlier is not None:
-            if self.log_mark <= earlier.time + self.timeout:
+            if self.log_watermark <= earlier.time + self.timeout:
                 earlier.reach = max(earlier.reach, time)
                 self._advance_log()
                 return False
@@ -141,17 +143,17 @@ class Join:
 
     def add_label(self, id: str, time: int, value: Any, offset: int, record: Any = None) -> None:  # noqa: A002
         """Take a label."""
-        before = self.labels_mark
+        before = self.labels_watermark
         if time > before:
-            self.labels_mark = time
-        label = Label(id, time, value, offset, before, self.labels_mark, record)
+            self.labels_watermark = time
+        label = Label(id, time, value, offset, before, self.labels_watermark, record)
         self.kept_labels.append(label)
         event = self.events.get(id)
         while event is not None and not self._belong(event, label):
             event = event.later
         if event is not None:
             self._settle(event, label)
-        elif self.log_mark > time + self.timeout:
+        elif self.log_watermark > time + self.timeout:
             label.done = True
             self.outcomes.unmatched(label)
         else:
@@ -161,10 +163,10 @@ class Join:
         self._expire()
 
     def _belong(self, event: Event, label: Label) -> bool:
-        if label.mark > event.time + self.timeout:
+        if label.watermark > event.time + self.timeout:
             return False
-        mark = event.time if event.time > event.before else event.before
-        return mark <= label.time + self.timeout
+        watermark = event.time if event.time > event.before else event.before
+        return watermark <= label.time + self.timeout
 
     def _offer(self, event: Event, labels: list[Label]) -> None:
         """Give an event that has just come the labels that waited for it, in their order."""
@@ -193,7 +195,7 @@ class Join:
 
     def _expire(self) -> None:
         """Close the events that the labels' watermark has passed."""
-        heap, edge = self._open, self.labels_mark - self.timeout
+        heap, edge = self._open, self.labels_watermark - self.timeout
         while heap and heap[0][0] < edge:
             entry = heapq.heappop(heap)
             event = entry[2]
@@ -206,7 +208,7 @@ class Join:
 
     def _advance_log(self) -> None:
         """Give up labels, and forget closed events, that the predictions' watermark has passed."""
-        heap, edge = self._queue, self.log_mark - self.timeout
+        heap, edge = self._queue, self.log_watermark - self.timeout
         while heap and heap[0][0] < edge:
             label = heapq.heappop(heap)[2]
             labels = self.waiting.get(label.id)
@@ -226,7 +228,7 @@ class Join:
         A rebuild may begin at a record between them: a label that is read again without its event must not wait for it
         beyond the rebuild's end, nor a duplicate be taken for the first. Both watermarks must have passed all of them.
         """
-        heap, edge = self._closed, min(self.log_mark, self.labels_mark) - self.timeout
+        heap, edge = self._closed, min(self.log_watermark, self.labels_watermark) - self.timeout
         while heap and heap[0][0] < edge:
             reach, offset, event = heapq.heappop(heap)
             later = event.later

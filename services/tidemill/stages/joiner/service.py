@@ -54,10 +54,10 @@ class Joiner(Processor):
         begin = committed.offset if metadata.rebuild_from is None else metadata.rebuild_from
         watermark = NEVER if metadata.watermark is None else metadata.watermark
         if topic_partition.topic == self.log_topic:
-            join.log_mark = watermark
+            join.log_watermark = watermark
             self._new[topic_partition.partition] = self._updates.new(committed)
         else:
-            join.labels_mark = watermark
+            join.labels_watermark = watermark
         self._next[topic_partition] = begin
         return Start(begin, committed.offset)
 
@@ -69,10 +69,10 @@ class Joiner(Processor):
         join = self.joins[topic_partition.partition]
         begun: tuple[str, ...] = ()
         if topic_partition.topic == self.log_topic:
-            first, watermark = join.kept_events.first(), join.log_mark
+            first, watermark = join.kept_events.first(), join.log_watermark
             begun = self._updates.begun(self._new.get(topic_partition.partition, ()))
         else:
-            first, watermark = join.kept_labels.first(), join.labels_mark
+            first, watermark = join.kept_labels.first(), join.labels_watermark
         if first is None:
             return CommitMetadata(self._next[topic_partition], watermark, begun)
         return CommitMetadata(first.offset, first.before, begun)
@@ -122,15 +122,15 @@ class Joiner(Processor):
         self._emit(self.examples, value, event.id.encode(), label.record.timestamp()[1], None, 0)
         self.counts["joined", self.examples] += 1
         if self._updates and self._emit is not discard:
-            self._tell_views(event, label)
+            self._update_views(event, label)
 
-    def _tell_views(self, event: Event, label: Label) -> None:
-        """Say what came true to the views over outcomes; it counts from when it was known."""
+    def _update_views(self, event: Event, label: Label) -> None:
+        """Emit the outcome to the views over outcomes; it counts from when its label was known."""
         features = self.records.prediction_log.record(event.value or b"", HEADER)["features"]
         for partition in list(self._new):
             self._updates.emit_control("begins", self._new.pop(partition), label.time, self._emit)
-        told = self.records.label.decode(label.record.value() or b"")
-        values = {**features["vector"], **told, "label": label.value}
+        label_record = self.records.label.decode(label.record.value() or b"")
+        values = {**features["vector"], **label_record, "label": label.value}
         self._updates.emit(features["entities"], values, event.id, label.time, label.record.timestamp()[1], self._emit)
 
     def _expired(self, event: Event) -> None:
@@ -138,7 +138,7 @@ class Joiner(Processor):
         self.counts["expired", self.expired_topic] += 1
 
     def _duplicate(self, event: Event, label: Label) -> None:
-        """Tell what is said once more from what contradicts; the entity tells whose labels do."""
+        """Refuse a further label of an event: a repetition, or a contradiction, which names the entity."""
         first = event.label.value if event.label else None
         if label.value == first:
             reason, message = "duplicate_label", f"event {label.id!r} has this label already"
@@ -160,11 +160,11 @@ class Joiner(Processor):
         self.counts["dead_letters", reject.reason] += 1
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
-        found: dict[tuple[str, str], float] = {}
+        gauges: dict[tuple[str, str], float] = {}
         for partition, join in self.joins.items():
-            found["pending", str(partition)] = join.pending
-            found["waiting_labels", str(partition)] = join.waiting_labels
-        return found
+            gauges["pending", str(partition)] = join.pending
+            gauges["waiting_labels", str(partition)] = join.waiting_labels
+        return gauges
 
 
 def build(pipeline: Pipeline) -> Service:

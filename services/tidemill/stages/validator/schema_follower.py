@@ -66,7 +66,7 @@ def subject_of(topic: str) -> str:
 
 
 class SchemaFollower(WriterSchemas):
-    """Follows the subjects of a pipeline's raw topics. What it once found stays known as long as the process runs."""
+    """Follows the subjects of a pipeline's raw topics. A schema stays known as long as the process runs."""
 
     def __init__(
         self,

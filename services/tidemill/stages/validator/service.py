@@ -48,7 +48,7 @@ class _Route:
         self.forget()
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Count from zero."""
         self.breaker = CircuitBreaker(self.fuse)
         self.warned: Counter[Rule] = Counter()
         self.example: dict[Rule, tuple[str, RuleWarning]] = {}
@@ -210,7 +210,7 @@ class Validator(Processor):
             positions[topic_partition] = max(done.offset() + 1, positions.get(topic_partition, 0))
         return Stopped(
             f"the fuse of {record.topic()} has blown: {why}; the last, {record.topic()}[{record.partition()}]"
-            f"@{record.offset()}: {last}. They are in {self.dlq}, and what comes after them waits. Mend the producer or the "
+            f"@{record.offset()}: {last}. They are in {self.dlq}, and what comes after them waits. Fix the producer or the "
             f"rule and start again: it goes on as soon as a record passes. To make dead letters of them all: TIDEMILL_FUSE=false",
             positions,
         )

@@ -34,10 +34,10 @@ class WriterSchema:
 
 
 class WriterSchemas(Protocol):
-    """Knows schemas beside those that are declared. Looked at for each message that names one; so it never waits."""
+    """Knows schemas beside those that are declared. Called for each message that names one, so it never waits."""
 
     def find(self, topic: str, name: SchemaName) -> WriterSchema | None:
-        """Return the schema; None where there is none. Raises Retry where it is being looked for."""
+        """Return the schema; None where there is none. Raises Retry where the registry is being read for it."""
 
 
 class NoWriterSchemas(WriterSchemas):

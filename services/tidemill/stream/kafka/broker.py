@@ -172,7 +172,7 @@ class KafkaBroker:
         except KafkaException as error:
             raise service_error(error, "rebuilding from the log") from error
         finally:
-            # Now and then the client takes a whole second to close; nobody need wait for it.
+            # Now and then the client takes a second to close; nobody need wait for it.
             threading.Thread(target=client.close, name="closing", daemon=True).start()
 
     def follow(self, partition: TopicPartition, offset: int) -> KafkaFollower:

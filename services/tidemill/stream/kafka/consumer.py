@@ -84,7 +84,7 @@ class KafkaConsumer:
 
     def _on_assign(self, client: Consumer, partitions: list[KafkaTopicPartition]) -> None:
         # Nothing is fetched before the loop has settled where to start. To assign here and again at `start` is a race
-        # in the client: now and then it fetches from where the first said, although the second was the last.
+        # in the client: now and then it fetches from the first position, although the second was the last.
         client.assign([])
         if self._closing:
             return

@@ -21,7 +21,7 @@ from tidemill.files import Files
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.archive_rows import Form, Row, date_of
+from tidemill.wire.archive_rows import Row, RowFormat, date_of
 from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class Archiver(Processor):
         super().__init__()
         self.pipeline, self.files, self.every, self.size, self.clock = pipeline, files, every_seconds, chunk, clock
         self.forms = {
-            topics.PREDICTION_LOG.name(pipeline.name): Form(pipeline, labelled=False),
-            topics.EXAMPLES.name(pipeline.name): Form(pipeline, labelled=True),
+            topics.PREDICTION_LOG.name(pipeline.name): RowFormat(pipeline, labelled=False),
+            topics.EXAMPLES.name(pipeline.name): RowFormat(pipeline, labelled=True),
         }
         self._chunks: dict[TopicPartition, Chunk] = {}
         self._written_at = clock()

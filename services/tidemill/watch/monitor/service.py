@@ -68,9 +68,18 @@ class _FetchedBatch(ConsumerMessage):
     def __init__(self, tp: Any, fetched: Sequence[Any], generation: int) -> None:
         first = fetched[0]
         super().__init__(
-            tp.topic, tp.partition, first.offset, first.timestamp / 1000, first.timestamp_type, None, None, b"", None, tp=tp,
+            tp.topic,
+            tp.partition,
+            first.offset,
+            first.timestamp / 1000,
+            first.timestamp_type,
+            None,
+            None,
+            b"",
+            None,
+            tp=tp,
             generation_id=generation,
-        )  # fmt: skip
+        )
         self.records = [
             MemoryRecord(r.topic, r.value, r.key, r.timestamp, list(r.headers), r.partition, r.offset) for r in fetched
         ]
@@ -150,9 +159,13 @@ class MonitorService:
     """One pipeline's monitor on Faust."""
 
     def __init__(
-        self, pipeline: Pipeline, broker: Broker, settings: Settings, sender: Sender,
+        self,
+        pipeline: Pipeline,
+        broker: Broker,
+        settings: Settings,
+        sender: Sender,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.pipeline, self.broker, self.settings, self.sender, self.clock = pipeline, broker, settings, sender, clock
         self.core = Core(pipeline, clock)
         self.metrics = MonitorMetrics()
@@ -267,9 +280,10 @@ class MonitorService:
     def _publish(self, closed: ClosedWindow) -> None:
         name, records = self.pipeline.name, self.core.records
         self.sender.send(
-            topics.WINDOWS.name(name), records.window.encode(window_record(closed, self.core, self.clock())),
+            topics.WINDOWS.name(name),
+            records.window.encode(window_record(closed, self.core, self.clock())),
             closed.source.encode(),
-        )  # fmt: skip
+        )
         for alert in closed.alerts:
             self._publish_alert(alert)
         window = closed.window
@@ -398,6 +412,14 @@ def alert_of(record: dict[str, Any]) -> Alert:
     alert_key = AlertKey(record["kind"], record["model"], record["segment"], record["feature"])
     key = FigureKey(record["figure"], alert_key.model, -1, alert_key.segment, alert_key.feature)
     return Alert(
-        alert_key, record["state"], Breach(key, record["value"], record["limit"]), record["since"], record["start"],
-        record["end"], record["message"], record["look_at"], dict(record["evidence"]), record["opened_at"],
-    )  # fmt: skip
+        alert_key,
+        record["state"],
+        Breach(key, record["value"], record["limit"]),
+        record["since"],
+        record["start"],
+        record["end"],
+        record["message"],
+        record["look_at"],
+        dict(record["evidence"]),
+        record["opened_at"],
+    )

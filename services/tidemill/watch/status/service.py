@@ -136,9 +136,15 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
         config = uvicorn.Config(
-            build(parts), host="0.0.0.0", port=port, log_config=None, access_log=False,  # noqa: S104  pages come from outside
-            timeout_graceful_shutdown=2, server_header=False, limit_concurrency=500,
-        )  # fmt: skip
+            build(parts),
+            host="0.0.0.0",  # noqa: S104  pages come from outside
+            port=port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=2,
+            server_header=False,
+            limit_concurrency=500,
+        )
         _Server(config).run()
     finally:
         for thread in threads:
