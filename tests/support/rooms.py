@@ -1,11 +1,9 @@
 """Prints the rooms of the package (its folders and root files), the import levels they stand on, and what imports upward.
 
-    python tests/support/rooms.py
+python tests/support/rooms.py
 """
 
 from __future__ import annotations
-
-from collections import defaultdict
 
 import grimp
 
@@ -41,4 +39,6 @@ if __name__ == "__main__":
     by_level = levels(all_rooms)
     for number, level in reversed(list(enumerate(by_level, 1))):
         print(f"{number:2}  {' '.join(level)}")
-    print(f"{len(all_rooms)} rooms, {len(by_level)} levels, {sum(map(len, all_rooms.values()))} edges between rooms, no circle")
+    print(
+        f"{len(all_rooms)} rooms, {len(by_level)} levels, {sum(map(len, all_rooms.values()))} edges between rooms, no circle"
+    )
