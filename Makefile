@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: test-long outcomes asynchrony help demo unit test faults soak check lock format bench bench-views bench-rules docs clean
+.PHONY: test-long outcomes asynchrony help demo unit test faults soak check lock package rooms format bench bench-views bench-rules docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,15 +55,22 @@ outcomes: $(VENV)/dev ## what views are worth: the same models with and without 
 asynchrony: $(VENV)/dev ## how many vectors on Kafka differ from a backtest's, and by how much (minutes)
 	@$(BIN)/python benchmarks/asynchrony.py $(ARGS)
 
-check: $(VENV)/dev ## format, lint, layers and types
+check: $(VENV)/dev ## format, lint, layers, types and spelling
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
+	@$(BIN)/codespell README.md CONTRIBUTING.md docs services
 
 lock: $(VENV)/dev ## lock the versions that pyproject.toml allows today, for make itself; ARGS="--upgrade" for newer ones
 	@$(LOCK) --extra dev --output-file requirements/dev.lock pyproject.toml $(ARGS)
 	@$(LOCK) --extra demo --constraint requirements/dev.lock --output-file requirements/demo.lock pyproject.toml
+
+package: $(VENV)/dev ## the wheel and the source distribution, in dist/
+	@$(BIN)/uv build --quiet
+
+rooms: $(VENV)/dev ## the rooms of the package and the import levels that they stand on
+	@$(BIN)/python tests/support/rooms.py
 
 format: $(VENV)/dev ## put the code into the one format
 	@$(BIN)/ruff check --fix-only --quiet .

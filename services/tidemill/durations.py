@@ -26,11 +26,11 @@ def milliseconds(text: str) -> int:
 
 
 def moment(text: str) -> int:
-    """Return an ISO 8601 time in ms since the epoch; UTC where no zone is said. Raises ValueError for anything else."""
+    """Return an ISO 8601 time in ms since the epoch; UTC where it has no zone. Raises ValueError for anything else."""
     try:
-        found = dt.datetime.fromisoformat(text)
+        time = dt.datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{text!r} is no time: expected ISO 8601, as in 2013-01-31 or 2013-01-31T18:00Z") from None
-    if found.tzinfo is None:
-        found = found.replace(tzinfo=dt.UTC)
-    return (found - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(milliseconds=1)
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=dt.UTC)
+    return (time - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(milliseconds=1)

@@ -1,7 +1,7 @@
 """Every error Tidemill raises, in one tree.
 
-What the loop does with an error is decided by its class: `Reject` sends the message to the dead-letter topic,
-`Retry` backs off without committing, anything else ends the process, loudly, and the orchestrator starts it again.
+The class decides what the loop does with an error: `Reject` sends the message to the dead-letter topic, `Retry` backs
+off without committing, anything else ends the process with the error, and the orchestrator starts it again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class SettingsError(TidemillError):
 
 
 class BrokerError(TidemillError):
-    """Kafka can't be reached or refused what was asked."""
+    """Kafka can't be reached, or refused a request."""
 
 
 class ArtifactError(TidemillError):
-    """A model artifact or its manifest is damaged, forged or made by something else. It was not unpickled."""
+    """A model artifact or its manifest is corrupted, forged or made by something else. It was not unpickled."""
 
 
 class ScoreError(ArtifactError):
-    """What a model says is no score of its task: it has exploded. No version of it is published or opened."""
+    """A model's output is no valid score of its task: it has diverged. No version of it is published or opened."""
 
 
 class Fenced(BrokerError):
@@ -43,15 +43,15 @@ class Aborted(BrokerError):
 
 
 class Retry(TidemillError):
-    """Something outside is away for the moment: back off, commit nothing, try the same records again."""
+    """Something outside is unavailable for the moment: back off, commit nothing, try the same records again."""
 
 
 class StoreError(Retry):
-    """Redis or the artifact store can't be reached or refused what was asked."""
+    """Redis or the artifact store can't be reached, or refused a request."""
 
 
 class Stopped(TidemillError):
-    """A step will not go on. What it did up to `positions` (next offset by slot) is committed, and the service ends."""
+    """A step stops. Its work up to `positions` (next offset by partition) is committed, and the service ends."""
 
     def __init__(self, message: str, positions: Mapping[Any, int]) -> None:
         super().__init__(message)
@@ -68,9 +68,9 @@ class Reject(TidemillError):
     message
         One sentence for a person: name, value, expectation.
     rule, field, value
-        The rule that failed, the field that it looked at, the value that it found.
+        The rule that failed, the field that it looked at, and the field's value.
     entity
-        The id of the entity that it is about, where that is known.
+        The id of the message's entity, where it is known.
     """
 
     def __init__(

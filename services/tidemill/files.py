@@ -15,8 +15,8 @@ from tidemill.errors import StoreError
 
 
 @contextlib.contextmanager
-def open_whole(path: str) -> Iterator[BinaryIO]:
-    """Write a local file so that its name never leads to half of it: it is put there when the block has ended well."""
+def open_atomic(path: str) -> Iterator[BinaryIO]:
+    """Write a local file so that nobody ever sees half of it: it gets its name when the block ends without error."""
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     try:
@@ -36,9 +36,9 @@ def open_whole(path: str) -> Iterator[BinaryIO]:
         os.close(handle)
 
 
-def write_whole(path: str, data: bytes) -> None:
-    """Write a local file so that its name never leads to half of it, whatever happens on the way."""
-    with open_whole(path) as out:
+def write_atomic(path: str, data: bytes) -> None:
+    """Write a local file so that nobody ever sees half of it, whatever happens."""
+    with open_atomic(path) as out:
         out.write(data)
 
 
@@ -57,12 +57,12 @@ class Files:
             raise StoreError(f"{setting} {url!r} can't be used: {error}; set TIDEMILL_{setting.upper()}") from error
 
     def write(self, path: str, data: bytes) -> None:
-        """Put `data` in the place of what lies at `path`, all of it or nothing. Raises StoreError where that fails."""
+        """Replace the file at `path` by `data`, all of it or nothing. Raises StoreError where that fails."""
         full = f"{self._root}/{path}"
         try:
             self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
             if isinstance(self._fs, LocalFileSystem):
-                write_whole(full, data)
+                write_atomic(full, data)
             else:
                 with self._fs.transaction, self._fs.open(full, "wb") as out:
                     out.write(data)
@@ -70,7 +70,7 @@ class Files:
             raise StoreError(f"{self._what} {self.url}: writing failed: {error}") from error
 
     def read(self, path: str) -> bytes | None:
-        """Return what lies at `path`; None where nothing does. Raises StoreError where that can't be told."""
+        """Return the file at `path`; None where it does not exist. Raises StoreError where reading fails."""
         try:
             return bytes(self._fs.cat_file(f"{self._root}/{path}"))
         except FileNotFoundError:
@@ -79,7 +79,7 @@ class Files:
             raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
 
     def size(self, path: str) -> int | None:
-        """Return how many bytes lie at `path`; None where nothing does. Raises StoreError where that can't be told."""
+        """Return the file's size in bytes; None where it does not exist. Raises StoreError where reading fails."""
         try:
             return int(self._fs.info(f"{self._root}/{path}")["size"])
         except FileNotFoundError:
@@ -88,11 +88,11 @@ class Files:
             raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
 
     def has(self, path: str) -> bool:
-        """Whether anything lies at `path`. Raises StoreError where that can't be told."""
+        """Whether there is a file at `path`. Raises StoreError where reading fails."""
         return self.size(path) is not None
 
     def delete(self, path: str) -> None:
-        """Take away what lies at `path`; that nothing does is no error. Raises StoreError where that fails."""
+        """Delete the file at `path`, if it exists. Raises StoreError where that fails."""
         try:
             self._fs.rm_file(f"{self._root}/{path}")
         except FileNotFoundError:
@@ -101,9 +101,9 @@ class Files:
             raise StoreError(f"{self._what} {self.url}: deleting failed: {error}") from error
 
     def glob(self, pattern: str) -> list[str]:
-        """Return the paths that fit a pattern (`*` within one part of a path), in order."""
+        """Return the paths that match a pattern (`*` within one part of a path), in order."""
         try:
-            found = self._fs.glob(f"{self._root}/{pattern}")
+            paths = self._fs.glob(f"{self._root}/{pattern}")
         except OSError as error:
             raise StoreError(f"{self._what} {self.url}: listing failed: {error}") from error
-        return sorted(str(path).removeprefix(f"{self._root}/") for path in found)
+        return sorted(str(path).removeprefix(f"{self._root}/") for path in paths)

@@ -18,9 +18,11 @@ RECORDS = Counter("tidemill_records_total", "Records read and handled.", ["servi
 BATCH = Histogram("tidemill_step_seconds", "Time a step took for one batch.", ["service"], buckets=_SECONDS)
 COMMIT = Histogram("tidemill_commit_seconds", "Time a commit took, views included.", ["service"], buckets=_SECONDS)
 DELAY = Histogram(
-    "tidemill_delay_seconds", "Age, since its producer sent it, of the oldest record of a batch.", ["service"],
+    "tidemill_delay_seconds",
+    "Age, since its producer sent it, of the oldest record of a batch.",
+    ["service"],
     buckets=(*_SECONDS, 30.0, 60.0, 300.0),
-)  # fmt: skip
+)
 RETRIES = Counter("tidemill_retries_total", "Times the loop went back to what is committed.", ["service"])
 REBUILT = Counter("tidemill_rebuilt_records_total", "Records read again to rebuild state.", ["service"])
 LAG = Gauge("tidemill_lag_records", "Records behind the end, by partition.", ["service", "topic", "partition"])
@@ -29,22 +31,40 @@ HEARTBEAT = Gauge("tidemill_heartbeat_seconds", "Unix time of the loop's last tu
 COUNTS: Mapping[str, Counter] = {
     "dead_letters": Counter("tidemill_dead_letters_total", "Dead letters, by reason.", ["service", "reason"]),
     "warnings": Counter("tidemill_warnings_total", "Records that a rule has warned of, by rule.", ["service", "rule"]),
-    "promoted": Counter("tidemill_promoted_total", "Whole numbers taken where a float is declared.", ["service", "field"]),
-    "lost_records": Counter("tidemill_lost_records_total", "Committed offsets the log no longer held.", ["service", "topic"]),
-    "stale_vectors": Counter("tidemill_stale_vectors_total", "Vectors served while a view could not be read.", ["service", "view"]),
+    "promoted": Counter(
+        "tidemill_promoted_total", "Whole numbers taken where a float is declared.", ["service", "field"]
+    ),
+    "lost_records": Counter(
+        "tidemill_lost_records_total", "Committed offsets the log no longer held.", ["service", "topic"]
+    ),
+    "stale_vectors": Counter(
+        "tidemill_stale_vectors_total", "Vectors served while a view could not be read.", ["service", "view"]
+    ),
     "tile_too_old": Counter("tidemill_late_events_total", "Events older than their view keeps.", ["service", "view"]),
-    "view_writes": Counter("tidemill_view_writes_total", "Writes to the online store, by outcome.", ["service", "outcome"]),
+    "view_writes": Counter(
+        "tidemill_view_writes_total", "Writes to the online store, by outcome.", ["service", "outcome"]
+    ),
     "joined": Counter("tidemill_joined_total", "Predictions that met their label.", ["service", "topic"]),
     "expired": Counter("tidemill_expired_total", "Predictions whose label never came in time.", ["service", "topic"]),
     "model_loads": Counter("tidemill_model_loads_total", "Model versions loaded, by outcome.", ["service", "outcome"]),
-    "not_finite": Counter("tidemill_not_finite_total", "Values that were no finite number, by what they were.", ["service", "what"]),
-    "skipped": Counter("tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]),
+    "not_finite": Counter(
+        "tidemill_not_finite_total", "Values that were no finite number, by what they were.", ["service", "what"]
+    ),
+    "skipped": Counter(
+        "tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]
+    ),
     "decisions": Counter("tidemill_decisions_total", "Decisions about who serves, by kind.", ["service", "kind"]),
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
-    "stopped": Counter("tidemill_model_stops_total", "Times a learner found its model exploded or not to be saved.", ["service", "model"]),
+    "stopped": Counter(
+        "tidemill_model_stops_total",
+        "Times a learner found its model exploded or not to be saved.",
+        ["service", "model"],
+    ),
     "archived": Counter("tidemill_archived_rows_total", "Rows written to the archive.", ["service", "topic"]),
-    "not_stored": Counter("tidemill_versions_not_stored_total", "Model versions the artifact store did not take.", ["service", "model"]),
-}  # fmt: skip
+    "not_stored": Counter(
+        "tidemill_versions_not_stored_total", "Model versions the artifact store did not take.", ["service", "model"]
+    ),
+}
 GAUGES: Mapping[str, Gauge] = {
     "pending": Gauge(
         "tidemill_pending", "Predictions that wait for their label, by partition.", ["service", "partition"]
@@ -92,7 +112,7 @@ WINDOW_FIGURE = Gauge(
     "tidemill_window_figure",
     "Figures of the last closed window: metrics, calibration, drift, delays; of freshness, `feature` is the view.",
     ["source", "figure", "model", "feature"],
-)  # fmt: skip
+)
 WINDOW_SEGMENT = Gauge(
     "tidemill_window_segment", "Metrics of the last closed window by segment.", ["figure", "model", "segment"]
 )
@@ -162,9 +182,9 @@ class LoopMetrics(ServiceMetrics):
         for (name, label), n in counts.items():
             COUNTS[name].labels(self.service, label).inc(n)
 
-    def observed(self, found: Mapping[tuple[str, str], float]) -> None:
+    def observed(self, values: Mapping[tuple[str, str], float]) -> None:
         """Observe what a step measured, once each."""
-        for (name, label), value in found.items():
+        for (name, label), value in values.items():
             HISTOGRAMS[name].labels(self.service, label).observe(value)
 
     def gauges(self, levels: Mapping[tuple[str, str], float]) -> None:
@@ -187,27 +207,27 @@ class MonitorMetrics(ServiceMetrics):
         WINDOW_LATE.labels(source).inc(late)
         WINDOW_END.labels(source).set(end / 1000)
 
-    def figures(self, source: str, found: Mapping[tuple[str, str, str, str], float]) -> None:
+    def figures(self, source: str, figures: Mapping[tuple[str, str, str, str], float]) -> None:
         """Set the figures of the last window of a source, by (name, model, segment, feature); others it has no more."""
-        for name, model, segment, feature in self._figures.get(source, set()) - found.keys():
+        for name, model, segment, feature in self._figures.get(source, set()) - figures.keys():
             if segment:
                 WINDOW_SEGMENT.remove(name, model, segment)
             else:
                 WINDOW_FIGURE.remove(source, name, model, feature)
-        for (name, model, segment, feature), value in found.items():
+        for (name, model, segment, feature), value in figures.items():
             if segment:
                 WINDOW_SEGMENT.labels(name, model, segment).set(value)
             else:
                 WINDOW_FIGURE.labels(source, name, model, feature).set(value)
-        self._figures[source] = set(found)
+        self._figures[source] = set(figures)
 
-    def alerts(self, found: Mapping[tuple[str, str, str], int]) -> None:
+    def alerts(self, counts: Mapping[tuple[str, str, str], int]) -> None:
         """Set how many alerts are open, by (kind, model, feature)."""
-        for labels in self._open - found.keys():
+        for labels in self._open - counts.keys():
             ALERTS_OPEN.remove(*labels)
-        for labels, count in found.items():
+        for labels, count in counts.items():
             ALERTS_OPEN.labels(*labels).set(count)
-        self._open = set(found)
+        self._open = set(counts)
 
 
 class _Quiet(WSGIRequestHandler):

@@ -1,6 +1,6 @@
 """The values that a parameter may have, and how one of them is drawn.
 
-Values are what a JSON file holds: numbers, text, true, false, None. What else a model is made of, its function makes of them.
+Values are those of JSON: numbers, text, true, false, None. The model's function makes everything else of them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from typing import Any
 
 Value = float | int | str | bool | None
 
+#: How often one of some choices is drawn again, where one like it is asked for; a number is moved by a tenth of its
+#: range.
 STEP = 0.25
-"""How often one of some choices is drawn anew, where one like it is asked for; a number is moved by a tenth of its range."""
 
 __all__ = ["choice", "log_uniform", "uniform", "whole"]
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values of one parameter: `said` in words, `draw` takes one at random, `near` one that is like another."""
+    """The values of one parameter: `description` in words, `draw` takes one at random, `near` one close to another."""
 
-    said: str
+    description: str
     draw: Callable[[random.Random], Value] = field(repr=False)
     near: Callable[[random.Random, Any], Value] = field(repr=False)
 
 
 def choice(*values: Value) -> Range:
-    """Any of these, each as likely. Raises ValueError where there is none, or one that JSON has no word for."""
+    """Any of these, equally likely. Raises ValueError where there is none, or one that JSON can't hold."""
     if not values:
         raise ValueError("choice() of nothing: give at least one value")
     for value in values:
@@ -47,7 +48,7 @@ def choice(*values: Value) -> Range:
 
 
 def uniform(low: float, high: float) -> Range:
-    """A number from `low` to `high`, each as likely. Raises ValueError where there is none between."""
+    """A number from `low` to `high`, equally likely. Raises ValueError where none is between."""
     _check("uniform", low, high)
     return Range(
         f"{low:g} to {high:g}",
@@ -57,7 +58,10 @@ def uniform(low: float, high: float) -> Range:
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """A number from `low` to `high`, each order of magnitude as likely: for rates. Raises ValueError where `low` is not above 0."""
+    """A number from `low` to `high`, each order of magnitude equally likely: for rates.
+
+    Raises ValueError where `low` is not above 0.
+    """
     _check("log_uniform", low, high)
     if low <= 0:
         raise ValueError(f"log_uniform({low!r}, {high!r}): its numbers are above 0")
@@ -70,7 +74,7 @@ def log_uniform(low: float, high: float) -> Range:
 
 
 def whole(low: int, high: int) -> Range:
-    """A whole number from `low` up to and with `high`. Raises ValueError where there is none between."""
+    """A whole number from `low` to `high`, both included. Raises ValueError where none is between."""
     _check("whole", low, high)
     if type(low) is not int or type(high) is not int:
         raise ValueError(f"whole({low!r}, {high!r}): two whole numbers were expected")
@@ -94,5 +98,5 @@ def _check(name: str, low: float, high: float) -> None:
 
 
 def _short(value: float) -> float:
-    """Return the number by its first four digits: what is further behind is chance."""
+    """Return the number with four significant digits: more would be noise."""
     return float(f"{value:.4g}")

@@ -1,6 +1,6 @@
 """Settings: what operations decide (brokers, secrets, guarantees), from TIDEMILL_* environment variables or options.
 
-What a pipeline is lies in its declaration; where and how it runs lies here, in one table.
+The declaration says what a pipeline is; this table says where and how it runs.
 """
 
 from __future__ import annotations
@@ -78,33 +78,33 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _redis_url(cls, given: SecretStr) -> SecretStr:
-        """Refuse what Redis' client would only complain about later, and with the password in its words."""
+    def _redis_url(cls, url: SecretStr) -> SecretStr:
+        """Refuse here what Redis' client would refuse later, with the password in its message."""
         try:
-            parts = urlsplit(given.get_secret_value())
+            parts = urlsplit(url.get_secret_value())
             well = parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.scheme == "unix")
             _ = parts.port  # raises where it is no number
         except ValueError:
             well = False
         if not well or "password=" in parts.query:
             raise ValueError("expected redis://[:password@]host:port/db, rediss:// or unix://")
-        return given
+        return url
 
     @field_validator("registry_url")
     @classmethod
-    def _registry_url(cls, given: SecretStr) -> SecretStr:
+    def _registry_url(cls, url: SecretStr) -> SecretStr:
         try:
-            parts = urlsplit(given.get_secret_value())
-            well = not given.get_secret_value() or (parts.scheme in ("http", "https", "mock") and bool(parts.hostname))
+            parts = urlsplit(url.get_secret_value())
+            well = not url.get_secret_value() or (parts.scheme in ("http", "https", "mock") and bool(parts.hostname))
             _ = parts.port  # raises where it is no number
         except ValueError:
             well = False
         if not well:
             raise ValueError("expected http(s)://[user:password@]host:port, mock://name, or nothing for none")
-        return given
+        return url
 
     def signing_secret(self) -> bytes:
-        """Return the signing key. Raises SettingsError where none, or a weak one, is set."""
+        """Return the signing key. Raises SettingsError where it is not set, or weak."""
         key = self.signing_key.get_secret_value()
         if len(key) < 16:
             raise SettingsError(
@@ -115,7 +115,7 @@ class Settings(BaseSettings):
 
 
 def load(**options: Any) -> Settings:
-    """Return the settings; options that are None are left to the environment. Raises SettingsError that names the key."""
+    """Return the settings; options that are None come from the environment. Raises SettingsError with the key."""
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except NotJson as error:

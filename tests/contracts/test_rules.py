@@ -169,12 +169,12 @@ def test_a_rule_that_warns_lets_everything_pass_and_marks_it(case: Case) -> None
     for changes in case.failing:
         assert said.of(changes) == ("events.valid", {WARNING: f"{rule.name}:{case.field}"}), changes
     assert said.validator.counts["warnings", f"{rule.name}:{case.field}"] == len(case.failing)
-    assert "warns" in rule.said
+    assert "warns" in rule.description
 
 
 def test_it_says_what_it_is(case: Case) -> None:
     rule = case.make()
-    assert rule.said
+    assert rule.description
     assert rule.expected
     assert rule.field == case.field
     assert rule.warn is False

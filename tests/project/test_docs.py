@@ -68,6 +68,7 @@ def test_monitor_and_gate_in_the_docs_load() -> None:
     assert replace(load("flights"), gate=names["gate"]).gate.rate == 0.05
 
 
+@pytest.mark.slow
 def test_the_tutorial_works(tmp_path: Path) -> None:
     """Its backtest prints the figures that it shows; the rest of it needs Kafka."""
     written(TUTORIAL, tmp_path)

@@ -3,8 +3,8 @@
 A view cuts event time into tiles of `every` (say 1 minute) and keeps, per entity and tile, one cell of each column. A
 window of "1h" at time t is the tile of t and the 59 before it, so a value is exact to one tile.
 
-A new aggregate is a file here with a function that returns `Aggregate`s, its line in `__init__.py`, and its definition in
-tests/contracts/test_aggregates.py. One that only a single pipeline needs can stand in that pipeline's file.
+A new aggregate is a file here with a function that returns `Aggregate`s, its line in `__init__.py`, and its definition
+in tests/contracts/test_aggregates.py. One that only a single pipeline needs can stand in that pipeline's file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Column:
     def merge(self, cells: Sequence[Any]) -> Any:
         """Return one cell that says what `cells`, at least one, oldest first and not to be changed, say together.
 
-        Optional. A window's older tiles do not change from event to event: what they are together is kept, and read as one.
+        Optional. A window's older tiles do not change from event to event: what they are together is kept, and read as
+        one.
         """
         raise NotImplementedError
 
@@ -67,9 +68,9 @@ class Column:
         """Return the cell as strict JSON allows (neither NaN nor infinity); None for an empty one."""
         return cell
 
-    def load(self, held: Any) -> Any:
-        """Return the cell that was dumped as `held`, which is never None."""
-        return held
+    def load(self, stored: Any) -> Any:
+        """Return the cell that was dumped as `stored`, which is never None."""
+        return stored
 
 
 class Number(Column):
@@ -81,10 +82,10 @@ class Number(Column):
         return self.start
 
     def dump(self, cell: float) -> float | str | None:
-        return None if cell == self.start else strict(cell)
+        return None if cell == self.start else to_json(cell)
 
-    def load(self, held: float | str) -> float:
-        return loose(held)
+    def load(self, stored: float | str) -> float:
+        return from_json(stored)
 
 
 class Count(Number):
@@ -116,21 +117,21 @@ class Time(Number):
         return max(cells)
 
 
+#: Every view keeps these columns.
 EVENTS, TIME = Count(), Time()
-"""Every view keeps these columns."""
 
 
-def strict(number: float) -> float | str:
+def to_json(number: float) -> float | str:
     """Return `number`, or its name where JSON has none for it: a sum of finite values may overflow."""
     return number if number - number == 0 else repr(number)
 
 
-def loose(held: float | str) -> float:
-    """Return the number that `strict` made `held` of."""
-    return float(held) if isinstance(held, str) else held
+def from_json(stored: float | str) -> float:
+    """Return the number that `to_json` made `stored` of."""
+    return float(stored) if isinstance(stored, str) else stored
 
 
-def added(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
+def sum_counts(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
     """Return how often each thing was counted in all cells together."""
     counts: dict[Any, int] = {}
     for cell in cells:
@@ -139,11 +140,11 @@ def added(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
     return counts
 
 
+#: The cells of the window's tiles, oldest first, by column name. At least one tile. Not to be changed.
 Window = Mapping[str, Sequence[Any]]
-"""The cells of the window's tiles, oldest first, by column name. At least one tile. Not to be changed."""
 
+#: (window, time of asking in ms) -> the value, or None where there is nothing to say; NaN and infinities count as None.
 Read = Callable[[Window, int], "float | None"]
-"""(window, time of asking in ms) -> the value, or None where there is nothing to say; NaN and infinities count as None."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,8 @@ class Aggregate:
         return tuple(dict.fromkeys(name for name in (self.field, *(c.field for c in self.columns)) if name))
 
 
-def asked(kind: str, given: Sequence[object], windows: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `windows`. Raises ValueError, with the call as it should be, where there is none."""
+def require_windows(kind: str, given: Sequence[object], windows: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `windows`. Raises ValueError, with the call as it should be, where it is empty."""
     if not windows:
         call = ", ".join([*map(repr, given), "'1h'"])
         raise ValueError(f"{kind}: give at least one window, as in {kind}({call})")
@@ -208,10 +209,10 @@ def asked(kind: str, given: Sequence[object], windows: tuple[str, ...]) -> tuple
 
 
 def columns_of(aggregates: Iterable[Aggregate]) -> dict[str, Column]:
-    """Return a view's columns by name, theirs and those of every view. Raises ValueError where two differ of one name."""
-    found: dict[str, Column] = {EVENTS.name: EVENTS, TIME.name: TIME}
+    """Return a view's columns by name, with those of every view. Raises ValueError where two of one name differ."""
+    columns: dict[str, Column] = {EVENTS.name: EVENTS, TIME.name: TIME}
     for aggregate in aggregates:
         for column in aggregate.columns:
-            if found.setdefault(column.name, column) != column:
-                raise ValueError(f"{aggregate.name}: there is another column called {column.name!r} in this view")
-    return found
+            if columns.setdefault(column.name, column) != column:
+                raise ValueError(f"{aggregate.name}: this view has another column called {column.name!r}")
+    return columns

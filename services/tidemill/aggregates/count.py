@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidemill.aggregates.base import EVENTS, Aggregate, Window, asked
+from tidemill.aggregates.base import EVENTS, Aggregate, Window, require_windows
 
 
 def count(*windows: str) -> list[Aggregate]:
@@ -19,4 +19,6 @@ def count(*windows: str) -> list[Aggregate]:
     def read(w: Window, _: int) -> float:
         return float(sum(w["n"]))
 
-    return [Aggregate("count", "", window, (EVENTS,), read, empty=0.0) for window in asked("count", (), windows)]
+    return [
+        Aggregate("count", "", window, (EVENTS,), read, empty=0.0) for window in require_windows("count", (), windows)
+    ]

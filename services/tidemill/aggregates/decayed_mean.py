@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tidemill.aggregates.base import Aggregate, Column, Window, loose, strict
+from tidemill.aggregates.base import Aggregate, Column, Window, from_json, to_json
 from tidemill.durations import milliseconds
 
 Cell = tuple[int, float, float] | None
@@ -13,8 +13,8 @@ Cell = tuple[int, float, float] | None
 class Decayed(Column):
     """A cell is (latest event time, sum of weights, weighted sum of values) of the tile's values.
 
-    A weight is 2 ** -(age / half life), the age up to the latest of the tile. From there, and not from the tile's end, so
-    that weights don't vanish where the half life is short beside the tile. In any order the same, but for rounding.
+    A weight is 2 ** -(age / half life), the age up to the latest value of the tile, not up to the tile's end:
+    weights then don't vanish where the half life is short beside the tile. Any order gives the same, but for rounding.
     """
 
     def __init__(self, field: str, half_life: str) -> None:
@@ -25,11 +25,11 @@ class Decayed(Column):
         return None
 
     def add(self, cells: list[Cell], index: int, value: float, now: int) -> None:
-        held = cells[index]
-        if held is None:
+        stored = cells[index]
+        if stored is None:
             cells[index] = (now, 1.0, value)
             return
-        latest, weight, total = held
+        latest, weight, total = stored
         if now <= latest:
             new = 2.0 ** ((now - latest) / self.half_life_ms)
             cells[index] = (latest, weight + new, total + new * value)
@@ -38,21 +38,21 @@ class Decayed(Column):
             cells[index] = (now, weight * old + 1.0, total * old + value)
 
     def merge(self, cells: Sequence[Cell]) -> Cell:
-        there = [cell for cell in cells if cell is not None]
-        if not there:
+        present = [cell for cell in cells if cell is not None]
+        if not present:
             return None
-        latest = there[-1][0]
-        factors = [2.0 ** ((cell[0] - latest) / self.half_life_ms) for cell in there]
-        weight: float = sum([factor * cell[1] for factor, cell in zip(factors, there, strict=True)])
-        total: float = sum([factor * cell[2] for factor, cell in zip(factors, there, strict=True)])
+        latest = present[-1][0]
+        factors = [2.0 ** ((cell[0] - latest) / self.half_life_ms) for cell in present]
+        weight: float = sum([factor * cell[1] for factor, cell in zip(factors, present, strict=True)])
+        total: float = sum([factor * cell[2] for factor, cell in zip(factors, present, strict=True)])
         return (latest, weight, total)
 
     def dump(self, cell: Cell) -> list[float | str] | None:
-        return None if cell is None else [cell[0], cell[1], strict(cell[2])]
+        return None if cell is None else [cell[0], cell[1], to_json(cell[2])]
 
-    def load(self, held: tuple[int, float, float | str]) -> Cell:
-        latest, weight, total = held
-        return (latest, weight, loose(total))
+    def load(self, stored: tuple[int, float, float | str]) -> Cell:
+        latest, weight, total = stored
+        return (latest, weight, from_json(total))
 
 
 def decayed_mean(over: str, half_life: str, window: str) -> list[Aggregate]:

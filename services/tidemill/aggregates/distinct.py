@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
-from tidemill.aggregates.base import Aggregate, Column, Window, asked
+from tidemill.aggregates.base import Aggregate, Column, Window, require_windows
 
+#: Hashes that are kept.
 K = 256
-"""Hashes that are kept."""
 
-BYTES = 8
-"""Length of a hash; as many values as an entity ever has don't collide in 64 bits."""
+#: Length of a hash; as many values as an entity ever has don't collide in 64 bits.
+HASH_BYTES = 8
 
 
 class Hashes(Column):
@@ -26,13 +26,13 @@ class Hashes(Column):
         return []
 
     def add(self, cells: list[list[bytes]], index: int, value: Any, now: int) -> None:  # noqa: ARG002
-        found = digest(value)
+        hashed = digest(value)
         kept = cells[index]
-        if len(kept) == K and found >= kept[-1]:
+        if len(kept) == K and hashed >= kept[-1]:
             return
-        place = bisect_left(kept, found)
-        if place == len(kept) or kept[place] != found:
-            kept.insert(place, found)
+        place = bisect_left(kept, hashed)
+        if place == len(kept) or kept[place] != hashed:
+            kept.insert(place, hashed)
             del kept[K:]
 
     def merge(self, cells: Sequence[list[bytes]]) -> list[bytes]:
@@ -49,16 +49,16 @@ class Hashes(Column):
     def dump(self, cell: list[bytes]) -> str | None:
         return b"".join(cell).hex() or None
 
-    def load(self, held: str) -> list[bytes]:
-        whole = bytes.fromhex(held)
-        return [whole[i : i + BYTES] for i in range(0, len(whole), BYTES)]
+    def load(self, stored: str) -> list[bytes]:
+        data = bytes.fromhex(stored)
+        return [data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES)]
 
 
 def digest(value: Any) -> bytes:
     """Return the hash of a number or a text: equal for equal values (1 and 1.0), the same in every process."""
     if not isinstance(value, str):
         value = repr(int(value) if isinstance(value, float) and value.is_integer() else value)
-    return blake2b(value.encode("utf-8", "surrogatepass"), digest_size=BYTES).digest()
+    return blake2b(value.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest()
 
 
 def distinct(over: str, *windows: str) -> list[Aggregate]:
@@ -83,9 +83,9 @@ def distinct(over: str, *windows: str) -> list[Aggregate]:
         if len(smallest) < K:
             return float(len(smallest))
         largest = int.from_bytes(smallest[-1], "big")
-        return (K - 1) * 2.0 ** (8 * BYTES) / (largest + 1)
+        return (K - 1) * 2.0 ** (8 * HASH_BYTES) / (largest + 1)
 
     return [
         Aggregate("distinct", over, window, (column,), read, empty=0.0, text=True)
-        for window in asked("distinct", (over,), windows)
+        for window in require_windows("distinct", (over,), windows)
     ]

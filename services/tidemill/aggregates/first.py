@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tidemill.aggregates.base import Aggregate, Column, Window, loose, strict
+from tidemill.aggregates.base import Aggregate, Column, Window, from_json, to_json
 
 Cell = tuple[int, float] | None
 
@@ -19,19 +19,19 @@ class Earliest(Column):
         return None
 
     def add(self, cells: list[Cell], index: int, value: float, now: int) -> None:
-        held = cells[index]
-        if held is None or now < held[0]:
+        stored = cells[index]
+        if stored is None or now < stored[0]:
             cells[index] = (now, value)
 
     def merge(self, cells: Sequence[Cell]) -> Cell:
         return next((cell for cell in cells if cell is not None), None)
 
     def dump(self, cell: Cell) -> list[float | str] | None:
-        return None if cell is None else [cell[0], strict(cell[1])]
+        return None if cell is None else [cell[0], to_json(cell[1])]
 
-    def load(self, held: tuple[int, float | str]) -> Cell:
-        time, value = held
-        return (time, loose(value))
+    def load(self, stored: tuple[int, float | str]) -> Cell:
+        time, value = stored
+        return (time, from_json(value))
 
 
 def first(over: str, window: str) -> list[Aggregate]:

@@ -15,8 +15,8 @@ class Latest(Earliest):
         super().__init__(field, "last")
 
     def add(self, cells: list[Cell], index: int, value: float, now: int) -> None:
-        held = cells[index]
-        if held is None or now >= held[0]:
+        stored = cells[index]
+        if stored is None or now >= stored[0]:
             cells[index] = (now, value)
 
     def merge(self, cells: Sequence[Cell]) -> Cell:

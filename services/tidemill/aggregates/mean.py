@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidemill.aggregates.base import Aggregate, Count, Window, asked
+from tidemill.aggregates.base import Aggregate, Count, Window, require_windows
 from tidemill.aggregates.sum import Sum
 
 
@@ -23,4 +23,4 @@ def mean(over: str, *windows: str) -> list[Aggregate]:
         total = sum(w[n])
         return sum(w[s]) / total if total else None
 
-    return [Aggregate("mean", over, window, columns, read) for window in asked("mean", (over,), windows)]
+    return [Aggregate("mean", over, window, columns, read) for window in require_windows("mean", (over,), windows)]

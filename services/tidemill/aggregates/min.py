@@ -6,7 +6,7 @@ import builtins
 import math
 from collections.abc import Sequence
 
-from tidemill.aggregates.base import Aggregate, Number, Window, asked
+from tidemill.aggregates.base import Aggregate, Number, Window, require_windows
 
 
 class Smallest(Number):
@@ -39,7 +39,7 @@ def min(over: str, *windows: str) -> list[Aggregate]:
     name, extreme, nothing = column.name, builtins.min, column.start
 
     def read(w: Window, _: int) -> float | None:
-        found: float = extreme(w[name])
-        return None if found == nothing else found
+        value: float = extreme(w[name])
+        return None if value == nothing else value
 
-    return [Aggregate("min", over, window, (column,), read) for window in asked("min", (over,), windows)]
+    return [Aggregate("min", over, window, (column,), read) for window in require_windows("min", (over,), windows)]

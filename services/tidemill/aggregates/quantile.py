@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal
 
-from tidemill.aggregates.base import Aggregate, Column, Window, added, asked
+from tidemill.aggregates.base import Aggregate, Column, Window, require_windows, sum_counts
 
+#: Largest relative error of a value.
 ERROR = 0.01
-"""Largest relative error of a value."""
 
+#: Values nearer to zero are zero, and further from it are the largest: floats end at 1e15 (the validator sees to it),
+#: and longs before 1e19.
 SMALLEST, LARGEST = 1e-9, 1e19
-"""Values nearer to zero are zero, and further from it are the largest: floats end at 1e15 (the validator sees to it), and
-longs before 1e19."""
 
 _GAMMA = (1 + ERROR) / (1 - ERROR)
 _PER_LOG = 1 / math.log(_GAMMA)
@@ -45,13 +45,13 @@ class Bins(Column):
         counts[place] = counts.get(place, 0) + 1
 
     def merge(self, cells: Sequence[dict[int, int]]) -> dict[int, int]:
-        return added(cells)
+        return sum_counts(cells)
 
     def dump(self, cell: dict[int, int]) -> dict[str, int] | None:
         return {str(place): count for place, count in cell.items()} or None
 
-    def load(self, held: dict[str, int]) -> dict[int, int]:
-        return {int(place): count for place, count in held.items()}
+    def load(self, stored: dict[str, int]) -> dict[int, int]:
+        return {int(place): count for place, count in stored.items()}
 
 
 def middle(place: int) -> float:
@@ -64,8 +64,8 @@ def middle(place: int) -> float:
 def quantile(over: str, q: float, *windows: str) -> list[Aggregate]:
     """The value of `over` at rank floor(q * (n - 1)) of n, from 0 in ascending order; missing without a value.
 
-    Within 1% of that value (of values within 1e-9 of zero: zero). The feature is called by q in per cent: `p90` for 0.9,
-    `p99_9` for 0.999. Quantiles of one field share what the tiles keep. Raises ValueError for q not in 0..1.
+    Within 1% of that value (of values within 1e-9 of zero: zero). The feature is called by q in per cent: `p90` for
+    0.9, `p99_9` for 0.999. Quantiles of one field share what the tiles keep. Raises ValueError for q not in 0..1.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def quantile(over: str, q: float, *windows: str) -> list[Aggregate]:
     name = column.name
 
     def read(w: Window, _: int) -> float | None:
-        counts = added(w[name])
+        counts = sum_counts(w[name])
         if not counts:
             return None
         below = int(q * (sum(counts.values()) - 1))
@@ -93,5 +93,6 @@ def quantile(over: str, q: float, *windows: str) -> list[Aggregate]:
 
     per_cent = format((Decimal(str(q)) * 100).normalize(), "f").replace(".", "_")
     return [
-        Aggregate(f"p{per_cent}", over, window, (column,), read) for window in asked("quantile", (over, q), windows)
+        Aggregate(f"p{per_cent}", over, window, (column,), read)
+        for window in require_windows("quantile", (over, q), windows)
     ]

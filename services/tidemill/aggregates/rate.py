@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidemill.aggregates.base import EVENTS, Aggregate, Read, asked
+from tidemill.aggregates.base import EVENTS, Aggregate, Read, require_windows
 from tidemill.durations import milliseconds
 
 
@@ -23,5 +23,5 @@ def rate(*windows: str) -> list[Aggregate]:
     """
     return [
         Aggregate("rate", "", window, (EVENTS,), _per_second(window), empty=0.0)
-        for window in asked("rate", (), windows)
+        for window in require_windows("rate", (), windows)
     ]

@@ -24,8 +24,8 @@ def ratio(above: Aggregate | Sequence[Aggregate], below: Aggregate | Sequence[Ag
     """The aggregate `above` divided by the aggregate `below`, both of the same window.
 
     As in `ratio(sum("a", "1h"), count("1h"))`, which is called `sum_a_1h_per_count_1h`. Missing where either is, or
-    `below` is 0. Raises ValueError where the windows differ, or where one of the two is not one aggregate (or the list of
-    one that the functions return).
+    `below` is 0. Raises ValueError where the windows differ, or where one of the two is not one aggregate (or the list
+    of one that the functions return).
 
     Examples
     --------
@@ -44,7 +44,13 @@ def ratio(above: Aggregate | Sequence[Aggregate], below: Aggregate | Sequence[Ag
 
     return [
         Aggregate(
-            "ratio", "", a.window, tuple(dict.fromkeys(a.columns + b.columns)), read, empty=_divided(a.empty, b.empty),
-            title=f"{a.name}_per_{b.name}", parts=(*(a.parts or (a,)), *(b.parts or (b,))),
+            "ratio",
+            "",
+            a.window,
+            tuple(dict.fromkeys(a.columns + b.columns)),
+            read,
+            empty=_divided(a.empty, b.empty),
+            title=f"{a.name}_per_{b.name}",
+            parts=(*(a.parts or (a,)), *(b.parts or (b,))),
         )
-    ]  # fmt: skip
+    ]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-from tidemill.aggregates.base import Aggregate, Count, Window, asked
+from tidemill.aggregates.base import Aggregate, Count, Window, require_windows
 from tidemill.aggregates.sum import Sum
 
 
 def shrunk_mean(over: str, prior: float, weight: float, *windows: str) -> list[Aggregate]:
-    """Mean of `over` with shrinkage, (sum + weight * prior) / (n + weight): as if `weight` more values had been `prior`.
+    """Mean of `over` with shrinkage, (sum + weight * prior) / (n + weight): as if `weight` values more were `prior`.
 
     Over "label" it is the target mean of an entity (Micci-Barreca 2001, "A preprocessing scheme for high-cardinality
-    categorical attributes", with n / (n + weight) for its lambda), also known as additive smoothing. It is never missing for
-    want of values: where the window has none it says `prior`. Raises ValueError unless `prior` is finite and `weight` is
-    finite and above 0.
+    categorical attributes", with n / (n + weight) for its lambda), also known as additive smoothing. It is never
+    missing for want of values: where the window has none it says `prior`. Raises ValueError unless `prior` is finite
+    and `weight` is finite and above 0.
 
     Examples
     --------
@@ -36,5 +36,5 @@ def shrunk_mean(over: str, prior: float, weight: float, *windows: str) -> list[A
         total: float = sum(w[n])
         return (sum(w[s]) + many * expected) / (total + many) if total else expected  # exactly, without rounding
 
-    given = asked("shrunk_mean", (over, prior, weight), windows)
+    given = require_windows("shrunk_mean", (over, prior, weight), windows)
     return [Aggregate("shrunk_mean", over, window, columns, read, empty=expected) for window in given]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tidemill.aggregates.base import Aggregate, Column, Window, asked, loose, strict
+from tidemill.aggregates.base import Aggregate, Column, Window, from_json, require_windows, to_json
 
 Cell = tuple[float, float, float]
 
@@ -39,10 +39,10 @@ class Deviations(Column):
         return (n, mean, squares)
 
     def dump(self, cell: Cell) -> list[float | str] | None:
-        return [cell[0], strict(cell[1]), strict(cell[2])] if cell[0] else None
+        return [cell[0], to_json(cell[1]), to_json(cell[2])] if cell[0] else None
 
-    def load(self, held: list[float | str]) -> Cell:
-        n, mean, squares = map(loose, held)
+    def load(self, stored: list[float | str]) -> Cell:
+        n, mean, squares = map(from_json, stored)
         return (n, mean, squares)
 
 
@@ -66,4 +66,4 @@ def std(over: str, *windows: str) -> list[Aggregate]:
         n, _mean, squares = column.merge(w[name])
         return math.sqrt(squares / (n - 1)) if n > 1 else None
 
-    return [Aggregate("std", over, window, (column,), read) for window in asked("std", (over,), windows)]
+    return [Aggregate("std", over, window, (column,), read) for window in require_windows("std", (over,), windows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Sequence
 
-from tidemill.aggregates.base import Aggregate, Count, Number, Window, asked
+from tidemill.aggregates.base import Aggregate, Count, Number, Window, require_windows
 
 
 class Sum(Number):
@@ -38,4 +38,4 @@ def sum(over: str, *windows: str) -> list[Aggregate]:
     def read(w: Window, _: int) -> float | None:
         return add(w[s]) if add(w[n]) else None
 
-    return [Aggregate("sum", over, window, columns, read) for window in asked("sum", (over,), windows)]
+    return [Aggregate("sum", over, window, columns, read) for window in require_windows("sum", (over,), windows)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tidemill.aggregates.base import Aggregate, Column, Count, Window, added, asked
+from tidemill.aggregates.base import Aggregate, Column, Count, Window, require_windows, sum_counts
 
+#: Values that a tile counts.
 COUNTERS = 64
-"""Values that a tile counts."""
 
 
 class Frequent(Column):
@@ -34,17 +34,17 @@ class Frequent(Column):
             cells[index] = {kept: count - 1 for kept, count in counts.items() if count > 1}
 
     def merge(self, cells: Sequence[dict[Any, int]]) -> dict[Any, int]:
-        return added(cells)
+        return sum_counts(cells)
 
     def dump(self, cell: dict[Any, int]) -> list[list[Any]] | None:
         return [[value, count] for value, count in cell.items()] or None
 
-    def load(self, held: list[list[Any]]) -> dict[Any, int]:
-        return {value: count for value, count in held}  # noqa: C416 - mypy knows no dict of lists
+    def load(self, stored: list[list[Any]]) -> dict[Any, int]:
+        return {value: count for value, count in stored}  # noqa: C416 - mypy knows no dict of lists
 
 
 def top_share(over: str, *windows: str) -> list[Aggregate]:
-    """Share, 0 to 1, of the most frequent value of `over` (a number, text, an enum or a boolean) among those in the window.
+    """Share, 0 to 1, of the window's most frequent value of `over` (a number, text, an enum or a boolean).
 
     Missing without a value. Exact where no tile has more than 64 different values; else too low by at most 1/65.
 
@@ -62,9 +62,9 @@ def top_share(over: str, *windows: str) -> list[Aggregate]:
         total = sum(w[n])
         if not total:
             return None
-        return max(added(w[name]).values(), default=0) / total
+        return max(sum_counts(w[name]).values(), default=0) / total
 
     return [
         Aggregate("top_share", over, window, columns, read, text=True)
-        for window in asked("top_share", (over,), windows)
+        for window in require_windows("top_share", (over,), windows)
     ]

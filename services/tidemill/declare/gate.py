@@ -24,33 +24,33 @@ Rounds = Annotated[int, Field(ge=1_000, multiple_of=100)]
 class Gate:
     """When a challenger replaces the champion.
 
-    Both are held to what they answered, on the same questions, by the mean loss of an answer: the Brier score, or the absolute
-    error. A challenger is promoted when its confidence sequence says that it is better by more than `margin`, in no
-    declared segment worse than `worse`, and better by `metric_margin` in `metric` where one is declared.
+    Both are compared on the same questions, by the mean loss of their predictions: the Brier score, or the absolute
+    error. A challenger is promoted when its confidence sequence shows that it is better by more than `margin`, is worse
+    by no more than `worse` in every declared segment, and better by `metric_margin` in `metric` where one is declared.
 
     Parameters
     ----------
     margin
-        How much better, in loss, is better; 0: any improvement that is shown.
+        How much better it must be, in loss; 0: any improvement that is shown.
     examples
-        Questions, answered by both and labelled, before anything is decided.
+        Questions, answered by both and labelled, before the first decision.
     metric, metric_margin
-        One of River's metrics, and how much better in it over the same questions; None: the loss alone.
+        One of River's metrics, and how much better it must be in it on the same questions; None: the loss alone.
     segments
-        Categories of the vector; those of the monitor where None is given.
+        Categories of the vector; None: the monitor's.
     worse
         How much worse, in loss, a challenger may be in one value of a segment.
     least
-        Questions of a segment's value before it is looked at.
+        Questions that a segment's value must have before it counts.
     rate
         The probability of ever promoting, between two decisions, a challenger that is not better.
     automatic
-        False: what would be promoted is proposed, and a person promotes it or not.
+        False: a promotion is proposed, and a person decides.
     watch
-        Questions after a promotion during which the old champion takes over again when the new one does worse; and how many
-        in a row, later on, the champion is held to the baseline's answers.
+        For this many questions after a promotion, the old champion serves again if the new one does worse. Later, the
+        champion is compared with the baseline over as many questions at a time.
     round
-        Questions after which what has shown no difference is compared anew, with less of the rate.
+        Questions after which a comparison that has shown no difference starts again, with less of the rate.
     """
 
     margin: Loss = 0.0
@@ -70,8 +70,8 @@ class Gate:
         if task == "anomaly":
             fail(
                 "gate",
-                "an anomaly's score is right or wrong only beside others', so none is better by its loss: "
-                "leave it out, and promote by `tidemill models promote`",
+                "an anomaly's score has no loss of its own, so no model is better by it: "
+                "leave the gate out, and promote by `tidemill models promote`",
             )
         check_fields(self, "gate", fail)
         check_segments("gate.segments", self.segments or (), vector, fail)

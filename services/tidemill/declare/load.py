@@ -1,4 +1,4 @@
-"""Loading a declaration: from a file, a module, or one of those shipped."""
+"""Loads a declaration: from a file, a module, or one of the shipped pipelines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import DeclarationError
 from tidemill.loading import loading
 
+#: Pipelines that come with the package, by the short name that commands take.
 SHIPPED = {name: f"tidemill.demo.flights:{name}" for name in ("flights", "plain", "delays")}
-"""Pipelines that come with the package, by the short name that commands take."""
 
 
 def load(reference: str) -> Pipeline:
@@ -32,21 +32,21 @@ def load(reference: str) -> Pipeline:
         raise DeclarationError(
             f"{target}{_line(error, target)}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
-    found = {
+    pipelines = {
         key: value for key, value in vars(module).items() if isinstance(value, Pipeline) and not key.startswith("_")
     }
     if name:
-        if name not in found:
-            raise DeclarationError(f"{target} has no pipeline {name!r}: it declares {', '.join(found) or 'none'}")
-        return found[name]
-    if len(set(map(id, found.values()))) != 1:
+        if name not in pipelines:
+            raise DeclarationError(f"{target} has no pipeline {name!r}: it declares {', '.join(pipelines) or 'none'}")
+        return pipelines[name]
+    if len(set(map(id, pipelines.values()))) != 1:
         what = (
-            f"declares {', '.join(found)}: choose one, as in {target}:{next(iter(found))}"
-            if found
+            f"declares {', '.join(pipelines)}: choose one, as in {target}:{next(iter(pipelines))}"
+            if pipelines
             else "declares no pipeline"
         )
         raise DeclarationError(f"{target} {what}")
-    return next(iter(found.values()))
+    return next(iter(pipelines.values()))
 
 
 def _load_file(path: Path) -> Any:
@@ -57,7 +57,7 @@ def _load_file(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise DeclarationError(f"pipeline file {path} can't be read as Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a class declared in the file must be found again by its module's name
+    sys.modules[name] = module  # pickle finds a class of this file by its module's name
     token = loading.set(path.resolve().parent)
     try:
         spec.loader.exec_module(module)

@@ -13,7 +13,8 @@
         label_timeout="48h",
     )
 
-Nothing here does I/O but reading schema files (and `Table` its own); operations (brokers, Redis, secrets) come from the settings.
+Nothing here does I/O but reading schema files (and `Table` its own); operations (brokers, Redis, secrets) come from the
+settings.
 """
 
 from __future__ import annotations
@@ -205,17 +206,17 @@ class Pipeline:
 
     @property
     def event_checks(self) -> tuple[Rule, ...]:
-        """The rules that events are held to: the declared ones, and one for their time where none is declared."""
+        """The rules for events: the declared ones, and one for their time where the declaration has none."""
         return _guarded(self.rules, self.events.time)
 
     @property
     def label_checks(self) -> tuple[Rule, ...]:
-        """The rules that labels are held to: the declared ones, and one for their time where none is declared."""
+        """The rules for labels: the declared ones, and one for their time where the declaration has none."""
         return _guarded(self.label_rules, self.labels.time)
 
     @staticmethod
     def parts(name: str) -> tuple[str, int]:
-        """Return the declared model of a name, and the first example that it learns: a candidate is called model~example."""
+        """Return the declared model of a name, and the first example it learns: a candidate is called model~example."""
         model, _, begin = name.partition("~")
         return model, int(begin or 0)
 
@@ -283,11 +284,11 @@ class Pipeline:
         }
 
     def stable_repr(self, model: str) -> str:
-        """Return the model as River prints it: what a version's hyperparameters are known by."""
+        """Return the model as River prints it, with its hyperparameters."""
         return stable_repr(self.model(model))
 
     def declaration_hash(self, model: str) -> str:
-        """SHA-256 of what a version of `model` depends on: the model itself, the vector, the task; what protects it, if anything."""
+        """SHA-256 of what a version of `model` depends on: model, vector, task, and `protect` where declared."""
         label = repr(self.labels.value) if isinstance(self.labels.value, str) else "function"
         content = [self.name, self.task, self.vector_schema, model, self.stable_repr(model), label]
         if self.protect is not None:

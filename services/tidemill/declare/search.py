@@ -1,4 +1,4 @@
-"""The declaration of what is searched, and the way from a file of winners back to models.
+"""What is searched, and how a file of winners becomes models again.
 
 def logreg(rate: float, l2: float) -> Any:
     return StandardScaler() | LogisticRegression(optim.SGD(rate), l2=l2)
@@ -36,7 +36,7 @@ class Search:
     Parameters
     ----------
     make
-        Takes a value of each parameter, by name, and returns a model that has learned nothing.
+        Takes a value of each parameter, by name, and returns a new model.
     over
         The values of each parameter, by name.
     """
@@ -62,7 +62,7 @@ class Search:
 
 
 def name_of(search: str, parameters: Parameters, model: Any) -> str:
-    """Return the name of a searched model: the same parameters and the same model have the same one, in every process."""
+    """Return the name of a searched model: the same for the same parameters and model, in every process."""
     content = json.dumps([search, dict(sorted(parameters.items())), stable_repr(model)])
     return f"{search}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
@@ -70,8 +70,8 @@ def name_of(search: str, parameters: Parameters, model: Any) -> str:
 def tuned(name: str | Path, search: Mapping[str, Search]) -> dict[str, Any]:
     """Return the models of a file that `tidemill tune --out` wrote, by name, for a declaration's `models`.
 
-    The file is looked for beside the pipeline's, then in the working directory. Raises DeclarationError where there is none,
-    it is no such file, or a model made of it now is not the one that won.
+    The file is looked for beside the pipeline's, then in the working directory. Raises DeclarationError where it does
+    not exist, is no such file, or makes another model now than the one that won.
     """
     folders = dict.fromkeys(folder for folder in (loading.get(), Path.cwd()) if folder)
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
@@ -83,7 +83,7 @@ def tuned(name: str | Path, search: Mapping[str, Search]) -> dict[str, Any]:
         ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         _fail(name, f"this is no file of `tidemill tune --out`: {type(error).__name__}: {error}")
-    return {known: _made(name, known, search, of, parameters) for known, of, parameters in winners}
+    return {name_: _made(name, name_, search, of, parameters) for name_, of, parameters in winners}
 
 
 def _made(file: str | Path, name: str, search: Mapping[str, Search], of: str, parameters: Parameters) -> Any:

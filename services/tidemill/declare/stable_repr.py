@@ -1,4 +1,4 @@
-"""A model as text: what its hyperparameters are known by."""
+"""A model as text, with its hyperparameters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Kinds of task: how a River model of that kind is asked, taught and measured.
+"""Kinds of task: how a River model of that kind predicts, learns and is measured.
 
 A score is one finite float: binary P(True), regression the value, anomaly the anomaly score, multiclass the probability
-of the most likely class (with all of them beside it). What a model that has exploded says is none: see `Task.is_valid_score`.
+of the most likely class (beside those of all classes). A model that diverged gives no valid score: see
+`Task.is_valid_score`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from tidemill.rules import LARGEST_NUMBER
 Vector = Mapping[str, Any]
 Probabilities = Mapping[str, float]
 NONE: Probabilities = {}
+#: How far beyond its range a score may lie: probabilities that were divided by their sum come to a little more than 1.
 ROUNDING = 1e-9
-"""How far beyond its range a score may lie: probabilities that were divided by their sum come to a little more than 1."""
 
 
 Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]
 
 
 class Judged(NamedTuple):
-    """What metrics are given of one prediction: those that are about labels the likeliest one, the others what was told."""
+    """What metrics get of one prediction: those about labels the most likely label, the others the prediction."""
 
-    told: Any
+    prediction: Any
     label: Any
 
 
@@ -56,26 +57,23 @@ class Task:
                 fail(where, f"{type(model).__name__} has no {method}, which task={self.name!r} needs")
 
     def is_valid_score(self, score: float, probabilities: Probabilities = NONE) -> bool:
-        """Whether that is a score at all: finite, and within `range`, as each class's probability must be."""
-        least, most = self.range[0] - ROUNDING, self.range[1] + ROUNDING
-        return least <= score <= most and all(least <= p <= most for p in probabilities.values())
+        """Whether the score is finite and within `range`, and each class's probability too."""
+        low, high = self.range[0] - ROUNDING, self.range[1] + ROUNDING
+        return low <= score <= high and all(low <= p <= high for p in probabilities.values())
 
     def ask(self, model: Any, x: Vector) -> float:
-        """Return a model's score. Raises ScoreError where it says what is none, ArtifactError where it raises."""
+        """Return a model's score. Raises ScoreError where it is not valid, ArtifactError where the model raises."""
         try:
             score, probabilities = self.predict(model, x)
         except Exception as error:  # a model's own code
             raise ArtifactError(f"it raises {type(error).__name__}: {error}") from error
         if not self.is_valid_score(score, probabilities):
-            least, most = self.range
-            raise ScoreError(
-                f"it scores {probabilities or score} where a number from {least:g} to {most:g} was expected"
-            )
+            low, high = self.range
+            raise ScoreError(f"it scores {probabilities or score} where a number from {low:g} to {high:g} was expected")
         return score
 
-    def label(self, given: Any) -> Any:
-        """Return `given` as this task's label; ValueError says what was expected."""
-        value = given
+    def label(self, value: Any) -> Any:
+        """Return `value` as this task's label; ValueError says what was expected."""
         kind: Any = {"boolean": bool, "double": float, "string": str}[self.label_type]
         if kind is float and type(value) is int:
             value = float(value)
@@ -95,7 +93,7 @@ class Task:
             model.learn_one(x)
 
     def judged(self, score: float, probabilities: Probabilities) -> Judged | None:
-        """Return what metrics are given of a prediction; None where, as in River, it is one of nothing and is not judged."""
+        """Return what metrics get of a prediction; None where it is empty: River does not measure it either."""
         predicted = self.predicted(score, probabilities)
         if not isinstance(predicted, dict):
             return Judged(predicted, predicted)
@@ -105,12 +103,12 @@ class Task:
         """Update one River metric with a label and the prediction made for it."""
         judged = self.judged(score, probabilities)
         if judged is not None:
-            metric.update(y, judged.label if getattr(metric, "requires_labels", False) else judged.told)
+            metric.update(y, judged.label if getattr(metric, "requires_labels", False) else judged.prediction)
 
 
 def _binary(model: Any, x: Vector) -> tuple[float, Probabilities]:
     probabilities = model.predict_proba_one(x)
-    # A classifier that has learned nothing answers {}: it knows nothing, so both classes are as likely.
+    # A classifier that has learned nothing returns {}: both classes are equally likely.
     return (float(probabilities.get(True, 0.0)) if probabilities else 0.5), NONE
 
 
@@ -131,22 +129,43 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task(
-            "binary", "boolean", _binary, lambda p, _: {False: 1.0 - p, True: p}, ("learn_one", "predict_proba_one"),
-            lambda: [metrics.Accuracy(), metrics.ROCAUC(), metrics.LogLoss()], dummy.PriorClassifier,
+            name="binary",
+            label_type="boolean",
+            predict=_binary,
+            predicted=lambda p, _: {False: 1.0 - p, True: p},
+            needs=("learn_one", "predict_proba_one"),
+            metrics=lambda: [metrics.Accuracy(), metrics.ROCAUC(), metrics.LogLoss()],
+            baseline=dummy.PriorClassifier,
             range=(0.0, 1.0),
         ),
         Task(
-            "multiclass", "string", _multiclass, lambda _, p: p, ("learn_one", "predict_proba_one"),
-            lambda: [metrics.Accuracy(), metrics.MacroF1(), metrics.CrossEntropy()], dummy.PriorClassifier,
+            name="multiclass",
+            label_type="string",
+            predict=_multiclass,
+            predicted=lambda _, p: p,
+            needs=("learn_one", "predict_proba_one"),
+            metrics=lambda: [metrics.Accuracy(), metrics.MacroF1(), metrics.CrossEntropy()],
+            baseline=dummy.PriorClassifier,
             range=(0.0, 1.0),
         ),
         Task(
-            "regression", "double", _regression, lambda value, _: value, ("learn_one", "predict_one"),
-            lambda: [metrics.MAE(), metrics.RMSE(), metrics.R2()], lambda: dummy.StatisticRegressor(stats.Mean()),
+            name="regression",
+            label_type="double",
+            predict=_regression,
+            predicted=lambda value, _: value,
+            needs=("learn_one", "predict_one"),
+            metrics=lambda: [metrics.MAE(), metrics.RMSE(), metrics.R2()],
+            baseline=lambda: dummy.StatisticRegressor(stats.Mean()),
         ),
         Task(
-            "anomaly", "boolean", _anomaly, lambda score, _: score, ("learn_one", "score_one"),
-            lambda: [metrics.ROCAUC()], lambda: None, supervised=False,
+            name="anomaly",
+            label_type="boolean",
+            predict=_anomaly,
+            predicted=lambda score, _: score,
+            needs=("learn_one", "score_one"),
+            metrics=lambda: [metrics.ROCAUC()],
+            baseline=lambda: None,
+            supervised=False,
         ),
     )
-}  # fmt: skip
+}

@@ -21,7 +21,7 @@ _AGGREGATES = "an aggregate of tidemill.aggregates, or a list of them,"
 
 @dataclass(frozen=True)
 class View:
-    """Features of one kind of entity, kept in event-time tiles: from events, or from what came true of them.
+    """Features of one kind of entity, kept in event-time tiles: from events, or from their labels.
 
     Parameters
     ----------
@@ -32,16 +32,16 @@ class View:
     aggregates
         What to keep: lists as the functions in `tidemill.aggregates` return them, or single aggregates.
     name
-        The view's name, in Redis keys and as prefix of its features; the entity's by default, over examples with
-        `_outcome` behind it.
+        The view's name, in Redis keys and as prefix of its features. Default: the entity's name, over examples followed
+        by `_outcome`.
     source
         "events", or "examples": then aggregates are over "label" (true counts 1), the fields of the label's record and
-        the request features, and what came true counts from the time at which its label was known.
+        the request features, and an example counts from the time at which its label was known.
     expires
         How long after its last event, in event time, an entity is forgotten; never by default.
     fresh
-        The objective: an alert where of the features that were served in a window more than one in a hundred were older
-        than this, in event time.
+        The objective, in event time: an alert is raised where more than one in a hundred of a window's served features
+        were older than this.
     """
 
     entity: str
@@ -59,7 +59,7 @@ class View:
 
     @property
     def objective(self) -> float | None:
-        """How old its features may be, in s of event time; None where nothing is declared."""
+        """How old its features may be, in seconds of event time; None where no objective is declared."""
         return milliseconds(self.fresh) / 1000 if self.fresh else None
 
     @cached_property

@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
+#: record -> its Avro bytes.
 Encode = Callable[[Mapping[str, Any]], bytes]
-"""record -> its Avro bytes."""
 
+#: (bytes, where the record begins) -> (record, where it ends).
 Decode = Callable[[bytes, int], "tuple[Any, int]"]
-"""(bytes, where the record begins) -> (record, where it ends)."""
 
 
-MOST_LAYOUTS = 64
-"""How many ways of missing numbers a reader remembers."""
+#: How many ways of missing numbers a reader remembers.
+MAX_LAYOUTS = 64
 
 
 class UnsupportedError(Exception):
@@ -42,8 +42,8 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+#: What a first byte says by itself; None where more belong to it.
 _ZIG_ZAG = (*((n >> 1) ^ -(n & 1) for n in range(128)), *[None] * 128)
-"""What a first byte says by itself; None where more belong to it."""
 _SMALL = tuple(varint(n) for n in range(1024))
 
 
@@ -94,7 +94,7 @@ def _read_bytes(data: bytes, at: int) -> tuple[bytes, int]:
 def _picker(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
     """Return what takes these places out of a tuple, as a tuple; one of them or none as well."""
     if len(places) < 2:
-        return lambda found: tuple([found[place] for place in places])
+        return lambda values: tuple([values[place] for place in places])
     return itemgetter(*places)
 
 
@@ -124,11 +124,11 @@ class _Run:
 
     def __init__(self, tags: list[int | None]) -> None:
         self.tags = tuple(tags)
-        self._whole = _Layout(self.tags, (False,) * len(tags))
+        self._all_given = _Layout(self.tags, (False,) * len(tags))
         self._pack = struct.Struct("<" + "".join("d" if tag is None else "bd" for tag in tags)).pack
-        self._all_plain = not self._whole.flags
+        self._all_plain = not self._all_given.flags
         self._layouts: dict[tuple[bool, ...], _Layout] = {}
-        self._last = self._whole  # what is missing is mostly what was missing before
+        self._last = self._all_given  # what is missing is mostly what was missing before
 
     def write(self, values: tuple[Any, ...]) -> bytes:
         if self._all_plain:
@@ -150,9 +150,9 @@ class _Run:
     def read(self, data: bytes, at: int) -> tuple[Any, int]:
         layout = self._last
         if len(data) - at >= layout.size:
-            found = layout.unpack(data, at)
-            if layout.flagged(found) == layout.flags:
-                return layout.values((*found, None) if layout.lacks else found), at + layout.size
+            values = layout.unpack(data, at)
+            if layout.flagged(values) == layout.flags:
+                return layout.values((*values, None) if layout.lacks else values), at + layout.size
         return self._walk(data, at)
 
     def _walk(self, data: bytes, at: int) -> tuple[Any, int]:
@@ -171,9 +171,9 @@ class _Run:
             at += 8
         missing = tuple([value is None for value in values])
         layout = self._layouts.get(missing)
-        if layout is None and len(self._layouts) < MOST_LAYOUTS:
+        if layout is None and len(self._layouts) < MAX_LAYOUTS:
             layout = self._layouts[missing] = _Layout(self.tags, missing)
-        self._last = layout or self._whole
+        self._last = layout or self._all_given
         return values, at
 
 

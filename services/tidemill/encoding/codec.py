@@ -10,16 +10,17 @@ import fastavro
 
 from tidemill.encoding import avro_codegen, resolution, schema_files
 
+#: Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian.
 HEADER = 5
-"""Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian."""
 
 
 class Codec:
     """Encodes and decodes one record schema.
 
     `encode` and `decode` are with the 5-byte header; `body` and `record` without. The work is done by code compiled
-    from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read records
-    of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration wrote.
+    from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read
+    records of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration
+    wrote.
     """
 
     def __init__(self, avro: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -34,8 +35,8 @@ class Codec:
         except avro_codegen.UnsupportedError:
             self._encode, self.read = self._write_by_fastavro, self._read_by_fastavro
             self.is_compiled = False
-        made = [(schema_files.fingerprint(other), self.reading(schema_files.plain(other))[0]) for other in others]
-        self._others = {b"\0" + number.to_bytes(4, "big"): read for number, read in made}
+        readers = [(schema_files.fingerprint(other), self.reading(schema_files.plain(other))[0]) for other in others]
+        self._others = {b"\0" + number.to_bytes(4, "big"): read for number, read in readers}
 
     def reading(self, avro: Mapping[str, Any]) -> tuple[avro_codegen.Decode, bool]:
         """Return what reads records of another schema as this one's, and whether it is as strict about the bytes.
@@ -43,9 +44,13 @@ class Codec:
         The other has no logical types, and this one must be able to read it.
         """
         own = Codec(avro)
-        ways = resolution.ways(avro, schema_files.plain(self.avro)) if own.is_compiled and self.is_compiled else None
-        if ways is not None:
-            return resolution.by_field(own.read, ways), True
+        mapping = (
+            resolution.field_mapping(avro, schema_files.plain(self.avro))
+            if own.is_compiled and self.is_compiled
+            else None
+        )
+        if mapping is not None:
+            return resolution.by_field(own.read, mapping), True
 
         def read(data: bytes, at: int) -> tuple[Any, int]:
             stream = io.BytesIO(data)
@@ -65,7 +70,7 @@ class Codec:
         return fastavro.schemaless_reader(stream, self.parsed, None), stream.tell()
 
     def body(self, record: Mapping[str, Any]) -> bytes:
-        """Return the record's Avro bytes. What it raises where the record does not fit the schema is no one thing."""
+        """Return the record's Avro bytes. Raises one of many errors where the record does not fit the schema."""
         return self._encode(record)
 
     def encode(self, record: Mapping[str, Any]) -> bytes:
@@ -77,7 +82,7 @@ class Codec:
         return self.read(body, at)[0]
 
     def of(self, data: bytes | None) -> Any:
-        """Return the record in `data`; None where that is of another schema, as after a new declaration, or nothing."""
+        """Return the record in `data`; None where it is of another schema, as after a new declaration, or empty."""
         if data and data.startswith(self.header):
             return self.read(data, HEADER)[0]
         read = self._others.get(data[:HEADER]) if data else None
@@ -87,9 +92,9 @@ class Codec:
         """Return the record in `data`. Raises ValueError where the header is not this schema's."""
         if data.startswith(self.header):
             return self.read(data, HEADER)[0]
-        found = self.of(data)
-        if found is None:
+        record = self.of(data)
+        if record is None:
             raise ValueError(
                 f"header {data[:HEADER].hex()} where {self.header.hex()} ({self.avro['name']}) was expected"
             )
-        return found
+        return record

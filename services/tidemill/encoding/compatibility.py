@@ -20,12 +20,12 @@ from tidemill.encoding.resolution import mismatches, unreadable
 from tidemill.encoding.schema_limits import unsafe
 from tidemill.errors import SettingsError
 
-_MENDS = {
+_FIXES = {
     ("backward", "missing"): "give it a default in the new schema, as null for a type that may be null",
     ("backward", "type"): "keep the type, or one that it can be promoted to (int, long, float, double); or add a field of another name",
     ("backward", "symbol"): "keep the symbol, or give the enum a default",
     ("backward", "name"): "keep the name, or give the new one the old one as an alias",
-    ("forward", "missing"): "keep the field: those who read by the earlier schema need it",
+    ("forward", "missing"): "keep the field: readers with the earlier schema need it",
     ("forward", "type"): "keep the type, or one that can be promoted to it; or add a field of another name",
     ("forward", "symbol"): "leave the symbol out until all readers know it",
     ("forward", "name"): "keep the name",
@@ -40,7 +40,7 @@ class Problem:
     direction: str
     field: str
     why: str
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Verdict:
     unreadable: str
 
     @property
-    def fine(self) -> bool:
-        """Whether producers may send by the new schema now."""
+    def is_safe(self) -> bool:
+        """Whether producers may use the new schema now."""
         return not self.problems and not self.unreadable
 
     def as_dict(self) -> dict[str, Any]:
         """Return the verdict for programs."""
-        return {**dataclasses.asdict(self), "fine": self.fine}
+        return {**dataclasses.asdict(self), "safe": self.is_safe}
 
 
 def check(new: Any, declared: Any, earlier: Mapping[str, Any], level: str) -> Verdict:
@@ -82,22 +82,22 @@ def _problems(name: str, earlier: Any, new: Any, level: str) -> Iterator[Problem
 
 
 def _direction(direction: str, name: str, writer: Any, reader: Any) -> Iterator[Problem]:
-    said = _by_apache(writer, reader)
-    if not said:
+    reason = _by_apache(writer, reader)
+    if not reason:
         return
     for mismatch in mismatches(writer, reader):
-        yield Problem(name, direction, mismatch.field, mismatch.why, _MENDS[direction, mismatch.kind])
-        said = ""
-    if said:
-        yield Problem(name, direction, "", said, "keep to what the earlier version has")
+        yield Problem(name, direction, mismatch.field, mismatch.why, _FIXES[direction, mismatch.kind])
+        reason = ""
+    if reason:
+        yield Problem(name, direction, "", reason, "keep to what the earlier version has")
 
 
 def _by_apache(writer: Any, reader: Any) -> str:
-    """Return what Apache Avro has against it, nothing where it has nothing."""
-    found = ReaderWriterCompatibilityChecker().get_compatibility(_parsed(reader), _parsed(writer))
-    if found.compatibility is SchemaCompatibilityType.compatible:
+    """Return what Apache Avro finds incompatible; nothing where the schemas are compatible."""
+    result = ReaderWriterCompatibilityChecker().get_compatibility(_parsed(reader), _parsed(writer))
+    if result.compatibility is SchemaCompatibilityType.compatible:
         return ""
-    return "; ".join(sorted(found.messages)) or "incompatible"
+    return "; ".join(sorted(result.messages)) or "incompatible"
 
 
 def _parsed(schema: Any) -> Any:

@@ -10,9 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 _PROMOTED = {
-    ("int", "long"), ("int", "float"), ("int", "double"), ("long", "float"), ("long", "double"), ("float", "double"),
-    ("string", "bytes"), ("bytes", "string"),
-}  # fmt: skip
+    ("int", "long"),
+    ("int", "float"),
+    ("int", "double"),
+    ("long", "float"),
+    ("long", "double"),
+    ("float", "double"),
+    ("string", "bytes"),
+    ("bytes", "string"),
+}
 _FLOATS = ("float", "double")
 
 
@@ -51,54 +57,56 @@ def promoted(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> tuple[str,
     )
 
 
-Ways = list[tuple[str, int, Any]]
-"""Where each field that is read comes from: (field, how, the writer's field, or the default)."""
+#: Where each field that is read comes from: (field, how, the writer's field, or the default).
+FieldMapping = list[tuple[str, int, Any]]
 _SAME, _FLOAT, _DEFAULT = range(3)
 _PRIMITIVES = ("boolean", "int", "long", "float", "double", "string", "bytes")
 
 
-def ways(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> Ways | None:
-    """Return how `by_field` reads what `writer` has written; None where more happened than it knows.
+def field_mapping(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> FieldMapping | None:
+    """Return how `by_field` reads what `writer` has written; None where the schemas differ in more than it handles.
 
-    Fields that are left out, added or made floats: so most schemas change. The first must be readable by the second, and
-    neither has logical types.
+    It handles fields that are left out, added or made floats: the usual changes. The second schema must be able to read
+    the first, and neither has logical types.
     """
-    there = {field["name"]: field["type"] for field in writer["fields"]}
-    found: Ways = []
+    written = {field["name"]: field["type"] for field in writer["fields"]}
+    mapping: FieldMapping = []
     for field in reader["fields"]:
-        name = next((name for name in (field["name"], *field.get("aliases", ())) if name in there), None)
+        name = next((name for name in (field["name"], *field.get("aliases", ())) if name in written), None)
         default = field.get("default")
         if name is None:
             if isinstance(default, (list, dict)) or _primitive(field["type"]) in (None, "bytes"):
                 return None
-            found.append((field["name"], _DEFAULT, default))
+            mapping.append((field["name"], _DEFAULT, default))
             continue
-        one, other = _primitive(there[name]), _primitive(field["type"])
+        one, other = _primitive(written[name]), _primitive(field["type"])
         if one is None or other is None:
             return None
         if one == other or (one, other) == ("int", "long"):
-            found.append((field["name"], _SAME, name))
+            mapping.append((field["name"], _SAME, name))
         elif one in ("int", "long", "float") and other in _FLOATS:
-            found.append((field["name"], _FLOAT, name))
+            mapping.append((field["name"], _FLOAT, name))
         else:
             return None
-    return found
+    return mapping
 
 
-def by_field(decode: Callable[[bytes, int], tuple[Any, int]], found: Ways) -> Callable[[bytes, int], tuple[Any, int]]:
-    """Return what reads by `decode`, the writer's own, and goes the `ways`: in half the time that fastavro takes."""
+def by_field(
+    decode: Callable[[bytes, int], tuple[Any, int]], mapping: FieldMapping
+) -> Callable[[bytes, int], tuple[Any, int]]:
+    """Return a reader that decodes as the writer does and then follows the `mapping`: half the time of fastavro."""
     kept, floats, fixed = (
-        [(name, value) for name, how, value in found if how == kind] for kind in (_SAME, _FLOAT, _DEFAULT)
+        [(name, value) for name, how, value in mapping if how == kind] for kind in (_SAME, _FLOAT, _DEFAULT)
     )
     defaults = dict(fixed)
 
     def read(data: bytes, at: int) -> tuple[Any, int]:
-        given, end = decode(data, at)
+        source, end = decode(data, at)
         record = defaults.copy()
         for name, written in kept:
-            record[name] = given[written]
+            record[name] = source[written]
         for name, written in floats:
-            value = given[written]
+            value = source[written]
             record[name] = None if value is None else float(value)
         return record, end
 
@@ -113,9 +121,9 @@ def _primitive(avro: Any) -> str | None:
     return avro if avro in _PRIMITIVES else None
 
 
-def _written(there: Mapping[str, Any], field: Mapping[str, Any]) -> Any:
+def _written(types: Mapping[str, Any], field: Mapping[str, Any]) -> Any:
     """Return what the writer has for a field of the reader, which may know it by another name; None where nothing."""
-    return next((there[name] for name in (field["name"], *field.get("aliases", ())) if name in there), None)
+    return next((types[name] for name in (field["name"], *field.get("aliases", ())) if name in types), None)
 
 
 def _kinds(avro: Any) -> list[Any]:
@@ -164,10 +172,10 @@ class _Pair:
             if more:
                 yield Mismatch(path, "symbol", f"the symbol {more[0]!r} is written, and not known where it is read")
         if kind == "record":
-            there = {field["name"]: field["type"] for field in writer["fields"]}
+            types = {field["name"]: field["type"] for field in writer["fields"]}
             for field in reader["fields"]:
                 inner = f"{path}.{field['name']}".lstrip(".")
-                written = _written(there, field)
+                written = _written(types, field)
                 if written is not None:
                     yield from self.type(written, field["type"], inner)
                 elif "default" not in field:
@@ -176,19 +184,19 @@ class _Pair:
 
 def _names(avro: Any) -> dict[str, Any]:
     """Return the named types of a schema, by full and by short name, where their definition stands first."""
-    found: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     if isinstance(avro, list):
         for branch in avro:
-            found = _names(branch) | found
+            names = _names(branch) | names
     elif isinstance(avro, Mapping):
         for field in avro.get("fields", ()):
-            found = _names(field["type"]) | found
+            names = _names(field["type"]) | names
         for part in ("type", "items", "values"):
             if not isinstance(avro.get(part), str):
-                found = _names(avro.get(part)) | found
+                names = _names(avro.get(part)) | names
         if "name" in avro:
-            found = {_full(avro): avro, _full(avro).rpartition(".")[2]: avro, **found}
-    return found
+            names = {_full(avro): avro, _full(avro).rpartition(".")[2]: avro, **names}
+    return names
 
 
 def _known(avro: Any, names: Mapping[str, Any]) -> Any:

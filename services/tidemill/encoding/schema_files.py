@@ -1,6 +1,6 @@
-"""Avro schema files: where they are found, what their fields are, and the id that every process gives them alike.
+"""Avro schema files: where they are found, what their fields are, and the id that every process gives them.
 
-Schemas lie in `schemas/` of the repository and ship inside the wheel as `tidemill/schemas`; an editable install reads
+Schemas are in `schemas/` of the repository and ship inside the wheel as `tidemill/schemas`; an editable install reads
 the repository's own.
 """
 
@@ -29,9 +29,11 @@ def find(name: str, beside: Path | None = None) -> dict[str, Any]:
 
     Raises FileNotFoundError with the places looked at, ValueError where the file is no Avro record schema.
     """
-    places = [Path(name)] if Path(name).is_absolute() else [
-        *([beside / name, beside / "schemas" / name] if beside else []), Path.cwd() / "schemas" / name, root() / name,
-    ]  # fmt: skip
+    places = [Path.cwd() / "schemas" / name, root() / name]
+    if beside:
+        places = [beside / name, beside / "schemas" / name, *places]
+    if Path(name).is_absolute():
+        places = [Path(name)]
     for place in places:
         if place.is_file():
             return _read(place)
@@ -40,12 +42,12 @@ def find(name: str, beside: Path | None = None) -> dict[str, Any]:
 
 def _read(place: Path) -> dict[str, Any]:
     try:
-        found = json.loads(place.read_text())
+        avro = json.loads(place.read_text())
     except ValueError as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
-    if not isinstance(found, dict) or found.get("type") != "record" or not found.get("fields"):
+    if not isinstance(avro, dict) or avro.get("type") != "record" or not avro.get("fields"):
         raise ValueError(f"{place} is no Avro record schema: expected type 'record' with fields")
-    return found
+    return avro
 
 
 @cache
@@ -68,7 +70,7 @@ def nullable(avro: Any) -> bool:
 
 
 def plain(avro: Any) -> Any:
-    """Return the schema without logical types and docs, so that times decode as the integers that they are on the wire."""
+    """Return the schema without logical types and docs: times then decode as the integers on the wire."""
     if isinstance(avro, list):
         return [plain(branch) for branch in avro]
     if not isinstance(avro, dict):
@@ -88,14 +90,16 @@ def malformed(avro: Any) -> str:
     """Return why this is no Avro schema; nothing where it is one."""
     try:
         fastavro.parse_schema(avro, named_schemas={})
-    except Exception as error:  # what fastavro raises for all that can be wrong is no one thing
+    except Exception as error:  # fastavro raises many kinds of error
         return f"it is no Avro schema: {error}"
     return ""
 
 
 def fingerprint(avro: Any) -> int:
-    """Return the schema's id: the first 31 bits of the SHA-256 of its parsing canonical form (Avro 1.12, "Transforming
-    into Parsing Canonical Form"). Equal in every process and on every machine, with no server to ask.
-    """  # fmt: skip
+    """Return the schema's id: the first 31 bits of the SHA-256 of its parsing canonical form.
+
+    Avro 1.12, "Transforming into Parsing Canonical Form". Equal in every process and on every machine, without a
+    server.
+    """
     canonical: str = to_parsing_canonical_form(avro)
     return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "big") >> 1

@@ -1,6 +1,6 @@
-"""What a schema may ask of a decoder: whether bytes that fit it can cost far more than they are worth.
+"""What a schema may ask of a decoder: whether a few bytes that fit it can cost very much.
 
-A producer's message is read by the schema that it names, so a schema is input too, from files and registries alike.
+A producer's message is read with the schema that it names, so a schema is input too, from files and registries alike.
 Measured with fastavro 1.13: a record that contains itself takes the process down after 5 KB of bytes, five bytes of
 `array<null>` take 267 MB, and ten records, each with ten of the next, make ten billion values of no byte at all.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-DEEPEST = 16
-"""Most records, arrays and maps that may lie in each other."""
-MOST = 10_000
-"""Most fields that a schema may have, each named record written out wherever it is used."""
+#: Most records, arrays and maps that may be nested.
+MAX_DEPTH = 16
+#: Most fields that a schema may have, each named record written out wherever it is used.
+MAX_FIELDS = 10_000
 
 _PRIMITIVES = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
 
@@ -22,8 +22,8 @@ def unsafe(avro: Any) -> str:
     """Return why messages of this schema must not be decoded, naming the field; nothing where they may."""
     try:
         _Walk().type(avro, "", "", (), repeated=False)
-    except _UnsafeError as found:
-        return str(found)
+    except _UnsafeError as error:
+        return str(error)
     return ""
 
 
@@ -41,10 +41,10 @@ class _Walk:
     def type(self, avro: Any, path: str, space: str, inside: tuple[str, ...], *, repeated: bool) -> bool:
         """Go through one type; returns whether a value of it may take no bytes."""
         self.seen += 1
-        if self.seen > MOST:
-            raise _UnsafeError(f"it has more than {MOST:,} fields, each record written out where it is used")
-        if len(inside) > DEEPEST:
-            raise _UnsafeError(f"{_field(path)} lies deeper than {DEEPEST} records, arrays and maps")
+        if self.seen > MAX_FIELDS:
+            raise _UnsafeError(f"it has more than {MAX_FIELDS:,} fields, each record written out where it is used")
+        if len(inside) > MAX_DEPTH:
+            raise _UnsafeError(f"{_field(path)} lies deeper than {MAX_DEPTH} records, arrays and maps")
         if isinstance(avro, list):
             for branch in avro:
                 self.type(branch, path, space, inside, repeated=repeated and branch != "null")
@@ -62,7 +62,7 @@ class _Walk:
         if kind == "fixed":
             self._named(avro, space)
             if type(avro.get("size")) is not int or avro["size"] < 0:
-                raise _UnsafeError(f"{_field(path)} is of a fixed size that is none: {avro.get('size')!r:.80}")
+                raise _UnsafeError(f"{_field(path)} has a fixed size that is no size: {avro.get('size')!r:.80}")
             return self._width(avro["size"] == 0, path, repeated=repeated)
         if kind == "enum":
             self._named(avro, space)
@@ -96,17 +96,17 @@ class _Walk:
 
     def _named(self, avro: Mapping[str, Any], space: str) -> tuple[str, str]:
         name = str(avro.get("name", ""))
-        given = avro.get("namespace", space)
-        full = name if "." in name or not given else f"{given}.{name}"
+        namespace = avro.get("namespace", space)
+        full = name if "." in name or not namespace else f"{namespace}.{name}"
         space = full.rpartition(".")[0]
         self.named.setdefault(full, (avro, space))
         return full, space
 
     @staticmethod
-    def _width(none: bool, path: str, *, repeated: bool) -> bool:
-        if none and repeated:
+    def _width(is_empty: bool, path: str, *, repeated: bool) -> bool:
+        if is_empty and repeated:
             raise _UnsafeError(f"{_field(path)} takes no bytes and may come any number of times")
-        return none
+        return is_empty
 
 
 def _field(path: str) -> str:

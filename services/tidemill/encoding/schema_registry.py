@@ -24,13 +24,13 @@ with warnings.catch_warnings(record=True):  # what the client imports prints wha
         ConfigCompatibilityLevel as Level,
     )
 
+#: How long one answer may take.
 TIMEOUT_SECONDS = 5.0
-"""How long one answer may take."""
 _mocks: dict[str, Any] = {}
 
 
 class Version(NamedTuple):
-    """One version of a subject; `guid` is empty where the registry tells none."""
+    """One version of a subject; `guid` is empty where the registry has none."""
 
     subject: str
     number: int
@@ -56,7 +56,7 @@ class SchemaRegistry:
         self._rest = None if parts.scheme == "mock" else self.client._rest_client
 
     def versions(self, subject: str) -> list[int]:
-        """Return the numbers of a subject's versions; none where there is no such subject."""
+        """Return the numbers of a subject's versions; empty where the subject does not exist."""
         try:
             with self._asking():
                 return sorted(self.client.get_versions(subject))
@@ -67,29 +67,31 @@ class SchemaRegistry:
         """Return one version of a subject."""
         with self._asking():
             if self._rest is None:
-                found = self.client.get_version(subject, number).to_dict()
-            else:  # the client of this version does not tell the GUID
-                found = self._rest.get(f"subjects/{quote(subject, safe='')}/versions/{number}")
-            guid = uuid.UUID(found["guid"]).bytes if found.get("guid") else b""
-            kind, refers = found.get("schemaType") or "AVRO", bool(found.get("references"))
-            return Version(subject, number, int(found["id"]), guid, str(found["schema"]), kind, refers)
+                answer = self.client.get_version(subject, number).to_dict()
+            else:  # this version of the client does not return the GUID
+                answer = self._rest.get(f"subjects/{quote(subject, safe='')}/versions/{number}")
+            guid = uuid.UUID(answer["guid"]).bytes if answer.get("guid") else b""
+            kind, refers = answer.get("schemaType") or "AVRO", bool(answer.get("references"))
+            return Version(subject, number, int(answer["id"]), guid, str(answer["schema"]), kind, refers)
 
     def register(self, subject: str, avro: Any) -> Version:
-        """Register a schema, unless it is there; returns its version."""
+        """Register a schema, unless it is registered; returns its version."""
         schema = confluent.Schema(json.dumps(avro), "AVRO")
         with self._asking():
             self.client.register_schema(subject, schema)
-            found = self.client.lookup_schema(subject, schema)
-            return Version(subject, int(found.version), int(found.schema_id), b"", str(found.schema.schema_str))
+            registered = self.client.lookup_schema(subject, schema)
+            return Version(
+                subject, int(registered.version), int(registered.schema_id), b"", str(registered.schema.schema_str)
+            )
 
     def level(self, subject: str) -> str:
-        """Return the compatibility level that a subject itself has, nothing where it has none."""
+        """Return the compatibility level of the subject itself; empty where none is set."""
         try:
             with self._asking():
-                found = self.client.get_config(subject)
+                config = self.client.get_config(subject)
         except _MissingError:
             return ""
-        level = found and (found.compatibility_level or found.compatibility)
+        level = config and (config.compatibility_level or config.compatibility)
         return str(level.value) if level else ""
 
     def set_level(self, subject: str, level: str) -> None:
@@ -114,7 +116,7 @@ class SchemaRegistry:
 
 
 class _MissingError(StoreError):
-    """There is no such subject, or nothing is set for it."""
+    """The subject does not exist, or nothing is set for it."""
 
 
 def _client(url: str) -> Any:

@@ -71,7 +71,7 @@ class Fold:
         judged = self._kind.judged(served["score"], served["probabilities"]) if served is not None else None
         if judged is not None:
             for metric, is_about_labels in zip(self.metrics, self._about_labels, strict=True):
-                metric.update(label, judged.label if is_about_labels else judged.told)
+                metric.update(label, judged.label if is_about_labels else judged.prediction)
             self.segments.add(vector, label, judged)
         if self._shares is not None and not self._shares.take(self._source(prediction["features"])):
             return False

@@ -70,13 +70,13 @@ class Segments:
         """Judge one prediction in each of its segments."""
         place = None
         if self._area is not None:
-            score = judged.told.get(True, 0.0) if isinstance(judged.told, dict) else judged.told
+            score = judged.prediction.get(True, 0.0) if isinstance(judged.prediction, dict) else judged.prediction
             place = bisect_left(self._area.thresholds, score)
         for feature in self.features:
             line = self._line(feature, vector[feature])
             line.examples += 1
             for metric, is_about_labels in line.metrics:
-                metric.update(label, judged.label if is_about_labels else judged.told)
+                metric.update(label, judged.label if is_about_labels else judged.prediction)
             if place is not None:
                 if label not in line.places:
                     line.places[label] = [0] * (len(self._area.thresholds) + 1)  # type: ignore[union-attr]

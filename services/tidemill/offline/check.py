@@ -39,11 +39,14 @@ class CheckReport:
             "entity": pipeline.events.key,
             "champion": pipeline.champion,
             "models": {name: pipeline.stable_repr(name) for name in pipeline.model_names},
-            "search": {name: {of: values.said for of, values in one.over.items()} for name, one in pipeline.search.items()},
+            "search": {name: {of: values.description for of, values in one.over.items()} for name, one in pipeline.search.items()},
             "vector": pipeline.vector,
             "views": [schema(pipeline, view) for view in pipeline.views],
             "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
-            "rules": [{"rule": r.name, "field": r.field, "expects": r.said} for r in (*pipeline.event_checks, *pipeline.label_checks)],
+            "rules": [
+                {"rule": rule.name, "field": rule.field, "expects": rule.description}
+                for rule in (*pipeline.event_checks, *pipeline.label_checks)
+            ],
             "monitor": dataclasses.asdict(pipeline.monitor),
             "protect": dataclasses.asdict(pipeline.protect) if pipeline.protect else None,
             "schema_ids": {

@@ -25,7 +25,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import moment
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
-from tidemill.files import open_whole
+from tidemill.files import open_atomic
 from tidemill.offline.backtest import Progress
 from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.stream.ranges import full_range
@@ -172,7 +172,7 @@ def written(path: Path, form: Form, span: Span) -> Iterator[Writer]:
     started = time.perf_counter()
     summary = Summary(str(path))
     try:
-        with open_whole(str(path.absolute())) as out:
+        with open_atomic(str(path.absolute())) as out:
             writer = Writer(out, form, span, summary)
             with contextlib.closing(writer):
                 yield writer
@@ -188,7 +188,7 @@ def _nothing(summary: Summary, form: Form) -> str:
     if summary.skipped and form.is_served:
         return (
             f"all {summary.skipped:,} examples in these event times are of an earlier declaration, with other vectors: "
-            f"--recompute makes them anew from history"
+            f"--recompute makes them again from history"
         )
     return "there is no example in these event times"
 

@@ -1,4 +1,4 @@
-"""Vectors computed anew from history under today's declaration, as for views that were declared later.
+"""Vectors computed again from history under today's declaration, as for views that were declared later.
 
 from     <pipeline>.events.valid and <pipeline>.labels.valid, or files of events and labels
 how      a backtest whose model costs nothing: an event's vector holds what was known before its event time, labels known

@@ -135,7 +135,7 @@ class Redrive:
 
     def _back(self, letter: DeadLetter, record: Record, to: str, producer: Producer) -> None:
         mark = RedriveMark(letter.place, letter.attempt + 1)
-        # No timestamp, which is now: the delay is measured from there, and the hours until the rule was mended are not the
+        # No timestamp, which is now: the delay is measured from there, and the hours until the rule was fixed are not the
         # pipeline's. The event's own time is in its bytes.
         producer.emit(
             to, record.value() or b"", record.key(), 0, dead_letters.producer_headers(record) + mark.headers()

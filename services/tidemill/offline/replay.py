@@ -215,12 +215,12 @@ class Replay:
             elif manifest is None:
                 topic = topics.MODELS.name(self.pipeline.name)
                 why = refused.get(version, f"{topic} has no manifest of model {name!r} version {number}")
-                yield _Model(version, None, f"{why}; --rebuild folds it anew from the examples")
+                yield _Model(version, None, f"{why}; --rebuild folds it again from the examples")
             else:
                 try:
                     model = self.registry.open(manifest).model
                 except (ArtifactError, StoreError) as error:
-                    why = f"model {name!r} version {number}: {error}; --rebuild folds it anew from the examples"
+                    why = f"model {name!r} version {number}: {error}; --rebuild folds it again from the examples"
                     yield _Model(version, None, why)
                 else:
                     yield _Model(version, model)

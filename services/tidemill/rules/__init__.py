@@ -1,9 +1,9 @@
 """Value rules: what a field's value must be, one file each.
 
-A missing (null) value passes every rule but `not_null`: whether a field may be missing is said by its schema, or by
-`not_null`. NaN, infinities and numbers beyond `LARGEST_NUMBER` need no rule: they are refused in every float field. Nor does
-the time of a stream: unless it has a `not_after_now` of its own, it gets one of `FUTURE_TOLERANCE`. With `warn=True` a rule
-refuses nothing: the record goes on, marked and counted.
+A missing (null) value passes every rule but `not_null`: the schema, or `not_null`, decides whether a field may be
+missing. NaN, infinities and numbers beyond `LARGEST_NUMBER` need no rule: they are refused in every float field. The
+time of a stream needs none either: unless it has a `not_after_now` of its own, it gets one of `FUTURE_TOLERANCE`. With
+`warn=True` a rule refuses nothing: the record is accepted, marked and counted.
 """
 
 from tidemill.rules.base import FUTURE_TOLERANCE, LARGEST_NUMBER, Memory, Rule
@@ -21,6 +21,20 @@ from tidemill.rules.one_of import one_of
 from tidemill.rules.unique import unique
 
 __all__ = [
-    "FUTURE_TOLERANCE", "LARGEST_NUMBER", "Memory", "Rule", "between", "finite", "holds", "in_file", "matches",
-    "monotonic", "not_after_now", "not_before", "not_null", "not_older_than", "one_of", "unique",
-]  # fmt: skip
+    "FUTURE_TOLERANCE",
+    "LARGEST_NUMBER",
+    "Memory",
+    "Rule",
+    "between",
+    "finite",
+    "holds",
+    "in_file",
+    "matches",
+    "monotonic",
+    "not_after_now",
+    "not_before",
+    "not_null",
+    "not_older_than",
+    "one_of",
+    "unique",
+]

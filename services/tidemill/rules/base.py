@@ -1,7 +1,8 @@
 """What a rule is made of: a condition on a field's value, or a memory of what came before.
 
 A new rule is a file here with a function that returns a `Rule`, its line in `__init__.py`, and its examples in
-tests/contracts/test_rules.py. One that only a single pipeline needs can be `holds`, with a function of that pipeline's file.
+tests/contracts/test_rules.py. One that only a single pipeline needs can be `holds`, with a function of that pipeline's
+file.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+#: The largest magnitude of a float field, of a number feature that a function returns, and of a label that is a number.
+#:
+#: Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
+#: square is not, and one infinity leaves a model NaN for ever. It is also about where a double stops counting in steps
+#: that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
 LARGEST_NUMBER = 1e15
-"""The largest magnitude of a float field, of a number feature that a function returns, and of a label that is a number.
 
-Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
-square is not, and one infinity leaves a model NaN for ever. It is also about where a double stops counting in steps
-that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
-"""
-
+#: How far a stream's time may lie ahead of this machine's clock where its declaration does not say.
+#:
+#: One record from a producer whose clock is a day ahead would otherwise push a watermark on by a day, and expire what
+#: waits.
 FUTURE_TOLERANCE = "1h"
-"""How far a stream's time may lie ahead of this machine's clock where its declaration does not say.
-
-One record from a producer whose clock is a day ahead would otherwise push a watermark on by a day, and expire what waits.
-"""
 
 NUMBERS = ("int", "long", "float", "double")
 TEXTS = ("string", "enum")
@@ -40,7 +40,7 @@ class Memory(Protocol):
         """Remember the value of a record that passed every rule."""
 
     def begin(self) -> int | None:
-        """Return the offset of the first record that is still remembered; None where there is none."""
+        """Return the offset of the first record that is still remembered; None where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,30 @@ class Rule:
     Parameters
     ----------
     name
-        The function's name, which counts and dead letters are told by.
+        The function's name, in counts and dead letters.
     field
-        The field it looks at; "" for the whole record.
+        The field it looks at; "" for the record.
     reason
         The word that its rejects carry.
     condition
-        A Python expression that is true where the value is fine, over `v` (the value, never None), `record`, `now` (wall
-        time in ms) and what `names` has. It is compiled into one function for all rules of a stream.
+        A Python expression that is true where the value is fine, over `v` (the value, never None), `record`, `now`
+        (wall time in ms) and what `names` has. It is compiled into one function for all rules of a stream.
     names
         What the condition refers to, by name.
     expected
         What was expected, for the message.
     text
-        What it says, for people.
+        The rule in words, where `expected` is not enough.
     nullable
         Whether a missing value passes.
     warn
-        Only warn: the record goes on, and is counted and marked.
+        Only warn: the record is accepted, counted and marked.
     types
         Primitive Avro types that the field may have; empty: any plain one.
     also
-        Other fields that must be there.
+        Other fields that it looks at.
     memory
-        Makes what it remembers of one partition, where a condition on the record alone does not say it.
+        Makes the memory of one partition, for a rule that needs more than the record.
     """
 
     name: str
@@ -91,13 +91,13 @@ class Rule:
 
     @cached_property
     def passes(self) -> Callable[[Any], Any]:
-        """The condition by itself, as a function of a value that is there; for rules that look at one value alone."""
-        made: Callable[[Any], Any] = eval(f"lambda v: {self.condition}", dict(self.names))  # noqa: S307  a rule's own
-        return made
+        """The condition as a function of a value that is not None; for rules that look at one value alone."""
+        function: Callable[[Any], Any] = eval(f"lambda v: {self.condition}", dict(self.names))  # noqa: S307  its own
+        return function
 
     @property
-    def said(self) -> str:
-        """What it says, for people, and whether it only warns."""
+    def description(self) -> str:
+        """The rule in words, and whether it only warns."""
         return f"{self.text or self.expected}{' (warns)' if self.warn else ''}"
 
     def __str__(self) -> str:

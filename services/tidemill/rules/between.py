@@ -17,6 +17,12 @@ def between(field: str, low: float, high: float, *, warn: bool = False) -> Rule:
     if not low <= high:
         raise ValueError(f"between({field!r}, {low!r}, {high!r}): the low end must not be above the high end")
     return Rule(
-        "between", field, "out_of_range", "low <= v <= high", f"{low} to {high}",
-        names={"low": low, "high": high}, warn=warn, types=NUMBERS,
-    )  # fmt: skip
+        name="between",
+        field=field,
+        reason="out_of_range",
+        condition="low <= v <= high",
+        expected=f"{low} to {high}",
+        names={"low": low, "high": high},
+        warn=warn,
+        types=NUMBERS,
+    )

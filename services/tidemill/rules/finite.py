@@ -6,7 +6,7 @@ from tidemill.rules.base import NUMBERS, Rule
 
 
 def finite(field: str, *, warn: bool = False) -> Rule:
-    """Neither NaN nor infinite. Every float field is checked without being told to; this one says it aloud.
+    """Neither NaN nor infinite. Every float field is checked anyway; this rule makes it visible.
 
     Examples
     --------

@@ -9,7 +9,9 @@ from tidemill.rules.base import Rule
 
 
 def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str, warn: bool = False) -> Rule:
-    """`predicate(record)` is true, as in `holds(lambda e: e["origin"] != e["dest"], "origin", "dest", that="it goes elsewhere")`.
+    """`predicate(record)` is true.
+
+    As in `holds(lambda e: e["origin"] != e["dest"], "origin", "dest", that="it goes elsewhere")`.
 
     `fields` are those that it looks at; where one of them has no value it is not asked. `that` says in words what is
     expected. A predicate that raises does not hold.
@@ -30,8 +32,14 @@ def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str
         except Exception:  # a declaration's own function may raise anything
             return False
 
-    given = " and ".join(f"record[{name!r}] is not None" for name in fields[1:])
+    all_present = " and ".join(f"record[{name!r}] is not None" for name in fields[1:])
     return Rule(
-        "holds", fields[0], "does_not_hold", f"not ({given}) or true(record)" if given else "true(record)", that,
-        names={"true": true}, warn=warn, also=fields[1:],
-    )  # fmt: skip
+        name="holds",
+        field=fields[0],
+        reason="does_not_hold",
+        condition=f"not ({all_present}) or true(record)" if all_present else "true(record)",
+        expected=that,
+        names={"true": true},
+        warn=warn,
+        also=fields[1:],
+    )

@@ -9,7 +9,7 @@ from tidemill.tables import Table
 
 
 def in_file(field: str, file: str | Path, column: str, *, warn: bool = False) -> Rule:
-    """The value is in `column` of `file`, which is read once, when the pipeline is loaded (forms and places as `Table`).
+    """The value is in `column` of `file`, read once when the pipeline is loaded (forms and places as `Table`).
 
     Values are compared as text, so an event's 7 finds a file's 7. Raises DeclarationError as `Table` does.
 
@@ -27,6 +27,12 @@ def in_file(field: str, file: str | Path, column: str, *, warn: bool = False) ->
     table = Table(file, key=column, repeats=True)
     known = frozenset(table.keys)
     return Rule(
-        "in_file", field, "not_in_file", "str(v) in known", f"one of the {len(known):,} values of {column} in {table.name}",
-        names={"known": known, "str": str}, warn=warn, types=("int", "long", *TEXTS),
-    )  # fmt: skip
+        name="in_file",
+        field=field,
+        reason="not_in_file",
+        condition="str(v) in known",
+        expected=f"one of the {len(known):,} values of {column} in {table.name}",
+        names={"known": known, "str": str},
+        warn=warn,
+        types=("int", "long", *TEXTS),
+    )

@@ -17,6 +17,13 @@ def matches(field: str, pattern: str, *, warn: bool = False) -> Rule:
     [True, False, False]
     """
     return Rule(
-        "matches", field, "no_match", "fullmatch(v)", f"text that matches {pattern}", f"matches {pattern}",
-        names={"fullmatch": re.compile(pattern).fullmatch}, warn=warn, types=TEXTS,
-    )  # fmt: skip
+        name="matches",
+        field=field,
+        reason="no_match",
+        condition="fullmatch(v)",
+        expected=f"text that matches {pattern}",
+        text=f"matches {pattern}",
+        names={"fullmatch": re.compile(pattern).fullmatch},
+        warn=warn,
+        types=TEXTS,
+    )

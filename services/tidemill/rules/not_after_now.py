@@ -17,6 +17,13 @@ def not_after_now(field: str, tolerance: str = "5m", *, warn: bool = False) -> R
     [True, False]
     """
     return Rule(
-        "not_after_now", field, "in_the_future", "v <= now + slack", f"a time at most {tolerance} after now",
-        f"at most {tolerance} after now", names={"slack": milliseconds(tolerance)}, warn=warn, types=NUMBERS,
-    )  # fmt: skip
+        name="not_after_now",
+        field=field,
+        reason="in_the_future",
+        condition="v <= now + slack",
+        expected=f"a time at most {tolerance} after now",
+        text=f"at most {tolerance} after now",
+        names={"slack": milliseconds(tolerance)},
+        warn=warn,
+        types=NUMBERS,
+    )

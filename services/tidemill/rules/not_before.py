@@ -16,6 +16,13 @@ def not_before(field: str, earliest: str, *, warn: bool = False) -> Rule:
     [True, False]
     """
     return Rule(
-        "not_before", field, "too_old", "v >= earliest", f"a time not before {earliest}", f"not before {earliest}",
-        names={"earliest": moment(earliest)}, warn=warn, types=NUMBERS,
-    )  # fmt: skip
+        name="not_before",
+        field=field,
+        reason="too_old",
+        condition="v >= earliest",
+        expected=f"a time not before {earliest}",
+        text=f"not before {earliest}",
+        names={"earliest": moment(earliest)},
+        warn=warn,
+        types=NUMBERS,
+    )

@@ -1,4 +1,4 @@
-"""A value that is there."""
+"""A value that is not missing."""
 
 from __future__ import annotations
 

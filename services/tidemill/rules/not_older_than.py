@@ -19,6 +19,13 @@ def not_older_than(field: str, age: str, *, warn: bool = False) -> Rule:
     [True, False]
     """
     return Rule(
-        "not_older_than", field, "too_old", "v >= now - age", f"a time at most {age} before now",
-        f"at most {age} before now", names={"age": milliseconds(age)}, warn=warn, types=NUMBERS,
-    )  # fmt: skip
+        name="not_older_than",
+        field=field,
+        reason="too_old",
+        condition="v >= now - age",
+        expected=f"a time at most {age} before now",
+        text=f"at most {age} before now",
+        names={"age": milliseconds(age)},
+        warn=warn,
+        types=NUMBERS,
+    )

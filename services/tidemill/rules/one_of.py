@@ -7,7 +7,7 @@ from typing import Any
 
 from tidemill.rules.base import Rule
 
-SHOWN = 20
+MAX_SHOWN_VALUES = 20
 
 
 def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
@@ -22,7 +22,9 @@ def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
     allowed = frozenset(values)
     if not allowed:
         raise ValueError(f"one_of({field!r}): give at least one allowed value")
-    shown = ", ".join(map(str, sorted(allowed, key=str)[:SHOWN])) + (", ..." if len(allowed) > SHOWN else "")
+    shown = ", ".join(map(str, sorted(allowed, key=str)[:MAX_SHOWN_VALUES])) + (
+        ", ..." if len(allowed) > MAX_SHOWN_VALUES else ""
+    )
     return Rule(
         "one_of", field, "not_allowed", "v in allowed", f"one of {shown}", names={"allowed": allowed}, warn=warn
     )

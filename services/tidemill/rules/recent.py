@@ -24,8 +24,8 @@ class Recent(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """Return what is remembered of a key."""
-        found = self._values.get(key)
-        return None if found is None else found[0]
+        entry = self._values.get(key)
+        return None if entry is None else entry[0]
 
     def put(self, key: K, value: V, time: int, offset: int) -> None:
         """Remember a key's value of event time `time` (ms), which the record at `offset` brought."""

@@ -25,9 +25,15 @@ def unique(field: str, within: str, *, warn: bool = False) -> Rule:
     """
     horizon = milliseconds(within)
     return Rule(
-        "unique", field, "duplicate", "", f"a value that has not come within {within}", f"unique within {within}",
-        warn=warn, memory=lambda: _Seen(horizon),
-    )  # fmt: skip
+        name="unique",
+        field=field,
+        reason="duplicate",
+        condition="",
+        expected=f"a value that has not come within {within}",
+        text=f"unique within {within}",
+        warn=warn,
+        memory=lambda: _Seen(horizon),
+    )
 
 
 class _Seen:

@@ -42,7 +42,7 @@ def check_rule(
     >>> landed = {"flight_id": "a", "landed_at": 0, "arr_delay": 5.0}
     >>> check_rule(rules.between("arr_delay", -60, 600), labels, landed, [{"arr_delay": 600.0}], [{"arr_delay": 601.0}])
     """
-    assert rule.said, "a rule says what it is"
+    assert rule.description, "a rule says what it is"
     assert rule.expected, "a rule says what it expects"
     for one in (replace(rule, warn=False), replace(rule, warn=True)):
         check, state = compile_rules(stream, [one]), RuleState(stream, [one])

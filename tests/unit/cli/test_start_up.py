@@ -28,6 +28,7 @@ def test_help_imports_no_library_but_click(arguments: tuple[str, ...]) -> None:
     assert imported(*arguments) & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_a_check_imports_no_client_and_no_data_frames() -> None:
     loaded = imported("check", "flights")
     assert loaded & {"confluent_kafka", "redis", "pandas", "pyarrow", "pydantic_settings", "prometheus_client"} == set()

@@ -21,6 +21,7 @@ def test_another_name_is_an_attribute_error() -> None:
         features.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_stages_load_no_client_library() -> None:
     code = (
         "import sys, tidemill.features, tidemill.features.tiles, tidemill.features.views, tidemill.offline.backtest; "

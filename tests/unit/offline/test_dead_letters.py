@@ -363,7 +363,7 @@ class TestCommands:
             dlq(embedded, *arguments)
 
     def test_commands_in_the_page_about_dead_letters_parse(self) -> None:
-        text = (Path(__file__).parents[3] / "docs" / "dead-letters.md").read_text()
+        text = (Path(__file__).parents[3] / "docs" / "how-to" / "dead-letters.md").read_text()
         commands = [
             line.removeprefix("$ ") for line in text.splitlines() if line.startswith(("tidemill ", "$ tidemill "))
         ]

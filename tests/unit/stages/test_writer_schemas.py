@@ -226,7 +226,7 @@ def test_what_an_earlier_declaration_has_put_into_the_log_is_still_read(tmp_path
         (evolved("", None, {"name": "all", "type": {"type": "array", "items": "null"}}), "field 'all' takes no bytes"),
         (
             evolved("", None, {"name": "all", "type": {"type": "fixed", "name": "F", "size": "x"}}),
-            "field 'all' is of a fixed size",
+            "field 'all' has a fixed size",
         ),
         (evolved("", None, {"name": "all", "type": {"type": "enum", "name": "K", "symbols": [1]}}), "no Avro schema"),
         ("{", "is not JSON"),

@@ -175,7 +175,7 @@ def test_an_archive_that_cannot_be_written_stops_it_and_loses_nothing(tmp_path: 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tidemill.files.write_whole", full)
+        patch.setattr("tidemill.files.write_atomic", full)
         with pytest.raises(StoreError, match="No space left"):
             run.step.process([record(n) for n in range(130)], discard)
     run.step.revoke([SLOT])

@@ -132,7 +132,7 @@ def suggest(
         for tally in profile.declared:
             if tally.refused:
                 result.violated.append(Violated(
-                    name, tally.rule.name, tally.rule.said, tally.refused, tally.refused / profile.count,
+                    name, tally.rule.name, tally.rule.description, tally.refused, tally.refused / profile.count,
                     sorted(tally.values.items(), key=lambda pair: (-pair[1], str(pair[0])))[:SHOWN_VALUES],
                 ))  # fmt: skip
     return result

@@ -109,7 +109,7 @@ def verdict(gate: Gate, trial: Trial, outcome: Outcome) -> Draft:
 
 def undecided(trial: Trial) -> Draft:
     """Return the refusal of a challenger that a whole round has shown neither better nor worse."""
-    why = f"no difference was shown: {trial.outcome().why}; it is compared anew"
+    why = f"no difference was shown: {trial.outcome().why}; it is compared again"
     return Draft("refused", why, trial.challenger, trial=trial)
 
 

@@ -1,4 +1,4 @@
-"""What ops see first, as one JSON object: services, flow, models, performance, drift, freshness, alerts, dead letters."""
+"""The page's data as one JSON object: services, flow, models, performance, drift, freshness, alerts, dead letters."""
 
 from __future__ import annotations
 
@@ -255,8 +255,8 @@ class Overview:
         rules = []
         for (segment, field), shares in sorted(rows.items()):
             reason, _, rule = segment.partition(":")
-            rules.append({"reason": reason, "rule": rule, "field": field,
-                          "refused": shares.get("rejected", []), "warned": shares.get("warned", [])})  # fmt: skip
+            refused, warned = shares.get("rejected", []), shares.get("warned", [])
+            rules.append({"reason": reason, "rule": rule, "field": field, "refused": refused, "warned": warned})
         return {"windows": [window["end"] for window in windows], "rules": rules}
 
     def gate(self) -> dict[str, Any] | None:
@@ -273,9 +273,14 @@ class Overview:
         with self.follower.lock:
             decisions = list(reversed(self.follower.decisions))
         declared: dict[str, Any] = {
-            "kind": "declared", "at": None, "model": self.pipeline.champion, "version": None, "by": "declaration",
-            "why": "the declared champion", "compared": [],
-        }  # fmt: skip
+            "kind": "declared",
+            "at": None,
+            "model": self.pipeline.champion,
+            "version": None,
+            "by": "declaration",
+            "why": "the declared champion",
+            "compared": [],
+        }
         rows = [
             {
                 "kind": decision["kind"],
@@ -319,8 +324,11 @@ def flow(instances: Sequence[Instance]) -> list[dict[str, Any]]:
         combine = max if target == "learner" else sum
         edges.append(
             {
-                "from": source, "to": target, "topic": topic,
-                "rate": combine(rates) if rates else None, "total": combine(totals) if totals else None,
+                "from": source,
+                "to": target,
+                "topic": topic,
+                "rate": combine(rates) if rates else None,
+                "total": combine(totals) if totals else None,
             }
-        )  # fmt: skip
+        )
     return edges

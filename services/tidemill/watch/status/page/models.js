@@ -6,7 +6,7 @@ import { ago, count, exactly, metric, signed } from "./format.js";
 import { championWord } from "./promotions.js";
 import { Table, parts } from "./tables.js";
 
-/** Figures that windows tell besides the metrics, and which way is better; 0 is where nearer to nought is. */
+/** Figures that windows tell besides the metrics, and which way is better; 0 is where nearer to zero is. */
 const FURTHER = { calibration_error: -1, bias: 0 };
 
 /** The metrics that can be chosen: { name, better } with better 1, -1 or 0. */
@@ -20,7 +20,7 @@ function choices(snapshot) {
   return found;
 }
 
-/** By how much `value` is better than `other`, in the metric's own unit; below nought it is worse. */
+/** By how much `value` is better than `other`, in the metric's own unit; below zero it is worse. */
 export function gain(value, other, better) {
   if (typeof value !== "number" || typeof other !== "number") return null;
   return better === 0 ? Math.abs(other) - Math.abs(value) : better * (value - other);

@@ -34,7 +34,7 @@ export class Table {
     this.update([]);
   }
 
-  /** Take other columns; those that stay keep their headers. Rows are made anew where the columns differ. */
+  /** Take other columns; those that stay keep their headers. Rows are made again where the columns differ. */
   setColumns(columns) {
     const shape = (of) => of.map((c) => `${c.id}\n${c.title}`).join("\n\n");
     const same = shape(columns) === shape(this.columns);
@@ -144,7 +144,7 @@ export class Table {
       block: "center",
       behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth",
     });
-    node.dataset.found = ""; // not a class: those are set anew with each update
+    node.dataset.found = ""; // not a class: those are set again with each update
     setTimeout(() => delete node.dataset.found, 2500);
     return true;
   }

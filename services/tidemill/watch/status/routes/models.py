@@ -1,4 +1,4 @@
-"""Models, their versions, who serves, and commands to change that."""
+"""Models, their versions, which one serves, and commands to change that."""
 
 from __future__ import annotations
 
