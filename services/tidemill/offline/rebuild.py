@@ -23,7 +23,7 @@ from tidemill.stream.api import Broker
 from tidemill.wire import topics
 from tidemill.wire.records import vector_to_x
 
-Artifact = Literal["whole", "put back", "stands in", "not put back"]
+Artifact = Literal["intact", "restored", "replaced", "not restored"]
 """Of a version that was rebuilt: the artifact was whole; its very bytes were put back; other bytes of the same scores stand in
 for it; or nothing was written."""
 
@@ -35,7 +35,7 @@ class Rebuilt:
     manifest: Manifest
     state: Literal["equal", "different", "gone"]
     scores: int = 0
-    artifact: Artifact = "not put back"
+    artifact: Artifact = "not restored"
     why: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Rebuild:
             if not write:
                 return Rebuilt(manifest, "equal", scores, why=str(error))
             kept = self.registry.put_back(manifest, fold.snapshot())
-            return Rebuilt(manifest, "equal", scores, "put back" if kept == manifest else "stands in")
+            return Rebuilt(manifest, "equal", scores, "restored" if kept == manifest else "replaced")
         for vector in fold.vectors:
             x = vector_to_x(vector)
             own, other = self._score(fold.model, x), self._score(opened, x)
@@ -138,7 +138,7 @@ class Rebuild:
                 return Rebuilt(
                     manifest, "different", scores, why=f"the artifact scores {other} where the fold scores {own}"
                 )
-        return Rebuilt(manifest, "equal", scores, "whole")
+        return Rebuilt(manifest, "equal", scores, "intact")
 
     def _compare(self, fold: Fold, manifest: Manifest) -> tuple[int, str]:
         """Return how many golden scores were compared, and what is not as the manifest says."""

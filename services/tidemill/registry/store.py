@@ -12,7 +12,7 @@ from tidemill.files import Files
 _NOTE = ".again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-State = Literal["there", "damaged", "gone"]
+State = Literal["stored", "corrupted", "missing"]
 """Of an artifact: whole; with other bytes than it had; or not in the store, as after pruning."""
 
 
@@ -76,7 +76,7 @@ class ArtifactStore:
     def state(self, digest: str) -> State:
         """Return whether the artifact is there, and whole; it is read for that, and not opened."""
         data = self._files.read(self.path(digest)) if _SHA256.fullmatch(digest) else None
-        return "gone" if data is None else "there" if sha256(data) == digest else "damaged"
+        return "missing" if data is None else "stored" if sha256(data) == digest else "corrupted"
 
     def get(self, digest: str) -> bytes:
         """Return the artifact. Raises ArtifactError where it is missing or its bytes are not what they were."""

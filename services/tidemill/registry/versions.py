@@ -165,7 +165,7 @@ class Versions:
 
 
 def artifact_state(store: ArtifactStore, manifest: Manifest) -> str:
-    """Return "there", "rebuilt" where a replacement was stored, or "gone". The artifact is not read."""
+    """Return "stored", "replaced" by a rebuild with other bytes, or "missing". The artifact is not read."""
     if store.holds(manifest.sha256):
-        return "there"
-    return "rebuilt" if store.note(manifest.sha256) is not None else "gone"
+        return "stored"
+    return "replaced" if store.note(manifest.sha256) is not None else "missing"
