@@ -162,13 +162,13 @@ def prune(pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as
     """
     from tidemill.cli.text.artifacts import pruned_text
     from tidemill.registry import pruning
-    from tidemill.registry.latest import REMEMBERED
+    from tidemill.registry.latest import MAX_MANIFESTS_BACK
     from tidemill.registry.versions import Versions
     from tidemill.runtime import run as running
 
-    if keep < REMEMBERED:
+    if keep < MAX_MANIFESTS_BACK:
         raise SettingsError(
-            f"--keep {keep}: expected at least {REMEMBERED}, the versions that a learner looks at for an intact artifact"
+            f"--keep {keep}: expected at least {MAX_MANIFESTS_BACK}, the versions that a learner looks at for an intact artifact"
         )
     before = None if older_than is None else int(time.time() * 1000) - _duration("--older-than", older_than)
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
@@ -218,7 +218,7 @@ def rebuild(
     if every:
         with progress("versions", None) as advance:
             manifests, others = rebuilding.every(advance)
-        manifests = [one for one in manifests if not (missing and registry.is_whole(one))]
+        manifests = [one for one in manifests if not (missing and registry.is_intact(one))]
     else:
         manifests = rebuilding.named(wanted)
     with progress("folding examples", max((m.version for m in manifests), default=0)) as advance:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
-from tidemill.models.refold import Progress, Reached, Refold, Wanted
+from tidemill.models.refold import FoldRange, Progress, Refold, Refolded
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Versions
@@ -112,11 +112,11 @@ class Rebuild:
         self, manifests: Sequence[Manifest], *, write: bool = True, progress: Progress | None = None
     ) -> Iterator[Rebuilt]:
         """Fold each version, compare it, and with `write` put its artifact back where that is not whole."""
-        wanted = {Wanted(m.model, m.version, m.begin): m for m in manifests}
+        wanted = {FoldRange(m.model, m.version, m.begin): m for m in manifests}
         for came in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
-            yield self._rebuilt(wanted[came.wanted], came, write=write)
+            yield self._rebuilt(wanted[came.target], came, write=write)
 
-    def _rebuilt(self, manifest: Manifest, came: Reached, *, write: bool) -> Rebuilt:
+    def _rebuilt(self, manifest: Manifest, came: Refolded, *, write: bool) -> Rebuilt:
         fold = came.fold
         if fold is None:
             return Rebuilt(manifest, "gone", why=came.why)
@@ -128,7 +128,7 @@ class Rebuild:
         except ArtifactError as error:
             if not write:
                 return Rebuilt(manifest, "equal", scores, why=str(error))
-            kept = self.registry.put_back(manifest, fold.snapshot())
+            kept = self.registry.restore(manifest, fold.snapshot())
             return Rebuilt(manifest, "equal", scores, "restored" if kept == manifest else "replaced")
         for vector in fold.vectors:
             x = vector_to_x(vector)

@@ -12,8 +12,8 @@ from tidemill.files import Files
 _NOTE = ".again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+#: Of an artifact: intact; with other bytes than it had; or not in the store, as after pruning.
 State = Literal["stored", "corrupted", "missing"]
-"""Of an artifact: whole; with other bytes than it had; or not in the store, as after pruning."""
 
 
 def sha256(data: bytes) -> str:

@@ -21,9 +21,9 @@ from tidemill.cli.main import cli
 from tidemill.cli.text.models import version_text
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
-from tidemill.models.refold import Refold, Wanted
+from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.rebuild import Rebuild, Rebuilt
-from tidemill.registry.latest import REMEMBERED
+from tidemill.registry.latest import MAX_MANIFESTS_BACK
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.pruning import plan, prune
 from tidemill.registry.store import ArtifactStore
@@ -125,13 +125,13 @@ def test_an_artifact_that_is_lost_is_there_again_and_scores_as_before(river: Riv
     registry, lost = registry_of(river), one(river, model)
     before = registry.open(lost).model
     place(river, lost).unlink() if damage == "gone" else place(river, lost).write_bytes(b"damaged")
-    assert not registry.is_whole(lost)
+    assert not registry.is_intact(lost)
     (dry,) = [r for r in run(river, write=False) if r.artifact != "intact"]
     assert (dry.manifest, dry.state, dry.artifact) == (lost, "equal", "not restored")
-    assert not registry.is_whole(lost)
+    assert not registry.is_intact(lost)
     (found,) = [r for r in run(river) if r.artifact != "intact"]
     assert (found.manifest, found.state) == (lost, "equal")
-    assert registry.is_whole(lost)
+    assert registry.is_intact(lost)
     opened = registry.open(lost)
     assert (opened.version, opened.examples) == (lost.version, lost.examples)
     same_scores(river, opened.model, before)
@@ -144,7 +144,7 @@ def test_the_very_bytes_are_put_back_where_they_are_the_same(river: River) -> No
     place(river, first).unlink()
     assert [r.artifact for r in run(river) if r.manifest == first] == ["restored"]
     assert place(river, first).read_bytes() == whole
-    assert registry_of(river).stand_in(first) is None
+    assert registry_of(river).replacement(first) is None
 
 
 def test_other_bytes_of_the_same_scores_stand_in_and_the_log_stays_as_it_is(river: River) -> None:
@@ -153,13 +153,13 @@ def test_other_bytes_of_the_same_scores_stand_in_and_the_log_stays_as_it_is(rive
     place(river, lost).unlink()
     assert [r.artifact for r in run(river) if r.manifest == lost] == ["replaced"], "its learner was resumed twice"
     assert len(river.of(topics.MODELS)) == records
-    stand_in = registry.stand_in(lost)
-    assert stand_in is not None
-    assert stand_in.sha256 != lost.sha256
-    assert registry.is_signed(stand_in)
+    replacement = registry.replacement(lost)
+    assert replacement is not None
+    assert replacement.sha256 != lost.sha256
+    assert registry.is_signed(replacement)
     assert (
-        dataclasses.replace(lost, **{n: getattr(stand_in, n) for n in ("uri", "sha256", "created_at", "signature")})
-        == stand_in
+        dataclasses.replace(lost, **{n: getattr(replacement, n) for n in ("uri", "sha256", "created_at", "signature")})
+        == replacement
     )
     there = Versions(river.pipeline, river.broker, registry)
     told, _ = there.find("linear", lost.version)
@@ -195,7 +195,7 @@ def test_what_stands_in_is_believed_only_when_signed_for_this_version(river: Riv
     place(river, lost).unlink()
     with pytest.raises(ArtifactError):
         registry.open(lost)
-    assert not registry.is_whole(lost)
+    assert not registry.is_intact(lost)
     (found,) = [r for r in run(river) if r.artifact != "intact"]
     assert (found.manifest, found.state, found.artifact) == (lost, "equal", "replaced"), "and the forged one is gone"
     assert registry.open(lost).version == lost.version
@@ -231,7 +231,7 @@ def test_what_is_not_equal_is_told_and_nothing_is_put_back(river: River) -> None
     wrong = found["linear", lost.version]
     assert (wrong.state, wrong.artifact) == ("different", "not restored")
     assert "golden vector 0 scores" in wrong.why
-    assert not registry_of(river).is_whole(lost)
+    assert not registry_of(river).is_intact(lost)
 
 
 def test_an_example_more_or_fewer_is_told(river: River) -> None:
@@ -281,7 +281,7 @@ def test_one_pass_comes_by_all_of_them(river: River) -> None:
         {TopicPartition(EXAMPLES, 0): (0, ROUNDS * ROUND)}
     ]
     del read[:]
-    wanted = [Wanted("linear", 40, 25), Wanted("linear", 30, 20), Wanted("slow", 0)]
+    wanted = [FoldRange("linear", 40, 25), FoldRange("linear", 30, 20), FoldRange("slow", 0)]
     list(Refold(small.make(), river.broker).snapshots(wanted))
     assert read == [{TopicPartition(EXAMPLES, 0): (20, 40)}]
 
@@ -295,13 +295,13 @@ def test_what_was_pruned_is_rebuilt_and_what_stands_in_is_pruned_too(river: Rive
         river.broker.append(MODELS, registry.encode(manifest), b"baseline")
 
     def pruned() -> list[str]:
-        found = plan(Versions(river.pipeline, river.broker, registry).read(), registry, keep=REMEMBERED)
+        found = plan(Versions(river.pipeline, river.broker, registry).read(), registry, keep=MAX_MANIFESTS_BACK)
         prune(found, registry.store)
         return found.artifacts
 
     files = len([path for path in Path(registry.store.url).rglob("*") if path.is_file()])
     gone = pruned()
-    assert len(gone) >= ROUNDS * ROUND - REMEMBERED
+    assert len(gone) >= ROUNDS * ROUND - MAX_MANIFESTS_BACK
     back = [r for r in run(river) if r.artifact in ("restored", "replaced")]
     assert len(back) >= len(gone) - ROUNDS
     assert {r.state for r in back} == {"equal"}

@@ -19,7 +19,7 @@ from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore, sha256
-from tidemill.registry.versions import MOST, Versions
+from tidemill.registry.versions import MAX_RECORDS_HELD, Versions
 from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -133,7 +133,7 @@ class TestVersions:
     def test_however_many_there_are_it_stays_small(self, registry: Registry) -> None:
         manifest = made(registry)
         data, broker = registry.encode(manifest), MemoryBroker({TOPIC: 1})
-        for _ in range(3 * MOST):
+        for _ in range(3 * MAX_RECORDS_HELD):
             broker.append(TOPIC, data, b"logreg")
         held: list[int] = []
         whole = broker.read
@@ -144,9 +144,9 @@ class TestVersions:
             assert tracemalloc.get_traced_memory()[1] < 2_000_000
         finally:
             tracemalloc.stop()
-        assert max(held) == MOST
+        assert max(held) == MAX_RECORDS_HELD
         next(Versions(PIPELINE, broker, registry).read())
-        assert held[-1] < MOST, "the newest are read without the rest"
+        assert held[-1] < MAX_RECORDS_HELD, "the newest are read without the rest"
 
 
 class TestTold:
