@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: test-long outcomes asynchrony help demo unit test faults soak check lock package format bench bench-views bench-rules docs clean
+.PHONY: test-long outcomes asynchrony help demo unit test faults soak check lock package rooms format bench bench-views bench-rules docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ lock: $(VENV)/dev ## lock the versions that pyproject.toml allows today, for mak
 
 package: $(VENV)/dev ## the wheel and the source distribution, in dist/
 	@$(BIN)/uv build --quiet
+
+rooms: $(VENV)/dev ## the rooms of the package and the import levels that they stand on
+	@$(BIN)/python tests/support/rooms.py
 
 format: $(VENV)/dev ## put the code into the one format
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -1,7 +1,7 @@
 """Every error Tidemill raises, in one tree.
 
-The class decides what the loop does with an error: `Reject` sends the message to the dead-letter topic,
-`Retry` backs off without committing, anything else ends the process with the error, and the orchestrator starts it again.
+The class decides what the loop does with an error: `Reject` sends the message to the dead-letter topic, `Retry` backs
+off without committing, anything else ends the process with the error, and the orchestrator starts it again.
 """
 
 from __future__ import annotations

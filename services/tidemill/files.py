@@ -16,7 +16,7 @@ from tidemill.errors import StoreError
 
 @contextlib.contextmanager
 def open_atomic(path: str) -> Iterator[BinaryIO]:
-    """Write a local file so that nobody ever sees half of it: it gets its name when the block has ended without an error."""
+    """Write a local file so that nobody ever sees half of it: it gets its name when the block ends without error."""
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     try:
@@ -79,7 +79,7 @@ class Files:
             raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
 
     def size(self, path: str) -> int | None:
-        """Return the size of the file at `path` in bytes; None where it does not exist. Raises StoreError where reading fails."""
+        """Return the file's size in bytes; None where it does not exist. Raises StoreError where reading fails."""
         try:
             return int(self._fs.info(f"{self._root}/{path}")["size"])
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The folder of the pipeline's file while it is being loaded: files that a declaration names are looked for there first."""
+"""The folder of the pipeline's file while it is loaded: files that a declaration names are first looked for there."""
 
 from __future__ import annotations
 

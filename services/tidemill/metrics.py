@@ -57,7 +57,7 @@ COUNTS: Mapping[str, Counter] = {
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),
     "stopped": Counter(
         "tidemill_model_stops_total",
-        "Times a learner found its model exploded or not to be saved.",
+        "Times a learner found its model diverged or not to be saved.",
         ["service", "model"],
     ),
     "archived": Counter("tidemill_archived_rows_total", "Rows written to the archive.", ["service", "topic"]),

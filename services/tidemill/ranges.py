@@ -58,7 +58,10 @@ def uniform(low: float, high: float) -> Range:
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """A number from `low` to `high`, each order of magnitude as likely: for rates. Raises ValueError where `low` is not above 0."""
+    """A number from `low` to `high`, each order of magnitude equally likely: for rates.
+
+    Raises ValueError where `low` is not above 0.
+    """
     _check("log_uniform", low, high)
     if low <= 0:
         raise ValueError(f"log_uniform({low!r}, {high!r}): its numbers are above 0")

@@ -115,7 +115,7 @@ class Settings(BaseSettings):
 
 
 def load(**options: Any) -> Settings:
-    """Return the settings; options that are None are left to the environment. Raises SettingsError that names the key."""
+    """Return the settings; options that are None come from the environment. Raises SettingsError with the key."""
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except NotJson as error:

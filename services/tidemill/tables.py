@@ -4,8 +4,8 @@
     ...
     request={"dest_lat": number(AIRPORTS.get("lat", by="dest"))}
 
-For what changes with a release and not with an event: airports, shops, public holidays. A vector holds the value that it
-was served with, so a table may be changed between two starts and no model has to learn again.
+For what changes with a release and not with an event: airports, shops, public holidays. A vector holds the value that
+it was served with, so a table may be changed between two starts and no model has to learn again.
 """
 
 from __future__ import annotations
@@ -54,15 +54,17 @@ class Table:
     Parameters
     ----------
     name
-        A file of the form that its name says (`.csv`, `.csv.zip`, `.jsonl`, `.ndjson`, `.parquet`), looked for beside the
-        pipeline's file, then in the working directory. A CSV has a header; a column whose every value is a number is one of
-        numbers, unless one has zeros before it (as postcodes have), and one of true and false is one of flags.
+        A file of the form that its name says (`.csv`, `.csv.zip`, `.jsonl`, `.ndjson`, `.parquet`), looked for beside
+        the pipeline's file, then in the working directory. A CSV has a header; a column whose every value is a number
+        is one of numbers, unless one has zeros before it (as postcodes have), and one of true and false is one of
+        flags.
     key
         The column that names the row. It is compared as text, so an event's 7 finds a file's 7.
     repeats
         Whether a key may be there more than once; then only `keys` means something.
 
-    Raises DeclarationError where there is no such file, it can't be read, it has no such column, or a key is there twice.
+    Raises DeclarationError where there is no such file, it can't be read, it has no such column, or a key is there
+    twice.
     """
 
     def __init__(self, name: str | Path, key: str, *, repeats: bool = False) -> None:

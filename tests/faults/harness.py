@@ -233,7 +233,7 @@ class River:
         self.ledger.close()
 
     def _load(self) -> Iterator[Message]:
-        for message in paced(again_and_again(self.run.pipeline, flights(), spoil_every=200), self.rate):
+        for message in paced(again_and_again(self.run.pipeline, flights(), corrupt_every=200), self.rate):
             self.sent.append(message)
             yield message
 

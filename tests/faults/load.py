@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
-from tidemill.demo.replay import SPOILERS, Message
+from tidemill.demo.replay import CORRUPTIONS, Message
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -15,11 +15,11 @@ DAY_MS = 86_400_000
 
 
 def again_and_again(
-    pipeline: Pipeline, found: Sequence[data.Flight], events: int | None = None, spoil_every: int = 0
+    pipeline: Pipeline, found: Sequence[data.Flight], events: int | None = None, corrupt_every: int = 0
 ) -> Iterator[Message]:
     """Yield messages of `events` flights: those found, then the same with other ids after the last of them, and so on.
 
-    Every `spoil_every` events a spoilt copy of one comes beside it, with an id of its own.
+    Every `corrupt_every` events a corrupted copy of one comes beside it, with an id of its own.
     """
     records = Records(pipeline)
     to_events, to_labels = topics.EVENTS.name(pipeline.name), topics.LABELS.name(pipeline.name)
@@ -30,7 +30,7 @@ def again_and_again(
             order.append((label["landed_at"], 0, index))
     order.sort()
     days = (order[-1][0] - order[0][0]) // DAY_MS + 1
-    spoilers = itertools.cycle(SPOILERS)
+    corruptions = itertools.cycle(CORRUPTIONS)
     sent, lap = 0, 0
     while events is None or sent < events:
         shift = lap * days * DAY_MS
@@ -42,9 +42,9 @@ def again_and_again(
                 record["flight_date"] += lap * days
                 yield Message(at + shift, to_events, name.encode(), records.event.encode(record), True)
                 sent += 1
-                if spoil_every and sent % spoil_every == 0:
-                    spoilt = {**record, "flight_id": f"{name}-spoilt"}
-                    yield Message(at + shift, to_events, name.encode(), next(spoilers)(spoilt, records), True)
+                if corrupt_every and sent % corrupt_every == 0:
+                    corrupted = {**record, "flight_id": f"{name}-corrupted"}
+                    yield Message(at + shift, to_events, name.encode(), next(corruptions)(corrupted, records), True)
                 if sent == events:
                     return
             else:

@@ -71,7 +71,7 @@ def run(module_running: Callable[..., Running]) -> Running:
     )
     run.stack.start_all(watched=True)
     run.stack.wait_ready(120)
-    messages = script(run.pipeline, data.flights((1,), days=4), spoil_every=100)
+    messages = script(run.pipeline, data.flights((1,), days=4), corrupt_every=100)
     replay = Replay(run.broker.servers, messages, 4 * 86_400 / 30)
     replay.start()
     until(lambda: replay.events > 1700, "the replay does not go on", 120)
@@ -297,7 +297,7 @@ def test_the_command_says_what_views_know_as_stored_and_as_of_any_time(run: Runn
 def test_a_backfill_of_what_was_told_already_tells_nothing(run: Running) -> None:
     before = len(records(run, topics.UPDATES))
     said = command(run, "backfill", run.stack.reference, "--view", "dest")
-    assert re.fullmatch(r"dest from events: 0 updates written, [\d,]{5,} were there already\n", said)
+    assert re.fullmatch(r"dest from events: 0 updates written, [\d,]{5,} existed already\n", said)
     assert len(records(run, topics.UPDATES)) - before == 4, "that it is filled is said to each partition"
 
 

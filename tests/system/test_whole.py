@@ -60,7 +60,7 @@ def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
 def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: tuple[str, ...]) -> None:
     run = running("flights", partitions=4, snapshot_seconds=0.3, status_token=TOKEN)
     found = data.flights((1,), days=5 if killed else 3)
-    messages = script(run.pipeline, found, spoil_every=100)
+    messages = script(run.pipeline, found, corrupt_every=100)
     run.stack.start_all()
     if killed:
         run.stack.start("status")
@@ -138,14 +138,14 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
     listed = models(run, "list", "--limit", "100000")
     rebuilt = models(run, "rebuild", "--all")
     assert {(one["model"], one["version"]) for one in rebuilt} == {(one["model"], one["version"]) for one in listed}
-    assert {(one["state"], one["artifact"]) for one in rebuilt} == {("equal", "whole")}
+    assert {(one["state"], one["artifact"]) for one in rebuilt} == {("equal", "intact")}
     store = registry_of(run).store
     lost = {one["model"]: one for one in listed}
     for one in lost.values():
         store.delete(one["sha256"])
     back = models(run, "rebuild", "--all", "--missing")
     assert {(one["model"], one["version"]) for one in back} == {(name, one["version"]) for name, one in lost.items()}
-    assert {one["artifact"] for one in back} <= {"put back", "stands in"}
+    assert {one["artifact"] for one in back} <= {"restored", "replaced"}
     assert models(run, "rebuild", "--all", "--missing") == []
     served = [run.records.features.decode(r.value()) for r in ledger.of(topics.FEATURES)]
     others = {view.label: view for view in run.pipeline.remote_views}

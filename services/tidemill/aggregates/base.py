@@ -3,8 +3,8 @@
 A view cuts event time into tiles of `every` (say 1 minute) and keeps, per entity and tile, one cell of each column. A
 window of "1h" at time t is the tile of t and the 59 before it, so a value is exact to one tile.
 
-A new aggregate is a file here with a function that returns `Aggregate`s, its line in `__init__.py`, and its definition in
-tests/contracts/test_aggregates.py. One that only a single pipeline needs can stand in that pipeline's file.
+A new aggregate is a file here with a function that returns `Aggregate`s, its line in `__init__.py`, and its definition
+in tests/contracts/test_aggregates.py. One that only a single pipeline needs can stand in that pipeline's file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Column:
     def merge(self, cells: Sequence[Any]) -> Any:
         """Return one cell that says what `cells`, at least one, oldest first and not to be changed, say together.
 
-        Optional. A window's older tiles do not change from event to event: what they are together is kept, and read as one.
+        Optional. A window's older tiles do not change from event to event: what they are together is kept, and read as
+        one.
         """
         raise NotImplementedError
 
@@ -208,7 +209,7 @@ def require_windows(kind: str, given: Sequence[object], windows: tuple[str, ...]
 
 
 def columns_of(aggregates: Iterable[Aggregate]) -> dict[str, Column]:
-    """Return a view's columns by name, theirs and those of every view. Raises ValueError where two differ of one name."""
+    """Return a view's columns by name, with those of every view. Raises ValueError where two of one name differ."""
     columns: dict[str, Column] = {EVENTS.name: EVENTS, TIME.name: TIME}
     for aggregate in aggregates:
         for column in aggregate.columns:

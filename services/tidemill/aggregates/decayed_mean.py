@@ -13,8 +13,8 @@ Cell = tuple[int, float, float] | None
 class Decayed(Column):
     """A cell is (latest event time, sum of weights, weighted sum of values) of the tile's values.
 
-    A weight is 2 ** -(age / half life), the age up to the latest of the tile. From present, and not from the tile's end, so
-    that weights don't vanish where the half life is short beside the tile. In any order the same, but for rounding.
+    A weight is 2 ** -(age / half life), the age up to the latest value of the tile, not up to the tile's end:
+    weights then don't vanish where the half life is short beside the tile. Any order gives the same, but for rounding.
     """
 
     def __init__(self, field: str, half_life: str) -> None:

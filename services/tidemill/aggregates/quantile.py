@@ -64,8 +64,8 @@ def middle(place: int) -> float:
 def quantile(over: str, q: float, *windows: str) -> list[Aggregate]:
     """The value of `over` at rank floor(q * (n - 1)) of n, from 0 in ascending order; missing without a value.
 
-    Within 1% of that value (of values within 1e-9 of zero: zero). The feature is called by q in per cent: `p90` for 0.9,
-    `p99_9` for 0.999. Quantiles of one field share what the tiles keep. Raises ValueError for q not in 0..1.
+    Within 1% of that value (of values within 1e-9 of zero: zero). The feature is called by q in per cent: `p90` for
+    0.9, `p99_9` for 0.999. Quantiles of one field share what the tiles keep. Raises ValueError for q not in 0..1.
 
     Examples
     --------

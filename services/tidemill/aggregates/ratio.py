@@ -24,8 +24,8 @@ def ratio(above: Aggregate | Sequence[Aggregate], below: Aggregate | Sequence[Ag
     """The aggregate `above` divided by the aggregate `below`, both of the same window.
 
     As in `ratio(sum("a", "1h"), count("1h"))`, which is called `sum_a_1h_per_count_1h`. Missing where either is, or
-    `below` is 0. Raises ValueError where the windows differ, or where one of the two is not one aggregate (or the list of
-    one that the functions return).
+    `below` is 0. Raises ValueError where the windows differ, or where one of the two is not one aggregate (or the list
+    of one that the functions return).
 
     Examples
     --------

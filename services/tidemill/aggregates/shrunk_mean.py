@@ -9,12 +9,12 @@ from tidemill.aggregates.sum import Sum
 
 
 def shrunk_mean(over: str, prior: float, weight: float, *windows: str) -> list[Aggregate]:
-    """Mean of `over` with shrinkage, (sum + weight * prior) / (n + weight): as if `weight` more values had been `prior`.
+    """Mean of `over` with shrinkage, (sum + weight * prior) / (n + weight): as if `weight` values more were `prior`.
 
     Over "label" it is the target mean of an entity (Micci-Barreca 2001, "A preprocessing scheme for high-cardinality
-    categorical attributes", with n / (n + weight) for its lambda), also known as additive smoothing. It is never missing for
-    want of values: where the window has none it says `prior`. Raises ValueError unless `prior` is finite and `weight` is
-    finite and above 0.
+    categorical attributes", with n / (n + weight) for its lambda), also known as additive smoothing. It is never
+    missing for want of values: where the window has none it says `prior`. Raises ValueError unless `prior` is finite
+    and `weight` is finite and above 0.
 
     Examples
     --------

@@ -44,7 +44,7 @@ class Frequent(Column):
 
 
 def top_share(over: str, *windows: str) -> list[Aggregate]:
-    """Share, 0 to 1, of the most frequent value of `over` (a number, text, an enum or a boolean) among those in the window.
+    """Share, 0 to 1, of the window's most frequent value of `over` (a number, text, an enum or a boolean).
 
     Missing without a value. Exact where no tile has more than 64 different values; else too low by at most 1/65.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 import tidemill
-from tidemill.cli.shared import PIPELINE, print_report, progress, with_source
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_source
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--every", default="1d", show_default=True, metavar="DURATION", help="Event time between rows of metrics."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@AS_JSON
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
 def backtest(
     pipeline: str,

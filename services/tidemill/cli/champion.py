@@ -17,7 +17,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, with_settings
+from tidemill.cli.shared import AS_JSON_LINES, PIPELINE, connected, with_settings
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.3
 
 
-def asking(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that every command to the gate has."""
+def command_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command to the gate."""
     for add in (
         with_settings("status_url"),
         click.option(
@@ -36,13 +36,13 @@ def asking(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.FloatRange(min=0),
             default=30.0,
             show_default=True,
-            help="Seconds for the gate's answer.",
+            help="Seconds to wait for the gate's decision.",
         ),
         click.option(
-            "--id", "command_id", help="The command's id: given again, it is carried out once. Default: a new one."
+            "--id", "command_id", help="The command's id; repeated, it is carried out once. Default: a new one."
         ),
-        click.option("--by", default=None, help="Who asks. Default: who is logged in."),
-        click.option("--why", required=True, help="Why; it stands in the decision for ever."),
+        click.option("--by", default=None, help="Who gives the command. Default: the login name."),
+        click.option("--why", required=True, help="The reason; it is kept in the decision."),
     ):
         command = add(command)
     return command
@@ -51,53 +51,55 @@ def asking(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @PIPELINE
 @click.argument("target", metavar="MODEL[@VERSION]", required=False)
-@click.option("--best", type=click.IntRange(1, 100), help="Instead of a model: the so-manieth best by --metric.")
+@click.option(
+    "--best", type=click.IntRange(1, 100), help="Instead of a model: 1 for the best by --metric, 2 for the second, ..."
+)
 @click.option("--metric", help="With --best: one of the pipeline's metrics. Default: the first.")
 @with_settings("brokers", "store_url")
-@asking
+@command_options
 def promote(pipeline: str, target: str | None, best: int | None, metric: str | None, **options: Any) -> None:
     """Make a model, or one version of it, the champion.
 
     With a gate declared the old champion shadows for a while, and serves again if the new one does worse.
     """
     if (target is None) == (best is None):
-        raise SettingsError("name a model, as in logreg or logreg@12000, or draw it by --best 3: one of both")
+        raise SettingsError("name a model, as logreg or logreg@12000, or choose one by --best: one of the two")
     if metric is not None and best is None:
         raise SettingsError(f"--metric {metric} goes with --best")
     declared, chosen = tidemill.load(pipeline), _settings(options)
     if best is not None:
         target = _best(declared, chosen, best, metric)
         click.echo(f"{declared.name}: number {best} is {target}")
-    _ask(declared, chosen, "promote", target or "", **options)
+    _send(declared, chosen, "promote", target or "", **options)
 
 
 @click.command()
 @PIPELINE
 @click.option("--steps", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many champions back.")
-@asking
+@command_options
 def rollback(pipeline: str, steps: int, **options: Any) -> None:
     """Make the previous champion, or an earlier one, serve again."""
-    _ask(tidemill.load(pipeline), _settings(options), "rollback", "", steps=steps, **options)
+    _send(tidemill.load(pipeline), _settings(options), "rollback", "", steps=steps, **options)
 
 
 @click.command()
 @PIPELINE
 @click.argument("target", metavar="MODEL@VERSION")
-@asking
+@command_options
 def pin(pipeline: str, target: str, **options: Any) -> None:
     """Serve one version until `unpin`; the gate does not replace it."""
-    _ask(tidemill.load(pipeline), _settings(options), "pin", target, **options)
+    _send(tidemill.load(pipeline), _settings(options), "pin", target, **options)
 
 
 @click.command()
 @PIPELINE
-@asking
+@command_options
 def unpin(pipeline: str, **options: Any) -> None:
     """End `pin`: the gate decides again.
 
     The pinned model serves as it has learned by now.
     """
-    _ask(tidemill.load(pipeline), _settings(options), "unpin", "", **options)
+    _send(tidemill.load(pipeline), _settings(options), "unpin", "", **options)
 
 
 @click.command()
@@ -108,24 +110,26 @@ def unpin(pipeline: str, **options: Any) -> None:
     "begin",
     default=None,
     metavar="WHERE",
-    help="Its first example: earliest, an offset, or -N for the latest N. Default: as Training(...) says.",
+    help="The first example: earliest, an offset, or -N for the latest N. Default: as Training(...) says.",
 )
-@asking
+@command_options
 def train(pipeline: str, model: str, begin: str | None, **options: Any) -> None:
     """Train a fresh copy of a model on history.
 
     It shadows as a candidate, MODEL~OFFSET, as soon as it has caught up.
     """
     declared = tidemill.load(pipeline)
-    many = declared.training.examples if declared.training else 0
-    found = -many if begin is None else 0 if begin == "earliest" else _number(begin)
-    _ask(declared, _settings(options), "train", model, begin=found, **options)
+    declared_examples = declared.training.examples if declared.training else 0
+    offset = -declared_examples if begin is None else 0 if begin == "earliest" else _number(begin)
+    _send(declared, _settings(options), "train", model, begin=offset, **options)
 
 
 @click.command()
 @PIPELINE
-@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The latest so many.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines, with the evidence.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Print this many, the newest."
+)
+@AS_JSON_LINES
 @with_settings("brokers")
 def decisions(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
     """Print decisions about which model serves, newest first.
@@ -161,7 +165,7 @@ def _settings(options: dict[str, Any]) -> settings.Settings:
 
 
 def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str | None) -> str:
-    """Return the so-manieth best model, by the newest version of each."""
+    """Return the model in place `best`, by the newest version of each."""
     from tidemill.registry.latest import latest
     from tidemill.runtime import run as running
 
@@ -170,20 +174,20 @@ def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str 
     if metric not in known:
         raise SettingsError(f"--metric {metric!r} is not one of the pipeline's: {', '.join(known)}")
     broker = connected(declared, chosen, topics.MODELS)
-    found, _ = latest(broker, running.registry_of(declared, chosen), dict.fromkeys(declared.models, 1))
+    newest, _ = latest(broker, running.registry_of(declared, chosen), dict.fromkeys(declared.models, 1))
     values = {
         name: manifests[0].metrics[metric]
-        for name, manifests in found.items()
+        for name, manifests in newest.items()
         if manifests and metric in manifests[0].metrics
     }
     ranked = sorted(values, key=lambda name: values[name], reverse=bool(known[metric].bigger_is_better))
     if best > len(ranked):
-        there = ", ".join(f"{name} {values[name]:.4g}" for name in ranked) or "none"
-        raise SettingsError(f"--best {best}: models with a version that has {metric}, the best first: {there}")
+        ranking = ", ".join(f"{name} {values[name]:.4g}" for name in ranked) or "none"
+        raise SettingsError(f"--best {best}: models with a version that has {metric}, the best first: {ranking}")
     return ranked[best - 1]
 
 
-def _ask(
+def _send(
     declared: Pipeline,
     chosen: settings.Settings,
     kind: str,
@@ -195,7 +199,7 @@ def _ask(
     wait: float,
     **more: Any,
 ) -> None:
-    """Ask the gate, wait for its decision, and print it; exit code 1 where it refused."""
+    """Send a command to the gate, wait for the decision, and print it; exit code 1 where the gate refused."""
     name = command_id or uuid.uuid4().hex
     body = {"id": name, "kind": kind, "target": target, "by": by or getpass.getuser(), "why": why, **more}
     decided = _call(chosen, "/api/commands", body)["decision"]
@@ -203,8 +207,8 @@ def _ask(
     while decided is None:
         if time.monotonic() > deadline:
             raise SettingsError(
-                f"the gate has not answered within {wait:g} s: is it running? The command stands in {declared.name}.commands and is "
-                f"carried out when it does; ask again with --id {name}"
+                f"the gate has not answered within {wait:g} s: is it running? The command is in {declared.name}.commands and is "
+                f"carried out once the gate runs; repeat it with --id {name}"
             )
         time.sleep(POLL_SECONDS)
         decided = _call(chosen, f"/api/commands/{urllib.parse.quote(name)}")["decision"]
@@ -220,7 +224,7 @@ def _ask(
     if decided["candidate"]:
         click.echo(f"{decided['candidate']} is the candidate")
     if decided["kind"] == "training":
-        click.echo(f"it shadows once it has caught up: `tidemill models list {declared.name}` tells its versions")
+        click.echo(f"it shadows once it has caught up: `tidemill models list {declared.name}` shows its versions")
     if decided["kind"] == "refused":
         sys.exit(1)
 
@@ -233,11 +237,11 @@ def _call(chosen: settings.Settings, path: str, body: dict[str, Any] | None = No
         request.add_header("Content-Type", "application/json")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  http or https, as the setting's pattern says
-            found: dict[str, Any] = json.load(answer)
-            return found
+            decision: dict[str, Any] = json.load(answer)
+            return decision
     except urllib.error.HTTPError as error:
         raise SettingsError(
-            f"the status service at {chosen.status_url} says no ({error.code}): {_detail(error)}"
+            f"the status service at {chosen.status_url} refused the command ({error.code}): {_detail(error)}"
         ) from None
     except (OSError, ValueError) as error:
         raise SettingsError(

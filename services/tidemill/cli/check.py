@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 import tidemill
-from tidemill.cli.shared import PIPELINE, print_report
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report
 
 
 @click.command()
 @PIPELINE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def check(pipeline: str, *, as_json: bool) -> None:
     """Check a declaration, and print what it runs.
 

@@ -9,7 +9,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, print_report, progress, with_settings, with_source
+from tidemill.cli.shared import AS_JSON, PIPELINE, connected, print_report, progress, with_settings, with_source
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @PIPELINE
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The Parquet file to write.")
-@click.option(
-    "--from", "begin", metavar="TIME", help="Event times from this one on, ISO 8601; UTC where no zone is said."
-)
+@click.option("--from", "begin", metavar="TIME", help="Event times from this one, ISO 8601; UTC unless it has a zone.")
 @click.option("--to", "end", metavar="TIME", help="Event times before this one.")
 @with_source()
 @click.option(
@@ -29,8 +27,8 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Vectors computed again from history, under this declaration: for views added later.",
 )
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@AS_JSON
 @with_settings("brokers")
 def dataset(
     pipeline: str,
@@ -58,9 +56,11 @@ def dataset(
     from tidemill.wire import topics
 
     if isinstance(source, FileSource) and not recompute:
-        raise SettingsError("--events and --labels go with --recompute: vectors are made of them, not found in them")
+        raise SettingsError("--events and --labels go with --recompute: they hold no vectors")
     if isinstance(source, ArchiveSource) and recompute:
-        raise SettingsError("--archive holds vectors as they were served: --recompute makes them of events and labels")
+        raise SettingsError(
+            "--archive holds vectors as they were served; --recompute computes them from events and labels"
+        )
     span = sets.span_of(begin, end)
     sets.check_out(out, force=force)
     chosen, declared = settings.load(**options), tidemill.load(pipeline)

@@ -12,7 +12,16 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, moment_of, print_report, progress, with_settings
+from tidemill.cli.shared import (
+    AS_JSON,
+    AS_JSON_LINES,
+    PIPELINE,
+    connected,
+    moment_of,
+    print_report,
+    progress,
+    with_settings,
+)
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
@@ -24,24 +33,23 @@ if TYPE_CHECKING:
     from tidemill.wire.dead_letters import Place
 
 FILTERS = {
-    "reason": click.option("--reason", help="As out_of_range."),
-    "rule": click.option("--rule", help="As between."),
-    "field": click.option("--field", help="As sched_hour."),
-    "stage": click.option("--stage", type=click.Choice(topics.DLQ.writers), help="Who refused it."),
-    "source": click.option("--source", type=click.Choice(["events", "labels"]), help="What it was."),
-    "value": click.option("--value", help="The value that was refused, exactly."),
+    "reason": click.option("--reason", help="Only this reason, as out_of_range."),
+    "rule": click.option("--rule", help="Only this rule, as between."),
+    "field": click.option("--field", help="Only this field, as sched_hour."),
+    "stage": click.option("--stage", type=click.Choice(topics.DLQ.writers), help="Only from this service."),
+    "source": click.option("--source", type=click.Choice(["events", "labels"]), help="Only events, or only labels."),
+    "value": click.option("--value", help="Only this value, exactly."),
     "since": click.option(
-        "--since", metavar="TIME", help="Refused at this time or later, ISO 8601; UTC where no zone is said."
+        "--since", metavar="TIME", help="Refused at this time or later, ISO 8601; UTC unless it has a zone."
     ),
     "until": click.option("--until", metavar="TIME", help="Refused before this time."),
 }
-OPEN = click.option("--open", "state", flag_value="open", help="Only those that did not go back.")
-REDRIVEN = click.option("--redriven", "state", flag_value="redriven", help="Only those that went back.")
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+OPEN = click.option("--open", "state", flag_value="open", help="Only those that were not redriven.")
+REDRIVEN = click.option("--redriven", "state", flag_value="redriven", help="Only those that were redriven.")
 
 
 def with_filters(command: Any) -> Any:
-    """Add an option for each filter; `_wanted` takes what was given out of the command's options."""
+    """Add an option for each filter; `_wanted` takes them out of the command's options."""
     for option in reversed(FILTERS.values()):
         command = option(command)
     return command
@@ -57,8 +65,10 @@ def dlq() -> None:
 @with_filters
 @OPEN
 @REDRIVEN
-@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The newest so many.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Print this many, the newest."
+)
+@AS_JSON_LINES
 @with_settings("brokers")
 def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
     """Print the newest dead letters, newest last."""
@@ -110,7 +120,7 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
 @with_filters
 @OPEN
 @REDRIVEN
-@click.option("--by-entity", is_flag=True, help="Also of each entity: whose labels contradict.")
+@click.option("--by-entity", is_flag=True, help="Count by entity, too: for labels that contradict.")
 @AS_JSON
 @with_settings("brokers")
 def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> None:
@@ -128,11 +138,11 @@ def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> N
 @dlq.command()
 @PIPELINE
 @with_filters
-@click.option("--letter", "places", multiple=True, metavar="PARTITION:OFFSET", help="This one. May be given often.")
-@click.option("--limit", type=click.IntRange(min=1), help="Send at most so many.")
-@click.option("--again", is_flag=True, help="Also those that went back already.")
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--letter", "places", multiple=True, metavar="PARTITION:OFFSET", help="Only this one. May be repeated.")
+@click.option("--limit", type=click.IntRange(min=1), help="Send at most this many.")
+@click.option("--again", is_flag=True, help="Also those that were redriven already.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent, and send nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @with_settings("brokers")
 def redrive(
     pipeline: str, places: tuple[str, ...], limit: int | None, *, again: bool, dry_run: bool, yes: bool, **options: Any
@@ -203,5 +213,5 @@ def _wanted(options: dict[str, Any], places: tuple[str, ...] = ()) -> Wanted:
 
 
 def _broker(pipeline: Pipeline, *more: Topic, **options: Any) -> KafkaBroker:
-    """Return the broker with the dead letters, and these topics. What writes does so in transactions, whatever services do."""
+    """Return the broker, with these topics. A redrive writes in transactions, whatever TIDEMILL_DELIVERY is."""
     return connected(pipeline, settings.load(**options, delivery="exactly_once"), topics.DLQ, *more)

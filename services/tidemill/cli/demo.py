@@ -13,14 +13,19 @@ from tidemill.errors import SettingsError
 @click.command("demo-data")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
-    "--month", type=click.IntRange(1, 12), default=(1,), multiple=True, show_default=True, help="May be given often."
+    "--month",
+    type=click.IntRange(1, 12),
+    default=(1,),
+    multiple=True,
+    show_default=True,
+    help="Month of 2013; may be repeated.",
 )
 @click.option(
     "--question",
     type=click.Choice(["scheduled", "departure"]),
     default="scheduled",
     show_default=True,
-    help="Asked at the scheduled departure, or at the actual one, when dep_delay is known.",
+    help="When the prediction is asked for: at the scheduled departure, or at the actual one.",
 )
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl", "parquet"]), default="csv", show_default=True)
 def demo_data(folder: Path, month: tuple[int, ...], question: Any, form: str) -> None:
@@ -28,27 +33,27 @@ def demo_data(folder: Path, month: tuple[int, ...], question: Any, form: str) ->
     from tidemill.demo import data
     from tidemill.offline import history
 
-    found = data.flights(month, question)
+    flights = data.flights(month, question)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("events", [f.event for f in found]), ("labels", data.labels(found))):
+    for name, rows in (("events", [f.event for f in flights]), ("labels", data.labels(flights))):
         history.write(folder / f"{name}.{form}", rows)
         click.echo(f"{folder / name}.{form}: {len(rows):,} rows")
 
 
 @click.command()
 @click.option(
-    "--days", type=click.IntRange(1, 31), default=31, show_default=True, help="Only the first days of January."
+    "--days", type=click.IntRange(1, 31), default=31, show_default=True, help="Replay this many days of January."
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
     default=60.0,
     show_default=True,
-    help="Wall time of a whole month: the speed of the replay.",
+    help="Duration of the replay of 31 days.",
 )
-@click.option("--headless", is_flag=True, help="No live screen; a line now and then.")
+@click.option("--headless", is_flag=True, help="Print a line every 5 seconds instead of the live screen.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the run's figures as JSON.")
-@click.option("--broker", metavar="HOST:PORT", help="A real Kafka instead of the embedded broker.")
+@click.option("--broker", metavar="HOST:PORT", help="Use this Kafka instead of the embedded broker.")
 @click.option("--keep-running", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
 def demo(
     days: int, seconds: float, report: Path | None, broker: str | None, *, headless: bool, keep_running: bool

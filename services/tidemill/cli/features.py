@@ -9,7 +9,16 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, moment_of, print_report, progress, with_settings, with_source
+from tidemill.cli.shared import (
+    AS_JSON,
+    PIPELINE,
+    connected,
+    moment_of,
+    print_report,
+    progress,
+    with_settings,
+    with_source,
+)
 from tidemill.errors import StoreError
 
 if TYPE_CHECKING:
@@ -26,7 +35,7 @@ def features() -> None:
 @click.argument("entity")
 @click.argument("entity_id", metavar="ID")
 @click.option("--at", metavar="TIME", help="Event time, ISO 8601, or `now`. Default: the entity's own latest event.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 @with_settings("redis_url")
 def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: bool, **options: Any) -> None:
     """Print the features of one entity.
@@ -46,7 +55,9 @@ def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: 
 
 @features.command()
 @PIPELINE
-@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
+@click.option(
+    "--view", "views", multiple=True, help="Only this view; may be repeated. Default: all views of the materializer."
+)
 @with_settings("brokers")
 def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
     """Fill views from the log. Deploy the declaration first."""
@@ -56,7 +67,9 @@ def backfill(pipeline: str, views: tuple[str, ...], **options: Any) -> None:
 @features.command()
 @PIPELINE
 @with_source(kafka=False, archive=False, required=True)
-@click.option("--view", "views", multiple=True, help="May be given often. Default: all that the materializer keeps.")
+@click.option(
+    "--view", "views", multiple=True, help="Only this view; may be repeated. Default: all views of the materializer."
+)
 @with_settings("brokers")
 def materialize(pipeline: str, views: tuple[str, ...], source: FileSource, **options: Any) -> None:
     """Fill views from files, with history older than the log."""

@@ -10,7 +10,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, print_report, progress, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, connected, print_report, progress, with_settings
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
@@ -18,12 +18,12 @@ from tidemill.wire import topics
 @click.command()
 @PIPELINE
 @click.argument("prediction_ids", nargs=-1, metavar="[PREDICTION_ID]...")
-@click.option("--rebuild", is_flag=True, help="Fold the models again from the examples, instead of opening artifacts.")
+@click.option("--rebuild", is_flag=True, help="Rebuild the models from the examples, instead of loading artifacts.")
 @click.option(
-    "--sample", type=click.IntRange(1, 1_000_000), help="Instead of ids: so many of the log, drawn at random."
+    "--sample", type=click.IntRange(1, 1_000_000), help="Instead of ids: this many predictions, drawn at random."
 )
 @click.option("--seed", type=int, help="With --sample: the same seed and the same log give the same sample.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 @with_settings("brokers", "store_url")
 def replay(
     pipeline: str,
@@ -46,7 +46,7 @@ def replay(
     from tidemill.runtime import run as running
 
     if bool(prediction_ids) == (sample is not None):
-        raise SettingsError("name the predictions to replay, or draw some with --sample: one of both")
+        raise SettingsError("name the predictions to replay, or draw some with --sample: one of the two")
     if seed is not None and sample is None:
         raise SettingsError(f"--seed {seed} goes with --sample: named predictions are not drawn")
     chosen, declared = settings.load(**options), tidemill.load(pipeline)

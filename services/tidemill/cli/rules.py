@@ -8,7 +8,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, print_report, progress, with_settings, with_source
+from tidemill.cli.shared import AS_JSON, PIPELINE, connected, print_report, progress, with_settings, with_source
 
 if TYPE_CHECKING:
     from tidemill.offline.source import FileSource
@@ -29,7 +29,7 @@ def rules() -> None:
     show_default=True,
     help="The share of history that a suggestion may refuse.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 @with_settings("brokers")
 def suggest(pipeline: str, source: FileSource | None, most: float, *, as_json: bool, **options: Any) -> None:
     """Print rules as Python for the declaration.

@@ -16,7 +16,7 @@ from tidemill.wire.topics import SERVICES, WATCHING
 @click.command()
 @click.argument("service", type=click.Choice((*SERVICES, *WATCHING)))
 @PIPELINE
-@click.option("--model", help="Learner: which model; the champion by default. One process a model.")
+@click.option("--model", help="Only for the learner: the model to train, by default the champion.")
 @with_settings(
     "brokers",
     "redis_url",
@@ -43,7 +43,7 @@ def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     chosen = settings.load(**options)
     logs.setup(service if model is None else f"{service}-{model}", chosen.log_level)
     if model is not None and service != "learner":
-        raise SettingsError(f"--model goes with the learner, not with the {service}")
+        raise SettingsError(f"--model is an option of the learner, not of the {service}")
     declared = tidemill.load(pipeline)
     running.load(service)
     worker.become_worker()

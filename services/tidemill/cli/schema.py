@@ -12,7 +12,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, print_report, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, with_settings
 from tidemill.encoding import schema_files
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
@@ -36,16 +36,14 @@ def schema() -> None:
 @PIPELINE
 @click.argument("stream", type=click.Choice(["events", "labels"]))
 @click.argument("new", type=FILE, metavar="NEW.avsc")
-@click.option(
-    "--against", "files", type=FILE, multiple=True, help="An earlier schema; may be given often, oldest first."
-)
+@click.option("--against", "files", type=FILE, multiple=True, help="An earlier schema; may be repeated, oldest first.")
 @click.option(
     "--compatibility",
     "level",
     type=click.Choice(LEVELS, case_sensitive=False),
-    help="Default: the subject's in the registry, else BACKWARD_TRANSITIVE.",
+    help="Default: the level of the subject in the registry, else BACKWARD_TRANSITIVE.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@AS_JSON
 @with_settings("registry_url")
 def check(
     pipeline: str, stream: str, new: Path, files: Sequence[Path], level: str | None, *, as_json: bool, **options: Any
@@ -65,7 +63,7 @@ def check(
     earlier = earlier or {**of.others, of.schema: of.avro}
     verdict = compatibility.check(_read(new), of.avro, earlier, level or set_level or LEVELS[0])
     print_report(verdict, lambda _: _verdict_text(verdict, new.name, of), as_json=as_json)
-    if not verdict.fine:
+    if not verdict.is_safe:
         sys.exit(1)
 
 
@@ -76,7 +74,7 @@ def check(
     "files",
     type=FILE,
     multiple=True,
-    help="Instead of the declared ones: a schema of the same record as the events or the labels.",
+    help="Register this schema of the events or labels, not the declared ones.",
 )
 @click.option(
     "--compatibility",
@@ -84,9 +82,9 @@ def check(
     type=click.Choice(LEVELS, case_sensitive=False),
     default=LEVELS[0],
     show_default=True,
-    help="For a subject that has no level of its own.",
+    help="Set for a subject without a level of its own.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 @with_settings("registry_url")
 def register(pipeline: str, files: Sequence[Path], level: str, *, as_json: bool, **options: Any) -> None:
     """Register the declared schemas in the registry.
@@ -102,11 +100,11 @@ def register(pipeline: str, files: Sequence[Path], level: str, *, as_json: bool,
     registry, rows = _registry(url), []
     for stream, avro in given:
         subject = _subjects(declared)[stream]
-        found = registry.register(subject, avro)
+        version = registry.register(subject, avro)
         held = registry.level(subject)
         if not held:
             registry.set_level(subject, level)
-        rows.append({"subject": subject, "id": found.id, "version": found.number, "compatibility": held or level})
+        rows.append({"subject": subject, "id": version.id, "version": version.number, "compatibility": held or level})
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -123,9 +121,9 @@ def _verdict_text(verdict: Verdict, new: str, stream: Stream) -> str:
             reads = f"{problem.version} can't read what the new schema writes"
         lines += [f"  field {problem.field!r}: {problem.why}", f"    {reads}: {problem.fix}"]
     if not verdict.unreadable:
-        lines.append(f"the pipeline reads it by {stream.schema}: producers may send it now")
+        lines.append(f"the pipeline reads it with {stream.schema}: producers may use it now")
     else:
-        lines.append(f"the pipeline can't read it by {stream.schema}: {verdict.unreadable}")
+        lines.append(f"the pipeline can't read it with {stream.schema}: {verdict.unreadable}")
         if verdict.problems:
             lines.append("  fix the schema")
         else:
@@ -161,13 +159,13 @@ def _stream_of(pipeline: Pipeline, path: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = schema_files.find(str(path.resolve()))
+        avro: dict[str, Any] = schema_files.find(str(path.resolve()))
     except (OSError, ValueError) as error:
         raise SettingsError(str(error)) from error
-    why = schema_files.malformed(found)
+    why = schema_files.malformed(avro)
     if why:
         raise SettingsError(f"{path}: {why}")
-    return found
+    return avro
 
 
 def _compatibility() -> Any:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tidemill.stream.topic import Topic
 
 PIPELINE = click.argument("pipeline")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+AS_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 
 
 def with_settings(*names: str) -> Callable[[Any], Any]:
@@ -58,7 +60,10 @@ def with_source(
     instead = " instead of Kafka" if kafka else ""
     file = click.Path(path_type=Path)
     options = [click.option("--archive", "archive_url", metavar="URL", help=f"Read an archive{instead}.")] * archive
-    events_help, labels_help = f"Read events from a file{instead}: CSV, JSON lines or Parquet.", "The same for labels."
+    events_help, labels_help = (
+        f"Read events from a file{instead}: CSV, JSON lines or Parquet.",
+        "Read labels from a file.",
+    )
     options += [click.option("--events", "events_path", type=file, required=required, help=events_help)]
     options += [click.option("--labels", "labels_path", type=file, required=required, help=labels_help)]
 

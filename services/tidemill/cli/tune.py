@@ -11,7 +11,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, print_report, progress, with_settings, with_source
+from tidemill.cli.shared import AS_JSON, PIPELINE, connected, print_report, progress, with_settings, with_source
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @PIPELINE
-@click.option(
-    "--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Candidates that are drawn."
-)
+@click.option("--trials", type=click.IntRange(1, 100_000), default=40, show_default=True, help="Number of candidates.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
     default=600.0,
     show_default=True,
-    help="When the search is stopped, reading not counted; what has seen all examples by then counts.",
+    help="Time limit of the search, without reading; candidates with all examples by then count.",
 )
-@click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Winners at most.")
-@click.option(
-    "--metric", default="", help="By which one is better; by default the one that `backtest` shows over time."
-)
+@click.option("--best", type=click.IntRange(1, 8), default=3, show_default=True, help="Maximum number of winners.")
+@click.option("--metric", default="", help="Metric to compare by. Default: the one that `backtest` prints over time.")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="The same seed, trials and examples: the same search."
 )
@@ -44,15 +40,15 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=200_000,
     show_default=True,
-    help="At most so many, the newest.",
+    help="Use at most this many, the newest.",
 )
 @click.option(
     "--model-delay", metavar="DURATION", help="Time a learned label takes to reach the scorer, as 5m. Default: none."
 )
 @with_source()
 @click.option("--out", type=click.Path(path_type=Path), help="Write the winners, for `tuned(...)` in the declaration.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@AS_JSON
 @with_settings("brokers")
 def tune(
     pipeline: str,
@@ -110,9 +106,9 @@ def _check_out(out: Path, *, force: bool) -> None:
     if not out.absolute().parent.is_dir():
         raise SettingsError(f"--out {out}: the folder {out.parent} does not exist")
     if out.is_dir():
-        raise SettingsError(f"--out {out}: there is a folder of that name")
+        raise SettingsError(f"--out {out}: a folder of that name exists")
     if out.exists() and not force:
-        raise SettingsError(f"--out {out}: there is a file of that name; --force writes over it")
+        raise SettingsError(f"--out {out}: the file exists; --force overwrites it")
 
 
 def _write(out: Path, text: str) -> None:

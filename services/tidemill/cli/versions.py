@@ -15,7 +15,16 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, connected, moment_of, print_report, progress, with_settings
+from tidemill.cli.shared import (
+    AS_JSON,
+    AS_JSON_LINES,
+    PIPELINE,
+    connected,
+    moment_of,
+    print_report,
+    progress,
+    with_settings,
+)
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.stream.api import TopicPartition
@@ -32,9 +41,11 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @PIPELINE
-@click.option("--model", help="Only of this one.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The newest so many.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@click.option("--model", help="Only versions of this model.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Print this many, the newest."
+)
+@AS_JSON_LINES
 @with_settings("brokers", "store_url")
 def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **options: Any) -> None:
     """Print the newest versions, newest first.
@@ -73,13 +84,13 @@ def show(pipeline: str, model: str, **options: Any) -> None:
     name, at, version = model.partition("@")
     if at and not version.isdecimal():
         raise SettingsError(
-            f"{model!r} names no version: expected MODEL or MODEL@VERSION, as in {name or 'logreg'}@26000"
+            f"{model!r} is not a version: expected MODEL or MODEL@VERSION, as in {name or 'logreg'}@26000"
         )
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     versions, store = _versions(declared, chosen)
     with progress("versions", None) as advance:
-        found, refused = versions.find(name, int(version) if at else None, advance)
-    click.echo(version_text(versions, store, found, refused), nl=False)
+        newest, refused = versions.find(name, int(version) if at else None, advance)
+    click.echo(version_text(versions, store, newest, refused), nl=False)
 
 
 @click.command()
@@ -90,7 +101,7 @@ def show(pipeline: str, model: str, **options: Any) -> None:
     "--from",
     "begin",
     metavar="TIME",
-    help="Questions asked at this event time or later, ISO 8601; UTC where no zone is said.",
+    help="Questions asked at this event time or later, ISO 8601; UTC unless it has a zone.",
 )
 @click.option("--to", "end", metavar="TIME", help="Questions asked before this event time.")
 @click.option(
@@ -98,9 +109,9 @@ def show(pipeline: str, model: str, **options: Any) -> None:
     "segments",
     multiple=True,
     metavar="FIELD",
-    help="A category of the vector. May be given often. Default: those of Monitor(segments=...).",
+    help="A category of the vector; may be repeated. Default: Monitor(segments=...).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 @with_settings("brokers")
 def compare(
     pipeline: str,
@@ -138,12 +149,10 @@ def compare(
 
 @click.command()
 @PIPELINE
-@click.option("--keep", type=int, required=True, help="The newest so many versions of each model stay.")
-@click.option(
-    "--older-than", metavar="DURATION", help="Of the others, only those created longer ago than this, as 30d."
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--keep", type=int, required=True, help="Keep this many versions of each model, the newest.")
+@click.option("--older-than", metavar="DURATION", help="Delete only those older than this, as 30d.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
+@AS_JSON
 @with_settings("brokers", "store_url")
 def prune(pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Delete the artifacts of old versions.
@@ -153,13 +162,13 @@ def prune(pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as
     """
     from tidemill.cli.text.artifacts import pruned_text
     from tidemill.registry import pruning
-    from tidemill.registry.latest import REMEMBERED
+    from tidemill.registry.latest import MAX_MANIFESTS_BACK
     from tidemill.registry.versions import Versions
     from tidemill.runtime import run as running
 
-    if keep < REMEMBERED:
+    if keep < MAX_MANIFESTS_BACK:
         raise SettingsError(
-            f"--keep {keep}: expected at least {REMEMBERED}, for so far back a learner looks for a version that is whole"
+            f"--keep {keep}: expected at least {MAX_MANIFESTS_BACK}, the versions that a learner looks at for an intact artifact"
         )
     before = None if older_than is None else int(time.time() * 1000) - _duration("--older-than", older_than)
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
@@ -178,10 +187,10 @@ def prune(pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as
 @click.command()
 @PIPELINE
 @click.argument("named", nargs=-1, metavar="[MODEL@VERSION]...")
-@click.option("--all", "every", is_flag=True, help="Every version as declared now.")
-@click.option("--missing", is_flag=True, help="With --all: those alone whose artifact is not there, or not whole.")
-@click.option("--dry-run", is_flag=True, help="Compare, and put nothing back.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--all", "every", is_flag=True, help="Rebuild every version of this declaration.")
+@click.option("--missing", is_flag=True, help="With --all: only those whose artifact is missing or corrupted.")
+@click.option("--dry-run", is_flag=True, help="Compare, and restore nothing.")
+@AS_JSON
 @with_settings("brokers", "store_url")
 def rebuild(
     pipeline: str, named: tuple[str, ...], *, every: bool, missing: bool, dry_run: bool, as_json: bool, **options: Any
@@ -196,7 +205,7 @@ def rebuild(
     from tidemill.runtime import run as running
 
     if bool(named) == every:
-        raise SettingsError("name the versions that are rebuilt, as MODEL@VERSION, or take --all: one of both")
+        raise SettingsError("name the versions to rebuild, as MODEL@VERSION, or use --all: one of the two")
     if missing and not every:
         raise SettingsError("--missing goes with --all: a version that is named is rebuilt anyway")
     wanted = [_version_of(text) for text in dict.fromkeys(named)]
@@ -209,7 +218,7 @@ def rebuild(
     if every:
         with progress("versions", None) as advance:
             manifests, others = rebuilding.every(advance)
-        manifests = [one for one in manifests if not (missing and registry.is_whole(one))]
+        manifests = [one for one in manifests if not (missing and registry.is_intact(one))]
     else:
         manifests = rebuilding.named(wanted)
     with progress("folding examples", max((m.version for m in manifests), default=0)) as advance:
@@ -223,8 +232,8 @@ def rebuild(
 @click.command()
 @PIPELINE
 @click.option("--tracking-uri", metavar="URI", help="MLflow's server or database. [MLFLOW_TRACKING_URI]")
-@click.option("--last", type=click.IntRange(min=1), help="Only the newest so many versions of each model.")
-@click.option("--follow", is_flag=True, help="Go on with every version that is published, until Ctrl-C.")
+@click.option("--last", type=click.IntRange(min=1), help="Copy only this many versions of each model, the newest.")
+@click.option("--follow", is_flag=True, help="Copy every new version, too, until Ctrl-C.")
 @with_settings("brokers", "store_url")
 def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow: bool, **options: Any) -> None:
     """Copy versions to MLflow.
@@ -238,7 +247,7 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         raise SettingsError(
-            "no MLflow is named: say --tracking-uri or set MLFLOW_TRACKING_URI, as in http://mlflow:5000 or sqlite:///mlflow.db"
+            "no MLflow server: give --tracking-uri or set MLFLOW_TRACKING_URI, as in http://mlflow:5000 or sqlite:///mlflow.db"
         )
     try:
         from tidemill.offline.mlflow_mirror import Mirror
@@ -276,16 +285,16 @@ def _version_of(text: str) -> Version:
     name, _, version = text.rpartition("@")
     if not name or not version.isdecimal():
         raise SettingsError(
-            f"{text!r} names no version: expected MODEL@VERSION, as in {name or text or 'logreg'}@26000"
+            f"{text!r} is not a version: expected MODEL@VERSION, as in {name or text or 'logreg'}@26000"
         )
     return name, int(version)
 
 
 def versions_to_keep(declared: Pipeline, broker: Broker) -> Collection[Version]:
-    """Return the versions whose artifacts stay, however old: those that were ever promoted, and those that are pinned."""
+    """Return the versions whose artifacts are kept, however old: those that were promoted or are pinned."""
     from tidemill.registry.decisions import kept_versions
 
-    # Also what a decision nobody has signed names: it keeps too much rather than too little.
+    # Unsigned decisions count, too: rather too much is kept than too little.
     return kept_versions(_decided(declared, broker))
 
 

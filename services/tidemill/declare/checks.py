@@ -1,7 +1,8 @@
 """What a declaration checks itself with: pydantic for types and ranges, our own words for what is wrong.
 
-A field's annotation says all that it may be, as in `Annotated[int, Field(ge=200)]`; `check_fields` holds the values to it.
-The values stay as they were given. What depends on other parts of the pipeline is checked by the `check` of each declaration.
+A field's annotation says all that it may be, as in `Annotated[int, Field(ge=200)]`; `check_fields` holds the values to
+it. The values stay as they were given. What depends on other parts of the pipeline is checked by the `check` of each
+declaration.
 """
 
 from __future__ import annotations

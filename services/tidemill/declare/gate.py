@@ -24,9 +24,9 @@ Rounds = Annotated[int, Field(ge=1_000, multiple_of=100)]
 class Gate:
     """When a challenger replaces the champion.
 
-    Both are compared on the same questions, by the mean loss of their predictions: the Brier score, or the absolute error.
-    A challenger is promoted when its confidence sequence shows that it is better by more than `margin`, is worse by no
-    more than `worse` in every declared segment, and better by `metric_margin` in `metric` where one is declared.
+    Both are compared on the same questions, by the mean loss of their predictions: the Brier score, or the absolute
+    error. A challenger is promoted when its confidence sequence shows that it is better by more than `margin`, is worse
+    by no more than `worse` in every declared segment, and better by `metric_margin` in `metric` where one is declared.
 
     Parameters
     ----------

@@ -49,8 +49,8 @@ Alert = Literal[
     "label_coverage",
 ]
 ALERTS: tuple[str, ...] = get_args(Alert)
-#: Figures of a view that can alert; their limits name a view where others name a feature. `freshness_p99` has no limit in
-#: `LIMITS`: its limit is the view's own `fresh`, and a view without one raises no alert.
+#: Figures of a view that can alert; their limits name a view where others name a feature. `freshness_p99` has no limit
+#: in `LIMITS`: its limit is the view's own `fresh`, and a view without one raises no alert.
 BY_VIEW = frozenset({"freshness_p99", "stale"})
 
 
@@ -72,8 +72,8 @@ class Monitor:
     segments
         Categories of the vector: performance is measured for each of their values.
     limits
-        Limits by figure, or by `figure:feature` (`figure:view` for those of a view), instead of the usual ones; None: no
-        alert.
+        Limits by figure, or by `figure:feature` (`figure:view` for those of a view), instead of the usual ones; None:
+        no alert.
     least
         A window (or one segment of it) with fewer rows than this is reported, and raises no alert.
     most

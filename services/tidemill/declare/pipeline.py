@@ -13,7 +13,8 @@
         label_timeout="48h",
     )
 
-Nothing here does I/O but reading schema files (and `Table` its own); operations (brokers, Redis, secrets) come from the settings.
+Nothing here does I/O but reading schema files (and `Table` its own); operations (brokers, Redis, secrets) come from the
+settings.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ class Pipeline:
 
     @staticmethod
     def parts(name: str) -> tuple[str, int]:
-        """Return the declared model of a name, and the first example that it learns: a candidate is called model~example."""
+        """Return the declared model of a name, and the first example it learns: a candidate is called model~example."""
         model, _, begin = name.partition("~")
         return model, int(begin or 0)
 
@@ -287,7 +288,7 @@ class Pipeline:
         return stable_repr(self.model(model))
 
     def declaration_hash(self, model: str) -> str:
-        """SHA-256 of what a version of `model` depends on: the model, the vector, the task, and `protect` where declared."""
+        """SHA-256 of what a version of `model` depends on: model, vector, task, and `protect` where declared."""
         label = repr(self.labels.value) if isinstance(self.labels.value, str) else "function"
         content = [self.name, self.task, self.vector_schema, model, self.stable_repr(model), label]
         if self.protect is not None:

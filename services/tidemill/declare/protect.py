@@ -22,7 +22,8 @@ class Protect:
     share
         An example is not learned where its source already has this share of the last `of` examples that were learned.
     of
-        How many sources are remembered, in memory and in every snapshot. Of the very first, one source may have share * of.
+        How many sources are remembered, in memory and in every snapshot. Of the very first, one source may have share *
+        of.
     """
 
     source: str

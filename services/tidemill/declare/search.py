@@ -70,8 +70,8 @@ def name_of(search: str, parameters: Parameters, model: Any) -> str:
 def tuned(name: str | Path, search: Mapping[str, Search]) -> dict[str, Any]:
     """Return the models of a file that `tidemill tune --out` wrote, by name, for a declaration's `models`.
 
-    The file is looked for beside the pipeline's, then in the working directory. Raises DeclarationError where it does not
-    exist, is no such file, or makes another model now than the one that won.
+    The file is looked for beside the pipeline's, then in the working directory. Raises DeclarationError where it does
+    not exist, is no such file, or makes another model now than the one that won.
     """
     folders = dict.fromkeys(folder for folder in (loading.get(), Path.cwd()) if folder)
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)

@@ -71,7 +71,7 @@ class Stream:
         return {f["name"]: schema_files.primitive(f["type"]) for f in self.avro["fields"]}
 
     def check(self, where: str, fail: Fail) -> None:
-        """Check the fields, that the schemas can be read, and that they have an id and a time which are never missing."""
+        """Check the fields, that the schemas can be read, and that id and time exist and are never missing."""
         check_fields(self, where, fail)
         try:
             _ = self.types  # reads the file

@@ -1,7 +1,8 @@
 """Kinds of task: how a River model of that kind predicts, learns and is measured.
 
 A score is one finite float: binary P(True), regression the value, anomaly the anomaly score, multiclass the probability
-of the most likely class (beside those of all classes). A model that diverged gives no valid score: see `Task.is_valid_score`.
+of the most likely class (beside those of all classes). A model that diverged gives no valid score: see
+`Task.is_valid_score`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]
 
 
 class Judged(NamedTuple):
-    """What metrics get of one prediction: metrics that are about labels get the most likely label, others the prediction."""
+    """What metrics get of one prediction: those about labels the most likely label, the others the prediction."""
 
     prediction: Any
     label: Any
@@ -61,7 +62,7 @@ class Task:
         return low <= score <= high and all(low <= p <= high for p in probabilities.values())
 
     def ask(self, model: Any, x: Vector) -> float:
-        """Return a model's score. Raises ScoreError where it is no valid score, ArtifactError where the model raises."""
+        """Return a model's score. Raises ScoreError where it is not valid, ArtifactError where the model raises."""
         try:
             score, probabilities = self.predict(model, x)
         except Exception as error:  # a model's own code

@@ -32,8 +32,8 @@ class View:
     aggregates
         What to keep: lists as the functions in `tidemill.aggregates` return them, or single aggregates.
     name
-        The view's name, in Redis keys and as prefix of its features. Default: the entity's name, over examples followed by
-        `_outcome`.
+        The view's name, in Redis keys and as prefix of its features. Default: the entity's name, over examples followed
+        by `_outcome`.
     source
         "events", or "examples": then aggregates are over "label" (true counts 1), the fields of the label's record and
         the request features, and an example counts from the time at which its label was known.

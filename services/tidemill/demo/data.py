@@ -71,30 +71,30 @@ def _milliseconds(moment: dt.datetime) -> int:
 
 
 def flights(months: Iterable[int] = (1,), question: Question = "scheduled", days: int | None = None) -> list[Flight]:
-    """Return the departures of `months`, in the order in which the question is asked.
+    """Return the departures of `months`, in the order of their events.
 
     "scheduled" asks at the scheduled departure, when the departure delay is not known; "departure" asks at the actual
-    one, and cancelled flights never ask. `days`: only the first so many days of each month.
+    one, and cancelled flights never ask. `days`: only this many days of each month, the first.
     """
     wanted, zones = set(months), _zones()
     weather = {(row["origin"], row["time_hour"]): row for row in _rows("weather.csv")}
-    found: list[tuple[tuple[Any, ...], Flight]] = []
+    ordered: list[tuple[tuple[Any, ...], Flight]] = []
     for row in _rows("flights.csv.zip"):
         if int(row["month"]) not in wanted or (days is not None and int(row["day"]) > days):
             continue
         flight = _flight(row, weather.get((row["origin"], row["time_hour"]), {}), zones[row["dest"]], question)
         if flight is not None:
-            found.append(flight)
-    found.sort(key=lambda item: item[0])
-    return [flight for _, flight in found]
+            ordered.append(flight)
+    ordered.sort(key=lambda item: item[0])
+    return [flight for _, flight in ordered]
 
 
 def _flight(
-    row: Mapping[str, str], weather: Mapping[str, str], there: ZoneInfo, question: Question
+    row: Mapping[str, str], weather: Mapping[str, str], arrival_zone: ZoneInfo, question: Question
 ) -> tuple[tuple[Any, ...], Flight] | None:
     scheduled = dt.datetime.strptime(row["time_hour"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC)
     scheduled += dt.timedelta(minutes=int(row["minute"]))
-    due = _due(scheduled, int(row["sched_arr_time"]), there)
+    due = _due(scheduled, int(row["sched_arr_time"]), arrival_zone)
     asked, delay = scheduled, _number(row["dep_delay"])
     if question == "departure":
         if delay is None:
@@ -132,6 +132,6 @@ def _flight(
     return order, Flight(event, label)
 
 
-def labels(found: Iterable[Flight]) -> list[dict[str, Any]]:
-    """Return the arrivals, in the order in which the planes land; of equal times in the order of asking."""
-    return sorted((f.label for f in found if f.label is not None), key=lambda label: label["landed_at"])
+def labels(flights: Iterable[Flight]) -> list[dict[str, Any]]:
+    """Return the arrivals in the order of landing; those of equal time in the order of departure."""
+    return sorted((f.label for f in flights if f.label is not None), key=lambda label: label["landed_at"])

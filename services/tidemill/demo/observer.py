@@ -1,4 +1,4 @@
-"""What the demo knows about the run: it reads the pipeline's topics as any consumer could, and asks no service."""
+"""The demo's figures: read from the pipeline's topics, as any consumer could, without asking a service."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Observer(threading.Thread):
                     self._take(record)
                     self.last_change = time.monotonic()
             self._reader.close()
-        except Exception as error:  # shown by whoever waits for this thread
+        except Exception as error:  # raised by the thread that waits for this one
             self.error = error
 
     def stop(self) -> None:
@@ -85,7 +85,7 @@ class Observer(threading.Thread):
                 self.first_prediction_at = now
             self.delays.append(now - record.timestamp()[1] / 1000)
         elif suffix == topics.EXAMPLES.suffix:
-            self._judge(self.records.example.decode(value))
+            self._update(self.records.example.decode(value))
         elif suffix == topics.DLQ.suffix:
             headers = dead_letters.text_headers(record)
             reason = headers.get("tidemill.reason", "?")
@@ -98,9 +98,9 @@ class Observer(threading.Thread):
         elif suffix == topics.PROMOTIONS.suffix:
             self.decision = self.records.decision.of(value) or self.decision
 
-    def _judge(self, example: Any) -> None:
+    def _update(self, example: Any) -> None:
         prediction, kind = example["prediction"], self.pipeline.kind
-        # Of a model that answers as two versions, one of them watched or pinned, the newest; candidates have no row of their own.
+        # A model may answer as two versions, one on probation or pinned: the newest counts. Candidates have no row.
         scores = sorted((prediction["champion"], *prediction["challengers"]), key=lambda score: score["version"])
         for name, score in {score["model"]: score for score in scores if score["model"] in self.metrics}.items():
             for metric in (*self.metrics[name], *self.rolling[name]):
@@ -110,7 +110,7 @@ class Observer(threading.Thread):
 
     @property
     def champion(self) -> ModelRef:
-        """Who serves now."""
+        """The model that serves now."""
         return ModelRef(**self.decision["champion"]) if self.decision else ModelRef(self.pipeline.champion)
 
     @property

@@ -1,4 +1,4 @@
-"""Replays flights as their producers would send them: events when the question is asked, labels when the planes land."""
+"""Replays flights as their producers would send them: events at departure, labels when the planes land."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ def _truncated(event: dict[str, Any], records: Records) -> bytes:
     return data_[: len(data_) // 2]
 
 
-SPOILERS: Sequence[Callable[[dict[str, Any], Records], bytes]] = (_hour, _float_for_int, _missing_field, _truncated)
+CORRUPTIONS: Sequence[Callable[[dict[str, Any], Records], bytes]] = (_hour, _float_for_int, _missing_field, _truncated)
 
 
-def script(pipeline: Pipeline, found: Iterable[data.Flight], spoil_every: int = 0) -> list[Message]:
-    """Return all messages in order of event time; a label comes before a question of the same moment.
+def script(pipeline: Pipeline, flights: Iterable[data.Flight], corrupt_every: int = 0) -> list[Message]:
+    """Return all messages in order of event time; a label comes before an event of the same time.
 
-    Every `spoil_every` events a corrupted copy of one is put in beside it, with an id of its own, so that what is learned
-    from the good ones stays the same.
+    After every `corrupt_every` events a corrupted copy of one is added, with an id of its own: the models learn the same
+    as without it.
     """
-    found = list(found)
+    flights = list(flights)
     records = Records(pipeline)
     events_topic, labels_topic = topics.EVENTS.name(pipeline.name), topics.LABELS.name(pipeline.name)
-    spoilers = itertools.cycle(SPOILERS)
+    corruptions = itertools.cycle(CORRUPTIONS)
     messages: list[tuple[int, int, Message]] = []
-    for label in data.labels(found):
+    for label in data.labels(flights):
         message = Message(
             label["landed_at"], labels_topic, label["flight_id"].encode(), records.label.encode(label), False
         )
         messages.append((message.at, 0, message))
-    for index, (event, _) in enumerate(found, 1):
+    for index, (event, _) in enumerate(flights, 1):
         key, at = event["flight_id"].encode(), event["asked_at"]
         messages.append((at, 1, Message(at, events_topic, key, records.event.encode(event), True)))
-        if spoil_every and index % spoil_every == 0:
+        if corrupt_every and index % corrupt_every == 0:
             corrupted = {**event, "flight_id": f"{event['flight_id']}-corrupted"}
-            messages.append((at, 1, Message(at, events_topic, key, next(spoilers)(corrupted, records), True)))
+            messages.append((at, 1, Message(at, events_topic, key, next(corruptions)(corrupted, records), True)))
     messages.sort(key=lambda item: item[:2])
     return [message for _, _, message in messages]
 
@@ -78,9 +78,9 @@ class Replay(threading.Thread):
     Parameters
     ----------
     speed
-        Event time per wall time: 1 is as it happened, 44,640 a month of 31 days in a minute.
+        Event time per wall time: 1 is real time, 44,640 is a month of 31 days in a minute.
     has_room
-        Asked before each message; while it says no, nothing is sent.
+        Called before each message; nothing is sent while it returns False.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Replay(threading.Thread):
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
-        """Send everything, at the speed asked for."""
+        """Send everything at `speed`."""
         try:
             self.started_at = time.monotonic()
             for message in self._paced():
@@ -116,7 +116,7 @@ class Replay(threading.Thread):
                 self.clock = message.at
             self._sender.flush()
             self.ended_at = time.monotonic()
-        except Exception as error:  # shown by whoever waits for this thread
+        except Exception as error:  # raised by the thread that waits for this one
             self.error = error
 
     def _paced(self) -> Iterator[Message]:

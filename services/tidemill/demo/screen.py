@@ -1,4 +1,4 @@
-"""What the demo shows on a terminal: the river as a table, the models against doing nothing, and what was rejected."""
+"""The demo's screen: the services as a table, the models against the baseline, and the dead letters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Flow:
-    """One row of the river: a service, what has come to it and what has left it; waits: what is on its way, where topics tell."""
+    """One row: a service, how many records it has done, and how many wait for it, where topics show that."""
 
     name: str
     done: int
@@ -32,22 +32,22 @@ class Flow:
 
 
 def flows(observer: Observer, replay: Replay) -> list[Flow]:
-    """Return how far each service has come."""
+    """Return a row for each service."""
     c = observer.counts
     learned = observer.latest.get(observer.champion.model, {}).get("examples", 0)
     judged = c["events.valid"] + c["labels.valid"] + c["dlq"]
-    found = [
+    rows = [
         Flow("validator", judged, max(0, replay.events + replay.labels - judged), "events, labels"),
         Flow("featurizer", c["features"], max(0, c["events.valid"] - c["features"]), "vectors"),
         Flow("scorer", c["predictions"], max(0, c["features"] - c["predictions"]), "predictions"),
         Flow("joiner", c["examples"], observer.pending, "flights in the air"),
         Flow("learner", learned, max(0, c["examples"] - learned), "until the next version"),
     ]
-    if observer.pipeline.remote_views:  # what it has done stands in Redis, and on no topic
-        found.insert(2, Flow("materializer", c["updates"], None, "updates of views"))
+    if observer.pipeline.remote_views:  # its results are in Redis, not on a topic
+        rows.insert(2, Flow("materializer", c["updates"], None, "updates of views"))
     if observer.pipeline.gate:
-        found.append(Flow("gate", c["promotions"], None, f"decisions; {observer.champion} serves"))
-    return found
+        rows.append(Flow("gate", c["promotions"], None, f"decisions; {observer.champion} serves"))
+    return rows
 
 
 class Rates:
@@ -57,7 +57,7 @@ class Rates:
         self._seen: dict[str, list[tuple[float, int]]] = {}
 
     def of(self, flow: Flow) -> float:
-        """Return the rate, noting where the flow stands now."""
+        """Return the rate, and remember the present count."""
         now = time.monotonic()
         seen = self._seen.setdefault(flow.name, [])
         seen.append((now, flow.done))
@@ -68,7 +68,7 @@ class Rates:
 
 
 def moment(ms: int) -> str:
-    """Return an event time as people read it."""
+    """Return an event time as text."""
     return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%a %d %b %Y %H:%M UTC")
 
 
@@ -89,7 +89,7 @@ class Screen:
         self.rates = Rates()
 
     def render(self, note: str = "") -> RenderableType:
-        """Return the screen as it stands."""
+        """Return the screen as it is now."""
         sent = self.replay.events + self.replay.labels
         head = Table.grid(expand=True)
         head.add_column()
@@ -98,7 +98,7 @@ class Screen:
         body = [
             head,
             ProgressBar(total=max(1, self.total), completed=sent),
-            self._river(),
+            self._services(),
             self._models(),
             self._letters(),
         ]
@@ -109,12 +109,12 @@ class Screen:
             body.append(Text(note, style="yellow"))
         return Panel(Group(*body), box=ROUNDED, border_style="blue", width=100)
 
-    def _river(self) -> Table:
+    def _services(self) -> Table:
         table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
         for name, justify in (
             ("service", "left"),
             ("records", "right"),
-            ("a second", "right"),
+            ("per second", "right"),
             ("waiting", "right"),
             ("", "left"),
         ):
@@ -138,14 +138,14 @@ class Screen:
         table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
         table.add_column("dead letters")
         table.add_column("", justify="right")
-        table.add_column("the last one", ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column("last message", ratio=1, no_wrap=True, overflow="ellipsis")
         for reason, n in self.observer.dead_letters.most_common(6):
             table.add_row(reason, f"{n:,}", Text(self.observer.last_letters[reason], style="dim"))
         return table
 
 
 def models_table(observer: Observer) -> Table:
-    """Return each model's metrics on what was served, with the course of the second metric (a rolling one)."""
+    """Return each model's metrics on served predictions, with the rolling course of the second metric."""
     names = [type(m).__name__ for m in next(iter(observer.metrics.values()))]
     table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
     table.add_column("model")
@@ -159,7 +159,7 @@ def models_table(observer: Observer) -> Table:
         low, high = min(0.45, low), max(0.7, high)
     for model, metrics in observer.metrics.items():
         role = {observer.champion.model: "green", "baseline": "dim"}.get(model, "")
-        shown = "doing nothing" if model == "baseline" else model
+        shown = model
         line = spark([row[model] for row in course], low, high, 32)
         last = f" {course[-1][model]:.3f}" if course else ""
         table.add_row(Text(shown, style=role), *(f"{m.get():.4f}" for m in metrics), Text(line + last, style=role))
@@ -200,9 +200,9 @@ def summary(report: Mapping[str, object], observer: Observer, title: str) -> Ren
 
 
 def _serves(observer: Observer) -> str:
-    """Return who serves, and what was decided last about it."""
+    """Return the serving model, and the last decision about it."""
     last = observer.decision
     if last is None:
         return f"{observer.champion}, as declared"
-    said = f"{last['kind'].replace('_', ' ')} {ModelRef(**last['subject'])}"
-    return f"{observer.champion}; last of {observer.counts['promotions']:,} decisions, after {last['examples']:,} examples: {said}"
+    decision = f"{last['kind'].replace('_', ' ')} {ModelRef(**last['subject'])}"
+    return f"{observer.champion}; last of {observer.counts['promotions']:,} decisions, after {last['examples']:,} examples: {decision}"

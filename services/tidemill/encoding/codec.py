@@ -18,8 +18,9 @@ class Codec:
     """Encodes and decodes one record schema.
 
     `encode` and `decode` are with the 5-byte header; `body` and `record` without. The work is done by code compiled
-    from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read records
-    of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration wrote.
+    from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read
+    records of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration
+    wrote.
     """
 
     def __init__(self, avro: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -> None:

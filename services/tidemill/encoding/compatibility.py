@@ -53,13 +53,13 @@ class Verdict:
     unreadable: str
 
     @property
-    def fine(self) -> bool:
+    def is_safe(self) -> bool:
         """Whether producers may use the new schema now."""
         return not self.problems and not self.unreadable
 
     def as_dict(self) -> dict[str, Any]:
         """Return the verdict for programs."""
-        return {**dataclasses.asdict(self), "fine": self.fine}
+        return {**dataclasses.asdict(self), "safe": self.is_safe}
 
 
 def check(new: Any, declared: Any, earlier: Mapping[str, Any], level: str) -> Verdict:

@@ -70,7 +70,7 @@ def nullable(avro: Any) -> bool:
 
 
 def plain(avro: Any) -> Any:
-    """Return the schema without logical types and docs, so that times decode as the integers that they are on the wire."""
+    """Return the schema without logical types and docs: times then decode as the integers on the wire."""
     if isinstance(avro, list):
         return [plain(branch) for branch in avro]
     if not isinstance(avro, dict):
@@ -98,7 +98,8 @@ def malformed(avro: Any) -> str:
 def fingerprint(avro: Any) -> int:
     """Return the schema's id: the first 31 bits of the SHA-256 of its parsing canonical form.
 
-    Avro 1.12, "Transforming into Parsing Canonical Form". Equal in every process and on every machine, without a server.
+    Avro 1.12, "Transforming into Parsing Canonical Form". Equal in every process and on every machine, without a
+    server.
     """
     canonical: str = to_parsing_canonical_form(avro)
     return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "big") >> 1

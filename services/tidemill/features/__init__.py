@@ -1,6 +1,6 @@
 """The feature store: views as tiles of event time, their state, the online store in Redis, and look-ups in it.
 
-The public names are those of `features.store`; they are imported when they are first asked for, because they need Redis'
+The public names are those of `features.store`. They are imported when they are first used, because they need Redis'
 client and tiles do not.
 """
 

@@ -26,7 +26,7 @@ PAUSE_SECONDS = 1.0
 
 @dataclass
 class RemoteLookup:
-    """What was read: entities by (view, entity), `plans` of the views that were complete, and the names of the others."""
+    """What was read: entities by (view, entity), plans of the views that were complete, and names of the others."""
 
     entities: Mapping[tuple[str, str], Entity] = field(default_factory=dict)
     plans: Mapping[str, Plan] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class RemoteViews(Protocol):
 
 
 def is_complete(plan: Plan, notes: Iterable[str | None], now: int) -> bool:
-    """Whether a store holds all that a view's windows need at event time `now` (ms); `notes` by partition, None: nothing."""
+    """Whether a store holds all that a view's windows need at event time `now` (ms); `notes` are by partition."""
     for note in notes:
         shape, _, until = (note or "").partition(PARTIAL)
         if shape != plan.shape or int(until or 0) > now:

@@ -83,7 +83,7 @@ class OnlineStore:
             raise StoreError(f"no Redis at {self.url.rsplit('@', 1)[-1]}: {error}") from error
 
     def features(self, view: str, entity: str) -> dict[str, str]:
-        """Return an entity's features in a view, as text; none where it is not known. Raises StoreError where Redis is away."""
+        """Return an entity's features in a view, as text; none where it is unknown. Raises StoreError."""
         try:
             stored = self._connected().hgetall(f"{self.pipeline}:{view}:{entity}")
         except redis.RedisError as error:

@@ -32,7 +32,7 @@ class Known:
     """What one view knows of one entity. Times are ms of event time.
 
     `event_time`: of the entity's latest event in the view, None where it was never seen. `at`: the time as of which
-    `features` are, None where it was never seen and no time was asked for. `whole`: False while the view is being filled,
+    `features` are, None where it was never seen and no time was given. `whole`: False while the view is being filled,
     was emptied, or lacks what the log no longer held.
     """
 
@@ -69,7 +69,7 @@ class Store:
     def get(self, entity: str, entity_id: str, at: int | None = None) -> list[Known]:
         """Return what each view of `entity` (the event field, as "dest") knows of `entity_id`, in declared order.
 
-        `at`: event time in ms; windows end there. By default at the entity's own latest event, as the stored hashes are.
+        `at`: event time in ms; windows end there. By default at the entity's latest event, as in the stored hashes.
         Raises SettingsError where no view is kept of such an entity.
         """
         views = [view for view in self.pipeline.views if view.entity == entity]

@@ -100,7 +100,7 @@ class _Window(NamedTuple):
 class Entity:
     """The tiles of one entity: sorted starts (in tiles since the epoch) and, beside them, one list of cells per column.
 
-    What the tiles before a window's last one are together is kept until one of them changes: events mostly go to the last.
+    The merged tiles before a window's last one are kept until one of them changes: events mostly go to the last.
     """
 
     __slots__ = ("_before", "columns", "plan", "starts")
@@ -117,7 +117,7 @@ class Entity:
         return int(self.columns["time"][-1])
 
     def add(self, plan: Plan, now: int, event: Mapping[str, Any]) -> tuple[int, list[int]] | None:
-        """Add an event of time `now` (ms). Returns (its tile, tiles dropped for age), or None where it came too late."""
+        """Add an event of time `now` (ms). Returns (its tile, tiles dropped for age), or None if too late."""
         tile = now // plan.every
         starts, columns = self.starts, self.columns
         if starts and tile == starts[-1]:
@@ -151,7 +151,7 @@ class Entity:
         return gone
 
     def merged(self, window: _Window, begin: int, stop: int) -> dict[str, list[Any]]:
-        """Return the columns of tiles begin to stop, at least one: what those before the last are together, and the last."""
+        """Return the columns of tiles begin to stop, at least one: those before the last merged, and the last."""
         last, columns = stop - 1, self.columns
         if begin == last:
             return {name: columns[name][begin:stop] for name in window.names}

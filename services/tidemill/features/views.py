@@ -261,7 +261,7 @@ class Views:
         return True
 
     def gauges(self) -> dict[tuple[str, str], float]:
-        """Return by view how many entities are held, the time in s of their newest event, and whether a store is behind."""
+        """Return by view the number of entities, the time in s of their newest event, and whether a store is behind."""
         gauges: dict[tuple[str, str], float] = {}
         for index, plan in enumerate(self.plans):
             name = plan.view.label

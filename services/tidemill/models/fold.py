@@ -13,23 +13,23 @@ from tidemill.models.snapshot import Snapshot
 from tidemill.models.source_shares import Shares, source_of
 from tidemill.wire.records import Example, vector_to_x
 
-GOLDEN = 8
-"""How many of the latest vectors go into a manifest, with the scores that the version gives them."""
+#: The latest vectors that go into a manifest, with the scores that the version gives them.
+MAX_GOLDEN_VECTORS = 8
 
-LOOK = 10
-"""Examples between two looks at what the model says, so that one that explodes is noticed at the same example in every process."""
+#: Examples between two checks of the model's score: a model that diverges is noticed at the same example in every process.
+LOOK_EVERY_EXAMPLES = 10
 
 
 class Fold:
     """One model on its way through the examples, with its prequential metrics.
 
     The metrics judge the score that was served (or, for a challenger, would have been) when the question was asked:
-    exactly what a user of the predictions saw. `exploded` says of what the model said that it is no score, if it did.
+    exactly what a user of the predictions saw. `diverged` says why the model's last answer was no score; empty while it is one.
 
     Parameters
     ----------
     begin
-        Offset of the first example that it is given; a candidate's name says it, and it is 0 for any other.
+        Offset of the first example that the model is given; a candidate's name has it, and for others it is 0.
     """
 
     def __init__(self, pipeline: Pipeline, name: str, begin: int | None = None) -> None:
@@ -41,9 +41,9 @@ class Fold:
         self.segments = Segments(pipeline)
         self.examples = 0
         self.version = self.begin = pipeline.parts(name)[1] if begin is None else begin
-        self.exploded = ""
+        self.diverged = ""
         self.learned_until = 0
-        self.vectors: deque[Mapping[str, Any]] = deque(maxlen=GOLDEN)
+        self.vectors: deque[Mapping[str, Any]] = deque(maxlen=MAX_GOLDEN_VECTORS)
         self._kind = pipeline.kind
         self._shares: Shares | None = None
         if pipeline.protect is not None:
@@ -77,16 +77,16 @@ class Fold:
             return False
         x = vector_to_x(vector)
         self._kind.learn(self.model, x, label)
-        if not self.examples % LOOK and not self.exploded:
-            self._look(x)
+        if not self.examples % LOOK_EVERY_EXAMPLES and not self.diverged:
+            self._check_score(x)
         return True
 
-    def _look(self, x: Mapping[str, Any]) -> None:
-        """Note what the model says where that is no score. It may say one again, and another none: it stays exploded."""
+    def _check_score(self, x: Mapping[str, Any]) -> None:
+        """Note where the model's answer is no score. A later answer may be one again: the model has diverged all the same."""
         try:
             self._kind.ask(self.model, x)
         except ScoreError as error:
-            self.exploded = str(error)
+            self.diverged = str(error)
         except ArtifactError:
             pass  # it raises: it may have learned too little
 

@@ -1,7 +1,7 @@
-"""Versions as they were: one fold of each model over the examples comes by all that are asked for.
+"""Versions as they were: one fold of each model over the examples passes all versions that are asked for.
 
 reads   <pipeline>.examples, from the first one that any of them has learned to the last
-memory  one model of each name and beginning
+memory  one model for each name and first example
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tidemill.wire.records import Records
 Progress = Callable[[int], None]
 
 
-class Wanted(NamedTuple):
+class FoldRange(NamedTuple):
     """A version of a model: the fold over examples[begin..version)."""
 
     model: str
@@ -26,10 +26,10 @@ class Wanted(NamedTuple):
     begin: int = 0
 
 
-class Reached(NamedTuple):
-    """The fold that has come to a version, and goes on afterwards; None where none can, and why."""
+class Refolded(NamedTuple):
+    """The fold while it stands at a version; it goes on afterwards. None where no fold can reach the version, and why."""
 
-    wanted: Wanted
+    target: FoldRange
     fold: Fold | None
     why: str = ""
 
@@ -42,15 +42,15 @@ class Refold:
         self.topic = topics.EXAMPLES.name(pipeline.name)
         self._codec = Records(pipeline).example
 
-    def snapshots(self, wanted: Collection[Wanted], progress: Progress | None = None) -> Iterator[Reached]:
+    def snapshots(self, targets: Collection[FoldRange], progress: Progress | None = None) -> Iterator[Refolded]:
         """Yield versions in their order, each while the fold stands at it."""
         slot = TopicPartition(self.topic, 0)
         low, high = self.broker.offset_range(slot)
-        waiting: list[Wanted] = []
-        for one in sorted(wanted, key=lambda one: one.version):
+        waiting: list[FoldRange] = []
+        for one in sorted(targets, key=lambda one: one.version):
             why = self._unfoldable(one, low, high)
             if why:
-                yield Reached(one, None, why)
+                yield Refolded(one, None, why)
             else:
                 waiting.append(one)
         # In order of version, so that the last one of each name and beginning stays.
@@ -62,40 +62,40 @@ class Refold:
         at = 0
         for record in (record for batch in read for record in batch):
             while at < len(waiting) and waiting[at].version <= record.offset():
-                yield self._come_to(waiting[at], folds[waiting[at].model, waiting[at].begin])
+                yield self._reach(waiting[at], folds[waiting[at].model, waiting[at].begin])
                 at += 1
             going = [fold for key, fold in folds.items() if key[1] <= record.offset() < last[key]]
             self._learn(going, record)
             if progress:
                 progress(1)
         for one in waiting[at:]:
-            yield self._come_to(one, folds[one.model, one.begin])
+            yield self._reach(one, folds[one.model, one.begin])
 
-    def _unfoldable(self, wanted: Wanted, low: int, high: int) -> str:
-        """Return why the examples can't be folded to a version; nothing where they can."""
-        what = f"model {wanted.model!r} version {wanted.version} can't be folded again"
-        if wanted.version and low > wanted.begin:
-            return f"{what}: {self.topic} does not reach back to {wanted.begin:,} any more, its first offset is {low:,}"
-        if wanted.version > high:
-            return f"{what}: {self.topic} ends at {high:,}; it was begun again, or cut"
+    def _unfoldable(self, target: FoldRange, low: int, high: int) -> str:
+        """Return why the examples can't be folded to a version; empty where they can."""
+        what = f"model {target.model!r} version {target.version} can't be folded again"
+        if target.version and low > target.begin:
+            return f"{what}: {self.topic} does not reach back to {target.begin:,} any more, its first offset is {low:,}"
+        if target.version > high:
+            return f"{what}: {self.topic} ends at {high:,}; it was created again, or truncated"
         return ""
 
-    def _come_to(self, wanted: Wanted, fold: Fold) -> Reached:
-        if fold.version == wanted.version:
-            return Reached(wanted, fold)
+    def _reach(self, target: FoldRange, fold: Fold) -> Refolded:
+        if fold.version == target.version:
+            return Refolded(target, fold)
         before = (
             f"the last example before that offset lies at {fold.version - 1:,}"
             if fold.examples
             else "no example lies before"
         )
-        return Reached(
-            wanted, None,
-            f"model {wanted.model!r} version {wanted.version} can't be folded again: {before} in {self.topic}, and it has learned the "
-            f"one at {wanted.version - 1:,}: the topic was begun again",
+        return Refolded(
+            target, None,
+            f"model {target.model!r} version {target.version} can't be folded again: {before} in {self.topic}, and it has learned the "
+            f"one at {target.version - 1:,}: the topic was created again",
         )  # fmt: skip
 
     def _learn(self, folds: Sequence[Fold], record: Record) -> None:
-        """Learn what a learner does, and pass over what it passes over."""
+        """Learn as a learner does, and skip what it skips."""
         value = record.value() or b""
         if not folds or not value.startswith(self._codec.header):
             return
@@ -103,5 +103,5 @@ class Refold:
         for fold in folds:
             try:
                 fold.learn(example, record.offset())
-            except Exception:  # noqa: S112  a model's own code; the learner has told it in its log, and went on
+            except Exception:  # noqa: S112  a model's own code; the learner has logged it, and went on
                 continue

@@ -1,4 +1,4 @@
-"""How good a model is where one feature has one value: its metrics once more, for each value of some categories.
+"""A model's metrics again, for each value of some categories.
 
 memory   at most MAX_VALUES values of a feature, those that come first, and the others together; of each its metrics
 cost     the learner takes 5 to 9% longer with two of them (docs/how-to/registry.md): River's ROCAUC, which walks ten thresholds, is counted
@@ -17,12 +17,12 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.tasks import Judged
 from tidemill.models.evidence import MAX_VALUES
 
+#: Segments as plain values and River's own, as they are saved beside a model.
 State = list[tuple[Any, ...]]
-"""Segments as plain values and River's own, as they are saved beside a model."""
 
 
 class Segment(NamedTuple):
-    """Whose examples: those where a feature has one value, where it is missing (None), or the others together."""
+    """Examples in which a feature has one value, in which it is missing (None), or the others together."""
 
     feature: str
     value: str | None
@@ -30,7 +30,7 @@ class Segment(NamedTuple):
 
 
 class Line:
-    """What is kept of one segment.
+    """One segment's metrics.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Segments:
         return line
 
     def state(self) -> State:
-        """Return all of it as it is saved."""
+        """Return the segments as they are saved."""
         return [
             (*key, line.examples, [metric for metric, _ in line.metrics], line.places)
             for key, line in self.lines.items()
@@ -109,7 +109,7 @@ class Segments:
                 self.lines[Segment(feature, value, others)] = Line(own, examples, places)
                 self._values[feature] += value is not None
 
-    def told(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[dict[str, Any]]:
         """Return each segment's metrics, as a manifest has them: by feature, the largest first, missing and others last.
 
         A metric without a finite value is left out, and ROCAUC where all labels are the same.
@@ -123,25 +123,24 @@ class Segments:
         return [{**key._asdict(), "examples": line.examples, "metrics": self._figures(line)} for key, line in order]
 
     def _figures(self, line: Line) -> dict[str, float]:
-        found = {type(metric).__name__: float(metric.get()) for metric, _ in line.metrics}
+        values = {type(metric).__name__: float(metric.get()) for metric, _ in line.metrics}
         if len(line.places) > 1:
-            found["ROCAUC"] = self._area_of(line.places)
-        named = {name: found[name] for name in self._names if name in found}
-        return {name: value for name, value in named.items() if math.isfinite(value)}
+            values["ROCAUC"] = self._area_of(line.places)
+        return {name: values[name] for name in self._names if name in values and math.isfinite(values[name])}
 
     def _area_of(self, places: Mapping[Any, Sequence[int]]) -> float:
-        """Return River's ROCAUC of so many scores at each place: any other score of the same place counts as it does."""
-        whole = self._area.clone()  # type: ignore[union-attr]
-        scores = [*whole.thresholds, whole.thresholds[-1] + 1.0]
+        """Return River's ROCAUC from the number of scores at each place: scores of one place count alike."""
+        area = self._area.clone()  # type: ignore[union-attr]
+        scores = [*area.thresholds, area.thresholds[-1] + 1.0]
         for label, counts in places.items():
             for score, count in zip(scores, counts, strict=True):
                 if count:
-                    whole.update(label, score, float(count))
-        return float(whole.get())
+                    area.update(label, score, float(count))
+        return float(area.get())
 
 
-def told(pipeline: Pipeline, state: State) -> list[dict[str, Any]]:
-    """Return what a manifest says of saved segments."""
+def segment_metrics(pipeline: Pipeline, state: State) -> list[dict[str, Any]]:
+    """Return the metrics of saved segments, as a manifest has them."""
     segments = Segments(pipeline)
     segments.resume(state)
-    return segments.told()
+    return segments.as_dicts()

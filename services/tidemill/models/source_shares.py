@@ -1,7 +1,7 @@
-"""Protection: of what a model learns, one source has a limited share, so that whoever sends most of the labels does not decide all.
+"""Protection: one source has a limited share of what a model learns, so that a flood of labels from one source does not decide all.
 
 Whether an example is learned is a function of the examples before it alone, as the model is; it is the same for every model
-of the pipeline. An example that is not learned is judged all the same: it was a question, and has its answer.
+of the pipeline. An example that is not learned is still judged: it was a question, and has its answer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from tidemill.declare.protect import Protect
 
-LONGEST_SOURCE = 64
-"""Characters of a source's name that count: what is remembered goes into every snapshot, and anybody may send names."""
+#: Characters of a source's name that count: the names go into every snapshot, and anybody may send some.
+MAX_SOURCE_CHARACTERS = 64
 
+#: A category's value, or an entity's id; None where it is missing, which counts as one source.
 Source = str | None
-"""A category's value, or an entity's id; None where it is missing, which is a source like another."""
 
 
 def source_of(name: str, vector: Mapping[str, str]) -> Callable[[Mapping[str, Any]], Source]:
@@ -39,7 +39,7 @@ class Shares:
     def take(self, source: Source) -> bool:
         """Whether the next example, of this source, is to be learned; if so, it is counted."""
         if source is not None:
-            source = source[:LONGEST_SOURCE]
+            source = source[:MAX_SOURCE_CHARACTERS]
         counts, last = self._counts, self._last
         if counts[source] >= self._most:
             return False
@@ -53,10 +53,10 @@ class Shares:
         return True
 
     def saved(self) -> list[Source]:
-        """Return what a snapshot needs; equal names are one object, which a pickle holds once."""
+        """Return the sources for a snapshot; equal names are one object, which a pickle holds once."""
         names: dict[Source, Source] = {}
         return [names.setdefault(source, source) for source in self._last]
 
     def restore(self, saved: Sequence[Source]) -> None:
-        """Go on from what a snapshot held."""
+        """Go on from a snapshot's sources."""
         self._last, self._counts = deque(saved), Counter(saved)

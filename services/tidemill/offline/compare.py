@@ -22,8 +22,8 @@ from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records, Score
 
+#: Not a model, but whichever served.
 CHAMPION = "champion"
-"""Not a model, but whichever served."""
 
 Verdict = Literal["A better", "B better", "no difference shown"]
 Progress = Callable[[int], None]

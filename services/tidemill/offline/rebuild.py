@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
-from tidemill.models.refold import Progress, Reached, Refold, Wanted
+from tidemill.models.refold import FoldRange, Progress, Refold, Refolded
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Versions
@@ -23,7 +23,7 @@ from tidemill.stream.api import Broker
 from tidemill.wire import topics
 from tidemill.wire.records import vector_to_x
 
-Artifact = Literal["whole", "put back", "stands in", "not put back"]
+Artifact = Literal["intact", "restored", "replaced", "not restored"]
 """Of a version that was rebuilt: the artifact was whole; its very bytes were put back; other bytes of the same scores stand in
 for it; or nothing was written."""
 
@@ -35,7 +35,7 @@ class Rebuilt:
     manifest: Manifest
     state: Literal["equal", "different", "gone"]
     scores: int = 0
-    artifact: Artifact = "not put back"
+    artifact: Artifact = "not restored"
     why: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -112,11 +112,11 @@ class Rebuild:
         self, manifests: Sequence[Manifest], *, write: bool = True, progress: Progress | None = None
     ) -> Iterator[Rebuilt]:
         """Fold each version, compare it, and with `write` put its artifact back where that is not whole."""
-        wanted = {Wanted(m.model, m.version, m.begin): m for m in manifests}
+        wanted = {FoldRange(m.model, m.version, m.begin): m for m in manifests}
         for came in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
-            yield self._rebuilt(wanted[came.wanted], came, write=write)
+            yield self._rebuilt(wanted[came.target], came, write=write)
 
-    def _rebuilt(self, manifest: Manifest, came: Reached, *, write: bool) -> Rebuilt:
+    def _rebuilt(self, manifest: Manifest, came: Refolded, *, write: bool) -> Rebuilt:
         fold = came.fold
         if fold is None:
             return Rebuilt(manifest, "gone", why=came.why)
@@ -128,8 +128,8 @@ class Rebuild:
         except ArtifactError as error:
             if not write:
                 return Rebuilt(manifest, "equal", scores, why=str(error))
-            kept = self.registry.put_back(manifest, fold.snapshot())
-            return Rebuilt(manifest, "equal", scores, "put back" if kept == manifest else "stands in")
+            kept = self.registry.restore(manifest, fold.snapshot())
+            return Rebuilt(manifest, "equal", scores, "restored" if kept == manifest else "replaced")
         for vector in fold.vectors:
             x = vector_to_x(vector)
             own, other = self._score(fold.model, x), self._score(opened, x)
@@ -138,7 +138,7 @@ class Rebuild:
                 return Rebuilt(
                     manifest, "different", scores, why=f"the artifact scores {other} where the fold scores {own}"
                 )
-        return Rebuilt(manifest, "equal", scores, "whole")
+        return Rebuilt(manifest, "equal", scores, "intact")
 
     def _compare(self, fold: Fold, manifest: Manifest) -> tuple[int, str]:
         """Return how many golden scores were compared, and what is not as the manifest says."""

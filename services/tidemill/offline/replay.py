@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, StoreError
-from tidemill.models.refold import Refold, Wanted
+from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.backtest import Progress
 from tidemill.offline.lookup import LogLookup, public_manifest
 from tidemill.offline.prediction_reader import Prediction, PredictionReader, Ranges
@@ -235,7 +235,7 @@ class Replay:
         progress: Progress | None,
     ) -> Iterator[_Model]:
         """Yield versions as one fold over the examples reaches them, those with the fewest examples first."""
-        waiting: dict[Wanted, Version] = {}
+        waiting: dict[FoldRange, Version] = {}
         for version in wanted:
             manifest = manifests.get(version)
             why = self._undeclared(version, manifest)
@@ -243,10 +243,10 @@ class Replay:
                 yield _Model(version, None, why)
             else:
                 begin = manifest.begin if manifest else self.pipeline.parts(version[0])[1]
-                waiting[Wanted(*version, begin)] = version
+                waiting[FoldRange(*version, begin)] = version
         for reached in Refold(self.pipeline, self.broker).snapshots(waiting, progress):
             why = f"{reached.why}; without --rebuild the artifact is taken" if reached.why else ""
-            yield _Model(waiting[reached.wanted], reached.fold.model if reached.fold else None, why)
+            yield _Model(waiting[reached.target], reached.fold.model if reached.fold else None, why)
 
     def details(self, replayed: Sequence[ReplayedPrediction], progress: Progress | None = None) -> list[dict[str, Any]]:
         """Return everything about some predictions, as the status service does: event, vector, scores, outcome."""

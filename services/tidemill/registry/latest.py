@@ -12,13 +12,14 @@ from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
 
+#: A model's name and the version.
 Version = tuple[str, int]
-"""A model's name and the version."""
 
-REMEMBERED = 20
-"""How many manifests back a learner looks for one whose artifact is whole."""
-WINDOW = 250
-"""How many offsets are read first; four times as many each time that this was not enough."""
+#: How many manifests back a learner looks for one whose artifact is intact.
+MAX_MANIFESTS_BACK = 20
+
+#: How many offsets are read first; each further read is four times as long.
+FIRST_READ_OFFSETS = 250
 
 
 def models_partition(registry: Registry) -> TopicPartition:
@@ -56,7 +57,7 @@ def latest(
     slot = models_partition(registry)
     low, high = broker.offset_range(slot)
     found: dict[str, list[Manifest]] = {model: [] for model in wanted}
-    for begin, end in backwards(max(low, since), high, WINDOW, growth=4):
+    for begin, end in backwards(max(low, since), high, FIRST_READ_OFFSETS, growth=4):
         if all(len(found[model]) >= many for model, many in wanted.items()):
             break
         for record in reversed([record for batch in broker.read({slot: (begin, end)}) for record in batch]):
@@ -80,7 +81,7 @@ def versions(
     refused: dict[Version, str] = {}
     slot, codec, missing = models_partition(registry), registry.records.manifest, set(wanted)
     low, high = broker.offset_range(slot)
-    for begin, end in backwards(low, high, WINDOW, growth=4):
+    for begin, end in backwards(low, high, FIRST_READ_OFFSETS, growth=4):
         if not missing:
             break
         for batch in broker.read({slot: (begin, end)}):

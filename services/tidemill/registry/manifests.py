@@ -16,7 +16,7 @@ import river
 import tidemill
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError
-from tidemill.models.segments import told
+from tidemill.models.segments import segment_metrics
 from tidemill.models.snapshot import Snapshot
 from tidemill.registry import snapshots
 from tidemill.registry.store import ArtifactStore, sha256
@@ -50,10 +50,11 @@ class Manifest:
     signature: str = ""
 
 
-SCHEMAS = ("event", "label", "vector", "example")
-"""Whose schemas' ids a manifest has."""
-_MADE = ("uri", "sha256", "tidemill", "river", "python", "created_at", "signature")
-"""In what a version that was folded again may differ from what it was."""
+#: The schemas whose ids a manifest has.
+SCHEMA_KINDS = ("event", "label", "vector", "example")
+
+#: In these fields a version that was folded again may differ from the first one.
+_BUILD_FIELDS = ("uri", "sha256", "tidemill", "river", "python", "created_at", "signature")
 
 
 def parse(records: Records, data: bytes) -> Manifest:
@@ -136,8 +137,8 @@ class Registry:
             begin=snapshot.begin,
             parent=parent,
             seconds=seconds,
-            schemas={kind: getattr(self.records, kind).id for kind in SCHEMAS},
-            segments=told(self.pipeline, snapshot.segments),
+            schemas={kind: getattr(self.records, kind).id for kind in SCHEMA_KINDS},
+            segments=segment_metrics(self.pipeline, snapshot.segments),
         )
         return dataclasses.replace(manifest, signature=self._signature(manifest))
 
@@ -163,7 +164,7 @@ class Registry:
         return manifest
 
     def artifact(self, manifest: Manifest) -> tuple[Manifest, bytes]:
-        """Return the bytes that are opened for a manifest, its artifact's or of what stands in for that, and whose they are.
+        """Return the bytes that are opened for a manifest, its artifact's or the replacement's, and the manifest of those bytes.
 
         Raises ArtifactError where there are none, or none of this River.
         """
@@ -175,12 +176,12 @@ class Registry:
                 )
             return manifest, self.store.get(manifest.sha256)
         except ArtifactError:
-            stand_in = self.stand_in(manifest)
-            if stand_in is None or stand_in.river != river.__version__:
+            replacement = self.replacement(manifest)
+            if replacement is None or replacement.river != river.__version__:
                 raise
-        return stand_in, self.store.get(stand_in.sha256)
+        return replacement, self.store.get(replacement.sha256)
 
-    def is_whole(self, manifest: Manifest) -> bool:
+    def is_intact(self, manifest: Manifest) -> bool:
         """Whether there are bytes that can be opened for a manifest; they are read for that, and not opened."""
         try:
             self.artifact(manifest)
@@ -188,28 +189,28 @@ class Registry:
             return False
         return True
 
-    def stand_in(self, manifest: Manifest) -> Manifest | None:
-        """Return the manifest of what stands in for a version's artifact; None where nothing does.
+    def replacement(self, manifest: Manifest) -> Manifest | None:
+        """Return the manifest of the replacement of a version's artifact; None where there is none.
 
-        Raises ArtifactError where that is forged, or says of the version anything else than its own manifest.
+        Raises ArtifactError where that is forged, or differs from the version's own manifest.
         """
         data = self.store.note(manifest.sha256)
         if data is None:
             return None
-        found = self.decode(data)
-        same = dataclasses.replace(manifest, **{name: getattr(found, name) for name in _MADE})
-        if self.encode(same) != self.encode(found):
+        copy = self.decode(data)
+        same = dataclasses.replace(manifest, **{name: getattr(copy, name) for name in _BUILD_FIELDS})
+        if self.encode(same) != self.encode(copy):
             raise ArtifactError(
-                f"what stands in for model {manifest.model!r} version {manifest.version} is of model {found.model!r} version "
-                f"{found.version}, or says something else of it than its manifest"
+                f"the replacement of model {manifest.model!r} version {manifest.version} is of model {copy.model!r} version "
+                f"{copy.version}, or differs from its manifest"
             )
-        return found
+        return copy
 
-    def put_back(self, manifest: Manifest, snapshot: Snapshot) -> Manifest:
-        """Store a version that was folded again, to the same scores, and return the manifest that its bytes are under.
+    def restore(self, manifest: Manifest, snapshot: Snapshot) -> Manifest:
+        """Store a version that was folded again, to the same scores, and return the manifest of the stored bytes.
 
-        Where they are the very bytes of then, that is its own. Else they lie under a hash of their own, which a signed copy of the
-        manifest says; it is noted in the store beside the place of what is lost, so that the log keeps to what was learned.
+        Where the bytes are the lost ones, that is the version's own. Else they are a replacement under a hash of their own; a signed
+        copy of the manifest with that hash is noted in the store beside the lost artifact's place. The log is not written.
         """
         data = snapshots.dump(snapshot.saved())
         if sha256(data) == manifest.sha256 and manifest.river == river.__version__:

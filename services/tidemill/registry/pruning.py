@@ -1,6 +1,6 @@
 """Pruning: the artifacts of old versions leave the store; their manifests stay in the log, and a fold makes them again.
 
-kept    the newest versions of each model, more of them than a learner looks back at; the newest whose artifact is whole;
+kept    the newest versions of each model, more of them than a learner looks back at; the newest whose artifact is intact;
         what is named (promoted, pinned); and any artifact that one of these shares
 crash   what is deleted is planned from the manifests alone, so a run that breaks off is done again from the beginning
 """
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tidemill.errors import ArtifactError
-from tidemill.registry.latest import REMEMBERED, Version
+from tidemill.registry.latest import MAX_MANIFESTS_BACK, Version
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
-from tidemill.registry.versions import Version as Told
+from tidemill.registry.versions import Version as ListedVersion
 
 Progress = Callable[[int], None]
 
@@ -38,7 +38,7 @@ class _Known(NamedTuple):
     model: str
     version: int
     sha256: str
-    stand_in: str
+    replacement: str
     created_at: int
 
 
@@ -69,7 +69,7 @@ class Plan:
 
 
 def plan(
-    versions: Iterable[Told],
+    versions: Iterable[ListedVersion],
     registry: Registry,
     *,
     keep: int,
@@ -86,36 +86,38 @@ def plan(
     registry
         Whose store is asked which artifacts are there, and what stands in for those that are lost.
     keep
-        How many versions of each model stay, at least REMEMBERED.
+        How many versions of each model stay, at least MAX_MANIFESTS_BACK.
     before
         Only versions that were created before this time go, ms since the epoch.
     kept
         Versions that stay, however old.
     """
-    if keep < REMEMBERED:
-        raise ValueError(f"keep is {keep} where at least {REMEMBERED} was expected: so far a learner looks back")
+    if keep < MAX_MANIFESTS_BACK:
+        raise ValueError(
+            f"keep is {keep} where at least {MAX_MANIFESTS_BACK} was expected: so far a learner looks back"
+        )
     staying: set[str] = set()
     going: list[_Known] = []
     found = Plan()
     seen: dict[str, set[int]] = {}
-    whole: set[str] = set()
+    intact: set[str] = set()
     noted = registry.store.noted()
-    for told in versions:
-        manifest = told.manifest
-        if manifest is None or told.refused:
+    for listed in versions:
+        manifest = listed.manifest
+        if manifest is None or listed.refused:
             continue
-        stand_in = _stand_in(registry, manifest) if manifest.sha256 in noted else ""
-        known = _Known(manifest.model, manifest.version, manifest.sha256, stand_in, manifest.created_at)
+        replacement = _replacement_sha256(registry, manifest) if manifest.sha256 in noted else ""
+        known = _Known(manifest.model, manifest.version, manifest.sha256, replacement, manifest.created_at)
         model, numbers = found.models.setdefault(known.model, Model(known.model)), seen.setdefault(known.model, set())
         model.versions += 1
         numbers.add(known.version)
         # The newest of which a learner can go on stays, even if all of the last ones are damaged.
-        is_newest_whole = known.model not in whole and registry.is_whole(manifest)
-        if is_newest_whole:
-            whole.add(known.model)
+        is_newest_intact = known.model not in intact and registry.is_intact(manifest)
+        if is_newest_intact:
+            intact.add(known.model)
         is_young = before is not None and known.created_at >= before
-        if len(numbers) <= keep or is_newest_whole or (known.model, known.version) in kept or is_young:
-            staying |= {known.sha256, known.stand_in}
+        if len(numbers) <= keep or is_newest_intact or (known.model, known.version) in kept or is_young:
+            staying |= {known.sha256, known.replacement}
             model.kept += 1
         else:
             going.append(known)
@@ -130,7 +132,7 @@ def _settle(found: Plan, going: Iterable[_Known], staying: Collection[str], stor
         model = found.models[known.model]
         sizes = {
             digest: store.size(digest)
-            for digest in (known.sha256, known.stand_in)
+            for digest in (known.sha256, known.replacement)
             if digest and digest not in staying and digest not in planned
         }
         if known.sha256 in staying:
@@ -144,10 +146,10 @@ def _settle(found: Plan, going: Iterable[_Known], staying: Collection[str], stor
     found.artifacts = list(planned)
 
 
-def _stand_in(registry: Registry, manifest: Manifest) -> str:
+def _replacement_sha256(registry: Registry, manifest: Manifest) -> str:
     """Return the SHA-256 of what stands in for an artifact; nothing where that is forged."""
     try:
-        found = registry.stand_in(manifest)
+        found = registry.replacement(manifest)
     except ArtifactError:
         return ""
     return found.sha256 if found else ""

@@ -36,8 +36,8 @@ _ALLOWED = {
 }  # fmt: skip
 
 
-SMALLEST_PIECE = 1024
-"""Bytes; a pickle is read in frames of some 64 kB, and their heads of a few bytes between them are no reason to pause."""
+#: There is no pause before smaller reads: a pickle's frames have some 64 kB, and a head of a few bytes each.
+MIN_PIECE_BYTES = 1024
 
 
 class _Pieces:
@@ -50,7 +50,7 @@ class _Pieces:
         self._data, self._pause, self._sleep = io.BytesIO(data), pause, sleep
 
     def read(self, size: int) -> bytes:
-        if size >= SMALLEST_PIECE:
+        if size >= MIN_PIECE_BYTES:
             gc.collect(0)
             self._sleep(self._pause)
         return self._data.read(size)

@@ -12,8 +12,8 @@ from tidemill.files import Files
 _NOTE = ".again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-State = Literal["there", "damaged", "gone"]
-"""Of an artifact: whole; with other bytes than it had; or not in the store, as after pruning."""
+#: Of an artifact: intact; with other bytes than it had; or not in the store, as after pruning.
+State = Literal["stored", "corrupted", "missing"]
 
 
 def sha256(data: bytes) -> str:
@@ -76,7 +76,7 @@ class ArtifactStore:
     def state(self, digest: str) -> State:
         """Return whether the artifact is there, and whole; it is read for that, and not opened."""
         data = self._files.read(self.path(digest)) if _SHA256.fullmatch(digest) else None
-        return "gone" if data is None else "there" if sha256(data) == digest else "damaged"
+        return "missing" if data is None else "stored" if sha256(data) == digest else "corrupted"
 
     def get(self, digest: str) -> bytes:
         """Return the artifact. Raises ArtifactError where it is missing or its bytes are not what they were."""

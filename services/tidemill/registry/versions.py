@@ -9,15 +9,15 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
-from tidemill.registry.latest import WINDOW, backwards
+from tidemill.registry.latest import FIRST_READ_OFFSETS, backwards
 from tidemill.registry.manifests import Manifest, Registry, parse
 from tidemill.registry.store import ArtifactStore
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
-MOST = 4_000
-"""Records that are held at once; a manifest has some 3 kB, and 64 bytes more for each segment."""
+#: Records that are held at once; a manifest has some 3 kB, and 64 bytes more for each segment.
+MAX_RECORDS_HELD = 4_000
 
 Progress = Callable[[int], None]
 
@@ -66,7 +66,9 @@ class Versions:
         """Yield versions, the newest first; `model`: only of this one."""
         slot = TopicPartition(self.topic, 0)
         newest: set[str] = set()
-        for begin, end in backwards(*self.broker.offset_range(slot), WINDOW, growth=4, most=MOST):
+        for begin, end in backwards(
+            *self.broker.offset_range(slot), FIRST_READ_OFFSETS, growth=4, most=MAX_RECORDS_HELD
+        ):
             for record in reversed([record for batch in self.broker.read({slot: (begin, end)}) for record in batch]):
                 key = (record.key() or b"").decode(errors="replace")
                 if model in (None, key):
@@ -165,7 +167,7 @@ class Versions:
 
 
 def artifact_state(store: ArtifactStore, manifest: Manifest) -> str:
-    """Return "there", "rebuilt" where a replacement was stored, or "gone". The artifact is not read."""
+    """Return "stored", "replaced" by a rebuild with other bytes, or "missing". The artifact is not read."""
     if store.holds(manifest.sha256):
-        return "there"
-    return "rebuilt" if store.note(manifest.sha256) is not None else "gone"
+        return "stored"
+    return "replaced" if store.note(manifest.sha256) is not None else "missing"

@@ -1,7 +1,8 @@
 """What a rule is made of: a condition on a field's value, or a memory of what came before.
 
 A new rule is a file here with a function that returns a `Rule`, its line in `__init__.py`, and its examples in
-tests/contracts/test_rules.py. One that only a single pipeline needs can be `holds`, with a function of that pipeline's file.
+tests/contracts/test_rules.py. One that only a single pipeline needs can be `holds`, with a function of that pipeline's
+file.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Rule:
     reason
         The word that its rejects carry.
     condition
-        A Python expression that is true where the value is fine, over `v` (the value, never None), `record`, `now` (wall
-        time in ms) and what `names` has. It is compiled into one function for all rules of a stream.
+        A Python expression that is true where the value is fine, over `v` (the value, never None), `record`, `now`
+        (wall time in ms) and what `names` has. It is compiled into one function for all rules of a stream.
     names
         What the condition refers to, by name.
     expected
@@ -91,7 +92,7 @@ class Rule:
     @cached_property
     def passes(self) -> Callable[[Any], Any]:
         """The condition as a function of a value that is not None; for rules that look at one value alone."""
-        function: Callable[[Any], Any] = eval(f"lambda v: {self.condition}", dict(self.names))  # noqa: S307  a rule's own
+        function: Callable[[Any], Any] = eval(f"lambda v: {self.condition}", dict(self.names))  # noqa: S307  its own
         return function
 
     @property

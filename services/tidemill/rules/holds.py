@@ -9,7 +9,9 @@ from tidemill.rules.base import Rule
 
 
 def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str, warn: bool = False) -> Rule:
-    """`predicate(record)` is true, as in `holds(lambda e: e["origin"] != e["dest"], "origin", "dest", that="it goes elsewhere")`.
+    """`predicate(record)` is true.
+
+    As in `holds(lambda e: e["origin"] != e["dest"], "origin", "dest", that="it goes elsewhere")`.
 
     `fields` are those that it looks at; where one of them has no value it is not asked. `that` says in words what is
     expected. A predicate that raises does not hold.

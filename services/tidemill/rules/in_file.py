@@ -9,7 +9,7 @@ from tidemill.tables import Table
 
 
 def in_file(field: str, file: str | Path, column: str, *, warn: bool = False) -> Rule:
-    """The value is in `column` of `file`, which is read once, when the pipeline is loaded (forms and places as `Table`).
+    """The value is in `column` of `file`, read once when the pipeline is loaded (forms and places as `Table`).
 
     Values are compared as text, so an event's 7 finds a file's 7. Raises DeclarationError as `Table` does.
 

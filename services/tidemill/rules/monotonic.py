@@ -11,10 +11,11 @@ from tidemill.rules.recent import Recent
 
 
 def monotonic(field: str, by: str, within: str = "1d", *, warn: bool = False) -> Rule:
-    """The value is not below that of an earlier record with the same `by`, of the same partition, for `within` in event time.
+    """The value is not below an earlier record's with the same `by` and partition, for `within` in event time.
 
-    A counter, an odometer, a sequence number. Records of one entity must come through one partition, and in order: those that
-    come late are below what came before them. Memory: one entry an entity within the horizon, some 150 bytes.
+    A counter, an odometer, a sequence number. Records of one entity must come through one partition, and in order:
+    those that come late are below what came before them. Memory: one entry an entity within the horizon, some 150
+    bytes.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """The composition root: from a pipeline, a service's name and the settings to a running process.
 
-`SERVICES` has one entry a service, and what each is made of; wire/topics.py has what each reads and writes. A service imports
-its own stage, and nothing of the others.
+`SERVICES` has one entry a service, and what each is made of; wire/topics.py has what each reads and writes. A service
+imports its own stage, and nothing of the others.
 """
 
 from __future__ import annotations

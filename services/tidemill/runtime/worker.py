@@ -1,9 +1,9 @@
 """A service's two processes: the worker, and its parent, which forks a new worker when a signal kills the old one.
 
-The parent imports everything, opens nothing, and forks; the fork is the service. When a signal kills the worker (out of memory,
-a crash in a client library, kill -9), the parent forks the next one at once, without the two seconds that Python takes to
-import River. When the worker exits by itself, the parent exits with its code: whether to start it again is the orchestrator's
-decision. The parent also ends when workers are repeatedly killed soon after their start.
+The parent imports everything, opens nothing, and forks; the fork is the service. When a signal kills the worker (out of
+memory, a crash in a client library, kill -9), the parent forks the next one at once, without the two seconds that
+Python takes to import River. When the worker exits by itself, the parent exits with its code: whether to start it again
+is the orchestrator's decision. The parent also ends when workers are repeatedly killed soon after their start.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
 def become_worker() -> None:
     """Fork, and return in the worker only; the calling process stays as the parent, and ends after its last worker.
 
-    Call it when everything is imported, and before the first thread or connection. On systems other than Linux, where a worker
-    could outlive its parent, it returns at once, and the process itself is the worker.
+    Call it when everything is imported, and before the first thread or connection. On systems other than Linux, where a
+    worker could outlive its parent, it returns at once, and the process itself is the worker.
     """
     if sys.platform == "linux":
         gc.collect()
@@ -74,7 +74,7 @@ class _Parent:
             )
 
     def _fork(self) -> bool:
-        """Fork; return whether this is the parent. Signals are blocked meanwhile, so that none is lost between the processes."""
+        """Fork; return whether this is the parent. Signals are blocked meanwhile, so that none is lost."""
         parent = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:

@@ -1,1 +1,1 @@
-"""The one loop that every data-plane service runs on, and the ports behind it: Kafka, Redis, and their in-memory kin."""
+"""The one loop that every data-plane service runs on, and its ports: Kafka, and the same in memory."""

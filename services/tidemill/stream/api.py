@@ -127,7 +127,7 @@ class Consumer(Protocol):
     """A member of a consumer group. Offsets are only ever set by the loop; nothing is committed by itself."""
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
-        """Return at most `limit` records, waiting up to `timeout` s for the first; none after a change of assignment."""
+        """Return at most `limit` records, waiting up to `timeout` s for the first; none after a reassignment."""
 
     def joined(self) -> bool:
         """Whether the group has given this member its share, be it nothing."""
@@ -145,7 +145,7 @@ class Consumer(Protocol):
         """Return the next offset to be read, for partitions where anything has been."""
 
     def lag(self) -> Mapping[TopicPartition, int]:
-        """Return how many records behind the end of each partition this member is, as far as it knows without asking."""
+        """Return how many records this member is behind the end of each partition, without asking the broker."""
 
     def close(self) -> None:
         """Leave."""

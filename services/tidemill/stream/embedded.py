@@ -1,4 +1,4 @@
-"""The embedded broker: librdkafka's mock cluster, in this process, for other processes of this machine to connect to."""
+"""The embedded broker: librdkafka's mock cluster in this process; other processes of this machine connect to it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The one loop: poll a micro-batch, process, emit, commit offsets and output together, then let views be written.
 
 Guarantee, with a transactional producer: the outputs and the consumed offsets of a batch become visible together or
-not at all. State is rebuilt from Kafka whenever partitions are assigned, so a crash at any instruction loses and doubles nothing.
+not at all. State is rebuilt from Kafka whenever partitions are assigned, so a crash at any instruction loses and
+doubles nothing.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class Loop:
         return may_commit and self._dirty and self.clock() - self._last_commit >= self.commit_every
 
     def _commit(self, consumer: Consumer, producer: Producer, up_to: Mapping[TopicPartition, int] = NOWHERE) -> None:
-        """Commit what was handled: everything that was read or, in partitions that `up_to` has, what is before its offset."""
+        """Commit all that was read or, in partitions that `up_to` has, what is before its offset."""
         started = self.clock()
         offsets = {
             partition: Position(up_to.get(partition, offset), self.processor.commit_metadata(partition).encode())

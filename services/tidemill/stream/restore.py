@@ -27,7 +27,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is rebuilt silently, as ranges [from, to); from where records are read; whose log begins too late for that."""
+    """What is rebuilt silently, as ranges [from, to); where reading begins; whose log begins too late for that."""
 
     rebuild: Mapping[TopicPartition, tuple[int, int]]
     read_from: Mapping[TopicPartition, int]

@@ -9,8 +9,11 @@ DAY = 24 * 3_600_000
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic. `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes`
-    0 means the broker's own limit."""
+    """One topic.
+
+    `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes` 0 means
+    the broker's own limit.
+    """
 
     suffix: str
     key: str

@@ -1,9 +1,9 @@
 """What a record looks like in the archive: one flat row, by an Arrow schema that is made from the declaration.
 
 Columns: `partition`, `offset`, `timestamp` of the record; `event_id`, `entity_id`, `event_time`; `source_partition` and
-`source_offset` of the valid event; `partial`; the vector as `x_<feature>`; `champion`, who served, with its
-`champion_version` and `champion_score`; for each model of the model_names `score_<model>`, `version_<model>` and, where classes
-have probabilities of their own, `probabilities_<model>`. Examples have `label` and `label_time` as well.
+`source_offset` of the valid event; `partial`; the vector as `x_<feature>`; `champion`, the serving model, with its
+`champion_version` and `champion_score`; for each model `score_<model>`, `version_<model>` and, where classes have
+probabilities of their own, `probabilities_<model>`. Examples have `label` and `label_time` as well.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class RowFormat:
         lacking = [name for name in self.schema.names if name not in names and not name.startswith(OPTIONAL)]
         if lacking:
             raise SettingsError(
-                f"an archive's file was written by another declaration of the pipeline: it has no {', '.join(lacking)}; "
+                f"an archive's file was written by another declaration of the pipeline: it has no "
+                f"{', '.join(lacking)}; "
                 f"`tidemill dataset --recompute` makes vectors again from history"
             )
         fields = [field for field in self.schema if field.name in names]

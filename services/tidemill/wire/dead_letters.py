@@ -119,7 +119,7 @@ def text_headers(record: Record) -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter's headers, without its bytes. Times are ms since the epoch; numbers are None where there are none."""
+    """A dead letter's headers, without its bytes. Times are ms since the epoch; missing numbers are None."""
 
     place: Place
     refused_at: int

@@ -8,7 +8,7 @@ from tidemill.wire import topics
 
 
 def service(name: str, pipeline: str, processor: Processor, model: str = "") -> Service:
-    """Return the service `name` of a pipeline. A service with a process for each model has a consumer group for each, too."""
+    """Return the service `name` of a pipeline. A service with a process for each model has a group for each, too."""
     parts = (name, model) if model else (name,)
     consumed = [topic.name(pipeline) for topic in topics.consumes(name)]
     return Service("-".join(parts), ".".join((pipeline, *parts)), consumed, processor)

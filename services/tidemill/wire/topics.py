@@ -22,7 +22,8 @@ LABELS_VALID = Topic(
     "labels.valid", "event_id", "label", ("validator",), ("joiner",), retention_ms=30 * DAY, doc="Labels that passed.",
 )  # fmt: skip
 DLQ = Topic(
-    "dlq", "as received", "bytes as received", ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status", "redrive"),
+    "dlq", "as received", "bytes as received",
+    ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status", "redrive"),
     retention_ms=30 * DAY, max_message_bytes=2**21, doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
 WARNINGS = Topic(
@@ -40,15 +41,16 @@ UPDATES = Topic(
 FEATURES = Topic("features", "entity_id", "Features", ("featurizer",), ("scorer",), doc="The vector, as served.")
 PREDICTIONS = Topic("predictions", "entity_id", "Prediction", ("scorer",), ("consumers",), doc="For consumers.")
 PREDICTION_LOG = Topic(
-    "prediction-log", "event_id", "PredictionLog", ("scorer",), ("joiner", "archiver", "monitor"), retention_ms=30 * DAY,
-    doc="Vector, scores, versions: all that it takes to do a prediction again.",
+    "prediction-log", "event_id", "PredictionLog", ("scorer",), ("joiner", "archiver", "monitor"),
+    retention_ms=30 * DAY, doc="Vector, scores, versions: all that it takes to do a prediction again.",
 )  # fmt: skip
 EXAMPLES = Topic(
-    "examples", "event_id", "Example", ("joiner",), ("learner", "gate", "archiver", "monitor"), partitions=1, retention_ms=-1,
-    doc="What models learn from, in one order; a model's version is an offset here.",
+    "examples", "event_id", "Example", ("joiner",), ("learner", "gate", "archiver", "monitor"),
+    partitions=1, retention_ms=-1, doc="What models learn from, in one order; a model's version is an offset here.",
 )  # fmt: skip
 EXPIRED = Topic(
-    "expired", "event_id", "PredictionLog", ("joiner",), ("monitor",), doc="Predictions whose label never came in time.",
+    "expired", "event_id", "PredictionLog", ("joiner",), ("monitor",),
+    doc="Predictions whose label never came in time.",
 )  # fmt: skip
 MODELS = Topic(
     "models", "model", "Manifest", ("learner",), ("scorer", "learner", "gate", "status"), partitions=1, retention_ms=-1,
@@ -67,13 +69,14 @@ WINDOWS = Topic(
     doc="What predictions and examples were like, window by window of event time.",
 )  # fmt: skip
 ALERTS = Topic(
-    "alerts", "alert", "Alert", ("monitor", "status"), ("monitor", "gate", "status"), partitions=1, retention_ms=365 * DAY,
+    "alerts", "alert", "Alert", ("monitor", "status"), ("monitor", "gate", "status"),
+    partitions=1, retention_ms=365 * DAY,
     doc="What is beyond its limits: opened, continuing, resolved; with the evidence.",
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (
-    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, REDRIVES, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG, EXAMPLES,
-    EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS,
+    EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, REDRIVES, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG,
+    EXAMPLES, EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS,
 )  # fmt: skip
 
 
@@ -88,5 +91,5 @@ def writes(service: str) -> tuple[Topic, ...]:
 
 
 def consumes(service: str) -> tuple[Topic, ...]:
-    """Topics that the consumer group of `service` follows. It reads the registry's topics without a group, from the start."""
+    """Topics that the consumer group of `service` follows. It reads the registry's topics without a group."""
     return tuple(topic for topic in reads(service) if topic not in (MODELS, PROMOTIONS))

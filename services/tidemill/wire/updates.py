@@ -43,7 +43,7 @@ class Updates:
         return tuple(entity for entity, _, _ in self._routes if entity not in begun)
 
     def emit_control(self, control: str, entities: Iterable[str], time: int, emit: Emit) -> None:
-        """Emit a control record ("begins" or "filled") for these entities to all partitions, at event time `time` (ms)."""
+        """Emit a control record ("begins" or "filled") for each entity to all partitions, at event time `time` (ms)."""
         for entity in entities:
             for partition in range(self._partitions):
                 update = {

@@ -114,8 +114,8 @@ def test_a_refusal_ends_with_code_1(status: Any) -> None:
 @pytest.mark.parametrize(
     ("refuses", "said"),
     [
-        ((403, {"detail": "no token is set"}), r"says no \(403\): no token is set"),
-        ((422, {"detail": [{"loc": ["body", "id"], "msg": "too short"}]}), "id: too short"), ((500, []), "says no"),
+        ((403, {"detail": "no token is set"}), r"refused the command \(403\): no token is set"),
+        ((422, {"detail": [{"loc": ["body", "id"], "msg": "too short"}]}), "id: too short"), ((500, []), "refused the command"),
     ],
 )  # fmt: skip
 def test_what_the_service_says_against_it_is_said(status: Any, refuses: Any, said: str) -> None:
@@ -143,7 +143,7 @@ def test_a_gate_that_does_not_answer_is_said_with_the_way_to_ask_again(status: A
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["promote", "flights"], "name a model"), (["promote", "flights", "slow", "--best", "2"], "one of both"),
+        (["promote", "flights"], "name a model"), (["promote", "flights", "slow", "--best", "2"], "one of the two"),
         (["promote", "flights", "slow", "--metric", "ROCAUC"], "goes with --best"),
         (["train", "flights", "slow", "--from", "yesterday"], "--from 'yesterday': expected earliest"),
         (["unpin", "flights"], "no status service at http://127.0.0.1:9"),

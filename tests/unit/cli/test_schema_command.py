@@ -51,7 +51,7 @@ def test_a_change_that_is_compatible_and_can_be_read_may_be_sent(run) -> None:
     assert done.exit_code == 0
     assert done.output == (
         "new.avsc against 1 earlier version, BACKWARD_TRANSITIVE: compatible\n"
-        "the pipeline reads it by flights/departure.v1.avsc: producers may send it now\n"
+        "the pipeline reads it with flights/departure.v1.avsc: producers may use it now\n"
     )
 
 
@@ -100,7 +100,7 @@ def test_all_earlier_versions_count_where_the_level_is_transitive(run) -> None:
 
 def test_programs_get_json(run) -> None:
     found = json.loads(run(changed({"name": "gate", "type": "string"}), "--json").output)
-    assert (found["fine"], found["level"], found["unreadable"]) == (False, "BACKWARD_TRANSITIVE", "")
+    assert (found["safe"], found["level"], found["unreadable"]) == (False, "BACKWARD_TRANSITIVE", "")
     assert [(p["field"], p["direction"]) for p in found["problems"]] == [("gate", "backward")]
 
 

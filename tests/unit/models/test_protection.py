@@ -22,7 +22,7 @@ from tidemill.cli.text.reports import backtest_text
 from tidemill.errors import DeclarationError
 from tidemill.metrics import COUNTS
 from tidemill.models.fold import Fold
-from tidemill.models.source_shares import LONGEST_SOURCE, Shares
+from tidemill.models.source_shares import MAX_SOURCE_CHARACTERS, Shares
 from tidemill.offline.backtest import Backtest
 from tidemill.offline.check import CheckReport
 from tidemill.offline.replay import Replay
@@ -157,7 +157,7 @@ def test_it_learns_what_the_definition_says_also_when_it_is_saved_in_between(
 def test_names_of_sources_are_bounded_and_kept_once() -> None:
     shares = Shares(Protect("x", 0.9, 100))
     assert shares.take("a" * 10**6)
-    assert shares.saved() == ["a" * LONGEST_SOURCE]
+    assert shares.saved() == ["a" * MAX_SOURCE_CHARACTERS]
     for number in range(80):
         shares.take(f"source {number % 2}")
     assert len({id(name) for name in shares.saved()}) == 3

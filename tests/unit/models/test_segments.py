@@ -75,7 +75,7 @@ def registry(tmp_path: Path) -> Registry:
 
 def test_each_segments_metrics_are_what_river_says_of_its_examples_alone() -> None:
     made = examples(600)
-    told = folded(made).segments.told()
+    told = folded(made).segments.as_dicts()
     assert [(line["feature"], line["value"], line["others"]) for line in told[-1:]] == [("carrier", None, False)]
     assert sum(line["examples"] for line in told) == len(made)
     for line in told:
@@ -93,14 +93,14 @@ def test_a_segment_of_one_label_has_no_roc_auc() -> None:
     made = examples(200, ("UA",))
     for one in made:
         one["label"] = True
-    (line,) = folded(made).segments.told()
+    (line,) = folded(made).segments.as_dicts()
     assert line["metrics"].keys() == {"Accuracy", "LogLoss"}
 
 
 def test_values_beyond_the_most_are_told_together() -> None:
     made = examples(1_000, tuple(f"c{n}" for n in range(MAX_VALUES + 30)))
     fold = folded(made)
-    told = fold.segments.told()
+    told = fold.segments.as_dicts()
     assert len(told) == MAX_VALUES + 1
     assert (told[-1]["value"], told[-1]["others"]) == (None, True)
     assert told[-1]["examples"] == len(made) - sum(line["examples"] for line in told[:-1]) > 100
@@ -109,7 +109,7 @@ def test_values_beyond_the_most_are_told_together() -> None:
     again = Segments(PIPELINE)
     again.resume(fold.segments.state())
     again.add({"carrier": "new"}, True, PIPELINE.kind.judged(0.5, {}))  # type: ignore[arg-type]
-    assert again.told()[-1]["examples"] == told[-1]["examples"] + 1, "how many values there are is remembered"
+    assert again.as_dicts()[-1]["examples"] == told[-1]["examples"] + 1, "how many values there are is remembered"
 
 
 def test_segments_survive_a_snapshot_and_go_on_as_if_nothing_had_been() -> None:
@@ -119,7 +119,7 @@ def test_segments_survive_a_snapshot_and_go_on_as_if_nothing_had_been() -> None:
     again.resume(type(first.snapshot())(**snapshots.load(snapshots.dump(first.snapshot().__dict__))))
     for offset, one in enumerate(made[260:], 260):
         again.learn(one, offset)
-    assert again.segments.told() == whole.segments.told()
+    assert again.segments.as_dicts() == whole.segments.as_dicts()
 
 
 def test_other_segments_in_a_new_declaration_begin_with_it() -> None:
@@ -128,7 +128,7 @@ def test_other_segments_in_a_new_declaration_begin_with_it() -> None:
     object.__setattr__(flagged, "monitor", Monitor(segments=[]))
     again = Fold(flagged, "logreg")
     again.resume(first.snapshot())
-    assert again.segments.told() == []
+    assert again.segments.as_dicts() == []
 
 
 class TestManifest:
@@ -166,10 +166,10 @@ class TestManifest:
         manifest = registry.publish("logreg", fold.snapshot(), (), parent=7, seconds=1.5)
         again = registry.decode(registry.encode(manifest))
         assert (again.begin, again.parent, again.seconds) == (0, 7, 1.5)
-        assert again.segments == fold.segments.told()
+        assert again.segments == fold.segments.as_dicts()
         told = json.loads(json.dumps(public_manifest(dataclasses.asdict(again))))
         assert {"begin", "parent", "seconds", "schemas", "segments"} <= told.keys()
-        assert told["segments"][0]["examples"] == fold.segments.told()[0]["examples"]
+        assert told["segments"][0]["examples"] == fold.segments.as_dicts()[0]["examples"]
 
     def test_a_fold_that_begins_later_says_so_and_goes_on_there(self, registry: Registry) -> None:
         fold = Fold(PIPELINE, "logreg", 40)

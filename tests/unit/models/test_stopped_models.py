@@ -14,7 +14,7 @@ from tidemill import Pipeline
 from tidemill.declare.tasks import TASKS, Task
 from tidemill.errors import ArtifactError
 from tidemill.metrics import COUNTS, GAUGES
-from tidemill.models.fold import LOOK, Fold
+from tidemill.models.fold import LOOK_EVERY_EXAMPLES, Fold
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.learner.service import Learner
@@ -94,10 +94,10 @@ def test_a_model_that_explodes_by_itself_stops_and_the_last_good_version_stays(
 ) -> None:
     live = Learning(exploding(), tmp_path)
     records = small.example_records(live.pipeline, 400)
-    live.step.course.every_examples = 1
+    live.step.training.every_examples = 1
     live.step.process(records[:1], lambda _, value, *__: live.manifests.append(live.registry.decode(value)))
     assert ([m.version for m in live.manifests], live.stopped) == ([1], 0.0), "one example does not make it explode"
-    live.step.course.every_examples = 10
+    live.step.training.every_examples = 10
     live.step.counts.clear()
     committed = live.feed(records[1:])
     assert not any(committed), "nothing is committed beyond the last version"
@@ -154,13 +154,13 @@ def test_it_is_noticed_at_the_same_example_however_seldom_versions_are_published
     found = set()
     for batch in (1, 7, 60, 400):
         live = Learning(exploding(), tmp_path)
-        live.step.course.every_examples = 10**9
+        live.step.training.every_examples = 10**9
         records = small.example_records(live.pipeline, 400)
         for at in range(0, 400, batch):
             assert not live.step.process(records[at : at + batch], lambda *_: None)
-            if live.step.fold.examples < LOOK:
-                assert not live.step.fold.exploded
-        found.add(live.step.fold.exploded)
+            if live.step.fold.examples < LOOK_EVERY_EXAMPLES:
+                assert not live.step.fold.diverged
+        found.add(live.step.fold.diverged)
         assert live.stopped == 1.0
     assert len(found) == 1, "it said the same to all of them"
 

@@ -304,7 +304,7 @@ def test_an_mlflow_that_is_not_there_is_said_in_one_sentence(tmp_path: Path) -> 
 
 def test_the_command_asks_where_mlflow_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(SettingsError, match="no MLflow is named: say --tracking-uri or set MLFLOW_TRACKING_URI"):
+    with pytest.raises(SettingsError, match="no MLflow server: give --tracking-uri or set MLFLOW_TRACKING_URI"):
         CliRunner().invoke(cli, ["models", "mirror", "flights"], catch_exceptions=False)
 
 

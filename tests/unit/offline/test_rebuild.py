@@ -21,9 +21,9 @@ from tidemill.cli.main import cli
 from tidemill.cli.text.models import version_text
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
-from tidemill.models.refold import Refold, Wanted
+from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.rebuild import Rebuild, Rebuilt
-from tidemill.registry.latest import REMEMBERED
+from tidemill.registry.latest import MAX_MANIFESTS_BACK
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.pruning import plan, prune
 from tidemill.registry.store import ArtifactStore
@@ -115,7 +115,7 @@ def test_every_version_that_is_listed_scores_as_its_artifact_does(river: River) 
     found = run(river)
     assert {(r.manifest.model, r.manifest.version) for r in found} == {(v.key, v.manifest.version) for v in listed}
     assert len(found) == len(listed) == 3 * ROUNDS
-    assert {(r.state, r.artifact) for r in found} == {("equal", "whole")}
+    assert {(r.state, r.artifact) for r in found} == {("equal", "intact")}
     assert all(r.scores == 2 * min(8, ROUND) for r in found), "the golden ones, and those of the fold's last vectors"
 
 
@@ -125,46 +125,46 @@ def test_an_artifact_that_is_lost_is_there_again_and_scores_as_before(river: Riv
     registry, lost = registry_of(river), one(river, model)
     before = registry.open(lost).model
     place(river, lost).unlink() if damage == "gone" else place(river, lost).write_bytes(b"damaged")
-    assert not registry.is_whole(lost)
-    (dry,) = [r for r in run(river, write=False) if r.artifact != "whole"]
-    assert (dry.manifest, dry.state, dry.artifact) == (lost, "equal", "not put back")
-    assert not registry.is_whole(lost)
-    (found,) = [r for r in run(river) if r.artifact != "whole"]
+    assert not registry.is_intact(lost)
+    (dry,) = [r for r in run(river, write=False) if r.artifact != "intact"]
+    assert (dry.manifest, dry.state, dry.artifact) == (lost, "equal", "not restored")
+    assert not registry.is_intact(lost)
+    (found,) = [r for r in run(river) if r.artifact != "intact"]
     assert (found.manifest, found.state) == (lost, "equal")
-    assert registry.is_whole(lost)
+    assert registry.is_intact(lost)
     opened = registry.open(lost)
     assert (opened.version, opened.examples) == (lost.version, lost.examples)
     same_scores(river, opened.model, before)
-    assert {r.artifact for r in run(river)} == {"whole"}
+    assert {r.artifact for r in run(river)} == {"intact"}
 
 
 def test_the_very_bytes_are_put_back_where_they_are_the_same(river: River) -> None:
     first = one(river, "linear", ROUND)  # learned in one go, as the fold does
     whole = place(river, first).read_bytes()
     place(river, first).unlink()
-    assert [r.artifact for r in run(river) if r.manifest == first] == ["put back"]
+    assert [r.artifact for r in run(river) if r.manifest == first] == ["restored"]
     assert place(river, first).read_bytes() == whole
-    assert registry_of(river).stand_in(first) is None
+    assert registry_of(river).replacement(first) is None
 
 
 def test_other_bytes_of_the_same_scores_stand_in_and_the_log_stays_as_it_is(river: River) -> None:
     registry, lost = registry_of(river), one(river, "linear")
     records = len(river.of(topics.MODELS))
     place(river, lost).unlink()
-    assert [r.artifact for r in run(river) if r.manifest == lost] == ["stands in"], "its learner was resumed twice"
+    assert [r.artifact for r in run(river) if r.manifest == lost] == ["replaced"], "its learner was resumed twice"
     assert len(river.of(topics.MODELS)) == records
-    stand_in = registry.stand_in(lost)
-    assert stand_in is not None
-    assert stand_in.sha256 != lost.sha256
-    assert registry.is_signed(stand_in)
+    replacement = registry.replacement(lost)
+    assert replacement is not None
+    assert replacement.sha256 != lost.sha256
+    assert registry.is_signed(replacement)
     assert (
-        dataclasses.replace(lost, **{n: getattr(stand_in, n) for n in ("uri", "sha256", "created_at", "signature")})
-        == stand_in
+        dataclasses.replace(lost, **{n: getattr(replacement, n) for n in ("uri", "sha256", "created_at", "signature")})
+        == replacement
     )
     there = Versions(river.pipeline, river.broker, registry)
     told, _ = there.find("linear", lost.version)
-    assert there.as_dict(told, registry.store)["artifact"] == "rebuilt"
-    assert "stands in for it" in " ".join(version_text(there, registry.store, told, 0).split())
+    assert there.as_dict(told, registry.store)["artifact"] == "replaced"
+    assert "replaced by a rebuild" in " ".join(version_text(there, registry.store, told, 0).split())
 
 
 def test_a_learner_goes_on_from_what_stands_in(river: River) -> None:
@@ -195,9 +195,9 @@ def test_what_stands_in_is_believed_only_when_signed_for_this_version(river: Riv
     place(river, lost).unlink()
     with pytest.raises(ArtifactError):
         registry.open(lost)
-    assert not registry.is_whole(lost)
-    (found,) = [r for r in run(river) if r.artifact != "whole"]
-    assert (found.manifest, found.state, found.artifact) == (lost, "equal", "stands in"), "and the forged one is gone"
+    assert not registry.is_intact(lost)
+    (found,) = [r for r in run(river) if r.artifact != "intact"]
+    assert (found.manifest, found.state, found.artifact) == (lost, "equal", "replaced"), "and the forged one is gone"
     assert registry.open(lost).version == lost.version
 
 
@@ -207,7 +207,7 @@ def test_a_version_of_another_river_is_compared_and_opened_again(river: River, m
     with pytest.raises(ArtifactError, match=r"made by River 0\.26\.1, this is 9\.9\.9"):
         registry.open(made)
     found = run(river)
-    assert {(r.state, r.artifact) for r in found} == {("equal", "stands in")}, "this River scores the same"
+    assert {(r.state, r.artifact) for r in found} == {("equal", "replaced")}, "this River scores the same"
     assert registry.open(made).version == made.version
     monkeypatch.undo()
     assert registry.open(made).version == made.version, "and that one has its own artifact still"
@@ -229,9 +229,9 @@ def test_what_is_not_equal_is_told_and_nothing_is_put_back(river: River) -> None
     found = {(r.manifest.model, r.manifest.version): r for r in run(river)}
     assert {r.state for (_, version), r in found.items() if version <= ROUND} == {"equal"}
     wrong = found["linear", lost.version]
-    assert (wrong.state, wrong.artifact) == ("different", "not put back")
+    assert (wrong.state, wrong.artifact) == ("different", "not restored")
     assert "golden vector 0 scores" in wrong.why
-    assert not registry_of(river).is_whole(lost)
+    assert not registry_of(river).is_intact(lost)
 
 
 def test_an_example_more_or_fewer_is_told(river: River) -> None:
@@ -249,7 +249,7 @@ def test_an_artifact_that_scores_otherwise_than_its_manifest_says_is_made_anew(r
     forged = dataclasses.replace(forged, signature=registry._signature(forged))
     river.broker.append(MODELS, registry.encode(forged), b"linear")
     (found,) = [r for r in run(river) if r.manifest == forged]
-    assert (found.state, found.artifact) == ("equal", "stands in")
+    assert (found.state, found.artifact) == ("equal", "replaced")
 
 
 def test_a_log_that_was_cut_off_folds_to_nothing(river: River) -> None:
@@ -268,7 +268,7 @@ def test_a_version_that_begins_later_is_folded_from_there_and_needs_no_more_of_t
     river.broker.append(MODELS, registry.encode(later), b"linear")
     river.broker.truncate(TopicPartition(EXAMPLES, 0), 25)
     found = {r.manifest.version: r for r in run(river) if r.manifest.model == "linear"}
-    assert (found[40].manifest.begin, found[40].state, found[40].artifact) == (25, "equal", "whole")
+    assert (found[40].manifest.begin, found[40].state, found[40].artifact) == (25, "equal", "intact")
     assert {r.state for version, r in found.items() if version != 40} == {"gone"}
 
 
@@ -281,7 +281,7 @@ def test_one_pass_comes_by_all_of_them(river: River) -> None:
         {TopicPartition(EXAMPLES, 0): (0, ROUNDS * ROUND)}
     ]
     del read[:]
-    wanted = [Wanted("linear", 40, 25), Wanted("linear", 30, 20), Wanted("slow", 0)]
+    wanted = [FoldRange("linear", 40, 25), FoldRange("linear", 30, 20), FoldRange("slow", 0)]
     list(Refold(small.make(), river.broker).snapshots(wanted))
     assert read == [{TopicPartition(EXAMPLES, 0): (20, 40)}]
 
@@ -295,14 +295,14 @@ def test_what_was_pruned_is_rebuilt_and_what_stands_in_is_pruned_too(river: Rive
         river.broker.append(MODELS, registry.encode(manifest), b"baseline")
 
     def pruned() -> list[str]:
-        found = plan(Versions(river.pipeline, river.broker, registry).read(), registry, keep=REMEMBERED)
+        found = plan(Versions(river.pipeline, river.broker, registry).read(), registry, keep=MAX_MANIFESTS_BACK)
         prune(found, registry.store)
         return found.artifacts
 
     files = len([path for path in Path(registry.store.url).rglob("*") if path.is_file()])
     gone = pruned()
-    assert len(gone) >= ROUNDS * ROUND - REMEMBERED
-    back = [r for r in run(river) if r.artifact in ("put back", "stands in")]
+    assert len(gone) >= ROUNDS * ROUND - MAX_MANIFESTS_BACK
+    back = [r for r in run(river) if r.artifact in ("restored", "replaced")]
     assert len(back) >= len(gone) - ROUNDS
     assert {r.state for r in back} == {"equal"}
     assert len(pruned()) >= len(back)
@@ -349,7 +349,7 @@ class TestCommand:
         assert (code, json.loads(text)["equal"]) == (0, True)
         (told,) = json.loads(text)["versions"]
         assert (told["model"], told["version"], told["state"]) == ("forest", 30, "equal")
-        assert told["artifact"] in ("put back", "stands in")
+        assert told["artifact"] in ("restored", "replaced")
         code, text = command("--all", "--missing")
         assert (code, text) == (0, "small.examples folded: none to rebuild\n")
         assert "18 equal" in command("--all")[1]
@@ -367,11 +367,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "name the versions that are rebuilt"),
-            (["linear@30", "--all"], "one of both"),
+            ([], "name the versions to rebuild"),
+            (["linear@30", "--all"], "one of the two"),
             (["linear@30", "--missing"], "--missing goes with --all"),
-            (["linear"], "'linear' names no version: expected MODEL@VERSION"),
-            (["linear@x"], "names no version"),
+            (["linear"], "'linear' is not a version: expected MODEL@VERSION"),
+            (["linear@x"], "is not a version"),
             (["linear@31"], r"linear@31 can't be rebuilt: small\.models has no manifest of model 'linear' version 31"),
         ],
     )

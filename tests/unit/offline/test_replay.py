@@ -433,7 +433,7 @@ class TestCommand:
     def test_samples_and_rebuilds(self, learned: River, embedded: EmbeddedBroker) -> None:
         done = run(learned, embedded, "--sample", "50", "--seed", "3")
         assert done.exit_code == 0
-        assert "50 predictions of small.prediction-log drawn (--seed 3) done again by" in done.stdout
+        assert "50 predictions of small.prediction-log drawn (--seed 3) repeated by" in done.stdout
         assert "150 scores: 150 equal\n" in done.stdout
         done = run(learned, embedded, "--sample", "500", "--rebuild", "--json")
         said = json.loads(done.stdout)
@@ -455,10 +455,10 @@ class TestCommand:
             )
             done = run(learned, embedded, "e70")
             assert (done.exit_code, done.stdout.count(why)) == (1, 1)
-            assert "3 scores: 2 equal, 1 can't be done again\n" in done.stdout
+            assert "3 scores: 2 equal, 1 can't be repeated\n" in done.stdout
             done = run(learned, embedded, "--sample", "500")
             assert done.exit_code == 1
-            assert f"30 scores can't be done again: {why}" in done.stdout
+            assert f"30 scores can't be repeated: {why}" in done.stdout
             assert run(learned, embedded, "e70", "--rebuild").exit_code == 0
         finally:
             path.write_bytes(whole)
@@ -491,7 +491,7 @@ class TestCommand:
         ("arguments", "words"),
         [
             ([], "name the predictions to replay"),
-            (["e1", "--sample", "3"], "one of both"),
+            (["e1", "--sample", "3"], "one of the two"),
             (["e1", "--seed", "3"], "--seed 3 goes with --sample"),
             (["e999"], "no prediction of event 'e999'"),
         ],

@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from tidemill.cli import versions as command
 from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
-from tidemill.registry.latest import REMEMBERED
+from tidemill.registry.latest import MAX_MANIFESTS_BACK
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.pruning import plan, prune
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
 from tidemill.runtime.run import topic_table
-from tidemill.stages.learner.service import Learner, history_of
+from tidemill.stages.learner.service import Learner, manifest_history
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -50,7 +50,12 @@ class Learned:
 
     def learner(self, model: str) -> Learner:
         step = Learner(
-            PIPELINE, model, self.registry, history_of(self.broker, self.registry), every_examples=2, every_seconds=1e9
+            PIPELINE,
+            model,
+            self.registry,
+            manifest_history(self.broker, self.registry),
+            every_examples=2,
+            every_seconds=1e9,
         )
         step.assign(TopicPartition("small.examples", 0), Position(0))
         return step
@@ -65,7 +70,9 @@ class Learned:
 
     def plan(self, **options: Any) -> Any:
         return plan(
-            Versions(PIPELINE, self.broker, self.registry).read(), self.registry, **{"keep": REMEMBERED, **options}
+            Versions(PIPELINE, self.broker, self.registry).read(),
+            self.registry,
+            **{"keep": MAX_MANIFESTS_BACK, **options},
         )
 
     def held(self, model: str) -> list[int]:
@@ -104,14 +111,14 @@ def test_manifests_stay_and_a_learner_resumes_as_before(learned: Learned) -> Non
 
 def test_what_is_promoted_or_pinned_stays(learned: Learned) -> None:
     prune(learned.plan(kept={("linear", 4), ("slow", 2), ("slow", 999)}), learned.store)
-    assert learned.held("linear") == [4, *ALL[-REMEMBERED:]]
-    assert learned.held("slow") == [2, *ALL[-REMEMBERED:]]
+    assert learned.held("linear") == [4, *ALL[-MAX_MANIFESTS_BACK:]]
+    assert learned.held("slow") == [2, *ALL[-MAX_MANIFESTS_BACK:]]
 
 
 def test_what_is_young_stays(learned: Learned) -> None:
     times = {m.version: m.created_at for m in learned.manifests if m.model == "linear"}
     assert learned.plan(before=min(m.created_at for m in learned.manifests)).artifacts == []
-    assert len(learned.plan(before=max(times.values()) + 1).artifacts) == 2 * (MANY - REMEMBERED)
+    assert len(learned.plan(before=max(times.values()) + 1).artifacts) == 2 * (MANY - MAX_MANIFESTS_BACK)
 
 
 def test_the_newest_whole_one_stays_however_old(learned: Learned) -> None:
@@ -119,7 +126,7 @@ def test_the_newest_whole_one_stays_however_old(learned: Learned) -> None:
         if manifest.model == "linear" and manifest.version > 6:
             (Path(learned.store.url) / manifest.uri).write_bytes(b"damaged")
     prune(learned.plan(), learned.store)
-    assert learned.held("linear") == [6, *ALL[-REMEMBERED:]]
+    assert learned.held("linear") == [6, *ALL[-MAX_MANIFESTS_BACK:]]
     assert learned.registry.open(next(m for m in learned.manifests if (m.model, m.version) == ("linear", 6)))
 
 
@@ -129,7 +136,7 @@ def test_an_artifact_that_a_kept_version_shares_stays_and_goes_with_the_last(lea
     found = learned.plan()
     assert first.sha256 not in found.artifacts
     assert found.models["linear"].shared == 1
-    for number in range(REMEMBERED):
+    for number in range(MAX_MANIFESTS_BACK):
         learned.append(dataclasses.replace(last, version=ALL[-1] + 4 + 2 * number))
     assert learned.plan().artifacts.count(first.sha256) == 1, "two versions name it, and it is deleted once"
 
@@ -148,8 +155,8 @@ def test_a_forged_manifest_neither_deletes_nor_keeps(learned: Learned, pipeline:
 
 
 def test_fewer_than_a_learner_looks_back_at_are_never_kept(learned: Learned) -> None:
-    with pytest.raises(ValueError, match=f"keep is {REMEMBERED - 1} where at least {REMEMBERED}"):
-        learned.plan(keep=REMEMBERED - 1)
+    with pytest.raises(ValueError, match=f"keep is {MAX_MANIFESTS_BACK - 1} where at least {MAX_MANIFESTS_BACK}"):
+        learned.plan(keep=MAX_MANIFESTS_BACK - 1)
 
 
 class Failing(ArtifactStore):
@@ -173,7 +180,7 @@ def test_one_that_breaks_off_is_gone_on_with(tmp_path: Path) -> None:
     assert learned.learner("slow").fold.version == ALL[-1]
     store.left = 10**6
     prune(learned.plan(), store)
-    assert learned.held("linear") == learned.held("slow") == ALL[-REMEMBERED:]
+    assert learned.held("linear") == learned.held("slow") == ALL[-MAX_MANIFESTS_BACK:]
 
 
 @pytest.mark.parametrize("url", ["folder", "memory://pruning"])

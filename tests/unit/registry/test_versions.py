@@ -19,7 +19,7 @@ from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore, sha256
-from tidemill.registry.versions import MOST, Versions
+from tidemill.registry.versions import MAX_RECORDS_HELD, Versions
 from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -133,7 +133,7 @@ class TestVersions:
     def test_however_many_there_are_it_stays_small(self, registry: Registry) -> None:
         manifest = made(registry)
         data, broker = registry.encode(manifest), MemoryBroker({TOPIC: 1})
-        for _ in range(3 * MOST):
+        for _ in range(3 * MAX_RECORDS_HELD):
             broker.append(TOPIC, data, b"logreg")
         held: list[int] = []
         whole = broker.read
@@ -144,9 +144,9 @@ class TestVersions:
             assert tracemalloc.get_traced_memory()[1] < 2_000_000
         finally:
             tracemalloc.stop()
-        assert max(held) == MOST
+        assert max(held) == MAX_RECORDS_HELD
         next(Versions(PIPELINE, broker, registry).read())
-        assert held[-1] < MOST, "the newest are read without the rest"
+        assert held[-1] < MAX_RECORDS_HELD, "the newest are read without the rest"
 
 
 class TestTold:
@@ -162,15 +162,15 @@ class TestTold:
         found, _ = there.find("slow")
         path = Path(store.url) / store.path(manifest.sha256)
         whole = path.read_bytes()
-        assert "there, and its hash is right" in version_text(there, store, found, 0)
+        assert "in the store, and its hash is right" in version_text(there, store, found, 0)
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-        assert store.state(manifest.sha256) == "damaged"
-        assert "DAMAGED: its bytes have another hash" in version_text(there, store, found, 0)
-        assert there.as_dict(found, store)["artifact"] == "there", "a list does not read artifacts"
+        assert store.state(manifest.sha256) == "corrupted"
+        assert "CORRUPTED: its bytes have another hash" in version_text(there, store, found, 0)
+        assert there.as_dict(found, store)["artifact"] == "stored", "a list does not read artifacts"
         path.unlink()
         shown = "".join(version_text(there, store, found, 0).split())  # a long path is folded
-        assert "".join(f"gone: nothing of that name is in {store.url}".split()) in shown
-        assert there.as_dict(found, store)["artifact"] == "gone"
+        assert "".join(f"missing: nothing of that name is in {store.url}".split()) in shown
+        assert there.as_dict(found, store)["artifact"] == "missing"
 
     def test_a_forged_manifest_is_told_and_obeyed_in_nothing(self, registry: Registry, store: ArtifactStore) -> None:
         forged = made(
@@ -179,11 +179,11 @@ class TestTold:
         there = Versions(PIPELINE, appended(registry, None, forged), registry)
         found, _ = there.find("slow")
         text = version_text(there, store, found, 0) + versions_text(there, store, [found])
-        assert "WRONG: damaged, forged, or signed with another TIDEMILL_SIGNING_KEY" in text
+        assert "WRONG: corrupted, forged, or signed with another TIDEMILL_SIGNING_KEY" in text
         assert "refused: wrong signature" in text
         assert r"[red]\x1b[31mx" in text
         assert "\x1b" not in text
-        assert "gone" in text
+        assert "missing" in text
 
     def test_the_declaration_of_then_and_of_now(self, registry: Registry, store: ArtifactStore) -> None:
         broker = appended(
@@ -192,7 +192,7 @@ class TestTold:
         there = Versions(PIPELINE, broker, registry)
         old, new = there.find("logreg")[0], there.find("slow")[0]
         assert "NOT as declared now: another model, vector or task" in version_text(there, store, old, 0)
-        assert "0.1, this is 0.26.1: no service opens it" in version_text(there, store, old, 0)
+        assert "0.1, this is 0.26.1: no service loads it" in version_text(there, store, old, 0)
         assert "another declaration" in versions_text(there, store, [old]).replace("\n", " ")
         assert "as declared now" in version_text(there, store, new, 0)
         assert [there.as_dict(one, store)["declared"] for one in (old, new)] == [False, True]
@@ -255,7 +255,7 @@ class TestCommands:
     def test_show(self, embedded, monkeypatch: pytest.MonkeyPatch) -> None:
         text = self.run(embedded, "show", "slow")
         for words in ("slow@10 of flights.models, offset 4: newest", "challenger", "valid", "LogisticRegression", "0.26.1",
-                      "ROCAUC          0.750000", PIPELINE.declaration_hash("slow"), "there, and its hash is right",
+                      "ROCAUC          0.750000", PIPELINE.declaration_hash("slow"), "in the store, and its hash is right",
                       "that no service takes: 2; `models list --model` shows why", "flights.examples[0..10)"):  # fmt: skip
             assert words in text
         assert "slow@5 of flights.models, offset 1\n" in self.run(embedded, "show", "slow@5")
@@ -264,21 +264,21 @@ class TestCommands:
         assert "not checked" in self.run(embedded, "show", "slow@15")
         for named in ("slow@", "slow@x", "slow@-1"):
             with pytest.raises(
-                SettingsError, match=f"'{named}' names no version: expected MODEL or MODEL@VERSION, as in slow@"
+                SettingsError, match=f"'{named}' is not a version: expected MODEL or MODEL@VERSION, as in slow@"
             ):
                 self.run(embedded, "show", named)
 
     @pytest.mark.slow
     def test_a_store_that_is_not_there_is_not_made(self, embedded, tmp_path: Path) -> None:
-        assert "gone" in self.run(embedded, "show", "slow", store=str(tmp_path / "nowhere"))
+        assert "missing" in self.run(embedded, "show", "slow", store=str(tmp_path / "nowhere"))
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_tells_what_it_holds(store: ArtifactStore) -> None:
     digest = store.put(b"bytes")
-    assert (store.holds(digest), store.state(digest)) == (True, "there")
+    assert (store.holds(digest), store.state(digest)) == (True, "stored")
     for other in (sha256(b"other"), "../../etc/passwd", ""):
-        assert (store.holds(other), store.state(other)) == (False, "gone")
+        assert (store.holds(other), store.state(other)) == (False, "missing")
 
 
 def test_the_champion_is_who_serves_and_not_who_was_declared(registry: Registry, store: ArtifactStore) -> None:

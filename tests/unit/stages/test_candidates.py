@@ -20,7 +20,7 @@ from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
 from tidemill.runtime.run import topic_table
 from tidemill.stages.learner import service as learner
-from tidemill.stages.learner.service import Learner, history_of, past_of, wanted_of
+from tidemill.stages.learner.service import Learner, candidate_names, example_reader, manifest_history
 from tidemill.stages.scorer.feed import ModelFeed
 from tidemill.stages.scorer.service import Scorer
 from tidemill.stream.api import Record, TopicPartition
@@ -37,7 +37,7 @@ X = {"distance": 120.0, "hour": 7.0}
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "CATCH_UP", 7)
+    monkeypatch.setattr(learner, "MAX_CATCH_UP_EXAMPLES", 7)
 
 
 class World:
@@ -67,13 +67,13 @@ class World:
 
     def _past(self, begin: int, end: int) -> Iterator[Sequence[Record]] | None:
         self.asked.append((begin, end))
-        return past_of(self.broker, PIPELINE)(begin, end)
+        return example_reader(self.broker, PIPELINE)(begin, end)
 
     def learner(self, every: int = 10, wanted: Any = None) -> Learner:
         ticks = iter(range(10**9))  # a second passes at every look at the clock
         return Learner(
-            PIPELINE, "slow", self.registry, history_of(self.broker, self.registry),
-            wanted or wanted_of(self.broker, self.registry, "slow"), self._past,
+            PIPELINE, "slow", self.registry, manifest_history(self.broker, self.registry),
+            wanted or candidate_names(self.broker, self.registry, "slow"), self._past,
             every_examples=every, every_seconds=1e9, clock=lambda: float(next(ticks)),
         )  # fmt: skip
 
@@ -226,7 +226,7 @@ class TestLearning:
                     raise BrokerError("away")
                 yield [record]
 
-        step.past = past
+        step.read_examples = past
         drive(Service("learner-slow", "small.learner.slow", [EXAMPLES], step), world.broker, batch=20)
         for _ in range(10):
             step.process([], small.Emitted())

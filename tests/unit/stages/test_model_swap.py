@@ -18,7 +18,7 @@ from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stages.scorer.feed import ModelFeed
-from tidemill.stages.scorer.release import PIECE, release
+from tidemill.stages.scorer.release import PIECE_OBJECTS, release
 from tidemill.stages.scorer.service import Scorer
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
@@ -101,7 +101,7 @@ class Node:
 
 def test_what_is_let_go_of_frees_itself_object_by_object() -> None:
     nodes = [Node()]
-    for _ in range(4 * PIECE):
+    for _ in range(4 * PIECE_OBJECTS):
         nodes.append(Node(nodes[-1], {"a": [nodes[-1]]}))
     alive = weakref.WeakSet(nodes)
     parts, counts = [nodes.pop()], []
@@ -114,7 +114,7 @@ def test_what_is_let_go_of_frees_itself_object_by_object() -> None:
     left = [count for _, count in counts]
     assert left[0] == whole
     assert sorted(set(left), reverse=True) == sorted(set(left))[::-1] == list(dict.fromkeys(left)), "it only falls"
-    assert max(a - b for a, b in itertools.pairwise(left)) <= PIECE, "never many at once"
+    assert max(a - b for a, b in itertools.pairwise(left)) <= PIECE_OBJECTS, "never many at once"
 
 
 def test_what_others_hold_is_left_alone() -> None:

@@ -18,7 +18,7 @@ from tidemill.registry.decisions import NOBODY, Decision, ModelRef, decisions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
-from tidemill.stages.scorer.feed import AGAIN_SECONDS, ModelFeed, ServingChange
+from tidemill.stages.scorer.feed import RETRY_SECONDS, ModelFeed, ServingChange
 from tidemill.stages.scorer.service import Scorer, share_of
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
@@ -241,14 +241,14 @@ class TestTheFeed:
         models, promotions = (broker.follow(slot, broker.offset_range(slot)[1]) for slot in (
             TopicPartition(topics.MODELS.name("small"), 0), TopicPartition(topics.PROMOTIONS.name("small"), 0)
         ))  # fmt: skip
-        for at in (AGAIN_SECONDS, 2 * AGAIN_SECONDS):
+        for at in (RETRY_SECONDS, 2 * RETRY_SECONDS):
             now[0] = at
             feed._look(models, promotions)
         step.swap()
         assert step.champion.version == 0
         assert step.counts["model_loads", "refused"] == 2, "it is said once"
         artifact.write_bytes(whole)
-        now[0] += AGAIN_SECONDS
+        now[0] += RETRY_SECONDS
         feed._look(models, promotions)
         step.swap()
         assert (step.champion.name, step.champion.version) == ("linear", 5)
@@ -273,7 +273,7 @@ class TestTheFeed:
             patch.setattr(broker, "offset_range", away)
             with pytest.raises(BrokerError):
                 feed._look(models, promotions)
-        now[0] += AGAIN_SECONDS
+        now[0] += RETRY_SECONDS
         feed._look(models, promotions)
         step.swap()
         assert (step.champion.name, step.champion.version) == ("linear", 5)

@@ -95,7 +95,7 @@ class FragileView(MemoryView):
 def sent() -> MemoryBroker:
     broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(PIPELINE)})
     found = data.flights((1,), days=3)[::9]
-    for number, message in enumerate(script(PIPELINE, found, spoil_every=40)):
+    for number, message in enumerate(script(PIPELINE, found, corrupt_every=40)):
         broker.append(message.topic, message.value, message.key, 1000 + number)
     return broker
 

@@ -46,7 +46,7 @@ def rebuilt_text(pipeline: str, report: RebuildReport) -> str:
     states = Counter(one.state for one in report.versions)
     artifacts = Counter(one.artifact for one in report.versions)
     counts = ", ".join(f"{count:,} {state}" for state, count in states.items()) or "none to rebuild"
-    counts += f"; {artifacts['put back']:,} put back" if artifacts["put back"] else ""
-    counts += f"; {artifacts['stands in']:,} stand in, with other bytes" if artifacts["stands in"] else ""
+    counts += f"; {artifacts['restored']:,} restored" if artifacts["restored"] else ""
+    counts += f"; {artifacts['replaced']:,} replaced, with other bytes" if artifacts["replaced"] else ""
     left = f"left out: {report.others:,} of another declaration\n" if report.others else ""
     return (render(table) + "\n" if report.versions else "") + f"{pipeline}.examples folded: {counts}\n{left}"

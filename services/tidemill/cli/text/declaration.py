@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidemill.cli.text.shared import new_table, render
+from tidemill.cli.text.shared import model_text, new_table, render
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files
 from tidemill.stream.topic import DAY
@@ -13,16 +13,16 @@ from tidemill.wire.records import Records
 
 def topics_text(pipeline: Pipeline) -> str:
     """Return the table of the pipeline's topics."""
-    table = new_table("topic", "key", "record", "partitions", "kept", "written by", "read by")
+    table = new_table("topic", "key", "record", "partitions", "retention", "written by", "read by")
     for topic in topics.TOPICS:
-        kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // DAY} days"
+        retention = "forever" if topic.retention_ms < 0 else f"{topic.retention_ms // DAY} days"
         partitions = str(topic.partitions or pipeline.partitions)
         table.add_row(
             topic.name(pipeline.name),
             topic.key,
             topic.record,
             partitions,
-            kept,
+            retention,
             ", ".join(topic.writers),
             ", ".join(topic.readers),
         )
@@ -38,16 +38,16 @@ def pipeline_text(pipeline: Pipeline) -> str:
     for view in pipeline.views:
         for name in view.features:
             vector.add_row(name, "number", f"view {view.label}")
-    views = new_table("view", "of", "from", "tiles of", "expires", "fresh", "kept by")
+    views = new_table("view", "entity", "source", "tile", "expires", "fresh within", "kept by")
     for view in pipeline.views:
         by = "featurizer" if view in pipeline.inline_views else "materializer"
         views.add_row(view.label, view.entity, view.source, view.every, view.expires or "never", view.fresh, by)
     rules = new_table("rule", "field", "expects")
     for rule in (*pipeline.event_checks, *pipeline.label_checks):
         rules.add_row(rule.name, rule.field, rule.description)
-    models = new_table("model", "role", "is")
+    models = new_table("model", "role", "declared as")
     for name in pipeline.model_names:
-        models.add_row(name, pipeline.role(name), " ".join(pipeline.stable_repr(name).split()))
+        models.add_row(name, pipeline.role(name), model_text(pipeline.stable_repr(name)))
     head = (
         f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, label within {pipeline.label_timeout}\n"
         f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
@@ -58,22 +58,22 @@ def pipeline_text(pipeline: Pipeline) -> str:
         head += f"{name} are also taken by {', '.join(others)}\n" if others else ""
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
-    head += f"watched in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"
+    head += f"monitored in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"
     if (protect := pipeline.protect) is not None:
         head += f"of the last {protect.of:,} examples learned, at most {protect.share:.4g} of one {protect.source}\n"
-    parts = ["rules", rules, f"vector, {len(pipeline.vector)} features", vector]
+    parts = ["rules", rules, f"\nvector, {len(pipeline.vector)} features", vector]
     if pipeline.views:
-        parts += ["views", views]
+        parts += ["\nviews", views]
     if pipeline.tables:
         tables = new_table("table", "key", "rows", "sha256", numbers=2)
         for table in pipeline.tables:
             tables.add_row(table.name, table.key, f"{len(table):,}", table.sha256[:12])
-        parts += ["tables", tables]
-    parts += ["models", models]
+        parts += ["\ntables", tables]
+    parts += ["\nmodels", models]
     if pipeline.search:
         searched = new_table("search", "parameter", "values")
         for name, search in pipeline.search.items():
             for parameter, values in search.over.items():
                 searched.add_row(name, parameter, values.description)
-        parts += ["searched by `tidemill tune`", searched]
-    return head + "\n" + render(*parts) + "topics\n" + topics_text(pipeline)
+        parts += ["\nsearched by `tidemill tune`", searched]
+    return head + "\n" + render(*parts) + "\ntopics\n" + topics_text(pipeline)

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.cli.text.shared import format_value, minute, moment, printable, render, second
+from tidemill.cli.text.shared import format_value, minute, model_text, moment, printable, render, second
 from tidemill.models.evidence import Interval
 from tidemill.offline.compare import Report as Comparison
 from tidemill.registry.manifests import Manifest
@@ -66,20 +66,20 @@ def version_text(versions: Versions, store: ArtifactStore, version: Version, ref
     manifest, pipeline = version.manifest, versions.pipeline
     assert manifest is not None  # noqa: S101  `find` returns no other
     artifact = {
-        "there": "there, and its hash is right",
-        "damaged": "DAMAGED: its bytes have another hash; no service opens it",
-        "gone": f"gone: nothing of that name is in {store.url}",
+        "stored": "in the store, and its hash is right",
+        "corrupted": "CORRUPTED: its bytes have another hash; no service loads it",
+        "missing": f"missing: nothing of that name is in {store.url}",
     }[store.state(manifest.sha256)]
     if store.note(manifest.sha256) is not None:
-        artifact += "; a fold of the same examples, with other bytes, stands in for it"
+        artifact += "; replaced by a rebuild from the same examples, with other bytes"
     signature = {
         "valid": "valid",
-        "wrong": "WRONG: damaged, forged, or signed with another TIDEMILL_SIGNING_KEY; no service takes it",
+        "wrong": "WRONG: corrupted, forged, or signed with another TIDEMILL_SIGNING_KEY; no service takes it",
         "not checked": "not checked: TIDEMILL_SIGNING_KEY is not set",
     }[versions.signature(manifest)]
     same = versions.is_declared(manifest)
     declared = "as declared now" if same else "NOT as declared now: another model, vector or task"
-    river_now = f", this is {river.__version__}: no service opens it" if manifest.river != river.__version__ else ""
+    river_now = f", this is {river.__version__}: no service loads it" if manifest.river != river.__version__ else ""
     metrics = [(name, f"{value:.6f}") for name, value in manifest.metrics.items()]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -102,8 +102,8 @@ def version_text(versions: Versions, store: ArtifactStore, version: Version, ref
         ("River", f"{manifest.river}{river_now}"),
         ("Python", manifest.python),
         ("Tidemill", manifest.tidemill),
-        ("schema ids", ", ".join(f"{name} {number}" for name, number in manifest.schemas.items()) or "not said"),
-        ("model", " ".join(manifest.hyperparameters.split())),
+        ("schema ids", ", ".join(f"{name} {number}" for name, number in manifest.schemas.items()) or "unknown"),
+        ("model", model_text(manifest.hyperparameters)),
     ]
     for name, text in rows:
         table.add_row(format_value(name), Text("\n").join(format_value(line, 4000) for line in text.split("\n")))
@@ -143,13 +143,13 @@ def _figure(value: float | None) -> str:
     )
 
 
-def _margin(found: Interval | None) -> str:
+def _margin(interval: Interval | None) -> str:
     """Return a mean and half of its interval, with two digits of that."""
-    if found is None:
+    if interval is None:
         return "too few"
-    half = found.high - found.mean
+    half = interval.high - interval.mean
     digits = min(12, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 4
-    return f"{found.mean:+,.{digits}f} ± {half:,.{digits}f}" if half < 1e6 else f"{found.mean:+.2g} ± {half:.2g}"
+    return f"{interval.mean:+,.{digits}f} ± {half:,.{digits}f}" if half < 1e6 else f"{interval.mean:+.2g} ± {half:.2g}"
 
 
 def _lines(report: Comparison) -> Table:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import river
 from rich.table import Table
 
-from tidemill.cli.text.shared import count_of, format_value, new_table, pairs_table, printable, render, second
+from tidemill.cli.text.shared import (
+    count_of,
+    format_value,
+    model_text,
+    new_table,
+    pairs_table,
+    printable,
+    render,
+    second,
+)
 from tidemill.encoding import schema_files
 from tidemill.wire.records import Records
 
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 def prediction_text(pipeline: Pipeline, prediction: Mapping[str, Any]) -> str:
     """Return everything about one replayed prediction: event, vector, versions, scores then and now, label."""
     states = {score["state"] for score in prediction["scores"]}
-    state = "different" if "different" in states else "can't be done again" if "gone" in states else "equal"
+    state = "different" if "different" in states else "can't be repeated" if "gone" in states else "equal"
     head = printable(f"prediction {prediction['event_id']} of {_at(prediction['log'])}: {state}") + "\n\n"
     event, missing = prediction["event"], prediction["event"].get("why", "")
     named = {pipeline.events.key: prediction["entity_id"]} | prediction["entities"]
@@ -31,7 +40,10 @@ def prediction_text(pipeline: Pipeline, prediction: Mapping[str, Any]) -> str:
         ("", f"not shown: {missing}" if missing else ""),
         ("event time", f"{second(prediction['event_time'])} UTC"),
         ("entities", ", ".join(f"{field} {name}" for field, name in named.items())),
-        ("windows", "partial: the log did not reach back to all of them" if prediction["log"]["partial"] else "whole"),
+        (
+            "windows",
+            "partial: the log did not reach back to all of them" if prediction["log"]["partial"] else "complete",
+        ),
         ("stale views", ", ".join(prediction["stale"]) or "none"),
         ("label", _outcome(prediction["outcome"])),
     ]
@@ -97,7 +109,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> Table:
     table = new_table("model", "role", "version", "score then", "score now", "")
     for score in scores:
         now = "" if score["score_now"] is None else repr(score["score_now"])
-        state = {"gone": "can't be done again"}.get(score["state"], score["state"])
+        state = {"gone": "can't be repeated"}.get(score["state"], score["state"])
         if state == "different" and score["score_now"] == score["score"]:
             state = "different probabilities"
         table.add_row(
@@ -115,8 +127,8 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
     made = score["manifest"]
     if made is None:
         declared = pipeline.knows(score["model"]) and not score["version"]
-        printed = " ".join(pipeline.stable_repr(score["model"]).split()) if declared else ""
-        why = "" if score["version"] else "the declared model, before it had learned anything"
+        printed = model_text(pipeline.stable_repr(score["model"])) if declared else ""
+        why = "" if score["version"] else "the declared model, before it learned anything"
         return pairs_table([("is", why or "there is no manifest that can be trusted"), ("hyperparameters", printed)])
     now = f" (this is {river.__version__})" if made["river"] != river.__version__ else ""
     return pairs_table(
@@ -127,7 +139,7 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
             ("made by", f"tidemill {made['tidemill']}, River {made['river']}{now}, Python {made['python']}"),
             ("declaration", made["declaration"]),
             ("metrics", ", ".join(f"{name} {value:.6f}" for name, value in made["metrics"].items())),
-            ("hyperparameters", " ".join(made["hyperparameters"].split())),
+            ("hyperparameters", model_text(made["hyperparameters"])),
         ]
     )
 
@@ -137,7 +149,7 @@ MAX_UNEQUAL = 100
 
 
 def unequal_text(unequal: Sequence[replay.ReplayedPrediction]) -> str:
-    """Return those scores of a sample that came out otherwise, and why others could not be done again."""
+    """Return the scores of a sample that differ, and why others can't be repeated."""
     scores = [(one.prediction.event_id, again) for one in unequal for again in one.scores]
     different = [(event_id, again) for event_id, again in scores if again.now is not None and again.state != "equal"]
     table = new_table("prediction", "model", "version", "score then", "score now")
@@ -150,7 +162,7 @@ def unequal_text(unequal: Sequence[replay.ReplayedPrediction]) -> str:
     text = render(table) + _more(len(different)) + "\n" if different else ""
     gone = Counter(again.why for _, again in scores if again.state == "gone")
     lines = [
-        f"{count_of(n, 'score')} can't be done again: {printable(why)}\n" for why, n in gone.most_common(MAX_UNEQUAL)
+        f"{count_of(n, 'score')} can't be repeated: {printable(why)}\n" for why, n in gone.most_common(MAX_UNEQUAL)
     ]
     return text + ("".join(lines) + _more(len(gone)) + "\n" if gone else "")
 
@@ -161,14 +173,14 @@ def _more(count: int) -> str:
 
 def replay_text(topic: str, summary: replay.Summary) -> str:
     """Return what came of doing predictions again, in a few lines."""
-    by = "folded again from the examples" if summary.rebuilt else "from their artifacts"
+    by = "rebuilt from the examples" if summary.rebuilt else "from their artifacts"
     drawn = "" if summary.seed is None else f" drawn (--seed {summary.seed})"
     states = [f"{summary.equal:,} equal"]
     states += [f"{summary.different:,} different"] if summary.different else []
-    states += [f"{summary.gone:,} can't be done again"] if summary.gone else []
+    states += [f"{summary.gone:,} can't be repeated"] if summary.gone else []
     return (
-        f"{count_of(summary.predictions, 'prediction')} of {topic}{drawn} done again by {count_of(summary.versions, 'version')}, {by}\n"
+        f"{count_of(summary.predictions, 'prediction')} of {topic}{drawn} repeated by {count_of(summary.versions, 'version')}, {by}\n"
         f"{count_of(summary.scores, 'score')}: {', '.join(states)}\n"
-        + (f"{count_of(summary.skipped, 'record')} of an earlier declaration passed over\n" if summary.skipped else "")
+        + (f"{count_of(summary.skipped, 'record')} of an earlier declaration skipped\n" if summary.skipped else "")
         + f"{summary.seconds:.1f} s\n"
     )

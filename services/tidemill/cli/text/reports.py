@@ -22,7 +22,7 @@ def known_text(known: Sequence[Known]) -> str:
             table.add_row(
                 name,
                 "missing" if value is None else f"{value:g}",
-                view.view if view.whole else f"{view.view} (not whole)",
+                view.view if view.whole else f"{view.view} (incomplete)",
                 "" if view.at is None else minute(view.at),
                 "never" if view.event_time is None else minute(view.event_time),
                 "" if view.age_seconds is None else f"{dt.timedelta(seconds=round(view.age_seconds))}",
@@ -70,7 +70,7 @@ def dataset_text(summary: Summary) -> str:
     left = [
         (summary.partial, "with windows that reach back before what is known (partial)"),
         (summary.stale, "with views that could not be read when they were served (stale)"),
-        (summary.skipped, "records of an earlier declaration were passed over"),
+        (summary.skipped, "records of an earlier declaration were skipped"),
         *((n, f"records were refused: {reason}") for reason, n in sorted(summary.dead_letters.items())),
     ]
     return (

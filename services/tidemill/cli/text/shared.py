@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import re
+import shutil
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,11 +17,17 @@ from rich.text import Text
 
 from tidemill.wire.dead_letters import shorten
 
+#: Columns of a table where no terminal says how wide it is, and columns at least.
+WIDTH, MIN_WIDTH = 118, 80
+
 
 def render(*parts: Any) -> str:
     """Return rich tables and text as plain text."""
+    width = WIDTH
+    if sys.stdout.isatty():
+        width = max(MIN_WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
     out = io.StringIO()
-    console = Console(file=out, width=118, highlight=False)
+    console = Console(file=out, width=width, highlight=False)
     for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
@@ -26,7 +35,7 @@ def render(*parts: Any) -> str:
 
 def new_table(*columns: str, numbers: int = 0) -> Table:
     """Return a table; its last `numbers` columns are numbers."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         # The name of a row does not wrap; the rest may.
         table.add_column(column, justify="right" if index >= len(columns) - numbers else "left", no_wrap=index == 0)
@@ -73,6 +82,11 @@ def pairs_table(rows: Iterable[tuple[str, Any]]) -> Table:
         if value != "":
             table.add_row(format_value(name), format_value("missing" if value is None else str(value), 2000))
     return table
+
+
+def model_text(printed: str) -> str:
+    """Return River's text of a model on one line, without the blanks inside its parentheses."""
+    return re.sub(r" ?\( ", "(", " ".join(printed.split())).replace(" )", ")").replace(" ()", "()")
 
 
 def count_of(count: int, what: str) -> str:

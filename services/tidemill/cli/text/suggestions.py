@@ -27,7 +27,7 @@ def suggestions_text(suggestions: Suggestions) -> str:
             table.add_row(*row, *_suggested(suggestion, is_time=one.name in times))
             row = [""] * 3
     head = f"{suggestions.argument}: {suggestions.records:,} records of {suggestions.schema}"
-    head += f", {suggestions.skipped:,} of an earlier schema passed over" if suggestions.skipped else ""
+    head += f", {suggestions.skipped:,} of an earlier schema skipped" if suggestions.skipped else ""
     broken = "".join(
         f"declared: {bad.rule} on {bad.field} ({bad.expects}) refuses {bad.refused:,} ({bad.share:.2g}): "
         f"{_counted(bad.values, is_time=bad.field in times)}\n"

@@ -25,7 +25,7 @@ def tuning_text(report: TuningReport) -> str:
     for one in report.candidates[:MAX_CANDIDATES]:
         table.add_row(*_row(one, names, "won" if one.name in winners else ""))
     more = f"and {count_of(len(report.candidates) - MAX_CANDIDATES, 'candidate')} more, all behind these; --json prints them\n"
-    skipped = f", {report.skipped:,} of an earlier declaration passed over" if report.skipped else ""
+    skipped = f", {report.skipped:,} of an earlier declaration skipped" if report.skipped else ""
     head = (
         f"{report.pipeline}: {count_of(len(report.candidates), 'candidate')} (--seed {report.seed}) on "
         f"{count_of(report.examples, 'example')}{skipped}; the best by {report.metric}; {report.seconds:.1f} s\n"

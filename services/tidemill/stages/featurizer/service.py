@@ -231,7 +231,7 @@ class Featurizer(Processor):
         self.counts["dead_letters", reject.reason] += 1
 
     def committed(self) -> None:
-        """Bring the stores to what is committed. A store that is away does not stop the vectors: it is caught up later."""
+        """Bring the stores to what is committed. A store that is away does not stop the vectors."""
         self.views.committed()
 
     def gauges(self) -> Mapping[tuple[str, str], float]:

@@ -9,9 +9,9 @@ the same event id, belong together exactly if
 
 Both sides are functions of one log alone. Of several labels that belong to e the first (by offset) is its label and
 the others are duplicates. e expires when W_labels passes e.event_time + T without its label; l is unmatched when W_log
-passes l.label_time + T. So what is pending, joined, expired, duplicate and unmatched after (A, B) depends on A and B only:
-after a crash the state is rebuilt by reading both logs again, in any interleaving. No clock of this machine, and none of
-another partition, takes part: a partition without traffic waits.
+passes l.label_time + T. So what is pending, joined, expired, duplicate and unmatched after (A, B) depends on A and B
+only: after a crash the state is rebuilt by reading both logs again, in any interleaving. No clock of this machine, and
+none of another partition, takes part: a partition without traffic waits.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Event:
     __slots__ = ("before", "done", "entity", "id", "label", "later", "offset", "reach", "time", "timestamp", "value")
 
     def __init__(
-        self, id: str, time: int, offset: int, before: int, value: bytes, timestamp: int, entity: str  # noqa: A002
-    ) -> None:  # fmt: skip
-        self.id, self.time, self.offset, self.before = id, time, offset, before
+        self, event_id: str, time: int, offset: int, before: int, value: bytes, timestamp: int, entity: str
+    ) -> None:
+        self.id, self.time, self.offset, self.before = event_id, time, offset, before
         self.reach = time  # the latest time of anything that was settled by knowing this event
         self.value: bytes | None = value
         self.timestamp, self.entity = timestamp, entity
@@ -48,8 +48,10 @@ class Label:
 
     __slots__ = ("before", "done", "id", "offset", "record", "time", "value", "watermark")
 
-    def __init__(self, id: str, time: int, value: Any, offset: int, before: int, watermark: int, record: Any) -> None:  # noqa: A002
-        self.id, self.time, self.value = id, time, value
+    def __init__(
+        self, event_id: str, time: int, value: Any, offset: int, before: int, watermark: int, record: Any
+    ) -> None:
+        self.id, self.time, self.value = event_id, time, value
         self.offset, self.before, self.watermark, self.record = offset, before, watermark, record
         self.done = False
 
@@ -111,13 +113,13 @@ class Join:
         self._queue: list[tuple[int, int, Label]] = []
 
     def add_event(
-        self, id: str, time: int, offset: int, value: bytes, timestamp: int = 0, entity: str = ""  # noqa: A002
-    ) -> bool:  # fmt: skip
+        self, event_id: str, time: int, offset: int, value: bytes, timestamp: int = 0, entity: str = ""
+    ) -> bool:
         """Take a prediction; returns False where one of this event id is still remembered: it is a duplicate."""
         before = self.log_watermark
         if time > before:
             self.log_watermark = time
-        earlier = self.events.get(id)
+        earlier = self.events.get(event_id)
         while earlier is not None:
             if self.log_watermark <= earlier.time + self.timeout:
                 earlier.reach = max(earlier.reach, time)
@@ -126,29 +128,29 @@ class Join:
             if earlier.later is None:
                 break
             earlier = earlier.later
-        event = Event(id, time, offset, before, value, timestamp, entity)
+        event = Event(event_id, time, offset, before, value, timestamp, entity)
         if earlier is None:
-            self.events[id] = event
+            self.events[event_id] = event
         else:
             earlier.later = event
         self.kept_events.append(event)
         self.pending += 1
         heapq.heappush(self._open, (time, offset, event))
-        labels = self.waiting.get(id)
+        labels = self.waiting.get(event_id)
         if labels:
             self._offer(event, labels)
         self._advance_log()
         self._expire()
         return True
 
-    def add_label(self, id: str, time: int, value: Any, offset: int, record: Any = None) -> None:  # noqa: A002
+    def add_label(self, event_id: str, time: int, value: Any, offset: int, record: Any = None) -> None:
         """Take a label."""
         before = self.labels_watermark
         if time > before:
             self.labels_watermark = time
-        label = Label(id, time, value, offset, before, self.labels_watermark, record)
+        label = Label(event_id, time, value, offset, before, self.labels_watermark, record)
         self.kept_labels.append(label)
-        event = self.events.get(id)
+        event = self.events.get(event_id)
         while event is not None and not self._belong(event, label):
             event = event.later
         if event is not None:
@@ -157,7 +159,7 @@ class Join:
             label.done = True
             self.outcomes.unmatched(label)
         else:
-            self.waiting.setdefault(id, []).append(label)
+            self.waiting.setdefault(event_id, []).append(label)
             self.waiting_labels += 1
             heapq.heappush(self._queue, (time, offset, label))
         self._expire()

@@ -5,7 +5,7 @@ reads   <pipeline>.examples (one partition: the order of learning); at the start
 writes  <pipeline>.models, signed manifests; the artifact store
 state   the models; each resumed from its last snapshot, which knows the offset that it stands for
 outage  a store that is away or full does not stop the learning: nothing is committed meanwhile, and a version is tried
-        again at every interval. A model that has exploded is followed on, and no version of it is published
+        again at every interval. A model that has diverged goes on learning, and no version of it is published
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, StoreError
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import all_decisions, decisions
-from tidemill.registry.latest import REMEMBERED, latest
+from tidemill.registry.latest import MAX_MANIFESTS_BACK, latest
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stages.learner.training_run import TrainingRun
 from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition
@@ -29,59 +29,65 @@ from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
 
-CATCH_UP = 2_000
-"""Examples of the past that a candidate learns between two batches: a second or less, for which the others wait."""
-LOOK_SECONDS = 1.0
-"""How often it is asked which candidates there are."""
+#: Earlier examples that a candidate learns between two batches: a second or less, for which the others wait.
+MAX_CATCH_UP_EXAMPLES = 2_000
 
+#: How often the learner looks for new candidates.
+LOOK_EVERY_SECONDS = 1.0
+
+#: Takes a model's name; returns its latest manifests, newest first.
 History = Callable[[str], Sequence[Manifest]]
-"""Takes a model's name; returns its latest manifests, newest first."""
-Wanted = Callable[[], Collection[str]]
-"""Returns the names of the model's candidates."""
-Past = Callable[[int, int], Iterator[Sequence[Record]] | None]
-"""Takes a range of offsets [begin, end); returns the examples there, or None where the log does not reach back to it."""
+
+#: Returns the names of the model's candidates.
+CandidateNames = Callable[[], Collection[str]]
+
+#: Takes a range of offsets [begin, end); returns the examples there, or None where the log does not reach back to it.
+ExampleReader = Callable[[int, int], Iterator[Sequence[Record]] | None]
 
 
-def history_of(broker: Broker, registry: Registry) -> History:
+def manifest_history(broker: Broker, registry: Registry) -> History:
     """Return the function that finds a model's manifests on the models topic; forged ones are passed over."""
 
     def find(model: str) -> Sequence[Manifest]:
-        found, _ = latest(broker, registry, {model: REMEMBERED})
-        return sorted(found[model], key=lambda manifest: -manifest.version)
+        manifests, _ = latest(broker, registry, {model: MAX_MANIFESTS_BACK})
+        return sorted(manifests[model], key=lambda manifest: -manifest.version)
 
     return find
 
 
-def wanted_of(broker: Broker, registry: Registry, model: str) -> Wanted:
-    """Return the function that says which candidates of a model answer, by the last decision."""
+def candidate_names(broker: Broker, registry: Registry, model: str) -> CandidateNames:
+    """Return the function that returns the candidates of a model, by the last decision."""
     pipeline = registry.pipeline
     sealed, slot = decisions(pipeline, registry.key), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
-    end, found = -1, frozenset[str]()
+    end, candidates = -1, frozenset[str]()
 
-    def wanted() -> Collection[str]:
-        nonlocal end, found
+    def names() -> Collection[str]:
+        nonlocal end, candidates
         now = broker.offset_range(slot)[1]
         if now != end:
             decided = all_decisions(pipeline, broker, sealed)
-            names = {ref.model for ref in decided[-1].model_refs} if decided else set()
-            end, found = now, frozenset(name for name in names if "~" in name and pipeline.parts(name)[0] == model)
-        return found
+            models = {ref.model for ref in decided[-1].model_refs} if decided else set()
+            end, candidates = (
+                now,
+                frozenset(name for name in models if "~" in name and pipeline.parts(name)[0] == model),
+            )
+        return candidates
 
-    return wanted
+    return names
 
 
-def past_of(broker: Broker, pipeline: Pipeline) -> Past:
+def example_reader(broker: Broker, pipeline: Pipeline) -> ExampleReader:
     """Return the function that reads examples again."""
     slot = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
 
-    def past(begin: int, end: int) -> Iterator[Sequence[Record]] | None:
+    def read(begin: int, end: int) -> Iterator[Sequence[Record]] | None:
         return broker.read({slot: (begin, end)}) if broker.offset_range(slot)[0] <= begin else None
 
-    return past
+    return read
 
 
 class Learner(Processor):
-    """Folds examples into one model, and into its candidates, and publishes versions of them every so often.
+    """Folds examples into one model, and into its candidates, and publishes versions of them.
 
     Parameters
     ----------
@@ -95,8 +101,8 @@ class Learner(Processor):
         model: str,
         registry: Registry,
         history: History,
-        wanted: Wanted = tuple,
-        past: Past = lambda _begin, _end: None,
+        candidate_names: CandidateNames = tuple,
+        read_examples: ExampleReader = lambda _begin, _end: None,
         *,
         every_examples: int = 10_000,
         every_seconds: float = 10.0,
@@ -104,16 +110,16 @@ class Learner(Processor):
     ) -> None:
         super().__init__()
         self.pipeline, self.model, self.registry, self.history = pipeline, model, registry, history
-        self.wanted, self.past, self.clock = wanted, past, clock
+        self.candidate_names, self.read_examples, self.clock = candidate_names, read_examples, clock
         self.records = Records(pipeline)
         self.models = topics.MODELS.name(pipeline.name)
         self.every_examples, self.every_seconds = every_examples, every_seconds
         self._begin()
 
     def _begin(self) -> None:
-        self.course, self.candidates = self._new(self.model), dict[str, TrainingRun]()
-        self._gone: set[str] = set()
-        self._looked_at = -LOOK_SECONDS
+        self.training, self.candidates = self._new(self.model), dict[str, TrainingRun]()
+        self._unreachable: set[str] = set()
+        self._looked_at = -LOOK_EVERY_SECONDS
 
     def _new(self, name: str) -> TrainingRun:
         return TrainingRun(
@@ -124,13 +130,13 @@ class Learner(Processor):
     @property
     def fold(self) -> Fold:
         """The model's own fold."""
-        return self.course.fold
+        return self.training.fold
 
     def assign(self, slot: TopicPartition, committed: Position) -> Start:
         if slot.partition != 0:  # the order of learning is partition 0
             return Start(committed.offset, committed.offset)
         self._begin()
-        self.course.resume(self.history(self.model))
+        self.training.resume(self.history(self.model))
         return Start(self.fold.version, self.fold.version)
 
     def revoke(self, slots: Iterable[TopicPartition]) -> None:
@@ -139,8 +145,8 @@ class Learner(Processor):
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         before = self.fold.version
-        self.course.learn(records, self.records.example)
-        written = self._publish(self.course.due(), emit)
+        self.training.learn(records, self.records.example)
+        written = self._publish(self.training.due(), emit)
         self._look()
         for candidate in list(self.candidates.values()):
             if candidate.at >= before:  # it is level with the model: what has come is what it learns next
@@ -153,33 +159,33 @@ class Learner(Processor):
         return written
 
     def finish(self, emit: Emit) -> bool:
-        written = [self._publish(course.last(), emit) for course in (self.course, *self.candidates.values())]
+        written = [self._publish(run.last(), emit) for run in (self.training, *self.candidates.values())]
         return any(written)
 
     def _look(self) -> None:
-        """Begin candidates that are wanted, resumed where they were, and leave those that are wanted no more."""
-        if self.clock() - self._looked_at < LOOK_SECONDS:
+        """Start candidates that were decided on, resumed where they were, and drop those that are no longer."""
+        if self.clock() - self._looked_at < LOOK_EVERY_SECONDS:
             return
         self._looked_at = self.clock()
         try:
-            wanted = set(self.wanted())
+            wanted = set(self.candidate_names())
             for name in self.candidates.keys() - wanted:
                 del self.candidates[name]
-            for name in sorted(wanted - self.candidates.keys() - self._gone):
+            for name in sorted(wanted - self.candidates.keys() - self._unreachable):
                 candidate = self._new(name)
                 candidate.resume(self.history(name))
                 self.candidates[name] = candidate
-                log.info("a candidate is trained", extra={"model": name, "from": candidate.at})
+                log.info("training a candidate", extra={"model": name, "from": candidate.at})
         except (BrokerError, StoreError) as error:
             log.warning("candidates can't be looked up for the moment", extra={"cause": str(error)})
 
     def _catch_up(self, candidate: TrainingRun) -> None:
         begin = candidate.at
-        end = min(self.fold.version, begin + CATCH_UP)
+        end = min(self.fold.version, begin + MAX_CATCH_UP_EXAMPLES)
         if begin >= end:
             return
         try:
-            batches = self.past(begin, end)
+            batches = self.read_examples(begin, end)
             for batch in batches or ():
                 candidate.learn(batch, self.records.example)
         except BrokerError as error:
@@ -194,7 +200,7 @@ class Learner(Processor):
                 "a candidate can't be trained: the log does not reach back to its examples",
                 extra={"model": candidate.name},
             )
-            self._gone.add(candidate.name)
+            self._unreachable.add(candidate.name)
             del self.candidates[candidate.name]
             return
         candidate.at = end
@@ -207,10 +213,10 @@ class Learner(Processor):
         return True
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
-        found: dict[tuple[str, str], float] = {}
-        for course in (self.course, *self.candidates.values()):
-            found |= course.gauges()
-        return found
+        gauges: dict[tuple[str, str], float] = {}
+        for run in (self.training, *self.candidates.values()):
+            gauges |= run.gauges()
+        return gauges
 
 
 def build(
@@ -218,7 +224,13 @@ def build(
 ) -> Service:
     """Wire one model's learner to its topics."""
     step = Learner(
-        pipeline, model, registry, history_of(broker, registry), wanted_of(broker, registry, model), past_of(broker, pipeline),
-        every_examples=every_examples, every_seconds=every_seconds,
-    )  # fmt: skip
+        pipeline,
+        model,
+        registry,
+        manifest_history(broker, registry),
+        candidate_names(broker, registry, model),
+        example_reader(broker, pipeline),
+        every_examples=every_examples,
+        every_seconds=every_seconds,
+    )
     return service("learner", pipeline.name, step, model)

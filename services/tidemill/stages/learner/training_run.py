@@ -1,4 +1,4 @@
-"""A course: one model's fold, and what has been published of it."""
+"""A training run: one model's fold, and what has been published of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainingRun:
     counts
         What happens is counted there.
 
-    `at` is the offset of the next example to learn, for who reads them from there.
+    `at` is the offset of the next example to learn.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TrainingRun:
         self._tried_at = self.clock()
 
     def resume(self, history: Sequence[Manifest]) -> None:
-        """Go on from the newest version that is whole; without one, learn everything again from the first example."""
+        """Go on from the newest intact version; without one, learn everything again from the first example."""
         declared = self.pipeline.declaration_hash(self.name)
         for manifest in history:
             if manifest.declaration != declared:
@@ -78,7 +78,7 @@ class TrainingRun:
 
     def learn(self, records: Sequence[Record], codec: Codec) -> None:
         """Learn examples."""
-        fold, begun = self.fold, time.thread_time()
+        fold, started = self.fold, time.thread_time()
         for record in records:
             value = record.value() or b""
             if not value.startswith(codec.header):
@@ -93,13 +93,13 @@ class TrainingRun:
                 log.error(
                     "learn_one raised", extra={"model": self.name, "offset": record.offset(), "cause": repr(error)}
                 )
-        self._seconds += time.thread_time() - begun
+        self._seconds += time.thread_time() - started
 
     def due(self) -> Manifest | None:
         """Return the manifest of a version that was stored because it was due; None where none was."""
         fold = self.fold
-        if fold.exploded:
-            self._hold_back(fold.exploded)
+        if fold.diverged:
+            self._hold_back(fold.diverged)
             return None
         if fold.examples == self._published:
             return None
@@ -108,7 +108,7 @@ class TrainingRun:
 
     def last(self) -> Manifest | None:
         """Return the manifest of a last version, where there is anything new to publish."""
-        return self._store() if self.fold.examples > self._published and not self.fold.exploded else None
+        return self._store() if self.fold.examples > self._published and not self.fold.diverged else None
 
     def _store(self) -> Manifest | None:
         self._tried, self._tried_at = self.fold.examples, self.clock()
@@ -117,8 +117,8 @@ class TrainingRun:
                 self.name, self.fold.snapshot(), tuple(self.fold.vectors), parent=self._parent, seconds=self._seconds
             )
         except ScoreError as error:
-            self.fold.exploded = str(error)
-            self._hold_back(self.fold.exploded)
+            self.fold.diverged = str(error)
+            self._hold_back(self.fold.diverged)
             return None
         except ArtifactError as error:
             self._hold_back(str(error))
@@ -139,11 +139,11 @@ class TrainingRun:
         return manifest
 
     def _hold_back(self, cause: str) -> None:
-        """Publish nothing, and say so once: of a model that has exploded never again, as a version is the fold of all before it.
+        """Publish nothing, and log it once. A diverged model is never published again: a version is the fold of all before it.
 
-        It is followed on, so that the model is judged like the others, by the last good version's answers.
+        It goes on learning, so that the model is judged like the others, by the last good version's answers.
         """
-        self._published = self.fold.examples  # only another example can make it well
+        self._published = self.fold.examples  # only another example can change that
         if not self._is_stopped:
             self.counts["stopped", self.name] += 1
             log.error(

@@ -28,15 +28,15 @@ from tidemill.wire import topics
 log = logging.getLogger(__name__)
 
 
-PAUSE = 0.002
-"""Seconds between two pieces of a version that is opened or freed: batches go on meanwhile (see `python -m benchmarks.swap`)."""
+#: Seconds between two pieces of a version that is opened or freed: batches go on meanwhile (see `python -m benchmarks.swap`).
+PAUSE_SECONDS = 0.002
 
 
-AGAIN_SECONDS = 10.0
-"""How often it is tried to open whom the gate chose and who could not be opened: a store comes back, an artifact is put back."""
+#: How often the feed tries again to open the gate's choice: a store comes back, an artifact is restored.
+RETRY_SECONDS = 10.0
 
-KEPT = 2
-"""Versions of a model that the scorer holds: the one in use, and the one before."""
+#: Versions of a model that the scorer holds: the one in use, and the one before.
+MAX_VERSIONS_KEPT = 2
 
 
 class Loaded(NamedTuple):
@@ -104,13 +104,13 @@ class ModelFeed:
             if isinstance(item, Loaded) and item.snapshot is not None:
                 given = self._given.setdefault(item.manifest.model, deque())
                 given.append(item.snapshot)
-                if len(given) > KEPT:
+                if len(given) > MAX_VERSIONS_KEPT:
                     self._replaced.append(given.popleft())
 
     def _free(self) -> None:
         """Let go of versions that nobody uses any more; who still holds one keeps it."""
         while not self._spent.empty():
-            release([self._spent.get_nowait()], PAUSE)
+            release([self._spent.get_nowait()], PAUSE_SECONDS)
 
     @property
     def _promotions(self) -> TopicPartition:
@@ -134,7 +134,7 @@ class ModelFeed:
 
     def _open(self, manifest: Manifest) -> None:
         try:
-            self._ready.put(Loaded(manifest, self.registry.open(manifest, PAUSE)))
+            self._ready.put(Loaded(manifest, self.registry.open(manifest, PAUSE_SECONDS)))
         except (ArtifactError, StoreError) as error:
             log.error("version refused; the one in use stays", extra={"cause": str(error)})
             self._ready.put(Loaded(manifest, None))
@@ -218,5 +218,5 @@ class ModelFeed:
         decided = [one for record in promotions.poll(1000, 0.0) if (one := self._decisions.valid(record))]
         if decided:
             self._due = decided[-1]
-        if self._due and (decided or self.clock() - self._tried_at >= AGAIN_SECONDS):
+        if self._due and (decided or self.clock() - self._tried_at >= RETRY_SECONDS):
             self._seat(self._due)

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-PIECE = 500
-"""Objects between two pauses: some 0.3 ms."""
+#: Objects between two pauses: some 0.3 ms.
+PIECE_OBJECTS = 500
 
+#: What models refer to and do not own; behind it is the whole interpreter.
 _SHARED = (type, ModuleType, FunctionType, BuiltinFunctionType)
-"""What models refer to and do not own; behind it is the whole interpreter."""
 
 
 def release(parts: list[Any], pause: float, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -31,11 +31,11 @@ def release(parts: list[Any], pause: float, sleep: Callable[[float], None] = tim
             if gc.is_tracked(inner) and id(inner) not in seen and not isinstance(inner, _SHARED):
                 seen.add(id(inner))
                 parts.append(inner)
-        if number % PIECE == PIECE - 1:
+        if number % PIECE_OBJECTS == PIECE_OBJECTS - 1:
             sleep(pause)
     del part, inner
     parts.reverse()
     while parts:
         parts.pop()
-        if not len(parts) % PIECE:
+        if not len(parts) % PIECE_OBJECTS:
             sleep(pause)

@@ -1,7 +1,8 @@
-"""The fuse: when so much is refused that something is wrong with a producer or a rule, the validator stops and says so.
+"""The circuit breaker: where so much is refused that a producer or a rule must be wrong, the validator stops.
 
-Counted by stream, in the order in which one instance handles records, and kept beside the committed offsets: who is started
-again while the fuse is blown is stopped by the next record that is refused, and goes on with the first that passes.
+Counted by stream, in the order in which one instance handles records, and kept beside the committed offsets. A process
+that is started again while the breaker is open is stopped by the next record that is refused, and goes on with the
+first that passes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class CircuitBreaker:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """What is kept beside the offset: refused in a row, records, refused among them; empty where none was refused."""
+        """What is kept beside the offset: refused in a row, records, refused; empty where none was refused."""
         self._settle()
         return (self.run, self.seen, self.bad) if self.bad or self.run else ()
 

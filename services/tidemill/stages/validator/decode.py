@@ -20,9 +20,15 @@ MAX_MESSAGE_BYTES = 1_000_000
 SCHEMA_HEADER = "__value_schema_id"
 
 _PYTHON: Mapping[str, tuple[type, ...]] = {
-    "null": (type(None),), "boolean": (bool,), "int": (int,), "long": (int,), "float": (float, int),
-    "double": (float, int), "string": (str,), "enum": (str,),
-}  # fmt: skip
+    "null": (type(None),),
+    "boolean": (bool,),
+    "int": (int,),
+    "long": (int,),
+    "float": (float, int),
+    "double": (float, int),
+    "string": (str,),
+    "enum": (str,),
+}
 _RANGE = {"int": 2**31, "long": 2**63}
 
 
@@ -33,8 +39,8 @@ def _no_headers() -> Any:
 class Decoder:
     """Decodes one stream's messages to (record, Avro bytes with header).
 
-    A message that is already Avro by the declared schema goes on as it came, bytes untouched. One by another schema that
-    is known becomes what the declared one reads in it.
+    A message that is already Avro by the declared schema goes on as it came, bytes untouched. One by another known
+    schema becomes what the declared one reads in it.
 
     Parameters
     ----------
@@ -68,7 +74,7 @@ class Decoder:
         self._names = {name for name, *_ in self._fields}
 
     def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
-        """Return the record and its Avro message. Raises Reject with what is wrong, Retry where the schema is not known yet.
+        """Return the record and its Avro message. Raises Reject with what is wrong, Retry for a schema not known yet.
 
         `headers` returns the message's headers; it is called only where the message does not begin as most do.
         """

@@ -30,7 +30,7 @@ class RuleCheck(Protocol):
 
 
 def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
-    """Return the function for the rules that look at one record: the declared ones, in order, after what every pipeline has.
+    """Return the function for rules that look at one record: the declared ones, after those of every pipeline.
 
     Those are: floats finite and within `LARGEST_NUMBER`, the stream's id not empty.
     """

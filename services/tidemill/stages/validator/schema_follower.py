@@ -91,7 +91,7 @@ class SchemaFollower(WriterSchemas):
         self._away = False
 
     def start(self) -> None:
-        """Read all schemas, so that the first batch has them; then follow. Raises StoreError where the registry is away."""
+        """Read all schemas for the first batch; then follow. Raises StoreError where the registry is away."""
         self._read_subjects()
         self._thread.start()
 

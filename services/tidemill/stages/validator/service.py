@@ -70,9 +70,14 @@ class Validator(Processor):
     """
 
     def __init__(
-        self, pipeline: Pipeline, writers: WriterSchemas | None = None, *, any_encoding: bool = False, fuse: bool = True,
+        self,
+        pipeline: Pipeline,
+        writers: WriterSchemas | None = None,
+        *,
+        any_encoding: bool = False,
+        fuse: bool = True,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.records, self.clock = Records(pipeline), clock
         self._writers, self._any_encoding = writers or NoWriterSchemas(), any_encoding
@@ -190,11 +195,17 @@ class Validator(Processor):
                 "stream": route.name,
                 "time": int(now),
                 "rules": [
-                    {"rule": rule.name, "field": rule.field, "reason": rule.reason, "records": count,
-                     "example": shorten(route.example[rule][0]), "message": shorten(route.example[rule][1].message)}
+                    {
+                        "rule": rule.name,
+                        "field": rule.field,
+                        "reason": rule.reason,
+                        "records": count,
+                        "example": shorten(route.example[rule][0]),
+                        "message": shorten(route.example[rule][1].message),
+                    }
                     for rule, count in route.warned.items()
                 ],
-            }  # fmt: skip
+            }
             route.warned.clear()
             route.example.clear()
             emit(self.warnings, self.records.warnings.encode(batch_warnings), route.name.encode(), int(now))
@@ -209,9 +220,10 @@ class Validator(Processor):
             topic_partition = TopicPartition(done.topic(), done.partition())
             positions[topic_partition] = max(done.offset() + 1, positions.get(topic_partition, 0))
         return Stopped(
-            f"the fuse of {record.topic()} has blown: {why}; the last, {record.topic()}[{record.partition()}]"
-            f"@{record.offset()}: {last}. They are in {self.dlq}, and what comes after them waits. Fix the producer or the "
-            f"rule and start again: it goes on as soon as a record passes. To make dead letters of them all: TIDEMILL_FUSE=false",
+            f"the circuit breaker of {record.topic()} is open: {why}; the last, {record.topic()}[{record.partition()}]"
+            f"@{record.offset()}: {last}. They are in {self.dlq}, and what comes after them waits. Fix the producer or "
+            f"the rule and start again: it goes on as soon as a record passes. To make dead letters of them all: "
+            f"TIDEMILL_FUSE=false",
             positions,
         )
 

@@ -19,9 +19,9 @@ SchemaName = int | bytes
 class WriterSchema:
     """One schema that messages are written by.
 
-    `read` is (data, where the record begins) -> (record as the declared schema has it, where it ends); `same`: its bytes
-    are the declared schema's own; `strict`: it reads as strictly as the declared one. `promoted` are fields whose whole
-    numbers become floats. Where `refused` says why, nothing is read by it; `field` is the one that is wrong.
+    `read` is (data, where the record begins) -> (record as the declared schema has it, where it ends). `same`: its
+    bytes are the declared schema's own. `strict`: it reads as strictly as the declared one. `promoted` are fields whose
+    whole numbers become floats. Where `refused` says why, nothing is read by it; `field` is the one that is wrong.
     """
 
     name: str
@@ -43,7 +43,7 @@ class WriterSchemas(Protocol):
 class NoWriterSchemas(WriterSchemas):
     """Where there is no registry."""
 
-    def find(self, topic: str, name: SchemaName) -> WriterSchema | None:  # noqa: ARG002  there is none, whatever the name
+    def find(self, topic: str, name: SchemaName) -> WriterSchema | None:  # noqa: ARG002  there is none
         return None
 
 
@@ -71,7 +71,7 @@ def writer_schema(name: str, avro: Any, codec: Codec) -> WriterSchema:
 
 
 def accepted_schemas(files: Mapping[str, Any], codec: Codec) -> dict[int, WriterSchema]:
-    """Return the other schemas that a stream's declaration accepts, by the id that we give them; `files` are by name."""
+    """Return the other schemas that a stream's declaration accepts, by our id of each; `files` are by name."""
     return {schema_files.fingerprint(avro): writer_schema(name, avro, codec) for name, avro in files.items()}
 
 

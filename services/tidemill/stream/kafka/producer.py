@@ -72,7 +72,7 @@ class _HungCallWatch:
 
 
 class KafkaProducer:
-    """A producer that commits what it sent and the offsets that were read in one transaction, or one after the other."""
+    """Commits what it sent and the offsets that were read in one transaction, or one after the other."""
 
     def __init__(self, common: Mapping[str, Any], name: str, beat: Callable[[], None], *, exactly_once: bool) -> None:
         self._beat = beat

@@ -1,12 +1,13 @@
 """The archiver: the prediction log and the examples in; Parquet files out.
 
 reads   <pipeline>.prediction-log, <pipeline>.examples
-writes  <archive>/<pipeline>/<topic>/date=YYYY-MM-DD/<topic>-<partition>-<first>-<last>-<schema>.parquet, by the event's date
+writes  <archive>/<pipeline>/<topic>/date=YYYY-MM-DD/<topic>-<partition>-<first>-<last>-<schema>.parquet,
+        by the event's date
 state   the rows of each partition's last, incomplete chunk; read again from the log at an assignment
 outage  an unreachable or full store stops the archiver only; it continues from the committed offsets
 
-A file's name has its offsets and its schema, and these alone decide which file a record is in. So a chunk that is written again,
-after a crash or because it has grown, overwrites itself, and no record is archived twice.
+A file's name has its offsets and its schema, and these alone decide which file a record is in. So a chunk that is
+written again, after a crash or because it has grown, overwrites itself, and no record is archived twice.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
 
-#: Offsets of one partition in one chunk, which is a file for each date. It bounds memory, and what a restart reads again.
+#: Offsets of one partition in one chunk, which is a file for each date. It bounds memory, and what a restart reads
+#: again.
 CHUNK_OFFSETS = 20_000
 
 

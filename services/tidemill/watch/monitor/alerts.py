@@ -1,7 +1,8 @@
 """Alerts: when a figure is in breach, and when breaches open and resolve an alert.
 
-A figure is in breach when it is beyond its limit (if it has one) and beyond its usual range by half of that range.
-An alert opens after several windows in a row in breach, and is resolved after as many quiet ones, so that it does not flap.
+A figure is in breach when it is beyond its limit (if it has one) and beyond its usual range by half of that range. An
+alert opens after several windows in a row in breach, and is resolved after as many quiet ones, so that it does not
+flap.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ MARGIN_RANGES = 0.5
 #: The same for a segment. Each has fewer rows than the window, and of many segments one is the worst by chance.
 SEGMENT_MARGIN_RANGES = 1.0
 #: The same for a view's feature. A window has the same few values of it many times, so it moves further by chance:
-#: with half a range, one of 8 streams drawn at random from January had such an alert (1.4 ranges, two windows in a row).
+#: with half a range, one of 8 streams drawn at random from January had such an alert (1.4 ranges, two windows in a
+#: row).
 VIEW_MARGIN_RANGES = 1.5
 #: Least width of a usual range, as a share of its larger end. A figure that never varied is not held to its last digit.
 MIN_RANGE_SHARE = 0.25
@@ -40,22 +42,71 @@ class AlertKind(NamedTuple):
 SILENT = FigureKey("silent_seconds")
 
 KINDS = (
-    AlertKind("drift", ("psi", "ks"), "the distribution of {what} has moved", "the feature's quantiles over time, and its source"),
-    AlertKind("missing", ("missing",), "{what} is missing more often than usual", "the producer, and the lookup it comes from"),
-    AlertKind("unseen", ("unseen",), "{what} has categories that are not in the training data", "the newest categories of the feature"),
-    AlertKind("prediction_drift", ("score_psi",), "the scores of {what} have moved", "feature drift, and the latest versions"),
-    AlertKind("label_drift", ("label_psi", "label_mean"), "the labels have moved", "how labels are made; performance by segment"),
-    AlertKind("performance", (), "{what} performs worse than usual", "feature drift, the latest versions, performance by segment"),
-    AlertKind("calibration", ("calibration_error",), "the scores of {what} are badly calibrated", "label drift, the latest versions"),
-    AlertKind("rejected", ("rejected",), "more records are rejected than usual: {what}", "the dead letters with this reason"),
-    AlertKind("warned", ("warned",), "more records have warnings than usual: {what}", "the warnings of this rule; each names an event"),
-    AlertKind("freshness", ("freshness_p99",), "the features of {what} are older than their objective",
-         "the lag of materializer and featurizer; whether producers still send events of these entities"),
-    AlertKind("stale", ("stale",), "the features of {what} could not be read", "the online store, and the materializer that writes it"),
+    AlertKind(
+        "drift",
+        ("psi", "ks"),
+        "the distribution of {what} has moved",
+        "the feature's quantiles over time, and its source",
+    ),
+    AlertKind(
+        "missing", ("missing",), "{what} is missing more often than usual", "the producer, and the lookup it comes from"
+    ),
+    AlertKind(
+        "unseen",
+        ("unseen",),
+        "{what} has categories that are not in the training data",
+        "the newest categories of the feature",
+    ),
+    AlertKind(
+        "prediction_drift", ("score_psi",), "the scores of {what} have moved", "feature drift, and the latest versions"
+    ),
+    AlertKind(
+        "label_drift",
+        ("label_psi", "label_mean"),
+        "the labels have moved",
+        "how labels are made; performance by segment",
+    ),
+    AlertKind(
+        "performance",
+        (),
+        "{what} performs worse than usual",
+        "feature drift, the latest versions, performance by segment",
+    ),
+    AlertKind(
+        "calibration",
+        ("calibration_error",),
+        "the scores of {what} are badly calibrated",
+        "label drift, the latest versions",
+    ),
+    AlertKind(
+        "rejected", ("rejected",), "more records are rejected than usual: {what}", "the dead letters with this reason"
+    ),
+    AlertKind(
+        "warned",
+        ("warned",),
+        "more records have warnings than usual: {what}",
+        "the warnings of this rule; each names an event",
+    ),
+    AlertKind(
+        "freshness",
+        ("freshness_p99",),
+        "the features of {what} are older than their objective",
+        "the lag of materializer and featurizer; whether producers still send events of these entities",
+    ),
+    AlertKind(
+        "stale",
+        ("stale",),
+        "the features of {what} could not be read",
+        "the online store, and the materializer that writes it",
+    ),
     AlertKind("delay", ("delay_p99",), "predictions are late", "lag and batch time of the services"),
-    AlertKind("silence", (SILENT.name,), "no more records: {what}", "the producers, and the services that write this topic"),
-    AlertKind("label_coverage", ("label_coverage",), "labels are missing", "the producer of labels; the expired predictions"),
-)  # fmt: skip
+    AlertKind(
+        "silence", (SILENT.name,), "no more records: {what}", "the producers, and the services that write this topic"
+    ),
+    AlertKind(
+        "label_coverage", ("label_coverage",), "labels are missing", "the producer of labels; the expired predictions"
+    ),
+)
 #: Figures that need a usual range to be judged; the limits of others hold from the first window on.
 RELATIVE = frozenset({"psi", "ks", "score_psi", "label_psi", "calibration_error"})
 #: Figures judged by their limit alone, whatever is usual: an objective holds.
@@ -227,8 +278,8 @@ class Alerts:
     def update(self, figures: Figures, start: int, end: int, now: int) -> list[Alert]:
         """Take one closed window; return the alerts that it opened, continued or resolved.
 
-        `start` and `end` in ms of event time, `now` in ms of the wall clock. An alert without a figure in the window stays
-        as it is.
+        `start` and `end` in ms of event time, `now` in ms of the wall clock. An alert without a figure in the window
+        stays as it is.
         """
         values: dict[AlertKey, dict[FigureKey, float]] = {}
         breaches: dict[AlertKey, list[Breach]] = {}

@@ -1,9 +1,9 @@
 """How far a window's values are from the reference's: PSI and Kolmogorov-Smirnov, for numbers and for categories.
 
-Population stability index: sum over bins of (p - q) ln(p / q), p the window's and q the reference's share of a bin. Bins of
-numbers are the reference's deciles and, our addition, one below and one above all values of the reference, so that a shift
-beyond these counts more than one among them. Kolmogorov-Smirnov: the largest distance between the two empirical
-distribution functions.
+Population stability index: sum over bins of (p - q) ln(p / q), p the window's and q the reference's share of a bin.
+Bins of numbers are the reference's deciles and, our addition, one below and one above all values of the reference, so
+that a shift beyond these counts more than one among them. Kolmogorov-Smirnov: the largest distance between the two
+empirical distribution functions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A window's figures: distributions, their distance from the reference, and how good the predictions were.
 
-Pure functions of rows. A figure's key has its name and what it is of: a model, one of its versions, a segment, a feature.
+Pure functions of rows. A figure's key has its name and what it is of: a model, one of its versions, a segment, a
+feature.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MAX_SEGMENT_VALUES = 50
 
 
 class FigureKey(NamedTuple):
-    """What a figure is of. `version` -1 is all versions; `feature` of `freshness_*`, `stale` and `unknown` is a view's name."""
+    """What a figure is of. `version` -1: all versions. `feature` of `freshness_*`, `stale`, `unknown`: a view."""
 
     name: str
     model: str = ""
@@ -215,7 +216,7 @@ def example_figures(
 
 
 def _groups(column: pd.Series[Any], min_rows: int) -> dict[str, npt.NDArray[Any]]:
-    """Return the positions of the rows of each value of a segment with enough of them, the most frequent values first."""
+    """Return the positions of each value's rows in a segment, the most frequent values first, without rare values."""
     groups = column.groupby(column).indices.items()
     rows = {str(value): np.asarray(positions) for value, positions in groups if len(positions) >= min_rows}
     return dict(sorted(rows.items(), key=lambda item: -len(item[1]))[:MAX_SEGMENT_VALUES])

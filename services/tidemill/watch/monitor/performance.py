@@ -1,8 +1,9 @@
 """How good a window's predictions were: the task's metrics over whole columns, and calibration.
 
-What River updates one by one is computed here by pandas over a window at once, by the textbook's definition; ROCAUC is exact
-(by ranks), where River's own, in manifests and backtests, goes by ten thresholds. A declared metric that is not in the table
-is River's own, fed row by row.
+pandas computes them for a window at once, by the textbook's definition; a declared metric that has no such function is River's
+own, updated row by row. ROCAUC is ours because neither of River's is exact: `ROCAUC` goes by ten thresholds (0.002 to 0.024 away on
+made-up windows, and 75 ms instead of 3 for 26,000 rows), and `RollingROCAUC` counts ties wrongly (up to 0.07 away where
+scores take a few values, as a baseline's do; equal where there are no ties).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import pandas as pd
 
 from tidemill.declare.pipeline import Pipeline
 
-TINIEST = 1e-15
-"""What a probability is kept away from 0 and 1 by, for its logarithm; as River does."""
+#: Probabilities are kept this far from 0 and 1 for their logarithm, as River does.
+MIN_PROBABILITY = 1e-15
 CALIBRATION_BINS = 10
 
 Column = npt.NDArray[Any]
+
+#: Takes labels and scores; returns nothing where it is not defined for them.
 Metric = Callable[[Column, Column], float | None]
-"""Takes labels and scores; returns nothing where it is not defined for them."""
 
 
 def rocauc(label: Column, score: Column) -> float | None:
@@ -43,7 +45,7 @@ def _accuracy(label: Column, score: Column) -> float:
 
 
 def _log_loss(label: Column, score: Column) -> float:
-    p = np.clip(score, TINIEST, 1 - TINIEST)
+    p = np.clip(score, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     return float(-np.log(np.where(label.astype(bool), p, 1 - p)).mean())
 
 
@@ -52,7 +54,8 @@ def _r2(label: Column, score: Column) -> float | None:
     return 1 - float(((score - label) ** 2).sum()) / spread if spread else None
 
 
-WHOLE: Mapping[str, Mapping[str, Metric]] = {
+#: By task: metrics that are computed over columns.
+COLUMN_METRICS: Mapping[str, Mapping[str, Metric]] = {
     "binary": {"Accuracy": _accuracy, "ROCAUC": rocauc, "LogLoss": _log_loss},
     "anomaly": {"ROCAUC": rocauc},
     "regression": {
@@ -62,12 +65,11 @@ WHOLE: Mapping[str, Mapping[str, Metric]] = {
     },
     "multiclass": {},
 }
-"""By task: metrics that are computed over columns."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model said to some rows, and what came true: equally long columns.
+    """One model's answers to some rows, and the labels: equally long columns.
 
     `version` is what answered; `probabilities`, where classes have some of their own, a mapping a row.
     """
@@ -97,14 +99,14 @@ class Judge:
 
     def metrics(self, answers: Answers) -> dict[str, float]:
         """Return each metric of at least one row; one that is not defined for them is left out."""
-        found = {}
+        values = {}
         for metric in self._metrics:
             name = type(metric).__name__
-            whole = WHOLE[self.pipeline.task].get(name)
-            value = whole(answers.label, answers.score) if whole else self._by_row(metric.clone(), answers)
+            by_column = COLUMN_METRICS[self.pipeline.task].get(name)
+            value = by_column(answers.label, answers.score) if by_column else self._by_row(metric.clone(), answers)
             if value is not None and np.isfinite(value):
-                found[name] = float(value)
-        return found
+                values[name] = float(value)
+        return values
 
     def _by_row(self, metric: Any, answers: Answers) -> float:
         none: Mapping[str, float] = {}
@@ -127,11 +129,11 @@ class Judge:
         if task not in ("binary", "regression"):
             return {}
         gaps = answers.score - answers.label.astype(float)
-        found = {"bias": float(gaps.mean())}
+        values = {"bias": float(gaps.mean())}
         if task == "binary":
             bins = np.clip((answers.score * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
-            found["calibration_error"] = float(np.abs(np.bincount(bins, gaps, CALIBRATION_BINS)).sum() / len(gaps))
-        return found
+            values["calibration_error"] = float(np.abs(np.bincount(bins, gaps, CALIBRATION_BINS)).sum() / len(gaps))
+        return values
 
     def error(self, label: Any, score: float, probabilities: Mapping[str, float]) -> float:
         """Return one prediction's error, as a drift detector is fed with it: 0 is right."""

@@ -21,7 +21,7 @@ MAX_LEFT_OUT_WINDOWS = 30
 
 
 class ReferenceBuilder:
-    """Collects the first examples, for as long in event time as the pipeline declares, and makes the reference of them."""
+    """Collects the examples of the declared first span of event time, and makes the reference of them."""
 
     def __init__(self, pipeline: Pipeline, columns: Columns, judge: Judge) -> None:
         self.pipeline, self.columns, self.judge = pipeline, columns, judge

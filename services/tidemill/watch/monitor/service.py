@@ -2,10 +2,10 @@
 
 reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq, <pipeline>.warnings
 writes  <pipeline>.windows, <pipeline>.alerts; gauges for Prometheus
-state   the open windows, in memory; the reference and the usual ranges, a function of the first examples; the open alerts
+state   the open windows, in memory; the reference and the usual ranges, of the first examples; the open alerts
 
-A Faust app: an agent for each topic, which takes batches, and a timer that closes windows. Nothing here must be exactly once,
-so there are no transactions: windows that were open at a crash are marked as interrupted, and raise no alert.
+A Faust app: an agent for each topic, which takes batches, and a timer that closes windows. Nothing here must be exactly
+once, so there are no transactions: windows that were open at a crash are marked as interrupted, and raise no alert.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ MAX_ALERT_RECORDS = 5000
 class _FetchedBatch(ConsumerMessage):
     """All records of one partition in one fetch, as one message to Faust.
 
-    Faust takes a hundred microseconds or more for a message; a batch pays that once. It has the offset of its first record,
-    so that no later one is acknowledged before the next batch has arrived.
+    Faust takes a hundred microseconds or more for a message; a batch pays that once. It has the offset of its first
+    record, so that no later one is acknowledged before the next batch has arrived.
     """
 
     def __init__(self, tp: Any, fetched: Sequence[Any], generation: int) -> None:
@@ -87,10 +87,10 @@ class _FetchedBatch(ConsumerMessage):
 
 class _FetchThread(aiokafka.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
-        """Read committed records only, which Faust does only as part of a transaction, and wait briefly for quiet partitions.
+        """Read committed records only, as Faust does in a transaction only, and wait briefly for quiet partitions.
 
-        While a fetch waits for them (Faust's own waits 1.5 s) there is no other. A single busy partition would then get one
-        fetch in that time: 1,600 examples a second.
+        While a fetch waits for them (Faust's own waits 1.5 s) there is no other. A single busy partition would then get
+        one fetch in that time: 1,600 examples a second.
         """
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
@@ -143,8 +143,8 @@ def credentials(kafka: Mapping[str, Any]) -> Any:
         mechanism = given.get("sasl.mechanism", given.get("sasl.mechanisms", "PLAIN")).upper()
         if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
             raise SettingsError(
-                f"setting kafka: the monitor's client can't do sasl.mechanism {mechanism!r}; expected PLAIN, SCRAM-SHA-256 or "
-                f"SCRAM-SHA-512"
+                f"setting kafka: the monitor's client can't do sasl.mechanism {mechanism!r}; expected PLAIN, "
+                "SCRAM-SHA-256 or SCRAM-SHA-512"
             )
         return faust.SASLCredentials(
             username=given.get("sasl.username"),

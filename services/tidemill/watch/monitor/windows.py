@@ -1,8 +1,8 @@
 """Tumbling windows of event time over one source, in bounded memory.
 
-A window counts every record. Its figures are computed from rows; of more than `max_rows` of them it keeps a uniform sample.
-A hash of a row's id alone decides whether the row is in the sample: the same rows in every run, the same events in every
-source.
+A window counts every record. Its figures are computed from rows; of more than `max_rows` of them it keeps a uniform
+sample. A hash of a row's id alone decides whether the row is in the sample: the same rows in every run, the same events
+in every source.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ async def _unavailable(_: Request, error: Exception) -> Response:
 
 
 def _size(request: Request) -> int:
-    """Return the length that a body declares. A body that declares none counts as too long: it would have to be counted."""
+    """Return the length that a body declares. A body without one counts as too long."""
     if "chunked" in request.headers.get("transfer-encoding", "").lower():
         return MAX_BODY_BYTES + 1
     length = request.headers.get("content-length", "0")

@@ -36,7 +36,7 @@ MAX_REASONS = 200
 
 
 class TopicFollower(threading.Thread):
-    """Reads the topics in a thread of its own. Other threads may ask it at any time, with `lock` where they read its fields."""
+    """Reads the topics in a thread of its own. Other threads take `lock` to read its fields."""
 
     def __init__(self, broker: KafkaBroker, pipeline: Pipeline) -> None:
         super().__init__(name="follower", daemon=True)

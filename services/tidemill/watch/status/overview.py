@@ -1,4 +1,4 @@
-"""What ops see first, as one JSON object: services, flow, models, performance, drift, freshness, alerts, dead letters."""
+"""The page's data as one JSON object: services, flow, models, performance, drift, freshness, alerts, dead letters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The status service: what the pipeline does now, for people and programs.
 
-reads   <pipeline>.windows, .alerts, .models, .promotions, .dlq; on request .prediction-log, .examples, .expired, .events.valid; Redis;
-        every service's /readyz and /metrics
-writes  <pipeline>.alerts, when somebody acknowledges one; <pipeline>.commands, signed, when somebody who has the token asks
+reads   <pipeline>.windows, .alerts, .models, .promotions, .dlq; every service's /readyz and /metrics;
+        on request Redis, and <pipeline>.prediction-log, .examples, .expired, .events.valid
+writes  <pipeline>.alerts: acknowledgements; <pipeline>.commands: signed commands of people who have the token
 state   what it has read, in memory; it can be restarted at any time, and run in several instances
 """
 
