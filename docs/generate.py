@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 import tidemill
-from tidemill import aggregates, metrics, ranges, rules
+from tidemill import aggregates, metrics, ranges, rules, testing
 from tidemill.cli.main import cli
 from tidemill.settings import Settings
 from tidemill.wire.topics import TOPICS
@@ -68,6 +68,8 @@ def pages() -> dict[str, str]:
             _functions(ranges),
             "What `tidemill tune` may try. [How to tune](../how-to/tuning.md).",
         ),
+        "testing": "# Testing\n\nTry and check plug-ins of your own.\n"
+        + "".join(_object(f"tidemill.testing.{name}") for name in testing.__all__),
         "features": "# Feature store\n\n"
         "Features as stored, from Python. [How to read them](../how-to/features.md).\n\n"
         + _object("tidemill.features.store.Store", members=True),
@@ -83,6 +85,7 @@ def _index() -> str:
         "# Reference\n\nThese pages are made of the code when the site is built.\n\n"
         "- [The declaration](declaration.md): `Pipeline` and its parts\n"
         "- [Rules](rules.md), [aggregates](aggregates.md), [ranges](ranges.md): each with an example that the tests run\n"
+        "- [Testing](testing.md): checks for plug-ins of your own\n"
         "- [Feature store](features.md): online features from Python\n"
         "- [Commands](cli.md), [settings](settings.md), [topics](topics.md), [metrics](metrics.md)\n"
     )

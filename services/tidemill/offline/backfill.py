@@ -1,9 +1,9 @@
-"""Telling views what happened before they were declared: from the log, or from files.
+"""Backfill: views that were declared later get what happened before, from the log or from files.
 
-A view of another entity is kept from the updates that the featurizer and the joiner write. One that is declared later lacks
-those of earlier events: its windows are partial, and vectors go without it, until they have passed or history was told. Here
-history runs through the services' own steps, as in a backtest; each update that comes of it, and is not in the log yet, is
-put there in transactions; and at the end the views are said to be filled. It can be stopped and begun again, and twice is once.
+A view of another entity is made from the updates that the featurizer and the joiner write. A view that is declared later lacks
+the updates of earlier events. Until its windows have passed, or it was filled, it is partial and vectors go without it. Here
+history runs through the services' own steps, as in a backtest. Each update that the log lacks is written in transactions, and at
+the end a record marks the views as filled. A backfill can be stopped and started again; a second one writes nothing.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from tidemill.wire import topics
 from tidemill.wire.records import Records
 from tidemill.wire.updates import Updates
 
-BATCH = 5000
-"""Updates of one transaction."""
-PATIENCE = 60.0
-"""Seconds that the services are waited for."""
+#: Updates of one transaction.
+BATCH_UPDATES = 5000
+#: How long to wait for the services.
+TIMEOUT_SECONDS = 60.0
+#: Where updates come from ("events" or "examples"), and whose they are: an entity.
 Route = tuple[str, str]
-"""Where updates come from ("events" or "examples"), and the entity that they are of."""
 
 
 def routes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> list[Route]:
-    """Return what the named views are told of; without names, all that the materializer keeps.
+    """Return the routes of the named views; without names, of all views that the materializer keeps.
 
-    Raises SettingsError for a name that is no such view's.
+    Raises SettingsError where a name is not one of them.
     """
     others = {view.label: view for view in pipeline.remote_views}
     for name in names:
@@ -55,7 +55,7 @@ class Backfill:
     """One backfill of some routes; `written` and `present` count updates by route."""
 
     def __init__(self, pipeline: Pipeline, broker: Broker, routes: Sequence[Route]) -> None:
-        self.pipeline = without_models(pipeline)  # what they would say is of no interest
+        self.pipeline = without_models(pipeline)  # only the updates are of interest
         self.broker, self.routes = broker, routes
         self.records = Records(pipeline)
         self.written: Counter[Route] = Counter()
@@ -77,7 +77,7 @@ class Backfill:
 
     def _wait(self, service: str, last: Mapping[TopicPartition, int]) -> None:
         group = f"{self.pipeline.name}.{service}"
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while last:
             committed = self.broker.committed(group, sorted(last))
             late = [slot for slot, offset in last.items() if (at := committed[slot]) is None or at.offset <= offset]
@@ -91,7 +91,7 @@ class Backfill:
             time.sleep(0.2)
 
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> None:
-        """Tell the views what rows of events and labels hold, each in order of its time.
+        """Write the updates of events and labels, each in order of its time.
 
         `progress` is called with how many events were handled. Another backfill of the same pipeline that still runs is fenced
         off, and ends with an error.
@@ -105,7 +105,7 @@ class Backfill:
                 nonlocal open_
                 if self._tell(update, producer):
                     open_ += 1
-                    if open_ == BATCH:
+                    if open_ == BATCH_UPDATES:
                         producer.commit({}, None)
                         open_ = 0
 
@@ -120,7 +120,7 @@ class Backfill:
             producer.close()
 
     def _scan(self) -> None:
-        """Note which updates there are."""
+        """Read which updates the log has."""
         for batch in self.broker.read(full_range(self.broker, self._topic)):
             for record in batch:
                 update = self.records.update.of(record.value())

@@ -23,10 +23,10 @@ from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetter, Place, parse_place, read_dead_letter, shorten
 from tidemill.wire.records import Records
 
-MOST_KINDS = 200
-"""Kinds of letter that are told apart; a producer's own field names are among them, so there may be any number."""
-SHOWN_BYTES = 256
-SHOWN_TEXT = 4000
+#: Kinds of letter that are counted apart. Producers' own field names are among them, so there may be any number.
+MAX_KINDS = 200
+MAX_DUMP_BYTES = 256
+MAX_TEXT_CHARACTERS = 4000
 Source = Literal["events", "labels"]
 State = Literal["open", "redriven"]
 Progress = Callable[[int], None]
@@ -248,7 +248,7 @@ class Stats:
     def add(self, letter: DeadLetter, state: State) -> None:
         """Count a letter."""
         name = (letter.reason, letter.rule, letter.field, letter.entity if self.by_entity else "")
-        if name not in self.kinds and len(self.kinds) >= MOST_KINDS:
+        if name not in self.kinds and len(self.kinds) >= MAX_KINDS:
             name = ("others", "", "", "")
         self.kinds.setdefault(name, Kind(*name)).add(letter, state)
         self.total.add(letter, state)
@@ -284,8 +284,8 @@ def content(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Content:
     except UnicodeDecodeError:
         text = "\0"
     if all(c.isprintable() or c in "\r\n\t" for c in text):
-        return Content("text", text=shorten(_laid_out(text), SHOWN_TEXT))
-    return Content("bytes", text=dump(data[:SHOWN_BYTES]))
+        return Content("text", text=shorten(_laid_out(text), MAX_TEXT_CHARACTERS))
+    return Content("bytes", text=dump(data[:MAX_DUMP_BYTES]))
 
 
 def _laid_out(text: str) -> str:

@@ -21,10 +21,10 @@ from tidemill.wire import dead_letters, topics
 from tidemill.wire.dead_letters import DeadLetter, RedriveMark
 from tidemill.wire.records import Records
 
-BATCH = 500
-"""Letters of one transaction."""
+#: Letters of one transaction, which wait in memory.
+BATCH_LETTERS = 500
+#: Bytes after which a transaction has enough letters.
 BATCH_BYTES = 16_000_000
-"""Or this many bytes of them: they wait in memory."""
 Going = tuple[DeadLetter, Record, str]
 """A letter that goes back, its record, and the topic that it goes to."""
 
@@ -155,7 +155,7 @@ def _batches(letters_: Iterable[Going]) -> Iterator[list[Going]]:
     for going in letters_:
         some.append(going)
         size += _size(going[1])
-        if len(some) >= BATCH or size >= BATCH_BYTES:
+        if len(some) >= BATCH_LETTERS or size >= BATCH_BYTES:
             yield some
             some, size = [], 0
     if some:

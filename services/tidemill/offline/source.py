@@ -54,8 +54,8 @@ class FileSource:
 
     def rows(self, pipeline: Pipeline) -> tuple[Rows, Rows]:
         """Return events and labels, each in order of its time. Raises SettingsError where a file does not fit."""
-        labels = history.read(self.labels, pipeline.labels) if self.labels else []
-        return history.read(self.events, pipeline.events), labels
+        events = history.read(self.events, pipeline.events)
+        return events, history.read(self.labels, pipeline.labels) if self.labels else []
 
     def histories(
         self, pipeline: Pipeline, stack: ExitStack, progress: Progress | None = None

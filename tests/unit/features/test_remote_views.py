@@ -196,7 +196,7 @@ def test_a_store_that_is_away_is_not_asked_again_at_once() -> None:
 
 @pytest.mark.slow
 def test_a_backfill_does_not_begin_before_the_services_have_come_to_the_end(messages, monkeypatch) -> None:
-    monkeypatch.setattr("tidemill.offline.backfill.PATIENCE", 0.0)
+    monkeypatch.setattr("tidemill.offline.backfill.TIMEOUT_SECONDS", 0.0)
     river = River(pipeline(DEST))
     river.send(messages[:50])
     river.drive("validator")

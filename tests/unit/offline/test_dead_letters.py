@@ -35,7 +35,7 @@ from tidemill.cli.text.shared import printable
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import BrokerError, Reject, SettingsError
-from tidemill.offline.dead_letters import MOST_KINDS, Letters, Places, Stats, Wanted, content
+from tidemill.offline.dead_letters import MAX_KINDS, Letters, Places, Stats, Wanted, content
 from tidemill.offline.redrive import Redrive
 from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
@@ -146,7 +146,7 @@ class TestStats:
         letter = read_dead_letter(MemoryRecord(DLQ, b"", b"", 5, []))
         for number in range(10_000):
             stats.add(replace(letter, field=f"f{number}"), "open")
-        assert len(stats.kinds) == MOST_KINDS + 1
+        assert len(stats.kinds) == MAX_KINDS + 1
         assert stats.total.letters == 10_000
         assert stats.most()[0].reason == "others"
 

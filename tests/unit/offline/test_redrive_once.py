@@ -300,7 +300,7 @@ class TestCrash:
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch) -> None:
-        monkeypatch.setattr(redrive, "BATCH", 5)
+        monkeypatch.setattr(redrive, "BATCH_LETTERS", 5)
 
     def _once(self, broker: MemoryBroker) -> None:
         assert Counter(r.value() for r in broker.records(EVENTS)) == Counter(b"%d" % n for n in range(23))

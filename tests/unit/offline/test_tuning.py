@@ -559,7 +559,7 @@ class TestCommand:
             assert word in done.stdout
         assert [w["name"] for w in json.loads(out.read_text())["winners"]] == names
         assert load(str(declared(tmp_path))).model_names == ("linear", *names, "baseline")
-        with pytest.raises(SettingsError, match="--force writes over it"):
+        with pytest.raises(SettingsError, match="--force overwrites it"):
             self.run(*command)
         said = json.loads(self.run(*command, "--force", "--json").stdout)
         assert [one["name"] for one in said["winners"]] == names

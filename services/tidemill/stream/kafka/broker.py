@@ -38,6 +38,8 @@ from tidemill.stream.topic import Topic
 _client_log = logging.getLogger("librdkafka")
 
 CONNECT_SECONDS = 3.0
+#: A broker that is busy takes a while for all topics of a pipeline; they are created one after the other.
+CREATE_SECONDS = 60.0
 
 
 class KafkaBroker:
@@ -117,9 +119,13 @@ class KafkaBroker:
         ]
         for name, future in (self._admin.create_topics(missing) if missing else {}).items():
             try:
-                future.result(CALL_SECONDS)
+                future.result(CREATE_SECONDS)
             except KafkaException as error:
                 raise BrokerError(f"topic {name} can't be created: {kafka_error(error).str()}") from error
+            except TimeoutError as error:
+                raise BrokerError(
+                    f"topic {name} was not created within {CREATE_SECONDS:.0f} s: the broker is slow or away; run it again"
+                ) from error
         return [topic.topic for topic in missing]
 
     def consumer(self, group: str, topics: Sequence[str], instance: str) -> KafkaConsumer:

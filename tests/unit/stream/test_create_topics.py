@@ -1,0 +1,31 @@
+"""Topics that can't be created end in a sentence, never in a traceback."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from tidemill.errors import BrokerError
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.wire.topics import EVENTS
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (TimeoutError(), "flights.events was not created within 60 s"),
+        (KafkaException(KafkaError(KafkaError.INVALID_REPLICATION_FACTOR)), "flights.events can't be created"),
+    ],
+)
+def test_a_topic_that_is_not_created_is_named(failure: Exception, words: str) -> None:
+    result: Future[None] = Future()
+    result.set_exception(failure)
+    broker = KafkaBroker("localhost:1", exactly_once=True)
+    broker._admin_client = SimpleNamespace(
+        list_topics=lambda **_: SimpleNamespace(topics={}), create_topics=lambda _: {"flights.events": result}
+    )
+    with pytest.raises(BrokerError, match=words):
+        broker.create([(EVENTS, "flights.events", 1)])
