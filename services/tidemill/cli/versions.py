@@ -263,7 +263,7 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
     with progress("versions", None) as advance:
         mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)
         mirroring.name_roles(champion_of(declared, broker))
-    click.echo(mirroring.told())
+    click.echo(mirroring.as_text())
     if follow:
         mirroring.follow(broker, end, lambda: champion_of(declared, broker), click.echo)
 

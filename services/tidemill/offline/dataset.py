@@ -88,8 +88,8 @@ class Form:
 
     def __init__(self, pipeline: Pipeline, *, is_served: bool = True) -> None:
         self.is_served, self.by_class = is_served, pipeline.task == "multiclass"
-        there = rows.RowFormat(pipeline, labelled=True).schema
-        same = [f for f in there if f.name.startswith((rows.ENTITY, "x_"))]
+        archive = rows.RowFormat(pipeline, labelled=True).schema
+        same = [f for f in archive if f.name.startswith((rows.ENTITY, "x_"))]
         scores = [pa.field("champion", pa.string()), pa.field("score", pa.float64()), pa.field("version", pa.int64())]
         if self.by_class:
             scores.append(pa.field("probabilities", pa.map_(pa.string(), pa.float64())))
@@ -97,10 +97,17 @@ class Form:
         at = names.index("entity_id") + 1
         entities = [f for f in same[at:] if f.name.startswith(rows.ENTITY)]
         features = [f for f in same[at:] if f.name.startswith("x_")]
-        self.schema = pa.schema([
-            there.field("event_id"), there.field("entity_id"), *entities, pa.field("event_time", MOMENT), *features,
-            there.field("partial"), there.field("stale"), *scores, there.field("label"), there.field("label_time"),
-        ])  # fmt: skip
+        self.schema = pa.schema(
+            [
+                *(archive.field(name) for name in ("event_id", "entity_id")),
+                *entities,
+                pa.field("event_time", MOMENT),
+                *features,
+                *(archive.field(name) for name in ("partial", "stale")),
+                *scores,
+                *(archive.field(name) for name in ("label", "label_time")),
+            ]
+        )
 
     def row(self, archived: Row) -> Row:
         """Return a row of the archive as one of the data set."""
@@ -165,7 +172,7 @@ class Writer:
 
 @contextlib.contextmanager
 def written(path: Path, form: Form, span: Span) -> Iterator[Writer]:
-    """Write a data set: the file is there, whole, when the block has ended well, and else what was there before.
+    """Write a data set: complete when the block has ended well; else the earlier file stays.
 
     Raises SettingsError where there was nothing to write, or it can't be written.
     """

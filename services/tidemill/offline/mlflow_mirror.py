@@ -199,7 +199,7 @@ class Mirror:
                     elif not is_own and alias in aliases:
                         self.client.delete_registered_model_alias(name, alias)
 
-    def told(self) -> str:
+    def as_text(self) -> str:
         """Return what was done, in words."""
         left = "".join(f"; {count:,} {what}" for what, count in sorted(self.counts.items()) if what != "mirrored")
         return f"mirrored {self.counts['mirrored']:,} versions to {self.uri}{left}"

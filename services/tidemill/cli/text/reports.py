@@ -10,7 +10,7 @@ from tidemill.cli.text.shared import minute, new_table, render
 
 if TYPE_CHECKING:
     from tidemill.features.store import Known
-    from tidemill.offline.backtest import Report
+    from tidemill.offline.backtest import BacktestReport
     from tidemill.offline.dataset import Summary
 
 
@@ -30,7 +30,7 @@ def known_text(known: Sequence[Known]) -> str:
     return render(table)
 
 
-def backtest_text(report: Report) -> str:
+def backtest_text(report: BacktestReport) -> str:
     """Return a backtest's report."""
     names = list(next(iter(report.metrics.values()), {}))
     final = new_table("model", *names, numbers=len(names))
