@@ -157,8 +157,8 @@ def redrive(
 
     if not (yes or dry_run or can_ask()):
         raise SettingsError(
-            "a redrive asks before it sends, and standard input is no terminal: add --yes, or --dry-run to print what it "
-            "would send"
+            "a redrive asks before it sends, and standard input is no terminal: add --yes, or --dry-run to print what "
+            "it would send"
         )
     wanted, declared = _wanted(options, places), tidemill.load(pipeline)
     broker = _broker(declared, topics.EVENTS, topics.LABELS, topics.REDRIVES, **options)

@@ -351,7 +351,7 @@ class _NullModel:
 
 
 def without_models(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with one model that costs nothing instead of its own: for its vectors and its labels alone."""
+    """Return the pipeline with one model that costs nothing instead of its own: for its vectors and labels alone."""
     null = _NullModel()
     return replace(
         pipeline, models={"baseline": null}, champion="baseline", baseline=None, metrics=[null], monitor=Monitor()

@@ -1,8 +1,8 @@
 """A training set: labelled examples as flat rows of one Parquet file, each vector as of its event's time.
 
 from     <pipeline>.examples, or an archive: vectors as they were served; or history, by `recompute.py`
-columns  event_id, entity_id, entity_<field>; event_time; x_<feature>; partial, stale; champion, score, version, and where
-         classes have them probabilities; label, label_time
+columns  event_id, entity_id, entity_<field>; event_time; x_<feature>; partial, stale; champion, score, version, and
+         where classes have them probabilities; label, label_time
 order    as the labels came; within an archive by date first
 memory   one group of rows, and one batch of what is read
 """
@@ -213,7 +213,7 @@ def check_out(path: Path, *, force: bool) -> None:
 
 
 def span_of(begin: str | None, end: str | None) -> Span:
-    """Return the event times that --from and --to say. Raises SettingsError where they are no times, or none is between."""
+    """Return the event times of --from and --to. Raises SettingsError where they are no times, or none is between."""
     span = Span(_moment("--from", begin), _moment("--to", end))
     if span.begin is not None and span.end is not None and span.begin >= span.end:
         raise SettingsError(f"--from {begin} --to {end}: no time is between them; --to is not included")
@@ -232,9 +232,9 @@ def served(
 ) -> None:
     """Give `writer` the examples that <pipeline>.examples or an archive holds at this moment.
 
-    Of an archive's days outside of the writer's span, nothing is read. Examples in Kafka of an earlier declaration, whose
-    vectors were others, are counted and passed over. Raises SettingsError where an archive holds none of this pipeline, or
-    some of another declaration on those days.
+    Of an archive's days outside of the writer's span, nothing is read. Examples in Kafka of an earlier declaration,
+    whose vectors were others, are counted and passed over. Raises SettingsError where an archive holds none of this
+    pipeline, or some of another declaration on those days.
     """
     if isinstance(source, ArchiveSource):
         for row in source.rows(pipeline, labelled=True, wanted=writer.span.touches):

@@ -172,8 +172,8 @@ class DeadLetters:
         held = sorted((slot.partition, begin, end - 1) for slot, (begin, end) in self.ranges.items() if begin < end)
         offsets = ", ".join(f"{partition}:{begin} to {partition}:{last}" for partition, begin, last in held)
         return SettingsError(
-            f"no letter {place} in {self.topic}: it holds {offsets or 'none'}; `tidemill dlq list {self.pipeline.name}` "
-            f"shows them"
+            f"no letter {place} in {self.topic}: it holds {offsets or 'none'}; `tidemill dlq list "
+            f"{self.pipeline.name}` shows them"
         )
 
     def read(self, wanted: LetterFilter, progress: Progress | None = None) -> Iterator[tuple[DeadLetter, Record]]:

@@ -23,8 +23,8 @@ from tidemill.stream.api import Broker
 from tidemill.wire import topics
 from tidemill.wire.records import vector_to_x
 
-#: Of a version that was rebuilt: the artifact was complete; its very bytes were restored; other bytes that give the same
-#: scores replace it; or nothing was written.
+#: Of a version that was rebuilt: the artifact was complete; its very bytes were restored; other bytes that give the
+#: same scores replace it; or nothing was written.
 Artifact = Literal["intact", "restored", "replaced", "not restored"]
 
 
@@ -88,8 +88,8 @@ class Rebuild:
                 raise SettingsError(f"{model}@{number} can't be rebuilt: {why}")
             if not self._is_declared(manifest):
                 raise SettingsError(
-                    f"{model}@{number} can't be rebuilt: it was learned under another declaration of the model or the vector; "
-                    f"name the pipeline's file as it was then"
+                    f"{model}@{number} can't be rebuilt: it was learned under another declaration of the model or the "
+                    f"vector; name the pipeline's file as it was then"
                 )
         return [manifests[version] for version in wanted]
 

@@ -1,8 +1,9 @@
 """Sending dead letters back after a fix, each once: the original bytes, to where their producer had sent them.
 
-A letter goes back with its key, its producer's headers and a mark (which letter, which attempt), in one transaction with a
-record on <pipeline>.redrives that says so. So a crash sends nothing twice, a second redrive knows what went back, and of two at
-once the older is fenced off: its open transaction is given up, and the other goes on from what is committed.
+A letter goes back with its key, its producer's headers and a mark (which letter, which attempt), in one transaction
+with a record on <pipeline>.redrives that says so. So a crash sends nothing twice, a second redrive knows what went
+back, and of two at once the older is fenced off: its open transaction is given up, and the other goes on from what is
+committed.
 """
 
 from __future__ import annotations
