@@ -6,16 +6,14 @@ memory  one model for each name and first example
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.models.fold import Fold
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
-
-Progress = Callable[[int], None]
 
 
 class FoldRange(NamedTuple):

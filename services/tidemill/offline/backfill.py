@@ -17,9 +17,9 @@ from contextlib import ExitStack
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError
-from tidemill.offline.backtest import Backtest, Progress, Row, without_models
+from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.source import KafkaSource
-from tidemill.stream.api import Broker, Producer, Record, TopicPartition
+from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records

@@ -27,13 +27,12 @@ from tidemill.stages.materializer.service import Materializer
 from tidemill.stages.scorer.feed import ServingChange
 from tidemill.stages.scorer.service import Scorer
 from tidemill.stages.validator.service import Validator
-from tidemill.stream.api import Emit, Headers, Position, Processor, Record, TopicPartition
+from tidemill.stream.api import Emit, Headers, Position, Processor, Progress, Record, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Features, PredictionLog, Records
 
 Row = Mapping[str, Any]
-Progress = Callable[[int], None]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
-from tidemill.stream.api import Broker
+from tidemill.stream.api import Broker, Progress
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records, Score
@@ -26,7 +26,6 @@ from tidemill.wire.records import Example, Records, Score
 CHAMPION = "champion"
 
 Verdict = Literal["A better", "B better", "no difference shown"]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)

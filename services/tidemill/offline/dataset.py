@@ -26,19 +26,18 @@ from tidemill.durations import moment
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.files import open_atomic
-from tidemill.offline.backtest import Progress
 from tidemill.offline.source import ArchiveSource, KafkaSource
+from tidemill.stream.api import Progress
 from tidemill.stream.ranges import full_range
 from tidemill.wire import archive_rows as rows
 from tidemill.wire import topics
 from tidemill.wire.archive_rows import MOMENT, Row, date_of
 from tidemill.wire.records import Records
 
-GROUP = 10_000
-"""Rows of one row group: what is held in memory, and what a reader of the file reads at once."""
-
+#: Rows of one row group: what is held in memory, and what a reader of the file reads at once.
+GROUP_ROWS = 10_000
+#: Takes a row of the archive's form.
 Take = Callable[[Row], None]
-"""What rows of the archive's form are given to."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class Writer:
         else:
             self._labels[str(label).lower() if isinstance(label, bool) else label] += 1
         self._rows.append(self.form.row(archived))
-        if len(self._rows) >= GROUP:
+        if len(self._rows) >= GROUP_ROWS:
             self._flush()
 
     def _flush(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.stages.validator.decode import Decoder
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
@@ -29,7 +29,6 @@ MAX_DUMP_BYTES = 256
 MAX_TEXT_CHARACTERS = 4000
 Source = Literal["events", "labels"]
 State = Literal["open", "redriven"]
-Progress = Callable[[int], None]
 
 #: By stream, the topics whose records the validator can take again: as they were sent, or as it had let them pass.
 _SOURCES: Mapping[Source, tuple[Topic, ...]] = {

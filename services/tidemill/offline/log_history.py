@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 from tidemill.encoding.codec import Codec
-from tidemill.offline.backtest import Progress
-from tidemill.stream.api import Broker, TopicPartition
+from tidemill.stream.api import Broker, Progress, TopicPartition
 from tidemill.stream.ranges import full_range
 
 #: Records that are sorted at once. More are sorted in runs, which are merged from temporary files.

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
-from tidemill.offline.backtest import Progress
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.partition import partition_of
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics

@@ -15,11 +15,11 @@ from typing import Any, Literal
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
-from tidemill.models.refold import FoldRange, Progress, Refold, Refolded
+from tidemill.models.refold import FoldRange, Refold, Refolded
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Versions
-from tidemill.stream.api import Broker
+from tidemill.stream.api import Broker, Progress
 from tidemill.wire import topics
 from tidemill.wire.records import vector_to_x
 
@@ -116,13 +116,13 @@ class Rebuild:
     ) -> Iterator[RebuiltVersion]:
         """Fold each version, compare it, and with `write` restore its artifact where that is not intact."""
         wanted = {FoldRange(m.model, m.version, m.begin): m for m in manifests}
-        for came in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
-            yield self._rebuilt(wanted[came.target], came, write=write)
+        for refolded in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
+            yield self._rebuilt(wanted[refolded.target], refolded, write=write)
 
-    def _rebuilt(self, manifest: Manifest, came: Refolded, *, write: bool) -> RebuiltVersion:
-        fold = came.fold
+    def _rebuilt(self, manifest: Manifest, refolded: Refolded, *, write: bool) -> RebuiltVersion:
+        fold = refolded.fold
         if fold is None:
-            return RebuiltVersion(manifest, "gone", why=came.why)
+            return RebuiltVersion(manifest, "gone", why=refolded.why)
         scores, why = self._compare(fold, manifest)
         if why:
             return RebuiltVersion(manifest, "different", scores, why=why)

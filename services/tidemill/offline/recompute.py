@@ -17,10 +17,10 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.view import View
-from tidemill.offline.backtest import Backtest, Progress, without_models
+from tidemill.offline.backtest import Backtest, without_models
 from tidemill.offline.dataset import Writer
 from tidemill.offline.source import FileSource, KafkaSource
-from tidemill.stream.api import Record
+from tidemill.stream.api import Progress, Record
 from tidemill.wire.archive_rows import RowFormat
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Aborted, BrokerError, Fenced
-from tidemill.offline.dead_letters import DeadLetters, LetterFilter, Progress
+from tidemill.offline.dead_letters import DeadLetters, LetterFilter
 from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES
-from tidemill.stream.api import Broker, Producer, Record, TopicPartition
+from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition
 from tidemill.wire import dead_letters, topics
 from tidemill.wire.dead_letters import DeadLetter, RedriveMark
 from tidemill.wire.records import Records

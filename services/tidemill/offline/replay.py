@@ -18,12 +18,11 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, StoreError
 from tidemill.models.refold import FoldRange, Refold
-from tidemill.offline.backtest import Progress
 from tidemill.offline.lookup import LogLookup, public_manifest
 from tidemill.offline.prediction_reader import Prediction, PredictionReader, Ranges
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records, Score, vector_to_x

@@ -8,7 +8,7 @@ crash   what is deleted is planned from the manifests alone, so a run that break
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,8 +17,7 @@ from tidemill.registry.latest import MAX_MANIFESTS_BACK, Version
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Version as ListedVersion
-
-Progress = Callable[[int], None]
+from tidemill.stream.api import Progress
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,12 @@ from tidemill.errors import ArtifactError, SettingsError
 from tidemill.registry.latest import FIRST_READ_OFFSETS, backwards
 from tidemill.registry.manifests import Manifest, Registry, parse
 from tidemill.registry.store import ArtifactStore
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
 #: Records that are held at once; a manifest has some 3 kB, and 64 bytes more for each segment.
 MAX_RECORDS_HELD = 4_000
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)

@@ -196,10 +196,10 @@ def comparison_text(report: Comparison) -> str:
         f"{report.pipeline}: {report.questions:,} questions that both answered, asked {minute(report.first_event)} to "
         f"{minute(report.last_event)} UTC\n{sides}{same}{others}"
     )
-    return head + "\n" + render(_lines(report)) + "\n" + _told(report)
+    return head + "\n" + render(_lines(report)) + "\n" + _loss_text(report)
 
 
-def _told(report: Comparison) -> str:
+def _loss_text(report: Comparison) -> str:
     if not report.loss:
         return "an anomaly score costs nothing by itself, so there is no interval, and no verdict\n"
     return (

@@ -20,10 +20,9 @@ from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files
 from tidemill.errors import SettingsError
 from tidemill.offline import history
-from tidemill.offline.backtest import Progress
 from tidemill.offline.source import FileSource, KafkaSource
 from tidemill.rules import LARGEST_NUMBER, Rule
-from tidemill.stream.api import Broker
+from tidemill.stream.api import Broker, Progress
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records

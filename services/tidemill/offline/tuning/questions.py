@@ -19,9 +19,9 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.offline.backtest import Backtest, Progress, Row, without_models
+from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.source import ArchiveSource, FileSource, Source
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records
 

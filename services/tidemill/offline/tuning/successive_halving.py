@@ -27,8 +27,8 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.search import Parameters, Search, name_of
 from tidemill.errors import SettingsError
-from tidemill.offline.backtest import Progress
 from tidemill.offline.tuning.questions import Questions
+from tidemill.stream.api import Progress
 
 #: Candidates of a bracket.
 BRACKET_CANDIDATES = 8
