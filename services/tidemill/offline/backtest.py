@@ -37,7 +37,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass
-class Report:
+class BacktestReport:
     """The result of a backtest. Times are ms since the epoch; `over_time` has one row per checkpoint.
 
     `over_share`: joined examples that were not learned, because their source had used its share.
@@ -117,7 +117,7 @@ class Backtest:
         self.records = Records(pipeline)
         self.model_delay = model_delay_ms
         self.every = checkpoint_every_ms
-        self.report = Report(pipeline.name, pipeline.task, pipeline.champion, model_delay_ms)
+        self.report = BacktestReport(pipeline.name, pipeline.task, pipeline.champion, model_delay_ms)
         self.folds = {name: Fold(pipeline, name) for name in pipeline.model_names}
         self.scorer = Scorer(pipeline)
         self.predictions: Callable[[PredictionLog], None] | None = None
@@ -194,7 +194,7 @@ class Backtest:
         if not decision.champion.version:
             self.scorer.change(ServingChange(decision.champion))
 
-    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> Report:
+    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> BacktestReport:
         """Run over rows of events and labels, each in order of its time (equal times in the order given)."""
         started = time.perf_counter()
         report, encode_event, encode_label = self.report, self.records.event.encode, self.records.label.encode
@@ -225,7 +225,7 @@ class Backtest:
 
     def replay(
         self, questions: Sequence[Features], labels: Sequence[KnownLabel], progress: Progress | None = None
-    ) -> Report:
+    ) -> BacktestReport:
         """Run over vectors as they were served, in order of event time, and labels, in order of label time.
 
         An archive holds both. Validation, features and join were done before it was written, and are not repeated.
@@ -351,7 +351,7 @@ class _NullModel:
 
 
 def without_models(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with one model that costs nothing instead of its own: for its vectors and its labels alone."""
+    """Return the pipeline with one model that costs nothing instead of its own: for its vectors and labels alone."""
     null = _NullModel()
     return replace(
         pipeline, models={"baseline": null}, champion="baseline", baseline=None, metrics=[null], monitor=Monitor()

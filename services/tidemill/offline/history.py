@@ -37,9 +37,14 @@ def _boolean(value: Any) -> bool:
 
 
 _CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
-    "int": lambda value: _integer(value, 31), "long": lambda value: _integer(value, 63), "float": float, "double": float,
-    "string": _text, "enum": _text, "boolean": _boolean,
-}  # fmt: skip
+    "int": lambda value: _integer(value, 31),
+    "long": lambda value: _integer(value, 63),
+    "float": float,
+    "double": float,
+    "string": _text,
+    "enum": _text,
+    "boolean": _boolean,
+}
 
 
 def read(path: Path, stream: Stream) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ class TimedRecord(NamedTuple):
 def sorted_by_time(
     records: Iterable[TimedRecord], stack: ExitStack, run_records: int = MAX_RUN_RECORDS
 ) -> Iterator[bytes]:
-    """Read all records, and return their values in order, with few more than `run_records` of them in memory at any time.
+    """Read all records, and return their values in order, with few more than `run_records` of them in memory.
 
     `stack` closes the temporary files.
     """
@@ -70,8 +70,8 @@ def _spilled(file: IO[bytes]) -> Iterator[TimedRecord]:
 class LogHistory:
     """A stream's rows in order of time, and what is known of those before them.
 
-    `first_times` has the first time of each partition whose log was cut, `last_offsets` each one's last offset; `skipped`
-    counts records of an earlier schema. All three are complete when the first row is there.
+    `first_times` has the first time of each partition whose log was cut, `last_offsets` each one's last offset;
+    `skipped` counts records of an earlier schema. All three are complete when the first row is there.
     """
 
     rows: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))

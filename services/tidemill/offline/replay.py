@@ -1,7 +1,7 @@
-"""Predictions repeated from their records in the log, by the versions that made them, or by those versions folded again.
+"""Predictions repeated from the log, by the versions that made them, or by those versions folded anew.
 
-reads   <pipeline>.prediction-log; <pipeline>.models and the artifact store, or all of <pipeline>.examples; for details also
-        .events.valid, .examples and .expired
+reads   <pipeline>.prediction-log; <pipeline>.models and the artifact store, or all of <pipeline>.examples; for details
+        also .events.valid, .examples and .expired
 equal   to the last digit: the same vector, the same declaration, the same examples in the same order
 memory  the predictions, and one model; to fold, one model of each name
 """
@@ -258,7 +258,7 @@ class Replay:
         ]
 
     def _outcomes(self, predictions: Sequence[Prediction], progress: Progress | None) -> list[dict[str, Any]]:
-        """Find the predictions' labels. An example lies behind all examples that its prediction's models had learned."""
+        """Find the predictions' labels: an example lies behind all that its prediction's models had learned."""
         partition = TopicPartition(topics.EXAMPLES.name(self.pipeline.name), 0)
         low, high = self.broker.offset_range(partition)
         begin = max(low, min((score["version"] for p in predictions for score in p.scores), default=high))

@@ -149,7 +149,9 @@ def _margin(interval: Interval | None) -> str:
         return "too few"
     half = interval.high - interval.mean
     digits = min(12, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 4
-    return f"{interval.mean:+,.{digits}f} ± {half:,.{digits}f}" if half < 1e6 else f"{interval.mean:+.2g} ± {half:.2g}"
+    if half >= 1e6:
+        return f"{interval.mean:+.2g} ± {half:.2g}"
+    return f"{interval.mean:+,.{digits}f} ± {half:,.{digits}f}"
 
 
 def _lines(report: ComparisonReport) -> Table:
@@ -201,7 +203,8 @@ def _told(report: ComparisonReport) -> str:
     if not report.loss:
         return "an anomaly score costs nothing by itself, so there is no interval, and no verdict\n"
     return (
-        f"{report.loss}, A - B: below 0, A is better; after ± half of the interval (a confidence sequence, as the gate has it; none\n"
+        f"{report.loss}, A - B: below 0, A is better; after ± half of the interval "
+        f"(a confidence sequence, as the gate has it; none\n"
         f"under {report.min_questions:,} questions, in a segment under {report.min_segment_questions:,}). "
         "A verdict needs the whole interval on one side of 0. It is\n"
         f"wrong with a probability of at most {report.rate:.2g} for each line, however often you look.\n"

@@ -74,8 +74,8 @@ class PromotionGate(Processor):
         self.standing, self.rounds = Standing.initial(self.pipeline), Rounds(self.pipeline)
         self.next = self._event_time = 0
 
-    def assign(self, partition: TopicPartition, committed: Position) -> Start:
-        if partition.topic != self.examples or partition.partition:
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        if topic_partition.topic != self.examples or topic_partition.partition:
             return Start(committed.offset, committed.offset)
         self._forget()
         for decision in self.history():
@@ -88,8 +88,8 @@ class PromotionGate(Processor):
         self.rounds.begin(self.standing, self.next)
         return Start(self.next, max(committed.offset, self.next))
 
-    def revoke(self, partitions: Iterable[TopicPartition]) -> None:
-        if any(partition.topic == self.examples and partition.partition == 0 for partition in partitions):
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        if any(one.topic == self.examples and one.partition == 0 for one in topic_partitions):
             self._forget()
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:

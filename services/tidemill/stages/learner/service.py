@@ -137,15 +137,15 @@ class Learner(Processor):
         """The model's own fold."""
         return self.training.fold
 
-    def assign(self, partition: TopicPartition, committed: Position) -> Start:
-        if partition.partition != 0:  # the order of learning is partition 0
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        if topic_partition.partition != 0:  # the order of learning is partition 0
             return Start(committed.offset, committed.offset)
         self._begin()
         self.training.resume(self.history(self.model))
         return Start(self.fold.version, self.fold.version)
 
-    def revoke(self, partitions: Iterable[TopicPartition]) -> None:
-        if any(partition.partition == 0 for partition in partitions):
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        if any(one.partition == 0 for one in topic_partitions):
             self._begin()
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:

@@ -1,6 +1,6 @@
 """How good a window's predictions were: the task's metrics over whole columns, and calibration.
 
-They are computed for a window at once, by the textbook's definition; a declared metric that has no such function is
+pandas computes them for a window at once, by the textbook's definition; a declared metric that has no such function is
 River's own, updated row by row. ROCAUC is ours because neither of River's is exact: `ROCAUC` goes by ten thresholds
 (0.002 to 0.024 away on made-up windows, and 75 ms instead of 3 for 26,000 rows), and `RollingROCAUC` counts ties
 wrongly (up to 0.07 away where scores take a few values, as a baseline's do; equal where there are no ties).
@@ -30,7 +30,7 @@ Metric = Callable[[Column, Column], float | None]
 
 
 def rocauc(label: Column, score: Column) -> float | None:
-    """Return the share of pairs of a true and a false row where the true row scores higher; ties count half."""
+    """Return the share of pairs of a true and a false row where the true one scores higher; ties count half."""
     truth = label.astype(bool)
     positives = int(truth.sum())
     negatives = len(truth) - positives
