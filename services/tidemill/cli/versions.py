@@ -133,17 +133,17 @@ def compare(
     from tidemill.offline import compare as comparison
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
-    asked = comparison.Asked(
+    request = comparison.ComparisonRequest(
         a,
         b,
         None if begin is None else moment_of("--from", begin),
         None if end is None else moment_of("--to", end),
         tuple(dict.fromkeys(segments or declared.monitor.segments)),
     )
-    asked.check(declared)
+    request.check(declared)
     broker = connected(declared, chosen, topics.EXAMPLES)
     with progress("examples", None) as advance:
-        report = comparison.compare(declared, broker, asked, advance)
+        report = comparison.compare(declared, broker, request, advance)
     print_report(report, comparison_text, as_json=as_json)
 
 

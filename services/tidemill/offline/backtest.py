@@ -191,7 +191,7 @@ class Backtest:
         self.report.decisions.append(decision)
         # A backtest keeps no versions: where an earlier one is to serve, the serving model goes on.
         if not decision.champion.version:
-            self.scorer.seat(ServingChange(decision.champion))
+            self.scorer.change(ServingChange(decision.champion))
 
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> BacktestReport:
         """Run over rows of events and labels, each in order of its time (equal times in the order given)."""

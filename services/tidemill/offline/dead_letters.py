@@ -135,7 +135,7 @@ class DeadLetters:
             redrives = topics.REDRIVES.name(self.pipeline.name)
             raise BrokerError(
                 f"{redrives} says that letter {place} went back, and {self.topic}[{place.partition}] ends at {end}: it "
-                f"was deleted and created anew; delete {redrives} as well, and create both with `tidemill topics "
+                f"was deleted and created again; delete {redrives} as well, and create both with `tidemill topics "
                 f"{self.pipeline.name} --create`"
             )
 
@@ -217,7 +217,7 @@ class DeadLetters:
 
 @dataclass
 class Kind:
-    """Letters of one reason, rule, field and, if asked for, entity. `again`: those refused anew after a redrive."""
+    """Letters of one reason, rule, field and, if asked for, entity. `again`: those refused again after a redrive."""
 
     reason: str
     rule: str

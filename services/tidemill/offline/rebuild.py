@@ -1,4 +1,4 @@
-"""Versions made anew from the log and compared with the registry; an artifact that is not intact is restored.
+"""Versions made again from the log and compared with the registry; an artifact that is not intact is restored.
 
 reads   <pipeline>.models; <pipeline>.examples, once for all versions; the artifact store
 writes  the artifact store, where an artifact is gone, damaged or of another River

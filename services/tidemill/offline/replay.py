@@ -1,4 +1,4 @@
-"""Predictions repeated from the log, by the versions that made them, or by those versions folded anew.
+"""Predictions repeated from the log, by the versions that made them, or by those versions folded again.
 
 reads   <pipeline>.prediction-log; <pipeline>.models and the artifact store, or all of <pipeline>.examples; for details
         also .events.valid, .examples and .expired

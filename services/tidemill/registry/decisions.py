@@ -1,4 +1,4 @@
-"""Decisions and commands: who serves, since when, by whose word and on what evidence; signed, on topics of their own."""
+"""Decisions and commands: which model serves, since when, who decided and on what evidence; signed, on two topics."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Decision:
 
     @property
     def model_refs(self) -> tuple[ModelRef, ...]:
-        """What answers after it beside the declared models: the champion first, whom it is on probation against, the candidate."""
+        """The models that answer beside the declared ones: champion, the one before while on probation, candidate."""
         refs = dict.fromkeys((self.champion, self.on_probation_against, ModelRef(self.candidate)))
         return tuple(ref for ref in refs if ref)
 
@@ -176,7 +176,7 @@ def decisions(pipeline: Pipeline, key: bytes) -> SignedCodec[Decision]:
 
 
 class _Unchecked(SignedCodec[Decision]):
-    """Reads decisions where there is no key to check their signatures with."""
+    """Reads decisions without a key to check their signatures."""
 
     def _is_signed(self, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
         return True

@@ -18,10 +18,27 @@ from typing import Any
 from tidemill.errors import ArtifactError
 
 _ALLOWED = {
-    "builtins": {"set", "frozenset", "complex", "slice", "range", "bytearray", "object", "dict", "list", "tuple",
-                 "int", "float", "str", "bool", "bytes", "type(None)"},
+    "builtins": {
+        "set",
+        "frozenset",
+        "complex",
+        "slice",
+        "range",
+        "bytearray",
+        "object",
+        "dict",
+        "list",
+        "tuple",
+        "int",
+        "float",
+        "str",
+        "bool",
+        "bytes",
+        "type(None)",
+    },
     "collections": {"defaultdict", "Counter", "deque", "OrderedDict"},
-    "copy": {"deepcopy"},  # by which SoftmaxRegression has an optimizer for each class; it calls nothing that isn't allowed
+    # SoftmaxRegression copies its optimizer for each class; deepcopy calls nothing that isn't allowed.
+    "copy": {"deepcopy"},
     "copyreg": {"_reconstructor"},
     "datetime": {"datetime", "date", "time", "timedelta", "timezone"},
     "functools": {"partial"},
@@ -33,7 +50,7 @@ _ALLOWED = {
     "numpy.random._pickle": {"__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"},
     "numpy.random._mt19937": {"MT19937"},
     "numpy.random._pcg64": {"PCG64"},
-}  # fmt: skip
+}
 
 
 #: There is no pause before smaller reads: a pickle's frames have some 64 kB, and a head of a few bytes each.
@@ -41,7 +58,9 @@ MIN_PIECE_BYTES = 1024
 
 
 class _Pieces:
-    """A pickle, read frame by frame with a pause before each: a C unpickler never lets go of the interpreter's lock by itself.
+    """A pickle, read frame by frame with a pause before each.
+
+    A C unpickler never lets go of the interpreter's lock by itself.
 
     Nor does the cycle collector, so it looks at each piece alone: later it would look at all of them at once.
     """
@@ -64,11 +83,11 @@ class _Unpickler(pickle.Unpickler):
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
         if module == "river" or module.startswith("river."):
-            found = super().find_class(module, name)
+            value = super().find_class(module, name)
             # By way of a River module one could also name what that module imported; only River's own is allowed.
-            own = str(getattr(found, "__module__", "")).startswith("river.")
-            if own and isinstance(found, (type, FunctionType, BuiltinFunctionType)):
-                return found
+            own = str(getattr(value, "__module__", "")).startswith("river.")
+            if own and isinstance(value, (type, FunctionType, BuiltinFunctionType)):
+                return value
         raise ArtifactError(
             f"a snapshot may not contain {module}.{name}; only River's classes and plain values are allowed"
         )

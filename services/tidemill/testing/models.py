@@ -52,7 +52,7 @@ def check_model(model: Any, task: str, examples: Sequence[tuple[Mapping[str, Any
 
 
 def check_metric(metric: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Check that a metric can be saved and resumed, says which way is better, and starts anew when it is cloned.
+    """Check that a metric can be saved and resumed, says which way is better, starts from nothing when it is cloned.
 
     Parameters
     ----------

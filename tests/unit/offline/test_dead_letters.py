@@ -199,7 +199,7 @@ class TestWrongTopics:
         for slot, entries in broker.log.items():
             if slot.topic == DLQ:
                 entries.clear()
-        with pytest.raises(BrokerError, match=r"deleted and created anew; delete plain\.redrives as well"):
+        with pytest.raises(BrokerError, match=r"deleted and created again; delete plain\.redrives as well"):
             DeadLetters(PLAIN, broker)
 
     @pytest.mark.parametrize("key", [None, b"", b"x", b"\xff"])

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tidemill.cli.text.shared import format_value, minute, model_text, moment, printable, render, second
 from tidemill.models.evidence import Interval
-from tidemill.offline.compare import Report as Comparison
+from tidemill.offline.compare import ComparisonReport
 from tidemill.registry.manifests import Manifest
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Version, Versions, artifact_state
@@ -154,7 +154,7 @@ def _margin(interval: Interval | None) -> str:
     return f"{interval.mean:+,.{digits}f} ± {half:,.{digits}f}"
 
 
-def _lines(report: Comparison) -> Table:
+def _lines(report: ComparisonReport) -> Table:
     sides = [f"{name} A / B" for name in report.metrics]
     loss = [f"{report.loss}, A - B"] if report.loss else []
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
@@ -178,7 +178,7 @@ def _lines(report: Comparison) -> Table:
     return table
 
 
-def comparison_text(report: Comparison) -> str:
+def comparison_text(report: ComparisonReport) -> str:
     """Return which of two models is better, in which segment."""
     left = [
         (report.only_a, f"only {report.a} answered"),
@@ -199,7 +199,7 @@ def comparison_text(report: Comparison) -> str:
     return head + "\n" + render(_lines(report)) + "\n" + _loss_text(report)
 
 
-def _loss_text(report: Comparison) -> str:
+def _loss_text(report: ComparisonReport) -> str:
     if not report.loss:
         return "an anomaly score costs nothing by itself, so there is no interval, and no verdict\n"
     return (

@@ -1,7 +1,7 @@
-"""Letting go of a large model without making anybody wait: object by object, with pauses, in a thread that nobody waits for.
+"""Frees a large model without making others wait: object by object, with pauses, in a thread of its own.
 
-A model is a tree of some hundred thousand objects. Dropped at once it is freed at once, and the interpreter's lock is held until
-all of it is gone, in whatever thread that happens. Held by a list, in the order from the outside in, each frees itself alone.
+A model is a tree of some hundred thousand objects. Dropped at once, it is freed at once, in whatever thread, and the
+interpreter's lock is held until all of it is gone. In a list, from the outside in, each object is freed alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 #: Objects between two pauses: some 0.3 ms.
 PIECE_OBJECTS = 500
 
-#: What models refer to and do not own; behind it is the whole interpreter.
+#: Objects that models refer to and do not own; following them would reach all of the interpreter.
 _SHARED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 
 

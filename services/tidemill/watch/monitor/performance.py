@@ -88,7 +88,7 @@ class Answers:
         return Answers(self.label[rows], self.score[rows], self.version[rows], probabilities)
 
 
-class Judge:
+class WindowMetrics:
     """The metrics of one pipeline, for windows."""
 
     def __init__(self, pipeline: Pipeline) -> None:
