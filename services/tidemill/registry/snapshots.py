@@ -60,9 +60,8 @@ MIN_PIECE_BYTES = 1024
 class _Pieces:
     """A pickle, read frame by frame with a pause before each.
 
-    A C unpickler never lets go of the interpreter's lock by itself.
-
-    Nor does the cycle collector, so it looks at each piece alone: later it would look at all of them at once.
+    A C unpickler never lets go of the interpreter's lock by itself. Nor does the cycle collector, so it is run on each
+    piece: later it would run on all of them at once.
     """
 
     def __init__(self, data: bytes, pause: float, sleep: Callable[[float], None]) -> None:
@@ -84,7 +83,7 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "river" or module.startswith("river."):
             value = super().find_class(module, name)
-            # By way of a River module one could also name what that module imported; only River's own is allowed.
+            # A River module also has names that it imported from others; only River's own are allowed.
             own = str(getattr(value, "__module__", "")).startswith("river.")
             if own and isinstance(value, (type, FunctionType, BuiltinFunctionType)):
                 return value
@@ -102,9 +101,9 @@ def dump(model: Any) -> bytes:
 
 
 def load(data: bytes, pause: float = 0.0, sleep: Callable[[float], None] = time.sleep) -> Any:
-    """Return the model of a snapshot whose hash was verified. Raises ArtifactError where it holds anything not allowed.
+    """Return the model of a snapshot whose hash was verified. Raises ArtifactError where it has anything not allowed.
 
-    `pause`: seconds before every 64 kB, for a thread beside one that others wait for.
+    `pause`: seconds before every 64 kB, so that other threads run meanwhile.
     """
     try:
         return _Unpickler(_Pieces(data, pause, sleep) if pause else io.BytesIO(data)).load()

@@ -79,7 +79,7 @@ class ArtifactStore:
         return "missing" if data is None else "stored" if sha256(data) == digest else "corrupted"
 
     def get(self, digest: str) -> bytes:
-        """Return the artifact. Raises ArtifactError where it is missing or its bytes are not what they were."""
+        """Return the artifact. Raises ArtifactError where it is missing or its bytes have changed."""
         data = self._files.read(self.path(digest))
         if data is None:
             raise ArtifactError(f"artifact {digest} is not in {self.url}")

@@ -178,7 +178,7 @@ class PromotionGate(Processor):
     # Commands and alerts ----------------------------------------------------------------------------------------------
 
     def _command(self, record: Record, emit: Emit) -> None:
-        """Carry out what a person asks, once, or say why not."""
+        """Carry out a command once, or refuse it with a reason."""
         if self._commands is None:
             log.error(
                 "a command was not carried out: set TIDEMILL_STATUS_TOKEN, the same for gate and status",
@@ -205,7 +205,7 @@ class PromotionGate(Processor):
     # Decisions --------------------------------------------------------------------------------------------------------
 
     def _decide(self, draft: Draft, emit: Emit, *, command: Command | None = None, id_: str = "") -> None:
-        """Write a decision, and follow it; a decision of the gate that is in the log already is not written again."""
+        """Write a decision, and apply it; a decision of the gate that is already in the log is not written again."""
         is_repeated = draft.trial and not command and self.standing.has_decided(draft.kind, draft.subject, self.next)
         if emit is discard or is_repeated:
             return  # a rebuild brings back the evidence alone
@@ -256,11 +256,11 @@ class PromotionGate(Processor):
 
 def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes = b"") -> Service:
     """Wire the gate to its topics."""
-    sealed = decisions(pipeline, registry.key)
+    codec = decisions(pipeline, registry.key)
     step = PromotionGate(
         pipeline,
         registry.key,
-        lambda: all_decisions(pipeline, broker, sealed),
+        lambda: all_decisions(pipeline, broker, codec),
         serving_check(registry, broker),
         token=token,
     )

@@ -58,14 +58,14 @@ def manifest_history(broker: Broker, registry: Registry) -> History:
 def candidate_names(broker: Broker, registry: Registry, model: str) -> CandidateNames:
     """Return the function that returns the candidates of a model, by the last decision."""
     pipeline = registry.pipeline
-    sealed, partition = decisions(pipeline, registry.key), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
+    codec, partition = decisions(pipeline, registry.key), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
     end, candidates = -1, frozenset[str]()
 
     def names() -> Collection[str]:
         nonlocal end, candidates
         now = broker.offset_range(partition)[1]
         if now != end:
-            decided = all_decisions(pipeline, broker, sealed)
+            decided = all_decisions(pipeline, broker, codec)
             models = {ref.model for ref in decided[-1].model_refs} if decided else set()
             end, candidates = (
                 now,

@@ -20,13 +20,13 @@ _SHARED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 
 
 def release(parts: list[Any], pause: float, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Let go of what is in `parts`, which is empty afterwards, and of all within that nothing else holds.
+    """Free the objects in `parts`, and all objects within them that have no other reference; empties `parts`.
 
-    The caller must hold it by nothing but this list. `pause`: seconds between two pieces.
+    The caller must have no reference to the objects but this list. `pause`: seconds between two pieces.
     """
     seen = set(map(id, parts))
     part = inner = None
-    for number, part in enumerate(parts):  # which grows
+    for number, part in enumerate(parts):  # the list grows meanwhile
         for inner in gc.get_referents(part):
             if gc.is_tracked(inner) and id(inner) not in seen and not isinstance(inner, _SHARED):
                 seen.add(id(inner))

@@ -106,7 +106,7 @@ class Scorer(Processor):
             if isinstance(item, ServingChange):
                 if item.champion:
                     self.change(item)
-                self.counts["model_loads", "seated" if item.champion else "refused"] += 1
+                self.counts["model_loads", "changed" if item.champion else "refused"] += 1
             elif item.snapshot is None:
                 self.counts["model_loads", "refused"] += 1
             else:
