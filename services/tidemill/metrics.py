@@ -120,7 +120,7 @@ ALERTS_OPEN = Gauge("tidemill_alerts_open", "Open alerts.", ["kind", "model", "f
 
 
 class ServiceMetrics:
-    """What every service says of itself."""
+    """The metrics of every service."""
 
     def __init__(self, service: str) -> None:
         self.service = service

@@ -1,4 +1,4 @@
-"""Dead letters, for people: which there are, what each says, how many of which kind; in bounded memory, however many.
+"""Dead letters, for people: listed, shown and counted by kind, in bounded memory however many they are.
 
 A letter is open until it went back to its source topic; which did is in <pipeline>.redrives (see `redrive`).
 """
@@ -167,7 +167,7 @@ class DeadLetters:
         return ranges
 
     def missing(self, place: Place) -> SettingsError:
-        """Return the error that says that there is no such letter, and which there are."""
+        """Return the error for a letter that does not exist; it names those that do."""
         held = sorted((slot.partition, begin, end - 1) for slot, (begin, end) in self.ranges.items() if begin < end)
         offsets = ", ".join(f"{partition}:{begin} to {partition}:{last}" for partition, begin, last in held)
         return SettingsError(
@@ -198,7 +198,7 @@ class DeadLetters:
         return heapq.nlargest(most, letters, key=lambda letter: (letter.refused_at, letter.place))[::-1]
 
     def one(self, place: Place) -> tuple[DeadLetter, Record]:
-        """Return one letter with its record. Raises SettingsError where there is none."""
+        """Return one letter with its record. Raises SettingsError where it does not exist."""
         return next(self.read(LetterFilter(places=frozenset([place]))))
 
     def history(self, place: Place) -> list[Mapping[str, Any]]:
@@ -279,7 +279,7 @@ class Content:
 
 
 def content(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Content:
-    """Return a letter's bytes in the form that says most: the record, else text, else a dump of the first bytes."""
+    """Return a letter's bytes in the most readable form: the record, else text, else a dump of the first bytes."""
     if not data:
         return Content("nothing")
     record = _record(pipeline, letter, data)

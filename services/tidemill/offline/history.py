@@ -92,7 +92,7 @@ def _converted(path: Path, name: str, values: list[Any], kind: str, *, is_nullab
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to a file of the form that its name says."""
+    """Write rows to a file; its suffix gives the format."""
     if path.suffix in (".jsonl", ".ndjson"):
         with path.open("w") as out:
             out.writelines(json.dumps(record) + "\n" for record in records)

@@ -1,4 +1,4 @@
-"""The mirror copies versions to MLflow, for those who look for models there. The log stays the registry.
+"""The mirror copies versions to MLflow, for tools that read models from it. The log stays the registry.
 
 reads   <pipeline>.models, the artifact store
 writes  MLflow: a run of each model (its metrics over versions), a registered model `<pipeline>.<model>` with a version

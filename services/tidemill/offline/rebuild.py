@@ -144,7 +144,7 @@ class Rebuild:
         return RebuiltVersion(manifest, "equal", scores, "intact")
 
     def _compare(self, fold: Fold, manifest: Manifest) -> tuple[int, str]:
-        """Return how many golden scores were compared, and what is not as the manifest says."""
+        """Return how many golden scores were compared, and what differs from the manifest."""
         if fold.examples != manifest.examples:
             return 0, f"{fold.examples:,} examples were folded where it had learned {manifest.examples:,}"
         if not manifest.golden:

@@ -84,7 +84,7 @@ class Redrive:
         return counts
 
     def run(self, progress: Progress | None = None) -> RedriveCounts:
-        """Send them; returns what was done. Raises Fenced where another redrive has begun meanwhile.
+        """Send them; returns what was done. Raises Fenced where another redrive has started meanwhile.
 
         Whatever it raises: what was committed went back once, the rest did not, and another run goes on from there.
         """
@@ -95,7 +95,7 @@ class Redrive:
             return self._send(producer, progress)
         except Fenced as error:
             raise Fenced(
-                f"another redrive of {self.pipeline.name!r} has begun meanwhile and goes on from here; this one sent "
+                f"another redrive of {self.pipeline.name!r} has started meanwhile and goes on from here; this one sent "
                 f"{self.committed:,} letters back, which the other knows of"
             ) from error
         except Aborted as error:

@@ -366,7 +366,7 @@ class TestCrash:
                 began.append(back(broker))
 
         one_by_one(broker)
-        with pytest.raises(Fenced, match=r"another redrive of 'plain' has begun meanwhile .* sent 5 letters back"):
+        with pytest.raises(Fenced, match=r"another redrive of 'plain' has started meanwhile .* sent 5 letters back"):
             older.run(meanwhile)
         assert began[0].going.total() == 18
         assert began[0].redriven_before == 5

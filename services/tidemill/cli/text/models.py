@@ -133,14 +133,12 @@ def _segments(manifest: Manifest) -> Table:
 
 
 def _figure(value: float | None) -> str:
-    """Return a number with four digits that say something."""
-    return (
-        ""
-        if value is None
-        else f"{value:.4f}"
-        if abs(value) < 1
-        else f"{value:,.{max(0, 4 - len(str(int(abs(value)))))}f}"
-    )
+    """Return a number with four digits, or all digits of a larger whole part."""
+    if value is None:
+        return ""
+    if abs(value) < 1:
+        return f"{value:.4f}"
+    return f"{value:,.{max(0, 4 - len(str(int(abs(value)))))}f}"
 
 
 def _margin(interval: Interval | None) -> str:
