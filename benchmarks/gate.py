@@ -22,7 +22,7 @@ from river import base, compose, linear_model, optim, preprocessing
 from tidemill import Gate, Pipeline, load
 from tidemill.demo import data
 from tidemill.models.evidence import Differences, Terms, round_rate
-from tidemill.offline.backtest import Backtest, Report
+from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.stages.gate.service import LOOK_EVERY_EXAMPLES
 
 
@@ -79,7 +79,7 @@ SCENARIOS: Mapping[str, Callable[[], Pipeline]] = {
 }
 
 
-def scenario(pipeline: Pipeline, flights: Sequence[data.Flight]) -> Report:
+def scenario(pipeline: Pipeline, flights: Sequence[data.Flight]) -> BacktestReport:
     """Return the report of a backtest over these flights."""
     return Backtest(pipeline).run([flight.event for flight in flights], data.labels(list(flights)))
 

@@ -120,7 +120,7 @@ ALERTS_OPEN = Gauge("tidemill_alerts_open", "Open alerts.", ["kind", "model", "f
 
 
 class ServiceMetrics:
-    """What every service says of itself."""
+    """The metrics of every service."""
 
     def __init__(self, service: str) -> None:
         self.service = service
@@ -258,7 +258,8 @@ def serve(port: int, health: Health) -> WSGIServer:
         server = make_server("0.0.0.0", port, answer, handler_class=_Quiet)  # noqa: S104  probes come from outside
     except OSError as error:
         raise SettingsError(
-            f"http_port {port} can't be opened: {error.strerror}; stop what uses it or set TIDEMILL_HTTP_PORT to another"
+            f"http_port {port} can't be opened: {error.strerror}; "
+            f"stop what uses it or set TIDEMILL_HTTP_PORT to another"
         ) from error
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server

@@ -1,12 +1,14 @@
 """Rows in files: CSV (also zipped), JSON lines and Parquet, for look-up tables and for history.
 
-A CSV holds texts, in UTF-8, below one line of names; what a text means is decided by whoever knows the column's type. JSON
-lines and Parquet have types of their own. Nothing is dropped or cut without an error: two columns of one name, a row with too
-few or too many values and an unfinished quotation are errors.
+A CSV holds texts, in UTF-8, below one line of names; what a text means is decided by whoever knows the column's type.
+JSON lines and Parquet have types of their own. Nothing is dropped or cut without an error: two columns of one name, a
+row with too few or too many values and an unfinished quotation are errors.
 
-What is missing: null and NaN; in a CSV an empty value, and in a column that is not of texts the words in MISSING_WORDS too.
+What is missing: null and NaN; in a CSV an empty value, and in a column that is not of texts the words in MISSING_WORDS
+too.
 
-CSV is read by the standard library: every service loads the declaration, and pandas would add half a second to each start.
+CSV is read by the standard library: every service loads the declaration, and pandas would add half a second to each
+start.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def content(path: Path) -> bytes:
 
 
 def read(path: Path) -> Columns:
-    """Return the columns of a file, by name; `.parquet` may be a folder of such files. Raises ValueError as `columns_of`."""
+    """Return the columns of a file, by name; `.parquet` may be a folder of them. Raises ValueError as `columns_of`."""
     form = format_of(path)
     return columns_of(path if form == ".parquet" and path.is_dir() else content(path), form)
 

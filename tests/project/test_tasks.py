@@ -21,7 +21,7 @@ from river_in_memory import River
 
 from tidemill.cli.main import cli
 from tidemill.declare.tasks import TASKS
-from tidemill.offline.backtest import Backtest, Report
+from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.check import check_models
 from tidemill.registry.manifests import Manifest
 from tidemill.wire import topics
@@ -36,7 +36,7 @@ FEW = 2_500
 
 
 @cache
-def backtest(name: str, delay: str | None = None, most: int = data.MOST) -> Report:
+def backtest(name: str, delay: str | None = None, most: int = data.MOST) -> BacktestReport:
     events, labels = data.rows(name, delay)
     return Backtest(data.declared(name)).run(events[:most], labels[:most])
 

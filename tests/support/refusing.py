@@ -6,8 +6,8 @@ from typing import Any
 
 from tidemill import load
 from tidemill.errors import Reject
-from tidemill.offline.dead_letters import Wanted
-from tidemill.offline.redrive import Found, Redrive
+from tidemill.offline.dead_letters import LetterFilter
+from tidemill.offline.redrive import Redrive, RedriveCounts
 from tidemill.runtime.run import topic_table
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
@@ -18,7 +18,7 @@ PLAIN = load("plain")
 RECORDS = Records(PLAIN)
 EVENTS, LABELS, DLQ = (topic.name("plain") for topic in (topics.EVENTS, topics.LABELS, topics.DLQ))
 VALID, REDRIVES = topics.EVENTS_VALID.name("plain"), topics.REDRIVES.name("plain")
-ALL = Wanted()
+ALL = LetterFilter()
 OWN = [("trace", b"t-1"), ("tidemill.reason", b"the producer's own"), ("nothing", None)]
 
 
@@ -32,7 +32,7 @@ def refuse(
     send_dead_letter(record, Reject(reason, f"{reason} it is", **of), broker.append, DLQ, stage)
 
 
-def back(broker: Any, wanted: Wanted = ALL, **options: Any) -> Found:
+def back(broker: Any, wanted: LetterFilter = ALL, **options: Any) -> RedriveCounts:
     return Redrive(PLAIN, broker, wanted, **options).run()
 
 

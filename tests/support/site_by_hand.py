@@ -66,7 +66,7 @@ def letter(
 def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **more: Any) -> bytes:
     """Return a decision about slow, who is held against logreg; `champion`: who serves after it, as MODEL@VERSION."""
 
-    def seat(name: str) -> dict[str, Any]:
+    def model_ref(name: str) -> dict[str, Any]:
         return dataclasses.asdict(ModelRef.of(name) if name else NOBODY)
 
     line = {
@@ -86,13 +86,13 @@ def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **
         "low": None,
         "high": None,
     }
-    seats = {"subject": "slow", "before": "logreg", "on_probation_against": ""}
+    refs = {"subject": "slow", "before": "logreg", "on_probation_against": ""}
     given = {
         "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
-        "examples": 9, "since": 9, "command": "", "champion": seat(champion), "pinned": False, "candidate": "",
+        "examples": 9, "since": 9, "command": "", "champion": model_ref(champion), "pinned": False, "candidate": "",
         "loss": "Brier score", "rate": 0.05, "evidence": [line, bad, bad | {"segment": "carrier UA", "difference": 0.01}],
         "metrics": {}, "signature": "s",
-    } | {name: seat(more.pop(name, of)) for name, of in seats.items()}  # fmt: skip
+    } | {name: model_ref(more.pop(name, of)) for name, of in refs.items()}  # fmt: skip
     return RECORDS.decision.encode(given | more)
 
 

@@ -1,4 +1,7 @@
-"""`tidemill models promote`, `rollback`, `pin`, `unpin` and `train`, sent to the gate by the status service; and `decisions`."""
+"""`tidemill models promote`, `rollback`, `pin`, `unpin`, `train` and `decisions`.
+
+All but `decisions` are sent to the gate by the status service.
+"""
 
 from __future__ import annotations
 
@@ -207,8 +210,8 @@ def _send(
     while decided is None:
         if time.monotonic() > deadline:
             raise SettingsError(
-                f"the gate has not answered within {wait:g} s: is it running? The command is in {declared.name}.commands and is "
-                f"carried out once the gate runs; repeat it with --id {name}"
+                f"the gate has not answered within {wait:g} s: is it running? The command is in "
+                f"{declared.name}.commands and is carried out once the gate runs; repeat it with --id {name}"
             )
         time.sleep(POLL_SECONDS)
         decided = _call(chosen, f"/api/commands/{urllib.parse.quote(name)}")["decision"]
@@ -231,12 +234,14 @@ def _send(
 
 def _call(chosen: settings.Settings, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     url = chosen.status_url.rstrip("/") + path
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {chosen.status_token.get_secret_value()}"})  # noqa: S310
+    headers = {"Authorization": f"Bearer {chosen.status_token.get_secret_value()}"}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310
     if body is not None:
         request.data = json.dumps(body).encode()
         request.add_header("Content-Type", "application/json")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  http or https, as the setting's pattern says
+        # The setting's pattern allows http and https alone.
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
             decision: dict[str, Any] = json.load(answer)
             return decision
     except urllib.error.HTTPError as error:
@@ -245,7 +250,8 @@ def _call(chosen: settings.Settings, path: str, body: dict[str, Any] | None = No
         ) from None
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"no status service at {chosen.status_url}: {error}; start it with `tidemill run status`, or set TIDEMILL_STATUS_URL"
+            f"no status service at {chosen.status_url}: {error}; start it with `tidemill run status`, or set "
+            f"TIDEMILL_STATUS_URL"
         ) from None
 
 

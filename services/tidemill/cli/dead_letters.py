@@ -27,7 +27,7 @@ from tidemill.wire import topics
 
 if TYPE_CHECKING:
     from tidemill.declare.pipeline import Pipeline
-    from tidemill.offline.dead_letters import Wanted
+    from tidemill.offline.dead_letters import LetterFilter
     from tidemill.stream.kafka.broker import KafkaBroker
     from tidemill.stream.topic import Topic
     from tidemill.wire.dead_letters import Place
@@ -73,10 +73,10 @@ def dlq() -> None:
 def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
     """Print the newest dead letters, newest last."""
     from tidemill.cli.text.dead_letters import letters_text
-    from tidemill.offline.dead_letters import Letters
+    from tidemill.offline.dead_letters import DeadLetters
 
     wanted, declared = _wanted(options), tidemill.load(pipeline)
-    dead_letters = Letters(declared, _broker(declared, **options))
+    dead_letters = DeadLetters(declared, _broker(declared, **options))
     with progress("dead letters", dead_letters.count(wanted)) as advance:
         newest = dead_letters.last(wanted, limit, advance)
     if not as_json:
@@ -97,11 +97,11 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
     Shows why it was refused, where it came from, its headers and its content.
     """
     from tidemill.cli.text.dead_letters import letter_text
-    from tidemill.offline.dead_letters import Letters, content
+    from tidemill.offline.dead_letters import DeadLetters, content
     from tidemill.wire.dead_letters import producer_headers
 
     place, declared = _place(letter), tidemill.load(pipeline)
-    dead_letters = Letters(declared, _broker(declared, **options))
+    dead_letters = DeadLetters(declared, _broker(declared, **options))
     dead_letter, record = dead_letters.one(place)
     data = record.value() or b""
     redrives, original = dead_letters.history(place), content(declared, dead_letter, data)
@@ -126,10 +126,10 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
 def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> None:
     """Count dead letters by reason, rule and field."""
     from tidemill.cli.text.dead_letters import stats_text
-    from tidemill.offline.dead_letters import Letters
+    from tidemill.offline.dead_letters import DeadLetters
 
     wanted, declared = _wanted(options), tidemill.load(pipeline)
-    dead_letters = Letters(declared, _broker(declared, **options))
+    dead_letters = DeadLetters(declared, _broker(declared, **options))
     with progress("dead letters", dead_letters.count(wanted)) as advance:
         counts = dead_letters.stats(wanted, advance, by_entity=by_entity)
     print_report(counts, partial(stats_text, dead_letters), as_json=as_json)
@@ -152,17 +152,17 @@ def redrive(
     Each is sent once. Fix the cause first.
     """
     from tidemill.cli.text.dead_letters import redrive_text
-    from tidemill.offline.dead_letters import Letters
+    from tidemill.offline.dead_letters import DeadLetters
     from tidemill.offline.redrive import Redrive
 
     if not (yes or dry_run or can_ask()):
         raise SettingsError(
-            "a redrive asks before it sends, and standard input is no terminal: add --yes, or --dry-run to print what it "
-            "would send"
+            "a redrive asks before it sends, and standard input is no terminal: add --yes, or --dry-run to print what "
+            "it would send"
         )
     wanted, declared = _wanted(options, places), tidemill.load(pipeline)
     broker = _broker(declared, topics.EVENTS, topics.LABELS, topics.REDRIVES, **options)
-    dead_letters = Letters(declared, broker)
+    dead_letters = DeadLetters(declared, broker)
     total = dead_letters.count(wanted)
     running = Redrive(declared, broker, wanted, again=again, most=limit)
     with progress("dead letters", total) as advance:
@@ -201,15 +201,15 @@ def _place(text: str, option: str = "") -> Place:
         raise SettingsError(f"{option}{error}") from None
 
 
-def _wanted(options: dict[str, Any], places: tuple[str, ...] = ()) -> Wanted:
+def _wanted(options: dict[str, Any], places: tuple[str, ...] = ()) -> LetterFilter:
     """Take the filters out of a command's options."""
-    from tidemill.offline.dead_letters import Wanted
+    from tidemill.offline.dead_letters import LetterFilter
 
     given = {name: options.pop(name) for name in (*FILTERS, "state") if name in options}
     for name in ("since", "until"):
         if given[name] is not None:
             given[name] = moment_of(f"--{name}", given[name])
-    return Wanted(**given, places=frozenset(_place(text, "--letter ") for text in places))
+    return LetterFilter(**given, places=frozenset(_place(text, "--letter ") for text in places))
 
 
 def _broker(pipeline: Pipeline, *more: Topic, **options: Any) -> KafkaBroker:

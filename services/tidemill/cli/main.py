@@ -1,4 +1,4 @@
-"""The command `tidemill`: which commands there are, and how a mistake ends. Each command is imported when it is used."""
+"""The command `tidemill`: its commands, and how a mistake ends. Each command is imported when it is used."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ COMMANDS = {
 def cli() -> None:
     """Online machine learning on Kafka.
 
-    PIPELINE is a file (flights.py), a module (package.flights), or one of the shipped pipelines: flights, plain, delays.
-    Add :name where a file or module declares several.
+    PIPELINE is a file (flights.py), a module (package.flights), or one of the shipped pipelines: flights, plain,
+    delays. Add :name where a file or module declares several.
     """
 
 

@@ -37,9 +37,9 @@ def replay(
 ) -> None:
     """Repeat predictions, and compare their scores.
 
-    Prints the event, the vector, the models and each score then and now; exit code 1 unless all are equal. A prediction's
-    id is its event's. Manifests are verified with TIDEMILL_SIGNING_KEY. Of a sample only the summary and the differences
-    are printed.
+    Prints the event, the vector, the models and each score then and now; exit code 1 unless all are equal. A
+    prediction's id is its event's. Manifests are verified with TIDEMILL_SIGNING_KEY. Of a sample only the summary and
+    the differences are printed.
     """
     from tidemill.cli.text.predictions import prediction_text, replay_text, unequal_text
     from tidemill.offline.replay import Replay, ReplayReport, Summary, version_of

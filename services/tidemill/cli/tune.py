@@ -68,8 +68,8 @@ def tune(
 ) -> None:
     """Search a declared space of models on recorded examples.
 
-    The space is search=... of the declaration. Each candidate is asked when the event was. Candidates that are better than
-    the champion on all examples win; exit code 1 where --out is given and none does.
+    The space is search=... of the declaration. Each candidate is asked when the event was. Candidates that are better
+    than the champion on all examples win; exit code 1 where --out is given and none does.
     """
     from tidemill.cli.text.tuning import tuning_text
     from tidemill.offline.source import KafkaSource

@@ -1,4 +1,4 @@
-"""`tidemill models list`, `show`, `compare`, `prune`, `rebuild` and `mirror`: the versions of models and their artifacts."""
+"""`tidemill models list`, `show`, `compare`, `prune`, `rebuild` and `mirror`: versions and their artifacts."""
 
 from __future__ import annotations
 
@@ -133,17 +133,17 @@ def compare(
     from tidemill.offline import compare as comparison
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
-    asked = comparison.Asked(
+    request = comparison.ComparisonRequest(
         a,
         b,
         None if begin is None else moment_of("--from", begin),
         None if end is None else moment_of("--to", end),
         tuple(dict.fromkeys(segments or declared.monitor.segments)),
     )
-    asked.check(declared)
+    request.check(declared)
     broker = connected(declared, chosen, topics.EXAMPLES)
     with progress("examples", None) as advance:
-        report = comparison.compare(declared, broker, asked, advance)
+        report = comparison.compare(declared, broker, request, advance)
     print_report(report, comparison_text, as_json=as_json)
 
 
@@ -157,8 +157,8 @@ def compare(
 def prune(pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Delete the artifacts of old versions.
 
-    Their manifests stay, and `models rebuild` makes an artifact again. Artifacts stay that a learner may continue from, and
-    those of versions that were promoted or are pinned. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    Their manifests stay, and `models rebuild` makes an artifact again. Artifacts stay that a learner may continue from,
+    and those of versions that were promoted or are pinned. Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
     from tidemill.cli.text.artifacts import pruned_text
     from tidemill.registry import pruning
@@ -168,7 +168,8 @@ def prune(pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as
 
     if keep < MAX_MANIFESTS_BACK:
         raise SettingsError(
-            f"--keep {keep}: expected at least {MAX_MANIFESTS_BACK}, the versions that a learner looks at for an intact artifact"
+            f"--keep {keep}: expected at least {MAX_MANIFESTS_BACK}, the versions that a learner looks at for an "
+            f"intact artifact"
         )
     before = None if older_than is None else int(time.time() * 1000) - _duration("--older-than", older_than)
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
@@ -197,8 +198,8 @@ def rebuild(
 ) -> None:
     """Rebuild versions from the examples, and compare scores.
 
-    Exit code 1 unless all scores are equal. An artifact that is missing, corrupted or of another River version is restored.
-    Manifests are verified with TIDEMILL_SIGNING_KEY.
+    Exit code 1 unless all scores are equal. An artifact that is missing, corrupted or of another River version is
+    restored. Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
     from tidemill.cli.text.artifacts import rebuilt_text
     from tidemill.offline.rebuild import Rebuild, RebuildReport
@@ -238,8 +239,8 @@ def rebuild(
 def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow: bool, **options: Any) -> None:
     """Copy versions to MLflow.
 
-    Makes runs with metrics, registered models with aliases, and models that MLflow loads and serves. Versions that MLflow
-    has already are not copied again. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    Makes runs with metrics, registered models with aliases, and models that MLflow loads and serves. Versions that
+    MLflow has already are not copied again. Manifests are verified with TIDEMILL_SIGNING_KEY.
     """
     from tidemill.registry.versions import Versions
     from tidemill.runtime import run as running
@@ -247,7 +248,8 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         raise SettingsError(
-            "no MLflow server: give --tracking-uri or set MLFLOW_TRACKING_URI, as in http://mlflow:5000 or sqlite:///mlflow.db"
+            "no MLflow server: give --tracking-uri or set MLFLOW_TRACKING_URI, as in http://mlflow:5000 or "
+            "sqlite:///mlflow.db"
         )
     try:
         from tidemill.offline.mlflow_mirror import Mirror
@@ -263,7 +265,7 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
     with progress("versions", None) as advance:
         mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)
         mirroring.name_roles(champion_of(declared, broker))
-    click.echo(mirroring.told())
+    click.echo(mirroring.as_text())
     if follow:
         mirroring.follow(broker, end, lambda: champion_of(declared, broker), click.echo)
 

@@ -40,7 +40,7 @@ class Feature:
 
 
 def number(source: Source) -> Feature:
-    """Declare a feature that is a number (a float in the vector); NaN, infinities and values beyond 1e15 become missing."""
+    """Declare a feature that is a number (a float in the vector); NaN, infinities and values above 1e15 are missing."""
     return Feature("number", source)
 
 

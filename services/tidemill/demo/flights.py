@@ -38,11 +38,13 @@ VIEWS = [
             aggregates.min("visib", "3h"),
             aggregates.sum("precip", "3h"),
         ],
-        # Of the days of January the largest p99 is 31 min; three first flights of a morning are 8 h, and fewer than one in 100.
+        # Of the days of January the largest p99 is 31 min; three first flights of a morning are 8 h, and fewer than one
+        # in 100.
         fresh="2h",
     ),
     View("dest", every="5m", aggregates=[aggregates.count("3h")]),
-    # How flights that have landed by now did: of the same carrier, from the same airport, to the same one, with this plane.
+    # How flights that have landed by now did: of the same carrier, from the same airport, to the same one, with this
+    # plane.
     View("carrier", source="examples", every="5m", aggregates=[aggregates.mean("label", "3h", "24h")]),
     View(
         "origin",

@@ -49,8 +49,8 @@ CORRUPTIONS: Sequence[Callable[[dict[str, Any], Records], bytes]] = (_hour, _flo
 def script(pipeline: Pipeline, flights: Iterable[data.Flight], corrupt_every: int = 0) -> list[Message]:
     """Return all messages in order of event time; a label comes before an event of the same time.
 
-    After every `corrupt_every` events a corrupted copy of one is added, with an id of its own: the models learn the same
-    as without it.
+    After every `corrupt_every` events a corrupted copy of one is added, with an id of its own: the models learn the
+    same as without it.
     """
     flights = list(flights)
     records = Records(pipeline)

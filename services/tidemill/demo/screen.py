@@ -179,7 +179,8 @@ def summary(report: Mapping[str, object], observer: Observer, title: str) -> Ren
     lines.add_row("events", f"{r['events']:,} = valid {r['valid']:,} + dead letters {r['events_rejected']:,}")
     lines.add_row(
         "labels",
-        f"{r['labels']:,} = joined {r['joined']:,} + dead letters {r['labels_rejected']:,} + waiting {r['waiting_labels']:,}",
+        f"{r['labels']:,} = joined {r['joined']:,} + dead letters {r['labels_rejected']:,} "
+        f"+ waiting {r['waiting_labels']:,}",
     )
     lines.add_row(
         "predictions",
@@ -205,4 +206,5 @@ def _serves(observer: Observer) -> str:
     if last is None:
         return f"{observer.champion}, as declared"
     decision = f"{last['kind'].replace('_', ' ')} {ModelRef(**last['subject'])}"
-    return f"{observer.champion}; last of {observer.counts['promotions']:,} decisions, after {last['examples']:,} examples: {decision}"
+    decisions = f"last of {observer.counts['promotions']:,} decisions, after {last['examples']:,} examples: {decision}"
+    return f"{observer.champion}; {decisions}"

@@ -80,7 +80,8 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
         console.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {text}", highlight=False)
 
     say(
-        f"starting {'the embedded broker' if options.broker is None else f'on Kafka at {options.broker}'}, Redis and the services"
+        f"starting {'the embedded broker' if options.broker is None else f'on Kafka at {options.broker}'}, "
+        f"Redis and the services"
     )
     settings = _broker(options, pipeline, cleanup)
     redis = Redis(folder)
@@ -149,8 +150,8 @@ def _broker(options: Options, pipeline: Pipeline, cleanup: ExitStack) -> dict[st
     created = broker.create(topic_table(pipeline))
     if len(created) < len(topic_table(pipeline)):
         raise TidemillError(
-            f"Kafka at {options.broker} has topics of the pipeline {pipeline.name!r} already; the demo needs empty ones: "
-            f"delete them, or use another cluster"
+            f"Kafka at {options.broker} has topics of the pipeline {pipeline.name!r} already; "
+            f"the demo needs empty ones: delete them, or use another cluster"
         )
     return {"brokers": options.broker}
 
@@ -180,7 +181,8 @@ def _wait_quietly(console: Console, view: screen.Screen, stack: Stack, finished:
             shown = time.monotonic()
             counts = view.observer.counts
             console.print(
-                f"{screen.moment(view.replay.clock)}  events {view.replay.events:,}  predictions {counts['predictions']:,}  "
+                f"{screen.moment(view.replay.clock)}  events {view.replay.events:,}  "
+                f"predictions {counts['predictions']:,}  "
                 f"examples {counts['examples']:,}  dead letters {counts['dlq']:,}",
                 highlight=False,
             )

@@ -190,9 +190,15 @@ class _Maker:
         self.parts: list[str] = []
         self.read: list[str] = []
         self.names: dict[str, Any] = {
-            "_W": _write_long, "_R": _read_long, "_I": _read_int, "_Z": _ZIG_ZAG, "_N": _read_size, "_B": _read_bytes,
-            "_D": _DOUBLE.pack, "_U": _DOUBLE.unpack_from,
-        }  # fmt: skip
+            "_W": _write_long,
+            "_R": _read_long,
+            "_I": _read_int,
+            "_Z": _ZIG_ZAG,
+            "_N": _read_size,
+            "_B": _read_bytes,
+            "_D": _DOUBLE.pack,
+            "_U": _DOUBLE.unpack_from,
+        }
         self._count = 0
 
     def name(self, value: Any = None) -> str:
@@ -287,14 +293,13 @@ class _Maker:
         is_map = avro["type"] == "map"
         encode, decode = make(avro["values" if is_map else "items"], self.named)
         e, d, value, many = self.name(encode), self.name(decode), self.name(), self.name()
-        items = f"[_W(len(k)) + k + {e}(v) for k, v in [(k.encode(), v) for k, v in {source}.items()]]" if is_map else (
-            f"[{e}(v) for v in {source}]"
-        )  # fmt: skip
+        if is_map:
+            items = f"[_W(len(k)) + k + {e}(v) for k, v in [(k.encode(), v) for k, v in {source}.items()]]"
+            step = ["        k, at = _B(data, at)", f"        {value}[k.decode()], at = {d}(data, at)"]
+        else:
+            items = f"[{e}(v) for v in {source}]"
+            step = [f"        v, at = {d}(data, at)", f"        {value}.append(v)"]
         self.parts.append(f"(_W(len({source})) + b''.join({items}) + b'\\0' if {source} else b'\\0')")
-        step = [
-            "        k, at = _B(data, at)",
-            f"        {value}[k.decode()], at = {d}(data, at)",
-        ] if is_map else [f"        v, at = {d}(data, at)", f"        {value}.append(v)"]  # fmt: skip
         self.read += [
             f"{value} = {'{}' if is_map else '[]'}",
             f"{many}, at = _R(data, at)",
@@ -308,8 +313,13 @@ class _Maker:
 
 
 _WRITE = {
-    "int": "_W({0})", "long": "_W({0})", "double": "_D({0})", "boolean": "(b'\\1' if {0} else b'\\0')", "string": "", "bytes": "",
-}  # fmt: skip
+    "int": "_W({0})",
+    "long": "_W({0})",
+    "double": "_D({0})",
+    "boolean": "(b'\\1' if {0} else b'\\0')",
+    "string": "",
+    "bytes": "",
+}
 _READ_LONG = [  # most take one byte
     "{0} = _Z[data[at]]",
     "if {0} is None: {0}, at = _R(data, at)",
@@ -366,5 +376,6 @@ def make(avro: Any, named: dict[str, Any] | None = None) -> tuple[Callable[[Any]
         "    if at > len(data): raise EOFError('the record ends inside a text')",
         f"    return {made}, at",
     ]
-    exec(compile("\n".join(lines), "<avro codec>", "exec"), maker.names)  # noqa: S102  made from a schema, names are repr'd
+    # The source is made from a schema, and its names are repr'd.
+    exec(compile("\n".join(lines), "<avro codec>", "exec"), maker.names)  # noqa: S102
     return maker.names["encode"], maker.names["decode"]

@@ -22,14 +22,16 @@ from tidemill.errors import SettingsError
 
 _FIXES = {
     ("backward", "missing"): "give it a default in the new schema, as null for a type that may be null",
-    ("backward", "type"): "keep the type, or one that it can be promoted to (int, long, float, double); or add a field of another name",
+    ("backward", "type"): (
+        "keep the type, or one that it can be promoted to (int, long, float, double); or add a field of another name"
+    ),
     ("backward", "symbol"): "keep the symbol, or give the enum a default",
     ("backward", "name"): "keep the name, or give the new one the old one as an alias",
     ("forward", "missing"): "keep the field: readers with the earlier schema need it",
     ("forward", "type"): "keep the type, or one that can be promoted to it; or add a field of another name",
     ("forward", "symbol"): "leave the symbol out until all readers know it",
     ("forward", "name"): "keep the name",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` found: `problems` with earlier versions; `unreadable`, why the pipeline as declared can't read it."""
+    """The result of `check`: `problems` with earlier versions; `unreadable`: why the pipeline can't read it."""
 
     level: str
     versions: Sequence[str]

@@ -17,8 +17,8 @@ from tidemill.wire.records import Score
 #: The probability of an interval that is ever wrong, where the pipeline declares no gate.
 RATE = 0.05
 
-#: Questions before there is an interval; a gate may declare more. With 30, where neighbours are alike (correlation 0.8), one
-#: interval in five is wrong at some look; with 200 one in twelve.
+#: Questions before there is an interval; a gate may declare more. With 30, where neighbours are alike (correlation
+#: 0.8), one interval in five is wrong at some look; with 200 one in twelve.
 MIN_QUESTIONS = 200
 
 #: Runs of neighbouring differences that are kept.
@@ -45,8 +45,8 @@ def _absolute_error(label: float, answer: Score) -> float:
     return abs(answer["score"] - label)
 
 
-#: By task: the loss's name, and what one answer costs; 0 is right. An anomaly score has none: it is only higher or lower
-#: than others. Not the log loss: one answer that was sure and wrong costs 35, and hides every other difference.
+#: By task: the loss's name, and the loss of one answer; 0 is right. Anomaly scores have none: they are only higher or
+#: lower than others. Not the log loss: one answer that was sure and wrong costs 35, and hides every other difference.
 #: Source: Brier, Verification of forecasts expressed in terms of probability, Monthly Weather Review 78 (1950).
 LOSSES: Mapping[str, tuple[str, Callable[[Any, Score], float]]] = {
     "binary": ("Brier score", _brier),
@@ -66,7 +66,7 @@ class Terms(NamedTuple):
 
 
 def round_rate(rate: float, number: int, challengers: int) -> float:
-    """Return one challenger's part of `rate` in a round of the gate, counted from 1; over all rounds they add up to `rate`."""
+    """Return one challenger's part of `rate` in a round, counted from 1; over all rounds they add up to `rate`."""
     return rate / (number * (number + 1)) / max(1, challengers)
 
 
@@ -100,9 +100,9 @@ class Differences:
 
     `sums` has the sums of the complete runs, `size` differences each. `total` is the sum of all differences.
 
-    Neighbours are alike (one storm delays many flights), so the spread is taken from runs of neighbours, not from single
-    differences. Source: Yeh and Schmeiser, Simulation Output Analysis via Dynamic Batch Means, Winter Simulation Conference
-    (2000).
+    Neighbours are alike (one storm delays many flights), so the spread is taken from runs of neighbours, not from
+    single differences. Source: Yeh and Schmeiser, Simulation Output Analysis via Dynamic Batch Means, Winter
+    Simulation Conference (2000).
     """
 
     def __init__(self) -> None:
@@ -127,8 +127,8 @@ class Differences:
     def spread(self) -> float:
         """Return the standard deviation that one difference adds to a mean of many.
 
-        It is the largest that runs of any length show, as long as there are MIN_RUNS of them: what varies over hours shows
-        in long runs only. It is infinite where squares overflow.
+        It is the largest that runs of any length show, as long as there are MIN_RUNS of them: variation over hours
+        shows in long runs only. It is infinite where squares overflow.
         """
         sums, size, largest = np.array(self.sums), self.size, 0.0
         with np.errstate(over="ignore", invalid="ignore"):
@@ -141,12 +141,12 @@ class Differences:
         return math.sqrt(largest)
 
     def interval(self, terms: Terms) -> Interval | None:
-        """Return the mean with an interval that holds the true mean at every look at once, but for a probability of `rate`.
+        """Return the mean, and an interval that holds the true mean at all looks but for a probability of `rate`.
 
-        Looking again and again does not make it wrong. None where there are fewer than `first` differences, or where they
-        are not finite. It is narrowest, for its kind, at 4 `first`. Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas,
-        Time-uniform central limit theory and asymptotic confidence sequences, Annals of Statistics 52 (2024), theorem 2.2;
-        the tuning is their equation for rho.
+        Looking again and again does not make it wrong. None where there are fewer than `first` differences, or where
+        they are not finite. It is narrowest, for its kind, at 4 `first`. Source: Waudby-Smith, Arbour, Sinha, Kennedy
+        and Ramdas, Time-uniform central limit theory and asymptotic confidence sequences, Annals of Statistics 52
+        (2024), theorem 2.2; the tuning is their equation for rho.
         """
         rate, first = terms
         count, total = self.count, self.total

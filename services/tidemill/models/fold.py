@@ -16,7 +16,7 @@ from tidemill.wire.records import Example, vector_to_x
 #: The latest vectors that go into a manifest, with the scores that the version gives them.
 MAX_GOLDEN_VECTORS = 8
 
-#: Examples between two checks of the model's score: a model that diverges is noticed at the same example in every process.
+#: Examples between two checks of the model's score: every process notices at the same example that a model diverges.
 LOOK_EVERY_EXAMPLES = 10
 
 
@@ -24,7 +24,7 @@ class Fold:
     """One model on its way through the examples, with its prequential metrics.
 
     The metrics judge the score that was served (or, for a challenger, would have been) when the question was asked:
-    exactly what a user of the predictions saw. `diverged` says why the model's last answer was no score; empty while it is one.
+    exactly what a user of the predictions saw. `diverged`: why the model's answer was no score, else empty.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ class Fold:
     def learn(self, example: Example, offset: int) -> bool:
         """Judge the served score, then learn the example that lies at `offset`.
 
-        Returns whether it was learned: not where its source has its share already (see `protection`). What a model's own
-        `learn_one` raises comes out of here; the fold has moved on all the same, because the model may have changed: to try
-        again would be to learn it twice.
+        Returns whether it was learned: not where its source has its share already (see `source_shares`). An error of
+        the model's own `learn_one` is raised; the fold moves on all the same, because the model may have changed, and a
+        second try would learn the example twice.
         """
         prediction, label = example["prediction"], example["label"]
         vector = prediction["features"]["vector"]
@@ -63,11 +63,12 @@ class Fold:
         self.examples += 1
         self.learned_until = max(self.learned_until, example["label_time"])
         self.vectors.append(vector)
-        # Where one version is pinned, the newest answers beside it: that one is judged.
+        # Beside a pinned version the newest one answers too: the newest is judged.
         served = max(
             (s for s in (prediction["champion"], *prediction["challengers"]) if s["model"] == self.name),
-            key=lambda score: score["version"], default=None,
-        )  # fmt: skip
+            key=lambda score: score["version"],
+            default=None,
+        )
         judged = self._kind.judged(served["score"], served["probabilities"]) if served is not None else None
         if judged is not None:
             for metric, is_about_labels in zip(self.metrics, self._about_labels, strict=True):
@@ -82,13 +83,13 @@ class Fold:
         return True
 
     def _check_score(self, x: Mapping[str, Any]) -> None:
-        """Note where the model's answer is no score. A later answer may be one again: the model has diverged all the same."""
+        """Mark the model as diverged where its answer is no score, even if a later answer is one again."""
         try:
             self._kind.ask(self.model, x)
         except ScoreError as error:
             self.diverged = str(error)
         except ArtifactError:
-            pass  # it raises: it may have learned too little
+            pass  # the model raises: it may have learned too little
 
     def snapshot(self) -> Snapshot:
         """Return what is needed to go on from here."""

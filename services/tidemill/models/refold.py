@@ -6,16 +6,14 @@ memory  one model for each name and first example
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.models.fold import Fold
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
-
-Progress = Callable[[int], None]
 
 
 class FoldRange(NamedTuple):
@@ -27,7 +25,7 @@ class FoldRange(NamedTuple):
 
 
 class Refolded(NamedTuple):
-    """The fold while it stands at a version; it goes on afterwards. None where no fold can reach the version, and why."""
+    """The fold while it stands at a version; it goes on afterwards. Without a fold, `why` says why."""
 
     target: FoldRange
     fold: Fold | None
@@ -44,8 +42,8 @@ class Refold:
 
     def snapshots(self, targets: Collection[FoldRange], progress: Progress | None = None) -> Iterator[Refolded]:
         """Yield versions in their order, each while the fold stands at it."""
-        slot = TopicPartition(self.topic, 0)
-        low, high = self.broker.offset_range(slot)
+        partition = TopicPartition(self.topic, 0)
+        low, high = self.broker.offset_range(partition)
         waiting: list[FoldRange] = []
         for one in sorted(targets, key=lambda one: one.version):
             why = self._unfoldable(one, low, high)
@@ -58,7 +56,7 @@ class Refold:
         folds = {(model, begin): Fold(self.pipeline, model, begin) for model, begin in last}
         # Version 0 has learned nothing.
         begin = min((begin for (_, begin), version in last.items() if version), default=0)
-        read = self.broker.read({slot: (begin, max(last.values(), default=0))})
+        read = self.broker.read({partition: (begin, max(last.values(), default=0))})
         at = 0
         for record in (record for batch in read for record in batch):
             while at < len(waiting) and waiting[at].version <= record.offset():
@@ -89,10 +87,11 @@ class Refold:
             else "no example lies before"
         )
         return Refolded(
-            target, None,
-            f"model {target.model!r} version {target.version} can't be folded again: {before} in {self.topic}, and it has learned the "
-            f"one at {target.version - 1:,}: the topic was created again",
-        )  # fmt: skip
+            target,
+            None,
+            f"model {target.model!r} version {target.version} can't be folded again: {before} in {self.topic}, "
+            f"and it has learned the one at {target.version - 1:,}: the topic was created again",
+        )
 
     def _learn(self, folds: Sequence[Fold], record: Record) -> None:
         """Learn as a learner does, and skip what it skips."""

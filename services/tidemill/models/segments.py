@@ -1,7 +1,8 @@
 """A model's metrics again, for each value of some categories.
 
 memory   at most MAX_VALUES values of a feature, those that come first, and the others together; of each its metrics
-cost     the learner takes 5 to 9% longer with two of them (docs/how-to/registry.md): River's ROCAUC, which walks ten thresholds, is counted
+cost     the learner takes 5 to 9% longer with two features (docs/how-to/registry.md); River's ROCAUC walks ten
+         thresholds, so here scores are counted instead
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Segment(NamedTuple):
     others: bool = False
 
 
-class Line:
+class SegmentMetrics:
     """One segment's metrics.
 
     Parameters
@@ -37,7 +38,7 @@ class Line:
     metrics
         River's, all but ROCAUC, each with whether it is given the likeliest label.
     places
-        By label, how many scores lie above the first so many of ROCAUC's thresholds: all that it asks of a score.
+        By label, how many scores lie above the first so many of ROCAUC's thresholds: all that ROCAUC needs of a score.
     """
 
     __slots__ = ("examples", "metrics", "places")
@@ -56,11 +57,11 @@ def about_labels(metric: Any) -> bool:
 
 
 class Segments:
-    """The segments of one model on its way through the examples; `Monitor(segments=...)` says of which features."""
+    """The segments of one model on its way through the examples; `Monitor(segments=...)` names the features."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.features = tuple(pipeline.monitor.segments)
-        self.lines: dict[Segment, Line] = {}
+        self.lines: dict[Segment, SegmentMetrics] = {}
         self._fresh = pipeline.metric
         self._names = [type(metric).__name__ for metric in pipeline.metric()]
         self._area = next((metric for metric in pipeline.metric() if type(metric) is metrics.ROCAUC), None)
@@ -82,7 +83,7 @@ class Segments:
                     line.places[label] = [0] * (len(self._area.thresholds) + 1)  # type: ignore[union-attr]
                 line.places[label][place] += 1
 
-    def _line(self, feature: str, value: Any) -> Line:
+    def _line(self, feature: str, value: Any) -> SegmentMetrics:
         key = Segment(feature, value if value is None else str(value))
         line = self.lines.get(key)
         if line is None and value is not None:
@@ -92,7 +93,7 @@ class Segments:
                 key = Segment(feature, None, others=True)
                 line = self.lines.get(key)
         if line is None:
-            line = self.lines[key] = Line([m for m in self._fresh() if type(m) is not metrics.ROCAUC])
+            line = self.lines[key] = SegmentMetrics([m for m in self._fresh() if type(m) is not metrics.ROCAUC])
         return line
 
     def state(self) -> State:
@@ -106,23 +107,31 @@ class Segments:
         """Go on from what was saved; features that are no segments any more are dropped."""
         for feature, value, others, examples, own, places in state:
             if feature in self._values:
-                self.lines[Segment(feature, value, others)] = Line(own, examples, places)
+                self.lines[Segment(feature, value, others)] = SegmentMetrics(own, examples, places)
                 self._values[feature] += value is not None
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """Return each segment's metrics, as a manifest has them: by feature, the largest first, missing and others last.
+        """Return each segment's metrics, as in a manifest: by feature, the largest first, missing and others last.
 
         A metric without a finite value is left out, and ROCAUC where all labels are the same.
         """
-        order = sorted(
-            self.lines.items(),
-            key=lambda item: (
-                self.features.index(item[0].feature), item[0].others, item[0].value is None, -item[1].examples, item[0].value or "",
-            ),
-        )  # fmt: skip
-        return [{**key._asdict(), "examples": line.examples, "metrics": self._figures(line)} for key, line in order]
 
-    def _figures(self, line: Line) -> dict[str, float]:
+        def place(item: tuple[Segment, SegmentMetrics]) -> tuple[int, bool, bool, int, str]:
+            segment, line = item
+            return (
+                self.features.index(segment.feature),
+                segment.others,
+                segment.value is None,
+                -line.examples,
+                segment.value or "",
+            )
+
+        return [
+            {**segment._asdict(), "examples": line.examples, "metrics": self._figures(line)}
+            for segment, line in sorted(self.lines.items(), key=place)
+        ]
+
+    def _figures(self, line: SegmentMetrics) -> dict[str, float]:
         values = {type(metric).__name__: float(metric.get()) for metric, _ in line.metrics}
         if len(line.places) > 1:
             values["ROCAUC"] = self._area_of(line.places)

@@ -1,4 +1,4 @@
-"""A snapshot: a learned model, and what goes on with it."""
+"""A snapshot: a learned model with its metrics and its place in the examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidemill.models.segments import State
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is saved of a learner: enough to serve, and to go on learning as if it had never stopped.
+    """The saved state of a learner: enough to serve, and to go on learning as if it had never stopped.
 
     `shares`: the sources of the last examples, where the pipeline limits a source's share.
     """
@@ -26,5 +26,5 @@ class Snapshot:
     shares: Sequence[str | None] | None = None
 
     def saved(self) -> dict[str, Any]:
-        """Return what goes into an artifact."""
+        """Return the content of an artifact."""
         return dict(self.__dict__)

@@ -1,7 +1,7 @@
-"""Protection: one source has a limited share of what a model learns, so that a flood of labels from one source does not decide all.
+"""Protection: one source has a limited share of what a model learns, so that its flood of labels does not decide all.
 
-Whether an example is learned is a function of the examples before it alone, as the model is; it is the same for every model
-of the pipeline. An example that is not learned is still judged: it was a question, and has its answer.
+Whether an example is learned is a function of the examples before it alone, as the model is; it is the same for every
+model of the pipeline. An example that is not learned is still judged: it was a question, and has its answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Source = str | None
 
 
 def source_of(name: str, vector: Mapping[str, str]) -> Callable[[Mapping[str, Any]], Source]:
-    """Return the function that finds the source in Features: in the vector where that has this category, else the entity."""
+    """Return the function that finds an example's source: a category of the vector, or else the entity."""
     if vector.get(name) == "category":
         return lambda features: features["vector"][name]
     return lambda features: features["entity_id"]

@@ -1,9 +1,10 @@
 """Backfill: views that were declared later get what happened before, from the log or from files.
 
-A view of another entity is made from the updates that the featurizer and the joiner write. A view that is declared later lacks
-the updates of earlier events. Until its windows have passed, or it was filled, it is partial and vectors go without it. Here
-history runs through the services' own steps, as in a backtest. Each update that the log lacks is written in transactions, and at
-the end a record marks the views as filled. A backfill can be stopped and started again; a second one writes nothing.
+A view of another entity is made from the updates that the featurizer and the joiner write. A view that is declared
+later lacks the updates of earlier events. Until its windows have passed, or it was filled, it is partial and vectors go
+without it. Here history runs through the services' own steps, as in a backtest. Each update that the log lacks is
+written in transactions, and at the end a record marks the views as filled. A backfill can be stopped and started again;
+a second one writes nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from contextlib import ExitStack
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError
-from tidemill.offline.backtest import Backtest, Progress, Row, without_models
+from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.source import KafkaSource
-from tidemill.stream.api import Broker, Producer, Record, TopicPartition
+from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -41,8 +42,8 @@ def routes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> list[Route]:
     for name in names:
         if name not in others:
             raise SettingsError(
-                f"--view {name}: expected one of {', '.join(others) or 'none, for there is nothing to fill'}; a view of the "
-                f"events' key is rebuilt from the log by itself"
+                f"--view {name}: expected one of {', '.join(others) or 'none, for there is nothing to fill'}; a view "
+                f"of the events' key is rebuilt from the log by itself"
             )
     if not others:
         raise SettingsError(
@@ -65,7 +66,7 @@ class Backfill:
         self._latest = 0
 
     def rows(self, stack: ExitStack) -> tuple[Iterable[Row], Iterable[Row]]:
-        """Return the valid events and labels that the log holds, each in order of its time; `stack` closes temporary files.
+        """Return the log's valid events and labels, each in order of its time; `stack` closes temporary files.
 
         Waits until the services have handled them: an update that is not there then will not come by itself. Raises
         BrokerError where they do not reach the end in time.
@@ -85,16 +86,16 @@ class Backfill:
                 return
             if time.monotonic() > deadline:
                 raise BrokerError(
-                    f"the {service} has not come to the end of {late[0].topic}[{late[0].partition}]: run it with the new "
-                    f"declaration first, and fill the views then"
+                    f"the {service} has not come to the end of {late[0].topic}[{late[0].partition}]: run it with the "
+                    f"new declaration first, and fill the views then"
                 )
             time.sleep(0.2)
 
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> None:
         """Write the updates of events and labels, each in order of its time.
 
-        `progress` is called with how many events were handled. Another backfill of the same pipeline that still runs is fenced
-        off, and ends with an error.
+        `progress` is called with how many events were handled. Another backfill of the same pipeline that still runs is
+        fenced off, and ends with an error.
         """
         producer = self.broker.producer(f"{self.pipeline.name}.backfill")
         try:

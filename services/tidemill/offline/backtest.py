@@ -27,17 +27,16 @@ from tidemill.stages.materializer.service import Materializer
 from tidemill.stages.scorer.feed import ServingChange
 from tidemill.stages.scorer.service import Scorer
 from tidemill.stages.validator.service import Validator
-from tidemill.stream.api import Emit, Headers, Position, Processor, Record, TopicPartition
+from tidemill.stream.api import Emit, Headers, Position, Processor, Progress, Record, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Features, PredictionLog, Records
 
 Row = Mapping[str, Any]
-Progress = Callable[[int], None]
 
 
 @dataclass
-class Report:
+class BacktestReport:
     """The result of a backtest. Times are ms since the epoch; `over_time` has one row per checkpoint.
 
     `over_share`: joined examples that were not learned, because their source had used its share.
@@ -117,7 +116,7 @@ class Backtest:
         self.records = Records(pipeline)
         self.model_delay = model_delay_ms
         self.every = checkpoint_every_ms
-        self.report = Report(pipeline.name, pipeline.task, pipeline.champion, model_delay_ms)
+        self.report = BacktestReport(pipeline.name, pipeline.task, pipeline.champion, model_delay_ms)
         self.folds = {name: Fold(pipeline, name) for name in pipeline.model_names}
         self.scorer = Scorer(pipeline)
         self.predictions: Callable[[PredictionLog], None] | None = None
@@ -192,9 +191,9 @@ class Backtest:
         self.report.decisions.append(decision)
         # A backtest keeps no versions: where an earlier one is to serve, the serving model goes on.
         if not decision.champion.version:
-            self.scorer.seat(ServingChange(decision.champion))
+            self.scorer.change(ServingChange(decision.champion))
 
-    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> Report:
+    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> BacktestReport:
         """Run over rows of events and labels, each in order of its time (equal times in the order given)."""
         started = time.perf_counter()
         report, encode_event, encode_label = self.report, self.records.event.encode, self.records.label.encode
@@ -225,7 +224,7 @@ class Backtest:
 
     def replay(
         self, questions: Sequence[Features], labels: Sequence[KnownLabel], progress: Progress | None = None
-    ) -> Report:
+    ) -> BacktestReport:
         """Run over vectors as they were served, in order of event time, and labels, in order of label time.
 
         An archive holds both. Validation, features and join were done before it was written, and are not repeated.
@@ -351,7 +350,7 @@ class _NullModel:
 
 
 def without_models(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with one model that costs nothing instead of its own: for its vectors and its labels alone."""
+    """Return the pipeline with one model that costs nothing instead of its own: for its vectors and labels alone."""
     null = _NullModel()
     return replace(
         pipeline, models={"baseline": null}, champion="baseline", baseline=None, metrics=[null], monitor=Monitor()

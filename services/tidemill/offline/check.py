@@ -39,7 +39,10 @@ class CheckReport:
             "entity": pipeline.events.key,
             "champion": pipeline.champion,
             "models": {name: pipeline.stable_repr(name) for name in pipeline.model_names},
-            "search": {name: {of: values.description for of, values in one.over.items()} for name, one in pipeline.search.items()},
+            "search": {
+                name: {of: values.description for of, values in one.over.items()}
+                for name, one in pipeline.search.items()
+            },
             "vector": pipeline.vector,
             "views": [schema(pipeline, view) for view in pipeline.views],
             "tables": [{"table": t.name, "key": t.key, "rows": len(t), "sha256": t.sha256} for t in pipeline.tables],
@@ -63,8 +66,15 @@ class CheckReport:
                 "redrive": records.redrive.id,
             },
             "topics": [
-                {"name": t.name(pipeline.name), "partitions": t.partitions or pipeline.partitions, "key": t.key,
-                 "record": t.record, "retention_ms": t.retention_ms, "writers": t.writers, "readers": t.readers}
+                {
+                    "name": t.name(pipeline.name),
+                    "partitions": t.partitions or pipeline.partitions,
+                    "key": t.key,
+                    "record": t.record,
+                    "retention_ms": t.retention_ms,
+                    "writers": t.writers,
+                    "readers": t.readers,
+                }
                 for t in topics.TOPICS
             ],
-        }  # fmt: skip
+        }

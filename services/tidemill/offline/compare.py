@@ -1,7 +1,7 @@
 """Which of two models is better: on the same questions, by what each answered then, overall and segment by segment.
 
 reads    <pipeline>.examples: what challengers would have answered is in each, so no model is opened or asked again
-memory   a line for each segment: River's metrics, and MAX_RUNS numbers; segments beyond MAX_VALUES are one line
+memory   a row for each segment: River's metrics, and MAX_RUNS numbers; segments beyond MAX_VALUES are one row
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
-from tidemill.stream.api import Broker
+from tidemill.stream.api import Broker, Progress
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records, Score
@@ -26,12 +26,11 @@ from tidemill.wire.records import Example, Records, Score
 CHAMPION = "champion"
 
 Verdict = Literal["A better", "B better", "no difference shown"]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is compared: two models, the event times [begin, end) in ms, and the segments that are told apart."""
+class ComparisonRequest:
+    """What is compared: two models, the event times [begin, end) in ms, and by which features the segments are."""
 
     a: str
     b: str
@@ -40,15 +39,15 @@ class Asked:
     segments: Sequence[str] = ()
 
     def check(self, pipeline: Pipeline) -> None:
-        """Raise SettingsError where that can't be asked of this pipeline."""
+        """Raise SettingsError where this pipeline can't answer the request."""
         if self.a == self.b:
             raise SettingsError(f"A and B are both {self.a!r}: name two models, of {', '.join(pipeline.model_names)}")
         if self.begin is not None and self.end is not None and self.begin >= self.end:
             raise SettingsError("--from is not before --to: no time is between them; --to is not included")
         for name in self.segments:
             if pipeline.vector.get(name) not in ("category", "flag"):
-                there = ", ".join(of for of, kind in pipeline.vector.items() if kind != "number") or "none"
-                raise SettingsError(f"--segment {name!r} is no category of the vector: it has {there}")
+                categories = ", ".join(of for of, kind in pipeline.vector.items() if kind != "number") or "none"
+                raise SettingsError(f"--segment {name!r} is no category of the vector: it has {categories}")
 
     def covers(self, event_time: int) -> bool:
         """Whether an event of this time is meant."""
@@ -56,7 +55,7 @@ class Asked:
 
 
 class Segment(NamedTuple):
-    """Whose questions a line is about: all (no field), one value of a field, those without one, or the others together."""
+    """The questions of a row: all (no field), one value of a field, those without a value, or the others together."""
 
     field: str = ""
     value: str | None = None
@@ -69,7 +68,7 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Line:
+class SegmentRow:
     """One segment. `difference`: of the mean loss, A less B: below 0, A is better."""
 
     segment: Segment
@@ -80,7 +79,7 @@ class Line:
 
     @property
     def verdict(self) -> Verdict:
-        """Which model is better: the one that the whole interval speaks for, if it does for one."""
+        """Which model is better: the one on whose side all of the interval lies, if it lies on one side."""
         if self.difference and self.difference.high < 0:
             return "A better"
         if self.difference and self.difference.low > 0:
@@ -88,7 +87,7 @@ class Line:
         return "no difference shown"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the line for programs."""
+        """Return the row for programs."""
         return self.segment._asdict() | {
             "questions": self.questions,
             "a": self.a,
@@ -99,11 +98,12 @@ class Line:
 
 
 @dataclass
-class Report:
-    """A comparison's result. `questions`: those that both answered; `same`: of them, those where A and B were one model.
+class ComparisonReport:
+    """A comparison's result.
 
-    `rate` is the probability that the interval of a line is ever wrong; there is none under `min_questions`, in a segment
-    under `min_segment_questions`.
+    `questions`: those that both answered; `same`: of them, those where A and B were one model. `rate`: the probability
+    that a row's interval is ever wrong. The row of all questions has an interval from `min_questions` on, a segment's
+    row from `min_segment_questions` on.
     """
 
     pipeline: str
@@ -123,7 +123,7 @@ class Report:
     first_event: int = 0
     last_event: int = 0
     versions: dict[str, tuple[int, int]] = field(default_factory=dict)
-    lines: Sequence[Line] = ()
+    lines: Sequence[SegmentRow] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for programs. Times are ms since the epoch; the segment without field and value is all."""
@@ -132,7 +132,7 @@ class Report:
 
 
 class _Running:
-    """A line while it is read."""
+    """A row while the examples are read."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.questions = 0
@@ -150,55 +150,61 @@ class _Running:
             for metric in tuple(metrics):
                 try:
                     self._kind.update(metric, label, answer["score"], answer["probabilities"])
-                except ArithmeticError:  # River's RMSE raises where a score is beyond 1e154: then it is not told
+                except ArithmeticError:  # River's RMSE raises where a score is beyond 1e154: it is left out
                     metrics.remove(metric)
         if self._loss:
             self.differences.add(self._loss[1](label, a) - self._loss[1](label, b))
 
-    def line(self, segment: Segment, terms: Terms) -> Line:
+    def row(self, segment: Segment, terms: Terms) -> SegmentRow:
         interval = self.differences.interval(terms)
-        return Line(segment, self.questions, self._values(self._a), self._values(self._b), interval)
+        return SegmentRow(segment, self.questions, self._values(self._a), self._values(self._b), interval)
 
     def _values(self, metrics: Sequence[Any]) -> dict[str, float]:
         """Return the metrics that mean something: where all labels are the same, River's ROCAUC is -0."""
-        found = {type(metric).__name__: float(metric.get()) for metric in metrics}
+        values = {type(metric).__name__: float(metric.get()) for metric in metrics}
         if not self._is_mixed:
-            found.pop("ROCAUC", None)
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+            values.pop("ROCAUC", None)
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 class Comparison:
-    """Compares, example by example. Raises SettingsError where that can't be asked of this pipeline."""
+    """Compares, example by example. Raises SettingsError where this pipeline can't answer the request."""
 
-    def __init__(self, pipeline: Pipeline, asked: Asked) -> None:
-        asked.check(pipeline)
-        self.pipeline, self.asked = pipeline, asked
+    def __init__(self, pipeline: Pipeline, request: ComparisonRequest) -> None:
+        request.check(pipeline)
+        self.pipeline, self.request = pipeline, request
         names = [type(metric).__name__ for metric in pipeline.metric()]
         loss = LOSSES[pipeline.task][0] if pipeline.task in LOSSES else ""
         self._terms, self._segment_terms = comparison_terms(pipeline), segment_terms(pipeline)
-        self.report = Report(
-            pipeline.name, asked.a, asked.b, loss, names,
-            rate=self._terms.rate, min_questions=self._terms.first, min_segment_questions=self._segment_terms.first,
-        )  # fmt: skip
+        self.report = ComparisonReport(
+            pipeline.name,
+            request.a,
+            request.b,
+            loss,
+            names,
+            rate=self._terms.rate,
+            min_questions=self._terms.first,
+            min_segment_questions=self._segment_terms.first,
+        )
         self._by_class = pipeline.task == "multiclass"
         self._answered: Counter[str] = Counter()
-        self._lines: dict[Segment, _Running] = {}
+        self._rows: dict[Segment, _Running] = {}
         self._values: Counter[str] = Counter()
 
     def take(self, example: Example) -> None:
-        """Take an example; one of other event times than were asked for is left out."""
+        """Take an example; one of other event times than the request's is left out."""
         log, report = example["prediction"], self.report
         now = log["features"]["event_time"]
-        if not self.asked.covers(now):
+        if not self.request.covers(now):
             return
-        said = sorted((log["champion"], *log["challengers"]), key=lambda answer: answer["version"])
-        answers = {answer["model"]: answer for answer in said}  # of a model with one version that is held its newest
-        if self._by_class:  # one that knows no class yet has answered nothing: River's metrics do not judge it
+        by_version = sorted((log["champion"], *log["challengers"]), key=lambda answer: answer["version"])
+        answers = {answer["model"]: answer for answer in by_version}  # of a model with a pinned version, its newest
+        if self._by_class:  # a model that knows no class yet has answered nothing: River's metrics skip it
             answers = {name: answer for name, answer in answers.items() if answer["probabilities"]}
         self._answered.update(answers.keys())
         if CHAMPION not in self.pipeline.model_names and log["champion"]["model"] in answers:
             answers[CHAMPION] = log["champion"]
-        a, b = answers.get(self.asked.a), answers.get(self.asked.b)
+        a, b = answers.get(self.request.a), answers.get(self.request.b)
         if a is None or b is None:
             report.only_a += a is not None
             report.only_b += b is not None
@@ -211,38 +217,44 @@ class Comparison:
         for side, answer in (("a", a), ("b", b)):
             first, last = report.versions.get(side, (answer["version"],) * 2)
             report.versions[side] = min(first, answer["version"]), max(last, answer["version"])
-        self._line(Segment()).add(example["label"], a, b)
-        for name in self.asked.segments:
-            self._line(self._segment(name, log["features"]["vector"][name])).add(example["label"], a, b)
+        self._row(Segment()).add(example["label"], a, b)
+        for name in self.request.segments:
+            self._row(self._segment(name, log["features"]["vector"][name])).add(example["label"], a, b)
 
     def _segment(self, name: str, value: Any) -> Segment:
-        found = Segment(name, None if value is None else str(value))
-        if found in self._lines or value is None:
-            return found
+        segment = Segment(name, None if value is None else str(value))
+        if segment in self._rows or value is None:
+            return segment
         if self._values[name] >= MAX_VALUES:
             return Segment(name, others=True)
         self._values[name] += 1
-        return found
+        return segment
 
-    def _line(self, segment: Segment) -> _Running:
-        found = self._lines.get(segment)
-        if found is None:
-            found = self._lines[segment] = _Running(self.pipeline)
-        return found
+    def _row(self, segment: Segment) -> _Running:
+        running = self._rows.get(segment)
+        if running is None:
+            running = self._rows[segment] = _Running(self.pipeline)
+        return running
 
-    def finish(self) -> Report:
-        """Return what was found. Raises SettingsError where there was nothing to compare."""
+    def finish(self) -> ComparisonReport:
+        """Return the report. Raises SettingsError where nothing could be compared."""
         self._check()
-        fields = ["", *self.asked.segments]
-        self.report.lines = [
-            running.line(segment, self._segment_terms if segment.field else self._terms)
-            for segment, running in sorted(
-                self._lines.items(),
-                key=lambda item: (
-                    fields.index(item[0].field), item[0].others, item[0].value is None, -item[1].questions, item[0].value or "",
-                ),
+        fields = ["", *self.request.segments]
+
+        def place(item: tuple[Segment, _Running]) -> tuple[int, bool, bool, int, str]:
+            segment, running = item
+            return (
+                fields.index(segment.field),
+                segment.others,
+                segment.value is None,
+                -running.questions,
+                segment.value or "",
             )
-        ]  # fmt: skip
+
+        self.report.lines = [
+            running.row(segment, self._segment_terms if segment.field else self._terms)
+            for segment, running in sorted(self._rows.items(), key=place)
+        ]
         return self.report
 
     def _check(self) -> None:
@@ -250,36 +262,39 @@ class Comparison:
         if report.questions and report.same == report.questions:
             one = next(iter(name for name in (report.a, report.b) if name != CHAMPION))
             raise SettingsError(
-                f"{one!r} was the champion in all {report.questions:,} questions: A and B are the same; compare it to another model"
+                f"{one!r} was the champion in all {report.questions:,} questions: A and B are the same; "
+                "compare it to another model"
             )
         if report.questions:
             return
         if not (report.only_a or report.only_b or report.neither):
             old = f"; {report.skipped:,} are of an earlier declaration, with other vectors" if report.skipped else ""
             raise SettingsError(f"{report.pipeline}.examples has no example in these event times{old}")
-        there = ", ".join(f"{name} {count:,}" for name, count in self._answered.most_common(20))
+        counts = ", ".join(f"{name} {count:,}" for name, count in self._answered.most_common(20))
         for name, count in ((report.a, report.only_a), (report.b, report.only_b)):
             if not count:
                 raise SettingsError(
-                    f"model {name!r} answered no question in these event times; those that did: {there}"
+                    f"model {name!r} answered no question in these event times; those that did: {counts}"
                 )
-        raise SettingsError(f"no question in these event times was answered by both; answers by model: {there}")
+        raise SettingsError(f"no question in these event times was answered by both; answers by model: {counts}")
 
 
-def compare(pipeline: Pipeline, broker: Broker, asked: Asked, progress: Progress | None = None) -> Report:
+def compare(
+    pipeline: Pipeline, broker: Broker, request: ComparisonRequest, progress: Progress | None = None
+) -> ComparisonReport:
     """Compare two models on what <pipeline>.examples holds at this moment.
 
-    Examples of an earlier declaration, whose vectors were others, are counted and passed over.
+    Examples of an earlier declaration, whose vectors were others, are counted and left out.
     """
-    found, records = Comparison(pipeline, asked), Records(pipeline)
+    comparison, records = Comparison(pipeline, request), Records(pipeline)
     for batch in broker.read(full_range(broker, topics.EXAMPLES.name(pipeline.name))):
         for record in batch:
             data = record.value() or b""
             example = records.example.of(data)
             if example is not None:
-                found.take(example)
-            elif asked.covers(records.head.record(data, HEADER)["event_time"]):
-                found.report.skipped += 1
+                comparison.take(example)
+            elif request.covers(records.head.record(data, HEADER)["event_time"]):
+                comparison.report.skipped += 1
         if progress:
             progress(len(batch))
-    return found.finish()
+    return comparison.finish()

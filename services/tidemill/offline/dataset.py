@@ -1,8 +1,8 @@
 """A training set: labelled examples as flat rows of one Parquet file, each vector as of its event's time.
 
 from     <pipeline>.examples, or an archive: vectors as they were served; or history, by `recompute.py`
-columns  event_id, entity_id, entity_<field>; event_time; x_<feature>; partial, stale; champion, score, version, and where
-         classes have them probabilities; label, label_time
+columns  event_id, entity_id, entity_<field>; event_time; x_<feature>; partial, stale; champion, score, version, and
+         where classes have them probabilities; label, label_time
 order    as the labels came; within an archive by date first
 memory   one group of rows, and one batch of what is read
 """
@@ -26,19 +26,18 @@ from tidemill.durations import moment
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.files import open_atomic
-from tidemill.offline.backtest import Progress
 from tidemill.offline.source import ArchiveSource, KafkaSource
+from tidemill.stream.api import Progress
 from tidemill.stream.ranges import full_range
 from tidemill.wire import archive_rows as rows
 from tidemill.wire import topics
 from tidemill.wire.archive_rows import MOMENT, Row, date_of
 from tidemill.wire.records import Records
 
-GROUP = 10_000
-"""Rows of one row group: what is held in memory, and what a reader of the file reads at once."""
-
+#: Rows of one row group: what is held in memory, and what a reader of the file reads at once.
+GROUP_ROWS = 10_000
+#: Takes a row of the archive's form.
 Take = Callable[[Row], None]
-"""What rows of the archive's form are given to."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ class Form:
 
     def __init__(self, pipeline: Pipeline, *, is_served: bool = True) -> None:
         self.is_served, self.by_class = is_served, pipeline.task == "multiclass"
-        there = rows.RowFormat(pipeline, labelled=True).schema
-        same = [f for f in there if f.name.startswith((rows.ENTITY, "x_"))]
+        archive = rows.RowFormat(pipeline, labelled=True).schema
+        same = [f for f in archive if f.name.startswith((rows.ENTITY, "x_"))]
         scores = [pa.field("champion", pa.string()), pa.field("score", pa.float64()), pa.field("version", pa.int64())]
         if self.by_class:
             scores.append(pa.field("probabilities", pa.map_(pa.string(), pa.float64())))
@@ -97,10 +96,17 @@ class Form:
         at = names.index("entity_id") + 1
         entities = [f for f in same[at:] if f.name.startswith(rows.ENTITY)]
         features = [f for f in same[at:] if f.name.startswith("x_")]
-        self.schema = pa.schema([
-            there.field("event_id"), there.field("entity_id"), *entities, pa.field("event_time", MOMENT), *features,
-            there.field("partial"), there.field("stale"), *scores, there.field("label"), there.field("label_time"),
-        ])  # fmt: skip
+        self.schema = pa.schema(
+            [
+                *(archive.field(name) for name in ("event_id", "entity_id")),
+                *entities,
+                pa.field("event_time", MOMENT),
+                *features,
+                *(archive.field(name) for name in ("partial", "stale")),
+                *scores,
+                *(archive.field(name) for name in ("label", "label_time")),
+            ]
+        )
 
     def row(self, archived: Row) -> Row:
         """Return a row of the archive as one of the data set."""
@@ -141,7 +147,7 @@ class Writer:
         else:
             self._labels[str(label).lower() if isinstance(label, bool) else label] += 1
         self._rows.append(self.form.row(archived))
-        if len(self._rows) >= GROUP:
+        if len(self._rows) >= GROUP_ROWS:
             self._flush()
 
     def _flush(self) -> None:
@@ -165,7 +171,7 @@ class Writer:
 
 @contextlib.contextmanager
 def written(path: Path, form: Form, span: Span) -> Iterator[Writer]:
-    """Write a data set: the file is there, whole, when the block has ended well, and else what was there before.
+    """Write a data set: complete when the block has ended well; else the earlier file stays.
 
     Raises SettingsError where there was nothing to write, or it can't be written.
     """
@@ -206,7 +212,7 @@ def check_out(path: Path, *, force: bool) -> None:
 
 
 def span_of(begin: str | None, end: str | None) -> Span:
-    """Return the event times that --from and --to say. Raises SettingsError where they are no times, or none is between."""
+    """Return the event times of --from and --to. Raises SettingsError where they are no times, or none is between."""
     span = Span(_moment("--from", begin), _moment("--to", end))
     if span.begin is not None and span.end is not None and span.begin >= span.end:
         raise SettingsError(f"--from {begin} --to {end}: no time is between them; --to is not included")
@@ -225,9 +231,9 @@ def served(
 ) -> None:
     """Give `writer` the examples that <pipeline>.examples or an archive holds at this moment.
 
-    Of an archive's days outside of the writer's span, nothing is read. Examples in Kafka of an earlier declaration, whose
-    vectors were others, are counted and passed over. Raises SettingsError where an archive holds none of this pipeline, or
-    some of another declaration on those days.
+    Of an archive's days outside of the writer's span, nothing is read. Examples in Kafka of an earlier declaration,
+    whose vectors were others, are counted and passed over. Raises SettingsError where an archive holds none of this
+    pipeline, or some of another declaration on those days.
     """
     if isinstance(source, ArchiveSource):
         for row in source.rows(pipeline, labelled=True, wanted=writer.span.touches):

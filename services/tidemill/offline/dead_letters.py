@@ -1,4 +1,4 @@
-"""Dead letters, for people: which there are, what each says, how many of which kind; in bounded memory, however many.
+"""Dead letters, for people: listed, shown and counted by kind, in bounded memory however many they are.
 
 A letter is open until it went back to its source topic; which did is in <pipeline>.redrives (see `redrive`).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.stages.validator.decode import Decoder
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
@@ -29,21 +29,20 @@ MAX_DUMP_BYTES = 256
 MAX_TEXT_CHARACTERS = 4000
 Source = Literal["events", "labels"]
 State = Literal["open", "redriven"]
-Progress = Callable[[int], None]
 
+#: By stream, the topics whose records the validator can take again: as they were sent, or as it had let them pass.
 _SOURCES: Mapping[Source, tuple[Topic, ...]] = {
     "events": (topics.EVENTS, topics.EVENTS_VALID),
     "labels": (topics.LABELS, topics.LABELS_VALID),
 }
-"""By stream, the topics whose records the validator can take again: as they were sent, or as it had let them pass."""
 
 
 def sources(pipeline: Pipeline) -> dict[str, Source]:
     """Return the stream, by the name of each topic that a letter may have come from."""
-    return {topic.name(pipeline.name): source for source, found in _SOURCES.items() for topic in found}
+    return {topic.name(pipeline.name): source for source, origins in _SOURCES.items() for topic in origins}
 
 
-class Places:
+class PlaceSet:
     """A set of letters: a bit for each offset of each partition, so that millions of them take less than a megabyte."""
 
     def __init__(self) -> None:
@@ -64,8 +63,8 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which letters are meant; what is not said may be anything. `since` <= when it was refused < `until`, in ms."""
+class LetterFilter:
+    """Which letters are meant; what is None may be anything. `since` <= when it was refused < `until`, in ms."""
 
     reason: str | None = None
     rule: str | None = None
@@ -80,20 +79,24 @@ class Wanted:
 
     def takes(self, letter: DeadLetter, source: Source | None, state: State) -> bool:
         """Whether a letter is meant, given its stream and whether it went back."""
-        said = (
-            (self.reason, letter.reason), (self.rule, letter.rule), (self.field, letter.field), (self.stage, letter.stage),
-            (self.source, source), (self.state, state),
+        pairs = (
+            (self.reason, letter.reason),
+            (self.rule, letter.rule),
+            (self.field, letter.field),
+            (self.stage, letter.stage),
+            (self.source, source),
+            (self.state, state),
             (None if self.value is None else shorten(self.value), letter.value),  # a header has no more of a long one
-        )  # fmt: skip
+        )
         return (
-            all(wanted is None or wanted == given for wanted, given in said)
+            all(wanted is None or wanted == given for wanted, given in pairs)
             and (self.since is None or letter.refused_at >= self.since)
             and (self.until is None or letter.refused_at < self.until)
             and (not self.places or letter.place in self.places)
         )
 
 
-class Letters:
+class DeadLetters:
     """The dead letters of a pipeline, as they are when this is made. Reads, and writes nothing."""
 
     def __init__(self, pipeline: Pipeline, broker: Broker) -> None:
@@ -102,7 +105,7 @@ class Letters:
         self.sources = sources(pipeline)
         self._redrives = full_range(broker, topics.REDRIVES.name(pipeline.name))
         self.ranges = full_range(broker, self.topic)  # asked for later: it holds every letter that went back
-        self.redriven = Places()
+        self.redriven = PlaceSet()
         for place, _ in self.redrives():
             self._check(place)
             self.redriven.add(place)
@@ -131,8 +134,8 @@ class Letters:
         if place.offset >= end:
             redrives = topics.REDRIVES.name(self.pipeline.name)
             raise BrokerError(
-                f"{redrives} says that letter {place} went back, and {self.topic}[{place.partition}] ends at {end}: it was "
-                f"deleted and begun again; delete {redrives} as well, and create both with `tidemill topics "
+                f"{redrives} says that letter {place} went back, and {self.topic}[{place.partition}] ends at {end}: it "
+                f"was deleted and created again; delete {redrives} as well, and create both with `tidemill topics "
                 f"{self.pipeline.name} --create`"
             )
 
@@ -146,34 +149,37 @@ class Letters:
         del fields["place"]
         return {"letter": str(letter.place), "state": self.state(letter)} | fields
 
-    def count(self, wanted: Wanted) -> int:
+    def count(self, wanted: LetterFilter) -> int:
         """Return how many records must be read to find what is wanted, at most."""
         return sum(end - begin for begin, end in self._ranges(wanted).values())
 
-    def _ranges(self, wanted: Wanted) -> dict[TopicPartition, tuple[int, int]]:
+    def _ranges(self, wanted: LetterFilter) -> dict[TopicPartition, tuple[int, int]]:
         if not wanted.places:
             return self.ranges
-        found: dict[TopicPartition, tuple[int, int]] = {}
+        ranges: dict[TopicPartition, tuple[int, int]] = {}
         for place in wanted.places:
             slot = TopicPartition(self.topic, place.partition)
             first, end = self.ranges.get(slot, (0, 0))
             if not first <= place.offset < end:
                 raise self.missing(place)
-            begin, last = found.get(slot, (place.offset, place.offset + 1))
-            found[slot] = min(begin, place.offset), max(last, place.offset + 1)
-        return found
+            begin, last = ranges.get(slot, (place.offset, place.offset + 1))
+            ranges[slot] = min(begin, place.offset), max(last, place.offset + 1)
+        return ranges
 
     def missing(self, place: Place) -> SettingsError:
-        """Return the error that says that there is no such letter, and which there are."""
+        """Return the error for a letter that does not exist; it names those that do."""
         held = sorted((slot.partition, begin, end - 1) for slot, (begin, end) in self.ranges.items() if begin < end)
-        there = ", ".join(f"{partition}:{begin} to {partition}:{last}" for partition, begin, last in held)
+        offsets = ", ".join(f"{partition}:{begin} to {partition}:{last}" for partition, begin, last in held)
         return SettingsError(
-            f"no letter {place} in {self.topic}: it holds {there or 'none'}; `tidemill dlq list {self.pipeline.name}` "
-            f"shows them"
+            f"no letter {place} in {self.topic}: it holds {offsets or 'none'}; `tidemill dlq list "
+            f"{self.pipeline.name}` shows them"
         )
 
-    def read(self, wanted: Wanted, progress: Progress | None = None) -> Iterator[tuple[DeadLetter, Record]]:
-        """Yield the letters that are wanted, in order within a partition. Raises SettingsError for a place without one."""
+    def read(self, wanted: LetterFilter, progress: Progress | None = None) -> Iterator[tuple[DeadLetter, Record]]:
+        """Yield the letters that are wanted, in order within a partition.
+
+        Raises SettingsError for a place without a letter.
+        """
         left = set(wanted.places)
         for batch in self.broker.read(self._ranges(wanted)):
             for record in batch:
@@ -186,32 +192,32 @@ class Letters:
         if left:  # where a transaction ended there is an offset without a record
             raise self.missing(min(left))
 
-    def last(self, wanted: Wanted, most: int, progress: Progress | None = None) -> list[DeadLetter]:
+    def last(self, wanted: LetterFilter, most: int, progress: Progress | None = None) -> list[DeadLetter]:
         """Return the letters that were refused last, at most so many, the newest at the end."""
-        found = (letter for letter, _ in self.read(wanted, progress))
-        return heapq.nlargest(most, found, key=lambda letter: (letter.refused_at, letter.place))[::-1]
+        letters = (letter for letter, _ in self.read(wanted, progress))
+        return heapq.nlargest(most, letters, key=lambda letter: (letter.refused_at, letter.place))[::-1]
 
     def one(self, place: Place) -> tuple[DeadLetter, Record]:
-        """Return one letter with its record. Raises SettingsError where there is none."""
-        return next(self.read(Wanted(places=frozenset([place]))))
+        """Return one letter with its record. Raises SettingsError where it does not exist."""
+        return next(self.read(LetterFilter(places=frozenset([place]))))
 
     def history(self, place: Place) -> list[Mapping[str, Any]]:
         """Return the redrives of one letter."""
         codec = Records(self.pipeline).redrive
-        found = [codec.of(record.value()) for letter, record in self.redrives() if letter == place]
-        return [redrive for redrive in found if redrive]
+        redrives = [codec.of(record.value()) for letter, record in self.redrives() if letter == place]
+        return [redrive for redrive in redrives if redrive]
 
-    def stats(self, wanted: Wanted, progress: Progress | None = None, *, by_entity: bool = False) -> Stats:
+    def stats(self, wanted: LetterFilter, progress: Progress | None = None, *, by_entity: bool = False) -> LetterStats:
         """Return how many letters there are of each kind; `by_entity`: and of each entity."""
-        found = Stats(by_entity)
+        stats = LetterStats(by_entity)
         for letter, _ in self.read(wanted, progress):
-            found.add(letter, self.state(letter))
-        return found
+            stats.add(letter, self.state(letter))
+        return stats
 
 
 @dataclass
 class Kind:
-    """Letters of one reason, rule, field and, if asked for, entity. `again`: those refused once more after a redrive."""
+    """Letters of one reason, rule, field and, if asked for, entity. `again`: those refused again after a redrive."""
 
     reason: str
     rule: str
@@ -238,7 +244,7 @@ class Kind:
 
 
 @dataclass
-class Stats:
+class LetterStats:
     """Letters by kind, and all of them together."""
 
     by_entity: bool = False
@@ -265,7 +271,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Content:
-    """What is in a letter's bytes: "record", "text", "bytes" or "nothing", and that as text or, for a record, as values."""
+    """What is in a letter's bytes: "record", "text", "bytes" or "nothing", and that as text or as a record's values."""
 
     form: str
     record: Mapping[str, Any] | None = None
@@ -273,7 +279,7 @@ class Content:
 
 
 def content(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Content:
-    """Return a letter's bytes in the form that says most: the record, else text, else a dump of the first bytes."""
+    """Return a letter's bytes in the most readable form: the record, else text, else a dump of the first bytes."""
     if not data:
         return Content("nothing")
     record = _record(pipeline, letter, data)
@@ -306,10 +312,9 @@ def _record(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Mapping[str,
     try:
         if source is not None:
             return Decoder(records.event if source == "events" else records.label).decode(data)[0]
-        found: Mapping[str, Any] | None = ours[letter.topic].of(data) if letter.topic in ours else None
+        return ours[letter.topic].of(data) if letter.topic in ours else None
     except Exception:  # whatever hostile bytes make a decoder raise: then they are shown as bytes
         return None
-    return found
 
 
 def dump(data: bytes) -> str:

@@ -37,9 +37,14 @@ def _boolean(value: Any) -> bool:
 
 
 _CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
-    "int": lambda value: _integer(value, 31), "long": lambda value: _integer(value, 63), "float": float, "double": float,
-    "string": _text, "enum": _text, "boolean": _boolean,
-}  # fmt: skip
+    "int": lambda value: _integer(value, 31),
+    "long": lambda value: _integer(value, 63),
+    "float": float,
+    "double": float,
+    "string": _text,
+    "enum": _text,
+    "boolean": _boolean,
+}
 
 
 def read(path: Path, stream: Stream) -> list[dict[str, Any]]:
@@ -87,7 +92,7 @@ def _converted(path: Path, name: str, values: list[Any], kind: str, *, is_nullab
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to a file of the form that its name says."""
+    """Write rows to a file; its suffix gives the format."""
     if path.suffix in (".jsonl", ".ndjson"):
         with path.open("w") as out:
             out.writelines(json.dumps(record) + "\n" for record in records)

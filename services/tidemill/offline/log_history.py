@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 from tidemill.encoding.codec import Codec
-from tidemill.offline.backtest import Progress
-from tidemill.stream.api import Broker, TopicPartition
+from tidemill.stream.api import Broker, Progress, TopicPartition
 from tidemill.stream.ranges import full_range
 
 #: Records that are sorted at once. More are sorted in runs, which are merged from temporary files.
@@ -35,7 +34,7 @@ class TimedRecord(NamedTuple):
 def sorted_by_time(
     records: Iterable[TimedRecord], stack: ExitStack, run_records: int = MAX_RUN_RECORDS
 ) -> Iterator[bytes]:
-    """Read all records, and return their values in order, with few more than `run_records` of them in memory at any time.
+    """Read all records, and return their values in order, with few more than `run_records` of them in memory.
 
     `stack` closes the temporary files.
     """
@@ -70,8 +69,8 @@ def _spilled(file: IO[bytes]) -> Iterator[TimedRecord]:
 class LogHistory:
     """A stream's rows in order of time, and what is known of those before them.
 
-    `first_times` has the first time of each partition whose log was cut, `last_offsets` each one's last offset; `skipped`
-    counts records of an earlier schema. All three are complete when the first row is there.
+    `first_times` has the first time of each partition whose log was cut, `last_offsets` each one's last offset;
+    `skipped` counts records of an earlier schema. All three are complete when the first row is there.
     """
 
     rows: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))

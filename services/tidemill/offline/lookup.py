@@ -1,4 +1,4 @@
-"""One prediction with everything that made it, and one entity's features, read from the log and Redis when asked for."""
+"""One prediction with everything that made it, and one entity's features, read from the log and Redis."""
 
 from __future__ import annotations
 
@@ -42,9 +42,13 @@ class LogLookup:
     """
 
     def __init__(
-        self, pipeline: Pipeline, broker: Broker, features: Callable[[str, str], Mapping[str, str]],
-        manifest: Callable[[str, int], Mapping[str, Any] | None], newest: Callable[[], int | None] = lambda: None,
-    ) -> None:  # fmt: skip
+        self,
+        pipeline: Pipeline,
+        broker: Broker,
+        features: Callable[[str, str], Mapping[str, str]],
+        manifest: Callable[[str, int], Mapping[str, Any] | None],
+        newest: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self.pipeline, self.broker, self.features, self.manifest = pipeline, broker, features, manifest
         self.newest = newest
         self.records = Records(pipeline)

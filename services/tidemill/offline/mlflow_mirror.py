@@ -1,8 +1,8 @@
-"""The mirror copies versions to MLflow, for those who look for models there. The log stays the registry.
+"""The mirror copies versions to MLflow, for tools that read models from it. The log stays the registry.
 
 reads   <pipeline>.models, the artifact store
-writes  MLflow: a run of each model (its metrics over versions), a registered model `<pipeline>.<model>` with a version for each of
-        ours, the aliases `champion` and `challenger`; never back
+writes  MLflow: a run of each model (its metrics over versions), a registered model `<pipeline>.<model>` with a version
+        for each of ours, the aliases `champion` and `challenger`; never back
 twice   a version is known by its tag, so it is copied once; only one mirror may run at a time
 """
 
@@ -44,7 +44,7 @@ PAGE_VERSIONS = 500
 
 
 class Mirror:
-    """Copies versions of one pipeline's models to the MLflow at `uri`. Raises StoreError where that is away or refuses."""
+    """Copies versions of a pipeline's models to the MLflow at `uri`. Raises StoreError if that is away or refuses."""
 
     def __init__(self, pipeline: Pipeline, registry: Registry, uri: str) -> None:
         self.pipeline, self.registry, self.uri = pipeline, registry, uri
@@ -79,7 +79,7 @@ class Mirror:
                 return versions
 
     def catch_up(self, versions: Iterable[Version], last: int | None = None) -> None:
-        """Copy the versions that MLflow lacks, oldest first. `versions`: newest first; `last`: at most so many of each model."""
+        """Copy versions that MLflow lacks, oldest first. `versions`: newest first; `last`: at most so many a model."""
         wanted: dict[tuple[str, int], Manifest] = {}
         counts: Counter[str] = Counter()
         for version in versions:
@@ -127,7 +127,7 @@ class Mirror:
         return str(self.client.create_model_version(self.name(manifest.model), source, run, tags=tags).version)
 
     def _metrics(self, manifest: Manifest) -> list[Metric]:
-        """Return metrics with the version as their step, and its own time, so that metrics sent twice are stored once."""
+        """Return metrics with the version as their step, and its time, so that metrics sent twice are stored once."""
         values = {**manifest.metrics, "examples": float(manifest.examples), "learning_seconds": manifest.seconds}
         return [Metric(name, value, manifest.created_at, manifest.version) for name, value in values.items()]
 
@@ -199,7 +199,7 @@ class Mirror:
                     elif not is_own and alias in aliases:
                         self.client.delete_registered_model_alias(name, alias)
 
-    def told(self) -> str:
+    def as_text(self) -> str:
         """Return what was done, in words."""
         left = "".join(f"; {count:,} {what}" for what, count in sorted(self.counts.items()) if what != "mirrored")
         return f"mirrored {self.counts['mirrored']:,} versions to {self.uri}{left}"

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
-from tidemill.offline.backtest import Progress
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.partition import partition_of
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
@@ -114,9 +113,9 @@ class PredictionReader:
         if log is None:
             event_id = (record.key() or b"").decode(errors="replace")
             raise SettingsError(
-                f"the prediction of event {event_id!r} in {self.topic}[{record.partition()}]@{record.offset()} has schema id "
-                f"{int.from_bytes(value[1:HEADER], 'big')} where {codec.id} was expected: it is of an earlier declaration, with "
-                f"another vector; name the pipeline's file as it was then"
+                f"the prediction of event {event_id!r} in {self.topic}[{record.partition()}]@{record.offset()} has "
+                f"schema id {int.from_bytes(value[1:HEADER], 'big')} where {codec.id} was expected: it is of an "
+                f"earlier declaration, with another vector; name the pipeline's file as it was then"
             )
         return Prediction(record, log)
 

@@ -1,8 +1,8 @@
-"""Versions made again from the log, compared with what the registry has of them; an artifact that is not whole is put back.
+"""Versions made again from the log and compared with the registry; an artifact that is not intact is restored.
 
 reads   <pipeline>.models; <pipeline>.examples, once for all versions; the artifact store
 writes  the artifact store, where an artifact is gone, damaged or of another River
-equal   to the last digit, on the manifest's golden vectors, and where there is an artifact also on the latest of the fold
+equal   to the last digit, on the manifest's golden vectors, and where an artifact exists also on the fold's latest
 memory  the manifests, and two models of each name
 """
 
@@ -15,22 +15,22 @@ from typing import Any, Literal
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
-from tidemill.models.refold import FoldRange, Progress, Refold, Refolded
+from tidemill.models.refold import FoldRange, Refold, Refolded
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Versions
-from tidemill.stream.api import Broker
+from tidemill.stream.api import Broker, Progress
 from tidemill.wire import topics
 from tidemill.wire.records import vector_to_x
 
+#: Of a version that was rebuilt: the artifact was complete; its very bytes were restored; other bytes that give the
+#: same scores replace it; or nothing was written.
 Artifact = Literal["intact", "restored", "replaced", "not restored"]
-"""Of a version that was rebuilt: the artifact was whole; its very bytes were put back; other bytes of the same scores stand in
-for it; or nothing was written."""
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """What came of one version. `scores`: how many were compared; `why`: what is not equal, or why it can't be folded."""
+class RebuiltVersion:
+    """What came of one version. `scores`: how many were compared; `why`: what differs, or why it can't be folded."""
 
     manifest: Manifest
     state: Literal["equal", "different", "gone"]
@@ -55,7 +55,7 @@ class Rebuilt:
 class RebuildReport:
     """What came of some versions; `others`: how many versions of another declaration were left out."""
 
-    versions: Sequence[Rebuilt]
+    versions: Sequence[RebuiltVersion]
     others: int = 0
 
     @property
@@ -76,33 +76,36 @@ class Rebuild:
         self.models = topics.MODELS.name(pipeline.name)
 
     def named(self, wanted: Collection[Version]) -> list[Manifest]:
-        """Return the manifests of these versions. Raises SettingsError where one has none, or is of another declaration."""
-        found, refused = versions(self.broker, self.registry, wanted)
+        """Return the manifests of these versions.
+
+        Raises SettingsError where one has none, or is of another declaration.
+        """
+        manifests, refused = versions(self.broker, self.registry, wanted)
         for model, number in wanted:
-            manifest = found.get((model, number))
+            manifest = manifests.get((model, number))
             if manifest is None:
                 why = refused.get((model, number), f"{self.models} has no manifest of model {model!r} version {number}")
                 raise SettingsError(f"{model}@{number} can't be rebuilt: {why}")
             if not self._is_declared(manifest):
                 raise SettingsError(
-                    f"{model}@{number} can't be rebuilt: it was learned under another declaration of the model or the vector; name "
-                    f"the pipeline's file as it was then"
+                    f"{model}@{number} can't be rebuilt: it was learned under another declaration of the model or the "
+                    f"vector; name the pipeline's file as it was then"
                 )
-        return [found[version] for version in wanted]
+        return [manifests[version] for version in wanted]
 
     def every(self, progress: Progress | None = None) -> tuple[list[Manifest], int]:
         """Return the manifests of all versions as declared now, and how many are of another declaration."""
-        found: dict[Version, Manifest] = {}
+        manifests: dict[Version, Manifest] = {}
         others = 0
-        for told in Versions(self.pipeline, self.broker, self.registry).read(progress=progress):
-            manifest = told.manifest
-            if manifest is None or told.refused or (manifest.model, manifest.version) in found:
+        for listed in Versions(self.pipeline, self.broker, self.registry).read(progress=progress):
+            manifest = listed.manifest
+            if manifest is None or listed.refused or (manifest.model, manifest.version) in manifests:
                 continue
             if self._is_declared(manifest):
-                found[manifest.model, manifest.version] = manifest
+                manifests[manifest.model, manifest.version] = manifest
             else:
                 others += 1
-        return list(found.values()), others
+        return list(manifests.values()), others
 
     def _is_declared(self, manifest: Manifest) -> bool:
         model = manifest.model
@@ -110,38 +113,38 @@ class Rebuild:
 
     def run(
         self, manifests: Sequence[Manifest], *, write: bool = True, progress: Progress | None = None
-    ) -> Iterator[Rebuilt]:
-        """Fold each version, compare it, and with `write` put its artifact back where that is not whole."""
+    ) -> Iterator[RebuiltVersion]:
+        """Fold each version, compare it, and with `write` restore its artifact where that is not intact."""
         wanted = {FoldRange(m.model, m.version, m.begin): m for m in manifests}
-        for came in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
-            yield self._rebuilt(wanted[came.target], came, write=write)
+        for refolded in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
+            yield self._rebuilt(wanted[refolded.target], refolded, write=write)
 
-    def _rebuilt(self, manifest: Manifest, came: Refolded, *, write: bool) -> Rebuilt:
-        fold = came.fold
+    def _rebuilt(self, manifest: Manifest, refolded: Refolded, *, write: bool) -> RebuiltVersion:
+        fold = refolded.fold
         if fold is None:
-            return Rebuilt(manifest, "gone", why=came.why)
+            return RebuiltVersion(manifest, "gone", why=refolded.why)
         scores, why = self._compare(fold, manifest)
         if why:
-            return Rebuilt(manifest, "different", scores, why=why)
+            return RebuiltVersion(manifest, "different", scores, why=why)
         try:
             opened = self.registry.open(manifest).model
         except ArtifactError as error:
             if not write:
-                return Rebuilt(manifest, "equal", scores, why=str(error))
+                return RebuiltVersion(manifest, "equal", scores, why=str(error))
             kept = self.registry.restore(manifest, fold.snapshot())
-            return Rebuilt(manifest, "equal", scores, "restored" if kept == manifest else "replaced")
+            return RebuiltVersion(manifest, "equal", scores, "restored" if kept == manifest else "replaced")
         for vector in fold.vectors:
             x = vector_to_x(vector)
             own, other = self._score(fold.model, x), self._score(opened, x)
             scores += 1
             if own != other:
-                return Rebuilt(
+                return RebuiltVersion(
                     manifest, "different", scores, why=f"the artifact scores {other} where the fold scores {own}"
                 )
-        return Rebuilt(manifest, "equal", scores, "intact")
+        return RebuiltVersion(manifest, "equal", scores, "intact")
 
     def _compare(self, fold: Fold, manifest: Manifest) -> tuple[int, str]:
-        """Return how many golden scores were compared, and what is not as the manifest says."""
+        """Return how many golden scores were compared, and what differs from the manifest."""
         if fold.examples != manifest.examples:
             return 0, f"{fold.examples:,} examples were folded where it had learned {manifest.examples:,}"
         if not manifest.golden:

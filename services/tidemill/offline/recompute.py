@@ -1,9 +1,10 @@
 """Vectors computed again from history under today's declaration, as for views that were declared later.
 
 from     <pipeline>.events.valid and <pipeline>.labels.valid, or files of events and labels
-how      a backtest whose model costs nothing: an event's vector holds what was known before its event time, labels known
-         at that time included, and what came true counts from the time at which its label was known
-not      as served: production reads views of other entities a moment late, and late events after those that overtook them
+how      a backtest whose model costs nothing: an event's vector holds what was known before its event time, labels
+         known at that time included, and what came true counts from the time at which its label was known
+not      as served: production reads views of other entities a moment late, and late events after those that overtook
+         them
 memory   the views' entities, the labels' timeout of predictions, and one run of the sort
 """
 
@@ -16,10 +17,10 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.view import View
-from tidemill.offline.backtest import Backtest, Progress, without_models
+from tidemill.offline.backtest import Backtest, without_models
 from tidemill.offline.dataset import Writer
 from tidemill.offline.source import FileSource, KafkaSource
-from tidemill.stream.api import Record
+from tidemill.stream.api import Progress, Record
 from tidemill.wire.archive_rows import RowFormat
 
 
@@ -34,8 +35,8 @@ def recompute_rows(
 ) -> None:
     """Give `writer` the examples that `events` and `labels`, each in order of its time, are under this declaration.
 
-    `complete_from`: the event time in ms from which on no window lacks anything, where the log was cut. Vectors of earlier
-    events say `partial`.
+    `complete_from`: the event time in ms from which on no window lacks anything, where the log was cut. Vectors of
+    earlier events say `partial`.
     """
     declared = without_models(pipeline)
     run, form = Backtest(declared), RowFormat(declared, labelled=True)

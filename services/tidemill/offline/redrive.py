@@ -1,8 +1,9 @@
 """Sending dead letters back after a fix, each once: the original bytes, to where their producer had sent them.
 
-A letter goes back with its key, its producer's headers and a mark (which letter, which attempt), in one transaction with a
-record on <pipeline>.redrives that says so. So a crash sends nothing twice, a second redrive knows what went back, and of two at
-once the older is fenced off: its open transaction is given up, and the other goes on from what is committed.
+A letter goes back with its key, its producer's headers and a mark (which letter, which attempt), in one transaction
+with a record on <pipeline>.redrives that says so. So a crash sends nothing twice, a second redrive knows what went
+back, and of two at once the older is fenced off: its open transaction is given up, and the other goes on from what is
+committed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Aborted, BrokerError, Fenced
-from tidemill.offline.dead_letters import Letters, Progress, Wanted
+from tidemill.offline.dead_letters import DeadLetters, LetterFilter
 from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES
-from tidemill.stream.api import Broker, Producer, Record, TopicPartition
+from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition
 from tidemill.wire import dead_letters, topics
 from tidemill.wire.dead_letters import DeadLetter, RedriveMark
 from tidemill.wire.records import Records
@@ -25,24 +26,24 @@ from tidemill.wire.records import Records
 BATCH_LETTERS = 500
 #: Bytes after which a transaction has enough letters.
 BATCH_BYTES = 16_000_000
+#: A letter that goes back, its record, and the topic that it goes to.
 Going = tuple[DeadLetter, Record, str]
-"""A letter that goes back, its record, and the topic that it goes to."""
 
 
 @dataclass
-class Found:
-    """What a redrive met: letters by (topic that they go to, reason); those that went back before; those that can't, and why."""
+class RedriveCounts:
+    """Letters that go back, by (topic that they go to, reason); that went back before; that can't, by why."""
 
     going: Counter[tuple[str, str]] = field(default_factory=Counter)
-    there: int = 0
-    cannot: Counter[str] = field(default_factory=Counter)
+    redriven_before: int = 0
+    unsendable: Counter[str] = field(default_factory=Counter)
 
     def by_topic(self) -> Counter[str]:
         """Return how many letters go to each topic."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for (to, _), count in self.going.items():
-            found[to] += count
-        return found
+            counts[to] += count
+        return counts
 
 
 class Redrive:
@@ -60,7 +61,7 @@ class Redrive:
         self,
         pipeline: Pipeline,
         broker: Broker,
-        wanted: Wanted,
+        wanted: LetterFilter,
         *,
         again: bool = False,
         most: int | None = None,
@@ -74,27 +75,27 @@ class Redrive:
         self._encode = Records(pipeline).redrive.encode
         self._to = {"events": topics.EVENTS.name(pipeline.name), "labels": topics.LABELS.name(pipeline.name)}
 
-    def plan(self, there: Letters, progress: Progress | None = None) -> Found:
+    def plan(self, letters: DeadLetters, progress: Progress | None = None) -> RedriveCounts:
         """Return what `run` would do with these letters, and will keep to: later ones are not among those it sends."""
-        found = Found()
-        self._ends = {slot: end for slot, (_, end) in there.ranges.items()}
-        for _ in self._each(there, found, progress):
+        counts = RedriveCounts()
+        self._ends = {slot: end for slot, (_, end) in letters.ranges.items()}
+        for _ in self._each(letters, counts, progress):
             pass
-        return found
+        return counts
 
-    def run(self, progress: Progress | None = None) -> Found:
-        """Send them; returns what was done. Raises Fenced where another redrive has begun meanwhile.
+    def run(self, progress: Progress | None = None) -> RedriveCounts:
+        """Send them; returns what was done. Raises Fenced where another redrive has started meanwhile.
 
         Whatever it raises: what was committed went back once, the rest did not, and another run goes on from there.
         """
-        # What an earlier redrive left open is settled by the time there is a producer of its name: only then does reading
-        # the redrives tell all that went back.
+        # A producer of the same name settles what an earlier redrive left open: only then do the redrives list all that
+        # went back.
         producer = self.broker.producer(f"{self.pipeline.name}.redrive")
         try:
             return self._send(producer, progress)
         except Fenced as error:
             raise Fenced(
-                f"another redrive of {self.pipeline.name!r} has begun meanwhile and goes on from here; this one sent "
+                f"another redrive of {self.pipeline.name!r} has started meanwhile and goes on from here; this one sent "
                 f"{self.committed:,} letters back, which the other knows of"
             ) from error
         except Aborted as error:
@@ -104,30 +105,30 @@ class Redrive:
         finally:
             producer.close()
 
-    def _send(self, producer: Producer, progress: Progress | None) -> Found:
-        found, there = Found(), Letters(self.pipeline, self.broker)
-        there.only_before(self._ends)
-        for batch in _batches(self._each(there, found, progress)):
+    def _send(self, producer: Producer, progress: Progress | None) -> RedriveCounts:
+        counts, letters = RedriveCounts(), DeadLetters(self.pipeline, self.broker)
+        letters.only_before(self._ends)
+        for batch in _batches(self._each(letters, counts, progress)):
             for letter, record, to in batch:
                 self._back(letter, record, to, producer)
             producer.commit({}, None)
             self.committed += len(batch)
-        return found
+        return counts
 
-    def _each(self, there: Letters, found: Found, progress: Progress | None) -> Iterator[Going]:
+    def _each(self, letters: DeadLetters, counts: RedriveCounts, progress: Progress | None) -> Iterator[Going]:
         """Yield the letters that go back, each with the topic that it goes to, and count them and all others."""
         sent = 0
-        for letter, record in there.read(self.wanted, progress):
-            source = there.sources.get(letter.topic)
+        for letter, record in letters.read(self.wanted, progress):
+            source = letters.sources.get(letter.topic)
             if source is None:
-                found.cannot[f"it is about {_short(letter.topic)}, which a service of ours writes"] += 1
+                counts.unsendable[f"it is about {_short(letter.topic)}, which a service of ours writes"] += 1
             elif _size(record) > MAX_MESSAGE_BYTES:
-                found.cannot[f"it has more than {MAX_MESSAGE_BYTES:,} bytes, which the validator never takes"] += 1
-            elif letter.place in there.redriven and not self.again:
-                found.there += 1
+                counts.unsendable[f"it has more than {MAX_MESSAGE_BYTES:,} bytes, which the validator never takes"] += 1
+            elif letter.place in letters.redriven and not self.again:
+                counts.redriven_before += 1
             else:
                 to = self._to[source]
-                found.going[to, letter.reason] += 1
+                counts.going[to, letter.reason] += 1
                 yield letter, record, to
                 sent += 1
                 if sent == self.most:
@@ -135,24 +136,25 @@ class Redrive:
 
     def _back(self, letter: DeadLetter, record: Record, to: str, producer: Producer) -> None:
         mark = RedriveMark(letter.place, letter.attempt + 1)
-        # No timestamp, which is now: the delay is measured from there, and the hours until the rule was fixed are not the
+        # No timestamp, so it is now: the delay is measured from it, and the hours until the rule was fixed are not the
         # pipeline's. The event's own time is in its bytes.
         producer.emit(
             to, record.value() or b"", record.key(), 0, dead_letters.producer_headers(record) + mark.headers()
         )
         now = int(self.clock() * 1000)
         name = str(letter.place)
-        said = {"letter": name, "to": to, "attempt": mark.attempt, "reason": letter.reason, "time": now}
-        producer.emit(self._redrives, self._encode(said), name.encode(), now)
+        entry = {"letter": name, "to": to, "attempt": mark.attempt, "reason": letter.reason, "time": now}
+        producer.emit(self._redrives, self._encode(entry), name.encode(), now)
 
 
-def _batches(letters_: Iterable[Going]) -> Iterator[list[Going]]:
-    """Gather what goes into one transaction before that is begun: those that are wanted may lie millions of others apart, and a
-    transaction that is open while they are looked for runs out of its time.
-    """  # fmt: skip
+def _batches(letters: Iterable[Going]) -> Iterator[list[Going]]:
+    """Gather the letters of one transaction before it begins.
+
+    Millions of others may lie between two of them, and a transaction that stays open meanwhile times out.
+    """
     some: list[Going] = []
     size = 0
-    for going in letters_:
+    for going in letters:
         some.append(going)
         size += _size(going[1])
         if len(some) >= BATCH_LETTERS or size >= BATCH_BYTES:

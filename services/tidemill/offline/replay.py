@@ -1,7 +1,7 @@
-"""Predictions repeated from their records in the log, by the versions that made them, or by those versions folded again.
+"""Predictions repeated from the log, by the versions that made them, or by those versions folded again.
 
-reads   <pipeline>.prediction-log; <pipeline>.models and the artifact store, or all of <pipeline>.examples; for details also
-        .events.valid, .examples and .expired
+reads   <pipeline>.prediction-log; <pipeline>.models and the artifact store, or all of <pipeline>.examples; for details
+        also .events.valid, .examples and .expired
 equal   to the last digit: the same vector, the same declaration, the same examples in the same order
 memory  the predictions, and one model; to fold, one model of each name
 """
@@ -18,12 +18,11 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, StoreError
 from tidemill.models.refold import FoldRange, Refold
-from tidemill.offline.backtest import Progress
 from tidemill.offline.lookup import LogLookup, public_manifest
 from tidemill.offline.prediction_reader import Prediction, PredictionReader, Ranges
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records, Score, vector_to_x
@@ -258,7 +257,7 @@ class Replay:
         ]
 
     def _outcomes(self, predictions: Sequence[Prediction], progress: Progress | None) -> list[dict[str, Any]]:
-        """Find the predictions' labels. An example lies behind all examples that its prediction's models had learned."""
+        """Find the predictions' labels: an example lies behind all that its prediction's models had learned."""
         partition = TopicPartition(topics.EXAMPLES.name(self.pipeline.name), 0)
         low, high = self.broker.offset_range(partition)
         begin = max(low, min((score["version"] for p in predictions for score in p.scores), default=high))

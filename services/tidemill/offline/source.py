@@ -18,9 +18,9 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.offline import history
-from tidemill.offline.backtest import KnownLabel, Progress
+from tidemill.offline.backtest import KnownLabel
 from tidemill.offline.log_history import LogHistory, read_log
-from tidemill.stream.api import Broker
+from tidemill.stream.api import Broker, Progress
 from tidemill.wire import topics
 from tidemill.wire.records import Features, Records
 

@@ -1,1 +1,1 @@
-"""The registry: signed manifests on a topic, content-addressed artifacts in a store, and the checks before either is trusted."""
+"""The registry: signed manifests on a topic, content-addressed artifacts in a store, and the checks of both."""

@@ -1,4 +1,4 @@
-"""Decisions and commands: who serves, since when, by whose word and on what evidence; signed, on topics of their own."""
+"""Decisions and commands: which model serves, since when, who decided and on what evidence; signed, on two topics."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class EvidenceLine:
 
 @dataclass(frozen=True)
 class Decision:
-    """A decision, and who serves after it; the fields are those of schemas/tidemill/decision.v1.avsc."""
+    """A decision, and the serving model after it; the fields are those of schemas/tidemill/decision.v1.avsc."""
 
     id: str
     kind: str
@@ -88,13 +88,13 @@ class Decision:
 
     @property
     def model_refs(self) -> tuple[ModelRef, ...]:
-        """What answers after it beside the declared models: the champion first, whom it is on probation against, the candidate."""
+        """The models that answer beside the declared ones: champion, the one before while on probation, candidate."""
         refs = dict.fromkeys((self.champion, self.on_probation_against, ModelRef(self.candidate)))
         return tuple(ref for ref in refs if ref)
 
     @property
     def changes(self) -> bool:
-        """Whether another serves after it than before."""
+        """Whether the decision changes the serving model."""
         return self.champion != self.before
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Command:
-    """What a person asks of the gate; the fields are those of schemas/tidemill/command.v1.avsc."""
+    """A person's request to the gate; the fields are those of schemas/tidemill/command.v1.avsc."""
 
     id: str
     kind: str
@@ -133,12 +133,12 @@ class SignedCodec(Generic[Signed]):
         return hmac.compare_digest(record["signature"].encode(), self._signature(record).encode())
 
     def encode(self, signed: Signed) -> bytes:
-        """Return its bytes on the topic, signed."""
+        """Return the signed bytes for the topic."""
         record = dataclasses.asdict(signed)
         return self.codec.encode({**record, "signature": self._signature(record)})
 
     def decode(self, data: bytes) -> Signed:
-        """Return what `data` holds. Raises ArtifactError where it is damaged, forged, or signed with another key."""
+        """Return the record in `data`. Raises ArtifactError where it is damaged, forged, or signed with another key."""
         name = self.kind.__name__.lower()
         try:
             record = self.codec.decode(data)
@@ -152,7 +152,7 @@ class SignedCodec(Generic[Signed]):
         return self.kind(**_fields(record))
 
     def valid(self, record: Record) -> Signed | None:
-        """Return what a record holds; None, and a line in the log, where it is damaged or forged."""
+        """Return a record's content; None, and a line in the log, where it is damaged or forged."""
         try:
             return self.decode(record.value() or b"")
         except ArtifactError as error:
@@ -176,7 +176,7 @@ def decisions(pipeline: Pipeline, key: bytes) -> SignedCodec[Decision]:
 
 
 class _Unchecked(SignedCodec[Decision]):
-    """Reads decisions where there is no key to check their signatures with."""
+    """Reads decisions without a key to check their signatures."""
 
     def _is_signed(self, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
         return True

@@ -12,7 +12,7 @@ from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
 
-#: A model's name and the version.
+#: A model's name and version.
 Version = tuple[str, int]
 
 #: How many manifests back a learner looks for one whose artifact is intact.
@@ -37,9 +37,9 @@ def valid_manifest(registry: Registry, record: Record) -> Manifest | None:
 
 
 def backwards(low: int, high: int, step: int, growth: int = 1, most: int | None = None) -> Iterator[tuple[int, int]]:
-    """Yield ranges [begin, end) of offsets from `high` back to `low`: `step` of them first, then `growth` times as many each.
+    """Yield ranges [begin, end) of offsets from `high` back to `low`.
 
-    `most`: how many a range has at most.
+    The first range has `step` offsets, each further one `growth` times as many, and `most` at most.
     """
     while high > low:
         yield (begin := max(low, high - step)), high
@@ -51,55 +51,53 @@ def latest(
 ) -> tuple[dict[str, list[Manifest]], int]:
     """Return the last manifests of each model (`wanted`: how many at most), newest first, and the end of the topic.
 
-    It is read backwards, so that a service starts as fast after a year of versions as after a day. What is damaged or
-    forged is logged and passed over, and counts for nothing. Nothing before the offset `since` is looked at.
+    The topic is read backwards, so that a service starts as fast after a year of versions as after a day. Damaged and
+    forged manifests are logged and skipped. Nothing before the offset `since` is read.
     """
-    slot = models_partition(registry)
-    low, high = broker.offset_range(slot)
-    found: dict[str, list[Manifest]] = {model: [] for model in wanted}
+    partition = models_partition(registry)
+    low, high = broker.offset_range(partition)
+    manifests: dict[str, list[Manifest]] = {model: [] for model in wanted}
     for begin, end in backwards(max(low, since), high, FIRST_READ_OFFSETS, growth=4):
-        if all(len(found[model]) >= many for model, many in wanted.items()):
+        if all(len(manifests[model]) >= many for model, many in wanted.items()):
             break
-        for record in reversed([record for batch in broker.read({slot: (begin, end)}) for record in batch]):
+        for record in reversed([record for batch in broker.read({partition: (begin, end)}) for record in batch]):
             model = (record.key() or b"").decode(errors="replace")
-            if len(found.get(model, ())) >= wanted.get(model, 0):
+            if len(manifests.get(model, ())) >= wanted.get(model, 0):
                 continue
             manifest = valid_manifest(registry, record)
             if manifest and manifest.model == model:
-                found[model].append(manifest)
-    return found, high
+                manifests[model].append(manifest)
+    return manifests, high
 
 
 def versions(
     broker: Broker, registry: Registry, wanted: Collection[Version]
 ) -> tuple[dict[Version, Manifest], dict[Version, str]]:
-    """Return the manifests of these versions, and why it was refused for one of which there is only a forged one.
+    """Return the manifests of these versions, and for a version with only a forged manifest why that was refused.
 
-    It is read backwards until all are found. Where a version was published twice, the newer manifest is the one.
+    The topic is read backwards until all are found. Of a version that was published twice, the newer manifest counts.
     """
-    found: dict[Version, Manifest] = {}
+    manifests: dict[Version, Manifest] = {}
     refused: dict[Version, str] = {}
-    slot, codec, missing = models_partition(registry), registry.records.manifest, set(wanted)
-    low, high = broker.offset_range(slot)
+    partition, codec, missing = models_partition(registry), registry.records.manifest, set(wanted)
+    low, high = broker.offset_range(partition)
     for begin, end in backwards(low, high, FIRST_READ_OFFSETS, growth=4):
         if not missing:
             break
-        for batch in broker.read({slot: (begin, end)}):
+        for batch in broker.read({partition: (begin, end)}):
             for record in batch:
                 value = record.value() or b""
                 try:
-                    said = codec.decode(value)
-                except (
-                    Exception
-                ):  # forged bytes may make the decoder raise anything, and say of no version that they are it
+                    fields = codec.decode(value)
+                except Exception:  # forged bytes may make the decoder raise anything
                     log.error("manifest refused", extra={"cause": "it can't be decoded", "offset": record.offset()})
                     continue
-                version = said["model"], said["version"]
+                version = fields["model"], fields["version"]
                 if version not in missing:
                     continue
                 try:
-                    found[version] = registry.decode(value)
+                    manifests[version] = registry.decode(value)
                 except ArtifactError as error:
                     refused[version] = str(error)
-        missing -= found.keys()
-    return found, {version: why for version, why in refused.items() if version in missing}
+        missing -= manifests.keys()
+    return manifests, {version: why for version, why in refused.items() if version in missing}

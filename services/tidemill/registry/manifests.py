@@ -1,4 +1,4 @@
-"""Manifests: what one version of a model is, signed; and the way from a manifest back to the model."""
+"""Manifests: signed descriptions of a model's versions, and the way from a manifest back to the model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Manifest:
     signature: str = ""
 
 
-#: The schemas whose ids a manifest has.
+#: The schemas whose ids are in a manifest.
 SCHEMA_KINDS = ("event", "label", "vector", "example")
 
 #: In these fields a version that was folded again may differ from the first one.
@@ -58,7 +58,7 @@ _BUILD_FIELDS = ("uri", "sha256", "tidemill", "river", "python", "created_at", "
 
 
 def parse(records: Records, data: bytes) -> Manifest:
-    """Return the manifest in `data`, whoever signed it. Raises ArtifactError for what is none."""
+    """Return the manifest in `data`, whoever signed it. Raises ArtifactError for any other bytes."""
     try:
         manifest = Manifest(**records.manifest.decode(data))
         again = records.manifest.encode(dataclasses.asdict(manifest))
@@ -104,7 +104,8 @@ class Registry:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
         `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took.
-        Raises ScoreError where the model gives one of them what is no score of the task, ArtifactError where it fails or can't be saved.
+        Raises ScoreError where the model gives one of them a value that is no score of the task, ArtifactError where it
+        fails or can't be saved.
         """
         what = f"model {name!r} version {snapshot.version}"
         golden = [
@@ -143,7 +144,7 @@ class Registry:
         return dataclasses.replace(manifest, signature=self._signature(manifest))
 
     def _score(self, what: str, model: Any, x: Mapping[str, Any]) -> float:
-        """Return the score that a version gives a golden vector; raises what `Task.ask` does, with the version's name."""
+        """Return the score that a version gives a golden vector. Raises as `Task.ask` does, with the version's name."""
         try:
             return self.pipeline.kind.ask(model, x)
         except ArtifactError as error:
@@ -158,15 +159,15 @@ class Registry:
         manifest = parse(self.records, data)
         if not self.is_signed(manifest):
             raise ArtifactError(
-                f"the manifest of {manifest.model!r} version {manifest.version} has a wrong signature: it is damaged, forged, "
-                f"or signed with another TIDEMILL_SIGNING_KEY"
+                f"the manifest of {manifest.model!r} version {manifest.version} has a wrong signature: it is damaged, "
+                f"forged, or signed with another TIDEMILL_SIGNING_KEY"
             )
         return manifest
 
     def artifact(self, manifest: Manifest) -> tuple[Manifest, bytes]:
-        """Return the bytes that are opened for a manifest, its artifact's or the replacement's, and the manifest of those bytes.
+        """Return the bytes to open for a manifest, the artifact's or its replacement's, and their own manifest.
 
-        Raises ArtifactError where there are none, or none of this River.
+        Raises ArtifactError where no bytes are stored, or none of this version of River.
         """
         name = f"model {manifest.model!r} version {manifest.version}"
         try:
@@ -182,7 +183,7 @@ class Registry:
         return replacement, self.store.get(replacement.sha256)
 
     def is_intact(self, manifest: Manifest) -> bool:
-        """Whether there are bytes that can be opened for a manifest; they are read for that, and not opened."""
+        """Whether a manifest has an intact artifact or replacement; the bytes are read for that, and not opened."""
         try:
             self.artifact(manifest)
         except ArtifactError:
@@ -201,16 +202,17 @@ class Registry:
         same = dataclasses.replace(manifest, **{name: getattr(copy, name) for name in _BUILD_FIELDS})
         if self.encode(same) != self.encode(copy):
             raise ArtifactError(
-                f"the replacement of model {manifest.model!r} version {manifest.version} is of model {copy.model!r} version "
-                f"{copy.version}, or differs from its manifest"
+                f"the replacement of model {manifest.model!r} version {manifest.version} is of model "
+                f"{copy.model!r} version {copy.version}, or differs from its manifest"
             )
         return copy
 
     def restore(self, manifest: Manifest, snapshot: Snapshot) -> Manifest:
         """Store a version that was folded again, to the same scores, and return the manifest of the stored bytes.
 
-        Where the bytes are the lost ones, that is the version's own. Else they are a replacement under a hash of their own; a signed
-        copy of the manifest with that hash is noted in the store beside the lost artifact's place. The log is not written.
+        Where the bytes are the lost ones, that is the version's own manifest. Other bytes are a replacement with a hash
+        of their own: a signed copy of the manifest with that hash is stored beside the lost artifact's place. Nothing
+        is written to the log.
         """
         data = snapshots.dump(snapshot.saved())
         if sha256(data) == manifest.sha256 and manifest.river == river.__version__:
@@ -218,9 +220,14 @@ class Registry:
             return manifest
         digest = self.store.put(data)
         made = dataclasses.replace(
-            manifest, uri=self.store.path(digest), sha256=digest, tidemill=tidemill.__version__, river=river.__version__,
-            python=platform.python_version(), created_at=int(time.time() * 1000),
-        )  # fmt: skip
+            manifest,
+            uri=self.store.path(digest),
+            sha256=digest,
+            tidemill=tidemill.__version__,
+            river=river.__version__,
+            python=platform.python_version(),
+            created_at=int(time.time() * 1000),
+        )
         made = dataclasses.replace(made, signature=self._signature(made))
         self.store.put_note(manifest.sha256, self.encode(made))
         return made
@@ -238,9 +245,9 @@ class Registry:
                 f"{name} was learned under another declaration of the model, the vector or protect; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
-        found = snapshots.load(self.artifact(manifest)[1], pause)
+        fields = snapshots.load(self.artifact(manifest)[1], pause)
         try:
-            snapshot = Snapshot(**found)
+            snapshot = Snapshot(**fields)
         except TypeError as error:
             raise ArtifactError(f"{name}: the artifact is no snapshot: {error}") from error
         for index, golden in enumerate(manifest.golden):

@@ -1,14 +1,14 @@
 """Pruning: the artifacts of old versions leave the store; their manifests stay in the log, and a fold makes them again.
 
-kept    the newest versions of each model, more of them than a learner looks back at; the newest whose artifact is intact;
-        what is named (promoted, pinned); and any artifact that one of these shares
+kept    the newest versions of each model, more of them than a learner looks back at; the newest with an intact
+        artifact; named ones (promoted, pinned); and any artifact that one of these shares
 crash   what is deleted is planned from the manifests alone, so a run that breaks off is done again from the beginning
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,13 +17,15 @@ from tidemill.registry.latest import MAX_MANIFESTS_BACK, Version
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Version as ListedVersion
-
-Progress = Callable[[int], None]
+from tidemill.stream.api import Progress
 
 
 @dataclass
 class Model:
-    """What becomes of one model's versions; `gone` had no artifact any more, `shared` have one that another one keeps."""
+    """What becomes of one model's versions.
+
+    `gone`: their artifact was deleted before. `shared`: a version that stays has the same artifact.
+    """
 
     name: str
     versions: int = 0
@@ -84,7 +86,7 @@ def plan(
         All records of the models topic, the newest first. What is refused decides nothing: a forged manifest must not
         have an artifact deleted.
     registry
-        Whose store is asked which artifacts are there, and what stands in for those that are lost.
+        Its store holds the artifacts, and the replacements of lost ones.
     keep
         How many versions of each model stay, at least MAX_MANIFESTS_BACK.
     before
@@ -98,7 +100,7 @@ def plan(
         )
     staying: set[str] = set()
     going: list[_Known] = []
-    found = Plan()
+    pruning = Plan()
     seen: dict[str, set[int]] = {}
     intact: set[str] = set()
     noted = registry.store.noted()
@@ -108,7 +110,7 @@ def plan(
             continue
         replacement = _replacement_sha256(registry, manifest) if manifest.sha256 in noted else ""
         known = _Known(manifest.model, manifest.version, manifest.sha256, replacement, manifest.created_at)
-        model, numbers = found.models.setdefault(known.model, Model(known.model)), seen.setdefault(known.model, set())
+        model, numbers = pruning.models.setdefault(known.model, Model(known.model)), seen.setdefault(known.model, set())
         model.versions += 1
         numbers.add(known.version)
         # The newest of which a learner can go on stays, even if all of the last ones are damaged.
@@ -121,15 +123,15 @@ def plan(
             model.kept += 1
         else:
             going.append(known)
-    _settle(found, going, staying, registry.store)
-    return found
+    _settle(pruning, going, staying, registry.store)
+    return pruning
 
 
-def _settle(found: Plan, going: Iterable[_Known], staying: Collection[str], store: ArtifactStore) -> None:
+def _settle(pruning: Plan, going: Iterable[_Known], staying: Collection[str], store: ArtifactStore) -> None:
     """Put each artifact that nothing keeps into the plan, once."""
     planned: dict[str, None] = {}
     for known in going:
-        model = found.models[known.model]
+        model = pruning.models[known.model]
         sizes = {
             digest: store.size(digest)
             for digest in (known.sha256, known.replacement)
@@ -143,22 +145,22 @@ def _settle(found: Plan, going: Iterable[_Known], staying: Collection[str], stor
             model.bytes += sum(size or 0 for size in sizes.values())
         else:
             model.gone += 1
-    found.artifacts = list(planned)
+    pruning.artifacts = list(planned)
 
 
 def _replacement_sha256(registry: Registry, manifest: Manifest) -> str:
-    """Return the SHA-256 of what stands in for an artifact; nothing where that is forged."""
+    """Return the SHA-256 of an artifact's replacement; empty where there is none, or a forged one."""
     try:
-        found = registry.replacement(manifest)
+        replacement = registry.replacement(manifest)
     except ArtifactError:
         return ""
-    return found.sha256 if found else ""
+    return replacement.sha256 if replacement else ""
 
 
-def prune(found: Plan, store: ArtifactStore, progress: Progress | None = None) -> None:
-    """Delete what was planned. Raises StoreError where the store is away; what is left is found again by another run."""
-    for digest in found.artifacts:
+def prune(pruning: Plan, store: ArtifactStore, progress: Progress | None = None) -> None:
+    """Delete the planned artifacts. Raises StoreError where the store is away; another run deletes the rest."""
+    for digest in pruning.artifacts:
         store.delete(digest)
         if progress:
             progress(1)
-    found.is_done = True
+    pruning.is_done = True

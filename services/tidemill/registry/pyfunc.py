@@ -1,11 +1,12 @@
-"""A mirrored version as MLflow loads it: vectors in, scores out, after the checks that can be made away from the pipeline.
+"""A mirrored version as MLflow loads it: vectors in, scores out, after the checks that need no pipeline.
 
-What MLflow holds of one is a folder: `manifest` (as on the models topic), `artifact` (the snapshot), `declared.json` (task and
-vector). `_load_pyfunc` is what MLflow calls, by this module's name in its MLmodel file; no pickle of MLflow's own is made or read.
+MLflow holds a folder for each: `manifest` (as on the models topic), `artifact` (the snapshot), `declared.json` (task
+and vector). MLflow calls `_load_pyfunc`, by this module's name in its MLmodel file. No pickle of MLflow's own is made
+or read.
 
-checked  the artifact's SHA-256 against the manifest, then its classes (the allow-list), River's version, the golden scores; and
-         the manifest's signature where TIDEMILL_SIGNING_KEY is set: without it, who can write to MLflow's store can put another
-         model in the place of this one, though one of River's classes and plain values alone
+checked  the artifact's SHA-256 against the manifest, then its classes (the allow-list), River's version, the golden
+         scores; and the manifest's signature where TIDEMILL_SIGNING_KEY is set: without a key, who can write to
+         MLflow's store can replace the model by another one, of River's classes and plain values alone
 """
 
 from __future__ import annotations
@@ -57,17 +58,17 @@ class ScoringModel:
         """
         del params  # it has none
         rows = [self._predict(self.model, self._x(row)) for row in model_input.to_dict(orient="records")]
-        found: dict[str, list[Any]] = {"score": [score for score, _ in rows]}
+        columns: dict[str, list[Any]] = {"score": [score for score, _ in rows]}
         if self._by_class:
-            found["probabilities"] = [dict(probabilities) for _, probabilities in rows]
-        return pd.DataFrame(found, index=model_input.index)
+            columns["probabilities"] = [dict(probabilities) for _, probabilities in rows]
+        return pd.DataFrame(columns, index=model_input.index)
 
     def _x(self, row: Mapping[Any, Any]) -> dict[str, Any]:
         given = {name: row.get(name) for name in self.vector}
         return {
             name: _TYPES[self.vector[name]](value)
             for name, value in vector_to_x(given).items()
-            if not pd.isna(value)  # a table has no other way of saying that nothing is there
+            if not pd.isna(value)  # how a table marks a missing value
         }
 
 
@@ -84,7 +85,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
 
 
 def _verified(codec: Codec, data: bytes) -> dict[str, Any]:
-    """Return a manifest. Raises ArtifactError where it is damaged or, if there is a key to tell by, not signed with that."""
+    """Return a manifest. Raises ArtifactError where it is damaged or, where a key is set, not signed with that."""
     try:
         manifest: dict[str, Any] = codec.decode(data)
         unsigned = codec.encode({**manifest, "signature": ""})
@@ -93,8 +94,8 @@ def _verified(codec: Codec, data: bytes) -> dict[str, Any]:
     key = os.environ.get("TIDEMILL_SIGNING_KEY", "").encode()
     if key and not hmac.compare_digest(hmac.new(key, unsigned, "sha256").hexdigest(), manifest["signature"]):
         raise ArtifactError(
-            f"the manifest of {manifest['model']!r} version {manifest['version']} has a wrong signature: it is damaged, forged, or "
-            f"signed with another TIDEMILL_SIGNING_KEY"
+            f"the manifest of {manifest['model']!r} version {manifest['version']} has a wrong signature: "
+            f"it is damaged, forged, or signed with another TIDEMILL_SIGNING_KEY"
         )
     return manifest
 
@@ -114,9 +115,9 @@ def _load_pyfunc(path: str) -> ScoringModel:
         raise ArtifactError(f"{name} was learned on another vector than {DECLARED} says")
     model = snapshots.load(artifact)["model"]
     kinds = {field["name"]: schema_files.primitive(field["type"]) for field in declared["vector"]["fields"]}
-    found = ScoringModel(manifest, model, declared["task"], kinds)
+    scoring = ScoringModel(manifest, model, declared["task"], kinds)
     for index, golden in enumerate(manifest["golden"]):
         score, _ = TASKS[declared["task"]].predict(model, vector_to_x(vector.record(golden["vector"])))
         if score != golden["score"]:
             raise ArtifactError(f"{name} gives golden vector {index} the score {score}; it was {golden['score']}")
-    return found
+    return scoring

@@ -18,10 +18,27 @@ from typing import Any
 from tidemill.errors import ArtifactError
 
 _ALLOWED = {
-    "builtins": {"set", "frozenset", "complex", "slice", "range", "bytearray", "object", "dict", "list", "tuple",
-                 "int", "float", "str", "bool", "bytes", "type(None)"},
+    "builtins": {
+        "set",
+        "frozenset",
+        "complex",
+        "slice",
+        "range",
+        "bytearray",
+        "object",
+        "dict",
+        "list",
+        "tuple",
+        "int",
+        "float",
+        "str",
+        "bool",
+        "bytes",
+        "type(None)",
+    },
     "collections": {"defaultdict", "Counter", "deque", "OrderedDict"},
-    "copy": {"deepcopy"},  # by which SoftmaxRegression has an optimizer for each class; it calls nothing that isn't allowed
+    # SoftmaxRegression copies its optimizer for each class; deepcopy calls nothing that isn't allowed.
+    "copy": {"deepcopy"},
     "copyreg": {"_reconstructor"},
     "datetime": {"datetime", "date", "time", "timedelta", "timezone"},
     "functools": {"partial"},
@@ -33,7 +50,7 @@ _ALLOWED = {
     "numpy.random._pickle": {"__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"},
     "numpy.random._mt19937": {"MT19937"},
     "numpy.random._pcg64": {"PCG64"},
-}  # fmt: skip
+}
 
 
 #: There is no pause before smaller reads: a pickle's frames have some 64 kB, and a head of a few bytes each.
@@ -41,9 +58,10 @@ MIN_PIECE_BYTES = 1024
 
 
 class _Pieces:
-    """A pickle, read frame by frame with a pause before each: a C unpickler never lets go of the interpreter's lock by itself.
+    """A pickle, read frame by frame with a pause before each.
 
-    Nor does the cycle collector, so it looks at each piece alone: later it would look at all of them at once.
+    A C unpickler never lets go of the interpreter's lock by itself. Nor does the cycle collector, so it is run on each
+    piece: later it would run on all of them at once.
     """
 
     def __init__(self, data: bytes, pause: float, sleep: Callable[[float], None]) -> None:
@@ -64,11 +82,11 @@ class _Unpickler(pickle.Unpickler):
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
         if module == "river" or module.startswith("river."):
-            found = super().find_class(module, name)
-            # By way of a River module one could also name what that module imported; only River's own is allowed.
-            own = str(getattr(found, "__module__", "")).startswith("river.")
-            if own and isinstance(found, (type, FunctionType, BuiltinFunctionType)):
-                return found
+            value = super().find_class(module, name)
+            # A River module also has names that it imported from others; only River's own are allowed.
+            own = str(getattr(value, "__module__", "")).startswith("river.")
+            if own and isinstance(value, (type, FunctionType, BuiltinFunctionType)):
+                return value
         raise ArtifactError(
             f"a snapshot may not contain {module}.{name}; only River's classes and plain values are allowed"
         )
@@ -83,9 +101,9 @@ def dump(model: Any) -> bytes:
 
 
 def load(data: bytes, pause: float = 0.0, sleep: Callable[[float], None] = time.sleep) -> Any:
-    """Return the model of a snapshot whose hash was verified. Raises ArtifactError where it holds anything not allowed.
+    """Return the model of a snapshot whose hash was verified. Raises ArtifactError where it has anything not allowed.
 
-    `pause`: seconds before every 64 kB, for a thread beside one that others wait for.
+    `pause`: seconds before every 64 kB, so that other threads run meanwhile.
     """
     try:
         return _Unpickler(_Pieces(data, pause, sleep) if pause else io.BytesIO(data)).load()

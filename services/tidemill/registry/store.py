@@ -36,14 +36,14 @@ class ArtifactStore:
         return f"{digest[:2]}/{digest}"
 
     def put(self, data: bytes) -> str:
-        """Store `data`; returns its SHA-256. What lies under its name already stays only if it is whole.
+        """Store `data`; returns its SHA-256. Bytes already stored under that name stay only if they are intact.
 
-        Raises StoreError where the store is away or full; nothing new lies under that name then.
+        Raises StoreError where the store is away or full; then nothing new is stored under that name.
         """
         digest = sha256(data)
         path = self.path(digest)
-        there = self._files.read(path)
-        if there is None or sha256(there) != digest:
+        stored = self._files.read(path)
+        if stored is None or sha256(stored) != digest:
             self._files.write(path, data)
         return digest
 
@@ -68,18 +68,18 @@ class ArtifactStore:
         return {path.rpartition("/")[2].removesuffix(_NOTE) for path in self._files.glob(f"*/*{_NOTE}")}
 
     def delete(self, digest: str) -> None:
-        """Take an artifact and its note away; that they are not there is no error. Raises StoreError where the store is away."""
+        """Delete an artifact and its note, where they exist. Raises StoreError where the store is away."""
         path = self.path(digest)
         self._files.delete(path)
         self._files.delete(f"{path}{_NOTE}")
 
     def state(self, digest: str) -> State:
-        """Return whether the artifact is there, and whole; it is read for that, and not opened."""
+        """Return whether the artifact is stored, and intact; it is read for that, and not opened."""
         data = self._files.read(self.path(digest)) if _SHA256.fullmatch(digest) else None
         return "missing" if data is None else "stored" if sha256(data) == digest else "corrupted"
 
     def get(self, digest: str) -> bytes:
-        """Return the artifact. Raises ArtifactError where it is missing or its bytes are not what they were."""
+        """Return the artifact. Raises ArtifactError where it is missing or its bytes have changed."""
         data = self._files.read(self.path(digest))
         if data is None:
             raise ArtifactError(f"artifact {digest} is not in {self.url}")

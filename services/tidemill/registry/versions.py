@@ -1,9 +1,9 @@
-"""Every version that was ever published, for people: newest first, with what is wrong told and not only passed over."""
+"""Every version that was ever published, for people: newest first, with the reason where no service would take one."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,12 @@ from tidemill.errors import ArtifactError, SettingsError
 from tidemill.registry.latest import FIRST_READ_OFFSETS, backwards
 from tidemill.registry.manifests import Manifest, Registry, parse
 from tidemill.registry.store import ArtifactStore
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
 #: Records that are held at once; a manifest has some 3 kB, and 64 bytes more for each segment.
 MAX_RECORDS_HELD = 4_000
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Version:
     manifest
         None where the record holds none.
     refused
-        Why no service takes it; empty where one would, or where without a signing key nobody can tell.
+        Why no service takes it; empty where one would, or where there is no signing key to check with.
     is_newest
         Whether it is the newest of its model that is not refused.
     """
@@ -51,9 +49,9 @@ class Versions:
     Parameters
     ----------
     registry
-        What checks signatures; None where there is no signing key: then they are not checked.
+        It checks signatures; None where there is no signing key: then they are not checked.
     champion
-        Who serves, for those who tell of it.
+        The serving model, where it is known; by default the declared champion.
     """
 
     def __init__(self, pipeline: Pipeline, broker: Broker, registry: Registry | None, champion: str = "") -> None:
@@ -64,12 +62,14 @@ class Versions:
 
     def read(self, model: str | None = None, progress: Progress | None = None) -> Iterator[Version]:
         """Yield versions, the newest first; `model`: only of this one."""
-        slot = TopicPartition(self.topic, 0)
+        partition = TopicPartition(self.topic, 0)
         newest: set[str] = set()
         for begin, end in backwards(
-            *self.broker.offset_range(slot), FIRST_READ_OFFSETS, growth=4, most=MAX_RECORDS_HELD
+            *self.broker.offset_range(partition), FIRST_READ_OFFSETS, growth=4, most=MAX_RECORDS_HELD
         ):
-            for record in reversed([record for batch in self.broker.read({slot: (begin, end)}) for record in batch]):
+            for record in reversed(
+                [record for batch in self.broker.read({partition: (begin, end)}) for record in batch]
+            ):
                 key = (record.key() or b"").decode(errors="replace")
                 if model in (None, key):
                     yield self._version(record, key, newest)
@@ -142,15 +142,15 @@ class Versions:
         refused: Version | None = None
         known: list[str] = []
         passed = 0
-        for found in self.read(model, progress):
-            wanted = version is None or (found.manifest is not None and found.manifest.version == version)
-            if wanted and not found.refused:
-                return found, passed
-            passed += bool(found.refused)
-            if wanted and (refused is None or (refused.manifest is None and found.manifest is not None)):
-                refused = found
-            if found.manifest and not found.refused and len(known) < 3:
-                known.append(f"{found.manifest.version}")
+        for listed in self.read(model, progress):
+            wanted = version is None or (listed.manifest is not None and listed.manifest.version == version)
+            if wanted and not listed.refused:
+                return listed, passed
+            passed += bool(listed.refused)
+            if wanted and (refused is None or (refused.manifest is None and listed.manifest is not None)):
+                refused = listed
+            if listed.manifest and not listed.refused and len(known) < 3:
+                known.append(f"{listed.manifest.version}")
         if refused is not None and refused.manifest is not None:
             return refused, 0
         raise SettingsError(self._none(model, version, known, passed))
@@ -158,8 +158,8 @@ class Versions:
     def _none(self, model: str, version: int | None, known: list[str], passed: int) -> str:
         if known:
             return (
-                f"model {model!r} has no version {version} in {self.topic}: its newest are {', '.join(known)}; `tidemill models "
-                f"list {self.pipeline.name} --model {model}` shows more"
+                f"model {model!r} has no version {version} in {self.topic}: its newest are {', '.join(known)}; "
+                f"`tidemill models list {self.pipeline.name} --model {model}` shows more"
             )
         no = f"what {self.topic} holds of model {model!r} is no manifest"
         what = no if passed else f"no version of model {model!r} in {self.topic}"

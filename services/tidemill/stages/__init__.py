@@ -1,1 +1,1 @@
-"""The river: validator, featurizer, materializer, scorer, joiner, learner, gate; they know each other by topics alone."""
+"""The river: validator, featurizer, materializer, scorer, joiner, learner, gate. They meet through topics alone."""

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 from tidemill.stream.commit_metadata import CommitMetadata
 
 Headers = list[tuple[str, bytes]]
+#: Called with how many more records were handled.
+Progress = Callable[[int], None]
 NO_METADATA = CommitMetadata()
 
 

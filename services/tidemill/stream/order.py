@@ -36,7 +36,7 @@ class TimeOrder:
         return min(held[0][0] for held in self._buffers.values() if held)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Take records as they were read. Raises Aborted where one was read before, or is of another member's partition.
+        """Take records as they were read. Raises Aborted for one that was read before or is of another's partition.
 
         An offset may be far beyond the one before (between them may be markers of transactions), but never below it: a
         client that fetches from a wrong position would have thousands of records processed twice.

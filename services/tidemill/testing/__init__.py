@@ -1,7 +1,8 @@
-"""For those who write rules, aggregates, models and metrics of their own: try one on a few records, and check it as ours are.
+"""For rules, aggregates, models and metrics of your own: try one on a few records, and check it as ours are.
 
-`try_rule` and `try_aggregates` show what one says. The checks raise AssertionError where one breaks a promise that the services
-rely on; call them in a test. `check_aggregate` makes its events up with Hypothesis: `pip install 'tidemill[testing]'`.
+`try_rule` and `try_aggregates` show what one says. The checks raise AssertionError where one breaks a promise that the
+services rely on; call them in a test. `check_aggregate` makes its events up with Hypothesis:
+`pip install 'tidemill[testing]'`.
 """
 
 from tidemill.testing.aggregates import check_aggregate

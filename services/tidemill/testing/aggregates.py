@@ -24,7 +24,8 @@ EVERY, TILES = 60_000, 10
 #: One event: its time (ms), a number `x` and a text `s`, each of which may be missing.
 Sent = tuple[int, "float | None", "str | None"]
 
-#: The plain definition: what the aggregate says of the window's events (columns t, x, s, in the order in which they came) at a time.
+#: The plain definition: what the aggregate says of the window's events (columns t, x, s, in the order in which they
+#: came) at a time.
 Definition = Callable[[pd.DataFrame, int], "float | None"]
 
 
@@ -38,7 +39,8 @@ def check_aggregate(
     aggregate
         Over a window of "10m", of the number `x` or the text `s`.
     definition
-        What it should say: of a frame of the window's events (columns `t` in ms, `x` and `s`) at a time in ms; None for nothing.
+        What it should say: of a frame of the window's events (columns `t` in ms, `x` and `s`) at a time in ms; None for
+        nothing.
     rel
         The relative error allowed; 0 where the arithmetic is exact.
     max_cell_chars
@@ -49,7 +51,8 @@ def check_aggregate(
     Examples
     --------
     >>> from tidemill import aggregates
-    >>> check_aggregate(aggregates.max("x", "10m"), lambda events, now: None if events.x.isna().all() else events.x.max())
+    >>> expected = lambda events, now: None if events.x.isna().all() else events.x.max()
+    >>> check_aggregate(aggregates.max("x", "10m"), expected)
     """
     check_definition(aggregate, definition, rel)
     check_order(aggregate, 1e-9 if rel else 0)

@@ -13,7 +13,7 @@ from tidemill.declare.tasks import TASKS
 
 
 def check_model(model: Any, task: str, examples: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
-    """Check that a model can be served, saved and resumed: asking changes nothing, and a saved one goes on as one never stopped.
+    """Check that a model can be served, saved and resumed: asking changes nothing, a saved one goes on unchanged.
 
     Parameters
     ----------
@@ -24,7 +24,8 @@ def check_model(model: Any, task: str, examples: Sequence[tuple[Mapping[str, Any
     examples
         Vectors and labels to learn, at least two.
 
-    Raises AssertionError; DeclarationError where the task cannot use it; ScoreError or ArtifactError where it gives no score.
+    Raises AssertionError; DeclarationError where the task cannot use it; ScoreError or ArtifactError where it gives no
+    score.
 
     Examples
     --------
@@ -51,7 +52,7 @@ def check_model(model: Any, task: str, examples: Sequence[tuple[Mapping[str, Any
 
 
 def check_metric(metric: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Check that a metric can be saved and resumed, says which way is better, and starts from nothing when it is cloned.
+    """Check that a metric can be saved and resumed, says which way is better, starts from nothing when it is cloned.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ def check_rule(
     failing: Sequence[Mapping[str, Any]],
     now: float = 0,
 ) -> None:
-    """Check that a rule passes what it should, refuses the rest with its reason, only warns where it is told to, and changes nothing.
+    """Check that a rule passes what it should, refuses the rest, only warns where declared so, and changes nothing.
 
     Parameters
     ----------

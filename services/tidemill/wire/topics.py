@@ -1,4 +1,4 @@
-"""Every topic of a pipeline, in one table: key, record, partitions, retention, who writes, who reads."""
+"""Every topic of a pipeline, in one table: key, record, partitions, retention, writers, readers."""
 
 from __future__ import annotations
 

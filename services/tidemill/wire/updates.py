@@ -31,7 +31,7 @@ class Updates:
         self._routes = [(entity, entity.encode() + b":", tuple(of)) for entity, of in fields.items()]
         self._partitions = pipeline.partitions
 
-    def begun(self, new: Collection[str]) -> tuple[str, ...]:
+    def started(self, new: Collection[str]) -> tuple[str, ...]:
         """Return the entities that have had all updates so far, or a "begins" first; `new` have had neither yet."""
         return tuple(entity for entity, _, _ in self._routes if entity not in new)
 
@@ -39,8 +39,8 @@ class Updates:
         """Return the entities that had no updates of what came before `committed`; the views of them lack it."""
         if committed.offset == 0:
             return ()
-        begun = CommitMetadata.decode(committed.metadata).entities
-        return tuple(entity for entity, _, _ in self._routes if entity not in begun)
+        started = CommitMetadata.decode(committed.metadata).entities
+        return tuple(entity for entity, _, _ in self._routes if entity not in started)
 
     def emit_control(self, control: str, entities: Iterable[str], time: int, emit: Emit) -> None:
         """Emit a control record ("begins" or "filled") for each entity to all partitions, at event time `time` (ms)."""

@@ -34,7 +34,7 @@ from tidemill.models.evidence import (
     Interval,
     Terms,
 )
-from tidemill.offline.compare import Asked, Comparison, Line, Report, Segment, compare
+from tidemill.offline.compare import Comparison, ComparisonReport, ComparisonRequest, Segment, SegmentRow, compare
 from tidemill.registry.decisions import ModelRef
 from tidemill.runtime.run import topic_table
 from tidemill.stages.gate.service import PromotionGate
@@ -85,8 +85,8 @@ def broker_of(pipeline: Pipeline, examples: list[dict[str, Any]]) -> MemoryBroke
     return broker
 
 
-def found(pipeline: Pipeline, examples: list[dict[str, Any]], *of: Any, **asked: Any) -> Report:
-    wanted = Asked(*(of or ("linear", "slow")), **{"segments": tuple(pipeline.monitor.segments), **asked})
+def found(pipeline: Pipeline, examples: list[dict[str, Any]], *of: Any, **asked: Any) -> ComparisonReport:
+    wanted = ComparisonRequest(*(of or ("linear", "slow")), **{"segments": tuple(pipeline.monitor.segments), **asked})
     return compare(pipeline, broker_of(pipeline, examples), wanted)
 
 
@@ -162,8 +162,8 @@ class TestByDefinition:
         ],
     )  # fmt: skip
     def test_the_verdict_is_what_all_of_the_interval_speaks_for(self, low: float, high: float, verdict: str) -> None:
-        assert Line(Segment(), 50, {}, {}, Interval((low + high) / 2, low, high)).verdict == verdict
-        assert Line(Segment(), 5, {}, {}, None).verdict == "no difference shown"
+        assert SegmentRow(Segment(), 50, {}, {}, Interval((low + high) / 2, low, high)).verdict == verdict
+        assert SegmentRow(Segment(), 5, {}, {}, None).verdict == "no difference shown"
 
     @pytest.mark.slow
     def test_numbers_are_held_to_their_absolute_error(self) -> None:
@@ -308,7 +308,7 @@ class TestAgreement:
         self, seed: int, better: float, noise: float, alike: float, worst: float, missing: float
     ) -> None:
         rng, luck = random.Random(seed), 0.0
-        comparison = Comparison(GATED, Asked("linear", "slow"))
+        comparison = Comparison(GATED, ComparisonRequest("linear", "slow"))
         gate: Any = PromotionGate(GATED, b"key", list, lambda _: "")
         gate.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
         encode, emitted = Records(GATED).example.encode, small.Emitted()
@@ -344,7 +344,7 @@ class TestAgreement:
         """The gate's decisions on streams whose models differ, and compare's verdict on the questions of each decision."""
         seen = set()
         for seed, better in enumerate((-0.2, -0.05, 0.0, 0.05, 0.2)):
-            rng, comparison = random.Random(seed), Comparison(GATED, Asked("linear", "slow"))
+            rng, comparison = random.Random(seed), Comparison(GATED, ComparisonRequest("linear", "slow"))
             gate: Any = PromotionGate(GATED, b"key", list, lambda _: "")
             gate.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
             encode, emitted = Records(GATED).example.encode, small.Emitted()
@@ -415,32 +415,32 @@ class TestQuestions:
             broker.append(
                 "small.examples", Records(old).example.encode(question(old, at, True, linear=0.5, slow=0.5)), b"k"
             )
-        report = compare(LATE, broker, Asked("linear", "slow", end=65))
+        report = compare(LATE, broker, ComparisonRequest("linear", "slow", end=65))
         assert (report.questions, report.skipped) == (len(examples), 5)
         assert "left out: 5 that are of an earlier declaration" in comparison_text(report)
         with pytest.raises(SettingsError, match=r"no example in these event times; 10 are of an earlier declaration"):
-            compare(LATE, broker, Asked("linear", "slow", begin=60))
+            compare(LATE, broker, ComparisonRequest("linear", "slow", begin=60))
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("asked", "words"),
         [
-            (Asked("linear", "linear"), "A and B are both 'linear': name two models, of linear, slow, baseline"),
-            (Asked("linear", "fast"), "model 'fast' answered no question in these event times; those that did: .*slow 60"),
-            (Asked("fast", "slow"), "model 'fast' answered no question"),
-            (Asked("linear", "slow", begin=5, end=5), "--from is not before --to"),
-            (Asked("linear", "slow", begin=1000), "small.examples has no example in these event times$"),
-            (Asked("linear", "slow", segments=["distance"]), "--segment 'distance' is no category .* it has carrier, tailnum"),
-            (Asked("linear", "slow", segments=["color"]), "--segment 'color' is no category"),
+            (ComparisonRequest("linear", "linear"), "A and B are both 'linear': name two models, of linear, slow, baseline"),
+            (ComparisonRequest("linear", "fast"), "model 'fast' answered no question in these event times; those that did: .*slow 60"),
+            (ComparisonRequest("fast", "slow"), "model 'fast' answered no question"),
+            (ComparisonRequest("linear", "slow", begin=5, end=5), "--from is not before --to"),
+            (ComparisonRequest("linear", "slow", begin=1000), "small.examples has no example in these event times$"),
+            (ComparisonRequest("linear", "slow", segments=["distance"]), "--segment 'distance' is no category .* it has carrier, tailnum"),
+            (ComparisonRequest("linear", "slow", segments=["color"]), "--segment 'color' is no category"),
         ],
     )  # fmt: skip
-    def test_what_cannot_be_compared_is_said(self, asked: Asked, words: str) -> None:
+    def test_what_cannot_be_compared_is_said(self, asked: ComparisonRequest, words: str) -> None:
         with pytest.raises(SettingsError, match=words):
             compare(LATE, broker_of(LATE, late(60)), asked)
 
     @pytest.mark.slow
     def test_however_many_values_and_questions_it_stays_small(self) -> None:
-        comparison = Comparison(LATE, Asked("linear", "slow", segments=("tailnum",)))
+        comparison = Comparison(LATE, ComparisonRequest("linear", "slow", segments=("tailnum",)))
         template = late(1)[0]
 
         def feed(begin: int, end: int) -> int:

@@ -379,7 +379,7 @@ def test_records_are_sorted_by_time_then_as_they_came(run: int) -> None:
 class TestTheFile:
     @pytest.mark.slow
     def test_it_is_written_group_by_group(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sets, "GROUP", 500)
+        monkeypatch.setattr(sets, "GROUP_ROWS", 500)
         frame, _ = make(tmp_path / "x.parquet", lambda w: sets.served(FLIGHTS, KafkaSource(broker_with(examples())), w))
         groups = pq.ParquetFile(tmp_path / "x.parquet").metadata
         assert groups.num_row_groups == -(-len(frame) // 500)

@@ -35,7 +35,7 @@ from tidemill.cli.text.shared import printable
 from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import BrokerError, Reject, SettingsError
-from tidemill.offline.dead_letters import MAX_KINDS, Letters, Places, Stats, Wanted, content
+from tidemill.offline.dead_letters import MAX_KINDS, DeadLetters, LetterFilter, LetterStats, PlaceSet, content
 from tidemill.offline.redrive import Redrive
 from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
@@ -62,7 +62,7 @@ def various() -> MemoryBroker:
                 ("validator", "joiner")[number % 5 == 0], rule=("between", "one_of")[number % 3 == 0],
                 field=("carrier", "origin")[number % 7 == 0], value="long" * 100 if number == 30 else number,
             )  # fmt: skip
-    back(broker, Wanted(since=20_000))
+    back(broker, LetterFilter(since=20_000))
     return broker
 
 
@@ -71,31 +71,31 @@ class TestFilters:
         ("wanted", "expected"),
         [
             (ALL, lambda n: True),
-            (Wanted(reason="truncated"), lambda n: n % 2 == 0),
-            (Wanted(rule="one_of"), lambda n: n % 3 == 0),
-            (Wanted(field="origin"), lambda n: n % 7 == 0),
-            (Wanted(stage="joiner"), lambda n: n % 5 == 0),
-            (Wanted(source="events"), lambda n: n % 4 in (0, 2)),
-            (Wanted(source="labels"), lambda n: n % 4 == 1),
-            (Wanted(value="7"), lambda n: n == 7),
-            (Wanted(value="long" * 100), lambda n: n == 30),
-            (Wanted(value=""), lambda n: False),
-            (Wanted(since=10_000), lambda n: n >= 10),
-            (Wanted(until=10_000), lambda n: n < 10),
-            (Wanted(since=5_000, until=7_000), lambda n: n in (5, 6)),
-            (Wanted(state="redriven"), lambda n: n >= 20 and n % 4 != 3),
-            (Wanted(state="open"), lambda n: n < 20 or n % 4 == 3),
-            (Wanted(reason="truncated", stage="joiner", state="open"), lambda n: n in (0, 10)),
+            (LetterFilter(reason="truncated"), lambda n: n % 2 == 0),
+            (LetterFilter(rule="one_of"), lambda n: n % 3 == 0),
+            (LetterFilter(field="origin"), lambda n: n % 7 == 0),
+            (LetterFilter(stage="joiner"), lambda n: n % 5 == 0),
+            (LetterFilter(source="events"), lambda n: n % 4 in (0, 2)),
+            (LetterFilter(source="labels"), lambda n: n % 4 == 1),
+            (LetterFilter(value="7"), lambda n: n == 7),
+            (LetterFilter(value="long" * 100), lambda n: n == 30),
+            (LetterFilter(value=""), lambda n: False),
+            (LetterFilter(since=10_000), lambda n: n >= 10),
+            (LetterFilter(until=10_000), lambda n: n < 10),
+            (LetterFilter(since=5_000, until=7_000), lambda n: n in (5, 6)),
+            (LetterFilter(state="redriven"), lambda n: n >= 20 and n % 4 != 3),
+            (LetterFilter(state="open"), lambda n: n < 20 or n % 4 == 3),
+            (LetterFilter(reason="truncated", stage="joiner", state="open"), lambda n: n in (0, 10)),
         ],
     )
-    def test_each_takes_what_it_says(self, various, wanted: Wanted, expected: Any) -> None:
-        found = {letter.key for letter, _ in Letters(PLAIN, various).read(wanted)}
+    def test_each_takes_what_it_says(self, various, wanted: LetterFilter, expected: Any) -> None:
+        found = {letter.key for letter, _ in DeadLetters(PLAIN, various).read(wanted)}
         assert found == {f"k{n}" for n in range(40) if expected(n)}
 
     def test_single_letters(self, various) -> None:
-        there = Letters(PLAIN, various)
+        there = DeadLetters(PLAIN, various)
         two = [place(r) for r in various.records(DLQ)][::25]
-        wanted = Wanted(places=frozenset(two))
+        wanted = LetterFilter(places=frozenset(two))
         assert sorted(letter.place for letter, _ in there.read(wanted)) == sorted(two)
         assert there.count(wanted) <= there.count(ALL) == 40
         assert there.one(two[0])[0].place == two[0]
@@ -105,27 +105,27 @@ class TestFilters:
 
     def test_a_letter_that_retention_took_is_none(self, various) -> None:
         broker = with_letters()
-        slot = next(iter(Letters(PLAIN, broker).ranges))
+        slot = next(iter(DeadLetters(PLAIN, broker).ranges))
         broker.truncate(slot, 2)
         with pytest.raises(SettingsError, match=f"no letter {slot.partition}:1"):
-            Letters(PLAIN, broker).one(Place(slot.partition, 1))
+            DeadLetters(PLAIN, broker).one(Place(slot.partition, 1))
 
     def test_the_last_so_many_the_newest_at_the_end(self, various) -> None:
-        found = Letters(PLAIN, various).last(ALL, 5)
+        found = DeadLetters(PLAIN, various).last(ALL, 5)
         assert [letter.key for letter in found] == [f"k{n}" for n in range(35, 40)]
-        assert len(Letters(PLAIN, various).last(ALL, 100)) == 40
+        assert len(DeadLetters(PLAIN, various).last(ALL, 100)) == 40
 
     def test_a_redrive_of_a_few(self) -> None:
         broker = with_letters()
         assert back(broker, most=4).going.total() == 4
-        assert back(broker, Wanted(places=frozenset([place(broker.records(DLQ)[-1])]))).going.total() == 1
+        assert back(broker, LetterFilter(places=frozenset([place(broker.records(DLQ)[-1])]))).going.total() == 1
         found = back(broker)
-        assert (found.there, found.going.total(), len(broker.records(EVENTS))) == (5, 18, 23)
+        assert (found.redriven_before, found.going.total(), len(broker.records(EVENTS))) == (5, 18, 23)
 
     def test_a_plan_says_what_the_run_then_does_and_writes_nothing(self) -> None:
         broker = with_letters()
         driving = Redrive(PLAIN, broker, ALL)
-        plan = driving.plan(Letters(PLAIN, broker))
+        plan = driving.plan(DeadLetters(PLAIN, broker))
         assert not broker.records(EVENTS)
         refuse(broker, MemoryRecord(EVENTS, b"later", b"k"))
         assert driving.run() == plan, "what came after it was shown was not agreed to"
@@ -134,7 +134,7 @@ class TestFilters:
 
 class TestStats:
     def test_kinds_shares_and_times(self, various) -> None:
-        stats = Letters(PLAIN, various).stats(ALL)
+        stats = DeadLetters(PLAIN, various).stats(ALL)
         kinds = stats.most()
         assert sum(kind.letters for kind in kinds) == stats.total.letters == 40
         assert [kind.letters for kind in kinds] == sorted((kind.letters for kind in kinds), reverse=True)
@@ -142,7 +142,7 @@ class TestStats:
         assert (stats.total.redriven, stats.total.open, stats.total.again) == (15, 25, 0)
 
     def test_kinds_are_bounded(self) -> None:
-        stats = Stats()
+        stats = LetterStats()
         letter = read_dead_letter(MemoryRecord(DLQ, b"", b"", 5, []))
         for number in range(10_000):
             stats.add(replace(letter, field=f"f{number}"), "open")
@@ -152,7 +152,7 @@ class TestStats:
 
     def test_places_of_millions_of_letters_take_next_to_nothing(self) -> None:
         tracemalloc.start()
-        places = Places()
+        places = PlaceSet()
         for offset in range(0, 3_000_000, 70):
             places.add(Place(offset % 3, offset))
         _, peak = tracemalloc.get_traced_memory()
@@ -183,7 +183,7 @@ class TestStats:
                         for n in range(begin, begin + 500)
                     ]
 
-        there: Any = Letters(PLAIN, Endless())  # type: ignore[arg-type]
+        there: Any = DeadLetters(PLAIN, Endless())  # type: ignore[arg-type]
         tracemalloc.start()
         assert there.stats(ALL).total.letters == 30_000
         assert [letter.place.offset for letter in there.last(ALL, 3)] == [29_997, 29_998, 29_999]
@@ -199,20 +199,20 @@ class TestWrongTopics:
         for slot, entries in broker.log.items():
             if slot.topic == DLQ:
                 entries.clear()
-        with pytest.raises(BrokerError, match=r"deleted and begun again; delete plain\.redrives as well"):
-            Letters(PLAIN, broker)
+        with pytest.raises(BrokerError, match=r"deleted and created again; delete plain\.redrives as well"):
+            DeadLetters(PLAIN, broker)
 
     @pytest.mark.parametrize("key", [None, b"", b"x", b"\xff"])
     def test_a_record_among_the_redrives_that_is_none_is_named(self, key: bytes | None) -> None:
         broker = with_letters()
         broker.append(REDRIVES, b"x", key)
         with pytest.raises(BrokerError, match=r"plain\.redrives\[0\]@0: the key .* only `tidemill dlq redrive`"):
-            Letters(PLAIN, broker)
+            DeadLetters(PLAIN, broker)
 
     def test_without_the_topic_of_redrives_nothing_went_back(self) -> None:
         broker = MemoryBroker({name: count for _, name, count in topic_table(PLAIN) if name != REDRIVES})
         refuse(broker, MemoryRecord(EVENTS, b"x", b"k"))
-        assert Letters(PLAIN, broker).stats(ALL).total.open == 1
+        assert DeadLetters(PLAIN, broker).stats(ALL).total.open == 1
 
 
 HOSTILE = "\x1b[31m[bold]red[/bold]\u202e\r\n\x00"
@@ -232,7 +232,7 @@ class TestShown:
 
     def test_nothing_that_a_producer_writes_commands_the_terminal(self) -> None:
         broker, letter, record = self.letter()
-        there = Letters(PLAIN, broker)
+        there = DeadLetters(PLAIN, broker)
         texts = [letters_text(there, [letter]), stats_text(there, there.stats(ALL))]
         texts += [
             letter_text(letter, there, producer_headers(record), [], content(PLAIN, letter, data_))

@@ -22,7 +22,7 @@ from tidemill.cli.text.models import version_text
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.fold import Fold
 from tidemill.models.refold import FoldRange, Refold
-from tidemill.offline.rebuild import Rebuild, Rebuilt
+from tidemill.offline.rebuild import Rebuild, RebuiltVersion
 from tidemill.registry.latest import MAX_MANIFESTS_BACK
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.pruning import plan, prune
@@ -88,7 +88,7 @@ def registry_of(river: River) -> Registry:
     return river.registry
 
 
-def run(river: River, **options: Any) -> list[Rebuilt]:
+def run(river: River, **options: Any) -> list[RebuiltVersion]:
     rebuilding = Rebuild(river.pipeline, river.broker, registry_of(river))
     manifests, _ = rebuilding.every()
     return list(rebuilding.run(manifests, **options))

@@ -33,8 +33,8 @@ from tidemill.demo import data
 from tidemill.demo.replay import script
 from tidemill.errors import Aborted, BrokerError, Fenced, Reject
 from tidemill.offline import redrive
-from tidemill.offline.dead_letters import Letters
-from tidemill.offline.redrive import Found, Redrive
+from tidemill.offline.dead_letters import DeadLetters
+from tidemill.offline.redrive import Redrive, RedriveCounts
 from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
 from tidemill.stages.validator import service as validator
@@ -183,10 +183,10 @@ class TestThereAndBack:
         count = back(broker).going.total()
         length = len(broker.records(EVENTS))
         found = back(broker)
-        assert (found.there, found.going.total(), len(broker.records(EVENTS))) == (count, 0, length)
+        assert (found.redriven_before, found.going.total(), len(broker.records(EVENTS))) == (count, 0, length)
         assert back(broker, again=True).going.total() == count
         assert len(broker.records(EVENTS)) == length + count
-        assert back(broker).there == count
+        assert back(broker).redriven_before == count
 
     def test_each_redrive_is_told(self) -> None:
         broker = new_broker()
@@ -198,8 +198,8 @@ class TestThereAndBack:
         assert RECORDS.redrive.decode(record.value()) == {
             "letter": name, "to": LABELS, "attempt": 2, "reason": "bad_label", "time": 12_500,
         }  # fmt: skip
-        assert Letters(PLAIN, broker).history(parse_place(name)) == [RECORDS.redrive.decode(record.value())]
-        assert Letters(PLAIN, broker).history(Place(0, 99)) == []
+        assert DeadLetters(PLAIN, broker).history(parse_place(name)) == [RECORDS.redrive.decode(record.value())]
+        assert DeadLetters(PLAIN, broker).history(Place(0, 99)) == []
 
     @pytest.mark.slow
     def test_what_is_refused_again_is_a_new_letter_of_the_second_attempt_with_the_headers_once(self, sent) -> None:
@@ -218,7 +218,7 @@ class TestThereAndBack:
                 assert Counter(names)["__connect.errors.topic"] == Counter(names)["tidemill.attempt"] == 1
                 assert record.value() == first[letter.redriven_from].value()
             first = {str(place(r)): r for r in newer}
-        stats = Letters(PLAIN, broker).stats(ALL)
+        stats = DeadLetters(PLAIN, broker).stats(ALL)
         n = len(first)
         assert (stats.total.letters, stats.total.open, stats.total.redriven, stats.total.again) == (
             3 * n,
@@ -281,8 +281,8 @@ class TestThereAndBack:
         broker.append(DLQ, b"by hand", b"k")
         found = back(broker)
         assert not found.going
-        assert found.cannot.total() == 5
-        assert {why: n for why, n in found.cannot.items() if "prediction-log" in why} == {
+        assert found.unsendable.total() == 5
+        assert {why: n for why, n in found.unsendable.items() if "prediction-log" in why} == {
             "it is about plain.prediction-log, which a service of ours writes": 2
         }
         assert not broker.records(EVENTS)
@@ -359,17 +359,17 @@ class TestCrash:
     def test_of_two_at_once_the_older_is_fenced_off_and_nothing_is_sent_twice(self) -> None:
         broker = with_letters()
         older = Redrive(PLAIN, broker, ALL)
-        began: list[Found] = []
+        began: list[RedriveCounts] = []
 
         def meanwhile(n: int) -> None:
             if older.committed >= 5 and not began:
                 began.append(back(broker))
 
         one_by_one(broker)
-        with pytest.raises(Fenced, match=r"another redrive of 'plain' has begun meanwhile .* sent 5 letters back"):
+        with pytest.raises(Fenced, match=r"another redrive of 'plain' has started meanwhile .* sent 5 letters back"):
             older.run(meanwhile)
         assert began[0].going.total() == 18
-        assert began[0].there == 5
+        assert began[0].redriven_before == 5
         self._once(broker)
 
     def test_an_aborted_commit_says_how_far_it_came(self, monkeypatch) -> None:
@@ -395,7 +395,7 @@ class TestCrash:
 
         with pytest.raises(BrokerError, match="timed out; at least 5 letters went back before that: run it again"):
             back(Aborts())
-        assert back(broker).there == 5
+        assert back(broker).redriven_before == 5
         self._once(broker)
 
 

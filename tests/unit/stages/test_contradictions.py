@@ -9,13 +9,13 @@ import small
 from river_in_memory import River, drive
 
 from tidemill.cli.text.dead_letters import letter_text, stats_text
-from tidemill.offline.dead_letters import Content, Letters, Wanted
+from tidemill.offline.dead_letters import Content, DeadLetters, LetterFilter
 from tidemill.stages.joiner import service as joiner
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.wire import topics
 
 PIPELINE = small.make()
-CONTRADICTORY, REPEATED = Wanted(reason="contradictory_label"), Wanted(reason="duplicate_label")
+CONTRADICTORY, REPEATED = LetterFilter(reason="contradictory_label"), LetterFilter(reason="duplicate_label")
 
 
 def told() -> River:
@@ -40,7 +40,7 @@ def river() -> River:
 
 
 def test_one_is_told_from_the_other_with_both_values(river: River) -> None:
-    there = Letters(PIPELINE, river.broker)
+    there = DeadLetters(PIPELINE, river.broker)
     against = {letter.key: letter for letter, _ in there.read(CONTRADICTORY)}
     again = {letter.key: letter for letter, _ in there.read(REPEATED)}
     assert set(against) == {f"e{n}" for n in range(1, 40, 4)}
@@ -75,15 +75,16 @@ def test_what_is_said_does_not_depend_on_which_log_was_read_first(river: River, 
     for name in names if labels_first else names[::-1]:
         step.process(other.broker.records(name), emit)
     expected = Counter(
-        (letter.key, letter.reason, letter.entity) for letter, _ in Letters(PIPELINE, river.broker).read(Wanted())
+        (letter.key, letter.reason, letter.entity)
+        for letter, _ in DeadLetters(PIPELINE, river.broker).read(LetterFilter())
     )
     assert found == expected
     assert sum(step.counts["dead_letters", reason] for reason in ("contradictory_label", "duplicate_label")) == 20
 
 
 def test_whose_labels_contradict_is_in_the_statistics(river: River) -> None:
-    there = Letters(PIPELINE, river.broker)
-    plain, by_entity = there.stats(Wanted()), there.stats(Wanted(), by_entity=True)
+    there = DeadLetters(PIPELINE, river.broker)
+    plain, by_entity = there.stats(LetterFilter()), there.stats(LetterFilter(), by_entity=True)
     assert [(kind.reason, kind.entity, kind.letters) for kind in plain.most()] == [
         ("contradictory_label", "", 10), ("duplicate_label", "", 10),
     ]  # fmt: skip

@@ -86,7 +86,7 @@ class World:
 
     def service(self, token: bytes = TOKEN) -> Service:
         step = PromotionGate(
-            self.pipeline, KEY, lambda: all_decisions(self.pipeline, self.broker, self.sealed), lambda seat: self.check(seat),
+            self.pipeline, KEY, lambda: all_decisions(self.pipeline, self.broker, self.sealed), lambda ref: self.check(ref),
             token=token, clock=lambda: 1e9 + self.count,
         )  # fmt: skip
         names = [topic.name("small") for topic in (topics.EXAMPLES, topics.COMMANDS, topics.ALERTS)]
@@ -535,7 +535,7 @@ class TestTraining:
         world = World()
         world.examples(500, linear=0.2)
         world.ask("promote", "slow~200@400")
-        assert [str(seat) for seat in world.run().standing.challengers] == ["linear", "slow", "third", "slow~200"]
+        assert [str(ref) for ref in world.run().standing.challengers] == ["linear", "slow", "third", "slow~200"]
 
     def test_an_alert_begins_a_candidate_that_may_win(self) -> None:
         world = World(made(training=Training("slow", on=["drift"], examples=300, pause=1_000)))

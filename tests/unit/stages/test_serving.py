@@ -1,4 +1,4 @@
-"""Who serves: the seats that the gate's decisions give, versions that can't answer, and shares of the entities."""
+"""The serving model: changes by the gate's decisions, versions that can't answer, and shares of the entities."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def answers(log: dict[str, Any]) -> list[tuple[str, int]]:
 class TestSeats:
     def test_another_model_serves_from_the_next_vector_on_and_the_old_one_shadows(self) -> None:
         step = scorer(linear=0.1, slow=0.2, third=0.3)
-        step.seat(ServingChange(ModelRef("slow")))
+        step.change(ServingChange(ModelRef("slow")))
         (log,) = score(step)
         assert answers(log) == [("slow", 2), ("linear", 1), ("third", 3), ("baseline", 0)]
         assert log["champion"]["score"] == 0.2
 
     def test_a_version_that_is_held_serves_and_its_model_shadows_as_it_learns(self) -> None:
         step = scorer(linear=0.1, slow=0.2)
-        step.seat(
+        step.change(
             ServingChange(
                 ModelRef("linear", 7), {ModelRef("linear", 7): (7, Says(0.7)), ModelRef("slow", 5): (5, Says(0.5))}
             )
@@ -84,10 +84,10 @@ class TestSeats:
         step = scorer(linear=0.1)
         step.put("slow~300", 400, Says(0.4))
         assert ("slow~300", 400) not in answers(score(step)[0])
-        step.seat(ServingChange(ModelRef("linear"), follows=["slow~300"]))
+        step.change(ServingChange(ModelRef("linear"), follows=["slow~300"]))
         step.put("slow~300", 400, Says(0.4))
         assert ("slow~300", 400) in answers(score(step)[0])
-        step.seat(ServingChange(ModelRef("linear")))
+        step.change(ServingChange(ModelRef("linear")))
         assert ("slow~300", 400) not in answers(score(step)[0])
 
     def test_what_a_model_is_judged_by_is_its_newest_version(self) -> None:

@@ -19,7 +19,7 @@ from test_deployment import COMPOSE, OURS
 from tidemill import Pipeline, load, metrics
 from tidemill.watch.monitor import core
 from tidemill.watch.monitor.figures import Columns, Reference, example_figures, prediction_figures
-from tidemill.watch.monitor.performance import Judge
+from tidemill.watch.monitor.performance import WindowMetrics
 from tidemill.wire.topics import SERVICES, WATCHING
 
 OPS = Path(__file__).parents[3] / "ops"
@@ -75,7 +75,9 @@ def figures(pipeline: Pipeline) -> set[str]:
     rows, names = pd.DataFrame(columns), Columns(pipeline)
     reference = Reference(pipeline, rows[list(names.example)])
     of = prediction_figures(pipeline, rows[list(names.prediction)], reference)
-    of |= example_figures(pipeline, Judge(pipeline), rows[list(names.example)], pipeline.monitor.segments, 1, reference)
+    of |= example_figures(
+        pipeline, WindowMetrics(pipeline), rows[list(names.example)], pipeline.monitor.segments, 1, reference
+    )
     told = {key.name for key in of if key.version < 0}
     return told | set(re.findall(r'FigureKey\("(\w+)"', Path(core.__file__).read_text()))
 
@@ -91,7 +93,7 @@ VALUES: Mapping[str, set[str]] = {
     "outcome": {"refused", "loaded"},
 }
 """Values of labels that queries ask for, where they are known."""
-VARIABLES = {"metric": Judge(PIPELINE).names[0]}
+VARIABLES = {"metric": WindowMetrics(PIPELINE).names[0]}
 """What a variable of a dashboard stands for, where that is a part of a value."""
 
 
@@ -446,7 +448,7 @@ def test_the_metric_of_a_dashboard_may_be_every_metric_and_nothing_else() -> Non
     (variable,) = (v for v in DASHBOARDS["models.json"]["templating"]["list"] if v["name"] == "metric")
     of_models = {name for name in FIGURES if not name.startswith(("label", "expired"))}
     shown = {name for name in of_models if re.search(variable["regex"].strip("/"), name)}
-    assert shown >= set(Judge(PIPELINE).names)
+    assert shown >= set(WindowMetrics(PIPELINE).names)
     assert not {name for name in shown if name.endswith("_gain")} | shown & {"bias", "calibration_error"}
 
 

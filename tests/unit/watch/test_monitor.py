@@ -27,7 +27,7 @@ from tidemill.watch.monitor.alerts import Alerts, Thresholds, UsualRanges
 from tidemill.watch.monitor.core import Core
 from tidemill.watch.monitor.drift import MIN_SHARE, CategoryReference, NumberReference
 from tidemill.watch.monitor.figures import Columns, FigureKey, prediction_figures
-from tidemill.watch.monitor.performance import Answers, Judge
+from tidemill.watch.monitor.performance import Answers, WindowMetrics
 from tidemill.watch.monitor.service import MonitorService, _FetchThread, credentials
 from tidemill.watch.monitor.windows import SourceWindows, hash_of
 
@@ -46,7 +46,7 @@ def answers(label: Sequence[object], score: Sequence[float]) -> Answers:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=2, max_size=60))
 def test_rocauc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[bool, int]]) -> None:
-    found = Judge(FLIGHTS).metrics(answers([y for y, _ in rows], [s / 10 for _, s in rows]))
+    found = WindowMetrics(FLIGHTS).metrics(answers([y for y, _ in rows], [s / 10 for _, s in rows]))
     pairs = [(a > b) + (a == b) / 2 for y, a in rows if y for z, b in rows if not z]
     if pairs:
         assert found["ROCAUC"] == pytest.approx(sum(pairs) / len(pairs))
@@ -57,9 +57,9 @@ def test_rocauc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[bool, 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=60))
 def test_accuracy_log_loss_and_calibration_are_those_of_their_definitions(rows: list[tuple[bool, float]]) -> None:
-    judge = Judge(FLIGHTS)
+    window_metrics = WindowMetrics(FLIGHTS)
     said = answers([y for y, _ in rows], [p for _, p in rows])
-    found, n = judge.metrics(said) | judge.calibration(said), len(rows)
+    found, n = window_metrics.metrics(said) | window_metrics.calibration(said), len(rows)
     assert found["Accuracy"] == pytest.approx(sum((p > 0.5) == y for y, p in rows) / n)
     clipped = [(y, min(1 - 1e-15, max(1e-15, p))) for y, p in rows]
     assert found["LogLoss"] == pytest.approx(-sum(math.log(p if y else 1 - p) for y, p in clipped) / n)
@@ -74,8 +74,8 @@ def test_accuracy_log_loss_and_calibration_are_those_of_their_definitions(rows: 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-500, 500).map(float), st.floats(-1e3, 1e3)), min_size=2, max_size=60))
 def test_the_metrics_of_a_regression_are_rivers_own(rows: list[tuple[float, float]]) -> None:
-    judge = Judge(DELAYS)
-    found = judge.metrics(answers([y for y, _ in rows], [s for _, s in rows]))
+    window_metrics = WindowMetrics(DELAYS)
+    found = window_metrics.metrics(answers([y for y, _ in rows], [s for _, s in rows]))
     for metric in DELAYS.metric():
         for label, score in rows:
             metric.update(label, score)
@@ -85,9 +85,9 @@ def test_the_metrics_of_a_regression_are_rivers_own(rows: list[tuple[float, floa
 
 
 def test_a_gain_is_positive_where_it_is_better() -> None:
-    judge = Judge(FLIGHTS)
-    assert judge.gain("ROCAUC", 0.7, 0.6) == pytest.approx(0.1)
-    assert judge.gain("LogLoss", 0.5, 0.6) == pytest.approx(0.1)
+    window_metrics = WindowMetrics(FLIGHTS)
+    assert window_metrics.gain("ROCAUC", 0.7, 0.6) == pytest.approx(0.1)
+    assert window_metrics.gain("LogLoss", 0.5, 0.6) == pytest.approx(0.1)
 
 
 # How old features were.
@@ -248,7 +248,7 @@ def test_of_many_rows_a_uniform_sample_stays_the_same_in_any_order() -> None:
 
 
 def rules(**declared: object) -> Thresholds:
-    made = Thresholds(Monitor(**declared), Judge(FLIGHTS))
+    made = Thresholds(Monitor(**declared), WindowMetrics(FLIGHTS))
     usual = [
         {FigureKey("psi", feature="distance"): value, FigureKey("Accuracy", "logreg"): 0.7 + value}
         for value in (0.1, 0.2, 0.3)
@@ -325,7 +325,7 @@ def test_the_baseline_and_single_versions_alert_nobody() -> None:
 
 
 def test_before_there_is_a_reference_only_what_has_a_limit_of_its_own_alerts() -> None:
-    alerts = Alerts(Thresholds(Monitor(), Judge(FLIGHTS)), 1)
+    alerts = Alerts(Thresholds(Monitor(), WindowMetrics(FLIGHTS)), 1)
     figures = {DISTANCE: 9.0, FigureKey("calibration_error", "logreg"): 0.9, FigureKey("missing", feature="temp"): 0.5}
     assert [str(alert.key) for alert in alerts.update(figures, 0, 100, 0)] == ["missing:temp"]
 
@@ -359,7 +359,7 @@ def with_objective(fresh: str = "10m") -> Pipeline:
 
 def of_views(key: FigureKey, values: Sequence[float], **declared: object) -> list[str | None]:
     """Return what a view's figure leads to, one window after the other, with usual ranges in which it was ever so large."""
-    made = Thresholds(Monitor(**declared), Judge(with_objective()))
+    made = Thresholds(Monitor(**declared), WindowMetrics(with_objective()))
     made.usual = UsualRanges({key: (0.0, 1e9)})
     alerts, found = Alerts(made, 2), []
     for n, value in enumerate(values):
@@ -388,7 +388,7 @@ def test_stale_features_are_alerted_by_view_without_any_reference() -> None:
     assert of_views(dest, [0.01, 0.01]) == [None, None]
     assert of_views(dest, [0.02, 0.02], limits={"stale:dest": 0.05}) == [None, None]
     assert of_views(dest, [0.02, 0.02], limits={"stale:origin": 0.05}) == [None, "opened"]
-    alerts = Alerts(Thresholds(Monitor(), Judge(with_objective())), 1)
+    alerts = Alerts(Thresholds(Monitor(), WindowMetrics(with_objective())), 1)
     stale, old = alerts.update({dest: 0.5, FigureKey("freshness_p99", feature="origin"): 700.0}, 0, 100, 0)
     assert (str(stale.key), str(old.key)) == ("stale:dest", "freshness:origin")
     assert stale.message == "the features of dest could not be read: stale 0.5, above 0.01"
@@ -552,14 +552,14 @@ def test_labels_that_come_later_than_the_reference_is_long_do_not_end_it() -> No
 
 
 def test_a_score_beyond_all_bins_is_in_the_nearest() -> None:
-    found = Judge(FLIGHTS).calibration(answers([True, False], [-0.5, 7.0]))
+    found = WindowMetrics(FLIGHTS).calibration(answers([True, False], [-0.5, 7.0]))
     assert found["calibration_error"] == pytest.approx((1.5 + 7.0) / 2)
 
 
 def test_label_mean_has_no_limit_of_its_own() -> None:
     with pytest.raises(DeclarationError, match="label_mean"):
         replace(FLIGHTS, monitor=Monitor(limits={"label_mean": 0.3}))
-    alerts = Alerts(Thresholds(Monitor(), Judge(FLIGHTS)), 1)
+    alerts = Alerts(Thresholds(Monitor(), WindowMetrics(FLIGHTS)), 1)
     assert alerts.update({FigureKey("label_mean"): 0.9}, 0, 100, 0) == []
 
 

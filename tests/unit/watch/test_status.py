@@ -302,11 +302,11 @@ def test_an_alert_is_acknowledged_with_the_token_only(site: Site) -> None:
 
 def decided(number: int, kind: str = "promoted", command: str = "", **champion: Any) -> bytes:
     """Return a decision; `champion`: its model and version."""
-    seat = {"model": "slow", "version": 0} | champion
+    ref = {"model": "slow", "version": 0} | champion
     return RECORDS.decision.encode(
         {
             "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
-            "examples": 9, "since": 9, "command": command, "subject": seat, "champion": seat,
+            "examples": 9, "since": 9, "command": command, "subject": ref, "champion": ref,
             "before": {"model": "logreg", "version": 0}, "on_probation_against": {"model": "", "version": 0}, "pinned": False,
             "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "signature": "s",
         }

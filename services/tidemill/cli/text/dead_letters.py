@@ -11,8 +11,8 @@ from rich.table import Table
 from tidemill.cli.text.shared import format_value, new_table, printable, render, second
 
 if TYPE_CHECKING:
-    from tidemill.offline.dead_letters import Content, Letters, Stats
-    from tidemill.offline.redrive import Found
+    from tidemill.offline.dead_letters import Content, DeadLetters, LetterStats
+    from tidemill.offline.redrive import RedriveCounts
     from tidemill.wire.dead_letters import DeadLetter
 
 
@@ -21,7 +21,7 @@ def _source(letter: DeadLetter) -> str:
     return f"{letter.topic}[{letter.partition}]@{letter.offset}" if known else letter.topic
 
 
-def letters_text(dead_letters: Letters, letters: Sequence[DeadLetter]) -> str:
+def letters_text(dead_letters: DeadLetters, letters: Sequence[DeadLetter]) -> str:
     """Return dead letters as a table, the newest at the end."""
     if not letters:
         return f"no such dead letter in {dead_letters.topic}\n"
@@ -42,7 +42,7 @@ def letters_text(dead_letters: Letters, letters: Sequence[DeadLetter]) -> str:
 
 def letter_text(
     letter: DeadLetter,
-    dead_letters: Letters,
+    dead_letters: DeadLetters,
     own: Sequence[tuple[str, bytes]],
     redrives: Sequence[Mapping[str, Any]],
     content: Content,
@@ -83,7 +83,7 @@ def letter_text(
     return head + render(table) + (f"\n{more}\n{inside}\n" if inside else "")
 
 
-def stats_text(dead_letters: Letters, stats: Stats) -> str:
+def stats_text(dead_letters: DeadLetters, stats: LetterStats) -> str:
     """Return the counts of dead letters by kind."""
     if not stats.total.letters:
         return f"no such dead letter in {dead_letters.topic}\n"
@@ -110,7 +110,7 @@ def stats_text(dead_letters: Letters, stats: Stats) -> str:
     return render(table)
 
 
-def redrive_text(plan: Found) -> str:
+def redrive_text(plan: RedriveCounts) -> str:
     """Return what a redrive would send, what it would leave, and why."""
     text = ""
     if plan.going:
@@ -118,6 +118,6 @@ def redrive_text(plan: Found) -> str:
         for (to, reason), count in sorted(plan.going.items(), key=lambda item: (item[0][0], -item[1])):
             table.add_row(to, format_value(reason), f"{count:,}")
         text = render(table) + "\n"
-    if plan.there:
-        text += f"{plan.there:,} went back already and stay (--again sends them once more)\n"
-    return text + "".join(f"{n:,} can't go back: {printable(why)}\n" for why, n in plan.cannot.most_common())
+    if plan.redriven_before:
+        text += f"{plan.redriven_before:,} went back already and stay (--again sends them once more)\n"
+    return text + "".join(f"{n:,} can't go back: {printable(why)}\n" for why, n in plan.unsendable.most_common())

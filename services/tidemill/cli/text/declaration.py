@@ -49,7 +49,8 @@ def pipeline_text(pipeline: Pipeline) -> str:
     for name in pipeline.model_names:
         models.add_row(name, pipeline.role(name), model_text(pipeline.stable_repr(name)))
     head = (
-        f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, label within {pipeline.label_timeout}\n"
+        f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, "
+        f"label within {pipeline.label_timeout}\n"
         f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
         f"labels {pipeline.labels.schema} (id {Records(pipeline).label.id})\n"
     )

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tidemill.cli.text.shared import format_value, minute, model_text, moment, printable, render, second
 from tidemill.models.evidence import Interval
-from tidemill.offline.compare import Report as Comparison
+from tidemill.offline.compare import ComparisonReport
 from tidemill.registry.manifests import Manifest
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Version, Versions, artifact_state
@@ -133,14 +133,12 @@ def _segments(manifest: Manifest) -> Table:
 
 
 def _figure(value: float | None) -> str:
-    """Return a number with four digits that say something."""
-    return (
-        ""
-        if value is None
-        else f"{value:.4f}"
-        if abs(value) < 1
-        else f"{value:,.{max(0, 4 - len(str(int(abs(value)))))}f}"
-    )
+    """Return a number with four digits, or all digits of a larger whole part."""
+    if value is None:
+        return ""
+    if abs(value) < 1:
+        return f"{value:.4f}"
+    return f"{value:,.{max(0, 4 - len(str(int(abs(value)))))}f}"
 
 
 def _margin(interval: Interval | None) -> str:
@@ -149,10 +147,12 @@ def _margin(interval: Interval | None) -> str:
         return "too few"
     half = interval.high - interval.mean
     digits = min(12, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 4
-    return f"{interval.mean:+,.{digits}f} ± {half:,.{digits}f}" if half < 1e6 else f"{interval.mean:+.2g} ± {half:.2g}"
+    if half >= 1e6:
+        return f"{interval.mean:+.2g} ± {half:.2g}"
+    return f"{interval.mean:+,.{digits}f} ± {half:,.{digits}f}"
 
 
-def _lines(report: Comparison) -> Table:
+def _lines(report: ComparisonReport) -> Table:
     sides = [f"{name} A / B" for name in report.metrics]
     loss = [f"{report.loss}, A - B"] if report.loss else []
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
@@ -176,7 +176,7 @@ def _lines(report: Comparison) -> Table:
     return table
 
 
-def comparison_text(report: Comparison) -> str:
+def comparison_text(report: ComparisonReport) -> str:
     """Return which of two models is better, in which segment."""
     left = [
         (report.only_a, f"only {report.a} answered"),
@@ -194,14 +194,15 @@ def comparison_text(report: Comparison) -> str:
         f"{report.pipeline}: {report.questions:,} questions that both answered, asked {minute(report.first_event)} to "
         f"{minute(report.last_event)} UTC\n{sides}{same}{others}"
     )
-    return head + "\n" + render(_lines(report)) + "\n" + _told(report)
+    return head + "\n" + render(_lines(report)) + "\n" + _loss_text(report)
 
 
-def _told(report: Comparison) -> str:
+def _loss_text(report: ComparisonReport) -> str:
     if not report.loss:
         return "an anomaly score costs nothing by itself, so there is no interval, and no verdict\n"
     return (
-        f"{report.loss}, A - B: below 0, A is better; after ± half of the interval (a confidence sequence, as the gate has it; none\n"
+        f"{report.loss}, A - B: below 0, A is better; after ± half of the interval "
+        f"(a confidence sequence, as the gate has it; none\n"
         f"under {report.min_questions:,} questions, in a segment under {report.min_segment_questions:,}). "
         "A verdict needs the whole interval on one side of 0. It is\n"
         f"wrong with a probability of at most {report.rate:.2g} for each line, however often you look.\n"

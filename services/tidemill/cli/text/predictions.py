@@ -179,7 +179,8 @@ def replay_text(topic: str, summary: replay.Summary) -> str:
     states += [f"{summary.different:,} different"] if summary.different else []
     states += [f"{summary.gone:,} can't be repeated"] if summary.gone else []
     return (
-        f"{count_of(summary.predictions, 'prediction')} of {topic}{drawn} repeated by {count_of(summary.versions, 'version')}, {by}\n"
+        f"{count_of(summary.predictions, 'prediction')} of {topic}{drawn} repeated by "
+        f"{count_of(summary.versions, 'version')}, {by}\n"
         f"{count_of(summary.scores, 'score')}: {', '.join(states)}\n"
         + (f"{count_of(summary.skipped, 'record')} of an earlier declaration skipped\n" if summary.skipped else "")
         + f"{summary.seconds:.1f} s\n"

@@ -10,7 +10,7 @@ from tidemill.cli.text.shared import minute, new_table, render
 
 if TYPE_CHECKING:
     from tidemill.features.store import Known
-    from tidemill.offline.backtest import Report
+    from tidemill.offline.backtest import BacktestReport
     from tidemill.offline.dataset import Summary
 
 
@@ -30,7 +30,7 @@ def known_text(known: Sequence[Known]) -> str:
     return render(table)
 
 
-def backtest_text(report: Report) -> str:
+def backtest_text(report: BacktestReport) -> str:
     """Return a backtest's report."""
     names = list(next(iter(report.metrics.values()), {}))
     final = new_table("model", *names, numbers=len(names))
@@ -51,7 +51,8 @@ def backtest_text(report: Report) -> str:
     head = (
         f"pipeline {report.pipeline}: {report.task}, {report.events:,} events from {minute(report.first_event)} "
         f"to {minute(report.last_event)} UTC, {report.labels:,} labels\n"
-        f"predictions {report.predictions:,} = joined {report.joined:,} + expired {report.expired:,} + pending {report.pending:,}\n"
+        f"predictions {report.predictions:,} = joined {report.joined:,} + expired {report.expired:,} "
+        f"+ pending {report.pending:,}\n"
         + (f"not learned, for their source had its share: {report.over_share:,}\n" if report.over_share else "")
         + f"dead letters: {dead}\n"
         f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
@@ -74,7 +75,8 @@ def dataset_text(summary: Summary) -> str:
         *((n, f"records were refused: {reason}") for reason, n in sorted(summary.dead_letters.items())),
     ]
     return (
-        f"{summary.file}: {summary.rows:,} rows, events from {minute(summary.first_event)} to {minute(summary.last_event)} UTC\n"
+        f"{summary.file}: {summary.rows:,} rows, "
+        f"events from {minute(summary.first_event)} to {minute(summary.last_event)} UTC\n"
         f"labels: {labels}\n"
         + "".join(f"{n:,} {what}\n" for n, what in left if n)
         + f"{summary.seconds:.1f} s, {summary.rows / max(summary.seconds, 1e-9):,.0f} rows/s\n"

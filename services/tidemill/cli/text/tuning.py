@@ -24,7 +24,8 @@ def tuning_text(report: TuningReport) -> str:
     winners = {one.name for one in report.winners}
     for one in report.candidates[:MAX_CANDIDATES]:
         table.add_row(*_row(one, names, "won" if one.name in winners else ""))
-    more = f"and {count_of(len(report.candidates) - MAX_CANDIDATES, 'candidate')} more, all behind these; --json prints them\n"
+    left = count_of(len(report.candidates) - MAX_CANDIDATES, "candidate")
+    more = f"and {left} more, all behind these; --json prints them\n"
     skipped = f", {report.skipped:,} of an earlier declaration skipped" if report.skipped else ""
     head = (
         f"{report.pipeline}: {count_of(len(report.candidates), 'candidate')} (--seed {report.seed}) on "
@@ -57,12 +58,16 @@ _ENDS: Mapping[str, str] = {"": "saw all", "out": "out", "time": "time was up"}
 
 def _result(report: TuningReport) -> str:
     if not report.champion.is_complete:
-        return "the time was up before the champion itself had seen all examples: give more --seconds, or fewer --examples\n"
+        return (
+            "the time was up before the champion itself had seen all examples: "
+            "give more --seconds, or fewer --examples\n"
+        )
     early = "the time was up before all trials were done\n" if report.stopped else ""
     if not report.winners:
         return early + f"none was better than the champion, {report.champion.name}, on all examples\n"
     return early + (
-        f"won: {', '.join(one.name for one in report.winners)}. The best of many looks better than it is: let them shadow, and\n"
+        f"won: {', '.join(one.name for one in report.winners)}. The best of many looks better than it is: "
+        f"let them shadow, and\n"
         f"hold them to the champion on what is new with `tidemill models compare`.\n"
     )
 

@@ -1,9 +1,10 @@
 """Value rules learned from history: what may be declared, what it would have refused, and what is declared already.
 
-A suggestion refuses at most `max_share` of history, or warns that it refuses more. What did not happen once in 3 / `max_share`
-values happens, with 95 % confidence, to at most that share of all values to come (the rule of three: Hanley and Lippman-Hand,
-If nothing goes wrong, is everything all right?, JAMA 249, 1983). So a field with fewer values gets no suggestion. Each
-suggestion is also learned again from a first part of history and tried on the rest, which shows a field that moves with time.
+A suggestion refuses at most `max_share` of history, or warns that it refuses more. What did not happen once in 3 /
+`max_share` values happens, with 95 % confidence, to at most that share of all values to come (the rule of three: Hanley
+and Lippman-Hand, If nothing goes wrong, is everything all right?, JAMA 249, 1983). So a field with fewer values gets no
+suggestion. Each suggestion is also learned again from a first part of history and tried on the rest, which shows a
+field that moves with time.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ SUGGESTED_DURATIONS = ("5m", "15m", "1h", "6h", "1d", "2d", "7d", "14d", "30d", 
 class Suggestion:
     """One rule: its code, how much of history it refuses, and how it compares with the declared rules.
 
-    `status` is "declared" where a declared rule is as tight or tighter, "tighter" where this one is, "suggested" where none
-    is declared. `later`: learned from a first part of history alone, the rule refuses this share of the rest.
+    `status` is "declared" where a declared rule is as tight or tighter, "tighter" where this one is, "suggested" where
+    none is declared. `later`: learned from a first part of history alone, the rule refuses this share of the rest.
     """
 
     field: str
@@ -75,7 +76,7 @@ class Violated:
 
 @dataclass
 class Field:
-    """What a field is like. `lowest`, `highest`: of all its values; None where it has no numbers. Times are ms since the epoch."""
+    """What a field is like. `lowest`, `highest`: of all values, None without numbers. Times are ms since the epoch."""
 
     name: str
     kind: str
@@ -91,7 +92,7 @@ class Field:
 
 @dataclass
 class Suggestions:
-    """All suggestions for one stream. `argument` is the declaration's; `skipped` counts records of an earlier schema."""
+    """All suggestions for one stream, by the declaration's `argument`; `skipped`: records of an earlier schema."""
 
     argument: str
     schema: str
@@ -126,15 +127,31 @@ def suggest(
             suggestion.warn = suggestion.share > max_share or (suggestion.later or 0) > 2 * max_share
         low, high = profile.ends
         result.fields.append(
-            Field(name, profile.kind, profile.count, profile.nulls, None if profile.counts is None else len(profile.counts),
-                  low, high, suggestions, note, name == history.stream.time or profile.logical == "timestamp-millis")
-        )  # fmt: skip
+            Field(
+                name,
+                profile.kind,
+                profile.count,
+                profile.nulls,
+                None if profile.counts is None else len(profile.counts),
+                low,
+                high,
+                suggestions,
+                note,
+                name == history.stream.time or profile.logical == "timestamp-millis",
+            )
+        )
         for tally in profile.declared:
             if tally.refused:
-                result.violated.append(Violated(
-                    name, tally.rule.name, tally.rule.description, tally.refused, tally.refused / profile.count,
-                    sorted(tally.values.items(), key=lambda pair: (-pair[1], str(pair[0])))[:SHOWN_VALUES],
-                ))  # fmt: skip
+                result.violated.append(
+                    Violated(
+                        name,
+                        tally.rule.name,
+                        tally.rule.description,
+                        tally.refused,
+                        tally.refused / profile.count,
+                        sorted(tally.values.items(), key=lambda pair: (-pair[1], str(pair[0])))[:SHOWN_VALUES],
+                    )
+                )
     return result
 
 
@@ -150,8 +167,14 @@ def _of_field(profile: Profile, history: StreamProfile, max_share: float) -> tup
         )
     suggestions, note = [], ""
     if profile.nullable and not profile.nulls and profile.count >= min_values:
-        suggestions.append(Suggestion(profile.name, "not_null", _code("not_null", profile.name),
-                                "declared" if any(not rule.nullable for rule in declared) else "suggested"))  # fmt: skip
+        suggestions.append(
+            Suggestion(
+                profile.name,
+                "not_null",
+                _code("not_null", profile.name),
+                "declared" if any(not rule.nullable for rule in declared) else "suggested",
+            )
+        )
     if profile.name == stream.id or profile.name == stream.time or profile.kind == "boolean":
         rule = _matches(profile, max_share) if profile.name == stream.id and profile.is_text else None
         return [*suggestions, *([rule] if rule else [])], note
@@ -191,7 +214,7 @@ def _refuses(rule: Rule, value: Any) -> bool:
 
 
 def _later(profile: Profile, max_share: float, learned: Callable[[Array], Callable[[Any], bool]]) -> float | None:
-    """Return the share of the rest that a rule refuses when it is learned from a first part of history: the worst of them.
+    """Return the worst share of the rest that a rule refuses when it is learned from a first part of history.
 
     None where the first parts have too few values to learn from.
     """
@@ -223,10 +246,16 @@ def _one_of(profile: Profile, max_share: float) -> Suggestion | None:
     probes = [value for value, _ in bad] or ([max(allowed) + 1, min(allowed) - 1] if profile.is_number else ["\0"])
     ordered = tuple(sorted(allowed))
     return Suggestion(
-        profile.name, "one_of", _code("one_of", profile.name, ordered), _status("one_of", profile, probes),
-        refused, refused / profile.values, is_counted, bad[:SHOWN_VALUES],
+        profile.name,
+        "one_of",
+        _code("one_of", profile.name, ordered),
+        _status("one_of", profile, probes),
+        refused,
+        refused / profile.values,
+        is_counted,
+        bad[:SHOWN_VALUES],
         _later(profile, max_share, lambda before: _frequent(Counter(before.tolist()), known, max_share).__contains__),
-    )  # fmt: skip
+    )
 
 
 def _frequent(counts: Counter[Any], known: set[Any], max_share: float) -> set[Any]:
@@ -245,9 +274,10 @@ def _frequent(counts: Counter[Any], known: set[Any], max_share: float) -> set[An
             folded[value.strip().casefold()] = max(times, folded[value.strip().casefold()])
         common = {shape for shape, times in shapes.items() if times > rare} if total else set()
         often = {
-            value for value in often
+            value
+            for value in often
             if counts[value] > rare or (shape_of(value) in common and counts[value] == folded[value.strip().casefold()])
-        }  # fmt: skip
+        }
     return often | known
 
 
@@ -279,9 +309,16 @@ def _between(profile: Profile, max_share: float) -> tuple[Suggestion | None, str
         return lambda value: begin <= value <= end
 
     return Suggestion(
-        profile.name, "between", _code("between", profile.name, low, high), _status("between", profile, beside),
-        refused, refused / profile.values, is_counted, extremes[:SHOWN_VALUES], _later(profile, max_share, learned),
-    ), ""  # fmt: skip
+        profile.name,
+        "between",
+        _code("between", profile.name, low, high),
+        _status("between", profile, beside),
+        refused,
+        refused / profile.values,
+        is_counted,
+        extremes[:SHOWN_VALUES],
+        _later(profile, max_share, learned),
+    ), ""
 
 
 def _moves_with_time(profile: Profile) -> bool:
@@ -307,13 +344,20 @@ def _matches(profile: Profile, max_share: float) -> Suggestion | None:
         return lambda value: earlier is not None and re.fullmatch(earlier, value) is not None
 
     return Suggestion(
-        profile.name, "matches", _code("matches", profile.name, pattern), _status("matches", profile, [v for v, _ in bad] or ["\0"]),
-        refused, refused / profile.values, is_counted, bad[:SHOWN_VALUES], _later(profile, max_share, learned),
-    )  # fmt: skip
+        profile.name,
+        "matches",
+        _code("matches", profile.name, pattern),
+        _status("matches", profile, [v for v, _ in bad] or ["\0"]),
+        refused,
+        refused / profile.values,
+        is_counted,
+        bad[:SHOWN_VALUES],
+        _later(profile, max_share, learned),
+    )
 
 
 def _of_time(history: StreamProfile, max_share: float) -> list[Suggestion]:
-    """Suggest how early a stream's time may be, and, where it is known when records came, how late and how far ahead."""
+    """Suggest how early a stream's time may be, and, where arrivals are known, how late and how far ahead."""
     name = history.stream.time
     suggestions: list[Suggestion] = []
     profile, delay = history.fields[name], history.delay
@@ -333,11 +377,16 @@ def _of_time(history: StreamProfile, max_share: float) -> list[Suggestion]:
     before = Counter(value for value in profile.tails.lowest.tolist() if value < begin)
     suggestions.append(
         Suggestion(
-            name, "not_before", _code("not_before", name, f"{earliest:%Y-%m-%d}"),
+            name,
+            "not_before",
+            _code("not_before", name, f"{earliest:%Y-%m-%d}"),
             "declared" if is_covered else "tighter" if "not_before" in declared else "suggested",
-            refused, refused / profile.values, is_counted, before.most_common(SHOWN_VALUES),
+            refused,
+            refused / profile.values,
+            is_counted,
+            before.most_common(SHOWN_VALUES),
         )
-    )  # fmt: skip
+    )
     if not len(delay.tails.lowest) or delay.tails.lowest[0] == delay.tails.highest[-1]:
         return suggestions  # files; or producers that give Kafka the event's own time
     low, high = fences.bounds(delay, np.sort(delay.sample.values), max_share)
@@ -348,22 +397,37 @@ def _of_time(history: StreamProfile, max_share: float) -> list[Suggestion]:
         least, largest = TYPE_LIMITS["long"]
         ends = (-milliseconds(span), largest) if begins < 0 else (least, milliseconds(span))
         refused, is_counted = delay.outside(*ends)
-        suggestions.append(Suggestion(
-            name, rule, _code(rule, name, span),
-            "declared" if any(r.name == rule and r.field == name for r in history.rules) else "suggested",
-            refused, refused / delay.values, is_counted,
-        ))  # fmt: skip
+        suggestions.append(
+            Suggestion(
+                name,
+                rule,
+                _code(rule, name, span),
+                "declared" if any(r.name == rule and r.field == name for r in history.rules) else "suggested",
+                refused,
+                refused / delay.values,
+                is_counted,
+            )
+        )
     return suggestions
 
 
 def _of_id(history: StreamProfile, within: str, max_share: float) -> list[Suggestion]:
-    """Suggest that ids are unique for as long as a label is waited for: of two equal ids one would get the other's label."""
+    """Suggest unique ids, for as long as a label is waited for: of two equal ids one would get the other's label."""
     name, ids = history.stream.id, history.ids
     if history.records < 3 / max_share or ids.repeated > max_share:
         return []
     status = "declared" if any(r.name == "unique" and r.field == name for r in history.rules) else "suggested"
-    return [Suggestion(name, "unique", _code("unique", name, within), status, round(ids.repeated * history.records),
-                       ids.repeated, ids.every == 1)]  # fmt: skip
+    return [
+        Suggestion(
+            name,
+            "unique",
+            _code("unique", name, within),
+            status,
+            round(ids.repeated * history.records),
+            ids.repeated,
+            ids.every == 1,
+        )
+    ]
 
 
 def _of_order(history: StreamProfile, name: str) -> list[Suggestion]:

@@ -1,12 +1,13 @@
 """Bounds of a number that a few bad values do not move, and that good values of tomorrow still pass.
 
-As Tukey's fences (Exploratory Data Analysis, 1977) they lie beyond a quantile, by a multiple of the spread there; and as
-with the adjusted boxplot (Hubert and Vandervieren, An adjusted boxplot for skewed distributions, Computational Statistics
-& Data Analysis 52, 2008) a skewed field has each side's own. Both of those measure in the middle half, to point at one value
-in 140 of a normal distribution; here one in 1,000 is already too many, and of a field that is mostly 0 the middle half has no
-spread. So the spread is that of the tail: from the quantile with 50 times what may be refused beyond it to that with 5 times.
-In an exponential tail it is what each further power of ten adds, so three of them leave out one value in 200,000 (at the
-default of 0.001); lighter tails, as the normal one, lose less, and a lognormal one (sigma 1) one in 5,000.
+As Tukey's fences (Exploratory Data Analysis, 1977) they lie beyond a quantile, by a multiple of the spread there; and
+as with the adjusted boxplot (Hubert and Vandervieren, An adjusted boxplot for skewed distributions, Computational
+Statistics & Data Analysis 52, 2008) a skewed field has each side's own. Both of those measure in the middle half, to
+point at one value in 140 of a normal distribution; here one in 1,000 is already too many, and of a field that is mostly
+0 the middle half has no spread. So the spread is that of the tail: from the quantile with 50 times what may be refused
+beyond it to that with 5 times. In an exponential tail it is what each further power of ten adds, so three of them leave
+out one value in 200,000 (at the default of 0.001); lighter tails, as the normal one, lose less, and a lognormal one
+(sigma 1) one in 5,000.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_SENTINELS = 3
 
 
 def bounds(profile: Profile, values: Array, max_share: float) -> tuple[float, float]:
-    """Return the suggested bounds of a field, readable, given a sorted sample of its values and the share that may be refused."""
+    """Return readable bounds for a field, given a sorted sample of its values and the share that may be refused."""
     is_integer = profile.is_integer
     natural = _natural(values, max_share) if is_integer else None
     if natural:
@@ -103,7 +104,7 @@ def _fence(values: Array, sign: int, max_share: float) -> float:
 
 
 def rounded(low: float, high: float, *, is_integer: bool, limits: tuple[float, float]) -> tuple[float, float]:
-    """Return bounds that are not narrower, and readable: in steps of 1, 2 or 5 times a power of ten, a tenth of their width or less.
+    """Return readable bounds, not narrower: in steps of 1, 2 or 5 times a power of ten, a tenth of the width or less.
 
     >>> rounded(-94, 591.25, is_integer=True, limits=(-1e15, 1e15))
     (-100, 600)

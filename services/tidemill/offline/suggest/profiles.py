@@ -1,7 +1,7 @@
 """Profiles of history, field by field, in bounded memory: rules are suggested from them.
 
-A profile does not depend on the order and the batches in which records are read: a sample has the records with the smallest
-hashes of partition and offset.
+A profile does not depend on the order and the batches in which records are read: a sample has the records with the
+smallest hashes of partition and offset.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files
 from tidemill.errors import SettingsError
 from tidemill.offline import history
-from tidemill.offline.backtest import Progress
 from tidemill.offline.source import FileSource, KafkaSource
 from tidemill.rules import LARGEST_NUMBER, Rule
-from tidemill.stream.api import Broker
+from tidemill.stream.api import Broker, Progress
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -48,9 +47,11 @@ VALUE_RULES = ("between", "one_of", "matches", "not_null", "finite", "not_before
 NUMBER_TYPES: Mapping[str, Any] = {"int": np.int64, "long": np.int64, "float": np.float64, "double": np.float64}
 #: The smallest and the largest value of a type that pass without any rule.
 TYPE_LIMITS: Mapping[str, tuple[float, float]] = {
-    "int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1),
-    "float": (-LARGEST_NUMBER, LARGEST_NUMBER), "double": (-LARGEST_NUMBER, LARGEST_NUMBER),
-}  # fmt: skip
+    "int": (-(2**31), 2**31 - 1),
+    "long": (-(2**63), 2**63 - 1),
+    "float": (-LARGEST_NUMBER, LARGEST_NUMBER),
+    "double": (-LARGEST_NUMBER, LARGEST_NUMBER),
+}
 
 Array = npt.NDArray[Any]
 
@@ -246,7 +247,7 @@ class Profile:
         return round(float(((sample < low) | (sample > high)).mean()) * self.values), False
 
     def refused(self, passes: Callable[[Any], Any]) -> tuple[int, bool, list[tuple[Any, int]]]:
-        """Return how many values do not pass, whether that is counted or estimated, and which, the most frequent first."""
+        """Return how many values do not pass, whether that was counted or estimated, and which, most frequent first."""
         counts = Counter(self.sample.values.tolist()) if self.counts is None else self.counts
         bad = [(value, times) for value, times in counts.items() if not passes(value)]
         bad.sort(key=lambda pair: (-pair[1], str(pair[0])))
@@ -309,8 +310,12 @@ class StreamProfile:
             self.rising[name].take([row[stream.key] for row in rows], [row[name] for row in rows])
 
 
-def of_rows(stream: Stream, declared: Sequence[Rule], rows: Sequence[Mapping[str, Any]],
-            progress: Progress | None = None) -> StreamProfile:  # fmt: skip
+def of_rows(
+    stream: Stream,
+    declared: Sequence[Rule],
+    rows: Sequence[Mapping[str, Any]],
+    progress: Progress | None = None,
+) -> StreamProfile:
     """Return the profile of rows, which are in order of their time."""
     profile = StreamProfile(stream, declared)
     for begin in range(0, len(rows), BATCH_ROWS):
@@ -354,8 +359,8 @@ def read(
         profiles = of_kafka(pipeline, source.broker, progress)
         if not any(profile.records for profile in profiles.values()):
             raise SettingsError(
-                f"the log holds no valid events or labels of {pipeline.name!r}: run its validator first, or name files of "
-                f"history with --events and --labels"
+                f"the log holds no valid events or labels of {pipeline.name!r}: run its validator first, or name files "
+                f"of history with --events and --labels"
             )
         return profiles
     profiles = {}

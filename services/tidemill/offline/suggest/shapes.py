@@ -17,7 +17,7 @@ def shape_of(text: str) -> str:
 
 
 def pattern_of(texts: Sequence[str], max_share: float) -> str | None:
-    """Return the regular expression of texts that all but a few have one length and one kind of character at each place."""
+    """Return a regular expression of texts that, but for a few, have one length and one kind of character a place."""
     length, times = Counter(map(len, texts)).most_common(1)[0]
     if not 0 < length <= MAX_PATTERN_CHARACTERS or times < (1 - 2 * max_share) * len(texts):
         return None
@@ -36,7 +36,7 @@ def pattern_of(texts: Sequence[str], max_share: float) -> str | None:
 
 
 def _class(counts: Counter[str], slips: float) -> str | None:
-    """Return the narrowest class of characters that has all but a few slips; of punctuation, the one character itself."""
+    """Return the narrowest class of characters that has all but a few slips; of punctuation, the character itself."""
     character, times = counts.most_common(1)[0]
     total = sum(counts.values())
     if not character.isalnum():

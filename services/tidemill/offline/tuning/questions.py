@@ -1,10 +1,10 @@
-"""What candidates are asked and taught: the examples, each asked at its event's time and learned when its label was known.
+"""What candidates are asked and taught: examples, asked at the event's time and learned when the label was known.
 
-The order of learning is the examples' own. An example is learned when its label is known and all examples before it are, for a
-model is a fold over them in one order; of equal times, what is known is learned before what is asked, as River's
-`evaluate.progressive_val_score(moment=..., delay=...)` and a backtest have it. So a candidate answers what its learner's
-newest version would have answered, had it been declared from the first of these examples on. To ask it right before it learns
-would be another thing, and flatter it.
+The order of learning is the examples' own. An example is learned when its label is known and all examples before it
+are, for a model is a fold over them in one order; of equal times, what is known is learned before what is asked, as
+River's `evaluate.progressive_val_score(moment=..., delay=...)` and a backtest have it. So a candidate answers what its
+learner's newest version would have answered, had it been declared from the first of these examples on. To ask it right
+before it learns would be another thing, and flatter it.
 
 from     <pipeline>.examples, an archive's, or events and labels in files by the backtest's steps
 memory   the newest MAX_EXAMPLES examples, about half a kilobyte each
@@ -19,9 +19,9 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.offline.backtest import Backtest, Progress, Row, without_models
+from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.source import ArchiveSource, FileSource, Source
-from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records
 
@@ -30,7 +30,7 @@ MAX_EXAMPLES = 200_000
 
 
 class LabelledVector(NamedTuple):
-    """One example. Times are ms since the epoch; `event_place`, its event's partition and offset, orders equal times."""
+    """One example. Times are ms since the epoch; `event_place`, an event's partition and offset, orders equal times."""
 
     event_time: int
     event_place: tuple[int, int]
@@ -95,7 +95,7 @@ def _labelled_vector(example: Example) -> LabelledVector:
 def read(
     pipeline: Pipeline, source: Source, newest: int = MAX_EXAMPLES, *, delay: int = 0, progress: Progress | None = None
 ) -> Questions:
-    """Read the `newest` examples of a source. Raises SettingsError where an archive has none, or a file does not fit."""
+    """Read the `newest` examples of a source. Raises SettingsError where it has none, or a file does not fit."""
     if isinstance(source, FileSource):
         return from_rows(pipeline, *source.rows(pipeline), newest, delay=delay, progress=progress)
     if isinstance(source, ArchiveSource):
@@ -143,9 +143,14 @@ def _from_archive(
 
 
 def from_rows(
-    pipeline: Pipeline, events: Iterable[Row], labels: Iterable[Row], newest: int = MAX_EXAMPLES, *, delay: int = 0,
+    pipeline: Pipeline,
+    events: Iterable[Row],
+    labels: Iterable[Row],
+    newest: int = MAX_EXAMPLES,
+    *,
+    delay: int = 0,
     progress: Progress | None = None,
-) -> Questions:  # fmt: skip
+) -> Questions:
     """Make examples of events and labels, each in order of its time, by the backtest's steps; the `newest` are kept."""
     run, examples = Backtest(without_models(pipeline)), deque[LabelledVector](maxlen=newest)
     decode: Callable[[bytes], Example] = run.records.example.decode

@@ -1,14 +1,15 @@
 """Successive halving: candidates learn side by side, and at every rung the better half of them goes on.
 
-A bracket is BRACKET_CANDIDATES candidates. All of them see the first quarter of the examples, the better half sees the second
-quarter, and the better half of those sees all. Models go on learning from where they are, so nothing is done twice (Jamieson and
-Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS 2016). The rungs are late: where
-data drifts and labels come late, an early lead means little (docs/how-to/tuning.md has the figures). The first bracket is drawn at
-random; most candidates of later ones are drawn near the best so far. River's `model_selection.SuccessiveHalvingClassifier`
-predicts each example right before it learns it, and so ranks by a figure that production will not reach; here each prediction
-is made at its event's time.
+A bracket is BRACKET_CANDIDATES candidates. All of them see the first quarter of the examples, the better half sees the
+second quarter, and the better half of those sees all. Models go on learning from where they are, so nothing is done
+twice (Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS 2016).
+The rungs are late: where data drifts and labels come late, an early lead means little (docs/how-to/tuning.md has the
+figures). The first bracket is drawn at random; most candidates of later ones are drawn near the best so far. River's
+`model_selection.SuccessiveHalvingClassifier` predicts each example right before it learns it, and so ranks by a figure
+that production will not reach; here each prediction is made at its event's time.
 
-The same seed, trials and examples give the same search. The clock only stops it: what has seen all examples by then counts.
+The same seed, trials and examples give the same search. The clock only stops it: what has seen all examples by then
+counts.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.search import Parameters, Search, name_of
 from tidemill.errors import SettingsError
-from tidemill.offline.backtest import Progress
 from tidemill.offline.tuning.questions import Questions
+from tidemill.stream.api import Progress
 
 #: Candidates of a bracket.
 BRACKET_CANDIDATES = 8
@@ -37,7 +38,8 @@ REDUCTION_FACTOR = 2
 HALVINGS = 2
 #: No candidate is out before it has seen so many examples.
 MIN_RUNG_EXAMPLES = 500
-#: Candidates of a bracket that are drawn near one of the best so far, once there are any. The others are drawn at random.
+#: Candidates of a bracket that are drawn near one of the best so far, once there are any. The others are drawn at
+#: random.
 BRACKET_NEIGHBOURS = 6
 #: How many the best so far are.
 BEST_CANDIDATES = 3
@@ -92,7 +94,7 @@ class SearchOptions:
 
 
 class PrequentialRun:
-    """One model's run through the questions. Its metrics are updated when the learner's would be, with the same values."""
+    """One model's run through the questions. Its metrics are updated when and with what the learner's would be."""
 
     def __init__(self, pipeline: Pipeline, questions: Questions, model: Any) -> None:
         self.questions, self.model, self.metrics = questions, model, pipeline.metric()
@@ -138,7 +140,7 @@ class PrequentialRun:
 
 @dataclass
 class Candidate:
-    """One model of the search: its parameters, how many examples it saw, and why no more ("out", "time", or an error)."""
+    """One model of the search: its parameters, the examples it saw, and why no more ("out", "time", or an error)."""
 
     name: str
     search: str
@@ -158,7 +160,8 @@ class Candidate:
 class TuningReport:
     """The result of a search.
 
-    `candidates`: those that saw the most examples first, and of those the best; `winners`: better than the champion on all.
+    `candidates`: those that saw the most examples first, and of those the best; `winners`: better than the champion on
+    all.
     """
 
     pipeline: str

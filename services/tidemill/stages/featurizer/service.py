@@ -112,8 +112,8 @@ class Featurizer(Processor):
             self._new.pop(topic_partition.partition, None)
 
     def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
-        """Return the entities whose updates have begun: for a later one, "begins" is written first."""
-        return CommitMetadata(entities=self.updates.begun(self._new.get(topic_partition.partition, ())))
+        """Return the entities whose updates have started: for a later one, "begins" is written first."""
+        return CommitMetadata(entities=self.updates.started(self._new.get(topic_partition.partition, ())))
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         decode, id_, time_, key = self.records.event.decode, self._id, self._time, self._key

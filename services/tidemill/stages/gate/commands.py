@@ -1,4 +1,4 @@
-"""What people and alerts ask of the gate: a request and what stands give a decision, or a refusal that says why not."""
+"""Commands and alerts: the standing and a request give a decision, or a refusal with its reason."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def carry_out(
 ) -> Draft:
     """Return the decision that a command leads to; `offset` is the next example's.
 
-    `trials` are the challengers', as evidence for a decision about one of them. `check` says why a model or a version can't
-    serve.
+    `trials` are the challengers', as evidence for a decision about one of them. `check` says why a model or a
+    version can't serve.
     """
     action = COMMANDS.get(command.kind)
     if action is None:
@@ -88,7 +88,7 @@ def _train(standing: Standing, command: Command, offset: int, _check: Check) -> 
     return Draft("training", command.why, ModelRef(name), {"candidate": name})
 
 
-#: By a command's kind: what it does.
+#: Actions by the kind of command.
 COMMANDS: Mapping[str, Callable[[Standing, Command, int, Check], Draft]] = {
     "promote": _promote,
     "rollback": _roll_back,

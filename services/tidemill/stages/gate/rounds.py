@@ -34,8 +34,8 @@ def rebuild_from(gate: Gate, since: int, committed: int) -> int:
 class Rounds:
     """The trials of one pipeline.
 
-    `trials` are the challengers' of this round. `probation` compares the champion with the one before it. `guard` compares
-    it with the baseline, `watch` questions at a time.
+    `trials` are the challengers' of this round. `probation` compares the champion with the one before it. `guard`
+    compares it with the baseline, `watch` questions at a time.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -63,7 +63,7 @@ class Rounds:
         self.next_guard(standing)
 
     def next_guard(self, standing: Standing) -> None:
-        """Start another round against the baseline; remember the version of the middle of the last one if that was good."""
+        """Start another round against the baseline; remember the version of the middle of a good one."""
         assert self.gate is not None  # noqa: S101  without a gate there is no guard
         guard = self.guard
         if guard is not None:
@@ -119,8 +119,8 @@ def end_of_probation(gate: Gate, standing: Standing, trial: Trial, offset: int) 
     interval, questions = trial.interval(), f"{trial.questions:,} questions"
     if interval and interval.low > 0:
         why = (
-            f"{champion} does worse than {before}, which it replaced: {loss_text(trial.loss, interval)} for {before}, in "
-            f"{questions}"
+            f"{champion} does worse than {before}, which it replaced: "
+            f"{loss_text(trial.loss, interval)} for {before}, in {questions}"
         )
         return Draft("rolled_back", why, champion, {"champion": before, "on_probation_against": NOBODY}, trial)
     if offset - standing.since >= gate.watch:
@@ -130,15 +130,16 @@ def end_of_probation(gate: Gate, standing: Standing, trial: Trial, offset: int) 
 
 
 def collapse(standing: Standing, guard: Trial, last_good: int, check: Check) -> Draft | None:
-    """Return who takes over from a champion that does worse than the baseline: its last good version, or who served before.
+    """Return the replacement of a champion that does worse than the baseline: its last good version or predecessor.
 
-    Where nobody can, that is refused, once for each reason.
+    Where neither can serve, the draft is a refusal, once for each reason.
     """
     champion, interval = standing.champion, guard.interval()
     if champion.version or not (interval and interval.low > 0):
         return None
     replacement = ModelRef(champion.model, last_good) if last_good else standing.predecessor
-    why = f"{champion} does worse than the baseline: {loss_text(guard.loss, interval)} for that, in {guard.questions:,} questions"
+    shown = f"{loss_text(guard.loss, interval)} for that, in {guard.questions:,} questions"
+    why = f"{champion} does worse than the baseline: {shown}"
     nobody = "no version of it is known to have done better, and nobody served before"
     why_not = check(replacement) if replacement else nobody
     if why_not:

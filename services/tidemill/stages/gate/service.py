@@ -74,8 +74,8 @@ class PromotionGate(Processor):
         self.standing, self.rounds = Standing.initial(self.pipeline), Rounds(self.pipeline)
         self.next = self._event_time = 0
 
-    def assign(self, slot: TopicPartition, committed: Position) -> Start:
-        if slot.topic != self.examples or slot.partition:
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        if topic_partition.topic != self.examples or topic_partition.partition:
             return Start(committed.offset, committed.offset)
         self._forget()
         for decision in self.history():
@@ -88,8 +88,8 @@ class PromotionGate(Processor):
         self.rounds.begin(self.standing, self.next)
         return Start(self.next, max(committed.offset, self.next))
 
-    def revoke(self, slots: Iterable[TopicPartition]) -> None:
-        if any(slot.topic == self.examples and slot.partition == 0 for slot in slots):
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        if any(one.topic == self.examples and one.partition == 0 for one in topic_partitions):
             self._forget()
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
@@ -103,7 +103,7 @@ class PromotionGate(Processor):
                 self._alert(record, emit)
         return True
 
-    # Examples -------------------------------------------------------------------------------------------------------------
+    # Examples ---------------------------------------------------------------------------------------------------------
 
     def _example(self, record: Record, emit: Emit) -> None:
         offset = record.offset()
@@ -175,10 +175,10 @@ class PromotionGate(Processor):
                 self._decide(undecided(trial), emit)
         self.rounds.next_round(self.standing, self.next)
 
-    # Commands and alerts --------------------------------------------------------------------------------------------------
+    # Commands and alerts ----------------------------------------------------------------------------------------------
 
     def _command(self, record: Record, emit: Emit) -> None:
-        """Carry out what a person asks, once, or say why not."""
+        """Carry out a command once, or refuse it with a reason."""
         if self._commands is None:
             log.error(
                 "a command was not carried out: set TIDEMILL_STATUS_TOKEN, the same for gate and status",
@@ -202,10 +202,10 @@ class PromotionGate(Processor):
         if draft:
             self._decide(draft, emit, id_=alert_id(alert))
 
-    # Decisions ------------------------------------------------------------------------------------------------------------
+    # Decisions --------------------------------------------------------------------------------------------------------
 
     def _decide(self, draft: Draft, emit: Emit, *, command: Command | None = None, id_: str = "") -> None:
-        """Write a decision, and follow it; a decision of the gate that is in the log already is not written again."""
+        """Write a decision, and apply it; a decision of the gate that is already in the log is not written again."""
         is_repeated = draft.trial and not command and self.standing.has_decided(draft.kind, draft.subject, self.next)
         if emit is discard or is_repeated:
             return  # a rebuild brings back the evidence alone
@@ -256,11 +256,11 @@ class PromotionGate(Processor):
 
 def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes = b"") -> Service:
     """Wire the gate to its topics."""
-    sealed = decisions(pipeline, registry.key)
+    codec = decisions(pipeline, registry.key)
     step = PromotionGate(
         pipeline,
         registry.key,
-        lambda: all_decisions(pipeline, broker, sealed),
+        lambda: all_decisions(pipeline, broker, codec),
         serving_check(registry, broker),
         token=token,
     )
@@ -268,7 +268,7 @@ def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes =
 
 
 def serving_check(registry: Registry, broker: Broker) -> Check:
-    """Return the function that says why a model or a version can't serve: it does not exist, or its artifact can't be opened."""
+    """Return the function that says why a model or a version can't serve: it is missing, or can't be opened."""
 
     def check(ref: ModelRef) -> str:
         pipeline = registry.pipeline

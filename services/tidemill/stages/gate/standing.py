@@ -1,4 +1,4 @@
-"""What stands: who serves, and the decisions that led there."""
+"""The standing: the serving model, and the decisions that led to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Draft(NamedTuple):
 
 @dataclass(frozen=True)
 class Standing:
-    """Who serves after all decisions so far.
+    """The serving model after all decisions so far.
 
     Parameters
     ----------
@@ -57,11 +57,11 @@ class Standing:
 
     @classmethod
     def initial(cls, pipeline: Pipeline) -> Standing:
-        """Return what stands before the first decision: the declared champion serves."""
+        """Return the standing before the first decision: the declared champion serves."""
         return cls(pipeline, ModelRef(pipeline.champion))
 
     def after(self, decision: Decision) -> Standing:
-        """Return what stands after a decision.
+        """Return the standing after a decision.
 
         A champion that is no longer declared is replaced by the declared one, as in the scorer.
         """
@@ -80,7 +80,7 @@ class Standing:
         )
 
     def since_with(self, changes: Mapping[str, Any], offset: int) -> int:
-        """Return from where on examples count when these changes are made at an offset."""
+        """Return the offset from which examples count when these changes are made at an offset."""
         restarts = any(changes[name] != getattr(self, name) for name in RESTARTS_EVIDENCE & changes.keys())
         return offset if restarts else self.since
 
@@ -101,7 +101,7 @@ class Standing:
 
     @property
     def predecessor(self) -> ModelRef:
-        """Who served before the champion; nobody, where it is the first."""
+        """The champion before this one; nobody where it is the first."""
         changes = (one for one in reversed(self.decisions) if one.changes and one.champion == self.champion)
         return next((one.before for one in changes), NOBODY)
 

@@ -1,4 +1,4 @@
-"""A trial: a challenger against the champion on the same questions, by what each answered then, and what follows of it."""
+"""A trial: a challenger against the champion on the same questions, by what each answered at the time."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def loss_text(loss: str, interval: Interval) -> str:
 
 
 class Outcome(NamedTuple):
-    """What a trial shows: `better`, `blocked` (better, but not everywhere), `worse`, or nothing yet (empty), and why."""
+    """A trial's result: `better`, `blocked` (better, but not everywhere), `worse`, or nothing yet (empty); and why."""
 
     verdict: str
     why: str
 
 
-class _Line:
+class _SegmentLosses:
     """Questions of one segment."""
 
     __slots__ = ("challenger", "champion", "count")
@@ -52,7 +52,7 @@ class _Line:
 
 
 class Trial:
-    """The same questions to champion and challenger. Of the differences in loss, those above 0 speak for the challenger.
+    """The same questions to champion and challenger. A difference in loss above 0 speaks for the challenger.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ class Trial:
         self._segments = pipeline.monitor.segments if gate.segments is None else gate.segments
         self._metrics = [gate.metric.clone(), gate.metric.clone()] if gate.metric is not None else []
         self.differences = Differences()
-        self._all = _Line()
-        self._lines: dict[tuple[str, Any], _Line] = {}
+        self._all = _SegmentLosses()
+        self._lines: dict[tuple[str, Any], _SegmentLosses] = {}
         self.middle_version = 0
         self.reported = ""
 
@@ -101,12 +101,12 @@ class Trial:
         for metric, score in zip(self._metrics, (a, b), strict=False):
             self._kind.update(metric, label, score["score"], score["probabilities"])
 
-    def _line(self, name: str, value: Any) -> _Line:
+    def _line(self, name: str, value: Any) -> _SegmentLosses:
         line = self._lines.get((name, value))
         if line is None:
             if sum(of == name for of, _ in self._lines) >= MAX_VALUES:
                 value = "(others)"
-            line = self._lines.setdefault((name, value), _Line())
+            line = self._lines.setdefault((name, value), _SegmentLosses())
         return line
 
     def interval(self) -> Interval | None:
@@ -148,7 +148,7 @@ class Trial:
             return ""
         return f"{type(gate.metric).__name__} only by {gain:.4g} where {gate.metric_margin:.4g} was asked"
 
-    def _sorted(self) -> list[tuple[tuple[str, Any], _Line]]:
+    def _sorted(self) -> list[tuple[tuple[str, Any], _SegmentLosses]]:
         return sorted(self._lines.items(), key=lambda item: (item[0][0], -item[1].count, str(item[0][1])))
 
     def evidence(self) -> tuple[EvidenceLine, ...]:

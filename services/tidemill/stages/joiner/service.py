@@ -64,18 +64,18 @@ class Joiner(Processor):
     def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
         """Return where a rebuild must begin: at the first record that still matters, with the watermark before it.
 
-        Beside the log's offset, the entities whose updates have begun as well.
+        Beside the log's offset, the entities whose updates have started as well.
         """
         join = self.joins[topic_partition.partition]
-        begun: tuple[str, ...] = ()
+        started: tuple[str, ...] = ()
         if topic_partition.topic == self.log_topic:
             first, watermark = join.kept_events.first(), join.log_watermark
-            begun = self._updates.begun(self._new.get(topic_partition.partition, ()))
+            started = self._updates.started(self._new.get(topic_partition.partition, ()))
         else:
             first, watermark = join.kept_labels.first(), join.labels_watermark
         if first is None:
-            return CommitMetadata(self._next[topic_partition], watermark, begun)
-        return CommitMetadata(first.offset, first.before, begun)
+            return CommitMetadata(self._next[topic_partition], watermark, started)
+        return CommitMetadata(first.offset, first.before, started)
 
     def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
         for topic_partition in topic_partitions:

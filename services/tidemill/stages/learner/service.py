@@ -1,7 +1,7 @@
 """The learner: one model's fold over the examples, and its candidates'; signed versions of them out.
 
 reads   <pipeline>.examples (one partition: the order of learning); at the start <pipeline>.models; now and then
-        <pipeline>.promotions, for the candidates that the gate has begun
+        <pipeline>.promotions, for the candidates that the gate has started
 writes  <pipeline>.models, signed manifests; the artifact store
 state   the models; each resumed from its last snapshot, which knows the offset that it stands for
 outage  a store that is away or full does not stop the learning: nothing is committed meanwhile, and a version is tried
@@ -41,7 +41,7 @@ History = Callable[[str], Sequence[Manifest]]
 #: Returns the names of the model's candidates.
 CandidateNames = Callable[[], Collection[str]]
 
-#: Takes a range of offsets [begin, end); returns the examples there, or None where the log does not reach back to it.
+#: Takes a range of offsets [begin, end); returns its examples, or None where the log does not reach back to it.
 ExampleReader = Callable[[int, int], Iterator[Sequence[Record]] | None]
 
 
@@ -58,14 +58,14 @@ def manifest_history(broker: Broker, registry: Registry) -> History:
 def candidate_names(broker: Broker, registry: Registry, model: str) -> CandidateNames:
     """Return the function that returns the candidates of a model, by the last decision."""
     pipeline = registry.pipeline
-    sealed, slot = decisions(pipeline, registry.key), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
+    codec, partition = decisions(pipeline, registry.key), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
     end, candidates = -1, frozenset[str]()
 
     def names() -> Collection[str]:
         nonlocal end, candidates
-        now = broker.offset_range(slot)[1]
+        now = broker.offset_range(partition)[1]
         if now != end:
-            decided = all_decisions(pipeline, broker, sealed)
+            decided = all_decisions(pipeline, broker, codec)
             models = {ref.model for ref in decided[-1].model_refs} if decided else set()
             end, candidates = (
                 now,
@@ -78,10 +78,10 @@ def candidate_names(broker: Broker, registry: Registry, model: str) -> Candidate
 
 def example_reader(broker: Broker, pipeline: Pipeline) -> ExampleReader:
     """Return the function that reads examples again."""
-    slot = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
+    partition = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
 
     def read(begin: int, end: int) -> Iterator[Sequence[Record]] | None:
-        return broker.read({slot: (begin, end)}) if broker.offset_range(slot)[0] <= begin else None
+        return broker.read({partition: (begin, end)}) if broker.offset_range(partition)[0] <= begin else None
 
     return read
 
@@ -123,24 +123,29 @@ class Learner(Processor):
 
     def _new(self, name: str) -> TrainingRun:
         return TrainingRun(
-            self.pipeline, name, self.registry, self.counts,
-            every_examples=self.every_examples, every_seconds=self.every_seconds, clock=self.clock,
-        )  # fmt: skip
+            self.pipeline,
+            name,
+            self.registry,
+            self.counts,
+            every_examples=self.every_examples,
+            every_seconds=self.every_seconds,
+            clock=self.clock,
+        )
 
     @property
     def fold(self) -> Fold:
         """The model's own fold."""
         return self.training.fold
 
-    def assign(self, slot: TopicPartition, committed: Position) -> Start:
-        if slot.partition != 0:  # the order of learning is partition 0
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        if topic_partition.partition != 0:  # the order of learning is partition 0
             return Start(committed.offset, committed.offset)
         self._begin()
         self.training.resume(self.history(self.model))
         return Start(self.fold.version, self.fold.version)
 
-    def revoke(self, slots: Iterable[TopicPartition]) -> None:
-        if any(slot.partition == 0 for slot in slots):
+    def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        if any(one.partition == 0 for one in topic_partitions):
             self._begin()
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
@@ -149,7 +154,7 @@ class Learner(Processor):
         written = self._publish(self.training.due(), emit)
         self._look()
         for candidate in list(self.candidates.values()):
-            if candidate.at >= before:  # it is level with the model: what has come is what it learns next
+            if candidate.at >= before:  # level with the model: it learns these records next
                 candidate.learn([record for record in records if record.offset() >= candidate.at], self.records.example)
                 candidate.at = max(candidate.at, self.fold.version)
             else:
@@ -163,7 +168,7 @@ class Learner(Processor):
         return any(written)
 
     def _look(self) -> None:
-        """Start candidates that were decided on, resumed where they were, and drop those that are no longer."""
+        """Start or resume the candidates of the last decision, and drop the others."""
         if self.clock() - self._looked_at < LOOK_EVERY_SECONDS:
             return
         self._looked_at = self.clock()
@@ -177,7 +182,7 @@ class Learner(Processor):
                 self.candidates[name] = candidate
                 log.info("training a candidate", extra={"model": name, "from": candidate.at})
         except (BrokerError, StoreError) as error:
-            log.warning("candidates can't be looked up for the moment", extra={"cause": str(error)})
+            log.warning("candidates can't be looked up at the moment", extra={"cause": str(error)})
 
     def _catch_up(self, candidate: TrainingRun) -> None:
         begin = candidate.at
@@ -190,7 +195,7 @@ class Learner(Processor):
                 candidate.learn(batch, self.records.example)
         except BrokerError as error:
             log.warning(
-                "a candidate's examples can't be read for the moment",
+                "a candidate's examples can't be read at the moment",
                 extra={"model": candidate.name, "cause": str(error)},
             )
             candidate.at = max(begin, candidate.fold.version)

@@ -20,14 +20,14 @@ Counts = Counter[tuple[str, str]]
 
 
 class TrainingRun:
-    """Learns, and says when there is a version to publish.
+    """Learns, and returns versions to publish when they are due.
 
     Parameters
     ----------
     every_examples, every_seconds
         A version is due when this many examples were learned since the last one, or this time has passed.
     counts
-        What happens is counted there.
+        Counters of what happens.
 
     `at` is the offset of the next example to learn.
     """
@@ -124,7 +124,7 @@ class TrainingRun:
             self._hold_back(str(error))
             return None
         except StoreError as error:
-            # To go back would be to learn the same examples again and again, and to be no further when it is over.
+            # Going back would learn the same examples again and again, and be no further when the outage is over.
             self.counts["not_stored", self.name] += 1
             if not self._store_is_away:
                 log.error("a version can't be stored; learning goes on, it is tried again", extra={"cause": str(error)})
@@ -139,15 +139,16 @@ class TrainingRun:
         return manifest
 
     def _hold_back(self, cause: str) -> None:
-        """Publish nothing, and log it once. A diverged model is never published again: a version is the fold of all before it.
+        """Publish nothing, and log it once.
 
-        It goes on learning, so that the model is judged like the others, by the last good version's answers.
+        A diverged model is never published again: a version is the fold of all examples before it. It goes on
+        learning, so that it is judged like the others, by the last good version's answers.
         """
         self._published = self.fold.examples  # only another example can change that
         if not self._is_stopped:
             self.counts["stopped", self.name] += 1
             log.error(
-                "model stopped: no version is published; the last good one serves on",
+                "model stopped: no version is published; the last good one still serves",
                 extra={"model": self.name, "version": self.fold.version, "cause": cause},
             )
         self._is_stopped = True

@@ -1,8 +1,8 @@
 """The feed of model versions: a thread that reads the registry, opens and checks each new version, and hands it over.
 
-It follows the decisions as well: a version that is to serve is opened before the scorer is told to seat it. The scorer
-takes what is ready between two batches, so reading, unpickling and checking never make a batch wait for more than the
-interpreter's lock; and that is let go of piece by piece, when a version is opened and when an old one is freed.
+It follows the decisions as well: a version that is to serve is opened before the scorer gets it. The scorer
+takes what is ready between two batches, so reading, unpickling and checking make a batch wait for the interpreter's
+lock at most. The thread lets go of that lock piece by piece, when it opens a version and when it frees an old one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tidemill.wire import topics
 log = logging.getLogger(__name__)
 
 
-#: Seconds between two pieces of a version that is opened or freed: batches go on meanwhile (see `python -m benchmarks.swap`).
+#: Seconds between two pieces of a version that is opened or freed, for batches to go on (`python -m benchmarks.swap`).
 PAUSE_SECONDS = 0.002
 
 
@@ -40,7 +40,7 @@ MAX_VERSIONS_KEPT = 2
 
 
 class Loaded(NamedTuple):
-    """A version that passed every check; `snapshot` None: it did not, and the one in use stays."""
+    """A version that passed every check; `snapshot` None: it failed one, and the version in use stays."""
 
     manifest: Manifest
     snapshot: Snapshot | None
@@ -48,9 +48,10 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class ServingChange:
-    """Who serves from now on; nobody: whom the gate chose could not be opened, and who serves stays.
+    """The champion from now on; nobody: the gate's choice could not be opened, and the serving model stays.
 
-    `opened` has version and model of every seat that is no model of the model_names as it learns, `follows` the candidates.
+    `opened` has the version and model of every reference but the declared models as they learn; `follows` has the
+    candidates.
     """
 
     champion: ModelRef
@@ -69,7 +70,7 @@ class ModelFeed:
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._next = self._decided = 0
         self._followed: set[str] = set(registry.pipeline.model_names)
-        self._seated: tuple[ModelRef, ...] = ()
+        self._serving: tuple[ModelRef, ...] = ()
         self._due: Decision | None = None
         self._tried_at, self._refused = 0.0, ""
         self._given: dict[str, deque[Snapshot]] = {}
@@ -77,7 +78,7 @@ class ModelFeed:
         self._spent: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
 
     def start(self) -> None:
-        """Open the newest version of each model, and who serves, so that the first batch meets them; then follow the registry."""
+        """Open the serving model and each model's newest version before the first batch; then follow the registry."""
         self._catch_up()
         self._thread.start()
 
@@ -90,17 +91,17 @@ class ModelFeed:
     def take(self) -> list[Loaded | ServingChange]:
         """Return what became ready since the last call, oldest first; never waits.
 
-        Who asks again uses what it was given last time, and keeps the version before that: older ones may go.
+        A caller that asks again uses the versions of last time, and keeps those before them: older ones may go.
         """
         while self._replaced:
             self._spent.put(self._replaced.pop())
-        found: list[Loaded | ServingChange] = []
+        ready: list[Loaded | ServingChange] = []
         while True:
             try:
                 item = self._ready.get_nowait()
             except queue.Empty:
-                return found
-            found.append(item)
+                return ready
+            ready.append(item)
             if isinstance(item, Loaded) and item.snapshot is not None:
                 given = self._given.setdefault(item.manifest.model, deque())
                 given.append(item.snapshot)
@@ -108,7 +109,7 @@ class ModelFeed:
                     self._replaced.append(given.popleft())
 
     def _free(self) -> None:
-        """Let go of versions that nobody uses any more; who still holds one keeps it."""
+        """Free versions that are no longer used; who still holds one keeps it."""
         while not self._spent.empty():
             release([self._spent.get_nowait()], PAUSE_SECONDS)
 
@@ -118,15 +119,15 @@ class ModelFeed:
 
     def _catch_up(self) -> None:
         wanted = dict.fromkeys(self.registry.pipeline.model_names, 1)
-        found, self._next = latest(self.broker, self.registry, wanted, self._next)
-        for manifests in found.values():
+        newest, self._next = latest(self.broker, self.registry, wanted, self._next)
+        for manifests in newest.values():
             for manifest in manifests:
                 self._open(manifest)
         self._decided = self.broker.offset_range(self._promotions)[1]
         decided = all_decisions(self.registry.pipeline, self.broker, self._decisions)
         if decided:
             self._due = decided[-1]
-            self._seat(self._due)
+            self._serve(self._due)
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
         manifests = (valid_manifest(self.registry, record) for record in batch)
@@ -136,63 +137,66 @@ class ModelFeed:
         try:
             self._ready.put(Loaded(manifest, self.registry.open(manifest, PAUSE_SECONDS)))
         except (ArtifactError, StoreError) as error:
-            log.error("version refused; the one in use stays", extra={"cause": str(error)})
+            log.error("version refused; the version in use stays", extra={"cause": str(error)})
             self._ready.put(Loaded(manifest, None))
 
-    def _seat(self, decision: Decision) -> None:
-        """Open whom a decision seats, and hand it over; where the champion can't be opened, whoever serves stays, and it is due."""
+    def _serve(self, decision: Decision) -> None:
+        """Open the models of a decision, and hand them over.
+
+        Where the champion can't be opened, the serving model stays, and the decision is tried again.
+        """
         pipeline, opened, wanted = self.registry.pipeline, {}, decision.model_refs
         self._tried_at = self.clock()
-        if wanted == self._seated:
+        if wanted == self._serving:
             self._due = None
             return
         if not pipeline.knows(decision.champion.model):
             log.error(
-                "the champion is declared no more; the declared one serves", extra={"champion": str(decision.champion)}
+                "the champion is no longer declared; the declared one serves",
+                extra={"champion": str(decision.champion)},
             )
             self._followed = set(pipeline.model_names)
             self._settle(wanted)
             self._ready.put(ServingChange(ModelRef(pipeline.champion)))
             return
-        for seat in wanted:
-            if not seat.version and seat.model in pipeline.model_names:
+        for ref in wanted:
+            if not ref.version and ref.model in pipeline.model_names:
                 continue
             try:
-                opened[seat] = self._opened(seat)
+                opened[ref] = self._opened(ref)
             except (ArtifactError, StoreError) as error:
-                if seat == decision.champion:
+                if ref == decision.champion:
                     self._refuse(str(error))
                     return
-                log.warning("not opened", extra={"seat": str(seat), "cause": str(error)})
-        candidates = {seat.model for seat in wanted} - set(
-            pipeline.model_names
-        )  # those that are held at a version shadow as well
+                log.warning("not opened", extra={"model": str(ref), "cause": str(error)})
+        # A candidate with a pinned version is one of them: it also answers as it learns.
+        candidates = {ref.model for ref in wanted} - set(pipeline.model_names)
         self._followed = {*pipeline.model_names, *candidates}
         self._settle(wanted)
-        log.info("seated", extra={"champion": str(decision.champion), "decision": decision.id})
+        log.info("serving", extra={"champion": str(decision.champion), "decision": decision.id})
         self._ready.put(ServingChange(decision.champion, opened, candidates))
 
     def _settle(self, wanted: tuple[ModelRef, ...]) -> None:
-        self._seated, self._due, self._refused = wanted, None, ""
+        self._serving, self._due, self._refused = wanted, None, ""
 
     def _refuse(self, why: str) -> None:
-        """Say once that whom the gate chose can't serve; it is tried again."""
+        """Log once that the gate's choice can't serve; it is tried again."""
         if why != self._refused:
-            log.error("whom the gate chose can't serve; who serves stays", extra={"cause": why})
+            log.error("the gate's choice can't serve; the serving model stays", extra={"cause": why})
             self._ready.put(ServingChange(NOBODY))
         self._refused = why
 
-    def _opened(self, seat: ModelRef) -> tuple[int, Any]:
+    def _opened(self, ref: ModelRef) -> tuple[int, Any]:
         """Return version and model. Raises ArtifactError where there is none, or it is damaged or forged."""
-        if seat.version:
-            found, refused = versions(self.broker, self.registry, [(seat.model, seat.version)])
-            manifest = found.get((seat.model, seat.version))
+        if ref.version:
+            manifests, refused = versions(self.broker, self.registry, [(ref.model, ref.version)])
+            manifest = manifests.get((ref.model, ref.version))
             if manifest is None:
-                raise ArtifactError(refused.get((seat.model, seat.version)) or f"there is no version {seat}")
+                raise ArtifactError(refused.get((ref.model, ref.version)) or f"there is no version {ref}")
         else:
-            newest = latest(self.broker, self.registry, {seat.model: 1})[0][seat.model]
+            newest = latest(self.broker, self.registry, {ref.model: 1})[0][ref.model]
             if not newest:
-                raise ArtifactError(f"no version of {seat} was published yet")
+                raise ArtifactError(f"no version of {ref} was published yet")
             manifest = newest[0]
         return manifest.version, self.registry.open(manifest).model
 
@@ -205,7 +209,7 @@ class ModelFeed:
                 try:
                     self._look(models, promotions)
                 except BrokerError as error:
-                    log.warning("models can't be followed for the moment", extra={"cause": str(error)})
+                    log.warning("models can't be followed at the moment", extra={"cause": str(error)})
                     self._stop.wait(1.0)
         finally:
             models.close()
@@ -219,4 +223,4 @@ class ModelFeed:
         if decided:
             self._due = decided[-1]
         if self._due and (decided or self.clock() - self._tried_at >= RETRY_SECONDS):
-            self._seat(self._due)
+            self._serve(self._due)

@@ -1,7 +1,7 @@
-"""Letting go of a large model without making anybody wait: object by object, with pauses, in a thread that nobody waits for.
+"""Frees a large model without making others wait: object by object, with pauses, in a thread of its own.
 
-A model is a tree of some hundred thousand objects. Dropped at once it is freed at once, and the interpreter's lock is held until
-all of it is gone, in whatever thread that happens. Held by a list, in the order from the outside in, each frees itself alone.
+A model is a tree of some hundred thousand objects. Dropped at once, it is freed at once, in whatever thread, and the
+interpreter's lock is held until all of it is gone. In a list, from the outside in, each object is freed alone.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 #: Objects between two pauses: some 0.3 ms.
 PIECE_OBJECTS = 500
 
-#: What models refer to and do not own; behind it is the whole interpreter.
+#: Objects that models refer to and do not own; following them would reach all of the interpreter.
 _SHARED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 
 
 def release(parts: list[Any], pause: float, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Let go of what is in `parts`, which is empty afterwards, and of all within that nothing else holds.
+    """Free the objects in `parts`, and all objects within them that have no other reference; empties `parts`.
 
-    The caller must hold it by nothing but this list. `pause`: seconds between two pieces.
+    The caller must have no reference to the objects but this list. `pause`: seconds between two pieces.
     """
     seen = set(map(id, parts))
     part = inner = None
-    for number, part in enumerate(parts):  # which grows
+    for number, part in enumerate(parts):  # the list grows meanwhile
         for inner in gc.get_referents(part):
             if gc.is_tracked(inner) and id(inner) not in seen and not isinstance(inner, _SHARED):
                 seen.add(id(inner))

@@ -2,7 +2,8 @@
 
 reads   <pipeline>.features by entity; the registry (<pipeline>.models, <pipeline>.promotions), every instance all of it
 writes  <pipeline>.predictions by entity, <pipeline>.prediction-log by event id, <pipeline>.dlq
-state   who serves, and the newest verified version of every model; before the first, the declared ones, which know nothing
+state   the serving model, and the newest verified version of every model; before the first, the declared models, which
+        have learned nothing
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def share_of(pipeline: str, entity_id: str) -> float:
 
 
 class ServingSlot:
-    """A model in its seat, and the version that was there before: what answers when this one can't."""
+    """A model in use, and its version before this one, which answers when this one can't."""
 
     __slots__ = ("before", "model", "name", "version")
 
@@ -43,8 +44,8 @@ class ServingSlot:
         self.before: tuple[int, Any] | None = None
 
     def put(self, version: int, model: Any) -> None:
-        """ModelRef another version."""
-        if self.version:  # one that has learned nothing is no help
+        """Serve another version from now on."""
+        if self.version:  # version 0 has learned nothing, so it is no help
             self.before = (self.version, self.model)
         self.version, self.model = version, model
 
@@ -55,7 +56,7 @@ class Scorer(Processor):
     Parameters
     ----------
     take
-        Returns model versions, and changes of who serves, that are ready; called between batches.
+        Returns model versions and serving changes that are ready; called between batches.
     """
 
     def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Loaded | ServingChange]] = tuple) -> None:
@@ -65,34 +66,34 @@ class Scorer(Processor):
         self.predictions = topics.PREDICTIONS.name(pipeline.name)
         self.log = topics.PREDICTION_LOG.name(pipeline.name)
         self.dlq = topics.DLQ.name(pipeline.name)
-        self._predict, self._is_sane = pipeline.kind.predict, pipeline.kind.is_valid_score
+        self._predict, self._is_valid_score = pipeline.kind.predict, pipeline.kind.is_valid_score
         self._take = take
-        self.seat(ServingChange(ModelRef(pipeline.champion)))
+        self.change(ServingChange(ModelRef(pipeline.champion)))
 
-    def seat(self, placed: ServingChange) -> None:
-        """Change who serves; from the next vector on."""
-        self._follows = {*self.pipeline.model_names, *placed.follows}
-        self.models = {name: seated for name, seated in self.models.items() if name in self._follows}
+    def change(self, change: ServingChange) -> None:
+        """Change the serving model, from the next vector on."""
+        self._follows = {*self.pipeline.model_names, *change.follows}
+        self.models = {name: slot for name, slot in self.models.items() if name in self._follows}
         self._pinned = []
-        for seat, (version, model) in placed.opened.items():
-            if seat.version:
-                self._pinned.append(ServingSlot(seat.model, version, model))
-            elif seat.model not in self.models:
-                self.models[seat.model] = ServingSlot(seat.model, version, model)
-        seat = placed.champion
-        pinned = [s for s in self._pinned if s.name == seat.model and s.version == seat.version]
-        self.champion = pinned[0] if pinned else self.models[seat.model]
+        for ref, (version, model) in change.opened.items():
+            if ref.version:
+                self._pinned.append(ServingSlot(ref.model, version, model))
+            elif ref.model not in self.models:
+                self.models[ref.model] = ServingSlot(ref.model, version, model)
+        ref = change.champion
+        pinned = [slot for slot in self._pinned if (slot.name, slot.version) == (ref.model, ref.version)]
+        self.champion = pinned[0] if pinned else self.models[ref.model]
         self._arrange()
 
     def _arrange(self) -> None:
-        # Those that are pinned come before those that learn: who takes the last of a model's scores takes the newest version's.
-        self.seats = (*self._pinned, *self.models.values())
+        # Pinned versions come first: the last of a model's scores is then its newest version's.
+        self.serving_slots = (*self._pinned, *self.models.values())
         self._shares, edge = [], 0.0
         for name, share in self.pipeline.shares.items():
             self._shares.append((edge := edge + share, self.models[name]))
 
     def put(self, name: str, version: int, model: Any) -> None:
-        """Put another version of a model in use; that of a candidate nobody follows any more is left out."""
+        """Put another version of a model in use; a candidate that is no longer followed is left out."""
         if name in self.models:
             self.models[name].put(version, model)
         elif name in self._follows:
@@ -100,12 +101,12 @@ class Scorer(Processor):
             self._arrange()
 
     def swap(self) -> None:
-        """Put versions that are ready in the place of those in use, and whom the gate has chosen into the champion's."""
+        """Put versions that are ready in place of those in use, and make the gate's choice the champion."""
         for item in self._take():
             if isinstance(item, ServingChange):
                 if item.champion:
-                    self.seat(item)
-                self.counts["model_loads", "seated" if item.champion else "refused"] += 1
+                    self.change(item)
+                self.counts["model_loads", "changed" if item.champion else "refused"] += 1
             elif item.snapshot is None:
                 self.counts["model_loads", "refused"] += 1
             else:
@@ -113,50 +114,53 @@ class Scorer(Processor):
                 self.counts["model_loads", "loaded"] += 1
 
     def ask(self, name: str, version: int, model: Any, x: Mapping[str, Any]) -> Score:
-        """Return what a model says. Raises Reject where it fails, or its score is none: not finite, or out of the task's range."""
+        """Return a model's score. Raises Reject where it fails, or its score is not finite or out of range."""
         try:
             score, probabilities = self._predict(model, x)
         except Exception as error:  # a model's own code
             raise Reject(
                 "model_failed", f"model {name!r} version {version} raised {type(error).__name__}: {error}"
             ) from error
-        if not self._is_sane(score, probabilities):
+        if not self._is_valid_score(score, probabilities):
             self.counts["not_finite", "score"] += 1
             raise Reject("not_finite_score", f"model {name!r} version {version} scores {score}", value=score)
         return {"model": name, "version": version, "score": score, "probabilities": probabilities}
 
     def serve(self, entity_id: str, x: Mapping[str, Any]) -> Score:
-        """Return the answer of whoever serves this entity. Raises Reject where nobody can answer: then it is the vector."""
-        seated = self.champion
+        """Return the score of the model that serves this entity.
+
+        Raises Reject where no model can answer: then the vector is at fault.
+        """
+        slot = self.champion
         if self._shares:
             place = share_of(self.pipeline.name, entity_id)
-            seated = next((other for edge, other in self._shares if place < edge), seated)
+            slot = next((other for edge, other in self._shares if place < edge), slot)
         try:
-            return self.ask(seated.name, seated.version, seated.model, x)
+            return self.ask(slot.name, slot.version, slot.model, x)
         except Reject as reject:
-            return self._instead(seated, x, reject)
+            return self._instead(slot, x, reject)
 
-    def _instead(self, seated: ServingSlot, x: Mapping[str, Any], reject: Reject) -> Score:
-        """Ask the version before, and put that back where it can answer; ask the champion for a challenger with a share."""
-        if seated.before is not None:
+    def _instead(self, slot: ServingSlot, x: Mapping[str, Any], reject: Reject) -> Score:
+        """Ask the version before, and serve that again where it can answer; for a challenger, ask the champion."""
+        if slot.before is not None:
             try:
-                answer = self.ask(seated.name, *seated.before, x)
+                answer = self.ask(slot.name, *slot.before, x)
             except Reject:
                 pass
             else:
                 log.error(
-                    "version given up; the one before it serves again",
+                    "a version failed; the version before it serves again",
                     extra={
-                        "model": seated.name,
-                        "version": seated.version,
+                        "model": slot.name,
+                        "version": slot.version,
                         "before": answer["version"],
                         "cause": str(reject),
                     },
                 )
-                (seated.version, seated.model), seated.before = seated.before, None
+                (slot.version, slot.model), slot.before = slot.before, None
                 self.counts["model_loads", "given_up"] += 1
                 return answer
-        if seated is self.champion:
+        if slot is self.champion:
             raise reject
         self.counts["skipped", reject.reason] += 1
         return self.ask(self.champion.name, self.champion.version, self.champion.model, x)
@@ -204,20 +208,20 @@ class Scorer(Processor):
         return True
 
     def _shadow(self, served: Score, x: Mapping[str, Any]) -> list[Score]:
-        found, name, version = [], served["model"], served["version"]
-        for seated in self.seats:
-            if seated.version == version and seated.name == name:
+        scores, name, version = [], served["model"], served["version"]
+        for slot in self.serving_slots:
+            if slot.version == version and slot.name == name:
                 continue
             try:
-                found.append(self.ask(seated.name, seated.version, seated.model, x))
+                scores.append(self.ask(slot.name, slot.version, slot.model, x))
             except Reject as reject:
                 # A challenger that fails harms nobody: the prediction goes out without its score.
                 self.counts["skipped", reject.reason] += 1
-        return found
+        return scores
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
-        found = {("model_version", name): float(seated.version) for name, seated in self.models.items()}
-        return found | {("serving_version", self.champion.name): float(self.champion.version)}
+        versions = {("model_version", name): float(slot.version) for name, slot in self.models.items()}
+        return versions | {("serving_version", self.champion.name): float(self.champion.version)}
 
 
 def build(pipeline: Pipeline, take: Callable[[], Sequence[Loaded | ServingChange]]) -> Service:

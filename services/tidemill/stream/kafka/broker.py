@@ -124,7 +124,8 @@ class KafkaBroker:
                 raise BrokerError(f"topic {name} can't be created: {kafka_error(error).str()}") from error
             except TimeoutError as error:
                 raise BrokerError(
-                    f"topic {name} was not created within {CREATE_SECONDS:.0f} s: the broker is slow or away; run it again"
+                    f"topic {name} was not created within {CREATE_SECONDS:.0f} s: "
+                    f"the broker is slow or away; run it again"
                 ) from error
         return [topic.topic for topic in missing]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tidemill.declare.monitor import BY_VIEW, Monitor
 from tidemill.watch.monitor.figures import FigureKey, Figures
-from tidemill.watch.monitor.performance import Judge
+from tidemill.watch.monitor.performance import WindowMetrics
 
 #: How far beyond the usual range a figure may be, in widths of that range.
 MARGIN_RANGES = 0.5
@@ -160,13 +160,13 @@ class UsualRanges:
 class Thresholds:
     """Which of a window's figures are in breach."""
 
-    def __init__(self, declared: Monitor, judge: Judge) -> None:
-        self.declared, self.judge = declared, judge
+    def __init__(self, declared: Monitor, window_metrics: WindowMetrics) -> None:
+        self.declared, self.window_metrics = declared, window_metrics
         self.usual = UsualRanges()
         self._kinds = {figure: kind for kind in KINDS for figure in kind.figures}
         performance = next(kind for kind in KINDS if kind.name == "performance")
-        self._kinds |= dict.fromkeys(judge.bigger_is_better, performance)
-        views = judge.pipeline.views
+        self._kinds |= dict.fromkeys(window_metrics.bigger_is_better, performance)
+        views = window_metrics.pipeline.views
         # A view's feature may be missing for good reason: a plane that has not landed for half a day has no last delay.
         self._view_features = {feature for view in views for feature in view.features}
         self._objectives = {view.label: view.objective for view in views if view.objective is not None}
@@ -195,7 +195,7 @@ class Thresholds:
             return None
         limit = self._limit(key)
         bounds = None if key.name in ABSOLUTE else self.bounds(key)
-        better = self.judge.bigger_is_better.get(key.name)
+        better = self.window_metrics.bigger_is_better.get(key.name)
         falls = better is True or key.name in TOO_LOW
         is_relative = key.name in RELATIVE or (key.name == "missing" and key.feature in self._view_features)
         if bounds is None and (limit is None or is_relative):

@@ -16,7 +16,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.stream.api import Record
 from tidemill.watch.monitor.alerts import SILENT, Alert, Alerts, Thresholds
 from tidemill.watch.monitor.figures import Columns, FigureKey, Figures, Reference, example_figures, prediction_figures
-from tidemill.watch.monitor.performance import Judge
+from tidemill.watch.monitor.performance import WindowMetrics
 from tidemill.watch.monitor.reference import ReferenceBuilder
 from tidemill.watch.monitor.windows import SourceWindows, Window, hash_of, start_of
 from tidemill.wire import dead_letters, topics
@@ -57,8 +57,8 @@ class Core:
         self.declared = pipeline.monitor
         self.records = Records(pipeline)
         self.columns = Columns(pipeline)
-        self.judge = Judge(pipeline)
-        self.thresholds = Thresholds(self.declared, self.judge)
+        self.window_metrics = WindowMetrics(pipeline)
+        self.thresholds = Thresholds(self.declared, self.window_metrics)
         self.alerts = Alerts(self.thresholds, self.declared.windows)
         self.length = milliseconds(self.declared.window)
         lateness = milliseconds(self.declared.lateness)
@@ -66,7 +66,7 @@ class Core:
             source: SourceWindows(self.length, lateness, self.declared.most) for source in (PREDICTIONS, EXAMPLES)
         }
         self.reference: Reference | None = None
-        self._reference_builder = ReferenceBuilder(pipeline, self.columns, self.judge)
+        self._reference_builder = ReferenceBuilder(pipeline, self.columns, self.window_metrics)
         self._rejected: dict[int, Counter[RuleKey]] = {}
         self._warned: dict[int, Counter[RuleKey]] = {}
         self._expired: Counter[int] = Counter()
@@ -105,7 +105,9 @@ class Core:
             if self.reference is None and self._reference_builder.complete:
                 self._finish_reference()
             champion = example["prediction"]["champion"]
-            self._adwin.update(self.judge.error(example["label"], champion["score"], champion["probabilities"]))
+            self._adwin.update(
+                self.window_metrics.error(example["label"], champion["score"], champion["probabilities"])
+            )
             self._changes += bool(self._adwin.drift_detected)
             window = windows.window(example["label_time"], record.partition())
             if window is None:
@@ -203,7 +205,7 @@ class Core:
         elif rows:
             frame = pd.DataFrame(rows, columns=list(self.columns.example))
             figures = example_figures(
-                self.pipeline, self.judge, frame, self.declared.segments, self.declared.least, self.reference
+                self.pipeline, self.window_metrics, frame, self.declared.segments, self.declared.least, self.reference
             )
             figures |= self._coverage(window)
             figures[FigureKey("adwin_changes", self.pipeline.champion)], self._changes = float(self._changes), 0

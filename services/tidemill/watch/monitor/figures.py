@@ -15,7 +15,7 @@ import pandas as pd
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.watch.monitor.drift import CategoryReference, NumberReference
-from tidemill.watch.monitor.performance import Answers, Judge
+from tidemill.watch.monitor.performance import Answers, WindowMetrics
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 #: Versions of the champion with metrics of their own in one window: the latest with enough rows.
@@ -181,7 +181,7 @@ def _feature(figures: Figures, name: str, kind: str, column: pd.Series[Any], ref
 
 def example_figures(
     pipeline: Pipeline,
-    judge: Judge,
+    window_metrics: WindowMetrics,
     rows: pd.DataFrame,
     segments: Sequence[str],
     min_rows: int,
@@ -207,11 +207,11 @@ def example_figures(
     answers = {model: _answers(rows, model) for model in pipeline.model_names}
     for model, (answered, positions) in answers.items():
         if len(answered):
-            _performance(figures, judge, model, answered, positions, groups, min_rows)
-    _gains(figures, judge)
+            _performance(figures, window_metrics, model, answered, positions, groups, min_rows)
+    _gains(figures, window_metrics)
     served = rows[SERVED].mode()
     champion = served[0] if len(served) and served[0] in answers else pipeline.champion
-    _versions(figures, judge, champion, answers[champion][0], min_rows)
+    _versions(figures, window_metrics, champion, answers[champion][0], min_rows)
     return figures
 
 
@@ -234,41 +234,41 @@ def _answers(rows: pd.DataFrame, model: str) -> tuple[Answers, npt.NDArray[Any]]
 
 def _performance(
     figures: Figures,
-    judge: Judge,
+    window_metrics: WindowMetrics,
     model: str,
     answers: Answers,
     positions: npt.NDArray[Any],
     groups: Mapping[str, Mapping[str, npt.NDArray[Any]]],
     min_rows: int,
 ) -> None:
-    for name, value in (judge.metrics(answers) | judge.calibration(answers)).items():
+    for name, value in (window_metrics.metrics(answers) | window_metrics.calibration(answers)).items():
         figures[FigureKey(name, model)] = value
     for segment, values in groups.items():
         for segment_value, rows in values.items():
             answered = positions[rows]
             part = answers.some(answered[answered >= 0])
             if len(part) >= min_rows:
-                for name, measured in judge.metrics(part).items():
+                for name, measured in window_metrics.metrics(part).items():
                     figures[FigureKey(name, model, segment=f"{segment}={segment_value}")] = measured
 
 
-def _gains(figures: Figures, judge: Judge) -> None:
+def _gains(figures: Figures, window_metrics: WindowMetrics) -> None:
     """Add each model's gain over the baseline; above 0 is better."""
     for key, value in list(figures.items()):
-        if key.name in judge.bigger_is_better and key.model not in ("", "baseline"):
+        if key.name in window_metrics.bigger_is_better and key.model not in ("", "baseline"):
             base = figures.get(key._replace(model="baseline"))
             if base is not None:
-                figures[key._replace(name=f"{key.name}_gain")] = judge.gain(key.name, value, base)
+                figures[key._replace(name=f"{key.name}_gain")] = window_metrics.gain(key.name, value, base)
 
 
-def _versions(figures: Figures, judge: Judge, champion: str, answers: Answers, min_rows: int) -> None:
+def _versions(figures: Figures, window_metrics: WindowMetrics, champion: str, answers: Answers, min_rows: int) -> None:
     """Add the champion's metrics by version, and the gain of each version over the previous one."""
     versions, counts = np.unique(answers.version, return_counts=True)
     previous: Mapping[str, float] = {}
     for version in versions[counts >= min_rows][-MAX_VERSIONS:].tolist():
-        now = judge.metrics(answers.some(answers.version == version))
+        now = window_metrics.metrics(answers.some(answers.version == version))
         for name, value in now.items():
             figures[FigureKey(name, champion, version)] = value
             if name in previous:
-                figures[FigureKey(f"{name}_gain", champion, version)] = judge.gain(name, value, previous[name])
+                figures[FigureKey(f"{name}_gain", champion, version)] = window_metrics.gain(name, value, previous[name])
         previous = now

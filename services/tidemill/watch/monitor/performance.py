@@ -1,9 +1,9 @@
 """How good a window's predictions were: the task's metrics over whole columns, and calibration.
 
-pandas computes them for a window at once, by the textbook's definition; a declared metric that has no such function is River's
-own, updated row by row. ROCAUC is ours because neither of River's is exact: `ROCAUC` goes by ten thresholds (0.002 to 0.024 away on
-made-up windows, and 75 ms instead of 3 for 26,000 rows), and `RollingROCAUC` counts ties wrongly (up to 0.07 away where
-scores take a few values, as a baseline's do; equal where there are no ties).
+pandas computes them for a window at once, by the textbook's definition; a declared metric that has no such function is
+River's own, updated row by row. ROCAUC is ours because neither of River's is exact: `ROCAUC` goes by ten thresholds
+(0.002 to 0.024 away on made-up windows, and 75 ms instead of 3 for 26,000 rows), and `RollingROCAUC` counts ties
+wrongly (up to 0.07 away where scores take a few values, as a baseline's do; equal where there are no ties).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Metric = Callable[[Column, Column], float | None]
 
 
 def rocauc(label: Column, score: Column) -> float | None:
-    """Return the share of pairs of a true and a false row in which the true one has the higher score; ties count half."""
+    """Return the share of pairs of a true and a false row where the true one scores higher; ties count half."""
     truth = label.astype(bool)
     positives = int(truth.sum())
     negatives = len(truth) - positives
@@ -88,7 +88,7 @@ class Answers:
         return Answers(self.label[rows], self.score[rows], self.version[rows], probabilities)
 
 
-class Judge:
+class WindowMetrics:
     """The metrics of one pipeline, for windows."""
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -122,8 +122,8 @@ class Judge:
     def calibration(self, answers: Answers) -> dict[str, float]:
         """Return how far scores are from what came true.
 
-        `bias`: the mean score less the mean label. `calibration_error` (binary): over ten bins of the score, the distance
-        between mean score and share of true labels, weighed by the bin's rows.
+        `bias`: the mean score less the mean label. `calibration_error` (binary): over ten bins of the score, the
+        distance between mean score and share of true labels, weighed by the bin's rows.
         """
         task = self.pipeline.task
         if task not in ("binary", "regression"):

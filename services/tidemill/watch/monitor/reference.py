@@ -11,7 +11,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.watch.monitor.alerts import UsualRanges
 from tidemill.watch.monitor.figures import Columns, Figures, Reference, example_figures, prediction_figures
-from tidemill.watch.monitor.performance import Judge
+from tidemill.watch.monitor.performance import WindowMetrics
 from tidemill.watch.monitor.windows import Window, hash_of, start_of
 
 #: Rows that the reference keeps of all its windows together.
@@ -23,8 +23,8 @@ MAX_LEFT_OUT_WINDOWS = 30
 class ReferenceBuilder:
     """Collects the examples of the declared first span of event time, and makes the reference of them."""
 
-    def __init__(self, pipeline: Pipeline, columns: Columns, judge: Judge) -> None:
-        self.pipeline, self.columns, self.judge = pipeline, columns, judge
+    def __init__(self, pipeline: Pipeline, columns: Columns, window_metrics: WindowMetrics) -> None:
+        self.pipeline, self.columns, self.window_metrics = pipeline, columns, window_metrics
         declared = pipeline.monitor
         self.span, self.length = milliseconds(declared.reference), milliseconds(declared.window)
         self.complete = False
@@ -74,6 +74,6 @@ class ReferenceBuilder:
         for window in self._by_label.values():
             frame = pd.DataFrame(window.rows, columns=columns)
             if len(frame) >= min_rows:
-                usual.append(example_figures(self.pipeline, self.judge, frame, segments, min_rows, reference))
+                usual.append(example_figures(self.pipeline, self.window_metrics, frame, segments, min_rows, reference))
         self._windows, self._by_label = {}, {}
         return reference, UsualRanges.of(usual)

@@ -18,8 +18,8 @@ const KINDS = {
 };
 const kindOf = (row) => (KINDS[row.kind] ?? [row.kind.replaceAll("_", " ")])[0];
 const keyOf = (row) => row.decision?.id ?? "declared";
-const seat = (row) => (row.model ? `${row.model}${row.version ? `@${row.version}` : ""}` : "none");
-const seatOf = (ref) => seat(ref ?? {});
+const modelRef = (row) => (row.model ? `${row.model}${row.version ? `@${row.version}` : ""}` : "none");
+const modelRefOf = (ref) => modelRef(ref ?? {});
 
 /** What the champion is called beside its name: pinned, or at which version it serves. */
 export function championWord(snapshot) {
@@ -33,9 +33,9 @@ export function proposals(rows) {
   const found = [];
   for (const row of rows) {
     const { decision } = row;
-    if (!decision || seatOf(decision.champion) !== seatOf(decision.before)) break;
-    if (row.kind === "proposed" && !spoken.has(seat(row))) found.push(row);
-    spoken.add(seat(row));
+    if (!decision || modelRefOf(decision.champion) !== modelRefOf(decision.before)) break;
+    if (row.kind === "proposed" && !spoken.has(modelRef(row))) found.push(row);
+    spoken.add(modelRef(row));
   }
   return found;
 }
@@ -55,8 +55,8 @@ export class Promotions {
         {
           id: "model",
           title: "about",
-          value: seat,
-          fill: (cell, row) => clipped(parts(cell, clip).span, seat(row)),
+          value: modelRef,
+          fill: (cell, row) => clipped(parts(cell, clip).span, modelRef(row)),
         },
         {
           id: "at",
@@ -103,9 +103,9 @@ export class Promotions {
       () => el("li", {}, el("strong"), el("span"), el("code")),
       (node, r) => {
         const [head, why, command] = node.children;
-        text(head, `${seat(r)} is proposed as champion.`);
+        text(head, `${modelRef(r)} is proposed as champion.`);
         text(why, r.why);
-        text(command, `tidemill models promote ${snapshot.pipeline} ${seat(r)} --why "…"`);
+        text(command, `tidemill models promote ${snapshot.pipeline} ${modelRef(r)} --why "…"`);
       },
     );
     byId("proposals").hidden = !open.length;
@@ -141,7 +141,7 @@ export class Promotions {
     byId("evidence").hidden = !row;
     byId("evidence-body").hidden = !all;
     const [served, other] = row?.compared ?? [];
-    text(byId("evidence-title"), all ? `${other} against ${served}, which served` : row ? `${kindOf(row)}: ${seat(row)}` : "");
+    text(byId("evidence-title"), all ? `${other} against ${served}, which served` : row ? `${kindOf(row)}: ${modelRef(row)}` : "");
     text(byId("evidence-why"), row?.why);
     text(byId("evidence-none"), all ? "" : row?.kind === "declared" ? "A declaration needs no evidence." : "No evidence.");
     byId("evidence-none").hidden = Boolean(all);
