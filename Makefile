@@ -33,7 +33,7 @@ $(VENV)/dev: requirements/dev.lock pyproject.toml | $(BIN)/python
 demo: $(VENV)/demo ## January's flights through the whole pipeline, in about a minute; ARGS="--days 2 --headless ..."
 	@$(BIN)/tidemill demo $(ARGS)
 
-unit: $(VENV)/dev ## what takes no broker and little time: most unit and contract tests, in some 20 s
+unit: $(VENV)/dev ## what takes no broker and little time: most unit and contract tests, in 20 s
 	@$(BIN)/python -m pytest -n 2 -q -p no:schemathesis -m "not slow and not long and not kafka and not browser" \
 		tests/unit tests/contracts tests/project $(ARGS)
 

@@ -388,6 +388,7 @@ own = replace(
 '''
 
 
+@pytest.mark.slow
 def test_a_pipelines_file_may_bring_its_own(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     pipeline = load(str(tmp_path / "own.py"))

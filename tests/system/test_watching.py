@@ -297,7 +297,7 @@ def test_the_command_says_what_views_know_as_stored_and_as_of_any_time(run: Runn
 def test_a_backfill_of_what_was_told_already_tells_nothing(run: Running) -> None:
     before = len(records(run, topics.UPDATES))
     said = command(run, "backfill", run.stack.reference, "--view", "dest")
-    assert re.fullmatch(r"dest from events: 0 updates written, [\d,]{5,} existed already\n", said)
+    assert re.fullmatch(r"dest from events: 0 updates written, [\d,]{5,} were there already\n", said)
     assert len(records(run, topics.UPDATES)) - before == 4, "that it is filled is said to each partition"
 
 

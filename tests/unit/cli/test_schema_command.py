@@ -15,6 +15,8 @@ from tidemill import load
 from tidemill.cli.main import cli
 from tidemill.errors import SettingsError, StoreError, TidemillError
 
+pytestmark = pytest.mark.slow
+
 AVRO = load("plain").events.avro
 GATE = {"name": "gate", "type": ["null", "string"], "default": None}
 

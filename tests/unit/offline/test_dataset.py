@@ -399,6 +399,7 @@ class TestTheFile:
         assert [path.name for path in tmp_path.iterdir()] == ["there.parquet"]
         assert (tmp_path / "there.parquet").read_text() == "what was there before"
 
+    @pytest.mark.slow
     def test_nothing_to_write_is_said_and_nothing_written(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=r"x\.parquet: nothing to write: there is no example"):
             make(

@@ -31,6 +31,8 @@ from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 DECLARATION = "import small\npipeline = small.make(models={'linear': small.linear(), 'slow': small.linear(0.0001)})\n"
 LOG, EXAMPLES, MODELS = topics.PREDICTION_LOG, topics.EXAMPLES, topics.MODELS
 ROUND = 30

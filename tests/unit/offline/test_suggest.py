@@ -37,6 +37,8 @@ from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 FLIGHTS = load("flights")
 BARE = replace(FLIGHTS, rules=[], label_rules=[])
 MOST = 0.001
@@ -88,7 +90,6 @@ def lognormal(seed: int, size: int, sigma: float = 1.0) -> list[float]:
 
 
 class TestBadValues:
-    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
     def test_one_in_a_thousand_does_not_move_what_is_suggested(self, seed: int) -> None:
         rng, rows = random.Random(seed), [dict(row) for row in january()]
@@ -114,14 +115,12 @@ class TestBadValues:
             "[", "("
         ).replace("]", ")")
 
-    @pytest.mark.slow
     def test_a_carrier_that_was_seen_once_is_left_out_unless_it_is_declared(self) -> None:
         assert of(clean(), "carrier", "one_of").left_out == [("OO", 1)]
         declared = suggest(FLIGHTS, "rules", of_rows(FLIGHTS.events, FLIGHTS.rules, january()), MOST)
         assert of(declared, "carrier", "one_of").status == "declared"
         assert '"OO"' in of(declared, "carrier", "one_of").code
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("bad", [-999.0, 1e6, 1e15])
     @pytest.mark.parametrize("share", [0.0002, 0.0009])
     def test_bounds_of_numbers_are_as_without(self, bad: float, share: float) -> None:
@@ -133,7 +132,6 @@ class TestBadValues:
         assert one.code == as_is
         assert (one.left_out, one.warn) == ([(bad, round(share * 20_000))], False)
 
-    @pytest.mark.slow
     def test_more_than_may_be_refused_widens_or_warns(self) -> None:
         """What lies apart and is 0.3 % of all is no error; a suggestion that still refuses too much says so."""
         values = np.random.default_rng(1).normal(50, 5, 20_000).tolist()
@@ -183,7 +181,6 @@ class TestTomorrow:
         assert share <= max(one.share, MOST) + 3 * np.sqrt(MOST / 20_000), one
         assert not one.warn, one
 
-    @pytest.mark.slow
     @settings(max_examples=25, deadline=None)
     @given(seed=st.integers(0, 10**6), mean=st.floats(-1e6, 1e6), sigma=st.floats(0.01, 1e4), skew=st.floats(0.01, 2),
            is_integer=st.booleans())  # fmt: skip
@@ -216,7 +213,6 @@ class TestTomorrow:
         assert "warn=True" in text
         assert "of what came after" in text
 
-    @pytest.mark.slow
     def test_of_januarys_rules_those_without_a_warning_hold_in_july(self) -> None:
         """A month of weather is not the year's: its rules warn, and would have refused much."""
         july = [flight.event for flight in data.flights((7,))]
@@ -318,7 +314,6 @@ class TestDeclared:
                 status != "declared"
             ) or one.warn
 
-    @pytest.mark.slow
     def test_what_history_breaks_is_named(self) -> None:
         rows = [{**row, "sched_hour": 77} if i % 100 == 0 else row for i, row in enumerate(january()[:5000])]
         found = suggest(FLIGHTS, "rules", of_rows(FLIGHTS.events, FLIGHTS.rules, rows), MOST)
@@ -326,7 +321,6 @@ class TestDeclared:
         assert (bad.field, bad.rule, bad.refused, bad.values) == ("sched_hour", "between", 50, [(77, 50)])
         assert "declared: between on sched_hour (0 to 23) refuses 50 (0.01): 77 (50 times)" in suggestions_text(found)
 
-    @pytest.mark.slow
     def test_the_printed_code_refuses_what_is_printed(self) -> None:
         for found, rows in ((clean(), january()),):
             for one in found.fields:
@@ -394,7 +388,6 @@ class TestMemory:
             assert len(found._times) <= limit
             assert found.repeated == pytest.approx(0.1, abs=0 if limit > 9000 else 0.05)
 
-    @pytest.mark.slow
     def test_the_same_history_says_the_same(self) -> None:
         rows = list(january())
         again = suggest(BARE, "rules", of_rows(BARE.events, (), rows), MOST)
@@ -411,7 +404,6 @@ def filled(lag: Callable[[int], int] = lambda i: 0) -> MemoryBroker:
     return broker
 
 
-@pytest.mark.slow
 class TestKafka:
     def test_it_says_what_files_say(self) -> None:
         found = suggest(BARE, "rules", of_kafka(BARE, filled())["rules"], MOST)
@@ -466,7 +458,6 @@ class TestTheCommand:
     def run(self, *options: Any) -> str:
         return CliRunner().invoke(cli, ["rules", "suggest", *map(str, options)], catch_exceptions=False).stdout
 
-    @pytest.mark.slow
     def test_it_prints_what_to_paste(self, tmp_path: Path) -> None:
         write(tmp_path / "e.jsonl", january()[:5000])
         said = self.run("flights", "--events", tmp_path / "e.jsonl")
@@ -486,7 +477,6 @@ class TestTheCommand:
         with pytest.raises(SettingsError, match="--labels goes with --events"):
             self.run("flights", "--labels", tmp_path / "e.csv")
 
-    @pytest.mark.slow
     def test_an_empty_log_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from tidemill.cli import rules as command
 

@@ -438,6 +438,7 @@ def won(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 class TestWinners:
     @pytest.mark.slow
     def test_they_are_challengers_by_one_line_of_the_declaration(self, won: Path) -> None:

@@ -27,6 +27,8 @@ from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 DECLARATION = "import small\npipeline = small.make(models={'linear': small.linear(), 'slow': small.linear(0.0001)})\n"
 PIPELINE = small.make()
 KEY = "a key for tests, long enough"

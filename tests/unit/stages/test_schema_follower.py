@@ -25,6 +25,8 @@ from tidemill.stages.validator.schema_follower import NOT_FOUND_PAUSE_SECONDS, S
 from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = small.make()
 EVENTS, LABELS = "small.events", "small.labels"
 _names = itertools.count()
@@ -214,7 +216,6 @@ def test_a_registry_that_is_away_when_the_service_starts_is_said_at_once(registr
         feed_of(registry).start()
 
 
-@pytest.mark.slow
 def test_the_loop_waits_for_a_new_schema_and_loses_doubles_and_reorders_nothing(registry: FakeRegistry) -> None:
     """The real loop on the broker in memory; the thread that looks is real."""
     from tidemill.stream.loop import Loop
@@ -265,7 +266,6 @@ def producer_of(place: str, topic: str, avro: Any) -> Any:
     return lambda record: to_bytes(record, SerializationContext(topic, MessageField.VALUE))
 
 
-@pytest.mark.slow
 def test_what_confluents_serializer_writes_is_read(place: str) -> None:
     v1, v2 = (producer_of(place, EVENTS, avro) for avro in (CODEC.avro, V2))
     first, second = v1(EVENT), v2(V2_EVENT)
@@ -299,7 +299,6 @@ def test_the_guid_is_known_where_the_registry_tells_it() -> None:
         server.stop()
 
 
-@pytest.mark.slow
 def test_registering_again_changes_nothing(place: str) -> None:
     registry = SchemaRegistry(place)
     first = registry.register("s-value", V2)

@@ -19,6 +19,8 @@ from tidemill.watch.status.overview import flow
 from tidemill.watch.status.scrape import Instance, Scraper, parse
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "<script>alert(1)</script>"
 
 
@@ -364,7 +366,6 @@ def test_it_is_told_whether_a_person_holds_the_champion(site: Site, champion: st
     assert site.get("/api/overview")["champion_pinned"] is pinned
 
 
-@pytest.mark.slow
 def test_a_candidate_that_answers_is_among_the_models(site: Site) -> None:
     site.tell(topics.PROMOTIONS, decision(1, champion="slow~50", candidate="slow~90"))
     assert site.get("/api/overview")["model_names"] == ["logreg", "slow", "baseline", "slow~50", "slow~90"]
