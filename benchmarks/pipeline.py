@@ -82,8 +82,9 @@ class Timed(Processor):
         self.inner, self.expected = inner, expected
         self.handled, self.step_cpu = 0, 0.0
         self.began: tuple[float, float] | None = None
-        for name in ("assign", "truncated", "note", "committed", "revoke", "finish", "gauges"):
-            setattr(self, name, getattr(inner, name))
+        for name, method in vars(Processor).items():
+            if callable(method) and not name.startswith("_") and name != "process":
+                setattr(self, name, getattr(inner, name))
         self.counts = inner.counts
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
