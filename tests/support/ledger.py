@@ -320,7 +320,8 @@ def predictions_again(run: Running, ledger: Ledger, verdict: Verdict) -> None:
             if score != champion["score"]:
                 different.append(prediction["features"]["event_id"])
     verdict.must(not different, f"{len(different)} predictions score otherwise when done again, {different[:3]}")
-    verdict.must(len({p["champion"]["version"] for p in log}) > 3, "hardly a version served")
+    versions = sorted({p["champion"]["version"] for p in log})
+    verdict.must(len(versions) > 3, f"hardly a version served: {versions}")
 
 
 def store(run: Running, ledger: Ledger, url: str, verdict: Verdict) -> None:
