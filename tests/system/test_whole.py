@@ -59,9 +59,8 @@ def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("killed", [(), KILLED], ids=["undisturbed", "killed"])
 def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: tuple[str, ...]) -> None:
     run = running("flights", partitions=4, snapshot_seconds=0.3, status_token=TOKEN)
-    found = data.flights(
-        (1,), days=5
-    )  # fewer are through before the scorer has opened four versions, on a fast machine
+    # Three days are through, on a fast machine, before the scorer has opened four versions.
+    found = data.flights((1,), days=5)
     messages = script(run.pipeline, found, corrupt_every=100)
     run.stack.start_all()
     if killed:
