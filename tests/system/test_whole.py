@@ -15,6 +15,7 @@ from running import Running, until
 from tidemill.cli.main import cli
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
+from tidemill.registry.decisions import all_decisions, decisions
 from tidemill.wire import topics
 
 IN_FLIGHT = 400
@@ -43,6 +44,13 @@ def asked(run: Running, kind: str, *target: str) -> str:
     )
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def serves_newest_decision(run: Running) -> bool:
+    """Whether the scorer has opened what the gate decided last: by its own log."""
+    registry = registry_of(run)
+    newest = all_decisions(run.pipeline, run.broker, decisions(run.pipeline, registry.key))[-1]
+    return newest.id in run.stack.log("scorer").read_text()
 
 
 def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
@@ -92,15 +100,15 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
             before = ledger.count(topics.PREDICTIONS)
             until(lambda before=before: ledger.count(topics.PREDICTIONS) > before + 100, "nothing passes", 120)
         run.stack.start(role)
-        held_back.append(
-            role
-        )  # else all the rest has passed before the materializer is there again, and the gate has answered
+        # Else all the rest has passed before the gate has answered, or before the scorer follows.
+        held_back.append(role)
         kind, *target = CHANGES[number - 1]
         newest = [record for record in ledger.of(topics.MODELS) if record.key() == b"logreg"][-1]
         version = run.records.manifest.decode(newest.value())["version"]
         pinned = version if kind == "pin" else pinned
         changes.append(asked(run, kind, *[part.format(version=version) for part in target]))
         until(lambda role=role: run.stack.fetch(role, "/readyz")[0] == 200, f"the {role} is not ready", 60)
+        until(lambda: serves_newest_decision(run), "the scorer does not follow the decision", 60)
         held_back.clear()
     assert kills == list(killed), "every planned kill was done"
     until(lambda: bool(replay.ended_at) or replay.error is not None, "the replay stalls", 120)
