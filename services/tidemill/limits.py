@@ -36,6 +36,11 @@ SCHEMA_FIELDS = Limit(
     "its messages are dead letters, or `check` fails",
 )
 
+# Connections to a service's /livez, /readyz and /metrics.
+PROBE_CONNECTIONS = Limit("service", 128, "connections", "the oldest that has not sent its request is closed")
+PROBE_SECONDS = Limit("connection to /livez, /readyz or /metrics", 5, "seconds", "it is closed")
+PROBE_HEAD_BYTES = Limit("request to /livez, /readyz or /metrics", 16_384, "bytes", "answer 431")
+
 # Rules.
 PATTERN_BYTES = Limit("pattern of `rules.matches`", 8 << 20, "bytes of memory, compiled", "`check` fails")
 

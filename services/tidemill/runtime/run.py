@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from tidemill import metrics
+from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.settings import Settings
@@ -62,7 +62,7 @@ def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]
         )
 
 
-class LoopHealth(metrics.Health):
+class LoopHealth(probes.Health):
     """Alive while the loop turns; ready once the state of its partitions is restored."""
 
     def __init__(self, loop: Loop, clock: Callable[[], float] = time.monotonic) -> None:
@@ -236,7 +236,7 @@ def _monitor() -> Build:
         pipeline, settings = context.pipeline, context.settings
         service = MonitorService(pipeline, context.broker, settings, Sender(settings.brokers, settings.kafka))
         if settings.http_port:
-            metrics.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
+            probes.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
         return service.run
 
@@ -305,7 +305,7 @@ def _loop(context: Context, service: Service, follower: Follower | None = None) 
         commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
     )
     if settings.http_port:
-        metrics.serve(settings.http_port, LoopHealth(loop))
+        probes.serve(settings.http_port, LoopHealth(loop))
     stop_on_signals(loop)
     if follower:
         follower.start()
