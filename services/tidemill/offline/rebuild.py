@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
-from tidemill.models.fold import Fold
 from tidemill.models.refold import FoldRange, Refold, Refolded
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
@@ -123,7 +122,7 @@ class Rebuild:
         fold = refolded.fold
         if fold is None:
             return RebuiltVersion(manifest, "gone", why=refolded.why)
-        scores, why = self._compare(fold, manifest)
+        scores, why = self.registry.compare(manifest, fold.snapshot())
         if why:
             return RebuiltVersion(manifest, "different", scores, why=why)
         try:
@@ -142,19 +141,6 @@ class Rebuild:
                     manifest, "different", scores, why=f"the artifact scores {other} where the fold scores {own}"
                 )
         return RebuiltVersion(manifest, "equal", scores, "intact")
-
-    def _compare(self, fold: Fold, manifest: Manifest) -> tuple[int, str]:
-        """Return how many golden scores were compared, and what differs from the manifest."""
-        if fold.examples != manifest.examples:
-            return 0, f"{fold.examples:,} examples were folded where it had learned {manifest.examples:,}"
-        if not manifest.golden:
-            return 0, "its manifest has no golden vector to compare with"
-        for index, golden in enumerate(manifest.golden):
-            x = vector_to_x(self.registry.records.vector.record(golden["vector"]))
-            score = self._score(fold.model, x)
-            if score != golden["score"]:
-                return index + 1, f"golden vector {index} scores {score}; it was {golden['score']}"
-        return len(manifest.golden), ""
 
     def _score(self, model: Any, x: Mapping[str, Any]) -> float:
         return self.pipeline.kind.predict(model, x)[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from tidemill.errors import ArtifactError
-from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.manifests import Manifest, Registry, parse
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 
@@ -53,10 +53,11 @@ def backwards(low: int, high: int, step: int, growth: int = 1, most: int | None 
 def latest(
     broker: Broker, registry: Registry, wanted: Mapping[str, int], since: int = 0
 ) -> tuple[dict[str, list[Manifest]], int]:
-    """Return the last manifests of each model (`wanted`: how many at most), newest first, and the end of the topic.
+    """Return the newest manifests of each model (`wanted`: how many at most), newest first, and the end of the topic.
 
-    The topic is read backwards, so that a service starts as fast after a year of versions as after a day. Damaged and
-    forged manifests are logged and skipped. Nothing before the offset `since` is read.
+    The newest is the one with the highest epoch and version, wherever it lies in what was read. The topic is read
+    backwards, so that a service starts as fast after a year of versions as after a day. Damaged and forged manifests
+    are logged and skipped. Nothing before the offset `since` is read.
     """
     partition = models_partition(registry)
     low, high = broker.offset_range(partition)
@@ -66,12 +67,45 @@ def latest(
             break
         for record in reversed([record for batch in broker.read({partition: (begin, end)}) for record in batch]):
             model = (record.key() or b"").decode(errors="replace")
-            if len(manifests.get(model, ())) >= wanted.get(model, 0):
+            if model not in wanted:
                 continue
             manifest = valid_manifest(registry, record)
-            if manifest and manifest.model == model:
+            if manifest and (manifest.pipeline, manifest.model) == (registry.pipeline.name, model):
                 manifests[model].append(manifest)
-    return manifests, high
+    return {model: _newest(manifests[model])[:many] for model, many in wanted.items()}, high
+
+
+def _newest(manifests: Iterable[Manifest]) -> list[Manifest]:
+    """Return the manifests, newest first; of one version that was published twice, the later record first."""
+    return sorted(manifests, key=lambda manifest: manifest.newness, reverse=True)
+
+
+def why_none(broker: Broker, registry: Registry, model: str) -> str:
+    """Return why a model has no manifest that counts although the topic has some of it; empty where it has none."""
+    partition = models_partition(registry)
+    count = 0
+    for batch in broker.read({partition: broker.offset_range(partition)}):
+        for record in batch:
+            if record.key() != model.encode():
+                continue
+            try:
+                manifest = parse(registry.records, record.value() or b"")
+            except ArtifactError:
+                continue
+            is_own = (manifest.pipeline, manifest.model) == (registry.pipeline.name, model)
+            count += is_own and not registry.is_signed(manifest)
+    if not count:
+        return ""
+    reset = reset_command(registry.pipeline.name, model)
+    return (
+        f"{partition.topic} has {count:,} manifests of model {model!r}, and none with a valid signature: set the key "
+        f"that they were signed with, or begin another life of the model: {reset}"
+    )
+
+
+def reset_command(pipeline: str, model: str) -> str:
+    """Return the command that begins another life of a model, for a person to copy."""
+    return f'`tidemill models reset {pipeline} {model} --why "..."`'
 
 
 def versions(
