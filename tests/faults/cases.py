@@ -392,8 +392,8 @@ def short(bench: Bench, *, rate: float = 150.0) -> Row:
         late = river.struck("materializer")[-1].get("redis", "not tried")
         river.must(late == "refused", f"the zombie's late write to Redis: {late}")
         kill_each(("featurizer", "scorer", "materializer"))
-        for role in topics.WATCHING:
-            river.kill(role)
+        for fault in [river.kill(role, wait=False) for role in topics.WATCHING]:
+            river.wait_back(fault)
         fault = river.plan("stop", "gate")
         fault.fired = river.stop("gate")[1] == 0
         river.supervisor.begin("gate")

@@ -291,18 +291,22 @@ class River:
         """Return the process id of what does a role's work now."""
         return worker(self.process(role))
 
-    def kill(self, role: str, *, whole: bool = False) -> Fault:
-        """Kill -9 at this moment, whatever it does; `whole`: the process that would start it again as well."""
+    def kill(self, role: str, *, whole: bool = False, wait: bool = True) -> Fault:
+        """Kill -9 at this moment, whatever it does; `whole`: the process that would start it again as well.
+
+        `wait`: until one of the others is back.
+        """
         fault, process = self.plan("kill of all its processes" if whole else "kill", role), self.process(role)
         pid = self.worker(role)
         fault.at = time.monotonic()
         os.kill(process.pid if whole else pid, signal.SIGKILL)
         until(lambda: gone(pid), f"{role} is not killed", 10)
         fault.fired = True
-        self._wait_back(fault)
+        if wait:
+            self.wait_back(fault)
         return fault
 
-    def _wait_back(self, fault: Fault) -> None:
+    def wait_back(self, fault: Fault) -> None:
         """Wait until one of the others, of which nothing comes that a stall would show in, is ready again."""
         if fault.role in OTHERS:
             until(lambda: self.ready(fault.role), f"{fault.role} is not back after {fault.what}", BACK_SECONDS)
@@ -331,7 +335,7 @@ class River:
         fault.fired = True
         fault.at = json.loads(said.read_text().splitlines()[before])["at"]
         if action == "kill":
-            self._wait_back(fault)
+            self.wait_back(fault)
         return fault
 
     def struck(self, role: str) -> list[dict[str, Any]]:
@@ -399,7 +403,7 @@ class River:
                 os.kill(self.worker(role), signal.SIGUSR2)  # where each stands, into its log
             time.sleep(1)
         caught_up = time.monotonic() - ended
-        if self.watched and (left := self.ledger.others_behind()):
+        if self.watched and (left := self.ledger.others_behind("gate", "archiver", "monitor")):
             self.must(False, f"not read to the end: {left}")
         self.supervisor.close()
         self.ledger.end()
