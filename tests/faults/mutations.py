@@ -343,8 +343,8 @@ MUTANTS = (
     Mutant(
         "view-from-the-past", "a late write to Redis is not refused",
         "features/redis.py",
-        'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > offset:',
-        'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > 1 << 62:',
+        "stored = int(answer or 0)\n                if stored > offset:",
+        "stored = int(answer or 0)\n                if stored > 1 << 62:",
         (VIEW,),
     ),
     Mutant(

@@ -16,7 +16,7 @@ from tidemill.registry.decisions import ModelRef
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.wire import dead_letters, topics
-from tidemill.wire.records import Records
+from tidemill.wire.records import Records, newness
 
 ROLLING = 2000
 READ = (
@@ -105,7 +105,7 @@ class Observer(threading.Thread):
     def _update(self, example: Any) -> None:
         prediction, kind = example["prediction"], self.pipeline.kind
         # A model may answer as two versions, one on probation or pinned: the newest counts. Candidates have no row.
-        scores = sorted((prediction["champion"], *prediction["challengers"]), key=lambda score: score["version"])
+        scores = sorted((prediction["champion"], *prediction["challengers"]), key=newness)
         for name, score in {score["model"]: score for score in scores if score["model"] in self.metrics}.items():
             judged = kind.judged(score["score"], score["probabilities"])
             for scorecard in (self.metrics[name], self.rolling[name]):

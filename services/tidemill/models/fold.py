@@ -12,7 +12,7 @@ from tidemill.errors import ArtifactError, ScoreError
 from tidemill.models.segments import Segments
 from tidemill.models.snapshot import Snapshot
 from tidemill.models.source_shares import Shares, source_of
-from tidemill.wire.records import Example, vector_to_x
+from tidemill.wire.records import Example, newness, vector_to_x
 
 #: The latest vectors that go into a manifest, with the scores that the version gives them.
 MAX_GOLDEN_VECTORS = 8
@@ -71,7 +71,7 @@ class Fold:
         # Beside a pinned version the newest one answers too: the newest is judged.
         served = max(
             (s for s in (prediction["champion"], *prediction["challengers"]) if s["model"] == self.name),
-            key=lambda score: score["version"],
+            key=newness,
             default=None,
         )
         judged = self._kind.judged(served["score"], served["probabilities"]) if served is not None else None

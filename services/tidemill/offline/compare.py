@@ -21,7 +21,7 @@ from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, 
 from tidemill.stream.api import Broker, Progress
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
-from tidemill.wire.records import Example, Records, Score
+from tidemill.wire.records import Example, Records, Score, newness
 
 #: Not a model, but whichever served.
 CHAMPION = "champion"
@@ -194,7 +194,7 @@ class Comparison:
         now = log["features"]["event_time"]
         if not self.request.covers(now):
             return
-        by_version = sorted((log["champion"], *log["challengers"]), key=lambda answer: answer["version"])
+        by_version = sorted((log["champion"], *log["challengers"]), key=newness)
         answers = {answer["model"]: answer for answer in by_version}  # of a model with a pinned version, its newest
         if self._by_class:  # a model that knows no class yet has answered nothing: River's metrics skip it
             answers = {name: answer for name, answer in answers.items() if answer["probabilities"]}

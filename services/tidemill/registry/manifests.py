@@ -48,6 +48,7 @@ class Manifest:
     seconds: float = 0.0
     schemas: Mapping[str, int] = field(default_factory=dict)
     segments: Sequence[Mapping[str, Any]] = ()
+    epoch: int = 0
     signature: str = ""
 
 
@@ -101,10 +102,12 @@ class Registry:
         *,
         parent: int = 0,
         seconds: float = 0.0,
+        epoch: int = 0,
     ) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
-        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took.
+        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took, `epoch` the
+        model's life.
         Raises ScoreError where the model gives one of them a value that is no score of the task, ArtifactError where it
         fails or can't be saved.
         """
@@ -139,6 +142,7 @@ class Registry:
             seconds=seconds,
             schemas={kind: getattr(self.records, kind).id for kind in SCHEMA_KINDS},
             segments=segment_metrics(self.pipeline, snapshot.segments),
+            epoch=epoch,
         )
         return dataclasses.replace(manifest, signature=self._signature(manifest))
 
