@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from tidemill import metrics
+from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.settings import Settings
@@ -102,7 +102,7 @@ def _reach(context: Context, name: str, connect: Callable[[bool], Store]) -> Sto
         return connect(False)
 
 
-class LoopHealth(metrics.Health):
+class LoopHealth(probes.Health):
     """Alive while the loop turns; ready once the state of its partitions is restored."""
 
     def __init__(self, loop: Loop, clock: Callable[[], float] = time.monotonic) -> None:
@@ -288,7 +288,7 @@ def _monitor() -> Build:
         pipeline, settings = context.pipeline, context.settings
         service = MonitorService(pipeline, context.broker, settings, Sender(settings.brokers, settings.kafka))
         if settings.http_port:
-            metrics.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
+            probes.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
         return service.run
 
@@ -357,7 +357,7 @@ def _loop(context: Context, service: Service, follower: Follower | None = None) 
         commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
     )
     if settings.http_port:
-        metrics.serve(settings.http_port, LoopHealth(loop))
+        probes.serve(settings.http_port, LoopHealth(loop))
     stop_on_signals(loop)
     if follower:
         follower.start()

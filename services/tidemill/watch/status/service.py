@@ -28,6 +28,7 @@ from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
+from tidemill.watch.status.connections import server_config
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.parts import Parts
@@ -135,17 +136,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     port = settings.http_port or PORT
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
-        config = uvicorn.Config(
-            build(parts),
-            host="0.0.0.0",  # noqa: S104  pages come from outside
-            port=port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=2,
-            server_header=False,
-            limit_concurrency=500,
-        )
-        _Server(config).run()
+        _Server(server_config(build(parts), "0.0.0.0", port)).run()  # noqa: S104  pages come from outside
     finally:
         for thread in threads:
             thread.stop()
