@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import threading
 import time
@@ -10,11 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, HTTPException, Request
-from pydantic import SecretStr
+from fastapi import Depends, HTTPException, Request
 
 from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import ModelRef
+from tidemill.tokens import Holder
+from tidemill.watch.status.access import Access
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
@@ -54,8 +54,8 @@ class Parts:
     lookup: LogLookup
     ready: Callable[[], str | None]
     acknowledge: Callable[[str, str, str], None]
-    ask: Callable[[CommandRequest, ModelRef], None]
-    token: SecretStr
+    ask: Callable[[CommandRequest, ModelRef, str], None]
+    access: Access
     overview_json: OverviewJson = field(init=False)
     live_pages: int = field(default=0, init=False)
     lookup_slots: threading.Semaphore = field(init=False)
@@ -74,14 +74,13 @@ async def parts_of(request: Request) -> Parts:
 FromApp = Annotated[Parts, Depends(parts_of)]
 
 
-def authorise(parts: FromApp, authorization: Annotated[str | None, Header()] = None) -> None:
-    """Refuse a request that has not the token."""
-    expected = parts.token.get_secret_value()
-    if not expected:
-        raise HTTPException(403, "nothing can be changed here: no token is set; set TIDEMILL_STATUS_TOKEN")
-    given = (authorization or "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), expected.encode()):
-        raise HTTPException(401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
+async def holder_of(request: Request) -> Holder:
+    """Return who holds the token that a request came with."""
+    holder: Holder = request.state.holder
+    return holder
+
+
+FromToken = Annotated[Holder, Depends(holder_of)]
 
 
 def limit_lookups(parts: FromApp) -> Iterator[None]:

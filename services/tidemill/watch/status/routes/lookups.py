@@ -6,10 +6,12 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException
 
+from tidemill.tokens import Role
+from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import EntityId, EventId, problems
 from tidemill.watch.status.parts import FromApp, limit_lookups
 
-router = APIRouter(prefix="/api", tags=["look-ups"])
+router = APIRouter(prefix="/api", tags=["look-ups"], route_class=GuardedRoute)
 
 
 @router.get(
@@ -17,6 +19,7 @@ router = APIRouter(prefix="/api", tags=["look-ups"])
     responses=problems(404, 503, 504),
     dependencies=[Depends(limit_lookups)],
 )
+@needs(Role.VIEWER)
 def prediction(event_id: EventId, parts: FromApp) -> dict[str, Any]:
     """One prediction with all that made it: event, vector, scores, versions, label, and where each came from."""
     record = parts.lookup.prediction(event_id)
@@ -26,6 +29,7 @@ def prediction(event_id: EventId, parts: FromApp) -> dict[str, Any]:
 
 
 @router.get("/entities/{entity_id:path}", responses=problems(404, 503))
+@needs(Role.VIEWER)
 def entity(entity_id: EntityId, parts: FromApp) -> dict[str, Any]:
     """One entity's features, as they are in the online store."""
     features = parts.lookup.entity(entity_id)
