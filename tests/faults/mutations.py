@@ -343,8 +343,8 @@ MUTANTS = (
     Mutant(
         "view-from-the-past", "a late write to Redis is not refused",
         "features/redis.py",
-        'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > offset:',
-        'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > 1 << 62:',
+        "stored = int(answer or 0)\n                if stored > offset:",
+        "stored = int(answer or 0)\n                if stored > 1 << 62:",
         (VIEW,),
     ),
     Mutant(
@@ -422,8 +422,8 @@ MUTANTS = (
     Mutant(
         "snapshot-forgotten", "the learner starts at its snapshot's offset with a model that has learned nothing",
         "models/fold.py",
-        "self.model, self.metrics = snapshot.model, snapshot.metrics",
-        "self.metrics = snapshot.metrics",
+        "self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)",
+        "self.scorecard = Scorecard(snapshot.metrics)",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
     ),
 )  # fmt: skip

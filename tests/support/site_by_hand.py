@@ -97,7 +97,7 @@ def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **
         "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
         "examples": 9, "since": 9, "command": "", "champion": model_ref(champion), "pinned": False, "candidate": "",
         "loss": "Brier score", "rate": 0.05, "evidence": [line, bad, bad | {"segment": "carrier UA", "difference": 0.01}],
-        "metrics": {}, "signature": "s",
+        "metrics": {}, "epochs": {}, "signature": "s",
     } | {name: model_ref(more.pop(name, of)) for name, of in refs.items()}  # fmt: skip
     return RECORDS.decision.encode(given | more)
 
@@ -165,7 +165,7 @@ def predicted(site: Site, event_id: str = "e1", *, label: bool | None = None) ->
         "stale": ["dest"],
         "vector": dict.fromkeys(FLIGHTS.vector) | {"distance": 2475.0},
     }  # fmt: skip
-    scores = [{"model": m, "version": 7, "score": 0.25, "probabilities": {}} for m in FLIGHTS.model_names]
+    scores = [{"model": m, "version": 7, "epoch": 0, "score": 0.25, "probabilities": {}} for m in FLIGHTS.model_names]
     log = {"features": features, "champion": scores[0], "challengers": scores[1:]}
     key = event_id.encode()
     producer = site.broker.producer("test")

@@ -170,10 +170,11 @@ def _settings(options: dict[str, Any]) -> settings.Settings:
 
 def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str | None) -> str:
     """Return the model in place `best`, by the newest version of each."""
+    from tidemill.declare.scorecard import Scorecard
     from tidemill.registry.latest import latest
     from tidemill.runtime import run as running
 
-    known = {type(one).__name__: one for one in declared.metric()}
+    known = dict(Scorecard(declared.metric()))
     metric = metric or next(iter(known))
     if metric not in known:
         raise SettingsError(f"--metric {metric!r} is not one of the pipeline's: {', '.join(known)}")

@@ -310,7 +310,7 @@ def decided(number: int, kind: str = "promoted", command: str = "", **champion: 
             "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
             "examples": 9, "since": 9, "command": command, "subject": ref, "champion": ref,
             "before": {"model": "logreg", "version": 0}, "on_probation_against": {"model": "", "version": 0}, "pinned": False,
-            "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "signature": "s",
+            "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "epochs": {}, "signature": "s",
         }
     )  # fmt: skip
 
