@@ -13,8 +13,8 @@ import pytest
 from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, decision, figure, letter, predicted, window
 
 from tidemill.errors import BrokerError, StoreError
+from tidemill.limits import STATUS_BODY_BYTES
 from tidemill.offline.lookup import TooFarBackError
-from tidemill.watch.status.edge import MAX_BODY_BYTES
 from tidemill.watch.status.overview import flow
 from tidemill.watch.status.scrape import Instance, Scraper, parse
 from tidemill.wire import topics
@@ -403,7 +403,7 @@ def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(site: Site) -> None:
-    assert acknowledge(site, TOKEN, body={"by": "a", "why": "x" * MAX_BODY_BYTES}).status_code == 413
+    assert acknowledge(site, TOKEN, body={"by": "a", "why": "x" * STATUS_BODY_BYTES.max}).status_code == 413
 
     def pieces() -> Iterator[bytes]:
         yield b"x" * 100

@@ -14,9 +14,11 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from site_by_hand import ADMINS_TOKEN, TOKEN, VIEWERS_TOKEN, Site, alert
 
+from tidemill.limits import STATUS_GUESSERS
 from tidemill.settings import load as load_settings
 from tidemill.tokens import Role, new_token, token_hash
-from tidemill.watch.status.access import FREE_FAILURES, MAX_CLIENTS, MAX_WAIT_SECONDS, Backoff, GuardedRoute
+from tidemill.watch.status.access import FREE_FAILURES, MAX_WAIT_SECONDS, Backoff, GuardedRoute
+from tidemill.watch.status.connections import server_config
 from tidemill.watch.status.edge import PROBES, Hosts, host_name
 from tidemill.watch.status.routes import health, lookups, models, overview, quality
 from tidemill.watch.status.service import reading_is_free
@@ -256,9 +258,9 @@ def test_a_host_with_many_ipv6_addresses_is_one_client() -> None:
 
 def test_however_many_clients_guess_few_are_remembered() -> None:
     backoff = Backoff(lambda: 0.0)
-    for n in range(20 * MAX_CLIENTS):
+    for n in range(20 * STATUS_GUESSERS.max):
         backoff.failed(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
-    assert len(backoff) == MAX_CLIENTS
+    assert len(backoff) == STATUS_GUESSERS.max
 
 
 def test_refusals_are_counted_by_reason(site: Site) -> None:
@@ -468,7 +470,7 @@ def test_a_link_from_another_site_opens_the_page_but_sends_nothing(site: Site) -
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[str, int]]:
-    server = uvicorn.Server(uvicorn.Config(Site().app, log_config=None, lifespan="off", proxy_headers=False))
+    server = uvicorn.Server(server_config(Site().app, "127.0.0.1", 0))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
+from tidemill.limits import STATUS_GUESSERS
 from tidemill.tokens import Holder, Role, Tokens
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 #: Wrong tokens that a client may send before it is told to wait.
 FREE_FAILURES = 5
 MAX_WAIT_SECONDS = 60.0
-#: Clients whose failures are remembered; of more, those that failed longest ago are forgotten.
-MAX_CLIENTS = 1000
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -53,7 +52,7 @@ class Backoff:
         wait = min(2.0 ** (failures - FREE_FAILURES - 1), MAX_WAIT_SECONDS) if failures > FREE_FAILURES else 0.0
         self._clients[client] = failures, now + wait
         self._clients.move_to_end(client)
-        if len(self._clients) > MAX_CLIENTS:
+        if len(self._clients) > STATUS_GUESSERS.max:
             self._clients.popitem(last=False)
         log.warning("wrong token", extra={"client": client, "count": failures})
         return wait

@@ -18,8 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Far more than any request needs.
-MAX_BODY_BYTES = 16_384
+from tidemill.limits import STATUS_BODY_BYTES
+
 #: Orchestrators ask these by the address of a pod; they show nothing of the pipeline's data.
 PROBES = frozenset({"/livez", "/readyz"})
 #: What a browser calls the sender of a request of our own page, or of somebody who typed the address.
@@ -105,8 +105,8 @@ class Edge:
     def _problem(self, scope: Scope) -> tuple[int, str, str] | None:
         """Return status, reason and sentence where a request is refused."""
         headers = Headers(scope=scope)
-        if _body_bytes(headers) > MAX_BODY_BYTES:
-            return 413, "body", "the body is too large"
+        if (size := _body_bytes(headers)) > STATUS_BODY_BYTES.max:
+            return 413, "body", f"{STATUS_BODY_BYTES.excess(size)}, or its length is not stated"
         if scope["path"] in PROBES and scope["method"] in SAFE_METHODS:
             return None
         hosts = headers.getlist("host")
@@ -145,9 +145,9 @@ def _is_own(origin: str, host: str) -> bool:
 def _body_bytes(headers: Headers) -> int:
     """Return the length that a body declares. A body without one counts as too long."""
     if "chunked" in headers.get("transfer-encoding", "").lower():
-        return MAX_BODY_BYTES + 1
+        return STATUS_BODY_BYTES.max + 1
     length = headers.get("content-length", "0")
-    return int(length) if length.isascii() and length.isdigit() and len(length) < 10 else MAX_BODY_BYTES + 1
+    return int(length) if length.isascii() and length.isdigit() and len(length) < 10 else STATUS_BODY_BYTES.max + 1
 
 
 def _add_headers(message: MutableMapping[str, Any], path: str) -> None:

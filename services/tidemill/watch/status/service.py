@@ -31,6 +31,7 @@ from tidemill.stream.kafka.producer import Sender
 from tidemill.watch.status.access import Access
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
+from tidemill.watch.status.connections import server_config
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.parts import Parts
@@ -155,18 +156,8 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     port = settings.http_port or PORT
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
-        config = uvicorn.Config(
-            build(parts, settings.status_hosts.split(",") if settings.status_hosts else ()),
-            host=settings.status_bind,
-            port=port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=2,
-            server_header=False,
-            proxy_headers=False,  # else whoever asks from this machine chooses the address that it is known by
-            limit_concurrency=500,
-        )
-        _Server(config).run()
+        hosts = settings.status_hosts.split(",") if settings.status_hosts else ()
+        _Server(server_config(build(parts, hosts), settings.status_bind, port)).run()
     finally:
         for thread in threads:
             thread.stop()
