@@ -117,8 +117,8 @@ MUTANTS = (
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "Position(up_to.get(partition, offset), self.processor.commit_metadata(partition).encode())",
-        "Position(up_to.get(partition, offset))",
+        "replace(self.processor.commit_metadata(partition), instance=self.instance).encode(),",
+        '"",',
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
@@ -310,9 +310,23 @@ MUTANTS = (
     Mutant(
         "rebuild-reads-uncommitted", "a rebuild reads what is not committed",
         "stream/kafka/consumer.py",
-        '"isolation.level": "read_committed",\n            "fetch.wait.max.ms": 50',
-        '"isolation.level": "read_uncommitted",\n            "fetch.wait.max.ms": 50',
+        '"isolation.level": isolation,',
+        '"isolation.level": "read_uncommitted",',
         (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
+    ),
+    Mutant(
+        "left-open-holds-back", "what an instance has left open that is in the group no more is waited for",
+        "stream/loop.py",
+        "self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():",
+        "():",
+        (f"{LOOP}::test_what_a_member_that_is_in_the_group_no_more_has_left_open_is_ended_by_its_successor",),
+    ),
+    Mutant(
+        "left-alone-is-fenced", "an instance that is still in the group is fenced when its partitions move",
+        "stream/kafka/broker.py",
+        "gone = sorted(last - {member.group_instance_id for member in answer.members})",
+        "gone = sorted(last)",
+        (f"{PROMISES}::test_what_one_that_is_in_the_group_no_more_has_left_open_holds_nobody_back",),
     ),
     # The online store.
     Mutant(
