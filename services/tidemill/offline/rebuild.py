@@ -94,14 +94,14 @@ class Rebuild:
 
     def every(self, progress: Progress | None = None) -> tuple[list[Manifest], int]:
         """Return the manifests of all versions as declared now, and how many are of another declaration."""
-        manifests: dict[Version, Manifest] = {}
+        manifests: dict[tuple[str, int, int], Manifest] = {}
         others = 0
         for listed in Versions(self.pipeline, self.broker, self.registry).read(progress=progress):
             manifest = listed.manifest
-            if manifest is None or listed.refused or (manifest.model, manifest.version) in manifests:
+            if manifest is None or listed.refused or (manifest.model, *manifest.newness) in manifests:
                 continue
             if self._is_declared(manifest):
-                manifests[manifest.model, manifest.version] = manifest
+                manifests[manifest.model, *manifest.newness] = manifest
             else:
                 others += 1
         return list(manifests.values()), others
@@ -114,9 +114,12 @@ class Rebuild:
         self, manifests: Sequence[Manifest], *, write: bool = True, progress: Progress | None = None
     ) -> Iterator[RebuiltVersion]:
         """Fold each version, compare it, and with `write` restore its artifact where that is not intact."""
-        wanted = {FoldRange(m.model, m.version, m.begin): m for m in manifests}
+        wanted: dict[FoldRange, list[Manifest]] = {}
+        for one in manifests:  # two lives of a model may have a version of the same examples
+            wanted.setdefault(FoldRange(one.model, one.version, one.begin), []).append(one)
         for refolded in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
-            yield self._rebuilt(wanted[refolded.target], refolded, write=write)
+            for manifest in wanted[refolded.target]:
+                yield self._rebuilt(manifest, refolded, write=write)
 
     def _rebuilt(self, manifest: Manifest, refolded: Refolded, *, write: bool) -> RebuiltVersion:
         fold = refolded.fold

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,25 +67,25 @@ class Versions:
         for begin, end in backwards(
             *self.broker.offset_range(partition), FIRST_READ_OFFSETS, growth=4, most=MAX_RECORDS_HELD
         ):
-            for record in reversed(
-                [record for batch in self.broker.read({partition: (begin, end)}) for record in batch]
-            ):
-                key = (record.key() or b"").decode(errors="replace")
-                if model in (None, key):
-                    yield self._version(record, key, newest)
+            versions = [
+                self._version(record, key)
+                for batch in self.broker.read({partition: (begin, end)})
+                for record in batch
+                if model in (None, key := (record.key() or b"").decode(errors="replace"))
+            ]
+            is_newest = _newest(version for version in versions if version.key not in newest)
+            newest |= is_newest.keys()
+            for version in reversed(versions):
+                yield dataclasses.replace(version, is_newest=is_newest.get(version.key) == version.offset)
             if progress:
                 progress(end - begin)
 
-    def _version(self, record: Record, key: str, newest: set[str]) -> Version:
+    def _version(self, record: Record, key: str) -> Version:
         try:
             manifest = parse(self._records, record.value() or b"")
         except ArtifactError as error:
             return Version(record.offset(), key, None, str(error))
-        refused = self._refused(manifest, key)
-        is_newest = not refused and key not in newest
-        if is_newest:
-            newest.add(key)
-        return Version(record.offset(), key, manifest, refused, is_newest)
+        return Version(record.offset(), key, manifest, self._refused(manifest, key))
 
     def _refused(self, manifest: Manifest, key: str) -> str:
         if self.registry and not self.registry.is_signed(manifest):
@@ -143,6 +143,8 @@ class Versions:
         known: list[str] = []
         passed = 0
         for listed in self.read(model, progress):
+            if version is None and not (listed.refused or listed.is_newest):
+                continue  # an older one that was appended again
             wanted = version is None or (listed.manifest is not None and listed.manifest.version == version)
             if wanted and not listed.refused:
                 return listed, passed
@@ -164,6 +166,16 @@ class Versions:
         no = f"what {self.topic} holds of model {model!r} is no manifest"
         what = no if passed else f"no version of model {model!r} in {self.topic}"
         return f"{what}: the pipeline declares {', '.join(self.pipeline.model_names)}"
+
+
+def _newest(versions: Iterable[Version]) -> dict[str, int]:
+    """Return, by model, the offset of the version with the highest epoch and number of those that are not refused."""
+    newest: dict[str, tuple[tuple[int, int], int]] = {}
+    for version in versions:
+        if version.manifest is not None and not version.refused:
+            found = version.manifest.newness, version.offset
+            newest[version.key] = max(newest.get(version.key, found), found)
+    return {key: offset for key, (_, offset) in newest.items()}
 
 
 def artifact_state(store: ArtifactStore, manifest: Manifest) -> str:

@@ -13,7 +13,7 @@ import river
 import small
 from river_in_memory import KEY, drive
 
-from tidemill.errors import DeclarationError, VersionsError
+from tidemill.errors import DeclarationError, Retry, VersionsError
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import NOBODY, Decision, ModelRef, decisions
 from tidemill.registry.manifests import Manifest, Registry
@@ -21,9 +21,11 @@ from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stages.learner import service as learner
 from tidemill.stages.learner.service import Learner
-from tidemill.stream.api import TopicPartition
+from tidemill.stages.scorer.feed import RETRY_SECONDS, ModelFeed
+from tidemill.stages.scorer.service import Scorer
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.loop import Loop
-from tidemill.stream.memory import MemoryBroker
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -92,6 +94,45 @@ class World:
     def lose_manifests(self, keep: int = 0) -> None:
         """Delete the newest records of the models topic, as where it is created again or restored from a backup."""
         del self.broker.log[MODELS][keep:]
+
+
+class ScorerProcess:
+    """A scorer as a new process: it opens what is there, then follows. What it serves goes into the prediction log."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.now = world, [0.0]
+        self.feed = ModelFeed(world.registry, world.broker, clock=lambda: self.now[0])
+        self.feed._catch_up()
+        self.step = Scorer(world.pipeline, self.feed.take)
+        self.step.assign(TopicPartition("small.features", 0), Position(0))
+        self._followers = [
+            world.broker.follow(partition, world.broker.offset_range(partition)[1])
+            for partition in (MODELS, PROMOTIONS)
+        ]
+
+    def look(self, seconds: float = 0.0) -> None:
+        """Have the feed look once, so many seconds later."""
+        self.now[0] += seconds
+        self.feed._look(*self._followers)
+
+    def serve(self) -> tuple[int, int] | None:
+        """Score one vector; return epoch and version of the serving model, or None where nothing serves."""
+        vector = RECORDS.features.encode(small.features(PIPELINE, "e", 1, distance=120.0, hour=7.0))
+        emitted = small.Emitted()
+        try:
+            self.step.process([MemoryRecord("small.features", vector, b"JFK")], emitted)
+        except Retry:
+            assert self.step.not_ready(), "it says why"
+            return None
+        assert not self.step.not_ready()
+        for record in emitted.of("small.prediction-log"):
+            self.world.broker.append("small.prediction-log", record.value(), b"e", 1)
+        log = RECORDS.prediction_log.decode(emitted.of("small.prediction-log")[0].value() or b"")
+        return log["champion"]["epoch"], log["champion"]["version"]
+
+    @property
+    def unopened(self) -> float:
+        return self.step.gauges()["unopened", "linear"]
 
 
 @pytest.fixture
@@ -249,6 +290,149 @@ class TestLearner:
         assert world.published() == []
         world.learn(5)
         assert world.published() == [(0, 10)]
+
+
+class TestScorer:
+    @pytest.mark.parametrize("lose", LOSSES)
+    def test_a_scorer_that_starts_serves_nothing_older_and_serves_once_it_can(
+        self, world: World, lose: Callable[[World], None]
+    ) -> None:
+        lose(world)
+        scorer = ScorerProcess(world)
+        assert scorer.serve() is None
+        assert "linear" in scorer.step.not_ready()
+        assert scorer.unopened == 1
+        world.learn()
+        scorer.look(RETRY_SECONDS)
+        assert scorer.serve() == (0, 60), "the learner has stored the newest again"
+        assert scorer.unopened == 0
+
+    def test_a_scorer_that_runs_keeps_what_it_has(self, world: World) -> None:
+        scorer = ScorerProcess(world)
+        world.learn(10)
+        (world.folder / world.manifest().uri).unlink()
+        scorer.look()
+        assert scorer.serve() == (0, 60)
+        assert scorer.unopened == 1
+        assert not scorer.step.not_ready()
+        world.learn(10)
+        scorer.look()
+        assert scorer.serve() == (0, 80)
+
+    @pytest.mark.parametrize("index", [0, 3, 5])
+    def test_an_old_manifest_appended_again_is_passed_over(self, world: World, index: int) -> None:
+        running = ScorerProcess(world)
+        world.broker.append(MODELS.topic, world.broker.records(MODELS.topic)[index].value(), b"linear")
+        running.look()
+        assert running.serve() == (0, 60)
+        assert running.step.counts["model_loads", "loaded"] == 1
+        assert ScorerProcess(world).serve() == (0, 60)
+
+    def test_a_forged_manifest_is_passed_over(self, world: World) -> None:
+        running = ScorerProcess(world)
+        forged = dataclasses.replace(world.manifest(), version=5_000, epoch=7)
+        world.broker.append(MODELS.topic, world.registry.encode(forged), b"linear")
+        running.look()
+        assert running.serve() == (0, 60)
+        assert ScorerProcess(world).serve() == (0, 60)
+
+    def test_another_key_serves_nothing(self, world: World) -> None:
+        world.key = b"another key for tests, long enough"
+        scorer = ScorerProcess(world)
+        assert scorer.serve() is None
+        assert "none with a valid signature" in scorer.step.not_ready()
+
+    def test_another_river_waits_for_its_learner(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(river, "__version__", "99.0.0")
+        scorer = ScorerProcess(world)
+        assert scorer.serve() is None
+        world.learn()
+        scorer.look(RETRY_SECONDS)
+        assert scorer.serve() == (0, 60)
+
+    def test_another_declaration_serves_nothing_until_another_life_has_a_version(self, world: World) -> None:
+        world.pipeline = small.make(models={"linear": small.linear(0.01), "slow": small.linear(0.0001)})
+        scorer = ScorerProcess(world)
+        assert scorer.serve() is None
+        world.reset()
+        world.learn()
+        scorer.look()
+        assert scorer.serve() == (1, 60)
+
+    @pytest.mark.parametrize("kept", [0, 2])
+    def test_manifests_that_are_gone_are_missed_by_what_has_served(self, world: World, kept: int) -> None:
+        assert ScorerProcess(world).serve() == (0, 60)
+        world.lose_manifests(kept)
+        scorer = ScorerProcess(world)
+        assert scorer.serve() is None
+        assert "version 60 of 'linear' has served before" in scorer.step.not_ready()
+        world.learn()
+        scorer.look()
+        assert scorer.serve() == (0, 60)
+
+    def test_a_prediction_log_of_a_life_that_nobody_began_is_not_believed(self, world: World) -> None:
+        score = small.score("linear", 0.1, 10**12) | {"epoch": 9}
+        log = {
+            "features": small.features(PIPELINE, "e", 1, distance=1.0, hour=1.0),
+            "champion": score,
+            "challengers": [],
+        }
+        world.broker.append("small.prediction-log", RECORDS.prediction_log.encode(log), b"e", 1)
+        assert ScorerProcess(world).serve() == (0, 60)
+
+    def test_a_first_start_serves_the_declared_model(self, tmp_path: Path) -> None:
+        world = World(tmp_path)
+        scorer = ScorerProcess(world)
+        assert scorer.serve() == (0, 0)
+        world.learn(10)
+        scorer.look()
+        assert scorer.serve() == (0, 10)
+
+    def test_a_challenger_that_can_not_be_opened_does_not_answer(self, world: World) -> None:
+        world.learn(model="slow")
+        manifest = next(m for m in map(world.manifest, range(-7, 0)) if m.model == "slow")
+        (world.folder / manifest.uri).unlink()
+        scorer = ScorerProcess(world)
+        assert scorer.serve() == (0, 60)
+        log = RECORDS.prediction_log.decode(world.broker.records("small.prediction-log")[-1].value() or b"")
+        assert [score["model"] for score in log["challengers"]] == ["baseline"]
+
+    def test_the_gates_choice_that_can_not_be_opened_at_a_start_is_not_replaced(self, world: World) -> None:
+        decision = Decision(
+            "pin",
+            "pinned",
+            "ann",
+            "",
+            1,
+            1,
+            1,
+            1,
+            "",
+            ModelRef("linear", 20),
+            ModelRef("linear", 20),
+            NOBODY,
+            pinned=True,
+        )
+        world.broker.append(PROMOTIONS.topic, decisions(PIPELINE, KEY).encode(decision), b"k", 1)
+        running = ScorerProcess(world)
+        assert running.serve() == (0, 20)
+        (world.folder / world.manifest(1).uri).unlink()
+        scorer = ScorerProcess(world)
+        assert scorer.serve() is None
+        assert running.serve() == (0, 20)
+
+    def test_another_life_takes_over_and_the_old_one_never_comes_back(self, world: World) -> None:
+        running = ScorerProcess(world)
+        old = world.broker.records(MODELS.topic)[-1].value()
+        world.broker.log[EXAMPLES].clear()
+        world.broker.groups.clear()
+        world.reset()
+        world.learn(10)
+        assert world.published()[6:] == [(1, 10)]
+        world.broker.append(MODELS.topic, old, b"linear")
+        running.look()
+        assert running.serve() == (1, 10)
+        assert ScorerProcess(world).serve() == (1, 10)
 
 
 class TestReset:

@@ -18,7 +18,7 @@ from tidemill.errors import ArtifactError, StoreError
 from tidemill.registry.decisions import Command, Decision, ModelRef, all_decisions, commands, decisions
 from tidemill.registry.latest import latest, versions
 from tidemill.registry.manifests import Registry
-from tidemill.stages.gate.commands import alert_id, carry_out, train_on_alert
+from tidemill.stages.gate.commands import EpochOf, alert_id, carry_out, train_on_alert
 from tidemill.stages.gate.rounds import Check, Rounds, collapse, end_of_probation, rebuild_from, undecided, verdict
 from tidemill.stages.gate.standing import Draft, Standing
 from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
@@ -49,6 +49,8 @@ class PromotionGate(Processor):
         What the status service signs commands with; without one no command is carried out.
     clock
         Wall time in s, for the records.
+    epoch_of
+        Returns the life of a model by its newest manifest.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class PromotionGate(Processor):
         *,
         token: bytes = b"",
         clock: Callable[[], float] = time.time,
+        epoch_of: EpochOf = lambda _: 0,
     ) -> None:
         super().__init__()
         self.pipeline, self.history, self.check, self.clock = pipeline, history, check, clock
+        self.epoch_of = epoch_of
         self.gate = pipeline.gate
         self.records = Records(pipeline)
         self._decisions, self._commands = decisions(pipeline, key), commands(pipeline, token) if token else None
@@ -190,7 +194,7 @@ class PromotionGate(Processor):
             return
         if any(decision.command == command.id for decision in self.standing.decisions):
             return
-        draft = carry_out(self.standing, command, self.next, self.rounds.trials, self.check)
+        draft = carry_out(self.standing, command, self.next, self.rounds.trials, self.check, self.epoch_of)
         self._decide(draft, emit, command=command)
 
     def _alert(self, record: Record, emit: Emit) -> None:
@@ -248,6 +252,7 @@ class PromotionGate(Processor):
             rate=trial.terms.rate if trial else 0.0,
             evidence=trial.evidence() if trial else (),
             metrics=trial.metrics() if trial else {},
+            epochs=changes.get("epochs", standing.epochs),
         )
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
@@ -263,6 +268,7 @@ def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes =
         lambda: all_decisions(pipeline, broker, codec),
         serving_check(registry, broker),
         token=token,
+        epoch_of=lambda model: next((one.epoch for one in latest(broker, registry, {model: 1})[0][model]), 0),
     )
     return service("gate", pipeline.name, step)
 
@@ -293,7 +299,9 @@ def _version_check(registry: Registry, broker: Broker, ref: ModelRef) -> str:
 
 
 def _model_check(registry: Registry, broker: Broker, model: str) -> str:
-    if latest(broker, registry, {model: 1})[0][model]:
+    newest = latest(broker, registry, {model: 1})[0][model]
+    if newest:
+        registry.open(newest[0])
         return ""
     learner = f"`tidemill run learner {registry.pipeline.name} --model {model}`"
     return f"no version of it was published yet: run its learner, {learner}"

@@ -47,7 +47,7 @@ def promotions(parts: FromApp) -> list[dict[str, Any]]:
 )
 @needs(Role.OPERATOR)
 def command(request: CommandRequest, parts: FromApp, holder: FromToken) -> dict[str, Any]:
-    """Ask the gate to promote, roll back, pin, unpin or train. The same id is carried out once."""
+    """Ask the gate to promote, roll back, pin, unpin, train or reset. The same id is carried out once."""
     try:
         target = ModelRef.of(request.target) if request.target else NOBODY
     except ValueError as error:
