@@ -58,6 +58,7 @@ class TrainingRun:
         self._lost: Manifest | None = None
         self._restored_at = float("-inf")
         self._is_rebuilding = self._publishes_target = False
+        self._examples_before = 0
         self._parent, self._seconds = 0, 0.0
         self._is_stopped = self._store_is_away = False
         self._settle()
@@ -110,12 +111,13 @@ class TrainingRun:
         # What a scorer may wait for: the first version of another life, or one whose manifest is gone.
         is_another_life = not life and bool(history or self.epoch)
         self._publishes_target = is_another_life or self.target > max(newest, self.at)
+        self._examples_before = -1 if is_another_life else self.fold.examples
         self._is_rebuilding = self._publishes_target or self.target > self.at
         if self.target > self.at and begin > self.at:
             what = "the artifacts of its versions can't be opened" if life else "its manifests are gone"
             raise self._stuck(f"{what}, and {self._log} begins at {begin} where {self.at} is needed")
         self._settle()
-        if self.target > self.at:
+        if self._lost is not None or is_another_life:
             log.warning(
                 "examples are learned again; no version is published before the newest is reached",
                 extra={"model": self.name, "epoch": self.epoch, "from": self.at, "to": self.target},
@@ -162,7 +164,7 @@ class TrainingRun:
         if self._is_rebuilding and offset >= self.target:
             self._is_rebuilding = False
             self._settle()
-            if self._publishes_target:
+            if self._publishes_target and self.fold.examples > self._examples_before:
                 self._published, self._tried = -1, self.fold.examples - self.every_examples
 
     def _restore(self, lost: Manifest, *, is_last_try: bool) -> None:
