@@ -114,8 +114,8 @@ MUTANTS = (
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "Position(up_to.get(partition, offset), self.processor.commit_metadata(partition).encode())",
-        "Position(up_to.get(partition, offset))",
+        "                self.processor.commit_metadata(partition),\n",
+        "                restore.CommitMetadata(),\n",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
@@ -204,7 +204,7 @@ MUTANTS = (
         "self.processor.process(batch, discard)",
         "self.processor.process(batch, self._emit)",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
-        (("            self._restore(consumer)\n", "            self._emit = producer.emit\n            self._restore(consumer)\n"),),
+        (("self._restore(consumer, producer)\n", "self._emit = producer.emit; self._restore(consumer, producer)\n"),),
     ),
     # Rebalances.
     Mutant(

@@ -13,11 +13,13 @@ from typing import Any
 from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
     OFFSET_BEGINNING,
     Consumer,
+    IsolationLevel,
     KafkaError,
     KafkaException,
+    TopicCollection,
 )
 from confluent_kafka import TopicPartition as KafkaTopicPartition  # noqa: TID251
-from confluent_kafka.admin import AdminClient  # noqa: TID251
+from confluent_kafka.admin import AdminClient, OffsetSpec  # noqa: TID251
 from confluent_kafka.cimpl import NewTopic  # noqa: TID251
 
 from tidemill.errors import BrokerError
@@ -104,7 +106,10 @@ class KafkaBroker:
 
         Raises BrokerError where one can't be created or exists with another number of partitions.
         """
-        existing = self._admin.list_topics(timeout=CALL_SECONDS).topics
+        try:
+            existing = self._admin.list_topics(timeout=CALL_SECONDS).topics
+        except KafkaException as error:
+            raise BrokerError(f"the topics at {self.servers} can't be listed: {kafka_error(error).str()}") from error
         for _, name, partitions in topics:
             if name in existing and len(existing[name].partitions) != partitions:
                 raise BrokerError(
@@ -153,6 +158,25 @@ class KafkaBroker:
                 error, f"reading the offset range of {partition.topic}[{partition.partition}]"
             ) from error
 
+    def end_offset(self, partition: TopicPartition) -> int:
+        asked = {KafkaTopicPartition(*partition): OffsetSpec.latest()}
+        answers = self._admin.list_offsets(
+            asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=CALL_SECONDS
+        )
+        try:
+            return max(int(next(iter(answers.values())).result().offset), 0)
+        except KafkaException as error:
+            raise service_error(error, f"reading the end of {partition.topic}[{partition.partition}]") from error
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        try:
+            if self._admin.list_topics(topics[0], timeout=CALL_SECONDS).controller_id < 0:
+                return dict.fromkeys(topics, "")  # there is nobody to ask: librdkafka's mock cluster
+            answers = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_SECONDS)
+            return {topic: str(future.result().topic_id) for topic, future in answers.items()}
+        except KafkaException as error:
+            raise service_error(error, f"describing {', '.join(topics)}") from error
+
     def _end_offset(self, partition: TopicPartition) -> int:
         return self.offset_range(partition)[1]
 
@@ -198,6 +222,9 @@ class KafkaBroker:
 
 def _topic_config(topic: Topic) -> dict[str, str]:
     config = {"retention.ms": str(topic.retention_ms)}
+    if topic.compacted:
+        # Small segments: what is in the last one is not compacted, and is read at every start.
+        config |= {"cleanup.policy": "compact", "segment.bytes": str(2**20), "min.cleanable.dirty.ratio": "0.1"}
     if topic.max_message_bytes:
         config["max.message.bytes"] = str(topic.max_message_bytes)
     return config
