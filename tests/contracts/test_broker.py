@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -108,9 +109,16 @@ def test_a_topic_has_an_id_of_its_own(bench: Bench) -> None:
 
 def test_progress_is_read_behind_an_open_transaction_of_another(bench: Bench) -> None:
     """A reader of what is committed stops at the first record of an open transaction: it must wait, not believe less."""
+    place = TopicPartition(bench.sink, partition_of(b"g", 2))
+
+    def has_leader() -> bool:
+        with contextlib.suppress(Aborted):
+            return bench.broker.end_offset(place) == 0
+        return False
+
+    until(has_leader, "the partition has no leader")
     log = ProgressLog(bench.broker, bench.sink, "g")
     log.read()
-    place = TopicPartition(bench.sink, partition_of(b"g", 2))
     other, own = bench.broker.producer("other"), bench.broker.producer("own")
     other.emit(bench.sink, b"open", b"k", 1, None, place.partition)
     for offset in (1, 2):

@@ -13,13 +13,12 @@ from typing import Any
 from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
     OFFSET_BEGINNING,
     Consumer,
-    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
 )
 from confluent_kafka import TopicPartition as KafkaTopicPartition  # noqa: TID251
-from confluent_kafka.admin import AdminClient, OffsetSpec  # noqa: TID251
+from confluent_kafka.admin import AdminClient  # noqa: TID251
 from confluent_kafka.cimpl import NewTopic  # noqa: TID251
 
 from tidemill.errors import BrokerError
@@ -69,6 +68,7 @@ class KafkaBroker:
         }
         self._admin_client: AdminClient | None = None
         self._probe: Consumer | None = None
+        self._uncommitted_probe: Consumer | None = None
         self._partitions: dict[str, int] = {}
 
     @property
@@ -150,23 +150,12 @@ class KafkaBroker:
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
         if self._probe is None:
             self._probe = reading_client(self.common)
-        try:
-            begin, end = self._probe.get_watermark_offsets(KafkaTopicPartition(*partition), timeout=CALL_SECONDS)
-            return max(begin, 0), max(end, 0)
-        except KafkaException as error:
-            raise service_error(
-                error, f"reading the offset range of {partition.topic}[{partition.partition}]"
-            ) from error
+        return _offset_range(self._probe, partition)
 
     def end_offset(self, partition: TopicPartition) -> int:
-        asked = {KafkaTopicPartition(*partition): OffsetSpec.latest()}
-        answers = self._admin.list_offsets(
-            asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=CALL_SECONDS
-        )
-        try:
-            return max(int(next(iter(answers.values())).result().offset), 0)
-        except KafkaException as error:
-            raise service_error(error, f"reading the end of {partition.topic}[{partition.partition}]") from error
+        if self._uncommitted_probe is None:
+            self._uncommitted_probe = reading_client(self.common, isolation="read_uncommitted")
+        return _offset_range(self._uncommitted_probe, partition)[1]
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         try:
@@ -218,6 +207,14 @@ class KafkaBroker:
                 begin, end = self.offset_range(partition)
                 offsets[partition] = max(begin, end - last[partition.topic])
         return KafkaFollower(reading_client(self.common), offsets)
+
+
+def _offset_range(client: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    try:
+        begin, end = client.get_watermark_offsets(KafkaTopicPartition(*partition), timeout=CALL_SECONDS)
+        return max(begin, 0), max(end, 0)
+    except KafkaException as error:
+        raise service_error(error, f"reading the offset range of {partition.topic}[{partition.partition}]") from error
 
 
 def _topic_config(topic: Topic) -> dict[str, str]:
