@@ -22,6 +22,7 @@ COMMANDS = {
     "dlq": ("dead_letters:dlq", "List, count and redrive dead letters."),
     "features": ("features:features", "Read online features, and fill views that were declared later."),
     "models": ("models:models", "List, compare, promote, prune and rebuild versions of models."),
+    "offsets": ("offsets:offsets", "List from where services go on, and decide it where it was lost."),
     "replay": ("replay:replay", "Repeat predictions, and compare their scores."),
     "rules": ("rules:rules", "Suggest value rules from history."),
     "run": ("run:run", "Run one service of a pipeline until SIGTERM or Ctrl-C."),

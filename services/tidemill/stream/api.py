@@ -204,6 +204,9 @@ class Broker(Protocol):
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what a group has committed, without joining it."""
 
+    def set_offsets(self, group: str, positions: Mapping[TopicPartition, Position]) -> None:
+        """Commit for a group from outside. Raises BrokerError where the group has members."""
+
     def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[Record]]:
         """Yield batches of what is committed in the ranges [from, to), in order within a partition."""
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tidemill.errors import Aborted, Fenced
+from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream import api
 from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.order import TimeOrder
@@ -121,6 +121,12 @@ class MemoryBroker:
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         committed = self.groups[group].committed if group in self.groups else {}
         return {partition: committed.get(partition) for partition in partitions}
+
+    def set_offsets(self, group: str, positions: Mapping[TopicPartition, Position]) -> None:
+        held = self.groups.setdefault(group, _Group())
+        if held.members:
+            raise BrokerError(f"group {group} has members")
+        held.committed.update(positions)
 
     def follow(self, partition: TopicPartition, offset: int) -> MemoryFollower:
         return MemoryFollower(self, partition, offset)

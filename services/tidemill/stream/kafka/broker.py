@@ -13,6 +13,7 @@ from typing import Any
 from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
     OFFSET_BEGINNING,
     Consumer,
+    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -28,6 +29,7 @@ from tidemill.stream.kafka.consumer import (
     CALL_SECONDS,
     KafkaConsumer,
     KafkaFollower,
+    committable,
     committed_offsets,
     reading_client,
     take,
@@ -146,6 +148,19 @@ class KafkaBroker:
             return committed_offsets(client, partitions)
         finally:
             client.close()
+
+    def set_offsets(self, group: str, positions: Mapping[TopicPartition, Position]) -> None:
+        asked = ConsumerGroupTopicPartitions(group, committable(positions))
+        try:
+            for future in self._admin.alter_consumer_group_offsets([asked], request_timeout=CALL_SECONDS).values():
+                refused = [p for p in future.result().topic_partitions if p.error is not None]
+                if refused:
+                    raise KafkaException(refused[0].error)
+        except KafkaException as error:
+            raise BrokerError(
+                f"the offsets of group {group} can't be set: {kafka_error(error).str()}; stop its service, and wait until its "
+                f"session has ended, 6 s"
+            ) from error
 
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
         if self._probe is None:
