@@ -158,8 +158,8 @@ class KafkaBroker:
                     raise KafkaException(refused[0].error)
         except KafkaException as error:
             raise BrokerError(
-                f"the offsets of group {group} can't be set: {kafka_error(error).str()}; stop its service, and wait until its "
-                f"session has ended, 6 s"
+                f"the offsets of group {group} can't be set: {kafka_error(error).str()}; stop its service, and wait "
+                f"until its session has ended, 6 s"
             ) from error
 
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
