@@ -15,7 +15,7 @@ from tidemill.wire import topics
 
 @click.group()
 def offsets() -> None:
-    """List from where services go on, and decide it where it was lost."""
+    """List and decide from where services go on."""
 
 
 @offsets.command("list")
@@ -23,7 +23,7 @@ def offsets() -> None:
 @AS_JSON
 @with_settings("brokers")
 def list_(pipeline: str, *, as_json: bool, **options: Any) -> None:
-    """List what each group has committed, what its own progress says, and what its log holds."""
+    """List committed offsets, the groups' own progress, and the logs."""
     from tidemill.cli.text.offsets import offsets_text
     from tidemill.offline.offsets import all_offsets
 

@@ -13,6 +13,7 @@ from tidemill.offline.offsets import all_offsets, carry_out, decide, group_offse
 from tidemill.stages.joiner import service as joiner
 from tidemill.stages.scorer import service as scorer
 from tidemill.stream.api import Position, TopicPartition
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 PIPELINE = load("plain")
@@ -35,6 +36,12 @@ def made() -> River:
     send(river, FLIGHTS[:HALF])
     river.run()
     return river
+
+
+def fullest(river: River, topic: Topic) -> TopicPartition:
+    """Return the partition of a topic that holds most."""
+    partitions = [p for p in river.broker.log if p.topic == topic.name(PIPELINE.name)]
+    return max(partitions, key=lambda p: len(river.broker.log[p]))
 
 
 def outputs(river: River) -> list[Counter]:
@@ -95,18 +102,19 @@ class TestDecided:
 
     def test_what_it_would_do_is_printed(self) -> None:
         river = made()
-        end = {p: river.broker.offset_range(p)[1] for p in (TopicPartition("plain.features", n) for n in range(4))}
-        assert self.set(river, "scorer", "begin", "features", 1) == [
-            f"{end[TopicPartition('plain.features', 1)]} offsets are processed again, with their output"
+        partition = fullest(river, topics.FEATURES)
+        end = river.broker.offset_range(partition)[1]
+        assert self.set(river, "scorer", "begin", "features", partition.partition) == [
+            f"{end} offsets are processed again, with their output"
         ]
         assert set(self.set(river, "scorer", "end", "plain.features")) == {
             "nothing is repeated or passed over",
-            f"{end[TopicPartition('plain.features', 1)]} offsets are passed over",
+            f"{end} offsets are passed over",
         }
 
     def test_one_that_was_set_by_hand_is_obeyed_when_it_is_said_so_and_put_back_when_not(self, undisturbed) -> None:
         river = made()
-        partition = TopicPartition("plain.features", 0)
+        partition = fullest(river, topics.FEATURES)
         group = river.broker.groups["plain.scorer"]
         group.committed[partition] = Position(1)
         with pytest.raises(PositionError, match=r"set to 1 by something else.*--to committed or --to progress"):
@@ -118,7 +126,7 @@ class TestDecided:
         before = len(river.of(topics.PREDICTIONS))
         group.members.clear()
         group.committed[partition] = Position(1)
-        self.set(river, "scorer", "committed", "features", 0)
+        self.set(river, "scorer", "committed", "features", partition.partition)
         drive(scorer.build(PIPELINE, tuple), river.broker)
         assert len(river.of(topics.PREDICTIONS)) == before + river.broker.offset_range(partition)[1] - 1
 

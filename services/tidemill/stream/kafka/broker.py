@@ -36,6 +36,7 @@ from tidemill.stream.kafka.consumer import (
 )
 from tidemill.stream.kafka.errors import kafka_error, service_error, without_errors
 from tidemill.stream.kafka.producer import KafkaProducer
+from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings
 from tidemill.stream.topic import Topic
 
 _client_log = logging.getLogger("librdkafka")
@@ -180,6 +181,10 @@ class KafkaBroker:
             return {topic: str(future.result().topic_id) for topic, future in answers.items()}
         except KafkaException as error:
             raise service_error(error, f"describing {', '.join(topics)}") from error
+
+    def settings(self, topics: Sequence[str]) -> ClusterSettings:
+        """Return the settings of the brokers and of these topics. Raises BrokerError where they can't be read."""
+        return cluster_settings(self._admin, topics)
 
     def _end_offset(self, partition: TopicPartition) -> int:
         return self.offset_range(partition)[1]
