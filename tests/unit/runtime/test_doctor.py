@@ -150,7 +150,7 @@ class TestAtTheStart:
     def test_what_state_hangs_on_stops_it_in_one_line(self) -> None:
         cluster = Cluster(good("examples", settings={"cleanup_policy": "compact"}))
         with pytest.raises(
-            BrokerError, match="examples: cleanup.policy is compact, expected delete: .*tidemill doctor"
+            BrokerError, match=r"examples: cleanup\.policy is compact, expected delete: .*tidemill doctor"
         ):
             check_settings(PIPELINE, cluster, topics.TOPICS)  # type: ignore[arg-type]
 
