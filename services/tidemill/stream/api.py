@@ -207,6 +207,12 @@ class Broker(Protocol):
     def set_offsets(self, group: str, positions: Mapping[TopicPartition, Position]) -> None:
         """Commit for a group from outside. Raises BrokerError where the group has members."""
 
+    def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
+        """End the transactions of instances that are in the group no more; returns their names.
+
+        Asked are those that committed last in these partitions, but `instance` itself. They are fenced off.
+        """
+
     def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[Record]]:
         """Yield batches of what is committed in the ranges [from, to), in order within a partition."""
 

@@ -27,6 +27,8 @@ class CommitMetadata:
         Entities whose views have had updates since their beginning or since a "begins".
     circuit_breaker
         Counts of the validator: refused in a row, records, refused among them; empty where there is nothing to keep.
+    instance
+        Who committed it: the next one in the partition ends what it has left open.
     offset
         The committed offset itself: an offset that anything else has set lacks it, or has another one.
     topic_id
@@ -37,6 +39,7 @@ class CommitMetadata:
     watermark: int | None = None
     entities: tuple[str, ...] = ()
     circuit_breaker: tuple[int, ...] = ()
+    instance: str = ""
     offset: int | None = None
     topic_id: str = ""
 
@@ -62,6 +65,7 @@ class CommitMetadata:
                 kept.pop("watermark", None),
                 tuple(kept.pop("entities", ())),
                 tuple(kept.pop("circuit_breaker", ())),
+                kept.pop("instance", ""),
                 kept.pop("offset", None),
                 kept.pop("topic_id", ""),
             )

@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -212,7 +212,7 @@ class Loop:
         started = self.clock()
         offsets = {
             partition: restore.mark(
-                self.processor.commit_metadata(partition),
+                replace(self.processor.commit_metadata(partition), instance=self.instance),
                 up_to.get(partition, offset),
                 self._topic_ids.get(partition.topic, ""),
             )
@@ -260,7 +260,10 @@ class Loop:
 
     def _restore(self, consumer: Consumer, producer: Producer) -> None:
         """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
-        committed = consumer.committed(sorted(self._partitions)) if self._partitions else {}
+        partitions = sorted(self._partitions)
+        for name in self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():
+            log.warning("what an instance may have left open is ended: it is in the group no more", extra={"of": name})
+        committed = consumer.committed(partitions) if partitions else {}
         ranges = {partition: self.broker.offset_range(partition) for partition in committed}
         positions = self._own_positions(committed, ranges)
         resumes = {p: restore.resume_position(position, *ranges[p]) for p, position in positions.items()}

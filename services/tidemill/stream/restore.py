@@ -9,7 +9,8 @@ state is right, and nothing is rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tidemill.errors import PositionError
@@ -37,6 +38,15 @@ class Plan:
     rebuild: Mapping[TopicPartition, tuple[int, int]]
     read_from: Mapping[TopicPartition, int]
     truncated: Mapping[TopicPartition, int]
+
+
+def last_instances(positions: Iterable[Position | None]) -> set[str]:
+    """Return who committed these positions, as far as they say so."""
+    instances = set()
+    for position in positions:
+        with contextlib.suppress(ValueError):  # another program's: whoever reads it says so
+            instances.add(CommitMetadata.decode(position.metadata if position else "").instance)
+    return instances - {""}
 
 
 def mark(metadata: CommitMetadata, offset: int, topic_id: str) -> Position:

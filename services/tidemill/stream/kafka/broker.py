@@ -16,6 +16,7 @@ from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
+    Producer,
     TopicCollection,
 )
 from confluent_kafka import TopicPartition as KafkaTopicPartition  # noqa: TID251
@@ -37,6 +38,7 @@ from tidemill.stream.kafka.consumer import (
 from tidemill.stream.kafka.errors import kafka_error, service_error, without_errors
 from tidemill.stream.kafka.producer import KafkaProducer
 from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings
+from tidemill.stream.restore import last_instances
 from tidemill.stream.topic import Topic
 
 _client_log = logging.getLogger("librdkafka")
@@ -162,6 +164,27 @@ class KafkaBroker:
                 f"the offsets of group {group} can't be set: {kafka_error(error).str()}; stop its service, and wait "
                 f"until its session has ended, 6 s"
             ) from error
+
+    def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
+        if not self.exactly_once:
+            return []
+        client = reading_client(self.common, group, "read_uncommitted")
+        try:
+            # What is committed and stable is not told before such a transaction has ended.
+            last = last_instances(committed_offsets(client, partitions).values()) - {instance}
+        finally:
+            client.close()
+        if not last:
+            return []
+        try:
+            answer = self._admin.describe_consumer_groups([group], request_timeout=CALL_SECONDS)[group].result()
+            gone = sorted(last - {member.group_instance_id for member in answer.members})
+            for name in gone:
+                producer = Producer({**self.common, "client.id": name, "transactional.id": name}, logger=_client_log)
+                producer.init_transactions(CALL_SECONDS)
+        except KafkaException as error:
+            raise service_error(error, f"ending what was left open in {group}") from error
+        return gone
 
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
         if self._probe is None:

@@ -28,7 +28,8 @@ from faust.types import ConsumerMessage
 from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
-from tidemill.metrics import Health, MonitorMetrics
+from tidemill.metrics import MonitorMetrics
+from tidemill.probes import Health
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.kafka.producer import Sender
