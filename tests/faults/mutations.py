@@ -34,6 +34,7 @@ LONGEST_TEST = 180
 
 CRASH = "tests/unit/stream/test_loop_crash.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
+LOST = "tests/unit/stream/test_lost_offsets.py"
 OTHERS = "tests/unit/features/test_remote_views.py"
 AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
@@ -245,6 +246,57 @@ MUTANTS = (
         "if state_offsets.get(partition) != resume.position.offset",
         "if partition not in state_offsets",
         (LOOP,),
+    ),
+    # Offsets that were taken away.
+    Mutant(
+        "progress-not-asked", "where committed offsets are gone the group begins again",
+        "stream/restore.py",
+        "for position in (progress, committed if is_own else None)",
+        "for position in (committed if is_own else None,)",
+        (LOST,),
+    ),
+    Mutant(
+        "progress-after-the-transaction", "progress is written in the next transaction, and the last one is not known",
+        "stream/loop.py",
+        "        if producer.is_transactional:\n",
+        "        if not producer.is_transactional:\n",
+        (LOST,),
+        (("        if not producer.is_transactional:  # later", "        if producer.is_transactional:  # later"),),
+    ),
+    Mutant(
+        "hand-is-obeyed", "an offset that something else has set is taken",
+        "stream/restore.py",
+        "        if progress is None or progress.offset != committed.offset:\n",
+        "        return committed\n        if progress is None or progress.offset != committed.offset:\n",
+        (LOST,),
+    ),
+    Mutant(
+        "created-again-is-the-same", "a topic that was created again is read from the old one's offset",
+        "stream/restore.py",
+        '[position for position in own if _topic_id(position) in ("", topic_id) or not topic_id]',
+        "own",
+        (LOST,),
+    ),
+    Mutant(
+        "shorter-log-is-believed", "a log that was cut behind what was processed is read on at its end",
+        "stream/restore.py",
+        "if position.offset > log_end:",
+        "if position.offset > 2**62:",
+        (LOST,),
+    ),
+    Mutant(
+        "no-keep-alive", "an idle group does not commit again",
+        "stream/loop.py",
+        "return not self._dirty and self.clock() - self._last_commit >= self.keep_alive",
+        "return False",
+        (LOST,),
+    ),
+    Mutant(
+        "progress-behind-open-transactions-is-lost", "progress is read up to the first open transaction of anybody",
+        "stream/progress.py",
+        "while self.broker.offset_range(place)[1] < end:",
+        "while False:",
+        ("tests/contracts/test_broker.py::test_progress_is_read_behind_an_open_transaction_of_another",),
     ),
     # Sending.
     Mutant(
