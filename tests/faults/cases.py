@@ -161,11 +161,9 @@ def lost_partitions(bench: Bench, *, rounds: int = 1, rate: float = 150.0) -> Ro
         for role, within in itertools.product(DATA_PLANE * rounds, (False, True)):
             river.pause(2, 4)
             victim = river.rng.choice([role, f"{role}#1"])
-            if within:
-                # Of a learner's two instances only the first has the one partition there is.
-                fault = river.strike(role if "learner" in role else victim, "commit:before", "stop")
-            else:
-                fault = river.freeze(victim)
+            if within and service_of(role) == "learner":
+                victim = role  # of its two instances only the first has the one partition there is
+            fault = river.strike(victim, "commit:before", "stop") if within else river.freeze(victim)
             process = river.process(fault.role)
             time.sleep(ZOMBIE_SECONDS)
             fault.until = time.monotonic()
