@@ -21,6 +21,7 @@ from tidemill.features.lookup import RemoteLookup, RemoteViews
 from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
 from tidemill.features.views import NEVER, Views
+from tidemill.rows import is_missing
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
@@ -39,15 +40,22 @@ def extractor(feature: Feature) -> Extract:
     source = feature.source
     if feature.kind == "number":
         return _number(source)
-    convert = {"category": str, "flag": bool}[feature.kind]
+    convert: Callable[[Any], Any] = str if feature.kind == "category" else _truth
     if isinstance(source, str):
         return lambda event: None if event[source] is None else convert(event[source])
 
     def value(event: Mapping[str, Any]) -> Any:
         raw = source(event)
-        return None if raw is None else convert(raw)
+        return None if is_missing(raw) else convert(raw)
 
     return value
+
+
+def _truth(raw: Any) -> bool:
+    """Return what a function says is true or false; text is neither: "no" would be true."""
+    if raw not in (0, 1):
+        raise TypeError(f"{raw!r} where true or false was expected")
+    return bool(raw)
 
 
 def _number(source: Any) -> Extract:
@@ -63,7 +71,7 @@ def _number(source: Any) -> Extract:
 
     def value(event: Mapping[str, Any]) -> float | None:
         raw = source(event)
-        if raw is None:
+        if is_missing(raw):
             return None
         number = float(raw)
         return number if lowest <= number <= largest else None  # NaN is not between any two numbers
