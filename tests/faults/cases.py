@@ -387,7 +387,7 @@ def short(bench: Bench, *, rate: float = 150.0) -> Row:
         def kill_each(chosen: tuple[str, ...]) -> None:
             for role in chosen:
                 river.strike(role, river.rng.choice(POINTS[service_of(role)]))
-                river.pause(1.0, 2.0)
+                river.pause(0.5, 1.0)
             river.kill(river.rng.choice(chosen))
             river.pause(0.5, 1.0)
 
