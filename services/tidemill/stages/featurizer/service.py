@@ -137,8 +137,8 @@ class Featurizer(Processor):
         for request in requests:
             as_of = self._add_to_inline_views(request)
             if request.vector is not None:
-                self._add_remote_features(request, lookup, as_of)
-                self._serve(request, as_of, lookup.stale, emit)
+                unread = self._add_remote_features(request, lookup, as_of)
+                self._serve(request, as_of, [*lookup.stale, *unread], emit)
                 served.append((request.time, as_of))
             if is_live and self.updates:
                 if new := self._new.pop(request.record.partition(), ()):
@@ -189,9 +189,10 @@ class Featurizer(Processor):
                 self.counts["tile_too_old", plan.view.label] += 1
         return as_of
 
-    def _add_remote_features(self, request: _Request, lookup: RemoteLookup, as_of: dict[str, int]) -> None:
-        """Put the features of other entities into the vector, as of its event's time."""
+    def _add_remote_features(self, request: _Request, lookup: RemoteLookup, as_of: dict[str, int]) -> list[str]:
+        """Put the features of other entities into the vector, as of its event's time; returns unreadable views."""
         assert request.vector is not None  # noqa: S101  process() has checked
+        unread = []
         for name, key, missing in self._remote:
             plan, entity = lookup.plans.get(name), request.entities.get(key)
             known = None if entity is None else lookup.entities.get((name, entity))
@@ -200,8 +201,15 @@ class Featurizer(Processor):
             elif known is None:
                 request.vector.update(plan.nothing)
             else:
-                request.vector.update(zip(plan.names, plan.read(known, request.time), strict=True))
-                as_of[name] = known.time
+                try:
+                    features, as_of[name] = plan.read(known, request.time), known.time
+                except Exception:  # cells that no service has written may make any aggregate raise anything
+                    request.vector.update(missing)
+                    unread.append(name)
+                    self.counts["stale_vectors", name] += 1
+                    continue
+                request.vector.update(zip(plan.names, features, strict=True))
+        return unread
 
     def _serve(self, request: _Request, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
         record = request.record
