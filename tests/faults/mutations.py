@@ -412,8 +412,8 @@ MUTANTS = (
     Mutant(
         "view-from-the-past", "a late write to Redis is not refused",
         "features/redis.py",
-        "stored = int(answer or 0)\n                if stored > offset:",
-        "stored = int(answer or 0)\n                if stored > 1 << 62:",
+        "stored = _offset(answer) or 0\n                if stored > offset:",
+        "stored = _offset(answer) or 0\n                if stored > 1 << 62:",
         (VIEW,),
     ),
     Mutant(
@@ -455,7 +455,7 @@ MUTANTS = (
     Mutant(
         "stale-view-served", "the featurizer takes a view that is not whole",
         "features/lookup.py",
-        "if shape != plan.shape or int(until or 0) > now:",
+        "if shape != plan.shape or until > now:",
         "if shape == note:",
         (OTHERS,),
     ),
@@ -484,8 +484,8 @@ MUTANTS = (
     Mutant(
         "unread-store-as-emptied", "what a store holds that could not be read is overwritten by less",
         "features/views.py",
-        "if shape == state.plan.shape and int(until or 0) < state.partial_until:",
-        "if shape == state.plan.shape and int(until or 0) < 0:",
+        "if shape == state.plan.shape and until < state.partial_until:",
+        "if shape == state.plan.shape and until < 0:",
         (f"{AWAY}::test_where_the_log_was_cut_the_store_that_is_back_is_loaded_and_not_overwritten",),
     ),
     Mutant(
