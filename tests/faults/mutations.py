@@ -87,10 +87,10 @@ MUTANTS = (
     Mutant(
         "offsets-before-outputs", "offsets are committed in an earlier transaction than the outputs",
         "stream/loop.py",
-        "if self._process(records, producer):",
+        "if self._process(records, producer) or self._is_due_again():",
         "if records:\n"
         "                early = consumer.positions(tuple(self._partitions)).items()\n"
-        "                producer.commit({s: Position(o, self.processor.commit_metadata(s).encode()) for s, o in early}, consumer)\n"
+        "                producer.commit({s: restore.mark(self.processor.commit_metadata(s), o, \"\") for s, o in early}, consumer)\n"
         "            if self._process(records, producer):",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
