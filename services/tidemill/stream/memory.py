@@ -110,7 +110,7 @@ class MemoryBroker:
 
     def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
         members = self.groups[group].members if group in self.groups else {}
-        gone = sorted(last_instances(self.committed(group, partitions).values()) - {instance} - members.keys())
+        gone = sorted(last_instances(group, self.committed(group, partitions).values()) - {instance} - members.keys())
         for name in gone:
             self._epochs[name] = self._epochs.get(name, 0) + 1
         return gone

@@ -36,13 +36,13 @@ class Plan:
     truncated: Mapping[TopicPartition, int]
 
 
-def last_instances(positions: Iterable[Position | None]) -> set[str]:
-    """Return who committed these positions, as far as they say so."""
+def last_instances(group: str, positions: Iterable[Position | None]) -> set[str]:
+    """Return the instances of a group that committed these positions, as far as they say so."""
     instances = set()
     for position in positions:
         with contextlib.suppress(ValueError):  # another program's: whoever reads it says so
             instances.add(CommitMetadata.decode(position.metadata if position else "").instance)
-    return instances - {""}
+    return {name for name in instances if name.startswith(f"{group}-")}
 
 
 def resume_position(committed: Position | None, log_begin: int, log_end: int) -> Resume:

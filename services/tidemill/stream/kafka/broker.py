@@ -151,7 +151,7 @@ class KafkaBroker:
         client = reading_client(self.common, group, "read_uncommitted")
         try:
             # What is committed and stable is not told before such a transaction has ended.
-            last = last_instances(committed_offsets(client, partitions).values()) - {instance}
+            last = last_instances(group, committed_offsets(client, partitions).values()) - {instance}
         finally:
             client.close()
         if not last:
