@@ -203,7 +203,7 @@ class Ledger(threading.Thread):
             return not any(left.values())
 
         try:
-            until(read_to_the_end, "the others are behind", PATIENCE, run.stack.check)
+            until(read_to_the_end, "the others are behind", PATIENCE, lambda: run.stack.check(names))
         except AssertionError:
             return ", ".join(f"{name}: {where}" for name, where in left.items() if where)
         return ""
