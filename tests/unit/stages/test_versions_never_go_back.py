@@ -46,7 +46,7 @@ class World:
 
     @property
     def registry(self) -> Registry:
-        return Registry(self.pipeline, ArtifactStore(str(self.folder)), self.key)
+        return Registry(self.pipeline, ArtifactStore(str(self.folder), create=not self.folder.is_file()), self.key)
 
     def examples(self, many: int) -> None:
         for _ in range(many):
@@ -90,6 +90,12 @@ class World:
             epochs={"linear": epoch},
         )  # fmt: skip
         self.broker.append(PROMOTIONS.topic, decisions(PIPELINE, KEY).encode(decision), b"k", 1)
+
+    def shorten_examples(self, end: int) -> None:
+        """Have the examples end there, and the learner's offsets gone, as after `tidemill offsets set`."""
+        del self.broker.log[EXAMPLES][end:]
+        self.broker.groups.clear()
+        self.broker.log[TopicPartition(topics.PROGRESS.name("small"), 0)].clear()
 
     def lose_manifests(self, keep: int = 0) -> None:
         """Delete the newest records of the models topic, as where it is created again or restored from a backup."""
@@ -227,7 +233,7 @@ class TestLearner:
         assert world.published() == before
 
     def test_examples_that_end_before_the_newest_version_stop_it(self, world: World) -> None:
-        del world.broker.log[EXAMPLES][40:]
+        world.shorten_examples(40)
         with pytest.raises(VersionsError, match=r"has a version 60, and small.examples ends at 40.*models reset"):
             world.learn()
 
@@ -390,8 +396,7 @@ class TestScorer:
 
     def test_a_challenger_that_can_not_be_opened_does_not_answer(self, world: World) -> None:
         world.learn(model="slow")
-        manifest = next(m for m in map(world.manifest, range(-7, 0)) if m.model == "slow")
-        (world.folder / manifest.uri).unlink()
+        (world.folder / world.manifest().uri).unlink()
         scorer = ScorerProcess(world)
         assert scorer.serve() == (0, 60)
         log = RECORDS.prediction_log.decode(world.broker.records("small.prediction-log")[-1].value() or b"")
@@ -424,8 +429,7 @@ class TestScorer:
     def test_another_life_takes_over_and_the_old_one_never_comes_back(self, world: World) -> None:
         running = ScorerProcess(world)
         old = world.broker.records(MODELS.topic)[-1].value()
-        world.broker.log[EXAMPLES].clear()
-        world.broker.groups.clear()
+        world.shorten_examples(0)
         world.reset()
         world.learn(10)
         assert world.published()[6:] == [(1, 10)]
@@ -466,8 +470,7 @@ class TestReset:
         assert world.published()[8:] == [(1, 80)]
 
     def test_examples_that_were_created_again_begin_another_life_with_nothing_learned(self, world: World) -> None:
-        world.broker.log[EXAMPLES].clear()
-        world.broker.groups.clear()
+        world.shorten_examples(0)
         world.reset()
         world.learn()
         assert world.published()[6:] == [(1, 0)], "else scorers that start would wait for ever"
