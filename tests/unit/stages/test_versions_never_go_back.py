@@ -95,7 +95,8 @@ class World:
         """Have the examples end there, and the learner's offsets gone, as after `tidemill offsets set`."""
         del self.broker.log[EXAMPLES][end:]
         self.broker.groups.clear()
-        self.broker.log[TopicPartition(topics.PROGRESS.name("small"), 0)].clear()
+        for partition in [one for one in self.broker.log if one.topic == topics.PROGRESS.name("small")]:
+            self.broker.log[partition].clear()
 
     def lose_manifests(self, keep: int = 0) -> None:
         """Delete the newest records of the models topic, as where it is created again or restored from a backup."""
