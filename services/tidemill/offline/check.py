@@ -10,6 +10,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, DeclarationError
 from tidemill.features.views import schema
 from tidemill.registry import snapshots
+from tidemill.registry.parts import parts_of
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -18,7 +19,8 @@ def check_models(pipeline: Pipeline) -> None:
     """Raise DeclarationError where a model could not be saved and loaded again, as every version must be."""
     for name in pipeline.model_names:
         try:
-            snapshots.load(snapshots.dump(pipeline.model(name)))
+            model = pipeline.model(name)
+            snapshots.load(snapshots.dump(model), parts=parts_of(model, pipeline.metric()))
         except ArtifactError as error:
             raise DeclarationError(f"pipeline {pipeline.name!r}: models[{name!r}]: {error}") from error
 
