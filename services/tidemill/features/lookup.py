@@ -16,7 +16,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import StoreError
 from tidemill.features.ports import EntitiesByView, ViewReader
 from tidemill.features.tiles import Entity, Plan
-from tidemill.features.views import PARTIAL, Views
+from tidemill.features.views import Views, read_note
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class RemoteViews(Protocol):
 def is_complete(plan: Plan, notes: Iterable[str | None], now: int) -> bool:
     """Whether a store holds all that a view's windows need at event time `now` (ms); `notes` are by partition."""
     for note in notes:
-        shape, _, until = (note or "").partition(PARTIAL)
-        if shape != plan.shape or int(until or 0) > now:
+        shape, until = read_note(note)
+        if shape != plan.shape or until > now:
             return False
     return True
 
@@ -61,14 +61,17 @@ class StoredRemoteViews:
 
     def lookup(self, wanted: EntitiesByView, now: int) -> RemoteLookup:
         """Read them in one round trip; a view that is incomplete, or of another declaration, is stale."""
-        if self.clock() < self._away_until:
+        began = self.clock()
+        if began < self._away_until:
             return RemoteLookup(stale=list(self.plans))
         try:
             tiles, notes = self.reader.read(wanted, self.partitions)
         except StoreError as error:
             if self._away_until == float("-inf"):
                 log.error("the online store can't be read; vectors go on without it", extra={"cause": str(error)})
-            self._away_until = self.clock() + PAUSE_SECONDS
+            answered = self.clock()
+            # One that hangs costs its timeout: at most half of the time is spent on waiting for it.
+            self._away_until = answered + max(PAUSE_SECONDS, answered - began)
             return RemoteLookup(stale=list(self.plans))
         if self._away_until != float("-inf"):
             log.info("the online store can be read again")

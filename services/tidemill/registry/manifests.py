@@ -15,6 +15,7 @@ import river
 
 import tidemill
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 from tidemill.errors import ArtifactError
 from tidemill.models.segments import segment_metrics
 from tidemill.models.snapshot import Snapshot
@@ -48,6 +49,7 @@ class Manifest:
     seconds: float = 0.0
     schemas: Mapping[str, int] = field(default_factory=dict)
     segments: Sequence[Mapping[str, Any]] = ()
+    epoch: int = 0
     signature: str = ""
 
 
@@ -102,10 +104,12 @@ class Registry:
         *,
         parent: int = 0,
         seconds: float = 0.0,
+        epoch: int = 0,
     ) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
-        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took.
+        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took, `epoch` the
+        model's life.
         Raises ScoreError where the model gives one of them a value that is no score of the task, ArtifactError where it
         fails or can't be saved.
         """
@@ -117,9 +121,7 @@ class Registry:
             }
             for vector in vectors
         ]
-        values = (
-            {type(metric).__name__: float(metric.get()) for metric in snapshot.metrics} if snapshot.examples else {}
-        )
+        values = Scorecard(snapshot.metrics).values() if snapshot.examples else {}
         digest = self.store.put(snapshots.dump(snapshot.saved()))
         manifest = Manifest(
             pipeline=self.pipeline.name,
@@ -142,6 +144,7 @@ class Registry:
             seconds=seconds,
             schemas={kind: getattr(self.records, kind).id for kind in SCHEMA_KINDS},
             segments=segment_metrics(self.pipeline, snapshot.segments),
+            epoch=epoch,
         )
         return dataclasses.replace(manifest, signature=self._signature(manifest))
 
