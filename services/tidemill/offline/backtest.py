@@ -217,7 +217,7 @@ class Backtest:
         materializer.assign(TopicPartition(topics.UPDATES.name(name), 0), start)
         featurizer.assign(TopicPartition(topics.EVENTS_VALID.name(name), 0), start)
         for service, step in (("validator", validator), ("joiner", joiner)):
-            for topic in topics.reads(service):
+            for topic in topics.consumes(service):
                 step.assign(TopicPartition(topic.name(name), 0), start)
         self.events_topic, self.labels_topic = topics.EVENTS.name(name), topics.LABELS.name(name)
         self._processors: dict[str, Processor] = {
