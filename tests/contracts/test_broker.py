@@ -14,6 +14,7 @@ from running import until
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
+from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
 from tidemill.stream.partition import partition_of
@@ -341,3 +342,12 @@ class TestKafkaAlone:
         assert consumer.committed([TopicPartition(source, 0)]) == {TopicPartition(source, 0): Position(2, "note")}
         producer.close()
         consumer.close()
+
+
+def test_the_embedded_broker_says_nothing_of_ids_and_settings_and_nobody_waits_for_it() -> None:
+    embedded = EmbeddedBroker()
+    embedded.create(["quick"])
+    broker = KafkaBroker(embedded.servers, exactly_once=False)
+    assert broker.topic_ids(["quick"]) == {"quick": ""}
+    assert broker.settings(["quick"]).brokers == {}
+    assert broker.end_offset(TopicPartition("quick", 0)) == 0

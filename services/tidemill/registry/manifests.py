@@ -20,6 +20,7 @@ from tidemill.errors import ArtifactError
 from tidemill.models.segments import segment_metrics
 from tidemill.models.snapshot import Snapshot
 from tidemill.registry import snapshots
+from tidemill.registry.parts import Parts, parts_of
 from tidemill.registry.store import ArtifactStore, sha256
 from tidemill.wire.records import Records, vector_to_x
 
@@ -90,6 +91,7 @@ class Registry:
         self.records = Records(pipeline)
         self.store = store
         self.key = key
+        self._parts: dict[str, Parts] = {}
 
     def _signature(self, manifest: Manifest) -> str:
         unsigned = dataclasses.replace(manifest, signature="")
@@ -240,6 +242,13 @@ class Registry:
         self.store.put_note(manifest.sha256, self.encode(made))
         return made
 
+    def parts(self, model: str) -> Parts:
+        """Return what a version of a declared model may consist of: what the model and the metrics do."""
+        name = self.pipeline.parts(model)[0]
+        if name not in self._parts:
+            self._parts[name] = parts_of(self.pipeline.model(name), self.pipeline.metric())
+        return self._parts[name]
+
     def open(self, manifest: Manifest, pause: float = 0.0) -> Snapshot:
         """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails.
 
@@ -253,7 +262,7 @@ class Registry:
                 f"{name} was learned under another declaration of the model, the vector or protect; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
-        fields = snapshots.load(self.artifact(manifest)[1], pause)
+        fields = snapshots.load(self.artifact(manifest)[1], pause, parts=self.parts(manifest.model))
         try:
             snapshot = Snapshot(**fields)
         except TypeError as error:

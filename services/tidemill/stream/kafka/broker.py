@@ -201,7 +201,8 @@ class KafkaBroker:
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         try:
-            if self._admin.list_topics(topics[0], timeout=CALL_SECONDS).controller_id < 0:
+            metadata = self._admin.list_topics(topics[0], timeout=CALL_SECONDS)
+            if metadata.controller_id not in metadata.brokers:
                 return dict.fromkeys(topics, "")  # there is nobody to ask: librdkafka's mock cluster
             answers = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_SECONDS)
             return {topic: str(future.result().topic_id) for topic, future in answers.items()}

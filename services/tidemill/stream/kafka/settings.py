@@ -33,7 +33,7 @@ def cluster_settings(admin: AdminClient, topics: Sequence[str]) -> ClusterSettin
     """Return what the cluster says; nothing where it has no controller to ask. Raises BrokerError."""
     try:
         metadata = admin.list_topics(timeout=CALL_SECONDS)
-        if metadata.controller_id < 0:  # librdkafka's mock cluster
+        if metadata.controller_id not in metadata.brokers:  # librdkafka's mock cluster
             return ClusterSettings()
         existing = {name: metadata.topics[name] for name in topics if name in metadata.topics}
         asked = [ConfigResource(ResourceType.BROKER, str(number)) for number in metadata.brokers]
