@@ -11,7 +11,7 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import StoreError
-from tidemill.registry.latest import backwards
+from tidemill.registry.signing import backwards
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.partition import partition_of
 from tidemill.stream.topic import Topic

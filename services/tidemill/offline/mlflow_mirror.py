@@ -32,7 +32,7 @@ import tidemill
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, StoreError
 from tidemill.registry import pyfunc
-from tidemill.registry.latest import models_partition, valid_manifest
+from tidemill.registry.latest import models_partition
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Version
 from tidemill.stream.api import Broker
@@ -217,7 +217,7 @@ class Mirror:
         try:
             while rounds is None or rounds > 0:
                 rounds = None if rounds is None else rounds - 1
-                manifests = [valid_manifest(self.registry, record) for record in follower.poll(100, 1.0)]
+                manifests = [self.registry.chains.take(record) for record in follower.poll(100, 1.0)]
                 for manifest in filter(None, manifests):
                     self.copy(manifest)
                     report(f"{self.name(manifest.model)} version {manifest.version}")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import ArtifactError, SettingsError
-from tidemill.registry.latest import FIRST_READ_OFFSETS, backwards
-from tidemill.registry.manifests import Manifest, Registry, parse
+from tidemill.errors import SettingsError
+from tidemill.keys import RefusedError
+from tidemill.registry.manifests import Manifest, Registry, manifest_codec
+from tidemill.registry.signing import FIRST_READ_OFFSETS, Vouched, backwards, refusals
 from tidemill.registry.store import ArtifactStore
 from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
-from tidemill.wire.records import Records
 
 #: Records that are held at once; a manifest has some 3 kB, and 64 bytes more for each segment.
 MAX_RECORDS_HELD = 4_000
@@ -58,43 +58,36 @@ class Versions:
         self.pipeline, self.broker, self.registry = pipeline, broker, registry
         self.champion = champion or pipeline.champion
         self.topic = topics.MODELS.name(pipeline.name)
-        self._records = Records(pipeline)
+        self._codec = registry.codec if registry else manifest_codec(pipeline, None)
 
     def read(self, model: str | None = None, progress: Progress | None = None) -> Iterator[Version]:
         """Yield versions, the newest first; `model`: only of this one."""
         partition = TopicPartition(self.topic, 0)
         newest: set[str] = set()
+        reading = Vouched(self._codec)
         for begin, end in backwards(
             *self.broker.offset_range(partition), FIRST_READ_OFFSETS, growth=4, most=MAX_RECORDS_HELD
         ):
-            for record in reversed(
-                [record for batch in self.broker.read({partition: (begin, end)}) for record in batch]
-            ):
-                key = (record.key() or b"").decode(errors="replace")
-                if model in (None, key):
-                    yield self._version(record, key, newest)
+            records = [record for batch in self.broker.read({partition: (begin, end)}) for record in batch]
+            for version in _in_order([self._version(record, reading) for record in reversed(records)]):
+                if model not in (None, version.key):
+                    continue
+                is_newest = not version.refused and version.key not in newest
+                if is_newest:
+                    newest.add(version.key)
+                yield dataclasses.replace(version, is_newest=is_newest)
             if progress:
                 progress(end - begin)
 
-    def _version(self, record: Record, key: str, newest: set[str]) -> Version:
+    def _version(self, record: Record, reading: Vouched[Manifest]) -> Version:
+        key, manifest = (record.key() or b"").decode(errors="replace"), None
         try:
-            manifest = parse(self._records, record.value() or b"")
-        except ArtifactError as error:
-            return Version(record.offset(), key, None, str(error))
-        refused = self._refused(manifest, key)
-        is_newest = not refused and key not in newest
-        if is_newest:
-            newest.add(key)
-        return Version(record.offset(), key, manifest, refused, is_newest)
-
-    def _refused(self, manifest: Manifest, key: str) -> str:
-        if self.registry and not self.registry.is_signed(manifest):
-            return "wrong signature"
-        if manifest.model != key:
-            return f"it is of model {manifest.model!r}, under another one's key"
-        if manifest.pipeline != self.pipeline.name:
-            return f"it is of pipeline {manifest.pipeline!r}"
-        return ""
+            manifest = self._codec.parse(record.value() or b"")
+            reading.check(record)
+        except RefusedError as error:
+            refusals.note(record.topic(), record.offset(), record.value() or b"", error)
+            return Version(record.offset(), key, manifest, str(error))
+        return Version(record.offset(), key, manifest)
 
     def as_dict(self, version: Version, store: ArtifactStore) -> dict[str, Any]:
         """Return a version for programs. Times are ms since the epoch.
@@ -119,7 +112,7 @@ class Versions:
                 "role": self.pipeline.role(manifest.model, self.champion),
                 "declared": self.is_declared(manifest),
                 "artifact": artifact_state(store, manifest),
-                "signature": self.signature(manifest),
+                "signature": self.signature(version),
             }
         )
 
@@ -128,11 +121,11 @@ class Versions:
         model = manifest.model
         return self.pipeline.knows(model) and manifest.declaration == self.pipeline.declaration_hash(model)
 
-    def signature(self, manifest: Manifest) -> str:
-        """Return "valid", "wrong" or, without a signing key, "not checked"."""
+    def signature(self, version: Version) -> str:
+        """Return "valid", "refused" or, without keys, "not checked"."""
         if self.registry is None:
             return "not checked"
-        return "valid" if self.registry.is_signed(manifest) else "wrong"
+        return "refused" if version.refused else "valid"
 
     def find(self, model: str, version: int | None = None, progress: Progress | None = None) -> tuple[Version, int]:
         """Return a version of a model, the newest by default, and how many newer records of it are refused.
@@ -164,6 +157,23 @@ class Versions:
         no = f"what {self.topic} holds of model {model!r} is no manifest"
         what = no if passed else f"no version of model {model!r} in {self.topic}"
         return f"{what}: the pipeline declares {', '.join(self.pipeline.model_names)}"
+
+
+def _in_order(newest_first: Sequence[Version]) -> Sequence[Version]:
+    """Return versions, refusing those that were appended again after a later one of their model."""
+    last: dict[str, int] = {}
+    checked = []
+    for version in reversed(newest_first):
+        if version.manifest is None or version.refused:
+            checked.append(version)
+            continue
+        signature = version.manifest.signature
+        if signature.sequence <= last.get(signature.chain, 0):
+            checked.append(dataclasses.replace(version, refused="it is old: appended again after later ones"))
+            continue
+        last[signature.chain] = signature.sequence
+        checked.append(version)
+    return checked[::-1]
 
 
 def artifact_state(store: ArtifactStore, manifest: Manifest) -> str:

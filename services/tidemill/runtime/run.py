@@ -44,12 +44,12 @@ def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
 
 
-def registry_of(pipeline: Pipeline, settings: Settings) -> Registry:
-    """Return the registry that the settings name. Raises SettingsError where there is no signing key."""
+def registry_of(pipeline: Pipeline, settings: Settings, service: str = "") -> Registry:
+    """Return the registry that the settings name, with the keys of a service. Raises SettingsError without keys."""
     from tidemill.registry.manifests import Registry
     from tidemill.registry.store import ArtifactStore
 
-    return Registry(pipeline, ArtifactStore(settings.store_url), settings.signing_secret())
+    return Registry(pipeline, ArtifactStore(settings.store_url), settings.keyring(service))
 
 
 def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]) -> None:
@@ -196,7 +196,7 @@ def _learner() -> Build:
         service = build(
             pipeline,
             model,
-            registry_of(pipeline, settings),
+            registry_of(pipeline, settings, "learner"),
             context.broker,
             every_examples=settings.snapshot_examples,
             every_seconds=settings.snapshot_seconds,
@@ -211,8 +211,7 @@ def _gate() -> Build:
 
     def compose(context: Context) -> Callable[[], None]:
         pipeline, settings = context.pipeline, context.settings
-        token = settings.status_token.get_secret_value().encode()
-        return partial(_loop, context, build(pipeline, registry_of(pipeline, settings), context.broker, token))
+        return partial(_loop, context, build(pipeline, registry_of(pipeline, settings, "gate"), context.broker))
 
     return compose
 
@@ -234,7 +233,8 @@ def _monitor() -> Build:
 
     def compose(context: Context) -> Callable[[], None]:
         pipeline, settings = context.pipeline, context.settings
-        service = MonitorService(pipeline, context.broker, settings, Sender(settings.brokers, settings.kafka))
+        sender, keys = Sender(settings.brokers, settings.kafka), settings.keyring("monitor")
+        service = MonitorService(pipeline, context.broker, settings, sender, keys)
         if settings.http_port:
             metrics.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
