@@ -283,7 +283,10 @@ class Keyring:
         if known is None:
             raise RefusedError("forged", f"it is signed with key {key[:64]!r}, which is not in TIDEMILL_VERIFY_KEYS")
         try:
-            Ed25519PublicKey.from_public_bytes(known.public).verify(bytes.fromhex(signature), message)
+            raw = bytes.fromhex(signature)
+            if raw.hex() != signature:  # one signature has one way to be written
+                raise InvalidSignature
+            Ed25519PublicKey.from_public_bytes(known.public).verify(raw, message)
         except (InvalidSignature, ValueError):
             raise RefusedError("forged", f"it has a wrong signature by key {key}: it is damaged or forged") from None
         if known.kinds and kind not in known.kinds:

@@ -111,7 +111,6 @@ class Settings(BaseSettings):
             raise ValueError("expected http(s)://[user:password@]host:port, mock://name, or nothing for none")
         return url
 
-
     def keyring(self, service: str = "") -> Keyring:
         """Return the keys that verify and, for a service that signs, its private key.
 

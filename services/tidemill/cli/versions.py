@@ -261,8 +261,8 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
         running.registry_of(declared, chosen),
         connected(declared, chosen, topics.MODELS, topics.PROMOTIONS),
     )
-    _, end = latest(broker, registry, dict.fromkeys(declared.model_names, 1))
     mirroring = Mirror(declared, registry, uri)
+    _, end = latest(broker, registry, dict.fromkeys(declared.model_names, 1), chains=mirroring.chains)
     with progress("versions", None) as advance:
         mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)
         mirroring.name_roles(champion_of(declared, broker, registry.keys))

@@ -18,8 +18,8 @@ from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.features.lookup import InMemoryRemoteViews
-from tidemill.models.fold import Fold
 from tidemill.keys import Keyring
+from tidemill.models.fold import Fold
 from tidemill.registry.decisions import Decision, decisions
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.gate.service import PromotionGate

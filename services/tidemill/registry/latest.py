@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from tidemill.keys import RefusedError
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.registry.signing import FIRST_READ_OFFSETS, Vouched, backwards, read_newest, refusals
+from tidemill.registry.signing import FIRST_READ_OFFSETS, Chains, Vouched, backwards, read_newest, refusals
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 
@@ -23,15 +23,20 @@ def models_partition(registry: Registry) -> TopicPartition:
 
 
 def latest(
-    broker: Broker, registry: Registry, wanted: Mapping[str, int], since: int = 0
+    broker: Broker,
+    registry: Registry,
+    wanted: Mapping[str, int],
+    since: int = 0,
+    chains: Chains[Manifest] | None = None,
 ) -> tuple[dict[str, list[Manifest]], int]:
     """Return the last manifests of each model (`wanted`: how many at most), newest first, and the end of the topic.
 
     The topic is read backwards, so that a service starts as fast after a year of versions as after a day. What is
-    refused is logged and skipped. The registry's chains of these models go on after the newest. Nothing before the
-    offset `since` is read.
+    refused is logged and skipped. `chains` of these models go on after the newest. Nothing before the offset `since` is
+    read.
     """
-    return read_newest(broker, models_partition(registry), registry.chains, wanted, since)
+    chains = Chains(registry.codec) if chains is None else chains
+    return read_newest(broker, models_partition(registry), chains, wanted, since)
 
 
 def versions(

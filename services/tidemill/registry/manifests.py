@@ -49,6 +49,7 @@ class Manifest:
     seconds: float = 0.0
     schemas: Mapping[str, int] = field(default_factory=dict)
     segments: Sequence[Mapping[str, Any]] = ()
+    epoch: int = 0
     signature: Signature = UNSIGNED
 
 
@@ -82,7 +83,7 @@ class Registry:
     keys
         Verify manifests; `publish` and `restore` need a private key as well.
 
-    `chains` are the manifests on the topic, a chain for each model; `publish` goes on after what was read from there.
+    `chains` has the newest manifest of each model that is published here: `publish` goes on after it.
     """
 
     def __init__(self, pipeline: Pipeline, store: ArtifactStore, keys: Keyring) -> None:
@@ -102,10 +103,12 @@ class Registry:
         *,
         parent: int = 0,
         seconds: float = 0.0,
+        epoch: int = 0,
     ) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
-        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took.
+        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took, `epoch` the
+        model's life.
         Raises ScoreError where the model gives one of them a value that is no score of the task, ArtifactError where it
         fails or can't be saved.
         """
@@ -142,6 +145,7 @@ class Registry:
             seconds=seconds,
             schemas={kind: getattr(self.records, kind).id for kind in SCHEMA_KINDS},
             segments=segment_metrics(self.pipeline, snapshot.segments),
+            epoch=epoch,
         )
         return self.sign(manifest)
 

@@ -183,6 +183,8 @@ class SignedCodec(Generic[Content]):
                 raise RefusedError("foreign", f"it is of {name} {getattr(signature, name)!r} where {value!r} is read")
         if signature.kind not in self.kinds:
             raise RefusedError("foreign", f"it is a {signature.kind!r} where {' or '.join(self.kinds)} was expected")
+        if getattr(content, "pipeline", self.pipeline) != self.pipeline:
+            raise RefusedError("foreign", f"it is about pipeline {content.pipeline!r}")  # type: ignore[attr-defined]
         if self._chain_of is None:
             return
         chain = self._chain_of(content)

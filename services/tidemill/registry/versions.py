@@ -11,7 +11,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.keys import RefusedError
 from tidemill.registry.manifests import Manifest, Registry, manifest_codec
-from tidemill.registry.signing import FIRST_READ_OFFSETS, Vouched, backwards, refusals
+from tidemill.registry.signing import FIRST_READ_OFFSETS, UNSIGNED, Vouched, backwards, refusals
 from tidemill.registry.store import ArtifactStore
 from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
@@ -69,9 +69,9 @@ class Versions:
             *self.broker.offset_range(partition), FIRST_READ_OFFSETS, growth=4, most=MAX_RECORDS_HELD
         ):
             records = [record for batch in self.broker.read({partition: (begin, end)}) for record in batch]
-            for version in _in_order([self._version(record, reading) for record in reversed(records)]):
-                if model not in (None, version.key):
-                    continue
+            records = [record for record in records if model is None or record.key() == model.encode()]
+            for record, refused in _checked(records, reading):
+                version = self._version(record, refused)
                 is_newest = not version.refused and version.key not in newest
                 if is_newest:
                     newest.add(version.key)
@@ -79,15 +79,13 @@ class Versions:
             if progress:
                 progress(end - begin)
 
-    def _version(self, record: Record, reading: Vouched[Manifest]) -> Version:
-        key, manifest = (record.key() or b"").decode(errors="replace"), None
+    def _version(self, record: Record, refused: str) -> Version:
+        key = (record.key() or b"").decode(errors="replace")
         try:
             manifest = self._codec.parse(record.value() or b"")
-            reading.check(record)
-        except RefusedError as error:
-            refusals.note(record.topic(), record.offset(), record.value() or b"", error)
-            return Version(record.offset(), key, manifest, str(error))
-        return Version(record.offset(), key, manifest)
+        except RefusedError:
+            manifest = None
+        return Version(record.offset(), key, manifest, refused)
 
     def as_dict(self, version: Version, store: ArtifactStore) -> dict[str, Any]:
         """Return a version for programs. Times are ms since the epoch.
@@ -159,21 +157,27 @@ class Versions:
         return f"{what}: the pipeline declares {', '.join(self.pipeline.model_names)}"
 
 
-def _in_order(newest_first: Sequence[Version]) -> Sequence[Version]:
-    """Return versions, refusing those that were appended again after a later one of their model."""
+def _checked(records: Sequence[Record], reading: Vouched[Manifest]) -> Iterator[tuple[Record, str]]:
+    """Yield records, newest first, each with the reason why it is refused."""
+    places: list[tuple[str, int]] = []
+    refused: list[str] = []
+    for record in reversed(records):
+        try:
+            signature, why = reading.check(record).signature, ""
+        except RefusedError as error:
+            refusals.note(record.topic(), record.offset(), record.value() or b"", error)
+            signature, why = UNSIGNED, str(error)
+        places.append((signature.chain, signature.sequence))
+        refused.append(why)
     last: dict[str, int] = {}
-    checked = []
-    for version in reversed(newest_first):
-        if version.manifest is None or version.refused:
-            checked.append(version)
+    for index in reversed(range(len(records))):  # in the order of the log
+        chain, sequence = places[index]
+        if refused[index]:
             continue
-        signature = version.manifest.signature
-        if signature.sequence <= last.get(signature.chain, 0):
-            checked.append(dataclasses.replace(version, refused="it is old: appended again after later ones"))
-            continue
-        last[signature.chain] = signature.sequence
-        checked.append(version)
-    return checked[::-1]
+        if sequence <= last.get(chain, 0):
+            refused[index] = "it is old: it was appended again after later ones"
+        last[chain] = max(sequence, last.get(chain, 0))
+    yield from zip(reversed(records), refused, strict=True)
 
 
 def artifact_state(store: ArtifactStore, manifest: Manifest) -> str:

@@ -14,10 +14,12 @@ import pytest
 import small
 from click.testing import CliRunner
 from river import compose, linear_model, optim, preprocessing
+from signing_keys import KEY, SETTINGS, set_keys
 
 from tidemill import Pipeline, category, flag, number
 from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.offline.mlflow_mirror import Mirror
 from tidemill.registry import pyfunc, snapshots
@@ -33,7 +35,6 @@ from tidemill.wire.records import Records, vector_to_x
 
 pytestmark = pytest.mark.slow
 
-KEY = "a key for tests, long enough"
 MODELS = topics.MODELS.name("small")
 
 
@@ -61,7 +62,7 @@ class Registered:
     """A registry with three models' versions at 10, 20, 30 examples."""
 
     def __init__(self, folder: Path) -> None:
-        self.registry = Registry(PIPELINE, ArtifactStore(str(folder / "store")), KEY.encode())
+        self.registry = Registry(PIPELINE, ArtifactStore(str(folder / "store")), KEY)
         self.broker = MemoryBroker({MODELS: 1})
         self.folds = {model: Fold(PIPELINE, model) for model in PIPELINE.model_names}
         for offset in range(30):
@@ -178,7 +179,7 @@ print(json.dumps(model.predict(rows)["score"].tolist()))
 
 
 def scored(uri: str, model: str, rows: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TIDEMILL_SIGNING_KEY": KEY}
+    environment = {**os.environ, **SETTINGS}
     return subprocess.run(
         [sys.executable, "-c", SCORING, uri, model], input=json.dumps(rows), capture_output=True, text=True, env=environment,
         check=False,
@@ -230,7 +231,7 @@ class TestChecks:
     def test_flipped_bytes_of_a_manifest_are_refused_where_there_is_a_key(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+        set_keys(monkeypatch, KEY)
         path = folder / pyfunc.MANIFEST
         whole = path.read_bytes()
         for place in range(0, len(whole), 7):
@@ -239,8 +240,8 @@ class TestChecks:
                 pyfunc._load_pyfunc(str(folder))
 
     def test_another_key_is_refused(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", "another key, long enough")
-        with pytest.raises(ArtifactError, match="has a wrong signature"):
+        set_keys(monkeypatch, Keyring.generate())
+        with pytest.raises(ArtifactError, match="is not in TIDEMILL_VERIFY_KEYS"):
             pyfunc._load_pyfunc(str(folder))
 
     def test_without_a_key_what_is_forged_is_still_rivers_own(self, folder: Path, tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ def test_what_comes_is_followed_and_what_is_pruned_is_counted(uri: str, tmp_path
 
 
 def test_an_mlflow_that_is_not_there_is_said_in_one_sentence(tmp_path: Path) -> None:
-    registry = Registry(PIPELINE, ArtifactStore(str(tmp_path)), KEY.encode())
+    registry = Registry(PIPELINE, ArtifactStore(str(tmp_path)), KEY)
     with pytest.raises(StoreError, match="MLflow at nowhere://x: ") as caught:
         Mirror(PIPELINE, registry, "nowhere://x")
     assert "\n" not in str(caught.value)
@@ -318,7 +319,7 @@ def test_the_command_mirrors_what_the_broker_holds(tmp_path: Path, uri: str, mon
         producer.emit(MODELS, record.value() or b"", record.key(), partition=0)
     producer.commit({}, None)
     producer.close()
-    monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+    set_keys(monkeypatch, KEY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", there := uri.replace("mlflow.db", "commanded.db"))
     where = ["--brokers", broker.servers, "--store-url", registered.registry.store.url]
     for words in (f"mirrored 6 versions to {there}\n", f"mirrored 0 versions to {there}; 6 there already\n"):

@@ -49,7 +49,7 @@ def manifest_history(broker: Broker, registry: Registry) -> History:
     """Return the function that finds a model's manifests on the models topic; forged ones are passed over."""
 
     def find(model: str) -> Sequence[Manifest]:
-        manifests, _ = latest(broker, registry, {model: MAX_MANIFESTS_BACK})
+        manifests, _ = latest(broker, registry, {model: MAX_MANIFESTS_BACK}, chains=registry.chains)
         return sorted(manifests[model], key=lambda manifest: -manifest.version)
 
     return find

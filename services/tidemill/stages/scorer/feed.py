@@ -65,6 +65,7 @@ class ModelFeed:
 
     def __init__(self, registry: Registry, broker: Broker, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry, self.broker, self.clock = registry, broker, clock
+        self._manifests = Chains(registry.codec)
         self._decisions = Chains(decisions(registry.pipeline, registry.keys))
         self._ready: queue.SimpleQueue[Loaded | ServingChange] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -120,7 +121,7 @@ class ModelFeed:
 
     def _catch_up(self) -> None:
         wanted = dict.fromkeys(self.registry.pipeline.model_names, 1)
-        newest, self._next = latest(self.broker, self.registry, wanted, self._next)
+        newest, self._next = latest(self.broker, self.registry, wanted, self._next, self._manifests)
         for manifests in newest.values():
             for manifest in manifests:
                 self._open(manifest)
@@ -133,7 +134,7 @@ class ModelFeed:
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
         followed = {model.encode() for model in self._followed}
-        manifests = (self.registry.chains.take(record) for record in batch if record.key() in followed)
+        manifests = (self._manifests.take(record) for record in batch if record.key() in followed)
         return {manifest.model: manifest for manifest in manifests if manifest}
 
     def _open(self, manifest: Manifest) -> None:
@@ -197,7 +198,7 @@ class ModelFeed:
             if manifest is None:
                 raise ArtifactError(refused.get((ref.model, ref.version)) or f"there is no version {ref}")
         else:
-            newest = latest(self.broker, self.registry, {ref.model: 1})[0][ref.model]
+            newest = latest(self.broker, self.registry, {ref.model: 1}, chains=self._manifests)[0][ref.model]
             if not newest:
                 raise ArtifactError(f"no version of {ref} was published yet")
             manifest = newest[0]

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tidemill import limits
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import Reject
 from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema
 
-#: A larger message is refused before it is decoded.
-MAX_MESSAGE_BYTES = 1_000_000
+MAX_MESSAGE_BYTES = limits.MESSAGE_BYTES.max
 
 #: Where newer clients of Confluent's put the schema's id; the message is then the record alone.
 SCHEMA_HEADER = "__value_schema_id"
@@ -81,7 +81,7 @@ class Decoder:
         if not data:
             raise Reject("empty", "the message has no value")
         if len(data) > MAX_MESSAGE_BYTES:
-            raise Reject("too_large", f"{len(data)} bytes where at most {MAX_MESSAGE_BYTES} are allowed")
+            raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(data)))
         if self._takes_avro and data.startswith(self._header):
             return self._read(self.codec.read, data, HEADER), data
         return self._other(data, headers() or ())

@@ -62,7 +62,10 @@ class TopicFollower(threading.Thread):
         self.letter_count = 0
         self.refused: deque[dict[str, Any]] = deque(maxlen=MAX_REFUSED)
         self.error: str | None = "not read yet"
-        self._handlers = {topics.WINDOWS.name(pipeline.name): self._window, topics.DLQ.name(pipeline.name): self._letter}
+        self._handlers = {
+            topics.WINDOWS.name(pipeline.name): self._window,
+            topics.DLQ.name(pipeline.name): self._letter,
+        }
         signed: tuple[tuple[SignedCodec[Any], Callable[[dict[str, Any]], None]], ...] = (
             (alerts(pipeline, keys), self._alert),
             (manifest_codec(pipeline, keys), self._manifest),
