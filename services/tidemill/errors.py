@@ -14,6 +14,12 @@ class TidemillError(Exception):
     """Base of all our errors. Its text names the thing, its value, what was expected and what to do."""
 
 
+def described(error: Exception) -> str:
+    """Return an error of somebody else's code in one line: its type, and its text where it has one."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class DeclarationError(TidemillError):
     """The pipeline's Python file can't be loaded or says something impossible."""
 

@@ -1,7 +1,7 @@
 """Keys: Ed25519. A process that signs has its private key; all that read have the public keys, and can't sign.
 
-Files: `keys/verify.json` has the public keys, `keys/<service>.key` the private key of each service that signs. Both
-are read again when they change, so that keys are rotated while everything runs.
+Files: `keys/public/verify.json` has the public keys, `keys/<service>/<service>.key` the private key of a service that
+signs. Both are read again when they change, so that keys are rotated while everything runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Reason = Literal["damaged", "forged", "expired_key", "foreign", "old", "forked",
 
 #: How a private key begins, as text: then 32 bytes in base64.
 PRIVATE_PREFIX = "ed25519:"
-VERIFY_FILE = "verify.json"
+VERIFY_FILE = "public/verify.json"
 MAX_KEY_FILE_BYTES = 1_000_000
 #: An expired key stays in `verify.json` this long, so that a refusal can say "expired" and not "unknown".
 EXPIRED_KEPT_DAYS = 365
@@ -205,7 +205,7 @@ class Keyring:
     verify
         The public keys: a JSON list, or the path of a file that holds one.
     signing
-        The private key, a file that holds it, or a folder with a file `<service>.key`; empty: this process signs
+        The private key, a file that holds it, or the folder that `tidemill keys new` made; empty: this process signs
         nothing.
     service
         Whose key is taken where `signing` is a folder.
@@ -224,7 +224,7 @@ class Keyring:
         self._private: _Cached | None = None
         if signing and not (Path(signing).is_dir() and service not in SIGNERS):
             file = None if signing.startswith(PRIVATE_PREFIX) else Path(signing)
-            file = file / f"{service}.key" if file and file.is_dir() else file
+            file = private_file(file, service) if file and file.is_dir() else file
             self._private = _Cached(file, signing, _private_and_id, "signing_key")
             if self.signs_with not in self.keys:
                 raise SettingsError(
@@ -298,6 +298,20 @@ class Keyring:
 # Files of keys --------------------------------------------------------------------------------------------------------
 
 
+def private_file(folder: Path, service: str) -> Path:
+    """Return where a service's private key is."""
+    return folder / service / f"{service}.key"
+
+
+def signing_id(folder: Path, service: str) -> str:
+    """Return the id of the key that a service signs with; empty where it has none."""
+    path = private_file(folder, service)
+    try:
+        return _private_and_id(path.read_text(), str(path))[1]
+    except OSError:
+        return ""
+
+
 def read_keys(folder: Path) -> list[VerifyKey]:
     """Return the public keys in a folder; none where it has none. Raises SettingsError."""
     path = folder / VERIFY_FILE
@@ -312,6 +326,7 @@ def read_keys(folder: Path) -> list[VerifyKey]:
 def write_keys(folder: Path, keys: Iterable[VerifyKey]) -> None:
     """Replace the public keys in a folder."""
     text = json.dumps([key.as_dict() for key in keys], indent=2)
+    (folder / VERIFY_FILE).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(str(folder / VERIFY_FILE), text.encode() + b"\n")
 
 
@@ -323,8 +338,6 @@ def make_keys(
     The public keys are written first: who reads them knows the new ones before anything is signed with them.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chmod(folder, 0o700)
         return _make(folder, signers, until, time.time() if now is None else now)
     except OSError as error:
         raise SettingsError(f"keys can't be written to {folder}: {error.strerror or error}") from None
@@ -347,7 +360,8 @@ def _make(folder: Path, signers: Sequence[str], until: int | None, now: float) -
     mask = os.umask(0o077)  # nobody else may read a private key, not even while it is written
     try:
         for signer, key in private.items():
-            write_atomic(str(folder / f"{signer}.key"), private_text(key).encode() + b"\n")
+            private_file(folder, signer).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(str(private_file(folder, signer)), private_text(key).encode() + b"\n")
     finally:
         os.umask(mask)
     return made

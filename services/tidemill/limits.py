@@ -36,6 +36,25 @@ SCHEMA_FIELDS = Limit(
     "its messages are dead letters, or `check` fails",
 )
 
+# Connections to a service's /livez, /readyz and /metrics.
+PROBE_CONNECTIONS = Limit("service", 128, "connections", "the oldest that has not sent its request is closed")
+PROBE_SECONDS = Limit("connection to /livez, /readyz or /metrics", 5, "seconds", "it is closed")
+PROBE_HEAD_BYTES = Limit("request to /livez, /readyz or /metrics", 16_384, "bytes", "answer 431")
+
+# The status service.
+STATUS_CONNECTIONS = Limit("status service", 600, "connections", "the one that has kept it waiting longest is closed")
+STATUS_SECONDS = Limit(
+    "request to the status service", 10, "seconds to be sent, or its answer to be read", "it is closed"
+)
+STATUS_HEAD_BYTES = Limit("request to the status service", 16_384, "bytes before its body", "answer 400")
+STATUS_BODY_BYTES = Limit("request to the status service", 16_384, "bytes in its body", "answer 413")
+STATUS_GUESSERS = Limit("status service", 1000, "clients with wrong tokens remembered", "the oldest is forgotten")
+STATUS_STREAMS = Limit("status service", 100, "open pages", "answer 503")
+STATUS_STREAMS_OF_CLIENT = Limit("client of the status service", 50, "open pages", "answer 503")
+LOG_LOOKUPS = Limit("status service", 3, "look-ups in the log at once", "answer 503")
+LOG_LOOKUP_SECONDS = Limit("look-up in the log", 20, "seconds", "answer 504")
+ENTITY_LOOKUPS = Limit("status service", 10, "look-ups in the online store at once", "answer 503")
+
 # Rules.
 PATTERN_BYTES = Limit("pattern of `rules.matches`", 8 << 20, "bytes of memory, compiled", "`check` fails")
 

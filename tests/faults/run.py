@@ -16,7 +16,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import cases
 import report
 from harness import Row
+from ledger import Verdict
 from real_kafka import RealKafka
 
 from tidemill.demo.stack import Redis
@@ -37,16 +40,10 @@ def run(chosen: list[str], seed: int, sizes: Mapping[str, float] = MappingProxyT
             continue
         with tempfile.TemporaryDirectory(prefix=f"tidemill-{case.__name__}-") as name:
             folder = Path(name)
-            kafka, redis = RealKafka(folder), Redis(folder)
-            try:
-                say(f"{case.__name__}: {(case.__doc__ or '').splitlines()[0]}")
-                row = None
-                row = case(cases.Bench(kafka, redis, folder, seed), **sizes)
-            finally:
-                kafka.stop()
-                redis.stop()
-                if row is None or not row.met:
-                    keep_logs(case.__name__, folder)
+            say(f"{case.__name__}: {described(case)}")
+            row = tried(case, folder, seed, sizes)
+            if row is not None and not row.met:
+                keep_logs(case.__name__, folder)
         if row is None:
             say(f"{case.__name__}: can't be done on this machine")
             continue
@@ -57,6 +54,25 @@ def run(chosen: list[str], seed: int, sizes: Mapping[str, float] = MappingProxyT
         if not sizes:
             report.keep(case.__name__, row)
     return rows
+
+
+def tried(case: Callable[..., Row | None], folder: Path, seed: int, sizes: Mapping[str, float]) -> Row | None:
+    """Return the row of a case; of one that fails, whatever it raises, a row that says so: the others go on."""
+    with ExitStack() as cleanup:
+        try:
+            kafka = RealKafka(folder)
+            cleanup.callback(kafka.stop)
+            redis = Redis(folder)
+            cleanup.callback(redis.stop)
+            return case(cases.Bench(kafka, redis, folder, seed), **sizes)
+        except Exception as error:
+            say(f"{case.__name__}: {''.join(traceback.format_exception(error))}")
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            return Row(described(case), "the case runs to its end", seed, Verdict(wrong=[why[:500]]))
+
+
+def described(case: Callable[..., Row | None]) -> str:
+    return (case.__doc__ or "").splitlines()[0].rstrip(".")
 
 
 def say(text: str) -> None:
@@ -108,9 +124,11 @@ def main() -> None:
         good = all(row.met for row in run(chosen.only, chosen.seed, sizes))
         if chosen.only:
             sys.exit(0 if good else 1)
-        report.run_small()
+        good = report.run_small() and good
         report.run_mutants()
-    sys.exit(0 if report.write([case.__name__ for case in cases.CASES]) else 1)
+    else:
+        good = True
+    sys.exit(0 if report.write([case.__name__ for case in cases.CASES]) and good else 1)
 
 
 if __name__ == "__main__":

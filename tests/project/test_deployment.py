@@ -20,9 +20,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tidemill import __version__, load, metrics
+from tidemill import __version__, load, probes
 from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
+from tidemill.keys import SIGNERS
 from tidemill.runtime import run as running
 from tidemill.runtime.run import STALLED_SECONDS
 from tidemill.settings import Settings
@@ -348,15 +349,25 @@ def test_compose_services_are_confined_and_have_time_to_drain(name: str) -> None
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_compose_holds_no_signing_key_and_does_not_start_without_one(name: str) -> None:
-    key = OURS[name]["environment"].get("TIDEMILL_SIGNING_KEY")
-    assert key is None if name in WATCHING else key.startswith("${TIDEMILL_SIGNING_KEY:?")
+def test_in_compose_those_that_sign_have_their_own_private_key_and_no_others(name: str) -> None:
+    service, environment = OURS[name]["command"][1], OURS[name]["environment"]
+    keys = {volume.split(":")[1] for volume in OURS[name]["volumes"] if ":/keys/" in volume}
+    if name == "keys":  # it makes them
+        assert keys == {f"/keys/{folder}" for folder in ("public", *SIGNERS)}
+        return
+    assert environment["TIDEMILL_VERIFY_KEYS"] == "/keys/public/verify.json"
+    assert environment.get("TIDEMILL_SIGNING_KEY") == ("/keys" if service in SIGNERS else None)
+    own = {f"/keys/{service}"} if service in SIGNERS else set()
+    assert keys - {"/keys/public"} == own
+    assert service == "archiver" or "/keys/public" in keys
+    assert all(volume.endswith(":ro") for volume in OURS[name]["volumes"] if ":/keys/" in volume)
 
 
 @pytest.mark.parametrize("name", WATCHING)
 def test_in_compose_those_that_look_on_have_what_they_need_and_no_more(name: str) -> None:
     service = OURS[name]
-    assert [volume.split(":")[1] for volume in service["volumes"]] == (["/archive"] if name == "archiver" else [])
+    others = [volume.split(":")[1] for volume in service["volumes"] if ":/keys/" not in volume]
+    assert others == (["/archive"] if name == "archiver" else [])
     assert service["environment"]["TIDEMILL_ARCHIVE_URL"] == "/archive"
     assert {"TIDEMILL_SERVICES", "TIDEMILL_STATUS_TOKEN"} & service["environment"].keys() == (
         {"TIDEMILL_SERVICES", "TIDEMILL_STATUS_TOKEN"} if name == "status" else set()
@@ -399,14 +410,14 @@ def test_compose_services_wait_for_services_and_use_volumes_that_are_there(name:
 @pytest.mark.slow
 @pytest.mark.parametrize("well", [True, False])
 def test_the_health_check_of_compose_passes_when_a_service_is_ready_and_fails_when_it_is_not(*, well: bool) -> None:
-    class Ready(metrics.Health):
+    class Ready(probes.Health):
         def ready(self) -> str | None:
             return None if well else "not yet"
 
     (test,) = {tuple(s["healthcheck"]["test"]) for name, s in OURS.items() if name != "topics"}
     assert test[:3] == ("CMD", "python", "-c")
     assert f":{OURS['scorer']['environment']['TIDEMILL_HTTP_PORT']}/" in test[3]
-    server = metrics.serve(0, Ready())
+    server = probes.serve(0, Ready())
     try:
         code = test[3].replace(":8080/", f":{server.server_port}/")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=30)
@@ -485,13 +496,14 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     if service != "status":
         assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
     assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status"))
-    assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service in ("gate", "status"))
+    assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
     assert ("TIDEMILL_REGISTRY_URL" in from_pod) == (service == "validator")
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
-    assert (
-        ("TIDEMILL_SIGNING_KEY" in from_pod) == ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate"))
-    )
+    assert ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate"))
+    assert ("TIDEMILL_VERIFY_KEYS" in from_pod) == (service in ("scorer", *SIGNERS))
+    signing = {"secretKeyRef": {"name": "tidemill", "key": f"{service}-key"}} if service in SIGNERS else None
+    assert from_pod.get("TIDEMILL_SIGNING_KEY") == signing, "a scorer verifies, and can't sign"
     if "/artifacts" in mounts:
         assert mounts["/artifacts"].get("readOnly", False) == (service != "learner"), "only a learner makes models"
 
@@ -542,10 +554,11 @@ def test_kustomization_lists_every_file_but_the_example_of_a_secret() -> None:
     ]
 
 
-def test_the_example_of_a_secret_is_refused_as_a_signing_key() -> None:
+def test_the_example_of_a_secret_is_refused_as_keys() -> None:
     (secret,) = FILES["secret.example.yaml"]
-    with pytest.raises(SettingsError, match="at least 16"):
-        load_settings(signing_key=secret["stringData"]["signing-key"]).signing_secret()
+    given = secret["stringData"]
+    with pytest.raises(SettingsError, match="verify_keys"):
+        load_settings(signing_key=given["learner-key"], verify_keys=given["verify-keys"]).keyring("learner")
     accepts_variables({"TIDEMILL_REDIS_URL": secret["stringData"]["redis-url"]})
 
 

@@ -26,7 +26,7 @@ EXAMPLES_PER_VERSION = 500
 KILLED = ("featurizer", "scorer", "gate", "materializer", "learner:logreg")
 CHANGES = (("promote", "slow"), ("pin", "logreg@{version}"), ("unpin",), ("rollback",), ("promote", "logreg"))
 """What people ask for, after each kill; `version` is the newest there is."""
-TOKEN = "a token for these tests"
+TOKEN = "a-token-for-these-tests-0123456789"
 
 
 def replayed(run: Running, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -49,7 +49,7 @@ def asked(run: Running, kind: str, *target: str) -> str:
 def serves_newest_decision(run: Running) -> bool:
     """Whether the scorer has opened what the gate decided last: by its own log."""
     registry = registry_of(run)
-    newest = all_decisions(run.pipeline, run.broker, decisions(run.pipeline, registry.key))[-1]
+    newest = all_decisions(run.pipeline, run.broker, decisions(run.pipeline, registry.keys))[-1]
     return newest.id in run.stack.log("scorer").read_text()
 
 

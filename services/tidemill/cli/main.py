@@ -21,11 +21,13 @@ COMMANDS = {
     "demo-data": ("demo:demo_data", "Write the demo's flights as files: events and labels."),
     "dlq": ("dead_letters:dlq", "List, count and redrive dead letters."),
     "features": ("features:features", "Read online features, and fill views that were declared later."),
+    "keys": ("keys:keys", "Make, list and rotate the keys that records are signed with."),
     "models": ("models:models", "List, compare, promote, prune and rebuild versions of models."),
     "replay": ("replay:replay", "Repeat predictions, and compare their scores."),
     "rules": ("rules:rules", "Suggest value rules from history."),
     "run": ("run:run", "Run one service of a pipeline until SIGTERM or Ctrl-C."),
     "schema": ("schema:schema", "Check new schemas, and register the declared ones."),
+    "tokens": ("tokens:tokens", "Make tokens for the status service."),
     "topics": ("topics:topics", "Print a pipeline's topics, or create the missing ones."),
     "tune": ("tune:tune", "Search a declared space of models on recorded examples."),
 }

@@ -38,6 +38,7 @@ from tidemill.declare.gate import Gate
 from tidemill.declare.kinds import AVRO_KINDS, KINDS, Source
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.protect import Protect
+from tidemill.declare.scorecard import metric_names
 from tidemill.declare.search import Search
 from tidemill.declare.stable_repr import stable_repr
 from tidemill.declare.stream import Stream
@@ -45,7 +46,7 @@ from tidemill.declare.tasks import TASKS, Task
 from tidemill.declare.training import Training
 from tidemill.declare.view import View
 from tidemill.durations import milliseconds
-from tidemill.rules import FUTURE_TOLERANCE, Rule, not_after_now
+from tidemill.rules import EARLIEST_TIME, FUTURE_TOLERANCE, Rule, not_after_now, not_before
 from tidemill.tables import Lookup, Table
 
 _Rules = Sequence[Annotated[Is[Rule], Field(description="a rule of tidemill.rules")]]
@@ -131,7 +132,7 @@ class Pipeline:
         self._check_inputs(fail)
         self._check_features(fail)
         self._check_models(fail)
-        views, metrics = [view.label for view in self.views], [type(metric).__name__ for metric in self.metric()]
+        views, metrics = [view.label for view in self.views], self._metric_names(fail)
         self.monitor.check(self.vector, views, metrics, fail)
         self.fuse.check(fail)
         if self.gate is not None:
@@ -190,6 +191,17 @@ class Pipeline:
             where = f"search[{name!r}]"
             self.kind.check_model(where, search.check(where, fail), fail)
 
+    def _metric_names(self, fail: Fail) -> tuple[str, ...]:
+        """Check that each metric can judge this task's predictions; return what they are called."""
+        metrics = self.metric()
+        names = metric_names(metrics)
+        for index, (name, metric) in enumerate(zip(names, metrics, strict=True)):
+            where = f"metrics[{index}]"
+            self.kind.check_metric(where, metric, fail)
+            if names.count(name) > 1:
+                fail(where, f"two metrics are called {name}: leave one of them out")
+        return names
+
     @property
     def kind(self) -> Task:
         """How a model of this task predicts, learns and is measured."""
@@ -206,13 +218,13 @@ class Pipeline:
 
     @property
     def event_checks(self) -> tuple[Rule, ...]:
-        """The rules for events: the declared ones, and one for their time where the declaration has none."""
-        return _guarded(self.rules, self.events.time)
+        """The rules for events: the declared ones, and those for their time that the declaration does not have."""
+        return _guarded(self.rules, self.events)
 
     @property
     def label_checks(self) -> tuple[Rule, ...]:
-        """The rules for labels: the declared ones, and one for their time where the declaration has none."""
-        return _guarded(self.label_rules, self.labels.time)
+        """The rules for labels: the declared ones, and those for their time that the declaration does not have."""
+        return _guarded(self.label_rules, self.labels)
 
     @staticmethod
     def parts(name: str) -> tuple[str, int]:
@@ -303,7 +315,9 @@ class Pipeline:
         return lambda record: record[source]
 
 
-def _guarded(declared: Sequence[Rule], time: str) -> tuple[Rule, ...]:
-    if any(rule.name == "not_after_now" and rule.field == time for rule in declared):
-        return tuple(declared)
-    return (*declared, not_after_now(time, FUTURE_TOLERANCE))
+def _guarded(declared: Sequence[Rule], stream: Stream) -> tuple[Rule, ...]:
+    names = {rule.name for rule in declared if rule.field == stream.time}
+    defaults = [not_after_now(stream.time, FUTURE_TOLERANCE)]
+    if not stream.logical_types[stream.time]:
+        defaults.insert(0, not_before(stream.time, EARLIEST_TIME))
+    return (*declared, *(rule for rule in defaults if rule.name not in names))

@@ -70,6 +70,11 @@ class Stream:
         """Primitive Avro type of each field, by name; of a union with null, the other branch's."""
         return {f["name"]: schema_files.primitive(f["type"]) for f in self.avro["fields"]}
 
+    @cached_property
+    def logical_types(self) -> dict[str, str]:
+        """Logical type of each field, by name; empty where it has none."""
+        return {f["name"]: schema_files.logical_type(f["type"]) for f in self.avro["fields"]}
+
     def check(self, where: str, fail: Fail) -> None:
         """Check the fields, that the schemas can be read, and that id and time exist and are never missing."""
         check_fields(self, where, fail)
@@ -80,6 +85,12 @@ class Stream:
         self._check_schemas(where, fail)
         self.check_field(f"{where}.id", self.id, fail, "string", "int", "long")
         self.check_field(f"{where}.time", self.time, fail, "long")
+        logical = self.logical_types[self.time]
+        if logical not in ("", "timestamp-millis"):
+            fail(
+                f"{where}.time",
+                f"field {self.time!r} is {logical}; expected timestamp-millis, or a long of ms since the epoch",
+            )
         self._check_never_null(where, (self.id, self.time), fail)
 
     def check_key(self, where: str, fail: Fail) -> None:

@@ -180,7 +180,7 @@ class Stack:
             command += ["--model", model]
         env = self.env
         if service in SIGNERS and "TIDEMILL_SIGNING_KEY" not in env:
-            env = {**env, "TIDEMILL_SIGNING_KEY": str(self.folder / "keys" / f"{service}.key")}
+            env = {**env, "TIDEMILL_SIGNING_KEY": str(self.folder / "keys")}
         if service == "status":
             env = {**env, "TIDEMILL_SERVICES": json.dumps(self.addresses())}
         process = spawn(command, self.log(role), env)

@@ -64,6 +64,13 @@ def primitive(avro: Any) -> str:
     return primitive(avro["type"]) if isinstance(avro, dict) else str(avro)
 
 
+def logical_type(avro: Any) -> str:
+    """Return a field's logical type; of a union with null, the other branch's; empty where it has none."""
+    if isinstance(avro, list):
+        return next((logical_type(branch) for branch in avro if branch != "null"), "")
+    return str(avro.get("logicalType", "")) if isinstance(avro, dict) else ""
+
+
 def nullable(avro: Any) -> bool:
     """Return whether a field of this type may be null."""
     return avro == "null" or (isinstance(avro, list) and "null" in avro)

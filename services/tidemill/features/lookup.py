@@ -61,14 +61,17 @@ class StoredRemoteViews:
 
     def lookup(self, wanted: EntitiesByView, now: int) -> RemoteLookup:
         """Read them in one round trip; a view that is incomplete, or of another declaration, is stale."""
-        if self.clock() < self._away_until:
+        began = self.clock()
+        if began < self._away_until:
             return RemoteLookup(stale=list(self.plans))
         try:
             tiles, notes = self.reader.read(wanted, self.partitions)
         except StoreError as error:
             if self._away_until == float("-inf"):
                 log.error("the online store can't be read; vectors go on without it", extra={"cause": str(error)})
-            self._away_until = self.clock() + PAUSE_SECONDS
+            answered = self.clock()
+            # One that hangs costs its timeout: at most half of the time is spent on waiting for it.
+            self._away_until = answered + max(PAUSE_SECONDS, answered - began)
             return RemoteLookup(stale=list(self.plans))
         if self._away_until != float("-inf"):
             log.info("the online store can be read again")

@@ -15,7 +15,7 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.view import View
-from tidemill.errors import StoreError
+from tidemill.errors import Retry, StoreError
 from tidemill.features.ports import Change, ViewStore
 from tidemill.features.tiles import Entity, Plan
 
@@ -37,6 +37,8 @@ class ViewState:
         self.base = 0
         self.offset = 0
         self.is_stored = False
+        #: Whether the store could not be asked when this began: it may hold anything.
+        self.is_unread = False
         self._until = 0
         self._is_cut = False
         self.watermark = NEVER
@@ -73,9 +75,14 @@ class ViewState:
         return now < self._until
 
     @property
+    def partial_until(self) -> int:
+        """Until which event time (ms) windows lack events, after the latest event; 0 where they lack none."""
+        return self._until if self._until > self.watermark else 0
+
+    @property
     def note(self) -> str:
         """What is written beside the offset in the store."""
-        return f"{self.plan.shape}{PARTIAL}{self._until}" if self._until > self.watermark else self.plan.shape
+        return f"{self.plan.shape}{PARTIAL}{self._until}" if self.partial_until else self.plan.shape
 
     def add(self, entity_id: str, now: int, event: Mapping[str, Any]) -> bool:
         """Add an event of time `now` (ms); returns whether it was still in time."""
@@ -124,19 +131,23 @@ class ViewState:
             name: self._change(name, tiles, gone, whole=name in self._forgotten)
             for name, (tiles, gone) in self._dirty.items()
         }
-        return changes | {name: Change({}, {}, whole=True) for name in self._forgotten - self.entities.keys()}
+        return changes | self._removals()
 
     def everything(self) -> dict[str, Change]:
-        """Return what the store needs to come from nothing to `offset`."""
-        return {
+        """Return what the store needs to come from anything before `offset`, or nothing, to `offset`."""
+        kept = {
             name: self._change(name, entity.starts, (), whole=True)
             for name, entity in self.entities.items()
             if entity.starts
         }
+        return kept | self._removals()
+
+    def _removals(self) -> dict[str, Change]:
+        return {name: Change({}, {}, whole=True) for name in self._forgotten - self.entities.keys()}
 
     def written(self) -> None:
         """The store stands at `offset`."""
-        self.base, self.is_stored = self.offset, True
+        self.base, self.is_stored, self.is_unread = self.offset, True, False
         self._dirty.clear()
         self._forgotten.clear()
 
@@ -174,18 +185,35 @@ class Views:
         self.plans, self.stores, self.counts, self.clock = plans, dict(stores), counts, clock
         self.states: dict[int, list[ViewState]] = {}
         self._behind: set[str] = set()
-        self._looked = -RECHECK_SECONDS
+        self._looked = self._ask_again_at = float("-inf")
 
     def assign(self, partition: int, committed: int) -> int:
-        """Load a partition from the stores; returns the offset from which the rest is to be rebuilt."""
+        """Load a partition from the stores; returns the offset from which the rest is to be rebuilt.
+
+        Where a store is away everything is rebuilt from the log: what is asked of the state does not wait for a store.
+        """
         self.states[partition] = [self._load(plan, partition, committed) for plan in self.plans]
         return min((state.base for state in self.states[partition]), default=committed)
 
     def _load(self, plan: Plan, partition: int, committed: int) -> ViewState:
+        store = self.stores.get(plan.view.label)
+        if store is None:
+            return ViewState(plan)
+        if self.clock() >= self._ask_again_at:
+            began = self.clock()
+            try:
+                return self._stored(store, plan, partition, committed)
+            except StoreError as error:
+                self._store_is_away(plan.view.label, error, began)
+        state = ViewState(plan)
+        state.is_unread = True
+        return state
+
+    def _stored(self, store: ViewStore, plan: Plan, partition: int, committed: int) -> ViewState:
+        """Return the state as the store holds it; a new one where it holds none, or one that does not fit."""
         state, name = ViewState(plan), plan.view.label
-        store = self.stores.get(name)
-        stored = store.load(partition) if store else None
-        if store is None or stored is None:
+        stored = store.load(partition)
+        if stored is None:
             return state
         offset, entities = stored
         shape, _, until = store.note(partition).partition(PARTIAL)
@@ -218,11 +246,11 @@ class Views:
         Once a second also where nothing is new: a store that was emptied is filled again, however quiet the topic is.
         """
         now = self.clock()
+        if now < self._ask_again_at:
+            return
         recheck = now - self._looked >= RECHECK_SECONDS
         if recheck:
             self._looked = now
-        elif self._behind:
-            return  # a store that hangs costs its timeout: not at every commit, for every view
         for partition, views in self.states.items():
             for state in views:
                 store = self.stores.get(state.plan.view.label)
@@ -232,11 +260,14 @@ class Views:
                     return
 
     def _write(self, store: ViewStore, partition: int, state: ViewState) -> bool:
-        """Return whether the store answered."""
-        name = state.plan.view.label
+        """Return whether the store answered. Raises Retry where what it holds is to be loaded first."""
+        name, began = state.plan.view.label, self.clock()
         has_news = state.base != state.offset
         try:
-            outcome = store.write(partition, state.base, state.offset, state.changes(), state.note)
+            if state.is_unread:
+                has_news, outcome = True, self._write_unread(store, partition, state)
+            else:
+                outcome = store.write(partition, state.base, state.offset, state.changes(), state.note)
             if outcome == "behind":
                 log.warning(
                     "the online store was emptied and is filled again", extra={"view": name, "partition": partition}
@@ -244,12 +275,7 @@ class Views:
                 has_news, outcome = True, store.write(partition, 0, state.offset, state.everything(), state.note)
         except StoreError as error:
             self.counts["view_writes", "failed"] += 1
-            if name not in self._behind:
-                self._behind.add(name)
-                log.error(
-                    "the online store can't be written; it is caught up later",
-                    extra={"view": name, "cause": str(error)},
-                )
+            self._store_is_away(name, error, began)
             return False
         if name in self._behind:
             self._behind.discard(name)
@@ -260,6 +286,34 @@ class Views:
             state.written()
         return True
 
+    def _write_unread(self, store: ViewStore, partition: int, state: ViewState) -> str:
+        """Replace what a store holds that could not be asked before, by the state that the log alone has given.
+
+        Raises Retry where the store has more than that: where windows reach back to what the log does not hold any
+        more, or where another process has written. Kafka says then who goes on from where, and the store is loaded.
+        """
+        name = state.plan.view.label
+        shape, _, until = store.note(partition).partition(PARTIAL)
+        if shape == state.plan.shape and int(until or 0) < state.partial_until:
+            raise Retry(f"view {name}: the online store is back, and holds what the log does not: it is loaded")
+        if shape not in ("", state.plan.shape):
+            store.reset(partition)
+        outcome = store.write(partition, 0, state.offset, state.everything(), state.note)
+        if outcome == "refused":
+            raise Retry(f"view {name}: the online store is back, and further on than this process: it is loaded")
+        return outcome
+
+    def _store_is_away(self, name: str, error: StoreError, began: float) -> None:
+        now = self.clock()
+        # One that hangs costs its timeout: at most half of the time is spent on waiting for it.
+        self._ask_again_at = now + max(RECHECK_SECONDS, now - began)
+        if name not in self._behind:
+            self._behind.add(name)
+            log.error(
+                "the online store does not answer; vectors go on without it, and it is caught up later",
+                extra={"view": name, "cause": str(error)},
+            )
+
     def gauges(self) -> dict[tuple[str, str], float]:
         """Return by view the number of entities, the time in s of their newest event, and whether a store is behind."""
         gauges: dict[tuple[str, str], float] = {}
@@ -269,7 +323,8 @@ class Views:
             newest = max((views[index].watermark for views in self.states.values()), default=NEVER)
             if newest > NEVER:
                 gauges["view_event_time", name] = newest / 1000
-            gauges["view_behind", name] = float(name in self._behind)
+            is_unread = any(views[index].is_unread for views in self.states.values())
+            gauges["view_behind", name] = float(is_unread or name in self._behind)
         return gauges
 
 

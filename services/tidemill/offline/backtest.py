@@ -8,6 +8,7 @@ to reach the scorer in production.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
+from tidemill.errors import described
 from tidemill.features.lookup import InMemoryRemoteViews
 from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
@@ -33,6 +35,8 @@ from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Features, PredictionLog, Records
 
+log = logging.getLogger(__name__)
+
 Row = Mapping[str, Any]
 
 
@@ -40,7 +44,8 @@ Row = Mapping[str, Any]
 class BacktestReport:
     """The result of a backtest. Times are ms since the epoch; `over_time` has one row per checkpoint.
 
-    `over_share`: joined examples that were not learned, because their source had used its share.
+    `over_share`: joined examples that were not learned, because their source had used its share. `learn_failed`: by
+    model, examples at which its learn_one raised.
     """
 
     pipeline: str
@@ -55,6 +60,7 @@ class BacktestReport:
     expired: int = 0
     pending: int = 0
     over_share: int = 0
+    learn_failed: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
@@ -282,9 +288,10 @@ class Backtest:
         self._learn_until(now)
         if self._next_checkpoint is None:
             self._next_checkpoint = (now // self.every + 1) * self.every
-        while now >= self._next_checkpoint:
+        if now >= self._next_checkpoint:
             self._checkpoint(self._next_checkpoint)
-            self._next_checkpoint += self.every
+            # One row for a gap: where one event is of the year 23, there are 700,000 days between two.
+            self._next_checkpoint = (now // self.every + 1) * self.every
 
     def _take_label(self, now: int, data: bytes) -> None:
         self._at(now)
@@ -296,16 +303,19 @@ class Backtest:
         while self._learning and (now is None or self._learning[0][0] <= now):
             _, record = self._learning.popleft()
             example = self.records.example.decode(record.value() or b"")
+            learned = True
             for name, fold in self.folds.items():
-                learned = fold.learn(example, record.offset())
+                try:
+                    learned = fold.learn(example, record.offset())  # the same for every model
+                except Exception as error:  # a model's own code: as in production, the others go on
+                    self.report.learn_failed[name] = self.report.learn_failed.get(name, 0) + 1
+                    if self.report.learn_failed[name] == 1:
+                        log.error("learn_one raised", extra={"model": name, "cause": described(error)})
                 self.scorer.put(name, fold.version, fold.model)
-            self.report.over_share += not learned  # the same for every model
+            self.report.over_share += not learned
 
     def _values(self) -> dict[str, dict[str, float]]:
-        return {
-            name: {type(metric).__name__: metric.get() for metric in fold.metrics} if fold.examples else {}
-            for name, fold in self.folds.items()
-        }
+        return {name: fold.scorecard.values() if fold.examples else {} for name, fold in self.folds.items()}
 
     def _checkpoint(self, at: int) -> None:
         examples = self.folds[self.pipeline.champion].examples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
 from tidemill.keys import RefusedError
 from tidemill.registry.manifests import Manifest, Registry
@@ -12,6 +13,9 @@ from tidemill.wire import topics
 
 #: A model's name and version.
 Version = tuple[str, int]
+
+#: The same, or with the model's epoch.
+AnyVersion = TypeVar("AnyVersion", tuple[str, int], tuple[str, int, int])
 
 #: How many manifests back a learner looks for one whose artifact is intact.
 MAX_MANIFESTS_BACK = 20
@@ -40,39 +44,43 @@ def latest(
 
 
 def versions(
-    broker: Broker, registry: Registry, wanted: Collection[Version]
-) -> tuple[dict[Version, Manifest], dict[Version, str]]:
+    broker: Broker, registry: Registry, wanted: Collection[AnyVersion]
+) -> tuple[dict[AnyVersion, Manifest], dict[AnyVersion, str]]:
     """Return the manifests of these versions, and for a version with only a refused manifest why that was refused.
 
-    The topic is read backwards until all are found. Of a version that was published twice, the newer manifest counts.
+    The topic is read backwards until all are found. Where several lives of a model have a version of that number, the
+    last life counts unless the epoch is given.
     """
-    manifests: dict[Version, Manifest] = {}
-    refused: dict[Version, str] = {}
-    partition, missing = models_partition(registry), set(wanted)
-    reading = Vouched(registry.codec)
+    manifests: dict[AnyVersion, Manifest] = {}
+    refused: dict[AnyVersion, str] = {}
+    partition, reading = models_partition(registry), Vouched(registry.codec)
+    missing: dict[tuple[Any, ...], AnyVersion] = {version: version for version in wanted}
     low, high = broker.offset_range(partition)
     for begin, end in backwards(low, high, FIRST_READ_OFFSETS, growth=4):
         if not missing:
             break
         for record in reversed([record for batch in broker.read({partition: (begin, end)}) for record in batch]):
-            try:
-                manifest = reading.check(record)
-            except RefusedError as error:
-                refusals.note(partition.topic, record.offset(), record.value() or b"", error)
-                if version := _version_of(registry, record):
-                    refused.setdefault(version, f"model {version[0]!r} version {version[1]}: {error}")
+            manifest, why = _checked(reading, record)
+            if manifest is None:
                 continue
-            version = manifest.model, manifest.version
-            if version in missing:
-                manifests.setdefault(version, manifest)
-        missing -= manifests.keys()
+            named = manifest.model, manifest.version, manifest.epoch
+            for version in (missing[key] for key in (named[:2], named) if key in missing):
+                if why:
+                    refused.setdefault(version, f"model {named[0]!r} version {named[1]}: {why}")
+                elif version not in manifests or manifests[version].epoch < manifest.epoch:
+                    manifests[version] = manifest
+        missing = {version: version for version in missing.values() if version not in manifests}
     return manifests, {version: why for version, why in refused.items() if version in missing}
 
 
-def _version_of(registry: Registry, record: Record) -> Version | None:
-    """Return the version that a refused record says that it is."""
+def _checked(reading: Vouched[Manifest], record: Record) -> tuple[Manifest | None, str]:
+    """Return the manifest that a record holds, None where it holds none; and why it is refused, or ""."""
     try:
-        manifest = registry.codec.parse(record.value() or b"")
+        return reading.check(record), ""
+    except RefusedError as error:
+        refusals.note(record.topic(), record.offset(), record.value() or b"", error)
+        why = str(error)
+    try:
+        return reading.codec.parse(record.value() or b""), why
     except RefusedError:
-        return None
-    return manifest.model, manifest.version
+        return None, why

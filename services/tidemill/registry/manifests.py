@@ -14,6 +14,7 @@ import river
 
 import tidemill
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 from tidemill.errors import ArtifactError
 from tidemill.keys import Keyring, RefusedError
 from tidemill.models.segments import segment_metrics
@@ -120,9 +121,7 @@ class Registry:
             }
             for vector in vectors
         ]
-        values = (
-            {type(metric).__name__: float(metric.get()) for metric in snapshot.metrics} if snapshot.examples else {}
-        )
+        values = Scorecard(snapshot.metrics).values() if snapshot.examples else {}
         digest = self.store.put(snapshots.dump(snapshot.saved()))
         manifest = Manifest(
             pipeline=self.pipeline.name,

@@ -29,7 +29,7 @@ def matches(field: str, pattern: str, *, warn: bool = False) -> Rule:
     r"""The whole text matches the regular expression `pattern`, in the syntax of RE2.
 
     RE2 takes time proportional to the text whatever the pattern, so no text can hold up a stream. It has no
-    back-references and no look-around. `\d`, `\w`, `\s` and `\b` are ASCII; `\p{Nd}` or `\pL` is any digit or letter.
+    back-references and no look-around. `\d`, `\w`, `\s` and `\b` are ASCII; `\pL` is any letter.
 
     Raises ValueError where RE2 does not take the pattern.
 
@@ -72,7 +72,7 @@ def _compiled(field: str, pattern: str) -> re2.Set:
     if not why:
         return compiled
     if "too large" in why:
-        why, mend = f"it takes more than {limits.PATTERN_BYTES.max:,} bytes of memory", "make its counts smaller"
+        why, fix = f"it takes more than {limits.PATTERN_BYTES.max:,} bytes of memory", "make its counts smaller"
     else:
-        mend = next((mend for form, mend in _INSTEAD if re.search(form, pattern)), _SYNTAX)
-    raise ValueError(f"matches({field!r}, {pattern!r}): RE2 can't take this pattern: {why}; {mend}")
+        fix = next((fix for form, fix in _INSTEAD if re.search(form, pattern)), _SYNTAX)
+    raise ValueError(f"matches({field!r}, {pattern!r}): RE2 can't take this pattern: {why}; {fix}")

@@ -7,8 +7,12 @@ from tidemill.stream.loop import Service
 from tidemill.wire import topics
 
 
+def group(name: str, pipeline: str, model: str = "") -> str:
+    """Return the consumer group of a service. A service with a process for each model has a group for each, too."""
+    return ".".join((pipeline, name, model) if model else (pipeline, name))
+
+
 def service(name: str, pipeline: str, processor: Processor, model: str = "") -> Service:
-    """Return the service `name` of a pipeline. A service with a process for each model has a group for each, too."""
-    parts = (name, model) if model else (name,)
+    """Return the service `name` of a pipeline."""
     consumed = [topic.name(pipeline) for topic in topics.consumes(name)]
-    return Service("-".join(parts), ".".join((pipeline, *parts)), consumed, processor)
+    return Service(f"{name}-{model}" if model else name, group(name, pipeline, model), consumed, processor)

@@ -307,6 +307,7 @@ def test_one_pass_comes_by_all_of_them(river: River) -> None:
 
 def test_what_was_pruned_is_rebuilt_and_what_stands_in_is_pruned_too(river: River) -> None:
     registry = registry_of(river)
+    latest(river.broker, registry, {"baseline": 1}, chains=registry.chains)
     codec, fold = river.records.example, Fold(river.pipeline, "baseline")
     for record in river.of(topics.EXAMPLES):
         fold.learn(codec.decode(record.value() or b""), record.offset())

@@ -35,8 +35,8 @@ from tidemill.demo import data
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
-from tidemill.offline.check import check_models
 from tidemill.offline.history import write
+from tidemill.offline.model_trial import check_models
 from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.offline.tuning.questions import LabelledVector, Questions, from_rows, read
 from tidemill.offline.tuning.successive_halving import (

@@ -42,16 +42,11 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
     return table
 
 
-def minute(ms: int) -> str:
-    """Return a time to the minute, in UTC."""
-    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def moment(ms: float) -> str:
-    """Return a time to the minute; the number itself where no calendar has such a time."""
+def minute(ms: float) -> str:
+    """Return a time to the minute, in UTC; the number itself where no calendar has such a time."""
     try:
-        return minute(int(ms))
-    except (ValueError, OverflowError, OSError):  # a time that no calendar has
+        return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
         return str(ms)
 
 

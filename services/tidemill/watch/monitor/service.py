@@ -29,7 +29,8 @@ from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.keys import Keyring
-from tidemill.metrics import Health, MonitorMetrics
+from tidemill.metrics import MonitorMetrics
+from tidemill.probes import Health
 from tidemill.registry.alerts import MONITOR, alerts
 from tidemill.registry.signing import Chains, LogWriter
 from tidemill.settings import Settings
