@@ -160,10 +160,13 @@ class _Cached:
             if stat.st_size > MAX_KEY_FILE_BYTES:
                 raise SettingsError(f"{setting}: {path} has {stat.st_size:,} bytes where a key file was expected")
             value = self._parse(path.read_text(), str(path))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is no text"
+            # What was meant as a private key may be what is taken for the path here.
+            named = "its file" if setting == "signing_key" else path
             raise SettingsError(
-                f"{setting}: {path} can't be read: {why}; `tidemill keys new` makes keys, see docs/how-to/keys.md"
+                f"{setting}: {named} can't be read: {why}; `tidemill keys new` makes keys, set "
+                f"TIDEMILL_{setting.upper()} to their file"
             ) from None
         self._seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         return value
@@ -222,9 +225,9 @@ class Keyring:
         in_file = not verify.lstrip().startswith("[")
         self._verify = _Cached(Path(verify) if in_file else None, verify, _verify_keys, "verify_keys")
         self._private: _Cached | None = None
-        if signing and not (Path(signing).is_dir() and service not in SIGNERS):
+        if signing:
             file = None if signing.startswith(PRIVATE_PREFIX) else Path(signing)
-            file = private_file(file, service) if file and file.is_dir() else file
+            file = private_file(file, service) if file and os.path.isdir(file) else file
             self._private = _Cached(file, signing, _private_and_id, "signing_key")
             if self.signs_with not in self.keys:
                 raise SettingsError(

@@ -35,6 +35,8 @@ from tidemill.wire.topics import SERVICES, WATCHING
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+#: What compose runs once, before the services.
+ONCE = ("keys", "topics")
 OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
 SHOWN = {name: COMPOSE["services"][name] for name in ("prometheus", "grafana")}
 """Others' images, but served to people, and so confined as ours are."""
@@ -315,9 +317,9 @@ def test_the_image_has_what_every_service_needs() -> None:
 
 def test_volumes_of_compose_are_mounted_on_folders_that_the_image_gives_to_its_user() -> None:
     # A new volume takes over the owner of the folder below it; without one, root's, it could not be written.
-    (made,) = re.findall(r"install --directory --owner=10001 --group=10001 (.*)$", DOCKERFILE, re.MULTILINE)
+    (made,) = re.findall(r"install --directory --owner=10001 --group=10001 ((?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)
     mounted = {volume.split(":")[1] for service in OURS.values() for volume in service["volumes"]}
-    assert mounted == set(made.split())
+    assert mounted == set(made.replace("\\\n", " ").split()) - {"/keys"}
 
 
 # Compose.
@@ -331,7 +333,7 @@ def test_compose_runs_commands_that_exist_with_settings_that_exist(name: str) ->
 
 def test_compose_makes_the_topics_then_runs_every_service_and_a_learner_for_every_model() -> None:
     assert OURS["topics"]["command"] == ["topics", "flights", "--create"]
-    commands = [service["command"] for name, service in OURS.items() if name != "topics"]
+    commands = [service["command"] for name, service in OURS.items() if name not in ONCE]
     assert {command[1] for command in commands} == {*SERVICES, *WATCHING}
     assert {command[2] for command in commands} == {"flights"}
     assert all([command[1] for command in commands].count(service) == 1 for service in WATCHING)
@@ -375,7 +377,7 @@ def test_in_compose_those_that_look_on_have_what_they_need_and_no_more(name: str
 
 
 def test_compose_tells_status_where_every_service_is_and_shows_it_to_this_machine_alone() -> None:
-    ports = {name: int(s["environment"]["TIDEMILL_HTTP_PORT"]) for name, s in OURS.items() if name != "topics"}
+    ports = {name: int(s["environment"]["TIDEMILL_HTTP_PORT"]) for name, s in OURS.items() if name not in ONCE}
     assert addresses_wrong(OURS["status"]["environment"], ports) == []
     assert OURS["status"]["environment"]["TIDEMILL_STATUS_TOKEN"] == "${TIDEMILL_STATUS_TOKEN:-}"
     assert OURS["status"]["ports"] == [f"127.0.0.1:8000:{ports['status']}"]
@@ -404,7 +406,7 @@ def test_compose_services_wait_for_services_and_use_volumes_that_are_there(name:
     files = {place for place in places if place.startswith("./")}
     assert places.keys() - files <= COMPOSE["volumes"].keys()
     assert all((ROOT / place).is_dir() and places[place].endswith(":ro") for place in files)
-    assert service["restart"] == ("no" if name == "topics" else "on-failure" if name in OURS else "unless-stopped")
+    assert service["restart"] == ("no" if name in ONCE else "on-failure" if name in OURS else "unless-stopped")
 
 
 @pytest.mark.slow
@@ -414,7 +416,7 @@ def test_the_health_check_of_compose_passes_when_a_service_is_ready_and_fails_wh
         def ready(self) -> str | None:
             return None if well else "not yet"
 
-    (test,) = {tuple(s["healthcheck"]["test"]) for name, s in OURS.items() if name != "topics"}
+    (test,) = {tuple(s["healthcheck"]["test"]) for name, s in OURS.items() if name not in ONCE}
     assert test[:3] == ("CMD", "python", "-c")
     assert f":{OURS['scorer']['environment']['TIDEMILL_HTTP_PORT']}/" in test[3]
     server = probes.serve(0, Ready())
