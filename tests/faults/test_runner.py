@@ -81,3 +81,33 @@ def test_the_report_shows_it_and_the_command_ends_with_code_1(suite: Path, monke
     with pytest.raises(SystemExit) as ended:
         runner.main()
     assert ended.value.code == 0
+
+
+def test_with_several_seeds_each_case_has_a_row_of_each(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "run_small", lambda: (suite / "small.xml").write_text("<testsuites/>") > 0)
+    monkeypatch.setattr(report, "run_mutants", lambda: (suite / "mutants.json").write_text("[]"))
+    monkeypatch.setattr(runner.cases, "CASES", (good,))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--seed", "731", "--seed", "1"])
+    with pytest.raises(SystemExit):
+        runner.main()
+    rows = [line for line in (suite / "faults.md").read_text().splitlines() if line.startswith("| harm |")]
+    assert ["731" in rows[0], "| 1," in rows[0]] != ["731" in rows[1], "| 1," in rows[1]]
+
+
+def test_what_is_not_run_again_stays_in_the_report_with_its_day(suite: Path) -> None:
+    (suite / "faults.md").write_text(
+        "# Faults\n\n## Under load\n\n| promise | goal |\n|---|---|\n| harm | old |\n| other harm | old, 2026-11-21 |\n\n"
+        "- *harm*: old\n- *other harm*: of before\n\n## One by one\n\nsmall of before\n\n## Mutation check\n\nmutants of before\n"
+    )
+    report.keep("good", good(type("Bench", (), {"seed": 7})))
+    assert report.write(["good"])
+    text = (suite / "faults.md").read_text()
+    assert "| harm | survived | yes |" in text
+    assert "| harm | old |" not in text
+    assert "- *harm*: old" not in text
+    assert text.count("| other harm | old, 2026-11-21 |") == 1
+    assert text.count("- *other harm*: of before") == 1
+    assert "small of before" in text
+    assert "mutants of before" in text
+    assert report.write(["good"])
+    assert (suite / "faults.md").read_text() == text

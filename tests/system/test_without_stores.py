@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ledger import Ledger, judge
+from ledger import Ledger, Verdict, archive, places, store, versions
 from proxy import Proxy
 from registry_server import RegistryServer
 from running import Running, until
@@ -138,5 +138,9 @@ def test_services_start_without_their_stores_and_catch_up_when_they_are_back(
     ledger.arrive(len(messages))
     assert not ledger.others_behind("gate", "archiver")
     ledger.end()
-    verdict = judge(run, ledger, messages, redis_url=redis_server.url)
+    verdict = Verdict()
+    places(run, ledger, messages, verdict)
+    store(run, ledger, redis_server.url, verdict)
+    versions(run, ledger, verdict)
+    archive(run, ledger, verdict)
     assert not str(verdict)
