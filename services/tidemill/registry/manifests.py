@@ -20,6 +20,7 @@ from tidemill.keys import Keyring, RefusedError
 from tidemill.models.segments import segment_metrics
 from tidemill.models.snapshot import Snapshot
 from tidemill.registry import snapshots
+from tidemill.registry.parts import Parts, parts_of
 from tidemill.registry.signing import UNSIGNED, Chains, Head, Signature, SignedCodec
 from tidemill.registry.store import ArtifactStore, sha256
 from tidemill.wire import topics
@@ -95,6 +96,7 @@ class Registry:
         self.codec = manifest_codec(pipeline, keys, records=self.records)
         self.chains = Chains(self.codec)
         self._replacements = manifest_codec(pipeline, keys, "replacement", self.records)
+        self._parts: dict[str, Parts] = {}
 
     def publish(
         self,
@@ -242,6 +244,13 @@ class Registry:
         self.store.put_note(manifest.sha256, data)
         return self._replacements.parse(data)
 
+    def parts(self, model: str) -> Parts:
+        """Return what a version of a declared model may consist of: what the model and the metrics do."""
+        name = self.pipeline.parts(model)[0]
+        if name not in self._parts:
+            self._parts[name] = parts_of(self.pipeline.model(name), self.pipeline.metric())
+        return self._parts[name]
+
     def open(self, manifest: Manifest, pause: float = 0.0) -> Snapshot:
         """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails.
 
@@ -255,7 +264,7 @@ class Registry:
                 f"{name} was learned under another declaration of the model, the vector or protect; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
-        fields = snapshots.load(self.artifact(manifest)[1], pause)
+        fields = snapshots.load(self.artifact(manifest)[1], pause, parts=self.parts(manifest.model))
         try:
             snapshot = Snapshot(**fields)
         except TypeError as error:

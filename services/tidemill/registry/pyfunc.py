@@ -4,9 +4,9 @@ MLflow holds a folder for each: `manifest` (as on the models topic), `artifact` 
 and vector). MLflow calls `_load_pyfunc`, by this module's name in its MLmodel file. No pickle of MLflow's own is made
 or read.
 
-checked  the artifact's SHA-256 against the manifest, then its classes (the allow-list), River's version, the golden
-         scores; and the manifest's signature where TIDEMILL_VERIFY_KEYS is set: without keys, who can write to
-         MLflow's store can replace the model by another one, of River's classes and plain values alone
+checked  the manifest's signature, with TIDEMILL_VERIFY_KEYS: without them nothing is opened, since who can write to
+         MLflow's store could put another model there; then the artifact's SHA-256 against the manifest, River's
+         version, what the artifact consists of (any of River's models: there is no declaration), the golden scores
 """
 
 from __future__ import annotations
@@ -87,13 +87,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
 
 
 def _verified(codec: Codec, data: bytes) -> dict[str, Any]:
-    """Return a manifest. Raises ArtifactError where it is damaged or, where keys are set, not signed with those."""
-    verify_keys = os.environ.get("TIDEMILL_VERIFY_KEYS", "")
-    keys = Keyring(verify_keys) if verify_keys else None
-    unsigned: SignedCodec[dict[str, Any]] = SignedCodec("", "", KINDS, codec, keys, dict)
-    manifest = unsigned.parse(data)
+    """Return a manifest. Raises ArtifactError where it is damaged or not signed with our keys, or without keys."""
+    if not (verify_keys := os.environ.get("TIDEMILL_VERIFY_KEYS", "")):
+        raise ArtifactError(
+            "TIDEMILL_VERIFY_KEYS is not set: without them nobody knows whose model this is, so it is not opened; give "
+            "this process the public keys of who signs versions"
+        )
+    signed: SignedCodec[dict[str, Any]] = SignedCodec("", "", KINDS, codec, Keyring(verify_keys), dict)
+    manifest = signed.parse(data)
     try:
-        unsigned.verify(manifest)
+        signed.verify(manifest)
     except RefusedError as error:
         raise ArtifactError(f"the manifest of {manifest['model']!r} version {manifest['version']}: {error}") from error
     return manifest

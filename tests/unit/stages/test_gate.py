@@ -318,8 +318,8 @@ class TestRestarts:
             tell(broken, piece)
             broken.run()
         assert {"promoted", "rolled_back", "refused"} <= set(whole.kinds)
-        bare = [replace(one, time=0, signature="") for one in whole.decisions]
-        assert [replace(one, time=0, signature="") for one in broken.decisions] == bare
+        bare = [replace(one, time=0, signature=UNSIGNED) for one in whole.decisions]
+        assert [replace(one, time=0, signature=UNSIGNED) for one in broken.decisions] == bare
 
     def test_a_decision_whose_offsets_were_not_committed_is_not_made_again(self) -> None:
         world = World()
