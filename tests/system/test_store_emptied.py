@@ -32,10 +32,11 @@ def test_learner_and_scorer_that_start_with_an_empty_store_publish_and_serve_not
     ledger = Ledger(run)
     ledger.start()
     messages = script(run.pipeline, data.flights((1,), days=2)[::2])
-    limit = [len(messages) // 2]
+    limit = [len(messages) // 4]
     replay = Replay(run.broker.servers, messages, speed=1e12, has_room=lambda: replay.events + replay.labels < limit[0])
     replay.start()
     until(lambda: {r.key() for r in ledger.of(topics.MODELS)} >= {b"logreg", b"slow"}, "no versions", 120)
+    limit[0] = len(messages) // 2
     until(lambda: replay.events + replay.labels >= limit[0], "the replay stalls", 120, run.stack.check)
     until(lambda: any(score["version"] for score in served(run, ledger)), "no version serves", 60)
 

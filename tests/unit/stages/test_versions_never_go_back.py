@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import river
 import small
-from river_in_memory import KEY, drive
+from river_in_memory import drive
+from signing_keys import KEY
 
 from tidemill.errors import DeclarationError, Retry, VersionsError
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
-from tidemill.registry.decisions import NOBODY, Decision, ModelRef, decisions
+from tidemill.registry.decisions import GATE, NOBODY, Decision, ModelRef, all_decisions, decisions
 from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.signing import Chains
 from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stages.learner import service as learner
@@ -40,7 +43,7 @@ X = {"distance": 120.0, "hour": 7.0}
 class World:
     """One pipeline's logs and store, and learners of `linear` that come and go; a version every ten examples."""
 
-    def __init__(self, folder: Path, pipeline: Any = PIPELINE, key: bytes = KEY) -> None:
+    def __init__(self, folder: Path, pipeline: Any = PIPELINE, key: Keyring = KEY) -> None:
         self.folder, self.pipeline, self.key = folder, pipeline, key
         self.broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(PIPELINE)})
 
@@ -83,13 +86,16 @@ class World:
             fold.learn(RECORDS.example.decode(record.value() or b""), record.offset())
         return float(fold.model.predict_one(X))
 
-    def reset(self, epoch: int = 1) -> None:
+    def decide(self, kind: str, champion: str = "linear", **more: Any) -> None:
+        ref = ModelRef.of(champion)
+        decision = Decision(kind, kind, "ann", "the store is lost", 1, 1, 1, 1, "", ref, ref, NOBODY, **more)
+        chains = Chains(decisions(PIPELINE, self.key))
+        all_decisions(PIPELINE, self.broker, chains.codec, chains)
+        self.broker.append(PROMOTIONS.topic, chains.sign(decision, GATE), b"k", 1)
+
+    def reset(self) -> None:
         """Decide that another life of `linear` begins."""
-        decision = Decision(
-            "reset", "reset", "ann", "the store is lost", 1, 1, 1, 1, "", ModelRef("linear"), ModelRef("linear"), NOBODY,
-            epochs={"linear": epoch},
-        )  # fmt: skip
-        self.broker.append(PROMOTIONS.topic, decisions(PIPELINE, KEY).encode(decision), b"k", 1)
+        self.decide("reset", epochs={"linear": 1})
 
     def shorten_examples(self, end: int) -> None:
         """Have the examples end there, and the learner's offsets gone, as after `tidemill offsets set`."""
@@ -239,7 +245,7 @@ class TestLearner:
             world.learn()
 
     def test_another_key_stops_it(self, world: World) -> None:
-        world.key, before = b"another key for tests, long enough", world.published()
+        world.key, before = Keyring.generate(), world.published()
         with pytest.raises(VersionsError, match=r"6 manifests of model 'linear', and none with a valid signature"):
             world.learn(10)
         assert world.published() == before
@@ -344,7 +350,7 @@ class TestScorer:
         assert ScorerProcess(world).serve() == (0, 60)
 
     def test_another_key_serves_nothing(self, world: World) -> None:
-        world.key = b"another key for tests, long enough"
+        world.key = Keyring.generate()
         scorer = ScorerProcess(world)
         assert scorer.serve() is None
         assert "none with a valid signature" in scorer.step.not_ready()
@@ -404,22 +410,7 @@ class TestScorer:
         assert [score["model"] for score in log["challengers"]] == ["baseline"]
 
     def test_the_gates_choice_that_can_not_be_opened_at_a_start_is_not_replaced(self, world: World) -> None:
-        decision = Decision(
-            "pin",
-            "pinned",
-            "ann",
-            "",
-            1,
-            1,
-            1,
-            1,
-            "",
-            ModelRef("linear", 20),
-            ModelRef("linear", 20),
-            NOBODY,
-            pinned=True,
-        )
-        world.broker.append(PROMOTIONS.topic, decisions(PIPELINE, KEY).encode(decision), b"k", 1)
+        world.decide("pinned", "linear@20", pinned=True)
         running = ScorerProcess(world)
         assert running.serve() == (0, 20)
         (world.folder / world.manifest(1).uri).unlink()
@@ -487,10 +478,7 @@ class TestReset:
         assert world.published()[-1] == (1, 80)
 
     def test_with_another_key_it_begins_although_older_manifests_can_not_be_verified(self, world: World) -> None:
-        world.key = b"another key for tests, long enough"
-        decision = Decision(
-            "reset", "reset", "ann", "", 1, 1, 1, 1, "", ModelRef("linear"), ModelRef("linear"), NOBODY, epochs={"linear": 1},
-        )  # fmt: skip
-        world.broker.append(PROMOTIONS.topic, decisions(PIPELINE, world.key).encode(decision), b"k", 1)
+        world.key = Keyring.generate()
+        world.reset()
         world.learn(10)
         assert world.published()[6:] == [(1, 70)]

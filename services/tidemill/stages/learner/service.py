@@ -56,7 +56,7 @@ def manifest_history(broker: Broker, registry: Registry) -> History:
     """
 
     def find(model: str) -> Sequence[Manifest]:
-        manifests = latest(broker, registry, {model: MAX_MANIFESTS_BACK})[0][model]
+        manifests = latest(broker, registry, {model: MAX_MANIFESTS_BACK}, chains=registry.chains)[0][model]
         why = "" if manifests else why_none(broker, registry, model)
         if why:
             raise ArtifactError(why)
@@ -91,7 +91,7 @@ def present_epoch(broker: Broker, registry: Registry, model: str) -> PresentEpoc
 def _last_decision(broker: Broker, registry: Registry) -> Callable[[], Decision | None]:
     """Return the function that returns the last decision; the topic is read when it has grown."""
     pipeline = registry.pipeline
-    codec, partition = decisions(pipeline, registry.key), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
+    codec, partition = decisions(pipeline, registry.keys), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
     end, decision = -1, None
 
     def last() -> Decision | None:
@@ -205,6 +205,8 @@ class Learner(Processor):
                 written |= self._publish(candidate.due(), emit)
             except VersionsError as error:
                 self._give_up(candidate.name, str(error))
+        for run in (self.training, *self.candidates.values()):
+            written |= self._publish(self._signed_anew(run), emit)
         self.has_written |= written
         return written
 
@@ -277,6 +279,13 @@ class Learner(Processor):
             self._give_up(candidate.name, "the log does not reach back to its examples")
             return
         candidate.at = end
+
+    def _signed_anew(self, run: TrainingRun) -> Manifest | None:
+        """Return a model's newest manifest with the new key where the key was changed: it vouches for all before it."""
+        if run.newest is None or self.registry.chains.is_by_present_key(run.name):
+            return None
+        run.newest = self.registry.sign(run.newest)
+        return run.newest
 
     def _publish(self, manifest: Manifest | None, emit: Emit) -> bool:
         if manifest is None:

@@ -36,7 +36,8 @@ class TrainingRun:
         Counters of what happens.
 
     `at` is the offset of the next example to learn. `epoch` is the model's present life. No version is published before
-    the examples up to `target` are learned: a version with that number exists, or has existed.
+    the examples up to `target` are learned: a version with that number exists, or has existed. `newest` is
+    the manifest that was published last.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TrainingRun:
         self.fold = Fold(pipeline, name)
         self.at = self.target = self.fold.version
         self.epoch = 0
+        self.newest: Manifest | None = None
         self._lost: Manifest | None = None
         self._restored_at = float("-inf")
         self._is_rebuilding = self._publishes_target = False
@@ -95,6 +97,7 @@ class TrainingRun:
         life is of another declaration.
         """
         begin, end = log_range
+        self.newest = max(history, key=lambda manifest: manifest.signature.sequence, default=None)
         self.epoch = max([epoch, *(manifest.epoch for manifest in history)])
         life = [manifest for manifest in history if manifest.epoch == self.epoch]
         if life:
@@ -253,7 +256,7 @@ class TrainingRun:
             log.info("versions can be stored again", extra={"model": self.name, "version": manifest.version})
         if self._is_stopped:
             log.info("versions are published again", extra={"model": self.name, "version": manifest.version})
-        self._published, self._parent = self.fold.examples, manifest.version
+        self._published, self._parent, self.newest = self.fold.examples, manifest.version, manifest
         self._store_is_away = self._is_stopped = False
         return manifest
 
