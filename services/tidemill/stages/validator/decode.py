@@ -11,10 +11,11 @@ from typing import Any
 from tidemill import limits
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
+from tidemill.encoding.schema_limits import memory_per_byte
 from tidemill.errors import Reject
 from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema
 
-MAX_MESSAGE_BYTES = limits.MESSAGE_BYTES.max
+MAX_MESSAGE_BYTES, MAX_MEMORY_BYTES = limits.MESSAGE_BYTES.max, limits.MESSAGE_MEMORY_BYTES.max
 
 #: Where newer clients of Confluent's put the schema's id; the message is then the record alone.
 SCHEMA_HEADER = "__value_schema_id"
@@ -63,7 +64,9 @@ class Decoder:
         counts: Counter[tuple[str, str]] | None = None,
     ) -> None:
         self.codec = codec
-        self._accepted = {codec.id: WriterSchema(str(codec.avro["name"]), codec.read, same=True), **(accepted or {})}
+        self._memory_per_byte = memory_per_byte(codec.avro)
+        declared = WriterSchema(str(codec.avro["name"]), codec.read, same=True, memory_per_byte=self._memory_per_byte)
+        self._accepted = {codec.id: declared, **(accepted or {})}
         self._find = find
         self._encoding = encoding
         self._counts = Counter() if counts is None else counts
@@ -83,7 +86,7 @@ class Decoder:
         if len(data) > MAX_MESSAGE_BYTES:
             raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(data)))
         if self._takes_avro and data.startswith(self._header):
-            return self._read(self.codec.read, data, HEADER), data
+            return self._read(self.codec.read, data, HEADER, self._memory_per_byte), data
         return self._other(data, headers() or ())
 
     def _other(self, data: bytes, headers: Any) -> tuple[dict[str, Any], bytes]:
@@ -134,14 +137,18 @@ class Decoder:
                 field=writer.field,
                 value=writer.name,
             )
-        record = self._read(writer.read, data, at)
+        record = self._read(writer.read, data, at, writer.memory_per_byte)
         if writer.same:
             return record, self._header + data[at:]
         for field in writer.promoted:
             self._counts["promoted", field] += 1
         return (record, self.codec.encode(record)) if writer.strict else self._reencoded(record)
 
-    def _read(self, read: Callable[[bytes, int], tuple[Any, int]], data: bytes, at: int) -> dict[str, Any]:
+    def _read(
+        self, read: Callable[[bytes, int], tuple[Any, int]], data: bytes, at: int, memory_per_byte: int
+    ) -> dict[str, Any]:
+        if len(data) * memory_per_byte > MAX_MEMORY_BYTES:
+            raise Reject("too_large", limits.MESSAGE_MEMORY_BYTES.excess(len(data) * memory_per_byte))
         try:
             record, end = read(data, at)
         except (EOFError, IndexError) as error:
