@@ -110,9 +110,14 @@ def redrive_headers(headers: Headers | None) -> Headers | None:
 
 def producer_headers(record: Record) -> Headers:
     """Return the headers that the producer of a dead letter's record had given it."""
-    headers = list(record.headers() or [])
-    firsts = [index for index, (name, _) in enumerate(headers) if name == _FIRST]
-    return headers[: firsts[-1]] if firsts else headers
+    return _split(record.headers())[0]
+
+
+def _split(headers: Headers | None) -> tuple[Headers, Headers]:
+    """Return the headers that the producer of a dead letter's record had given it, and ours."""
+    headers = list(headers or [])
+    first = next((index for index in reversed(range(len(headers))) if headers[index][0] == _FIRST), len(headers))
+    return headers[:first], headers[first:]
 
 
 def text_headers(record: Record) -> Mapping[str, str]:
@@ -149,7 +154,8 @@ class DeadLetter:
 
 def read_dead_letter(record: Record) -> DeadLetter:
     """Return what the headers of a dead letter hold; any may lack, for anybody may write to the topic."""
-    headers = text_headers(record)
+    theirs, ours = _split(record.headers())
+    headers = {name: _text(data) for name, data in ours or theirs}
     refused_at = _number(headers.get("tidemill.refused_at"))
     return DeadLetter(
         place=Place(record.partition(), record.offset()),
@@ -196,8 +202,7 @@ def send_dead_letter(record: Record, reject: Reject, emit: Emit, topic: str, ser
     headers = dead_letter_headers(record, reject, service, int(time.time() * 1000))
     size = _bytes(headers) + len(key or b"") + len(value)
     if size > DEAD_LETTER_BYTES.max:
-        ours = next(index for index in reversed(range(len(headers))) if headers[index][0] == _FIRST)
-        headers = [*headers[ours:], (_CUT, str(size).encode())]
+        headers = [*_split(headers)[1], (_CUT, str(size).encode())]
         key = key and key[: ID_CHARACTERS.max]
         value = value[: DEAD_LETTER_BYTES.max - _bytes(headers) - len(key or b"")]
     emit(topic, value, key, record.timestamp()[1], headers)
