@@ -57,6 +57,8 @@ STATUS_SECONDS = Limit(
     "request to the status service", 10, "seconds to be sent, or its answer to be read", "it is closed"
 )
 STATUS_HEAD_BYTES = Limit("request to the status service", 16_384, "bytes before its body", "answer 400")
+STATUS_BODY_BYTES = Limit("request to the status service", 16_384, "bytes in its body", "answer 413")
+STATUS_GUESSERS = Limit("status service", 1000, "clients with wrong tokens remembered", "the oldest is forgotten")
 STATUS_STREAMS = Limit("status service", 100, "open pages", "answer 503")
 STATUS_STREAMS_OF_CLIENT = Limit("client of the status service", 50, "open pages", "answer 503")
 LOG_LOOKUPS = Limit("status service", 3, "look-ups in the log at once", "answer 503")

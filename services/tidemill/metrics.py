@@ -113,6 +113,12 @@ WINDOW_SEGMENT = Gauge(
     "tidemill_window_segment", "Metrics of the last closed window by segment.", ["figure", "model", "segment"]
 )
 ALERTS_OPEN = Gauge("tidemill_alerts_open", "Open alerts.", ["kind", "model", "feature"])
+STATUS_REFUSED = Counter("tidemill_status_refused_total", "Requests that the status service refused.", ["reason"])
+
+
+def count_refused(reason: str) -> None:
+    """Count a request that the status service refused; `reason` is from a closed set."""
+    STATUS_REFUSED.labels(reason).inc()
 
 
 class ServiceMetrics:

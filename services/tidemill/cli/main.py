@@ -26,6 +26,7 @@ COMMANDS = {
     "rules": ("rules:rules", "Suggest value rules from history."),
     "run": ("run:run", "Run one service of a pipeline until SIGTERM or Ctrl-C."),
     "schema": ("schema:schema", "Check new schemas, and register the declared ones."),
+    "tokens": ("tokens:tokens", "Make tokens for the status service."),
     "topics": ("topics:topics", "Print a pipeline's topics, or create the missing ones."),
     "tune": ("tune:tune", "Search a declared space of models on recorded examples."),
 }

@@ -8,6 +8,7 @@ to reach the scorer in production.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
 from collections import Counter, deque
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding.codec import HEADER
+from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import described
 from tidemill.features.lookup import InMemoryRemoteViews
 from tidemill.models.fold import Fold
@@ -202,25 +203,25 @@ class Backtest:
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> BacktestReport:
         """Run over rows of events and labels, each in order of its time (equal times in the order given)."""
         started = time.perf_counter()
-        report, encode_event, encode_label = self.report, self.records.event.encode, self.records.label.encode
+        report = self.report
         event_time, label_time = self.pipeline.events.time, self.pipeline.labels.time
         waiting = iter(labels)
         label = next(waiting, None)
         for event in events:
             now = event[event_time]
             while label is not None and label[label_time] <= now:
-                self._take_label(label[label_time], encode_label(label))
+                self._take_label(label[label_time], _message(self.records.label, label))
                 label = next(waiting, None)
             self._at(now)
             if report.events == 0:
                 report.first_event = now
             report.last_event = now
             report.events += 1
-            self._emit(self.events_topic, encode_event(event), None, now)
+            self._emit(self.events_topic, _message(self.records.event, event), None, now)
             if progress:
                 progress(1)
         while label is not None:
-            self._take_label(label[label_time], encode_label(label))
+            self._take_label(label[label_time], _message(self.records.label, label))
             label = next(waiting, None)
         self._learn_until(None)
         self._checkpoint(self._now)
@@ -331,6 +332,21 @@ class Backtest:
         report.expired = self._offsets[self._expired]
         report.pending = sum(join.pending for join in self._joiner.joins.values())
         report.metrics = self._values()
+
+
+def _message(codec: Codec, row: Row) -> bytes:
+    """Return a row as a producer would send it: Avro, or JSON where it does not fit its schema.
+
+    The validator then says what is wrong with it, as it would in production.
+    """
+    try:
+        return codec.encode(row)
+    except Exception:  # whatever a value that does not fit makes an encoder raise
+        return json.dumps(row, default=_as_text).encode()
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 class _NullModel:

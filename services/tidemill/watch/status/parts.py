@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import threading
 import time
@@ -12,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from fastapi import Depends, Header, HTTPException, Request
-from pydantic import SecretStr
+from fastapi import Depends, HTTPException, Request
 
 from tidemill.limits import ENTITY_LOOKUPS, LOG_LOOKUPS, Limit
 from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import ModelRef
+from tidemill.tokens import Holder
+from tidemill.watch.status.access import Access
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
@@ -55,8 +55,8 @@ class Parts:
     lookup: LogLookup
     ready: Callable[[], str | None]
     acknowledge: Callable[[str, str, str], None]
-    ask: Callable[[CommandRequest, ModelRef], None]
-    token: SecretStr
+    ask: Callable[[CommandRequest, ModelRef, str], None]
+    access: Access
     overview_json: OverviewJson = field(init=False)
     streams: Counter[str] = field(default_factory=Counter, init=False)
     log_lookups: threading.Semaphore = field(init=False)
@@ -77,14 +77,13 @@ async def parts_of(request: Request) -> Parts:
 FromApp = Annotated[Parts, Depends(parts_of)]
 
 
-def authorise(parts: FromApp, authorization: Annotated[str | None, Header()] = None) -> None:
-    """Refuse a request that has not the token."""
-    expected = parts.token.get_secret_value()
-    if not expected:
-        raise HTTPException(403, "nothing can be changed here: no token is set; set TIDEMILL_STATUS_TOKEN")
-    given = (authorization or "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), expected.encode()):
-        raise HTTPException(401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
+async def holder_of(request: Request) -> Holder:
+    """Return who holds the token that a request came with."""
+    holder: Holder = request.state.holder
+    return holder
+
+
+FromToken = Annotated[Holder, Depends(holder_of)]
 
 
 def refuse(limit: Limit, advice: str = "try again in a moment") -> NoReturn:

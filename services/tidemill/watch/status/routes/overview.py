@@ -13,10 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from tidemill.limits import STATUS_STREAMS, STATUS_STREAMS_OF_CLIENT
 from tidemill.offline.check import CheckReport
+from tidemill.tokens import Role
+from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import problems
 from tidemill.watch.status.parts import LIVE_SECONDS, FromApp, refuse
 
-router = APIRouter(prefix="/api", tags=["overview"])
+router = APIRouter(prefix="/api", tags=["overview"], route_class=GuardedRoute)
 
 
 class _Stream(StreamingResponse):
@@ -35,12 +37,14 @@ class _Stream(StreamingResponse):
 
 
 @router.get("/overview")
+@needs(Role.VIEWER)
 def overview(parts: FromApp) -> Response:
     """Everything that the page shows."""
     return Response(parts.overview_json.text(), media_type="application/json")
 
 
 @router.get("/live", response_class=StreamingResponse, responses=problems(503))
+@needs(Role.VIEWER)
 async def follow(request: Request, parts: FromApp) -> StreamingResponse:
     """The overview, once a second, as server-sent events called `snapshot`."""
     client = request.client.host if request.client else ""
@@ -59,18 +63,21 @@ async def follow(request: Request, parts: FromApp) -> StreamingResponse:
 
 
 @router.get("/pipeline")
+@needs(Role.VIEWER)
 def pipeline(parts: FromApp) -> dict[str, Any]:
     """The declaration: topics, vector, models, rules."""
     return CheckReport(parts.overview.pipeline).as_dict()
 
 
 @router.get("/pipelines")
+@needs(Role.VIEWER)
 def pipelines(parts: FromApp) -> list[str]:
     """The pipelines that this service shows."""
     return [parts.overview.pipeline.name]
 
 
 @router.get("/services")
+@needs(Role.VIEWER)
 def services(parts: FromApp) -> list[dict[str, Any]]:
     """Every process with its health, rate, lag and delay."""
     return [instance.as_dict() for instance in parts.scraper.instances]
