@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pytest
 import small
 
 from tidemill import category, limits, rows
+from tidemill.encoding import json_values
 from tidemill.encoding.codec import Codec
 from tidemill.encoding.schema_limits import memory_per_byte, unsafe
 from tidemill.encoding.schema_registry import Version
@@ -59,12 +61,25 @@ def message_bytes(size: int, _: Path) -> str:
 def message_memory(size: int, _: Path) -> str:
     avro = record(("items", {"type": "array", "items": record(("x", "boolean"), name="I")}))
     codec = Codec(avro)
-    most = limits.MESSAGE_MEMORY_BYTES.max // memory_per_byte(avro)
+    most = limits.MESSAGE_MEMORY_BYTES.max // memory_per_byte(avro).avro
     message = codec.encode({"items": [{"x": True}] * (most - len(codec.encode({"items": []})) - 3)})
     assert len(message) <= most
     message += b"" if size == limits.MESSAGE_MEMORY_BYTES.max else b"\0" * (most + 1 - len(message))
     try:
         Decoder(codec).decode(message)
+    except Reject as reject:
+        return str(reject) if reject.reason == "too_large" else f"another reason: {reject.reason}"
+    return ""
+
+
+def message_memory_of_json(size: int) -> str:
+    """JSON may leave out fields with a default: three bytes become a record of ten fields."""
+    fields = [{"name": f"f{n}", "type": "int", "default": 0} for n in range(10)]
+    avro = record(("items", {"type": "array", "items": {"type": "record", "name": "I", "fields": fields}}))
+    most = limits.MESSAGE_MEMORY_BYTES.max // memory_per_byte(avro).json
+    message = b'{"items": [{}' + b",{}" * ((most - 20) // 3) + b"]}"
+    try:
+        Decoder(Codec(avro)).decode(message + b" " * (most - len(message) + (size > limits.MESSAGE_MEMORY_BYTES.max)))
     except Reject as reject:
         return str(reject) if reject.reason == "too_large" else f"another reason: {reject.reason}"
     return ""
@@ -235,6 +250,8 @@ SHOWN_ELSEWHERE = {
     "STATUS_CONNECTIONS": "unit/watch/test_status_connections.py::test_of_more_connections_than_may_be_open_the_one",
     "STATUS_SECONDS": "unit/watch/test_status_connections.py::test_a_request_that_takes_longer_than_its_time_is_closed",
     "STATUS_HEAD_BYTES": "unit/watch/test_status_connections.py::test_a_request_with_as_many_bytes_as_may_be",
+    "STATUS_BODY_BYTES": "unit/watch/test_status_connections.py::test_a_body_as_long_as_the_limit_is_read",
+    "STATUS_GUESSERS": "unit/watch/test_status_access.py::test_however_many_clients_guess_few_are_remembered",
     "STATUS_STREAMS": "unit/watch/test_status_connections.py::test_500_idle_connections_and_100_open_pages",
     "STATUS_STREAMS_OF_CLIENT": "unit/watch/test_status_connections.py::test_one_client_has_no_more_than_its_share",
     "LOG_LOOKUPS": "unit/watch/test_status_connections.py::test_a_look_up_ends_when_its_asker_has_gone_and_makes_room",
@@ -278,6 +295,67 @@ def test_a_limit_says_what_it_is_about() -> None:
     assert Limit("id in field", 5, "characters", "").excess(6, "'x'") == (
         "id in field 'x' has 6 characters where at most 5 are allowed"
     )
+
+
+def test_json_is_held_to_what_its_shortest_records_take() -> None:
+    assert message_memory_of_json(limits.MESSAGE_MEMORY_BYTES.max) == ""
+    assert "at most 100,000,000 are allowed" in message_memory_of_json(limits.MESSAGE_MEMORY_BYTES.max + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "items",
+    [
+        record(("x", "boolean"), name="I"),
+        record(*((f"f{n}", "boolean") for n in range(9)), name="I"),
+        record(("a", record(("b", record(("c", "boolean"), name="C")), name="B")), name="A"),
+        {"type": "array", "items": "int"}, {"type": "map", "values": "int"}, "string", "long", "double", "boolean",
+        {"type": "fixed", "name": "F", "size": 2}, ["null", record(("x", "boolean"), name="I")],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_message_takes_no_more_memory_than_its_schema_says(items: Any) -> None:
+    """Of the smallest items and of small ones, which are not the same objects in each record as the smallest are."""
+    codec = Codec(record(("items", {"type": "array", "items": items})))
+    for value in (_smallest(items, small=False), _smallest(items, small=True)):
+        message = codec.encode({"items": [value] * 50_000})
+        tracemalloc.start()
+        try:
+            read = codec.decode(message)
+            memory, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(read["items"]) == 50_000
+        assert memory <= memory_per_byte(codec.avro).avro * len(message) + 10_000
+
+
+def _smallest(avro: Any, *, small: bool) -> Any:
+    if isinstance(avro, list):
+        return _smallest(avro[1], small=small)
+    if isinstance(avro, str):
+        return {"string": "ab" if small else "", "long": 1000 if small else 0, "double": 0.5, "boolean": True}[avro]
+    if avro["type"] == "record":
+        return {field["name"]: _smallest(field["type"], small=small) for field in avro["fields"]}
+    return {"array": [], "map": {}, "fixed": b"ab"}[avro["type"]]
+
+
+def test_a_mismatch_deep_inside_is_looked_for_once_at_each_depth() -> None:
+    """Optional records in one another: each was tried twice, so 15 of them 32,768 times."""
+    tried = []
+
+    class Deep(dict[str, Any]):
+        def __contains__(self, name: object) -> bool:
+            tried.append(name)
+            return super().__contains__(name)
+
+    avro: Any = "int"
+    given: Any = "no int"
+    for n in range(15):
+        avro, given = ["null", record(("x", avro), name=f"R{n}")], Deep(x=given)
+    fields = json_values.fields_of(record(("x", avro)))
+    with pytest.raises(json_values.MismatchError):
+        json_values.record_of(fields, {"x": given}, "", "R")
+    assert len(tried) == 15
 
 
 @pytest.mark.slow

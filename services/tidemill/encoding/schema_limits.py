@@ -14,11 +14,27 @@ from typing import Any, NamedTuple
 
 from tidemill.limits import SCHEMA_DEPTH, SCHEMA_FIELDS
 
-#: Fewest bytes of each. A value of so few takes no memory of its own: Python has each of them once.
-_PRIMITIVES = {"null": 0, "boolean": 1, "int": 1, "long": 1, "float": 4, "double": 8, "bytes": 1, "string": 1}
+#: Fewest bytes of each, in Avro and in JSON. Such a value takes no memory of its own: Python has each of them once.
+_PRIMITIVES = {
+    "null": (0, 4),
+    "boolean": (1, 4),
+    "int": (1, 1),
+    "long": (1, 1),
+    "float": (4, 1),
+    "double": (8, 1),
+    "bytes": (1, 2),
+    "string": (1, 2),
+}
 #: The worst of scalars: a text of two characters, which takes three bytes in a message, and 59 of memory in a list.
 _SCALAR_MEMORY_PER_BYTE = 20
 _EMPTY_CONTAINER_MEMORY, _FIXED_MEMORY = 64, 34
+
+
+class Memory(NamedTuple):
+    """Bytes of memory for each byte of a message in Avro, and in JSON."""
+
+    avro: int
+    json: int
 
 
 def unsafe(avro: Any) -> str:
@@ -30,7 +46,7 @@ def unsafe(avro: Any) -> str:
     return ""
 
 
-def memory_per_byte(avro: Any) -> int:
+def memory_per_byte(avro: Any) -> Memory:
     """Return how many bytes of memory one byte of a long message may take at worst, where the schema is not unsafe."""
     walk = _Walk()
     walk.type(avro, "", "", (), repeated=False)
@@ -42,14 +58,18 @@ class _UnsafeError(Exception):
 
 
 class _Least(NamedTuple):
-    """The fewest bytes that a value may take in a message, and the memory that it then takes at most."""
+    """The fewest bytes that a value may take in a message, and the memory that it then takes at most.
+
+    In JSON an array of records may be shorter than in Avro: a field with a default may be left out.
+    """
 
     bytes: int
+    json: int
     memory: int
 
 
 #: What an item adds to its own size: its place in a list, or in a dictionary, with its key.
-_LIST_ITEM, _MAP_ITEM = _Least(0, 8), _Least(2, 150)
+_LIST_ITEM, _MAP_ITEM = _Least(0, 1, 8), _Least(2, 5, 150)
 
 
 class _Walk:
@@ -58,7 +78,7 @@ class _Walk:
     def __init__(self) -> None:
         self.named: dict[str, tuple[Any, str]] = {}
         self.seen = 0
-        self.memory_per_byte = _SCALAR_MEMORY_PER_BYTE
+        self.memory_per_byte = Memory(_SCALAR_MEMORY_PER_BYTE, _SCALAR_MEMORY_PER_BYTE)
 
     def type(self, avro: Any, path: str, space: str, inside: tuple[str, ...], *, repeated: bool) -> _Least:
         """Go through one type; returns its smallest value."""
@@ -71,7 +91,8 @@ class _Walk:
             branches = [
                 self.type(branch, path, space, inside, repeated=repeated and branch != "null") for branch in avro
             ]
-            return _Least(1, max((least.memory for least in branches), default=0))
+            json = min((least.json for least in branches), default=0)
+            return _Least(1, json, max((least.memory for least in branches), default=0))
         if isinstance(avro, str):
             return self._name(avro, path, space, inside, repeated=repeated)
         if not isinstance(avro, Mapping) or "type" not in avro:
@@ -84,22 +105,26 @@ class _Walk:
                 avro.get("items" if kind == "array" else "values"), path, space, (*inside, ""), repeated=True
             )
             item = _LIST_ITEM if kind == "array" else _MAP_ITEM
-            ratio = (least.memory + item.memory) // (least.bytes + item.bytes)
-            self.memory_per_byte = max(self.memory_per_byte, ratio)
-            return _Least(1, _EMPTY_CONTAINER_MEMORY)
+            memory, worst = least.memory + item.memory, self.memory_per_byte
+            self.memory_per_byte = Memory(
+                max(worst.avro, memory // (least.bytes + item.bytes)),
+                max(worst.json, memory // (least.json + item.json)),
+            )
+            return _Least(1, 2, _EMPTY_CONTAINER_MEMORY)
         if kind == "fixed":
             self._named(avro, space)
             if type(avro.get("size")) is not int or avro["size"] < 0:
                 raise _UnsafeError(f"{_field(path)} has a fixed size that is no size: {avro.get('size')!r:.80}")
-            return self._least(avro["size"], avro["size"] and _FIXED_MEMORY, path, repeated=repeated)
+            size = avro["size"]
+            return self._least(_Least(size, size + 2, size and _FIXED_MEMORY), path, repeated=repeated)
         if kind == "enum":
             self._named(avro, space)
-            return _Least(1, 0)
+            return _Least(1, 3, 0)
         return self.type(kind, path, space, inside, repeated=repeated)
 
     def _name(self, name: str, path: str, space: str, inside: tuple[str, ...], *, repeated: bool) -> _Least:
         if name in _PRIMITIVES:
-            return self._least(_PRIMITIVES[name], 0, path, repeated=repeated)
+            return self._least(_Least(*_PRIMITIVES[name], 0), path, repeated=repeated)
         full = name if "." in name or not space else f"{space}.{name}"
         full = full if full in self.named else name
         if full in inside:
@@ -121,7 +146,11 @@ class _Walk:
             for f in fields
         ]
         memory = sys.getsizeof(dict.fromkeys(range(len(fields)))) + sum(least.memory for least in values)
-        return self._least(sum(least.bytes for least in values), memory, path, repeated=repeated)
+        needed = [
+            len(str(f["name"])) + 4 + least.json for f, least in zip(fields, values, strict=True) if "default" not in f
+        ]
+        record = _Least(sum(least.bytes for least in values), 2 + sum(needed), memory)
+        return self._least(record, path, repeated=repeated)
 
     def _named(self, avro: Mapping[str, Any], space: str) -> tuple[str, str]:
         name = str(avro.get("name", ""))
@@ -132,10 +161,10 @@ class _Walk:
         return full, space
 
     @staticmethod
-    def _least(size: int, memory: int, path: str, *, repeated: bool) -> _Least:
-        if not size and repeated:
+    def _least(least: _Least, path: str, *, repeated: bool) -> _Least:
+        if not least.bytes and repeated:
             raise _UnsafeError(f"{_field(path)} takes no bytes and may come any number of times")
-        return _Least(size, memory)
+        return least
 
 
 def _field(path: str) -> str:

@@ -51,8 +51,8 @@ class Decoder:
         counts: Counter[tuple[str, str]] | None = None,
     ) -> None:
         self.codec = codec
-        self._memory_per_byte = memory_per_byte(codec.avro)
-        declared = WriterSchema(str(codec.avro["name"]), codec.read, same=True, memory_per_byte=self._memory_per_byte)
+        self._avro_memory, self._json_memory = memory_per_byte(codec.avro)
+        declared = WriterSchema(str(codec.avro["name"]), codec.read, same=True, memory_per_byte=self._avro_memory)
         self._accepted = {codec.id: declared, **(accepted or {})}
         self._find = find
         self._encoding = encoding
@@ -72,7 +72,7 @@ class Decoder:
         if len(data) > MAX_MESSAGE_BYTES:
             raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(data)))
         if self._takes_avro and data.startswith(self._header):
-            return self._read(self.codec.read, data, HEADER, self._memory_per_byte), data
+            return self._read(self.codec.read, data, HEADER, self._avro_memory), data
         return self._other(data, headers() or ())
 
     def _other(self, data: bytes, headers: Any) -> tuple[dict[str, Any], bytes]:
@@ -133,8 +133,7 @@ class Decoder:
     def _read(
         self, read: Callable[[bytes, int], tuple[Any, int]], data: bytes, at: int, memory_per_byte: int
     ) -> dict[str, Any]:
-        if len(data) * memory_per_byte > MAX_MEMORY_BYTES:
-            raise Reject("too_large", limits.MESSAGE_MEMORY_BYTES.excess(len(data) * memory_per_byte))
+        _check_memory(data, memory_per_byte)
         try:
             record, end = read(data, at)
         except (EOFError, IndexError) as error:
@@ -149,12 +148,17 @@ class Decoder:
         """Return the record as consumers will read it, which is what has to be checked, and its message."""
         try:
             message = self.codec.encode(record)
+            if len(message) > MAX_MESSAGE_BYTES:  # with the defaults of what was left out
+                raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(message)))
             return self.codec.read(message, HEADER)[0], message
+        except Reject:
+            raise
         except Exception as error:  # half a surrogate, no symbol of the enum, an int of 40 bits, ...
             name = self.codec.avro["name"]
             raise Reject("wrong_type", f"the record can't be written as {name}: {error}", rule="schema") from error
 
     def _json(self, data: bytes) -> dict[str, Any]:
+        _check_memory(data, self._json_memory)
         try:
             given = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -169,6 +173,11 @@ class Decoder:
             if type(given.get(name)) is int and type(record[name]) is float:
                 self._counts["promoted", name] += 1
         return record
+
+
+def _check_memory(data: bytes, memory_per_byte: int) -> None:
+    if len(data) * memory_per_byte > MAX_MEMORY_BYTES:
+        raise Reject("too_large", limits.MESSAGE_MEMORY_BYTES.excess(len(data) * memory_per_byte))
 
 
 def _form(content_type: bytes | None) -> str:

@@ -60,7 +60,7 @@ def writer_schema(name: str, avro: Any, codec: Codec) -> WriterSchema:
     if why:
         return refused_schema(name, why)
     try:
-        memory = memory_per_byte(avro)
+        memory = memory_per_byte(avro).avro
         plain = schema_files.plain(avro)
         if schema_files.fingerprint(avro) == codec.id:
             return WriterSchema(name, codec.read, same=True, memory_per_byte=memory)
