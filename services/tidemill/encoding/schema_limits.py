@@ -69,7 +69,7 @@ class _Least(NamedTuple):
 
 
 #: What an item adds to its own size: its place in a list, or in a dictionary, with its key.
-_LIST_ITEM, _MAP_ITEM = _Least(0, 1, 8), _Least(2, 5, 150)
+_LIST_ITEM, _MAP_ITEM = _Least(0, 1, 9), _Least(2, 5, 150)
 
 
 class _Walk:
