@@ -27,7 +27,7 @@ _PRIMITIVES = {
 }
 #: The worst of scalars: a text of two characters, which takes three bytes in a message, and 59 of memory in a list.
 _SCALAR_MEMORY_PER_BYTE = 20
-_EMPTY_CONTAINER_MEMORY, _FIXED_MEMORY = 64, 34
+_EMPTY_CONTAINER_MEMORY, _FIXED_MEMORY = 64, 48
 
 
 class Memory(NamedTuple):
