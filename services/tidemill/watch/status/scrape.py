@@ -211,13 +211,15 @@ def fetch(url: str) -> tuple[int, str]:
 
 def _body(answer: http.client.HTTPResponse) -> str:
     """Return the body of an answer. Raises ValueError where it is too long, or is not all there in time."""
-    body, until = bytearray(), time.monotonic() + SCRAPE_SECONDS.max
+    body, length, until = bytearray(), answer.length, time.monotonic() + SCRAPE_SECONDS.max
     while more := answer.read1(65_536):
         body += more
         if len(body) > SCRAPE_BYTES.max:
             raise ValueError(SCRAPE_BYTES.excess(len(body)))
         if time.monotonic() > until:
             raise ValueError(f"{SCRAPE_SECONDS.subject} takes more than {SCRAPE_SECONDS.max} seconds")
+    if length is not None and len(body) < length:
+        raise http.client.IncompleteRead(bytes(body), length - len(body))
     return body.decode(errors="replace")
 
 
