@@ -34,6 +34,7 @@ LONGEST_TEST = 180
 
 CRASH = "tests/unit/stream/test_loop_crash.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
+LOST = "tests/unit/stream/test_lost_offsets.py"
 OTHERS = "tests/unit/features/test_remote_views.py"
 AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
@@ -86,10 +87,10 @@ MUTANTS = (
     Mutant(
         "offsets-before-outputs", "offsets are committed in an earlier transaction than the outputs",
         "stream/loop.py",
-        "if self._process(records, producer):",
+        "if self._process(records, producer) or self._is_due_again():",
         "if records:\n"
         "                early = consumer.positions(tuple(self._partitions)).items()\n"
-        "                producer.commit({s: Position(o, self.processor.commit_metadata(s).encode()) for s, o in early}, consumer)\n"
+        "                producer.commit({s: restore.mark(self.processor.commit_metadata(s), o, \"\") for s, o in early}, consumer)\n"
         "            if self._process(records, producer):",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
@@ -117,8 +118,8 @@ MUTANTS = (
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "replace(self.processor.commit_metadata(partition), instance=self.instance).encode(),",
-        '"",',
+        "                replace(self.processor.commit_metadata(partition), instance=self.instance),\n",
+        "                restore.CommitMetadata(),\n",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
@@ -207,7 +208,7 @@ MUTANTS = (
         "self.processor.process(batch, discard)",
         "self.processor.process(batch, self._emit)",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
-        (("            self._restore(consumer)\n", "            self._emit = producer.emit\n            self._restore(consumer)\n"),),
+        (("self._restore(consumer, producer)\n", "self._emit = producer.emit; self._restore(consumer, producer)\n"),),
     ),
     # Rebalances.
     Mutant(
@@ -245,6 +246,57 @@ MUTANTS = (
         "if state_offsets.get(partition) != resume.position.offset",
         "if partition not in state_offsets",
         (LOOP,),
+    ),
+    # Offsets that were taken away.
+    Mutant(
+        "progress-not-asked", "where committed offsets are gone the group begins again",
+        "stream/restore.py",
+        "for position in (progress, committed if is_own else None)",
+        "for position in (committed if is_own else None,)",
+        (LOST,),
+    ),
+    Mutant(
+        "progress-after-the-transaction", "progress is written in the next transaction, and the last one is not known",
+        "stream/loop.py",
+        "        if producer.is_transactional:\n",
+        "        if not producer.is_transactional:\n",
+        (LOST,),
+        (("        if not producer.is_transactional:  # later", "        if producer.is_transactional:  # later"),),
+    ),
+    Mutant(
+        "hand-is-obeyed", "an offset that something else has set is taken",
+        "stream/restore.py",
+        "        if progress is None or progress.offset != committed.offset:\n",
+        "        return committed\n        if progress is None or progress.offset != committed.offset:\n",
+        (LOST,),
+    ),
+    Mutant(
+        "created-again-is-the-same", "a topic that was created again is read from the old one's offset",
+        "stream/restore.py",
+        '[position for position in own if _topic_id(position) in ("", topic_id) or not topic_id]',
+        "own",
+        (LOST,),
+    ),
+    Mutant(
+        "shorter-log-is-believed", "a log that was cut behind what was processed is read on at its end",
+        "stream/restore.py",
+        "if position.offset > log_end:",
+        "if position.offset > 2**62:",
+        (LOST,),
+    ),
+    Mutant(
+        "no-keep-alive", "an idle group does not commit again",
+        "stream/loop.py",
+        "return not self._dirty and self.clock() - self._last_commit >= self.keep_alive",
+        "return False",
+        (LOST,),
+    ),
+    Mutant(
+        "progress-behind-open-transactions-is-lost", "progress is read up to the first open transaction of anybody",
+        "stream/progress.py",
+        "while self.broker.offset_range(place)[1] < end:",
+        "while False:",
+        ("tests/contracts/test_broker.py::test_progress_is_read_behind_an_open_transaction_of_another",),
     ),
     # Sending.
     Mutant(

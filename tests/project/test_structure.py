@@ -79,7 +79,7 @@ def test_a_service_imports_its_own_stage_and_no_library_of_another_service(name:
 
 
 def test_the_joiner_reads_topics_with_the_same_key_and_partitions() -> None:
-    one, other = topics.reads("joiner")
+    one, other = topics.consumes("joiner")
     assert (one.key, one.partitions) == (other.key, other.partitions) == ("event_id", 0)
 
 

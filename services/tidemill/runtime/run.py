@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError
+from tidemill.runtime.doctor import check_settings, keep_alive
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.loop import Loop, Service, stop_on_signals
+from tidemill.stream.kafka.settings import ClusterSettings
+from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop, Service, stop_on_signals
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.services import group
@@ -127,12 +129,13 @@ class Follower(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a service is built from. `model` is the learner's, or None."""
+    """What a service is built from. `model` is the learner's, or None; `keep_alive` is the loop's, in seconds."""
 
     pipeline: Pipeline
     settings: Settings
     broker: KafkaBroker
     model: str | None = None
+    keep_alive: float = KEEP_ALIVE_SECONDS
 
 
 #: Takes the context; returns the function that runs the service until SIGTERM or SIGINT.
@@ -336,13 +339,14 @@ def load(name: str) -> Build:
 
 def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
     """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
-    build, broker = load(name), broker_of(settings)
+    build, broker, cluster = load(name), broker_of(settings), ClusterSettings()
     if SERVICES[name].needs_kafka:
         broker.connect()
-        used = {topic.name(pipeline.name) for topic in (*topics.reads(name), *topics.writes(name))}
-        check_topics(pipeline, broker, tuple(sorted(used)))
+        used = tuple(topic for topic in topics.TOPICS if name in (*topic.readers, *topic.writers))
+        check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
+        cluster = check_settings(pipeline, broker, used)
     with _extra(name):
-        service = build(Context(pipeline, settings, broker, model))
+        service = build(Context(pipeline, settings, broker, model, keep_alive(cluster)))
     service()
 
 
@@ -355,6 +359,7 @@ def _loop(context: Context, service: Service, follower: Follower | None = None) 
         interval=settings.interval_ms / 1000,
         max_batch=settings.max_batch,
         commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
+        keep_alive=context.keep_alive,
     )
     if settings.http_port:
         probes.serve(settings.http_port, LoopHealth(loop))
