@@ -579,8 +579,8 @@ MUTANTS = (
     Mutant(
         "memory-of-messages-not-bounded", "a message is decoded whatever its schema makes of a byte",
         "encoding/schema_limits.py",
-        "            self.memory_per_byte = max(self.memory_per_byte, ratio)\n",
-        "",
+        "max(worst.avro, memory // (least.bytes + item.bytes))",
+        "worst.avro",
         ("tests/unit/test_limits.py::test_one_more_is_refused_by_name_value_and_limit",),
     ),
     Mutant(
