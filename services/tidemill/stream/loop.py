@@ -32,8 +32,9 @@ GAUGE_SECONDS = 0.1
 STOP_SECONDS = 3.0
 #: Offsets of a group in which nothing happens are committed again this often, so that no broker forgets them.
 KEEP_ALIVE_SECONDS = 3600.0
-#: How often it is looked whether the topics are still those that were assigned.
+#: How often it is looked whether the topics are still those that were assigned, and how long that may take.
 TOPIC_CHECK_SECONDS = 10.0
+TOPIC_CHECK_TIMEOUT = 1.0
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -339,7 +340,7 @@ class Loop:
             return
         self._last_topic_check = self.clock()
         try:
-            now = self.broker.topic_ids(sorted(self._topic_ids)) if self._topic_ids else {}
+            now = self.broker.topic_ids(sorted(self._topic_ids), TOPIC_CHECK_TIMEOUT) if self._topic_ids else {}
         except BrokerError:
             return  # the broker is away; what it means is found where records are read or committed
         for partition in sorted(self._partitions):
