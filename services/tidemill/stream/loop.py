@@ -300,10 +300,13 @@ class Loop:
         if not committed:
             return {}
         self._topic_ids = self.broker.topic_ids(sorted({partition.topic for partition in committed}))
-        is_new = all(position is None or not restore.own_metadata(position) for position in committed.values())
+        is_own = [
+            position is not None and restore.own_metadata(position) is not None for position in committed.values()
+        ]
         # Asked before the progress is read: what another member has written since then has its progress with it.
-        has_worked = is_new and has_records(self.broker, self.service.outputs)
-        progress = self._progress.read(self._beat)
+        has_worked = not any(is_own) and has_records(self.broker, self.service.outputs)
+        # Where the offsets are ours, only a backup can have made them older: nobody waits for others' transactions.
+        progress = self._progress.read(self._beat, wait=not all(is_own))
         has_worked = has_worked and self._progress.is_kept and not progress
         positions: dict[TopicPartition, Position | None] = {}
         for partition, position in committed.items():
