@@ -49,7 +49,7 @@ def asked(run: Running, kind: str, *target: str) -> str:
 def serves_newest_decision(run: Running) -> bool:
     """Whether the scorer has opened what the gate decided last: by its own log."""
     registry = registry_of(run)
-    newest = all_decisions(run.pipeline, run.broker, decisions(run.pipeline, registry.key))[-1]
+    newest = all_decisions(run.pipeline, run.broker, decisions(run.pipeline, registry.keys))[-1]
     return newest.id in run.stack.log("scorer").read_text()
 
 
