@@ -225,9 +225,10 @@ class Keyring:
         in_file = not verify.lstrip().startswith("[")
         self._verify = _Cached(Path(verify) if in_file else None, verify, _verify_keys, "verify_keys")
         self._private: _Cached | None = None
-        if signing:
+        is_folder = os.path.isdir(signing)
+        if signing and not (is_folder and service not in SIGNERS):
             file = None if signing.startswith(PRIVATE_PREFIX) else Path(signing)
-            file = private_file(file, service) if file and os.path.isdir(file) else file
+            file = private_file(file, service) if file and is_folder else file
             self._private = _Cached(file, signing, _private_and_id, "signing_key")
             if self.signs_with not in self.keys:
                 raise SettingsError(

@@ -54,7 +54,7 @@ POINTS = {
         "learner": ("produce", "offsets", "commit", "store"),
         "gate": ("offsets", "commit"),
         "archiver": ("offsets", "commit", "file"),
-        "monitor": ("send",),
+        "monitor": (),  # Faust has taken the signal that arms the launcher
         "status": (),
     }.items()
 }

@@ -56,7 +56,10 @@ def serves_newest_decision(run: Running) -> bool:
 def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
     """Ask for versions as somebody would who has the settings of the services."""
     done = CliRunner().invoke(
-        cli, ["models", command, run.reference, *arguments, "--json"], env=run.stack.env, catch_exceptions=False
+        cli,
+        ["models", command, run.reference, *arguments, "--json"],
+        env=run.stack.operator_env,
+        catch_exceptions=False,
     )
     assert done.exit_code == 0, done.stdout
     return json.loads(done.stdout)["versions"] if command == "rebuild" else [

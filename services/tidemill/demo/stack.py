@@ -171,6 +171,11 @@ class Stack:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.ports: dict[str, int] = {}
 
+    @property
+    def operator_env(self) -> Mapping[str, str]:
+        """What commands get that sign, as `models rebuild` does: every service's private key."""
+        return {"TIDEMILL_SIGNING_KEY": str(self.folder / "keys"), **self.env}
+
     def start(self, role: str, instance: str = "0") -> subprocess.Popen[bytes]:
         """Start one process; a further instance of a service has a name of its own."""
         service, _, model = role.partition(":")

@@ -265,6 +265,12 @@ class Chains(Generic[Content]):
         self._hashes: dict[str, OrderedDict[int, str]] = {}
         self._since: dict[str, int] = {}
 
+    def forget(self, chains: Iterable[str] | None = None) -> None:
+        """Know nothing of these chains any more, or of none at all: what was not committed is not in the log."""
+        for known in (self.heads, self._hashes, self._since):
+            for chain in list(known if chains is None else chains):
+                known.pop(chain, None)
+
     def restore(self, records: Iterable[Record], only: Collection[str] | None = None) -> dict[str, list[Content]]:
         """Return what is valid of records in the order of the log, by chain, the newest first; chains go on after it.
 
@@ -422,6 +428,7 @@ def read_newest(
     low, high = broker.offset_range(partition)
     records: deque[Record] = deque()
     newest: dict[str, list[Content]] = {chain: [] for chain in wanted}
+    chains.forget(wanted)
     keys = {chain.encode() for chain in wanted} if chains.codec.is_keyed else None
     for begin, end in backwards(max(low, since), high, FIRST_READ_OFFSETS, growth=4):
         if all(len(newest[chain]) >= many for chain, many in wanted.items()):

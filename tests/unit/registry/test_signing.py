@@ -198,6 +198,18 @@ class TestManifests:
         newest, _ = latest(broker, registry, {"linear": 9})
         assert [manifest.version for manifest in newest["linear"]] == [4, 3]
 
+    def test_what_a_learner_published_in_an_aborted_transaction_leaves_no_gap(
+        self, registry: Registry, broker: MemoryBroker
+    ) -> None:
+        learned(registry, 1)  # never committed
+        latest(broker, registry, {"linear": 20}, chains=registry.chains)
+        assert published(registry, broker, 1)[0].signature.sequence == 1
+        running = Served(registry, broker)
+        learned(registry, 2)
+        latest(broker, registry, {"linear": 20}, chains=registry.chains)
+        published(registry, broker, 2)
+        assert running.now()[1] == {"linear": 2}
+
     def test_a_learner_that_starts_again_continues_its_chain_exactly(
         self, registry: Registry, broker: MemoryBroker
     ) -> None:
@@ -313,6 +325,17 @@ class TestGate:
         assert self.run(step, broker, broker.records(COMMANDS)[-1:]) == []
         assert refused(COMMANDS, "old") > before
         assert str(step.standing.champion) == "linear"
+
+    def test_a_command_that_was_not_committed_is_obeyed_when_it_is_read_again(self, broker: MemoryBroker) -> None:
+        step = self.gate(broker)
+        asked = Command("c", "promote", ModelRef("slow"), 1, 0, "ann", "why", 5)
+        record = broker.append(COMMANDS, Chains(commands(PIPELINE, KEY)).sign(asked, "status-0"), b"c")
+        step.process([record], lambda *_: None)  # the transaction is aborted
+        partitions = [TopicPartition(topic, 0) for topic in sorted((COMMANDS, EXAMPLES))]
+        step.revoke(partitions)
+        for partition in partitions:
+            step.assign(partition, Position(0))
+        assert self.run(step, broker, [record]) == ["promoted"]
 
     def test_it_continues_the_chain_of_decisions_after_a_restart(self, broker: MemoryBroker) -> None:
         for number, model in enumerate(("slow", "linear", "slow")):

@@ -555,6 +555,8 @@ class TestTraining:
         assert world.kinds == [kind for kind in world.kinds if kind == "refused"]
         self.alert(world)
         world.run()
+        old = world.broker.records(topics.ALERTS.name("small"))[0]
+        world.broker.append(old.topic(), old.value(), b"k", world.count)  # another kind, appended again
         self.alert(world)  # the same once more
         self.alert(world, opened_at=2)  # another, within the pause
         world.run()

@@ -109,7 +109,10 @@ class Featurizer(Processor):
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         self._new[topic_partition.partition] = self.updates.new(committed)
-        return Start(self.views.assign(topic_partition.partition, committed.offset), committed.offset)
+        # Where a person has decided from where it goes on, the log may be another than the stores were made from.
+        from_log = CommitMetadata.decode(committed.metadata).rebuild_from is not None
+        begin = self.views.assign(topic_partition.partition, committed.offset, from_log=from_log)
+        return Start(begin, committed.offset)
 
     def truncated(self, topic_partition: TopicPartition) -> None:
         self.views.truncated(topic_partition.partition)

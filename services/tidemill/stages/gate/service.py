@@ -87,8 +87,10 @@ class PromotionGate(Processor):
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         if topic_partition.topic == self.requests:
+            self._commands.forget()
             self._commands.restore(self.past(self.requests, committed.offset))
         elif topic_partition.topic == self.alerts and self.pipeline.training:
+            self._alerts.forget()
             self._alerts.restore(self.past(self.alerts, committed.offset))
         if topic_partition.topic != self.examples or topic_partition.partition:
             return Start(committed.offset, committed.offset)
