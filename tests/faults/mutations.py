@@ -690,6 +690,55 @@ MUTANTS = (
         '        waiting |= _neighbours(module) - reached\n',
         '',
         ("tests/unit/registry/test_snapshot_sweep.py::test_what_was_taught_is_opened_and_answers_as_before",),
+    # Bounded work for what comes from outside.
+    Mutant(
+        "patterns-without-bound", "rules.matches is Python's re again",
+        "rules/matches.py",
+        'names={"fullmatch": _compiled(field, pattern).Match},',
+        'names={"fullmatch": re.compile(pattern).fullmatch},',
+        ("tests/unit/rules/test_patterns.py::test_check_refuses_a_pattern_that_re2_does_not_take_with_the_reason_and_what_to_do",),
+    ),
+    Mutant(
+        "memory-of-messages-not-bounded", "a message is decoded whatever its schema makes of a byte",
+        "encoding/schema_limits.py",
+        "max(worst.avro, memory // (least.bytes + item.bytes))",
+        "worst.avro",
+        ("tests/unit/test_limits.py::test_one_more_is_refused_by_name_value_and_limit",),
+    ),
+    Mutant(
+        "entities-of-any-length", "only the id of an event has the length of a key",
+        "stages/validator/rule_check.py",
+        "ids = {stream.id, stream.key, *entities}",
+        "ids = {stream.id}",
+        ("tests/unit/test_limits.py::test_the_entity_of_a_view_is_held_to_the_limit_of_an_id",),
+    ),
+    Mutant(
+        "dead-letters-not-cut", "a record that no topic takes is sent as it is, again and again",
+        "wire/dead_letters.py",
+        "if size > DEAD_LETTER_BYTES.max:",
+        "if not size:",
+        ("tests/unit/test_limits.py::test_one_more_is_refused_by_name_value_and_limit",),
+    ),
+    Mutant(
+        "part-of-a-record-redriven", "a dead letter that was cut is sent back as if it were all of its record",
+        "offline/redrive.py",
+        "elif letter.cut_from is not None:",
+        "elif letter.cut_from == 0:",
+        ("tests/unit/offline/test_redrive_once.py::test_a_letter_that_was_cut_does_not_go_back",),
+    ),
+    Mutant(
+        "probes-without-time", "a connection to the probes may take for ever",
+        "probes.py",
+        "for request in [request for request, since in self._open.items() if since < latest]:",
+        "for request in ():",
+        ("tests/unit/test_probes.py::test_a_connection_is_closed_after_its_time_however_little_it_sends",),
+    ),
+    Mutant(
+        "look-ups-without-askers", "a look-up goes on after its asker has gone",
+        "watch/status/parts.py",
+        "        if not searching.done():\n            gone.set()\n",
+        "",
+        ("tests/unit/watch/test_status_connections.py::test_a_look_up_ends_when_its_asker_has_gone_and_makes_room",),
     ),
 )  # fmt: skip
 
