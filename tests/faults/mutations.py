@@ -690,6 +690,7 @@ MUTANTS = (
         '        waiting |= _neighbours(module) - reached\n',
         '',
         ("tests/unit/registry/test_snapshot_sweep.py::test_what_was_taught_is_opened_and_answers_as_before",),
+    ),
     # Bounded work for what comes from outside.
     Mutant(
         "patterns-without-bound", "rules.matches is Python's re again",
