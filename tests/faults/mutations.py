@@ -40,6 +40,7 @@ AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
 GATE = "tests/unit/stages/test_gate.py"
 REGISTRY = "tests/unit/registry/test_registry.py"
+HOSTILE = "tests/unit/registry/test_hostile_snapshots.py"
 SIGNING = "tests/unit/registry/test_signing.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
@@ -632,6 +633,63 @@ MUTANTS = (
         "self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)",
         "self.scorecard = Scorecard(snapshot.metrics)",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
+    ),
+    # What an artifact may be.
+    Mutant(
+        "artifact-not-tried", "a snapshot is read at once",
+        "registry/snapshots.py",
+        '        pickles.read(trial)\n',
+        '',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "opcodes-not-walked", "any opcode is read",
+        "registry/snapshots.py",
+        '    pickles.check_opcodes(data)\n',
+        '',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "class-can-be-changed", "a state may be set on a class",
+        "registry/pickles.py",
+        'raise ArtifactError(f"a snapshot may not set a state on the class {cls.__name__}")',
+        'return id',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "class-can-be-called", "a class may be called",
+        "registry/pickles.py",
+        'raise ArtifactError(f"a snapshot may not call {cls.__name__}")',
+        'return object.__new__(cls)',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "any-attribute", "a method may be any attribute",
+        "registry/values.py",
+        'in river_parts.METHODS:\n',
+        'in river_parts.METHODS or name:\n',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "random-state-anywhere", "a random state may stand beyond its numbers",
+        "registry/values.py",
+        'or not 0 <= position <= _MT19937_WORDS or has_gauss not in (0, 1):',
+        'or has_gauss not in (0, 1):',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "all-of-river", "a declared model's snapshot may consist of all of River",
+        "registry/parts.py",
+        '        classes |= {(module, name) for name in _CLASSES.get(module, ())}\n',
+        '        classes |= set(_names(_CLASSES))\n',
+        (f"{HOSTILE}::test_another_model_is_refused_in_the_place_of_the_declared_one",),
+    ),
+    Mutant(
+        "what-a-model-makes-refused", "only what an untaught model has is allowed",
+        "registry/parts.py",
+        '        waiting |= _neighbours(module) - reached\n',
+        '',
+        ("tests/unit/registry/test_snapshot_sweep.py::test_what_was_taught_is_opened_and_answers_as_before",),
     ),
     # Bounded work for what comes from outside.
     Mutant(
