@@ -98,7 +98,13 @@ class Overview:
             "rules": self.rules(predictions),
             "dead_letters": self.dead_letters(),
             "promotions": self.promotions(),
+            "refused": self.refused(),
         }
+
+    def refused(self) -> list[dict[str, Any]]:
+        """Return the latest signed records that were not believed, so that nothing of them is shown elsewhere."""
+        with self.follower.lock:
+            return list(self.follower.refused)
 
     def models(self) -> list[dict[str, Any]]:
         """Return each declared model, and each candidate, with its newest version."""
