@@ -386,8 +386,8 @@ MUTANTS = (
     Mutant(
         "stale-view-served", "the featurizer takes a view that is not whole",
         "features/lookup.py",
-        "if shape != plan.shape or int(until or 0) > now:",
-        "if shape == note:",
+        "late = [name for name, begin in self.complete_from.items() if begin > now]",
+        "late: list[str] = []",
         (OTHERS,),
     ),
     Mutant(
