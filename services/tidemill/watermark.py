@@ -67,6 +67,11 @@ class Watermark:
             self.time = max(self.time, reached)
 
     @property
+    def lowest(self) -> int:
+        """`time`; of the first records, before there is one, the lowest of their times. `add` was called before."""
+        return self.time if self.time > NEVER else min(self._times)
+
+    @property
     def state(self) -> State:
         """What a watermark of the same kind needs to go on from here."""
         times = self._times

@@ -40,7 +40,7 @@ def chained(join: Join) -> Iterator[Event]:
 Make = Callable[[int, State], Watermark]
 
 
-def highest(slack: int, state: State) -> Watermark:
+def highest(slack: int, state: State = ()) -> Watermark:
     """The watermark that any record moves: with it few records show all that can happen."""
     return Watermark(slack, state, recent=1, quorum=1)
 

@@ -2,8 +2,9 @@
 
 A missing (null) value passes every rule but `not_null`: the schema, or `not_null`, decides whether a field may be
 missing. NaN, infinities and numbers beyond `LARGEST_NUMBER` need no rule: they are refused in every float field. The
-time of a stream needs none either: unless it has a `not_after_now` of its own, it gets one of `FUTURE_TOLERANCE`. With
-`warn=True` a rule refuses nothing: the record is accepted, marked and counted.
+time of a stream needs none either: unless it has a `not_after_now` of its own, it gets one of the pipeline's
+`future_tolerance`, at most `FUTURE_TOLERANCE`. With `warn=True` a rule refuses nothing: the record is accepted, marked
+and counted.
 """
 
 from tidemill.rules.base import FUTURE_TOLERANCE, LARGEST_NUMBER, Memory, Rule
