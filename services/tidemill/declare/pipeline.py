@@ -221,8 +221,8 @@ class Pipeline:
     def future_tolerance(self) -> str:
         """How far the times of events and labels may lie ahead of this machine's clock, where no rule says less.
 
-        It is a tenth of the shortest of the views' windows, their `expires` and the label timeout, an hour at most: what
-        is ahead by less ends nothing early by more than a tenth.
+        It is a tenth of the shortest of the views' windows, their `expires` and the label timeout, an hour at most:
+        what is ahead by less ends nothing early by more than a tenth.
         """
         ends = [self.label_timeout_ms, *(a.window_ms for view in self.views for a in view.flat)]
         ends += [milliseconds(view.expires) for view in self.views if view.expires]
@@ -240,9 +240,9 @@ class Pipeline:
                 fail(
                     f"{where}: not_after_now",
                     f"{stream.time!r} may be {duration(rule.names['slack'])} ahead of the clock, where at most "
-                    f"{self.future_tolerance} was expected: a tenth of the shortest window or of label_timeout, an hour "
-                    f"at most. Declare not_after_now({stream.time!r}, {self.future_tolerance!r}), longer windows, or a "
-                    f"longer label_timeout",
+                    f"{self.future_tolerance} was expected: a tenth of the shortest window or of label_timeout, an "
+                    f"hour at most. Declare not_after_now({stream.time!r}, {self.future_tolerance!r}), longer windows, "
+                    f"or a longer label_timeout",
                 )
 
     @staticmethod

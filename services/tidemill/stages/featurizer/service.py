@@ -180,7 +180,8 @@ class Featurizer(Processor):
                     request.vector.update(plan.nothing)
                 else:
                     request.vector.update(zip(plan.names, plan.read(entity, request.time), strict=True))
-                    as_of[plan.view.label] = entity.time
+                    if (at := entity.time_at(request.time)) is not None:
+                        as_of[plan.view.label] = at
             if not state.add(request.entity, request.time, request.event):
                 self.counts["tile_too_old", plan.view.label] += 1
         return as_of
@@ -199,7 +200,8 @@ class Featurizer(Processor):
                 request.vector.update(plan.nothing)
             else:
                 request.vector.update(zip(plan.names, plan.read(known, request.time), strict=True))
-                as_of[name] = known.time
+                if (at := known.time_at(request.time)) is not None:
+                    as_of[name] = at
 
     def _serve(self, request: _Request, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
         record = request.record

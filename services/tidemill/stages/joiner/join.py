@@ -1,18 +1,18 @@
 """Joining predictions with labels so that the result does not depend on how the two logs were interleaved.
 
-Notation: log(A) and labels(B) are the prefixes read so far; W_log, W_labels are each log's own watermark, the event time
-that most of its recent records have reached (`tidemill.watermark`). With timeout T, the prediction e at offset a and the
-label l at offset b, of the same event id, belong together exactly if
+Notation: log(A) and labels(B) are the prefixes read so far; W_log, W_labels are each log's own watermark, the event
+time that most of its recent records have reached (`tidemill.watermark`). With timeout T, the prediction e at offset a
+and the label l at offset b, of the same event id, belong together exactly if
 
     max(W_labels(b), l.label_time) <= e.event_time + T    the label came in time, by the labels' clock and its own
-    max(W_log(a), e.event_time)    <= l.label_time + T    the prediction came in time, by the predictions' clock and its own
+    max(W_log(a), e.event_time)    <= l.label_time + T    the prediction came in time, by its log's clock and its own
 
 Both sides are functions of one log alone. Of several labels that belong to e the first (by offset) is its label and
 the others are duplicates. e expires when W_labels passes e.event_time + T without its label; l is unmatched when W_log
 passes l.label_time + T. So what is pending, joined, expired, duplicate and unmatched after (A, B) depends on A and B
 only: after a crash the state is rebuilt by reading both logs again, in any interleaving. No clock of this machine, and
-none of another partition, takes part: a partition without traffic waits. A record's own time decides about itself alone:
-one that is far ahead of the others ends nothing that waits for them.
+none of another partition, takes part: a partition without traffic waits. A record's own time decides about itself
+alone: one that is far ahead of the others ends nothing that waits for them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Retained:
         return self._queue[0] if self._queue else None
 
     def begin(self, following: int, watermark: Watermark) -> tuple[int, State]:
-        """Return where a rebuild begins, and its watermark: at what comes next, and the present one, if nothing is kept.
+        """Return where a rebuild begins, and the watermark there: at `following` if nothing is kept.
 
         It may begin before the first record that is kept. The records between are done with: they decide themselves.
         """
