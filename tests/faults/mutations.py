@@ -39,6 +39,7 @@ REGISTRY = "tests/unit/registry/test_registry.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
 PROMISES = "tests/contracts/test_promises.py"
+WATERMARK, AHEAD = "tests/unit/test_watermark.py", "tests/faults/test_times_ahead.py"
 WHOLE = (CRASH, LOOP, "tests/contracts", "tests/faults", "tests/system/test_whole.py")
 
 
@@ -374,6 +375,63 @@ MUTANTS = (
         "if offset > committed:",
         "if offset > 1 << 62:",
         (f"{LOOP}::test_a_store_that_is_ahead_of_what_is_committed_is_not_believed",),
+    ),
+    # Event time: what most records say.
+    Mutant(
+        "one-record-moves-time", "the watermark is the highest time of any record",
+        "watermark.py",
+        "if time <= self._limit:\n                self.time = time",
+        "self.time = time",
+        (WATERMARK, AHEAD),
+    ),
+    Mutant(
+        "few-move-time", "half of the recent records are enough to move the watermark",
+        "watermark.py",
+        "QUORUM_RECORDS = 24",
+        "QUORUM_RECORDS = 16",
+        (WATERMARK, AHEAD),
+    ),
+    Mutant(
+        "time-crept-ahead", "each record may be ahead of the watermark, not of what most have reached",
+        "watermark.py",
+        "self.time = time\n\n    def _ask",
+        "self.time, self._limit = time, time + self.slack\n\n    def _ask",
+        (WATERMARK, AHEAD),
+    ),
+    Mutant(
+        "watermark-not-restored", "a joiner's watermark begins anew at a restart",
+        "stages/joiner/join.py",
+        "self.labels = self._watermark(state)",
+        "self.labels = self._watermark(())",
+        ("tests/unit/stages/test_join_definition.py", AHEAD),
+    ),
+    Mutant(
+        "view-watermark-not-restored", "a view's watermark begins anew at a restart",
+        "features/views.py",
+        "self._watermark = Watermark(self._watermark.slack, watermark)",
+        "self._watermark = Watermark(self._watermark.slack)",
+        (AHEAD,),
+    ),
+    Mutant(
+        "tile-ahead-drops-others", "an event far ahead drops its entity's tiles",
+        "features/tiles.py",
+        "self._drop(min(starts[-1], watermark // plan.every) - plan.tiles_kept)",
+        "self._drop(starts[-1] - plan.tiles_kept)",
+        (AHEAD,),
+    ),
+    Mutant(
+        "any-time-ahead", "what may be ahead of the clock does not depend on what it could end",
+        "declare/pipeline.py",
+        "min(milliseconds(FUTURE_TOLERANCE), min(ends) // SLACK_PART)",
+        "milliseconds(FUTURE_TOLERANCE)",
+        ("tests/faults/test_clocks.py",),
+    ),
+    Mutant(
+        "warning-taken-for-a-guard", "a rule that only warns of times ahead takes the guard's place",
+        "declare/pipeline.py",
+        " and not rule.warn]",
+        "]",
+        ("tests/faults/test_clocks.py",),
     ),
     # Views of other entities.
     Mutant(

@@ -65,6 +65,14 @@ def test_a_burst_of_fewer_than_a_quorum_moves_nothing_and_a_quorum_does() -> Non
     assert start.time == mark + 10**9
 
 
+def test_a_source_that_creeps_ahead_step_by_step_gets_no_further_than_the_slack() -> None:
+    watermark = Watermark(SLACK)
+    for number, time in enumerate(in_order([1] * 500)):
+        watermark.add(time)
+        watermark.add(time + 100 * number)  # each a little ahead of its last, and far ahead of the others by the end
+        assert watermark.time <= time + SLACK
+
+
 def test_the_first_records_of_all_may_be_ahead() -> None:
     watermark = after([10**13] * (QUORUM_RECORDS - 1), Watermark(SLACK))
     assert watermark.time == NEVER
