@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 import tidemill
-from tidemill import aggregates, metrics, ranges, rules, testing
+from tidemill import aggregates, limits, metrics, ranges, rules, testing
 from tidemill.cli.main import cli
 from tidemill.settings import Settings
 from tidemill.wire.topics import TOPICS
@@ -77,6 +77,7 @@ def pages() -> dict[str, str]:
         "settings": _settings(),
         "topics": _topics(),
         "metrics": _metrics(),
+        "limits": _limits(),
     }
 
 
@@ -87,7 +88,7 @@ def _index() -> str:
         "- [Rules](rules.md), [aggregates](aggregates.md), [ranges](ranges.md): each with an example that the tests run\n"
         "- [Testing](testing.md): checks for plug-ins of your own\n"
         "- [Feature store](features.md): online features from Python\n"
-        "- [Commands](cli.md), [settings](settings.md), [topics](topics.md), [metrics](metrics.md)\n"
+        "- [Commands](cli.md), [settings](settings.md), [topics](topics.md), [metrics](metrics.md), [limits](limits.md)\n"
     )
 
 
@@ -176,6 +177,17 @@ def _metrics() -> str:
                 )
     text = "# Metrics\n\nEach service answers Prometheus on `/metrics` at `TIDEMILL_HTTP_PORT`.\n\n"
     return text + _table(("metric", "type", "labels", "what"), [found[name] for name in sorted(found)])
+
+
+def _limits() -> str:
+    rows = [
+        (f"`{name}`", limit.subject, f"{limit.max:,}", limit.unit, limit.then) for name, limit in limits.table().items()
+    ]
+    text = (
+        "# Limits\n\nWhat one record, request, connection, schema or pattern from outside may cost at most. "
+        "They are in `tidemill.limits`, and none is a setting.\n\n"
+    )
+    return text + _table(("limit", "of a", "at most", "of what", "what happens to one with more"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

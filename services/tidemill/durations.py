@@ -35,6 +35,16 @@ def duration(ms: int) -> str:
     return f"{ms // size}{unit}"
 
 
+def approximate(ms: int) -> str:
+    """Return a number of milliseconds as people say it: three digits, and the largest unit of which it has two.
+
+    >>> approximate(129_600_000)
+    '36h'
+    """
+    unit = next((unit for unit in ("d", "h", "m", "s") if abs(ms) >= 2 * _UNITS[unit]), "ms")
+    return f"{ms / _UNITS[unit]:.3g}{unit}"
+
+
 def moment(text: str) -> int:
     """Return an ISO 8601 time in ms since the epoch; UTC where it has no zone. Raises ValueError for anything else."""
     try:

@@ -14,6 +14,12 @@ class TidemillError(Exception):
     """Base of all our errors. Its text names the thing, its value, what was expected and what to do."""
 
 
+def described(error: Exception) -> str:
+    """Return an error of somebody else's code in one line: its type, and its text where it has one."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class DeclarationError(TidemillError):
     """The pipeline's Python file can't be loaded or says something impossible."""
 
@@ -40,6 +46,10 @@ class Fenced(BrokerError):
 
 class Aborted(BrokerError):
     """The transaction could not be committed; the loop goes back to what Kafka has committed."""
+
+
+class PositionError(TidemillError):
+    """From where a service goes on can't be known: its offsets, or records that it has processed, were taken away."""
 
 
 class Retry(TidemillError):

@@ -53,8 +53,11 @@ class Files:
             self._fs, self._root = fsspec.core.url_to_fs(url)
             if create:
                 self._fs.makedirs(self._root, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # each kind of place has errors of its own
             raise StoreError(f"{setting} {url!r} can't be used: {error}; set TIDEMILL_{setting.upper()}") from error
+
+    def _error(self, doing: str, error: Exception) -> StoreError:
+        return StoreError(f"{self._what} {self.url}: {doing} failed: {error}")
 
     def write(self, path: str, data: bytes) -> None:
         """Replace the file at `path` by `data`, all of it or nothing. Raises StoreError where that fails."""
@@ -66,8 +69,8 @@ class Files:
             else:
                 with self._fs.transaction, self._fs.open(full, "wb") as out:
                     out.write(data)
-        except OSError as error:
-            raise StoreError(f"{self._what} {self.url}: writing failed: {error}") from error
+        except Exception as error:
+            raise self._error("writing", error) from error
 
     def read(self, path: str) -> bytes | None:
         """Return the file at `path`; None where it does not exist. Raises StoreError where reading fails."""
@@ -75,8 +78,8 @@ class Files:
             return bytes(self._fs.cat_file(f"{self._root}/{path}"))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
+        except Exception as error:
+            raise self._error("reading", error) from error
 
     def size(self, path: str) -> int | None:
         """Return the file's size in bytes; None where it does not exist. Raises StoreError where reading fails."""
@@ -84,8 +87,8 @@ class Files:
             return int(self._fs.info(f"{self._root}/{path}")["size"])
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StoreError(f"{self._what} {self.url}: reading failed: {error}") from error
+        except Exception as error:
+            raise self._error("reading", error) from error
 
     def has(self, path: str) -> bool:
         """Whether there is a file at `path`. Raises StoreError where reading fails."""
@@ -97,13 +100,13 @@ class Files:
             self._fs.rm_file(f"{self._root}/{path}")
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise StoreError(f"{self._what} {self.url}: deleting failed: {error}") from error
+        except Exception as error:
+            raise self._error("deleting", error) from error
 
     def glob(self, pattern: str) -> list[str]:
         """Return the paths that match a pattern (`*` within one part of a path), in order."""
         try:
             paths = self._fs.glob(f"{self._root}/{pattern}")
-        except OSError as error:
-            raise StoreError(f"{self._what} {self.url}: listing failed: {error}") from error
+        except Exception as error:
+            raise self._error("listing", error) from error
         return sorted(str(path).removeprefix(f"{self._root}/") for path in paths)

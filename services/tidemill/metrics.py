@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
-
-from tidemill.errors import SettingsError
+from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -117,6 +113,12 @@ WINDOW_SEGMENT = Gauge(
     "tidemill_window_segment", "Metrics of the last closed window by segment.", ["figure", "model", "segment"]
 )
 ALERTS_OPEN = Gauge("tidemill_alerts_open", "Open alerts.", ["kind", "model", "feature"])
+STATUS_REFUSED = Counter("tidemill_status_refused_total", "Requests that the status service refused.", ["reason"])
+
+
+def count_refused(reason: str) -> None:
+    """Count a request that the status service refused; `reason` is from a closed set."""
+    STATUS_REFUSED.labels(reason).inc()
 
 
 class ServiceMetrics:
@@ -228,38 +230,3 @@ class MonitorMetrics(ServiceMetrics):
         for labels, count in counts.items():
             ALERTS_OPEN.labels(*labels).set(count)
         self._open = set(counts)
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
-class Health:
-    """What `/livez` and `/readyz` ask: `alive` and `ready` return None when well, else what is wrong."""
-
-    def alive(self) -> str | None: ...
-    def ready(self) -> str | None: ...
-
-
-def serve(port: int, health: Health) -> WSGIServer:
-    """Serve `/metrics`, `/livez` and `/readyz` from a thread. Raises SettingsError where the port is taken."""
-    app = make_wsgi_app()
-
-    def answer(environ, start):  # type: ignore[no-untyped-def]
-        probe = {"/livez": health.alive, "/readyz": health.ready}.get(environ.get("PATH_INFO", ""))
-        if probe is None:
-            return app(environ, start)
-        wrong = probe()
-        start("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
-        return [(wrong or "ok").encode() + b"\n"]
-
-    try:
-        server = make_server("0.0.0.0", port, answer, handler_class=_Quiet)  # noqa: S104  probes come from outside
-    except OSError as error:
-        raise SettingsError(
-            f"http_port {port} can't be opened: {error.strerror}; "
-            f"stop what uses it or set TIDEMILL_HTTP_PORT to another"
-        ) from error
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-    return server

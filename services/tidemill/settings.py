@@ -5,6 +5,8 @@ The declaration says what a pipeline is; this table says where and how it runs.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -12,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as NotJson
 
+from tidemill import tokens
 from tidemill.errors import SettingsError
 
 
@@ -62,9 +65,23 @@ class Settings(BaseSettings):
     services: dict[str, str] = Field(
         {}, description="status: base URL of each service by its name, as JSON, whose /readyz and /metrics are read"
     )
+    status_tokens: SecretStr = Field(
+        SecretStr(""),
+        description="status: who may do what, as NAME:ROLE:SHA256 entries; make one by `tidemill tokens new NAME`",
+    )
     status_token: SecretStr = Field(
         SecretStr(""),
-        description="status and gate: secret that changes must come with; without one nothing can be changed",
+        description="token that commands are sent with; status itself knows its holder as `admin`, with all rights",
+    )
+    status_bind: str = Field(
+        "127.0.0.1",
+        description="status: address that it listens on; 0.0.0.0 is every one of this machine",
+    )
+    status_read: Literal["auto", "anyone", "token"] = Field(
+        "auto", description="status: who may read; auto: anyone where it listens on 127.0.0.1, else a token is needed"
+    )
+    status_hosts: str = Field(
+        "", description="status: host names that it answers to besides localhost, comma-separated"
     )
     status_url: str = Field(
         "http://localhost:8000",
@@ -102,6 +119,41 @@ class Settings(BaseSettings):
         if not well:
             raise ValueError("expected http(s)://[user:password@]host:port, mock://name, or nothing for none")
         return url
+
+    @field_validator("status_bind")
+    @classmethod
+    def _status_bind(cls, address: str) -> str:
+        try:
+            return str(ipaddress.ip_address(address))
+        except ValueError:
+            raise ValueError("expected an IP address, as 127.0.0.1 or 0.0.0.0") from None
+
+    @field_validator("status_token")
+    @classmethod
+    def _status_token(cls, token: SecretStr) -> SecretStr:
+        if token.get_secret_value() and (weakness := tokens.weakness(token.get_secret_value())):
+            raise ValueError(f"{weakness}: make one by `tidemill tokens new NAME`")
+        return token
+
+    @field_validator("status_tokens")
+    @classmethod
+    def _status_tokens(cls, entries: SecretStr) -> SecretStr:
+        tokens.parse_holders(entries.get_secret_value())
+        return entries
+
+    @field_validator("status_hosts")
+    @classmethod
+    def _status_hosts(cls, hosts: str) -> str:
+        if not re.fullmatch(r"(?:[\w.-]+(?:,[\w.-]+)*)?", hosts, re.ASCII):
+            raise ValueError("expected names without scheme and port, comma-separated, as status,status.example.org")
+        return hosts
+
+    def token_holders(self) -> tokens.Tokens:
+        """Return who holds a token of the status service."""
+        holders = tokens.parse_holders(self.status_tokens.get_secret_value())
+        if token := self.status_token.get_secret_value():
+            holders.setdefault(tokens.token_hash(token), tokens.Holder("admin", tokens.Role.ADMIN))
+        return tokens.Tokens(holders)
 
     def signing_secret(self) -> bytes:
         """Return the signing key. Raises SettingsError where it is not set, or weak."""

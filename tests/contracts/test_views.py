@@ -138,7 +138,7 @@ def test_what_redis_holds_equals_the_definitions(ticks: Stream, redis_url: str, 
 def test_the_schema_beside_a_view_says_what_its_fields_are(ticks: Stream, redis_url: str) -> None:
     declared = pipeline(ticks, 1)
     client = redis.Redis.from_url(redis_url, decode_responses=True)
-    RedisView(client, declared.name, "e").describe(schema(declared, declared.views[0]))
+    RedisView(client, declared.name, "e", schema(declared, declared.views[0])).write(0, 0, 0, {})
     said = json.loads(client.get(f"{declared.name}:e/schema"))
     assert said["features"]["e_mean_x_10m"] == {"type": "double", "kind": "mean", "of": "x", "window": "10m"}
     assert said["features"].keys() == set(declared.views[0].features)

@@ -34,7 +34,11 @@ LONGEST_TEST = 180
 
 CRASH = "tests/unit/stream/test_loop_crash.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
+LOST = "tests/unit/stream/test_lost_offsets.py"
 OTHERS = "tests/unit/features/test_remote_views.py"
+AWAY = "tests/unit/features/test_store_away.py"
+START = "tests/unit/runtime/test_start_without_a_store.py"
+GATE = "tests/unit/stages/test_gate.py"
 REGISTRY = "tests/unit/registry/test_registry.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
@@ -84,10 +88,10 @@ MUTANTS = (
     Mutant(
         "offsets-before-outputs", "offsets are committed in an earlier transaction than the outputs",
         "stream/loop.py",
-        "if self._process(records, producer):",
+        "if self._process(records, producer) or self._is_due_again():",
         "if records:\n"
         "                early = consumer.positions(tuple(self._partitions)).items()\n"
-        "                producer.commit({s: Position(o, self.processor.commit_metadata(s).encode()) for s, o in early}, consumer)\n"
+        "                producer.commit({s: restore.mark(self.processor.commit_metadata(s), o, \"\") for s, o in early}, consumer)\n"
         "            if self._process(records, producer):",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
@@ -115,8 +119,8 @@ MUTANTS = (
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "Position(up_to.get(partition, offset), self.processor.commit_metadata(partition).encode())",
-        "Position(up_to.get(partition, offset))",
+        "                replace(self.processor.commit_metadata(partition), instance=self.instance),\n",
+        "                restore.CommitMetadata(),\n",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
@@ -205,7 +209,7 @@ MUTANTS = (
         "self.processor.process(batch, discard)",
         "self.processor.process(batch, self._emit)",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
-        (("            self._restore(consumer)\n", "            self._emit = producer.emit\n            self._restore(consumer)\n"),),
+        (("self._restore(consumer, producer)\n", "self._emit = producer.emit; self._restore(consumer, producer)\n"),),
     ),
     # Rebalances.
     Mutant(
@@ -243,6 +247,57 @@ MUTANTS = (
         "if state_offsets.get(partition) != resume.position.offset",
         "if partition not in state_offsets",
         (LOOP,),
+    ),
+    # Offsets that were taken away.
+    Mutant(
+        "progress-not-asked", "where committed offsets are gone the group begins again",
+        "stream/restore.py",
+        "for position in (progress, committed if is_own else None)",
+        "for position in (committed if is_own else None,)",
+        (LOST,),
+    ),
+    Mutant(
+        "progress-after-the-transaction", "progress is written in the next transaction, and the last one is not known",
+        "stream/loop.py",
+        "        if producer.is_transactional:\n",
+        "        if not producer.is_transactional:\n",
+        (LOST,),
+        (("        if not producer.is_transactional:  # later", "        if producer.is_transactional:  # later"),),
+    ),
+    Mutant(
+        "hand-is-obeyed", "an offset that something else has set is taken",
+        "stream/restore.py",
+        "        if progress is None or progress.offset != committed.offset:\n",
+        "        return committed\n        if progress is None or progress.offset != committed.offset:\n",
+        (LOST,),
+    ),
+    Mutant(
+        "created-again-is-the-same", "a topic that was created again is read from the old one's offset",
+        "stream/restore.py",
+        '[position for position in own if _topic_id(position) in ("", topic_id) or not topic_id]',
+        "own",
+        (LOST,),
+    ),
+    Mutant(
+        "shorter-log-is-believed", "a log that was cut behind what was processed is read on at its end",
+        "stream/restore.py",
+        "if position.offset > log_end:",
+        "if position.offset > 2**62:",
+        (LOST,),
+    ),
+    Mutant(
+        "no-keep-alive", "an idle group does not commit again",
+        "stream/loop.py",
+        "return not self._dirty and self.clock() - self._last_commit >= self.keep_alive",
+        "return False",
+        (LOST,),
+    ),
+    Mutant(
+        "progress-behind-open-transactions-is-lost", "progress is read up to the first open transaction of anybody",
+        "stream/progress.py",
+        "while self.broker.offset_range(place)[1] < end:",
+        "while False:",
+        ("tests/contracts/test_broker.py::test_progress_is_read_behind_an_open_transaction_of_another",),
     ),
     # Sending.
     Mutant(
@@ -308,9 +363,23 @@ MUTANTS = (
     Mutant(
         "rebuild-reads-uncommitted", "a rebuild reads what is not committed",
         "stream/kafka/consumer.py",
-        '"isolation.level": "read_committed",\n            "fetch.wait.max.ms": 50',
-        '"isolation.level": "read_uncommitted",\n            "fetch.wait.max.ms": 50',
+        '"isolation.level": isolation,',
+        '"isolation.level": "read_uncommitted",',
         (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
+    ),
+    Mutant(
+        "left-open-holds-back", "what an instance has left open that is in the group no more is waited for",
+        "stream/loop.py",
+        "self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():",
+        "():",
+        (f"{LOOP}::test_what_a_member_that_is_in_the_group_no_more_has_left_open_is_ended_by_its_successor",),
+    ),
+    Mutant(
+        "left-alone-is-fenced", "an instance that is still in the group is fenced when its partitions move",
+        "stream/kafka/broker.py",
+        "gone = sorted(last - {member.group_instance_id for member in answer.members})",
+        "gone = sorted(last)",
+        (f"{PROMISES}::test_what_one_that_is_in_the_group_no_more_has_left_open_holds_nobody_back",),
     ),
     # The online store.
     Mutant(
@@ -344,8 +413,8 @@ MUTANTS = (
     Mutant(
         "view-from-the-past", "a late write to Redis is not refused",
         "features/redis.py",
-        'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > offset:',
-        'stored = int(pipe.hget(place, "offset") or 0)\n                if stored > 1 << 62:',
+        "stored = _offset(answer) or 0\n                if stored > offset:",
+        "stored = _offset(answer) or 0\n                if stored > 1 << 62:",
         (VIEW,),
     ),
     Mutant(
@@ -444,8 +513,8 @@ MUTANTS = (
     Mutant(
         "stale-view-served", "the featurizer takes a view that is not whole",
         "features/lookup.py",
-        "late = [name for name, begin in self.complete_from.items() if begin > now]",
-        "late: list[str] = []",
+        "for name, begin in self.complete_from.items() if begin > now)]",
+        "for name, begin in self.complete_from.items() if begin > 1 << 62)]",
         (OTHERS,),
     ),
     Mutant(
@@ -461,6 +530,79 @@ MUTANTS = (
         "elif not self._dirty:\n                self.processor.committed()",
         "elif not self._dirty:\n                pass",
         (f"{CRASH}::test_a_store_that_is_emptied_while_nothing_comes_is_filled",),
+    ),
+    # A store that is away when a service starts.
+    Mutant(
+        "start-needs-its-store", "a service that gets a partition waits for its store",
+        "features/views.py",
+        "                self._store_is_away(plan.view.label, error, began)\n        state",
+        "                raise\n        state",
+        (f"{AWAY}::test_a_featurizer_that_starts_while_its_store_is_away_serves_what_it_would_have_served",),
+    ),
+    Mutant(
+        "unread-store-as-emptied", "what a store holds that could not be read is overwritten by less",
+        "features/views.py",
+        "if shape == state.plan.shape and until < state.partial_until:",
+        "if shape == state.plan.shape and until < 0:",
+        (f"{AWAY}::test_where_the_log_was_cut_the_store_that_is_back_is_loaded_and_not_overwritten",),
+    ),
+    Mutant(
+        "unread-store-declared-differently", "what a store holds of another declaration stays beside the new",
+        "features/views.py",
+        'if shape not in ("", state.plan.shape):',
+        'if shape not in ("", shape):',
+        (f"{AWAY}::test_a_view_declared_differently_while_its_store_was_away_is_rebuilt_in_it",),
+    ),
+    Mutant(
+        "unread-store-is-never-behind", "nobody is told that a store was not read",
+        "features/views.py",
+        'float(is_unread or name in self._behind)',
+        'float(name in self._behind and not is_unread)',
+        (f"{AWAY}::test_a_featurizer_that_starts_while_its_store_is_away_serves_what_it_would_have_served",),
+    ),
+    Mutant(
+        "wrong-address-accepted", "a service starts the first time with an address that was never reached",
+        "runtime/run.py",
+        "            raise\n        log.error(\"started without",
+        "            pass\n        log.error(\"started without",
+        (START,),
+    ),
+    # The materializer.
+    Mutant(
+        "begins-is-not-heard", "a view that was declared later is taken for one that has always been there",
+        "stages/materializer/service.py",
+        "            state.begins(time)\n",
+        "            pass\n",
+        (OTHERS,),
+    ),
+    Mutant(
+        "entities-stay-in-the-store", "an entity that has expired stays in the store",
+        "features/views.py",
+        "            self._forgotten.add(name)",
+        "            pass",
+        (OTHERS, AWAY),
+    ),
+    # The gate.
+    Mutant(
+        "gate-decides-in-a-rebuild", "what the gate reads again it decides again",
+        "stages/gate/service.py",
+        "if emit is discard or is_repeated:",
+        "if is_repeated:",
+        (GATE,),
+    ),
+    Mutant(
+        "gate-counts-twice", "an example that a decision covers is evidence again",
+        "stages/gate/service.py",
+        "        if offset < self.next:\n            return",
+        "        if offset < 0:\n            return",
+        (GATE,),
+    ),
+    Mutant(
+        "command-carried-out-twice", "a command that is read again is carried out again",
+        "stages/gate/service.py",
+        "if any(decision.command == command.id for decision in self.standing.decisions):",
+        "if any(decision.command == command for decision in self.standing.decisions):",
+        (GATE,),
     ),
     # The model's version.
     Mutant(
@@ -480,8 +622,8 @@ MUTANTS = (
     Mutant(
         "snapshot-forgotten", "the learner starts at its snapshot's offset with a model that has learned nothing",
         "models/fold.py",
-        "self.model, self.metrics = snapshot.model, snapshot.metrics",
-        "self.metrics = snapshot.metrics",
+        "self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)",
+        "self.scorecard = Scorecard(snapshot.metrics)",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
     ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tidemill import __version__, load, metrics
+from tidemill import __version__, load, probes
 from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
 from tidemill.runtime import run as running
@@ -399,14 +399,14 @@ def test_compose_services_wait_for_services_and_use_volumes_that_are_there(name:
 @pytest.mark.slow
 @pytest.mark.parametrize("well", [True, False])
 def test_the_health_check_of_compose_passes_when_a_service_is_ready_and_fails_when_it_is_not(*, well: bool) -> None:
-    class Ready(metrics.Health):
+    class Ready(probes.Health):
         def ready(self) -> str | None:
             return None if well else "not yet"
 
     (test,) = {tuple(s["healthcheck"]["test"]) for name, s in OURS.items() if name != "topics"}
     assert test[:3] == ("CMD", "python", "-c")
     assert f":{OURS['scorer']['environment']['TIDEMILL_HTTP_PORT']}/" in test[3]
-    server = metrics.serve(0, Ready())
+    server = probes.serve(0, Ready())
     try:
         code = test[3].replace(":8080/", f":{server.server_port}/")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=30)

@@ -17,7 +17,7 @@ from test_deployment import accepts
 
 from tidemill import Monitor, aggregates, load
 from tidemill.cli.main import cli
-from tidemill.offline.check import check_models
+from tidemill.offline.model_trial import check_models
 from tidemill.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -79,7 +79,7 @@ def test_a_service_imports_its_own_stage_and_no_library_of_another_service(name:
 
 
 def test_the_joiner_reads_topics_with_the_same_key_and_partitions() -> None:
-    one, other = topics.reads("joiner")
+    one, other = topics.consumes("joiner")
     assert (one.key, one.partitions) == (other.key, other.partitions) == ("event_id", 0)
 
 
@@ -113,7 +113,7 @@ def test_what_the_scorer_and_the_joiner_append_is_what_the_whole_record_would_be
         "entities": {}, "as_of": {}, "stale": [],
         "vector": dict.fromkeys(load("flights").vector) | {"carrier": "UA", "distance": 1.5},
     }  # fmt: skip
-    score = {"model": "logreg", "version": 7, "score": 0.25, "probabilities": {}}
+    score = {"model": "logreg", "version": 7, "epoch": 0, "score": 0.25, "probabilities": {}}
     rest = {"champion": score, "challengers": [score, score]}
     log = records.prediction_log.header + records.features.encode(features)[HEADER:] + records.scores.body(rest)
     assert log == records.prediction_log.encode({"features": features, **rest})

@@ -22,7 +22,7 @@ from river_in_memory import River
 from tidemill.cli.main import cli
 from tidemill.declare.tasks import TASKS
 from tidemill.offline.backtest import Backtest, BacktestReport
-from tidemill.offline.check import check_models
+from tidemill.offline.model_trial import check_models
 from tidemill.registry.manifests import Manifest
 from tidemill.wire import topics
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tidemill import limits
 from tidemill.encoding import avro_codegen
 from tidemill.encoding.codec import HEADER, Codec
-from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES
 from tidemill.wire.records import Records
 
 FLOATS = ("distance", "sched_minutes", "dep_delay", "temp", "dewp", "wind_speed", "precip", "visib")
@@ -81,7 +81,7 @@ class Poison:
     def _too_large(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
         if chance.random() > 0.05:  # a few are enough: a megabyte each
             return self._bad_magic(chance)
-        return self.avro(chance) + b"x" * MAX_MESSAGE_BYTES, ("too_large",)
+        return self.avro(chance) + b"x" * limits.MESSAGE_BYTES.max, ("too_large",)
 
     # Avro that is none.
 

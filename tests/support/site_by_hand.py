@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.testclient import TestClient
-from pydantic import SecretStr
 
 from tidemill import load
 from tidemill.offline.lookup import LogLookup
@@ -15,6 +15,8 @@ from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.stream.partition import partition_of
 from tidemill.stream.topic import Topic
+from tidemill.tokens import Holder, Role, Tokens, token_hash
+from tidemill.watch.status.access import Access
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower
@@ -26,7 +28,11 @@ from tidemill.wire.records import Records
 
 FLIGHTS = load("flights")
 RECORDS = Records(FLIGHTS)
-TOKEN = "a token for these tests"
+TOKEN = "a-token-for-these-tests-0123456789"
+VIEWERS_TOKEN, ADMINS_TOKEN = f"viewer-{TOKEN}", f"admin-{TOKEN}"
+HOLDERS = {
+    TOKEN: Holder("anna", Role.OPERATOR), VIEWERS_TOKEN: Holder("vera", Role.VIEWER), ADMINS_TOKEN: Holder("adam", Role.ADMIN),
+}  # fmt: skip
 
 
 def figure(name: str, value: float, **of: Any) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **
         "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
         "examples": 9, "since": 9, "command": "", "champion": model_ref(champion), "pinned": False, "candidate": "",
         "loss": "Brier score", "rate": 0.05, "evidence": [line, bad, bad | {"segment": "carrier UA", "difference": 0.01}],
-        "metrics": {}, "signature": "s",
+        "metrics": {}, "epochs": {}, "signature": "s",
     } | {name: model_ref(more.pop(name, of)) for name, of in refs.items()}  # fmt: skip
     return RECORDS.decision.encode(given | more)
 
@@ -99,7 +105,7 @@ def decision(number: int = 1, kind: str = "promoted", champion: str = "slow", **
 class Site:
     """The application, with what it knows put in by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reading_is_free: bool = True, hosts: Sequence[str] = ()) -> None:
         self.follower = TopicFollower(KafkaBroker("127.0.0.1:1"), FLIGHTS)
         self.scraper = Scraper({"validator": "http://validator:1", "learner-logreg": "http://learner:1"})
         self.broker = MemoryBroker({topic.name("flights"): topic.partitions or 4 for topic in topics.TOPICS})
@@ -107,7 +113,9 @@ class Site:
         self.away: Exception | None = None
         self.token = TOKEN
         self.said: list[tuple[str, str, str]] = []
-        self.asked: list[tuple[CommandRequest, ModelRef]] = []
+        self.asked: list[tuple[CommandRequest, ModelRef, str]] = []
+        self.refused: list[str] = []
+        self.now = 1000.0
         self.wrong: str | None = None
         self.newest: int | None = None
         self.lookup = LogLookup(FLIGHTS, self.broker, self._features, lambda model, version: {"uri": f"{model}@{version}"},
@@ -116,18 +124,23 @@ class Site:
         self.app = build(
             Parts(
                 follower=self.follower, scraper=self.scraper, overview=overview, lookup=self.lookup, ready=lambda: self.wrong,
-                acknowledge=lambda *said: self.said.append(said), ask=self._ask, token=SecretStr(TOKEN),
-            )
+                acknowledge=lambda *said: self.said.append(said), ask=self._ask,
+                access=Access(
+                    Tokens({token_hash(token): holder for token, holder in HOLDERS.items()}), reading_is_free=reading_is_free,
+                    count_refused=self.refused.append, clock=lambda: self.now,
+                ),
+            ),
+            hosts,
         )  # fmt: skip
-        self.client = TestClient(self.app, raise_server_exceptions=False)
+        self.client = TestClient(self.app, "http://localhost:8000", raise_server_exceptions=False)
 
     def _features(self, view: str, entity: str) -> dict[str, str]:
         if self.away:
             raise self.away
         return self.redis.get(entity, {})
 
-    def _ask(self, wish: CommandRequest, target: ModelRef) -> None:
-        self.asked.append((wish, target))
+    def _ask(self, wish: CommandRequest, target: ModelRef, by: str) -> None:
+        self.asked.append((wish, target, by))
 
     def tell(self, topic: Topic, *values: bytes) -> None:
         for value in values:
@@ -152,7 +165,7 @@ def predicted(site: Site, event_id: str = "e1", *, label: bool | None = None) ->
         "stale": ["dest"],
         "vector": dict.fromkeys(FLIGHTS.vector) | {"distance": 2475.0},
     }  # fmt: skip
-    scores = [{"model": m, "version": 7, "score": 0.25, "probabilities": {}} for m in FLIGHTS.model_names]
+    scores = [{"model": m, "version": 7, "epoch": 0, "score": 0.25, "probabilities": {}} for m in FLIGHTS.model_names]
     log = {"features": features, "champion": scores[0], "challengers": scores[1:]}
     key = event_id.encode()
     producer = site.broker.producer("test")

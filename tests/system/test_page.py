@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from running import until
-from site_by_hand import Site, alert, decision, figure, letter, window
+from site_by_hand import VIEWERS_TOKEN, Site, alert, decision, figure, letter, window
 
 from tidemill.demo.stack import free_port
 from tidemill.watch.status.scrape import Instance, Sample
@@ -268,7 +268,6 @@ def test_an_alert_is_acknowledged_from_the_page_with_the_token(hostile: tuple[st
     address, site = hostile
     page.goto(address)
     page.get_by_role("button", name="Acknowledge").first.click()
-    page.get_by_label("Your name").fill("anna")
     page.get_by_role("textbox", name="Reason").fill("looking at it")
     page.locator("#acknowledge input[name=token]").fill(site.token)
     page.locator("#acknowledge button.primary").click()
@@ -303,3 +302,47 @@ def test_a_lost_server_is_said_and_found_again(browser: Browser) -> None:
     expect(page.locator("#connection")).to_contain_text("live", timeout=30_000)
     page.close()
     stop()
+
+
+def test_where_reading_needs_a_token_the_page_asks_for_it_and_keeps_it_nowhere(browser: Browser) -> None:
+    page = browser.new_page()  # of its own: that a request was refused is a complaint
+    site, port = Site(reading_is_free=False), free_port()
+    site.tell(topics.ALERTS, alert())
+    server = uvicorn.Server(uvicorn.Config(site.app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started, "the server does not start", 20)
+    addresses: list[str] = []
+    page.on("request", lambda request: addresses.append(request.url))
+
+    page.goto(f"http://127.0.0.1:{port}/")
+    expect(page.locator("#token")).to_be_visible(timeout=15_000)
+    expect(page.locator("#connection")).to_contain_text("no token")
+    expect(page.locator("#pipeline")).to_have_text("…")
+    for wrong in ("wrong-token-🔑", "another-token-0123456789abcdefghij"):
+        page.locator("#token input").fill(wrong)
+        page.keyboard.press("Enter")
+        expect(page.locator("#token-error")).to_contain_text("token", timeout=10_000)
+    page.locator("#token .cancel").click()
+    page.get_by_role("button", name="Enter the token").click()
+    expect(page.locator("#token")).to_be_visible()
+    page.locator("#token input").fill(VIEWERS_TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.locator("#connection")).to_contain_text("live", timeout=15_000)
+    expect(page.locator("#pipeline")).to_have_text("flights")
+
+    page.locator("#lookup-form input[type=search]").fill("no-such-flight")
+    page.locator("#lookup-form input[type=search]").press("Enter")
+    expect(page.locator("#lookup-result")).to_contain_text("No prediction of event", timeout=15_000)
+    page.get_by_role("button", name="Acknowledge").first.click()
+    page.get_by_role("textbox", name="Reason").fill("a viewer tries")
+    page.locator("#acknowledge button.primary").click()
+    expect(page.locator("#acknowledge-error")).to_contain_text("Vera is viewer, and this needs operator")
+    assert site.said == []
+    kept = page.evaluate(
+        "[document.cookie, JSON.stringify(localStorage), JSON.stringify(sessionStorage), location.href]"
+    )
+    assert not [text for text in (*kept, *addresses) if VIEWERS_TOKEN in text]
+    page.close()
+    server.should_exit = True
+    thread.join(10)

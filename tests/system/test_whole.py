@@ -26,7 +26,7 @@ EXAMPLES_PER_VERSION = 500
 KILLED = ("featurizer", "scorer", "gate", "materializer", "learner:logreg")
 CHANGES = (("promote", "slow"), ("pin", "logreg@{version}"), ("unpin",), ("rollback",), ("promote", "logreg"))
 """What people ask for, after each kill; `version` is the newest there is."""
-TOKEN = "a token for these tests"
+TOKEN = "a-token-for-these-tests-0123456789"
 
 
 def replayed(run: Running, *arguments: str) -> tuple[int, dict[str, Any]]:

@@ -1,11 +1,11 @@
 """`tidemill models promote`, `rollback`, `pin`, `unpin`, `train` and `decisions`.
 
-All but `decisions` are sent to the gate by the status service.
+All but `decisions` are sent to the gate by the status service, for the holder of TIDEMILL_STATUS_TOKEN.
 """
 
 from __future__ import annotations
 
-import getpass
+import http.client
 import json
 import sys
 import time
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tidemill.declare.pipeline import Pipeline
 
 POLL_SECONDS = 0.3
+#: Longer than the status service tries to reach Kafka.
+ANSWER_SECONDS = 30.0
 
 
 def command_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +46,6 @@ def command_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--id", "command_id", help="The command's id; repeated, it is carried out once. Default: a new one."
         ),
-        click.option("--by", default=None, help="Who gives the command. Default: the login name."),
         click.option("--why", required=True, help="The reason; it is kept in the decision."),
     ):
         command = add(command)
@@ -169,10 +170,11 @@ def _settings(options: dict[str, Any]) -> settings.Settings:
 
 def _best(declared: Pipeline, chosen: settings.Settings, best: int, metric: str | None) -> str:
     """Return the model in place `best`, by the newest version of each."""
+    from tidemill.declare.scorecard import Scorecard
     from tidemill.registry.latest import latest
     from tidemill.runtime import run as running
 
-    known = {type(one).__name__: one for one in declared.metric()}
+    known = dict(Scorecard(declared.metric()))
     metric = metric or next(iter(known))
     if metric not in known:
         raise SettingsError(f"--metric {metric!r} is not one of the pipeline's: {', '.join(known)}")
@@ -197,15 +199,14 @@ def _send(
     target: str,
     *,
     why: str,
-    by: str | None,
     command_id: str | None,
     wait: float,
     **more: Any,
 ) -> None:
     """Send a command to the gate, wait for the decision, and print it; exit code 1 where the gate refused."""
     name = command_id or uuid.uuid4().hex
-    body = {"id": name, "kind": kind, "target": target, "by": by or getpass.getuser(), "why": why, **more}
-    decided = _call(chosen, "/api/commands", body)["decision"]
+    body = {"id": name, "kind": kind, "target": target, "why": why, **more}
+    decided = _call(chosen, "/api/commands", name, body)
     deadline = time.monotonic() + wait
     while decided is None:
         if time.monotonic() > deadline:
@@ -214,7 +215,7 @@ def _send(
                 f"{declared.name}.commands and is carried out once the gate runs; repeat it with --id {name}"
             )
         time.sleep(POLL_SECONDS)
-        decided = _call(chosen, f"/api/commands/{urllib.parse.quote(name)}")["decision"]
+        decided = _call(chosen, f"/api/commands/{urllib.parse.quote(name)}", name)
     champion = decided["champion"]
     serves = champion["model"] + (f"@{champion['version']}" if champion["version"] else "")
     click.echo(f"{decided['kind'].replace('_', ' ')}: {decided['why']}")
@@ -232,26 +233,44 @@ def _send(
         sys.exit(1)
 
 
-def _call(chosen: settings.Settings, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the token is for the service that the settings name, and no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def _call(chosen: settings.Settings, path: str, name: str, body: dict[str, Any] | None = None) -> Any:
+    """Return the gate's decision on the command `name` so far, or None."""
     url = chosen.status_url.rstrip("/") + path
-    headers = {"Authorization": f"Bearer {chosen.status_token.get_secret_value()}"}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310
+    request = urllib.request.Request(url)  # noqa: S310
+    if token := chosen.status_token.get_secret_value():
+        request.add_header("Authorization", f"Bearer {token}")
     if body is not None:
         request.data = json.dumps(body).encode()
         request.add_header("Content-Type", "application/json")
+    repeat = f"repeat it with --id {name}, and it is carried out once"
     try:
         # The setting's pattern allows http and https alone.
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            decision: dict[str, Any] = json.load(answer)
-            return decision
+        with _OPENER.open(request, timeout=ANSWER_SECONDS) as answer:
+            return json.load(answer)["decision"]
     except urllib.error.HTTPError as error:
+        again = f"; {repeat}" if error.code in (408, 429) or error.code >= 500 else ""
         raise SettingsError(
-            f"the status service at {chosen.status_url} refused the command ({error.code}): {_detail(error)}"
+            f"the status service at {chosen.status_url} refused the command ({error.code}): {_detail(error)}{again}"
         ) from None
-    except (OSError, ValueError) as error:
+    except urllib.error.URLError as error:
         raise SettingsError(
-            f"no status service at {chosen.status_url}: {error}; start it with `tidemill run status`, or set "
+            f"no status service at {chosen.status_url}: {error.reason}; start it with `tidemill run status`, or set "
             f"TIDEMILL_STATUS_URL"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+        raise SettingsError(
+            f"the status service at {chosen.status_url} gave no answer that can be read ({error!r:.100}), so it is not "
+            f"known whether the command will be carried out: {repeat}"
         ) from None
 
 

@@ -17,7 +17,8 @@ def check(pipeline: str, *, as_json: bool) -> None:
     Prints the features of the vector, the views, rules, models and topics.
     """
     from tidemill.cli.text.declaration import pipeline_text
-    from tidemill.offline.check import CheckReport, check_models
+    from tidemill.offline.check import CheckReport
+    from tidemill.offline.model_trial import check_models
 
     declared = tidemill.load(pipeline)
     check_models(declared)

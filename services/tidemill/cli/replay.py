@@ -65,7 +65,7 @@ def replay(
         if not predictions:
             raise SettingsError(f"--sample {sample}: {replaying.log.topic} holds no prediction of this declaration")
     versions = {version_of(score) for prediction in predictions for score in prediction.scores}
-    total = max(number for _, number in versions) if rebuild else len(versions)
+    total = max(number for _, number, _ in versions) if rebuild else len(versions)
     with progress("folding examples" if rebuild else "versions", total) as advance:
         replayed = replaying.run(predictions, rebuild=rebuild, progress=advance)
     summary.add(replayed)

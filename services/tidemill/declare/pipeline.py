@@ -38,14 +38,16 @@ from tidemill.declare.gate import Gate
 from tidemill.declare.kinds import AVRO_KINDS, KINDS, Source
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.protect import Protect
+from tidemill.declare.scorecard import metric_names
 from tidemill.declare.search import Search
+from tidemill.declare.seeding import seed
 from tidemill.declare.stable_repr import stable_repr
 from tidemill.declare.stream import Stream
 from tidemill.declare.tasks import TASKS, Task
 from tidemill.declare.training import Training
 from tidemill.declare.view import View
 from tidemill.durations import duration, milliseconds
-from tidemill.rules import FUTURE_TOLERANCE, Rule, not_after_now
+from tidemill.rules import EARLIEST_TIME, FUTURE_TOLERANCE, Rule, not_after_now, not_before
 from tidemill.tables import Lookup, Table
 from tidemill.watermark import SLACK_PART
 
@@ -134,7 +136,7 @@ class Pipeline:
         self._check_guards("rules", self.rules, self.events, fail)
         self._check_guards("label_rules", self.label_rules, self.labels, fail)
         self._check_models(fail)
-        views, metrics = [view.label for view in self.views], [type(metric).__name__ for metric in self.metric()]
+        views, metrics = [view.label for view in self.views], self._metric_names(fail)
         self.monitor.check(self.vector, views, metrics, fail)
         self.fuse.check(fail)
         if self.gate is not None:
@@ -193,6 +195,17 @@ class Pipeline:
             where = f"search[{name!r}]"
             self.kind.check_model(where, search.check(where, fail), fail)
 
+    def _metric_names(self, fail: Fail) -> tuple[str, ...]:
+        """Check that each metric can judge this task's predictions; return what they are called."""
+        metrics = self.metric()
+        names = metric_names(metrics)
+        for index, (name, metric) in enumerate(zip(names, metrics, strict=True)):
+            where = f"metrics[{index}]"
+            self.kind.check_metric(where, metric, fail)
+            if names.count(name) > 1:
+                fail(where, f"two metrics are called {name}: leave one of them out")
+        return names
+
     @property
     def kind(self) -> Task:
         """How a model of this task predicts, learns and is measured."""
@@ -209,12 +222,12 @@ class Pipeline:
 
     @property
     def event_checks(self) -> tuple[Rule, ...]:
-        """The rules for events: the declared ones, and one for their time where the declaration has none."""
+        """The rules for events: the declared ones, and those for their time that the declaration does not have."""
         return self._guarded(self.rules, self.events)
 
     @property
     def label_checks(self) -> tuple[Rule, ...]:
-        """The rules for labels: the declared ones, and one for their time where the declaration has none."""
+        """The rules for labels: the declared ones, and those for their time that the declaration does not have."""
         return self._guarded(self.label_rules, self.labels)
 
     @cached_property
@@ -229,9 +242,11 @@ class Pipeline:
         return duration(max(1, min(milliseconds(FUTURE_TOLERANCE), min(ends) // SLACK_PART)))
 
     def _guarded(self, declared: Sequence[Rule], stream: Stream) -> tuple[Rule, ...]:
-        if _guards(declared, stream.time):
-            return tuple(declared)
-        return (*declared, not_after_now(stream.time, self.future_tolerance))
+        defaults = [] if _guards(declared, stream.time) else [not_after_now(stream.time, self.future_tolerance)]
+        names = {rule.name for rule in declared if rule.field == stream.time}
+        if not stream.logical_types[stream.time] and "not_before" not in names:
+            defaults.insert(0, not_before(stream.time, EARLIEST_TIME))
+        return (*declared, *defaults)
 
     def _check_guards(self, where: str, declared: Sequence[Rule], stream: Stream, fail: Fail) -> None:
         """Check that no rule lets times pass that are further ahead of the clock than the pipeline bears."""
@@ -265,8 +280,20 @@ class Pipeline:
         return "baseline" if model == "baseline" else "challenger"
 
     def model(self, name: str) -> Any:
-        """Return a fresh copy of the declared model `name`, or of that of a candidate, which has learned nothing."""
+        """Return a fresh copy of the declared model `name`, or of that of a candidate, which has learned nothing.
+
+        What draws at random in it without a seed has one of ours: see `unseeded`.
+        """
+        model = self._declared(name)
+        seed(model, self.name, self.parts(name)[0], self.stable_repr(name))
+        return model
+
+    def _declared(self, name: str) -> Any:
         return copy.deepcopy(self.models.get(self.parts(name)[0], self._baseline))
+
+    def unseeded(self, name: str) -> list[str]:
+        """Return the classes of the model's parts that draw at random and are declared without a seed."""
+        return seed(self._declared(name))
 
     def metric(self) -> list[Any]:
         """Return fresh metrics: the declared ones, or the task's."""
@@ -316,7 +343,7 @@ class Pipeline:
 
     def stable_repr(self, model: str) -> str:
         """Return the model as River prints it, with its hyperparameters."""
-        return stable_repr(self.model(model))
+        return stable_repr(self._declared(model))
 
     def declaration_hash(self, model: str) -> str:
         """SHA-256 of what a version of `model` depends on: model, vector, task, and `protect` where declared."""

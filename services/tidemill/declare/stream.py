@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tidemill.declare.checks import Fail, check_fields
 from tidemill.declare.kinds import AVRO_KINDS, KEYS, Source
-from tidemill.encoding import schema_files
+from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.resolution import unreadable
 from tidemill.encoding.schema_limits import unsafe
 from tidemill.loading import loading
@@ -68,7 +68,12 @@ class Stream:
     @cached_property
     def types(self) -> dict[str, str]:
         """Primitive Avro type of each field, by name; of a union with null, the other branch's."""
-        return {f["name"]: schema_files.primitive(f["type"]) for f in self.avro["fields"]}
+        return schema_files.field_types(self.avro)
+
+    @cached_property
+    def logical_types(self) -> dict[str, str]:
+        """Logical type of each field, by name; empty where it has none."""
+        return {f["name"]: schema_files.logical_type(f["type"]) for f in self.avro["fields"]}
 
     def check(self, where: str, fail: Fail) -> None:
         """Check the fields, that the schemas can be read, and that id and time exist and are never missing."""
@@ -80,6 +85,12 @@ class Stream:
         self._check_schemas(where, fail)
         self.check_field(f"{where}.id", self.id, fail, "string", "int", "long")
         self.check_field(f"{where}.time", self.time, fail, "long")
+        logical = self.logical_types[self.time]
+        if logical not in ("", "timestamp-millis"):
+            fail(
+                f"{where}.time",
+                f"field {self.time!r} is {logical}; expected timestamp-millis, or a long of ms since the epoch",
+            )
         self._check_never_null(where, (self.id, self.time), fail)
 
     def check_key(self, where: str, fail: Fail) -> None:
@@ -127,6 +138,10 @@ class Stream:
         problem = unsafe(self.avro)
         if problem:
             fail(f"{where}.schema", f"{self.schema} can't be decoded safely: {problem}")
+        try:
+            json_values.fields_of(self.avro)
+        except json_values.MismatchError as error:
+            fail(f"{where}.schema", f"{self.schema}: the default of {error}")
         try:
             others = self.others
         except (OSError, ValueError) as error:

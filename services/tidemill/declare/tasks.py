@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from river import dummy, metrics, stats
+import numpy as np
+from river import base, dummy, metrics, stats
 
 from tidemill.declare.checks import Fail
-from tidemill.errors import ArtifactError, ScoreError
+from tidemill.errors import ArtifactError, ScoreError, described
 from tidemill.rules import LARGEST_NUMBER
 
 Vector = Mapping[str, Any]
@@ -45,6 +46,9 @@ class Task:
     needs: tuple[str, ...]
     metrics: Callable[[], Sequence[Any]] = field(repr=False)
     baseline: Callable[[], Any] = field(repr=False)
+    #: Labels with the predictions made for them, for a metric to be tried on.
+    trial: Sequence[tuple[Any, float, Probabilities]] = field(repr=False)
+    fits: Callable[[Any], bool] = field(repr=False)
     supervised: bool = True
     range: tuple[float, float] = (-LARGEST_NUMBER, LARGEST_NUMBER)
 
@@ -52,9 +56,27 @@ class Task:
         """Check that a declared model is one that this task can use."""
         if isinstance(model, type):
             fail(where, f"{model.__name__} is a class: make one of it, as in {model.__name__}()")
+        if isinstance(model, base.Classifier) and self.name == "regression":
+            fail(where, f"{type(model).__name__} is a classifier, and task={self.name!r} needs a regressor")
         for method in self.needs:
             if not hasattr(model, method):
                 fail(where, f"{type(model).__name__} has no {method}, which task={self.name!r} needs")
+
+    def check_metric(self, where: str, metric: Any, fail: Fail) -> None:
+        """Check that a metric fits this task, by trying it: it takes the predictions, and gives a number."""
+        name = type(metric).__name__
+        examples = ", ".join(f"{type(one).__name__}()" for one in self.metrics())
+        if isinstance(metric, metrics.base.Metric) and not self.fits(metric):
+            fail(where, f"{name} does not judge predictions of task={self.name!r}, as {examples} do")
+        tried = metric.clone()
+        try:
+            for label, score, probabilities in self.trial:
+                self.update(tried, label, score, probabilities)
+            figure = tried.get()
+        except Exception as error:  # a metric's own code
+            fail(where, f"{name} raises {described(error)} on predictions of task={self.name!r}")
+        if not isinstance(figure, (int, float, np.number)):
+            fail(where, f"{name} gives {figure!r} where a number was expected, as {examples} give")
 
     def is_valid_score(self, score: float, probabilities: Probabilities = NONE) -> bool:
         """Whether the score is finite and within `range`, and each class's probability too."""
@@ -66,7 +88,7 @@ class Task:
         try:
             score, probabilities = self.predict(model, x)
         except Exception as error:  # a model's own code
-            raise ArtifactError(f"it raises {type(error).__name__}: {error}") from error
+            raise ArtifactError(f"its {self.needs[-1]} raises {described(error)}") from error
         if not self.is_valid_score(score, probabilities):
             low, high = self.range
             raise ScoreError(f"it scores {probabilities or score} where a number from {low:g} to {high:g} was expected")
@@ -125,6 +147,8 @@ def _multiclass(model: Any, x: Vector) -> tuple[float, Probabilities]:
     return max(probabilities.values(), default=0.0), probabilities
 
 
+_SCORES = [(True, 0.75, NONE), (False, 0.25, NONE), (True, 0.4, NONE), (False, 0.5, NONE)]
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -136,6 +160,8 @@ TASKS: dict[str, Task] = {
             needs=("learn_one", "predict_proba_one"),
             metrics=lambda: [metrics.Accuracy(), metrics.ROCAUC(), metrics.LogLoss()],
             baseline=dummy.PriorClassifier,
+            trial=_SCORES,
+            fits=lambda metric: isinstance(metric, metrics.base.ClassificationMetric),
             range=(0.0, 1.0),
         ),
         Task(
@@ -146,6 +172,12 @@ TASKS: dict[str, Task] = {
             needs=("learn_one", "predict_proba_one"),
             metrics=lambda: [metrics.Accuracy(), metrics.MacroF1(), metrics.CrossEntropy()],
             baseline=dummy.PriorClassifier,
+            trial=[
+                ("a", 0.5, {"a": 0.5, "b": 0.3, "c": 0.2}),
+                ("b", 0.7, {"b": 0.7, "c": 0.3}),
+                ("c", 0.9, {"a": 0.9}),
+            ],
+            fits=lambda metric: isinstance(metric, metrics.base.MultiClassMetric),
             range=(0.0, 1.0),
         ),
         Task(
@@ -156,6 +188,8 @@ TASKS: dict[str, Task] = {
             needs=("learn_one", "predict_one"),
             metrics=lambda: [metrics.MAE(), metrics.RMSE(), metrics.R2()],
             baseline=lambda: dummy.StatisticRegressor(stats.Mean()),
+            trial=[(1.0, 1.5, NONE), (0.0, 0.25, NONE), (3.5, 2.0, NONE)],
+            fits=lambda metric: isinstance(metric, metrics.base.RegressionMetric),
         ),
         Task(
             name="anomaly",
@@ -165,6 +199,9 @@ TASKS: dict[str, Task] = {
             needs=("learn_one", "score_one"),
             metrics=lambda: [metrics.ROCAUC()],
             baseline=lambda: None,
+            trial=_SCORES,
+            # Of River's metrics these ask only for an order of scores, which need not lie between 0 and 1.
+            fits=lambda metric: isinstance(metric, (metrics.ROCAUC, metrics.RollingROCAUC, metrics.RollingPRAUC)),
             supervised=False,
         ),
     )

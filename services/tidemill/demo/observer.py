@@ -10,12 +10,13 @@ from typing import Any
 from river.utils import Rolling
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.encoding.codec import HEADER
 from tidemill.registry.decisions import ModelRef
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.wire import dead_letters, topics
-from tidemill.wire.records import Records
+from tidemill.wire.records import Records, newness
 
 ROLLING = 2000
 READ = (
@@ -51,9 +52,12 @@ class Observer(threading.Thread):
         self.delays: list[float] = []
         self.first_prediction_at = 0.0
         self.last_change = time.monotonic()
-        self.metrics = {name: pipeline.metric() for name in pipeline.model_names}
+        self.metrics = {name: Scorecard(pipeline.metric()) for name in pipeline.model_names}
         self.rolling = {
-            name: [Rolling(type(m), window_size=ROLLING) for m in pipeline.metric()] for name in pipeline.model_names
+            name: Scorecard(
+                [Rolling(m, window_size=ROLLING) for m in pipeline.metric()], metric_names(pipeline.metric())
+            )
+            for name in pipeline.model_names
         }
         self.course: list[dict[str, float]] = []
         self.error: Exception | None = None
@@ -101,12 +105,13 @@ class Observer(threading.Thread):
     def _update(self, example: Any) -> None:
         prediction, kind = example["prediction"], self.pipeline.kind
         # A model may answer as two versions, one on probation or pinned: the newest counts. Candidates have no row.
-        scores = sorted((prediction["champion"], *prediction["challengers"]), key=lambda score: score["version"])
+        scores = sorted((prediction["champion"], *prediction["challengers"]), key=newness)
         for name, score in {score["model"]: score for score in scores if score["model"] in self.metrics}.items():
-            for metric in (*self.metrics[name], *self.rolling[name]):
-                kind.update(metric, example["label"], score["score"], score["probabilities"])
+            judged = kind.judged(score["score"], score["probabilities"])
+            for scorecard in (self.metrics[name], self.rolling[name]):
+                scorecard.update(example["label"], judged)
         if self.counts[topics.EXAMPLES.suffix] % 100 == 0:
-            self.course.append({name: float(metrics[1].get()) for name, metrics in self.rolling.items()})
+            self.course.append({name: list(of.values().values())[1] for name, of in self.rolling.items()})
 
     @property
     def champion(self) -> ModelRef:
@@ -121,7 +126,7 @@ class Observer(threading.Thread):
 
     def values(self) -> dict[str, dict[str, float]]:
         """Return every model's metrics over all examples."""
-        return {name: {type(m).__name__: float(m.get()) for m in metrics} for name, metrics in self.metrics.items()}
+        return {name: scorecard.values() for name, scorecard in self.metrics.items()}
 
     def delay_ms(self, share: float) -> float:
         """Return a quantile of the delay from event sent to prediction read, in ms."""

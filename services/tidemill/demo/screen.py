@@ -146,7 +146,7 @@ class Screen:
 
 def models_table(observer: Observer) -> Table:
     """Return each model's metrics on served predictions, with the rolling course of the second metric."""
-    names = [type(m).__name__ for m in next(iter(observer.metrics.values()))]
+    names = [name for name, _ in next(iter(observer.metrics.values()))]
     table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
     table.add_column("model")
     for name in names:
@@ -157,12 +157,13 @@ def models_table(observer: Observer) -> Table:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if "ROCAUC" in names:
         low, high = min(0.45, low), max(0.7, high)
-    for model, metrics in observer.metrics.items():
+    for model, figures in observer.values().items():
         role = {observer.champion.model: "green", "baseline": "dim"}.get(model, "")
         shown = model
         line = spark([row[model] for row in course], low, high, 32)
         last = f" {course[-1][model]:.3f}" if course else ""
-        table.add_row(Text(shown, style=role), *(f"{m.get():.4f}" for m in metrics), Text(line + last, style=role))
+        cells = [f"{figures[name]:.4f}" for name in names]
+        table.add_row(Text(shown, style=role), *cells, Text(line + last, style=role))
     return table
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -29,6 +28,7 @@ from tidemill.errors import TidemillError
 from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.tokens import new_token
 
 #: About how many events are corrupted; at most one in 50, so that a short run shows each kind, too.
 CORRUPTED_EVENTS = 40
@@ -86,7 +86,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     settings = _broker(options, pipeline, cleanup)
     redis = Redis(folder)
     cleanup.callback(redis.stop)
-    token = os.environ.get("TIDEMILL_STATUS_TOKEN") or secrets.token_hex(16)
+    token = os.environ.get("TIDEMILL_STATUS_TOKEN") or new_token()
     stack = Stack(
         "flights",
         pipeline,

@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Most records, arrays and maps that may be nested.
-MAX_DEPTH = 16
-#: Most fields that a schema may have, each named record written out wherever it is used.
-MAX_FIELDS = 10_000
+from tidemill.limits import SCHEMA_DEPTH, SCHEMA_FIELDS
 
 _PRIMITIVES = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
 
@@ -41,10 +38,10 @@ class _Walk:
     def type(self, avro: Any, path: str, space: str, inside: tuple[str, ...], *, repeated: bool) -> bool:
         """Go through one type; returns whether a value of it may take no bytes."""
         self.seen += 1
-        if self.seen > MAX_FIELDS:
-            raise _UnsafeError(f"it has more than {MAX_FIELDS:,} fields, each record written out where it is used")
-        if len(inside) > MAX_DEPTH:
-            raise _UnsafeError(f"{_field(path)} lies deeper than {MAX_DEPTH} records, arrays and maps")
+        if self.seen > SCHEMA_FIELDS.max:
+            raise _UnsafeError(SCHEMA_FIELDS.excess(self.seen))
+        if len(inside) > SCHEMA_DEPTH.max:
+            raise _UnsafeError(SCHEMA_DEPTH.excess(len(inside), f"at {_field(path)}"))
         if isinstance(avro, list):
             for branch in avro:
                 self.type(branch, path, space, inside, repeated=repeated and branch != "null")

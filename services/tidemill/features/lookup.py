@@ -16,7 +16,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import StoreError
 from tidemill.features.ports import EntitiesByView, ViewReader
 from tidemill.features.tiles import Entity, Plan
-from tidemill.features.views import Views, parse_note
+from tidemill.features.views import Views, read_note
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,7 @@ class RemoteLookup:
 
     def stale_at(self, now: int) -> list[str]:
         """Return the names of the views that can't be asked for event time `now` (ms)."""
-        late = [name for name, begin in self.complete_from.items() if begin > now]
-        return [*self.stale, *late] if late else self.stale
+        return [*self.stale, *(name for name, begin in self.complete_from.items() if begin > now)]
 
 
 class RemoteViews(Protocol):
@@ -54,7 +53,7 @@ def complete_from(plan: Plan, notes: Iterable[str | None]) -> int | None:
 
     None where it is of another declaration, or lacks a partition.
     """
-    parsed = [parse_note(note or "") for note in notes]
+    parsed = [read_note(note) for note in notes]
     if any(note.shape != plan.shape for note in parsed):
         return None
     return max((note.until for note in parsed), default=0)
@@ -78,14 +77,17 @@ class StoredRemoteViews:
 
     def lookup(self, wanted: EntitiesByView) -> RemoteLookup:
         """Read them in one round trip; a view of another declaration, or one that lacks a partition, is stale."""
-        if self.clock() < self._away_until:
+        began = self.clock()
+        if began < self._away_until:
             return RemoteLookup(stale=list(self.plans))
         try:
             tiles, notes = self.reader.read(wanted, self.partitions)
         except StoreError as error:
             if self._away_until == float("-inf"):
                 log.error("the online store can't be read; vectors go on without it", extra={"cause": str(error)})
-            self._away_until = self.clock() + PAUSE_SECONDS
+            answered = self.clock()
+            # One that hangs costs its timeout: at most half of the time is spent on waiting for it.
+            self._away_until = answered + max(PAUSE_SECONDS, answered - began)
             return RemoteLookup(stale=list(self.plans))
         if self._away_until != float("-inf"):
             log.info("the online store can be read again")

@@ -32,35 +32,72 @@ log = logging.getLogger(__name__)
 Redis = redis.Redis
 
 
-def connect(url: str) -> redis.Redis:
+class _EvictsError(redis.RedisError):
+    """Redis drops keys when its memory is full."""
+
+
+def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
     """Return a client for `url` that never repeats a command by itself.
 
-    Raises StoreError where Redis does not answer, or is set to evict keys (which loses features without an error).
+    It refuses a Redis that is set to evict keys (which loses features without an error), at each connection. Raises
+    StoreError where Redis does not answer or evicts, unless `must_answer` is False: then the first command says so.
     """
     shown = url.rsplit("@", 1)[-1]
+    is_warned = False
+
+    def greet(connection: Any) -> None:
+        nonlocal is_warned
+        connection.on_connect()
+        connection.send_command("CONFIG", "GET", "maxmemory-policy")
+        try:
+            answer = connection.read_response()
+        except redis.ResponseError:
+            if not is_warned:
+                log.warning(
+                    "Redis does not let us read its configuration; make sure that maxmemory-policy is noeviction"
+                )
+            is_warned = True
+            return
+        held = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))  # RESP3, RESP2
+        policy = held.get("maxmemory-policy", "noeviction")
+        if policy != "noeviction":
+            raise _EvictsError(
+                f"Redis at {shown} has maxmemory-policy {policy}, which drops features without an error: "
+                f"set maxmemory-policy noeviction"
+            )
+
     try:
         client = redis.Redis.from_url(
-            url, decode_responses=True, socket_timeout=5, socket_connect_timeout=3, retry=RedisRetry(NoBackoff(), 0)
+            url,
+            decode_responses=True,
+            socket_timeout=5,
+            socket_connect_timeout=3,
+            retry=RedisRetry(NoBackoff(), 0),
+            redis_connect_func=greet,
         )
     except ValueError as error:
         raise StoreError(f"redis_url {shown!r}: {error}; expected redis://host:port/db") from error
-    try:
-        policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
-    except redis.ResponseError:
-        log.warning("Redis does not let us read its configuration; make sure that maxmemory-policy is noeviction")
+    if not must_answer:
         return client
+    try:
+        client.ping()
+    except _EvictsError as error:
+        raise StoreError(str(error)) from error
     except redis.RedisError as error:
         raise StoreError(f"no Redis at {shown}: {error}; start it or set TIDEMILL_REDIS_URL") from error
-    if policy != "noeviction":
-        raise StoreError(
-            f"Redis at {shown} has maxmemory-policy {policy}, which drops features without an error: "
-            f"set maxmemory-policy noeviction"
-        )
     return client
 
 
 def _fields(values: Mapping[str, Any]) -> Mapping[Any, Any]:
     return values  # redis-py's own type is invariant in its keys
+
+
+def _offset(text: Any) -> int | None:
+    """Return the offset that is stored; None where there is none, or what no service has written."""
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        return None
 
 
 class OnlineStore:
@@ -120,18 +157,15 @@ class RedisReader:
 
 
 class RedisView:
-    """One view of one pipeline in Redis; see the module's text for the keys."""
+    """One view of one pipeline in Redis; see the module's text for the keys.
 
-    def __init__(self, client: redis.Redis, pipeline: str, view: str) -> None:
-        self.client = client
+    `schema` is what the view's features mean: it is kept beside them, for those who read them.
+    """
+
+    def __init__(self, client: redis.Redis, pipeline: str, view: str, schema: Mapping[str, Any] | None = None) -> None:
+        self.client, self.schema = client, schema
         self.prefix = f"{pipeline}:{view}"
-
-    def describe(self, schema: Mapping[str, Any]) -> None:
-        """Keep what the hashes mean beside them, for those who read them. Raises StoreError where Redis is away."""
-        try:
-            self.client.set(f"{self.prefix}/schema", json.dumps(schema))
-        except redis.RedisError as error:
-            raise StoreError(f"Redis: describing {self.prefix}: {error}") from error
+        self._is_described = False
 
     def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
         """Return (offset, tiles by entity), or None. Raises StoreError where Redis is away."""
@@ -151,7 +185,8 @@ class RedisView:
             # What was read must stand at one offset: if another process wrote meanwhile, it is not usable.
             if self.client.hget(place, "offset") != offset:
                 return None
-            return int(offset), tiles
+            at = _offset(offset)
+            return None if at is None else (at, tiles)
         except redis.RedisError as error:
             raise StoreError(f"Redis: loading {self.prefix}, partition {partition}: {error}") from error
 
@@ -179,12 +214,15 @@ class RedisView:
         try:
             with self.client.pipeline() as pipe:
                 pipe.watch(place)  # type: ignore[no-untyped-call]
-                stored = int(pipe.hget(place, "offset") or 0)
+                answer = pipe.hget(place, "offset")
+                stored = _offset(answer) or 0
                 if stored > offset:
                     return "refused"
                 if stored < base:
                     return "behind"
                 pipe.multi()
+                if self.schema is not None and (answer is None or not self._is_described):
+                    pipe.set(f"{self.prefix}/schema", json.dumps(self.schema))
                 for entity, change in changes.items():
                     key, tiles = f"{self.prefix}:{entity}", f"{self.prefix}/tiles:{entity}"
                     if change.whole:
@@ -203,6 +241,7 @@ class RedisView:
                         pipe.hset(tiles, mapping=_fields(change.tiles))
                 pipe.hset(place, mapping={"offset": offset, "note": note})
                 pipe.execute()
+                self._is_described = True
                 return "written"
         except redis.WatchError:
             # Another process wrote between our read and our write; the next commit tries again.
@@ -212,6 +251,6 @@ class RedisView:
 
     def _stored(self, place: str) -> int:
         try:
-            return int(self.client.hget(place, "offset") or 0)
+            return _offset(self.client.hget(place, "offset")) or 0
         except redis.RedisError as error:
             raise StoreError(f"Redis: reading {place}: {error}") from error

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.view import View
-from tidemill.errors import StoreError
+from tidemill.errors import Retry, StoreError
 from tidemill.features.ports import Change, ViewStore
 from tidemill.features.tiles import Entity, Plan
 from tidemill.watermark import NEVER, SLACK_PART, State, Watermark
@@ -37,14 +37,27 @@ class Note(NamedTuple):
     watermark: State
 
 
-def parse_note(text: str) -> Note:
-    """Return what `ViewState.note` wrote; of another text a note of no shape, which no view has."""
-    rest, _, state = text.partition(WATERMARK)
+def read_note(note: str | None) -> Note:
+    """Return what `ViewState.note` wrote.
+
+    The shape is empty where nothing is stored, or something that no service has written.
+    """
+    rest, _, state = (note or "").partition(WATERMARK)
     shape, _, until = rest.partition(PARTIAL)
     try:
         return Note(shape, int(until or 0), tuple(map(int, state.split())))
     except ValueError:
         return Note("", 0, ())
+
+
+def stored_entity(plan: Plan, tiles: Mapping[str, str]) -> Entity:
+    """Return the entity whose tiles a store holds. Raises ValueError where features can't be read of them."""
+    entity = Entity.load(plan, tiles)
+    try:
+        plan.read(entity, entity.time)
+    except Exception as error:  # cells that no service has written may make any aggregate raise anything
+        raise ValueError(f"its tiles can't be read: {type(error).__name__}: {error}") from error
+    return entity
 
 
 class ViewState:
@@ -56,6 +69,8 @@ class ViewState:
         self.base = 0
         self.offset = 0
         self.is_stored = False
+        #: Whether the store could not be asked when this began: it may hold anything.
+        self.is_unread = False
         self._until = 0
         self._is_cut = False
         self._watermark = Watermark(plan.longest // SLACK_PART)
@@ -103,9 +118,14 @@ class ViewState:
         return now < self._until
 
     @property
+    def partial_until(self) -> int:
+        """Until which event time (ms) windows lack events, after the latest event; 0 where they lack none."""
+        return self._until if self._until > self.watermark else 0
+
+    @property
     def note(self) -> str:
-        """What is written beside the offset in the store; `parse_note` reads it."""
-        until = f"{PARTIAL}{self._until}" if self._until > self.watermark else ""
+        """What is written beside the offset in the store; `read_note` reads it."""
+        until = f"{PARTIAL}{self._until}" if self.partial_until else ""
         state = " ".join(map(str, self._watermark.state))
         return f"{self.plan.shape}{until}{WATERMARK}{state}"
 
@@ -156,19 +176,23 @@ class ViewState:
             name: self._change(name, tiles, gone, whole=name in self._forgotten)
             for name, (tiles, gone) in self._dirty.items()
         }
-        return changes | {name: Change({}, {}, whole=True) for name in self._forgotten - self.entities.keys()}
+        return changes | self._removals()
 
     def everything(self) -> dict[str, Change]:
-        """Return what the store needs to come from nothing to `offset`."""
-        return {
+        """Return what the store needs to come from anything before `offset`, or nothing, to `offset`."""
+        kept = {
             name: self._change(name, entity.starts, (), whole=True)
             for name, entity in self.entities.items()
             if entity.starts
         }
+        return kept | self._removals()
+
+    def _removals(self) -> dict[str, Change]:
+        return {name: Change({}, {}, whole=True) for name in self._forgotten - self.entities.keys()}
 
     def written(self) -> None:
         """The store stands at `offset`."""
-        self.base, self.is_stored = self.offset, True
+        self.base, self.is_stored, self.is_unread = self.offset, True, False
         self._dirty.clear()
         self._forgotten.clear()
 
@@ -206,28 +230,45 @@ class Views:
         self.plans, self.stores, self.counts, self.clock = plans, dict(stores), counts, clock
         self.states: dict[int, list[ViewState]] = {}
         self._behind: set[str] = set()
-        self._looked = -RECHECK_SECONDS
+        self._looked = self._ask_again_at = float("-inf")
 
     def assign(self, partition: int, committed: int) -> int:
-        """Load a partition from the stores; returns the offset from which the rest is to be rebuilt."""
+        """Load a partition from the stores; returns the offset from which the rest is to be rebuilt.
+
+        Where a store is away everything is rebuilt from the log: what is asked of the state does not wait for a store.
+        """
         self.states[partition] = [self._load(plan, partition, committed) for plan in self.plans]
         return min((state.base for state in self.states[partition]), default=committed)
 
     def _load(self, plan: Plan, partition: int, committed: int) -> ViewState:
+        store = self.stores.get(plan.view.label)
+        if store is None:
+            return ViewState(plan)
+        if self.clock() >= self._ask_again_at:
+            began = self.clock()
+            try:
+                return self._stored(store, plan, partition, committed)
+            except StoreError as error:
+                self._store_is_away(plan.view.label, error, began)
+        state = ViewState(plan)
+        state.is_unread = True
+        return state
+
+    def _stored(self, store: ViewStore, plan: Plan, partition: int, committed: int) -> ViewState:
+        """Return the state as the store holds it; a new one where it holds none, or one that does not fit."""
         state, name = ViewState(plan), plan.view.label
-        store = self.stores.get(name)
-        stored = store.load(partition) if store else None
-        if store is None or stored is None:
+        stored = store.load(partition)
+        if stored is None:
             return state
         offset, entities = stored
-        note = parse_note(store.note(partition))
+        note = read_note(store.note(partition))
         if offset > committed:
             wrong = f"the online store stands at {offset}, ahead of what Kafka has committed, {committed}"
         elif note.shape != plan.shape:
             wrong = f"the view was declared differently: {note.shape!r} where {plan.shape!r} is declared"
         else:
             try:
-                loaded = {n: Entity.load(plan, t) for n, t in entities.items() if t}
+                loaded = {n: stored_entity(plan, t) for n, t in entities.items() if t}
                 state.restore(loaded, offset, note.until, note.watermark)
                 return state
             except ValueError as error:
@@ -251,11 +292,11 @@ class Views:
         Once a second also where nothing is new: a store that was emptied is filled again, however quiet the topic is.
         """
         now = self.clock()
+        if now < self._ask_again_at:
+            return
         recheck = now - self._looked >= RECHECK_SECONDS
         if recheck:
             self._looked = now
-        elif self._behind:
-            return  # a store that hangs costs its timeout: not at every commit, for every view
         for partition, views in self.states.items():
             for state in views:
                 store = self.stores.get(state.plan.view.label)
@@ -265,11 +306,14 @@ class Views:
                     return
 
     def _write(self, store: ViewStore, partition: int, state: ViewState) -> bool:
-        """Return whether the store answered."""
-        name = state.plan.view.label
+        """Return whether the store answered. Raises Retry where what it holds is to be loaded first."""
+        name, began = state.plan.view.label, self.clock()
         has_news = state.base != state.offset
         try:
-            outcome = store.write(partition, state.base, state.offset, state.changes(), state.note)
+            if state.is_unread:
+                has_news, outcome = True, self._write_unread(store, partition, state)
+            else:
+                outcome = store.write(partition, state.base, state.offset, state.changes(), state.note)
             if outcome == "behind":
                 log.warning(
                     "the online store was emptied and is filled again", extra={"view": name, "partition": partition}
@@ -277,12 +321,7 @@ class Views:
                 has_news, outcome = True, store.write(partition, 0, state.offset, state.everything(), state.note)
         except StoreError as error:
             self.counts["view_writes", "failed"] += 1
-            if name not in self._behind:
-                self._behind.add(name)
-                log.error(
-                    "the online store can't be written; it is caught up later",
-                    extra={"view": name, "cause": str(error)},
-                )
+            self._store_is_away(name, error, began)
             return False
         if name in self._behind:
             self._behind.discard(name)
@@ -293,6 +332,34 @@ class Views:
             state.written()
         return True
 
+    def _write_unread(self, store: ViewStore, partition: int, state: ViewState) -> str:
+        """Replace what a store holds that could not be asked before, by the state that the log alone has given.
+
+        Raises Retry where the store has more than that: where windows reach back to what the log does not hold any
+        more, or where another process has written. Kafka says then who goes on from where, and the store is loaded.
+        """
+        name = state.plan.view.label
+        note = read_note(store.note(partition))
+        if note.shape == state.plan.shape and note.until < state.partial_until:
+            raise Retry(f"view {name}: the online store is back, and holds what the log does not: it is loaded")
+        if note.shape not in ("", state.plan.shape):
+            store.reset(partition)
+        outcome = store.write(partition, 0, state.offset, state.everything(), state.note)
+        if outcome == "refused":
+            raise Retry(f"view {name}: the online store is back, and further on than this process: it is loaded")
+        return outcome
+
+    def _store_is_away(self, name: str, error: StoreError, began: float) -> None:
+        now = self.clock()
+        # One that hangs costs its timeout: at most half of the time is spent on waiting for it.
+        self._ask_again_at = now + max(RECHECK_SECONDS, now - began)
+        if name not in self._behind:
+            self._behind.add(name)
+            log.error(
+                "the online store does not answer; vectors go on without it, and it is caught up later",
+                extra={"view": name, "cause": str(error)},
+            )
+
     def gauges(self) -> dict[tuple[str, str], float]:
         """Return by view the number of entities, the time in s of their newest event, and whether a store is behind."""
         gauges: dict[tuple[str, str], float] = {}
@@ -302,7 +369,8 @@ class Views:
             newest = max((views[index].event_time for views in self.states.values()), default=NEVER)
             if newest > NEVER:
                 gauges["view_event_time", name] = newest / 1000
-            gauges["view_behind", name] = float(name in self._behind)
+            is_unread = any(views[index].is_unread for views in self.states.values())
+            gauges["view_behind", name] = float(is_unread or name in self._behind)
         return gauges
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 from tidemill.errors import ArtifactError, ScoreError
-from tidemill.models.segments import Segments, about_labels
+from tidemill.models.segments import Segments
 from tidemill.models.snapshot import Snapshot
 from tidemill.models.source_shares import Shares, source_of
-from tidemill.wire.records import Example, vector_to_x
+from tidemill.wire.records import Example, newness, vector_to_x
 
 #: The latest vectors that go into a manifest, with the scores that the version gives them.
 MAX_GOLDEN_VECTORS = 8
@@ -36,8 +37,7 @@ class Fold:
         self.pipeline = pipeline
         self.name = name
         self.model = pipeline.model(name)
-        self.metrics = pipeline.metric()
-        self._about_labels = [about_labels(metric) for metric in self.metrics]
+        self.scorecard = Scorecard(pipeline.metric())
         self.segments = Segments(pipeline)
         self.examples = 0
         self.version = self.begin = pipeline.parts(name)[1] if begin is None else begin
@@ -49,6 +49,11 @@ class Fold:
         if pipeline.protect is not None:
             self._shares = Shares(pipeline.protect)
             self._source = source_of(pipeline.protect.source, pipeline.vector)
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The prequential metrics, over all examples so far."""
+        return self.scorecard.metrics
 
     def learn(self, example: Example, offset: int) -> bool:
         """Judge the served score, then learn the example that lies at `offset`.
@@ -66,13 +71,12 @@ class Fold:
         # Beside a pinned version the newest one answers too: the newest is judged.
         served = max(
             (s for s in (prediction["champion"], *prediction["challengers"]) if s["model"] == self.name),
-            key=lambda score: score["version"],
+            key=newness,
             default=None,
         )
         judged = self._kind.judged(served["score"], served["probabilities"]) if served is not None else None
         if judged is not None:
-            for metric, is_about_labels in zip(self.metrics, self._about_labels, strict=True):
-                metric.update(label, judged.label if is_about_labels else judged.prediction)
+            self.scorecard.update(label, judged)
             self.segments.add(vector, label, judged)
         if self._shares is not None and not self._shares.take(self._source(prediction["features"])):
             return False
@@ -96,7 +100,7 @@ class Fold:
         shares = None if self._shares is None else self._shares.saved()
         return Snapshot(
             self.model,
-            self.metrics,
+            self.scorecard.metrics,
             self.examples,
             self.version,
             self.learned_until,
@@ -107,10 +111,9 @@ class Fold:
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot."""
-        self.model, self.metrics = snapshot.model, snapshot.metrics
+        self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)
         self.examples, self.version, self.learned_until = snapshot.examples, snapshot.version, snapshot.learned_until
         self.begin = snapshot.begin
-        self._about_labels = [about_labels(metric) for metric in self.metrics]
         self.segments = Segments(self.pipeline)
         self.segments.resume(snapshot.segments)
         if self._shares is not None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from river import metrics
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.declare.tasks import Judged
 from tidemill.models.evidence import MAX_VALUES
 
@@ -35,25 +36,20 @@ class SegmentMetrics:
 
     Parameters
     ----------
-    metrics
-        River's, all but ROCAUC, each with whether it is given the likeliest label.
+    own
+        River's metrics, all but ROCAUC.
     places
         By label, how many scores lie above the first so many of ROCAUC's thresholds: all that ROCAUC needs of a score.
     """
 
-    __slots__ = ("examples", "metrics", "places")
+    __slots__ = ("examples", "places", "scorecard")
 
     def __init__(
         self, own: Sequence[Any], examples: int = 0, places: Mapping[Any, Sequence[int]] | None = None
     ) -> None:
-        self.metrics = [(metric, about_labels(metric)) for metric in own]
+        self.scorecard = Scorecard(own)
         self.examples = examples
         self.places = {label: list(counts) for label, counts in (places or {}).items()}
-
-
-def about_labels(metric: Any) -> bool:
-    """Whether a metric judges the likeliest label, not a probability or a value."""
-    return bool(getattr(metric, "requires_labels", False))
 
 
 class Segments:
@@ -63,7 +59,7 @@ class Segments:
         self.features = tuple(pipeline.monitor.segments)
         self.lines: dict[Segment, SegmentMetrics] = {}
         self._fresh = pipeline.metric
-        self._names = [type(metric).__name__ for metric in pipeline.metric()]
+        self._names = metric_names(pipeline.metric())
         self._area = next((metric for metric in pipeline.metric() if type(metric) is metrics.ROCAUC), None)
         self._values = dict.fromkeys(self.features, 0)
 
@@ -76,8 +72,7 @@ class Segments:
         for feature in self.features:
             line = self._line(feature, vector[feature])
             line.examples += 1
-            for metric, is_about_labels in line.metrics:
-                metric.update(label, judged.label if is_about_labels else judged.prediction)
+            line.scorecard.update(label, judged)
             if place is not None:
                 if label not in line.places:
                     line.places[label] = [0] * (len(self._area.thresholds) + 1)  # type: ignore[union-attr]
@@ -98,10 +93,7 @@ class Segments:
 
     def state(self) -> State:
         """Return the segments as they are saved."""
-        return [
-            (*key, line.examples, [metric for metric, _ in line.metrics], line.places)
-            for key, line in self.lines.items()
-        ]
+        return [(*key, line.examples, line.scorecard.metrics, line.places) for key, line in self.lines.items()]
 
     def resume(self, state: State) -> None:
         """Go on from what was saved; features that are no segments any more are dropped."""
@@ -132,7 +124,7 @@ class Segments:
         ]
 
     def _figures(self, line: SegmentMetrics) -> dict[str, float]:
-        values = {type(metric).__name__: float(metric.get()) for metric, _ in line.metrics}
+        values = line.scorecard.values()
         if len(line.places) > 1:
             values["ROCAUC"] = self._area_of(line.places)
         return {name: values[name] for name in self._names if name in values and math.isfinite(values[name])}

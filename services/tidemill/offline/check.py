@@ -1,4 +1,4 @@
-"""The check of a declaration: can every model be saved and loaded again; and what the declaration runs."""
+"""What a declaration runs, as `tidemill check` reports it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import ArtifactError, DeclarationError
 from tidemill.features.views import schema
-from tidemill.registry import snapshots
 from tidemill.wire import topics
 from tidemill.wire.records import Records
-
-
-def check_models(pipeline: Pipeline) -> None:
-    """Raise DeclarationError where a model could not be saved and loaded again, as every version must be."""
-    for name in pipeline.model_names:
-        try:
-            snapshots.load(snapshots.dump(pipeline.model(name)))
-        except ArtifactError as error:
-            raise DeclarationError(f"pipeline {pipeline.name!r}: models[{name!r}]: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -39,6 +28,7 @@ class CheckReport:
             "entity": pipeline.events.key,
             "champion": pipeline.champion,
             "models": {name: pipeline.stable_repr(name) for name in pipeline.model_names},
+            "seeded": {name: list(dict.fromkeys(pipeline.unseeded(name))) for name in pipeline.model_names},
             "search": {
                 name: {of: values.description for of, values in one.over.items()}
                 for name, one in pipeline.search.items()

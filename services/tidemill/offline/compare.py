@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
 from tidemill.stream.api import Broker, Progress
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
-from tidemill.wire.records import Example, Records, Score
+from tidemill.wire.records import Example, Records, Score, newness
 
 #: Not a model, but whichever served.
 CHAMPION = "champion"
@@ -138,7 +139,7 @@ class _Running:
         self.questions = 0
         self.differences = Differences()
         self._kind, self._loss = pipeline.kind, LOSSES.get(pipeline.task)
-        self._a, self._b = pipeline.metric(), pipeline.metric()
+        self._a, self._b = Scorecard(pipeline.metric()), Scorecard(pipeline.metric())
         self._label: Any = None
         self._is_mixed = False
 
@@ -146,12 +147,8 @@ class _Running:
         self._is_mixed |= bool(self.questions) and label != self._label
         self._label = label
         self.questions += 1
-        for metrics, answer in ((self._a, a), (self._b, b)):
-            for metric in tuple(metrics):
-                try:
-                    self._kind.update(metric, label, answer["score"], answer["probabilities"])
-                except ArithmeticError:  # River's RMSE raises where a score is beyond 1e154: it is left out
-                    metrics.remove(metric)
+        for scorecard, answer in ((self._a, a), (self._b, b)):
+            scorecard.update(label, self._kind.judged(answer["score"], answer["probabilities"]))
         if self._loss:
             self.differences.add(self._loss[1](label, a) - self._loss[1](label, b))
 
@@ -159,9 +156,9 @@ class _Running:
         interval = self.differences.interval(terms)
         return SegmentRow(segment, self.questions, self._values(self._a), self._values(self._b), interval)
 
-    def _values(self, metrics: Sequence[Any]) -> dict[str, float]:
+    def _values(self, scorecard: Scorecard) -> dict[str, float]:
         """Return the metrics that mean something: where all labels are the same, River's ROCAUC is -0."""
-        values = {type(metric).__name__: float(metric.get()) for metric in metrics}
+        values = scorecard.values()
         if not self._is_mixed:
             values.pop("ROCAUC", None)
         return {name: value for name, value in values.items() if math.isfinite(value)}
@@ -173,7 +170,7 @@ class Comparison:
     def __init__(self, pipeline: Pipeline, request: ComparisonRequest) -> None:
         request.check(pipeline)
         self.pipeline, self.request = pipeline, request
-        names = [type(metric).__name__ for metric in pipeline.metric()]
+        names = list(metric_names(pipeline.metric()))
         loss = LOSSES[pipeline.task][0] if pipeline.task in LOSSES else ""
         self._terms, self._segment_terms = comparison_terms(pipeline), segment_terms(pipeline)
         self.report = ComparisonReport(
@@ -197,7 +194,7 @@ class Comparison:
         now = log["features"]["event_time"]
         if not self.request.covers(now):
             return
-        by_version = sorted((log["champion"], *log["challengers"]), key=lambda answer: answer["version"])
+        by_version = sorted((log["champion"], *log["challengers"]), key=newness)
         answers = {answer["model"]: answer for answer in by_version}  # of a model with a pinned version, its newest
         if self._by_class:  # a model that knows no class yet has answered nothing: River's metrics skip it
             answers = {name: answer for name, answer in answers.items() if answer["probabilities"]}

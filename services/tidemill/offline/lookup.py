@@ -6,11 +6,13 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import StoreError
+from tidemill.limits import LOG_LOOKUP_SECONDS
 from tidemill.registry.latest import backwards
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.partition import partition_of
@@ -20,12 +22,22 @@ from tidemill.wire.records import Features, PredictionLog, Records
 
 #: Offsets of one chunk. Chunks are read backwards from the end.
 CHUNK_OFFSETS = 50_000
-#: How long one question may take.
-TIMEOUT_SECONDS = 20.0
 
 
 class TooFarBackError(StoreError):
     """A look-up took too long: what it looks for lies too far back in the log."""
+
+
+class AskerGoneError(StoreError):
+    """A look-up was given up: nobody waits for its answer any more."""
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Until when, by the monotonic clock in s, one question may take, and whether nobody waits for it any more."""
+
+    until: float
+    is_unwanted: Callable[[], bool]
 
 
 class LogLookup:
@@ -53,44 +65,47 @@ class LogLookup:
         self.newest = newest
         self.records = Records(pipeline)
 
-    def _backwards(self, slot: TopicPartition, until: float) -> Iterator[Record]:
+    def _backwards(self, slot: TopicPartition, search: _Search) -> Iterator[Record]:
         """Yield a partition's records, the newest chunk first."""
         low, high = self.broker.offset_range(slot)
         for begin, end in backwards(low, high, CHUNK_OFFSETS):
             for batch in self.broker.read({slot: (begin, end)}):
+                if search.is_unwanted():
+                    raise AskerGoneError("the asker has gone")
                 yield from batch
-                if time.monotonic() > until:
+                if time.monotonic() > search.until:
                     raise TooFarBackError(
-                        f"not among the latest records of {slot.topic}: looked for {TIMEOUT_SECONDS:.0f} s, back to "
+                        f"not among the latest records of {slot.topic}: looked for {LOG_LOOKUP_SECONDS.max} s, back to "
                         f"offset {begin:,} of {low:,} to {high:,}"
                     )
 
-    def _find(self, topic: Topic, key: bytes, until: float) -> Record | None:
+    def _find(self, topic: Topic, key: bytes, search: _Search) -> Record | None:
         """Return the newest record with this key; where the key decides the partition, only that one is read."""
         name = topic.name(self.pipeline.name)
         partitions = self.broker.partitions(name)
         if not partitions:
             return None
         slot = TopicPartition(name, 0 if topic.partitions == 1 else partition_of(key, partitions))
-        return next((record for record in self._backwards(slot, until) if record.key() == key), None)
+        return next((record for record in self._backwards(slot, search) if record.key() == key), None)
 
-    def prediction(self, event_id: str) -> dict[str, Any] | None:
+    def prediction(self, event_id: str, is_unwanted: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
         """Return one prediction: its event, vector, scores, versions and label; None where the log has none.
 
-        Raises TooFarBackError where it is not among the latest, and the rest of the log takes too long to read.
+        `is_unwanted` is asked while the log is read. Raises TooFarBackError where it is not among the latest, and the
+        rest of the log takes too long to read; AskerGoneError once it is not wanted any more.
         """
-        until, key = time.monotonic() + TIMEOUT_SECONDS, event_id.encode()
-        record = self._find(topics.PREDICTION_LOG, key, until)
+        search, key = _Search(time.monotonic() + LOG_LOOKUP_SECONDS.max, is_unwanted), event_id.encode()
+        record = self._find(topics.PREDICTION_LOG, key, search)
         if record is None:
             return None
         log = self.records.prediction_log.decode(record.value() or b"")
         return self.event_and_vector(record, log) | {
             "found_in": "log",
             "scores": [
-                self._score(log["champion"], "champion", until),
-                *(self._score(score, "challenger", until) for score in log["challengers"]),
+                self._score(log["champion"], "champion", search),
+                *(self._score(score, "challenger", search) for score in log["challengers"]),
             ],
-            "outcome": self._outcome(key, until),
+            "outcome": self._outcome(key, search),
         }
 
     def event_and_vector(self, record: Record, log: PredictionLog) -> dict[str, Any]:
@@ -150,30 +165,30 @@ class LogLookup:
                 return place | {"record": event}
         return gone
 
-    def _score(self, score: Mapping[str, Any], role: str, until: float) -> dict[str, Any]:
+    def _score(self, score: Mapping[str, Any], role: str, search: _Search) -> dict[str, Any]:
         manifest = self.manifest(score["model"], score["version"])
         if manifest is None:
             with contextlib.suppress(TooFarBackError):  # the answer is useful without it
-                manifest = self._manifest(score["model"], score["version"], until)
+                manifest = self._manifest(score["model"], score["version"], search)
         return {**score, "role": "baseline" if score["model"] == "baseline" else role, "manifest": manifest}
 
-    def _manifest(self, model: str, version: int, until: float) -> Mapping[str, Any] | None:
+    def _manifest(self, model: str, version: int, search: _Search) -> Mapping[str, Any] | None:
         """Return an older version's manifest from the log; version 0, which has learned nothing, has none."""
         if not version:
             return None
         key = model.encode()
-        for record in self._backwards(TopicPartition(topics.MODELS.name(self.pipeline.name), 0), until):
+        for record in self._backwards(TopicPartition(topics.MODELS.name(self.pipeline.name), 0), search):
             manifest = self.records.manifest.of(record.value()) if record.key() == key else None
             if manifest and manifest["version"] == version:
                 return public_manifest(manifest)
         return None
 
-    def _outcome(self, key: bytes, until: float) -> dict[str, Any]:
+    def _outcome(self, key: bytes, search: _Search) -> dict[str, Any]:
         try:
-            expired = self._find(topics.EXPIRED, key, until)
+            expired = self._find(topics.EXPIRED, key, search)
             if expired is not None:
                 return {"state": "expired", **_place(expired)}
-            record = self._find(topics.EXAMPLES, key, until)
+            record = self._find(topics.EXAMPLES, key, search)
         except TooFarBackError as error:
             return {"state": "pending", "why": str(error)}
         if record is None:

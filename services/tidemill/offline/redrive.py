@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Aborted, BrokerError, Fenced
+from tidemill.limits import MESSAGE_BYTES
 from tidemill.offline.dead_letters import DeadLetters, LetterFilter
-from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES
 from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition
 from tidemill.wire import dead_letters, topics
 from tidemill.wire.dead_letters import DeadLetter, RedriveMark
@@ -122,8 +122,8 @@ class Redrive:
             source = letters.sources.get(letter.topic)
             if source is None:
                 counts.unsendable[f"it is about {_short(letter.topic)}, which a service of ours writes"] += 1
-            elif _size(record) > MAX_MESSAGE_BYTES:
-                counts.unsendable[f"it has more than {MAX_MESSAGE_BYTES:,} bytes, which the validator never takes"] += 1
+            elif _size(record) > MESSAGE_BYTES.max:
+                counts.unsendable[f"it has more than {MESSAGE_BYTES.max:,} bytes, which the validator never takes"] += 1
             elif letter.place in letters.redriven and not self.again:
                 counts.redriven_before += 1
             else:

@@ -20,12 +20,15 @@ from tidemill.errors import ArtifactError, StoreError
 from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.lookup import LogLookup, public_manifest
 from tidemill.offline.prediction_reader import Prediction, PredictionReader, Ranges
-from tidemill.registry.latest import Version, versions
+from tidemill.registry.latest import versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records, Score, vector_to_x
+
+#: A model's name, version and epoch.
+Version = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,8 @@ class ReplayReport:
 
 
 def version_of(score: Score) -> Version:
-    """Return which version of which model made a score."""
-    return score["model"], score["version"]
+    """Return which version of which model, in which of its lives, made a score."""
+    return score["model"], score["version"], score["epoch"]
 
 
 class _Model(NamedTuple):
@@ -181,11 +184,12 @@ class Replay:
             score, probabilities = self.pipeline.kind.predict(model, vector_to_x(prediction.log["features"]["vector"]))
         except Exception as error:  # a model's own code
             return f"model {version[0]!r} version {version[1]} raised {type(error).__name__}: {error}"
-        return {"model": version[0], "version": version[1], "score": score, "probabilities": probabilities}
+        name, number, epoch = version
+        return {"model": name, "version": number, "epoch": epoch, "score": score, "probabilities": probabilities}
 
     def _undeclared(self, version: Version, manifest: Manifest | None) -> str:
         """Return why a version is not of the present declaration; "" where it is."""
-        name, number = version
+        name, number, _ = version
         if not self.pipeline.knows(name):
             return f"model {name!r} is not declared any more: name the pipeline's file as it was then"
         if manifest and manifest.declaration != self.pipeline.declaration_hash(name):
@@ -204,7 +208,7 @@ class Replay:
     ) -> Iterator[_Model]:
         """Yield versions as the scorer opens them: from their artifacts, after all checks."""
         for version in wanted:
-            name, number = version
+            name, number, _ = version
             manifest = manifests.get(version)
             why = self._undeclared(version, manifest)
             if why:
@@ -234,7 +238,7 @@ class Replay:
         progress: Progress | None,
     ) -> Iterator[_Model]:
         """Yield versions as one fold over the examples reaches them, those with the fewest examples first."""
-        waiting: dict[FoldRange, Version] = {}
+        waiting: dict[FoldRange, list[Version]] = {}
         for version in wanted:
             manifest = manifests.get(version)
             why = self._undeclared(version, manifest)
@@ -242,10 +246,11 @@ class Replay:
                 yield _Model(version, None, why)
             else:
                 begin = manifest.begin if manifest else self.pipeline.parts(version[0])[1]
-                waiting[FoldRange(*version, begin)] = version
+                waiting.setdefault(FoldRange(version[0], version[1], begin), []).append(version)
         for reached in Refold(self.pipeline, self.broker).snapshots(waiting, progress):
             why = f"{reached.why}; without --rebuild the artifact is taken" if reached.why else ""
-            yield _Model(waiting[reached.target], reached.fold.model if reached.fold else None, why)
+            for version in waiting[reached.target]:
+                yield _Model(version, reached.fold.model if reached.fold else None, why)
 
     def details(self, replayed: Sequence[ReplayedPrediction], progress: Progress | None = None) -> list[dict[str, Any]]:
         """Return everything about some predictions, as the status service does: event, vector, scores, outcome."""

@@ -84,6 +84,7 @@ class Decision:
     rate: float = 0.0
     evidence: Sequence[EvidenceLine] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    epochs: Mapping[str, int] = field(default_factory=dict)
     signature: str = ""
 
     @property

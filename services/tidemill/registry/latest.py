@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeVar
 
 from tidemill.errors import ArtifactError
 from tidemill.registry.manifests import Manifest, Registry
@@ -14,6 +15,9 @@ log = logging.getLogger(__name__)
 
 #: A model's name and version.
 Version = tuple[str, int]
+
+#: The same, or with the model's epoch.
+AnyVersion = TypeVar("AnyVersion", tuple[str, int], tuple[str, int, int])
 
 #: How many manifests back a learner looks for one whose artifact is intact.
 MAX_MANIFESTS_BACK = 20
@@ -71,15 +75,17 @@ def latest(
 
 
 def versions(
-    broker: Broker, registry: Registry, wanted: Collection[Version]
-) -> tuple[dict[Version, Manifest], dict[Version, str]]:
+    broker: Broker, registry: Registry, wanted: Collection[AnyVersion]
+) -> tuple[dict[AnyVersion, Manifest], dict[AnyVersion, str]]:
     """Return the manifests of these versions, and for a version with only a forged manifest why that was refused.
 
-    The topic is read backwards until all are found. Of a version that was published twice, the newer manifest counts.
+    The topic is read backwards until all are found. Where several lives of a model have a version of that number, the
+    last life counts unless the epoch is given.
     """
-    manifests: dict[Version, Manifest] = {}
-    refused: dict[Version, str] = {}
-    partition, codec, missing = models_partition(registry), registry.records.manifest, set(wanted)
+    manifests: dict[AnyVersion, Manifest] = {}
+    refused: dict[AnyVersion, str] = {}
+    partition, codec = models_partition(registry), registry.records.manifest
+    missing: dict[tuple[Any, ...], AnyVersion] = {version: version for version in wanted}
     low, high = broker.offset_range(partition)
     for begin, end in backwards(low, high, FIRST_READ_OFFSETS, growth=4):
         if not missing:
@@ -92,12 +98,13 @@ def versions(
                 except Exception:  # forged bytes may make the decoder raise anything
                     log.error("manifest refused", extra={"cause": "it can't be decoded", "offset": record.offset()})
                     continue
-                version = fields["model"], fields["version"]
-                if version not in missing:
-                    continue
-                try:
-                    manifests[version] = registry.decode(value)
-                except ArtifactError as error:
-                    refused[version] = str(error)
-        missing -= manifests.keys()
+                named = fields["model"], fields["version"], fields["epoch"]
+                for version in (missing[key] for key in (named[:2], named) if key in missing):
+                    if version in manifests and manifests[version].epoch > fields["epoch"]:
+                        continue
+                    try:
+                        manifests[version] = registry.decode(value)
+                    except ArtifactError as error:
+                        refused[version] = str(error)
+        missing = {version: version for version in missing.values() if version not in manifests}
     return manifests, {version: why for version, why in refused.items() if version in missing}

@@ -15,10 +15,12 @@ import river
 
 import tidemill
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 from tidemill.errors import ArtifactError
 from tidemill.models.segments import segment_metrics
 from tidemill.models.snapshot import Snapshot
 from tidemill.registry import snapshots
+from tidemill.registry.parts import Parts, parts_of
 from tidemill.registry.store import ArtifactStore, sha256
 from tidemill.wire.records import Records, vector_to_x
 
@@ -47,6 +49,7 @@ class Manifest:
     seconds: float = 0.0
     schemas: Mapping[str, int] = field(default_factory=dict)
     segments: Sequence[Mapping[str, Any]] = ()
+    epoch: int = 0
     signature: str = ""
 
 
@@ -83,6 +86,7 @@ class Registry:
         self.records = Records(pipeline)
         self.store = store
         self.key = key
+        self._parts: dict[str, Parts] = {}
 
     def _signature(self, manifest: Manifest) -> str:
         unsigned = dataclasses.replace(manifest, signature="")
@@ -100,10 +104,12 @@ class Registry:
         *,
         parent: int = 0,
         seconds: float = 0.0,
+        epoch: int = 0,
     ) -> Manifest:
         """Store a snapshot and return its signed manifest; `vectors` become the golden ones.
 
-        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took.
+        `parent` is the version that it went on from, `seconds` the CPU time that learning all of it took, `epoch` the
+        model's life.
         Raises ScoreError where the model gives one of them a value that is no score of the task, ArtifactError where it
         fails or can't be saved.
         """
@@ -115,9 +121,7 @@ class Registry:
             }
             for vector in vectors
         ]
-        values = (
-            {type(metric).__name__: float(metric.get()) for metric in snapshot.metrics} if snapshot.examples else {}
-        )
+        values = Scorecard(snapshot.metrics).values() if snapshot.examples else {}
         digest = self.store.put(snapshots.dump(snapshot.saved()))
         manifest = Manifest(
             pipeline=self.pipeline.name,
@@ -140,6 +144,7 @@ class Registry:
             seconds=seconds,
             schemas={kind: getattr(self.records, kind).id for kind in SCHEMA_KINDS},
             segments=segment_metrics(self.pipeline, snapshot.segments),
+            epoch=epoch,
         )
         return dataclasses.replace(manifest, signature=self._signature(manifest))
 
@@ -232,6 +237,13 @@ class Registry:
         self.store.put_note(manifest.sha256, self.encode(made))
         return made
 
+    def parts(self, model: str) -> Parts:
+        """Return what a version of a declared model may consist of: what the model and the metrics do."""
+        name = self.pipeline.parts(model)[0]
+        if name not in self._parts:
+            self._parts[name] = parts_of(self.pipeline.model(name), self.pipeline.metric())
+        return self._parts[name]
+
     def open(self, manifest: Manifest, pause: float = 0.0) -> Snapshot:
         """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails.
 
@@ -245,7 +257,7 @@ class Registry:
                 f"{name} was learned under another declaration of the model, the vector or protect; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
-        fields = snapshots.load(self.artifact(manifest)[1], pause)
+        fields = snapshots.load(self.artifact(manifest)[1], pause, parts=self.parts(manifest.model))
         try:
             snapshot = Snapshot(**fields)
         except TypeError as error:

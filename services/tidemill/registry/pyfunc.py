@@ -4,9 +4,9 @@ MLflow holds a folder for each: `manifest` (as on the models topic), `artifact` 
 and vector). MLflow calls `_load_pyfunc`, by this module's name in its MLmodel file. No pickle of MLflow's own is made
 or read.
 
-checked  the artifact's SHA-256 against the manifest, then its classes (the allow-list), River's version, the golden
-         scores; and the manifest's signature where TIDEMILL_SIGNING_KEY is set: without a key, who can write to
-         MLflow's store can replace the model by another one, of River's classes and plain values alone
+checked  the manifest's signature, with TIDEMILL_SIGNING_KEY: without it nothing is opened, since who can write to
+         MLflow's store could put another model there; then the artifact's SHA-256 against the manifest, River's
+         version, what the artifact consists of (any of River's models: there is no declaration), the golden scores
 """
 
 from __future__ import annotations
@@ -85,14 +85,19 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
 
 
 def _verified(codec: Codec, data: bytes) -> dict[str, Any]:
-    """Return a manifest. Raises ArtifactError where it is damaged or, where a key is set, not signed with that."""
+    """Return a manifest. Raises ArtifactError where it is damaged, not signed with the key, or where there is none."""
+    key = os.environ.get("TIDEMILL_SIGNING_KEY", "").encode()
+    if not key:
+        raise ArtifactError(
+            "TIDEMILL_SIGNING_KEY is not set: without it nobody knows whose model this is, so it is not opened; give "
+            "this process the key that the version was signed with"
+        )
     try:
         manifest: dict[str, Any] = codec.decode(data)
         unsigned = codec.encode({**manifest, "signature": ""})
     except Exception as error:  # forged bytes may make the decoder raise anything
         raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
-    key = os.environ.get("TIDEMILL_SIGNING_KEY", "").encode()
-    if key and not hmac.compare_digest(hmac.new(key, unsigned, "sha256").hexdigest(), manifest["signature"]):
+    if not hmac.compare_digest(hmac.new(key, unsigned, "sha256").hexdigest(), manifest["signature"]):
         raise ArtifactError(
             f"the manifest of {manifest['model']!r} version {manifest['version']} has a wrong signature: "
             f"it is damaged, forged, or signed with another TIDEMILL_SIGNING_KEY"

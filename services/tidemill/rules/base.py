@@ -23,6 +23,10 @@ LARGEST_NUMBER = 1e15
 #: How far a stream's time may lie ahead of this machine's clock, at most; `Pipeline.future_tolerance` may be shorter.
 FUTURE_TOLERANCE = "1h"
 
+#: A stream's time that is a plain long is refused before this, unless the declaration has a `not_before` of its own:
+#: seconds where milliseconds were expected lie in January 1970.
+EARLIEST_TIME = "1971-01-01"
+
 NUMBERS = ("int", "long", "float", "double")
 TEXTS = ("string", "enum")
 

@@ -10,18 +10,22 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from tidemill import metrics
+from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import BrokerError, SettingsError
+from tidemill.errors import BrokerError, SettingsError, StoreError
+from tidemill.runtime.doctor import check_settings, keep_alive
 from tidemill.settings import Settings
+from tidemill.stream.api import Broker, TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.loop import Loop, Service, stop_on_signals
+from tidemill.stream.kafka.settings import ClusterSettings
+from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop, Service, stop_on_signals
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
+from tidemill.wire.services import group
 
 if TYPE_CHECKING:
     from tidemill.declare.view import View
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from tidemill.registry.manifests import Registry
 
 log = logging.getLogger(__name__)
+
+Store = TypeVar("Store")
 
 #: A loop that has not completed a turn for this long is no longer alive.
 STALLED_SECONDS = 30.0
@@ -44,12 +50,15 @@ def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
 
 
-def registry_of(pipeline: Pipeline, settings: Settings) -> Registry:
-    """Return the registry that the settings name. Raises SettingsError where there is no signing key."""
+def registry_of(pipeline: Pipeline, settings: Settings, *, must_answer: bool = True) -> Registry:
+    """Return the registry that the settings name. Raises SettingsError where there is no signing key.
+
+    Raises StoreError where the artifact store can't be used, unless `must_answer` is False.
+    """
     from tidemill.registry.manifests import Registry
     from tidemill.registry.store import ArtifactStore
 
-    return Registry(pipeline, ArtifactStore(settings.store_url), settings.signing_secret())
+    return Registry(pipeline, ArtifactStore(settings.store_url, create=must_answer), settings.signing_secret())
 
 
 def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]) -> None:
@@ -62,7 +71,40 @@ def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]
         )
 
 
-class LoopHealth(metrics.Health):
+def has_worked(broker: Broker, name: str, pipeline: Pipeline, model: str = "") -> bool:
+    """Whether a service has worked before: a topic that it alone writes has records, or its group has committed."""
+
+    def partitions(topic: Topic) -> list[TopicPartition]:
+        return [TopicPartition(topic.name(pipeline.name), n) for n in range(topic.partitions or pipeline.partitions)]
+
+    own = [p for topic in topics.writes(name) if topic.writers == (name,) for p in partitions(topic)]
+    consumed = [p for topic in topics.consumes(name) for p in partitions(topic)]
+    try:
+        if any(broker.offset_range(partition)[1] for partition in own):
+            return True
+        committed = broker.committed(group(name, pipeline.name, model), consumed)
+    except BrokerError as error:  # as while the transaction of a killed predecessor is open
+        log.warning("it is not known whether the service has worked before", extra={"cause": str(error)})
+        return True
+    return any(position is not None for position in committed.values())
+
+
+def _reach(context: Context, name: str, connect: Callable[[bool], Store]) -> Store:
+    """Return what a service keeps or reads elsewhere; `connect` takes whether it must answer now.
+
+    A store that is away stops no service that has worked before: it goes on, and uses the store when that is back.
+    Raises StoreError at the first start: an address that was never reached may be wrong.
+    """
+    try:
+        return connect(True)
+    except StoreError as error:
+        if not has_worked(context.broker, name, context.pipeline, context.model or ""):
+            raise
+        log.error("started without its store, which is used as soon as it answers", extra={"cause": str(error)})
+        return connect(False)
+
+
+class LoopHealth(probes.Health):
     """Alive while the loop turns; ready once the state of its partitions is restored."""
 
     def __init__(self, loop: Loop, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,12 +129,13 @@ class Follower(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a service is built from. `model` is the learner's, or None."""
+    """What a service is built from. `model` is the learner's, or None; `keep_alive` is the loop's, in seconds."""
 
     pipeline: Pipeline
     settings: Settings
     broker: KafkaBroker
     model: str | None = None
+    keep_alive: float = KEEP_ALIVE_SECONDS
 
 
 #: Takes the context; returns the function that runs the service until SIGTERM or SIGINT.
@@ -128,6 +171,7 @@ def _validator() -> Build:
             from tidemill.encoding.schema_registry import SchemaRegistry
 
             schemas = SchemaFollower(context.pipeline, SchemaRegistry(url), settings.registry_seconds)
+            _reach(context, "validator", schemas.connect)
         return partial(_loop, context, build(context.pipeline, schemas, fuse=settings.fuse), schemas)
 
     return compose
@@ -135,11 +179,11 @@ def _validator() -> Build:
 
 def _featurizer() -> Build:
     from tidemill.features.lookup import StoredRemoteViews
-    from tidemill.features.redis import RedisReader, connect
+    from tidemill.features.redis import RedisReader
     from tidemill.stages.featurizer.service import build
 
     def compose(context: Context) -> Callable[[], None]:
-        pipeline, client = context.pipeline, connect(context.settings.redis_url.get_secret_value())
+        pipeline, client = context.pipeline, _redis(context, "featurizer")
         others = StoredRemoteViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
         stores = _stores(pipeline, client, pipeline.inline_views)
         return partial(_loop, context, build(pipeline, stores, others if pipeline.remote_views else None))
@@ -148,25 +192,33 @@ def _featurizer() -> Build:
 
 
 def _materializer() -> Build:
-    from tidemill.features.redis import connect
     from tidemill.stages.materializer.service import build
 
     def compose(context: Context) -> Callable[[], None]:
-        pipeline, client = context.pipeline, connect(context.settings.redis_url.get_secret_value())
+        pipeline, client = context.pipeline, _redis(context, "materializer")
         return partial(_loop, context, build(pipeline, _stores(pipeline, client, pipeline.remote_views)))
 
     return compose
+
+
+def _redis(context: Context, name: str) -> Redis:
+    from tidemill.features.redis import connect
+
+    url = context.settings.redis_url.get_secret_value()
+    return _reach(context, name, lambda must_answer: connect(url, must_answer=must_answer))
+
+
+def _registry(context: Context, name: str) -> Registry:
+    return _reach(
+        context, name, lambda must_answer: registry_of(context.pipeline, context.settings, must_answer=must_answer)
+    )
 
 
 def _stores(pipeline: Pipeline, client: Redis, views: Iterable[View]) -> Mapping[str, RedisView]:
     from tidemill.features.redis import RedisView
     from tidemill.features.views import schema
 
-    stores = {}
-    for view in views:
-        stores[view.label] = RedisView(client, pipeline.name, view.label)
-        stores[view.label].describe(schema(pipeline, view))
-    return stores
+    return {view.label: RedisView(client, pipeline.name, view.label, schema(pipeline, view)) for view in views}
 
 
 def _scorer() -> Build:
@@ -174,7 +226,7 @@ def _scorer() -> Build:
     from tidemill.stages.scorer.service import build
 
     def compose(context: Context) -> Callable[[], None]:
-        models = ModelFeed(registry_of(context.pipeline, context.settings), context.broker)
+        models = ModelFeed(_registry(context, "scorer"), context.broker)
         return partial(_loop, context, build(context.pipeline, models.take), models)
 
     return compose
@@ -196,7 +248,7 @@ def _learner() -> Build:
         service = build(
             pipeline,
             model,
-            registry_of(pipeline, settings),
+            _registry(replace(context, model=model), "learner"),
             context.broker,
             every_examples=settings.snapshot_examples,
             every_seconds=settings.snapshot_seconds,
@@ -212,7 +264,7 @@ def _gate() -> Build:
     def compose(context: Context) -> Callable[[], None]:
         pipeline, settings = context.pipeline, context.settings
         token = settings.status_token.get_secret_value().encode()
-        return partial(_loop, context, build(pipeline, registry_of(pipeline, settings), context.broker, token))
+        return partial(_loop, context, build(pipeline, _registry(context, "gate"), context.broker, token))
 
     return compose
 
@@ -222,7 +274,10 @@ def _archiver() -> Build:
     from tidemill.watch.archiver.service import build
 
     def compose(context: Context) -> Callable[[], None]:
-        files = Files(context.settings.archive_url, "archive_url", "archive")
+        url = context.settings.archive_url
+        files = _reach(
+            context, "archiver", lambda must_answer: Files(url, "archive_url", "archive", create=must_answer)
+        )
         return partial(_loop, context, build(context.pipeline, files, context.settings.archive_seconds))
 
     return compose
@@ -236,7 +291,7 @@ def _monitor() -> Build:
         pipeline, settings = context.pipeline, context.settings
         service = MonitorService(pipeline, context.broker, settings, Sender(settings.brokers, settings.kafka))
         if settings.http_port:
-            metrics.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
+            probes.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
         return service.run
 
@@ -284,13 +339,14 @@ def load(name: str) -> Build:
 
 def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
     """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
-    build, broker = load(name), broker_of(settings)
+    build, broker, cluster = load(name), broker_of(settings), ClusterSettings()
     if SERVICES[name].needs_kafka:
         broker.connect()
-        used = {topic.name(pipeline.name) for topic in (*topics.reads(name), *topics.writes(name))}
-        check_topics(pipeline, broker, tuple(sorted(used)))
+        used = tuple(topic for topic in topics.TOPICS if name in (*topic.readers, *topic.writers))
+        check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
+        cluster = check_settings(pipeline, broker, used)
     with _extra(name):
-        service = build(Context(pipeline, settings, broker, model))
+        service = build(Context(pipeline, settings, broker, model, keep_alive(cluster)))
     service()
 
 
@@ -303,9 +359,10 @@ def _loop(context: Context, service: Service, follower: Follower | None = None) 
         interval=settings.interval_ms / 1000,
         max_batch=settings.max_batch,
         commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
+        keep_alive=context.keep_alive,
     )
     if settings.http_port:
-        metrics.serve(settings.http_port, LoopHealth(loop))
+        probes.serve(settings.http_port, LoopHealth(loop))
     stop_on_signals(loop)
     if follower:
         follower.start()

@@ -21,8 +21,14 @@ class Score(TypedDict):
 
     model: str
     version: int
+    epoch: int
     score: float
     probabilities: Mapping[str, float]
+
+
+def newness(score: Score) -> tuple[int, int]:
+    """Return what orders the versions of one model: its life, then the version; the higher, the newer."""
+    return score["epoch"], score["version"]
 
 
 class Features(TypedDict):

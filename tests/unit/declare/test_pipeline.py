@@ -11,7 +11,7 @@ from river import compose, linear_model, preprocessing
 from tidemill import Monitor, Pipeline, Stream, View, aggregates, category, load, number, rules
 from tidemill.cli.text.declaration import pipeline_text
 from tidemill.errors import DeclarationError
-from tidemill.offline.check import check_models
+from tidemill.offline.model_trial import check_models
 
 GOOD = load("flights")
 AGG = aggregates.count("1h")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tidemill.encoding import schema_files
 from tidemill.encoding.resolution import promoted, unreadable
-from tidemill.encoding.schema_limits import MAX_DEPTH, unsafe
+from tidemill.encoding.schema_limits import unsafe
+from tidemill.limits import SCHEMA_DEPTH
 
 PRIMITIVES = ("boolean", "int", "long", "float", "double", "string")
 VALUES: dict[str, Any] = {
@@ -205,9 +206,9 @@ LOOP = record(field("next", ["null", "R"]))
         (record(field("a", {"type": "array", "items": record(field("b", "int"), field("c", "null"), name="N")})),
          "field 'a.c' takes no bytes"),
         (record(field("e", record(name="Empty")), field("a", {"type": "array", "items": "Empty"})), "takes no bytes"),
-        (nested(MAX_DEPTH), "lies deeper than 16"),
-        (nested(5000), "lies deeper than 16"),
-        (doubling(6), "it has more than 10,000 fields"),
+        (nested(SCHEMA_DEPTH.max), "nested records, arrays and maps where at most 16 are allowed"),
+        (nested(5000), "nested records, arrays and maps where at most 16 are allowed"),
+        (doubling(6), "written out where it is used, has 10,001 fields where at most 10,000 are allowed"),
         (record(field("a", "Nowhere")), "field 'a' is of the type 'Nowhere', which is not known"),
         (record({"name": "a"}), "field 'a' has no type"),
         ({"type": "record", "name": "R", "fields": 7}, "fields can't be read"),
@@ -240,4 +241,4 @@ def test_ordinary_schemas_are_safe(avro_: dict[str, Any]) -> None:
 
 def test_a_null_that_is_not_repeated_and_one_with_a_branch_are_safe() -> None:
     assert unsafe(record(field("a", "null"), field("b", {"type": "array", "items": ["null", "int"]}))) == ""
-    assert unsafe(nested(MAX_DEPTH - 1)) == ""
+    assert unsafe(nested(SCHEMA_DEPTH.max - 1)) == ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,20 @@ def test_mlflow_in_another_process_scores_as_our_registry_does(mirrored: tuple[R
     assert len(set(ours)) > 20
 
 
+def sign_again(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a mirrored manifest, as one who has the key could."""
+    registry = Registry(PIPELINE, ArtifactStore("memory://none"), KEY.encode())
+    path = folder / pyfunc.MANIFEST
+    fields = registry.records.manifest.decode(path.read_bytes())
+    change(fields)
+    manifest = Manifest(**fields)
+    path.write_bytes(registry.encode(dataclasses.replace(manifest, signature=registry._signature(manifest))))
+
+
 class TestChecks:
     @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
         registered = Registered(tmp_path)
         manifest = registered.find("linear", 30)
         data = tmp_path / "data"
@@ -243,13 +255,33 @@ class TestChecks:
         with pytest.raises(ArtifactError, match="has a wrong signature"):
             pyfunc._load_pyfunc(str(folder))
 
-    def test_without_a_key_what_is_forged_is_still_rivers_own(self, folder: Path, tmp_path: Path) -> None:
+    def test_without_a_key_nothing_is_opened(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         mark = tmp_path / "was_run"
         evil = f"cos\nmkdir\n(V{mark}\ntR.".encode()
         codec = Records(PIPELINE).manifest
         manifest = codec.decode((folder / pyfunc.MANIFEST).read_bytes())
+        monkeypatch.delenv("TIDEMILL_SIGNING_KEY")
+        with pytest.raises(ArtifactError, match="TIDEMILL_SIGNING_KEY is not set"):
+            pyfunc._load_pyfunc(str(folder))
         (folder / pyfunc.ARTIFACT).write_bytes(evil)
         (folder / pyfunc.MANIFEST).write_bytes(codec.encode({**manifest, "sha256": pyfunc.sha256(evil)}))
+        with pytest.raises(ArtifactError, match="TIDEMILL_SIGNING_KEY is not set"):
+            pyfunc._load_pyfunc(str(folder))
+        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+        with pytest.raises(ArtifactError, match="wrong signature"):
+            pyfunc._load_pyfunc(str(folder))
+        assert not mark.exists()
+
+    def test_with_the_key_a_forged_artifact_runs_nothing_either(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mark = tmp_path / "was_run"
+        evil = f"cos\nmkdir\n(V{mark}\ntR.".encode()
+        (folder / pyfunc.ARTIFACT).write_bytes(evil)
+        read = pyfunc._verified
+        monkeypatch.setattr(pyfunc, "_verified", lambda *of: read(*of) | {"sha256": pyfunc.sha256(evil)})
         with pytest.raises(ArtifactError, match=r"may not contain os\.mkdir"):
             pyfunc._load_pyfunc(str(folder))
         assert not mark.exists()
@@ -264,16 +296,15 @@ class TestChecks:
     def test_another_river_and_another_vector_are_refused(
         self, folder: Path, change: dict[str, Any], words: str
     ) -> None:
-        codec, path = Records(PIPELINE).manifest, folder / pyfunc.MANIFEST
-        path.write_bytes(codec.encode(codec.decode(path.read_bytes()) | change))
+        sign_again(folder, lambda manifest: manifest.update(change))
         with pytest.raises(ArtifactError, match=words):
             pyfunc._load_pyfunc(str(folder))
 
     def test_other_scores_are_refused(self, folder: Path) -> None:
-        codec, path = Records(PIPELINE).manifest, folder / pyfunc.MANIFEST
-        manifest = codec.decode(path.read_bytes())
-        manifest["golden"][3]["score"] += 1e-9
-        path.write_bytes(codec.encode(manifest))
+        def lie(manifest: dict[str, Any]) -> None:
+            manifest["golden"][3]["score"] += 1e-9
+
+        sign_again(folder, lie)
         with pytest.raises(ArtifactError, match="gives golden vector 3 the score"):
             pyfunc._load_pyfunc(str(folder))
 

@@ -35,8 +35,8 @@ from tidemill.demo import data
 from tidemill.errors import DeclarationError, SettingsError
 from tidemill.files import Files
 from tidemill.offline.backtest import Backtest
-from tidemill.offline.check import check_models
 from tidemill.offline.history import write
+from tidemill.offline.model_trial import check_models
 from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.offline.tuning.questions import LabelledVector, Questions, from_rows, read
 from tidemill.offline.tuning.successive_halving import (
@@ -122,7 +122,7 @@ class TestQuestions:
         for record in examples:
             broker.append(record.topic(), record.value(), record.key(), record.timestamp()[1])
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
-        for topic in topics.reads("archiver"):
+        for topic in topics.consumes("archiver"):
             step.assign(TopicPartition(topic.name("flights"), 0), Position(0))
         step.process(records, discard)
         step.finish(discard)

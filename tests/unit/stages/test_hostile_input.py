@@ -176,7 +176,7 @@ def other_types(tmp_path: Path) -> Pipeline:
 def test_json_that_does_not_fit_an_enum_or_a_float_is_a_dead_letter(
     other_types: Pipeline, wrong: dict[str, Any]
 ) -> None:
-    good = {"id": "a", "at": 1, "kind": "A", "short": 1.5}
+    good = {"id": "a", "at": 1_700_000_000_000, "kind": "A", "short": 1.5}
     assert one(other_types, small.as_json(good))[0].topic() == "small.events.valid"
     assert reason(small.as_json({**good, **wrong}), other_types)
 
@@ -184,7 +184,7 @@ def test_json_that_does_not_fit_an_enum_or_a_float_is_a_dead_letter(
 def test_json_is_taken_for_what_its_avro_says(other_types: Pipeline) -> None:
     """What was checked is what goes on: a float is checked as it will be read again."""
     codec = Records(other_types).event
-    record, data = Decoder(codec).decode(small.as_json({"id": "a", "at": 1, "kind": "A", "short": 0.1}))
+    record, data = Decoder(codec).decode(small.as_json({"id": "a", "at": 1_700_000_000_000, "kind": "A", "short": 0.1}))
     assert codec.decode(data) == record
 
 
@@ -200,7 +200,7 @@ def test_one_of_over_a_field_that_cannot_be_hashed_does_not_stop_the_validator(t
         pipeline = small.make(events=events, rules=[rules.one_of("tags", ["a"])], views=[], request={"id": "id"})
     except DeclarationError:
         return  # to refuse the declaration is as good
-    assert reason(Records(pipeline).event.encode({"id": "a", "at": 1, "tags": ["a"]}), pipeline)
+    assert reason(Records(pipeline).event.encode({"id": "a", "at": 1_700_000_000_000, "tags": ["a"]}), pipeline)
 
 
 def test_a_decoder_raises_nothing_but_reject() -> None:

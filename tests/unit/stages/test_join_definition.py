@@ -186,9 +186,7 @@ def label_record(offset: int, label: Told) -> MemoryRecord:
 class Service:
     """A Joiner fed record by record from the two logs, each from its own offset."""
 
-    def __init__(
-        self, case: Case, notes: dict[TopicPartition, Position] | None = None, make: Make = highest
-    ) -> None:
+    def __init__(self, case: Case, notes: dict[TopicPartition, Position] | None = None, make: Make = highest) -> None:
         self.logs = {
             LOG: [log_record(i, e) for i, e in enumerate(case[0])],
             LABELS: [label_record(i, label) for i, label in enumerate(case[1])],

@@ -138,7 +138,7 @@ def test_a_version_is_read_in_pieces_with_a_pause_before_each() -> None:
 def test_the_feed_opens_with_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, given = Feeding(tmp_path), []
     load = snapshots.load
-    monkeypatch.setattr(snapshots, "load", lambda data, pause=0.0: given.append(pause) or load(data))
+    monkeypatch.setattr(snapshots, "load", lambda data, pause=0.0, **named: given.append(pause) or load(data, **named))
     here.swap()
     assert len(given) == 1
     assert given[0] > 0

@@ -216,6 +216,30 @@ def test_a_registry_that_is_away_when_the_service_starts_is_said_at_once(registr
         feed_of(registry).start()
 
 
+def test_without_a_registry_at_the_start_a_message_waits_until_it_was_read_once(registry: FakeRegistry) -> None:
+    clock = Clock()
+    registry.add(EVENTS, 1, CODEC.avro)
+    registry.down = True
+    feed = feed_of(registry, clock)
+    feed.connect(must_answer=False)
+    for _ in range(5):
+        with pytest.raises(Retry, match="registry does not answer"):
+            feed.find(EVENTS, 1)
+        clock.now += NOT_FOUND_PAUSE_SECONDS / 3
+        feed.refresh()
+    with pytest.raises(Retry):
+        feed.find(EVENTS, 1)
+    registry.down = False
+    clock.now += 1
+    feed.refresh()
+    assert feed.find(EVENTS, 1).same
+    with pytest.raises(Retry):
+        feed.find(EVENTS, 2)
+    clock.now += 1
+    feed.refresh()
+    assert feed.find(EVENTS, 2) is None, "an id that the registry does not have is not waited for"
+
+
 def test_the_loop_waits_for_a_new_schema_and_loses_doubles_and_reorders_nothing(registry: FakeRegistry) -> None:
     """The real loop on the broker in memory; the thread that looks is real."""
     from tidemill.stream.loop import Loop

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill import load
+from tidemill import limits, load
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
-from tidemill.stages.validator.decode import MAX_MESSAGE_BYTES, Decoder
+from tidemill.stages.validator.decode import Decoder
 from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
@@ -81,7 +81,7 @@ def test_json_becomes_the_same_avro() -> None:
         (VALID[:60], "truncated", "", ""),
         (b"\0" + (123).to_bytes(4, "big") + VALID[HEADER:], "unknown_schema", "", "123"),
         (VALID + b"\0", "trailing_bytes", "", ""),
-        (b"\0" * (MAX_MESSAGE_BYTES + 1), "too_large", "", ""),
+        (b"\0" * (limits.MESSAGE_BYTES.max + 1), "too_large", "", ""),
         (b"{" * 100_000, "not_json", "", ""),
         (b'{"a":', "not_json", "", ""),
         (as_json(flight=7.5), "wrong_type", "flight", "7.5"),

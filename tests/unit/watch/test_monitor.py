@@ -96,7 +96,7 @@ def test_a_gain_is_positive_where_it_is_better() -> None:
 
 def served(**of: object) -> dict[str, object]:
     """Return a record of the prediction log, with all that the figures of views do not look at left empty."""
-    scores = [{"model": m, "version": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.model_names]
+    scores = [{"model": m, "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.model_names]
     features = {"event_id": "e", "entity_id": "JFK", "event_time": 0, "partition": 0, "offset": 0, "partial": False,
                 "entities": {}, "as_of": {}, "stale": [], "vector": dict.fromkeys(FLIGHTS.vector)}  # fmt: skip
     return {"features": features | of, "champion": scores[0], "challengers": scores[1:]}
@@ -540,7 +540,7 @@ def test_one_long_category_costs_its_own_length_only() -> None:
 def test_labels_that_come_later_than_the_reference_is_long_do_not_end_it() -> None:
     made, hour = core(), 3_600_000
     vector = dict.fromkeys(FLIGHTS.vector) | {"carrier": "UA"}
-    scores = [{"model": m, "version": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.model_names]
+    scores = [{"model": m, "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.model_names]
     for n in range(500):
         features = {"event_id": f"e{n}", "entity_id": "JFK", "event_time": n * hour // 100, "partition": 0, "offset": n,
                     "partial": False, "entities": {}, "as_of": {}, "stale": [], "vector": vector}  # fmt: skip

@@ -13,8 +13,8 @@ import pytest
 from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, decision, figure, letter, predicted, window
 
 from tidemill.errors import BrokerError, StoreError
+from tidemill.limits import STATUS_BODY_BYTES
 from tidemill.offline.lookup import TooFarBackError
-from tidemill.watch.status.app import MAX_BODY_BYTES
 from tidemill.watch.status.overview import flow
 from tidemill.watch.status.scrape import Instance, Scraper, parse
 from tidemill.wire import topics
@@ -287,7 +287,7 @@ def test_a_service_that_is_killed_in_the_middle_of_its_answer_is_down_and_nothin
 
 def acknowledge(site: Site, token: str | None, name: str = "drift:distance", body: Any = None) -> Any:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    given = {"by": "anna", "why": "looking"} if body is None else body
+    given = {"why": "looking"} if body is None else body
     return site.client.post(f"/api/alerts/{name}/acknowledge", json=given, headers=headers)
 
 
@@ -299,7 +299,7 @@ def test_an_alert_is_acknowledged_with_the_token_only(site: Site) -> None:
     assert acknowledge(site, TOKEN).status_code == 200
     assert site.said == [("drift:distance", "anna", "looking")]
     assert acknowledge(site, TOKEN, "no:such").status_code == 404
-    assert acknowledge(site, TOKEN, body={"by": "", "why": "x"}).status_code == 422
+    assert acknowledge(site, TOKEN, body={"by": "bob", "why": ""}).status_code == 422
 
 
 def decided(number: int, kind: str = "promoted", command: str = "", **champion: Any) -> bytes:
@@ -310,7 +310,7 @@ def decided(number: int, kind: str = "promoted", command: str = "", **champion: 
             "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
             "examples": 9, "since": 9, "command": command, "subject": ref, "champion": ref,
             "before": {"model": "logreg", "version": 0}, "on_probation_against": {"model": "", "version": 0}, "pinned": False,
-            "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "signature": "s",
+            "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "epochs": {}, "signature": "s",
         }
     )  # fmt: skip
 
@@ -373,7 +373,7 @@ def test_a_candidate_that_answers_is_among_the_models(site: Site) -> None:
 
 
 def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site) -> None:
-    wish = {"id": "0123456789", "kind": "promote", "target": "slow@70", "by": "anna", "why": "it was better"}
+    wish = {"id": "0123456789", "kind": "promote", "target": "slow@70", "by": "somebody else", "why": "it was better"}
 
     def ask(token: str = TOKEN, **changes: Any) -> Any:
         return site.client.post("/api/commands", json=wish | changes, headers={"Authorization": f"Bearer {token}"})
@@ -386,7 +386,6 @@ def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site
         {"begin": 10**20},
         {"id": "short"},
         {"id": "with a space"},
-        {"by": ""},
         {"why": ""},
         {"steps": 0},
     ):
@@ -394,8 +393,8 @@ def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site
     assert site.asked == []
     answer = ask()
     assert (answer.status_code, answer.json()) == (202, {"id": "0123456789", "decision": None})
-    ((said, target),) = site.asked
-    assert (said.kind, target.model, target.version, said.by) == ("promote", "slow", 70, "anna")
+    ((said, target, by),) = site.asked
+    assert (said.kind, target.model, target.version, by) == ("promote", "slow", 70, "anna")
     assert site.get("/api/commands/0123456789")["decision"] is None
     site.tell(topics.PROMOTIONS, decided(1, command="0123456789"))
     assert site.get("/api/commands/0123456789")["decision"]["kind"] == "promoted"
@@ -404,7 +403,7 @@ def test_the_gate_is_asked_with_the_token_only_and_its_answer_is_told(site: Site
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(site: Site) -> None:
-    assert acknowledge(site, TOKEN, body={"by": "a", "why": "x" * MAX_BODY_BYTES}).status_code == 413
+    assert acknowledge(site, TOKEN, body={"by": "a", "why": "x" * STATUS_BODY_BYTES.max}).status_code == 413
 
     def pieces() -> Iterator[bytes]:
         yield b"x" * 100

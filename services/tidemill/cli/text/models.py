@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.cli.text.shared import format_value, minute, model_text, moment, printable, render, second
+from tidemill.cli.text.shared import format_value, minute, model_text, printable, render, second
 from tidemill.models.evidence import Interval
 from tidemill.offline.compare import ComparisonReport
 from tidemill.registry.manifests import Manifest
@@ -50,7 +50,7 @@ def versions_text(versions: Versions, store: ArtifactStore, newest: Sequence[Ver
             format_value(one.key, 40),
             f"{manifest.version}",
             f"{manifest.examples:,}",
-            moment(manifest.created_at),
+            minute(manifest.created_at),
             versions.pipeline.role(manifest.model, versions.champion),
             *metrics,
             format_value(manifest.river, 20),

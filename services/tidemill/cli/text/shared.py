@@ -27,7 +27,8 @@ def render(*parts: Any) -> str:
     if sys.stdout.isatty():
         width = max(MIN_WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
     out = io.StringIO()
-    console = Console(file=out, width=width, highlight=False)
+    # What users and data say is printed as it is: [a-z] is a pattern, and no markup; :x: is no picture.
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
@@ -42,16 +43,11 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
     return table
 
 
-def minute(ms: int) -> str:
-    """Return a time to the minute, in UTC."""
-    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def moment(ms: float) -> str:
-    """Return a time to the minute; the number itself where no calendar has such a time."""
+def minute(ms: float) -> str:
+    """Return a time to the minute, in UTC; the number itself where no calendar has such a time."""
     try:
-        return minute(int(ms))
-    except (ValueError, OverflowError, OSError):  # a time that no calendar has
+        return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
         return str(ms)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tidemill.cli.text.shared import moment, new_table, render
+from rich.text import Text
+
+from tidemill.cli.text.shared import minute, new_table, render
 
 if TYPE_CHECKING:
     from tidemill.offline.suggest.core import Field, Suggestion, Suggestions
@@ -22,7 +24,7 @@ def suggestions_text(suggestions: Suggestions) -> str:
     for one in suggestions.fields:
         row = [one.name, f"{one.nulls:,}" if one.nulls else "", _seen(one)]
         if not one.suggestions:
-            table.add_row(*row, f"[dim]{one.note}[/dim]" if one.note else "")
+            table.add_row(*row, Text(one.note, style="dim"))
         for suggestion in one.suggestions:
             table.add_row(*row, *_suggested(suggestion, is_time=one.name in times))
             row = [""] * 3
@@ -40,7 +42,7 @@ def suggestions_text(suggestions: Suggestions) -> str:
 def _seen(one: Field) -> str:
     if one.lowest is not None and one.highest is not None:
         if one.is_time:
-            return f"{moment(one.lowest)[:10]} to {moment(one.highest)[:10]}"
+            return f"{minute(one.lowest)[:10]} to {minute(one.highest)[:10]}"
         return f"{one.lowest:,.10g} to {one.highest:,.10g}"
     return "" if one.distinct == 0 else "many values" if one.distinct is None else f"{one.distinct:,} values"
 
@@ -53,5 +55,5 @@ def _suggested(one: Suggestion, *, is_time: bool) -> tuple[str, ...]:
 
 
 def _counted(values: Sequence[tuple[Any, int]], *, is_time: bool) -> str:
-    named = [(moment(value) if is_time and value is not None else repr(value), times) for value, times in values]
+    named = [(minute(value) if is_time and value is not None else repr(value), times) for value, times in values]
     return ", ".join(name + (f" ({times:,} times)" if times > 1 else "") for name, times in named)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -341,7 +340,7 @@ def _matches(profile: Profile, max_share: float) -> Suggestion | None:
 
     def learned(before: Array) -> Callable[[Any], bool]:
         earlier = pattern_of(before.tolist(), max_share)
-        return lambda value: earlier is not None and re.fullmatch(earlier, value) is not None
+        return rules.matches(profile.name, earlier).passes if earlier else lambda _: False
 
     return Suggestion(
         profile.name,

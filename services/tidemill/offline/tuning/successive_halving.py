@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 from tidemill.declare.search import Parameters, Search, name_of
 from tidemill.errors import SettingsError
 from tidemill.offline.tuning.questions import Questions
@@ -77,27 +78,27 @@ class SearchOptions:
     seed: int
     metric: str = ""
 
-    def metric_of(self, pipeline: Pipeline) -> Any:
-        """Return the metric that decides. Raises SettingsError where the pipeline has no such, or searches nothing."""
+    def metric_of(self, pipeline: Pipeline) -> tuple[str, Any]:
+        """Return the metric that decides, with its name. Raises SettingsError where it has none to tune by."""
         if not pipeline.search:
             raise SettingsError(
                 f"pipeline {pipeline.name!r} declares nothing to search: give it "
                 f"search={{'name': Search(function, {{parameter: range}})}}"
             )
-        metrics = {type(metric).__name__: metric for metric in pipeline.metric()}
+        metrics = dict(Scorecard(pipeline.metric()))
         name = self.metric or list(metrics)[min(1, len(metrics) - 1)]
         if name not in metrics:
             raise SettingsError(f"--metric {name!r} is none of the pipeline's: it has {', '.join(metrics)}")
         if not hasattr(metrics[name], "bigger_is_better"):
             raise SettingsError(f"--metric {name!r} does not say whether more is better, by bigger_is_better")
-        return metrics[name]
+        return name, metrics[name]
 
 
 class PrequentialRun:
     """One model's run through the questions. Its metrics are updated when and with what the learner's would be."""
 
     def __init__(self, pipeline: Pipeline, questions: Questions, model: Any) -> None:
-        self.questions, self.model, self.metrics = questions, model, pipeline.metric()
+        self.questions, self.model, self.scorecard = questions, model, Scorecard(pipeline.metric())
         self.examples = 0
         self.seconds = 0.0
         self._kind = pipeline.kind
@@ -121,8 +122,7 @@ class PrequentialRun:
                     continue
                 score, probabilities = self._answers.pop(~step)
                 label = questions.examples[~step].label
-                for metric in self.metrics:
-                    kind.update(metric, label, score, probabilities)
+                self.scorecard.update(label, kind.judged(score, probabilities))
                 kind.learn(self.model, questions.x(~step), label)
                 self.examples += 1
         finally:
@@ -131,7 +131,7 @@ class PrequentialRun:
     @property
     def values(self) -> dict[str, float]:
         """The metrics over what was learned so far."""
-        return {type(metric).__name__: float(metric.get()) for metric in self.metrics} if self.examples else {}
+        return self.scorecard.values() if self.examples else {}
 
     def release(self) -> None:
         """Drop the model; the figures stay."""
@@ -193,9 +193,9 @@ class SuccessiveHalving:
         progress: Progress | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        metric = options.metric_of(pipeline)
+        name, metric = options.metric_of(pipeline)
         self.pipeline, self.questions, self.options = pipeline, questions, options
-        self.metric, self._sign = type(metric).__name__, 1 if metric.bigger_is_better else -1
+        self.metric, self._sign = name, 1 if metric.bigger_is_better else -1
         self._progress, self._clock = progress or (lambda _: None), clock
         self._started = clock()
         if not len(questions):

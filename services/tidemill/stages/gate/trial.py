@@ -9,14 +9,14 @@ from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms
 from tidemill.registry.decisions import EvidenceLine, ModelRef
-from tidemill.wire.records import Example, Score
+from tidemill.wire.records import Example, Score, newness
 
 
 def answer(scores: Sequence[Score], ref: ModelRef) -> Score | None:
     """Return what a version answered, or the newest version of a model."""
     if ref.version:
         return next((s for s in scores if s["model"] == ref.model and s["version"] == ref.version), None)
-    return max((s for s in scores if s["model"] == ref.model), key=lambda s: s["version"], default=None)
+    return max((s for s in scores if s["model"] == ref.model), key=newness, default=None)
 
 
 def loss_text(loss: str, interval: Interval) -> str:

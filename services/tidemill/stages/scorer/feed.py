@@ -50,12 +50,12 @@ class Loaded(NamedTuple):
 class ServingChange:
     """The champion from now on; nobody: the gate's choice could not be opened, and the serving model stays.
 
-    `opened` has the version and model of every reference but the declared models as they learn; `follows` has the
-    candidates.
+    `opened` has the version, model and epoch of every reference but the declared models as they learn; `follows` has
+    the candidates.
     """
 
     champion: ModelRef
-    opened: Mapping[ModelRef, tuple[int, Any]] = field(default_factory=dict)
+    opened: Mapping[ModelRef, tuple[int, Any, int]] = field(default_factory=dict)
     follows: Collection[str] = ()
 
 
@@ -186,8 +186,8 @@ class ModelFeed:
             self._ready.put(ServingChange(NOBODY))
         self._refused = why
 
-    def _opened(self, ref: ModelRef) -> tuple[int, Any]:
-        """Return version and model. Raises ArtifactError where there is none, or it is damaged or forged."""
+    def _opened(self, ref: ModelRef) -> tuple[int, Any, int]:
+        """Return version, model and epoch. Raises ArtifactError where there is none, or it is damaged or forged."""
         if ref.version:
             manifests, refused = versions(self.broker, self.registry, [(ref.model, ref.version)])
             manifest = manifests.get((ref.model, ref.version))
@@ -198,7 +198,7 @@ class ModelFeed:
             if not newest:
                 raise ArtifactError(f"no version of {ref} was published yet")
             manifest = newest[0]
-        return manifest.version, self.registry.open(manifest).model
+        return manifest.version, self.registry.open(manifest).model, manifest.epoch
 
     def _run(self) -> None:
         models = self.broker.follow(models_partition(self.registry), self._next)

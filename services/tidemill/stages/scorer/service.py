@@ -37,17 +37,17 @@ def share_of(pipeline: str, entity_id: str) -> float:
 class ServingSlot:
     """A model in use, and its version before this one, which answers when this one can't."""
 
-    __slots__ = ("before", "model", "name", "version")
+    __slots__ = ("before", "epoch", "model", "name", "version")
 
-    def __init__(self, name: str, version: int, model: Any) -> None:
-        self.name, self.version, self.model = name, version, model
-        self.before: tuple[int, Any] | None = None
+    def __init__(self, name: str, version: int, model: Any, epoch: int = 0) -> None:
+        self.name, self.version, self.model, self.epoch = name, version, model, epoch
+        self.before: tuple[int, Any, int] | None = None
 
-    def put(self, version: int, model: Any) -> None:
+    def put(self, version: int, model: Any, epoch: int = 0) -> None:
         """Serve another version from now on."""
         if self.version:  # version 0 has learned nothing, so it is no help
-            self.before = (self.version, self.model)
-        self.version, self.model = version, model
+            self.before = (self.version, self.model, self.epoch)
+        self.version, self.model, self.epoch = version, model, epoch
 
 
 class Scorer(Processor):
@@ -75,11 +75,11 @@ class Scorer(Processor):
         self._follows = {*self.pipeline.model_names, *change.follows}
         self.models = {name: slot for name, slot in self.models.items() if name in self._follows}
         self._pinned = []
-        for ref, (version, model) in change.opened.items():
+        for ref, opened in change.opened.items():
             if ref.version:
-                self._pinned.append(ServingSlot(ref.model, version, model))
+                self._pinned.append(ServingSlot(ref.model, *opened))
             elif ref.model not in self.models:
-                self.models[ref.model] = ServingSlot(ref.model, version, model)
+                self.models[ref.model] = ServingSlot(ref.model, *opened)
         ref = change.champion
         pinned = [slot for slot in self._pinned if (slot.name, slot.version) == (ref.model, ref.version)]
         self.champion = pinned[0] if pinned else self.models[ref.model]
@@ -92,12 +92,12 @@ class Scorer(Processor):
         for name, share in self.pipeline.shares.items():
             self._shares.append((edge := edge + share, self.models[name]))
 
-    def put(self, name: str, version: int, model: Any) -> None:
+    def put(self, name: str, version: int, model: Any, epoch: int = 0) -> None:
         """Put another version of a model in use; a candidate that is no longer followed is left out."""
         if name in self.models:
-            self.models[name].put(version, model)
+            self.models[name].put(version, model, epoch)
         elif name in self._follows:
-            self.models[name] = ServingSlot(name, version, model)
+            self.models[name] = ServingSlot(name, version, model, epoch)
             self._arrange()
 
     def swap(self) -> None:
@@ -110,10 +110,11 @@ class Scorer(Processor):
             elif item.snapshot is None:
                 self.counts["model_loads", "refused"] += 1
             else:
-                self.put(item.manifest.model, item.manifest.version, item.snapshot.model)
+                manifest = item.manifest
+                self.put(manifest.model, manifest.version, item.snapshot.model, manifest.epoch)
                 self.counts["model_loads", "loaded"] += 1
 
-    def ask(self, name: str, version: int, model: Any, x: Mapping[str, Any]) -> Score:
+    def ask(self, name: str, version: int, model: Any, epoch: int, x: Mapping[str, Any]) -> Score:
         """Return a model's score. Raises Reject where it fails, or its score is not finite or out of range."""
         try:
             score, probabilities = self._predict(model, x)
@@ -124,7 +125,10 @@ class Scorer(Processor):
         if not self._is_valid_score(score, probabilities):
             self.counts["not_finite", "score"] += 1
             raise Reject("not_finite_score", f"model {name!r} version {version} scores {score}", value=score)
-        return {"model": name, "version": version, "score": score, "probabilities": probabilities}
+        return {"model": name, "version": version, "epoch": epoch, "score": score, "probabilities": probabilities}
+
+    def _ask(self, slot: ServingSlot, x: Mapping[str, Any]) -> Score:
+        return self.ask(slot.name, slot.version, slot.model, slot.epoch, x)
 
     def serve(self, entity_id: str, x: Mapping[str, Any]) -> Score:
         """Return the score of the model that serves this entity.
@@ -136,7 +140,7 @@ class Scorer(Processor):
             place = share_of(self.pipeline.name, entity_id)
             slot = next((other for edge, other in self._shares if place < edge), slot)
         try:
-            return self.ask(slot.name, slot.version, slot.model, x)
+            return self._ask(slot, x)
         except Reject as reject:
             return self._instead(slot, x, reject)
 
@@ -157,13 +161,13 @@ class Scorer(Processor):
                         "cause": str(reject),
                     },
                 )
-                (slot.version, slot.model), slot.before = slot.before, None
+                (slot.version, slot.model, slot.epoch), slot.before = slot.before, None
                 self.counts["model_loads", "given_up"] += 1
                 return answer
         if slot is self.champion:
             raise reject
         self.counts["skipped", reject.reason] += 1
-        return self.ask(self.champion.name, self.champion.version, self.champion.model, x)
+        return self._ask(self.champion, x)
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         self.swap()
@@ -208,12 +212,12 @@ class Scorer(Processor):
         return True
 
     def _shadow(self, served: Score, x: Mapping[str, Any]) -> list[Score]:
-        scores, name, version = [], served["model"], served["version"]
+        scores, name, version, epoch = [], served["model"], served["version"], served["epoch"]
         for slot in self.serving_slots:
-            if slot.version == version and slot.name == name:
+            if slot.version == version and slot.name == name and slot.epoch == epoch:
                 continue
             try:
-                scores.append(self.ask(slot.name, slot.version, slot.model, x))
+                scores.append(self._ask(slot, x))
             except Reject as reject:
                 # A challenger that fails harms nobody: the prediction goes out without its score.
                 self.counts["skipped", reject.reason] += 1

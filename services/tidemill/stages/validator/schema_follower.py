@@ -88,11 +88,25 @@ class SchemaFollower(WriterSchemas):
         self._thread = threading.Thread(target=self._run, name="schemas", daemon=True)
         self._requested: tuple[str, SchemaName] | None = None
         self._requested_at = self._paused_until = float("-inf")
-        self._away = False
+        self._away = self._is_connected = self._is_unread = False
+
+    def connect(self, must_answer: bool = True) -> None:
+        """Read all schemas for the first batch. Raises StoreError where the registry is away, and `must_answer`.
+
+        Otherwise a message that names a schema waits until the registry has answered once.
+        """
+        self._is_connected = True
+        try:
+            self._read_subjects()
+        except StoreError:
+            if must_answer:
+                raise
+            self._away = self._is_unread = True
 
     def start(self) -> None:
-        """Read all schemas for the first batch; then follow. Raises StoreError where the registry is away."""
-        self._read_subjects()
+        """Connect, unless that was done; then follow. Raises StoreError where the registry is away."""
+        if not self._is_connected:
+            self.connect()
         self._thread.start()
 
     def stop(self) -> None:
@@ -115,13 +129,15 @@ class SchemaFollower(WriterSchemas):
                 self._requested, self._requested_at = (topic, name), now
                 self._wake.set()
         shown = name if isinstance(name, int) else name.hex()
-        raise Retry(f"schema {shown} of {topic} is not known yet: the registry is being asked")
+        waits_for = "does not answer, and was not read yet" if self._is_unread else "is being asked"
+        raise Retry(f"schema {shown} of {topic} is not known yet: the registry {waits_for}")
 
     def refresh(self) -> None:
         """Read the subjects once; this answers a request made before it began."""
         began = self.clock()
         try:
             self._read_subjects()
+            self._is_unread = False
             if self._away:
                 log.warning("the schema registry is back")
             self._away = False
@@ -132,7 +148,7 @@ class SchemaFollower(WriterSchemas):
             self._away = True
         with self._lock:
             if self._requested is not None and self._requested_at <= began:
-                if self._requested not in self._known:
+                if self._requested not in self._known and not self._is_unread:
                     self._paused_until = self.clock() + NOT_FOUND_PAUSE_SECONDS
                 self._requested = None
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 
 #: Probabilities are kept this far from 0 and 1 for their logarithm, as River does.
 MIN_PROBABILITY = 1e-15
@@ -93,27 +94,27 @@ class WindowMetrics:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self._metrics = pipeline.metric()
-        self.names = tuple(type(metric).__name__ for metric in self._metrics)
-        self.bigger_is_better = {type(metric).__name__: bool(metric.bigger_is_better) for metric in self._metrics}
+        self._metrics = dict(Scorecard(pipeline.metric()))
+        self.names = tuple(self._metrics)
+        self.bigger_is_better = {name: bool(metric.bigger_is_better) for name, metric in self._metrics.items()}
 
     def metrics(self, answers: Answers) -> dict[str, float]:
         """Return each metric of at least one row; one that is not defined for them is left out."""
         values = {}
-        for metric in self._metrics:
-            name = type(metric).__name__
+        for name in self._metrics:
             by_column = COLUMN_METRICS[self.pipeline.task].get(name)
-            value = by_column(answers.label, answers.score) if by_column else self._by_row(metric.clone(), answers)
+            value = by_column(answers.label, answers.score) if by_column else self._by_row(name, answers)
             if value is not None and np.isfinite(value):
                 values[name] = float(value)
         return values
 
-    def _by_row(self, metric: Any, answers: Answers) -> float:
+    def _by_row(self, name: str, answers: Answers) -> float | None:
+        scorecard = Scorecard([self._metrics[name].clone()])
         none: Mapping[str, float] = {}
         by_class = itertools.repeat(none) if answers.probabilities is None else answers.probabilities
         for label, score, probabilities in zip(answers.label.tolist(), answers.score.tolist(), by_class):  # noqa: B905
-            self.pipeline.kind.update(metric, label, score, probabilities)
-        return float(metric.get())
+            scorecard.update(label, self.pipeline.kind.judged(score, probabilities))
+        return next(iter(scorecard.values().values()), None)
 
     def gain(self, name: str, value: float, other: float) -> float:
         """Return by how much `value` of a metric is better than `other`."""

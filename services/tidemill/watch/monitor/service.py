@@ -28,11 +28,13 @@ from faust.types import ConsumerMessage
 from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
-from tidemill.metrics import Health, MonitorMetrics
+from tidemill.metrics import MonitorMetrics
+from tidemill.probes import Health
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.memory import MemoryRecord
+from tidemill.stream.progress import has_records
 from tidemill.stream.topic import Topic
 from tidemill.watch.monitor.alerts import Alert, AlertKey, Breach
 from tidemill.watch.monitor.core import ClosedWindow, Core
@@ -187,7 +189,7 @@ class MonitorService:
             web_enabled=False,
             topic_allow_declare=False,
             topic_disable_leader=True,
-            consumer_auto_offset_reset="earliest",
+            consumer_auto_offset_reset=self._first_offset(),
             consumer_group_instance_id=f"{name}.monitor-{self.settings.instance}",
             broker_session_timeout=10.0,
             broker_heartbeat_interval=2.0,
@@ -210,6 +212,23 @@ class MonitorService:
             self._agent(app, topic, take)
         app.timer(CLOSE_SECONDS)(self.close_windows)
         return app
+
+    def _first_offset(self) -> str:
+        """Return where partitions without an offset begin: at their end where the group has lost all its offsets.
+
+        From the beginning, each window would be published again, and each alert raised again.
+        """
+        name = self.pipeline.name
+        partitions = [
+            TopicPartition(topic.name(name), number)
+            for topic in topics.consumes("monitor")
+            for number in range(self.broker.partitions(topic.name(name)))
+        ]
+        is_new = not any(self.broker.committed(f"{name}.monitor", partitions).values())
+        if is_new and has_records(self.broker, [topics.WINDOWS.name(name)]):
+            log.error("the monitor's offsets are gone: it goes on at the end; windows in between are not made")
+            return "latest"
+        return "earliest"
 
     def _agent(self, app: Any, topic: Topic, take: Callable[[Any], None]) -> None:
         channel = app.topic(topic.name(self.pipeline.name), key_type=bytes, value_type=bytes, value_serializer="raw")

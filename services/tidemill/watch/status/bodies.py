@@ -27,14 +27,13 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 class Acknowledgement(BaseModel):
-    """Who has seen an alert, and a comment."""
+    """A comment of somebody who has seen an alert. Who it is, the token says."""
 
-    by: str = Field(min_length=1, max_length=100)
     why: str = Field(min_length=1, max_length=1000)
 
 
 class CommandRequest(BaseModel):
-    """A command for the gate."""
+    """A command for the gate. Who gives it, the token says."""
 
     id: str = Field(
         min_length=8,
@@ -51,5 +50,4 @@ class CommandRequest(BaseModel):
         lt=10**18,
         description="train: offset of the first example; a negative number counts from the newest.",
     )
-    by: str = Field(min_length=1, max_length=100)
     why: str = Field(min_length=1, max_length=1000)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 from tidemill.durations import milliseconds
 from tidemill.registry.decisions import ModelRef
 from tidemill.watch.status.follower import TopicFollower
@@ -64,8 +65,8 @@ class Overview:
         self.pipeline, self.follower, self.scraper, self.dependencies = pipeline, follower, scraper, dependencies
         self.monitor: Monitor = pipeline.monitor
         self.metrics = [
-            {"name": type(metric).__name__, "bigger_is_better": bool(metric.bigger_is_better)}
-            for metric in pipeline.metric()
+            {"name": name, "bigger_is_better": bool(metric.bigger_is_better)}
+            for name, metric in Scorecard(pipeline.metric())
         ]
 
     def as_dict(self) -> dict[str, Any]:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from fastapi import Depends, Header, HTTPException, Request
-from pydantic import SecretStr
+from fastapi import Depends, HTTPException, Request
 
+from tidemill.limits import ENTITY_LOOKUPS, LOG_LOOKUPS, Limit
 from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import ModelRef
+from tidemill.tokens import Holder
+from tidemill.watch.status.access import Access
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.scrape import Scraper
 
+T = TypeVar("T")
+
 #: How often an open page gets the overview.
 LIVE_SECONDS = 1.0
-#: Look-ups in the log at once: each may read for 20 s.
-MAX_LOOKUPS = 3
-#: Pages that may be open at once.
-MAX_LIVE_PAGES = 100
 
 
 class OverviewJson:
@@ -54,15 +55,17 @@ class Parts:
     lookup: LogLookup
     ready: Callable[[], str | None]
     acknowledge: Callable[[str, str, str], None]
-    ask: Callable[[CommandRequest, ModelRef], None]
-    token: SecretStr
+    ask: Callable[[CommandRequest, ModelRef, str], None]
+    access: Access
     overview_json: OverviewJson = field(init=False)
-    live_pages: int = field(default=0, init=False)
-    lookup_slots: threading.Semaphore = field(init=False)
+    streams: Counter[str] = field(default_factory=Counter, init=False)
+    log_lookups: threading.Semaphore = field(init=False)
+    entity_lookups: threading.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self.overview_json = OverviewJson(self.overview.as_dict)
-        self.lookup_slots = threading.BoundedSemaphore(MAX_LOOKUPS)
+        self.log_lookups = threading.BoundedSemaphore(LOG_LOOKUPS.max)
+        self.entity_lookups = threading.BoundedSemaphore(ENTITY_LOOKUPS.max)
 
 
 async def parts_of(request: Request) -> Parts:
@@ -74,21 +77,53 @@ async def parts_of(request: Request) -> Parts:
 FromApp = Annotated[Parts, Depends(parts_of)]
 
 
-def authorise(parts: FromApp, authorization: Annotated[str | None, Header()] = None) -> None:
-    """Refuse a request that has not the token."""
-    expected = parts.token.get_secret_value()
-    if not expected:
-        raise HTTPException(403, "nothing can be changed here: no token is set; set TIDEMILL_STATUS_TOKEN")
-    given = (authorization or "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), expected.encode()):
-        raise HTTPException(401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
+async def holder_of(request: Request) -> Holder:
+    """Return who holds the token that a request came with."""
+    holder: Holder = request.state.holder
+    return holder
 
 
-def limit_lookups(parts: FromApp) -> Iterator[None]:
-    """Refuse a look-up while too many are running."""
-    if not parts.lookup_slots.acquire(blocking=False):
-        raise HTTPException(503, f"{MAX_LOOKUPS} look-ups are running; try again in a moment")
+FromToken = Annotated[Holder, Depends(holder_of)]
+
+
+def refuse(limit: Limit, advice: str = "try again in a moment") -> NoReturn:
+    """Refuse a request that would be one too many."""
+    raise HTTPException(503, f"{limit.excess(limit.max + 1)}; {advice}")
+
+
+def limit_entity_lookups(parts: FromApp) -> Iterator[None]:
+    """Refuse a look-up in the online store while too many are running."""
+    if not parts.entity_lookups.acquire(blocking=False):
+        refuse(ENTITY_LOOKUPS)
     try:
         yield
     finally:
-        parts.lookup_slots.release()
+        parts.entity_lookups.release()
+
+
+async def in_log(parts: Parts, request: Request, search: Callable[[Callable[[], bool]], T]) -> T:
+    """Run a look-up in the log in a thread; it is given a function that says whether its asker has gone.
+
+    Raises HTTPException while too many are running. One whose asker has gone counts until its thread has ended.
+    """
+    if not parts.log_lookups.acquire(blocking=False):
+        refuse(LOG_LOOKUPS)
+    gone = threading.Event()
+    searching = asyncio.get_running_loop().run_in_executor(None, search, gone.is_set)
+    searching.add_done_callback(lambda _: parts.log_lookups.release())
+    asker = asyncio.create_task(_disconnected(request))
+    try:
+        either: set[asyncio.Future[Any]] = {searching, asker}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not searching.done():
+            gone.set()
+        return await searching
+    finally:
+        gone.set()
+        asker.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -9,6 +9,7 @@ state   what it has read, in memory; it can be restarted at any time, and run in
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import signal
 import threading
@@ -19,15 +20,18 @@ from typing import Any
 import uvicorn
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import BrokerError, StoreError
+from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.features.redis import OnlineStore
+from tidemill.metrics import count_refused
 from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import Command, ModelRef, commands
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
+from tidemill.watch.status.access import Access
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
+from tidemill.watch.status.connections import server_config
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.parts import Parts
@@ -91,8 +95,25 @@ class Dependencies(threading.Thread):
         return "; ".join(f"{name}: {why}" for name, why in self._wrong.items() if why) or None
 
 
+def reading_is_free(settings: Settings) -> bool:
+    """Return whether somebody without a token may read.
+
+    Raises SettingsError where a token is needed and there is none.
+    """
+    is_local = ipaddress.ip_address(settings.status_bind).is_loopback
+    if settings.status_read == "anyone" or (settings.status_read == "auto" and is_local):
+        return True
+    if not settings.token_holders():
+        raise SettingsError(
+            f"status_bind is {settings.status_bind}, where others may ask: reading needs a token, and there is none; "
+            f"set TIDEMILL_STATUS_TOKENS to what `tidemill tokens new NAME` prints, or TIDEMILL_STATUS_READ=anyone"
+        )
+    return False
+
+
 def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
+    access = Access(settings.token_holders(), reading_is_free=reading_is_free(settings), count_refused=count_refused)
     store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
     follower, scraper = TopicFollower(broker, pipeline), Scraper(settings.services)
     dependencies = Dependencies(broker, store, follower)
@@ -111,10 +132,10 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
         sender.flush()
 
-    def ask(request: CommandRequest, target: ModelRef) -> None:
+    def ask(request: CommandRequest, target: ModelRef, by: str) -> None:
         now = int(time.time() * 1000)
         begin = request.begin if request.kind == "train" else 0
-        command = Command(request.id, request.kind, target, request.steps, begin, request.by, request.why, now)
+        command = Command(request.id, request.kind, target, request.steps, begin, by, request.why, now)
         codec = commands(pipeline, settings.status_token.get_secret_value().encode())
         sender.send(topics.COMMANDS.name(pipeline.name), codec.encode(command), request.id.encode())
         sender.flush()
@@ -127,7 +148,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         ready=dependencies.wrong,
         acknowledge=acknowledge,
         ask=ask,
-        token=settings.status_token,
+        access=access,
     )
     threads = (follower, scraper, dependencies)
     for thread in threads:
@@ -135,17 +156,8 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     port = settings.http_port or PORT
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
-        config = uvicorn.Config(
-            build(parts),
-            host="0.0.0.0",  # noqa: S104  pages come from outside
-            port=port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=2,
-            server_header=False,
-            limit_concurrency=500,
-        )
-        _Server(config).run()
+        hosts = settings.status_hosts.split(",") if settings.status_hosts else ()
+        _Server(server_config(build(parts, hosts), settings.status_bind, port)).run()
     finally:
         for thread in threads:
             thread.stop()

@@ -1,12 +1,12 @@
-// The dialogue in which somebody acknowledges an alert. The token lives in this module's memory, and nowhere else.
+// The dialogue in which somebody acknowledges an alert. Who it is, the service knows by the token.
 
 import { byId, text } from "./dom.js";
+import { ask, knownToken, problemOf, rememberToken } from "./token.js";
 
 const dialog = byId("acknowledge");
 const form = dialog.querySelector("form");
 const fields = form.elements;
 const problem = byId("acknowledge-error");
-let known = { by: "", token: "" };
 let alert = null;
 let opener = null;
 
@@ -14,12 +14,11 @@ export function askFor(about, button) {
   alert = about;
   opener = button;
   text(byId("acknowledge-what"), about.message ?? about.id);
-  fields.by.value = known.by;
-  fields.token.value = known.token;
+  fields.token.value = knownToken();
   fields.why.value = "";
   complain("");
   dialog.showModal();
-  (known.by ? fields.why : fields.by).focus();
+  fields.why.focus();
 }
 
 function complain(sentence) {
@@ -28,9 +27,8 @@ function complain(sentence) {
 }
 
 async function send() {
-  const [by, why, token] = [fields.by.value.trim(), fields.why.value.trim(), fields.token.value];
+  const [why, token] = [fields.why.value.trim(), fields.token.value.trim()];
   const missing = [
-    [by, "your name", fields.by],
     [why, "a reason", fields.why],
     [token, "the token", fields.token],
   ].find(([value]) => !value);
@@ -42,18 +40,15 @@ async function send() {
   const submit = form.querySelector("[type=submit]");
   submit.disabled = true;
   try {
-    const answer = await fetch(`/api/alerts/${encodeURIComponent(alert.id)}/acknowledge`, {
-      method: "POST",
-      headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
-      body: JSON.stringify({ by, why }),
-    });
+    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ why }) };
+    const answer = await ask(`/api/alerts/${encodeURIComponent(alert.id)}/acknowledge`, options, token);
     if (answer.ok) {
-      known = { by, token };
+      rememberToken(token);
       dialog.close();
       return;
     }
     if (answer.status === 401) {
-      known.token = "";
+      rememberToken("");
       complain("The token is wrong.");
       fields.token.focus();
     } else {
@@ -64,19 +59,6 @@ async function send() {
   } finally {
     submit.disabled = false;
   }
-}
-
-/** The sentence that an answer gives for what went wrong. */
-export async function problemOf(answer) {
-  let detail;
-  try {
-    ({ detail } = await answer.json());
-  } catch {
-    // not JSON: from something between here and the service
-  }
-  if (Array.isArray(detail)) detail = detail.map((d) => d.msg).join("; ");
-  const sentence = typeof detail === "string" && detail ? detail : `the server answered ${answer.status}`;
-  return `${sentence.charAt(0).toUpperCase()}${sentence.slice(1)}${/[.!?…]$/.test(sentence) ? "" : "."}`;
 }
 
 form.addEventListener("submit", (event) => {

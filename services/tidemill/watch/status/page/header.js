@@ -37,9 +37,10 @@ export function updateHeader(snapshot) {
 export function setConnection(state) {
   connection = state;
   const lost = state.name === "lost";
+  const locked = state.name === "locked";
   document.body.classList.toggle("stale", lost);
   attr(byId("connection"), "class", `connection is-${state.name}`);
-  text(byId("connection").lastElementChild, { live: "live", lost: "lost", connecting: "connecting" }[state.name]);
+  text(byId("connection").lastElementChild, { live: "live", lost: "lost", connecting: "connecting", locked: "no token" }[state.name]);
   if (lost) {
     paintTab("lost");
     // Said once, for those who listen; the seconds tick beside it for those who look.
@@ -49,7 +50,11 @@ export function setConnection(state) {
       : "The status service can't be reached.";
     text(byId("lost").firstElementChild, message);
   }
-  byId("lost").hidden = !lost;
+  if (locked) {
+    text(byId("lost").firstElementChild, "Reading needs a token here.");
+    text(byId("lost").lastElementChild, "Enter the token");
+  }
+  byId("lost").hidden = !lost && !locked;
   tick();
 }
 

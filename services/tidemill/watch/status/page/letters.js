@@ -1,9 +1,9 @@
 // Dead letters, by reason, and the latest of them.
 
-import { problemOf } from "./acknowledge.js";
 import { attr, byId, clipped, el, svg, text } from "./dom.js";
 import { ago, anything, count, exactly, NONE, place, plural } from "./format.js";
 import { Table, parts } from "./tables.js";
+import { ask, problemOf } from "./token.js";
 
 const clip = () => ({ span: el("span", { class: "clip" }) });
 const words = (id, title, value, className = "") => ({
@@ -149,7 +149,7 @@ export class Letters {
     this.latest.update(this.asked.letters, this.asked.problem ?? "Loading…");
     if (amount === this.asked.count || Date.now() - this.asked.at < AGAIN_MS) return;
     this.asked.at = Date.now();
-    fetch(`/api/dead-letters?reason=${encodeURIComponent(reason)}&limit=100`)
+    ask(`/api/dead-letters?reason=${encodeURIComponent(reason)}&limit=100`)
       .then(async (answer) => {
         if (this.asked.reason !== reason) return;
         if (!answer.ok) {

@@ -1,8 +1,8 @@
 // Look up one prediction with all that made it, or one entity's online features. Linked to by #prediction=ID and #entity=ID.
 
-import { problemOf } from "./acknowledge.js";
 import { byId, el, text } from "./dom.js";
 import { showEntity, showPrediction } from "./provenance.js";
+import { ask, problemOf } from "./token.js";
 
 const KINDS = {
   prediction: { path: "/api/predictions/", label: "Event id", show: showPrediction },
@@ -58,7 +58,7 @@ async function find(kind, id) {
   running = mine;
   say(`Looking up ${id} …`, "note");
   try {
-    const answer = await fetch(KINDS[kind].path + encodeURIComponent(id), { signal: mine.signal });
+    const answer = await ask(KINDS[kind].path + encodeURIComponent(id), { signal: mine.signal });
     if (!answer.ok) {
       say(await problemOf(answer));
       return;

@@ -15,6 +15,7 @@ import { river } from "./river-model.js";
 import { River } from "./river.js";
 import { Rules } from "./rules.js";
 import { Segments } from "./segments.js";
+import { askForToken } from "./token.js";
 
 let snapshot = null;
 const diagram = new River(byId("diagram"));
@@ -99,6 +100,7 @@ const again = follow(
   (state) => {
     setConnection(state);
     diagram.setLive(state.name === "live");
+    if (state.name === "locked") askForToken(state.problem, again);
   },
 );
 

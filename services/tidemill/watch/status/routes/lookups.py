@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException
+from fastapi import APIRouter, Depends, HTTPException, Request
 
+from tidemill.tokens import Role
+from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import EntityId, EventId, problems
-from tidemill.watch.status.parts import FromApp, limit_lookups
+from tidemill.watch.status.parts import FromApp, in_log, limit_entity_lookups
 
-router = APIRouter(prefix="/api", tags=["look-ups"])
+router = APIRouter(prefix="/api", tags=["look-ups"], route_class=GuardedRoute)
 
 
 @router.get(
     "/predictions/{event_id:path}",
     responses=problems(404, 503, 504),
-    dependencies=[Depends(limit_lookups)],
 )
-def prediction(event_id: EventId, parts: FromApp) -> dict[str, Any]:
+@needs(Role.VIEWER)
+async def prediction(event_id: EventId, request: Request, parts: FromApp) -> dict[str, Any]:
     """One prediction with all that made it: event, vector, scores, versions, label, and where each came from."""
-    record = parts.lookup.prediction(event_id)
+    record = await in_log(parts, request, partial(parts.lookup.prediction, event_id))
     if record is None:
         raise HTTPException(404, f"no prediction of event {event_id!r} in the log")
     return record
 
 
-@router.get("/entities/{entity_id:path}", responses=problems(404, 503))
+@router.get("/entities/{entity_id:path}", responses=problems(404, 503), dependencies=[Depends(limit_entity_lookups)])
+@needs(Role.VIEWER)
 def entity(entity_id: EntityId, parts: FromApp) -> dict[str, Any]:
     """One entity's features, as they are in the online store."""
     features = parts.lookup.entity(entity_id)

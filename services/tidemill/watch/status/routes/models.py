@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException
+from fastapi import APIRouter, HTTPException
 
 from tidemill.registry.decisions import NOBODY, ModelRef
+from tidemill.tokens import Role
+from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import CommandId, CommandRequest, ModelName, problems
-from tidemill.watch.status.parts import FromApp, Parts, authorise
+from tidemill.watch.status.parts import FromApp, FromToken, Parts
 
-router = APIRouter(prefix="/api", tags=["models"])
+router = APIRouter(prefix="/api", tags=["models"], route_class=GuardedRoute)
 
 
 @router.get("/models")
+@needs(Role.VIEWER)
 def models(parts: FromApp) -> list[dict[str, Any]]:
     """Every model with its newest version and its metrics."""
     return parts.overview.models()
 
 
 @router.get("/models/{model}/versions", responses=problems(404))
+@needs(Role.VIEWER)
 def versions(model: ModelName, parts: FromApp) -> list[dict[str, Any]]:
     """The latest versions of one model, the newest first."""
     pipeline = parts.overview.pipeline
@@ -30,6 +34,7 @@ def versions(model: ModelName, parts: FromApp) -> list[dict[str, Any]]:
 
 
 @router.get("/promotions")
+@needs(Role.VIEWER)
 def promotions(parts: FromApp) -> list[dict[str, Any]]:
     """Every decision about which model serves, the latest first, with its evidence."""
     return parts.overview.promotions()
@@ -38,21 +43,22 @@ def promotions(parts: FromApp) -> list[dict[str, Any]]:
 @router.post(
     "/commands",
     status_code=202,
-    dependencies=[Depends(authorise)],
-    responses=problems(401, 403, 413, 422, 503),
+    responses=problems(401, 403, 413, 421, 422, 429, 503),
 )
-def command(request: CommandRequest, parts: FromApp) -> dict[str, Any]:
-    """Ask the gate to promote, roll back, pin, unpin or train. Needs the token. The same id is carried out once."""
+@needs(Role.OPERATOR)
+def command(request: CommandRequest, parts: FromApp, holder: FromToken) -> dict[str, Any]:
+    """Ask the gate to promote, roll back, pin, unpin or train. The same id is carried out once."""
     try:
         target = ModelRef.of(request.target) if request.target else NOBODY
     except ValueError as error:
         raise HTTPException(422, f"target {error}") from None
     if parts.follower.decision_on(request.id) is None:
-        parts.ask(request, target)
+        parts.ask(request, target, holder.name)
     return _answer(request.id, parts)
 
 
 @router.get("/commands/{command_id}")
+@needs(Role.VIEWER)
 def answer(command_id: CommandId, parts: FromApp) -> dict[str, Any]:
     """What the gate decided; null if it has not decided yet, or does not know the command."""
     return _answer(command_id, parts)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi import APIRouter, HTTPException, Query
 
+from tidemill.tokens import Role
+from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import Acknowledgement, AlertId, WindowCount, problems
 from tidemill.watch.status.overview import EXAMPLES, PREDICTIONS
-from tidemill.watch.status.parts import FromApp, authorise
+from tidemill.watch.status.parts import FromApp, FromToken
 
-router = APIRouter(prefix="/api", tags=["quality"])
+router = APIRouter(prefix="/api", tags=["quality"], route_class=GuardedRoute)
 
 
 @router.get("/windows")
+@needs(Role.VIEWER)
 def windows(
     parts: FromApp,
     source: Annotated[str, Query(pattern="^(prediction-log|examples)$")] = EXAMPLES,
@@ -24,12 +27,14 @@ def windows(
 
 
 @router.get("/performance")
+@needs(Role.VIEWER)
 def performance(parts: FromApp, last: WindowCount = 50) -> dict[str, Any]:
     """How good the models were, by window, segment and version."""
     return parts.overview.performance(parts.follower.latest(EXAMPLES, last))
 
 
 @router.get("/drift")
+@needs(Role.VIEWER)
 def drift(parts: FromApp, last: WindowCount = 50) -> dict[str, Any]:
     """How far features, scores and labels are from the reference."""
     follower = parts.follower
@@ -37,12 +42,14 @@ def drift(parts: FromApp, last: WindowCount = 50) -> dict[str, Any]:
 
 
 @router.get("/freshness")
+@needs(Role.VIEWER)
 def freshness(parts: FromApp, last: WindowCount = 50) -> dict[str, Any]:
     """How old the features of each view were when they were served, in event time, and how often they were missing."""
     return parts.overview.freshness(parts.follower.latest(PREDICTIONS, last))
 
 
 @router.get("/alerts")
+@needs(Role.VIEWER)
 def alerts(parts: FromApp) -> dict[str, Any]:
     """Open alerts, and the ones resolved last."""
     return parts.overview.alerts()
@@ -50,24 +57,26 @@ def alerts(parts: FromApp) -> dict[str, Any]:
 
 @router.post(
     "/alerts/{alert:path}/acknowledge",
-    dependencies=[Depends(authorise)],
-    responses=problems(401, 403, 404, 413, 503),
+    responses=problems(401, 403, 404, 413, 421, 429, 503),
 )
-def acknowledge(alert: AlertId, acknowledgement: Acknowledgement, parts: FromApp) -> dict[str, str]:
-    """Record that somebody knows of an open alert. Needs the token."""
+@needs(Role.OPERATOR)
+def acknowledge(alert: AlertId, acknowledgement: Acknowledgement, parts: FromApp, holder: FromToken) -> dict[str, str]:
+    """Record that the token's holder knows of an open alert."""
     if alert not in parts.follower.alerts:
         raise HTTPException(404, f"no open alert {alert!r}")
-    parts.acknowledge(alert, acknowledgement.by, acknowledgement.why)
-    return {"id": alert, "by": acknowledgement.by, "why": acknowledgement.why}
+    parts.acknowledge(alert, holder.name, acknowledgement.why)
+    return {"id": alert, "by": holder.name, "why": acknowledgement.why}
 
 
 @router.get("/rules")
+@needs(Role.VIEWER)
 def rules(parts: FromApp, last: WindowCount = 50) -> dict[str, Any]:
     """Value skew: by rule, the share of records that it refused and that it warned of, window by window."""
     return parts.overview.rules(parts.follower.latest(PREDICTIONS, last))
 
 
 @router.get("/dead-letters")
+@needs(Role.VIEWER)
 def dead_letters(
     parts: FromApp,
     reason: Annotated[str | None, Query(max_length=100)] = None,

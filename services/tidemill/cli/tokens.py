@@ -1,0 +1,40 @@
+"""`tidemill tokens new`."""
+
+from __future__ import annotations
+
+import click
+
+from tidemill.errors import SettingsError
+from tidemill.tokens import Role, new_token, parse_holders, token_hash
+
+
+@click.group()
+def tokens() -> None:
+    """Make tokens for the status service."""
+
+
+@tokens.command()
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice([role.name.lower() for role in Role]),
+    default=Role.OPERATOR.name.lower(),
+    show_default=True,
+    help="viewer reads; operator also gives commands and acknowledges alerts; admin may do everything.",
+)
+def new(name: str, role: str) -> None:
+    """Make a token for NAME; print it, and its entry for the service.
+
+    NAME is written into each decision and acknowledgement that the token is used for. The first line is for the
+    holder, and is shown only now. The second is for the service, which keeps the hash alone: add it to the others.
+    """
+    token = new_token()
+    entry = f"{name}:{role}:{token_hash(token)}"
+    try:
+        parse_holders(entry)
+    except ValueError:
+        raise SettingsError(
+            f"NAME {name!r}: expected 1 to 64 letters, digits and ._@-, the first a letter or digit; not gate, monitor "
+            f"or declaration"
+        ) from None
+    click.echo(f"TIDEMILL_STATUS_TOKEN={token}\nTIDEMILL_STATUS_TOKENS={entry}")

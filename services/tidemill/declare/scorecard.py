@@ -1,0 +1,82 @@
+"""A pipeline's metrics as one: fed with the same predictions, each under a name of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from river.base import Base
+
+from tidemill.declare.tasks import Judged
+
+log = logging.getLogger(__name__)
+
+
+def metric_names(metrics: Sequence[Any]) -> tuple[str, ...]:
+    """Return each metric's name: its class, and what differs where several are of one class, as in FBeta(beta=2)."""
+    of_class: dict[str, list[dict[str, Any]]] = {}
+    for metric in metrics:
+        of_class.setdefault(type(metric).__name__, []).append(_parameters(metric))
+    return tuple(_name(type(metric).__name__, _parameters(metric), of_class) for metric in metrics)
+
+
+def _parameters(metric: Any) -> dict[str, Any]:
+    return metric._get_params() if isinstance(metric, Base) else {}
+
+
+def _name(name: str, parameters: dict[str, Any], of_class: dict[str, list[dict[str, Any]]]) -> str:
+    alike = of_class[name]
+    differing = [f"{key}={value!r}" for key, value in parameters.items() if any(one.get(key) != value for one in alike)]
+    return f"{name}({', '.join(differing)})" if differing else name
+
+
+class Scorecard:
+    """Metrics that judge the same predictions. One that raises is left out from then on, and stops nobody.
+
+    Parameters
+    ----------
+    metrics
+        River's, or ones of the same kind; they are updated in place.
+    names
+        What they are called; by default see `metric_names`.
+    """
+
+    __slots__ = ("_about_labels", "_by_name")
+
+    def __init__(self, metrics: Sequence[Any], names: Sequence[str] = ()) -> None:
+        self._by_name = dict(zip(names or metric_names(metrics), metrics, strict=True))
+        self._about_labels = {name: bool(getattr(one, "requires_labels", False)) for name, one in self}
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._by_name.items())
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The metrics themselves, as they are saved."""
+        return list(self._by_name.values())
+
+    def update(self, label: Any, judged: Judged | None) -> None:
+        """Judge one prediction; None was no answer, and is not judged."""
+        if judged is None:
+            return
+        failed = []
+        for name, metric in self._by_name.items():
+            try:
+                metric.update(label, judged.label if self._about_labels[name] else judged.prediction)
+            except Exception as error:  # a metric's own code: it must not end a learner
+                log.warning(
+                    "a metric raised, and is left out from now on", extra={"metric": name, "cause": repr(error)}
+                )
+                failed.append(name)
+        for name in failed:
+            del self._by_name[name]
+
+    def values(self) -> dict[str, float]:
+        """Return what each metric says, by name; one that can say nothing is left out."""
+        values = {}
+        for name, metric in self:
+            with suppress(Exception):  # such as a division by zero before the first prediction
+                values[name] = float(metric.get())
+        return values

@@ -1,0 +1,64 @@
+"""What may come from outside, and how much of it: every limit in one table.
+
+A limit bounds what one record, request, connection, schema or expression of somebody else's may cost. None of them is a
+setting: they are far above what a pipeline needs. The reference page "Limits" is made of this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most `max` of `unit` in one `subject`; `then` says what happens to one that has more."""
+
+    subject: str
+    max: int
+    unit: str
+    then: str
+
+    def excess(self, value: int, name: str = "") -> str:
+        """Return what is wrong with one that has `value`, which is more than `max`; `name` says which one it is."""
+        shown = f"{self.subject} {name}" if name else self.subject
+        return f"{shown} has {value:,} {self.unit} where at most {self.max:,} are allowed"
+
+
+# Messages of producers.
+MESSAGE_BYTES = Limit("message", 1_000_000, "bytes", "dead letter `too_large`, before it is decoded")
+
+# Schemas that messages name, and those of a declaration.
+SCHEMA_DEPTH = Limit("schema", 16, "nested records, arrays and maps", "its messages are dead letters, or `check` fails")
+SCHEMA_FIELDS = Limit(
+    "schema, with each named record written out where it is used,",
+    10_000,
+    "fields",
+    "its messages are dead letters, or `check` fails",
+)
+
+# Connections to a service's /livez, /readyz and /metrics.
+PROBE_CONNECTIONS = Limit("service", 128, "connections", "the oldest that has not sent its request is closed")
+PROBE_SECONDS = Limit("connection to /livez, /readyz or /metrics", 5, "seconds", "it is closed")
+PROBE_HEAD_BYTES = Limit("request to /livez, /readyz or /metrics", 16_384, "bytes", "answer 431")
+
+# The status service.
+STATUS_CONNECTIONS = Limit("status service", 600, "connections", "the one that has kept it waiting longest is closed")
+STATUS_SECONDS = Limit(
+    "request to the status service", 10, "seconds to be sent, or its answer to be read", "it is closed"
+)
+STATUS_HEAD_BYTES = Limit("request to the status service", 16_384, "bytes before its body", "answer 400")
+STATUS_BODY_BYTES = Limit("request to the status service", 16_384, "bytes in its body", "answer 413")
+STATUS_GUESSERS = Limit("status service", 1000, "clients with wrong tokens remembered", "the oldest is forgotten")
+STATUS_STREAMS = Limit("status service", 100, "open pages", "answer 503")
+STATUS_STREAMS_OF_CLIENT = Limit("client of the status service", 50, "open pages", "answer 503")
+LOG_LOOKUPS = Limit("status service", 3, "look-ups in the log at once", "answer 503")
+LOG_LOOKUP_SECONDS = Limit("look-up in the log", 20, "seconds", "answer 504")
+ENTITY_LOOKUPS = Limit("status service", 10, "look-ups in the online store at once", "answer 503")
+
+# Rules.
+PATTERN_BYTES = Limit("pattern of `rules.matches`", 8 << 20, "bytes of memory, compiled", "`check` fails")
+
+
+def table() -> dict[str, Limit]:
+    """Return every limit by its name."""
+    return {name: value for name, value in globals().items() if isinstance(value, Limit)}

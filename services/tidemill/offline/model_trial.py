@@ -1,0 +1,78 @@
+"""Models are tried before they run: asked, taught, saved, opened and asked again, on vectors that are made up."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import ArtifactError, DeclarationError, described
+from tidemill.registry import snapshots
+from tidemill.registry.parts import parts_of
+
+#: Examples that a model is taught; some ask for a few before they say anything.
+EXAMPLES = 60
+
+_VALUES: Mapping[str, Callable[[int], Any]] = {
+    "number": lambda number: (0.5, 1.75, 3.0, 2.25, 7.5)[number % 5] + number / 64,
+    "flag": lambda number: number % 3 == 0,
+    "category": lambda number: ("red", "green sea", "blue", "red green")[number % 4],
+}
+_LABELS: Mapping[str, Callable[[int], Any]] = {
+    "boolean": lambda number: number % 2 == 0,
+    "double": lambda number: (number * 7 % 11) / 4,
+    "string": lambda number: ("a", "b", "c")[number % 3],
+}
+
+
+def vector(pipeline: Pipeline, number: int) -> dict[str, Any]:
+    """Return the made-up vector of this number, with every feature of the pipeline."""
+    return {name: _VALUES[kind](number) for name, kind in pipeline.vector.items()}
+
+
+def check_models(pipeline: Pipeline) -> None:
+    """Raise DeclarationError where production would fail with a model: at a question, an example, or a version."""
+    for name in pipeline.model_names:
+        try:
+            _try_model(pipeline, pipeline.model(name))
+        except ArtifactError as error:
+            where = f"models[{name!r}]" if name in pipeline.models else "baseline"
+            raise DeclarationError(f"pipeline {pipeline.name!r}: {where}: {error}") from error
+
+
+def _try_model(pipeline: Pipeline, untaught: Any) -> None:
+    """Raise ArtifactError where a model can't be asked first, taught first, saved and opened, or changes by that."""
+    taught, parts = copy.deepcopy(untaught), parts_of(untaught, pipeline.metric())
+    _ask(pipeline, untaught, 0, "before its first example")
+    asked = untaught
+    for number in range(EXAMPLES):
+        for model in (taught, asked):
+            _teach(pipeline, model, number)
+        _ask(pipeline, asked, number + 1, f"after {number + 1} examples")
+    score = _ask(pipeline, taught, EXAMPLES, f"after {EXAMPLES} examples")
+    opened = snapshots.load(snapshots.dump(taught), parts=parts)
+    again = _ask(pipeline, opened, EXAMPLES, "after it was saved and opened")
+    if again != score and not (math.isnan(again) and math.isnan(score)):
+        raise ArtifactError(f"it scores {score} before it was saved, and {again} when it was opened again")
+
+
+def _ask(pipeline: Pipeline, model: Any, number: int, when: str) -> float:
+    kind, x = pipeline.kind, vector(pipeline, number)
+    try:
+        return kind.ask(model, x)
+    except ArtifactError as error:
+        with suppress(Exception):  # what it raises itself says more than what we make of its answer
+            answer = getattr(model, kind.needs[-1])(x)
+            error = type(error)(f"its {kind.needs[-1]} gives {answer!r}, no answer to task={kind.name!r}")
+        raise type(error)(f"{error} {when}") from error
+
+
+def _teach(pipeline: Pipeline, model: Any, number: int) -> None:
+    label = _LABELS[pipeline.kind.label_type](number)
+    try:
+        pipeline.kind.learn(model, vector(pipeline, number), label)
+    except Exception as error:  # a model's own code
+        raise ArtifactError(f"its learn_one raises {described(error)}, at example {number + 1}") from error

@@ -1,0 +1,136 @@
+"""The HTTP server of a service: `/livez`, `/readyz` and `/metrics`, whatever other connections do.
+
+Each connection has a thread, one request, and a few seconds. There are so many connections at once; a further one takes
+the place of the oldest of those that have not sent their request yet. So whoever opens connections and sends nothing,
+or a byte a second, holds up nobody but himself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import make_wsgi_app
+
+from tidemill.errors import SettingsError
+from tidemill.limits import PROBE_CONNECTIONS, PROBE_HEAD_BYTES, PROBE_SECONDS
+
+
+class Health:
+    """What `/livez` and `/readyz` ask: `alive` and `ready` return None when well, else what is wrong."""
+
+    def alive(self) -> str | None: ...
+    def ready(self) -> str | None: ...
+
+
+class ProbeServer(ThreadingMixIn, WSGIServer):
+    """Serves one request a connection, each in a thread; `serve_forever` also ends connections that take too long."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 1024  # a connection that finds the queue full tries again only after a second
+
+    def __init__(self, address: tuple[str, int], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._open: dict[socket.socket, float] = {}  # the oldest first
+        self._answering: set[socket.socket] = set()
+        super().__init__(address, _Handler)
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._open)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._open) >= PROBE_CONNECTIONS.max:
+                self._drop(next((one for one in self._open if one not in self._answering), next(iter(self._open))))
+            self._open[request] = self._clock()
+        super().process_request(request, client_address)
+
+    def answers(self, request: socket.socket) -> None:
+        """Note that a connection has sent its request."""
+        with self._lock:
+            self._answering.add(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+            self._answering.discard(request)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """End the connections that have had their time; called twice a second."""
+        with self._lock:
+            latest = self._clock() - PROBE_SECONDS.max
+            for request in [request for request, since in self._open.items() if since < latest]:
+                self._drop(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing: a connection may end in any way."""
+
+    def _drop(self, request: socket.socket) -> None:
+        del self._open[request]
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
+
+
+class _Handler(WSGIRequestHandler):
+    server: ProbeServer
+
+    def handle(self) -> None:
+        head = _head(self.connection)
+        self.server.answers(self.connection)
+        self.rfile = io.BytesIO(head)
+        if len(head) > PROBE_HEAD_BYTES.max:
+            self.requestline, self.request_version, self.command = "", "HTTP/1.0", "GET"
+            self.send_error(431, explain=PROBE_HEAD_BYTES.excess(len(head)))
+        elif head:
+            super().handle()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def _head(connection: socket.socket) -> bytes:
+    """Return what comes up to the empty line after the headers; of more than its limit, one byte more."""
+    head = b""
+    while len(head) <= PROBE_HEAD_BYTES.max and b"\r\n\r\n" not in head and b"\n\n" not in head:
+        more = connection.recv(PROBE_HEAD_BYTES.max + 1 - len(head))
+        if not more:
+            return b""
+        head += more
+    return head
+
+
+def serve(port: int, health: Health) -> ProbeServer:
+    """Serve `/metrics`, `/livez` and `/readyz` from a thread. Raises SettingsError where the port is taken."""
+    metrics: Callable[..., list[bytes]] = make_wsgi_app()
+    one_at_a_time = threading.Lock()
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        probe = {"/livez": health.alive, "/readyz": health.ready}.get(environ.get("PATH_INFO", ""))
+        if probe is None:
+            with one_at_a_time:
+                return metrics(environ, start)
+        wrong = probe()
+        start("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [(wrong or "ok").encode() + b"\n"]
+
+    try:
+        server = ProbeServer(("0.0.0.0", port))  # noqa: S104  probes come from outside
+    except OSError as error:
+        raise SettingsError(
+            f"http_port {port} can't be opened: {error.strerror}; "
+            f"stop what uses it or set TIDEMILL_HTTP_PORT to another"
+        ) from error
+    server.set_app(answer)
+    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    return server

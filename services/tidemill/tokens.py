@@ -1,0 +1,109 @@
+"""Tokens of the status service: who holds one, what its holder may do, and how a new one is made.
+
+A token has at least 128 bits, so a plain SHA-256 is all that a service needs to know of it, and nobody guesses a token
+from its hash. Only its holder has the token itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+MIN_TOKEN_BITS = 128
+#: A random token of 128 bits has fewer different characters in one of ten million cases.
+MIN_DIFFERENT_CHARACTERS = 8
+MAX_TOKEN_CHARACTERS = 512
+#: What `by` in decisions and alerts means already.
+RESERVED_NAMES = ("gate", "monitor", "declaration")
+#: Alphabets that a token may be of, with their number of characters; the last is all that RFC 6750 allows.
+_ALPHABETS = ((r"[0-9]+", 10), (r"[0-9a-f]+|[0-9A-F]+", 16), (r"[0-9a-z]+|[0-9A-Z]+", 36), (r"[\w.~+/=-]+", 64))
+_ENTRY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._@-]{0,63}):([a-z]+):([0-9a-f]{64})")
+
+
+class Role(IntEnum):
+    """What a holder may do; each may do what those before it may."""
+
+    VIEWER = 1
+    OPERATOR = 2
+    ADMIN = 3
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Somebody with a token."""
+
+    name: str
+    role: Role
+
+
+def new_token() -> str:
+    """Return a new token of 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
+def token_hash(token: str | bytes) -> str:
+    """Return the hash that a service knows a token by, in hex."""
+    return hashlib.sha256(token.encode() if isinstance(token, str) else token).hexdigest()
+
+
+def weakness(token: str) -> str:
+    """Return why a token is not fit to be used; '' where it is."""
+    if len(token) > MAX_TOKEN_CHARACTERS:
+        return f"it has more than {MAX_TOKEN_CHARACTERS} characters"
+    bits = next((len(token) * math.log2(size) for form, size in _ALPHABETS if re.fullmatch(form, token, re.ASCII)), 0)
+    if not bits:
+        return "it has characters other than letters, digits and ._~+/=-"
+    if bits < MIN_TOKEN_BITS:
+        return f"it has at most {bits:.0f} bits where at least {MIN_TOKEN_BITS} were expected"
+    if len(set(token)) < MIN_DIFFERENT_CHARACTERS:
+        return f"it has {len(set(token))} different characters; a random token has more"
+    return ""
+
+
+def parse_holders(text: str) -> dict[str, Holder]:
+    """Return the holders, by their tokens' hashes, that `NAME:ROLE:SHA256` entries name, split by blanks or commas.
+
+    Raises ValueError, without a hash in its message, because somebody may have put the token itself there.
+    """
+    holders: dict[str, Holder] = {}
+    for number, entry in enumerate(filter(None, re.split(r"[\s,]+", text)), 1):
+        match = _ENTRY.fullmatch(entry)
+        if match is None or match[2].upper() not in Role.__members__:
+            roles = ", ".join(role.name.lower() for role in Role)
+            raise ValueError(
+                f"entry {number} is not NAME:ROLE:HASH, with one of the roles {roles}, and the SHA-256 of the token in "
+                f"hex: make one by `tidemill tokens new NAME`"
+            )
+        name, role, digest = match.groups()
+        if name in RESERVED_NAMES:
+            raise ValueError(f"entry {number}: {name} is no person: name somebody else")
+        if digest in holders:
+            raise ValueError(f"entry {number} has the token of {holders[digest].name}: make {name} one of their own")
+        holders[digest] = Holder(name, Role[role.upper()])
+    return holders
+
+
+class Tokens:
+    """Finds who holds a token. It knows hashes alone."""
+
+    def __init__(self, holders: Mapping[str, Holder]) -> None:
+        self._holders = dict(holders)
+
+    def __bool__(self) -> bool:
+        return bool(self._holders)
+
+    def holder(self, token: str) -> Holder | None:
+        """Return who holds a token; None where nobody does, or where it could be guessed."""
+        if weakness(token):
+            return None
+        digest, holder = token_hash(token), None
+        for known, one in self._holders.items():
+            if hmac.compare_digest(known, digest):
+                holder = one  # and go on: how long it takes does not depend on which it is
+        return holder

@@ -1,0 +1,156 @@
+"""Who may ask for what: a route's role, the token that a request has, and the back-off of those that guess.
+
+A right token is accepted at once, whatever else came from the same address: nobody can lock an operator out. Wrong
+ones can't be guessed at 128 bits; the back-off keeps them from filling logs, and shows them in the metrics.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+
+from tidemill.limits import STATUS_GUESSERS
+from tidemill.tokens import Holder, Role, Tokens
+
+log = logging.getLogger(__name__)
+
+#: Wrong tokens that a client may send before it is told to wait.
+FREE_FAILURES = 5
+MAX_WAIT_SECONDS = 60.0
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+class Backoff:
+    """How long a client has to wait after wrong tokens: longer with each, in bounded memory."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._clients: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def failed(self, address: str) -> float:
+        """Take note of a wrong token; returns the s that its sender has to wait from now on, 0 for the first ones.
+
+        What comes while a client should wait is not counted, so that the wait ends for those who share an address.
+        """
+        client, now = _network(address), self.clock()
+        failures, until = self._clients.get(client, (0, 0.0))
+        if now < until:
+            return until - now
+        failures += 1
+        wait = min(2.0 ** (failures - FREE_FAILURES - 1), MAX_WAIT_SECONDS) if failures > FREE_FAILURES else 0.0
+        self._clients[client] = failures, now + wait
+        self._clients.move_to_end(client)
+        if len(self._clients) > STATUS_GUESSERS.max:
+            self._clients.popitem(last=False)
+        log.warning("wrong token", extra={"client": client, "count": failures})
+        return wait
+
+
+def _network(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the 64 bits of IPv6 that one host has to itself."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:100]
+    return address if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+class Access:
+    """Decides who may use a route.
+
+    Parameters
+    ----------
+    reading_is_free
+        Whether a viewer needs no token.
+    count_refused
+        Called with the reason of each refusal.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        reading_is_free: bool,
+        count_refused: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tokens, self.reading_is_free, self.count_refused = tokens, reading_is_free, count_refused
+        self.backoff = Backoff(clock)
+
+    def admit(self, needed: Role, authorizations: Sequence[str], client: str) -> Holder | None:
+        """Return the holder of a request's token; None where it has none and needs none. Raises HTTPException."""
+        if not authorizations and needed is Role.VIEWER and self.reading_is_free:
+            return None
+        if not self.tokens:
+            raise self._refusal(
+                403, "no_tokens", "nothing can be changed here: no token is set; set TIDEMILL_STATUS_TOKENS"
+            )
+        if not authorizations:
+            raise self._refusal(401, "no_token", "a token is needed: Authorization: Bearer ...")
+        scheme, _, token = authorizations[0].partition(" ")
+        is_one = len(authorizations) == 1 and scheme.lower() == "bearer"
+        holder = self.tokens.holder(token.strip(" ")) if is_one else None
+        if holder is None:
+            raise self._wrong_token(client)
+        if holder.role < needed:
+            raise self._refusal(
+                403, "role", f"{holder.name} is {holder.role.name.lower()}, and this needs {needed.name.lower()}"
+            )
+        return holder
+
+    def _wrong_token(self, client: str) -> HTTPException:
+        wait = math.ceil(self.backoff.failed(client))
+        if wait:
+            detail = f"too many wrong tokens from this address: try again in {wait} s, or with the right one at once"
+            return self._refusal(429, "wrong_token", detail, {"Retry-After": str(wait)})
+        return self._refusal(401, "wrong_token", "one token that is known here was expected: Authorization: Bearer ...")
+
+    def _refusal(self, status: int, reason: str, detail: str, headers: dict[str, str] | None = None) -> HTTPException:
+        self.count_refused(reason)
+        return HTTPException(status, detail, headers or ({"WWW-Authenticate": "Bearer"} if status == 401 else None))
+
+
+def needs(role: Role) -> Callable[[Endpoint], Endpoint]:
+    """Declare who may use a route: decorates its function, below the router's own decorator."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        endpoint.needed_role = role  # type: ignore[attr-defined]
+        return endpoint
+
+    return declare
+
+
+class GuardedRoute(APIRoute):
+    """A route that asks for the role that its function declares before it reads a request's body."""
+
+    @property
+    def needed_role(self) -> Role:
+        """Return who may use it. Raises TypeError where that is not declared."""
+        role = getattr(self.endpoint, "needed_role", None)
+        if role is None:
+            raise TypeError(f"route {self.path}: declare who may use it by @needs(Role...)")
+        return Role(role)
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle, needed = super().get_route_handler(), self.needed_role
+
+        async def guarded(request: Request) -> Response:
+            access: Access = request.app.state.parts.access
+            client = request.client.host if request.client else ""
+            request.state.holder = access.admit(needed, request.headers.getlist("authorization"), client)
+            response: Response = await handle(request)
+            return response
+
+        return guarded

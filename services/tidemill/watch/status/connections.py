@@ -1,0 +1,75 @@
+"""The connections of the status service: so many at once, and so long to send a request and to take its answer.
+
+uvicorn closes a connection that idles between two requests, but one that never sends its first, or a byte a second, or
+never reads, stays for ever; and at its own limit of connections it answers probes as well with 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tidemill.limits import STATUS_CONNECTIONS, STATUS_HEAD_BYTES, STATUS_SECONDS
+
+CHECK_SECONDS = 1.0
+
+
+class Connection(H11Protocol):
+    """One connection. Of too many, a new one takes the place of the one that has kept us waiting longest."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= STATUS_CONNECTIONS.max:
+            waiting = [one for one in self.connections if isinstance(one, Connection) and one.is_waiting]
+            oldest = min(waiting, key=lambda one: one.waiting_since, default=None)
+            if oldest is None:
+                transport.abort()
+            else:
+                oldest.transport.abort()
+                self.connections.discard(oldest)
+        super().connection_made(transport)
+        self.waiting_since = self.loop.time()
+        self.loop.call_later(CHECK_SECONDS, self._check)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is the other side's turn: to send its request, or to read the answer."""
+        cycle = self.cycle
+        return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
+
+    def on_response_complete(self) -> None:
+        self.waiting_since = self.loop.time()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self.waiting_since = self.loop.time()
+        super().pause_writing()
+
+    def _check(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.is_waiting and self.loop.time() - self.waiting_since >= STATUS_SECONDS.max:
+            self.transport.abort()
+        else:
+            self.loop.call_later(CHECK_SECONDS, self._check)
+
+
+def server_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
+    """Return how the application is served."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=STATUS_SECONDS.max,
+        server_header=False,
+        proxy_headers=False,  # else whoever asks from this machine chooses the address that it is known by
+        backlog=1024,  # a connection that finds the queue full tries again only after a second
+        h11_max_incomplete_event_size=STATUS_HEAD_BYTES.max,
+    )

@@ -1,0 +1,115 @@
+"""A metric is tried when the pipeline is loaded: one that does not fit its task is refused, and none ends a learner."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import small
+from river import metrics
+
+from tidemill.declare.checks import Fail
+from tidemill.declare.scorecard import Scorecard, metric_names
+from tidemill.declare.tasks import TASKS, Judged
+from tidemill.errors import DeclarationError
+from tidemill.offline.backtest import Backtest
+
+ARGUMENTS: dict[str, dict[str, Any]] = {"FBeta": {"beta": 2}, "MacroFBeta": {"beta": 2}, "MicroFBeta": {"beta": 2},
+                                        "WeightedFBeta": {"beta": 2},
+                                        "MultiFBeta": {"betas": {"a": 1, "b": 1, "c": 2}, "weights": None}}  # fmt: skip
+RIVERS = [
+    one(**ARGUMENTS.get(name, {}))
+    for name, one in sorted(vars(metrics).items())
+    if inspect.isclass(one) and hasattr(one, "update") and name not in ("Metrics", "Silhouette")
+]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+@pytest.mark.parametrize("metric", RIVERS, ids=lambda metric: type(metric).__name__)
+def test_every_metric_of_rivers_gives_a_number_or_is_refused_in_one_line(metric: Any, task: Any) -> None:
+    refusal = ""
+    try:
+        task.check_metric("metrics[0]", metric, Fail("p"))
+    except DeclarationError as error:
+        refusal = str(error)
+    if refusal:
+        assert type(metric).__name__ in refusal
+        assert task.name in refusal or "number" in refusal
+        assert "\n" not in refusal
+        return
+    scorecard = Scorecard([metric.clone()])
+    for label, score, probabilities in task.trial:
+        scorecard.update(label, task.judged(score, probabilities))
+    (value,) = scorecard.values().values()
+    assert isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    ("task", "fits", "does_not"),
+    [
+        ("binary", metrics.F1(), metrics.MAE()),
+        ("multiclass", metrics.WeightedF1(), metrics.ROCAUC()),
+        ("regression", metrics.RMSLE(), metrics.Accuracy()),
+        ("anomaly", metrics.RollingROCAUC(), metrics.LogLoss()),
+    ],
+)
+def test_a_metric_of_another_task_is_refused(task: str, fits: Any, does_not: Any) -> None:
+    TASKS[task].check_metric("metrics[0]", fits, Fail("p"))
+    with pytest.raises(DeclarationError, match=rf"metrics\[0\]: {type(does_not).__name__} does not judge"):
+        TASKS[task].check_metric("metrics[0]", does_not, Fail("p"))
+
+
+def test_two_metrics_of_one_class_have_a_name_each() -> None:
+    pair = [metrics.FBeta(beta=0.5), metrics.Recall(), metrics.FBeta(beta=2)]
+    assert metric_names(pair) == ("FBeta(beta=0.5)", "Recall", "FBeta(beta=2)")
+
+
+def test_two_metrics_that_are_the_same_are_refused() -> None:
+    with pytest.raises(DeclarationError, match="two metrics are called MAE"):
+        small.make(metrics=[metrics.MAE(), metrics.MAE()])
+
+
+class _Failing(metrics.MAE):
+    """Raises from the fourth prediction on: more than a declaration is tried with."""
+
+    def update(self, y_true: Any, y_pred: Any, w: float = 1.0) -> None:
+        if self._mean.n >= 3:
+            raise ZeroDivisionError
+        super().update(y_true, y_pred, w)
+
+
+def test_a_metric_that_raises_is_left_out_and_stops_nobody() -> None:
+    scorecard = Scorecard([_Failing(), metrics.RMSE()])
+    for _ in range(5):
+        scorecard.update(1.0, Judged(2.0, 2.0))
+    assert scorecard.values() == {"RMSE": 1.0}, "a figure that misses predictions would look like one of all"
+    assert [type(metric) for metric in scorecard.metrics] == [metrics.RMSE]
+
+
+def test_a_metric_without_a_figure_yet_says_nothing() -> None:
+    class Dividing(metrics.MAE):
+        def get(self) -> float:
+            return 1 / self._mean.n
+
+    assert Scorecard([Dividing()]).values() == {}
+
+
+class _Raising:
+    """A model that can't learn."""
+
+    def predict_one(self, x: Any) -> float:
+        return 0.5
+
+    def learn_one(self, x: Any, y: Any) -> None:
+        raise KeyError("x")
+
+
+def test_a_backtest_goes_on_where_a_model_and_a_metric_raise() -> None:
+    times = [(f"f{number}", number * small.MINUTE) for number in range(40)]
+    events = [small.event(name, asked_at=at) for name, at in times]
+    labels = [small.label(name, at + small.MINUTE) for name, at in times]
+    pipeline = small.make(models={"linear": _Raising()}, metrics=[_Failing()])
+    report = Backtest(pipeline).run(events, labels)
+    assert (report.joined, report.learn_failed) == (40, {"linear": 40})
+    assert report.metrics["linear"] == {}
