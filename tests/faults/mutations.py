@@ -40,6 +40,7 @@ AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
 GATE = "tests/unit/stages/test_gate.py"
 REGISTRY = "tests/unit/registry/test_registry.py"
+SIGNING = "tests/unit/registry/test_signing.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
 PROMISES = "tests/contracts/test_promises.py"
@@ -603,6 +604,70 @@ MUTANTS = (
         "if any(decision.command == command.id for decision in self.standing.decisions):",
         "if any(decision.command == command for decision in self.standing.decisions):",
         (GATE,),
+    ),
+    # Signed records.
+    Mutant(
+        "sequence-not-checked", "signed bytes that are appended again are obeyed",
+        "registry/signing.py",
+        "if signature.sequence <= head.sequence:",
+        "if signature.sequence < 0:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "gap-not-checked", "a record is obeyed although those before it are missing",
+        "registry/signing.py",
+        "if signature.sequence > head.sequence + 1:",
+        "if signature.sequence < 0:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "fork-not-checked", "a record is obeyed that does not follow from the one before",
+        "registry/signing.py",
+        "if signature.previous != head.sha256:",
+        "if not signature.sequence:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "place-not-checked", "a record of another pipeline or topic is obeyed",
+        "registry/signing.py",
+        "if getattr(signature, name) != value:",
+        "if not getattr(signature, name):",
+        (SIGNING,),
+    ),
+    Mutant(
+        "kind-not-checked", "a record of another kind is obeyed",
+        "registry/signing.py",
+        "if signature.kind not in self.kinds:",
+        "if not signature.kind:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "newest-by-place", "who starts takes the record that lies last for the newest",
+        "registry/signing.py",
+        "key=lambda one: (-one.signature.sequence, one.record.offset())",
+        "key=lambda one: -one.record.offset()",
+        (SIGNING,),
+    ),
+    Mutant(
+        "key-never-ends", "a key is believed after its date",
+        "keys.py",
+        "if known.is_over(self.clock()):",
+        "if known.is_over(0.0):",
+        (SIGNING,),
+    ),
+    Mutant(
+        "any-key-signs-anything", "the learner's key may sign commands",
+        "keys.py",
+        "if known.kinds and kind not in known.kinds:",
+        "if not known:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "aborted-records-count", "what was not committed has its place in the chain",
+        "registry/signing.py",
+        "    chains.forget(wanted)\n",
+        "",
+        (SIGNING,),
     ),
     # The model's version.
     Mutant(

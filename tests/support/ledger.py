@@ -24,6 +24,7 @@ from tidemill.demo.replay import Message
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import BrokerError
 from tidemill.features.memory import MemoryView
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
@@ -318,7 +319,7 @@ def places(run: Running, ledger: Ledger, sent: Sequence[Message], verdict: Verdi
 def registry_of(run: Running) -> Registry:
     """Return the registry that the run's services use."""
     store_ = ArtifactStore(run.stack.env["TIDEMILL_STORE_URL"])
-    return Registry(run.pipeline, store_, run.stack.env["TIDEMILL_SIGNING_KEY"].encode())
+    return Registry(run.pipeline, store_, Keyring(run.stack.env["TIDEMILL_VERIFY_KEYS"]))
 
 
 def versions(run: Running, ledger: Ledger, verdict: Verdict) -> None:

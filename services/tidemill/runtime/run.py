@@ -50,15 +50,16 @@ def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
 
 
-def registry_of(pipeline: Pipeline, settings: Settings, *, must_answer: bool = True) -> Registry:
-    """Return the registry that the settings name. Raises SettingsError where there is no signing key.
+def registry_of(pipeline: Pipeline, settings: Settings, service: str = "", *, must_answer: bool = True) -> Registry:
+    """Return the registry that the settings name, with the keys of a service. Raises SettingsError without keys.
 
     Raises StoreError where the artifact store can't be used, unless `must_answer` is False.
     """
     from tidemill.registry.manifests import Registry
     from tidemill.registry.store import ArtifactStore
 
-    return Registry(pipeline, ArtifactStore(settings.store_url, create=must_answer), settings.signing_secret())
+    store = ArtifactStore(settings.store_url, create=must_answer)
+    return Registry(pipeline, store, settings.keyring(service))
 
 
 def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]) -> None:
@@ -210,7 +211,9 @@ def _redis(context: Context, name: str) -> Redis:
 
 def _registry(context: Context, name: str) -> Registry:
     return _reach(
-        context, name, lambda must_answer: registry_of(context.pipeline, context.settings, must_answer=must_answer)
+        context,
+        name,
+        lambda must_answer: registry_of(context.pipeline, context.settings, name, must_answer=must_answer),
     )
 
 
@@ -262,9 +265,8 @@ def _gate() -> Build:
     from tidemill.stages.gate.service import build
 
     def compose(context: Context) -> Callable[[], None]:
-        pipeline, settings = context.pipeline, context.settings
-        token = settings.status_token.get_secret_value().encode()
-        return partial(_loop, context, build(pipeline, _registry(context, "gate"), context.broker, token))
+        pipeline = context.pipeline
+        return partial(_loop, context, build(pipeline, _registry(context, "gate"), context.broker))
 
     return compose
 
@@ -289,7 +291,8 @@ def _monitor() -> Build:
 
     def compose(context: Context) -> Callable[[], None]:
         pipeline, settings = context.pipeline, context.settings
-        service = MonitorService(pipeline, context.broker, settings, Sender(settings.brokers, settings.kafka))
+        sender, keys = Sender(settings.brokers, settings.kafka), settings.keyring("monitor")
+        service = MonitorService(pipeline, context.broker, settings, sender, keys)
         if settings.http_port:
             probes.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})

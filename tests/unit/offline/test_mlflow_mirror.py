@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -15,10 +14,12 @@ import pytest
 import small
 from click.testing import CliRunner
 from river import compose, linear_model, optim, preprocessing
+from signing_keys import KEY, SETTINGS, set_keys
 
 from tidemill import Pipeline, category, flag, number
 from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.offline.mlflow_mirror import Mirror
 from tidemill.registry import pyfunc, snapshots
@@ -34,7 +35,6 @@ from tidemill.wire.records import Records, vector_to_x
 
 pytestmark = pytest.mark.slow
 
-KEY = "a key for tests, long enough"
 MODELS = topics.MODELS.name("small")
 
 
@@ -62,7 +62,7 @@ class Registered:
     """A registry with three models' versions at 10, 20, 30 examples."""
 
     def __init__(self, folder: Path) -> None:
-        self.registry = Registry(PIPELINE, ArtifactStore(str(folder / "store")), KEY.encode())
+        self.registry = Registry(PIPELINE, ArtifactStore(str(folder / "store")), KEY)
         self.broker = MemoryBroker({MODELS: 1})
         self.folds = {model: Fold(PIPELINE, model) for model in PIPELINE.model_names}
         for offset in range(30):
@@ -179,7 +179,7 @@ print(json.dumps(model.predict(rows)["score"].tolist()))
 
 
 def scored(uri: str, model: str, rows: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TIDEMILL_SIGNING_KEY": KEY}
+    environment = {**os.environ, **SETTINGS}
     return subprocess.run(
         [sys.executable, "-c", SCORING, uri, model], input=json.dumps(rows), capture_output=True, text=True, env=environment,
         check=False,
@@ -199,18 +199,17 @@ def test_mlflow_in_another_process_scores_as_our_registry_does(mirrored: tuple[R
 
 def sign_again(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change a mirrored manifest, as one who has the key could."""
-    registry = Registry(PIPELINE, ArtifactStore("memory://none"), KEY.encode())
+    registry = Registry(PIPELINE, ArtifactStore("memory://none"), KEY)
     path = folder / pyfunc.MANIFEST
     fields = registry.records.manifest.decode(path.read_bytes())
     change(fields)
-    manifest = Manifest(**fields)
-    path.write_bytes(registry.encode(dataclasses.replace(manifest, signature=registry._signature(manifest))))
+    path.write_bytes(registry.codec.sign(Manifest(**fields)))
 
 
 class TestChecks:
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+        set_keys(monkeypatch, KEY)
         registered = Registered(tmp_path)
         manifest = registered.find("linear", 30)
         data = tmp_path / "data"
@@ -242,7 +241,7 @@ class TestChecks:
     def test_flipped_bytes_of_a_manifest_are_refused_where_there_is_a_key(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+        set_keys(monkeypatch, KEY)
         path = folder / pyfunc.MANIFEST
         whole = path.read_bytes()
         for place in range(0, len(whole), 7):
@@ -251,8 +250,8 @@ class TestChecks:
                 pyfunc._load_pyfunc(str(folder))
 
     def test_another_key_is_refused(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", "another key, long enough")
-        with pytest.raises(ArtifactError, match="has a wrong signature"):
+        set_keys(monkeypatch, Keyring.generate())
+        with pytest.raises(ArtifactError, match="is not in TIDEMILL_VERIFY_KEYS"):
             pyfunc._load_pyfunc(str(folder))
 
     def test_without_a_key_nothing_is_opened(
@@ -262,14 +261,14 @@ class TestChecks:
         evil = f"cos\nmkdir\n(V{mark}\ntR.".encode()
         codec = Records(PIPELINE).manifest
         manifest = codec.decode((folder / pyfunc.MANIFEST).read_bytes())
-        monkeypatch.delenv("TIDEMILL_SIGNING_KEY")
-        with pytest.raises(ArtifactError, match="TIDEMILL_SIGNING_KEY is not set"):
+        monkeypatch.delenv("TIDEMILL_VERIFY_KEYS")
+        with pytest.raises(ArtifactError, match="TIDEMILL_VERIFY_KEYS is not set"):
             pyfunc._load_pyfunc(str(folder))
         (folder / pyfunc.ARTIFACT).write_bytes(evil)
         (folder / pyfunc.MANIFEST).write_bytes(codec.encode({**manifest, "sha256": pyfunc.sha256(evil)}))
-        with pytest.raises(ArtifactError, match="TIDEMILL_SIGNING_KEY is not set"):
+        with pytest.raises(ArtifactError, match="TIDEMILL_VERIFY_KEYS is not set"):
             pyfunc._load_pyfunc(str(folder))
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+        set_keys(monkeypatch, KEY)
         with pytest.raises(ArtifactError, match="wrong signature"):
             pyfunc._load_pyfunc(str(folder))
         assert not mark.exists()
@@ -327,7 +326,7 @@ def test_what_comes_is_followed_and_what_is_pruned_is_counted(uri: str, tmp_path
 
 
 def test_an_mlflow_that_is_not_there_is_said_in_one_sentence(tmp_path: Path) -> None:
-    registry = Registry(PIPELINE, ArtifactStore(str(tmp_path)), KEY.encode())
+    registry = Registry(PIPELINE, ArtifactStore(str(tmp_path)), KEY)
     with pytest.raises(StoreError, match="MLflow at nowhere://x: ") as caught:
         Mirror(PIPELINE, registry, "nowhere://x")
     assert "\n" not in str(caught.value)
@@ -349,7 +348,7 @@ def test_the_command_mirrors_what_the_broker_holds(tmp_path: Path, uri: str, mon
         producer.emit(MODELS, record.value() or b"", record.key(), partition=0)
     producer.commit({}, None)
     producer.close()
-    monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+    set_keys(monkeypatch, KEY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", there := uri.replace("mlflow.db", "commanded.db"))
     where = ["--brokers", broker.servers, "--store-url", registered.registry.store.url]
     for words in (f"mirrored 6 versions to {there}\n", f"mirrored 0 versions to {there}; 6 there already\n"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import small
+from signing_keys import KEY
 
 from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
@@ -31,7 +32,7 @@ class Feeding:
     """A feed whose thread is not started: what it does is called."""
 
     def __init__(self, folder: Path) -> None:
-        self.registry = Registry(PIPELINE, ArtifactStore(str(folder)), b"a key for tests, long enough")
+        self.registry = Registry(PIPELINE, ArtifactStore(str(folder)), KEY)
         self.broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(PIPELINE)})
         self.feed = ModelFeed(self.registry, self.broker)
         self.scorer = Scorer(PIPELINE, self.feed.take)

@@ -1,7 +1,7 @@
 """The monitor: the prediction log, examples, expired predictions and dead letters in; windows and alerts out.
 
 reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq, <pipeline>.warnings
-writes  <pipeline>.windows, <pipeline>.alerts; gauges for Prometheus
+writes  <pipeline>.windows, <pipeline>.alerts, signed; gauges for Prometheus
 state   the open windows, in memory; the reference and the usual ranges, of the first examples; the open alerts
 
 A Faust app: an agent for each topic, which takes batches, and a timer that closes windows. Nothing here must be exactly
@@ -28,8 +28,11 @@ from faust.types import ConsumerMessage
 from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
+from tidemill.keys import Keyring
 from tidemill.metrics import MonitorMetrics
 from tidemill.probes import Health
+from tidemill.registry.alerts import MONITOR, alerts
+from tidemill.registry.signing import Chains, LogWriter
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.kafka.producer import Sender
@@ -166,9 +169,11 @@ class MonitorService:
         broker: Broker,
         settings: Settings,
         sender: Sender,
+        keys: Keyring,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.pipeline, self.broker, self.settings, self.sender, self.clock = pipeline, broker, settings, sender, clock
+        self.signed = LogWriter(alerts(pipeline, keys), broker, MONITOR)
         self.core = Core(pipeline, clock)
         self.metrics = MonitorMetrics()
         self.heartbeat = time.monotonic()
@@ -279,10 +284,11 @@ class MonitorService:
         for (source, partition), seen in self._seen.items():
             if now - seen > IDLE_SECONDS:
                 idle.setdefault(source, []).append(partition)
-        closed = self.core.close(idle, settled)
+        closed, silence = self.core.close(idle, settled), self.core.silence()
+        if silence or any(window.alerts for window in closed):
+            self.signed.begin()
         for window in closed:
             self._publish(window)
-        silence = self.core.silence()
         for alert in silence:
             self._publish_alert(alert)
         if closed or silence:
@@ -316,8 +322,7 @@ class MonitorService:
 
     def _publish_alert(self, alert: Alert) -> None:
         record = alert_record(alert)
-        encoded = self.core.records.alert.encode(record)
-        self.sender.send(topics.ALERTS.name(self.pipeline.name), encoded, record["id"].encode())
+        self.sender.send(self.signed.topic, self.signed.sign(record), record["id"].encode())
         if alert.state != "continuing":
             log.warning(alert.message, extra={"alert": record["id"], "state": alert.state})
 
@@ -336,14 +341,14 @@ class MonitorService:
             self.heartbeat = time.monotonic()
             if self.core.restore_reference(batch):
                 break
-        partition = TopicPartition(topics.ALERTS.name(name), 0)
+        partition = TopicPartition(self.signed.topic, 0)
         low, high = self.broker.offset_range(partition)
         begin = max(low, high - MAX_ALERT_RECORDS)
-        for batch in self.broker.read({partition: (begin, high)}) if high > begin else ():
-            for record in batch:
-                alert = self.core.records.alert.of(record.value())
-                if alert and alert["state"] != "acknowledged" and self._declared(alert):
-                    self.core.alerts.restore(alert_of(alert))
+        batches = self.broker.read({partition: (begin, high)}) if high > begin else ()
+        chains = Chains(self.signed.chains.codec)
+        for alert in chains.restore_in_order(record for batch in batches for record in batch):
+            if alert["state"] != "acknowledged" and self._declared(alert):
+                self.core.alerts.restore(alert_of(alert))
         self._count_alerts()
 
     def _declared(self, alert: Mapping[str, Any]) -> bool:

@@ -24,7 +24,9 @@ from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.features.redis import OnlineStore
 from tidemill.metrics import count_refused
 from tidemill.offline.lookup import LogLookup
+from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import Command, ModelRef, commands
+from tidemill.registry.signing import LogWriter
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
@@ -36,8 +38,6 @@ from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.parts import Parts
 from tidemill.watch.status.scrape import Scraper
-from tidemill.wire import topics
-from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +115,13 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
     access = Access(settings.token_holders(), reading_is_free=reading_is_free(settings), count_refused=count_refused)
     store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
-    follower, scraper = TopicFollower(broker, pipeline), Scraper(settings.services)
+    follower, scraper = TopicFollower(broker, pipeline, settings.keyring()), Scraper(settings.services)
     dependencies = Dependencies(broker, store, follower)
-    records, sender = Records(pipeline), Sender(settings.brokers, settings.kafka)
+    keys, sender = settings.keyring("status"), Sender(settings.brokers, settings.kafka)
+    # Each process has chains of its own, by the instance's name; requests come in several threads.
+    name, writing = f"status-{settings.instance}", threading.Lock()
+    sent_commands = LogWriter(commands(pipeline, keys), broker, name)
+    sent_alerts = LogWriter(alerts(pipeline, keys), broker, name)
 
     def manifest(model: str, version: int) -> Mapping[str, Any] | None:
         with follower.lock:
@@ -129,16 +133,19 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         if known is None:
             return  # resolved meanwhile
         record = known | {"state": "acknowledged", "by": by, "message": why}
-        sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
-        sender.flush()
+        with writing:
+            sent_alerts.begin()
+            sender.send(sent_alerts.topic, sent_alerts.sign(record, "acknowledgement"), alert.encode())
+            sender.flush()
 
     def ask(request: CommandRequest, target: ModelRef, by: str) -> None:
         now = int(time.time() * 1000)
         begin = request.begin if request.kind == "train" else 0
         command = Command(request.id, request.kind, target, request.steps, begin, by, request.why, now)
-        codec = commands(pipeline, settings.status_token.get_secret_value().encode())
-        sender.send(topics.COMMANDS.name(pipeline.name), codec.encode(command), request.id.encode())
-        sender.flush()
+        with writing:
+            sent_commands.begin()
+            sender.send(sent_commands.topic, sent_commands.sign(command), request.id.encode())
+            sender.flush()
 
     parts = Parts(
         follower=follower,
