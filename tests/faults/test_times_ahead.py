@@ -160,7 +160,7 @@ def test_a_prediction_ahead_makes_dead_letters_of_no_labels_that_wait() -> None:
 def vectors(records: int, seed: int, ahead: list[int]) -> tuple[list[Any], dict[str, Any]]:
     """Return the vectors of the others as they were served, and how many entities the view forgot and keeps."""
     rng, number = random.Random(seed), 0  # drawn from for the others alone
-    end = BEGIN + records * 4 * SECOND
+    end = BEGIN + records * 4 * SECOND + 10 * MINUTE  # far beyond the last of the others
     broker = MemoryBroker({EVENTS: 1, FEATURES: 1, DLQ: 1})
     for n in range(records):
         now, origin = BEGIN + n * 4 * SECOND, f"A{rng.choice([0, 1, 2, 3, 4 + n // 40])}"
