@@ -38,6 +38,7 @@ from tidemill.wire.records import Records
 
 PIPELINE = dataclasses.replace(
     load("delays"),
+    rules=[],
     label_timeout=f"{T}ms",
     partitions=1,
     request={"distance": number("distance")},
