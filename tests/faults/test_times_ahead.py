@@ -177,7 +177,7 @@ def vectors(records: int, seed: int, ahead: list[int]) -> tuple[list[Any], dict[
     served = [RECORDS.features.decode(record.value() or b"") for record in broker.records(FEATURES)]
     state = step.views.states[0][0]
     kept = {name: state.watermark for name in state.entities if not is_ahead(name)}
-    others = [(f["event_id"], f["vector"], f["as_of"], f["partial"]) for f in served if not is_ahead(f["event_id"])]
+    others = [(f["event_id"], f["vector"], f["partial"]) for f in served if not is_ahead(f["event_id"])]
     return others, kept
 
 

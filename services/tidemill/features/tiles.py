@@ -119,14 +119,6 @@ class Entity:
         """The event time of its latest event, ms."""
         return int(self.columns["time"][-1])
 
-    def time_at(self, now: int) -> int | None:
-        """Return the event time (ms) of the latest event that a window ending at `now` (ms) may have; None: of none."""
-        tile = now // self.plan.every
-        if self.starts[-1] <= tile:
-            return self.time
-        stop = bisect_right(self.starts, tile)
-        return int(self.columns["time"][stop - 1]) if stop else None
-
     def add(
         self, plan: Plan, now: int, event: Mapping[str, Any], watermark: int = ALWAYS
     ) -> tuple[int, list[int]] | None:

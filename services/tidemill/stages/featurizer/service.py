@@ -194,8 +194,7 @@ class Featurizer(Processor):
                     request.vector.update(plan.nothing)
                 else:
                     request.vector.update(zip(plan.names, plan.read(entity, request.time), strict=True))
-                    if (at := entity.time_at(request.time)) is not None:
-                        as_of[plan.view.label] = at
+                    as_of[plan.view.label] = entity.time
             if not state.add(request.entity, request.time, request.event):
                 self.counts["tile_too_old", plan.view.label] += 1
         return as_of
@@ -213,14 +212,12 @@ class Featurizer(Processor):
                 request.vector.update(plan.nothing)
             else:
                 try:
-                    features, at = plan.read(known, request.time), known.time_at(request.time)
+                    features, as_of[name] = plan.read(known, request.time), known.time
                 except Exception:  # cells that no service has written may make any aggregate raise anything
                     request.vector.update(missing)
                     stale.append(name)
                     continue
                 request.vector.update(zip(plan.names, features, strict=True))
-                if at is not None:
-                    as_of[name] = at
         return stale
 
     def _serve(self, request: _Request, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
