@@ -55,6 +55,9 @@ LOG_LOOKUPS = Limit("status service", 3, "look-ups in the log at once", "answer 
 LOG_LOOKUP_SECONDS = Limit("look-up in the log", 20, "seconds", "answer 504")
 ENTITY_LOOKUPS = Limit("status service", 10, "look-ups in the online store at once", "answer 503")
 
+STATUS_CHANGES = Limit("status service", 5, "commands and acknowledgements at once", "answer 503")
+STATUS_COMMANDS = Limit("status service", 1000, "commands whose ids are remembered", "the oldest is left to the gate")
+
 # Rules.
 PATTERN_BYTES = Limit("pattern of `rules.matches`", 8 << 20, "bytes of memory, compiled", "`check` fails")
 

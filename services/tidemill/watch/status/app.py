@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from tidemill import __version__
-from tidemill.errors import BrokerError, StoreError
+from tidemill.errors import BrokerError, StoreError, UnknownOutcome
 from tidemill.offline.lookup import TooFarBackError
 from tidemill.watch.status.edge import Edge, Hosts
 from tidemill.watch.status.parts import Parts
@@ -53,5 +53,5 @@ async def _invalid(_: Request, error: RequestValidationError) -> Response:
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:
-    code = 504 if isinstance(error, TooFarBackError) else 503
+    code = 504 if isinstance(error, TooFarBackError | UnknownOutcome) else 503
     return Response(json.dumps({"detail": str(error)}), code, media_type="application/json")

@@ -14,6 +14,7 @@ import logging
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import Command, ModelRef, commands
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.kafka.producer import Sender
+from tidemill.stream.kafka.certain import CertainSender
 from tidemill.watch.status.access import Access
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
@@ -117,7 +118,9 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
     follower, scraper = TopicFollower(broker, pipeline), Scraper(settings.services)
     dependencies = Dependencies(broker, store, follower)
-    records, sender = Records(pipeline), Sender(settings.brokers, settings.kafka)
+    # A name of this process's own: several instances would fence each other off.
+    sender = CertainSender(settings.brokers, f"{pipeline.name}.status.{uuid.uuid4().hex}", settings.kafka)
+    records = Records(pipeline)
 
     def manifest(model: str, version: int) -> Mapping[str, Any] | None:
         with follower.lock:
@@ -130,7 +133,6 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
             return  # resolved meanwhile
         record = known | {"state": "acknowledged", "by": by, "message": why}
         sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
-        sender.flush()
 
     def ask(request: CommandRequest, target: ModelRef, by: str) -> None:
         now = int(time.time() * 1000)
@@ -138,7 +140,6 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         command = Command(request.id, request.kind, target, request.steps, begin, by, request.why, now)
         codec = commands(pipeline, settings.status_token.get_secret_value().encode())
         sender.send(topics.COMMANDS.name(pipeline.name), codec.encode(command), request.id.encode())
-        sender.flush()
 
     parts = Parts(
         follower=follower,
