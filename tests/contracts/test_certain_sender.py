@@ -33,7 +33,7 @@ def test_what_was_sent_is_there_once_and_in_order() -> None:
     broker.create(["commands"])
     sender = CertainSender(broker.servers, "x")
     for n in range(5):
-        sender.send("commands", b"%d" % n, b"k")
+        sender.send("commands", lambda n=n: b"%d" % n, b"k")
     assert written(broker.servers, "commands") == [b"0", b"1", b"2", b"3", b"4"]
 
 
@@ -42,7 +42,7 @@ def test_without_a_broker_it_is_said_that_nothing_was_written() -> None:
     sender = CertainSender(f"127.0.0.1:{free_port()}", "x", seconds=2.5)
     for _ in range(2):
         with pytest.raises(BrokerError, match="nothing was written, nor will be") as refused:
-            sender.send("commands", b"lost", b"k")
+            sender.send("commands", lambda: b"lost", b"k")
         assert not isinstance(refused.value, UnknownOutcome)
 
 
@@ -67,14 +67,14 @@ class TestKafkaAlone:
         sender = CertainSender(own.servers, f"sender-{away}")
         plain = Sender(own.servers)
         before = written(own.servers, "commands")
-        sender.send("commands", f"before {away}".encode(), b"k")
+        sender.send("commands", lambda: f"before {away}".encode(), b"k")
         if away == "killed":
             own.kill()
         else:
             own.process.send_signal(signal.SIGSTOP)
         plain.send("commands", f"plain {away}".encode(), b"k")  # what a plain producer does, shows that time was enough
         with pytest.raises(BrokerError, match="nothing was written, nor will be") as refused:
-            sender.send("commands", f"lost {away}".encode(), b"k")
+            sender.send("commands", lambda: f"lost {away}".encode(), b"k")
         assert not isinstance(refused.value, UnknownOutcome)
         if away == "killed":
             own.start()
@@ -83,7 +83,7 @@ class TestKafkaAlone:
 
         def goes_on() -> bool:
             try:
-                sender.send("commands", f"after {away}".encode(), b"k")
+                sender.send("commands", lambda: f"after {away}".encode(), b"k")
             except BrokerError:  # the broker is busy with its return
                 return False
             return True

@@ -59,8 +59,8 @@ class CertainSender:
         self._client: Producer | None = None
         self._turn = threading.Lock()
 
-    def send(self, topic: str, value: bytes, key: bytes | None = None) -> None:
-        """Write one record.
+    def send(self, topic: str, value: Callable[[], bytes], key: bytes | None = None) -> None:
+        """Write one record. `value` returns it; it is called once what was sent before is decided.
 
         Raises UnknownOutcome where it may have been written, and another BrokerError where it was not and never will
         be.
@@ -75,14 +75,17 @@ class CertainSender:
         finally:
             self._turn.release()
 
-    def _write(self, client: Producer | None, deadline: float, topic: str, value: bytes, key: bytes | None) -> Producer:
+    def _write(
+        self, client: Producer | None, deadline: float, topic: str, value: Callable[[], bytes], key: bytes | None
+    ) -> Producer:
         reports: list[Any] = []
         try:
             if client is None:
                 client = Producer(self._config, logger=_client_log)
                 _insist(client.init_transactions, deadline - MIN_COMMIT_SECONDS)
+            data = value()
             client.begin_transaction()
-            client.produce(topic, value, key, on_delivery=lambda error, _: reports.append(error))
+            client.produce(topic, data, key, on_delivery=lambda error, _: reports.append(error))
             while not reports and time.monotonic() < deadline - MIN_COMMIT_SECONDS:
                 client.poll(SHORT_CALL_SECONDS)
             if not reports:

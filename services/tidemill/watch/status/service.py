@@ -132,14 +132,14 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         if known is None:
             return  # resolved meanwhile
         record = known | {"state": "acknowledged", "by": by, "message": why}
-        sender.send(topics.ALERTS.name(pipeline.name), records.alert.encode(record), alert.encode())
+        sender.send(topics.ALERTS.name(pipeline.name), lambda: records.alert.encode(record), alert.encode())
 
     def ask(request: CommandRequest, target: ModelRef, by: str) -> None:
         now = int(time.time() * 1000)
         begin = request.begin if request.kind == "train" else 0
         command = Command(request.id, request.kind, target, request.steps, begin, by, request.why, now)
         codec = commands(pipeline, settings.status_token.get_secret_value().encode())
-        sender.send(topics.COMMANDS.name(pipeline.name), codec.encode(command), request.id.encode())
+        sender.send(topics.COMMANDS.name(pipeline.name), lambda: codec.encode(command), request.id.encode())
 
     parts = Parts(
         follower=follower,
