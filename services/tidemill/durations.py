@@ -25,6 +25,16 @@ def milliseconds(text: str) -> int:
     return int(form[1]) * _UNITS[form[2]]
 
 
+def approximate(ms: int) -> str:
+    """Return a number of milliseconds as people say it: three digits, and the largest unit of which it has two.
+
+    >>> approximate(129_600_000)
+    '36h'
+    """
+    unit = next((unit for unit in ("d", "h", "m", "s") if abs(ms) >= 2 * _UNITS[unit]), "ms")
+    return f"{ms / _UNITS[unit]:.3g}{unit}"
+
+
 def moment(text: str) -> int:
     """Return an ISO 8601 time in ms since the epoch; UTC where it has no zone. Raises ValueError for anything else."""
     try:

@@ -31,8 +31,11 @@ Columns = dict[str, list[Any]]
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is None or NaN."""
-    return value is None or value != value
+    """Whether a value is None, NaN, or pandas' NaT or NA."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # NA does not say whether it is something
+        return True
 
 
 def text_or_none(text: str | None, *, is_text_column: bool) -> str | None:

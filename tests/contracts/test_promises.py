@@ -21,8 +21,10 @@ from tidemill.errors import Aborted, Fenced, StoreError
 from tidemill.features.ports import Change
 from tidemill.features.redis import RedisView, connect
 from tidemill.stream.api import Position, TopicPartition
+from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.kafka import producer as kafka_producer
 from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.consumer import CALL_SECONDS, committable
 from tidemill.stream.memory import MemoryBroker
 
 
@@ -133,6 +135,41 @@ def test_who_was_fenced_is_told_so_and_does_not_fence_back(bench: Bench) -> None
     successor.commit({}, consumer)
     assert bench.read(bench.sink, 1) == [b"mine"]
     successor.close()
+    consumer.close()
+
+
+def test_what_one_that_is_in_the_group_no_more_has_left_open_holds_nobody_back(bench: Bench) -> None:
+    slot = TopicPartition(bench.source, 0)
+    here, gone = f"{bench.group}-here", f"{bench.group}-gone"
+    consumer = bench.broker.consumer(bench.group, [bench.source], here)
+    bench.settle(consumer)
+    producer, zombie = bench.broker.producer(here), bench.broker.producer(gone)
+    # As if it had been the one in the partition: it has committed, and is frozen before its next commit.
+    zombie.commit({slot: Position(1, CommitMetadata(instance=gone).encode())}, consumer)
+    zombie.emit(bench.sink, b"never", b"k", 1, None, 0)
+    reached(bench, bench.sink, 1)
+    if isinstance(zombie, kafka_producer.KafkaProducer):
+        zombie._client.send_offsets_to_transaction(
+            committable({slot: Position(9)}), consumer.group_metadata(), CALL_SECONDS
+        )
+    assert bench.broker.end_left_open(bench.group, [slot], here) == [gone]
+    committed = consumer.committed([slot])[slot]
+    assert committed is not None
+    assert committed.offset == 1
+    producer.emit(bench.sink, b"mine", b"k", 1, None, 0)
+    producer.commit({slot: Position(2, CommitMetadata(instance=here).encode())}, consumer)
+    assert bench.read(bench.sink, 1) == [b"mine"], "nobody waits for what was left open"
+    with pytest.raises(Fenced):  # noqa: PT012  as the loop does: what was aborted is tried again, and Fenced ends it
+        for _ in range(5):
+            try:
+                zombie.commit({slot: Position(9)}, consumer)
+            except Aborted:
+                zombie.abort()
+    assert bench.broker.end_left_open(bench.group, [slot], gone) == [], "who is in the group is left alone"
+    producer.emit(bench.sink, b"more", b"k", 1, None, 0)
+    producer.commit({slot: Position(3)}, consumer)
+    assert bench.broker.end_left_open(bench.group, [slot], gone) == [], "nobody says who it was"
+    producer.close()
     consumer.close()
 
 

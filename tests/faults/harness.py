@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ledger import Ledger, Verdict, judge
 from load import again_and_again, paced
@@ -33,6 +34,9 @@ from tidemill.demo.stack import Redis, free_port, roles
 from tidemill.wire import topics
 
 DATA_PLANE = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner:logreg")
+OTHERS = ("gate", *topics.WATCHING)
+"""Who hands on no record of the data plane: it goes on without them."""
+EVERYBODY = (*DATA_PLANE, *OTHERS)
 IN_EVERY_FAULT = ("validator", "featurizer", "scorer", "joiner")
 """Who hands on records all the time, and is looked at where a fault has no one target."""
 OUTPUT = {
@@ -48,11 +52,17 @@ POINTS = {
         "scorer": ("produce", "offsets", "commit"),
         "joiner": ("produce", "offsets", "commit"),
         "learner": ("produce", "offsets", "commit", "store"),
+        "gate": ("offsets", "commit"),
+        "archiver": ("offsets", "commit", "file"),
+        "monitor": ("send",),
+        "status": (),
     }.items()
 }
 for _points in POINTS.values():
     if "produce:during" in _points:
         _points.remove("produce:during")  # to hand a record to the client takes no time in which to be stopped
+BACK_SECONDS = 30.0
+"""How soon one of the others is ready again."""
 FIRES_WITHIN = 60.0
 INTERVAL_MS = 100
 """With transactions every 10 ms by seven services the broker takes 113% of a core at 150 events/s, with every 50 ms 90%, with
@@ -84,6 +94,8 @@ class Fault:
     until: float = 0.0
     fired: bool = False
     stall: float = 0.0
+    back: float = 0.0
+    """How long one of the others was not ready."""
     tolerated: bool = True
     """Whether events must pass meanwhile."""
 
@@ -194,6 +206,7 @@ class River:
         servers: str | None = None,
         redis_url: str | None = None,
         label_timeout: str = "240h",
+        watched: bool = False,
         **settings: object,
     ) -> None:
         self.kafka, self.redis, self.rate, self.seed = kafka, redis, rate, seed
@@ -201,11 +214,11 @@ class River:
         self.run = Running(
             servers or kafka.servers, redis_url or redis.url, folder, "flights", 4,
             changes=f'label_timeout="{label_timeout}"',
-            **{"snapshot_seconds": 0.25, "interval_ms": INTERVAL_MS, **settings},
+            **{"snapshot_seconds": 0.25, "interval_ms": INTERVAL_MS, "archive_seconds": 2, **settings},
         )  # fmt: skip
         self.run.stack.launcher = [sys.executable, str(LAUNCHER)]
         self.run.stack.env["FAULTS"] = str(folder)
-        self.folder = folder
+        self.folder, self.watched = folder, watched
         self.sent: list[Message] = []
         self.ledger = Ledger(self.run, self.redis.url)
         self.supervisor = Supervisor(self.run)
@@ -215,9 +228,15 @@ class River:
         self.began = time.monotonic()
 
     def __enter__(self) -> River:
-        for role in roles(self.run.pipeline):
-            self.supervisor.begin(role)
-        self.run.stack.wait_ready(120)
+        watching = topics.WATCHING if self.watched else ()
+        try:
+            for role in (*roles(self.run.pipeline), *watching):
+                self.supervisor.begin(role)
+            self.run.stack.wait_ready(120)
+        except BaseException:
+            self.run.stack.stop()
+            self.ledger.close()
+            raise
         self.supervisor.start()
         self.ledger.start()
         self.replay.start()
@@ -272,15 +291,26 @@ class River:
         """Return the process id of what does a role's work now."""
         return worker(self.process(role))
 
-    def kill(self, role: str, *, whole: bool = False) -> Fault:
-        """Kill -9 at this moment, whatever it does; `whole`: the process that would start it again as well."""
+    def kill(self, role: str, *, whole: bool = False, wait: bool = True) -> Fault:
+        """Kill -9 at this moment, whatever it does; `whole`: the process that would start it again as well.
+
+        `wait`: until one of the others is back.
+        """
         fault, process = self.plan("kill of all its processes" if whole else "kill", role), self.process(role)
         pid = self.worker(role)
         fault.at = time.monotonic()
         os.kill(process.pid if whole else pid, signal.SIGKILL)
         until(lambda: gone(pid), f"{role} is not killed", 10)
         fault.fired = True
+        if wait:
+            self.wait_back(fault)
         return fault
+
+    def wait_back(self, fault: Fault) -> None:
+        """Wait until one of the others, of which nothing comes that a stall would show in, is ready again."""
+        if fault.role in OTHERS:
+            until(lambda: self.ready(fault.role), f"{fault.role} is not back after {fault.what}", BACK_SECONDS)
+            fault.back = time.monotonic() - fault.at
 
     def strike(self, role: str, point: str, action: str = "kill", skip: int | None = None) -> Fault:
         """Have a process kill or stop itself at a point of its code, when it passes there after `skip` times."""
@@ -304,7 +334,15 @@ class River:
         until(lambda: gone(pid) if action == "kill" else stopped(pid), f"{action} of {role} did nothing", 10)
         fault.fired = True
         fault.at = json.loads(said.read_text().splitlines()[before])["at"]
+        if action == "kill":
+            self.wait_back(fault)
         return fault
+
+    def struck(self, role: str) -> list[dict[str, Any]]:
+        """Return what the process that plays a role has written when it was struck, and afterwards."""
+        key = role if "#" in role else f"{role}#0"
+        place = self.folder / f"{key}.fired"
+        return [json.loads(line) for line in place.read_text().splitlines()] if place.is_file() else []
 
     def freeze(self, role: str) -> Fault:
         """SIGSTOP at this moment."""
@@ -365,9 +403,11 @@ class River:
                 os.kill(self.worker(role), signal.SIGUSR2)  # where each stands, into its log
             time.sleep(1)
         caught_up = time.monotonic() - ended
+        if self.watched and (left := self.ledger.others_behind("gate", "archiver", "monitor")):
+            self.must(False, f"not read to the end: {left}")
         self.supervisor.close()
         self.ledger.end()
-        verdict = judge(self.run, self.ledger, self.sent, redis_url=self.redis.url)
+        verdict = judge(self.run, self.ledger, self.sent, redis_url=self.redis.url, watched=self.watched)
         verdict.wrong += self.complaints
         row = Row(promise, goal, self.seed, verdict, stall_allowed=stall_allowed)
         if str(verdict):
@@ -377,6 +417,8 @@ class River:
         for fault in self.faults:
             end = min(max(fault.until, fault.at + window), ended)
             for role in [fault.role] if fault.role else IN_EVERY_FAULT:
+                if role in OTHERS:
+                    continue
                 fault.stall = max(fault.stall, self.longest_gap(role, fault.at, end))
             if fault.tolerated:
                 least.append(self.passed(fault.at, max(fault.until, fault.at + PASS_SECONDS)))
@@ -386,6 +428,8 @@ class River:
         row.exits.update(f"{service_of(role)} {code}" for _, role, code in self.supervisor.exits)
         row.seconds = time.monotonic() - self.began
         row.notes.append(f"everything had arrived {caught_up:.1f} s after the last was sent")
+        if back := [fault.back for fault in self.faults if fault.back]:
+            row.notes.append(f"gate, archiver, monitor and status were ready again after {max(back):.1f} s at most")
         return row
 
 

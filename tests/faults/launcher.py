@@ -20,8 +20,9 @@ from typing import Any
 
 from tidemill.cli import main as cli
 from tidemill.features.redis import RedisView
+from tidemill.files import Files
 from tidemill.registry.store import ArtifactStore
-from tidemill.stream.kafka.producer import KafkaProducer
+from tidemill.stream.kafka.producer import KafkaProducer, Sender
 
 DURING_SECONDS = 0.002
 """How long after its beginning a call is cut short, for the points `:during`."""
@@ -35,6 +36,7 @@ class Hook:
         self.point = ""
         self.skip = self.fired = 0
         self.action = signal.SIGKILL
+        self.writing: dict[str, Any] = {}
 
     def arm(self, *_: Any) -> None:
         plan = json.loads(self.place.read_text())
@@ -50,7 +52,7 @@ class Hook:
             return
         self.point = ""
         self.fired += 1
-        self.say({"fired": point, "at": time.monotonic()})
+        self.say({"fired": point, "at": time.monotonic(), **self.writing})
         os.kill(os.getpid(), self.action)
 
     def say(self, what: dict[str, Any]) -> None:
@@ -81,15 +83,21 @@ def instrument(hook: Hook) -> None:
     KafkaProducer._decide = decided  # type: ignore[method-assign]
     write = RedisView.write
 
-    def written(self: RedisView, *arguments: Any, **named: Any) -> str:
+    def written(self: RedisView, partition: int, base: int, offset: int, changes: Any, note: str = "") -> str:
+        if not changes:  # a look whether the store still holds what it held: nothing that could come too late
+            return write(self, partition, base, offset, changes, note)
         fired = hook.fired
-        outcome: str = hook.around("redis", write)(self, *arguments, **named)
+        hook.writing = {"key": f"{self.prefix}/partition:{partition}", "offset": offset}
+        outcome: str = hook.around("redis", write)(self, partition, base, offset, changes, note)
+        hook.writing = {}
         if hook.fired > fired:  # this write was stopped, and went on later
             hook.say({"redis": outcome})
         return outcome
 
     RedisView.write = written  # type: ignore[method-assign]
     ArtifactStore.put = hook.around("store", ArtifactStore.put)  # type: ignore[method-assign]
+    Files.write = hook.around("file", Files.write)  # type: ignore[method-assign]
+    Sender.send = hook.around("send", Sender.send)  # type: ignore[method-assign]
 
 
 def main() -> None:

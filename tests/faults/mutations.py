@@ -35,6 +35,9 @@ LONGEST_TEST = 180
 CRASH = "tests/unit/stream/test_loop_crash.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
 OTHERS = "tests/unit/features/test_remote_views.py"
+AWAY = "tests/unit/features/test_store_away.py"
+START = "tests/unit/runtime/test_start_without_a_store.py"
+GATE = "tests/unit/stages/test_gate.py"
 REGISTRY = "tests/unit/registry/test_registry.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
@@ -114,8 +117,8 @@ MUTANTS = (
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "Position(up_to.get(partition, offset), self.processor.commit_metadata(partition).encode())",
-        "Position(up_to.get(partition, offset))",
+        "replace(self.processor.commit_metadata(partition), instance=self.instance).encode(),",
+        '"",',
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
@@ -307,9 +310,23 @@ MUTANTS = (
     Mutant(
         "rebuild-reads-uncommitted", "a rebuild reads what is not committed",
         "stream/kafka/consumer.py",
-        '"isolation.level": "read_committed",\n            "fetch.wait.max.ms": 50',
-        '"isolation.level": "read_uncommitted",\n            "fetch.wait.max.ms": 50',
+        '"isolation.level": isolation,',
+        '"isolation.level": "read_uncommitted",',
         (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
+    ),
+    Mutant(
+        "left-open-holds-back", "what an instance has left open that is in the group no more is waited for",
+        "stream/loop.py",
+        "self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():",
+        "():",
+        (f"{LOOP}::test_what_a_member_that_is_in_the_group_no_more_has_left_open_is_ended_by_its_successor",),
+    ),
+    Mutant(
+        "left-alone-is-fenced", "an instance that is still in the group is fenced when its partitions move",
+        "stream/kafka/broker.py",
+        "gone = sorted(last - {member.group_instance_id for member in answer.members})",
+        "gone = sorted(last)",
+        (f"{PROMISES}::test_what_one_that_is_in_the_group_no_more_has_left_open_holds_nobody_back",),
     ),
     # The online store.
     Mutant(
@@ -343,8 +360,8 @@ MUTANTS = (
     Mutant(
         "view-from-the-past", "a late write to Redis is not refused",
         "features/redis.py",
-        "stored = int(answer or 0)\n                if stored > offset:",
-        "stored = int(answer or 0)\n                if stored > 1 << 62:",
+        "stored = _offset(answer) or 0\n                if stored > offset:",
+        "stored = _offset(answer) or 0\n                if stored > 1 << 62:",
         (VIEW,),
     ),
     Mutant(
@@ -386,7 +403,7 @@ MUTANTS = (
     Mutant(
         "stale-view-served", "the featurizer takes a view that is not whole",
         "features/lookup.py",
-        "if shape != plan.shape or int(until or 0) > now:",
+        "if shape != plan.shape or until > now:",
         "if shape == note:",
         (OTHERS,),
     ),
@@ -403,6 +420,79 @@ MUTANTS = (
         "elif not self._dirty:\n                self.processor.committed()",
         "elif not self._dirty:\n                pass",
         (f"{CRASH}::test_a_store_that_is_emptied_while_nothing_comes_is_filled",),
+    ),
+    # A store that is away when a service starts.
+    Mutant(
+        "start-needs-its-store", "a service that gets a partition waits for its store",
+        "features/views.py",
+        "                self._store_is_away(plan.view.label, error, began)\n        state",
+        "                raise\n        state",
+        (f"{AWAY}::test_a_featurizer_that_starts_while_its_store_is_away_serves_what_it_would_have_served",),
+    ),
+    Mutant(
+        "unread-store-as-emptied", "what a store holds that could not be read is overwritten by less",
+        "features/views.py",
+        "if shape == state.plan.shape and until < state.partial_until:",
+        "if shape == state.plan.shape and until < 0:",
+        (f"{AWAY}::test_where_the_log_was_cut_the_store_that_is_back_is_loaded_and_not_overwritten",),
+    ),
+    Mutant(
+        "unread-store-declared-differently", "what a store holds of another declaration stays beside the new",
+        "features/views.py",
+        'if shape not in ("", state.plan.shape):',
+        'if shape not in ("", shape):',
+        (f"{AWAY}::test_a_view_declared_differently_while_its_store_was_away_is_rebuilt_in_it",),
+    ),
+    Mutant(
+        "unread-store-is-never-behind", "nobody is told that a store was not read",
+        "features/views.py",
+        'float(is_unread or name in self._behind)',
+        'float(name in self._behind and not is_unread)',
+        (f"{AWAY}::test_a_featurizer_that_starts_while_its_store_is_away_serves_what_it_would_have_served",),
+    ),
+    Mutant(
+        "wrong-address-accepted", "a service starts the first time with an address that was never reached",
+        "runtime/run.py",
+        "            raise\n        log.error(\"started without",
+        "            pass\n        log.error(\"started without",
+        (START,),
+    ),
+    # The materializer.
+    Mutant(
+        "begins-is-not-heard", "a view that was declared later is taken for one that has always been there",
+        "stages/materializer/service.py",
+        "            state.begins(time)\n",
+        "            pass\n",
+        (OTHERS,),
+    ),
+    Mutant(
+        "entities-stay-in-the-store", "an entity that has expired stays in the store",
+        "features/views.py",
+        "            self._forgotten.add(name)",
+        "            pass",
+        (OTHERS, AWAY),
+    ),
+    # The gate.
+    Mutant(
+        "gate-decides-in-a-rebuild", "what the gate reads again it decides again",
+        "stages/gate/service.py",
+        "if emit is discard or is_repeated:",
+        "if is_repeated:",
+        (GATE,),
+    ),
+    Mutant(
+        "gate-counts-twice", "an example that a decision covers is evidence again",
+        "stages/gate/service.py",
+        "        if offset < self.next:\n            return",
+        "        if offset < 0:\n            return",
+        (GATE,),
+    ),
+    Mutant(
+        "command-carried-out-twice", "a command that is read again is carried out again",
+        "stages/gate/service.py",
+        "if any(decision.command == command.id for decision in self.standing.decisions):",
+        "if any(decision.command == command for decision in self.standing.decisions):",
+        (GATE,),
     ),
     # The model's version.
     Mutant(

@@ -33,38 +33,51 @@ SMALL = {
 }
 
 
-def keep(name: str, row: Row) -> None:
-    """Keep a case's row for the report."""
+def forget() -> None:
+    """Forget what earlier runs have left."""
+    for path in RESULTS.glob("*"):
+        path.unlink()
+
+
+def keep(name: str, row: Row, described: str = "") -> None:
+    """Keep the row of a case and a seed for the report; `described` is its promise where it could not say its own."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     found = {**row.__dict__, "verdict": row.verdict.__dict__, "met": row.met, "day": time.strftime("%Y-%m-%d")}
-    (RESULTS / f"{name}.json").write_text(json.dumps(found))
+    found["described"] = described
+    (RESULTS / f"{name}.{row.seed}.json").write_text(json.dumps(found))
 
 
-def run_small() -> None:
-    """Run the tests without load, and keep how many there were and how long the slowest took."""
+def run_small() -> bool:
+    """Run the tests without load, and keep how many there were and how long the slowest took; returns whether all passed."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     target = RESULTS / "small.xml"
     command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={target}", *SMALL]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "TIDEMILL_REQUIRE_KAFKA": "1"}, check=True)
+    return not subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "TIDEMILL_REQUIRE_KAFKA": "1"}, check=False
+    ).returncode
 
 
 def run_mutants() -> None:
     """Run the mutation check."""
     target = RESULTS / "mutants.json"
-    subprocess.run([sys.executable, "tests/faults/mutations.py", "--json", str(target)], cwd=ROOT, check=True)
+    target.unlink(missing_ok=True)  # else those of another day would be taken for these
+    subprocess.run([sys.executable, "tests/faults/mutations.py", "--json", str(target)], cwd=ROOT, check=False)
 
 
 def write(cases: list[str]) -> bool:
-    """Write the report; returns whether every promise was kept. Raises FileNotFoundError where a run is missing."""
-    rows = [json.loads((RESULTS / f"{name}.json").read_text()) for name in cases if (RESULTS / f"{name}.json").exists()]
-    mutants = json.loads((RESULTS / "mutants.json").read_text())
-    missed = [m for m in mutants if m["caught_by"] == "MISSED"]
+    """Write the report; returns whether every promise was kept.
+
+    What was not run again stays as the last report has it, with the day on which it was run.
+    """
+    rows = [json.loads(path.read_text()) for name in cases for path in sorted(RESULTS.glob(f"{name}.*.json"))]
+    before = REPORT.read_text() if REPORT.exists() else ""
+    again = {row[name] for row in rows for name in ("promise", "described")}
     lines = [
         "# Faults",
         "",
         "What is promised, how it was attacked, and what came of it. `make faults` does it all again and writes this file; "
         f"this was on {os.cpu_count()} cores, everything (Kafka, Redis, services, load) on one machine. A short form of it is in "
-        "`make test-long`. How memory grows is in [soak.md](soak.md).",
+        "`make test`. How memory grows is in [soak.md](soak.md).",
         "",
         "## Under load",
         "",
@@ -88,6 +101,7 @@ def write(cases: list[str]) -> bool:
             f"{verdict['counts'].get('events', 0):,} | {len(verdict['lost'])} | {len(verdict['doubled'])} | {len(verdict['wrong'])} | "
             f"{row['stall']:.1f} s | {'-' if row['passed'] is None else row['passed']} | {row['seed']}, {row['day']} |"
         )
+    lines += [line for line in _lines_of(before, "| ", "Under load") if line.split("|")[1].strip() not in again]
     lines.append("")
     for row in rows:
         counts = Counter(row["verdict"]["counts"])
@@ -100,18 +114,16 @@ def write(cases: list[str]) -> bool:
             f"{counts['dead_letters']:,} dead letters, {counts['versions']:,} model versions. Processes that ended (service and "
             f"exit code): {exits}. {said[:1].upper()}{said[1:]}"
         )
-    lines += ["", *small_table(), ""]
-    lines += [
-        "## Mutation check",
-        "",
-        f"The loop, the clients and the stores are broken on purpose in {len(mutants)} ways; the suite catches "
-        f"{len(mutants) - len(missed)}. `python tests/faults/mutations.py --list` shows them, `--only WORD` runs some.",
-        "",
-        "| broken | caught by |",
-        "|---|---|",
-        *(f"| {m['says']} | `{m['caught_by'].rpartition('/')[2]}` |" for m in mutants),
-        "",
-    ]
+    lines += [line for line in _lines_of(before, "- *", "Under load") if line.split("*")[1] not in again]
+    small = small_table() if (RESULTS / "small.xml").exists() else _section(before, "One by one")
+    lines += ["", *small, ""]
+    missed = []
+    if (RESULTS / "mutants.json").exists():
+        mutants = json.loads((RESULTS / "mutants.json").read_text())
+        missed = [m for m in mutants if m["caught_by"] == "MISSED"]
+        lines += mutation_table(mutants, len(missed))
+    else:
+        lines += [*_section(before, "Mutation check"), ""]
     extra = RESULTS / "repeated.json"
     if extra.exists():
         repeated = json.loads(extra.read_text())
@@ -125,6 +137,33 @@ def write(cases: list[str]) -> bool:
         ]
     REPORT.write_text("\n".join(lines))
     return not missed and all(row["met"] for row in rows)
+
+
+def _section(text: str, title: str) -> list[str]:
+    """Return the lines of a report's section, its title included."""
+    _, _, rest = text.partition(f"## {title}\n")
+    return [f"## {title}", *rest.partition("\n## ")[0].strip("\n").split("\n")] if rest else []
+
+
+def _lines_of(text: str, begin: str, title: str) -> list[str]:
+    """Return the rows of a section's table, or the lines of its list."""
+    lines = [line for line in _section(text, title) if line.startswith(begin)]
+    return [line for line in lines if not line.startswith(("| promise |", "|---"))]
+
+
+def mutation_table(mutants: list[dict[str, Any]], missed: int) -> list[str]:
+    """Return the section of the mutation check."""
+    return [
+        "## Mutation check",
+        "",
+        f"The loop, the clients and the stores are broken on purpose in {len(mutants)} ways; the suite catches "
+        f"{len(mutants) - missed}. `python tests/faults/mutations.py --list` shows them, `--only WORD` runs some.",
+        "",
+        "| broken | caught by |",
+        "|---|---|",
+        *(f"| {m['says']} | `{m['caught_by'].rpartition('/')[2]}` |" for m in mutants),
+        "",
+    ]
 
 
 def distribution(row: dict[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
     make faults                                    everything, in about an hour
     make faults ARGS="--only kills --only storm"   some of the cases; prints, and writes nothing
-    make faults ARGS="--seed 7"                    another order of faults
+    make faults ARGS="--seed 7 --seed 8"           another order of faults, and one more
+    make faults ARGS="--report"                    the report again: what --only has run replaces its rows
 
 The seed decides which fault comes when, and at which point; that of a report repeats its plan.
 """
@@ -16,7 +17,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import cases
 import report
 from harness import Row
+from ledger import Verdict
 from real_kafka import RealKafka
 
 from tidemill.demo.stack import Redis
@@ -37,16 +41,10 @@ def run(chosen: list[str], seed: int, sizes: Mapping[str, float] = MappingProxyT
             continue
         with tempfile.TemporaryDirectory(prefix=f"tidemill-{case.__name__}-") as name:
             folder = Path(name)
-            kafka, redis = RealKafka(folder), Redis(folder)
-            try:
-                say(f"{case.__name__}: {(case.__doc__ or '').splitlines()[0]}")
-                row = None
-                row = case(cases.Bench(kafka, redis, folder, seed), **sizes)
-            finally:
-                kafka.stop()
-                redis.stop()
-                if row is None or not row.met:
-                    keep_logs(case.__name__, folder)
+            say(f"{case.__name__}: {described(case)}")
+            row = tried(case, folder, seed, sizes)
+            if row is not None and not row.met:
+                keep_logs(case.__name__, folder)
         if row is None:
             say(f"{case.__name__}: can't be done on this machine")
             continue
@@ -55,8 +53,27 @@ def run(chosen: list[str], seed: int, sizes: Mapping[str, float] = MappingProxyT
         say("longest stalls: " + ", ".join(f"{what} of {role or 'all'} {seconds} s" for what, role, seconds in worst))
         rows.append(row)
         if not sizes:
-            report.keep(case.__name__, row)
+            report.keep(case.__name__, row, described(case))
     return rows
+
+
+def tried(case: Callable[..., Row | None], folder: Path, seed: int, sizes: Mapping[str, float]) -> Row | None:
+    """Return the row of a case; of one that fails, whatever it raises, a row that says so: the others go on."""
+    with ExitStack() as cleanup:
+        try:
+            kafka = RealKafka(folder)
+            cleanup.callback(kafka.stop)
+            redis = Redis(folder)
+            cleanup.callback(redis.stop)
+            return case(cases.Bench(kafka, redis, folder, seed), **sizes)
+        except Exception as error:
+            say(f"{case.__name__}: {''.join(traceback.format_exception(error))}")
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            return Row(described(case), "the case runs to its end", seed, Verdict(wrong=[why[:500]]))
+
+
+def described(case: Callable[..., Row | None]) -> str:
+    return (case.__doc__ or "").splitlines()[0].rstrip(".")
 
 
 def say(text: str) -> None:
@@ -96,21 +113,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*(case.__name__ for case in cases.CASES), "short"]
     parser.add_argument("--only", action="append", default=[], choices=names, help="a case; may be given often")
-    parser.add_argument("--seed", type=int, default=random.randrange(10_000))
+    parser.add_argument("--seed", type=int, action="append", help="may be given often: all is done with each")
     parser.add_argument("--sizes", action="append", default=[], metavar="NAME=VALUE", help="of the cases chosen")
     parser.add_argument("--repeat", type=int, metavar="N", help="the short form so many times")
     parser.add_argument("--report", action="store_true", help="only write the report, from what earlier runs have left")
     chosen = parser.parse_args()
     sizes = {name: float(value) if "." in value else int(value) for name, value in (s.split("=") for s in chosen.sizes)}
+    seeds = chosen.seed or [random.randrange(10_000)]
     if chosen.repeat:
-        sys.exit(0 if repeat(chosen.repeat, chosen.seed) else 1)
+        sys.exit(0 if repeat(chosen.repeat, seeds[0]) else 1)
     if not chosen.report:
-        good = all(row.met for row in run(chosen.only, chosen.seed, sizes))
+        if not chosen.only:
+            report.forget()
+        good = all(row.met for row in [row for seed in seeds for row in run(chosen.only, seed, sizes)])
         if chosen.only:
             sys.exit(0 if good else 1)
-        report.run_small()
+        good = report.run_small() and good
         report.run_mutants()
-    sys.exit(0 if report.write([case.__name__ for case in cases.CASES]) else 1)
+    else:
+        good = True
+    sys.exit(0 if report.write([case.__name__ for case in cases.CASES]) and good else 1)
 
 
 if __name__ == "__main__":

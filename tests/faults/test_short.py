@@ -1,7 +1,4 @@
-"""The short form of the fault suite: everything at once, on a broker and a Redis of its own.
-
-`make test-long` runs it; `make faults` is the whole.
-"""
+"""The short form of the fault suite: everything at once, on a broker and a Redis of its own; `make faults` is the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from tidemill.demo.stack import Redis
 SEED = int(os.environ.get("TIDEMILL_FAULTS_SEED", "4"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_little_of_everything_loses_and_doubles_nothing(kafka, tmp_path: Path) -> None:
     del kafka  # only its being there is asked for: this broker is killed, and the session's is not

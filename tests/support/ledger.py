@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import redis
 from running import Running, until
 
@@ -26,15 +28,17 @@ from tidemill.models.fold import Fold
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.featurizer.service import Featurizer
+from tidemill.stages.gate import service as gate
 from tidemill.stages.materializer.service import Materializer
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.records import vector_to_x
+from tidemill.wire.services import group
 
 KINDS = (
     topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
-    topics.EXAMPLES, topics.EXPIRED, topics.MODELS, topics.UPDATES,
+    topics.EXAMPLES, topics.EXPIRED, topics.MODELS, topics.UPDATES, topics.PROMOTIONS, topics.WINDOWS,
 )  # fmt: skip
 
 
@@ -188,6 +192,37 @@ class Ledger(threading.Thread):
         }  # fmt: skip
         return ", ".join(f"{name} by {gap}" for name, gap in gaps.items() if gap > 0)
 
+    def others_behind(self, *names: str) -> str:
+        """Return which of gate, archiver and monitor do not come to the end of what they follow; or nothing."""
+        run = self.run_
+        left = dict.fromkeys(names, "")
+
+        def read_to_the_end() -> bool:
+            for name in names:
+                left[name] = self._lag_of_monitor() if name == "monitor" else self._not_committed(name)
+            return not any(left.values())
+
+        try:
+            until(read_to_the_end, "the others are behind", PATIENCE, lambda: run.stack.check(names))
+        except AssertionError:
+            return ", ".join(f"{name}: {where}" for name, where in left.items() if where)
+        return ""
+
+    def _not_committed(self, name: str) -> str:
+        run, ends = self.run_, dict[TopicPartition, int]()
+        followed = set(topics.consumes(name)) & {topics.EXAMPLES, topics.PREDICTION_LOG}
+        for record in (r for kind in followed for r in self.of(kind)):
+            at = TopicPartition(record.topic(), record.partition())
+            ends[at] = max(ends.get(at, 0), record.offset() + 1)
+        committed = run.broker.committed(group(name, run.pipeline.name), list(ends))
+        return ", ".join(str(tuple(at)) for at, end in ends.items() if getattr(committed[at], "offset", 0) < end)
+
+    def _lag_of_monitor(self) -> str:
+        """Its own word: what it commits is a whole fetch behind."""
+        lines = self.run_.stack.fetch("monitor", "/metrics")[1].splitlines()
+        lags = [line for line in lines if line.startswith("tidemill_lag_records{")]
+        return "; ".join(line for line in lags if float(line.split()[-1]) > 1) if lags else "it says nothing"
+
     def arrive(self, sent: int) -> None:
         """Wait until all that comes of `sent` messages has come, or no more does."""
         while self.behind(sent) and not self.quiet(PATIENCE):
@@ -201,7 +236,15 @@ class Ledger(threading.Thread):
         self.close()
 
 
-def judge(run: Running, ledger: Ledger, sent: Sequence[Message], *, redis_url: str, models: bool = True) -> Verdict:
+def judge(
+    run: Running,
+    ledger: Ledger,
+    sent: Sequence[Message],
+    *,
+    redis_url: str,
+    models: bool = True,
+    watched: bool = False,
+) -> Verdict:
     """Compare what was sent with what is held, and with Redis, the models and every prediction done again."""
     verdict = Verdict()
     places(run, ledger, sent, verdict)
@@ -209,6 +252,10 @@ def judge(run: Running, ledger: Ledger, sent: Sequence[Message], *, redis_url: s
     if models:
         versions(run, ledger, verdict)
         predictions_again(run, ledger, verdict)
+    if watched:
+        decisions(run, ledger, verdict)
+        archive(run, ledger, verdict)
+        windows(run, ledger, verdict)
     return verdict
 
 
@@ -299,6 +346,60 @@ def versions(run: Running, ledger: Ledger, verdict: Verdict) -> None:
         )
         metrics = {type(m).__name__: m.get() for m in fold.metrics}
         verdict.must(dict(manifest.metrics) == metrics, f"model {name}: metrics {manifest.metrics} are not {metrics}")
+
+
+def decisions(run: Running, ledger: Ledger, verdict: Verdict) -> None:
+    """The gate, resumed after faults or not, has decided what one gate over all examples decides, each once."""
+    decoded = [run.records.decision.decode(r.value()) for r in ledger.of(topics.PROMOTIONS)]
+    verdict.once("decision", (one["id"] for one in decoded))
+    again: list[dict[str, Any]] = []
+
+    def emit(topic: str, value: bytes, *_: Any) -> None:
+        again.append(run.records.decision.decode(value))
+
+    step = gate.build(run.pipeline, registry_of(run), run.broker).processor
+    step.history = tuple
+    step.assign(TopicPartition(run.name(topics.EXAMPLES), 0), Position(0))
+    step.process(ledger.of(topics.EXAMPLES), emit)
+    fields = ("kind", "subject", "champion", "examples")
+    made, wanted = ([tuple(str(one[f]) for f in fields) for one in some] for some in (decoded, again))
+    verdict.must(made == wanted, f"decisions {made} where one gate decides {wanted}")
+    verdict.counts["decisions"] = len(decoded)
+
+
+def archive(run: Running, ledger: Ledger, verdict: Verdict) -> None:
+    """The archive holds every record of its topics once."""
+    root = Path(run.stack.env["TIDEMILL_ARCHIVE_URL"]) / run.pipeline.name
+    for kind in (topics.PREDICTION_LOG, topics.EXAMPLES):
+        rows = [row for path in root.glob(f"{kind.suffix}/*/*.parquet") for row in _places(path)]
+        verdict.same(f"archive of {kind.suffix}", (f"{r.partition()}:{r.offset()}" for r in ledger.of(kind)), rows)
+        verdict.counts["archived"] += len(rows)
+
+
+def _places(path: Path) -> list[str]:
+    table = pq.read_table(path, columns=["partition", "offset"], partitioning=None)
+    return [f"{p}:{o}" for p, o in zip(*(table[name].to_pylist() for name in ("partition", "offset")), strict=True)]
+
+
+def windows(run: Running, ledger: Ledger, verdict: Verdict) -> None:
+    """No window that the monitor calls complete holds what is not of its time, and what it lacks was counted as late.
+
+    A window may come twice: the monitor is killed between writing it and committing what it has read.
+    """
+    closed = [run.records.window.decode(r.value()) for r in ledger.of(topics.WINDOWS)]
+    closed = [window for window in closed if window["source"] == "prediction-log"]
+    complete = {w["start"]: w for w in closed if not w["interrupted"]}
+    head = run.records.head.record
+    times = sorted(head(r.value(), HEADER)["event_time"] for r in ledger.of(topics.PREDICTION_LOG))
+    lacking = 0
+    for window in complete.values():
+        within = bisect_left(times, window["end"]) - bisect_left(times, window["start"])
+        verdict.must(window["records"] <= within, f"a window has {window['records']} records of {within}")
+        lacking += within - window["records"]
+    late = sum(window["late"] for window in closed)
+    verdict.must(lacking <= late, f"complete windows lack {lacking} records, {late} came late")
+    verdict.must(bool(complete), f"no window was complete, of {len(closed)}")
+    verdict.counts["windows"] = len(complete)
 
 
 def predictions_again(run: Running, ledger: Ledger, verdict: Verdict) -> None:

@@ -17,6 +17,9 @@ from typing import Any
 
 from tidemill.durations import milliseconds
 
+#: Times beyond this, in ms before or after 1970, were written by no service.
+MAX_TIME_MS = 2**53
+
 
 class Column:
     """One thing that every tile keeps, in one cell.
@@ -109,6 +112,11 @@ class Time(Number):
     def __init__(self) -> None:
         super().__init__("time")
 
+    def load(self, stored: float | str) -> float:
+        if abs(time := from_json(stored)) > MAX_TIME_MS:
+            raise ValueError(f"{stored} is no time in ms")
+        return time
+
     def add(self, cells: list[float], index: int, value: Any, now: int) -> None:  # noqa: ARG002
         if now > cells[index]:
             cells[index] = now
@@ -127,8 +135,9 @@ def to_json(number: float) -> float | str:
 
 
 def from_json(stored: float | str) -> float:
-    """Return the number that `to_json` made `stored` of."""
-    return float(stored) if isinstance(stored, str) else stored
+    """Return the number that `to_json` made `stored` of. Raises for anything else."""
+    number = float(stored)
+    return number if isinstance(stored, str) else stored
 
 
 def sum_counts(cells: Iterable[Mapping[Any, int]]) -> dict[Any, int]:

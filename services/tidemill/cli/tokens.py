@@ -23,7 +23,7 @@ def tokens() -> None:
     help="viewer reads; operator also gives commands and acknowledges alerts; admin may do everything.",
 )
 def new(name: str, role: str) -> None:
-    """Make a token for NAME, and print it with its entry for the status service.
+    """Make a token for NAME; print it, and its entry for the service.
 
     NAME is written into each decision and acknowledgement that the token is used for. The first line is for the
     holder, and is shown only now. The second is for the service, which keeps the hash alone: add it to the others.

@@ -26,6 +26,12 @@ class Feature:
         """Check the fields, and that the event has what they name, of a type that fits the kind."""
         check_fields(self, where, fail)
         if isinstance(self.source, str):
+            if self.kind == "flag" and _kind_of_field(where, self.source, events, fail) == "category":
+                fail(
+                    where,
+                    f"field {self.source!r} is {events.types[self.source]}, and any text is true: give a function, "
+                    f"as in flag(lambda e: e[{self.source!r}] == 'yes')",
+                )
             if self.kind == "number" and _kind_of_field(where, self.source, events, fail) == "category":
                 type_ = events.types[self.source]
                 fail(where, f"field {self.source!r} is {type_}, not a number: use category({self.source!r})")

@@ -40,6 +40,7 @@ from tidemill.declare.monitor import Monitor
 from tidemill.declare.protect import Protect
 from tidemill.declare.scorecard import metric_names
 from tidemill.declare.search import Search
+from tidemill.declare.seeding import seed
 from tidemill.declare.stable_repr import stable_repr
 from tidemill.declare.stream import Stream
 from tidemill.declare.tasks import TASKS, Task
@@ -246,8 +247,20 @@ class Pipeline:
         return "baseline" if model == "baseline" else "challenger"
 
     def model(self, name: str) -> Any:
-        """Return a fresh copy of the declared model `name`, or of that of a candidate, which has learned nothing."""
+        """Return a fresh copy of the declared model `name`, or of that of a candidate, which has learned nothing.
+
+        What draws at random in it without a seed has one of ours: see `unseeded`.
+        """
+        model = self._declared(name)
+        seed(model, self.name, self.parts(name)[0], self.stable_repr(name))
+        return model
+
+    def _declared(self, name: str) -> Any:
         return copy.deepcopy(self.models.get(self.parts(name)[0], self._baseline))
+
+    def unseeded(self, name: str) -> list[str]:
+        """Return the classes of the model's parts that draw at random and are declared without a seed."""
+        return seed(self._declared(name))
 
     def metric(self) -> list[Any]:
         """Return fresh metrics: the declared ones, or the task's."""
@@ -297,7 +310,7 @@ class Pipeline:
 
     def stable_repr(self, model: str) -> str:
         """Return the model as River prints it, with its hyperparameters."""
-        return stable_repr(self.model(model))
+        return stable_repr(self._declared(model))
 
     def declaration_hash(self, model: str) -> str:
         """SHA-256 of what a version of `model` depends on: model, vector, task, and `protect` where declared."""

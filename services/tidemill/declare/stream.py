@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tidemill.declare.checks import Fail, check_fields
 from tidemill.declare.kinds import AVRO_KINDS, KEYS, Source
-from tidemill.encoding import schema_files
+from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.resolution import unreadable
 from tidemill.encoding.schema_limits import unsafe
 from tidemill.loading import loading
@@ -68,7 +68,7 @@ class Stream:
     @cached_property
     def types(self) -> dict[str, str]:
         """Primitive Avro type of each field, by name; of a union with null, the other branch's."""
-        return {f["name"]: schema_files.primitive(f["type"]) for f in self.avro["fields"]}
+        return schema_files.field_types(self.avro)
 
     @cached_property
     def logical_types(self) -> dict[str, str]:
@@ -138,6 +138,10 @@ class Stream:
         problem = unsafe(self.avro)
         if problem:
             fail(f"{where}.schema", f"{self.schema} can't be decoded safely: {problem}")
+        try:
+            json_values.fields_of(self.avro)
+        except json_values.MismatchError as error:
+            fail(f"{where}.schema", f"{self.schema}: the default of {error}")
         try:
             others = self.others
         except (OSError, ValueError) as error:

@@ -30,7 +30,7 @@ class Codec:
         plain = schema_files.plain(avro)
         self.parsed = fastavro.parse_schema(plain, named_schemas={})
         try:
-            self._encode, self.read = avro_codegen.make(plain)
+            self._encode, self.read = avro_codegen.make(self.parsed)  # with every name in full
             self.is_compiled = True
         except avro_codegen.UnsupportedError:
             self._encode, self.read = self._write_by_fastavro, self._read_by_fastavro

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import fastavro
@@ -56,12 +58,32 @@ def own(name: str) -> dict[str, Any]:
     return _read(root() / "tidemill" / f"{name}.avsc")
 
 
-def primitive(avro: Any) -> str:
-    """Return a field's primitive type; of a union with null, the other branch's; `union` for a wider one."""
+def parsed(avro: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the schema with every name in full, and its named types by that name. Raises ValueError for no schema."""
+    named: dict[str, Any] = {}
+    try:
+        return fastavro.parse_schema(avro, named_schemas=named), named
+    except Exception as error:  # fastavro raises many kinds of error
+        raise ValueError(f"it is no Avro schema: {error}") from error
+
+
+def field_types(avro: Mapping[str, Any]) -> dict[str, str]:
+    """Return the primitive type of each field, by name, as `primitive`."""
+    content, named = parsed(avro)
+    return {field["name"]: primitive(field["type"], named) for field in content["fields"]}
+
+
+def primitive(avro: Any, named: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return a field's primitive type; of a union with null, the other branch's; `union` for a wider one.
+
+    `named`: the schema's named types, where it refers to one.
+    """
     if isinstance(avro, list):
         rest = [branch for branch in avro if branch != "null"]
-        return primitive(rest[0]) if len(rest) == 1 else "union"
-    return primitive(avro["type"]) if isinstance(avro, dict) else str(avro)
+        return primitive(rest[0], named) if len(rest) == 1 else "union"
+    if isinstance(avro, str) and avro in named:
+        return primitive(named[avro], named)
+    return primitive(avro["type"], named) if isinstance(avro, dict) else str(avro)
 
 
 def logical_type(avro: Any) -> str:
@@ -96,9 +118,9 @@ def plain(avro: Any) -> Any:
 def malformed(avro: Any) -> str:
     """Return why this is no Avro schema; nothing where it is one."""
     try:
-        fastavro.parse_schema(avro, named_schemas={})
-    except Exception as error:  # fastavro raises many kinds of error
-        return f"it is no Avro schema: {error}"
+        parsed(plain(avro))
+    except ValueError as error:
+        return str(error)
     return ""
 
 

@@ -16,7 +16,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import StoreError
 from tidemill.features.ports import EntitiesByView, ViewReader
 from tidemill.features.tiles import Entity, Plan
-from tidemill.features.views import PARTIAL, Views
+from tidemill.features.views import Views, read_note
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class RemoteViews(Protocol):
 def is_complete(plan: Plan, notes: Iterable[str | None], now: int) -> bool:
     """Whether a store holds all that a view's windows need at event time `now` (ms); `notes` are by partition."""
     for note in notes:
-        shape, _, until = (note or "").partition(PARTIAL)
-        if shape != plan.shape or int(until or 0) > now:
+        shape, until = read_note(note)
+        if shape != plan.shape or until > now:
             return False
     return True
 

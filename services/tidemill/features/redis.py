@@ -92,6 +92,14 @@ def _fields(values: Mapping[str, Any]) -> Mapping[Any, Any]:
     return values  # redis-py's own type is invariant in its keys
 
 
+def _offset(text: Any) -> int | None:
+    """Return the offset that is stored; None where there is none, or what no service has written."""
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        return None
+
+
 class OnlineStore:
     """What other services read: entities' features. It connects when it is asked, and again after an outage."""
 
@@ -177,7 +185,8 @@ class RedisView:
             # What was read must stand at one offset: if another process wrote meanwhile, it is not usable.
             if self.client.hget(place, "offset") != offset:
                 return None
-            return int(offset), tiles
+            at = _offset(offset)
+            return None if at is None else (at, tiles)
         except redis.RedisError as error:
             raise StoreError(f"Redis: loading {self.prefix}, partition {partition}: {error}") from error
 
@@ -206,7 +215,7 @@ class RedisView:
             with self.client.pipeline() as pipe:
                 pipe.watch(place)  # type: ignore[no-untyped-call]
                 answer = pipe.hget(place, "offset")
-                stored = int(answer or 0)
+                stored = _offset(answer) or 0
                 if stored > offset:
                     return "refused"
                 if stored < base:
@@ -242,6 +251,6 @@ class RedisView:
 
     def _stored(self, place: str) -> int:
         try:
-            return int(self.client.hget(place, "offset") or 0)
+            return _offset(self.client.hget(place, "offset")) or 0
         except redis.RedisError as error:
             raise StoreError(f"Redis: reading {place}: {error}") from error

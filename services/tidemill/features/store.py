@@ -87,18 +87,18 @@ class Store:
     def _known(
         self, plan: Plan, tiles: dict[str, str], notes: list[str | None], entity_id: str, at: int | None
     ) -> Known:
+        if not tiles:
+            return Known(plan.view.label, at, None, is_complete(plan, notes, at or 0), dict(plan.nothing))
         try:
-            entity = Entity.load(plan, tiles) if tiles else None
-        except ValueError as error:
+            entity = Entity.load(plan, tiles)
+            event_time = entity.time
+            as_of = at if at is not None else event_time
+            values = dict(zip(plan.names, plan.read(entity, as_of), strict=True))
+        except Exception as error:  # cells that no service has written may make any aggregate raise anything
             raise SettingsError(
                 f"view {plan.view.label!r} of {entity_id!r} was stored by another declaration: {error}"
             ) from None
-        as_of = at if at is not None else entity.time if entity else None
-        whole = is_complete(plan, notes, as_of or 0)
-        if entity is None:
-            return Known(plan.view.label, as_of, None, whole, dict(plan.nothing))
-        values = dict(zip(plan.names, plan.read(entity, as_of or 0), strict=True))
-        return Known(plan.view.label, as_of, entity.time, whole, values)
+        return Known(plan.view.label, as_of, event_time, is_complete(plan, notes, as_of), values)
 
 
 def now() -> int:

@@ -168,15 +168,16 @@ class Entity:
 
     @classmethod
     def load(cls, plan: Plan, tiles: Mapping[str, str]) -> Entity:
-        """Return the entity whose tiles were dumped; `tiles` is by start in ms. Raises ValueError on other columns."""
+        """Return the entity whose tiles were dumped; `tiles` is by start in ms. Raises ValueError on anything else."""
         entity = cls(plan)
         order = sorted(tiles, key=int)
-        held = json.loads(f"[{','.join([tiles[start] for start in order])}]")  # once for all: a call each costs more
+        try:  # once for all: a call each costs more
+            held = json.loads(f"[{','.join([tiles[start] for start in order])}]")
+        except RecursionError as error:
+            raise ValueError("its tiles are nested too deeply") from error
         for start, cells in zip(order, held, strict=True):
-            if cells.keys() != entity.columns.keys():
-                raise ValueError(
-                    f"tile {start} has columns {sorted(cells)} where {sorted(entity.columns)} are declared"
-                )
+            if not isinstance(cells, dict) or cells.keys() != entity.columns.keys():
+                raise ValueError(f"tile {start} is not of the columns {sorted(entity.columns)} that are declared")
         entity.starts = [int(start) // plan.every for start in order]
         for column in plan.columns:
             name, fresh, load = column.name, column.fresh, column.load

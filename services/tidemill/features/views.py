@@ -28,6 +28,28 @@ PARTIAL = " partial until "
 NEVER = -(2**62)
 
 
+def read_note(note: str | None) -> tuple[str, int]:
+    """Return the shape of the tiles that a store holds, and until when (ms) they lack events.
+
+    The shape is empty where nothing is stored, or something that no service has written.
+    """
+    shape, _, until = (note or "").partition(PARTIAL)
+    try:
+        return shape, int(until or 0)
+    except ValueError:
+        return "", 0
+
+
+def stored_entity(plan: Plan, tiles: Mapping[str, str]) -> Entity:
+    """Return the entity whose tiles a store holds. Raises ValueError where features can't be read of them."""
+    entity = Entity.load(plan, tiles)
+    try:
+        plan.read(entity, entity.time)
+    except Exception as error:  # cells that no service has written may make any aggregate raise anything
+        raise ValueError(f"its tiles can't be read: {type(error).__name__}: {error}") from error
+    return entity
+
+
 class ViewState:
     """One view's state for one partition, and what of it the store does not have yet."""
 
@@ -216,14 +238,14 @@ class Views:
         if stored is None:
             return state
         offset, entities = stored
-        shape, _, until = store.note(partition).partition(PARTIAL)
+        shape, until = read_note(store.note(partition))
         if offset > committed:
             wrong = f"the online store stands at {offset}, ahead of what Kafka has committed, {committed}"
         elif shape != plan.shape:
             wrong = f"the view was declared differently: {shape!r} where {plan.shape!r} is declared"
         else:
             try:
-                state.restore({n: Entity.load(plan, t) for n, t in entities.items() if t}, offset, int(until or 0))
+                state.restore({n: stored_entity(plan, t) for n, t in entities.items() if t}, offset, until)
                 return state
             except ValueError as error:
                 wrong = f"the view was declared differently: {error}"
@@ -293,8 +315,8 @@ class Views:
         more, or where another process has written. Kafka says then who goes on from where, and the store is loaded.
         """
         name = state.plan.view.label
-        shape, _, until = store.note(partition).partition(PARTIAL)
-        if shape == state.plan.shape and int(until or 0) < state.partial_until:
+        shape, until = read_note(store.note(partition))
+        if shape == state.plan.shape and until < state.partial_until:
             raise Retry(f"view {name}: the online store is back, and holds what the log does not: it is loaded")
         if shape not in ("", state.plan.shape):
             store.reset(partition)

@@ -8,8 +8,10 @@ to reach the scorer in production.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,8 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding.codec import HEADER
+from tidemill.durations import approximate
+from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import described
 from tidemill.features.lookup import InMemoryRemoteViews
 from tidemill.models.fold import Fold
@@ -37,6 +40,50 @@ from tidemill.wire.records import Features, PredictionLog, Records
 log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
+
+
+#: A report warns first where more than this share of events or predictions is not in its figures.
+MAX_SHARE_LEFT_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class LabelDelays:
+    """How labels lie to their events: counts, and quantiles of the delay in ms, by percent."""
+
+    without_event: int
+    events_without_label: int
+    before_event: int
+    late: int
+    quantiles: Mapping[int, int]
+
+    @classmethod
+    def of(cls, events: Mapping[Any, int], labels: Mapping[Any, int], timeout_ms: int) -> LabelDelays:
+        """Compare the times of events and labels, each by its id."""
+        delays = sorted(at - events[id_] for id_, at in labels.items() if id_ in events)
+        return cls(
+            without_event=len(labels) - len(delays),
+            events_without_label=sum(id_ not in labels for id_ in events),
+            before_event=bisect_left(delays, 0),
+            late=len(delays) - bisect_right(delays, timeout_ms),
+            quantiles={p: delays[min(len(delays) - 1, len(delays) * p // 100)] for p in (50, 90, 99, 100) if delays},
+        )
+
+    def as_text(self, timeout: str) -> str:
+        """Return what is unusual, with what to do about it."""
+        parts = []
+        if self.late:
+            spread = ", ".join(f"{approximate(delay)} ({p}%)" for p, delay in self.quantiles.items())
+            parts.append(
+                f"{self.late:,} labels came later than label_timeout={timeout!r}: declare a longer one. Labels come "
+                f"within {spread} of their events"
+            )
+        if self.without_event:
+            parts.append(f"{self.without_event:,} labels match no event: see that both streams name the same id")
+        if self.events_without_label:
+            parts.append(f"{self.events_without_label:,} events have no label")
+        if self.before_event:
+            parts.append(f"{self.before_event:,} labels are dated before their event")
+        return "; ".join(parts)
 
 
 @dataclass
@@ -67,6 +114,33 @@ class BacktestReport:
     first_event: int = 0
     last_event: int = 0
     seconds: float = 0.0
+    label_timeout: str = ""
+    label_delays: LabelDelays | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before the figures: what they leave out, and the setting to change."""
+        return [text for text in (self._refused(), self._unanswered(), self._unlabelled()) if text]
+
+    def _refused(self) -> str:
+        refused = self.events - self.valid
+        if not self.events or refused <= MAX_SHARE_LEFT_OUT * self.events:
+            return ""
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.dead_letters.items()))
+        return f"{refused / self.events:.0%} of the events were refused ({reasons}): no model was asked about them"
+
+    def _unanswered(self) -> str:
+        unanswered = self.valid - self.predictions
+        if not self.valid or unanswered <= MAX_SHARE_LEFT_OUT * self.valid:
+            return ""
+        return f"{unanswered / self.valid:.0%} of the valid events got no answer; `tidemill check` tries the models"
+
+    def _unlabelled(self) -> str:
+        without = self.predictions - self.joined
+        if not self.predictions or without <= MAX_SHARE_LEFT_OUT * self.predictions:
+            return ""
+        text = f"the figures leave out {without / self.predictions:.0%} of the predictions, which got no label in time"
+        return f"{text}. {self.label_delays.as_text(self.label_timeout)}" if self.label_delays else text
 
     @property
     def events_per_second(self) -> float:
@@ -75,7 +149,7 @@ class BacktestReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for programs."""
-        return dataclasses.asdict(self) | {"events_per_second": self.events_per_second}
+        return dataclasses.asdict(self) | {"events_per_second": self.events_per_second, "warnings": self.warnings}
 
 
 #: Decisions of a backtest are signed as any other, but leave it in its report alone: the key needs no secret.
@@ -123,6 +197,7 @@ class Backtest:
         self.model_delay = model_delay_ms
         self.every = checkpoint_every_ms
         self.report = BacktestReport(pipeline.name, pipeline.task, pipeline.champion, model_delay_ms)
+        self.report.label_timeout = pipeline.label_timeout
         self.folds = {name: Fold(pipeline, name) for name in pipeline.model_names}
         self.scorer = Scorer(pipeline)
         self.predictions: Callable[[PredictionLog], None] | None = None
@@ -202,29 +277,38 @@ class Backtest:
     def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> BacktestReport:
         """Run over rows of events and labels, each in order of its time (equal times in the order given)."""
         started = time.perf_counter()
-        report, encode_event, encode_label = self.report, self.records.event.encode, self.records.label.encode
+        report = self.report
         event_time, label_time = self.pipeline.events.time, self.pipeline.labels.time
+        event_times: dict[Any, int] = {}
+        label_times: dict[Any, int] = {}
+
+        def take_label(label: Row) -> None:
+            label_times.setdefault(label[self.pipeline.labels.id], label[label_time])
+            self._take_label(label[label_time], _message(self.records.label, label))
+
         waiting = iter(labels)
         label = next(waiting, None)
         for event in events:
             now = event[event_time]
             while label is not None and label[label_time] <= now:
-                self._take_label(label[label_time], encode_label(label))
+                take_label(label)
                 label = next(waiting, None)
             self._at(now)
             if report.events == 0:
                 report.first_event = now
             report.last_event = now
             report.events += 1
-            self._emit(self.events_topic, encode_event(event), None, now)
+            event_times.setdefault(event[self.pipeline.events.id], now)
+            self._emit(self.events_topic, _message(self.records.event, event), None, now)
             if progress:
                 progress(1)
         while label is not None:
-            self._take_label(label[label_time], encode_label(label))
+            take_label(label)
             label = next(waiting, None)
         self._learn_until(None)
         self._checkpoint(self._now)
         self._count()
+        report.label_delays = LabelDelays.of(event_times, label_times, self.pipeline.label_timeout_ms)
         report.seconds = time.perf_counter() - started
         return report
 
@@ -331,6 +415,21 @@ class Backtest:
         report.expired = self._offsets[self._expired]
         report.pending = sum(join.pending for join in self._joiner.joins.values())
         report.metrics = self._values()
+
+
+def _message(codec: Codec, row: Row) -> bytes:
+    """Return a row as a producer would send it: Avro, or JSON where it does not fit its schema.
+
+    The validator then says what is wrong with it, as it would in production.
+    """
+    try:
+        return codec.encode(row)
+    except Exception:  # whatever a value that does not fit makes an encoder raise
+        return json.dumps(row, default=_as_text).encode()
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 class _NullModel:

@@ -194,6 +194,12 @@ class Broker(Protocol):
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what a group has committed, without joining it."""
 
+    def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
+        """End the transactions of instances that are in the group no more; returns their names.
+
+        Asked are those that committed last in these partitions, but `instance` itself. They are fenced off.
+        """
+
     def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[Record]]:
         """Yield batches of what is committed in the ranges [from, to), in order within a partition."""
 

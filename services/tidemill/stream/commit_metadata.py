@@ -27,16 +27,19 @@ class CommitMetadata:
         Entities whose views have had updates since their beginning or since a "begins".
     circuit_breaker
         Counts of the validator: refused in a row, records, refused among them; empty where there is nothing to keep.
+    instance
+        Who committed it: the next one in the partition ends what it has left open.
     """
 
     rebuild_from: int | None = None
     watermark: int | None = None
     entities: tuple[str, ...] = ()
     circuit_breaker: tuple[int, ...] = ()
+    instance: str = ""
 
     def encode(self) -> str:
         """Return it as text, empty where there is nothing to keep. Raises ValueError above `MAX_BYTES`."""
-        kept = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        kept = {name: value for name, value in vars(self).items() if value not in (None, (), "")}
         if not kept:
             return ""
         text = json.dumps(kept, separators=(",", ":"))
@@ -56,6 +59,7 @@ class CommitMetadata:
                 kept.pop("watermark", None),
                 tuple(kept.pop("entities", ())),
                 tuple(kept.pop("circuit_breaker", ())),
+                kept.pop("instance", ""),
             )
             if kept:
                 raise ValueError(f"unknown fields {', '.join(map(repr, kept))}")

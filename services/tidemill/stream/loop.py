@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -181,7 +181,10 @@ class Loop:
         """Commit all that was read or, in partitions that `up_to` has, what is before its offset."""
         started = self.clock()
         offsets = {
-            partition: Position(up_to.get(partition, offset), self.processor.commit_metadata(partition).encode())
+            partition: Position(
+                up_to.get(partition, offset),
+                replace(self.processor.commit_metadata(partition), instance=self.instance).encode(),
+            )
             for partition, offset in consumer.positions(tuple(self._partitions)).items()
         }
         producer.commit(offsets, consumer)
@@ -222,7 +225,10 @@ class Loop:
 
     def _restore(self, consumer: Consumer) -> None:
         """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
-        committed = consumer.committed(sorted(self._partitions)) if self._partitions else {}
+        partitions = sorted(self._partitions)
+        for name in self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():
+            log.warning("what an instance may have left open is ended: it is in the group no more", extra={"of": name})
+        committed = consumer.committed(partitions) if partitions else {}
         resumes = {
             p: restore.resume_position(position, *self.broker.offset_range(p)) for p, position in committed.items()
         }

@@ -15,6 +15,7 @@ from tidemill.errors import Aborted, Fenced
 from tidemill.stream import api
 from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.order import TimeOrder
+from tidemill.stream.restore import last_instances
 
 
 class MemoryRecord:
@@ -106,6 +107,13 @@ class MemoryBroker:
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         committed = self.groups[group].committed if group in self.groups else {}
         return {partition: committed.get(partition) for partition in partitions}
+
+    def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
+        members = self.groups[group].members if group in self.groups else {}
+        gone = sorted(last_instances(group, self.committed(group, partitions).values()) - {instance} - members.keys())
+        for name in gone:
+            self._epochs[name] = self._epochs.get(name, 0) + 1
+        return gone
 
     def follow(self, partition: TopicPartition, offset: int) -> MemoryFollower:
         return MemoryFollower(self, partition, offset)

@@ -6,10 +6,12 @@ state is right, and nothing is rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tidemill.stream.api import Position, Start, TopicPartition
+from tidemill.stream.commit_metadata import CommitMetadata
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,15 @@ class Plan:
     rebuild: Mapping[TopicPartition, tuple[int, int]]
     read_from: Mapping[TopicPartition, int]
     truncated: Mapping[TopicPartition, int]
+
+
+def last_instances(group: str, positions: Iterable[Position | None]) -> set[str]:
+    """Return the instances of a group that committed these positions, as far as they say so."""
+    instances = set()
+    for position in positions:
+        with contextlib.suppress(ValueError):  # another program's: whoever reads it says so
+            instances.add(CommitMetadata.decode(position.metadata if position else "").instance)
+    return {name for name in instances if name.startswith(f"{group}-")}
 
 
 def resume_position(committed: Position | None, log_begin: int, log_end: int) -> Resume:

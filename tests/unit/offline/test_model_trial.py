@@ -69,6 +69,9 @@ def verdict(model: Any, task: str) -> str:
     events = [small.event(name, asked_at=at, distance=float(at % 700)) for name, at in times]
     labels = [small.label(name, at + small.MINUTE, float(at % 50)) for name, at in times]
     report = Backtest(pipeline(task, scaled)).run(events, labels)
+    again = Backtest(pipeline(task, scaled)).run(events, labels)
+    if again.metrics != report.metrics:
+        return f"not the same again: {report.metrics}, {again.metrics}"
     passed = (report.joined, report.dead_letters, report.learn_failed) == (60, {}, {})
     return "" if passed else f"joined {report.joined}, {report.dead_letters}, {report.learn_failed}"
 

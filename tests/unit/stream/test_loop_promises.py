@@ -9,7 +9,7 @@ import pytest
 import small
 from test_view_restore import Feed, stream
 
-from tidemill.errors import Aborted
+from tidemill.errors import Aborted, Fenced
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Loop, Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
@@ -107,8 +107,36 @@ def test_what_was_held_before_a_rebalance_is_not_believed_when_another_member_ha
     one.consumer.close()  # it is away for a while; the other goes on with everything
     two.turn(4)
     one.consumer = broker.consumer("group", ["in"], one.loop.instance)
+    one.producer = broker.producer(one.loop.instance)  # its first one was fenced, as none is without transactions
     two.leave()
     one.turn(40)
+    assert emitted(broker) == expected
+
+
+def test_what_a_member_that_is_in_the_group_no_more_has_left_open_is_ended_by_its_successor() -> None:
+    broker, expected = filled(10)
+    frozen = Member(broker, Summing())
+    frozen.turn(3)
+    frozen.producer.emit("out", b"never", None, 1, None, 0)
+    broker.consumer("group", ["in"], "other-group-member").close()
+    successor = Member(broker, Summing(), "1")
+    frozen.consumer.close()  # as when its session has run out
+    successor.turn(40)
+    with pytest.raises(Fenced):
+        frozen.producer.commit({}, frozen.consumer)
+    assert emitted(broker) == expected
+
+
+def test_a_member_that_is_still_in_the_group_is_left_alone_whatever_moves() -> None:
+    broker, expected = filled(10)
+    one = Member(broker, Summing())
+    one.turn(3)
+    two = Member(broker, Summing(), "1")
+    for _ in range(10):
+        one.turn()
+        two.turn()
+    one.producer.commit({}, one.consumer)
+    two.producer.commit({}, two.consumer)
     assert emitted(broker) == expected
 
 

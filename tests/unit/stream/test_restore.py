@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.stream.api import Position, Start, TopicPartition
-from tidemill.stream.restore import Plan, Resume, plan, resume_position, stale_partitions
+from tidemill.stream.commit_metadata import CommitMetadata
+from tidemill.stream.restore import Plan, Resume, last_instances, plan, resume_position, stale_partitions
 
 LOG_0, LOG_1 = TopicPartition("log", 0), TopicPartition("log", 1)
 LABELS_0, LABELS_1 = TopicPartition("labels", 0), TopicPartition("labels", 1)
@@ -81,3 +82,9 @@ class TestPlan:
         resumes = {LOG_0: resume(5), LABELS_0: resume(8), LOG_1: resume(3)}
         starts = {LABELS_0: Start(0, 8), LOG_0: Start(5, 5)}
         assert plan(resumes, starts) == Plan({LABELS_0: (0, 8)}, {LOG_0: 5, LABELS_0: 8, LOG_1: 3}, {})
+
+
+def test_only_instances_of_the_group_itself_count_as_those_who_committed() -> None:
+    texts = [CommitMetadata(instance=name).encode() for name in ("p.scorer-0", "p.validator-0", "p.validator-a", "")]
+    positions = [None, Position(1, "of another program"), *(Position(1, text) for text in texts)]
+    assert last_instances("p.validator", positions) == {"p.validator-0", "p.validator-a"}

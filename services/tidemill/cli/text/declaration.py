@@ -71,6 +71,12 @@ def pipeline_text(pipeline: Pipeline) -> str:
             tables.add_row(table.name, table.key, f"{len(table):,}", table.sha256[:12])
         parts += ["\ntables", tables]
     parts += ["\nmodels", models]
+    for name in pipeline.model_names:
+        if drawing := dict.fromkeys(pipeline.unseeded(name)):
+            parts.append(
+                f"model {name}: {', '.join(drawing)} draws at random, and is declared without a seed: it gets one of "
+                f"the pipeline's, so that its versions can be made again"
+            )
     if pipeline.search:
         searched = new_table("search", "parameter", "values")
         for name, search in pipeline.search.items():

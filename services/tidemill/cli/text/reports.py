@@ -32,7 +32,7 @@ def known_text(known: Sequence[Known]) -> str:
 
 def backtest_text(report: BacktestReport) -> str:
     """Return a backtest's report."""
-    names = list(next(iter(report.metrics.values()), {}))
+    names = list(dict.fromkeys(name for values in report.metrics.values() for name in values))
     final = new_table("model", *names, numbers=len(names))
     for model, values in report.metrics.items():
         shown = f"{model} (champion)" if model == report.champion else model
@@ -57,7 +57,13 @@ def backtest_text(report: BacktestReport) -> str:
         + f"dead letters: {dead}\n"
         f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
-    return head + "\n" + render(final, f"\n{main} so far", course)
+    failed = "".join(
+        f"learn_one of {model} raised on {n:,} examples\n" for model, n in sorted(report.learn_failed.items())
+    )
+    warned = "".join(f"WARNING: {text}\n" for text in report.warnings)
+    if not names:
+        return f"{warned}{head}{failed}no model has been judged: there are no figures\n"
+    return f"{warned}{head}{failed}\n" + render(final, f"\n{main} so far", course)
 
 
 def dataset_text(summary: Summary) -> str:

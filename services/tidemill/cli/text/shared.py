@@ -27,7 +27,8 @@ def render(*parts: Any) -> str:
     if sys.stdout.isatty():
         width = max(MIN_WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
     out = io.StringIO()
-    console = Console(file=out, width=width, highlight=False)
+    # What users and data say is printed as it is: [a-z] is a pattern, and no markup; :x: is no picture.
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

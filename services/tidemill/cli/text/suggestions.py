@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from tidemill.cli.text.shared import minute, new_table, render
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def suggestions_text(suggestions: Suggestions) -> str:
     for one in suggestions.fields:
         row = [one.name, f"{one.nulls:,}" if one.nulls else "", _seen(one)]
         if not one.suggestions:
-            table.add_row(*row, f"[dim]{one.note}[/dim]" if one.note else "")
+            table.add_row(*row, Text(one.note, style="dim"))
         for suggestion in one.suggestions:
             table.add_row(*row, *_suggested(suggestion, is_time=one.name in times))
             row = [""] * 3

@@ -21,6 +21,7 @@ from tidemill.features.lookup import RemoteLookup, RemoteViews
 from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
 from tidemill.features.views import NEVER, Views
+from tidemill.rows import is_missing
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
@@ -39,15 +40,22 @@ def extractor(feature: Feature) -> Extract:
     source = feature.source
     if feature.kind == "number":
         return _number(source)
-    convert = {"category": str, "flag": bool}[feature.kind]
+    convert: Callable[[Any], Any] = str if feature.kind == "category" else _truth
     if isinstance(source, str):
         return lambda event: None if event[source] is None else convert(event[source])
 
     def value(event: Mapping[str, Any]) -> Any:
         raw = source(event)
-        return None if raw is None else convert(raw)
+        return None if is_missing(raw) else convert(raw)
 
     return value
+
+
+def _truth(raw: Any) -> bool:
+    """Return what a function says is true or false; text is neither: "no" would be true."""
+    if raw not in (0, 1):
+        raise TypeError(f"{raw!r} where true or false was expected")
+    return bool(raw)
 
 
 def _number(source: Any) -> Extract:
@@ -63,7 +71,7 @@ def _number(source: Any) -> Extract:
 
     def value(event: Mapping[str, Any]) -> float | None:
         raw = source(event)
-        if raw is None:
+        if is_missing(raw):
             return None
         number = float(raw)
         return number if lowest <= number <= largest else None  # NaN is not between any two numbers
@@ -129,8 +137,8 @@ class Featurizer(Processor):
         for request in requests:
             as_of = self._add_to_inline_views(request)
             if request.vector is not None:
-                self._add_remote_features(request, lookup, as_of)
-                self._serve(request, as_of, lookup.stale, emit)
+                unread = self._add_remote_features(request, lookup, as_of)
+                self._serve(request, as_of, [*lookup.stale, *unread], emit)
                 served.append((request.time, as_of))
             if is_live and self.updates:
                 if new := self._new.pop(request.record.partition(), ()):
@@ -181,9 +189,10 @@ class Featurizer(Processor):
                 self.counts["tile_too_old", plan.view.label] += 1
         return as_of
 
-    def _add_remote_features(self, request: _Request, lookup: RemoteLookup, as_of: dict[str, int]) -> None:
-        """Put the features of other entities into the vector, as of its event's time."""
+    def _add_remote_features(self, request: _Request, lookup: RemoteLookup, as_of: dict[str, int]) -> list[str]:
+        """Put the features of other entities into the vector, as of its event's time; returns unreadable views."""
         assert request.vector is not None  # noqa: S101  process() has checked
+        unread = []
         for name, key, missing in self._remote:
             plan, entity = lookup.plans.get(name), request.entities.get(key)
             known = None if entity is None else lookup.entities.get((name, entity))
@@ -192,8 +201,15 @@ class Featurizer(Processor):
             elif known is None:
                 request.vector.update(plan.nothing)
             else:
-                request.vector.update(zip(plan.names, plan.read(known, request.time), strict=True))
-                as_of[name] = known.time
+                try:
+                    features, as_of[name] = plan.read(known, request.time), known.time
+                except Exception:  # cells that no service has written may make any aggregate raise anything
+                    request.vector.update(missing)
+                    unread.append(name)
+                    self.counts["stale_vectors", name] += 1
+                    continue
+                request.vector.update(zip(plan.names, features, strict=True))
+        return unread
 
     def _serve(self, request: _Request, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
         record = request.record

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tidemill import limits
-from tidemill.encoding import schema_files
+from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import Reject
 from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema
@@ -18,18 +17,6 @@ MAX_MESSAGE_BYTES = limits.MESSAGE_BYTES.max
 
 #: Where newer clients of Confluent's put the schema's id; the message is then the record alone.
 SCHEMA_HEADER = "__value_schema_id"
-
-_PYTHON: Mapping[str, tuple[type, ...]] = {
-    "null": (type(None),),
-    "boolean": (bool,),
-    "int": (int,),
-    "long": (int,),
-    "float": (float, int),
-    "double": (float, int),
-    "string": (str,),
-    "enum": (str,),
-}
-_RANGE = {"int": 2**31, "long": 2**63}
 
 
 def _no_headers() -> Any:
@@ -68,10 +55,9 @@ class Decoder:
         self._encoding = encoding
         self._counts = Counter() if counts is None else counts
         self._header, self._takes_avro = codec.header, encoding != "json"
-        self._fields = [
-            (f["name"], _branches(f["type"]), "default" in f, f.get("default")) for f in codec.avro["fields"]
-        ]
-        self._names = {name for name, *_ in self._fields}
+        self._fields = json_values.fields_of(codec.avro)
+        types = schema_files.field_types(codec.avro)
+        self._floats = [name for name, kind in types.items() if kind in ("float", "double", "union")]
 
     def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
         """Return the record and its Avro message. Raises Reject with what is wrong, Retry for a schema not known yet.
@@ -168,26 +154,13 @@ class Decoder:
             raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
         if not isinstance(given, dict):
             raise Reject("not_json", f"{type(given).__name__} where an object was expected")
-        record = {}
-        for name, branches, has_default, default in self._fields:
-            if name in given:
-                record[name] = value = _checked(name, given[name], branches)
-                if type(value) is float and type(given[name]) is int:
-                    self._counts["promoted", name] += 1
-            elif has_default:
-                record[name] = default
-            else:
-                raise Reject("missing_field", f"field {name!r} is missing", rule="schema", field=name)
-        unexpected = sorted(given.keys() - self._names)
-        if unexpected:
-            name = unexpected[0]
-            raise Reject(
-                "unexpected_field",
-                f"field {name!r} is not in {self.codec.avro['name']}",
-                rule="schema",
-                field=name,
-                value=given[name],
-            )
+        try:
+            record = json_values.record_of(self._fields, given, "", self.codec.avro["name"])
+        except json_values.MismatchError as error:
+            raise error.reject() from error
+        for name in self._floats:
+            if type(given.get(name)) is int and type(record[name]) is float:
+                self._counts["promoted", name] += 1
         return record
 
 
@@ -210,38 +183,4 @@ def _name(header: bytes) -> SchemaName:
         f"the header {SCHEMA_HEADER} holds {len(header)} bytes that begin with {header[:1].hex() or 'nothing'}; "
         f"expected 0x00 and an id of 4 bytes, or 0x01 and a GUID of 16",
         value=header[:17].hex(),
-    )
-
-
-def _branches(avro: Any) -> tuple[str, ...]:
-    return tuple(schema_files.primitive(b) for b in avro) if isinstance(avro, list) else (schema_files.primitive(avro),)
-
-
-def _checked(name: str, given: Any, branches: tuple[str, ...]) -> Any:
-    """Return a JSON value as the field's type.
-
-    An int is a legal double, as in Avro, where it stays the same number; a float is never a legal int.
-    """
-    value, inexact = given, ""
-    for branch in branches:
-        kinds: Any = _PYTHON.get(branch)
-        if kinds is None or not isinstance(given, kinds) or (isinstance(given, bool) and branch != "boolean"):
-            continue
-        if branch in _RANGE and not -_RANGE[branch] <= value < _RANGE[branch]:
-            continue
-        if branch not in ("float", "double") or type(value) is float:
-            return value
-        inexact = f", and no {branch} is exactly that"
-        with contextlib.suppress(OverflowError):
-            if not isinstance(value, int) or int(float(value)) == value:
-                return float(value)
-    kind = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null"}.get(
-        type(value), type(value).__name__
-    )
-    raise Reject(
-        "wrong_type",
-        f"field {name!r} is {value!r} ({kind}) where {' or '.join(branches)} was expected{inexact}",
-        rule="schema",
-        field=name,
-        value=value,
     )

@@ -15,6 +15,7 @@ from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
     Consumer,
     KafkaError,
     KafkaException,
+    Producer,
 )
 from confluent_kafka import TopicPartition as KafkaTopicPartition  # noqa: TID251
 from confluent_kafka.admin import AdminClient  # noqa: TID251
@@ -33,8 +34,10 @@ from tidemill.stream.kafka.consumer import (
 )
 from tidemill.stream.kafka.errors import kafka_error, service_error, without_errors
 from tidemill.stream.kafka.producer import KafkaProducer
+from tidemill.stream.restore import last_instances
 from tidemill.stream.topic import Topic
 
+log = logging.getLogger(__name__)
 _client_log = logging.getLogger("librdkafka")
 
 CONNECT_SECONDS = 3.0
@@ -141,6 +144,29 @@ class KafkaBroker:
             return committed_offsets(client, partitions)
         finally:
             client.close()
+
+    def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
+        if not self.exactly_once:
+            return []
+        client = reading_client(self.common, group, "read_uncommitted")
+        try:
+            # What is committed and stable is not told before such a transaction has ended.
+            last = last_instances(group, committed_offsets(client, partitions).values()) - {instance}
+        finally:
+            client.close()
+        if not last:
+            return []
+        try:
+            answer = self._admin.describe_consumer_groups([group], request_timeout=CALL_SECONDS)[group].result()
+            gone = sorted(last - {member.group_instance_id for member in answer.members})
+            for name in gone:
+                producer = Producer({**self.common, "client.id": name, "transactional.id": name}, logger=_client_log)
+                producer.init_transactions(CALL_SECONDS)
+        except KafkaException as error:  # it ends by itself, later
+            cause = kafka_error(error).str()
+            log.warning("what others may have left open can't be ended", extra={"group": group, "cause": cause})
+            return []
+        return gone
 
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
         if self._probe is None:

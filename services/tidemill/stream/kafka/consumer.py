@@ -211,7 +211,9 @@ class KafkaFollower:
         self._client.close()
 
 
-def reading_client(common: Mapping[str, Any], group: str = "tidemill-reader") -> Consumer:
+def reading_client(
+    common: Mapping[str, Any], group: str = "tidemill-reader", isolation: str = "read_committed"
+) -> Consumer:
     """Return a client that reads what is committed, from offsets that it is given; it joins no group."""
     return Consumer(
         {
@@ -220,7 +222,7 @@ def reading_client(common: Mapping[str, Any], group: str = "tidemill-reader") ->
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
+            "isolation.level": isolation,
             "fetch.wait.max.ms": 50,
         },
         logger=_client_log,

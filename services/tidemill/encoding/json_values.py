@@ -1,0 +1,223 @@
+"""JSON values by an Avro schema: what each type takes, the same as in Avro's own JSON encoding, and strict about it.
+
+A number may be an int where a float is declared, and never the other way round. bytes and fixed are text of one
+character a byte. A value of a union is that of the first branch that takes it, plain or wrapped by the branch's name.
+A timestamp may be ISO 8601 text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from tidemill.encoding import schema_files
+from tidemill.errors import Reject
+
+#: (value, path) -> the value as Avro's writer takes it; raises MismatchError.
+Convert = Callable[[Any, str], Any]
+
+_NAMES = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null", list: "array", dict: "object"}
+#: Of a value, in the reason that it was refused for.
+MAX_SHOWN_CHARACTERS = 200
+_BITS = {"int": 31, "long": 63}
+_TICKS = {"timestamp-millis": 1_000, "timestamp-micros": 1_000_000}
+
+
+class MismatchError(Exception):
+    """A value that is not of its type: where, what was expected, and the value."""
+
+    def __init__(self, path: str, value: Any, expected: str, note: str = "") -> None:
+        kind = _NAMES.get(type(value), type(value).__name__)
+        super().__init__(f"field {path!r} is {_shown(value)} ({kind}) where {expected} was expected{note}")
+        self.path, self.value = path, value
+
+    def reject(self) -> Reject:
+        """Return the reason for the dead letter."""
+        return Reject("wrong_type", str(self), rule="schema", field=self.path, value=self.value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+
+
+class Field(NamedTuple):
+    """One field of a record: its name, what reads it, and its default where it has one."""
+
+    name: str
+    convert: Convert
+    has_default: bool
+    default: Any
+
+
+def fields_of(avro: Mapping[str, Any]) -> list[Field]:
+    """Return the fields of a record schema."""
+    parsed, named = schema_files.parsed(avro)
+    return _fields(parsed, named)
+
+
+def record_of(fields: list[Field], given: Any, path: str, schema: str) -> dict[str, Any]:
+    """Return a JSON object as a record. Raises Reject for a field missing or unknown, MismatchError for a value."""
+    if not isinstance(given, dict):
+        raise MismatchError(path, given, "an object")
+    record = {}
+    for name, convert, has_default, default in fields:
+        if name in given:
+            record[name] = convert(given[name], f"{path}.{name}" if path else name)
+        elif has_default:
+            record[name] = default
+        else:
+            where = f"{path}.{name}" if path else name
+            raise Reject("missing_field", f"field {where!r} is missing", rule="schema", field=where)
+    unexpected = given.keys() - record.keys()
+    if unexpected:
+        name = min(unexpected)
+        where = f"{path}.{name}" if path else name
+        raise Reject(
+            "unexpected_field", f"field {where!r} is not in {schema}", rule="schema", field=where, value=given[name]
+        )
+    return record
+
+
+def _fields(avro: Mapping[str, Any], named: Mapping[str, Any]) -> list[Field]:
+    made = []
+    for field in avro["fields"]:
+        convert = _converter(field["type"], named)
+        default = field.get("default")
+        if "default" in field and default is not None:
+            default = convert(default, field["name"])
+        made.append(Field(field["name"], convert, "default" in field, default))
+    return made
+
+
+def _converter(avro: Any, named: Mapping[str, Any]) -> Convert:
+    if isinstance(avro, list):
+        return _union(avro, named)
+    if isinstance(avro, str):
+        return _converter(named[avro], named) if avro in named else _plain(avro, "")
+    kind = avro["type"]
+    if kind in ("record", "error"):
+        fields, name = _fields(avro, named), avro["name"]
+        return lambda value, path: record_of(fields, value, path, name)
+    if kind == "array":
+        item = _converter(avro["items"], named)
+        return lambda value, path: [
+            item(one, f"{path}[{index}]") for index, one in enumerate(_is(value, list, path, "an array"))
+        ]
+    if kind == "map":
+        one_value = _converter(avro["values"], named)
+        return lambda value, path: {
+            key: one_value(one, f"{path}.{key}") for key, one in _is(value, dict, path, "an object").items()
+        }
+    if kind == "enum":
+        return _enum(avro)
+    if kind == "fixed":
+        return _bytes(f"{avro['size']} bytes", avro["size"])
+    return _plain(kind, avro.get("logicalType", "")) if isinstance(kind, str) else _converter(kind, named)
+
+
+def _is(value: Any, kind: type, path: str, expected: str) -> Any:
+    if not isinstance(value, kind):
+        raise MismatchError(path, value, expected)
+    return value
+
+
+def _enum(avro: Mapping[str, Any]) -> Convert:
+    symbols = frozenset(avro["symbols"])
+    expected = f"enum ({', '.join(avro['symbols'][:10])}{', ...' if len(symbols) > 10 else ''})"
+
+    def convert(value: Any, path: str) -> Any:
+        if not isinstance(value, str) or value not in symbols:
+            raise MismatchError(path, value, expected)
+        return value
+
+    return convert
+
+
+def _bytes(expected: str, size: int | None = None) -> Convert:
+    def convert(value: Any, path: str) -> Any:
+        try:
+            data = _is(value, str, path, expected).encode("latin-1")
+        except UnicodeEncodeError:
+            raise MismatchError(path, value, expected, ", one character each") from None
+        if size is not None and len(data) != size:
+            raise MismatchError(path, value, expected)
+        return data
+
+    return convert
+
+
+def _plain(kind: str, logical: str) -> Convert:
+    if kind == "bytes":
+        return _bytes("bytes")
+    if kind in _BITS:
+        return _integer(kind, logical)
+    if kind in ("float", "double"):
+        return _float(kind)
+    type_ = {"boolean": bool, "string": str, "null": type(None)}[kind]
+    return lambda value, path: _is(value, type_, path, kind)
+
+
+def _integer(kind: str, logical: str) -> Convert:
+    limit = 2 ** _BITS[kind]
+    ticks = _TICKS.get(logical.removeprefix("local-"))
+
+    def convert(value: Any, path: str) -> Any:
+        if type(value) is int and -limit <= value < limit:
+            return value
+        if ticks is not None and isinstance(value, str):
+            try:
+                moment = datetime.fromisoformat(value)
+            except ValueError:
+                raise MismatchError(path, value, kind, ", or an ISO 8601 time") from None
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * ticks)
+        raise MismatchError(path, value, kind)
+
+    return convert
+
+
+def _float(kind: str) -> Convert:
+    def convert(value: Any, path: str) -> Any:
+        if type(value) is float:
+            return value
+        if type(value) is not int:
+            raise MismatchError(path, value, kind)
+        try:
+            if int(float(value)) == value:
+                return float(value)
+        except OverflowError:
+            pass
+        raise MismatchError(path, value, kind, f", and no {kind} is exactly that")
+
+    return convert
+
+
+def _branch_name(branch: Any) -> str:
+    """Return what Avro's JSON encoding wraps a value of this branch in."""
+    return str(branch.get("name", branch["type"])) if isinstance(branch, Mapping) else str(branch)
+
+
+def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
+    converters = [(_branch_name(branch), _converter(branch, named)) for branch in branches]
+    expected = " or ".join(schema_files.primitive(branch, named) for branch in branches)
+    others = [convert for name, convert in converters if name != "null"]
+
+    def convert(value: Any, path: str) -> Any:
+        given: list[tuple[str | None, Any]] = [(None, value)]
+        if isinstance(value, dict) and len(value) == 1:
+            (only,) = value
+            given += [(name, value[only]) for name, _ in converters if only == name]
+        for wrapped, one in given:
+            for name, branch in converters:
+                if wrapped in (None, name):
+                    try:
+                        return branch(one, path)
+                    except (MismatchError, Reject):
+                        continue
+        if len(others) == 1 and isinstance(value, (dict, list)):
+            return others[0](value, path)  # it says what is wrong inside
+        raise MismatchError(path, value, expected)
+
+    return convert

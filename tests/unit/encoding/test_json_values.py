@@ -1,0 +1,163 @@
+"""JSON carries what Avro carries: whatever Avro's own JSON encoding writes is read as the record that was written."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import fastavro
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemill.encoding import json_values
+from tidemill.errors import Reject
+
+PRIMITIVES = {
+    "boolean": st.booleans(),
+    "int": st.integers(-(2**31), 2**31 - 1),
+    "long": st.integers(-(2**63), 2**63 - 1),
+    "double": st.floats(allow_nan=False, allow_infinity=False),
+    "string": st.text(max_size=5),
+    "bytes": st.binary(max_size=5),
+}
+
+
+class Names:
+    """Names for the types of one schema, in several namespaces."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw, self.known, self.count = draw, {}, 0
+
+    def new(self) -> dict[str, str]:
+        self.count += 1
+        return {"name": f"T{self.count}", "namespace": self.draw(st.sampled_from(["root", "a", "b.c"]))}
+
+    def take(self, avro: dict[str, Any], values: Any) -> tuple[Any, Any]:
+        self.known[f"{avro['namespace']}.{avro['name']}"] = values
+        return avro, values
+
+
+@st.composite
+def schemas(draw: Any) -> tuple[dict[str, Any], Any]:
+    """A record schema, and a strategy for its records."""
+    names = Names(draw)
+
+    def of_type(depth: int) -> tuple[Any, Any]:
+        kinds = [*PRIMITIVES, "enum", "fixed", "nullable", *(["known"] if names.known else [])]
+        kind = draw(st.sampled_from(kinds + (["array", "map", "record", "union"] if depth < 3 else [])))
+        if kind in PRIMITIVES:
+            return kind, PRIMITIVES[kind]
+        if kind == "enum":
+            return names.take({"type": "enum", **names.new(), "symbols": ["A", "B"]}, st.sampled_from(["A", "B"]))
+        if kind == "fixed":
+            return names.take({"type": "fixed", **names.new(), "size": 3}, st.binary(min_size=3, max_size=3))
+        if kind == "known":
+            name = draw(st.sampled_from(sorted(names.known)))
+            return name, names.known[name]
+        if kind == "nullable":
+            inner = draw(st.sampled_from([*PRIMITIVES]))
+            return ["null", inner], st.none() | PRIMITIVES[inner]
+        if kind == "union":
+            return ["null", "string", "boolean", {"type": "array", "items": "long"}], (
+                st.none() | st.text(max_size=3) | st.booleans() | st.lists(PRIMITIVES["long"], max_size=2)
+            )
+        if kind == "record":
+            return record(depth + 1)
+        inner, values = of_type(depth + 1)
+        if kind == "array":
+            return {"type": "array", "items": inner}, st.lists(values, max_size=3)
+        return {"type": "map", "values": inner}, st.dictionaries(st.text(min_size=1, max_size=3), values, max_size=3)
+
+    def record(depth: int) -> tuple[Any, Any]:
+        head = names.new()
+        fields = {f"f{index}": of_type(depth) for index in range(draw(st.integers(1, 4)))}
+        avro = {"type": "record", **head, "fields": [{"name": name, "type": t} for name, (t, _) in fields.items()]}
+        return avro, st.fixed_dictionaries({name: values for name, (_, values) in fields.items()})
+
+    return record(0)
+
+
+@given(st.data())
+def test_what_avros_json_encoding_writes_is_read_as_it_was(data: Any) -> None:
+    avro, values = data.draw(schemas())
+    record = data.draw(values)
+    out = io.StringIO()
+    fastavro.json_writer(out, fastavro.parse_schema(avro), [record])
+    text = json.loads(out.getvalue())
+    assert json_values.record_of(json_values.fields_of(avro), text, "", "T") == record
+
+
+SCHEMA = {
+    "type": "record", "name": "n.Order", "fields": [
+        {"name": "tags", "type": {"type": "array", "items": "string"}},
+        {"name": "by", "type": {"type": "map", "values": "long"}, "default": {}},
+        {"name": "to", "type": {"type": "record", "name": "Place", "fields": [
+            {"name": "zip", "type": "int"}, {"name": "city", "type": ["null", "string"], "default": None}]}},
+        {"name": "was", "type": {"type": "enum", "name": "Kind", "symbols": ["card", "cash"]}},
+        {"name": "now", "type": "Kind"},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+        {"name": "raw", "type": "bytes", "default": "\u00ff"},
+        {"name": "from", "type": ["null", "n.Place"], "default": None},
+    ],
+}  # fmt: skip
+ORDER = {
+    "tags": ["a", "b"], "by": {"x": 1}, "to": {"zip": 4}, "was": "card", "now": "cash", "at": 1_700_000_000_000, "raw": "\u00ff\u0000",
+}  # fmt: skip
+READ = ORDER | {"to": {"zip": 4, "city": None}, "raw": b"\xff\0", "from": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ({}, {}),
+        ({"at": "2023-11-14T22:13:20Z"}, {}),
+        ({"at": "2023-11-14T23:13:20+01:00"}, {}),
+        ({"at": "2023-11-14T22:13:20"}, {}),
+        ({"from": {"zip": 5}}, {"from": {"zip": 5, "city": None}}),
+        ({"from": {"n.Place": {"zip": 5}}}, {"from": {"zip": 5, "city": None}}),
+        ({"to": {"zip": 4, "city": {"string": "Jena"}}}, {"to": {"zip": 4, "city": "Jena"}}),
+    ],
+)
+def test_an_object_is_read_as_its_record(change: dict[str, Any], read: dict[str, Any]) -> None:
+    assert json_values.record_of(json_values.fields_of(SCHEMA), ORDER | change, "", "n.Order") == READ | read
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tags": "a"}, "field 'tags' is 'a' (string) where an array was expected"),
+        ({"tags": ["a", 2]}, "field 'tags[1]' is 2 (int) where string was expected"),
+        ({"by": {"x": 1.5}}, "field 'by.x' is 1.5 (float) where long was expected"),
+        ({"by": {"x": True}}, "field 'by.x' is True (boolean) where long was expected"),
+        ({"to": {"zip": 2**31}}, "field 'to.zip' is 2147483648 (int) where int was expected"),
+        ({"to": {}}, "field 'to.zip' is missing"),
+        ({"to": {"zip": 1, "zap": 2}}, "field 'to.zap' is not in n.Place"),
+        ({"to": None}, "field 'to' is None (null) where an object was expected"),
+        ({"from": {"zip": "x"}}, "field 'from.zip' is 'x' (string) where int was expected"),
+        ({"from": 3}, "field 'from' is 3 (int) where null or record was expected"),
+        ({"now": "card "}, "field 'now' is 'card ' (string) where enum (card, cash) was expected"),
+        ({"raw": "\u0100"}, "field 'raw' is 'Ā' (string) where bytes was expected, one character each"),
+        ({"at": "yesterday"}, "field 'at' is 'yesterday' (string) where long was expected, or an ISO 8601 time"),
+        ({"at": "x" * 999}, "xxx... (string) where long was expected"),
+        ({"more": 1}, "field 'more' is not in n.Order"),
+    ],
+)
+def test_a_value_of_another_type_is_told_by_its_place(change: dict[str, Any], words: str) -> None:
+    with pytest.raises((Reject, json_values.MismatchError)) as refused:
+        json_values.record_of(json_values.fields_of(SCHEMA), ORDER | change, "", "n.Order")
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("type_", "default"),
+    [("double", "0"), ("int", 1.5), (["null", "string"], "x"), ({"type": "array", "items": "int"}, {}), ("boolean", 0)],
+)
+def test_a_default_of_another_type_is_refused(type_: Any, default: Any) -> None:
+    avro = {"type": "record", "name": "T", "fields": [{"name": "f", "type": type_, "default": default}]}
+    if type_ == ["null", "string"]:  # Avro 1.12 lets a default be of any branch
+        assert json_values.fields_of(avro)
+        return
+    with pytest.raises((json_values.MismatchError, ValueError), match=r"field 'f' is|Default value"):
+        json_values.fields_of(avro)
