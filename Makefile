@@ -40,10 +40,10 @@ unit: $(VENV)/dev ## what takes no broker and little time: most unit and contrac
 test: $(VENV)/dev ## unit, contract and system tests, two at a time; the last on a real Kafka (Java 17, Maven) and a real Redis
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-long: $(VENV)/dev ## what make test leaves out because a shorter test shows it too: a little of every fault at once, other months
+test-long: $(VENV)/dev ## what make test leaves out because a shorter test shows it too: other months, more of the same
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
-faults: $(VENV)/dev ## every fault at full length, and the mutation check (an hour); writes docs/faults.md
+faults: $(VENV)/dev ## every fault at full length, and the mutation check (an hour and a half); writes docs/faults.md
 	@$(BIN)/python tests/faults/run.py $(ARGS)
 
 soak: $(VENV)/dev ## three million events (40 minutes); writes docs/soak.md

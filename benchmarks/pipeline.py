@@ -35,6 +35,7 @@ from tidemill.demo.replay import Replay, script
 from tidemill.demo.stack import Redis, Stack
 from tidemill.errors import TidemillError
 from tidemill.features.redis import RedisView, connect
+from tidemill.keys import Keyring
 from tidemill.offline.backtest import Backtest
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
@@ -141,7 +142,7 @@ def build(name: str, pipeline: Pipeline, broker: KafkaBroker, redis_url: str, fo
         return scorer.build(pipeline, tuple)
     if name == "joiner":
         return joiner.build(pipeline)
-    registry = Registry(pipeline, ArtifactStore(folder), b"benchmark-benchmark")
+    registry = Registry(pipeline, ArtifactStore(folder), Keyring.generate())
     return learner.build(pipeline, pipeline.champion, registry, broker, every_examples=10_000, every_seconds=10.0)
 
 

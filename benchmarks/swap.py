@@ -25,6 +25,7 @@ from river import compose, forest, tree
 
 from tidemill import Pipeline, load
 from tidemill.demo import data
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.models.snapshot import Snapshot
 from tidemill.offline.backtest import Backtest
@@ -165,7 +166,7 @@ def main() -> None:
     pipeline = declared(given.trees)
     examples = examples_of(pipeline, given.examples)
     with tempfile.TemporaryDirectory() as folder:
-        registry = Watched(pipeline, ArtifactStore(folder), b"a key for a benchmark")
+        registry = Watched(pipeline, ArtifactStore(folder), Keyring.generate())
         made = versions(registry, pipeline, examples, 1 + 2 * given.rounds * (batches // apart))
         size = len(registry.store.get(made[0].sha256))
         stream = Stream(registry, examples, given.batch)

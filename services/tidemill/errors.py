@@ -52,6 +52,10 @@ class Aborted(BrokerError):
     """The transaction could not be committed; the loop goes back to what Kafka has committed."""
 
 
+class PositionError(TidemillError):
+    """From where a service goes on can't be known: its offsets, or records that it has processed, were taken away."""
+
+
 class Retry(TidemillError):
     """Something outside is unavailable for the moment: back off, commit nothing, try the same records again."""
 

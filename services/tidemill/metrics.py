@@ -22,6 +22,11 @@ DELAY = Histogram(
 RETRIES = Counter("tidemill_retries_total", "Times the loop went back to what is committed.", ["service"])
 REBUILT = Counter("tidemill_rebuilt_records_total", "Records read again to rebuild state.", ["service"])
 LAG = Gauge("tidemill_lag_records", "Records behind the end, by partition.", ["service", "topic", "partition"])
+REFUSED = Counter(
+    "tidemill_signed_records_refused_total",
+    "Signed records that are not obeyed, by reason: damaged, forged, expired_key, foreign, old, forked or gap.",
+    ["topic", "reason"],
+)
 HEARTBEAT = Gauge("tidemill_heartbeat_seconds", "Unix time of the loop's last turn.", ["service"])
 
 COUNTS: Mapping[str, Counter] = {

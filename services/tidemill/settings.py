@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -16,6 +16,9 @@ from pydantic_settings import SettingsError as NotJson
 
 from tidemill import tokens
 from tidemill.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tidemill.keys import Keyring
 
 
 class Settings(BaseSettings):
@@ -38,7 +41,12 @@ class Settings(BaseSettings):
         ".tidemill/artifacts", description="artifact store: a folder, s3://..., or what fsspec knows"
     )
     signing_key: SecretStr = Field(
-        SecretStr(""), description="secret that model manifests are signed with; the same for scorer and learner"
+        SecretStr(""),
+        description="learner, gate, status, monitor: private key, its file, or the folder of all",
+    )
+    verify_keys: str = Field(
+        ".tidemill/keys/public/verify.json",
+        description="public keys of what is signed: a file that `tidemill keys new` makes, or its JSON",
     )
     delivery: Literal["exactly_once", "at_least_once"] = Field("exactly_once", description="delivery guarantee")
     instance: str = Field(
@@ -155,15 +163,20 @@ class Settings(BaseSettings):
             holders.setdefault(tokens.token_hash(token), tokens.Holder("admin", tokens.Role.ADMIN))
         return tokens.Tokens(holders)
 
-    def signing_secret(self) -> bytes:
-        """Return the signing key. Raises SettingsError where it is not set, or weak."""
-        key = self.signing_key.get_secret_value()
-        if len(key) < 16:
+    def keyring(self, service: str = "") -> Keyring:
+        """Return the keys that verify and, for a service that signs, its private key.
+
+        Raises SettingsError where there are none.
+        """
+        from tidemill.keys import SIGNERS, Keyring
+
+        keys = Keyring(self.verify_keys, self.signing_key.get_secret_value() if service in SIGNERS else "", service)
+        if service in SIGNERS and not keys.can_sign:
             raise SettingsError(
-                f"signing_key has {len(key)} characters where at least 16 were expected: set TIDEMILL_SIGNING_KEY, "
-                f"the same for scorer and learner, for example to the output of `openssl rand -hex 32`"
+                f"signing_key is not set, and the {service} signs: set TIDEMILL_SIGNING_KEY to its private key; "
+                f"`tidemill keys new` makes one"
             )
-        return key.encode()
+        return keys
 
 
 def load(**options: Any) -> Settings:

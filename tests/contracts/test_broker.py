@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 import time
 from collections import Counter
 
 import pytest
+from running import until
 
 from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream.api import Position, TopicPartition
+from tidemill.stream.commit_metadata import CommitMetadata
+from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
+from tidemill.stream.partition import partition_of
+from tidemill.stream.progress import ProgressLog
+from tidemill.stream.restore import mark
 from tidemill.stream.topic import Topic
 from tidemill.wire.topics import DLQ
 
@@ -82,6 +90,53 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 def test_a_topic_that_does_not_exist_has_no_partitions(bench: Bench) -> None:
     assert bench.broker.partitions(bench.source) == 2
     assert bench.broker.partitions("no.such.topic") == 0
+
+
+def test_the_end_has_what_is_in_an_open_transaction_and_the_range_has_not(bench: Bench) -> None:
+    bench.send(b"1")
+    slot = TopicPartition(bench.source, 0)
+    assert bench.read(bench.source, 1) == [b"1"]
+    begin, end = bench.broker.offset_range(slot)
+    assert begin == 0
+    assert end >= 1
+    assert bench.broker.end_offset(slot) == end
+
+
+def test_a_topic_has_an_id_of_its_own(bench: Bench) -> None:
+    ids = bench.broker.topic_ids([bench.source, bench.sink])
+    assert len({*ids.values()} - {""}) == 2
+    assert bench.broker.topic_ids([bench.source]) == {bench.source: ids[bench.source]}
+
+
+def test_progress_is_read_behind_an_open_transaction_of_another(bench: Bench) -> None:
+    """A reader of what is committed stops at the first record of an open transaction: it must wait, not believe less."""
+    place = TopicPartition(bench.sink, partition_of(b"g", 2))
+
+    def has_leader() -> bool:
+        with contextlib.suppress(Aborted):
+            return bench.broker.end_offset(place) == 0
+        return False
+
+    until(has_leader, "the partition has no leader")
+    log = ProgressLog(bench.broker, bench.sink, "g")
+    log.read()
+    other, own = bench.broker.producer("other"), bench.broker.producer("own")
+    other.emit(bench.sink, b"open", b"k", 1, None, place.partition)
+    for offset in (1, 2):
+        log.write({place: mark(CommitMetadata(), offset, "")}, own.emit)
+        own.commit({}, None)
+    if isinstance(bench.broker, KafkaBroker):
+        until(lambda: bench.broker.end_offset(place) >= 3, "the open record is not sent")
+    seen: list[int] = []
+    reader = threading.Thread(
+        target=lambda: seen.append(ProgressLog(bench.broker, bench.sink, "g").read()[place].offset)
+    )
+    reader.start()
+    other.commit({}, None)
+    reader.join(20)
+    assert seen == [2]
+    other.close()
+    own.close()
 
 
 def test_records_and_offsets_become_visible_together_and_not_before(bench: Bench) -> None:
@@ -287,3 +342,12 @@ class TestKafkaAlone:
         assert consumer.committed([TopicPartition(source, 0)]) == {TopicPartition(source, 0): Position(2, "note")}
         producer.close()
         consumer.close()
+
+
+def test_the_embedded_broker_says_nothing_of_ids_and_settings_and_nobody_waits_for_it() -> None:
+    embedded = EmbeddedBroker()
+    embedded.create(["quick"])
+    broker = KafkaBroker(embedded.servers, exactly_once=False)
+    assert broker.topic_ids(["quick"]) == {"quick": ""}
+    assert broker.settings(["quick"]).brokers == {}
+    assert broker.end_offset(TopicPartition("quick", 0)) == 0

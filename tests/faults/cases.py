@@ -117,8 +117,7 @@ def zombies(bench: Bench, *, rounds: int = 2, rate: float = 150.0) -> Row:
                     fault = river.strike(role, "commit:before", "stop")  # all is sent, and about to be committed
                 else:
                     fault = river.freeze(role)
-                fault.until = fault.at + 10
-                frozen.append((role, river.replace(role)))
+                frozen.append((role, fault, river.replace(role)))
                 # One after the other: with several away at once it would be seen of none how long it is away.
                 until(lambda role=role: river.ready(role), f"the one in the place of {role} is not ready", 60)
                 time.sleep(1.0)
@@ -130,15 +129,16 @@ def zombies(bench: Bench, *, rounds: int = 2, rate: float = 150.0) -> Row:
                     return int(store.hget(held["key"], "offset") or 0) > held["offset"]
 
                 until(overtaken, f"nobody has written in the place of {role}", 60)
-            for _, zombie in frozen:
+            for _, fault, zombie in frozen:
+                fault.until = time.monotonic()
                 resume(zombie)
-            for role, zombie in frozen:
+            for role, _, zombie in frozen:
                 code = exit_code(zombie)
                 ended += code is not None
                 river.must(code == 1, f"the zombie of {role} ended with {code}")
             for role in views if number % 2 == 0 else ():
                 late[river.struck(role)[-1].get("redis", "not tried")] += 1
-        row = river.judge("zombies are fenced", "0 zombie effects", stall_allowed=10.0, window=10)
+        row = river.judge("zombies are fenced", "0 zombie effects, stall <= 10 s", stall_allowed=10.0, window=10)
         fenced = sum(river.log_of(role).count("another process has taken this instance's place") for role in DATA_PLANE)
         row.notes.append(
             f"{ended} zombies ended by themselves, and said {fenced} times that they were fenced; late writes to Redis: "
@@ -168,9 +168,12 @@ def lost_partitions(bench: Bench, *, rounds: int = 1, rate: float = 150.0) -> Ro
             time.sleep(ZOMBIE_SECONDS)
             fault.until = time.monotonic()
             resume(process)
-            river.pause(3, 4)
+            river.pause(
+                3, 4
+            )  # one that was within a transaction finds out that it was fenced, ends, and is started again
+            until(lambda fault=fault: river.ready(fault.role), f"{fault.role} is not back", 60)
         return river.judge(
-            "an instance that loses its partitions and comes back", "L0D0, stall <= 10 s", stall_allowed=10.0
+            "an instance that loses its partitions and comes back", "L0D0, stall <= 30 s", stall_allowed=30.0
         )
 
 

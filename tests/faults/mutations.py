@@ -34,11 +34,13 @@ LONGEST_TEST = 180
 
 CRASH = "tests/unit/stream/test_loop_crash.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
+LOST = "tests/unit/stream/test_lost_offsets.py"
 OTHERS = "tests/unit/features/test_remote_views.py"
 AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
 GATE = "tests/unit/stages/test_gate.py"
 REGISTRY = "tests/unit/registry/test_registry.py"
+SIGNING = "tests/unit/registry/test_signing.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
 PROMISES = "tests/contracts/test_promises.py"
@@ -86,10 +88,10 @@ MUTANTS = (
     Mutant(
         "offsets-before-outputs", "offsets are committed in an earlier transaction than the outputs",
         "stream/loop.py",
-        "if self._process(records, producer):",
+        "if self._process(records, producer) or self._is_due_again():",
         "if records:\n"
         "                early = consumer.positions(tuple(self._partitions)).items()\n"
-        "                producer.commit({s: Position(o, self.processor.commit_metadata(s).encode()) for s, o in early}, consumer)\n"
+        "                producer.commit({s: restore.mark(self.processor.commit_metadata(s), o, \"\") for s, o in early}, consumer)\n"
         "            if self._process(records, producer):",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
@@ -117,8 +119,8 @@ MUTANTS = (
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "replace(self.processor.commit_metadata(partition), instance=self.instance).encode(),",
-        '"",',
+        "                replace(self.processor.commit_metadata(partition), instance=self.instance),\n",
+        "                restore.CommitMetadata(),\n",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
@@ -207,7 +209,7 @@ MUTANTS = (
         "self.processor.process(batch, discard)",
         "self.processor.process(batch, self._emit)",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
-        (("            self._restore(consumer)\n", "            self._emit = producer.emit\n            self._restore(consumer)\n"),),
+        (("self._restore(consumer, producer)\n", "self._emit = producer.emit; self._restore(consumer, producer)\n"),),
     ),
     # Rebalances.
     Mutant(
@@ -245,6 +247,57 @@ MUTANTS = (
         "if state_offsets.get(partition) != resume.position.offset",
         "if partition not in state_offsets",
         (LOOP,),
+    ),
+    # Offsets that were taken away.
+    Mutant(
+        "progress-not-asked", "where committed offsets are gone the group begins again",
+        "stream/restore.py",
+        "for position in (progress, committed if is_own else None)",
+        "for position in (committed if is_own else None,)",
+        (LOST,),
+    ),
+    Mutant(
+        "progress-after-the-transaction", "progress is written in the next transaction, and the last one is not known",
+        "stream/loop.py",
+        "        if producer.is_transactional:\n",
+        "        if not producer.is_transactional:\n",
+        (LOST,),
+        (("        if not producer.is_transactional:  # later", "        if producer.is_transactional:  # later"),),
+    ),
+    Mutant(
+        "hand-is-obeyed", "an offset that something else has set is taken",
+        "stream/restore.py",
+        "        if progress is None or progress.offset != committed.offset:\n",
+        "        return committed\n        if progress is None or progress.offset != committed.offset:\n",
+        (LOST,),
+    ),
+    Mutant(
+        "created-again-is-the-same", "a topic that was created again is read from the old one's offset",
+        "stream/restore.py",
+        '[position for position in own if _topic_id(position) in ("", topic_id) or not topic_id]',
+        "own",
+        (LOST,),
+    ),
+    Mutant(
+        "shorter-log-is-believed", "a log that was cut behind what was processed is read on at its end",
+        "stream/restore.py",
+        "if position.offset > log_end:",
+        "if position.offset > 2**62:",
+        (LOST,),
+    ),
+    Mutant(
+        "no-keep-alive", "an idle group does not commit again",
+        "stream/loop.py",
+        "return not self._dirty and self.clock() - self._last_commit >= self.keep_alive",
+        "return False",
+        (LOST,),
+    ),
+    Mutant(
+        "progress-behind-open-transactions-is-lost", "progress is read up to the first open transaction of anybody",
+        "stream/progress.py",
+        "while self.broker.offset_range(place)[1] < end:",
+        "while False:",
+        ("tests/contracts/test_broker.py::test_progress_is_read_behind_an_open_transaction_of_another",),
     ),
     # Sending.
     Mutant(
@@ -493,6 +546,70 @@ MUTANTS = (
         "if any(decision.command == command.id for decision in self.standing.decisions):",
         "if any(decision.command == command for decision in self.standing.decisions):",
         (GATE,),
+    ),
+    # Signed records.
+    Mutant(
+        "sequence-not-checked", "signed bytes that are appended again are obeyed",
+        "registry/signing.py",
+        "if signature.sequence <= head.sequence:",
+        "if signature.sequence < 0:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "gap-not-checked", "a record is obeyed although those before it are missing",
+        "registry/signing.py",
+        "if signature.sequence > head.sequence + 1:",
+        "if signature.sequence < 0:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "fork-not-checked", "a record is obeyed that does not follow from the one before",
+        "registry/signing.py",
+        "if signature.previous != head.sha256:",
+        "if not signature.sequence:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "place-not-checked", "a record of another pipeline or topic is obeyed",
+        "registry/signing.py",
+        "if getattr(signature, name) != value:",
+        "if not getattr(signature, name):",
+        (SIGNING,),
+    ),
+    Mutant(
+        "kind-not-checked", "a record of another kind is obeyed",
+        "registry/signing.py",
+        "if signature.kind not in self.kinds:",
+        "if not signature.kind:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "newest-by-place", "who starts takes the record that lies last for the newest",
+        "registry/signing.py",
+        "key=lambda one: (-one.signature.sequence, one.record.offset())",
+        "key=lambda one: -one.record.offset()",
+        (SIGNING,),
+    ),
+    Mutant(
+        "key-never-ends", "a key is believed after its date",
+        "keys.py",
+        "if known.is_over(self.clock()):",
+        "if known.is_over(0.0):",
+        (SIGNING,),
+    ),
+    Mutant(
+        "any-key-signs-anything", "the learner's key may sign commands",
+        "keys.py",
+        "if known.kinds and kind not in known.kinds:",
+        "if not known:",
+        (SIGNING,),
+    ),
+    Mutant(
+        "aborted-records-count", "what was not committed has its place in the chain",
+        "registry/signing.py",
+        "    chains.forget(wanted)\n",
+        "",
+        (SIGNING,),
     ),
     # The model's version.
     Mutant(

@@ -1,6 +1,6 @@
 """All faults at full length, on a real Kafka and a real Redis; what came of them goes to docs/faults.md.
 
-    make faults                                    everything, in about an hour
+    make faults                                    everything, in about an hour and a half
     make faults ARGS="--only kills --only storm"   some of the cases; prints, and writes nothing
     make faults ARGS="--seed 7 --seed 8"           another order of faults, and one more
     make faults ARGS="--report"                    the report again: what --only has run replaces its rows

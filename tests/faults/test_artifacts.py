@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from river_in_memory import KEY, River, flights
+from river_in_memory import River, flights
+from signing_keys import KEY
 
 from tidemill import load
 from tidemill.errors import ArtifactError, StoreError

@@ -23,6 +23,7 @@ import yaml
 from tidemill import __version__, load, probes
 from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
+from tidemill.keys import SIGNERS
 from tidemill.runtime import run as running
 from tidemill.runtime.run import STALLED_SECONDS
 from tidemill.settings import Settings
@@ -34,6 +35,8 @@ from tidemill.wire.topics import SERVICES, WATCHING
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+#: What compose runs once, before the services.
+ONCE = ("keys", "topics")
 OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
 SHOWN = {name: COMPOSE["services"][name] for name in ("prometheus", "grafana")}
 """Others' images, but served to people, and so confined as ours are."""
@@ -314,9 +317,9 @@ def test_the_image_has_what_every_service_needs() -> None:
 
 def test_volumes_of_compose_are_mounted_on_folders_that_the_image_gives_to_its_user() -> None:
     # A new volume takes over the owner of the folder below it; without one, root's, it could not be written.
-    (made,) = re.findall(r"install --directory --owner=10001 --group=10001 (.*)$", DOCKERFILE, re.MULTILINE)
+    (made,) = re.findall(r"install --directory --owner=10001 --group=10001 ((?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)
     mounted = {volume.split(":")[1] for service in OURS.values() for volume in service["volumes"]}
-    assert mounted == set(made.split())
+    assert mounted == set(made.replace("\\\n", " ").split()) - {"/keys"}
 
 
 # Compose.
@@ -330,7 +333,7 @@ def test_compose_runs_commands_that_exist_with_settings_that_exist(name: str) ->
 
 def test_compose_makes_the_topics_then_runs_every_service_and_a_learner_for_every_model() -> None:
     assert OURS["topics"]["command"] == ["topics", "flights", "--create"]
-    commands = [service["command"] for name, service in OURS.items() if name != "topics"]
+    commands = [service["command"] for name, service in OURS.items() if name not in ONCE]
     assert {command[1] for command in commands} == {*SERVICES, *WATCHING}
     assert {command[2] for command in commands} == {"flights"}
     assert all([command[1] for command in commands].count(service) == 1 for service in WATCHING)
@@ -348,15 +351,25 @@ def test_compose_services_are_confined_and_have_time_to_drain(name: str) -> None
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_compose_holds_no_signing_key_and_does_not_start_without_one(name: str) -> None:
-    key = OURS[name]["environment"].get("TIDEMILL_SIGNING_KEY")
-    assert key is None if name in WATCHING else key.startswith("${TIDEMILL_SIGNING_KEY:?")
+def test_in_compose_those_that_sign_have_their_own_private_key_and_no_others(name: str) -> None:
+    service, environment = OURS[name]["command"][1], OURS[name]["environment"]
+    keys = {volume.split(":")[1] for volume in OURS[name]["volumes"] if ":/keys/" in volume}
+    if name == "keys":  # it makes them
+        assert keys == {f"/keys/{folder}" for folder in ("public", *SIGNERS)}
+        return
+    assert environment["TIDEMILL_VERIFY_KEYS"] == "/keys/public/verify.json"
+    assert environment.get("TIDEMILL_SIGNING_KEY") == ("/keys" if service in SIGNERS else None)
+    own = {f"/keys/{service}"} if service in SIGNERS else set()
+    assert keys - {"/keys/public"} == own
+    assert service == "archiver" or "/keys/public" in keys
+    assert all(volume.endswith(":ro") for volume in OURS[name]["volumes"] if ":/keys/" in volume)
 
 
 @pytest.mark.parametrize("name", WATCHING)
 def test_in_compose_those_that_look_on_have_what_they_need_and_no_more(name: str) -> None:
     service = OURS[name]
-    assert [volume.split(":")[1] for volume in service["volumes"]] == (["/archive"] if name == "archiver" else [])
+    others = [volume.split(":")[1] for volume in service["volumes"] if ":/keys/" not in volume]
+    assert others == (["/archive"] if name == "archiver" else [])
     assert service["environment"]["TIDEMILL_ARCHIVE_URL"] == "/archive"
     assert {"TIDEMILL_SERVICES", "TIDEMILL_STATUS_TOKEN"} & service["environment"].keys() == (
         {"TIDEMILL_SERVICES", "TIDEMILL_STATUS_TOKEN"} if name == "status" else set()
@@ -364,7 +377,7 @@ def test_in_compose_those_that_look_on_have_what_they_need_and_no_more(name: str
 
 
 def test_compose_tells_status_where_every_service_is_and_shows_it_to_this_machine_alone() -> None:
-    ports = {name: int(s["environment"]["TIDEMILL_HTTP_PORT"]) for name, s in OURS.items() if name != "topics"}
+    ports = {name: int(s["environment"]["TIDEMILL_HTTP_PORT"]) for name, s in OURS.items() if name not in ONCE}
     assert addresses_wrong(OURS["status"]["environment"], ports) == []
     assert OURS["status"]["environment"]["TIDEMILL_STATUS_TOKEN"] == "${TIDEMILL_STATUS_TOKEN:-}"
     assert OURS["status"]["ports"] == [f"127.0.0.1:8000:{ports['status']}"]
@@ -393,7 +406,7 @@ def test_compose_services_wait_for_services_and_use_volumes_that_are_there(name:
     files = {place for place in places if place.startswith("./")}
     assert places.keys() - files <= COMPOSE["volumes"].keys()
     assert all((ROOT / place).is_dir() and places[place].endswith(":ro") for place in files)
-    assert service["restart"] == ("no" if name == "topics" else "on-failure" if name in OURS else "unless-stopped")
+    assert service["restart"] == ("no" if name in ONCE else "on-failure" if name in OURS else "unless-stopped")
 
 
 @pytest.mark.slow
@@ -403,7 +416,7 @@ def test_the_health_check_of_compose_passes_when_a_service_is_ready_and_fails_wh
         def ready(self) -> str | None:
             return None if well else "not yet"
 
-    (test,) = {tuple(s["healthcheck"]["test"]) for name, s in OURS.items() if name != "topics"}
+    (test,) = {tuple(s["healthcheck"]["test"]) for name, s in OURS.items() if name not in ONCE}
     assert test[:3] == ("CMD", "python", "-c")
     assert f":{OURS['scorer']['environment']['TIDEMILL_HTTP_PORT']}/" in test[3]
     server = probes.serve(0, Ready())
@@ -485,13 +498,14 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     if service != "status":
         assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
     assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status"))
-    assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service in ("gate", "status"))
+    assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
     assert ("TIDEMILL_REGISTRY_URL" in from_pod) == (service == "validator")
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
-    assert (
-        ("TIDEMILL_SIGNING_KEY" in from_pod) == ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate"))
-    )
+    assert ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate"))
+    assert ("TIDEMILL_VERIFY_KEYS" in from_pod) == (service in ("scorer", *SIGNERS))
+    signing = {"secretKeyRef": {"name": "tidemill", "key": f"{service}-key"}} if service in SIGNERS else None
+    assert from_pod.get("TIDEMILL_SIGNING_KEY") == signing, "a scorer verifies, and can't sign"
     if "/artifacts" in mounts:
         assert mounts["/artifacts"].get("readOnly", False) == (service != "learner"), "only a learner makes models"
 
@@ -542,10 +556,11 @@ def test_kustomization_lists_every_file_but_the_example_of_a_secret() -> None:
     ]
 
 
-def test_the_example_of_a_secret_is_refused_as_a_signing_key() -> None:
+def test_the_example_of_a_secret_is_refused_as_keys() -> None:
     (secret,) = FILES["secret.example.yaml"]
-    with pytest.raises(SettingsError, match="at least 16"):
-        load_settings(signing_key=secret["stringData"]["signing-key"]).signing_secret()
+    given = secret["stringData"]
+    with pytest.raises(SettingsError, match="verify_keys"):
+        load_settings(signing_key=given["learner-key"], verify_keys=given["verify-keys"]).keyring("learner")
     accepts_variables({"TIDEMILL_REDIS_URL": secret["stringData"]["redis-url"]})
 
 

@@ -35,9 +35,9 @@ def fetch_jars() -> None:
 
 
 class RealKafka:
-    """One broker. `kill` and `start` are for tests of what happens when it goes away."""
+    """One broker. `kill` and `start` are for tests of what happens when it goes away; `more` are lines of its settings."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: str) -> None:
         fetch_jars()
         self.folder = folder
         port, controller, behind = free_port(), free_port(), free_port()
@@ -63,6 +63,7 @@ class RealKafka:
                     "transaction.state.log.num.partitions=4",
                     "group.initial.rebalance.delay.ms=0",
                     "auto.create.topics.enable=false",
+                    *more,
                 ]
             )
         )

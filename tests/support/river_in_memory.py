@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from signing_keys import KEY
+
 from tidemill import Pipeline
 from tidemill.demo import data
 from tidemill.registry.manifests import Registry
@@ -25,8 +27,6 @@ from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.records import Records
-
-KEY = b"a key for tests, long enough"
 
 
 @functools.cache

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from signing_keys import SETTINGS
 
 from tidemill.cli import main as cli
 from tidemill.runtime import worker
 from tidemill.settings import Settings
 
 SECRET = "verysecretword"
-KEY = "0123456789abcdef0123456789abcdef"
+KEY = SETTINGS["TIDEMILL_SIGNING_KEY"]
 NOBODY = "127.0.0.1:1"
 
 
@@ -77,7 +78,7 @@ def broken(tmp_path: Path) -> Path:
 )  # fmt: skip
 def test_a_mistake_ends_in_one_clear_line(arguments: list[str], environment: dict[str, str], words: list[str]) -> None:
     began = time.monotonic()
-    done = tidemill(*arguments, TIDEMILL_SIGNING_KEY=KEY, **environment)
+    done = tidemill(*arguments, **SETTINGS, **environment)
     assert_one_clear_line(done, *words)
     assert time.monotonic() - began < 15, "5 s on an idle machine; this one also runs the other tests"
 
@@ -173,13 +174,13 @@ WRONG_SETTINGS = [
 @pytest.mark.parametrize(("name", "value", "words"), WRONG_SETTINGS)
 def test_a_wrong_setting_is_named_and_no_secret_is_shown(inside, name: str, value: str, words: list[str]) -> None:
     variable = f"TIDEMILL_{name.upper()}"
-    done = inside("run", "scorer", "flights", **{"TIDEMILL_SIGNING_KEY": KEY, variable: value})
+    done = inside("run", "scorer", "flights", **{**SETTINGS, variable: value})
     assert_one_clear_line(done, f"setting {name}", variable, *words)
 
 
 def test_every_setting_that_can_be_wrong_by_itself_is_tried() -> None:
     """A store and a key are wrong only together with what uses them: on the real broker, below, and in their own tests."""
-    elsewhere = {"store_url", "signing_key", "archive_url", "status_token"}
+    elsewhere = {"store_url", "signing_key", "verify_keys", "archive_url", "status_token"}
     assert {name for name, *_ in WRONG_SETTINGS} == Settings.model_fields.keys() - elsewhere
 
 
@@ -365,17 +366,26 @@ class TestOnARealBroker:
         )  # fmt: skip
         assert_one_clear_line(done, f"no schema registry at http://{NOBODY} ", "TIDEMILL_REGISTRY_URL")
 
+    def test_no_public_keys(self, kafka, tmp_path: Path) -> None:
+        where = str(tmp_path / "nowhere.json")
+        done = tidemill("run", "scorer", "delays", "--brokers", kafka.servers, TIDEMILL_VERIFY_KEYS=where)
+        assert_one_clear_line(done, "verify_keys", where, "TIDEMILL_VERIFY_KEYS")
+
     def test_no_signing_key(self, kafka) -> None:
-        done = tidemill("run", "scorer", "delays", "--brokers", kafka.servers)
+        public = {"TIDEMILL_VERIFY_KEYS": SETTINGS["TIDEMILL_VERIFY_KEYS"]}
+        done = tidemill("run", "learner", "delays", "--brokers", kafka.servers, **public)
         assert_one_clear_line(done, "signing_key", "TIDEMILL_SIGNING_KEY")
 
-    def test_a_weak_signing_key(self, kafka) -> None:
-        done = tidemill("run", "learner", "delays", "--brokers", kafka.servers, TIDEMILL_SIGNING_KEY=SECRET)
-        assert_one_clear_line(done, "signing_key", "14 characters", "TIDEMILL_SIGNING_KEY")
+    @pytest.mark.parametrize("key", [SECRET, f"ed25519:{SECRET}"])
+    def test_a_signing_key_that_is_none(self, kafka, key: str) -> None:
+        done = tidemill(
+            "run", "learner", "delays", "--brokers", kafka.servers, **{**SETTINGS, "TIDEMILL_SIGNING_KEY": key}
+        )
+        assert_one_clear_line(done, "signing_key", "TIDEMILL_SIGNING_KEY")
 
     def test_a_store_of_an_unknown_kind(self, kafka) -> None:
         done = tidemill(
-            "run", "scorer", "delays", "--brokers", kafka.servers, "--store-url", "nonsense://place", TIDEMILL_SIGNING_KEY=KEY
+            "run", "scorer", "delays", "--brokers", kafka.servers, "--store-url", "nonsense://place", **SETTINGS
         )  # fmt: skip
         assert_one_clear_line(done, "store_url", "nonsense", "TIDEMILL_STORE_URL")
 
@@ -389,14 +399,14 @@ class TestOnARealBroker:
             kafka.servers,
             "--store-url",
             str(tmp_path / "file"),
-            TIDEMILL_SIGNING_KEY=KEY,
+            **SETTINGS,
         )
         assert_one_clear_line(done, "store_url", "TIDEMILL_STORE_URL")
 
     def test_a_model_that_is_not_declared(self, kafka, tmp_path: Path) -> None:
         done = tidemill(
             "run", "learner", "delays", "--model", "nonsense", "--brokers", kafka.servers, "--store-url", str(tmp_path),
-            TIDEMILL_SIGNING_KEY=KEY,
+            **SETTINGS,
         )  # fmt: skip
         assert_one_clear_line(done, "nonsense", "linear")
 

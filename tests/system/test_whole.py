@@ -49,14 +49,17 @@ def asked(run: Running, kind: str, *target: str) -> str:
 def serves_newest_decision(run: Running) -> bool:
     """Whether the scorer has opened what the gate decided last: by its own log."""
     registry = registry_of(run)
-    newest = all_decisions(run.pipeline, run.broker, decisions(run.pipeline, registry.key))[-1]
+    newest = all_decisions(run.pipeline, run.broker, decisions(run.pipeline, registry.keys))[-1]
     return newest.id in run.stack.log("scorer").read_text()
 
 
 def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
     """Ask for versions as somebody would who has the settings of the services."""
     done = CliRunner().invoke(
-        cli, ["models", command, run.reference, *arguments, "--json"], env=run.stack.env, catch_exceptions=False
+        cli,
+        ["models", command, run.reference, *arguments, "--json"],
+        env=run.stack.operator_env,
+        catch_exceptions=False,
     )
     assert done.exit_code == 0, done.stdout
     return json.loads(done.stdout)["versions"] if command == "rebuild" else [

@@ -20,7 +20,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import AS_JSON_LINES, PIPELINE, connected, with_settings
+from tidemill.cli.shared import AS_JSON_LINES, PIPELINE, connected, keys_to_verify, with_settings
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
@@ -138,17 +138,16 @@ def train(pipeline: str, model: str, begin: str | None, **options: Any) -> None:
 def decisions(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
     """Print decisions about which model serves, newest first.
 
-    Also those that refused a command, and the evidence. Signatures are checked where TIDEMILL_SIGNING_KEY is set.
+    Also those that refused a command, and the evidence. Signatures are checked where TIDEMILL_VERIFY_KEYS names
+    the public keys.
     """
     from tidemill.cli.text.decisions import decisions_text
-    from tidemill.registry.decisions import all_decisions, unchecked
+    from tidemill.registry.decisions import all_decisions
     from tidemill.registry.decisions import decisions as signed
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     broker = connected(declared, chosen, topics.PROMOTIONS)
-    is_set = bool(chosen.signing_key.get_secret_value())
-    reader = signed(declared, chosen.signing_secret()) if is_set else unchecked(declared)
-    newest = all_decisions(declared, broker, reader)[-limit:][::-1]
+    newest = all_decisions(declared, broker, signed(declared, keys_to_verify(chosen)))[-limit:][::-1]
     if as_json:
         for decision in newest:
             click.echo(json.dumps(decision.as_dict()))

@@ -38,7 +38,7 @@ def replay(
     """Repeat predictions, and compare their scores.
 
     Prints the event, the vector, the models and each score then and now; exit code 1 unless all are equal. A
-    prediction's id is its event's. Manifests are verified with TIDEMILL_SIGNING_KEY. Of a sample only the summary and
+    prediction's id is its event's. Manifests are verified with TIDEMILL_VERIFY_KEYS. Of a sample only the summary and
     the differences are printed.
     """
     from tidemill.cli.text.predictions import prediction_text, replay_text, unequal_text

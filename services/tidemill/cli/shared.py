@@ -18,6 +18,7 @@ from tidemill.errors import SettingsError
 if TYPE_CHECKING:
     from tidemill import settings
     from tidemill.declare.pipeline import Pipeline
+    from tidemill.keys import Keyring
     from tidemill.stream.kafka.broker import KafkaBroker
     from tidemill.stream.topic import Topic
 
@@ -39,6 +40,14 @@ def with_settings(*names: str) -> Callable[[Any], Any]:
         return command
 
     return decorate
+
+
+def keys_to_verify(chosen: settings.Settings) -> Keyring | None:
+    """Return the public keys; None where the default file of them does not exist: then nothing is verified."""
+    from tidemill.keys import Keyring
+
+    is_default = "verify_keys" not in chosen.model_fields_set
+    return None if is_default and not Path(chosen.verify_keys).exists() else Keyring(chosen.verify_keys)
 
 
 def with_source(

@@ -20,6 +20,7 @@ from tidemill.cli.shared import (
     AS_JSON_LINES,
     PIPELINE,
     connected,
+    keys_to_verify,
     moment_of,
     print_report,
     progress,
@@ -27,12 +28,11 @@ from tidemill.cli.shared import (
 )
 from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
-from tidemill.stream.api import TopicPartition
 from tidemill.wire import topics
 
 if TYPE_CHECKING:
     from tidemill.declare.pipeline import Pipeline
-    from tidemill.registry.decisions import Decision
+    from tidemill.keys import Keyring
     from tidemill.registry.latest import Version
     from tidemill.registry.store import ArtifactStore
     from tidemill.registry.versions import Versions
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **options: Any) -> None:
     """Print the newest versions, newest first.
 
-    Signatures are checked where TIDEMILL_SIGNING_KEY is set.
+    Signatures are checked where TIDEMILL_VERIFY_KEYS names the public keys.
     """
     from tidemill.cli.text.models import versions_text
 
@@ -158,7 +158,7 @@ def prune(pipeline: str, keep: int, older_than: str | None, *, dry_run: bool, as
     """Delete the artifacts of old versions.
 
     Their manifests stay, and `models rebuild` makes an artifact again. Artifacts stay that a learner may continue from,
-    and those of versions that were promoted or are pinned. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    and those of versions that were promoted or are pinned. Manifests are verified with TIDEMILL_VERIFY_KEYS.
     """
     from tidemill.cli.text.artifacts import pruned_text
     from tidemill.registry import pruning
@@ -199,7 +199,7 @@ def rebuild(
     """Rebuild versions from the examples, and compare scores.
 
     Exit code 1 unless all scores are equal. An artifact that is missing, corrupted or of another River version is
-    restored. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    restored, which the learner's TIDEMILL_SIGNING_KEY signs.
     """
     from tidemill.cli.text.artifacts import rebuilt_text
     from tidemill.offline.rebuild import Rebuild, RebuildReport
@@ -212,7 +212,7 @@ def rebuild(
     wanted = [_version_of(text) for text in dict.fromkeys(named)]
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     registry, broker = (
-        running.registry_of(declared, chosen),
+        running.registry_of(declared, chosen, "" if dry_run else "learner"),
         connected(declared, chosen, topics.MODELS, topics.EXAMPLES),
     )
     rebuilding, others = Rebuild(declared, broker, registry), 0
@@ -240,8 +240,9 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
     """Copy versions to MLflow.
 
     Makes runs with metrics, registered models with aliases, and models that MLflow loads and serves. Versions that
-    MLflow has already are not copied again. Manifests are verified with TIDEMILL_SIGNING_KEY.
+    MLflow has already are not copied again. Manifests are verified with TIDEMILL_VERIFY_KEYS.
     """
+    from tidemill.registry.latest import latest
     from tidemill.registry.versions import Versions
     from tidemill.runtime import run as running
 
@@ -260,26 +261,24 @@ def mirror(pipeline: str, tracking_uri: str | None, last: int | None, *, follow:
         running.registry_of(declared, chosen),
         connected(declared, chosen, topics.MODELS, topics.PROMOTIONS),
     )
-    end = broker.offset_range(TopicPartition(topics.MODELS.name(declared.name), 0))[1]
     mirroring = Mirror(declared, registry, uri)
+    _, end = latest(broker, registry, dict.fromkeys(declared.model_names, 1), chains=mirroring.chains)
     with progress("versions", None) as advance:
         mirroring.catch_up(Versions(declared, broker, registry).read(progress=advance), last)
-        mirroring.name_roles(champion_of(declared, broker))
+        mirroring.name_roles(champion_of(declared, broker, registry.keys))
     click.echo(mirroring.as_text())
     if follow:
-        mirroring.follow(broker, end, lambda: champion_of(declared, broker), click.echo)
+        mirroring.follow(broker, end, lambda: champion_of(declared, broker, registry.keys), click.echo)
 
 
-def champion_of(declared: Pipeline, broker: Broker) -> str:
+def champion_of(declared: Pipeline, broker: Broker, keys: Keyring | None) -> str:
     """Return which model is the champion: by the last decision; before the first, the declared one."""
-    decided = _decided(declared, broker) if broker.partitions(topics.PROMOTIONS.name(declared.name)) else ()
+    from tidemill.registry.decisions import all_decisions, decisions
+
+    if not broker.partitions(topics.PROMOTIONS.name(declared.name)):
+        return declared.champion
+    decided = all_decisions(declared, broker, decisions(declared, keys))
     return decided[-1].champion.model if decided else declared.champion
-
-
-def _decided(declared: Pipeline, broker: Broker) -> list[Decision]:
-    from tidemill.registry.decisions import all_decisions, unchecked
-
-    return all_decisions(declared, broker, unchecked(declared))
 
 
 def _version_of(text: str) -> Version:
@@ -294,10 +293,10 @@ def _version_of(text: str) -> Version:
 
 def versions_to_keep(declared: Pipeline, broker: Broker) -> Collection[Version]:
     """Return the versions whose artifacts are kept, however old: those that were promoted or are pinned."""
-    from tidemill.registry.decisions import kept_versions
+    from tidemill.registry.decisions import kept_versions, readable_decisions
 
-    # Unsigned decisions count, too: rather too much is kept than too little.
-    return kept_versions(_decided(declared, broker))
+    # Refused decisions count, too: rather too much is kept than too little.
+    return kept_versions(readable_decisions(declared, broker))
 
 
 def _duration(option: str, text: str) -> int:
@@ -313,7 +312,7 @@ def _versions(declared: Pipeline, chosen: settings.Settings) -> tuple[Versions, 
     from tidemill.registry.versions import Versions
 
     store = ArtifactStore(chosen.store_url, create=False)
-    is_set = bool(chosen.signing_key.get_secret_value())
-    registry = Registry(declared, store, chosen.signing_secret()) if is_set else None
+    keys = keys_to_verify(chosen)
+    registry = Registry(declared, store, keys) if keys else None
     broker = connected(declared, chosen, topics.MODELS)
-    return Versions(declared, broker, registry, champion_of(declared, broker)), store
+    return Versions(declared, broker, registry, champion_of(declared, broker, keys)), store

@@ -220,7 +220,7 @@ def _exports(stack: Stack, page: str) -> str:
     """Return the exports that a shell needs for commands to this run; a token that the user has set is not printed."""
     needed = {"TIDEMILL_STATUS_URL": page} | {
         name: stack.env[name]
-        for name in ("TIDEMILL_STATUS_TOKEN", "TIDEMILL_BROKERS", "TIDEMILL_STORE_URL", "TIDEMILL_SIGNING_KEY")
+        for name in ("TIDEMILL_STATUS_TOKEN", "TIDEMILL_BROKERS", "TIDEMILL_STORE_URL", "TIDEMILL_VERIFY_KEYS")
         if stack.env[name] != os.environ.get(name)
     }
     return "\n".join(f"  export {name}={value}" for name, value in needed.items())

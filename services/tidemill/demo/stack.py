@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -23,6 +22,7 @@ from pathlib import Path
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import StoreError, TidemillError
 from tidemill.features.redis import connect
+from tidemill.keys import SIGNERS, VERIFY_FILE, make_keys
 from tidemill.runtime.run import topic_table
 from tidemill.runtime.worker import die_with_parent
 from tidemill.stream.embedded import EmbeddedBroker
@@ -159,8 +159,9 @@ class Stack:
 
     def __init__(self, reference: str, pipeline: Pipeline, folder: Path, settings: Mapping[str, object]) -> None:
         self.reference, self.pipeline, self.folder = reference, pipeline, folder
+        make_keys(folder / "keys")
         self.env = {
-            "TIDEMILL_SIGNING_KEY": secrets.token_hex(32),
+            "TIDEMILL_VERIFY_KEYS": str(folder / "keys" / VERIFY_FILE),
             "TIDEMILL_STORE_URL": str(folder / "artifacts"),
             "TIDEMILL_ARCHIVE_URL": str(folder / "archive"),
             "PYTHONHASHSEED": "0",
@@ -170,6 +171,11 @@ class Stack:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.ports: dict[str, int] = {}
 
+    @property
+    def operator_env(self) -> Mapping[str, str]:
+        """What commands get that sign, as `models rebuild` does: every service's private key."""
+        return {"TIDEMILL_SIGNING_KEY": str(self.folder / "keys"), **self.env}
+
     def start(self, role: str, instance: str = "0") -> subprocess.Popen[bytes]:
         """Start one process; a further instance of a service has a name of its own."""
         service, _, model = role.partition(":")
@@ -178,6 +184,8 @@ class Stack:
         if model:
             command += ["--model", model]
         env = self.env
+        if service in SIGNERS and "TIDEMILL_SIGNING_KEY" not in env:
+            env = {**env, "TIDEMILL_SIGNING_KEY": str(self.folder / "keys")}
         if service == "status":
             env = {**env, "TIDEMILL_SERVICES": json.dumps(self.addresses())}
         process = spawn(command, self.log(role), env)

@@ -23,6 +23,7 @@ from tidemill.durations import approximate
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import described
 from tidemill.features.lookup import InMemoryRemoteViews
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import Decision, decisions
 from tidemill.stages.featurizer.service import Featurizer
@@ -152,10 +153,6 @@ class BacktestReport:
         return dataclasses.asdict(self) | {"events_per_second": self.events_per_second, "warnings": self.warnings}
 
 
-#: Decisions of a backtest are signed as any other, but leave it in its report alone: the key needs no secret.
-_KEY = b"decisions of a backtest leave it by its report alone"
-
-
 class KnownLabel(NamedTuple):
     """The label of one prediction, and when it was known, in ms since the epoch."""
 
@@ -217,7 +214,7 @@ class Backtest:
         materializer.assign(TopicPartition(topics.UPDATES.name(name), 0), start)
         featurizer.assign(TopicPartition(topics.EVENTS_VALID.name(name), 0), start)
         for service, step in (("validator", validator), ("joiner", joiner)):
-            for topic in topics.reads(service):
+            for topic in topics.consumes(service):
                 step.assign(TopicPartition(topic.name(name), 0), start)
         self.events_topic, self.labels_topic = topics.EVENTS.name(name), topics.LABELS.name(name)
         self._processors: dict[str, Processor] = {
@@ -229,9 +226,10 @@ class Backtest:
             topics.FEATURES.name(name): self.scorer,
             topics.PREDICTION_LOG.name(name): joiner,
         }
-        self._gate = PromotionGate(self.pipeline, _KEY, tuple, lambda _: "")
+        keys = Keyring.generate()  # decisions of a backtest leave it in its report alone
+        self._gate = PromotionGate(self.pipeline, keys, tuple, lambda _: "")
         self._gate.assign(TopicPartition(topics.EXAMPLES.name(name), 0), start)
-        self._decided = decisions(self.pipeline, _KEY)
+        self._decided = decisions(self.pipeline, keys)
         self._promotions = topics.PROMOTIONS.name(name)
         self._examples, self._dlq = topics.EXAMPLES.name(name), topics.DLQ.name(name)
         self._log, self._expired = topics.PREDICTION_LOG.name(name), topics.EXPIRED.name(name)

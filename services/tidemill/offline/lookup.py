@@ -13,7 +13,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import StoreError
 from tidemill.limits import LOG_LOOKUP_SECONDS
-from tidemill.registry.latest import backwards
+from tidemill.registry.signing import backwards
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.partition import partition_of
 from tidemill.stream.topic import Topic

@@ -32,8 +32,9 @@ import tidemill
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, StoreError
 from tidemill.registry import pyfunc
-from tidemill.registry.latest import models_partition, valid_manifest
+from tidemill.registry.latest import models_partition
 from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.signing import Chains
 from tidemill.registry.versions import Version
 from tidemill.stream.api import Broker
 
@@ -48,6 +49,7 @@ class Mirror:
 
     def __init__(self, pipeline: Pipeline, registry: Registry, uri: str) -> None:
         self.pipeline, self.registry, self.uri = pipeline, registry, uri
+        self.chains = Chains(registry.codec)
         self.counts: Counter[str] = Counter()
         self._runs: dict[tuple[str, str], str] = {}
         with self._mlflow_errors():
@@ -217,7 +219,7 @@ class Mirror:
         try:
             while rounds is None or rounds > 0:
                 rounds = None if rounds is None else rounds - 1
-                manifests = [valid_manifest(self.registry, record) for record in follower.poll(100, 1.0)]
+                manifests = [self.chains.take(record) for record in follower.poll(100, 1.0)]
                 for manifest in filter(None, manifests):
                     self.copy(manifest)
                     report(f"{self.name(manifest.model)} version {manifest.version}")

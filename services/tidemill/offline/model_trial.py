@@ -11,6 +11,7 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, DeclarationError, described
 from tidemill.registry import snapshots
+from tidemill.registry.parts import parts_of
 
 #: Examples that a model is taught; some ask for a few before they say anything.
 EXAMPLES = 60
@@ -44,7 +45,7 @@ def check_models(pipeline: Pipeline) -> None:
 
 def _try_model(pipeline: Pipeline, untaught: Any) -> None:
     """Raise ArtifactError where a model can't be asked first, taught first, saved and opened, or changes by that."""
-    taught = copy.deepcopy(untaught)
+    taught, parts = copy.deepcopy(untaught), parts_of(untaught, pipeline.metric())
     _ask(pipeline, untaught, 0, "before its first example")
     asked = untaught
     for number in range(EXAMPLES):
@@ -52,7 +53,7 @@ def _try_model(pipeline: Pipeline, untaught: Any) -> None:
             _teach(pipeline, model, number)
         _ask(pipeline, asked, number + 1, f"after {number + 1} examples")
     score = _ask(pipeline, taught, EXAMPLES, f"after {EXAMPLES} examples")
-    opened = snapshots.load(snapshots.dump(taught))
+    opened = snapshots.load(snapshots.dump(taught), parts=parts)
     again = _ask(pipeline, opened, EXAMPLES, "after it was saved and opened")
     if again != score and not (math.isnan(again) and math.isnan(score)):
         raise ArtifactError(f"it scores {score} before it was saved, and {again} when it was opened again")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hmac
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding.codec import Codec
-from tidemill.errors import ArtifactError
-from tidemill.stream.api import Broker, Record
+from tidemill.keys import Keyring, RefusedError
+from tidemill.registry.signing import UNSIGNED, Chains, Signature, SignedCodec
+from tidemill.stream.api import Broker
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
-
-log = logging.getLogger(__name__)
 
 _MODEL_REF = re.compile(r"([a-z][a-z0-9_-]*(?:~[0-9]{1,18})?)(?:@([0-9]{1,18}))?")
 
@@ -85,7 +82,7 @@ class Decision:
     evidence: Sequence[EvidenceLine] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     epochs: Mapping[str, int] = field(default_factory=dict)
-    signature: str = ""
+    signature: Signature = UNSIGNED
 
     @property
     def model_refs(self) -> tuple[ModelRef, ...]:
@@ -115,50 +112,7 @@ class Command:
     by: str
     why: str
     time: int
-    signature: str = ""
-
-
-Signed = TypeVar("Signed", bound="Decision | Command")
-
-
-class SignedCodec(Generic[Signed]):
-    """Encodes and decodes one kind of signed record."""
-
-    def __init__(self, kind: type[Signed], codec: Codec, key: bytes) -> None:
-        self.kind, self.codec, self._key = kind, codec, key
-
-    def _signature(self, record: Mapping[str, Any]) -> str:
-        return hmac.new(self._key, self.codec.encode({**record, "signature": ""}), "sha256").hexdigest()
-
-    def _is_signed(self, record: Mapping[str, Any]) -> bool:
-        return hmac.compare_digest(record["signature"].encode(), self._signature(record).encode())
-
-    def encode(self, signed: Signed) -> bytes:
-        """Return the signed bytes for the topic."""
-        record = dataclasses.asdict(signed)
-        return self.codec.encode({**record, "signature": self._signature(record)})
-
-    def decode(self, data: bytes) -> Signed:
-        """Return the record in `data`. Raises ArtifactError where it is damaged, forged, or signed with another key."""
-        name = self.kind.__name__.lower()
-        try:
-            record = self.codec.decode(data)
-            again = self.codec.encode(record)
-        except Exception as error:  # forged bytes may make the decoder raise anything
-            raise ArtifactError(f"a {name} can't be decoded: {type(error).__name__}: {error}") from error
-        if again != data or not self._is_signed(record):
-            raise ArtifactError(
-                f"a {name} has a wrong signature: it is damaged, forged, or signed with another TIDEMILL_SIGNING_KEY"
-            )
-        return self.kind(**_fields(record))
-
-    def valid(self, record: Record) -> Signed | None:
-        """Return a record's content; None, and a line in the log, where it is damaged or forged."""
-        try:
-            return self.decode(record.value() or b"")
-        except ArtifactError as error:
-            log.error("record refused", extra={"cause": str(error), "topic": record.topic(), "offset": record.offset()})
-            return None
+    signature: Signature = UNSIGNED
 
 
 def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,38 +120,62 @@ def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("subject", "champion", "before", "on_probation_against", "target"):
         if name in fields:
             fields[name] = ModelRef(**fields[name])
+    fields["signature"] = Signature(**fields["signature"])
     if "evidence" in fields:
         fields["evidence"] = tuple(EvidenceLine(**line) for line in fields["evidence"])
     return fields
 
 
-def decisions(pipeline: Pipeline, key: bytes) -> SignedCodec[Decision]:
-    """Return the codec of a pipeline's decisions."""
-    return SignedCodec(Decision, Records(pipeline).decision, key)
+#: The one chain of a pipeline's decisions.
+GATE = "gate"
 
 
-class _Unchecked(SignedCodec[Decision]):
-    """Reads decisions without a key to check their signatures."""
+def decisions(pipeline: Pipeline, keys: Keyring | None) -> SignedCodec[Decision]:
+    """Return the codec of a pipeline's decisions. Without keys it reads them for people, whoever signed them."""
+    return SignedCodec(
+        pipeline.name,
+        topics.PROMOTIONS.name(pipeline.name),
+        ("decision",),
+        Records(pipeline).decision,
+        keys,
+        lambda record: Decision(**_fields(record)),
+    )
 
-    def _is_signed(self, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
-        return True
 
-
-def unchecked(pipeline: Pipeline) -> SignedCodec[Decision]:
-    """Return a codec that reads a pipeline's decisions for people, whoever signed them."""
-    return _Unchecked(Decision, Records(pipeline).decision, b"")
-
-
-def commands(pipeline: Pipeline, key: bytes) -> SignedCodec[Command]:
+def commands(pipeline: Pipeline, keys: Keyring | None) -> SignedCodec[Command]:
     """Return the codec of a pipeline's commands."""
-    return SignedCodec(Command, Records(pipeline).command, key)
+    return SignedCodec(
+        pipeline.name,
+        topics.COMMANDS.name(pipeline.name),
+        ("command",),
+        Records(pipeline).command,
+        keys,
+        lambda record: Command(**_fields(record)),
+    )
 
 
-def all_decisions(pipeline: Pipeline, broker: Broker, codec: SignedCodec[Decision]) -> list[Decision]:
-    """Return every valid decision on the promotions topic, the oldest first. There are few of them."""
+def all_decisions(
+    pipeline: Pipeline, broker: Broker, codec: SignedCodec[Decision], chains: Chains[Decision] | None = None
+) -> list[Decision]:
+    """Return every valid decision on the promotions topic, the oldest first. There are few of them.
+
+    `chains` goes on after them.
+    """
     topic = topics.PROMOTIONS.name(pipeline.name)
     records = (record for batch in broker.read(full_range(broker, topic)) for record in batch)
-    return [decision for record in records if (decision := codec.valid(record))]
+    chains = Chains(codec) if chains is None else chains
+    return list(reversed(chains.restore(records, [GATE]).get(GATE, [])))
+
+
+def readable_decisions(pipeline: Pipeline, broker: Broker) -> list[Decision]:
+    """Return all that can be read as a decision on the promotions topic, also what is refused."""
+    codec = decisions(pipeline, None)
+    decided = []
+    for batch in broker.read(full_range(broker, codec.topic)):
+        for record in batch:
+            with contextlib.suppress(RefusedError):
+                decided.append(codec.parse(record.value() or b""))
+    return decided
 
 
 def kept_versions(decided: Sequence[Decision]) -> set[tuple[str, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hmac
 import math
 import platform
 import time
@@ -17,10 +16,14 @@ import tidemill
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard
 from tidemill.errors import ArtifactError
+from tidemill.keys import Keyring, RefusedError
 from tidemill.models.segments import segment_metrics
 from tidemill.models.snapshot import Snapshot
 from tidemill.registry import snapshots
+from tidemill.registry.parts import Parts, parts_of
+from tidemill.registry.signing import UNSIGNED, Chains, Head, Signature, SignedCodec
 from tidemill.registry.store import ArtifactStore, sha256
+from tidemill.wire import topics
 from tidemill.wire.records import Records, vector_to_x
 
 
@@ -49,7 +52,7 @@ class Manifest:
     schemas: Mapping[str, int] = field(default_factory=dict)
     segments: Sequence[Mapping[str, Any]] = ()
     epoch: int = 0
-    signature: str = ""
+    signature: Signature = UNSIGNED
 
 
 #: The schemas whose ids are in a manifest.
@@ -59,16 +62,19 @@ SCHEMA_KINDS = ("event", "label", "vector", "example")
 _BUILD_FIELDS = ("uri", "sha256", "tidemill", "river", "python", "created_at", "signature")
 
 
-def parse(records: Records, data: bytes) -> Manifest:
-    """Return the manifest in `data`, whoever signed it. Raises ArtifactError for any other bytes."""
-    try:
-        manifest = Manifest(**records.manifest.decode(data))
-        again = records.manifest.encode(dataclasses.asdict(manifest))
-    except Exception as error:  # forged bytes may make the decoder raise anything
-        raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
-    if again != data:
-        raise ArtifactError("a manifest can't be decoded: its bytes are not as any learner writes them")
-    return manifest
+def manifest_codec(
+    pipeline: Pipeline, keys: Keyring | None, kind: str = "manifest", records: Records | None = None
+) -> SignedCodec[Manifest]:
+    """Return the codec of a pipeline's manifests, or of the "replacement" of one; without keys it verifies nothing."""
+    return SignedCodec(
+        pipeline.name,
+        topics.MODELS.name(pipeline.name),
+        (kind,),
+        (records or Records(pipeline)).manifest,
+        keys,
+        lambda fields: Manifest(**{**fields, "signature": Signature(**fields["signature"])}),
+        lambda manifest: manifest.model,
+    )
 
 
 class Registry:
@@ -76,23 +82,21 @@ class Registry:
 
     Parameters
     ----------
-    key
-        The secret that manifests are signed with; the same in learner and scorer.
+    keys
+        Verify manifests; `publish` and `restore` need a private key as well.
+
+    `chains` has the newest manifest of each model that is published here: `publish` goes on after it.
     """
 
-    def __init__(self, pipeline: Pipeline, store: ArtifactStore, key: bytes) -> None:
+    def __init__(self, pipeline: Pipeline, store: ArtifactStore, keys: Keyring) -> None:
         self.pipeline = pipeline
         self.records = Records(pipeline)
         self.store = store
-        self.key = key
-
-    def _signature(self, manifest: Manifest) -> str:
-        unsigned = dataclasses.replace(manifest, signature="")
-        return hmac.new(self.key, self.encode(unsigned), "sha256").hexdigest()
-
-    def is_signed(self, manifest: Manifest) -> bool:
-        """Whether the manifest's signature is by this registry's key, over all other fields."""
-        return hmac.compare_digest(manifest.signature.encode(), self._signature(manifest).encode())
+        self.keys = keys
+        self.codec = manifest_codec(pipeline, keys, records=self.records)
+        self.chains = Chains(self.codec)
+        self._replacements = manifest_codec(pipeline, keys, "replacement", self.records)
+        self._parts: dict[str, Parts] = {}
 
     def publish(
         self,
@@ -144,7 +148,11 @@ class Registry:
             segments=segment_metrics(self.pipeline, snapshot.segments),
             epoch=epoch,
         )
-        return dataclasses.replace(manifest, signature=self._signature(manifest))
+        return self.sign(manifest)
+
+    def sign(self, manifest: Manifest) -> Manifest:
+        """Return the manifest signed as the next one of its model, which goes on after it."""
+        return self.codec.parse(self.chains.sign(manifest, manifest.model))
 
     def _score(self, what: str, model: Any, x: Mapping[str, Any]) -> float:
         """Return the score that a version gives a golden vector. Raises as `Task.ask` does, with the version's name."""
@@ -155,17 +163,11 @@ class Registry:
 
     def encode(self, manifest: Manifest) -> bytes:
         """Return the manifest as it stands on the models topic."""
-        return self.records.manifest.encode(dataclasses.asdict(manifest))
+        return self.codec.encode(manifest)
 
     def decode(self, data: bytes) -> Manifest:
-        """Return a manifest whose signature is right. Raises ArtifactError for any other."""
-        manifest = parse(self.records, data)
-        if not self.is_signed(manifest):
-            raise ArtifactError(
-                f"the manifest of {manifest.model!r} version {manifest.version} has a wrong signature: it is damaged, "
-                f"forged, or signed with another TIDEMILL_SIGNING_KEY"
-            )
-        return manifest
+        """Return a manifest whose signature is right, wherever it is in its chain. Raises RefusedError."""
+        return self.codec.decode(data)
 
     def artifact(self, manifest: Manifest) -> tuple[Manifest, bytes]:
         """Return the bytes to open for a manifest, the artifact's or its replacement's, and their own manifest.
@@ -196,12 +198,17 @@ class Registry:
     def replacement(self, manifest: Manifest) -> Manifest | None:
         """Return the manifest of the replacement of a version's artifact; None where there is none.
 
-        Raises ArtifactError where that is forged, or differs from the version's own manifest.
+        Raises ArtifactError where that is forged, or of another manifest than the version's own.
         """
         data = self.store.note(manifest.sha256)
         if data is None:
             return None
-        copy = self.decode(data)
+        copy, own = self._replacements.decode(data), self.codec.head(manifest)
+        if (copy.signature.sequence, copy.signature.previous) != (own.sequence, own.sha256):
+            raise RefusedError(
+                "foreign",
+                f"the replacement of model {manifest.model!r} version {manifest.version} is of another manifest",
+            )
         same = dataclasses.replace(manifest, **{name: getattr(copy, name) for name in _BUILD_FIELDS})
         if self.encode(same) != self.encode(copy):
             raise ArtifactError(
@@ -231,9 +238,18 @@ class Registry:
             python=platform.python_version(),
             created_at=int(time.time() * 1000),
         )
-        made = dataclasses.replace(made, signature=self._signature(made))
-        self.store.put_note(manifest.sha256, self.encode(made))
-        return made
+        # It takes the place of this very manifest: the same sequence, and that one's hash.
+        own = self.codec.head(manifest)
+        data = self._replacements.sign(made, Head(own.sequence - 1, own.sha256), chain=manifest.model)
+        self.store.put_note(manifest.sha256, data)
+        return self._replacements.parse(data)
+
+    def parts(self, model: str) -> Parts:
+        """Return what a version of a declared model may consist of: what the model and the metrics do."""
+        name = self.pipeline.parts(model)[0]
+        if name not in self._parts:
+            self._parts[name] = parts_of(self.pipeline.model(name), self.pipeline.metric())
+        return self._parts[name]
 
     def open(self, manifest: Manifest, pause: float = 0.0) -> Snapshot:
         """Return the snapshot behind a decoded manifest, after all checks. Raises ArtifactError where one fails.
@@ -248,7 +264,7 @@ class Registry:
                 f"{name} was learned under another declaration of the model, the vector or protect; "
                 f"give the changed model a new name, so that the old versions stay what they are"
             )
-        fields = snapshots.load(self.artifact(manifest)[1], pause)
+        fields = snapshots.load(self.artifact(manifest)[1], pause, parts=self.parts(manifest.model))
         try:
             snapshot = Snapshot(**fields)
         except TypeError as error:

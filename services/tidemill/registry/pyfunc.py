@@ -4,14 +4,13 @@ MLflow holds a folder for each: `manifest` (as on the models topic), `artifact` 
 and vector). MLflow calls `_load_pyfunc`, by this module's name in its MLmodel file. No pickle of MLflow's own is made
 or read.
 
-checked  the artifact's SHA-256 against the manifest, then its classes (the allow-list), River's version, the golden
-         scores; and the manifest's signature where TIDEMILL_SIGNING_KEY is set: without a key, who can write to
-         MLflow's store can replace the model by another one, of River's classes and plain values alone
+checked  the manifest's signature, with TIDEMILL_VERIFY_KEYS: without them nothing is opened, since who can write to
+         MLflow's store could put another model there; then the artifact's SHA-256 against the manifest, River's
+         version, what the artifact consists of (any of River's models: there is no declaration), the golden scores
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 from collections.abc import Mapping
@@ -25,11 +24,14 @@ from tidemill.declare.tasks import TASKS
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
+from tidemill.keys import Keyring, RefusedError
 from tidemill.registry import snapshots
+from tidemill.registry.signing import SignedCodec
 from tidemill.registry.store import sha256
 from tidemill.wire.records import vector_to_x
 
 MANIFEST, ARTIFACT, DECLARED = "manifest", "artifact", "declared.json"
+KINDS = ("manifest", "replacement")
 _TYPES: Mapping[str, Any] = {"double": float, "string": str, "boolean": bool}
 
 
@@ -85,18 +87,18 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
 
 
 def _verified(codec: Codec, data: bytes) -> dict[str, Any]:
-    """Return a manifest. Raises ArtifactError where it is damaged or, where a key is set, not signed with that."""
-    try:
-        manifest: dict[str, Any] = codec.decode(data)
-        unsigned = codec.encode({**manifest, "signature": ""})
-    except Exception as error:  # forged bytes may make the decoder raise anything
-        raise ArtifactError(f"a manifest can't be decoded: {type(error).__name__}: {error}") from error
-    key = os.environ.get("TIDEMILL_SIGNING_KEY", "").encode()
-    if key and not hmac.compare_digest(hmac.new(key, unsigned, "sha256").hexdigest(), manifest["signature"]):
+    """Return a manifest. Raises ArtifactError where it is damaged or not signed with our keys, or without keys."""
+    if not (verify_keys := os.environ.get("TIDEMILL_VERIFY_KEYS", "")):
         raise ArtifactError(
-            f"the manifest of {manifest['model']!r} version {manifest['version']} has a wrong signature: "
-            f"it is damaged, forged, or signed with another TIDEMILL_SIGNING_KEY"
+            "TIDEMILL_VERIFY_KEYS is not set: without them nobody knows whose model this is, so it is not opened; give "
+            "this process the public keys of who signs versions"
         )
+    signed: SignedCodec[dict[str, Any]] = SignedCodec("", "", KINDS, codec, Keyring(verify_keys), dict)
+    manifest = signed.parse(data)
+    try:
+        signed.verify(manifest)
+    except RefusedError as error:
+        raise ArtifactError(f"the manifest of {manifest['model']!r} version {manifest['version']}: {error}") from error
     return manifest
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import ArtifactError, SettingsError
-from tidemill.registry.latest import FIRST_READ_OFFSETS, backwards
-from tidemill.registry.manifests import Manifest, Registry, parse
+from tidemill.errors import SettingsError
+from tidemill.keys import RefusedError
+from tidemill.registry.manifests import Manifest, Registry, manifest_codec
+from tidemill.registry.signing import FIRST_READ_OFFSETS, UNSIGNED, Vouched, backwards, refusals
 from tidemill.registry.store import ArtifactStore
 from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
-from tidemill.wire.records import Records
 
 #: Records that are held at once; a manifest has some 3 kB, and 64 bytes more for each segment.
 MAX_RECORDS_HELD = 4_000
@@ -58,43 +58,34 @@ class Versions:
         self.pipeline, self.broker, self.registry = pipeline, broker, registry
         self.champion = champion or pipeline.champion
         self.topic = topics.MODELS.name(pipeline.name)
-        self._records = Records(pipeline)
+        self._codec = registry.codec if registry else manifest_codec(pipeline, None)
 
     def read(self, model: str | None = None, progress: Progress | None = None) -> Iterator[Version]:
         """Yield versions, the newest first; `model`: only of this one."""
         partition = TopicPartition(self.topic, 0)
         newest: set[str] = set()
+        reading = Vouched(self._codec)
         for begin, end in backwards(
             *self.broker.offset_range(partition), FIRST_READ_OFFSETS, growth=4, most=MAX_RECORDS_HELD
         ):
-            for record in reversed(
-                [record for batch in self.broker.read({partition: (begin, end)}) for record in batch]
-            ):
-                key = (record.key() or b"").decode(errors="replace")
-                if model in (None, key):
-                    yield self._version(record, key, newest)
+            records = [record for batch in self.broker.read({partition: (begin, end)}) for record in batch]
+            records = [record for record in records if model is None or record.key() == model.encode()]
+            for record, refused in _checked(records, reading):
+                version = self._version(record, refused)
+                is_newest = not version.refused and version.key not in newest
+                if is_newest:
+                    newest.add(version.key)
+                yield dataclasses.replace(version, is_newest=is_newest)
             if progress:
                 progress(end - begin)
 
-    def _version(self, record: Record, key: str, newest: set[str]) -> Version:
+    def _version(self, record: Record, refused: str) -> Version:
+        key = (record.key() or b"").decode(errors="replace")
         try:
-            manifest = parse(self._records, record.value() or b"")
-        except ArtifactError as error:
-            return Version(record.offset(), key, None, str(error))
-        refused = self._refused(manifest, key)
-        is_newest = not refused and key not in newest
-        if is_newest:
-            newest.add(key)
-        return Version(record.offset(), key, manifest, refused, is_newest)
-
-    def _refused(self, manifest: Manifest, key: str) -> str:
-        if self.registry and not self.registry.is_signed(manifest):
-            return "wrong signature"
-        if manifest.model != key:
-            return f"it is of model {manifest.model!r}, under another one's key"
-        if manifest.pipeline != self.pipeline.name:
-            return f"it is of pipeline {manifest.pipeline!r}"
-        return ""
+            manifest = self._codec.parse(record.value() or b"")
+        except RefusedError:
+            manifest = None
+        return Version(record.offset(), key, manifest, refused)
 
     def as_dict(self, version: Version, store: ArtifactStore) -> dict[str, Any]:
         """Return a version for programs. Times are ms since the epoch.
@@ -119,7 +110,7 @@ class Versions:
                 "role": self.pipeline.role(manifest.model, self.champion),
                 "declared": self.is_declared(manifest),
                 "artifact": artifact_state(store, manifest),
-                "signature": self.signature(manifest),
+                "signature": self.signature(version),
             }
         )
 
@@ -128,11 +119,11 @@ class Versions:
         model = manifest.model
         return self.pipeline.knows(model) and manifest.declaration == self.pipeline.declaration_hash(model)
 
-    def signature(self, manifest: Manifest) -> str:
-        """Return "valid", "wrong" or, without a signing key, "not checked"."""
+    def signature(self, version: Version) -> str:
+        """Return "valid", "refused" or, without keys, "not checked"."""
         if self.registry is None:
             return "not checked"
-        return "valid" if self.registry.is_signed(manifest) else "wrong"
+        return "refused" if version.refused else "valid"
 
     def find(self, model: str, version: int | None = None, progress: Progress | None = None) -> tuple[Version, int]:
         """Return a version of a model, the newest by default, and how many newer records of it are refused.
@@ -164,6 +155,29 @@ class Versions:
         no = f"what {self.topic} holds of model {model!r} is no manifest"
         what = no if passed else f"no version of model {model!r} in {self.topic}"
         return f"{what}: the pipeline declares {', '.join(self.pipeline.model_names)}"
+
+
+def _checked(records: Sequence[Record], reading: Vouched[Manifest]) -> Iterator[tuple[Record, str]]:
+    """Yield records, newest first, each with the reason why it is refused."""
+    places: list[tuple[str, int]] = []
+    refused: list[str] = []
+    for record in reversed(records):
+        try:
+            signature, why = reading.check(record).signature, ""
+        except RefusedError as error:
+            refusals.note(record.topic(), record.offset(), record.value() or b"", error)
+            signature, why = UNSIGNED, str(error)
+        places.append((signature.chain, signature.sequence))
+        refused.append(why)
+    last: dict[str, int] = {}
+    for index in reversed(range(len(records))):  # in the order of the log
+        chain, sequence = places[index]
+        if refused[index]:
+            continue
+        if sequence <= last.get(chain, 0):
+            refused[index] = "it is old: it was appended again after later ones"
+        last[chain] = max(sequence, last.get(chain, 0))
+    yield from zip(reversed(records), refused, strict=True)
 
 
 def artifact_state(store: ArtifactStore, manifest: Manifest) -> str:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError
+from tidemill.runtime.doctor import check_settings, keep_alive
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.loop import Loop, Service, stop_on_signals
+from tidemill.stream.kafka.settings import ClusterSettings
+from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop, Service, stop_on_signals
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.services import group
@@ -48,15 +50,16 @@ def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
 
 
-def registry_of(pipeline: Pipeline, settings: Settings, *, must_answer: bool = True) -> Registry:
-    """Return the registry that the settings name. Raises SettingsError where there is no signing key.
+def registry_of(pipeline: Pipeline, settings: Settings, service: str = "", *, must_answer: bool = True) -> Registry:
+    """Return the registry that the settings name, with the keys of a service. Raises SettingsError without keys.
 
     Raises StoreError where the artifact store can't be used, unless `must_answer` is False.
     """
     from tidemill.registry.manifests import Registry
     from tidemill.registry.store import ArtifactStore
 
-    return Registry(pipeline, ArtifactStore(settings.store_url, create=must_answer), settings.signing_secret())
+    store = ArtifactStore(settings.store_url, create=must_answer)
+    return Registry(pipeline, store, settings.keyring(service))
 
 
 def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]) -> None:
@@ -127,12 +130,13 @@ class Follower(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a service is built from. `model` is the learner's, or None."""
+    """What a service is built from. `model` is the learner's, or None; `keep_alive` is the loop's, in seconds."""
 
     pipeline: Pipeline
     settings: Settings
     broker: KafkaBroker
     model: str | None = None
+    keep_alive: float = KEEP_ALIVE_SECONDS
 
 
 #: Takes the context; returns the function that runs the service until SIGTERM or SIGINT.
@@ -207,7 +211,9 @@ def _redis(context: Context, name: str) -> Redis:
 
 def _registry(context: Context, name: str) -> Registry:
     return _reach(
-        context, name, lambda must_answer: registry_of(context.pipeline, context.settings, must_answer=must_answer)
+        context,
+        name,
+        lambda must_answer: registry_of(context.pipeline, context.settings, name, must_answer=must_answer),
     )
 
 
@@ -259,9 +265,8 @@ def _gate() -> Build:
     from tidemill.stages.gate.service import build
 
     def compose(context: Context) -> Callable[[], None]:
-        pipeline, settings = context.pipeline, context.settings
-        token = settings.status_token.get_secret_value().encode()
-        return partial(_loop, context, build(pipeline, _registry(context, "gate"), context.broker, token))
+        pipeline = context.pipeline
+        return partial(_loop, context, build(pipeline, _registry(context, "gate"), context.broker))
 
     return compose
 
@@ -286,7 +291,8 @@ def _monitor() -> Build:
 
     def compose(context: Context) -> Callable[[], None]:
         pipeline, settings = context.pipeline, context.settings
-        service = MonitorService(pipeline, context.broker, settings, Sender(settings.brokers, settings.kafka))
+        sender, keys = Sender(settings.brokers, settings.kafka), settings.keyring("monitor")
+        service = MonitorService(pipeline, context.broker, settings, sender, keys)
         if settings.http_port:
             probes.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
@@ -336,13 +342,14 @@ def load(name: str) -> Build:
 
 def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
     """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
-    build, broker = load(name), broker_of(settings)
+    build, broker, cluster = load(name), broker_of(settings), ClusterSettings()
     if SERVICES[name].needs_kafka:
         broker.connect()
-        used = {topic.name(pipeline.name) for topic in (*topics.reads(name), *topics.writes(name))}
-        check_topics(pipeline, broker, tuple(sorted(used)))
+        used = tuple(topic for topic in topics.TOPICS if name in (*topic.readers, *topic.writers))
+        check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
+        cluster = check_settings(pipeline, broker, used)
     with _extra(name):
-        service = build(Context(pipeline, settings, broker, model))
+        service = build(Context(pipeline, settings, broker, model, keep_alive(cluster)))
     service()
 
 
@@ -355,6 +362,7 @@ def _loop(context: Context, service: Service, follower: Follower | None = None) 
         interval=settings.interval_ms / 1000,
         max_batch=settings.max_batch,
         commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
+        keep_alive=context.keep_alive,
     )
     if settings.http_port:
         probes.serve(settings.http_port, LoopHealth(loop))

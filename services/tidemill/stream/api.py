@@ -157,6 +157,10 @@ class Producer(Protocol):
     """Sends records and commits offsets, together where the delivery guarantee is exactly once."""
 
     @property
+    def is_transactional(self) -> bool:
+        """Whether records and offsets become visible together."""
+
+    @property
     def emit(self) -> Emit:
         """How to send a record."""
 
@@ -189,10 +193,19 @@ class Broker(Protocol):
         """Return the number of partitions; 0 where there is no such topic."""
 
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
-        """Return the first offset that the log still has, and the one after the last."""
+        """Return the first offset that the log still has, and the one after the last that is committed."""
+
+    def end_offset(self, partition: TopicPartition) -> int:
+        """Return the offset after the last record, be it committed or in a transaction that is still open."""
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        """Return the id of each topic, "" where it is not known: a topic that was created again has another."""
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what a group has committed, without joining it."""
+
+    def set_offsets(self, group: str, positions: Mapping[TopicPartition, Position]) -> None:
+        """Commit for a group from outside. Raises BrokerError where the group has members."""
 
     def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
         """End the transactions of instances that are in the group no more; returns their names.

@@ -29,6 +29,10 @@ class CommitMetadata:
         Counts of the validator: refused in a row, records, refused among them; empty where there is nothing to keep.
     instance
         Who committed it: the next one in the partition ends what it has left open.
+    offset
+        The committed offset itself: an offset that anything else has set lacks it, or has another one.
+    topic_id
+        Kafka's id of the topic: one that was deleted and created again has another. Empty where it is not known.
     """
 
     rebuild_from: int | None = None
@@ -36,6 +40,8 @@ class CommitMetadata:
     entities: tuple[str, ...] = ()
     circuit_breaker: tuple[int, ...] = ()
     instance: str = ""
+    offset: int | None = None
+    topic_id: str = ""
 
     def encode(self) -> str:
         """Return it as text, empty where there is nothing to keep. Raises ValueError above `MAX_BYTES`."""
@@ -60,6 +66,8 @@ class CommitMetadata:
                 tuple(kept.pop("entities", ())),
                 tuple(kept.pop("circuit_breaker", ())),
                 kept.pop("instance", ""),
+                kept.pop("offset", None),
+                kept.pop("topic_id", ""),
             )
             if kept:
                 raise ValueError(f"unknown fields {', '.join(map(repr, kept))}")

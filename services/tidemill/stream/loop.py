@@ -17,9 +17,10 @@ from types import MappingProxyType
 from typing import Any
 
 from tidemill import metrics
-from tidemill.errors import Aborted, Retry, Stopped
+from tidemill.errors import Aborted, BrokerError, PositionError, Retry, Stopped
 from tidemill.stream import restore
 from tidemill.stream.api import Broker, Consumer, Position, Processor, Producer, TopicPartition, discard
+from tidemill.stream.progress import ProgressLog, has_records
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +30,34 @@ IDLE_SECONDS = 0.1
 GAUGE_SECONDS = 0.1
 #: How long a service that was asked to stop still tries to commit.
 STOP_SECONDS = 3.0
+#: Offsets of a group in which nothing happens are committed again this often, so that no broker forgets them.
+KEEP_ALIVE_SECONDS = 3600.0
+#: How often it is looked whether the topics are still those that were assigned.
+TOPIC_CHECK_SECONDS = 10.0
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
 class Service:
-    """One service: its name, what it reads, and its processor."""
+    """One service: its name, what it reads, and its processor.
+
+    Parameters
+    ----------
+    progress
+        The topic with the progress of its group; empty for none.
+    outputs
+        Topics in which a record shows that the service has worked.
+    decide
+        The command with which a person decides from where it goes on.
+    """
 
     name: str
     group: str
     topics: Sequence[str]
     processor: Processor
+    progress: str = ""
+    outputs: Sequence[str] = ()
+    decide: str = "tidemill offsets set"
 
 
 class Loop:
@@ -54,6 +72,8 @@ class Loop:
     commit_every
         Least seconds between two commits. 0 for transactions (each batch is one); without transactions about 0.2,
         because brokers handle offset commits more slowly than records.
+    keep_alive
+        Seconds without a commit after which the offsets are committed again.
     """
 
     def __init__(
@@ -65,6 +85,7 @@ class Loop:
         interval: float = 0.01,
         max_batch: int = 5000,
         commit_every: float = 0.0,
+        keep_alive: float = KEEP_ALIVE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -75,6 +96,7 @@ class Loop:
         self.interval = interval
         self.max_batch = max_batch
         self.commit_every = commit_every
+        self.keep_alive = keep_alive
         self.clock = clock
         self.sleep = sleep
         self.stopping = False
@@ -88,6 +110,9 @@ class Loop:
         self._dirty = False
         self._failures = 0
         self._settled = True
+        self._progress = ProgressLog(broker, service.progress, service.group)
+        self._topic_ids: dict[str, str] = {}
+        self._last_topic_check = clock()
 
     def stop(self, *_: Any) -> None:
         """Finish the batch in hand, commit it, and return from `run`. Safe in a signal handler."""
@@ -145,7 +170,8 @@ class Loop:
             records = consumer.poll(self.max_batch, self._patience())
             if self._reassign(consumer, producer):
                 return 0
-            if self._process(records, producer):
+            self._check_topics()
+            if self._process(records, producer) or self._is_due_again():
                 self._commit(consumer, producer)
             elif not self._dirty:
                 self.processor.committed()
@@ -167,6 +193,10 @@ class Loop:
             self.sleep(self.interval - since)
         return min(IDLE_SECONDS, self.commit_every or IDLE_SECONDS) if self._dirty else IDLE_SECONDS
 
+    def _is_due_again(self) -> bool:
+        """Whether nothing was committed for so long that the broker might forget what was."""
+        return not self._dirty and self.clock() - self._last_commit >= self.keep_alive
+
     def _process(self, records: Sequence[Any], producer: Producer) -> bool:
         started = self.clock()
         may_commit = self.processor.process(records, producer.emit)
@@ -181,13 +211,18 @@ class Loop:
         """Commit all that was read or, in partitions that `up_to` has, what is before its offset."""
         started = self.clock()
         offsets = {
-            partition: Position(
+            partition: restore.mark(
+                replace(self.processor.commit_metadata(partition), instance=self.instance),
                 up_to.get(partition, offset),
-                replace(self.processor.commit_metadata(partition), instance=self.instance).encode(),
+                self._topic_ids.get(partition.topic, ""),
             )
             for partition, offset in consumer.positions(tuple(self._partitions)).items()
         }
+        if producer.is_transactional:
+            self._progress.write(offsets, producer.emit)
         producer.commit(offsets, consumer)
+        if not producer.is_transactional:  # later than what it is the progress of
+            self._progress.write(offsets, producer.emit)
         self._state_offsets.update({partition: position.offset for partition, position in offsets.items()})
         self._dirty = False
         self._last_commit = self.clock()
@@ -209,7 +244,7 @@ class Loop:
             )
         if not self._settled:
             self.ready = False
-            self._restore(consumer)
+            self._restore(consumer, producer)
             self._settled = self.ready = True
             return True
         if not self._partitions:
@@ -223,20 +258,23 @@ class Loop:
             self._state_offsets.pop(partition, None)
         self._dirty = False
 
-    def _restore(self, consumer: Consumer) -> None:
+    def _restore(self, consumer: Consumer, producer: Producer) -> None:
         """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
         partitions = sorted(self._partitions)
         for name in self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():
             log.warning("what an instance may have left open is ended: it is in the group no more", extra={"of": name})
         committed = consumer.committed(partitions) if partitions else {}
-        resumes = {
-            p: restore.resume_position(position, *self.broker.offset_range(p)) for p, position in committed.items()
-        }
-        self._report_lost(committed, resumes)
+        ranges = {partition: self.broker.offset_range(partition) for partition in committed}
+        positions = self._own_positions(committed, ranges)
+        resumes = {p: restore.resume_position(position, *ranges[p]) for p, position in positions.items()}
+        self._report_lost(positions, resumes)
         stale = restore.stale_partitions(self._state_offsets, resumes)
         self._forget(stale)
         starts = {p: self.processor.assign(p, resumes[p].position) for p in sorted(stale & resumes.keys())}
-        plan = restore.plan(resumes, starts)
+        try:
+            plan = restore.plan(resumes, starts)
+        except PositionError as error:
+            raise PositionError(f"{self.service.name} can't go on: {error}") from error
         for partition, needed in plan.truncated.items():
             log.error(
                 "state is partial: the log does not reach back to where it is rebuilt from",
@@ -251,6 +289,65 @@ class Loop:
             "reading", extra={"from": ", ".join(f"{_names([p])}@{plan.read_from[p]}" for p in sorted(plan.read_from))}
         )
         self._last_commit = self.clock()
+        if any(position != committed[partition] for partition, position in positions.items()):
+            self._commit(consumer, producer)  # so that the group has its offsets again
+
+    def _own_positions(
+        self, committed: Mapping[TopicPartition, Position | None], ranges: Mapping[TopicPartition, tuple[int, int]]
+    ) -> dict[TopicPartition, Position | None]:
+        """Return how far the group has come in each partition. Raises PositionError where that can't be known."""
+        if not committed:
+            return {}
+        self._topic_ids = self.broker.topic_ids(sorted({partition.topic for partition in committed}))
+        is_new = all(position is None or not restore.own_metadata(position) for position in committed.values())
+        # Asked before the progress is read: what another member has written since then has its progress with it.
+        has_worked = is_new and has_records(self.broker, self.service.outputs)
+        progress = self._progress.read(self._beat)
+        has_worked = has_worked and self._progress.is_kept and not progress
+        positions: dict[TopicPartition, Position | None] = {}
+        for partition, position in committed.items():
+            try:
+                positions[partition] = restore.own_position(
+                    position,
+                    progress.get(partition),
+                    self._topic_ids[partition.topic],
+                    ranges[partition][1],
+                    has_worked=has_worked,
+                )
+            except PositionError as error:
+                raise self._undecided(partition, str(error)) from error
+            if positions[partition] != position:
+                log.warning(
+                    "the committed offset was gone or older: the service goes on where its own progress says",
+                    extra={
+                        "partition": _names([partition]),
+                        "committed": position.offset if position else None,
+                        "resume": progress[partition].offset,
+                    },
+                )
+        return positions
+
+    def _undecided(self, partition: TopicPartition, why: str) -> PositionError:
+        return PositionError(
+            f"{self.service.name} can't know from where to go on in {_names([partition])}: {why}; decide with "
+            f"`{self.service.decide} --to ... --yes`"
+        )
+
+    def _check_topics(self) -> None:
+        """Raise PositionError where a topic was deleted and created again while it was read."""
+        if self.clock() - self._last_topic_check < TOPIC_CHECK_SECONDS:
+            return
+        self._last_topic_check = self.clock()
+        try:
+            now = self.broker.topic_ids(sorted(self._topic_ids)) if self._topic_ids else {}
+        except BrokerError:
+            return  # the broker is away; what it means is found where records are read or committed
+        for partition in sorted(self._partitions):
+            before, after = self._topic_ids.get(partition.topic, ""), now.get(partition.topic, "")
+            if before and after and before != after:
+                raise self._undecided(
+                    partition, "the topic was deleted and created again while it was read (--to begin|end)"
+                )
 
     def _report_lost(
         self, committed: Mapping[TopicPartition, Position | None], resumes: Mapping[TopicPartition, restore.Resume]

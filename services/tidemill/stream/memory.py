@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tidemill.errors import Aborted, Fenced
+from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream import api
 from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.order import TimeOrder
@@ -92,6 +92,7 @@ class MemoryBroker:
         self.first: dict[TopicPartition, int] = dict.fromkeys(self.log, 0)
         self.groups: dict[str, _Group] = {}
         self._topics = dict(topics)
+        self._ids = {topic: f"{topic}-1" for topic in topics}
         self._epochs: dict[str, int] = {}
 
     def partitions(self, topic: str) -> int:
@@ -100,6 +101,20 @@ class MemoryBroker:
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
         return self.first[partition], len(self.log[partition])
 
+    def end_offset(self, partition: TopicPartition) -> int:
+        return len(self.log[partition])
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        return {topic: self._ids.get(topic, "") for topic in topics}
+
+    def recreate(self, topic: str) -> None:
+        """Delete a topic, with what groups have committed of it, and create it again, empty."""
+        self._ids[topic] = f"{topic}-{int(self._ids[topic].rpartition('-')[2]) + 1}"
+        for partition in range(self._topics[topic]):
+            self.log[TopicPartition(topic, partition)], self.first[TopicPartition(topic, partition)] = [], 0
+            for group in self.groups.values():
+                group.committed.pop(TopicPartition(topic, partition), None)
+
     def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[api.Record]]:
         for partition, (begin, end) in ranges.items():
             yield list(self.log[partition][max(begin, self.first[partition]) : end])
@@ -107,6 +122,12 @@ class MemoryBroker:
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         committed = self.groups[group].committed if group in self.groups else {}
         return {partition: committed.get(partition) for partition in partitions}
+
+    def set_offsets(self, group: str, positions: Mapping[TopicPartition, Position]) -> None:
+        held = self.groups.setdefault(group, _Group())
+        if held.members:
+            raise BrokerError(f"group {group} has members")
+        held.committed.update(positions)
 
     def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
         members = self.groups[group].members if group in self.groups else {}
@@ -121,6 +142,10 @@ class MemoryBroker:
     def truncate(self, partition: TopicPartition, first: int) -> None:
         """Forget everything before offset `first`, as retention does."""
         self.first[partition] = first
+
+    def cut(self, partition: TopicPartition, end: int) -> None:
+        """Forget everything from offset `end` on, as an unclean election or a backup does."""
+        del self.log[partition][end:]
 
     def append(
         self,
@@ -253,6 +278,8 @@ class MemoryConsumer:
 
 class MemoryProducer:
     """A transactional producer."""
+
+    is_transactional = True
 
     def __init__(self, broker: MemoryBroker, name: str, epoch: int) -> None:
         self.broker, self.name, self.epoch = broker, name, epoch

@@ -1,5 +1,8 @@
 """What a service does before it emits: from where each partition goes on, whose state is stale, what is read again.
 
+From where it goes on is what its group has committed, or what its progress says where that was taken away. Where
+neither can be right, a person decides.
+
 State is a function of the offsets. Where a partition came back and nobody has committed beyond the state at hand, that
 state is right, and nothing is rebuilt.
 """
@@ -8,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tidemill.errors import PositionError
 from tidemill.stream.api import Position, Start, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
 
@@ -45,6 +49,71 @@ def last_instances(group: str, positions: Iterable[Position | None]) -> set[str]
     return {name for name in instances if name.startswith(f"{group}-")}
 
 
+def mark(metadata: CommitMetadata, offset: int, topic_id: str) -> Position:
+    """Return a position as the loop commits it: its metadata shows that a service of Tidemill has set it."""
+    return Position(offset, replace(metadata, offset=offset, topic_id=topic_id).encode())
+
+
+def own_metadata(position: Position) -> CommitMetadata | None:
+    """Return the metadata of a position that `mark` has made; None where anything else has set the offset."""
+    try:
+        metadata = CommitMetadata.decode(position.metadata)
+    except ValueError:
+        return None
+    return metadata if metadata.offset == position.offset else None
+
+
+def own_position(
+    committed: Position | None, progress: Position | None, topic_id: str, log_end: int, *, has_worked: bool
+) -> Position | None:
+    """Return how far the group has come; None where it has never worked.
+
+    Parameters
+    ----------
+    committed, progress
+        What the group has committed, and what its progress says.
+    topic_id, log_end
+        The topic's present id, and where the partition ends.
+    has_worked
+        Whether the service's output shows that it has worked, although it has no progress in any partition.
+
+    Raises
+    ------
+    PositionError
+        Without a name: what is wrong, and between which places a person has to choose.
+    """
+    is_own = committed is not None and own_metadata(committed) is not None
+    if committed is not None and not is_own:
+        if progress is None and not has_worked:
+            return committed  # somebody has chosen where a new group begins
+        if progress is None or progress.offset != committed.offset:
+            before = "" if progress is None else f"; the service had come to {progress.offset}"
+            choices = "committed" if progress is None else "committed or --to progress"
+            raise PositionError(f"its offset was set to {committed.offset} by something else{before} (--to {choices})")
+    if committed is None and progress is None and has_worked:
+        raise PositionError("its offsets and its progress are gone, and its output shows that it has worked (--to end)")
+    own = [position for position in (progress, committed if is_own else None) if position is not None]
+    if not own:
+        return None
+    of_this_topic = [position for position in own if _topic_id(position) in ("", topic_id) or not topic_id]
+    if not of_this_topic:
+        raise PositionError(
+            f"the topic was deleted and created again after the service had come to {own[0].offset} (--to begin|end)"
+        )
+    position = max(of_this_topic, key=lambda position: position.offset)
+    if position.offset > log_end:
+        raise PositionError(
+            f"the log ends at {log_end}, and the service had come to {position.offset}: the log was cut, or is an "
+            f"older copy (--to end|begin)"
+        )
+    return position
+
+
+def _topic_id(position: Position) -> str:
+    metadata = own_metadata(position)
+    return metadata.topic_id if metadata else ""
+
+
 def resume_position(committed: Position | None, log_begin: int, log_end: int) -> Resume:
     """Return from where a partition goes on: what is committed, or else the nearest offset that the log has."""
     if committed is None:
@@ -74,13 +143,20 @@ def stale_partitions(
 def plan(resumes: Mapping[TopicPartition, Resume], starts: Mapping[TopicPartition, Start]) -> Plan:
     """Return what to rebuild and from where to read; `starts` is what the processor answered for its stale partitions.
 
-    `truncated` holds, by partition, the offset that the processor asked for and the log does not have.
+    `truncated` holds, by partition, the offset that the processor asked for and the log does not have. Raises
+    PositionError where a processor's own snapshot stands beyond the end of its log.
     """
     rebuild: dict[TopicPartition, tuple[int, int]] = {}
     read_from = {partition: resume.position.offset for partition, resume in resumes.items()}
     truncated: dict[TopicPartition, int] = {}
     for partition, start in starts.items():
-        begin = start.rebuild_from
+        begin, log_end = start.rebuild_from, resumes[partition].log_end
+        if start.live_from > log_end:
+            raise PositionError(
+                f"{partition.topic}[{partition.partition}]: the log ends at {log_end}, and the service's own snapshot "
+                f"stands at {start.live_from}: the log was cut, or is an older copy; bring back the log that it was "
+                f"made from"
+            )
         if begin < resumes[partition].log_begin and begin < start.live_from:
             truncated[partition] = begin
             begin = resumes[partition].log_begin

@@ -12,7 +12,7 @@ class Topic:
     """One topic.
 
     `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes` 0 means
-    the broker's own limit.
+    the broker's own limit. Of a `compacted` topic only the last record of each key is kept.
     """
 
     suffix: str
@@ -24,6 +24,7 @@ class Topic:
     retention_ms: int = 7 * DAY
     max_message_bytes: int = 0
     doc: str = ""
+    compacted: bool = False
 
     def name(self, pipeline: str) -> str:
         """The topic's name for the pipeline called `pipeline`."""

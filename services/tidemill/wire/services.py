@@ -15,4 +15,14 @@ def group(name: str, pipeline: str, model: str = "") -> str:
 def service(name: str, pipeline: str, processor: Processor, model: str = "") -> Service:
     """Return the service `name` of a pipeline."""
     consumed = [topic.name(pipeline) for topic in topics.consumes(name)]
-    return Service(f"{name}-{model}" if model else name, group(name, pipeline, model), consumed, processor)
+    # Learners share their topic, and a learner goes on at its own snapshot, whatever is committed.
+    outputs = [topic.name(pipeline) for topic in topics.outputs(name)] if name != "learner" else []
+    return Service(
+        f"{name}-{model}" if model else name,
+        group(name, pipeline, model),
+        consumed,
+        processor,
+        topics.PROGRESS.name(pipeline),
+        outputs,
+        " ".join(("tidemill offsets set", pipeline, name, *(("--model", model) if model else ()))),
+    )

@@ -74,9 +74,15 @@ ALERTS = Topic(
     doc="What is beyond its limits: opened, continuing, resolved; with the evidence.",
 )  # fmt: skip
 
+PROGRESS = Topic(
+    "progress", "group/topic/partition", "JSON", (*SERVICES, "archiver"), (*SERVICES, "archiver"),
+    partitions=8, retention_ms=-1, compacted=True,
+    doc="How far each group has come, in one transaction with its output: what is left when its offsets are lost.",
+)  # fmt: skip
+
 TOPICS: tuple[Topic, ...] = (
     EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, REDRIVES, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG,
-    EXAMPLES, EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS,
+    EXAMPLES, EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS, PROGRESS,
 )  # fmt: skip
 
 
@@ -91,5 +97,10 @@ def writes(service: str) -> tuple[Topic, ...]:
 
 
 def consumes(service: str) -> tuple[Topic, ...]:
-    """Topics that the consumer group of `service` follows. It reads the registry's topics without a group."""
-    return tuple(topic for topic in reads(service) if topic not in (MODELS, PROMOTIONS))
+    """Topics that the consumer group of `service` follows. It reads the others without a group."""
+    return tuple(topic for topic in reads(service) if topic not in (MODELS, PROMOTIONS, PROGRESS))
+
+
+def outputs(service: str) -> tuple[Topic, ...]:
+    """Topics that `service` alone writes: a record there shows that it has worked."""
+    return tuple(topic for topic in TOPICS if topic.writers == (service,))

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from signing_keys import KEY, SETTINGS, settings_of
 
 from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
-from tidemill.registry.decisions import NOBODY, Decision, EvidenceLine, ModelRef, decisions
+from tidemill.keys import Keyring
+from tidemill.registry.decisions import GATE, NOBODY, Decision, EvidenceLine, ModelRef, decisions
+from tidemill.registry.signing import Chains
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.producer import Sender
 from tidemill.wire import topics
@@ -197,7 +200,7 @@ def test_decisions_are_listed_with_their_reasons_the_latest_first() -> None:
     from tidemill import load
 
     pipeline, sender = load("flights"), Sender(broker.servers)
-    env = {"TIDEMILL_BROKERS": broker.servers, "TIDEMILL_SIGNING_KEY": ""}
+    env, chains = {"TIDEMILL_BROKERS": broker.servers, **SETTINGS}, Chains(decisions(pipeline, KEY))
     assert CliRunner().invoke(cli, ["models", "decisions", "flights"], env=env).stdout == (
         "no decision yet: logreg, the declared champion, serves\n"
     )
@@ -207,7 +210,7 @@ def test_decisions_are_listed_with_their_reasons_the_latest_first() -> None:
             ModelRef("slow"), ModelRef("slow"), ModelRef("logreg"), NOBODY,
             evidence=(EvidenceLine("all", 2_500, 0.2, 0.1, 0.1, 0.05, 0.15),),
         )  # fmt: skip
-        sender.send(name, decisions(pipeline, b"a key for tests, long enough").encode(one), b"k")
+        sender.send(name, chains.sign(one, GATE), b"k")
     sender.flush()
     text = CliRunner().invoke(cli, ["models", "decisions", "flights"], env=env).stdout
     assert text.index("promoted slow: reason 2") < text.index("refused slow: reason 1")
@@ -216,5 +219,5 @@ def test_decisions_are_listed_with_their_reasons_the_latest_first() -> None:
     told = [json.loads(line) for line in lines]
     assert [one["id"] for one in told] == ["d2", "d1"]
     assert told[0]["evidence"][0]["questions"] == 2_500
-    env["TIDEMILL_SIGNING_KEY"] = "another key, which is long enough"
+    env |= settings_of(Keyring.generate())
     assert "no decision yet" in CliRunner().invoke(cli, ["models", "decisions", "flights"], env=env).stdout

@@ -49,7 +49,7 @@ def test_another_terminal_is_told_what_it_needs_but_no_secret_of_the_user(
     monkeypatch.delenv("TIDEMILL_STATUS_TOKEN", raising=False)
     stack = Stack("flights", load("flights"), tmp_path, {"brokers": "b:1", "status_token": "a token"})
     said = _exports(stack, "http://localhost:1/")
-    for name in ("STATUS_URL=http://localhost:1/", "STATUS_TOKEN=a token", "BROKERS=b:1", "STORE_URL=", "SIGNING_KEY="):
+    for name in ("STATUS_URL=http://localhost:1/", "STATUS_TOKEN=a token", "BROKERS=b:1", "STORE_URL=", "VERIFY_KEYS="):
         assert f"export TIDEMILL_{name}" in said
     monkeypatch.setenv("TIDEMILL_STATUS_TOKEN", "a token")
     assert "a token" not in _exports(stack, "http://localhost:1/")

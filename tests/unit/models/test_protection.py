@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import compose, metrics
 from river_in_memory import River, flights
+from signing_keys import KEY
 
 from tidemill import Pipeline, Protect, load
 from tidemill.cli.text.declaration import pipeline_text
@@ -35,7 +36,6 @@ from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records, vector_to_x
 
 PLAIN = load("plain")
-KEY = b"a key for tests, long enough"
 SLOT = TopicPartition("small.examples", 0)
 SOURCES = ["UA", "AA", None, "DL", "UA", "UA", "UA", "B6"]
 

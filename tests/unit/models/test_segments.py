@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import small
 from river import compose, linear_model, metrics, preprocessing
+from signing_keys import KEY
 
 from tidemill import Monitor, Pipeline, category, number
 from tidemill.cli.text.models import version_text
@@ -28,7 +29,6 @@ from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire.records import Records
 
-KEY = b"a key for tests, long enough"
 SLOT = TopicPartition("small.examples", 0)
 MODEL = compose.SelectType(float) | preprocessing.StandardScaler() | linear_model.LogisticRegression()
 CARRIERS = ("UA", "B6", None, "AA")

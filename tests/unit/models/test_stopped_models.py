@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import small
 from river import linear_model, optim
+from signing_keys import KEY
 
 from tidemill import Pipeline
 from tidemill.declare.tasks import TASKS, Task
@@ -22,7 +23,6 @@ from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
-KEY = b"a key for tests, long enough"
 SLOT = TopicPartition("small.examples", 0)
 
 

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import dummy, metrics
+from signing_keys import KEY
 
 from tidemill import Gate, Monitor, category, load, number
 from tidemill.cli.main import cli
@@ -309,7 +310,7 @@ class TestAgreement:
     ) -> None:
         rng, luck = random.Random(seed), 0.0
         comparison = Comparison(GATED, ComparisonRequest("linear", "slow"))
-        gate: Any = PromotionGate(GATED, b"key", list, lambda _: "")
+        gate: Any = PromotionGate(GATED, KEY, list, lambda _: "")
         gate.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
         encode, emitted = Records(GATED).example.encode, small.Emitted()
         for at in range(800):
@@ -345,7 +346,7 @@ class TestAgreement:
         seen = set()
         for seed, better in enumerate((-0.2, -0.05, 0.0, 0.05, 0.2)):
             rng, comparison = random.Random(seed), Comparison(GATED, ComparisonRequest("linear", "slow"))
-            gate: Any = PromotionGate(GATED, b"key", list, lambda _: "")
+            gate: Any = PromotionGate(GATED, KEY, list, lambda _: "")
             gate.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
             encode, emitted = Records(GATED).example.encode, small.Emitted()
             for at in range(900):

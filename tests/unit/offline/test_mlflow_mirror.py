@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import pytest
 import small
 from click.testing import CliRunner
 from river import compose, linear_model, optim, preprocessing
+from signing_keys import KEY, SETTINGS, set_keys
 
 from tidemill import Pipeline, category, flag, number
 from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.offline.mlflow_mirror import Mirror
 from tidemill.registry import pyfunc, snapshots
@@ -33,7 +35,6 @@ from tidemill.wire.records import Records, vector_to_x
 
 pytestmark = pytest.mark.slow
 
-KEY = "a key for tests, long enough"
 MODELS = topics.MODELS.name("small")
 
 
@@ -61,7 +62,7 @@ class Registered:
     """A registry with three models' versions at 10, 20, 30 examples."""
 
     def __init__(self, folder: Path) -> None:
-        self.registry = Registry(PIPELINE, ArtifactStore(str(folder / "store")), KEY.encode())
+        self.registry = Registry(PIPELINE, ArtifactStore(str(folder / "store")), KEY)
         self.broker = MemoryBroker({MODELS: 1})
         self.folds = {model: Fold(PIPELINE, model) for model in PIPELINE.model_names}
         for offset in range(30):
@@ -178,7 +179,7 @@ print(json.dumps(model.predict(rows)["score"].tolist()))
 
 
 def scored(uri: str, model: str, rows: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TIDEMILL_SIGNING_KEY": KEY}
+    environment = {**os.environ, **SETTINGS}
     return subprocess.run(
         [sys.executable, "-c", SCORING, uri, model], input=json.dumps(rows), capture_output=True, text=True, env=environment,
         check=False,
@@ -196,9 +197,19 @@ def test_mlflow_in_another_process_scores_as_our_registry_does(mirrored: tuple[R
     assert len(set(ours)) > 20
 
 
+def sign_again(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a mirrored manifest, as one who has the key could."""
+    registry = Registry(PIPELINE, ArtifactStore("memory://none"), KEY)
+    path = folder / pyfunc.MANIFEST
+    fields = registry.records.manifest.decode(path.read_bytes())
+    change(fields)
+    path.write_bytes(registry.codec.sign(Manifest(**fields)))
+
+
 class TestChecks:
     @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        set_keys(monkeypatch, KEY)
         registered = Registered(tmp_path)
         manifest = registered.find("linear", 30)
         data = tmp_path / "data"
@@ -230,7 +241,7 @@ class TestChecks:
     def test_flipped_bytes_of_a_manifest_are_refused_where_there_is_a_key(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+        set_keys(monkeypatch, KEY)
         path = folder / pyfunc.MANIFEST
         whole = path.read_bytes()
         for place in range(0, len(whole), 7):
@@ -239,17 +250,37 @@ class TestChecks:
                 pyfunc._load_pyfunc(str(folder))
 
     def test_another_key_is_refused(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", "another key, long enough")
-        with pytest.raises(ArtifactError, match="has a wrong signature"):
+        set_keys(monkeypatch, Keyring.generate())
+        with pytest.raises(ArtifactError, match="is not in TIDEMILL_VERIFY_KEYS"):
             pyfunc._load_pyfunc(str(folder))
 
-    def test_without_a_key_what_is_forged_is_still_rivers_own(self, folder: Path, tmp_path: Path) -> None:
+    def test_without_a_key_nothing_is_opened(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         mark = tmp_path / "was_run"
         evil = f"cos\nmkdir\n(V{mark}\ntR.".encode()
         codec = Records(PIPELINE).manifest
         manifest = codec.decode((folder / pyfunc.MANIFEST).read_bytes())
+        monkeypatch.delenv("TIDEMILL_VERIFY_KEYS")
+        with pytest.raises(ArtifactError, match="TIDEMILL_VERIFY_KEYS is not set"):
+            pyfunc._load_pyfunc(str(folder))
         (folder / pyfunc.ARTIFACT).write_bytes(evil)
         (folder / pyfunc.MANIFEST).write_bytes(codec.encode({**manifest, "sha256": pyfunc.sha256(evil)}))
+        with pytest.raises(ArtifactError, match="TIDEMILL_VERIFY_KEYS is not set"):
+            pyfunc._load_pyfunc(str(folder))
+        set_keys(monkeypatch, KEY)
+        with pytest.raises(ArtifactError, match="wrong signature"):
+            pyfunc._load_pyfunc(str(folder))
+        assert not mark.exists()
+
+    def test_with_the_key_a_forged_artifact_runs_nothing_either(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mark = tmp_path / "was_run"
+        evil = f"cos\nmkdir\n(V{mark}\ntR.".encode()
+        (folder / pyfunc.ARTIFACT).write_bytes(evil)
+        read = pyfunc._verified
+        monkeypatch.setattr(pyfunc, "_verified", lambda *of: read(*of) | {"sha256": pyfunc.sha256(evil)})
         with pytest.raises(ArtifactError, match=r"may not contain os\.mkdir"):
             pyfunc._load_pyfunc(str(folder))
         assert not mark.exists()
@@ -264,16 +295,15 @@ class TestChecks:
     def test_another_river_and_another_vector_are_refused(
         self, folder: Path, change: dict[str, Any], words: str
     ) -> None:
-        codec, path = Records(PIPELINE).manifest, folder / pyfunc.MANIFEST
-        path.write_bytes(codec.encode(codec.decode(path.read_bytes()) | change))
+        sign_again(folder, lambda manifest: manifest.update(change))
         with pytest.raises(ArtifactError, match=words):
             pyfunc._load_pyfunc(str(folder))
 
     def test_other_scores_are_refused(self, folder: Path) -> None:
-        codec, path = Records(PIPELINE).manifest, folder / pyfunc.MANIFEST
-        manifest = codec.decode(path.read_bytes())
-        manifest["golden"][3]["score"] += 1e-9
-        path.write_bytes(codec.encode(manifest))
+        def lie(manifest: dict[str, Any]) -> None:
+            manifest["golden"][3]["score"] += 1e-9
+
+        sign_again(folder, lie)
         with pytest.raises(ArtifactError, match="gives golden vector 3 the score"):
             pyfunc._load_pyfunc(str(folder))
 
@@ -296,7 +326,7 @@ def test_what_comes_is_followed_and_what_is_pruned_is_counted(uri: str, tmp_path
 
 
 def test_an_mlflow_that_is_not_there_is_said_in_one_sentence(tmp_path: Path) -> None:
-    registry = Registry(PIPELINE, ArtifactStore(str(tmp_path)), KEY.encode())
+    registry = Registry(PIPELINE, ArtifactStore(str(tmp_path)), KEY)
     with pytest.raises(StoreError, match="MLflow at nowhere://x: ") as caught:
         Mirror(PIPELINE, registry, "nowhere://x")
     assert "\n" not in str(caught.value)
@@ -318,7 +348,7 @@ def test_the_command_mirrors_what_the_broker_holds(tmp_path: Path, uri: str, mon
         producer.emit(MODELS, record.value() or b"", record.key(), partition=0)
     producer.commit({}, None)
     producer.close()
-    monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+    set_keys(monkeypatch, KEY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", there := uri.replace("mlflow.db", "commanded.db"))
     where = ["--brokers", broker.servers, "--store-url", registered.registry.store.url]
     for words in (f"mirrored 6 versions to {there}\n", f"mirrored 0 versions to {there}; 6 there already\n"):

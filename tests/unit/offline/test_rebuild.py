@@ -14,18 +14,21 @@ import river as river_library
 import small
 from click.testing import CliRunner
 from river import forest
-from river_in_memory import KEY, River, drive
+from river_in_memory import River, drive
+from signing_keys import KEY, forged, set_keys
 
 from tidemill import Pipeline, load
 from tidemill.cli.main import cli
 from tidemill.cli.text.models import version_text
 from tidemill.errors import ArtifactError, SettingsError
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.rebuild import Rebuild, RebuiltVersion
-from tidemill.registry.latest import MAX_MANIFESTS_BACK
+from tidemill.registry.latest import MAX_MANIFESTS_BACK, latest
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.pruning import plan, prune
+from tidemill.registry.signing import Head
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
 from tidemill.runtime.run import topic_table
@@ -156,7 +159,7 @@ def test_other_bytes_of_the_same_scores_stand_in_and_the_log_stays_as_it_is(rive
     replacement = registry.replacement(lost)
     assert replacement is not None
     assert replacement.sha256 != lost.sha256
-    assert registry.is_signed(replacement)
+    registry._replacements.verify(replacement)
     assert (
         dataclasses.replace(lost, **{n: getattr(replacement, n) for n in ("uri", "sha256", "created_at", "signature")})
         == replacement
@@ -178,20 +181,35 @@ def test_a_learner_goes_on_from_what_stands_in(river: River) -> None:
     assert step.assign(TopicPartition(EXAMPLES, 0), Position(0)).live_from == newest.version
 
 
-@pytest.mark.parametrize("forgery", ["unsigned", "another key", "another version", "other golden scores", "junk"])
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "unsigned",
+        "another key",
+        "another version",
+        "other golden scores",
+        "of another manifest",
+        "a manifest",
+        "junk",
+    ],
+)
 def test_what_stands_in_is_believed_only_when_signed_for_this_version(river: River, forgery: str) -> None:
     registry, lost = registry_of(river), one(river, "linear")
     other = one(river, "linear", 2 * ROUND)
     digest = other.sha256  # a sound artifact of ours, but of another version
     said = dataclasses.replace(lost, sha256=digest, uri=registry.store.path(digest))
-    signing = Registry(river.pipeline, registry.store, KEY + b"another") if forgery == "another key" else registry
+    signing = Registry(river.pipeline, registry.store, Keyring.generate()) if forgery == "another key" else registry
     if forgery == "another version":
         said = dataclasses.replace(other, created_at=5)
     if forgery == "other golden scores":
         said = dataclasses.replace(said, golden=other.golden)
-    if forgery != "unsigned":
-        said = dataclasses.replace(said, signature=signing._signature(said))
-    registry.store.put_note(lost.sha256, b"junk" if forgery == "junk" else registry.encode(said))
+    own = registry.codec.head(dataclasses.replace(lost, created_at=5) if forgery == "of another manifest" else lost)
+    data = signing._replacements.sign(said, Head(own.sequence - 1, own.sha256))
+    if forgery == "unsigned":
+        data = registry.encode(forged(registry._replacements.parse(data)))
+    if forgery == "a manifest":  # signed well, but of the log
+        data = registry.codec.sign(said, Head(own.sequence - 1, own.sha256))
+    registry.store.put_note(lost.sha256, b"junk" if forgery == "junk" else data)
     place(river, lost).unlink()
     with pytest.raises(ArtifactError):
         registry.open(lost)
@@ -245,10 +263,10 @@ def test_an_example_more_or_fewer_is_told(river: River) -> None:
 def test_an_artifact_that_scores_otherwise_than_its_manifest_says_is_made_anew(river: River) -> None:
     registry, made = registry_of(river), one(river, "linear")
     other = one(river, "linear", 2 * ROUND)
-    forged = dataclasses.replace(made, sha256=other.sha256, uri=other.uri)
-    forged = dataclasses.replace(forged, signature=registry._signature(forged))
-    river.broker.append(MODELS, registry.encode(forged), b"linear")
-    (found,) = [r for r in run(river) if r.manifest == forged]
+    latest(river.broker, registry, {"linear": 1}, chains=registry.chains)
+    changed = registry.sign(dataclasses.replace(made, sha256=other.sha256, uri=other.uri))
+    river.broker.append(MODELS, registry.encode(changed), b"linear")
+    (found,) = [r for r in run(river) if r.manifest == changed]
     assert (found.state, found.artifact) == ("equal", "replaced")
 
 
@@ -264,6 +282,7 @@ def test_a_version_that_begins_later_is_folded_from_there_and_needs_no_more_of_t
     fold = Fold(river.pipeline, "linear", 25)
     for record in river.of(topics.EXAMPLES)[25:40]:
         fold.learn(codec.decode(record.value() or b""), record.offset())
+    latest(river.broker, registry, {"linear": 1}, chains=registry.chains)
     later = registry.publish("linear", fold.snapshot(), tuple(fold.vectors))
     river.broker.append(MODELS, registry.encode(later), b"linear")
     river.broker.truncate(TopicPartition(EXAMPLES, 0), 25)
@@ -288,6 +307,7 @@ def test_one_pass_comes_by_all_of_them(river: River) -> None:
 
 def test_what_was_pruned_is_rebuilt_and_what_stands_in_is_pruned_too(river: River) -> None:
     registry = registry_of(river)
+    latest(river.broker, registry, {"baseline": 1}, chains=registry.chains)
     codec, fold = river.records.example, Fold(river.pipeline, "baseline")
     for record in river.of(topics.EXAMPLES):
         fold.learn(codec.decode(record.value() or b""), record.offset())
@@ -327,7 +347,7 @@ class TestCommand:
     def command(
         self, river: River, declared: tuple[str, Pipeline], monkeypatch: pytest.MonkeyPatch
     ) -> Callable[..., tuple[int, str]]:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY.decode())
+        set_keys(monkeypatch, KEY)
 
         def invoke(*arguments: str) -> tuple[int, str]:
             broker = served(river)

@@ -13,13 +13,15 @@ import pytest
 import small
 from click.testing import CliRunner
 from river import naive_bayes
-from river_in_memory import KEY, River, drive
+from river_in_memory import River, drive
+from signing_keys import KEY, SETTINGS
 
 from tidemill import load
 from tidemill.cli.main import cli
 from tidemill.cli.text.predictions import prediction_text
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
+from tidemill.keys import Keyring
 from tidemill.offline.prediction_reader import MAX_GAP_OFFSETS
 from tidemill.offline.replay import Replay, Summary
 from tidemill.registry.latest import models_partition
@@ -223,7 +225,7 @@ def test_a_version_whose_manifest_is_gone_or_forged_is_refused(river: River) -> 
     there = of(river)
     (done,) = there.run(there.log.find(["e70"]), rebuild=False)
     assert done.scores[0].state == "gone"
-    assert "'linear' version 50 has a wrong signature: it is damaged, forged" in done.scores[0].why
+    assert "'linear' version 50: it has a wrong signature by key" in done.scores[0].why
     assert states(there.run(there.log.find(["e70"]), rebuild=True)) == {"equal"}
     entries[at] = whole
     river.broker.append(slot.topic, forged.value(), b"linear", partition=0)
@@ -232,7 +234,7 @@ def test_a_version_whose_manifest_is_gone_or_forged_is_refused(river: River) -> 
     river.broker.truncate(slot, len(river.broker.log[slot]))
     (done,) = there.run(there.log.find(["e70"]), rebuild=False)
     assert "small.models has no manifest of model 'linear' version 50" in done.scores[0].why
-    other = Registry(river.pipeline, ArtifactStore(river.registry.store.url), KEY + b"another")
+    other = Registry(river.pipeline, ArtifactStore(river.registry.store.url), Keyring.generate())
     river.broker.first[slot] = 0
     assert states(of(river, other).run(there.log.find(["e70"]), rebuild=False)) == {"gone"}
 
@@ -415,7 +417,7 @@ def run(learned: River, broker: EmbeddedBroker, *arguments: str) -> Any:
     declared = str(Path(store).parent / "declared.py")
     return CliRunner().invoke(
         cli, ["replay", declared, *arguments, "--brokers", broker.servers, "--store-url", store],
-        env={"TIDEMILL_SIGNING_KEY": KEY.decode()}, catch_exceptions=False,
+        env=SETTINGS, catch_exceptions=False,
     )  # fmt: skip
 
 

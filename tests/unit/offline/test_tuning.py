@@ -122,7 +122,7 @@ class TestQuestions:
         for record in examples:
             broker.append(record.topic(), record.value(), record.key(), record.timestamp()[1])
         step = Archiver(FLIGHTS, Files(str(tmp_path), "archive_url", "archive"), every_seconds=0.0, chunk=500)
-        for topic in topics.reads("archiver"):
+        for topic in topics.consumes("archiver"):
             step.assign(TopicPartition(topic.name("flights"), 0), Position(0))
         step.process(records, discard)
         step.finish(discard)

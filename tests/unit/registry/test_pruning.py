@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import small
 from click.testing import CliRunner
+from signing_keys import KEY, forged, set_keys
 
 from tidemill.cli import versions as command
 from tidemill.cli.main import cli
@@ -31,7 +32,6 @@ pytestmark = pytest.mark.slow
 
 DECLARATION = "import small\npipeline = small.make(models={'linear': small.linear(), 'slow': small.linear(0.0001)})\n"
 PIPELINE = small.make()
-KEY = "a key for tests, long enough"
 TOPIC = topics.MODELS.name("small")
 MANY = 30
 
@@ -41,7 +41,7 @@ class Learned:
 
     def __init__(self, folder: Path, store: ArtifactStore | None = None) -> None:
         self.store = store or ArtifactStore(str(folder / "store"))
-        self.registry = Registry(PIPELINE, self.store, KEY.encode())
+        self.registry = Registry(PIPELINE, self.store, KEY)
         self.broker = MemoryBroker({TOPIC: 1})
         self.manifests: list[Manifest] = []
         records = small.example_records(PIPELINE, 2 * MANY)
@@ -67,7 +67,7 @@ class Learned:
         self.manifests.append(self.registry.decode(value))
 
     def append(self, manifest: Manifest, *, signed: bool = True) -> None:
-        manifest = dataclasses.replace(manifest, signature=self.registry._signature(manifest) if signed else "no")
+        manifest = self.registry.sign(manifest) if signed else forged(manifest)
         self.broker.append(TOPIC, self.registry.encode(manifest), manifest.model.encode())
 
     def plan(self, **options: Any) -> Any:
@@ -209,7 +209,7 @@ class TestCommand:
             producer.emit(TOPIC, record.value() or b"", record.key(), partition=0)
         producer.commit({}, None)
         producer.close()
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+        set_keys(monkeypatch, KEY)
 
         def invoke(*arguments: str) -> str:
             where = ["--brokers", broker.servers, "--store-url", learned.store.url]
@@ -233,6 +233,6 @@ class TestCommand:
             run("--keep", "19")
         with pytest.raises(SettingsError, match=r"--older-than: 'soon' is not a duration"):
             run("--keep", "20", "--older-than", "soon")
-        monkeypatch.delenv("TIDEMILL_SIGNING_KEY")
-        with pytest.raises(SettingsError, match="TIDEMILL_SIGNING_KEY"):
+        monkeypatch.delenv("TIDEMILL_VERIFY_KEYS")
+        with pytest.raises(SettingsError, match="verify_keys"):
             run("--keep", "20")

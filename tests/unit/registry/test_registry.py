@@ -9,10 +9,12 @@ import random
 from pathlib import Path
 
 import pytest
+from signing_keys import KEY, forged
 
 from tidemill import load
 from tidemill.demo import data
 from tidemill.errors import ArtifactError, DeclarationError
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.offline.backtest import Backtest
 from tidemill.registry import snapshots
@@ -26,7 +28,6 @@ from tidemill.wire import topics
 from tidemill.wire.records import Records, vector_to_x
 
 PIPELINE = load("flights")
-KEY = b"a key for tests, long enough"
 SLOT = TopicPartition("flights.examples", 0)
 
 
@@ -109,8 +110,8 @@ def test_another_key_another_river_another_declaration_and_other_scores_are_refu
     registry: Registry, examples
 ) -> None:
     manifest = published(registry, examples[:50])
-    other = Registry(PIPELINE, registry.store, b"another key, long enough")
-    with pytest.raises(ArtifactError, match="wrong signature"):
+    other = Registry(PIPELINE, registry.store, Keyring.generate())
+    with pytest.raises(ArtifactError, match="is not in TIDEMILL_VERIFY_KEYS"):
         other.decode(registry.encode(manifest))
     with pytest.raises(ArtifactError, match=r"River 0\.1"):
         registry.open(dataclasses.replace(manifest, river="0.1"))
@@ -242,27 +243,27 @@ def test_a_model_that_has_exploded_is_not_published(registry: Registry, examples
 def test_the_newest_manifests_are_found_from_the_end(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
     broker = MemoryBroker({topics.MODELS.name(PIPELINE.name): 1})
     slot = models_partition(registry)
-    sound = registry.publish("logreg", Fold(PIPELINE, "logreg").snapshot(), ())
+    sound = Registry(PIPELINE, registry.store, KEY).publish("logreg", Fold(PIPELINE, "logreg").snapshot(), ())
     read: list[tuple[int, int]] = []
     whole = broker.read
     broker.read = lambda ranges: read.append(ranges[slot]) or whole(ranges)
 
-    def append(model: str, version: int, *, forged: bool = False, key: str = "") -> None:
-        manifest = dataclasses.replace(sound, model=model, version=version)
-        manifest = dataclasses.replace(manifest, signature="no" if forged else registry._signature(manifest))
+    def append(model: str, version: int, *, is_forged: bool = False, key: str = "") -> None:
+        manifest = registry.sign(dataclasses.replace(sound, model=model, version=version))
+        manifest = forged(manifest) if is_forged else manifest
         broker.append(slot.topic, registry.encode(manifest), (key or model).encode())
 
     append("slow", 7)
     for version in range(3000):
         append("logreg", version)
-    append("logreg", 9000, forged=True)
+    append("logreg", 9000, is_forged=True)
     append("logreg", 9001, key="slow")
     for version in range(40):
         append("baseline", version)
     found, end = latest(broker, registry, {"logreg": 3, "baseline": 1})
     assert ([m.version for m in found["logreg"]], [m.version for m in found["baseline"]]) == ([2999, 2998, 2997], [39])
     assert (end, read) == (3043, [(2793, 3043)])
-    assert "manifest refused" in caplog.text
+    assert "signed record refused" in caplog.text
     read.clear()
     found, _ = latest(broker, registry, {"slow": 2, "baseline": 1})
     assert [m.version for m in found["slow"]] == [7], "who has few is looked for to the beginning"

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from signing_keys import KEY, forged, set_keys
 
 from tidemill import load
 from tidemill.cli.main import cli
 from tidemill.cli.text.models import version_text, versions_text
 from tidemill.errors import SettingsError
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
 from tidemill.registry.manifests import Manifest, Registry
@@ -27,7 +29,6 @@ from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 
 PIPELINE = load("flights")
-KEY = "a key for tests, long enough"
 TOPIC = topics.MODELS.name("flights")
 
 
@@ -38,16 +39,13 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 @pytest.fixture
 def registry(store: ArtifactStore) -> Registry:
-    return Registry(PIPELINE, store, KEY.encode())
+    return Registry(PIPELINE, store, KEY)
 
 
 def made(registry: Registry, model: str = "logreg", version: int = 0, **changes: Any) -> Manifest:
-    """Return a manifest that says `changes`, signed; `signature`: not signed but with this."""
-    manifest = registry.publish(model, Fold(PIPELINE, model).snapshot(), ())
-    manifest = dataclasses.replace(manifest, version=version, examples=version, **changes)
-    return (
-        manifest if "signature" in changes else dataclasses.replace(manifest, signature=registry._signature(manifest))
-    )
+    """Return the next manifest of a model, which says `changes`, signed."""
+    manifest = Registry(PIPELINE, registry.store, KEY).publish(model, Fold(PIPELINE, model).snapshot(), ())
+    return registry.sign(dataclasses.replace(manifest, version=version, examples=version, **changes))
 
 
 def appended(
@@ -64,9 +62,9 @@ def usual(registry: Registry) -> MemoryBroker:
     broker = appended(
         registry, None, *(made(registry, model, version) for version in (5, 10) for model in PIPELINE.model_names)
     )
-    appended(registry, broker, made(registry, "slow", 15, signature="0" * 64))
+    appended(registry, broker, forged(made(registry, "slow", 15)))
     appended(registry, broker, made(registry, "logreg", 16), key="baseline")
-    appended(registry, broker, made(registry, "logreg", 17, pipeline="plain"))
+    appended(registry, broker, made(Registry(load("plain"), registry.store, KEY), "logreg", 17, pipeline="plain"))
     appended(registry, broker, made(registry, "old", 18))
     broker.append(TOPIC, b"no manifest", b"slow")
     return broker
@@ -81,36 +79,38 @@ class TestVersions:
         assert [v.refused for v in found if v.refused] == [
             "a manifest can't be decoded: ValueError: header 6e6f206d61 where "
             f"{registry.records.manifest.header.hex()} (tidemill.Manifest) was expected",
-            "it is of pipeline 'plain'",
-            "it is of model 'logreg', under another one's key",
-            "wrong signature",
+            "it is of pipeline 'plain' where 'flights' is read",
+            "it is of 'logreg', and under the key 'baseline'",
+            f"it has a wrong signature by key {KEY.signs_with}: it is damaged or forged",
         ]  # fmt: skip
 
     def test_without_a_key_no_signature_is_called_right_or_wrong(
         self, registry: Registry, store: ArtifactStore
     ) -> None:
         there = Versions(PIPELINE, usual(registry), None)
-        assert not [v for v in there.read("slow") if v.refused == "wrong signature"]
+        assert not [v for v in there.read("slow") if "wrong signature" in v.refused]
         found, _ = there.find("slow")
         assert found.manifest.version == 15
-        assert "not checked: TIDEMILL_SIGNING_KEY is not set" in version_text(there, store, found, 0)
+        assert "not checked: TIDEMILL_VERIFY_KEYS is not set" in version_text(there, store, found, 0)
         assert there.as_dict(found, store)["signature"] == "not checked"
 
     def test_another_key_is_a_wrong_signature(self, registry: Registry, store: ArtifactStore) -> None:
-        other = Registry(PIPELINE, store, b"another key, long enough")
+        other = Registry(PIPELINE, store, Keyring.generate())
         found = list(Versions(PIPELINE, appended(registry, None, made(registry)), other).read())
-        assert [(v.refused, v.is_newest) for v in found] == [("wrong signature", False)]
+        assert [(v.refused, v.is_newest) for v in found] == [
+            (f"it is signed with key {KEY.signs_with!r}, which is not in TIDEMILL_VERIFY_KEYS", False)
+        ]
 
     def test_one_is_found_by_its_version_and_a_sound_one_before_a_forged_one(self, registry: Registry) -> None:
         broker = usual(registry)
-        appended(registry, broker, made(registry, "slow", 5, signature="no"))
+        appended(registry, broker, forged(made(registry, "slow", 5)))
         there = Versions(PIPELINE, broker, registry)
         found, refused = there.find("slow")
         assert (found.manifest.version, refused) == (10, 3)
         found, refused = there.find("slow", 5)
         assert (found.offset, found.refused, refused) == (1, "", 3)
         found, refused = there.find("slow", 15)
-        assert (found.refused, refused) == ("wrong signature", 0)
+        assert ("wrong signature" in found.refused, refused) == (True, 0)
 
     @pytest.mark.parametrize(
         ("model", "version", "words"),
@@ -173,14 +173,13 @@ class TestTold:
         assert there.as_dict(found, store)["artifact"] == "missing"
 
     def test_a_forged_manifest_is_told_and_obeyed_in_nothing(self, registry: Registry, store: ArtifactStore) -> None:
-        forged = made(
-            registry, "slow", 3, signature="\x1b[2J", sha256="../../etc/passwd", hyperparameters="[red]\x1b[31mx"
-        )
-        there = Versions(PIPELINE, appended(registry, None, forged), registry)
+        bad = made(registry, "slow", 3, sha256="../../etc/passwd", hyperparameters="[red]\x1b[31mx")
+        bad = dataclasses.replace(bad, signature=dataclasses.replace(bad.signature, value="\x1b[2J", key_id="\x1b[2J"))
+        there = Versions(PIPELINE, appended(registry, None, bad), registry)
         found, _ = there.find("slow")
         text = version_text(there, store, found, 0) + versions_text(there, store, [found])
-        assert "WRONG: corrupted, forged, or signed with another TIDEMILL_SIGNING_KEY" in text
-        assert "refused: wrong signature" in text
+        assert r"REFUSED: it is signed with key '\x1b[2J', which is not in TIDEMILL_VERIFY_KEYS" in text
+        assert "refused: it is signed with key" in " ".join(text.split())
         assert r"[red]\x1b[31mx" in text
         assert "\x1b" not in text
         assert "missing" in text
@@ -206,14 +205,14 @@ class TestTold:
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddedBroker, ArtifactStore]:
     store = ArtifactStore(str(tmp_path_factory.mktemp("store")))
-    registry, broker = Registry(PIPELINE, store, KEY.encode()), EmbeddedBroker()
+    registry, broker = Registry(PIPELINE, store, KEY), EmbeddedBroker()
     broker.create([name for _, name, _ in topic_table(PIPELINE)])
     producer = KafkaBroker(broker.servers).producer("test")
     for version in (5, 10):
         for model in PIPELINE.model_names:
             manifest = made(registry, model, version, metrics={"ROCAUC": 0.75, "LogLoss": 0.5})
             producer.emit(TOPIC, registry.encode(manifest), model.encode(), partition=0)
-    producer.emit(TOPIC, registry.encode(made(registry, "slow", 15, signature="no")), b"slow", partition=0)
+    producer.emit(TOPIC, registry.encode(forged(made(registry, "slow", 15))), b"slow", partition=0)
     producer.emit(TOPIC, b"junk", b"slow", partition=0)
     producer.commit({}, None)
     producer.close()
@@ -223,7 +222,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddedBroker, 
 class TestCommands:
     @pytest.fixture(autouse=True)
     def _key(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("TIDEMILL_SIGNING_KEY", KEY)
+        set_keys(monkeypatch, KEY)
 
     def run(self, embedded: tuple[EmbeddedBroker, ArtifactStore], name: str, *arguments: str, store: str = "") -> str:
         where = ["--brokers", embedded[0].servers, "--store-url", store or embedded[1].url]
@@ -235,7 +234,7 @@ class TestCommands:
         assert len(listed) == 8
         assert (listed[0]["model"], listed[0]["newest"]) == ("slow", False)
         assert set(listed[0]) == {"offset", "model", "refused", "newest"}
-        assert listed[1]["refused"] == "wrong signature"
+        assert "wrong signature" in listed[1]["refused"]
         assert [one["model"] for one in listed if one["newest"]] == ["baseline", "slow", "logreg"]
         whole = {f.name for f in dataclasses.fields(Manifest)} - {"golden", "signature"}
         assert set(listed[2]) == whole | set(listed[0]) | {"role", "declared", "artifact", "signature"}
@@ -243,7 +242,7 @@ class TestCommands:
         of_one = [json.loads(line) for line in self.run(embedded, "list", "--model", "logreg", "--json").splitlines()]
         assert [one["version"] for one in of_one] == [10, 5]
         text = self.run(embedded, "list", "--limit", "3")
-        for words in ("refused: wrong", "0.7500", "newest", "signatures checked", f"artifacts in {embedded[1].url}"):
+        for words in ("refused: it has a", "0.7500", "newest", "signatures checked", f"artifacts in {embedded[1].url}"):
             assert words in text
         assert "logreg" not in text
         with pytest.raises(
@@ -259,8 +258,8 @@ class TestCommands:
                       "that no service takes: 2; `models list --model` shows why", "flights.examples[0..10)"):  # fmt: skip
             assert words in text
         assert "slow@5 of flights.models, offset 1\n" in self.run(embedded, "show", "slow@5")
-        assert "WRONG" in self.run(embedded, "show", "slow@15")
-        monkeypatch.delenv("TIDEMILL_SIGNING_KEY")
+        assert "REFUSED: it has a wrong" in self.run(embedded, "show", "slow@15")
+        monkeypatch.delenv("TIDEMILL_VERIFY_KEYS")
         assert "not checked" in self.run(embedded, "show", "slow@15")
         for named in ("slow@", "slow@x", "slow@-1"):
             with pytest.raises(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from signing_keys import SETTINGS
 
 from tidemill import load
 from tidemill.errors import StoreError
@@ -46,7 +47,8 @@ def away(tmp_path: Path) -> Settings:
         registry_url=SecretStr(f"http://{NOBODY}"),
         store_url=str(tmp_path / "a file" / "artifacts"),
         archive_url=str(tmp_path / "a file" / "archive"),
-        signing_key=SecretStr("a key for tests, long enough"),
+        signing_key=SecretStr(SETTINGS["TIDEMILL_SIGNING_KEY"]),
+        verify_keys=SETTINGS["TIDEMILL_VERIFY_KEYS"],
     )
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import small
-from river_in_memory import KEY, drive
+from river_in_memory import drive
+from signing_keys import KEY
 
 from tidemill.errors import BrokerError
 from tidemill.models.fold import Fold
 from tidemill.offline.rebuild import Rebuild
 from tidemill.offline.replay import Replay
-from tidemill.registry.decisions import NOBODY, Decision, ModelRef, decisions
+from tidemill.registry.decisions import GATE, NOBODY, Decision, ModelRef, all_decisions, decisions
 from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.signing import Chains
 from tidemill.registry.store import ArtifactStore
 from tidemill.registry.versions import Versions
 from tidemill.runtime.run import topic_table
@@ -63,7 +65,9 @@ class World:
             f"{number}", "training", "ann", "", 1, 1, 1, 1, "", ModelRef(candidate), ModelRef.of(champion), ModelRef("linear"),
             on_probation_against=ModelRef.of(watched) if watched else NOBODY, candidate=candidate,
         )  # fmt: skip
-        self.broker.append(PROMOTIONS, decisions(PIPELINE, KEY).encode(decision), b"k", 1)
+        chains = Chains(decisions(PIPELINE, KEY))
+        all_decisions(PIPELINE, self.broker, chains.codec, chains)
+        self.broker.append(PROMOTIONS, chains.sign(decision, GATE), b"k", 1)
 
     def _past(self, begin: int, end: int) -> Iterator[Sequence[Record]] | None:
         self.asked.append((begin, end))

@@ -12,13 +12,17 @@ import pytest
 import small
 from river import compose, dummy, linear_model, metrics, optim, preprocessing
 from river_in_memory import drive
+from signing_keys import KEY
 
 from tidemill import Gate, Monitor, Training, category, load, number
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.errors import ArtifactError, DeclarationError
+from tidemill.keys import Keyring
 from tidemill.models.evidence import Differences, Terms
 from tidemill.offline.backtest import Backtest
+from tidemill.registry.alerts import MONITOR, alerts
+from tidemill.registry.decisions import GATE as CHAIN
 from tidemill.registry.decisions import (
     NOBODY,
     Command,
@@ -29,6 +33,7 @@ from tidemill.registry.decisions import (
     commands,
     decisions,
 )
+from tidemill.registry.signing import UNSIGNED, Chains
 from tidemill.runtime.run import topic_table
 from tidemill.stages.gate.service import LOOK_EVERY_EXAMPLES, PromotionGate
 from tidemill.stages.gate.trial import Trial
@@ -38,7 +43,6 @@ from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
-KEY, TOKEN = b"a key for these tests", b"a token for these tests"
 GATE = Gate(examples=400, segments=["carrier"], worse=0.02, least=50, watch=1_000, round=5_000)
 CARRIERS = ("UA", "DL", "B6")
 
@@ -62,6 +66,8 @@ class World:
     ) -> None:
         self.pipeline, self.check, self.random = pipeline, check, random.Random(seed)
         self.broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(pipeline)})
+        self.alerts: Any = None
+        self.writers: dict[str, Chains[Command]] = {}
         self.sealed, self.encode = decisions(pipeline, KEY), Records(pipeline).example.encode
         self.count = 0
 
@@ -84,19 +90,22 @@ class World:
             self.broker.append(topics.EXAMPLES.name("small"), self.encode(found), b"k", self.count)
             self.count += 1
 
-    def service(self, token: bytes = TOKEN) -> Service:
+    def service(self) -> Service:
         step = PromotionGate(
             self.pipeline, KEY, lambda: all_decisions(self.pipeline, self.broker, self.sealed), lambda ref: self.check(ref),
-            token=token, clock=lambda: 1e9 + self.count,
+            past=self.past, clock=lambda: 1e9 + self.count,
         )  # fmt: skip
         names = [topic.name("small") for topic in (topics.EXAMPLES, topics.COMMANDS, topics.ALERTS)]
         return Service("gate", "small.gate", names, step)
 
-    def run(self, batch: int = 137, token: bytes = TOKEN) -> Any:
-        return drive(self.service(token), self.broker, batch=batch).processor
+    def past(self, topic: str, end: int) -> list[Any]:
+        return self.broker.records(topic)[:end]
+
+    def run(self, batch: int = 137) -> Any:
+        return drive(self.service(), self.broker, batch=batch).processor
 
     def ask(
-        self, kind: str, target: str = "", name: str = "", key: bytes = TOKEN, steps: int = 1, begin: int = 0
+        self, kind: str, target: str = "", name: str = "", keys: Keyring = KEY, steps: int = 1, begin: int = 0
     ) -> None:
         command = Command(
             name or f"c{self.random.random()}",
@@ -108,9 +117,8 @@ class World:
             "it looks better",
             5,
         )
-        self.broker.append(
-            topics.COMMANDS.name("small"), commands(self.pipeline, key).encode(command), b"k", self.count
-        )
+        writer = self.writers.setdefault(keys.signs_with, Chains(commands(self.pipeline, keys)))
+        self.broker.append(topics.COMMANDS.name("small"), writer.sign(command, "status-0"), b"k", self.count)
 
     @property
     def decisions(self) -> list[Decision]:
@@ -310,8 +318,8 @@ class TestRestarts:
             tell(broken, piece)
             broken.run()
         assert {"promoted", "rolled_back", "refused"} <= set(whole.kinds)
-        bare = [replace(one, time=0, signature="") for one in whole.decisions]
-        assert [replace(one, time=0, signature="") for one in broken.decisions] == bare
+        bare = [replace(one, time=0, signature=UNSIGNED) for one in whole.decisions]
+        assert [replace(one, time=0, signature=UNSIGNED) for one in broken.decisions] == bare
 
     def test_a_decision_whose_offsets_were_not_committed_is_not_made_again(self) -> None:
         world = World()
@@ -342,7 +350,7 @@ class TestRestarts:
             step: Any = None
 
             def emit(_: str, data: bytes, *__: Any) -> None:
-                found.append(replace(world.sealed.decode(data), time=0, signature=""))
+                found.append(world.sealed.decode(data))
 
             begin = 0
             for end in (*restarts, len(records) * apart):
@@ -352,7 +360,7 @@ class TestRestarts:
                 step.process([r for r in records if start.rebuild_from <= r.offset() < start.live_from], discard)
                 step.process([r for r in records if start.live_from <= r.offset() < end], emit)
                 begin = end
-            return found
+            return [replace(one, time=0, signature=UNSIGNED) for one in found]
 
         whole = told()
         assert {"promoted", "rolled_back"} <= {one.kind for one in whole}
@@ -493,11 +501,10 @@ class TestCommands:
         world.run()
         assert world.kinds == ["unchanged", "unchanged"]
 
-    @pytest.mark.parametrize(("signed", "token"), [(b"somebody else's", TOKEN), (TOKEN, b""), (b"", b"")])
-    def test_one_that_is_not_signed_with_the_token_is_left(self, signed: bytes, token: bytes) -> None:
+    def test_one_that_is_signed_with_another_key_is_left(self) -> None:
         world = World(made(None))
-        world.ask("promote", "slow", key=signed)
-        world.run(token=token)
+        world.ask("promote", "slow", keys=Keyring.generate())
+        world.run()
         assert world.decisions == []
 
     def test_a_person_s_promotion_is_watched_as_any_other(self) -> None:
@@ -517,7 +524,8 @@ class TestTraining:
             "message": "it has moved", "look_at": "", "evidence": {},
         }  # fmt: skip
         names = {field["name"] for field in Records(world.pipeline).alert.avro["fields"]}
-        data = Records(world.pipeline).alert.encode({name: value for name, value in record.items() if name in names})
+        writer = world.alerts = world.alerts or Chains(alerts(world.pipeline, KEY))
+        data = writer.sign({name: value for name, value in record.items() if name in names}, MONITOR)
         world.broker.append(topics.ALERTS.name("small"), data, b"k", world.count)
 
     def test_a_person_has_a_candidate_trained(self) -> None:
@@ -547,6 +555,8 @@ class TestTraining:
         assert world.kinds == [kind for kind in world.kinds if kind == "refused"]
         self.alert(world)
         world.run()
+        old = world.broker.records(topics.ALERTS.name("small"))[0]
+        world.broker.append(old.topic(), old.value(), b"k", world.count)  # another kind, appended again
         self.alert(world)  # the same once more
         self.alert(world, opened_at=2)  # another, within the pause
         world.run()
@@ -567,11 +577,11 @@ class TestRecords:
 
     def test_a_decision_comes_back_as_it_was(self) -> None:
         sealed = decisions(PIPELINE, KEY)
-        assert replace(sealed.decode(sealed.encode(self.DECISION)), signature="") == self.DECISION
+        assert replace(sealed.decode(sealed.sign(self.DECISION, chain=CHAIN)), signature=UNSIGNED) == self.DECISION
 
     def test_a_thousand_flipped_bits_are_a_thousand_refusals(self) -> None:
         sealed, rng = decisions(PIPELINE, KEY), random.Random(1)
-        data = sealed.encode(self.DECISION)
+        data = sealed.sign(self.DECISION, chain=CHAIN)
         for _ in range(1_000):
             at, bit = rng.randrange(len(data)), 1 << rng.randrange(8)
             spoilt = data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
@@ -581,7 +591,7 @@ class TestRecords:
     def test_a_forged_decision_is_passed_over(self) -> None:
         world = World()
         name = topics.PROMOTIONS.name("small")
-        world.broker.append(name, decisions(PIPELINE, b"another key").encode(self.DECISION), b"k", 1)
+        world.broker.append(name, decisions(PIPELINE, Keyring.generate()).sign(self.DECISION, chain=CHAIN), b"k", 1)
         assert world.decisions == []
         assert world.run().standing.champion == ModelRef("linear")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import small
+from signing_keys import KEY
 
 from tidemill.models.fold import Fold
 from tidemill.registry import snapshots
@@ -31,7 +32,7 @@ class Feeding:
     """A feed whose thread is not started: what it does is called."""
 
     def __init__(self, folder: Path) -> None:
-        self.registry = Registry(PIPELINE, ArtifactStore(str(folder)), b"a key for tests, long enough")
+        self.registry = Registry(PIPELINE, ArtifactStore(str(folder)), KEY)
         self.broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(PIPELINE)})
         self.feed = ModelFeed(self.registry, self.broker)
         self.scorer = Scorer(PIPELINE, self.feed.take)
@@ -138,7 +139,7 @@ def test_a_version_is_read_in_pieces_with_a_pause_before_each() -> None:
 def test_the_feed_opens_with_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, given = Feeding(tmp_path), []
     load = snapshots.load
-    monkeypatch.setattr(snapshots, "load", lambda data, pause=0.0: given.append(pause) or load(data))
+    monkeypatch.setattr(snapshots, "load", lambda data, pause=0.0, **named: given.append(pause) or load(data, **named))
     here.swap()
     assert len(given) == 1
     assert given[0] > 0

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import small
-from river_in_memory import KEY
+from signing_keys import KEY
 from test_gate import made
 
 from tidemill.errors import BrokerError
+from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
-from tidemill.registry.decisions import NOBODY, Decision, ModelRef, decisions
+from tidemill.registry.decisions import GATE, NOBODY, Decision, ModelRef, all_decisions, decisions
 from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.signing import Chains
 from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stages.scorer.feed import RETRY_SECONDS, ModelFeed, ServingChange
@@ -178,9 +180,11 @@ class TestTheFeed:
         broker.append(topics.MODELS.name("small"), registry.encode(manifest), model.encode(), 1)
         return manifest
 
-    def decide(self, broker: MemoryBroker, champion: ModelRef, key: bytes = KEY, **more: Any) -> None:
+    def decide(self, broker: MemoryBroker, champion: ModelRef, keys: Keyring = KEY, **more: Any) -> None:
         decision = Decision(f"{time.time()}", "promoted", "ann", "", 1, 1, 1, 1, "", champion, champion, NOBODY, **more)
-        broker.append(topics.PROMOTIONS.name("small"), decisions(PIPELINE, key).encode(decision), b"k", 1)
+        chains = Chains(decisions(PIPELINE, keys))
+        all_decisions(PIPELINE, broker, chains.codec, chains)
+        broker.append(topics.PROMOTIONS.name("small"), chains.sign(decision, GATE), b"k", 1)
 
     def started(self, registry: Registry, broker: MemoryBroker) -> Scorer:
         """Return a scorer as a new process would be when its first batch comes."""
@@ -281,7 +285,7 @@ class TestTheFeed:
 
     def test_a_forged_decision_seats_nobody(self, registry: Registry, broker: MemoryBroker) -> None:
         self.publish(registry, broker, "slow", 5)
-        self.decide(broker, ModelRef("slow"), key=b"another key")
+        self.decide(broker, ModelRef("slow"), keys=Keyring.generate())
         assert self.started(registry, broker).champion.name == "linear"
 
     def test_a_champion_that_is_declared_no_more_does_not_serve(self, registry: Registry, broker: MemoryBroker) -> None:

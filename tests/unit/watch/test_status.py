@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 import threading
@@ -15,6 +16,7 @@ from site_by_hand import FLIGHTS, RECORDS, TOKEN, Site, alert, decision, figure,
 from tidemill.errors import BrokerError, StoreError
 from tidemill.limits import STATUS_BODY_BYTES
 from tidemill.offline.lookup import TooFarBackError
+from tidemill.registry.signing import UNSIGNED
 from tidemill.watch.status.overview import flow
 from tidemill.watch.status.scrape import Instance, Scraper, parse
 from tidemill.wire import topics
@@ -310,7 +312,8 @@ def decided(number: int, kind: str = "promoted", command: str = "", **champion: 
             "id": f"d{number}", "kind": kind, "by": "gate", "why": "it is better", "time": 1000 + number, "event_time": 5,
             "examples": 9, "since": 9, "command": command, "subject": ref, "champion": ref,
             "before": {"model": "logreg", "version": 0}, "on_probation_against": {"model": "", "version": 0}, "pinned": False,
-            "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "epochs": {}, "signature": "s",
+            "candidate": "", "loss": "", "rate": 0.0, "evidence": [], "metrics": {}, "epochs": {},
+            "signature": dataclasses.asdict(UNSIGNED),
         }
     )  # fmt: skip
 

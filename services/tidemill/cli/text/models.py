@@ -57,7 +57,7 @@ def versions_text(versions: Versions, store: ArtifactStore, newest: Sequence[Ver
             artifact_state(store, manifest),
             notes,
         )
-    signed = "checked" if versions.registry else "not checked: TIDEMILL_SIGNING_KEY is not set"
+    signed = "checked" if versions.registry else "not checked: TIDEMILL_VERIFY_KEYS is not set"
     return render(table) + f"\nartifacts in {store.url}; signatures {signed}\n"
 
 
@@ -74,9 +74,9 @@ def version_text(versions: Versions, store: ArtifactStore, version: Version, ref
         artifact += "; replaced by a rebuild from the same examples, with other bytes"
     signature = {
         "valid": "valid",
-        "wrong": "WRONG: corrupted, forged, or signed with another TIDEMILL_SIGNING_KEY; no service takes it",
-        "not checked": "not checked: TIDEMILL_SIGNING_KEY is not set",
-    }[versions.signature(manifest)]
+        "refused": f"REFUSED: {version.refused}; no service takes it",
+        "not checked": "not checked: TIDEMILL_VERIFY_KEYS is not set",
+    }[versions.signature(version)]
     same = versions.is_declared(manifest)
     declared = "as declared now" if same else "NOT as declared now: another model, vector or task"
     river_now = f", this is {river.__version__}: no service loads it" if manifest.river != river.__version__ else ""

@@ -1,7 +1,7 @@
 """The gate: examples, people's commands and alerts in; decisions about who serves out.
 
-reads   <pipeline>.examples (one partition: the order of learning), <pipeline>.commands, <pipeline>.alerts; at the start
-        <pipeline>.promotions; for a version that somebody asks for <pipeline>.models and the artifact store
+reads   <pipeline>.examples (one partition: the order of learning); <pipeline>.commands, <pipeline>.alerts, signed; at
+        the start <pipeline>.promotions; for a version that somebody asks for <pipeline>.models and the artifact store
 writes  <pipeline>.promotions, signed, in one transaction with the offsets
 state   `standing`, from the decisions; `rounds`, rebuilt from the examples since the last change of who serves
 """
@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, StoreError
-from tidemill.registry.decisions import Command, Decision, ModelRef, all_decisions, commands, decisions
+from tidemill.keys import Keyring
+from tidemill.registry.alerts import alerts
+from tidemill.registry.decisions import GATE, Command, Decision, ModelRef, all_decisions, commands, decisions
 from tidemill.registry.latest import latest, versions
 from tidemill.registry.manifests import Registry
+from tidemill.registry.signing import Chains
 from tidemill.stages.gate.commands import alert_id, carry_out, train_on_alert
 from tidemill.stages.gate.rounds import Check, Rounds, collapse, end_of_probation, rebuild_from, undecided, verdict
 from tidemill.stages.gate.standing import Draft, Standing
@@ -32,8 +35,14 @@ log = logging.getLogger(__name__)
 #: Examples between two looks at the trials. The interval holds at every look, so this is about CPU time alone.
 LOOK_EVERY_EXAMPLES = 100
 
+#: Commands or alerts that are read at the start, the latest: what is among them is not obeyed again.
+MAX_PAST_RECORDS = 100_000
+
 #: Returns every decision so far, the oldest first.
 History = Callable[[], Sequence[Decision]]
+
+#: Takes a topic and an offset; returns the records before it.
+Past = Callable[[str, int], Iterable[Record]]
 
 
 class PromotionGate(Processor):
@@ -45,8 +54,8 @@ class PromotionGate(Processor):
         Returns the decisions so far; called whenever the examples are assigned.
     check
         Says why a model or a version can't serve.
-    token
-        What the status service signs commands with; without one no command is carried out.
+    past
+        Returns the records of a topic before an offset; commands and alerts that are among them are not obeyed again.
     clock
         Wall time in s, for the records.
     """
@@ -54,32 +63,41 @@ class PromotionGate(Processor):
     def __init__(
         self,
         pipeline: Pipeline,
-        key: bytes,
+        keys: Keyring,
         history: History,
         check: Check,
         *,
-        token: bytes = b"",
+        past: Past = lambda _topic, _end: (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self.pipeline, self.history, self.check, self.clock = pipeline, history, check, clock
         self.gate = pipeline.gate
         self.records = Records(pipeline)
-        self._decisions, self._commands = decisions(pipeline, key), commands(pipeline, token) if token else None
+        self.past, self._chain = past, Chains(decisions(pipeline, keys))
+        self._commands, self._alerts = Chains(commands(pipeline, keys)), Chains(alerts(pipeline, keys))
         self.examples, self.requests = topics.EXAMPLES.name(pipeline.name), topics.COMMANDS.name(pipeline.name)
-        self.promotions = topics.PROMOTIONS.name(pipeline.name)
+        self.alerts, self.promotions = topics.ALERTS.name(pipeline.name), topics.PROMOTIONS.name(pipeline.name)
         self._forget()
 
     def _forget(self) -> None:
+        self._chain.heads.clear()
         self.standing, self.rounds = Standing.initial(self.pipeline), Rounds(self.pipeline)
         self.next = self._event_time = 0
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        if topic_partition.topic == self.requests:
+            self._commands.forget()
+            self._commands.restore(self.past(self.requests, committed.offset))
+        elif topic_partition.topic == self.alerts and self.pipeline.training:
+            self._alerts.forget()
+            self._alerts.restore(self.past(self.alerts, committed.offset))
         if topic_partition.topic != self.examples or topic_partition.partition:
             return Start(committed.offset, committed.offset)
         self._forget()
         for decision in self.history():
             self.standing = self.standing.after(decision)
+            self._chain.heads[GATE] = self._chain.codec.head(decision)
         since = self.standing.since
         if self.gate:
             self.next = rebuild_from(self.gate, since, committed.offset)
@@ -101,6 +119,11 @@ class PromotionGate(Processor):
                 self._command(record, emit)
             else:
                 self._alert(record, emit)
+        if not self._chain.is_by_present_key(GATE):
+            # The key was changed: a decision with the new one vouches for all before it.
+            key = self._chain.codec.keys.signs_with if self._chain.codec.keys else ""
+            self._decide(Draft("unchanged", f"key {key} signs decisions from now on", self.standing.champion), emit)
+            self.has_written = emit is not discard
         return True
 
     # Examples ---------------------------------------------------------------------------------------------------------
@@ -179,12 +202,7 @@ class PromotionGate(Processor):
 
     def _command(self, record: Record, emit: Emit) -> None:
         """Carry out a command once, or refuse it with a reason."""
-        if self._commands is None:
-            log.error(
-                "a command was not carried out: set TIDEMILL_STATUS_TOKEN, the same for gate and status",
-                extra={"offset": record.offset()},
-            )
-        command = self._commands.valid(record) if self._commands else None
+        command = self._commands.take(record)
         if command is None:
             self.counts["skipped", "forged"] += 1
             return
@@ -195,7 +213,8 @@ class PromotionGate(Processor):
 
     def _alert(self, record: Record, emit: Emit) -> None:
         """Start a candidate where the pipeline declares it for this kind of alert."""
-        training, alert = self.pipeline.training, self.records.alert.of(record.value())
+        training = self.pipeline.training
+        alert = self._alerts.take(record) if training else None
         if training is None or alert is None:
             return
         draft = train_on_alert(self.standing, training, alert, self.next)
@@ -210,7 +229,8 @@ class PromotionGate(Processor):
         if emit is discard or is_repeated:
             return  # a rebuild brings back the evidence alone
         decision = self._decision(draft, command, id_)
-        data = self._decisions.encode(decision)
+        data = self._chain.sign(decision, GATE)
+        decision = self._chain.codec.parse(data)
         emit(self.promotions, data, decision.id.encode(), decision.time, None, 0)
         self.counts["decisions", decision.kind] += 1
         log.info(
@@ -254,15 +274,23 @@ class PromotionGate(Processor):
         return {("trial_questions", str(ref)): trial.questions for ref, trial in self.rounds.trials.items()}
 
 
-def build(pipeline: Pipeline, registry: Registry, broker: Broker, token: bytes = b"") -> Service:
+def build(pipeline: Pipeline, registry: Registry, broker: Broker) -> Service:
     """Wire the gate to its topics."""
-    codec = decisions(pipeline, registry.key)
+    codec = decisions(pipeline, registry.keys)
+
+    def past(topic: str, end: int) -> Iterator[Record]:
+        partition = TopicPartition(topic, 0)
+        low, high = broker.offset_range(partition)
+        begin, end = max(low, end - MAX_PAST_RECORDS), min(end, high)
+        for batch in broker.read({partition: (begin, end)}) if end > begin else ():
+            yield from batch
+
     step = PromotionGate(
         pipeline,
-        registry.key,
+        registry.keys,
         lambda: all_decisions(pipeline, broker, codec),
         serving_check(registry, broker),
-        token=token,
+        past=past,
     )
     return service("gate", pipeline.name, step)
 

@@ -49,7 +49,7 @@ def manifest_history(broker: Broker, registry: Registry) -> History:
     """Return the function that finds a model's manifests on the models topic; forged ones are passed over."""
 
     def find(model: str) -> Sequence[Manifest]:
-        manifests, _ = latest(broker, registry, {model: MAX_MANIFESTS_BACK})
+        manifests, _ = latest(broker, registry, {model: MAX_MANIFESTS_BACK}, chains=registry.chains)
         return sorted(manifests[model], key=lambda manifest: -manifest.version)
 
     return find
@@ -58,7 +58,7 @@ def manifest_history(broker: Broker, registry: Registry) -> History:
 def candidate_names(broker: Broker, registry: Registry, model: str) -> CandidateNames:
     """Return the function that returns the candidates of a model, by the last decision."""
     pipeline = registry.pipeline
-    codec, partition = decisions(pipeline, registry.key), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
+    codec, partition = decisions(pipeline, registry.keys), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
     end, candidates = -1, frozenset[str]()
 
     def names() -> Collection[str]:
@@ -160,6 +160,8 @@ class Learner(Processor):
             else:
                 self._catch_up(candidate)
             written |= self._publish(candidate.due(), emit)
+        for run in (self.training, *self.candidates.values()):
+            written |= self._publish(self._signed_anew(run), emit)
         self.has_written |= written
         return written
 
@@ -209,6 +211,13 @@ class Learner(Processor):
             del self.candidates[candidate.name]
             return
         candidate.at = end
+
+    def _signed_anew(self, run: TrainingRun) -> Manifest | None:
+        """Return a model's newest manifest with the new key where the key was changed: it vouches for all before it."""
+        if run.newest is None or self.registry.chains.is_by_present_key(run.name):
+            return None
+        run.newest = self.registry.sign(run.newest)
+        return run.newest
 
     def _publish(self, manifest: Manifest | None, emit: Emit) -> bool:
         if manifest is None:

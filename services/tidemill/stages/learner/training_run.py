@@ -29,7 +29,7 @@ class TrainingRun:
     counts
         Counters of what happens.
 
-    `at` is the offset of the next example to learn.
+    `at` is the offset of the next example to learn, `newest` the manifest that was published last.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class TrainingRun:
         self.every_examples, self.every_seconds, self.clock = every_examples, every_seconds, clock
         self.fold = Fold(pipeline, name)
         self.at = self.fold.version
+        self.newest: Manifest | None = None
         self._parent, self._seconds = 0, 0.0
         self._is_stopped = self._store_is_away = False
         self._settle()
@@ -59,6 +60,7 @@ class TrainingRun:
     def resume(self, history: Sequence[Manifest]) -> None:
         """Go on from the newest intact version; without one, learn everything again from the first example."""
         declared = self.pipeline.declaration_hash(self.name)
+        self.newest = max(history, key=lambda manifest: manifest.signature.sequence, default=None)
         for manifest in history:
             if manifest.declaration != declared:
                 raise DeclarationError(
@@ -134,7 +136,7 @@ class TrainingRun:
             log.info("versions can be stored again", extra={"model": self.name, "version": manifest.version})
         if self._is_stopped:
             log.info("versions are published again", extra={"model": self.name, "version": manifest.version})
-        self._published, self._parent = self.fold.examples, manifest.version
+        self._published, self._parent, self.newest = self.fold.examples, manifest.version, manifest
         self._store_is_away = self._is_stopped = False
         return manifest
 

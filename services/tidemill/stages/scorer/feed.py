@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from tidemill.errors import ArtifactError, BrokerError, StoreError
 from tidemill.models.snapshot import Snapshot
 from tidemill.registry.decisions import NOBODY, Decision, ModelRef, all_decisions, decisions
-from tidemill.registry.latest import latest, models_partition, valid_manifest, versions
+from tidemill.registry.latest import latest, models_partition, versions
 from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.signing import Chains
 from tidemill.stages.scorer.release import release
 from tidemill.stream.api import Broker, Follower, Record, TopicPartition
 from tidemill.wire import topics
@@ -64,7 +65,8 @@ class ModelFeed:
 
     def __init__(self, registry: Registry, broker: Broker, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry, self.broker, self.clock = registry, broker, clock
-        self._decisions = decisions(registry.pipeline, registry.key)
+        self._manifests = Chains(registry.codec)
+        self._decisions = Chains(decisions(registry.pipeline, registry.keys))
         self._ready: queue.SimpleQueue[Loaded | ServingChange] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
@@ -119,19 +121,21 @@ class ModelFeed:
 
     def _catch_up(self) -> None:
         wanted = dict.fromkeys(self.registry.pipeline.model_names, 1)
-        newest, self._next = latest(self.broker, self.registry, wanted, self._next)
+        newest, self._next = latest(self.broker, self.registry, wanted, self._next, self._manifests)
         for manifests in newest.values():
             for manifest in manifests:
                 self._open(manifest)
         self._decided = self.broker.offset_range(self._promotions)[1]
-        decided = all_decisions(self.registry.pipeline, self.broker, self._decisions)
+        codec = self._decisions.codec
+        decided = all_decisions(self.registry.pipeline, self.broker, codec, self._decisions)
         if decided:
             self._due = decided[-1]
             self._serve(self._due)
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
-        manifests = (valid_manifest(self.registry, record) for record in batch)
-        return {manifest.model: manifest for manifest in manifests if manifest and manifest.model in self._followed}
+        followed = {model.encode() for model in self._followed}
+        manifests = (self._manifests.take(record) for record in batch if record.key() in followed)
+        return {manifest.model: manifest for manifest in manifests if manifest}
 
     def _open(self, manifest: Manifest) -> None:
         try:
@@ -194,7 +198,7 @@ class ModelFeed:
             if manifest is None:
                 raise ArtifactError(refused.get((ref.model, ref.version)) or f"there is no version {ref}")
         else:
-            newest = latest(self.broker, self.registry, {ref.model: 1})[0][ref.model]
+            newest = latest(self.broker, self.registry, {ref.model: 1}, chains=self._manifests)[0][ref.model]
             if not newest:
                 raise ArtifactError(f"no version of {ref} was published yet")
             manifest = newest[0]
@@ -219,7 +223,7 @@ class ModelFeed:
         # Of several versions that came together only the newest of each model is worth opening.
         for manifest in self._newest(models.poll(1000, 0.1)).values():
             self._open(manifest)
-        decided = [one for record in promotions.poll(1000, 0.0) if (one := self._decisions.valid(record))]
+        decided = [one for record in promotions.poll(1000, 0.0) if (one := self._decisions.take(record))]
         if decided:
             self._due = decided[-1]
         if self._due and (decided or self.clock() - self._tried_at >= RETRY_SECONDS):

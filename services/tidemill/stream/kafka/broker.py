@@ -13,9 +13,11 @@ from typing import Any
 from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
     OFFSET_BEGINNING,
     Consumer,
+    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     Producer,
+    TopicCollection,
 )
 from confluent_kafka import TopicPartition as KafkaTopicPartition  # noqa: TID251
 from confluent_kafka.admin import AdminClient  # noqa: TID251
@@ -28,12 +30,14 @@ from tidemill.stream.kafka.consumer import (
     CALL_SECONDS,
     KafkaConsumer,
     KafkaFollower,
+    committable,
     committed_offsets,
     reading_client,
     take,
 )
 from tidemill.stream.kafka.errors import kafka_error, service_error, without_errors
 from tidemill.stream.kafka.producer import KafkaProducer
+from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings
 from tidemill.stream.restore import last_instances
 from tidemill.stream.topic import Topic
 
@@ -70,6 +74,7 @@ class KafkaBroker:
         }
         self._admin_client: AdminClient | None = None
         self._probe: Consumer | None = None
+        self._uncommitted_probe: Consumer | None = None
         self._partitions: dict[str, int] = {}
 
     @property
@@ -107,7 +112,10 @@ class KafkaBroker:
 
         Raises BrokerError where one can't be created or exists with another number of partitions.
         """
-        existing = self._admin.list_topics(timeout=CALL_SECONDS).topics
+        try:
+            existing = self._admin.list_topics(timeout=CALL_SECONDS).topics
+        except KafkaException as error:
+            raise BrokerError(f"the topics at {self.servers} can't be listed: {kafka_error(error).str()}") from error
         for _, name, partitions in topics:
             if name in existing and len(existing[name].partitions) != partitions:
                 raise BrokerError(
@@ -145,6 +153,19 @@ class KafkaBroker:
         finally:
             client.close()
 
+    def set_offsets(self, group: str, positions: Mapping[TopicPartition, Position]) -> None:
+        asked = ConsumerGroupTopicPartitions(group, committable(positions))
+        try:
+            for future in self._admin.alter_consumer_group_offsets([asked], request_timeout=CALL_SECONDS).values():
+                refused = [p for p in future.result().topic_partitions if p.error is not None]
+                if refused:
+                    raise KafkaException(refused[0].error)
+        except KafkaException as error:
+            raise BrokerError(
+                f"the offsets of group {group} can't be set: {kafka_error(error).str()}; stop its service, and wait "
+                f"until its session has ended, 6 s"
+            ) from error
+
     def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
         if not self.exactly_once:
             return []
@@ -171,13 +192,26 @@ class KafkaBroker:
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
         if self._probe is None:
             self._probe = reading_client(self.common)
+        return _offset_range(self._probe, partition)
+
+    def end_offset(self, partition: TopicPartition) -> int:
+        if self._uncommitted_probe is None:
+            self._uncommitted_probe = reading_client(self.common, isolation="read_uncommitted")
+        return _offset_range(self._uncommitted_probe, partition)[1]
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         try:
-            begin, end = self._probe.get_watermark_offsets(KafkaTopicPartition(*partition), timeout=CALL_SECONDS)
-            return max(begin, 0), max(end, 0)
+            metadata = self._admin.list_topics(topics[0], timeout=CALL_SECONDS)
+            if metadata.controller_id not in metadata.brokers:
+                return dict.fromkeys(topics, "")  # there is nobody to ask: librdkafka's mock cluster
+            answers = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_SECONDS)
+            return {topic: str(future.result().topic_id) for topic, future in answers.items()}
         except KafkaException as error:
-            raise service_error(
-                error, f"reading the offset range of {partition.topic}[{partition.partition}]"
-            ) from error
+            raise service_error(error, f"describing {', '.join(topics)}") from error
+
+    def settings(self, topics: Sequence[str]) -> ClusterSettings:
+        """Return the settings of the brokers and of these topics. Raises BrokerError where they can't be read."""
+        return cluster_settings(self._admin, topics)
 
     def _end_offset(self, partition: TopicPartition) -> int:
         return self.offset_range(partition)[1]
@@ -222,8 +256,19 @@ class KafkaBroker:
         return KafkaFollower(reading_client(self.common), offsets)
 
 
+def _offset_range(client: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    try:
+        begin, end = client.get_watermark_offsets(KafkaTopicPartition(*partition), timeout=CALL_SECONDS)
+        return max(begin, 0), max(end, 0)
+    except KafkaException as error:
+        raise service_error(error, f"reading the offset range of {partition.topic}[{partition.partition}]") from error
+
+
 def _topic_config(topic: Topic) -> dict[str, str]:
     config = {"retention.ms": str(topic.retention_ms)}
+    if topic.compacted:
+        # Small segments: what is in the last one is not compacted, and is read at every start.
+        config |= {"cleanup.policy": "compact", "segment.bytes": str(2**20), "min.cleanable.dirty.ratio": "0.1"}
     if topic.max_message_bytes:
         config["max.message.bytes"] = str(topic.max_message_bytes)
     return config

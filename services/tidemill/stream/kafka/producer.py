@@ -77,7 +77,7 @@ class KafkaProducer:
     def __init__(self, common: Mapping[str, Any], name: str, beat: Callable[[], None], *, exactly_once: bool) -> None:
         self._beat = beat
         self._watch = _HungCallWatch()
-        self._exactly_once = exactly_once
+        self._exactly_once = self.is_transactional = exactly_once
         self._failed: KafkaError | None = None
         self._open = False
         self._config: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """The monitor: the prediction log, examples, expired predictions and dead letters in; windows and alerts out.
 
 reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq, <pipeline>.warnings
-writes  <pipeline>.windows, <pipeline>.alerts; gauges for Prometheus
+writes  <pipeline>.windows, <pipeline>.alerts, signed; gauges for Prometheus
 state   the open windows, in memory; the reference and the usual ranges, of the first examples; the open alerts
 
 A Faust app: an agent for each topic, which takes batches, and a timer that closes windows. Nothing here must be exactly
@@ -28,12 +28,16 @@ from faust.types import ConsumerMessage
 from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
+from tidemill.keys import Keyring
 from tidemill.metrics import MonitorMetrics
 from tidemill.probes import Health
+from tidemill.registry.alerts import MONITOR, alerts
+from tidemill.registry.signing import Chains, LogWriter
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.memory import MemoryRecord
+from tidemill.stream.progress import has_records
 from tidemill.stream.topic import Topic
 from tidemill.watch.monitor.alerts import Alert, AlertKey, Breach
 from tidemill.watch.monitor.core import ClosedWindow, Core
@@ -165,9 +169,11 @@ class MonitorService:
         broker: Broker,
         settings: Settings,
         sender: Sender,
+        keys: Keyring,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.pipeline, self.broker, self.settings, self.sender, self.clock = pipeline, broker, settings, sender, clock
+        self.signed = LogWriter(alerts(pipeline, keys), broker, MONITOR)
         self.core = Core(pipeline, clock)
         self.metrics = MonitorMetrics()
         self.heartbeat = time.monotonic()
@@ -188,7 +194,7 @@ class MonitorService:
             web_enabled=False,
             topic_allow_declare=False,
             topic_disable_leader=True,
-            consumer_auto_offset_reset="earliest",
+            consumer_auto_offset_reset=self._first_offset(),
             consumer_group_instance_id=f"{name}.monitor-{self.settings.instance}",
             broker_session_timeout=10.0,
             broker_heartbeat_interval=2.0,
@@ -211,6 +217,23 @@ class MonitorService:
             self._agent(app, topic, take)
         app.timer(CLOSE_SECONDS)(self.close_windows)
         return app
+
+    def _first_offset(self) -> str:
+        """Return where partitions without an offset begin: at their end where the group has lost all its offsets.
+
+        From the beginning, each window would be published again, and each alert raised again.
+        """
+        name = self.pipeline.name
+        partitions = [
+            TopicPartition(topic.name(name), number)
+            for topic in topics.consumes("monitor")
+            for number in range(self.broker.partitions(topic.name(name)))
+        ]
+        is_new = not any(self.broker.committed(f"{name}.monitor", partitions).values())
+        if is_new and has_records(self.broker, [topics.WINDOWS.name(name)]):
+            log.error("the monitor's offsets are gone: it goes on at the end; windows in between are not made")
+            return "latest"
+        return "earliest"
 
     def _agent(self, app: Any, topic: Topic, take: Callable[[Any], None]) -> None:
         channel = app.topic(topic.name(self.pipeline.name), key_type=bytes, value_type=bytes, value_serializer="raw")
@@ -261,10 +284,11 @@ class MonitorService:
         for (source, partition), seen in self._seen.items():
             if now - seen > IDLE_SECONDS:
                 idle.setdefault(source, []).append(partition)
-        closed = self.core.close(idle, settled)
+        closed, silence = self.core.close(idle, settled), self.core.silence()
+        if silence or any(window.alerts for window in closed):
+            self.signed.begin()
         for window in closed:
             self._publish(window)
-        silence = self.core.silence()
         for alert in silence:
             self._publish_alert(alert)
         if closed or silence:
@@ -298,8 +322,7 @@ class MonitorService:
 
     def _publish_alert(self, alert: Alert) -> None:
         record = alert_record(alert)
-        encoded = self.core.records.alert.encode(record)
-        self.sender.send(topics.ALERTS.name(self.pipeline.name), encoded, record["id"].encode())
+        self.sender.send(self.signed.topic, self.signed.sign(record), record["id"].encode())
         if alert.state != "continuing":
             log.warning(alert.message, extra={"alert": record["id"], "state": alert.state})
 
@@ -318,14 +341,14 @@ class MonitorService:
             self.heartbeat = time.monotonic()
             if self.core.restore_reference(batch):
                 break
-        partition = TopicPartition(topics.ALERTS.name(name), 0)
+        partition = TopicPartition(self.signed.topic, 0)
         low, high = self.broker.offset_range(partition)
         begin = max(low, high - MAX_ALERT_RECORDS)
-        for batch in self.broker.read({partition: (begin, high)}) if high > begin else ():
-            for record in batch:
-                alert = self.core.records.alert.of(record.value())
-                if alert and alert["state"] != "acknowledged" and self._declared(alert):
-                    self.core.alerts.restore(alert_of(alert))
+        batches = self.broker.read({partition: (begin, high)}) if high > begin else ()
+        chains = Chains(self.signed.chains.codec)
+        for alert in chains.restore_in_order(record for batch in batches for record in batch):
+            if alert["state"] != "acknowledged" and self._declared(alert):
+                self.core.alerts.restore(alert_of(alert))
         self._count_alerts()
 
     def _declared(self, alert: Mapping[str, Any]) -> bool:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError
+from tidemill.keys import Keyring, RefusedError
 from tidemill.offline.lookup import public_manifest
-from tidemill.stream.api import Record
+from tidemill.registry.alerts import alerts
+from tidemill.registry.decisions import decisions
+from tidemill.registry.manifests import manifest_codec
+from tidemill.registry.signing import Chains, SignedCodec
+from tidemill.stream.api import Record, TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.consumer import KafkaFollower
 from tidemill.wire import dead_letters, topics
@@ -29,6 +36,8 @@ START_RECORDS = {
 #: Windows kept of each source.
 MAX_WINDOWS = 400
 MAX_LETTERS = 200
+#: Signed records kept that were refused, for people: why, and where they are.
+MAX_REFUSED = 100
 MAX_RESOLVED_ALERTS = 20
 MAX_DECISIONS = 1000
 #: Combinations of reason, rule and field that dead letters are counted by; further ones are counted as "others".
@@ -38,7 +47,7 @@ MAX_REASONS = 200
 class TopicFollower(threading.Thread):
     """Reads the topics in a thread of its own. Other threads take `lock` to read its fields."""
 
-    def __init__(self, broker: KafkaBroker, pipeline: Pipeline) -> None:
+    def __init__(self, broker: KafkaBroker, pipeline: Pipeline, keys: Keyring | None) -> None:
         super().__init__(name="follower", daemon=True)
         self.broker, self.pipeline, self.records = broker, pipeline, Records(pipeline)
         self.lock = threading.Lock()
@@ -51,14 +60,19 @@ class TopicFollower(threading.Thread):
         self.letters: deque[dict[str, Any]] = deque(maxlen=MAX_LETTERS)
         self.reasons: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.letter_count = 0
+        self.refused: deque[dict[str, Any]] = deque(maxlen=MAX_REFUSED)
         self.error: str | None = "not read yet"
         self._handlers = {
             topics.WINDOWS.name(pipeline.name): self._window,
-            topics.ALERTS.name(pipeline.name): self._alert,
-            topics.MODELS.name(pipeline.name): self._manifest,
-            topics.PROMOTIONS.name(pipeline.name): self._decision,
             topics.DLQ.name(pipeline.name): self._letter,
         }
+        signed: tuple[tuple[SignedCodec[Any], Callable[[dict[str, Any]], None]], ...] = (
+            (alerts(pipeline, keys), self._alert),
+            (manifest_codec(pipeline, keys), self._manifest),
+            (decisions(pipeline, keys), self._decision),
+        )
+        self._signed = {codec.topic: (codec, handler) for codec, handler in signed}
+        self._chains: dict[str, Chains[Any]] = {}
         self._ending = threading.Event()
 
     def run(self) -> None:
@@ -71,6 +85,8 @@ class TopicFollower(threading.Thread):
                     missing = [name for name in starts if not self.broker.partitions(name)]
                     if missing:
                         raise BrokerError(f"no topic {', '.join(missing)}")
+                    for name in self._signed:
+                        self._restore(name, starts[name])
                     reader = self.broker.follow_topics(list(starts), starts)
                 for record in reader.poll(2000, 0.2):
                     with self.lock:
@@ -91,9 +107,33 @@ class TopicFollower(threading.Thread):
         if self.is_alive():
             self.join(5)
 
+    def _restore(self, topic: str, last: int) -> None:
+        """Read the latest records of a topic whose records are signed; `_handle` passes over them."""
+        codec, handler = self._signed[topic]
+        partition = TopicPartition(topic, 0)
+        low, high = self.broker.offset_range(partition)
+        begin = max(low, high - last)
+        batches = self.broker.read({partition: (begin, high)}) if high > begin else ()
+        chains = Chains(codec, self._refuse)
+        contents = chains.restore_in_order([record for batch in batches for record in batch])
+        with self.lock:
+            self._chains[topic] = chains
+            for content in contents:
+                handler(_fields(content))
+
+    def _refuse(self, record: Record, error: RefusedError) -> None:
+        refused = {"topic": record.topic(), "offset": record.offset(), "reason": error.reason, "why": str(error)}
+        if refused not in self.refused:
+            self.refused.appendleft(refused)
+
     def _handle(self, record: Record) -> None:
         try:
-            self._handlers[record.topic()](record)
+            if record.topic() not in self._signed:
+                self._handlers[record.topic()](record)
+                return
+            content = self._chains[record.topic()].take(record)
+            if content is not None:
+                self._signed[record.topic()][1](_fields(content))
         except Exception as error:  # one bad record must not stop the others
             log.error(
                 "record can't be read",
@@ -112,10 +152,7 @@ class TopicFollower(threading.Thread):
         while len(windows) > MAX_WINDOWS:
             del windows[min(windows)]
 
-    def _alert(self, record: Record) -> None:
-        alert = self.records.alert.of(record.value())
-        if alert is None:
-            return
+    def _alert(self, alert: dict[str, Any]) -> None:
         known = self.alerts.get(alert["id"])
         if alert["state"] == "acknowledged":
             if known:
@@ -127,20 +164,15 @@ class TopicFollower(threading.Thread):
             acknowledgement = {name: known[name] for name in ("acknowledged", "by", "why")} if known else {}
             self.alerts[alert["id"]] = alert | {"acknowledged": False, "by": "", "why": ""} | acknowledgement
 
-    def _manifest(self, record: Record) -> None:
-        manifest = self.records.manifest.of(record.value())
-        if manifest is None:
-            return
+    def _manifest(self, manifest: dict[str, Any]) -> None:
         version = public_manifest(manifest)
         self.manifests[manifest["model"]] = version
         self.versions[manifest["model"], manifest["version"]] = version
         while len(self.versions) > START_RECORDS[topics.MODELS]:
             del self.versions[next(iter(self.versions))]
 
-    def _decision(self, record: Record) -> None:
-        decision = self.records.decision.of(record.value())
-        if decision is not None:
-            self.decisions.append({name: value for name, value in decision.items() if name != "signature"})
+    def _decision(self, decision: dict[str, Any]) -> None:
+        self.decisions.append(decision)
 
     @property
     def champion(self) -> tuple[str, int]:
@@ -186,6 +218,12 @@ class TopicFollower(threading.Thread):
         with self.lock:
             windows = self.windows.get(source, {})
             return [windows[start] for start in sorted(windows)[-last:]]
+
+
+def _fields(content: Any) -> dict[str, Any]:
+    """Return what is shown of a signed record."""
+    fields = content if isinstance(content, dict) else dataclasses.asdict(content)
+    return {name: value for name, value in fields.items() if name != "signature"}
 
 
 def letter_as_dict(record: Record) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.features.redis import OnlineStore
 from tidemill.metrics import count_refused
 from tidemill.offline.lookup import LogLookup
+from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import Command, ModelRef, commands
+from tidemill.registry.signing import LogWriter
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.certain import CertainSender
@@ -37,8 +39,6 @@ from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.parts import Parts
 from tidemill.watch.status.scrape import Scraper
-from tidemill.wire import topics
-from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +116,14 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
     access = Access(settings.token_holders(), reading_is_free=reading_is_free(settings), count_refused=count_refused)
     store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
-    follower, scraper = TopicFollower(broker, pipeline), Scraper(settings.services)
+    follower, scraper = TopicFollower(broker, pipeline, settings.keyring()), Scraper(settings.services)
     dependencies = Dependencies(broker, store, follower)
     # A name of this process's own: several instances would fence each other off.
     sender = CertainSender(settings.brokers, f"{pipeline.name}.status.{uuid.uuid4().hex}", settings.kafka)
-    records = Records(pipeline)
+    # Each process has chains of its own, by the instance's name.
+    keys, name = settings.keyring("status"), f"status-{settings.instance}"
+    sent_commands = LogWriter(commands(pipeline, keys), broker, name)
+    sent_alerts = LogWriter(alerts(pipeline, keys), broker, name)
 
     def manifest(model: str, version: int) -> Mapping[str, Any] | None:
         with follower.lock:
@@ -132,14 +135,23 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         if known is None:
             return  # resolved meanwhile
         record = known | {"state": "acknowledged", "by": by, "message": why}
-        sender.send(topics.ALERTS.name(pipeline.name), lambda: records.alert.encode(record), alert.encode())
+
+        def sign() -> bytes:
+            sent_alerts.begin()
+            return sent_alerts.sign(record, "acknowledgement")
+
+        sender.send(sent_alerts.topic, sign, alert.encode())
 
     def ask(request: CommandRequest, target: ModelRef, by: str) -> None:
         now = int(time.time() * 1000)
         begin = request.begin if request.kind == "train" else 0
         command = Command(request.id, request.kind, target, request.steps, begin, by, request.why, now)
-        codec = commands(pipeline, settings.status_token.get_secret_value().encode())
-        sender.send(topics.COMMANDS.name(pipeline.name), lambda: codec.encode(command), request.id.encode())
+
+        def sign() -> bytes:
+            sent_commands.begin()
+            return sent_commands.sign(command)
+
+        sender.send(sent_commands.topic, sign, request.id.encode())
 
     parts = Parts(
         follower=follower,

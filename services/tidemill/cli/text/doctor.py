@@ -1,0 +1,21 @@
+"""Findings of the doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidemill.cli.text.shared import new_table, render
+from tidemill.runtime.doctor import Finding
+
+
+def findings_text(findings: Sequence[Finding], examined: int) -> str:
+    """Return the table of findings; `examined` is how many things were looked at."""
+    wrong = sum(finding.level == "wrong" for finding in findings)
+    warnings = sum(finding.level == "warning" for finding in findings)
+    summary = f"{examined} examined, {wrong} wrong, {warnings} {'warning' if warnings == 1 else 'warnings'}"
+    if not findings:
+        return f"{summary}\n"
+    table = new_table("", "what", "value", "expected", "mend")
+    for one in findings:
+        table.add_row(one.level, one.what, one.value, one.expected, one.mend)
+    return render(table, summary)

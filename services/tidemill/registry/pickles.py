@@ -1,0 +1,223 @@
+"""A pickle is tried before it is read: nothing that it names is made, called or changed while it is.
+
+opcodes  are walked first, by a regular expression. Those that our own pickles don't have are refused: they look up
+         extensions and persistent ids, call by other ways, or put a value at any place of the memo, which makes room
+         for all places before it. So are texts and bytes that are longer than the pickle.
+trial    Then Python's own unpickler reads the pickle with stand-ins. A class is a stand-in that makes empty objects
+         and can neither be called nor changed; a function is one that looks at what it is given. Since it is the same
+         unpickler that reads the pickle afterwards, it does the same then, with the real things.
+
+What is left by the trial: names of the given parts, calls of functions that may be called, and states that are set on
+objects of classes.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import pickle
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from tidemill.errors import ArtifactError
+
+Name = tuple[str, str]
+
+#: Texts of at most so many bytes are walked by the expression itself, longer ones one by one.
+_SHORT_TEXT_BYTES = 48
+
+
+def _sized(opcode: int, sizes: Iterable[int]) -> bytes:
+    """Return a pattern of an opcode, one byte that says a size, and so many bytes."""
+    return rb"\x%02x(?:%s)" % (opcode, b"|".join(rb"\x%02x.{%d}" % (size, size) for size in sizes))
+
+
+#: Opcodes of one byte: marks, containers, tuples, MEMOIZE, what is done with them, None and flags.
+_PLAIN = rb"[(}\]\x8f)\x85\x86\x87t\x91\x94ueas\x90bR\x81\x93N\x88\x89]"
+#: Tokens that come often are taken with what often follows them; it saves a third of the time.
+_TOKENS = re.compile(
+    rb"(?:%s|h.(?:\)\x81\x94\}\x94|G.{8}|K.)?+|K.|%s\x94?+|G.{8}|j.{4}(?:G.{8}|K.)?+|J.{4}|%s|M..)*+"
+    % (_PLAIN, _sized(0x8C, range(_SHORT_TEXT_BYTES + 1)), _sized(0x8A, range(10))),
+    re.DOTALL,
+)
+#: How many bytes say the length of a text, bytes or a number, by opcode.
+_LENGTH_BYTES = {0x8C: 1, 0x58: 4, 0x8D: 8, 0x43: 1, 0x42: 4, 0x8E: 8, 0x8A: 1, 0x8B: 4}
+_FRAME, _STOP, _GLOBAL = 0x95, 0x2E, 0x63
+
+
+def check_opcodes(data: bytes) -> None:
+    """Raise ArtifactError where a pickle has opcodes that ours don't have, is cut off, or goes on after its end."""
+    position, end = 2, len(data)
+    if data[:1] != b"\x80" or data[1:2] not in (b"\x04", b"\x05"):
+        _refuse_opcode(data, 0)
+    while True:
+        position = _TOKENS.match(data, position).end()  # type: ignore[union-attr]
+        opcode = data[position] if position < end else -1
+        if opcode == _STOP and position + 1 == end:
+            return
+        if opcode == _FRAME:
+            size, begin = 0, position + 9
+        elif opcode in _LENGTH_BYTES:
+            begin = position + 1 + _LENGTH_BYTES[opcode]
+            size = int.from_bytes(data[position + 1 : begin], "little")
+        else:
+            _refuse_opcode(data, position)
+        position = begin + size
+        if position > end:
+            raise ArtifactError("the snapshot can't be read: it is cut off")
+
+
+def _refuse_opcode(data: bytes, position: int) -> NoReturn:
+    if position >= len(data):
+        raise ArtifactError("the snapshot can't be read: it is cut off")
+    if data[position] == _GLOBAL:  # a name, in protocols before 4
+        module, name = [*data[position + 1 :].split(b"\n"), b""][:2]
+        refuse_name((module.decode(errors="replace"), name.decode(errors="replace")))
+    raise ArtifactError(
+        f"a snapshot may not contain the pickle opcode 0x{data[position]:02x} (at byte {position:,}): no learner of "
+        f"this Tidemill wrote it"
+    )
+
+
+def refuse_name(name: Name) -> NoReturn:
+    """Raise ArtifactError for a name that is not among the parts."""
+    raise ArtifactError(
+        f"a snapshot may not contain {'.'.join(name)}; only the declared model's classes and plain values are allowed"
+    )
+
+
+# Stand-ins ------------------------------------------------------------------------------------------------------------
+
+
+class _EmptyType(type):
+    """The type of stand-ins for classes. Its `__setstate__` is a property, so that none of a class goes before it."""
+
+    real: Any
+
+    def __call__(cls, *_: Any, **__: Any) -> NoReturn:
+        raise ArtifactError(f"a snapshot may not call {cls.__name__}")
+
+    def __setattr__(cls, name: str, _: Any) -> NoReturn:
+        raise ArtifactError(f"a snapshot may not set {name!r} on the class {cls.__name__}")
+
+    @property
+    def __setstate__(cls) -> NoReturn:
+        raise ArtifactError(f"a snapshot may not set a state on the class {cls.__name__}")
+
+
+class Empty(metaclass=_EmptyType):
+    """A stand-in for an object: its state is looked at by nobody. (`id` is a function in C that takes anything.)"""
+
+    __slots__ = ()
+    __setstate__ = id
+
+
+class _EmptyTuple(Empty):
+    __slots__ = ()
+
+    def __new__(cls, *_: Any) -> _EmptyTuple:
+        return object.__new__(cls)
+
+
+class _EmptyDict(Empty, dict):  # type: ignore[type-arg]
+    __slots__ = ()
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+class _EmptyList(Empty, list):  # type: ignore[type-arg]
+    __slots__ = ()
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+_BASES: Mapping[type, type] = {
+    dict: _EmptyDict,
+    list: _EmptyList,
+    collections.deque: _EmptyList,
+    tuple: _EmptyTuple,
+}
+
+
+def stand_in(name: Name, real: type) -> type:
+    """Return a stand-in for a class, whose objects are filled as those of the class are."""
+    base = next((empty for plain, empty in _BASES.items() if issubclass(real, plain)), Empty)
+    return _EmptyType.__new__(_EmptyType, ".".join(name), (base,), {"__slots__": (), "real": real})
+
+
+class Held:
+    """A stand-in for a function or a plain type that a model keeps as a value."""
+
+    __slots__ = ("real",)
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def __setstate__(self, _: Any) -> NoReturn:
+        raise ArtifactError(f"a snapshot may not set a state on {self.real!r}")
+
+
+class Call(Held):
+    """A stand-in for a function that may be called: it looks at what it is given, and returns another stand-in."""
+
+    __slots__ = ("look",)
+
+    def __init__(self, real: Any, look: Callable[..., Any]) -> None:
+        super().__init__(real)
+        self.look = look
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.look(*arguments)
+
+
+class Made:
+    """A stand-in for what a function returned."""
+
+    __slots__ = ("real",)
+
+    def __init__(self, real: Any = None) -> None:
+        self.real = real
+
+    def __setstate__(self, _: Any) -> NoReturn:
+        raise ArtifactError("a snapshot may not set a state on what a function returned")
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+class Unpickler(pickle.Unpickler):
+    """Looks names up by a function, and nowhere else."""
+
+    def __init__(self, file: Any, find_class: Callable[[str, str], Any]) -> None:
+        super().__init__(file)
+        self.find_class = find_class  # type: ignore[method-assign]
+
+
+def finder(table: Mapping[Name, Any]) -> Callable[[str, str], Any]:
+    """Return a function that returns what stands behind a name, and raises ArtifactError for any other one."""
+
+    @functools.lru_cache(maxsize=len(table))  # not for what it saves: it is in C, and called for each name
+    def find_class(module: str, name: str) -> Any:
+        try:
+            return table[module, name]
+        except KeyError:
+            refuse_name((module, name))
+
+    return find_class
+
+
+def read(unpickler: pickle.Unpickler) -> Any:
+    """Return what a pickle says. Raises ArtifactError where it can't be read."""
+    try:
+        return unpickler.load()
+    except ArtifactError:
+        raise
+    except Exception as error:  # a model's own classes may raise anything
+        raise ArtifactError(f"the snapshot can't be read: {type(error).__name__}: {error}") from error
+
+
+def release(unpickler: pickle.Unpickler) -> None:
+    """Let go of what an unpickler has read one by one, so that other threads run meanwhile."""
+    made = unpickler.memo.copy()
+    unpickler.memo.clear()
+    for place in range(len(made)):
+        del made[place]

@@ -1,0 +1,255 @@
+"""What of a cluster can eat a pipeline: judged at the start of each service, and by `tidemill doctor`.
+
+`wrong` is what state or output hangs on: a service does not start. `warning` is what can hurt later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import BrokerError
+from tidemill.features.tiles import Plan
+from tidemill.offline.offsets import all_offsets
+from tidemill.stream.commit_metadata import MAX_BYTES
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.settings import ClusterSettings, TopicSettings
+from tidemill.stream.loop import KEEP_ALIVE_SECONDS
+from tidemill.stream.topic import DAY, Topic
+from tidemill.wire import topics
+
+log = logging.getLogger(__name__)
+
+#: Less than this, and a night's standstill loses the groups' offsets.
+MIN_OFFSETS_RETENTION_MINUTES = 24 * 60
+
+Level = Literal["ok", "warning", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what it is, its value, what was expected, and what to do."""
+
+    level: Level
+    what: str
+    value: str
+    expected: str
+    mend: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.what} is {self.value}, expected {self.expected}: {self.mend}"
+
+
+def judge(pipeline: Pipeline, cluster: ClusterSettings, chosen: Sequence[Topic]) -> list[Finding]:
+    """Return what is to say of a cluster's settings and of these topics."""
+    findings = [
+        finding for number, settings in cluster.brokers.items() for finding in _broker(f"broker {number}", settings)
+    ]
+    if cluster.brokers:
+        for topic in chosen:
+            findings += _topic(pipeline, topic, cluster)
+    return findings
+
+
+def _broker(name: str, settings: Any) -> Iterator[Finding]:
+    minutes = _number(settings.get("offsets.retention.minutes"))
+    if minutes is not None:
+        yield Finding(
+            "warning" if minutes < MIN_OFFSETS_RETENTION_MINUTES else "ok",
+            f"{name}: offsets.retention.minutes",
+            str(minutes),
+            f"at least {MIN_OFFSETS_RETENTION_MINUTES}",
+            "raise it: services that stand still for longer have to find their place in their progress",
+        )
+    size = _number(settings.get("offset.metadata.max.bytes"))
+    if size is not None:
+        yield Finding(
+            "wrong" if size < MAX_BYTES else "ok",
+            f"{name}: offset.metadata.max.bytes",
+            str(size),
+            f"at least {MAX_BYTES}",
+            "raise it: part of the state is kept beside the offsets",
+        )
+    created = settings.get("auto.create.topics.enable")
+    if created is not None:
+        yield Finding(
+            "warning" if created == "true" else "ok",
+            f"{name}: auto.create.topics.enable",
+            created,
+            "false",
+            "turn it off: a topic that was deleted comes back with other partitions and settings, and nobody is told",
+        )
+
+
+def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterator[Finding]:
+    name, partitions = topic.name(pipeline.name), topic.partitions or pipeline.partitions
+    actual = cluster.topics.get(name)
+    if actual is None:
+        create = f"`tidemill topics {pipeline.name} --create`"
+        yield Finding("wrong", name, "missing", f"{partitions} partitions", f"create it with {create}")
+        return
+    yield Finding(
+        "ok" if actual.partitions == partitions else "wrong",
+        f"{name}: partitions",
+        str(actual.partitions),
+        str(partitions),
+        f"declare partitions={actual.partitions}, or delete the topic: keys are spread over them",
+    )
+    yield from _cleanup(name, topic, actual)
+    yield from _retention(name, topic, actual, _needed_ms(pipeline, topic))
+    yield from _safety(name, actual, len(cluster.brokers))
+    size = _number(actual.settings.get("max.message.bytes"))
+    if topic.max_message_bytes and size is not None:
+        yield Finding(
+            "ok" if size >= topic.max_message_bytes else "wrong",
+            f"{name}: max.message.bytes",
+            str(size),
+            f"at least {topic.max_message_bytes}",
+            "raise it: a record that does not fit stops its writer",
+        )
+    if clock := actual.settings.get("message.timestamp.type"):
+        yield Finding(
+            "ok" if clock == "CreateTime" else "warning",
+            f"{name}: message.timestamp.type",
+            clock,
+            "CreateTime",
+            "set it: records carry on the time of the event that they came from",
+        )
+
+
+def _cleanup(name: str, topic: Topic, actual: TopicSettings) -> Iterator[Finding]:
+    if policy := actual.settings.get("cleanup.policy"):
+        expected = "compact" if topic.compacted else "delete"
+        yield Finding(
+            "ok" if policy == expected else "wrong",
+            f"{name}: cleanup.policy",
+            policy,
+            expected,
+            "set it: all records but the last of each key are removed" if not topic.compacted else "set it: it expires",
+        )
+
+
+def _retention(name: str, topic: Topic, actual: TopicSettings, needed_ms: int) -> Iterator[Finding]:
+    kept = _number(actual.settings.get("retention.ms"))
+    if kept is not None and not topic.compacted:
+        declared, forever = topic.retention_ms, topic.retention_ms < 0
+        is_less = kept >= 0 and (forever or kept < declared)
+        level: Level = "ok"
+        if is_less:
+            level = "wrong" if forever or kept < needed_ms else "warning"
+        yield Finding(
+            level,
+            f"{name}: retention.ms",
+            str(kept),
+            "-1, for ever" if forever else f"{declared} ({declared // DAY} days)",
+            "raise it: models, decisions or their history expire" if forever else "raise it: state is rebuilt from it",
+        )
+    size = _number(actual.settings.get("retention.bytes"))
+    if size is not None and not topic.compacted:
+        yield Finding(
+            "ok" if size < 0 else "wrong" if topic.retention_ms < 0 else "warning",
+            f"{name}: retention.bytes",
+            str(size),
+            "-1",
+            "set it: under load records go before their time",
+        )
+
+
+def _safety(name: str, actual: TopicSettings, brokers: int) -> Iterator[Finding]:
+    if unclean := actual.settings.get("unclean.leader.election.enable"):
+        yield Finding(
+            "ok" if unclean == "false" else "warning",
+            f"{name}: unclean.leader.election.enable",
+            unclean,
+            "false",
+            "turn it off: a leader that lacks records cuts the log behind what was processed",
+        )
+    least, replicas = _number(actual.settings.get("min.insync.replicas")), actual.replicas
+    if least is None:
+        return
+    level: Level = "ok"
+    expected, mend = "2 of 3", ""
+    if least > replicas:
+        level, mend = "wrong", "lower it, or add replicas: nothing can be written"
+    elif replicas == 1 and brokers > 1:
+        level, mend = "warning", "add replicas: one broker's disk is all there is"
+    elif replicas > 1 and least == 1:
+        level, mend = (
+            "warning",
+            "set it to 2: a record that one broker has is acknowledged, and may be lost",
+        )
+    elif replicas > 1 and least == replicas:
+        level, mend = "warning", "lower it by one: when any broker is away nothing can be written"
+    elif brokers == 1:
+        expected = "1 of 1, on one broker"
+    yield Finding(level, f"{name}: min.insync.replicas of replicas", f"{least} of {replicas}", expected, mend)
+
+
+def _needed_ms(pipeline: Pipeline, topic: Topic) -> int:
+    """Return how far back, in ms, a service may have to read this topic to have its state again."""
+    if topic in (topics.PREDICTION_LOG, topics.LABELS_VALID):
+        return pipeline.label_timeout_ms
+    views = {topics.EVENTS_VALID: pipeline.inline_views, topics.UPDATES: pipeline.remote_views}.get(topic, ())
+    return max((Plan(view).longest for view in views), default=0)
+
+
+def _number(text: str | None) -> int | None:
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return None
+
+
+def keep_alive(cluster: ClusterSettings) -> float:
+    """Return after how many seconds an idle group commits its offsets again: well before any broker forgets them."""
+    retentions = [_number(settings.get("offsets.retention.minutes")) for settings in cluster.brokers.values()]
+    return min([KEEP_ALIVE_SECONDS, *(minutes * 60 / 4 for minutes in retentions if minutes)])
+
+
+def check_settings(pipeline: Pipeline, broker: KafkaBroker, chosen: Sequence[Topic]) -> ClusterSettings:
+    """Log what can hurt, and return what the cluster says. Raises BrokerError for what state or output hangs on."""
+    try:
+        cluster = broker.settings([topic.name(pipeline.name) for topic in chosen])
+    except BrokerError as error:
+        log.warning("the cluster's settings can't be read, so they are not checked", extra={"cause": str(error)})
+        return ClusterSettings()
+    findings = judge(pipeline, cluster, chosen)
+    for finding in findings:
+        if finding.level == "warning":
+            log.warning("a setting of Kafka can hurt", extra={"setting": finding.what, "cause": str(finding)})
+    if wrong := [str(finding) for finding in findings if finding.level == "wrong"]:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise BrokerError(f"{wrong[0]}{more}; `tidemill doctor {pipeline.name}` lists all")
+    return cluster
+
+
+def examine(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
+    """Return all that is to say of a pipeline's cluster, topics and offsets."""
+    try:
+        broker.connect()
+        cluster = broker.settings([topic.name(pipeline.name) for topic in topics.TOPICS])
+        findings = [Finding("ok", "broker", broker.servers, "reached"), *judge(pipeline, cluster, topics.TOPICS)]
+        if not [finding for finding in findings if finding.value == "missing"]:
+            findings += _offsets(pipeline, broker)
+    except BrokerError as error:
+        return [Finding("wrong", "broker", broker.servers, "reached", str(error))]
+    return findings
+
+
+def _offsets(pipeline: Pipeline, broker: KafkaBroker) -> Iterator[Finding]:
+    for one in all_offsets(broker, pipeline):
+        level: Level = "wrong" if one.wrong else "ok" if one.state in ("ok", "new") else "warning"
+        what = f"{one.service}: offset in {one.partition.topic}[{one.partition.partition}]"
+        value = "none" if one.committed is None else str(one.committed.offset)
+        expected = "none" if one.progress is None else str(one.progress.offset)
+        name, _, model = one.service.partition("-")
+        command = f"tidemill offsets set {pipeline.name} {name}" + (f" --model {model}" if model else "")
+        mend = f"{one.wrong}; decide with `{command}`" if one.wrong else one.state
+        yield Finding(level, what, value, f"{expected}, in {one.begin} to {one.end}", mend)

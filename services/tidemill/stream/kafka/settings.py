@@ -1,0 +1,59 @@
+"""What a cluster says of its brokers and topics: the settings that can eat a pipeline are among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaException  # noqa: TID251  this is where Kafka clients live
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # noqa: TID251
+
+from tidemill.stream.kafka.consumer import CALL_SECONDS
+from tidemill.stream.kafka.errors import service_error
+
+
+@dataclass(frozen=True)
+class TopicSettings:
+    """One topic as it is: its partitions, the least number of replicas of one, and its settings by name."""
+
+    partitions: int
+    replicas: int
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """The settings of each broker by its id, and topics by name; what the cluster does not say is missing."""
+
+    brokers: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    topics: Mapping[str, TopicSettings] = field(default_factory=dict)
+
+
+def cluster_settings(admin: AdminClient, topics: Sequence[str]) -> ClusterSettings:
+    """Return what the cluster says; nothing where it has no controller to ask. Raises BrokerError."""
+    try:
+        metadata = admin.list_topics(timeout=CALL_SECONDS)
+        if metadata.controller_id not in metadata.brokers:  # librdkafka's mock cluster
+            return ClusterSettings()
+        existing = {name: metadata.topics[name] for name in topics if name in metadata.topics}
+        asked = [ConfigResource(ResourceType.BROKER, str(number)) for number in metadata.brokers]
+        asked += [ConfigResource(ResourceType.TOPIC, name) for name in existing]
+        answers = {
+            (resource.restype, resource.name): {
+                name: entry.value for name, entry in future.result().items() if entry.value is not None
+            }
+            for resource, future in admin.describe_configs(asked, request_timeout=CALL_SECONDS).items()
+        }
+    except KafkaException as error:
+        raise service_error(error, "reading the cluster's settings") from error
+    return ClusterSettings(
+        {number: answers[ResourceType.BROKER, str(number)] for number in metadata.brokers},
+        {
+            name: TopicSettings(
+                len(topic.partitions),
+                min((len(partition.replicas) for partition in topic.partitions.values()), default=0),
+                answers[ResourceType.TOPIC, name],
+            )
+            for name, topic in existing.items()
+        },
+    )

@@ -1,0 +1,101 @@
+"""How far a group has come, on a topic of its own: written in one transaction with its output and its offsets.
+
+Committed offsets can be taken away: they expire, are set by hand, go with a topic that is deleted, or come back older
+from a backup. The output is still there then, and so is this. A record's value is the commit metadata, which has the
+offset; its key is the group and the partition, and the topic is compacted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from tidemill.errors import Aborted
+from tidemill.stream.api import Broker, Emit, Position, TopicPartition
+from tidemill.stream.commit_metadata import CommitMetadata
+from tidemill.stream.partition import partition_of
+
+#: How long an open transaction of another member may hide records that are committed.
+MAX_WAIT_SECONDS = 30.0
+_PAUSE_SECONDS = 0.02
+
+
+class ProgressLog:
+    """The progress of one group.
+
+    Parameters
+    ----------
+    topic
+        The progress topic; where it does not exist nothing is kept.
+    """
+
+    def __init__(self, broker: Broker, topic: str, group: str) -> None:
+        self.broker, self.topic, self.group = broker, topic, group
+        self._place: TopicPartition | None = None
+        self._written: dict[TopicPartition, str] = {}
+
+    def _find_place(self) -> TopicPartition | None:
+        count = self.broker.partitions(self.topic) if self.topic else 0
+        return TopicPartition(self.topic, partition_of(self.group.encode(), count)) if count else None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is such a topic, by the last `read`."""
+        return self._place is not None
+
+    def read(self, beat: Callable[[], None] = lambda: None) -> dict[TopicPartition, Position]:
+        """Return the last position of each partition. Raises Aborted where an open transaction hides it for long."""
+        self._written.clear()
+        place = self._place = self._find_place()
+        if place is None:
+            return {}
+        end, deadline = self.broker.end_offset(place), time.monotonic() + MAX_WAIT_SECONDS
+        # A transaction of another service may be open, and what comes after its first record is not readable yet.
+        while self.broker.offset_range(place)[1] < end:
+            beat()
+            if time.monotonic() > deadline:
+                raise Aborted(f"reading {self.topic}: a transaction has been open for {MAX_WAIT_SECONDS:.0f} s")
+            time.sleep(_PAUSE_SECONDS)
+        positions: dict[TopicPartition, Position] = {}
+        prefix = f"{self.group}/"
+        for batch in self.broker.read({place: (self.broker.offset_range(place)[0], end)}):
+            for record in batch:
+                key = (record.key() or b"").decode(errors="replace")
+                if key.startswith(prefix):
+                    topic, _, partition = key.removeprefix(prefix).rpartition("/")
+                    position = _position(record.value())
+                    if position and partition.isdecimal():
+                        positions[TopicPartition(topic, int(partition))] = position
+        return positions
+
+    def write(self, positions: Mapping[TopicPartition, Position], emit: Emit) -> None:
+        """Emit the positions that have changed since `read`, or since the last time."""
+        place = self._place
+        if place is None:
+            return
+        for partition, position in positions.items():
+            if self._written.get(partition) != position.metadata:
+                self._written[partition] = position.metadata
+                key = f"{self.group}/{partition.topic}/{partition.partition}".encode()
+                emit(place.topic, position.metadata.encode(), key, 0, None, place.partition)
+
+
+def has_records(broker: Broker, topics: Sequence[str]) -> bool:
+    """Return whether any of these topics has, or had, a committed record."""
+    for topic in topics:
+        for number in range(broker.partitions(topic)):
+            partition = TopicPartition(topic, number)
+            begin, end = broker.offset_range(partition)
+            if begin > 0 or any(broker.read({partition: (begin, end)})):
+                return True
+    return False
+
+
+def _position(value: bytes | None) -> Position | None:
+    try:
+        text = (value or b"").decode()
+        metadata = CommitMetadata.decode(text)
+    except ValueError:  # nobody else writes here; what can't be read says nothing
+        return None
+    is_offset = type(metadata.offset) is int and metadata.offset >= 0
+    return Position(metadata.offset, text) if is_offset and metadata.offset is not None else None
