@@ -98,6 +98,7 @@ class Overview:
             "rules": self.rules(predictions),
             "dead_letters": self.dead_letters(),
             "promotions": self.promotions(),
+            "refused_records": self.refused_records(),
         }
 
     def models(self) -> list[dict[str, Any]]:
@@ -109,7 +110,7 @@ class Overview:
             {"name": name, "champion": name == champion}
             | {
                 field: known[name][field] if name in known else None
-                for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri")
+                for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri", "verified")
             }
             for name in (*self.pipeline.model_names, *self.follower.candidates)
         ]
@@ -234,6 +235,10 @@ class Overview:
             alerts = sorted(self.follower.alerts.values(), key=lambda alert: (alert["acknowledged"], alert["since"]))
             return {"alerts": [dict(alert) for alert in alerts], "resolved": list(self.follower.resolved)}
 
+    def refused_records(self) -> list[dict[str, Any]]:
+        """Return the signed records that were refused, the latest first: where they are, and why."""
+        return list(self.follower.refused.copy())
+
     def dead_letters(self) -> dict[str, Any]:
         """Return dead letters by reason, and the latest."""
         with self.follower.lock:
@@ -280,6 +285,7 @@ class Overview:
             "version": None,
             "by": "declaration",
             "why": "the declared champion",
+            "verified": True,
             "compared": [],
         }
         rows = [
@@ -290,6 +296,7 @@ class Overview:
                 "version": decision["subject"]["version"] or None,
                 "by": decision["by"],
                 "why": decision["why"],
+                "verified": decision["verified"],
                 "compared": compared(decision, previous) if decision["evidence"] else [],
                 "decision": decision,
             }

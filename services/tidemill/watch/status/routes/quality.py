@@ -87,3 +87,10 @@ def dead_letters(
     with parts.follower.lock:
         latest = [letter for letter in parts.follower.letters if reason is None or letter["reason"] == reason]
     return parts.overview.dead_letters() | {"latest": latest[:limit]}
+
+
+@router.get("/refused-records")
+@needs(Role.VIEWER)
+def refused_records(parts: FromApp) -> list[dict[str, Any]]:
+    """Signed records (models, decisions, alerts) that were refused, the latest first: where they are, and why."""
+    return parts.overview.refused_records()
