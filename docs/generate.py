@@ -181,7 +181,8 @@ def _metrics() -> str:
 
 def _limits() -> str:
     rows = [
-        (f"`{name}`", limit.subject, f"{limit.max:,}", limit.unit, limit.then) for name, limit in limits.table().items()
+        (f"`{name}`", limit.subject.rstrip(","), f"{limit.max:,}", limit.unit.rstrip(","), limit.then)
+        for name, limit in limits.table().items()
     ]
     text = (
         "# Limits\n\nWhat one record, request, connection, schema or pattern from outside may cost at most. "

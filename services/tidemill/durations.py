@@ -6,7 +6,7 @@ import datetime as dt
 import re
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_FORM = re.compile(r"(\d+)(ms|s|m|h|d)")
+_FORM = re.compile(r"(\d{1,15})(ms|s|m|h|d)")
 
 
 def milliseconds(text: str) -> int:

@@ -27,6 +27,16 @@ class Limit:
 # Messages of producers.
 MESSAGE_BYTES = Limit("message", 1_000_000, "bytes", "dead letter `too_large`, before it is decoded")
 
+MESSAGE_MEMORY_BYTES = Limit(
+    "message", 100_000_000, "bytes of memory at worst, decoded by its schema,", "dead letter `too_large`"
+)
+ID_CHARACTERS = Limit("id or entity in field", 500, "characters", "dead letter `too_long`")
+TEXT_CHARACTERS = Limit("text in field", 10_000, "characters", "dead letter `too_long`")
+VECTOR_BYTES = Limit("vector", 900_000, "bytes, encoded,", "dead letter `too_large` of the featurizer")
+DEAD_LETTER_BYTES = Limit(
+    "dead letter", 2_000_000, "bytes", "its value is cut, and its header `tidemill.cut` has the size that it had"
+)
+
 # Schemas that messages name, and those of a declaration.
 SCHEMA_DEPTH = Limit("schema", 16, "nested records, arrays and maps", "its messages are dead letters, or `check` fails")
 SCHEMA_FIELDS = Limit(
@@ -57,6 +67,12 @@ ENTITY_LOOKUPS = Limit("status service", 10, "look-ups in the online store at on
 
 STATUS_CHANGES = Limit("status service", 5, "commands and acknowledgements at once", "answer 503")
 STATUS_COMMANDS = Limit("status service", 1000, "commands whose ids are remembered", "the oldest is left to the gate")
+# What is read over HTTP and from files.
+SCRAPE_BYTES = Limit("answer of a service", 16_000_000, "bytes", "the service is shown as down")
+SCRAPE_SECONDS = Limit("answer of a service", 2, "seconds", "the service is shown as down")
+SCHEMA_BYTES = Limit("schema in a registry", 1_000_000, "bytes", "its messages are dead letters")
+SCHEMA_VERSIONS = Limit("subject in a registry", 1_000, "versions", "the oldest are not read")
+UNZIPPED_BYTES = Limit("file in a .zip", 4_000_000_000, "bytes", "the command or `check` fails")
 
 # Rules.
 PATTERN_BYTES = Limit("pattern of `rules.matches`", 8 << 20, "bytes of memory, compiled", "`check` fails")

@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tidemill.limits import UNZIPPED_BYTES
+
 FORMATS = (".csv", ".csv.zip", ".jsonl", ".ndjson", ".parquet")
 #: Texts that can only mean "missing" in a column of numbers or flags. Among texts "NA" may be Namibia, or an airline.
 MISSING_WORDS = ("", "NA", "NaN", "nan", "null")
@@ -60,6 +62,9 @@ def content(path: Path) -> bytes:
             names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX")]
             if len(names) != 1:
                 raise ValueError(f"expected one CSV in it; it has {', '.join(names) or 'none'}")
+            size = archive.getinfo(names[0]).file_size  # no more is read than it says
+            if size > UNZIPPED_BYTES.max:
+                raise ValueError(UNZIPPED_BYTES.excess(size, names[0]))
             return archive.read(names[0])
     except FileNotFoundError:
         raise ValueError("the file does not exist") from None

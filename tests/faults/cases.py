@@ -51,7 +51,7 @@ def kills(bench: Bench, *, each: int = 20, between: float = 7.0, rate: float = 1
             points = list(POINTS[service_of(role)])
             river.rng.shuffle(points)
             times = -(-each // 4) if role in OTHERS else each
-            # Where nothing can be struck, as in the status service, all moments are random.
+            # Where nothing can be struck, as in monitor and status, all moments are random.
             plan += [
                 (role, None if n % 2 else point) for n, point in zip(range(times), itertools.cycle(points or [None]))
             ]

@@ -22,7 +22,7 @@ from tidemill.cli import main as cli
 from tidemill.features.redis import RedisView
 from tidemill.files import Files
 from tidemill.registry.store import ArtifactStore
-from tidemill.stream.kafka.producer import KafkaProducer, Sender
+from tidemill.stream.kafka.producer import KafkaProducer
 
 DURING_SECONDS = 0.002
 """How long after its beginning a call is cut short, for the points `:during`."""
@@ -97,7 +97,6 @@ def instrument(hook: Hook) -> None:
     RedisView.write = written  # type: ignore[method-assign]
     ArtifactStore.put = hook.around("store", ArtifactStore.put)  # type: ignore[method-assign]
     Files.write = hook.around("file", Files.write)  # type: ignore[method-assign]
-    Sender.send = hook.around("send", Sender.send)  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
 GATE = "tests/unit/stages/test_gate.py"
 REGISTRY = "tests/unit/registry/test_registry.py"
+HOSTILE = "tests/unit/registry/test_hostile_snapshots.py"
 SIGNING = "tests/unit/registry/test_signing.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
@@ -632,6 +633,113 @@ MUTANTS = (
         "self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)",
         "self.scorecard = Scorecard(snapshot.metrics)",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
+    ),
+    # What an artifact may be.
+    Mutant(
+        "artifact-not-tried", "a snapshot is read at once",
+        "registry/snapshots.py",
+        '        pickles.read(trial)\n',
+        '',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "opcodes-not-walked", "any opcode is read",
+        "registry/snapshots.py",
+        '    pickles.check_opcodes(data)\n',
+        '',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "class-can-be-changed", "a state may be set on a class",
+        "registry/pickles.py",
+        'raise ArtifactError(f"a snapshot may not set a state on the class {cls.__name__}")',
+        'return id',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "class-can-be-called", "a class may be called",
+        "registry/pickles.py",
+        'raise ArtifactError(f"a snapshot may not call {cls.__name__}")',
+        'return object.__new__(cls)',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "any-attribute", "a method may be any attribute",
+        "registry/values.py",
+        'in river_parts.METHODS:\n',
+        'in river_parts.METHODS or name:\n',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "random-state-anywhere", "a random state may stand beyond its numbers",
+        "registry/values.py",
+        'or not 0 <= position <= _MT19937_WORDS or has_gauss not in (0, 1):',
+        'or has_gauss not in (0, 1):',
+        (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "all-of-river", "a declared model's snapshot may consist of all of River",
+        "registry/parts.py",
+        '        classes |= {(module, name) for name in _CLASSES.get(module, ())}\n',
+        '        classes |= set(_names(_CLASSES))\n',
+        (f"{HOSTILE}::test_another_model_is_refused_in_the_place_of_the_declared_one",),
+    ),
+    Mutant(
+        "what-a-model-makes-refused", "only what an untaught model has is allowed",
+        "registry/parts.py",
+        '        waiting |= _neighbours(module) - reached\n',
+        '',
+        ("tests/unit/registry/test_snapshot_sweep.py::test_what_was_taught_is_opened_and_answers_as_before",),
+    ),
+    # Bounded work for what comes from outside.
+    Mutant(
+        "patterns-without-bound", "rules.matches is Python's re again",
+        "rules/matches.py",
+        'names={"fullmatch": _compiled(field, pattern).Match},',
+        'names={"fullmatch": re.compile(pattern).fullmatch},',
+        ("tests/unit/rules/test_patterns.py::test_check_refuses_a_pattern_that_re2_does_not_take_with_the_reason_and_what_to_do",),
+    ),
+    Mutant(
+        "memory-of-messages-not-bounded", "a message is decoded whatever its schema makes of a byte",
+        "encoding/schema_limits.py",
+        "max(worst.avro, memory // (least.bytes + item.bytes))",
+        "worst.avro",
+        ("tests/unit/test_limits.py::test_one_more_is_refused_by_name_value_and_limit",),
+    ),
+    Mutant(
+        "entities-of-any-length", "only the id of an event has the length of a key",
+        "stages/validator/rule_check.py",
+        "ids = {stream.id, stream.key, *entities}",
+        "ids = {stream.id}",
+        ("tests/unit/test_limits.py::test_the_entity_of_a_view_is_held_to_the_limit_of_an_id",),
+    ),
+    Mutant(
+        "dead-letters-not-cut", "a record that no topic takes is sent as it is, again and again",
+        "wire/dead_letters.py",
+        "if size > DEAD_LETTER_BYTES.max:",
+        "if not size:",
+        ("tests/unit/test_limits.py::test_one_more_is_refused_by_name_value_and_limit",),
+    ),
+    Mutant(
+        "part-of-a-record-redriven", "a dead letter that was cut is sent back as if it were all of its record",
+        "offline/redrive.py",
+        "elif letter.cut_from is not None:",
+        "elif letter.cut_from == 0:",
+        ("tests/unit/offline/test_redrive_once.py::test_a_letter_that_was_cut_does_not_go_back",),
+    ),
+    Mutant(
+        "probes-without-time", "a connection to the probes may take for ever",
+        "probes.py",
+        "for request in [request for request, since in self._open.items() if since < latest]:",
+        "for request in ():",
+        ("tests/unit/test_probes.py::test_a_connection_is_closed_after_its_time_however_little_it_sends",),
+    ),
+    Mutant(
+        "look-ups-without-askers", "a look-up goes on after its asker has gone",
+        "watch/status/parts.py",
+        "        if not searching.done():\n            gone.set()\n",
+        "",
+        ("tests/unit/watch/test_status_connections.py::test_a_look_up_ends_when_its_asker_has_gone_and_makes_room",),
     ),
 )  # fmt: skip
 

@@ -316,10 +316,11 @@ def places(run: Running, ledger: Ledger, sent: Sequence[Message], verdict: Verdi
     )  # fmt: skip
 
 
-def registry_of(run: Running) -> Registry:
-    """Return the registry that the run's services use."""
-    store_ = ArtifactStore(run.stack.env["TIDEMILL_STORE_URL"])
-    return Registry(run.pipeline, store_, Keyring(run.stack.env["TIDEMILL_VERIFY_KEYS"]))
+def registry_of(run: Running, service: str = "") -> Registry:
+    """Return the registry that the run's services use; with the private key of one of them, where it is named."""
+    env = run.stack.operator_env
+    keys = Keyring(env["TIDEMILL_VERIFY_KEYS"], env["TIDEMILL_SIGNING_KEY"] if service else "", service)
+    return Registry(run.pipeline, ArtifactStore(env["TIDEMILL_STORE_URL"]), keys)
 
 
 def versions(run: Running, ledger: Ledger, verdict: Verdict) -> None:
@@ -358,7 +359,7 @@ def decisions(run: Running, ledger: Ledger, verdict: Verdict) -> None:
     def emit(topic: str, value: bytes, *_: Any) -> None:
         again.append(run.records.decision.decode(value))
 
-    step = gate.build(run.pipeline, registry_of(run), run.broker).processor
+    step = gate.build(run.pipeline, registry_of(run, "gate"), run.broker).processor
     step.history = tuple
     step.assign(TopicPartition(run.name(topics.EXAMPLES), 0), Position(0))
     step.process(ledger.of(topics.EXAMPLES), emit)

@@ -398,11 +398,15 @@ def taught(make: Maker, count: int = 400) -> tuple[Any, int]:
 
 
 def _taught(make: Maker, way: int, count: int) -> tuple[Any, int]:
-    thing, taken = make(), 0
-    learn = getattr(thing, "learn_one", None) or getattr(thing, "update", None)
+    thing = make()
+    return thing, _teach(thing, way, count, 1)
+
+
+def _teach(thing: Any, way: int, count: int, seed: int) -> int:
+    learn, taken = getattr(thing, "learn_one", None) or getattr(thing, "update", None), 0
     if learn is None:
-        return thing, 0
-    for x, y in rows(count):
+        return 0
+    for x, y in rows(count, seed):
         answers(thing, x)
         try:
             learn(*list(_lessons(x, y))[way])
@@ -411,7 +415,13 @@ def _taught(make: Maker, way: int, count: int) -> tuple[Any, int]:
                 break
             continue
         taken += 1
-    return thing, taken
+    return taken
+
+
+def teach_more(thing: Any, count: int) -> None:
+    """Teach a model further, by the first way that it takes."""
+    ways = range(len(list(_lessons(*next(rows(1))))))
+    next((way for way in ways if _teach(thing, way, count, 2)), None)
 
 
 def answers(thing: Any, x: Mapping[str, Any]) -> list[str]:

@@ -178,6 +178,43 @@ def test_when_everything_is_poison_the_fuse_stops_it_within_a_thousand_and_it_st
     assert sorted(letter.value() for letter in letters) == sorted(b"\x01poison %d" % n for n in range(3_000))
 
 
+def test_a_record_that_no_topic_of_ours_takes_is_kept_in_part_and_its_neighbours_pass_once(run) -> None:
+    """A bomb of 30 MB, 30 KB when it is compressed, a megabyte of headers, a key and an id that are as long."""
+    here = run()
+    topic, codec = here.name(topics.EVENTS), here.records.event
+    start(here)
+    out = Producer(
+        {
+            "bootstrap.servers": here.broker.servers,
+            "message.max.bytes": 64 * MB,
+            "compression.type": "gzip",
+            "acks": "all",
+        }
+    )
+    bombs: list[tuple[bytes, bytes, list[tuple[str, bytes]]]] = [
+        (b"\0" * 30 * MB, b"k", []),
+        (b"\x01", b"k", [(f"h{n}", b"x" * 1000) for n in range(3_000)]),
+        (b"\x01", b"k" * 3 * MB, []),
+        (codec.encode({**EVENTS[0], "flight_id": "x" * 900_000}), b"k", []),
+        (codec.encode({**EVENTS[0], "tailnum": "x" * 900_000}), b"k", []),
+    ]
+    for number, (value, key, headers) in enumerate(bombs):
+        out.produce(topic, codec.encode(EVENTS[2 * number]), b"k", partition=0)
+        out.produce(topic, value, key, headers=headers, partition=0)
+        out.produce(topic, codec.encode(EVENTS[2 * number + 1]), b"k", partition=0)
+        assert out.flush(30) == 0  # a batch of each
+    until(lambda: settled(here, 3 * len(bombs)), "it does not go on", 60, here.stack.check)
+    valid = [codec.decode(r.value())["flight_id"] for r in everything(here, topics.EVENTS_VALID)]
+    assert sorted(valid) == sorted(event["flight_id"] for event in EVENTS[: 2 * len(bombs)])
+    letters = sorted(everything(here, topics.DLQ), key=lambda r: int(text_headers(r)["__connect.errors.offset"]))
+    said = [(text_headers(letter)["tidemill.reason"], "tidemill.cut" in text_headers(letter)) for letter in letters]
+    assert said == [
+        ("too_large", True), ("bad_magic", True), ("bad_magic", True), ("too_long", False), ("too_long", False),
+    ]  # fmt: skip
+    assert int(text_headers(letters[0])["tidemill.cut"]) > 30 * MB
+    assert [letter.value() for letter in letters[3:]] == [value for value, _, _ in bombs[3:]]
+
+
 def test_while_dead_letters_cannot_be_written_nothing_advances_and_then_nothing_is_missing(run) -> None:
     here = run()
     dlq, topic, codec = here.name(topics.DLQ), here.name(topics.EVENTS), here.records.event

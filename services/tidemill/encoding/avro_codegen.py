@@ -269,7 +269,7 @@ class _Maker:
 
     def _nullable(self, avro: list[Any], source: str) -> str:
         others = [branch for branch in avro if branch != "null"]
-        if len(avro) != 2 or len(others) != 1 or others[0] not in _WRITE:
+        if len(avro) != 2 or len(others) != 1 or not isinstance(others[0], str) or others[0] not in _WRITE:
             raise UnsupportedError(str(avro))
         (kind,) = others
         tag, value, given, branch = avro.index(kind), self.name(), self.name(), self.name()

@@ -202,22 +202,24 @@ def _branch_name(branch: Any) -> str:
 def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
     converters = [(_branch_name(branch), _converter(branch, named)) for branch in branches]
     expected = " or ".join(schema_files.primitive(branch, named) for branch in branches)
-    others = [convert for name, convert in converters if name != "null"]
+    is_optional = sum(name != "null" for name, _ in converters) == 1
 
     def convert(value: Any, path: str) -> Any:
         given: list[tuple[str | None, Any]] = [(None, value)]
         if isinstance(value, dict) and len(value) == 1:
             (only,) = value
             given += [(name, value[only]) for name, _ in converters if only == name]
+        inside: MismatchError | Reject | None = None
         for wrapped, one in given:
             for name, branch in converters:
                 if wrapped in (None, name):
                     try:
                         return branch(one, path)
-                    except (MismatchError, Reject):
-                        continue
-        if len(others) == 1 and isinstance(value, (dict, list)):
-            return others[0](value, path)  # it says what is wrong inside
+                    except (MismatchError, Reject) as error:
+                        if wrapped is None and name != "null":
+                            inside = error
+        if inside is not None and is_optional and isinstance(value, (dict, list)):
+            raise inside
         raise MismatchError(path, value, expected)
 
     return convert

@@ -209,21 +209,24 @@ class Views:
         self._behind: set[str] = set()
         self._looked = self._ask_again_at = float("-inf")
 
-    def assign(self, partition: int, committed: int) -> int:
+    def assign(self, partition: int, committed: int, *, from_log: bool = False) -> int:
         """Load a partition from the stores; returns the offset from which the rest is to be rebuilt.
 
+        `from_log`: what the stores hold was made from another log than there is now, and is dropped.
         Where a store is away everything is rebuilt from the log: what is asked of the state does not wait for a store.
         """
-        self.states[partition] = [self._load(plan, partition, committed) for plan in self.plans]
+        self.states[partition] = [self._load(plan, partition, committed, from_log=from_log) for plan in self.plans]
         return min((state.base for state in self.states[partition]), default=committed)
 
-    def _load(self, plan: Plan, partition: int, committed: int) -> ViewState:
+    def _load(self, plan: Plan, partition: int, committed: int, *, from_log: bool) -> ViewState:
         store = self.stores.get(plan.view.label)
         if store is None:
             return ViewState(plan)
         if self.clock() >= self._ask_again_at:
             began = self.clock()
             try:
+                if from_log:
+                    store.reset(partition)
                 return self._stored(store, plan, partition, committed)
             except StoreError as error:
                 self._store_is_away(plan.view.label, error, began)

@@ -20,6 +20,8 @@ _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 def _integer(value: Any, bits: int) -> int:
     exact = Decimal(value) if isinstance(value, str) else value
+    if isinstance(exact, Decimal) and exact.adjusted() > 19:  # 1e999999999 has as many digits as a whole number
+        raise ValueError
     number = int(exact)
     if isinstance(value, bool) or number != exact or not -(2**bits) <= number < 2**bits:
         raise ValueError

@@ -122,6 +122,8 @@ class Redrive:
             source = letters.sources.get(letter.topic)
             if source is None:
                 counts.unsendable[f"it is about {_short(letter.topic)}, which a service of ours writes"] += 1
+            elif letter.cut_from is not None:
+                counts.unsendable["it is a part of its record, which was too large to be kept"] += 1
             elif _size(record) > MESSAGE_BYTES.max:
                 counts.unsendable[f"it has more than {MESSAGE_BYTES.max:,} bytes, which the validator never takes"] += 1
             elif letter.place in letters.redriven and not self.again:

@@ -142,7 +142,7 @@ def _look_at_iterator(given: Any, position: Any) -> pickles.Made:
 
 
 def _look_at_river_queue(*arguments: Any) -> list[Any]:
-    if not _plain(arguments):
+    if not all(type(argument) in (int, float) for argument in arguments):
         raise ArtifactError("a snapshot may not make a level, a trend or a season of anything but numbers")
     return []
 

@@ -8,12 +8,11 @@ makes nothing but the declared model's classes (`parts`) and plain values (`valu
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import io
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from tidemill.errors import ArtifactError
@@ -73,26 +72,19 @@ def load(
     """
     allowed = parts or all_parts()
     pickles.check_opcodes(data)
-
-    def file() -> Any:
-        return _Pieces(data, pause, sleep) if pause else io.BytesIO(data)
-
-    with _no_collections():
-        trial = pickles.Unpickler(file(), allowed.find_stand_in)
+    collects = gc.isenabled()
+    gc.disable()  # it would walk all that was read, again and again
+    try:
+        trial = pickles.Unpickler(_file(data, pause, sleep), allowed.find_stand_in)
         pickles.read(trial)
         if pause:
             pickles.release(trial)
         del trial
-        return pickles.read(_Unpickler(file(), allowed.find_real))
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Let the cycle collector not run by itself: it would walk all that was read, again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
+        return pickles.read(_Unpickler(_file(data, pause, sleep), allowed.find_real))
     finally:
-        if was_on:
+        if collects:
             gc.enable()
+
+
+def _file(data: bytes, pause: float, sleep: Callable[[float], None]) -> Any:
+    return _Pieces(data, pause, sleep) if pause else io.BytesIO(data)

@@ -198,8 +198,11 @@ class Broker(Protocol):
     def end_offset(self, partition: TopicPartition) -> int:
         """Return the offset after the last record, be it committed or in a transaction that is still open."""
 
-    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
-        """Return the id of each topic, "" where it is not known: a topic that was created again has another."""
+    def topic_ids(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, str]:
+        """Return the id of each topic, "" where it is not known: a topic that was created again has another.
+
+        Raises BrokerError where nothing is heard for `timeout` s.
+        """
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what a group has committed, without joining it."""

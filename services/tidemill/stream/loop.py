@@ -32,8 +32,9 @@ GAUGE_SECONDS = 0.1
 STOP_SECONDS = 3.0
 #: Offsets of a group in which nothing happens are committed again this often, so that no broker forgets them.
 KEEP_ALIVE_SECONDS = 3600.0
-#: How often it is looked whether the topics are still those that were assigned.
+#: How often it is looked whether the topics are still those that were assigned, and how long that may take.
 TOPIC_CHECK_SECONDS = 10.0
+TOPIC_CHECK_TIMEOUT = 1.0
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -299,10 +300,13 @@ class Loop:
         if not committed:
             return {}
         self._topic_ids = self.broker.topic_ids(sorted({partition.topic for partition in committed}))
-        is_new = all(position is None or not restore.own_metadata(position) for position in committed.values())
+        is_own = [
+            position is not None and restore.own_metadata(position) is not None for position in committed.values()
+        ]
         # Asked before the progress is read: what another member has written since then has its progress with it.
-        has_worked = is_new and has_records(self.broker, self.service.outputs)
-        progress = self._progress.read(self._beat)
+        has_worked = not any(is_own) and has_records(self.broker, self.service.outputs)
+        # Where the offsets are ours, only a backup can have made them older: nobody waits for others' transactions.
+        progress = self._progress.read(self._beat, wait=not all(is_own))
         has_worked = has_worked and self._progress.is_kept and not progress
         positions: dict[TopicPartition, Position | None] = {}
         for partition, position in committed.items():
@@ -339,7 +343,7 @@ class Loop:
             return
         self._last_topic_check = self.clock()
         try:
-            now = self.broker.topic_ids(sorted(self._topic_ids)) if self._topic_ids else {}
+            now = self.broker.topic_ids(sorted(self._topic_ids), TOPIC_CHECK_TIMEOUT) if self._topic_ids else {}
         except BrokerError:
             return  # the broker is away; what it means is found where records are read or committed
         for partition in sorted(self._partitions):

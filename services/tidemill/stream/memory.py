@@ -104,7 +104,8 @@ class MemoryBroker:
     def end_offset(self, partition: TopicPartition) -> int:
         return len(self.log[partition])
 
-    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+    def topic_ids(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, str]:
+        del timeout  # nothing here waits
         return {topic: self._ids.get(topic, "") for topic in topics}
 
     def recreate(self, topic: str) -> None:

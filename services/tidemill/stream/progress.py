@@ -43,14 +43,18 @@ class ProgressLog:
         """Whether there is such a topic, by the last `read`."""
         return self._place is not None
 
-    def read(self, beat: Callable[[], None] = lambda: None) -> dict[TopicPartition, Position]:
-        """Return the last position of each partition. Raises Aborted where an open transaction hides it for long."""
+    def read(self, beat: Callable[[], None] = lambda: None, *, wait: bool = True) -> dict[TopicPartition, Position]:
+        """Return the last position of each partition.
+
+        Where a transaction of another service is open, what comes after its first record is not readable yet: `wait`
+        for it, or take what is before. Raises Aborted where that takes too long.
+        """
         self._written.clear()
         place = self._place = self._find_place()
         if place is None:
             return {}
-        end, deadline = self.broker.end_offset(place), time.monotonic() + MAX_WAIT_SECONDS
-        # A transaction of another service may be open, and what comes after its first record is not readable yet.
+        end = self.broker.end_offset(place) if wait else 0
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
         while self.broker.offset_range(place)[1] < end:
             beat()
             if time.monotonic() > deadline:
@@ -58,7 +62,8 @@ class ProgressLog:
             time.sleep(_PAUSE_SECONDS)
         positions: dict[TopicPartition, Position] = {}
         prefix = f"{self.group}/"
-        for batch in self.broker.read({place: (self.broker.offset_range(place)[0], end)}):
+        begin, readable_end = self.broker.offset_range(place)
+        for batch in self.broker.read({place: (begin, end or readable_end)}):
             for record in batch:
                 key = (record.key() or b"").decode(errors="replace")
                 if key.startswith(prefix):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tidemill.errors import Reject
+from tidemill.limits import DEAD_LETTER_BYTES, ID_CHARACTERS
 from tidemill.stream.api import Emit, Headers, Record
 
 #: Of the offending value in a header; all of it is in the original bytes.
@@ -23,6 +24,8 @@ MAX_MESSAGE_CHARACTERS = 1024
 #: The first of our own headers: those before the last one of this name are the producer's.
 _FIRST = "__connect.errors.topic"
 _REDRIVEN, _ATTEMPT = "tidemill.redriven", "tidemill.attempt"
+#: How many bytes a record had that was cut.
+_CUT = "tidemill.cut"
 #: Numbers in headers are of bounded length: anybody may have written them.
 _PLACE = re.compile(r"(\d{1,9}):(\d{1,18})", re.ASCII)
 _COUNT = re.compile(r"\d{1,18}", re.ASCII)
@@ -107,9 +110,14 @@ def redrive_headers(headers: Headers | None) -> Headers | None:
 
 def producer_headers(record: Record) -> Headers:
     """Return the headers that the producer of a dead letter's record had given it."""
-    headers = list(record.headers() or [])
-    firsts = [index for index, (name, _) in enumerate(headers) if name == _FIRST]
-    return headers[: firsts[-1]] if firsts else headers
+    return _split(record.headers())[0]
+
+
+def _split(headers: Headers | None) -> tuple[Headers, Headers]:
+    """Return the headers that the producer of a dead letter's record had given it, and ours."""
+    headers = list(headers or [])
+    first = next((index for index in reversed(range(len(headers))) if headers[index][0] == _FIRST), len(headers))
+    return headers[:first], headers[first:]
 
 
 def text_headers(record: Record) -> Mapping[str, str]:
@@ -119,7 +127,10 @@ def text_headers(record: Record) -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter's headers, without its bytes. Times are ms since the epoch; missing numbers are None."""
+    """A dead letter's headers, without its bytes. Times are ms since the epoch; missing numbers are None.
+
+    `cut_from` is how many bytes the record had of which this is a part; None where it is all of it.
+    """
 
     place: Place
     refused_at: int
@@ -138,11 +149,13 @@ class DeadLetter:
     message: str
     key: str
     size: int
+    cut_from: int | None
 
 
 def read_dead_letter(record: Record) -> DeadLetter:
     """Return what the headers of a dead letter hold; any may lack, for anybody may write to the topic."""
-    headers = text_headers(record)
+    theirs, ours = _split(record.headers())
+    headers = {name: _text(data) for name, data in ours or theirs}
     refused_at = _number(headers.get("tidemill.refused_at"))
     return DeadLetter(
         place=Place(record.partition(), record.offset()),
@@ -162,6 +175,7 @@ def read_dead_letter(record: Record) -> DeadLetter:
         message=headers.get("__connect.errors.exception.message", ""),
         key=_text(record.key()),
         size=len(record.value() or b""),
+        cut_from=_number(headers.get(_CUT)),
     )
 
 
@@ -180,6 +194,20 @@ def shorten(value: object, max_characters: int = MAX_VALUE_CHARACTERS) -> str:
 
 
 def send_dead_letter(record: Record, reject: Reject, emit: Emit, topic: str, service: str) -> None:
-    """Send the record, byte for byte, to the dead-letter topic."""
+    """Send the record to the dead-letter topic: byte for byte, unless it is so large that no topic of ours takes it.
+
+    Then its value and key are cut and its producer's headers left out. All of it is where it was.
+    """
+    value, key = record.value() or b"", record.key()
     headers = dead_letter_headers(record, reject, service, int(time.time() * 1000))
-    emit(topic, record.value() or b"", record.key(), record.timestamp()[1], headers)
+    size = _bytes(headers) + len(key or b"") + len(value)
+    if size > DEAD_LETTER_BYTES.max:
+        headers = [*_split(headers)[1], (_CUT, str(size).encode())]
+        key = key and key[: ID_CHARACTERS.max]
+        value = value[: DEAD_LETTER_BYTES.max - _bytes(headers) - len(key or b"")]
+    emit(topic, value, key, record.timestamp()[1], headers)
+
+
+def _bytes(headers: Headers) -> int:
+    """Return how many bytes headers take on the wire, at most."""
+    return sum(len(name.encode()) + len(data or b"") + 10 for name, data in headers)

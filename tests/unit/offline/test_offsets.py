@@ -9,7 +9,9 @@ from river_in_memory import River, drive, flights
 
 from tidemill import load
 from tidemill.errors import BrokerError, PositionError, SettingsError
+from tidemill.features.memory import MemoryView
 from tidemill.offline.offsets import all_offsets, carry_out, decide, group_offsets, matching, service_of
+from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
 from tidemill.stages.scorer import service as scorer
 from tidemill.stream.api import Position, TopicPartition
@@ -129,6 +131,28 @@ class TestDecided:
         self.set(river, "scorer", "committed", "features", partition.partition)
         drive(scorer.build(PIPELINE, tuple), river.broker)
         assert len(river.of(topics.PREDICTIONS)) == before + river.broker.offset_range(partition)[1] - 1
+
+    def test_views_of_a_log_that_is_another_are_made_from_the_log_there_is(self) -> None:
+        """It was cut behind what the store holds, and has grown beyond it since: the store's offset tells nothing."""
+        river = River(PIPELINE)
+        send(river, FLIGHTS)
+        river.run()
+        stores = {view.label: MemoryView() for view in PIPELINE.inline_views}
+        broker, group = river.broker, river.broker.groups["plain.featurizer"]
+        group.members.clear()
+        drive(featurizer.build(PIPELINE, stores), broker)
+        partition = fullest(river, topics.EVENTS_VALID)
+        entries = broker.log[partition].copy()
+        broker.cut(partition, len(entries) // 2)
+        for entry in entries[: len(entries) // 2] * 3:
+            broker.append(partition.topic, entry.value(), entry.key(), 1, None, partition.partition)
+        self.set(river, "featurizer", "end")
+        drive(featurizer.build(PIPELINE, stores), broker)
+        fresh = {view.label: MemoryView() for view in PIPELINE.inline_views}
+        group.members.clear()
+        drive(featurizer.build(PIPELINE, fresh), broker)
+        assert {name: store.features for name, store in stores.items()} == {n: s.features for n, s in fresh.items()}
+        assert {name: store.offsets for name, store in stores.items()} == {n: s.offsets for n, s in fresh.items()}
 
     @pytest.mark.parametrize(
         ("to", "topic", "message"),

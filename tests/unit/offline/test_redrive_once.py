@@ -288,6 +288,27 @@ class TestThereAndBack:
         assert not broker.records(EVENTS)
         assert not broker.records(REDRIVES)
 
+    def test_a_letter_that_was_cut_does_not_go_back(self) -> None:
+        """Its key is another one now, so it would come to another partition; what is left of it would fit."""
+        broker = new_broker()
+
+        def emit(topic: str, value: bytes, key: Any = None, timestamp: int = 0, headers: Any = None) -> None:
+            broker.append(topic, value, key, timestamp, headers)
+
+        record = MemoryRecord(EVENTS, b"x", b"k" * 3_000_000, 5, OWN)
+        dead_letters.send_dead_letter(record, Reject("bad_magic", "it is"), emit, DLQ, "validator")
+        found = back(broker)
+        assert not found.going
+        assert found.unsendable == {"it is a part of its record, which was too large to be kept": 1}
+        assert not broker.records(EVENTS)
+
+    def test_a_producers_header_does_not_make_a_letter_one_that_was_cut(self) -> None:
+        broker = new_broker()
+        refuse(broker, MemoryRecord(EVENTS, b"x", b"k", 77, [("tidemill.cut", b"5"), ("tidemill.entity", b"theirs")]))
+        (record,) = broker.records(DLQ)
+        assert (read_dead_letter(record).cut_from, read_dead_letter(record).entity) == (None, "")
+        assert back(broker).by_topic() == {EVENTS: 1}
+
     def test_a_key_and_a_value_that_are_missing_and_empty(self) -> None:
         broker = new_broker()
         refuse(broker, MemoryRecord(EVENTS, None, None), "empty")

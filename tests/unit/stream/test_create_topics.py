@@ -29,3 +29,13 @@ def test_a_topic_that_is_not_created_is_named(failure: Exception, words: str) ->
     )
     with pytest.raises(BrokerError, match=words):
         broker.create([(EVENTS, "flights.events", 1)])
+
+
+def test_a_cluster_that_does_not_answer_is_named() -> None:
+    def list_topics(**_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    broker = KafkaBroker("localhost:1", exactly_once=True)
+    broker._admin_client = SimpleNamespace(list_topics=list_topics)
+    with pytest.raises(BrokerError, match="the topics at localhost:1 can't be listed"):
+        broker.create([(EVENTS, "flights.events", 1)])

@@ -20,6 +20,7 @@ from tidemill.limits import (
     ENTITY_LOOKUPS,
     LOG_LOOKUP_SECONDS,
     LOG_LOOKUPS,
+    STATUS_BODY_BYTES,
     STATUS_CONNECTIONS,
     STATUS_HEAD_BYTES,
     STATUS_SECONDS,
@@ -209,6 +210,14 @@ def test_a_request_with_as_many_bytes_as_may_be_is_answered_and_one_that_goes_on
     longer = request(STATUS_HEAD_BYTES.max + 10)[: STATUS_HEAD_BYTES.max + 1]
     assert received(served.connect(longer)).startswith(b"HTTP/1.1 400 ")
     served.assert_well()
+
+
+@pytest.mark.parametrize(("size", "status"), [(STATUS_BODY_BYTES.max, 422), (STATUS_BODY_BYTES.max + 1, 413)])
+def test_a_body_as_long_as_the_limit_is_read_and_a_longer_one_refused(served: Served, size: int, status: int) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    code, why = served.ask("/api/commands", b" " * size, headers)
+    assert code == status
+    assert ("has 16,385 bytes in its body where at most 16,384 are allowed" in why) == (status == 413)
 
 
 class Searching:

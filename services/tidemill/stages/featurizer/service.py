@@ -21,6 +21,7 @@ from tidemill.features.lookup import RemoteLookup, RemoteViews
 from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
 from tidemill.features.views import NEVER, Views
+from tidemill.limits import VECTOR_BYTES
 from tidemill.rows import is_missing
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
@@ -31,6 +32,8 @@ from tidemill.wire.dead_letters import send_dead_letter
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 from tidemill.wire.updates import Updates
+
+MAX_VECTOR_BYTES = VECTOR_BYTES.max
 
 Extract = Callable[[Mapping[str, Any]], Any]
 
@@ -109,7 +112,10 @@ class Featurizer(Processor):
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         self._new[topic_partition.partition] = self.updates.new(committed)
-        return Start(self.views.assign(topic_partition.partition, committed.offset), committed.offset)
+        # Where a person has decided from where it goes on, the log may be another than the stores were made from.
+        from_log = CommitMetadata.decode(committed.metadata).rebuild_from is not None
+        begin = self.views.assign(topic_partition.partition, committed.offset, from_log=from_log)
+        return Start(begin, committed.offset)
 
     def truncated(self, topic_partition: TopicPartition) -> None:
         self.views.truncated(topic_partition.partition)
@@ -154,7 +160,8 @@ class Featurizer(Processor):
         try:
             return {name: take(event) for name, take in self.extract}
         except Exception as error:  # they may raise anything
-            self._reject(record, error, emit)
+            message = f"a request feature raised {type(error).__name__}: {error}"
+            self._reject(record, Reject("request_feature", message, rule="request"), emit)
             return None
 
     def _lookup(self, requests: Sequence[_Request]) -> RemoteLookup:
@@ -226,7 +233,11 @@ class Featurizer(Processor):
             "stale": stale,
             "vector": request.vector,
         }
-        emit(self.topic, self.records.features.encode(features), record.key(), record.timestamp()[1])
+        data = self.records.features.encode(features)
+        if len(data) > MAX_VECTOR_BYTES:
+            self._reject(record, Reject("too_large", VECTOR_BYTES.excess(len(data)), entity=request.entity), emit)
+        else:
+            emit(self.topic, data, record.key(), record.timestamp()[1])
 
     def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Sequence[str]) -> None:
         """Measure by view how old the oldest features of a batch were, and how many vectors it was stale in."""
@@ -241,8 +252,7 @@ class Featurizer(Processor):
         for name in stale:
             self.counts["stale_vectors", name] += len(served)
 
-    def _reject(self, record: Record, error: Exception, emit: Emit) -> None:
-        reject = Reject("request_feature", f"a request feature raised {type(error).__name__}: {error}", rule="request")
+    def _reject(self, record: Record, reject: Reject, emit: Emit) -> None:
         send_dead_letter(record, reject, emit, self.dlq, "featurizer")
         self.counts["dead_letters", reject.reason] += 1
 

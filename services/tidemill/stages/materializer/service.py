@@ -15,6 +15,7 @@ from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
 from tidemill.features.views import Views, ViewState
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
+from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
@@ -40,7 +41,10 @@ class Materializer(Processor):
             self._missing |= dict.fromkeys(plan.fields)
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
-        return Start(self.views.assign(topic_partition.partition, committed.offset), committed.offset)
+        # Where a person has decided from where it goes on, the log may be another than the stores were made from.
+        from_log = CommitMetadata.decode(committed.metadata).rebuild_from is not None
+        begin = self.views.assign(topic_partition.partition, committed.offset, from_log=from_log)
+        return Start(begin, committed.offset)
 
     def truncated(self, topic_partition: TopicPartition) -> None:
         self.views.truncated(topic_partition.partition)

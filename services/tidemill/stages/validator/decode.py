@@ -10,10 +10,11 @@ from typing import Any
 from tidemill import limits
 from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import HEADER, Codec
+from tidemill.encoding.schema_limits import memory_per_byte
 from tidemill.errors import Reject
 from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema
 
-MAX_MESSAGE_BYTES = limits.MESSAGE_BYTES.max
+MAX_MESSAGE_BYTES, MAX_MEMORY_BYTES = limits.MESSAGE_BYTES.max, limits.MESSAGE_MEMORY_BYTES.max
 
 #: Where newer clients of Confluent's put the schema's id; the message is then the record alone.
 SCHEMA_HEADER = "__value_schema_id"
@@ -50,7 +51,9 @@ class Decoder:
         counts: Counter[tuple[str, str]] | None = None,
     ) -> None:
         self.codec = codec
-        self._accepted = {codec.id: WriterSchema(str(codec.avro["name"]), codec.read, same=True), **(accepted or {})}
+        self._avro_memory, self._json_memory = memory_per_byte(codec.avro)
+        declared = WriterSchema(str(codec.avro["name"]), codec.read, same=True, memory_per_byte=self._avro_memory)
+        self._accepted = {codec.id: declared, **(accepted or {})}
         self._find = find
         self._encoding = encoding
         self._counts = Counter() if counts is None else counts
@@ -69,7 +72,7 @@ class Decoder:
         if len(data) > MAX_MESSAGE_BYTES:
             raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(data)))
         if self._takes_avro and data.startswith(self._header):
-            return self._read(self.codec.read, data, HEADER), data
+            return self._read(self.codec.read, data, HEADER, self._avro_memory), data
         return self._other(data, headers() or ())
 
     def _other(self, data: bytes, headers: Any) -> tuple[dict[str, Any], bytes]:
@@ -120,14 +123,17 @@ class Decoder:
                 field=writer.field,
                 value=writer.name,
             )
-        record = self._read(writer.read, data, at)
+        record = self._read(writer.read, data, at, writer.memory_per_byte)
         if writer.same:
             return record, self._header + data[at:]
         for field in writer.promoted:
             self._counts["promoted", field] += 1
         return (record, self.codec.encode(record)) if writer.strict else self._reencoded(record)
 
-    def _read(self, read: Callable[[bytes, int], tuple[Any, int]], data: bytes, at: int) -> dict[str, Any]:
+    def _read(
+        self, read: Callable[[bytes, int], tuple[Any, int]], data: bytes, at: int, memory_per_byte: int
+    ) -> dict[str, Any]:
+        _check_memory(data, memory_per_byte)
         try:
             record, end = read(data, at)
         except (EOFError, IndexError) as error:
@@ -142,12 +148,17 @@ class Decoder:
         """Return the record as consumers will read it, which is what has to be checked, and its message."""
         try:
             message = self.codec.encode(record)
+            if len(message) > MAX_MESSAGE_BYTES:  # with the defaults of what was left out
+                raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(message)))
             return self.codec.read(message, HEADER)[0], message
+        except Reject:
+            raise
         except Exception as error:  # half a surrogate, no symbol of the enum, an int of 40 bits, ...
             name = self.codec.avro["name"]
             raise Reject("wrong_type", f"the record can't be written as {name}: {error}", rule="schema") from error
 
     def _json(self, data: bytes) -> dict[str, Any]:
+        _check_memory(data, self._json_memory)
         try:
             given = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -162,6 +173,11 @@ class Decoder:
             if type(given.get(name)) is int and type(record[name]) is float:
                 self._counts["promoted", name] += 1
         return record
+
+
+def _check_memory(data: bytes, memory_per_byte: int) -> None:
+    if len(data) * memory_per_byte > MAX_MEMORY_BYTES:
+        raise Reject("too_large", limits.MESSAGE_MEMORY_BYTES.excess(len(data) * memory_per_byte))
 
 
 def _form(content_type: bytes | None) -> str:

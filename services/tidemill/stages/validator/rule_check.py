@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files
 from tidemill.errors import Reject
+from tidemill.limits import ID_CHARACTERS, TEXT_CHARACTERS
 from tidemill.rules import LARGEST_NUMBER, Memory, Rule
 
 
@@ -68,6 +69,25 @@ def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
     lines += [f"    if record[{stream.id!r}] == '': refuse_empty({stream.id!r})", "    return warnings"]
     exec("\n".join(lines), names)  # noqa: S102  made of the declaration alone, and of field names as literals
     check: RuleCheck = names["check"]
+    return check
+
+
+def text_check(stream: Stream, entities: Collection[str]) -> Callable[[Mapping[str, Any]], None]:
+    """Return what refuses a record with a text that is too long; ids, which become keys, may be shorter than others."""
+    ids = {stream.id, stream.key, *entities}
+    fields = [
+        (name, ID_CHARACTERS if name in ids else TEXT_CHARACTERS)
+        for name, kind in stream.types.items()
+        if kind in ("string", "bytes")
+    ]
+
+    def check(record: Mapping[str, Any]) -> None:
+        for name, limit in fields:
+            value = record[name]
+            if value is not None and len(value) > limit.max:
+                message = limit.excess(len(value), repr(name))
+                raise Reject("too_long", message, rule="length", field=name, value=value)
+
     return check
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
 from tidemill.errors import Retry, StoreError
+from tidemill.limits import SCHEMA_BYTES, SCHEMA_VERSIONS
 from tidemill.stages.validator.writer_schemas import (
     SchemaName,
     WriterSchema,
@@ -162,7 +163,7 @@ class SchemaFollower(WriterSchemas):
     def _read_subjects(self) -> None:
         for topic, codec in self._codecs.items():
             subject = subject_of(topic)
-            for number in self.registry.versions(subject):
+            for number in self.registry.versions(subject)[-SCHEMA_VERSIONS.max :]:
                 if (subject, number) in self._read:
                     continue
                 version = self.registry.version(subject, number)
@@ -191,6 +192,9 @@ def _writer_schema(version: SchemaVersion, codec: Codec) -> WriterSchema:
         return refused_schema(
             version.name, "it refers to other subjects; register it with everything written out in it"
         )
+    size = len(version.schema.encode(errors="replace"))
+    if size > SCHEMA_BYTES.max:
+        return refused_schema(version.name, SCHEMA_BYTES.excess(size))
     try:
         avro = json.loads(version.schema)
     except (ValueError, RecursionError) as error:

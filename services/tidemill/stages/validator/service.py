@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,11 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
 from tidemill.encoding.codec import Codec
 from tidemill.errors import Reject, Stopped
+from tidemill.limits import ID_CHARACTERS
 from tidemill.rules import Rule
 from tidemill.stages.validator.circuit_breaker import CircuitBreaker
 from tidemill.stages.validator.decode import Decoder
-from tidemill.stages.validator.rule_check import RuleState, RuleWarning, compile_rules
+from tidemill.stages.validator.rule_check import RuleState, RuleWarning, compile_rules, text_check
 from tidemill.stages.validator.writer_schemas import NoWriterSchemas, WriterSchemas, accepted_schemas
 from tidemill.stream.api import Emit, Headers, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
@@ -32,6 +33,7 @@ from tidemill.wire.dead_letters import redrive_headers, send_dead_letter, shorte
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 
+MAX_ID_CHARACTERS = ID_CHARACTERS.max
 #: The header of a valid record for each rule that has warned of it, as rule:field.
 WARNING = "tidemill.warning"
 
@@ -39,10 +41,13 @@ WARNING = "tidemill.warning"
 class _Route:
     """From a raw topic to a valid one: how one stream's records are decoded, checked and passed on."""
 
-    def __init__(self, stream: Stream, decoder: Decoder, rules: Sequence[Rule], to: str, fuse: Fuse) -> None:
+    def __init__(
+        self, stream: Stream, decoder: Decoder, rules: Sequence[Rule], entities: Collection[str], to: str, fuse: Fuse
+    ) -> None:
         self.name = to.rpartition(".")[0].rpartition(".")[2]
         self.stream, self.rules, self.to = stream, rules, to
         self.decode, self.check = decoder.decode, compile_rules(stream, rules)
+        self.check_texts = text_check(stream, entities)
         self.key = stream.key or stream.id
         self.fuse = fuse
         self.forget()
@@ -83,6 +88,7 @@ class Validator(Processor):
         self._writers, self._any_encoding = writers or NoWriterSchemas(), any_encoding
         name = pipeline.name
         self.dlq, self.warnings = topics.DLQ.name(name), topics.WARNINGS.name(name)
+        self._entities = {view.entity for view in pipeline.views}
         self._fuse = pipeline.fuse if fuse else Fuse(run=0, share=0)
         self._routes = {
             raw.name(name): self._route(raw.name(name), stream, codec, checks, valid.name(name))
@@ -100,7 +106,9 @@ class Validator(Processor):
     def _route(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Route:
         others, find = accepted_schemas(stream.others, codec), partial(self._writers.find, topic)
         encoding = "" if self._any_encoding else stream.encoding
-        return _Route(stream, Decoder(codec, others, find, encoding, self.counts), rules, to, self._fuse)
+        return _Route(
+            stream, Decoder(codec, others, find, encoding, self.counts), rules, self._entities, to, self._fuse
+        )
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         metadata = CommitMetadata.decode(committed.metadata)
@@ -141,6 +149,8 @@ class Validator(Processor):
                 now = record.timestamp()[1]  # what was refused for its time must not be remembered as if it had passed
             try:
                 decoded, data = route.decode(record.value(), record.headers)
+                if len(data) > MAX_ID_CHARACTERS:  # else no text in it is too long
+                    route.check_texts(decoded)
                 warnings = route.check(decoded, now)
                 if topic == labels:
                     self._check_label(decoded)

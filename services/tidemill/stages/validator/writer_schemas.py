@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import Codec
 from tidemill.encoding.resolution import promoted, unreadable
-from tidemill.encoding.schema_limits import unsafe
+from tidemill.encoding.schema_limits import memory_per_byte, unsafe
 
 #: How a message names its schema: by the id that a registry gave it, or by its GUID, 16 bytes.
 SchemaName = int | bytes
@@ -22,6 +22,7 @@ class WriterSchema:
     `read` is (data, where the record begins) -> (record as the declared schema has it, where it ends). `same`: its
     bytes are the declared schema's own. `strict`: it reads as strictly as the declared one. `promoted` are fields whose
     whole numbers become floats. Where `refused` says why, nothing is read by it; `field` is the one that is wrong.
+    `memory_per_byte` is what a byte of a message takes at worst, in bytes.
     """
 
     name: str
@@ -31,6 +32,7 @@ class WriterSchema:
     promoted: tuple[str, ...] = ()
     refused: str = ""
     field: str = ""
+    memory_per_byte: int = 0
 
 
 class WriterSchemas(Protocol):
@@ -58,14 +60,15 @@ def writer_schema(name: str, avro: Any, codec: Codec) -> WriterSchema:
     if why:
         return refused_schema(name, why)
     try:
+        memory = memory_per_byte(avro).avro
         plain = schema_files.plain(avro)
         if schema_files.fingerprint(avro) == codec.id:
-            return WriterSchema(name, codec.read, same=True)
+            return WriterSchema(name, codec.read, same=True, memory_per_byte=memory)
         mismatch = unreadable(plain, schema_files.plain(codec.avro))
         if mismatch:
             return refused_schema(name, mismatch, mismatch.field)
         read, strict = codec.reading(plain)
-        return WriterSchema(name, read, strict=strict, promoted=promoted(plain, codec.avro))
+        return WriterSchema(name, read, strict=strict, promoted=promoted(plain, codec.avro), memory_per_byte=memory)
     except Exception as error:  # a registry may hold anything
         return refused_schema(name, f"it is no Avro schema of a record: {error!r:.200}")
 

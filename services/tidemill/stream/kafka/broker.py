@@ -199,12 +199,12 @@ class KafkaBroker:
             self._uncommitted_probe = reading_client(self.common, isolation="read_uncommitted")
         return _offset_range(self._uncommitted_probe, partition)[1]
 
-    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+    def topic_ids(self, topics: Sequence[str], timeout: float = CALL_SECONDS) -> dict[str, str]:
         try:
-            metadata = self._admin.list_topics(topics[0], timeout=CALL_SECONDS)
+            metadata = self._admin.list_topics(topics[0], timeout=timeout)
             if metadata.controller_id not in metadata.brokers:
                 return dict.fromkeys(topics, "")  # there is nobody to ask: librdkafka's mock cluster
-            answers = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_SECONDS)
+            answers = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=timeout)
             return {topic: str(future.result().topic_id) for topic, future in answers.items()}
         except KafkaException as error:
             raise service_error(error, f"describing {', '.join(topics)}") from error

@@ -244,4 +244,8 @@ def letter_as_dict(record: Record) -> dict[str, Any]:
         "size",
         "attempt",
     )
-    return {"at": letter.refused_at, "letter": str(letter.place)} | {name: getattr(letter, name) for name in names}
+    shown = {name: getattr(letter, name) for name in names}
+    for name, value in shown.items():
+        if isinstance(value, str):  # a key, as a producer's own header, is as long as whoever wrote it wanted
+            shown[name] = dead_letters.shorten(value, dead_letters.MAX_MESSAGE_CHARACTERS)
+    return {"at": letter.refused_at, "letter": str(letter.place)} | shown

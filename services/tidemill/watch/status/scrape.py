@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-SCRAPE_SECONDS = 1.0
-TIMEOUT_SECONDS = 2.0
+from tidemill.limits import SCRAPE_BYTES, SCRAPE_SECONDS
+
+EVERY_SECONDS = 1.0
 #: Rates are means over this long.
 RATE_SECONDS = 3.0
 #: A service is shown as behind above this lag.
@@ -156,13 +157,13 @@ class Scraper(threading.Thread):
                 for key in set(self._instances) - {(name, i) for name, i, _ in targets}:
                     del self._instances[key]
                 list(pool.map(self._scrape, targets))
-                self._ending.wait(max(0.05, SCRAPE_SECONDS - (time.monotonic() - began)))
+                self._ending.wait(max(0.05, EVERY_SECONDS - (time.monotonic() - began)))
 
     def stop(self) -> None:
         """Stop scraping."""
         self._ending.set()
         if self.is_alive():
-            self.join(2 * TIMEOUT_SECONDS)
+            self.join(2 * SCRAPE_SECONDS.max)
 
     def _scrape(self, target: tuple[str, str, str]) -> None:
         name, number, url = target
@@ -195,16 +196,31 @@ def _state_of(instance: Instance, status: int, answer: str) -> tuple[str, str]:
 def fetch(url: str) -> tuple[int, str]:
     """Return status and body; (0, why) without an answer."""
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  addresses are from settings
-            return answer.status, answer.read().decode(errors="replace")
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode(errors="replace")
+        try:
+            with urllib.request.urlopen(url, timeout=SCRAPE_SECONDS.max) as answer:  # noqa: S310  by settings
+                return answer.status, _body(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, _body(error)  # type: ignore[arg-type]  # it reads as one
     except (
         OSError,
         ValueError,
         http.client.HTTPException,
     ) as error:  # such as a process that was killed during its answer
         return 0, str(getattr(error, "reason", "") or error or type(error).__name__)
+
+
+def _body(answer: http.client.HTTPResponse) -> str:
+    """Return the body of an answer. Raises ValueError where it is too long, or is not all there in time."""
+    body, length, until = bytearray(), answer.length, time.monotonic() + SCRAPE_SECONDS.max
+    while more := answer.read1(65_536):
+        body += more
+        if len(body) > SCRAPE_BYTES.max:
+            raise ValueError(SCRAPE_BYTES.excess(len(body)))
+        if time.monotonic() > until:
+            raise ValueError(f"{SCRAPE_SECONDS.subject} takes more than {SCRAPE_SECONDS.max} seconds")
+    if length is not None and len(body) < length:
+        raise http.client.IncompleteRead(bytes(body), length - len(body))
+    return body.decode(errors="replace")
 
 
 def parse(text: str) -> Values:
