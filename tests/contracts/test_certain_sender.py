@@ -38,6 +38,18 @@ def test_what_was_sent_is_there_once_and_in_order() -> None:
 
 
 @pytest.mark.slow
+def test_the_records_of_all_keys_are_in_one_order() -> None:
+    broker = EmbeddedBroker()  # whose topics have four partitions
+    broker.create(["commands"])
+    sender = CertainSender(broker.servers, "x")
+    for key in range(8):
+        sender.send("commands", lambda key=key: b"%d" % key, b"key %d" % key)
+    reader = KafkaBroker(broker.servers)
+    records = [r for batch in reader.read(full_range(reader, "commands")) for r in batch]
+    assert [(r.partition(), r.value()) for r in records] == [(0, b"%d" % key) for key in range(8)]
+
+
+@pytest.mark.slow
 def test_without_a_broker_it_is_said_that_nothing_was_written() -> None:
     sender = CertainSender(f"127.0.0.1:{free_port()}", "x", seconds=2.5)
     for _ in range(2):

@@ -60,7 +60,9 @@ class CertainSender:
         self._turn = threading.Lock()
 
     def send(self, topic: str, value: Callable[[], bytes], key: bytes | None = None) -> None:
-        """Write one record. `value` returns it; it is called once what was sent before is decided.
+        """Write one record to partition 0, for the order of its topic is that of a chain of signed records.
+
+        `value` returns it; it is called once what was sent before is decided.
 
         Raises UnknownOutcome where it may have been written, and another BrokerError where it was not and never will
         be.
@@ -85,7 +87,7 @@ class CertainSender:
                 _insist(client.init_transactions, deadline - MIN_COMMIT_SECONDS)
             data = value()
             client.begin_transaction()
-            client.produce(topic, data, key, on_delivery=lambda error, _: reports.append(error))
+            client.produce(topic, data, key, 0, on_delivery=lambda error, _: reports.append(error))
             while not reports and time.monotonic() < deadline - MIN_COMMIT_SECONDS:
                 client.poll(SHORT_CALL_SECONDS)
             if not reports:
