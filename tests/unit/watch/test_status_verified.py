@@ -73,7 +73,7 @@ def test_what_is_forged_is_not_shown_but_said_to_be_refused(site: Site, how: str
     (refused,) = site.get("/api/refused-records")
     assert (refused["topic"], refused["offset"]) == ("flights.promotions", 7)
     assert refused["reason"] in ("forged", "damaged", "foreign")
-    assert site.get("/api/overview")["refused_records"] == [refused]
+    assert site.get("/api/overview")["refused"] == [refused]
 
 
 def test_a_forged_acknowledgement_silences_no_alert(site: Site) -> None:

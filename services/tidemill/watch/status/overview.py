@@ -98,8 +98,13 @@ class Overview:
             "rules": self.rules(predictions),
             "dead_letters": self.dead_letters(),
             "promotions": self.promotions(),
-            "refused_records": self.refused_records(),
+            "refused": self.refused(),
         }
+
+    def refused(self) -> list[dict[str, Any]]:
+        """Return the latest signed records that were not believed, so that nothing of them is shown elsewhere."""
+        with self.follower.lock:
+            return list(self.follower.refused)
 
     def models(self) -> list[dict[str, Any]]:
         """Return each declared model, and each candidate, with its newest version."""
@@ -234,10 +239,6 @@ class Overview:
         with self.follower.lock:
             alerts = sorted(self.follower.alerts.values(), key=lambda alert: (alert["acknowledged"], alert["since"]))
             return {"alerts": [dict(alert) for alert in alerts], "resolved": list(self.follower.resolved)}
-
-    def refused_records(self) -> list[dict[str, Any]]:
-        """Return the signed records that were refused, the latest first: where they are, and why."""
-        return list(self.follower.refused.copy())
 
     def dead_letters(self) -> dict[str, Any]:
         """Return dead letters by reason, and the latest."""

@@ -157,7 +157,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         follower=follower,
         scraper=scraper,
         overview=Overview(pipeline, follower, scraper, dependencies.as_dicts),
-        lookup=LogLookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time),
+        lookup=LogLookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time, keys),
         ready=dependencies.wrong,
         acknowledge=acknowledge,
         ask=ask,

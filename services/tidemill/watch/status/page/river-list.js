@@ -100,7 +100,7 @@ export function updateTroubles(root, snapshot) {
       why: s.why,
     });
   }
-  const [refused, ...others] = snapshot.refused_records ?? [];
+  const [refused, ...others] = snapshot.refused ?? [];
   if (refused)
     problems.push({
       key: "refused",

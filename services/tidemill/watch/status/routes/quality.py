@@ -93,4 +93,4 @@ def dead_letters(
 @needs(Role.VIEWER)
 def refused_records(parts: FromApp) -> list[dict[str, Any]]:
     """Signed records (models, decisions, alerts) that were refused, the latest first: where they are, and why."""
-    return parts.overview.refused_records()
+    return parts.overview.refused()
