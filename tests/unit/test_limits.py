@@ -301,6 +301,7 @@ def test_a_limit_says_what_it_is_about() -> None:
     )
 
 
+@pytest.mark.slow
 def test_json_is_held_to_what_its_shortest_records_take() -> None:
     assert message_memory_of_json(limits.MESSAGE_MEMORY_BYTES.max) == ""
     assert "at most 100,000,000 are allowed" in message_memory_of_json(limits.MESSAGE_MEMORY_BYTES.max + 1)
