@@ -64,8 +64,8 @@ def letter(
     reason: str = "out_of_range", message: str = "77 where 0 to 23 was expected", value: str = "77"
 ) -> MemoryRecord:
     headers = [
+        ("__connect.errors.topic", b"flights.events"), ("__connect.errors.stage", b"validator"),
         ("tidemill.reason", reason.encode()), ("tidemill.field", b"sched_hour"), ("tidemill.value", value.encode()),
-        ("__connect.errors.stage", b"validator"), ("__connect.errors.topic", b"flights.events"),
         ("__connect.errors.partition", b"2"), ("__connect.errors.offset", b"812"),
         ("__connect.errors.exception.message", message.encode()),
     ]  # fmt: skip
