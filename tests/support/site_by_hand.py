@@ -65,8 +65,8 @@ def letter(
 ) -> MemoryRecord:
     headers = [
         ("__connect.errors.topic", b"flights.events"), ("__connect.errors.stage", b"validator"),
-        ("__connect.errors.partition", b"2"), ("__connect.errors.offset", b"812"),
         ("tidemill.reason", reason.encode()), ("tidemill.field", b"sched_hour"), ("tidemill.value", value.encode()),
+        ("__connect.errors.partition", b"2"), ("__connect.errors.offset", b"812"),
         ("__connect.errors.exception.message", message.encode()),
     ]  # fmt: skip
     return MemoryRecord("flights.dlq", b"bytes", b"key", 1000, headers)
