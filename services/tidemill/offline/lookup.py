@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,9 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import StoreError
+from tidemill.keys import Keyring, RefusedError
 from tidemill.limits import LOG_LOOKUP_SECONDS
+from tidemill.registry.manifests import Manifest, manifest_codec
 from tidemill.registry.signing import backwards
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.partition import partition_of
@@ -51,6 +54,8 @@ class LogLookup:
         Takes a model and a version; returns its manifest if it is among the latest ones, else None.
     newest
         Returns the newest event time, in ms, that any view has reached; None where that is unknown.
+    keys
+        Verify manifests; without any they are shown as they are.
     """
 
     def __init__(
@@ -60,10 +65,12 @@ class LogLookup:
         features: Callable[[str, str], Mapping[str, str]],
         manifest: Callable[[str, int], Mapping[str, Any] | None],
         newest: Callable[[], int | None] = lambda: None,
+        keys: Keyring | None = None,
     ) -> None:
         self.pipeline, self.broker, self.features, self.manifest = pipeline, broker, features, manifest
         self.newest = newest
         self.records = Records(pipeline)
+        self._manifests = manifest_codec(pipeline, keys, records=self.records)
 
     def _backwards(self, slot: TopicPartition, search: _Search) -> Iterator[Record]:
         """Yield a partition's records, the newest chunk first."""
@@ -178,10 +185,17 @@ class LogLookup:
             return None
         key = model.encode()
         for record in self._backwards(TopicPartition(topics.MODELS.name(self.pipeline.name), 0), search):
-            manifest = self.records.manifest.of(record.value()) if record.key() == key else None
-            if manifest and manifest["version"] == version:
-                return public_manifest(manifest)
+            manifest = self._signed(record) if record.key() == key else None
+            if manifest and manifest.version == version:
+                return public_manifest(dataclasses.asdict(manifest))
         return None
+
+    def _signed(self, record: Record) -> Manifest | None:
+        """Return a manifest that a key of ours has signed, be it one that has ended since; None for any other."""
+        try:
+            return self._manifests.decode(record.value() or b"")
+        except RefusedError as error:
+            return self._manifests.parse(record.value() or b"") if error.reason == "expired_key" else None
 
     def _outcome(self, key: bytes, search: _Search) -> dict[str, Any]:
         try:

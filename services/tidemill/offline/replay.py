@@ -149,7 +149,7 @@ class Replay:
         self.pipeline, self.broker, self.registry = pipeline, broker, registry
         self.log = PredictionReader(pipeline, broker)
         self._example = Records(pipeline).example
-        self._lookup = LogLookup(pipeline, broker, lambda *_: {}, lambda *_: None)
+        self._lookup = LogLookup(pipeline, broker, lambda *_: {}, lambda *_: None, keys=registry.keys)
 
     def run(
         self, predictions: Sequence[Prediction], *, rebuild: bool, progress: Progress | None = None

@@ -18,6 +18,7 @@ from tidemill import metrics
 from tidemill.errors import SettingsError
 from tidemill.keys import SIGNERS, VERIFY_FILE, Keyring, RefusedError, make_keys, private_file, read_keys
 from tidemill.models.fold import Fold
+from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import (
     GATE,
     NOBODY,
@@ -39,6 +40,7 @@ from tidemill.stages.learner.service import candidate_names
 from tidemill.stages.scorer.feed import Loaded, ModelFeed
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryBroker
+from tidemill.watch.status.follower import TopicFollower
 from tidemill.wire import topics
 
 PIPELINE = small.make()
@@ -357,6 +359,35 @@ class TestGate:
         before = refused(COMMANDS, "forged")
         assert self.run(step, broker, [record]) == []
         assert refused(COMMANDS, "forged") == before + 1
+
+
+class TestStatus:
+    def test_it_believes_what_is_valid_and_lists_what_it_refuses_and_why(
+        self, registry: Registry, broker: MemoryBroker
+    ) -> None:
+        published(registry, broker, 1, 5)
+        decided(broker, "slow", "linear")
+        follower = TopicFollower(broker, PIPELINE, KEY.verifier())  # type: ignore[arg-type]
+        for topic in follower._signed:
+            follower._restore(topic, 100)
+        again(broker, MODELS, 0)
+        again(broker, PROMOTIONS, 0)
+        for record in (*broker.records(MODELS), *broker.records(PROMOTIONS)):
+            follower._handle(record)
+        assert follower.manifests["linear"]["version"] == 5
+        assert follower.champion == ("linear", 0)
+        assert [(one["topic"], one["reason"]) for one in follower.refused] == [(PROMOTIONS, "old"), (MODELS, "old")]
+        fresh = TopicFollower(broker, PIPELINE, KEY.verifier())  # type: ignore[arg-type]
+        for topic in fresh._signed:
+            fresh._restore(topic, 100)
+        assert (fresh.manifests["linear"]["version"], fresh.champion) == (5, ("linear", 0))
+
+    def test_a_look_up_shows_no_forged_manifest(self, registry: Registry, broker: MemoryBroker) -> None:
+        (manifest,) = published(registry, broker, 5)
+        lookup = LogLookup(PIPELINE, broker, lambda *_: {}, lambda *_: None, keys=KEY.verifier())
+        records = broker.records(MODELS)
+        assert lookup._signed(records[0]) == manifest
+        assert lookup._signed(broker.append(MODELS, registry.encode(forged(manifest)), b"linear")) is None
 
 
 class TestRotation:

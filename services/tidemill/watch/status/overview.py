@@ -98,7 +98,13 @@ class Overview:
             "rules": self.rules(predictions),
             "dead_letters": self.dead_letters(),
             "promotions": self.promotions(),
+            "refused": self.refused(),
         }
+
+    def refused(self) -> list[dict[str, Any]]:
+        """Return the latest signed records that were not believed, so that nothing of them is shown elsewhere."""
+        with self.follower.lock:
+            return list(self.follower.refused)
 
     def models(self) -> list[dict[str, Any]]:
         """Return each declared model, and each candidate, with its newest version."""
@@ -109,7 +115,7 @@ class Overview:
             {"name": name, "champion": name == champion}
             | {
                 field: known[name][field] if name in known else None
-                for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri")
+                for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri", "verified")
             }
             for name in (*self.pipeline.model_names, *self.follower.candidates)
         ]
@@ -280,6 +286,7 @@ class Overview:
             "version": None,
             "by": "declaration",
             "why": "the declared champion",
+            "verified": True,
             "compared": [],
         }
         rows = [
@@ -290,6 +297,7 @@ class Overview:
                 "version": decision["subject"]["version"] or None,
                 "by": decision["by"],
                 "why": decision["why"],
+                "verified": decision["verified"],
                 "compared": compared(decision, previous) if decision["evidence"] else [],
                 "decision": decision,
             }
