@@ -549,13 +549,6 @@ MUTANTS = (
         (f"{AWAY}::test_where_the_log_was_cut_the_store_that_is_back_is_loaded_and_not_overwritten",),
     ),
     Mutant(
-        "unread-store-declared-differently", "what a store holds of another declaration stays beside the new",
-        "features/views.py",
-        'if shape not in ("", state.plan.shape):',
-        'if shape not in ("", shape):',
-        (f"{AWAY}::test_a_view_declared_differently_while_its_store_was_away_is_rebuilt_in_it",),
-    ),
-    Mutant(
         "unread-store-is-never-behind", "nobody is told that a store was not read",
         "features/views.py",
         'float(is_unread or name in self._behind)',
@@ -585,20 +578,6 @@ MUTANTS = (
         (OTHERS, AWAY),
     ),
     # The gate.
-    Mutant(
-        "gate-decides-in-a-rebuild", "what the gate reads again it decides again",
-        "stages/gate/service.py",
-        "if emit is discard or is_repeated:",
-        "if is_repeated:",
-        (GATE,),
-    ),
-    Mutant(
-        "gate-counts-twice", "an example that a decision covers is evidence again",
-        "stages/gate/service.py",
-        "        if offset < self.next:\n            return",
-        "        if offset < 0:\n            return",
-        (GATE,),
-    ),
     Mutant(
         "command-carried-out-twice", "a command that is read again is carried out again",
         "stages/gate/service.py",
