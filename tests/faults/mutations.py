@@ -545,7 +545,7 @@ MUTANTS = (
         "unread-store-as-emptied", "what a store holds that could not be read is overwritten by less",
         "features/views.py",
         "if note.shape == state.plan.shape and note.until < state.partial_until:",
-        "if shape == state.plan.shape and until < 0:",
+        "if note.shape == state.plan.shape and note.until < 0:",
         (f"{AWAY}::test_where_the_log_was_cut_the_store_that_is_back_is_loaded_and_not_overwritten",),
     ),
     Mutant(
