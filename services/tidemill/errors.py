@@ -44,6 +44,10 @@ class ScoreError(ArtifactError):
     """A model's output is no valid score of its task: it has diverged. No version of it is published or opened."""
 
 
+class UnknownOutcome(BrokerError):
+    """Kafka has not said whether something was written, so it may be."""
+
+
 class Fenced(BrokerError):
     """Another process has taken this one's place: nothing it still holds may be written."""
 

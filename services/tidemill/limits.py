@@ -64,6 +64,8 @@ STATUS_STREAMS_OF_CLIENT = Limit("client of the status service", 50, "open pages
 LOG_LOOKUPS = Limit("status service", 3, "look-ups in the log at once", "answer 503")
 LOG_LOOKUP_SECONDS = Limit("look-up in the log", 20, "seconds", "answer 504")
 ENTITY_LOOKUPS = Limit("status service", 10, "look-ups in the online store at once", "answer 503")
+STATUS_CHANGES = Limit("status service", 5, "commands and acknowledgements at once", "answer 503")
+STATUS_COMMANDS = Limit("status service", 1000, "commands whose ids are remembered", "the oldest is left to the gate")
 
 # What is read over HTTP and from files.
 SCRAPE_BYTES = Limit("answer of a service", 16_000_000, "bytes", "the service is shown as down")

@@ -97,7 +97,9 @@ def test_with_several_seeds_each_case_has_a_row_of_each(suite: Path, monkeypatch
 def test_what_is_not_run_again_stays_in_the_report_with_its_day(suite: Path) -> None:
     (suite / "faults.md").write_text(
         "# Faults\n\n## Under load\n\n| promise | goal |\n|---|---|\n| harm | old |\n| other harm | old, 2026-11-21 |\n\n"
-        "- *harm*: old\n- *other harm*: of before\n\n## One by one\n\nsmall of before\n\n## Mutation check\n\nmutants of before\n"
+        "- *harm*: old\n- *other harm*: of before\n\n## One by one\n\nsmall of before\n\n"
+        "## Mutation check\n\n| broken | caught by |\n|---|---|\n"
+        f"| {report.MUTANTS[0].says} | `by_this` |\n| {report.MUTANTS[1].says} | not run yet |\n| of before | `long_gone` |\n"
     )
     report.keep("good", good(type("Bench", (), {"seed": 7})))
     assert report.write(["good"])
@@ -108,6 +110,9 @@ def test_what_is_not_run_again_stays_in_the_report_with_its_day(suite: Path) -> 
     assert text.count("| other harm | old, 2026-11-21 |") == 1
     assert text.count("- *other harm*: of before") == 1
     assert "small of before" in text
-    assert "mutants of before" in text
+    assert f"| {report.MUTANTS[0].says} | `by_this` |" in text
+    assert f"| {report.MUTANTS[1].says} | not run yet |" in text
+    assert "of the 1 that were run the suite catches 1" in text
+    assert "long_gone" not in text
     assert report.write(["good"])
     assert (suite / "faults.md").read_text() == text

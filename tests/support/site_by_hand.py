@@ -64,8 +64,8 @@ def letter(
     reason: str = "out_of_range", message: str = "77 where 0 to 23 was expected", value: str = "77"
 ) -> MemoryRecord:
     headers = [
+        ("__connect.errors.topic", b"flights.events"), ("__connect.errors.stage", b"validator"),
         ("tidemill.reason", reason.encode()), ("tidemill.field", b"sched_hour"), ("tidemill.value", value.encode()),
-        ("__connect.errors.stage", b"validator"), ("__connect.errors.topic", b"flights.events"),
         ("__connect.errors.partition", b"2"), ("__connect.errors.offset", b"812"),
         ("__connect.errors.exception.message", message.encode()),
     ]  # fmt: skip
@@ -114,6 +114,7 @@ class Site:
         self.broker = MemoryBroker({topic.name("flights"): topic.partitions or 4 for topic in topics.TOPICS})
         self.redis: dict[str, dict[str, str]] = {"JFK": {"event_time": "1000", "origin_count_1h": "12.0"}}
         self.away: Exception | None = None
+        self.kafka_away: Exception | None = None
         self.token = TOKEN
         self.said: list[tuple[str, str, str]] = []
         self.asked: list[tuple[CommandRequest, ModelRef, str]] = []
@@ -143,6 +144,13 @@ class Site:
         return self.redis.get(entity, {})
 
     def _ask(self, wish: CommandRequest, target: ModelRef, by: str) -> None:
+        """Write the command in a transaction, as the service does."""
+        producer = self.broker.producer("status")
+        producer.emit("flights.commands", wish.id.encode(), wish.id.encode())
+        if self.kafka_away:
+            producer.abort()
+            raise self.kafka_away
+        producer.commit({}, None)
         self.asked.append((wish, target, by))
 
     def tell(self, topic: Topic, *values: bytes) -> None:

@@ -256,6 +256,8 @@ SHOWN_ELSEWHERE = {
     "STATUS_HEAD_BYTES": "unit/watch/test_status_connections.py::test_a_request_with_as_many_bytes_as_may_be",
     "STATUS_BODY_BYTES": "unit/watch/test_status_connections.py::test_a_body_as_long_as_the_limit_is_read",
     "STATUS_GUESSERS": "unit/watch/test_status_access.py::test_however_many_clients_guess_few_are_remembered",
+    "STATUS_COMMANDS": "unit/watch/test_status_commands.py::test_however_many_commands_are_given_few_are_remembered",
+    "STATUS_CHANGES": "unit/watch/test_status_commands.py::test_while_many_wait_for_kafka_others_are_refused_and_reading_goes_on",
     "STATUS_STREAMS": "unit/watch/test_status_connections.py::test_500_idle_connections_and_100_open_pages",
     "STATUS_STREAMS_OF_CLIENT": "unit/watch/test_status_connections.py::test_one_client_has_no_more_than_its_share",
     "LOG_LOOKUPS": "unit/watch/test_status_connections.py::test_a_look_up_ends_when_its_asker_has_gone_and_makes_room",

@@ -56,7 +56,7 @@ def new(folder: Path, *, if_missing: bool) -> None:
 @FOLDER
 @AS_JSON
 def list_(folder: Path, *, as_json: bool) -> None:
-    """Print the public keys: whose each is, what it may sign, and until when."""
+    """Print the public keys: what each may sign, until when."""
     _print(folder, as_json=as_json)
 
 
@@ -67,7 +67,7 @@ def list_(folder: Path, *, as_json: bool) -> None:
     "--until", default="7d", show_default=True, metavar="DURATION|TIME", help="The old keys are accepted until then."
 )
 def rotate(folder: Path, services: tuple[str, ...], until: str) -> None:
-    """Make new keys, for all services or those named, and end the old ones.
+    """Make new keys, for all services or some, and end the old.
 
     Both are valid until the old ones end. Processes that read the folder take up the new keys by themselves; others
     need the files. The first record that is signed with a new key vouches for all records before it in its chain.

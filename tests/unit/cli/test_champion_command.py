@@ -118,6 +118,14 @@ def test_a_refusal_ends_with_code_1(status: Any) -> None:
     ("refuses", "said"),
     [
         ((403, {"detail": "no token is set"}), r"refused the command \(403\): no token is set"),
+        ((421, {"detail": "'pod' is no name of this service"}), r"refused the command \(421\): 'pod' is no name"),
+        ((429, {"detail": "try again in 4 s"}), r"\(429\): try again in 4 s; repeat it with --id an-id-of-mine"),
+        ((503, {"detail": "nothing was written"}), r"\(503\): nothing was written; repeat it with --id an-id-of-mine"),
+        ((504, {"detail": "it is not known"}), r"\(504\): it is not known; repeat it with --id an-id-of-mine"),
+        ((200, {}), "not known whether the command will be carried out: repeat it with --id an-id-of-mine"),
+        ((200, []), "not known whether the command will be carried out: repeat it with --id an-id-of-mine"),
+        ((200, "no decision"), "not known whether the command will be carried out: repeat it with --id an-id-of-mine"),
+        ((302, {}), r"refused the command \(302\)"),
         ((422, {"detail": [{"loc": ["body", "id"], "msg": "too short"}]}), "id: too short"), ((500, []), "refused the command"),
     ],
 )  # fmt: skip
@@ -125,13 +133,39 @@ def test_what_the_service_says_against_it_is_said(status: Any, refuses: Any, sai
     kind, url = status
     kind.refuses = refuses
     with pytest.raises(SettingsError, match=said):
-        raise run(url, "unpin", "flights", "--why", "x").exception or AssertionError
+        raise run(url, "unpin", "flights", "--why", "x", "--id", "an-id-of-mine").exception or AssertionError
 
 
 def test_a_wrong_token_is_said_and_not_printed(status: Any) -> None:
     done = run(status[1], "unpin", "flights", "--why", "x", token="another-secret-of-32-characters-0123")
     assert "(401): a token is needed" in str(done.exception)
     assert "another secret" not in str(done.exception)
+
+
+@pytest.mark.slow
+def test_the_token_goes_to_the_service_that_the_settings_name_and_follows_no_redirect() -> None:
+    seen: list[str | None] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{server.server_port}/elsewhere")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    done = run(f"http://127.0.0.1:{server.server_port}", "unpin", "flights", "--why", "x")
+    server.shutdown()
+    server.server_close()
+    assert "refused the command (302)" in str(done.exception)
+    assert seen == [f"Bearer {TOKEN}"]
 
 
 @pytest.mark.slow

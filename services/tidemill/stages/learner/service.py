@@ -206,7 +206,7 @@ class Learner(Processor):
             except VersionsError as error:
                 self._give_up(candidate.name, str(error))
         for run in (self.training, *self.candidates.values()):
-            written |= self._publish(self._signed_anew(run), emit)
+            written |= self._publish(self._signed_again(run), emit)
         self.has_written |= written
         return written
 
@@ -280,7 +280,7 @@ class Learner(Processor):
             return
         candidate.at = end
 
-    def _signed_anew(self, run: TrainingRun) -> Manifest | None:
+    def _signed_again(self, run: TrainingRun) -> Manifest | None:
         """Return a model's newest manifest with the new key where the key was changed: it vouches for all before it."""
         if run.newest is None or self.registry.chains.is_by_present_key(run.name):
             return None

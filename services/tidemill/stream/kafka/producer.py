@@ -244,11 +244,18 @@ class Sender:
         if error is not None:
             self._failed = error
 
-    def send(self, topic: str, value: bytes, key: bytes | None = None, headers: Headers | None = None) -> None:
-        """Send one record; waits while the queue is full."""
+    def send(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None = None,
+        headers: Headers | None = None,
+        partition: int = -1,
+    ) -> None:
+        """Send one record, by default to its key's partition; waits while the queue is full."""
         while True:
             try:
-                self._client.produce(topic, value, key, headers=list(headers or []))
+                self._client.produce(topic, value, key, partition, headers=list(headers or []))
                 return
             except BufferError:
                 self._client.poll(0.05)

@@ -322,7 +322,7 @@ class MonitorService:
 
     def _publish_alert(self, alert: Alert) -> None:
         record = alert_record(alert)
-        self.sender.send(self.signed.topic, self.signed.sign(record), record["id"].encode())
+        self.sender.send(self.signed.topic, self.signed.sign(record), record["id"].encode(), partition=0)
         if alert.state != "continuing":
             log.warning(alert.message, extra={"alert": record["id"], "state": alert.state})
 

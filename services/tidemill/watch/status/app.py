@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from tidemill import __version__
-from tidemill.errors import BrokerError, StoreError
+from tidemill.errors import BrokerError, SettingsError, StoreError, UnknownOutcome
 from tidemill.offline.lookup import TooFarBackError
 from tidemill.watch.status.edge import Edge, Hosts
 from tidemill.watch.status.parts import Parts
@@ -32,7 +32,7 @@ def build(parts: Parts, hosts: Sequence[str] = ()) -> FastAPI:
     )
     app.state.parts = parts
     app.add_middleware(Edge, hosts=Hosts(hosts), count_refused=parts.access.count_refused)
-    for error in (BrokerError, StoreError):
+    for error in (BrokerError, StoreError, SettingsError):
         app.exception_handler(error)(_unavailable)
     app.exception_handler(RequestValidationError)(_invalid)
     for room in (health, overview, models, quality, lookups):
@@ -53,5 +53,5 @@ async def _invalid(_: Request, error: RequestValidationError) -> Response:
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:
-    code = 504 if isinstance(error, TooFarBackError) else 503
+    code = 504 if isinstance(error, TooFarBackError | UnknownOutcome) else 503
     return Response(json.dumps({"detail": str(error)}), code, media_type="application/json")

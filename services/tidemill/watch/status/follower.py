@@ -119,7 +119,7 @@ class TopicFollower(threading.Thread):
         with self.lock:
             self._chains[topic] = chains
             for content in contents:
-                handler(_fields(content))
+                handler(_fields(content, verified=codec.keys is not None))
 
     def _refuse(self, record: Record, error: RefusedError) -> None:
         refused = {"topic": record.topic(), "offset": record.offset(), "reason": error.reason, "why": str(error)}
@@ -133,7 +133,8 @@ class TopicFollower(threading.Thread):
                 return
             content = self._chains[record.topic()].take(record)
             if content is not None:
-                self._signed[record.topic()][1](_fields(content))
+                codec, handler = self._signed[record.topic()]
+                handler(_fields(content, verified=codec.keys is not None))
         except Exception as error:  # one bad record must not stop the others
             log.error(
                 "record can't be read",
@@ -221,10 +222,10 @@ class TopicFollower(threading.Thread):
             return [windows[start] for start in sorted(windows)[-last:]]
 
 
-def _fields(content: Any) -> dict[str, Any]:
-    """Return what is shown of a signed record."""
+def _fields(content: Any, *, verified: bool = False) -> dict[str, Any]:
+    """Return what is shown of a signed record; `verified` is whether its signature was checked."""
     fields = content if isinstance(content, dict) else dataclasses.asdict(content)
-    return {name: value for name, value in fields.items() if name != "signature"}
+    return {name: value for name, value in fields.items() if name != "signature"} | {"verified": verified}
 
 
 def letter_as_dict(record: Record) -> dict[str, Any]:

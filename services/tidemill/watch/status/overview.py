@@ -115,7 +115,7 @@ class Overview:
             {"name": name, "champion": name == champion}
             | {
                 field: known[name][field] if name in known else None
-                for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri")
+                for field in ("version", "examples", "created_at", "metrics", "hyperparameters", "uri", "verified")
             }
             for name in (*self.pipeline.model_names, *self.follower.candidates)
         ]
@@ -286,6 +286,7 @@ class Overview:
             "version": None,
             "by": "declaration",
             "why": "the declared champion",
+            "verified": True,
             "compared": [],
         }
         rows = [
@@ -296,6 +297,7 @@ class Overview:
                 "version": decision["subject"]["version"] or None,
                 "by": decision["by"],
                 "why": decision["why"],
+                "verified": decision["verified"],
                 "compared": compared(decision, previous) if decision["evidence"] else [],
                 "decision": decision,
             }

@@ -6,14 +6,14 @@ import asyncio
 import json
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from fastapi import Depends, HTTPException, Request
 
-from tidemill.limits import ENTITY_LOOKUPS, LOG_LOOKUPS, Limit
+from tidemill.limits import ENTITY_LOOKUPS, LOG_LOOKUPS, STATUS_CHANGES, STATUS_COMMANDS, Limit
 from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import ModelRef
 from tidemill.tokens import Holder
@@ -45,6 +45,29 @@ class OverviewJson:
             return self._text
 
 
+class AcceptedCommands:
+    """The commands that were written lately, by their ids: one that is sent again is not written again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._commands: OrderedDict[str, tuple[str, CommandRequest]] = OrderedDict()
+
+    def is_repeated(self, request: CommandRequest, by: str) -> bool:
+        """Return whether this very command was written. Raises HTTPException where its id is another one's."""
+        with self._lock:
+            earlier = self._commands.get(request.id)
+        if earlier is not None and earlier != (by, request):
+            raise HTTPException(409, f"id {request.id!r} is that of another command: choose a new one")
+        return earlier is not None
+
+    def add(self, request: CommandRequest, by: str) -> None:
+        """Take note of a command that was written."""
+        with self._lock:
+            self._commands[request.id] = by, request
+            if len(self._commands) > STATUS_COMMANDS.max:
+                self._commands.popitem(last=False)
+
+
 @dataclass
 class Parts:
     """What the application is made of."""
@@ -61,8 +84,11 @@ class Parts:
     streams: Counter[str] = field(default_factory=Counter, init=False)
     log_lookups: threading.Semaphore = field(init=False)
     entity_lookups: threading.Semaphore = field(init=False)
+    changes: threading.Semaphore = field(init=False)
+    accepted: AcceptedCommands = field(init=False)
 
     def __post_init__(self) -> None:
+        self.changes, self.accepted = threading.BoundedSemaphore(STATUS_CHANGES.max), AcceptedCommands()
         self.overview_json = OverviewJson(self.overview.as_dict)
         self.log_lookups = threading.BoundedSemaphore(LOG_LOOKUPS.max)
         self.entity_lookups = threading.BoundedSemaphore(ENTITY_LOOKUPS.max)
@@ -99,6 +125,16 @@ def limit_entity_lookups(parts: FromApp) -> Iterator[None]:
         yield
     finally:
         parts.entity_lookups.release()
+
+
+def limit_changes(parts: FromApp) -> Iterator[None]:
+    """Refuse a command or an acknowledgement while too many wait for Kafka."""
+    if not parts.changes.acquire(blocking=False):
+        refuse(STATUS_CHANGES)
+    try:
+        yield
+    finally:
+        parts.changes.release()
 
 
 async def in_log(parts: Parts, request: Request, search: Callable[[Callable[[], bool]], T]) -> T:

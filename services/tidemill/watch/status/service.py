@@ -14,6 +14,7 @@ import logging
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ from tidemill.registry.decisions import Command, ModelRef, commands
 from tidemill.registry.signing import LogWriter
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.kafka.producer import Sender
+from tidemill.stream.kafka.certain import CertainSender
 from tidemill.watch.status.access import Access
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
@@ -117,9 +118,10 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
     follower, scraper = TopicFollower(broker, pipeline, settings.keyring()), Scraper(settings.services)
     dependencies = Dependencies(broker, store, follower)
-    keys, sender = settings.keyring("status"), Sender(settings.brokers, settings.kafka)
-    # Each process has chains of its own, by the instance's name; requests come in several threads.
-    name, writing = f"status-{settings.instance}", threading.Lock()
+    # A name of this process's own: several instances would fence each other off.
+    sender = CertainSender(settings.brokers, f"{pipeline.name}.status.{uuid.uuid4().hex}", settings.kafka)
+    # Each process has chains of its own, by the instance's name.
+    keys, name = settings.keyring("status"), f"status-{settings.instance}"
     sent_commands = LogWriter(commands(pipeline, keys), broker, name)
     sent_alerts = LogWriter(alerts(pipeline, keys), broker, name)
 
@@ -133,19 +135,23 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
         if known is None:
             return  # resolved meanwhile
         record = known | {"state": "acknowledged", "by": by, "message": why}
-        with writing:
+
+        def sign() -> bytes:
             sent_alerts.begin()
-            sender.send(sent_alerts.topic, sent_alerts.sign(record, "acknowledgement"), alert.encode())
-            sender.flush()
+            return sent_alerts.sign(record, "acknowledgement")
+
+        sender.send(sent_alerts.topic, sign, alert.encode())
 
     def ask(request: CommandRequest, target: ModelRef, by: str) -> None:
         now = int(time.time() * 1000)
         begin = request.begin if request.kind == "train" else 0
         command = Command(request.id, request.kind, target, request.steps, begin, by, request.why, now)
-        with writing:
+
+        def sign() -> bytes:
             sent_commands.begin()
-            sender.send(sent_commands.topic, sent_commands.sign(command), request.id.encode())
-            sender.flush()
+            return sent_commands.sign(command)
+
+        sender.send(sent_commands.topic, sign, request.id.encode())
 
     parts = Parts(
         follower=follower,

@@ -100,6 +100,15 @@ export function updateTroubles(root, snapshot) {
       why: s.why,
     });
   }
+  const [refused, ...others] = snapshot.refused ?? [];
+  if (refused)
+    problems.push({
+      key: "refused",
+      state: "behind",
+      who: `${count(others.length + 1)}${others.length >= 99 ? " or more" : ""} signed ${others.length ? "records" : "record"}`,
+      word: "refused",
+      why: `${refused.topic} at ${count(refused.offset)}: ${refused.why}`,
+    });
   root.hidden = !problems.length;
   keyed(
     root,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, Depends, HTTPException
 
 from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.tokens import Role
 from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import CommandId, CommandRequest, ModelName, problems
-from tidemill.watch.status.parts import FromApp, FromToken, Parts
+from tidemill.watch.status.parts import FromApp, FromToken, Parts, limit_changes
 
 router = APIRouter(prefix="/api", tags=["models"], route_class=GuardedRoute)
 
@@ -43,17 +43,26 @@ def promotions(parts: FromApp) -> list[dict[str, Any]]:
 @router.post(
     "/commands",
     status_code=202,
-    responses=problems(401, 403, 413, 421, 422, 429, 503),
+    dependencies=[Depends(limit_changes)],
+    responses=problems(401, 403, 409, 413, 421, 422, 429, 503, 504),
 )
 @needs(Role.OPERATOR)
 def command(request: CommandRequest, parts: FromApp, holder: FromToken) -> dict[str, Any]:
-    """Ask the gate to promote, roll back, pin, unpin, train or reset. The same id is carried out once."""
+    """Ask the gate to promote, roll back, pin, unpin, train or reset. The same id is carried out once.
+
+    503: it was not given, nor will it be carried out later. 504: that is not known; send it again with the same id.
+    """
     try:
         target = ModelRef.of(request.target) if request.target else NOBODY
     except ValueError as error:
         raise HTTPException(422, f"target {error}") from None
-    if parts.follower.decision_on(request.id) is None:
-        parts.ask(request, target, holder.name)
+    if not parts.accepted.is_repeated(request, holder.name):
+        decision = parts.follower.decision_on(request.id)
+        if decision is None:
+            parts.ask(request, target, holder.name)
+            parts.accepted.add(request, holder.name)
+        elif decision["by"] != holder.name:
+            raise HTTPException(409, f"id {request.id!r} is that of another command: choose a new one")
     return _answer(request.id, parts)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, Depends, HTTPException, Query
 
 from tidemill.tokens import Role
 from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import Acknowledgement, AlertId, WindowCount, problems
 from tidemill.watch.status.overview import EXAMPLES, PREDICTIONS
-from tidemill.watch.status.parts import FromApp, FromToken
+from tidemill.watch.status.parts import FromApp, FromToken, limit_changes
 
 router = APIRouter(prefix="/api", tags=["quality"], route_class=GuardedRoute)
 
@@ -57,7 +57,8 @@ def alerts(parts: FromApp) -> dict[str, Any]:
 
 @router.post(
     "/alerts/{alert:path}/acknowledge",
-    responses=problems(401, 403, 404, 413, 421, 429, 503),
+    dependencies=[Depends(limit_changes)],
+    responses=problems(401, 403, 404, 413, 421, 429, 503, 504),
 )
 @needs(Role.OPERATOR)
 def acknowledge(alert: AlertId, acknowledgement: Acknowledgement, parts: FromApp, holder: FromToken) -> dict[str, str]:
@@ -86,3 +87,10 @@ def dead_letters(
     with parts.follower.lock:
         latest = [letter for letter in parts.follower.letters if reason is None or letter["reason"] == reason]
     return parts.overview.dead_letters() | {"latest": latest[:limit]}
+
+
+@router.get("/refused-records")
+@needs(Role.VIEWER)
+def refused_records(parts: FromApp) -> list[dict[str, Any]]:
+    """Signed records (models, decisions, alerts) that were refused, the latest first: where they are, and why."""
+    return parts.overview.refused()

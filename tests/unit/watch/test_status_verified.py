@@ -1,0 +1,100 @@
+"""What the status service shows is verified, with public keys alone; what was refused is shown as refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from signing_keys import KEY
+from site_by_hand import FLIGHTS, RECORDS, Site, alert, decision
+
+from tidemill.keys import Keyring
+from tidemill.registry.alerts import alerts
+from tidemill.registry.decisions import decisions
+from tidemill.registry.signing import NO_HEAD, Chains, SignedCodec
+from tidemill.stream.memory import MemoryRecord
+from tidemill.watch.status.follower import TopicFollower
+from tidemill.wire import topics
+
+OTHER = Keyring.generate()
+
+
+@pytest.fixture
+def site() -> Site:
+    """A site that has public keys alone, and no record yet."""
+    site = Site()
+    follower = TopicFollower(site.follower.broker, FLIGHTS, KEY.verifier())
+    for topic, (codec, _) in follower._signed.items():
+        follower._chains[topic] = Chains(codec, follower._refuse)
+    parts = site.app.state.parts
+    site.follower = parts.follower = parts.overview.follower = follower
+    return site
+
+
+def signed(codec: SignedCodec[Any], data: bytes, **how: Any) -> bytes:
+    return codec.sign(codec.parse(data), NO_HEAD, **how)
+
+
+def arrives(site: Site, topic: Any, data: bytes, key: bytes = b"k", offset: int = 0) -> None:
+    name = topic.name(FLIGHTS.name)
+    site.follower._handle(MemoryRecord(name, data, key, 1000, partition=0, offset=offset))
+
+
+def test_what_a_key_of_ours_has_signed_is_shown_as_verified(site: Site) -> None:
+    arrives(site, topics.PROMOTIONS, signed(decisions(FLIGHTS, KEY), decision()))
+    arrives(site, topics.ALERTS, signed(alerts(FLIGHTS, KEY), alert(), chain="monitor"))
+    promoted, declared = site.get("/api/promotions")
+    assert (promoted["kind"], promoted["verified"], promoted["decision"]["verified"]) == ("promoted", True, True)
+    assert declared["verified"] is True
+    assert [one["verified"] for one in site.get("/api/alerts")["alerts"]] == [True]
+    assert site.get("/api/refused-records") == []
+
+
+@pytest.mark.parametrize("how", ["unsigned", "another's key", "altered", "damaged", "another pipeline's"])
+def test_what_is_forged_is_not_shown_but_said_to_be_refused(site: Site, how: str) -> None:
+    codec, data = decisions(FLIGHTS, KEY), decision(champion="slow@70")
+    record = {
+        "unsigned": lambda: data,
+        "another's key": lambda: signed(decisions(FLIGHTS, OTHER), data),
+        "altered": lambda: RECORDS.decision.encode(
+            RECORDS.decision.decode(signed(codec, data)) | {"why": "something else"}
+        ),
+        "damaged": lambda: signed(codec, data)[:-3],
+        "another pipeline's": lambda: codec.sign(codec.parse(data), NO_HEAD),
+    }[how]()
+    if how == "another pipeline's":
+        elsewhere = decisions(FLIGHTS, KEY)
+        elsewhere.pipeline = "other"
+        record = signed(elsewhere, data)
+    arrives(site, topics.PROMOTIONS, record, offset=7)
+    assert [row["kind"] for row in site.get("/api/promotions")] == ["declared"]
+    assert site.get("/api/overview")["champion"] == FLIGHTS.champion
+    (refused,) = site.get("/api/refused-records")
+    assert (refused["topic"], refused["offset"]) == ("flights.promotions", 7)
+    assert refused["reason"] in ("forged", "damaged", "foreign")
+    assert site.get("/api/overview")["refused"] == [refused]
+
+
+def test_a_forged_acknowledgement_silences_no_alert(site: Site) -> None:
+    arrives(site, topics.ALERTS, signed(alerts(FLIGHTS, KEY), alert(), chain="monitor"))
+    arrives(site, topics.ALERTS, alert(state="acknowledged", by="anna"), offset=1)
+    arrives(site, topics.ALERTS, signed(alerts(FLIGHTS, OTHER), alert(state="resolved"), chain="monitor"), offset=2)
+    (open_,) = site.get("/api/alerts")["alerts"]
+    assert (open_["acknowledged"], open_["verified"]) == (False, True)
+    assert [refused["offset"] for refused in site.get("/api/refused-records")] == [2, 1]
+
+
+def test_without_keys_nothing_is_called_verified() -> None:
+    site = Site()
+    site.tell(topics.PROMOTIONS, decision())
+    assert site.get("/api/promotions")[0]["verified"] is False
+
+
+def test_however_many_records_are_refused_few_are_kept(site: Site) -> None:
+    for offset in range(500):
+        arrives(site, topics.PROMOTIONS, b"damaged", offset=offset)
+    refused = site.get("/api/refused-records")
+    assert len(refused) <= 100
+    assert refused[0]["offset"] == 499
+    json.dumps(site.get("/api/overview"), allow_nan=False)
