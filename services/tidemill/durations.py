@@ -25,6 +25,16 @@ def milliseconds(text: str) -> int:
     return int(form[1]) * _UNITS[form[2]]
 
 
+def duration(ms: int) -> str:
+    """Return a duration as `milliseconds` reads it, in the largest unit that it is a whole number of.
+
+    >>> duration(360_000)
+    '6m'
+    """
+    size, unit = max((size, unit) for unit, size in _UNITS.items() if ms % size == 0)
+    return f"{ms // size}{unit}"
+
+
 def approximate(ms: int) -> str:
     """Return a number of milliseconds as people say it: three digits, and the largest unit of which it has two.
 

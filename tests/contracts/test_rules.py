@@ -25,7 +25,7 @@ from tidemill.testing import check_rule
 from tidemill.wire.records import Records
 
 NOW = 1_357_100_000_000
-AT = NOW - 3_600_000
+AT = NOW - 7_200_000
 HOUR = 3_600_000
 
 

@@ -45,6 +45,7 @@ SIGNING = "tests/unit/registry/test_signing.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
 PROMISES = "tests/contracts/test_promises.py"
+WATERMARK, AHEAD = "tests/unit/test_watermark.py", "tests/faults/test_times_ahead.py"
 WHOLE = (CRASH, LOOP, "tests/contracts", "tests/faults", "tests/system/test_whole.py")
 
 
@@ -446,6 +447,63 @@ MUTANTS = (
         "if offset > 1 << 62:",
         (f"{LOOP}::test_a_store_that_is_ahead_of_what_is_committed_is_not_believed",),
     ),
+    # Event time: what most records say.
+    Mutant(
+        "one-record-moves-time", "the watermark is the highest time of any record",
+        "watermark.py",
+        "if time <= self._limit:\n                self.time = time",
+        "self.time = time",
+        (WATERMARK, AHEAD),
+    ),
+    Mutant(
+        "few-move-time", "half of the recent records are enough to move the watermark",
+        "watermark.py",
+        "QUORUM_RECORDS = 24",
+        "QUORUM_RECORDS = 16",
+        (WATERMARK, AHEAD),
+    ),
+    Mutant(
+        "time-crept-ahead", "each record may be ahead of the watermark, not of what most have reached",
+        "watermark.py",
+        "self.time = time\n\n    def _ask",
+        "self.time, self._limit = time, time + self.slack\n\n    def _ask",
+        (WATERMARK, AHEAD),
+    ),
+    Mutant(
+        "watermark-not-restored", "a joiner's watermark begins anew at a restart",
+        "stages/joiner/join.py",
+        "self.labels = self._watermark(state)",
+        "self.labels = self._watermark(())",
+        ("tests/unit/stages/test_join_definition.py", AHEAD),
+    ),
+    Mutant(
+        "view-watermark-not-restored", "a view's watermark begins anew at a restart",
+        "features/views.py",
+        "self._watermark = Watermark(self._watermark.slack, watermark)",
+        "self._watermark = Watermark(self._watermark.slack)",
+        (AHEAD,),
+    ),
+    Mutant(
+        "tile-ahead-drops-others", "an event far ahead drops its entity's tiles",
+        "features/tiles.py",
+        "self._drop(min(starts[-1], watermark // plan.every) - plan.tiles_kept)",
+        "self._drop(starts[-1] - plan.tiles_kept)",
+        (AHEAD,),
+    ),
+    Mutant(
+        "any-time-ahead", "what may be ahead of the clock does not depend on what it could end",
+        "declare/pipeline.py",
+        "min(milliseconds(FUTURE_TOLERANCE), min(ends) // SLACK_PART)",
+        "milliseconds(FUTURE_TOLERANCE)",
+        ("tests/faults/test_clocks.py",),
+    ),
+    Mutant(
+        "warning-taken-for-a-guard", "a rule that only warns of times ahead takes the guard's place",
+        "declare/pipeline.py",
+        " and not rule.warn]",
+        "]",
+        ("tests/faults/test_clocks.py",),
+    ),
     # Views of other entities.
     Mutant(
         "update-counted-again", "the materializer counts updates that its store has already",
@@ -457,8 +515,8 @@ MUTANTS = (
     Mutant(
         "stale-view-served", "the featurizer takes a view that is not whole",
         "features/lookup.py",
-        "if shape != plan.shape or until > now:",
-        "if shape == note:",
+        "for name, begin in self.complete_from.items() if begin > now)]",
+        "for name, begin in self.complete_from.items() if begin > 1 << 62)]",
         (OTHERS,),
     ),
     Mutant(
@@ -486,8 +544,8 @@ MUTANTS = (
     Mutant(
         "unread-store-as-emptied", "what a store holds that could not be read is overwritten by less",
         "features/views.py",
-        "if shape == state.plan.shape and until < state.partial_until:",
-        "if shape == state.plan.shape and until < 0:",
+        "if note.shape == state.plan.shape and note.until < state.partial_until:",
+        "if note.shape == state.plan.shape and note.until < 0:",
         (f"{AWAY}::test_where_the_log_was_cut_the_store_that_is_back_is_loaded_and_not_overwritten",),
     ),
     Mutant(

@@ -24,6 +24,7 @@ REPORT = ROOT / "docs" / "faults.md"
 SMALL = {
     "tests/faults/test_values.py": "NaN, infinities, 1e308 in every field: none reaches `learn_one`, all scores finite",
     "tests/faults/test_clocks.py": "producers' clocks a day off: no watermark jumps, the far future is quarantined",
+    "tests/faults/test_times_ahead.py": "records far ahead, up to 23 of 32 in a row: all others' outcomes, features and windows equal",
     "tests/faults/test_disorder.py": "late, out-of-order and duplicate events equal the batch oracle, each is counted",
     "tests/faults/test_join_machine.py": "labels delayed, doubled, contradictory, unknown, never: a state machine with crashes",
     "tests/faults/test_artifacts.py": "artifacts: 1,000 byte flips refused before unpickling; store full or torn",

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from join_definition import Asked, T, Told, by_definition, held
+from join_definition import Asked, Make, T, Told, by_definition, held, highest, three_of_four
 
 from tidemill import Monitor, load, number
 from tidemill.errors import Aborted
@@ -38,6 +38,7 @@ from tidemill.wire.records import Records
 
 PIPELINE = dataclasses.replace(
     load("delays"),
+    rules=[],
     label_timeout=f"{T}ms",
     partitions=1,
     request={"distance": number("distance")},
@@ -121,9 +122,9 @@ class Broker(MemoryBroker):
         return made
 
 
-def expected_of(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter[Any], int, int]:
+def expected_of(log: Sequence[Asked], labels: Sequence[Told], make: Make) -> tuple[Counter[Any], int, int]:
     """Return the definition's outcomes as the topics show them, how many events wait for a label, how many labels wait."""
-    outcomes, pending, waiting = by_definition(log, labels)
+    outcomes, pending, waiting = by_definition(log, labels, make)
 
     def shown(kind: str, first: int, *second: int) -> tuple[Any, ...]:
         if kind == "repeated":
@@ -151,8 +152,9 @@ class JoinMachine(RuleBasedStateMachine):
     seen: ClassVar[Counter[str]] = Counter()
     """What happened over all runs: the test asserts that each kind of thing did."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(make=st.sampled_from([highest, three_of_four]))
+    def begin(self, make: Make) -> None:
+        self.make = make
         self.now = 100
         self.asked: list[Asked] = []
         self.told: list[Told] = []
@@ -162,7 +164,7 @@ class JoinMachine(RuleBasedStateMachine):
 
     def start(self) -> None:
         """Be a new process."""
-        service = joiner.build(PIPELINE)
+        service = joiner.build(PIPELINE, self.make)
         self.loop = Loop(service, self.broker, interval=0.0, sleep=lambda _: None)
         self.producer = self.broker.producer(self.loop.instance)
         self.consumer = self.broker.consumer(service.group, service.topics, self.loop.instance)
@@ -259,16 +261,16 @@ class JoinMachine(RuleBasedStateMachine):
     @rule(seed=SEEDS)
     def long_after(self, seed: int) -> None:
         """Time moves on for everybody: what was kept is let go, however it all went before."""
-        for _ in range(3):
-            self.now += 10 * T
+        for step in range(6):
+            self.now += 10 * T if step < 3 else 0  # at the end the watermarks have reached the last records
             self.strangers += 1
             self.ask(Asked(f"later{self.strangers}", self.now))
             self.tell(Told(f"nobody{self.strangers}", self.now, 0.0), "unknown")
         for _ in range(3):
             self.turn(seed)
         assert self.positions() == (len(self.asked), len(self.told))
-        assert held(self.join) <= 10
-        assert (self.join.pending, self.join.waiting_labels) == (1, 1)
+        assert held(self.join) <= 40
+        assert (self.join.pending, self.join.waiting_labels) == (4, 4)
         self.seen["flat"] += 1
 
     # What must hold.
@@ -302,7 +304,7 @@ class JoinMachine(RuleBasedStateMachine):
             return
         log, labels = self.positions()
         out = self.outcomes()
-        expected, pending, waiting = expected_of(self.asked[:log], self.told[:labels])
+        expected, pending, waiting = expected_of(self.asked[:log], self.told[:labels], self.make)
         assert out == expected
         kinds = Counter(outcome[0] for outcome in out)
         assert set(out.values()) <= {1}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tidemill.stages.joiner.join import NEVER, Event, Join
+from tidemill.stages.joiner.join import Event, Join
+from tidemill.watermark import SLACK_PART, State, Watermark
 
 T = 10
 """The label timeout of all tests of the join, in ms."""
@@ -36,13 +37,30 @@ def chained(join: Join) -> Iterator[Event]:
             found = found.later
 
 
-def by_definition(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter[tuple[Any, ...]], set[int], set[int]]:
+Make = Callable[[int, State], Watermark]
+
+
+def highest(slack: int, state: State = ()) -> Watermark:
+    """The watermark that any record moves: with it few records show all that can happen."""
+    return Watermark(slack, state, recent=1, quorum=1)
+
+
+def three_of_four(slack: int, state: State) -> Watermark:
+    """A watermark that most records move, of few enough records that small cases meet it."""
+    return Watermark(slack, state, recent=4, quorum=3)
+
+
+def by_definition(
+    log: Sequence[Asked], labels: Sequence[Told], make: Make = highest
+) -> tuple[Counter[tuple[Any, ...]], set[int], set[int]]:
     """Return the outcomes of two prefixes of the logs, the events that wait for a label, and the labels that wait.
 
     Records are named by their offsets, an outcome is (kind, offsets). As joiner/join.py says it, over all pairs.
     """
     out: Counter[tuple[Any, ...]] = Counter()
-    log_marks, label_marks = watermarks(log), watermarks(labels)
+    log_ends, label_ends = watermarks(log, make), watermarks(labels, make)
+    log_marks = [max(mark, event.time) for mark, event in zip(log_ends, log, strict=True)]
+    label_marks = [max(mark, label.time) for mark, label in zip(label_ends, labels, strict=True)]
     events: list[int] = []
     for a, event in enumerate(log):
         if any(log[e].id == event.id and log_marks[a] <= log[e].time + T for e in events):
@@ -58,7 +76,7 @@ def by_definition(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter
         )  # fmt: skip
         a = next(belongs, None)
         if a is None:
-            if log and log_marks[-1] > label.time + T:
+            if log and log_ends[-1] > label.time + T:
                 out["unmatched", b] += 1
             else:
                 waiting.add(b)
@@ -68,17 +86,17 @@ def by_definition(log: Sequence[Asked], labels: Sequence[Told]) -> tuple[Counter
             given_to[a] = b
             out["joined", a, b] += 1
     left = [a for a in events if a not in given_to]
-    expired = {a for a in left if labels and label_marks[-1] > log[a].time + T}
+    expired = {a for a in left if labels and label_ends[-1] > log[a].time + T}
     out.update(("expired", a) for a in expired)
     return out, set(left) - expired, waiting
 
 
-def watermarks(records: Sequence[Asked | Told]) -> list[int]:
+def watermarks(records: Sequence[Asked | Told], make: Make = highest) -> list[int]:
     """Return the watermark after each record."""
-    found, mark = [], NEVER
+    mark, found = make(T // SLACK_PART, ()), []
     for record in records:
-        mark = max(mark, record.time)
-        found.append(mark)
+        mark.add(record.time)
+        found.append(mark.time)
     return found
 
 

@@ -157,7 +157,7 @@ def test_what_can_not_be_known_is_refused_and_the_doctor_says_the_same(running, 
     wrong = [finding for finding in findings if finding["level"] == "wrong"]
     assert code == 1
     assert {finding["what"].partition(":")[0] for finding in wrong} == {"scorer", "featurizer"}
-    assert all("tidemill offsets set" in finding["mend"] for finding in wrong)
+    assert all("tidemill offsets set" in finding["fix"] for finding in wrong)
 
     # A setting that eats records.
     examples = ConfigResource(ResourceType.TOPIC, run.name(topics.EXAMPLES))

@@ -46,9 +46,10 @@ from tidemill.declare.stream import Stream
 from tidemill.declare.tasks import TASKS, Task
 from tidemill.declare.training import Training
 from tidemill.declare.view import View
-from tidemill.durations import milliseconds
+from tidemill.durations import duration, milliseconds
 from tidemill.rules import EARLIEST_TIME, FUTURE_TOLERANCE, Rule, not_after_now, not_before
 from tidemill.tables import Lookup, Table
+from tidemill.watermark import SLACK_PART
 
 _Rules = Sequence[Annotated[Is[Rule], Field(description="a rule of tidemill.rules")]]
 _REQUEST = "the name of an event field or a function of the event, as in number('distance'),"
@@ -132,6 +133,8 @@ class Pipeline:
             fail("task", f"{self.task!r} is not a task: expected one of {', '.join(TASKS)}")
         self._check_inputs(fail)
         self._check_features(fail)
+        self._check_guards("rules", self.rules, self.events, fail)
+        self._check_guards("label_rules", self.label_rules, self.labels, fail)
         self._check_models(fail)
         views, metrics = [view.label for view in self.views], self._metric_names(fail)
         self.monitor.check(self.vector, views, metrics, fail)
@@ -220,12 +223,42 @@ class Pipeline:
     @property
     def event_checks(self) -> tuple[Rule, ...]:
         """The rules for events: the declared ones, and those for their time that the declaration does not have."""
-        return _guarded(self.rules, self.events)
+        return self._guarded(self.rules, self.events)
 
     @property
     def label_checks(self) -> tuple[Rule, ...]:
         """The rules for labels: the declared ones, and those for their time that the declaration does not have."""
-        return _guarded(self.label_rules, self.labels)
+        return self._guarded(self.label_rules, self.labels)
+
+    @cached_property
+    def future_tolerance(self) -> str:
+        """How far the times of events and labels may lie ahead of this machine's clock, where no rule says less.
+
+        It is a tenth of the shortest of the views' windows, their `expires` and the label timeout, an hour at most:
+        what is ahead by less ends nothing early by more than a tenth.
+        """
+        ends = [self.label_timeout_ms, *(a.window_ms for view in self.views for a in view.flat)]
+        ends += [milliseconds(view.expires) for view in self.views if view.expires]
+        return duration(max(1, min(milliseconds(FUTURE_TOLERANCE), min(ends) // SLACK_PART)))
+
+    def _guarded(self, declared: Sequence[Rule], stream: Stream) -> tuple[Rule, ...]:
+        defaults = [] if _guards(declared, stream.time) else [not_after_now(stream.time, self.future_tolerance)]
+        names = {rule.name for rule in declared if rule.field == stream.time}
+        if not stream.logical_types[stream.time] and "not_before" not in names:
+            defaults.insert(0, not_before(stream.time, EARLIEST_TIME))
+        return (*declared, *defaults)
+
+    def _check_guards(self, where: str, declared: Sequence[Rule], stream: Stream, fail: Fail) -> None:
+        """Check that no rule lets times pass that are further ahead of the clock than the pipeline bears."""
+        for rule in _guards(declared, stream.time):
+            if rule.names["slack"] > milliseconds(self.future_tolerance):
+                fail(
+                    f"{where}: not_after_now",
+                    f"{stream.time!r} may be {duration(rule.names['slack'])} ahead of the clock, where at most "
+                    f"{self.future_tolerance} was expected: a tenth of the shortest window or of label_timeout, an "
+                    f"hour at most. Declare not_after_now({stream.time!r}, {self.future_tolerance!r}), longer windows, "
+                    f"or a longer label_timeout",
+                )
 
     @staticmethod
     def parts(name: str) -> tuple[str, int]:
@@ -328,9 +361,6 @@ class Pipeline:
         return lambda record: record[source]
 
 
-def _guarded(declared: Sequence[Rule], stream: Stream) -> tuple[Rule, ...]:
-    names = {rule.name for rule in declared if rule.field == stream.time}
-    defaults = [not_after_now(stream.time, FUTURE_TOLERANCE)]
-    if not stream.logical_types[stream.time]:
-        defaults.insert(0, not_before(stream.time, EARLIEST_TIME))
-    return (*declared, *(rule for rule in defaults if rule.name not in names))
+def _guards(rules: Sequence[Rule], time: str) -> list[Rule]:
+    """Return the rules that refuse what is ahead of the clock; one that only warns guards nothing."""
+    return [rule for rule in rules if rule.name == "not_after_now" and rule.field == time and not rule.warn]

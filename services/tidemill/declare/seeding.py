@@ -18,7 +18,7 @@ def seed(model: Any, *content: str) -> list[str]:
     for part in _parts(model):
         if "seed" in part._get_params() and part.seed is None:
             digest = hashlib.sha256("\0".join([*content, str(len(seeded))]).encode()).digest()
-            # Made anew: some draw from the seed when they are made, and keep what they drew.
+            # Made again: some draw from the seed when they are made, and keep what they drew.
             made = part.clone({"seed": int.from_bytes(digest[:4], "big") >> 1})
             part.__dict__.clear()
             part.__dict__.update(made.__dict__)

@@ -61,10 +61,11 @@ def record_of(fields: list[Field], given: Any, path: str, schema: str) -> dict[s
     """Return a JSON object as a record. Raises Reject for a field missing or unknown, MismatchError for a value."""
     if not isinstance(given, dict):
         raise MismatchError(path, given, "an object")
-    record = {}
+    record, take = {}, given.get
     for name, convert, has_default, default in fields:
-        if name in given:
-            record[name] = convert(given[name], f"{path}.{name}" if path else name)
+        value = take(name, given)
+        if value is not given:  # which no value of it can be
+            record[name] = convert(value, f"{path}.{name}" if path else name)
         elif has_default:
             record[name] = default
         else:
@@ -200,11 +201,14 @@ def _branch_name(branch: Any) -> str:
 
 
 def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
-    converters = [(_branch_name(branch), _converter(branch, named)) for branch in branches]
+    may_be_null = "null" in branches
+    converters = [(_branch_name(one), _converter(one, named)) for one in branches if one != "null"]
     expected = " or ".join(schema_files.primitive(branch, named) for branch in branches)
-    is_optional = sum(name != "null" for name, _ in converters) == 1
+    is_optional = len(converters) == 1
 
     def convert(value: Any, path: str) -> Any:
+        if value is None and may_be_null:
+            return None
         given: list[tuple[str | None, Any]] = [(None, value)]
         if isinstance(value, dict) and len(value) == 1:
             (only,) = value
@@ -216,10 +220,22 @@ def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
                     try:
                         return branch(one, path)
                     except (MismatchError, Reject) as error:
-                        if wrapped is None and name != "null":
+                        if wrapped is None:
                             inside = error
         if inside is not None and is_optional and isinstance(value, (dict, list)):
             raise inside
         raise MismatchError(path, value, expected)
 
-    return convert
+    if not is_optional:
+        return convert
+    ((_, only_branch),) = converters
+
+    def optional(value: Any, path: str) -> Any:
+        if value is None and may_be_null:
+            return None
+        try:
+            return only_branch(value, path)
+        except (MismatchError, Reject):
+            return convert(value, path)  # it may be wrapped by the branch's name
+
+    return optional

@@ -26,27 +26,43 @@ PAUSE_SECONDS = 1.0
 
 @dataclass
 class RemoteLookup:
-    """What was read: entities by (view, entity), plans of the views that were complete, and names of the others."""
+    """What was read: entities by (view, entity), plans of the views that could be read, and names of the others.
+
+    `complete_from`: by view, from which event time (ms) on its windows lack nothing.
+    """
 
     entities: Mapping[tuple[str, str], Entity] = field(default_factory=dict)
     plans: Mapping[str, Plan] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
+    complete_from: Mapping[str, int] = field(default_factory=dict)
+
+    def stale_at(self, now: int) -> list[str]:
+        """Return the names of the views that can't be asked for event time `now` (ms)."""
+        return [*self.stale, *(name for name, begin in self.complete_from.items() if begin > now)]
 
 
 class RemoteViews(Protocol):
     """The views of other entities, as they are at this moment."""
 
-    def lookup(self, wanted: EntitiesByView, now: int) -> RemoteLookup:
-        """Return the state of the wanted entities; `now`: the latest event time (ms) that it is wanted for."""
+    def lookup(self, wanted: EntitiesByView) -> RemoteLookup:
+        """Return the state of the wanted entities."""
+
+
+def complete_from(plan: Plan, notes: Iterable[str | None]) -> int | None:
+    """Return the event time (ms) from which on a store holds all that a view's windows need; `notes` by partition.
+
+    None where it is of another declaration, or lacks a partition.
+    """
+    parsed = [read_note(note) for note in notes]
+    if any(note.shape != plan.shape for note in parsed):
+        return None
+    return max((note.until for note in parsed), default=0)
 
 
 def is_complete(plan: Plan, notes: Iterable[str | None], now: int) -> bool:
     """Whether a store holds all that a view's windows need at event time `now` (ms); `notes` are by partition."""
-    for note in notes:
-        shape, until = read_note(note)
-        if shape != plan.shape or until > now:
-            return False
-    return True
+    begin = complete_from(plan, notes)
+    return begin is not None and begin <= now
 
 
 class StoredRemoteViews:
@@ -59,8 +75,8 @@ class StoredRemoteViews:
         self.reader, self.partitions, self.clock = reader, partitions, clock
         self._away_until = float("-inf")
 
-    def lookup(self, wanted: EntitiesByView, now: int) -> RemoteLookup:
-        """Read them in one round trip; a view that is incomplete, or of another declaration, is stale."""
+    def lookup(self, wanted: EntitiesByView) -> RemoteLookup:
+        """Read them in one round trip; a view of another declaration, or one that lacks a partition, is stale."""
         began = self.clock()
         if began < self._away_until:
             return RemoteLookup(stale=list(self.plans))
@@ -76,7 +92,8 @@ class StoredRemoteViews:
         if self._away_until != float("-inf"):
             log.info("the online store can be read again")
             self._away_until = float("-inf")
-        complete = {name: plan for name, plan in self.plans.items() if is_complete(plan, notes[name], now)}
+        begins = {name: complete_from(plan, notes[name]) for name, plan in self.plans.items()}
+        complete = {name: plan for name, plan in self.plans.items() if begins[name] is not None}
         entities: dict[tuple[str, str], Entity] = {}
         for (name, entity), stored in tiles.items():
             if stored and name in complete:
@@ -84,7 +101,8 @@ class StoredRemoteViews:
                     entities[name, entity] = Entity.load(complete[name], stored)
                 except ValueError:  # columns of another declaration
                     del complete[name]
-        return RemoteLookup(entities, complete, [name for name in self.plans if name not in complete])
+        stale = [name for name in self.plans if name not in complete]
+        return RemoteLookup(entities, complete, stale, {name: begins[name] or 0 for name in complete})
 
 
 class InMemoryRemoteViews:
@@ -93,9 +111,8 @@ class InMemoryRemoteViews:
     def __init__(self, views: Views, partition: int = 0) -> None:
         self.views, self.partition = views, partition
 
-    def lookup(self, wanted: EntitiesByView, now: int) -> RemoteLookup:
+    def lookup(self, wanted: EntitiesByView) -> RemoteLookup:
         """Return what they hold."""
-        del now
         states = {state.plan.view.label: state for state in self.views.states[self.partition]}
         entities = {
             (name, entity): states[name].entities[entity]

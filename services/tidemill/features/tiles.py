@@ -15,6 +15,9 @@ from tidemill.aggregates.base import Column, Read, columns_of
 from tidemill.declare.view import View
 from tidemill.durations import milliseconds
 
+#: A watermark (ms) that no event is ahead of.
+ALWAYS = 2**62
+
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -116,14 +119,20 @@ class Entity:
         """The event time of its latest event, ms."""
         return int(self.columns["time"][-1])
 
-    def add(self, plan: Plan, now: int, event: Mapping[str, Any]) -> tuple[int, list[int]] | None:
-        """Add an event of time `now` (ms). Returns (its tile, tiles dropped for age), or None if too late."""
+    def add(
+        self, plan: Plan, now: int, event: Mapping[str, Any], watermark: int = ALWAYS
+    ) -> tuple[int, list[int]] | None:
+        """Add an event of time `now` (ms). Returns (its tile, tiles dropped for age), or None if too late.
+
+        Age is counted from the entity's newest tile, or from the watermark where the newest is ahead of that: an event
+        that is ahead ages no other one.
+        """
         tile = now // plan.every
         starts, columns = self.starts, self.columns
         if starts and tile == starts[-1]:
             i = len(starts) - 1
         else:
-            if starts and tile <= starts[-1] - plan.tiles_kept:
+            if starts and tile <= min(starts[-1], watermark // plan.every) - plan.tiles_kept:
                 return None
             i = bisect_left(starts, tile)
             if i == len(starts) or starts[i] != tile:
@@ -137,7 +146,7 @@ class Entity:
             if value is not None:
                 for name, add in adds:
                     add(columns[name], i, value, now)
-        return tile, self._drop(starts[-1] - plan.tiles_kept)
+        return tile, self._drop(min(starts[-1], watermark // plan.every) - plan.tiles_kept)
 
     def _drop(self, newest_gone: int) -> list[int]:
         """Drop tiles that no window can reach any more; what is kept is bounded by the longest window."""

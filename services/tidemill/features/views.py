@@ -11,33 +11,43 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.view import View
 from tidemill.errors import Retry, StoreError
 from tidemill.features.ports import Change, ViewStore
 from tidemill.features.tiles import Entity, Plan
+from tidemill.watermark import NEVER, SLACK_PART, State, Watermark
 
 log = logging.getLogger(__name__)
 
 #: How often a store is asked whether it still holds what was written, when there is nothing to write.
 RECHECK_SECONDS = 1.0
 PARTIAL = " partial until "
-#: The watermark (ms) before the first event.
-NEVER = -(2**62)
+#: Begins, in the note beside a store's offset, the state of the watermark.
+WATERMARK = " watermark "
 
 
-def read_note(note: str | None) -> tuple[str, int]:
-    """Return the shape of the tiles that a store holds, and until when (ms) they lack events.
+class Note(NamedTuple):
+    """What a store holds beside an offset: the tiles' shape, until when (ms) they are partial, and the watermark."""
+
+    shape: str
+    until: int
+    watermark: State
+
+
+def read_note(note: str | None) -> Note:
+    """Return what `ViewState.note` wrote.
 
     The shape is empty where nothing is stored, or something that no service has written.
     """
-    shape, _, until = (note or "").partition(PARTIAL)
+    rest, _, state = (note or "").partition(WATERMARK)
+    shape, _, until = rest.partition(PARTIAL)
     try:
-        return shape, int(until or 0)
+        return Note(shape, int(until or 0), tuple(map(int, state.split())))
     except ValueError:
-        return "", 0
+        return Note("", 0, ())
 
 
 def stored_entity(plan: Plan, tiles: Mapping[str, str]) -> Entity:
@@ -63,19 +73,30 @@ class ViewState:
         self.is_unread = False
         self._until = 0
         self._is_cut = False
-        self.watermark = NEVER
+        self._watermark = Watermark(plan.longest // SLACK_PART)
         self._dirty: dict[str, tuple[set[int], set[int]]] = {}
         self._forgotten: set[str] = set()
         self._by_time: list[tuple[int, str]] = []
 
-    def restore(self, entities: dict[str, Entity], offset: int, until: int) -> None:
+    def restore(self, entities: dict[str, Entity], offset: int, until: int, watermark: State) -> None:
         """Go on from what a store held at `offset`, partial until `until`."""
         self.entities, self.base, self.offset, self.is_stored = entities, offset, offset, True
         self._until = until
         if self.plan.expires:
             self._by_time = [(entity.time, name) for name, entity in entities.items()]
             heapq.heapify(self._by_time)
-        self.watermark = max((entity.time for entity in entities.values()), default=self.watermark)
+        self._watermark = Watermark(self._watermark.slack, watermark)
+
+    @property
+    def watermark(self) -> int:
+        """The event time, in ms, that the view has reached: its windows are complete, and entities expire, by it."""
+        return self._watermark.time
+
+    @property
+    def event_time(self) -> int:
+        """The watermark; of the first few events, before there is one, the time of the newest, in ms."""
+        newest = (entity.time for entity in self.entities.values() if entity.starts)
+        return self.watermark if self.watermark > NEVER else max(newest, default=NEVER)
 
     def cut(self) -> None:
         """Some of what came before the next event is missing."""
@@ -103,17 +124,21 @@ class ViewState:
 
     @property
     def note(self) -> str:
-        """What is written beside the offset in the store."""
-        return f"{self.plan.shape}{PARTIAL}{self._until}" if self.partial_until else self.plan.shape
+        """What is written beside the offset in the store; `read_note` reads it."""
+        until = f"{PARTIAL}{self._until}" if self.partial_until else ""
+        state = " ".join(map(str, self._watermark.state))
+        return f"{self.plan.shape}{until}{WATERMARK}{state}"
 
     def add(self, entity_id: str, now: int, event: Mapping[str, Any]) -> bool:
         """Add an event of time `now` (ms); returns whether it was still in time."""
+        watermark = self._watermark
+        watermark.add(now)
         entity = self.entities.get(entity_id)
         if entity is None:
             entity = self.entities[entity_id] = Entity(self.plan)
             if self.plan.expires:
                 heapq.heappush(self._by_time, (now, entity_id))
-        added = entity.add(self.plan, now, event)
+        added = entity.add(self.plan, now, event, watermark.time)
         if added is None:
             return False
         tile, gone = added
@@ -126,8 +151,6 @@ class ViewState:
             if gone:
                 dropped.update(gone)
                 tiles.difference_update(gone)
-        if now > self.watermark:
-            self.watermark = now
         if self.plan.expires:
             self._expire()
         return True
@@ -241,14 +264,15 @@ class Views:
         if stored is None:
             return state
         offset, entities = stored
-        shape, until = read_note(store.note(partition))
+        note = read_note(store.note(partition))
         if offset > committed:
             wrong = f"the online store stands at {offset}, ahead of what Kafka has committed, {committed}"
-        elif shape != plan.shape:
-            wrong = f"the view was declared differently: {shape!r} where {plan.shape!r} is declared"
+        elif note.shape != plan.shape:
+            wrong = f"the view was declared differently: {note.shape!r} where {plan.shape!r} is declared"
         else:
             try:
-                state.restore({n: stored_entity(plan, t) for n, t in entities.items() if t}, offset, until)
+                loaded = {n: stored_entity(plan, t) for n, t in entities.items() if t}
+                state.restore(loaded, offset, note.until, note.watermark)
                 return state
             except ValueError as error:
                 wrong = f"the view was declared differently: {error}"
@@ -318,10 +342,10 @@ class Views:
         more, or where another process has written. Kafka says then who goes on from where, and the store is loaded.
         """
         name = state.plan.view.label
-        shape, until = read_note(store.note(partition))
-        if shape == state.plan.shape and until < state.partial_until:
+        note = read_note(store.note(partition))
+        if note.shape == state.plan.shape and note.until < state.partial_until:
             raise Retry(f"view {name}: the online store is back, and holds what the log does not: it is loaded")
-        if shape not in ("", state.plan.shape):
+        if note.shape not in ("", state.plan.shape):
             store.reset(partition)
         outcome = store.write(partition, 0, state.offset, state.everything(), state.note)
         if outcome == "refused":
@@ -345,7 +369,7 @@ class Views:
         for index, plan in enumerate(self.plans):
             name = plan.view.label
             gauges["entities", name] = sum(len(views[index].entities) for views in self.states.values())
-            newest = max((views[index].watermark for views in self.states.values()), default=NEVER)
+            newest = max((views[index].event_time for views in self.states.values()), default=NEVER)
             if newest > NEVER:
                 gauges["view_event_time", name] = newest / 1000
             is_unread = any(views[index].is_unread for views in self.states.values())

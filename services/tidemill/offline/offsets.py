@@ -144,7 +144,7 @@ def _position(one: GroupOffset, to: str, topic_id: str) -> Position:
     if kept is not None and kept.offset == offset and kept.topic_id in ("", topic_id):
         return restore.mark(kept, offset, topic_id)
     # At another place what it kept of its state is not true: the state is made from all that the log has before it.
-    metadata = replace(kept or CommitMetadata(), rebuild_from=min(one.begin, offset), watermark=None)
+    metadata = replace(kept or CommitMetadata(), rebuild_from=min(one.begin, offset), watermark=())
     return restore.mark(metadata, offset, topic_id)
 
 

@@ -2,9 +2,9 @@
 
 A missing (null) value passes every rule but `not_null`: the schema, or `not_null`, decides whether a field may be
 missing. NaN, infinities and numbers beyond `LARGEST_NUMBER` need no rule: they are refused in every float field. The
-time of a stream needs none either: unless it has a `not_after_now` of its own, it gets one of `FUTURE_TOLERANCE`, and
-where it is a plain long without a `not_before`, one of `EARLIEST_TIME`. With `warn=True` a rule refuses nothing: the
-record is accepted, marked and counted.
+time of a stream needs none either: unless it has a `not_after_now` of its own, it gets one of the pipeline's
+`future_tolerance`, at most `FUTURE_TOLERANCE`, and where it is a plain long without a `not_before`, one of
+`EARLIEST_TIME`. With `warn=True` a rule refuses nothing: the record is accepted, marked and counted.
 """
 
 from tidemill.rules.base import EARLIEST_TIME, FUTURE_TOLERANCE, LARGEST_NUMBER, Memory, Rule

@@ -20,10 +20,7 @@ from typing import Any, Protocol
 #: that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
 LARGEST_NUMBER = 1e15
 
-#: How far a stream's time may lie ahead of this machine's clock where its declaration does not say.
-#:
-#: One record from a producer whose clock is a day ahead would otherwise push a watermark on by a day, and expire what
-#: waits.
+#: How far a stream's time may lie ahead of this machine's clock, at most; `Pipeline.future_tolerance` may be shorter.
 FUTURE_TOLERANCE = "1h"
 
 #: A stream's time that is a plain long is refused before this, unless the declaration has a `not_before` of its own:

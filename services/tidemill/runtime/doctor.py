@@ -37,14 +37,14 @@ class Finding:
     what: str
     value: str
     expected: str
-    mend: str = ""
+    fix: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.what} is {self.value}, expected {self.expected}: {self.mend}"
+        return f"{self.what} is {self.value}, expected {self.expected}: {self.fix}"
 
 
 def judge(pipeline: Pipeline, cluster: ClusterSettings, chosen: Sequence[Topic]) -> list[Finding]:
@@ -175,21 +175,21 @@ def _safety(name: str, actual: TopicSettings, brokers: int) -> Iterator[Finding]
     if least is None:
         return
     level: Level = "ok"
-    expected, mend = "2 of 3", ""
+    expected, fix = "2 of 3", ""
     if least > replicas:
-        level, mend = "wrong", "lower it, or add replicas: nothing can be written"
+        level, fix = "wrong", "lower it, or add replicas: nothing can be written"
     elif replicas == 1 and brokers > 1:
-        level, mend = "warning", "add replicas: one broker's disk is all there is"
+        level, fix = "warning", "add replicas: one broker's disk is all there is"
     elif replicas > 1 and least == 1:
-        level, mend = (
+        level, fix = (
             "warning",
             "set it to 2: a record that one broker has is acknowledged, and may be lost",
         )
     elif replicas > 1 and least == replicas:
-        level, mend = "warning", "lower it by one: when any broker is away nothing can be written"
+        level, fix = "warning", "lower it by one: when any broker is away nothing can be written"
     elif brokers == 1:
         expected = "1 of 1, on one broker"
-    yield Finding(level, f"{name}: min.insync.replicas of replicas", f"{least} of {replicas}", expected, mend)
+    yield Finding(level, f"{name}: min.insync.replicas of replicas", f"{least} of {replicas}", expected, fix)
 
 
 def _needed_ms(pipeline: Pipeline, topic: Topic) -> int:
@@ -251,5 +251,5 @@ def _offsets(pipeline: Pipeline, broker: KafkaBroker) -> Iterator[Finding]:
         expected = "none" if one.progress is None else str(one.progress.offset)
         name, _, model = one.service.partition("-")
         command = f"tidemill offsets set {pipeline.name} {name}" + (f" --model {model}" if model else "")
-        mend = f"{one.wrong}; decide with `{command}`" if one.wrong else one.state
-        yield Finding(level, what, value, f"{expected}, in {one.begin} to {one.end}", mend)
+        fix = f"{one.wrong}; decide with `{command}`" if one.wrong else one.state
+        yield Finding(level, what, value, f"{expected}, in {one.begin} to {one.end}", fix)

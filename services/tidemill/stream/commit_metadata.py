@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Self
 
+from tidemill.watermark import State
+
 #: What brokers accept by default (offset.metadata.max.bytes).
 MAX_BYTES = 4096
 
@@ -22,7 +24,7 @@ class CommitMetadata:
     rebuild_from
         First offset that a rebuild of the state must read; None where nothing is known of it.
     watermark
-        Event time (ms) before the record at `rebuild_from`.
+        The state of the watermark before the record at `rebuild_from`; empty before the first record of all.
     entities
         Entities whose views have had updates since their beginning or since a "begins".
     circuit_breaker
@@ -36,7 +38,7 @@ class CommitMetadata:
     """
 
     rebuild_from: int | None = None
-    watermark: int | None = None
+    watermark: State = ()
     entities: tuple[str, ...] = ()
     circuit_breaker: tuple[int, ...] = ()
     instance: str = ""
@@ -62,7 +64,7 @@ class CommitMetadata:
             kept = json.loads(text)
             metadata = cls(
                 kept.pop("rebuild_from", None),
-                kept.pop("watermark", None),
+                tuple(kept.pop("watermark", ())),
                 tuple(kept.pop("entities", ())),
                 tuple(kept.pop("circuit_breaker", ())),
                 kept.pop("instance", ""),

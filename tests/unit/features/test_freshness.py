@@ -25,7 +25,7 @@ SLOT, UPDATES = TopicPartition("small.events.valid", 0), TopicPartition("small.u
 class Away:
     """A store that is away."""
 
-    def lookup(self, wanted: object, now: int) -> RemoteLookup:
+    def lookup(self, wanted: object) -> RemoteLookup:
         return RemoteLookup(stale=["dest"])
 
 

@@ -186,11 +186,11 @@ def test_a_store_that_is_away_is_not_asked_again_at_once() -> None:
 
     now = 0.0
     others = StoredRemoteViews(pipeline(DEST), Away(), 2, clock=lambda: now)
-    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
-    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
+    assert others.lookup({"dest": {"BOS"}}).stale == ["dest"]
+    assert others.lookup({"dest": {"BOS"}}).stale == ["dest"]
     assert Away.asked == 1
     now = 1.5
-    assert others.lookup({"dest": {"BOS"}}, 0).stale == ["dest"]
+    assert others.lookup({"dest": {"BOS"}}).stale == ["dest"]
     assert Away.asked == 2
 
 

@@ -80,7 +80,7 @@ def test_a_topic_setting_that_can_eat_a_pipeline(topic: str, setting: str, value
     assert finding.level == level
     assert finding.what.startswith(f"flights.{topic}: {setting}")
     assert value in finding.value
-    assert finding.mend
+    assert finding.fix
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ class TestTheCommand:
         done = self.run(monkeypatch, BrokerError("no Kafka at kafka:9092"), "--json")
         assert done.exit_code == 1
         (finding,) = json.loads(done.output)
-        assert "no Kafka" in finding["mend"]
+        assert "no Kafka" in finding["fix"]

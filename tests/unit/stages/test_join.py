@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from join_definition import highest
 
 from tidemill import load
 from tidemill.stages.joiner.join import Join, Outcomes
@@ -61,7 +62,7 @@ def interleaved(log: list, labels: list, seed: int) -> list[tuple[str, int]]:
 
 def run(log: list, labels: list, order: list[tuple[str, int]]) -> tuple[Seen, Join]:
     seen = Seen()
-    join = Join(TIMEOUT, seen.outcomes())
+    join = Join(TIMEOUT, seen.outcomes(), highest)
     for side, offset in order:
         if side == "log":
             name, time = log[offset]
@@ -114,7 +115,7 @@ def test_every_record_ends_in_exactly_one_place(log: list, labels: list, seed: i
 
 def test_state_is_flat_when_time_moves_on() -> None:
     seen = Seen()
-    join = Join(TIMEOUT, seen.outcomes())
+    join = Join(TIMEOUT, seen.outcomes(), highest)
     sizes = []
     for n in range(20_000):
         join.add_event(f"e{n}", n, 2 * n, b"x")

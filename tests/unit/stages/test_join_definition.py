@@ -13,16 +13,18 @@ import pytest
 import small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from join_definition import Asked, T, Told, by_definition, chained, held, watermarks
+from join_definition import Asked, Make, T, Told, by_definition, chained, held, highest, three_of_four, watermarks
 
-from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
+from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
 from tidemill.stages.joiner.service import Joiner
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.memory import MemoryRecord
+from tidemill.watermark import NEVER
 from tidemill.wire.records import Records
 
 Case = tuple[list[Asked], list[Told]]
+MAKES = st.sampled_from([highest, three_of_four])
 
 
 @st.composite
@@ -57,6 +59,7 @@ def interleavings(log: Sequence[Any], labels: Sequence[Any], seed: int, many: in
 class Run:
     """A join and what came out of it; records are named by their offsets."""
 
+    make: Make = highest
     out: Counter[tuple[Any, ...]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -68,6 +71,7 @@ class Run:
                 lambda event, label: self.note("duplicate", label.offset, event.label.offset),
                 lambda label: self.note("unmatched", label.offset),
             ),
+            self.make,
         )
 
     def note(self, *outcome: Any) -> None:
@@ -101,20 +105,20 @@ class Run:
 
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
-@given(cases(), st.integers(0, 2**32))
-def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed: int) -> None:
-    expected = by_definition(*case)
+@given(cases(), st.integers(0, 2**32), MAKES)
+def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed: int, make: Make) -> None:
+    expected = by_definition(*case, make)
     for order in interleavings(*case, seed, 4):
-        assert Run().play(*case, order).everything() == expected
+        assert Run(make).play(*case, order).everything() == expected
 
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
-@given(cases(), st.randoms(use_true_random=False))
-def test_each_prediction_has_one_outcome_and_the_counts_add_up(case: Case, order: random.Random) -> None:
+@given(cases(), st.randoms(use_true_random=False), MAKES)
+def test_each_prediction_has_one_outcome_and_the_counts_add_up(case: Case, order: random.Random, make: Make) -> None:
     turns = [True] * len(case[0]) + [False] * len(case[1])
     order.shuffle(turns)
-    run = Run().play(*case, turns)
+    run = Run(make).play(*case, turns)
     kinds = Counter(outcome[0] for outcome in run.out)
     assert set(run.out.values()) <= {1}
     decided = [outcome[1] for outcome in run.out if outcome[0] in ("joined", "expired")]
@@ -182,12 +186,12 @@ def label_record(offset: int, label: Told) -> MemoryRecord:
 class Service:
     """A Joiner fed record by record from the two logs, each from its own offset."""
 
-    def __init__(self, case: Case, notes: dict[TopicPartition, Position] | None = None) -> None:
+    def __init__(self, case: Case, notes: dict[TopicPartition, Position] | None = None, make: Make = highest) -> None:
         self.logs = {
             LOG: [log_record(i, e) for i, e in enumerate(case[0])],
             LABELS: [label_record(i, label) for i, label in enumerate(case[1])],
         }
-        self.joiner = Joiner(PIPELINE)
+        self.joiner = Joiner(PIPELINE, make)
         self.out: Counter[tuple[Any, ...]] = Counter()
         notes = notes or {slot: Position(0) for slot in self.logs}
         starts = {slot: self.joiner.assign(slot, position) for slot, position in notes.items()}
@@ -233,12 +237,12 @@ class Service:
         return self.out, pending, {label.offset for labels in join.waiting.values() for label in labels}
 
 
-def compare_rebuilt(case: Case, log_at: int, labels_at: int, seed: int) -> None:
+def compare_rebuilt(case: Case, log_at: int, labels_at: int, seed: int, make: Make = highest) -> None:
     """Assert that a service that was stopped at these offsets, and built again elsewhere, ends as one that never was."""
     cut = {LOG: min(log_at, len(case[0])), LABELS: min(labels_at, len(case[1]))}
-    whole = Service(case).finish(seed)
-    before = Service(case).play([slot for slot, n in cut.items() for _ in range(n)])
-    after = Service(case, before.notes()).rebuild(seed + 1)
+    whole = Service(case, make=make).finish(seed)
+    before = Service(case, make=make).play([slot for slot, n in cut.items() for _ in range(n)])
+    after = Service(case, before.notes(), make).rebuild(seed + 1)
     assert after.everything()[1:] == before.everything()[1:], "the rebuilt state differs"
     after.finish(seed + 2)
     after.out += before.out
@@ -252,22 +256,22 @@ LATE_LABEL_OF_A_FORGOTTEN_EVENT: Case = (
 
 
 @pytest.mark.slow
-@example(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0)
+@example(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0, highest)
 @settings(max_examples=200, deadline=None)
-@given(cases(ids="abcdefghijklmnopqr"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32))
+@given(cases(ids="abcdefghijklmnopqr"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32), MAKES)
 def test_a_rebuilt_joiner_goes_on_as_if_it_had_never_stopped(
-    case: Case, log_at: int, labels_at: int, seed: int
+    case: Case, log_at: int, labels_at: int, seed: int, make: Make
 ) -> None:
-    compare_rebuilt(case, log_at, labels_at, seed)
+    compare_rebuilt(case, log_at, labels_at, seed, make)
 
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
-@given(cases(ids="ab"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32))
+@given(cases(ids="ab"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32), MAKES)
 def test_a_rebuilt_joiner_goes_on_where_ids_come_again_and_again(
-    case: Case, log_at: int, labels_at: int, seed: int
+    case: Case, log_at: int, labels_at: int, seed: int, make: Make
 ) -> None:
-    compare_rebuilt(case, log_at, labels_at, seed)
+    compare_rebuilt(case, log_at, labels_at, seed, make)
 
 
 def test_a_label_of_a_forgotten_event_is_not_given_to_a_later_one_of_its_id() -> None:
@@ -283,18 +287,18 @@ def test_a_label_joined_long_ago_is_not_a_dead_letter_after_a_restart() -> None:
 
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
-@given(cases(), st.integers(0, 14), st.integers(0, 14))
-def test_a_rebuilt_joiner_notes_what_the_first_noted(case: Case, log_at: int, labels_at: int) -> None:
+@given(cases(), st.integers(0, 14), st.integers(0, 14), MAKES)
+def test_a_rebuilt_joiner_notes_what_the_first_noted(case: Case, log_at: int, labels_at: int, make: Make) -> None:
     cut = {LOG: min(log_at, len(case[0])), LABELS: min(labels_at, len(case[1]))}
-    before = Service(case).play([slot for slot, n in cut.items() for _ in range(n)])
+    before = Service(case, make=make).play([slot for slot, n in cut.items() for _ in range(n)])
     notes = before.notes()
     for slot, position in notes.items():
         kept = CommitMetadata.decode(position.metadata)
         begin, mark = kept.rebuild_from, kept.watermark
         assert begin is not None
         assert begin <= position.offset == cut[slot]
-        seen = watermarks(case[slot == LABELS][:begin])
-        assert mark == (seen[-1] if seen else NEVER)
+        seen = watermarks(case[slot == LABELS][:begin], make)
+        assert mark[:1] == (tuple(seen[-1:]) or (NEVER,))
 
 
 def test_a_record_of_another_schema_is_a_dead_letter_and_counts_as_read() -> None:
@@ -303,7 +307,7 @@ def test_a_record_of_another_schema_is_a_dead_letter_and_counts_as_read() -> Non
     service.logs[LOG][1] = log_record(1, Asked("a", 0))
     service.play([LOG, LOG, LABELS])
     assert service.out == {("unknown_schema", LOG.topic, "0"): 1, ("joined", 1, 1, 1.0): 1}
-    assert service.joiner.commit_metadata(LOG) == CommitMetadata(1, NEVER)
+    assert service.joiner.commit_metadata(LOG) == CommitMetadata(1, (NEVER, NEVER))
 
 
 def test_a_label_keeps_its_record_only_while_it_may_become_a_dead_letter() -> None:

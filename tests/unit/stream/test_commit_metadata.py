@@ -14,7 +14,7 @@ OFFSETS = st.integers(AT_COMMITTED_OFFSET, 2**63 - 1)
 KEPT = st.builds(
     CommitMetadata,
     rebuild_from=st.none() | OFFSETS,
-    watermark=st.none() | st.integers(-(2**62), 2**62),
+    watermark=st.lists(st.integers(-(2**62), 2**62), max_size=34).map(tuple),
     entities=st.lists(st.text(max_size=20), max_size=10).map(tuple),
     circuit_breaker=st.just(()) | st.tuples(OFFSETS, OFFSETS, OFFSETS),
 )
@@ -34,7 +34,7 @@ def test_nothing_is_no_text() -> None:
     assert CommitMetadata.decode("") == CommitMetadata()
 
 
-@pytest.mark.parametrize("zero", [CommitMetadata(rebuild_from=0), CommitMetadata(watermark=0)])
+@pytest.mark.parametrize("zero", [CommitMetadata(rebuild_from=0), CommitMetadata(watermark=(0,))])
 def test_zero_is_not_nothing(zero: CommitMetadata) -> None:
     assert CommitMetadata.decode(zero.encode()) == zero
 

@@ -126,7 +126,7 @@ class TestGone:
                 return super().assign(topic_partition, committed)
 
             def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
-                return CommitMetadata(rebuild_from=3, watermark=77, entities=("origin",), circuit_breaker=(1, 2, 3))
+                return CommitMetadata(rebuild_from=3, watermark=(77,), entities=("origin",), circuit_breaker=(1, 2, 3))
 
         broker, expected = make(), Counter[bytes]()
         fill(broker, expected, 10)
@@ -137,7 +137,7 @@ class TestGone:
         second = Member(broker, processor=Noting())
         second.turn(1)
         kept = CommitMetadata.decode(second.processor.assigned.metadata)
-        assert (kept.rebuild_from, kept.watermark, kept.entities) == (3, 77, ("origin",))
+        assert (kept.rebuild_from, kept.watermark, kept.entities) == (3, (77,), ("origin",))
         assert kept.circuit_breaker == (1, 2, 3)
 
 

@@ -19,6 +19,7 @@ from aiokafka.consumer.subscription_state import SubscriptionState
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from join_definition import highest
 
 from tidemill import Monitor, Pipeline, load
 from tidemill.errors import DeclarationError, SettingsError
@@ -187,7 +188,7 @@ def test_many_rare_categories_share_a_bin() -> None:
 
 
 def test_a_window_is_closed_when_every_partition_has_passed_its_end_by_the_lateness() -> None:
-    windows = SourceWindows(100, 20, 1000)
+    windows = SourceWindows(100, 20, 1000, highest)
     for time, partition in ((10, 0), (50, 1), (150, 0)):
         assert windows.window(time, partition)
     assert windows.due() == []  # partition 1 stands at 50
@@ -199,7 +200,7 @@ def test_a_window_is_closed_when_every_partition_has_passed_its_end_by_the_laten
 
 
 def test_a_quiet_partition_is_not_waited_for_but_one_that_is_all_is() -> None:
-    windows = SourceWindows(100, 0, 1000)
+    windows = SourceWindows(100, 0, 1000, highest)
     windows.window(10, 0)
     windows.window(500, 1)
     assert windows.due() == []
@@ -208,7 +209,7 @@ def test_a_quiet_partition_is_not_waited_for_but_one_that_is_all_is() -> None:
 
 
 def test_what_comes_for_a_closed_window_is_late_and_told_with_the_next_one() -> None:
-    windows = SourceWindows(100, 0, 1000)
+    windows = SourceWindows(100, 0, 1000, highest)
     windows.window(10, 0)
     windows.window(110, 0)
     assert len(windows.due()) == 1
@@ -219,7 +220,7 @@ def test_what_comes_for_a_closed_window_is_late_and_told_with_the_next_one() -> 
 
 
 def test_windows_that_had_begun_before_an_interruption_say_so() -> None:
-    windows = SourceWindows(100, 30, 1000)
+    windows = SourceWindows(100, 30, 1000, highest)
     windows.interrupt(280)
     for time in (250, 310, 420, 600):
         windows.window(time, 0)
@@ -231,7 +232,7 @@ def test_of_many_rows_a_uniform_sample_stays_the_same_in_any_order() -> None:
     kept = []
     for seed in (1, 2):
         random.Random(seed).shuffle(ids)
-        windows = SourceWindows(100, 0, 500)
+        windows = SourceWindows(100, 0, 500, highest)
         for name in ids:
             window = windows.window(50, 0)
             if hash_of(name.encode()) < window.limit:
@@ -445,9 +446,8 @@ def test_what_a_quiet_window_says_is_true() -> None:
 
 def test_windows_have_the_figures_of_views_and_what_was_usual_of_them() -> None:
     made, minute = core(least=2), 60_000
-    for n in range(
-        500
-    ):  # a vector a minute, each a second after the last event of its entity; the 200 last ones cut off
+    # A vector a minute, each a second after the last event of its entity; of those from 300 on, "dest" is cut off.
+    for n in range(520):
         stale = ["dest"] if n >= 300 else []
         as_of = {"origin": n * minute - 1000} | ({} if stale else {"dest": n * minute - 5000})
         log = served(event_id=f"e{n}", event_time=n * minute, as_of=as_of, stale=stale)

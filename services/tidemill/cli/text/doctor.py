@@ -15,7 +15,7 @@ def findings_text(findings: Sequence[Finding], examined: int) -> str:
     summary = f"{examined} examined, {wrong} wrong, {warnings} {'warning' if warnings == 1 else 'warnings'}"
     if not findings:
         return f"{summary}\n"
-    table = new_table("", "what", "value", "expected", "mend")
+    table = new_table("", "what", "value", "expected", "fix")
     for one in findings:
-        table.add_row(one.level, one.what, one.value, one.expected, one.mend)
+        table.add_row(one.level, one.what, one.value, one.expected, one.fix)
     return render(table, summary)

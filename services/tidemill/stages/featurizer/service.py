@@ -10,6 +10,7 @@ order   a vector holds what was known before its event; the event is added after
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +21,14 @@ from tidemill.errors import Reject
 from tidemill.features.lookup import RemoteLookup, RemoteViews
 from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
-from tidemill.features.views import NEVER, Views
+from tidemill.features.views import Views
 from tidemill.limits import VECTOR_BYTES
 from tidemill.rows import is_missing
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
+from tidemill.watermark import NEVER
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import send_dead_letter
 from tidemill.wire.records import Records
@@ -139,20 +141,21 @@ class Featurizer(Processor):
             entities = {name: str(event[name]) for name in self._entities if event[name] is not None}
             requests.append(_Request(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector))
         lookup = self._lookup(requests) if self.remote_views and is_live else RemoteLookup()
-        served = []
+        served, stale_vectors = [], Counter[str]()
         for request in requests:
             as_of = self._add_to_inline_views(request)
             if request.vector is not None:
-                unread = self._add_remote_features(request, lookup, as_of)
-                self._serve(request, as_of, [*lookup.stale, *unread], emit)
+                stale = self._add_remote_features(request, lookup, as_of)
+                self._serve(request, as_of, stale, emit)
                 served.append((request.time, as_of))
+                stale_vectors.update(stale)
             if is_live and self.updates:
                 if new := self._new.pop(request.record.partition(), ()):
                     self.updates.emit_control("begins", new, request.time, emit)
                 self.updates.emit(
                     request.entities, request.event, request.id, request.time, request.record.timestamp()[1], emit
                 )
-        self._measure(served, lookup.stale)
+        self._measure(served, stale_vectors)
         return True
 
     def _request_features(self, record: Record, event: Mapping[str, Any], emit: Emit) -> dict[str, Any] | None:
@@ -173,7 +176,7 @@ class Featurizer(Processor):
                 for name, key, _ in self._remote:
                     if key in request.entities:
                         wanted[name].add(request.entities[key])
-        return self.remote_views.lookup(wanted, max((request.time for request in requests), default=0))
+        return self.remote_views.lookup(wanted)
 
     def _add_to_inline_views(self, request: _Request) -> dict[str, int]:
         """Add an event to the views of its own key, after the vector has what was known before it."""
@@ -197,13 +200,13 @@ class Featurizer(Processor):
         return as_of
 
     def _add_remote_features(self, request: _Request, lookup: RemoteLookup, as_of: dict[str, int]) -> list[str]:
-        """Put the features of other entities into the vector, as of its event's time; returns unreadable views."""
+        """Put the features of other entities into the vector, as of its event's time; returns the views it lacks."""
         assert request.vector is not None  # noqa: S101  process() has checked
-        unread = []
+        stale = lookup.stale_at(request.time)
         for name, key, missing in self._remote:
             plan, entity = lookup.plans.get(name), request.entities.get(key)
             known = None if entity is None else lookup.entities.get((name, entity))
-            if plan is None or entity is None:
+            if plan is None or entity is None or name in stale:
                 request.vector.update(missing)
             elif known is None:
                 request.vector.update(plan.nothing)
@@ -212,11 +215,10 @@ class Featurizer(Processor):
                     features, as_of[name] = plan.read(known, request.time), known.time
                 except Exception:  # cells that no service has written may make any aggregate raise anything
                     request.vector.update(missing)
-                    unread.append(name)
-                    self.counts["stale_vectors", name] += 1
+                    stale.append(name)
                     continue
                 request.vector.update(zip(plan.names, features, strict=True))
-        return unread
+        return stale
 
     def _serve(self, request: _Request, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
         record = request.record
@@ -239,7 +241,7 @@ class Featurizer(Processor):
         else:
             emit(self.topic, data, record.key(), record.timestamp()[1])
 
-    def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Sequence[str]) -> None:
+    def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Mapping[str, int]) -> None:
         """Measure by view how old the oldest features of a batch were, and how many vectors it was stale in."""
         oldest: dict[str, int] = {}
         for now, as_of in served:
@@ -249,8 +251,8 @@ class Featurizer(Processor):
         for name, age in oldest.items():
             key = ("feature_age", name)
             self.observed[key] = max(age / 1000, self.observed.get(key, 0.0))  # never below 0: a late event's own age
-        for name in stale:
-            self.counts["stale_vectors", name] += len(served)
+        for name, vectors in stale.items():
+            self.counts["stale_vectors", name] += vectors
 
     def _reject(self, record: Record, reject: Reject, emit: Emit) -> None:
         send_dead_letter(record, reject, emit, self.dlq, "featurizer")

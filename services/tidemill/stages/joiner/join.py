@@ -1,17 +1,18 @@
 """Joining predictions with labels so that the result does not depend on how the two logs were interleaved.
 
-Notation: log(A) and labels(B) are the prefixes read so far; W_log, W_labels are each log's own watermark, the highest
-event time up to and including a record. With timeout T, the prediction e at offset a and the label l at offset b, of
-the same event id, belong together exactly if
+Notation: log(A) and labels(B) are the prefixes read so far; W_log, W_labels are each log's own watermark, the event
+time that most of its recent records have reached (`tidemill.watermark`). With timeout T, the prediction e at offset a
+and the label l at offset b, of the same event id, belong together exactly if
 
-    W_labels(b) <= e.event_time + T    the label came in time, by the labels' clock
-    W_log(a)    <= l.label_time + T    the prediction came in time, by the predictions' clock
+    max(W_labels(b), l.label_time) <= e.event_time + T    the label came in time, by the labels' clock and its own
+    max(W_log(a), e.event_time)    <= l.label_time + T    the prediction came in time, by its log's clock and its own
 
 Both sides are functions of one log alone. Of several labels that belong to e the first (by offset) is its label and
 the others are duplicates. e expires when W_labels passes e.event_time + T without its label; l is unmatched when W_log
 passes l.label_time + T. So what is pending, joined, expired, duplicate and unmatched after (A, B) depends on A and B
 only: after a crash the state is rebuilt by reading both logs again, in any interleaving. No clock of this machine, and
-none of another partition, takes part: a partition without traffic waits.
+none of another partition, takes part: a partition without traffic waits. A record's own time decides about itself
+alone: one that is far ahead of the others ends nothing that waits for them.
 """
 
 from __future__ import annotations
@@ -22,19 +23,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-#: The watermark before the first record.
-NEVER = -(2**62)
+from tidemill.watermark import SLACK_PART, Marks, State, Watermark
 
 
 class Event:
     """A prediction that has been made; `value` is None once it has been joined or has expired."""
 
-    __slots__ = ("before", "done", "entity", "id", "label", "later", "offset", "reach", "time", "timestamp", "value")
+    __slots__ = ("done", "entity", "id", "label", "later", "offset", "reach", "time", "timestamp", "value", "watermark")
 
     def __init__(
-        self, event_id: str, time: int, offset: int, before: int, value: bytes, timestamp: int, entity: str
+        self, event_id: str, time: int, offset: int, watermark: int, value: bytes, timestamp: int, entity: str
     ) -> None:
-        self.id, self.time, self.offset, self.before = event_id, time, offset, before
+        self.id, self.time, self.offset, self.watermark = event_id, time, offset, watermark
         self.reach = time  # the latest time of anything that was settled by knowing this event
         self.value: bytes | None = value
         self.timestamp, self.entity = timestamp, entity
@@ -46,32 +46,45 @@ class Event:
 class Label:
     """A label that has come; `record` is kept while it may still have to go to the dead letters."""
 
-    __slots__ = ("before", "done", "id", "offset", "record", "time", "value", "watermark")
+    __slots__ = ("done", "id", "offset", "record", "time", "value", "watermark")
 
-    def __init__(
-        self, event_id: str, time: int, value: Any, offset: int, before: int, watermark: int, record: Any
-    ) -> None:
+    def __init__(self, event_id: str, time: int, value: Any, offset: int, watermark: int, record: Any) -> None:
         self.id, self.time, self.value = event_id, time, value
-        self.offset, self.before, self.watermark, self.record = offset, before, watermark, record
+        self.offset, self.watermark, self.record = offset, watermark, record
         self.done = False
 
 
 class Retained:
-    """Records that a rebuild must read again, in offset order; knows the first of them."""
+    """Records that a rebuild must read again, in offset order; knows where to begin, and with which watermark."""
 
     def __init__(self) -> None:
         self._queue: deque[Event | Label] = deque()
+        self._marks = Marks()
 
     def append(self, item: Event | Label) -> None:
         """Add the newest."""
         self.first()  # lets go of what is done
         self._queue.append(item)
 
+    def note(self, offset: int, watermark: Watermark) -> None:
+        """Note the watermark before the record at an offset, which may be kept."""
+        if not self._queue:
+            self._marks.clear()
+        self._marks.note(offset, watermark)
+
     def first(self) -> Event | Label | None:
         """Return the oldest that is not done with."""
         while self._queue and self._queue[0].done:
             self._queue.popleft()
         return self._queue[0] if self._queue else None
+
+    def begin(self, following: int, watermark: Watermark) -> tuple[int, State]:
+        """Return where a rebuild begins, and the watermark there: at `following` if nothing is kept.
+
+        It may begin before the first record that is kept. The records between are done with: they decide themselves.
+        """
+        first = self.first()
+        return (following, watermark.state) if first is None else self._marks.before(first.offset)
 
 
 @dataclass(frozen=True)
@@ -91,17 +104,17 @@ class Join:
     ----------
     timeout
         T above, in ms.
-    log_watermark, labels_watermark
-        The watermarks before the first record that will be read.
+    watermark
+        Makes the watermarks of the two logs.
     """
 
     def __init__(
-        self, timeout: int, outcomes: Outcomes, *, log_watermark: int = NEVER, labels_watermark: int = NEVER
+        self, timeout: int, outcomes: Outcomes, watermark: Callable[[int, State], Watermark] = Watermark
     ) -> None:
         self.timeout = timeout
         self.outcomes = outcomes
-        self.log_watermark = log_watermark
-        self.labels_watermark = labels_watermark
+        self._make = watermark
+        self.log, self.labels = self._watermark(()), self._watermark(())
         self.events: dict[str, Event] = {}
         self.waiting: dict[str, list[Label]] = {}
         self.pending = 0
@@ -112,23 +125,44 @@ class Join:
         self._closed: list[tuple[int, int, Event]] = []
         self._queue: list[tuple[int, int, Label]] = []
 
+    def _watermark(self, state: State) -> Watermark:
+        return self._make(self.timeout // SLACK_PART, state)
+
+    def restore_log(self, state: State) -> None:
+        """Go on with the log's watermark from what it was before the first record that will be read."""
+        self.log = self._watermark(state)
+
+    def restore_labels(self, state: State) -> None:
+        """Go on with the labels' watermark likewise."""
+        self.labels = self._watermark(state)
+
+    @property
+    def log_watermark(self) -> int:
+        """The event time, in ms, that the log has reached."""
+        return self.log.time
+
+    @property
+    def labels_watermark(self) -> int:
+        """The event time, in ms, that the labels have reached."""
+        return self.labels.time
+
     def add_event(
         self, event_id: str, time: int, offset: int, value: bytes, timestamp: int = 0, entity: str = ""
     ) -> bool:
         """Take a prediction; returns False where one of this event id is still remembered: it is a duplicate."""
-        before = self.log_watermark
-        if time > before:
-            self.log_watermark = time
+        self.kept_events.note(offset, self.log)
+        self.log.add(time)
+        watermark = max(self.log.time, time)
         earlier = self.events.get(event_id)
         while earlier is not None:
-            if self.log_watermark <= earlier.time + self.timeout:
+            if watermark <= earlier.time + self.timeout:
                 earlier.reach = max(earlier.reach, time)
                 self._advance_log()
                 return False
             if earlier.later is None:
                 break
             earlier = earlier.later
-        event = Event(event_id, time, offset, before, value, timestamp, entity)
+        event = Event(event_id, time, offset, watermark, value, timestamp, entity)
         if earlier is None:
             self.events[event_id] = event
         else:
@@ -145,17 +179,16 @@ class Join:
 
     def add_label(self, event_id: str, time: int, value: Any, offset: int, record: Any = None) -> None:
         """Take a label."""
-        before = self.labels_watermark
-        if time > before:
-            self.labels_watermark = time
-        label = Label(event_id, time, value, offset, before, self.labels_watermark, record)
+        self.kept_labels.note(offset, self.labels)
+        self.labels.add(time)
+        label = Label(event_id, time, value, offset, max(self.labels.time, time), record)
         self.kept_labels.append(label)
         event = self.events.get(event_id)
         while event is not None and not self._belong(event, label):
             event = event.later
         if event is not None:
             self._settle(event, label)
-        elif self.log_watermark > time + self.timeout:
+        elif self.log.time > time + self.timeout:
             label.done = True
             self.outcomes.unmatched(label)
         else:
@@ -165,10 +198,7 @@ class Join:
         self._expire()
 
     def _belong(self, event: Event, label: Label) -> bool:
-        if label.watermark > event.time + self.timeout:
-            return False
-        watermark = event.time if event.time > event.before else event.before
-        return watermark <= label.time + self.timeout
+        return label.watermark <= event.time + self.timeout and event.watermark <= label.time + self.timeout
 
     def _offer(self, event: Event, labels: list[Label]) -> None:
         """Give an event that has just come the labels that waited for it, in their order."""
@@ -197,7 +227,7 @@ class Join:
 
     def _expire(self) -> None:
         """Close the events that the labels' watermark has passed."""
-        heap, edge = self._open, self.labels_watermark - self.timeout
+        heap, edge = self._open, self.labels.time - self.timeout
         while heap and heap[0][0] < edge:
             entry = heapq.heappop(heap)
             event = entry[2]
@@ -210,7 +240,7 @@ class Join:
 
     def _advance_log(self) -> None:
         """Give up labels, and forget closed events, that the predictions' watermark has passed."""
-        heap, edge = self._queue, self.log_watermark - self.timeout
+        heap, edge = self._queue, self.log.time - self.timeout
         while heap and heap[0][0] < edge:
             label = heapq.heappop(heap)[2]
             labels = self.waiting.get(label.id)
@@ -230,12 +260,12 @@ class Join:
         A rebuild may begin at a record between them: a label that is read again without its event must not wait for it
         beyond the rebuild's end, nor a duplicate be taken for the first. Both watermarks must have passed all of them.
         """
-        heap, edge = self._closed, min(self.log_watermark, self.labels_watermark) - self.timeout
+        heap, edge = self._closed, min(self.log.time, self.labels.time) - self.timeout
         while heap and heap[0][0] < edge:
             reach, offset, event = heapq.heappop(heap)
             later = event.later
             while later is not None:  # what this event settled must not be taken by a later one of its id
-                if max(later.time, later.before) <= event.reach + self.timeout:
+                if later.watermark <= event.reach + self.timeout:
                     event.reach = max(event.reach, later.time)
                 later = later.later
             if event.reach > reach:

@@ -9,15 +9,16 @@ state   what waits or was settled lately; rebuilt by reading both logs again fro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
-from tidemill.stages.joiner.join import NEVER, Event, Join, Label, Outcomes
+from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
+from tidemill.watermark import State, Watermark
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import send_dead_letter
 from tidemill.wire.records import Records
@@ -26,10 +27,17 @@ from tidemill.wire.updates import Updates
 
 
 class Joiner(Processor):
-    """Joins each prediction with its label, once."""
+    """Joins each prediction with its label, once.
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    Parameters
+    ----------
+    watermark
+        Makes the watermark of a log, from its slack in ms and an earlier state.
+    """
+
+    def __init__(self, pipeline: Pipeline, watermark: Callable[[int, State], Watermark] = Watermark) -> None:
         super().__init__()
+        self._watermark = watermark
         self.records = Records(pipeline)
         name = pipeline.name
         self.log_topic = topics.PREDICTION_LOG.name(name)
@@ -49,15 +57,14 @@ class Joiner(Processor):
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         join = self.joins.get(topic_partition.partition)
         if join is None:
-            join = self.joins[topic_partition.partition] = Join(self.timeout, self._outcomes())
+            join = self.joins[topic_partition.partition] = Join(self.timeout, self._outcomes(), self._watermark)
         metadata = CommitMetadata.decode(committed.metadata)
         begin = committed.offset if metadata.rebuild_from is None else metadata.rebuild_from
-        watermark = NEVER if metadata.watermark is None else metadata.watermark
         if topic_partition.topic == self.log_topic:
-            join.log_watermark = watermark
+            join.restore_log(metadata.watermark)
             self._new[topic_partition.partition] = self._updates.new(committed)
         else:
-            join.labels_watermark = watermark
+            join.restore_labels(metadata.watermark)
         self._next[topic_partition] = begin
         return Start(begin, committed.offset)
 
@@ -66,16 +73,12 @@ class Joiner(Processor):
 
         Beside the log's offset, the entities whose updates have started as well.
         """
-        join = self.joins[topic_partition.partition]
-        started: tuple[str, ...] = ()
+        join, following = self.joins[topic_partition.partition], self._next[topic_partition]
         if topic_partition.topic == self.log_topic:
-            first, watermark = join.kept_events.first(), join.log_watermark
+            begin, watermark = join.kept_events.begin(following, join.log)
             started = self._updates.started(self._new.get(topic_partition.partition, ()))
-        else:
-            first, watermark = join.kept_labels.first(), join.labels_watermark
-        if first is None:
-            return CommitMetadata(self._next[topic_partition], watermark, started)
-        return CommitMetadata(first.offset, first.before, started)
+            return CommitMetadata(begin, watermark, started)
+        return CommitMetadata(*join.kept_labels.begin(following, join.labels))
 
     def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
         for topic_partition in topic_partitions:
@@ -167,6 +170,6 @@ class Joiner(Processor):
         return gauges
 
 
-def build(pipeline: Pipeline) -> Service:
+def build(pipeline: Pipeline, watermark: Callable[[int, State], Watermark] = Watermark) -> Service:
     """Wire the joiner to its topics."""
-    return service("joiner", pipeline.name, Joiner(pipeline))
+    return service("joiner", pipeline.name, Joiner(pipeline, watermark))

@@ -13,6 +13,7 @@ from tidemill.watch.monitor.alerts import UsualRanges
 from tidemill.watch.monitor.figures import Columns, Figures, Reference, example_figures, prediction_figures
 from tidemill.watch.monitor.performance import WindowMetrics
 from tidemill.watch.monitor.windows import Window, hash_of, start_of
+from tidemill.watermark import NEVER, SLACK_PART, Watermark
 
 #: Rows that the reference keeps of all its windows together.
 MAX_REFERENCE_ROWS = 100_000
@@ -29,7 +30,8 @@ class ReferenceBuilder:
         self.span, self.length = milliseconds(declared.reference), milliseconds(declared.window)
         self.complete = False
         self._next = 0
-        self._begin: int | None = None
+        self._begin = -NEVER
+        self._watermark = Watermark(self.length // SLACK_PART)
         self.max_rows = max(2 * declared.least, min(declared.most, MAX_REFERENCE_ROWS * self.length // self.span))
         self._windows: dict[int, Window] = {}
         self._by_label: dict[int, Window] = {}
@@ -41,10 +43,11 @@ class ReferenceBuilder:
         self._next = offset + 1
         features = example["prediction"]["features"]
         event, label = features["event_time"], example["label_time"]
-        if self._begin is None:
-            self._begin = start_of(label, self.length)
+        if self._watermark.time == NEVER:  # the first of all may be ahead: the lowest of the first few begins
+            self._begin = min(self._begin, start_of(label, self.length))
+        self._watermark.add(label)
+        self.complete = self._watermark.time >= self._begin + self.span
         if label >= self._begin + self.span:
-            self.complete = True
             return
         row, hash_ = self.columns.example_row(example), hash_of(features["event_id"].encode())
         for windows, time in ((self._windows, event), (self._by_label, label)):

@@ -8,8 +8,10 @@ in every source.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from tidemill.watermark import NEVER, SLACK_PART, Watermark
 
 #: Hashes are below this.
 HASH_RANGE = 2**32
@@ -59,8 +61,9 @@ class Window:
 class SourceWindows:
     """The open windows of one source.
 
-    A window closes when the watermark, the least of the partitions' latest event times, is past its end by `lateness`.
-    A record of a closed window counts as late in the oldest open one, and nowhere else.
+    A window closes when the least of the partitions' watermarks is past its end by `lateness`: what most of their
+    records have reached, not what one of them claims. A record of a closed window counts as late in the oldest open
+    one, and nowhere else.
 
     Parameters
     ----------
@@ -68,21 +71,26 @@ class SourceWindows:
         In ms of event time.
     max_rows
         Rows that one window keeps at most.
+    watermark
+        Makes the watermark of a partition, of its slack in ms.
     """
 
-    def __init__(self, length: int, lateness: int, max_rows: int) -> None:
-        self.length, self.lateness, self.max_rows = length, lateness, max_rows
+    def __init__(
+        self, length: int, lateness: int, max_rows: int, watermark: Callable[[int], Watermark] = Watermark
+    ) -> None:
+        self.length, self.lateness, self.max_rows, self._watermark = length, lateness, max_rows, watermark
         self.open: dict[int, Window] = {}
         self.closed_until: int | None = None
-        self._latest: dict[int, int] = {}
+        self._watermarks: dict[int, Watermark] = {}
         self._interrupted_until: int | None = None
         self._late = 0
 
     def window(self, time: int, partition: int) -> Window | None:
         """Count a record, and return its window; None where that is closed already."""
-        latest = self._latest.get(partition)
-        if latest is None or time > latest:
-            self._latest[partition] = time
+        watermark = self._watermarks.get(partition)
+        if watermark is None:
+            watermark = self._watermarks[partition] = self._watermark(self.length // SLACK_PART)
+        watermark.add(time)
         start = start_of(time, self.length)
         window = self.open.get(start)
         if window is None:
@@ -105,17 +113,16 @@ class SourceWindows:
     @property
     def watermark(self) -> int | None:
         """Event time that all partitions have reached; None before the first record."""
-        return min(self._latest.values(), default=None)
+        return min((watermark.lowest for watermark in self._watermarks.values()), default=None)
 
     def due(self, idle: Iterable[int] = ()) -> list[Window]:
         """Close and return the windows that are complete, oldest first, without waiting for `idle` partitions."""
         quiet = set(idle)
-        latest = [time for partition, time in self._latest.items() if partition not in quiet] or list(
-            self._latest.values()
-        )
-        if not latest:
-            return []
-        until = min(latest) - self.lateness
+        watermarks = self._watermarks
+        reached = [mark.time for partition, mark in watermarks.items() if partition not in quiet] or [
+            mark.time for mark in watermarks.values()
+        ]
+        until = min(reached, default=NEVER) - self.lateness
         closed = [self.open.pop(start) for start in sorted(self.open) if start + self.length <= until]
         if closed:
             closed[0].late, self._late = self._late, 0
