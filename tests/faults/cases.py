@@ -383,8 +383,7 @@ def short(bench: Bench, *, rate: float = 150.0) -> Row:
     with bench.river(rate=rate, watched=True) as river:
         zombies = []
         for role, point in (("materializer", "redis:before"), ("scorer", "commit:before")):
-            river.strike(role, point, "stop")
-            zombies.append((role, river.replace(role)))
+            zombies.append((role, river.strike(role, point, "stop"), river.replace(role)))
         frozen_at = time.monotonic()
 
         def kill_each(chosen: tuple[str, ...]) -> None:
@@ -396,7 +395,8 @@ def short(bench: Bench, *, rate: float = 150.0) -> Row:
 
         kill_each(("validator", "joiner", "learner:logreg", "gate"))
         time.sleep(max(0.0, frozen_at + ZOMBIE_SECONDS - time.monotonic()))
-        for role, zombie in zombies:
+        for role, fault, zombie in zombies:
+            fault.until = time.monotonic()
             resume(zombie)
             code = exit_code(zombie)
             river.must(code == 1, f"the zombie of {role} ended with {code}")
