@@ -20,7 +20,7 @@ from tidemill.wire import topics
 RESTARTED = ("learner:logreg", "scorer")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_learner_and_scorer_that_start_with_an_empty_store_publish_and_serve_nothing_older(
     running, redis_server: Redis, tmp_path: Path
 ) -> None:
@@ -72,7 +72,7 @@ def test_learner_and_scorer_that_start_with_an_empty_store_publish_and_serve_not
     rebuilt = CliRunner().invoke(
         cli,
         ["models", "rebuild", run.reference, "--all", "--missing", "--json"],
-        env=run.stack.env,
+        env=run.stack.operator_env,
         catch_exceptions=False,
     )
     assert rebuilt.exit_code == 0, rebuilt.output
