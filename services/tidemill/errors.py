@@ -36,6 +36,10 @@ class ArtifactError(TidemillError):
     """A model artifact or its manifest is corrupted, forged or made by something else. It was not unpickled."""
 
 
+class VersionsError(TidemillError):
+    """A model's versions can't be continued from what is left of log and store: a person decides how it goes on."""
+
+
 class ScoreError(ArtifactError):
     """A model's output is no valid score of its task: it has diverged. No version of it is published or opened."""
 

@@ -81,6 +81,11 @@ GAUGES: Mapping[str, Gauge] = {
     ),
     "view_behind": Gauge("tidemill_view_behind", "1 while the online store can't be written.", ["service", "view"]),
     "model_version": Gauge("tidemill_model_version", "Examples offset of the model in use.", ["service", "model"]),
+    "unopened": Gauge(
+        "tidemill_model_unopened",
+        "1 while a model's newest version can't be opened: the version in use stays, or the model does not answer.",
+        ["service", "model"],
+    ),
     "serving_version": Gauge("tidemill_serving_version", "Version of the champion, by model.", ["service", "model"]),
     "trial_questions": Gauge(
         "tidemill_trial_questions",

@@ -40,6 +40,7 @@ AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
 GATE = "tests/unit/stages/test_gate.py"
 REGISTRY = "tests/unit/registry/test_registry.py"
+BACK = "tests/unit/stages/test_versions_never_go_back.py"
 HOSTILE = "tests/unit/registry/test_hostile_snapshots.py"
 SIGNING = "tests/unit/registry/test_signing.py"
 BROKER = "tests/contracts/test_broker.py"
@@ -653,7 +654,7 @@ MUTANTS = (
     Mutant(
         "snapshot-without-offset", "the learner goes on at the group's offset, not at its snapshot's",
         "stages/learner/service.py",
-        "return Start(self.fold.version, self.fold.version)",
+        "return Start(self.training.at, max(self.training.target, log_range[0]))",
         "return Start(committed.offset, committed.offset)",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
     ),
@@ -670,6 +671,49 @@ MUTANTS = (
         "self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)",
         "self.scorecard = Scorecard(snapshot.metrics)",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
+    ),
+    # Versions never go back.
+    Mutant(
+        "older-version-published", "a learner that can't open the newest version publishes older ones again",
+        "stages/learner/training_run.py",
+        "self.target = max(self.at, min(max(newest, committed), end))",
+        "self.target = self.at",
+        (BACK,),
+    ),
+    Mutant(
+        "other-fold-published", "a version that was folded again is not compared with its manifest",
+        "stages/learner/training_run.py",
+        "self.registry.compare(lost, snapshot)[1]",
+        '""',
+        (BACK,),
+    ),
+    Mutant(
+        "last-manifest-counts", "a scorer follows the last manifest, not the newest version",
+        "stages/scorer/feed.py",
+        "if manifest.newness > max(self._newest_known(manifest.model), _newness(newest.get(manifest.model))):",
+        "if True:",
+        (BACK,),
+    ),
+    Mutant(
+        "unlearned-instead", "a scorer that can't open any version serves the declared model",
+        "stages/scorer/service.py",
+        "slot.why_not = unopened.why",
+        "pass",
+        (BACK,),
+    ),
+    Mutant(
+        "served-is-forgotten", "a scorer that starts does not look at what has served",
+        "stages/scorer/feed.py",
+        "self._newest_seen[model] = (served[0], served[1] - 1)",
+        "pass",
+        (BACK,),
+    ),
+    Mutant(
+        "unverified-is-nothing", "manifests of another key count as no manifests",
+        "stages/learner/service.py",
+        'why = "" if manifests else why_none(broker, registry, model)',
+        'why = ""',
+        (BACK,),
     ),
     # What an artifact may be.
     Mutant(

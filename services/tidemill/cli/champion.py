@@ -1,4 +1,4 @@
-"""`tidemill models promote`, `rollback`, `pin`, `unpin`, `train` and `decisions`.
+"""`tidemill models promote`, `rollback`, `pin`, `unpin`, `train`, `reset` and `decisions`.
 
 All but `decisions` are sent to the gate by the status service, for the holder of TIDEMILL_STATUS_TOKEN.
 """
@@ -130,6 +130,19 @@ def train(pipeline: str, model: str, begin: str | None, **options: Any) -> None:
 
 @click.command()
 @PIPELINE
+@click.argument("model")
+@command_options
+def reset(pipeline: str, model: str, **options: Any) -> None:
+    """Begin another life of a model, with nothing learned.
+
+    Its learner folds the examples again from the first one that the log has, and publishes once it has learned as much
+    as was published before; until then the version in use serves. Only this command starts a model anew.
+    """
+    _send(tidemill.load(pipeline), _settings(options), "reset", model, **options)
+
+
+@click.command()
+@PIPELINE
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Print this many, the newest."
 )
@@ -228,6 +241,9 @@ def _send(
         click.echo(f"{decided['candidate']} is the candidate")
     if decided["kind"] == "training":
         click.echo(f"it shadows once it has caught up: `tidemill models list {declared.name}` shows its versions")
+    if decided["kind"] == "reset":
+        model = decided["subject"]["model"]
+        click.echo(f"life {decided['epochs'][model]} of {model} begins with the first example of the log")
     if decided["kind"] == "refused":
         sys.exit(1)
 

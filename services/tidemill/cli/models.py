@@ -16,6 +16,7 @@ COMMANDS = {
     "promote": ("champion:promote", "Make a model, or one version of it, the champion."),
     "prune": ("versions:prune", "Delete the artifacts of old versions."),
     "rebuild": ("versions:rebuild", "Rebuild versions from the examples, and compare scores."),
+    "reset": ("champion:reset", "Begin another life of a model, with nothing learned."),
     "rollback": ("champion:rollback", "Make the previous champion, or an earlier one, serve again."),
     "show": ("versions:show", "Print everything about one version, the newest by default."),
     "train": ("champion:train", "Train a fresh copy of a model on history."),

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
-from tidemill.models.fold import Fold
 from tidemill.models.refold import FoldRange, Refold, Refolded
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
@@ -95,14 +94,14 @@ class Rebuild:
 
     def every(self, progress: Progress | None = None) -> tuple[list[Manifest], int]:
         """Return the manifests of all versions as declared now, and how many are of another declaration."""
-        manifests: dict[Version, Manifest] = {}
+        manifests: dict[tuple[str, int, int], Manifest] = {}
         others = 0
         for listed in Versions(self.pipeline, self.broker, self.registry).read(progress=progress):
             manifest = listed.manifest
-            if manifest is None or listed.refused or (manifest.model, manifest.version) in manifests:
+            if manifest is None or listed.refused or (manifest.model, *manifest.newness) in manifests:
                 continue
             if self._is_declared(manifest):
-                manifests[manifest.model, manifest.version] = manifest
+                manifests[manifest.model, *manifest.newness] = manifest
             else:
                 others += 1
         return list(manifests.values()), others
@@ -115,15 +114,18 @@ class Rebuild:
         self, manifests: Sequence[Manifest], *, write: bool = True, progress: Progress | None = None
     ) -> Iterator[RebuiltVersion]:
         """Fold each version, compare it, and with `write` restore its artifact where that is not intact."""
-        wanted = {FoldRange(m.model, m.version, m.begin): m for m in manifests}
+        wanted: dict[FoldRange, list[Manifest]] = {}
+        for one in manifests:  # two lives of a model may have a version of the same examples
+            wanted.setdefault(FoldRange(one.model, one.version, one.begin), []).append(one)
         for refolded in Refold(self.pipeline, self.broker).snapshots(wanted, progress):
-            yield self._rebuilt(wanted[refolded.target], refolded, write=write)
+            for manifest in wanted[refolded.target]:
+                yield self._rebuilt(manifest, refolded, write=write)
 
     def _rebuilt(self, manifest: Manifest, refolded: Refolded, *, write: bool) -> RebuiltVersion:
         fold = refolded.fold
         if fold is None:
             return RebuiltVersion(manifest, "gone", why=refolded.why)
-        scores, why = self._compare(fold, manifest)
+        scores, why = self.registry.compare(manifest, fold.snapshot())
         if why:
             return RebuiltVersion(manifest, "different", scores, why=why)
         try:
@@ -142,19 +144,6 @@ class Rebuild:
                     manifest, "different", scores, why=f"the artifact scores {other} where the fold scores {own}"
                 )
         return RebuiltVersion(manifest, "equal", scores, "intact")
-
-    def _compare(self, fold: Fold, manifest: Manifest) -> tuple[int, str]:
-        """Return how many golden scores were compared, and what differs from the manifest."""
-        if fold.examples != manifest.examples:
-            return 0, f"{fold.examples:,} examples were folded where it had learned {manifest.examples:,}"
-        if not manifest.golden:
-            return 0, "its manifest has no golden vector to compare with"
-        for index, golden in enumerate(manifest.golden):
-            x = vector_to_x(self.registry.records.vector.record(golden["vector"]))
-            score = self._score(fold.model, x)
-            if score != golden["score"]:
-                return index + 1, f"golden vector {index} scores {score}; it was {golden['score']}"
-        return len(manifest.golden), ""
 
     def _score(self, model: Any, x: Mapping[str, Any]) -> float:
         return self.pipeline.kind.predict(model, x)[0]

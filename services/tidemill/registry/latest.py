@@ -33,14 +33,42 @@ def latest(
     since: int = 0,
     chains: Chains[Manifest] | None = None,
 ) -> tuple[dict[str, list[Manifest]], int]:
-    """Return the last manifests of each model (`wanted`: how many at most), newest first, and the end of the topic.
+    """Return the newest manifests of each model (`wanted`: how many at most), newest first, and the end of the topic.
 
-    The topic is read backwards, so that a service starts as fast after a year of versions as after a day. What is
-    refused is logged and skipped. `chains` of these models go on after the newest. Nothing before the offset `since` is
-    read.
+    The newest is the one with the highest epoch and version. The topic is read backwards, so that a service starts as
+    fast after a year of versions as after a day. What is refused is logged and skipped. `chains` of these models go on
+    after the newest. Nothing before the offset `since` is read.
     """
     chains = Chains(registry.codec) if chains is None else chains
-    return read_newest(broker, models_partition(registry), chains, wanted, since)
+    manifests, end = read_newest(broker, models_partition(registry), chains, wanted, since)
+    newest = {model: sorted(own, key=lambda one: one.newness, reverse=True) for model, own in manifests.items()}
+    return newest, end
+
+
+def why_none(broker: Broker, registry: Registry, model: str) -> str:
+    """Return why a model has no manifest that counts although the topic has some of it; empty where it has none."""
+    partition = models_partition(registry)
+    count = 0
+    for batch in broker.read({partition: broker.offset_range(partition)}):
+        for record in batch:
+            try:
+                manifest = registry.codec.parse(record.value() or b"")
+                registry.codec.belongs(manifest, record.key())
+            except RefusedError:
+                continue
+            count += manifest.model == model
+    if not count:
+        return ""
+    reset = reset_command(registry.pipeline.name, model)
+    return (
+        f"{partition.topic} has {count:,} manifests of model {model!r}, and none with a valid signature: set the key "
+        f"that they were signed with, or begin another life of the model: {reset}"
+    )
+
+
+def reset_command(pipeline: str, model: str) -> str:
+    """Return the command that begins another life of a model, for a person to copy."""
+    return f'`tidemill models reset {pipeline} {model} --why "..."`'
 
 
 def versions(

@@ -54,6 +54,11 @@ class Manifest:
     epoch: int = 0
     signature: Signature = UNSIGNED
 
+    @property
+    def newness(self) -> tuple[int, int]:
+        """What orders the versions of one model: its life, then the version; the higher, the newer."""
+        return self.epoch, self.version
+
 
 #: The schemas whose ids are in a manifest.
 SCHEMA_KINDS = ("event", "label", "vector", "example")
@@ -275,3 +280,19 @@ class Registry:
             if score != golden["score"]:
                 raise ArtifactError(f"{name} gives golden vector {index} the score {score}; it was {golden['score']}")
         return snapshot
+
+    def compare(self, manifest: Manifest, snapshot: Snapshot) -> tuple[int, str]:
+        """Return how many golden scores of a version that was folded again were compared, and what differs."""
+        if snapshot.examples != manifest.examples:
+            return 0, f"{snapshot.examples:,} examples were folded where it had learned {manifest.examples:,}"
+        if not manifest.golden:
+            return 0, "its manifest has no golden vector to compare with"
+        for index, golden in enumerate(manifest.golden):
+            x = vector_to_x(self.records.vector.record(golden["vector"]))
+            try:
+                score = self._score(f"model {manifest.model!r} folded again", snapshot.model, x)
+            except ArtifactError as error:
+                return index + 1, str(error)
+            if score != golden["score"]:
+                return index + 1, f"golden vector {index} scores {score}; it was {golden['score']}"
+        return len(manifest.golden), ""

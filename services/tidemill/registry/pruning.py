@@ -38,7 +38,7 @@ class Model:
 
 class _Known(NamedTuple):
     model: str
-    version: int
+    newness: tuple[int, int]
     sha256: str
     replacement: str
     created_at: int
@@ -98,33 +98,42 @@ def plan(
         raise ValueError(
             f"keep is {keep} where at least {MAX_MANIFESTS_BACK} was expected: so far a learner looks back"
         )
-    staying: set[str] = set()
-    going: list[_Known] = []
-    pruning = Plan()
-    seen: dict[str, set[int]] = {}
-    intact: set[str] = set()
+    pruning, every = Plan(), list[_Known]()
+    intact: dict[str, tuple[int, int]] = {}
     noted = registry.store.noted()
     for listed in versions:
         manifest = listed.manifest
         if manifest is None or listed.refused:
             continue
         replacement = _replacement_sha256(registry, manifest) if manifest.sha256 in noted else ""
-        known = _Known(manifest.model, manifest.version, manifest.sha256, replacement, manifest.created_at)
-        model, numbers = pruning.models.setdefault(known.model, Model(known.model)), seen.setdefault(known.model, set())
+        every.append(_Known(manifest.model, manifest.newness, manifest.sha256, replacement, manifest.created_at))
+        is_newer = manifest.model not in intact or manifest.newness > intact[manifest.model]
+        if is_newer and registry.is_intact(manifest):
+            intact[manifest.model] = manifest.newness
+    oldest_kept = _oldest_kept(every, keep)
+    staying: set[str] = set()
+    going: list[_Known] = []
+    for known in every:
+        model = pruning.models.setdefault(known.model, Model(known.model))
         model.versions += 1
-        numbers.add(known.version)
         # The newest of which a learner can go on stays, even if all of the last ones are damaged.
-        is_newest_intact = known.model not in intact and registry.is_intact(manifest)
-        if is_newest_intact:
-            intact.add(known.model)
+        is_kept = known.newness >= oldest_kept[known.model] or known.newness == intact.get(known.model)
         is_young = before is not None and known.created_at >= before
-        if len(numbers) <= keep or is_newest_intact or (known.model, known.version) in kept or is_young:
+        if is_kept or (known.model, known.newness[1]) in kept or is_young:
             staying |= {known.sha256, known.replacement}
             model.kept += 1
         else:
             going.append(known)
     _settle(pruning, going, staying, registry.store)
     return pruning
+
+
+def _oldest_kept(every: Iterable[_Known], keep: int) -> dict[str, tuple[int, int]]:
+    """Return, by model, the oldest of its newest `keep` versions, wherever they are on the topic."""
+    by_model: dict[str, set[tuple[int, int]]] = {}
+    for known in every:
+        by_model.setdefault(known.model, set()).add(known.newness)
+    return {model: sorted(newness, reverse=True)[:keep][-1] for model, newness in by_model.items()}
 
 
 def _settle(pruning: Plan, going: Iterable[_Known], staying: Collection[str], store: ArtifactStore) -> None:

@@ -134,6 +134,8 @@ class Versions:
         known: list[str] = []
         passed = 0
         for listed in self.read(model, progress):
+            if version is None and not (listed.refused or listed.is_newest):
+                continue  # an older one that was appended again
             wanted = version is None or (listed.manifest is not None and listed.manifest.version == version)
             if wanted and not listed.refused:
                 return listed, passed

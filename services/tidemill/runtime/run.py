@@ -118,6 +118,9 @@ class LoopHealth(probes.Health):
 
     def ready(self) -> str | None:
         """Return what is wrong, or None."""
+        why = self.loop.processor.not_ready()
+        if why:
+            return why
         return None if self.loop.ready else "no partitions yet, or their state is being rebuilt"
 
 

@@ -120,6 +120,10 @@ class Processor:
         """Emit what is left before a clean stop; returns whether it should be committed."""
         return False
 
+    def not_ready(self) -> str:
+        """Return why it can't work although its state is restored; empty where it can. Other threads ask."""
+        return ""
+
     def gauges(self) -> Mapping[tuple[str, str], float]:
         """Return levels worth watching (pending events, model versions), by (metric, label)."""
         return {}

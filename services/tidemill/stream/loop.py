@@ -399,6 +399,7 @@ class Loop:
         if self.stopping:
             return  # what is open is given up when the producer is closed
         log.warning("going back to what is committed", extra={"cause": str(error), "pause_seconds": pause})
+        self.watch.gauges(self.processor.gauges())
         self.processor.observed.clear()
         self.processor.counts.clear()
         self._forget(self._partitions)

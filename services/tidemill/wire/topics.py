@@ -58,7 +58,7 @@ MODELS = Topic(
 )  # fmt: skip
 COMMANDS = Topic(
     "commands", "command", "Command", ("status",), ("gate",), partitions=1, retention_ms=365 * DAY,
-    doc="What people ask of the gate: promote, roll back, pin, train; signed by the status service.",
+    doc="What people ask of the gate: promote, roll back, pin, train, reset; signed by the status service.",
 )  # fmt: skip
 PROMOTIONS = Topic(
     "promotions", "id", "Decision", ("gate",), ("scorer", "learner", "gate", "status"), partitions=1, retention_ms=-1,

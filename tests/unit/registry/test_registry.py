@@ -215,7 +215,8 @@ def test_a_learner_whose_last_artifact_is_damaged_takes_an_older_one(registry: R
     path = Path(registry.store.url) / registry.store.path(manifests[-1].sha256)
     path.write_bytes(b"damaged")
     second = learner(registry, manifests)
-    assert second.assign(SLOT, Position(0)).live_from == manifests[-2].version
+    start = second.assign(SLOT, Position(0))
+    assert (start.rebuild_from, start.live_from) == (manifests[-2].version, manifests[-1].version)
 
 
 @pytest.mark.slow

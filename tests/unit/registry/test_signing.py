@@ -37,7 +37,7 @@ from tidemill.registry.versions import Versions
 from tidemill.runtime.run import topic_table
 from tidemill.stages.gate.service import PromotionGate
 from tidemill.stages.learner.service import candidate_names
-from tidemill.stages.scorer.feed import Loaded, ModelFeed
+from tidemill.stages.scorer.feed import Loaded, ModelFeed, ServingChange
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryBroker
 from tidemill.watch.status.follower import TopicFollower
@@ -116,7 +116,7 @@ class Served:
             if isinstance(item, Loaded):
                 assert item.snapshot is not None
                 self.versions[item.manifest.model] = item.manifest.version
-            elif item.champion:
+            elif isinstance(item, ServingChange) and item.champion:
                 self.champion = str(item.champion)
         return self.champion, self.versions
 

@@ -35,7 +35,9 @@ from tidemill.registry.decisions import (
 )
 from tidemill.registry.signing import UNSIGNED, Chains
 from tidemill.runtime.run import topic_table
+from tidemill.stages.gate.commands import carry_out
 from tidemill.stages.gate.service import LOOK_EVERY_EXAMPLES, PromotionGate
+from tidemill.stages.gate.standing import Standing
 from tidemill.stages.gate.trial import Trial
 from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.loop import Service
@@ -493,6 +495,49 @@ class TestCommands:
         world.run()
         assert world.kinds == ["refused"]
         assert said in world.decisions[0].why
+
+    def test_a_reset_raises_the_life_of_one_model_and_the_life_stays_in_every_later_decision(self) -> None:
+        world = World(made(None))
+        for _ in range(2):
+            world.ask("reset", "slow")
+            world.run()
+        world.ask("reset", "linear")
+        world.ask("promote", "slow")
+        world.run()
+        assert world.kinds == ["reset", "reset", "reset", "promoted"]
+        assert [one.epochs for one in world.decisions] == [
+            {"slow": 1}, {"slow": 2}, {"slow": 2, "linear": 1}, {"slow": 2, "linear": 1}
+        ]  # fmt: skip
+        assert world.run().standing.epochs == {"slow": 2, "linear": 1}
+
+    def test_a_reset_begins_a_life_after_that_of_the_newest_manifest_where_decisions_are_gone(self) -> None:
+        draft = carry_out(
+            Standing.initial(PIPELINE),
+            Command("c", "reset", ModelRef("slow"), 0, 0, "ann", "lost", 5), 0, {}, lambda _: "", lambda _: 3,
+        )  # fmt: skip
+        assert draft.changes == {"epochs": {"slow": 4}}
+
+    def test_a_version_of_the_earlier_life_that_is_pinned_serves_no_more_after_a_reset(self) -> None:
+        world = World(made(None))
+        world.ask("pin", "linear@7")
+        world.ask("reset", "linear")
+        world.run()
+        assert (world.decisions[-1].champion, world.decisions[-1].pinned) == (ModelRef("linear"), False)
+
+    @pytest.mark.parametrize("target", ["other", "slow@7", ""])
+    def test_only_a_declared_model_is_reset(self, target: str) -> None:
+        world = World(made(None))
+        world.ask("reset", target)
+        world.run()
+        assert world.kinds == ["refused"]
+        assert "name a declared model, one of linear, slow, third" in world.decisions[0].why
+
+    def test_evidence_about_the_earlier_life_does_not_count_after_a_reset(self) -> None:
+        world = World()
+        world.examples(300, linear=0.2, slow=0.6, third=0.1)
+        world.run()
+        world.ask("reset", "slow")
+        assert world.run().standing.since == 300
 
     def test_who_serves_already_stays(self) -> None:
         world = World(made(None))

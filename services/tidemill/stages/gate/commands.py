@@ -11,18 +11,30 @@ from tidemill.stages.gate.rounds import Check
 from tidemill.stages.gate.standing import Draft, Standing
 from tidemill.stages.gate.trial import Trial
 
+#: Takes a model's name; returns the highest epoch of its manifests, 0 where it has none.
+EpochOf = Callable[[str], int]
+
 
 def carry_out(
-    standing: Standing, command: Command, offset: int, trials: Mapping[ModelRef, Trial], check: Check
+    standing: Standing,
+    command: Command,
+    offset: int,
+    trials: Mapping[ModelRef, Trial],
+    check: Check,
+    epoch_of: EpochOf = lambda _: 0,
 ) -> Draft:
     """Return the decision that a command leads to; `offset` is the next example's.
 
     `trials` are the challengers', as evidence for a decision about one of them. `check` says why a model or a
-    version can't serve.
+    version can't serve, `epoch_of` in which life a model is by its manifests.
     """
+    if command.kind == RESET:
+        return _reset(standing, command, epoch_of)
     action = COMMANDS.get(command.kind)
     if action is None:
-        return Draft("refused", f"no command {command.kind!r}: expected {', '.join(COMMANDS)}", command.target)
+        return Draft(
+            "refused", f"no command {command.kind!r}: expected {', '.join((*COMMANDS, RESET))}", command.target
+        )
     draft = action(standing, command, offset, check)
     if draft.kind in ("promoted", "rolled_back", "pinned"):
         return draft._replace(trial=trials.get(draft.subject))
@@ -86,6 +98,25 @@ def _train(standing: Standing, command: Command, offset: int, _check: Check) -> 
     if name == standing.candidate:
         return Draft("unchanged", f"{name} is the candidate already", ModelRef(name))
     return Draft("training", command.why, ModelRef(name), {"candidate": name})
+
+
+#: The command that begins another life of a model.
+RESET = "reset"
+
+
+def _reset(standing: Standing, command: Command, epoch_of: EpochOf) -> Draft:
+    """Begin another life of a model; where one of its versions is pinned or on probation, the model itself serves."""
+    model, declared = command.target.model, standing.pipeline.model_names
+    if model not in declared or command.target.version:
+        why = f"{command.target or 'nobody'} can't be reset: name a declared model, one of {', '.join(declared)}"
+        return Draft("refused", why, command.target)
+    epoch = max(standing.epochs.get(model, 0), epoch_of(model)) + 1
+    changes: dict[str, Any] = {"epochs": {**standing.epochs, model: epoch}}
+    if standing.champion.model == model:
+        changes |= {"champion": ModelRef(model), "pinned": False}
+    if standing.on_probation_against.model == model:
+        changes |= {"on_probation_against": NOBODY}
+    return Draft("reset", command.why, ModelRef(model), changes)
 
 
 #: Actions by the kind of command.

@@ -21,7 +21,7 @@ from tidemill.registry.decisions import GATE, Command, Decision, ModelRef, all_d
 from tidemill.registry.latest import latest, versions
 from tidemill.registry.manifests import Registry
 from tidemill.registry.signing import Chains
-from tidemill.stages.gate.commands import alert_id, carry_out, train_on_alert
+from tidemill.stages.gate.commands import EpochOf, alert_id, carry_out, train_on_alert
 from tidemill.stages.gate.rounds import Check, Rounds, collapse, end_of_probation, rebuild_from, undecided, verdict
 from tidemill.stages.gate.standing import Draft, Standing
 from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
@@ -58,6 +58,8 @@ class PromotionGate(Processor):
         Returns the records of a topic before an offset; commands and alerts that are among them are not obeyed again.
     clock
         Wall time in s, for the records.
+    epoch_of
+        Returns the life of a model by its newest manifest.
     """
 
     def __init__(
@@ -69,9 +71,11 @@ class PromotionGate(Processor):
         *,
         past: Past = lambda _topic, _end: (),
         clock: Callable[[], float] = time.time,
+        epoch_of: EpochOf = lambda _: 0,
     ) -> None:
         super().__init__()
         self.pipeline, self.history, self.check, self.clock = pipeline, history, check, clock
+        self.epoch_of = epoch_of
         self.gate = pipeline.gate
         self.records = Records(pipeline)
         self.past, self._chain = past, Chains(decisions(pipeline, keys))
@@ -208,7 +212,7 @@ class PromotionGate(Processor):
             return
         if any(decision.command == command.id for decision in self.standing.decisions):
             return
-        draft = carry_out(self.standing, command, self.next, self.rounds.trials, self.check)
+        draft = carry_out(self.standing, command, self.next, self.rounds.trials, self.check, self.epoch_of)
         self._decide(draft, emit, command=command)
 
     def _alert(self, record: Record, emit: Emit) -> None:
@@ -268,6 +272,7 @@ class PromotionGate(Processor):
             rate=trial.terms.rate if trial else 0.0,
             evidence=trial.evidence() if trial else (),
             metrics=trial.metrics() if trial else {},
+            epochs=changes.get("epochs", standing.epochs),
         )
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
@@ -291,6 +296,7 @@ def build(pipeline: Pipeline, registry: Registry, broker: Broker) -> Service:
         lambda: all_decisions(pipeline, broker, codec),
         serving_check(registry, broker),
         past=past,
+        epoch_of=lambda model: next((one.epoch for one in latest(broker, registry, {model: 1})[0][model]), 0),
     )
     return service("gate", pipeline.name, step)
 
@@ -321,7 +327,9 @@ def _version_check(registry: Registry, broker: Broker, ref: ModelRef) -> str:
 
 
 def _model_check(registry: Registry, broker: Broker, model: str) -> str:
-    if latest(broker, registry, {model: 1})[0][model]:
+    newest = latest(broker, registry, {model: 1})[0][model]
+    if newest:
+        registry.open(newest[0])
         return ""
     learner = f"`tidemill run learner {registry.pipeline.name} --model {model}`"
     return f"no version of it was published yet: run its learner, {learner}"

@@ -14,7 +14,7 @@ from tidemill.stages.gate.trial import Trial
 BASELINE = "baseline"
 
 #: The evidence starts again when one of these changes.
-RESTARTS_EVIDENCE = frozenset({"champion", "pinned", "candidate"})
+RESTARTS_EVIDENCE = frozenset({"champion", "pinned", "candidate", "epochs"})
 
 
 class Draft(NamedTuple):
@@ -43,6 +43,8 @@ class Standing:
         The name of the candidate that is trained; empty where none is.
     since
         The offset of the first example that counts as evidence.
+    epochs
+        The present life of each model that was ever reset.
     decisions
         All decisions, the oldest first.
     """
@@ -53,6 +55,7 @@ class Standing:
     pinned: bool = False
     candidate: str = ""
     since: int = 0
+    epochs: Mapping[str, int] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
 
     @classmethod
@@ -68,7 +71,7 @@ class Standing:
         decisions = (*self.decisions, decision)
         if not self.pipeline.knows(decision.champion.model):
             initial = Standing.initial(self.pipeline)
-            return dataclasses.replace(initial, since=decision.since, decisions=decisions)
+            return dataclasses.replace(initial, since=decision.since, epochs=decision.epochs, decisions=decisions)
         return Standing(
             self.pipeline,
             decision.champion,
@@ -76,6 +79,7 @@ class Standing:
             decision.pinned,
             decision.candidate,
             decision.since,
+            decision.epochs,
             decisions,
         )
 

@@ -3,7 +3,7 @@
 reads   <pipeline>.examples (one partition: the order of learning); at the start <pipeline>.models; now and then
         <pipeline>.promotions, for the candidates that the gate has started
 writes  <pipeline>.models, signed manifests; the artifact store
-state   the models; each resumed from its last snapshot, which knows the offset that it stands for
+state   the models; each resumed from its newest version, or rebuilt to it from the examples: never to an older one
 outage  a store that is away or full does not stop the learning: nothing is committed meanwhile, and a version is tried
         again at every interval. A model that has diverged goes on learning, and no version of it is published
 """
@@ -13,15 +13,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import BrokerError, StoreError
+from tidemill.errors import ArtifactError, BrokerError, Retry, StoreError, VersionsError
 from tidemill.models.fold import Fold
-from tidemill.registry.decisions import all_decisions, decisions
-from tidemill.registry.latest import MAX_MANIFESTS_BACK, latest
+from tidemill.registry.decisions import Decision, all_decisions, decisions
+from tidemill.registry.latest import MAX_MANIFESTS_BACK, latest, why_none
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.stages.learner.training_run import TrainingRun
-from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition
+from tidemill.stages.learner.training_run import ANY_LOG, TrainingRun
+from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -41,39 +42,67 @@ History = Callable[[str], Sequence[Manifest]]
 #: Returns the names of the model's candidates.
 CandidateNames = Callable[[], Collection[str]]
 
+#: Returns the model's life by the last decision.
+PresentEpoch = Callable[[], int]
+
 #: Takes a range of offsets [begin, end); returns its examples, or None where the log does not reach back to it.
 ExampleReader = Callable[[int, int], Iterator[Sequence[Record]] | None]
 
 
 def manifest_history(broker: Broker, registry: Registry) -> History:
-    """Return the function that finds a model's manifests on the models topic; forged ones are passed over."""
+    """Return the function that finds a model's manifests on the models topic; forged ones are passed over.
+
+    It raises ArtifactError where no manifest is verified although there are some.
+    """
 
     def find(model: str) -> Sequence[Manifest]:
-        manifests, _ = latest(broker, registry, {model: MAX_MANIFESTS_BACK}, chains=registry.chains)
-        return sorted(manifests[model], key=lambda manifest: -manifest.version)
+        manifests = latest(broker, registry, {model: MAX_MANIFESTS_BACK}, chains=registry.chains)[0][model]
+        why = "" if manifests else why_none(broker, registry, model)
+        if why:
+            raise ArtifactError(why)
+        return manifests
 
     return find
 
 
 def candidate_names(broker: Broker, registry: Registry, model: str) -> CandidateNames:
     """Return the function that returns the candidates of a model, by the last decision."""
-    pipeline = registry.pipeline
-    codec, partition = decisions(pipeline, registry.keys), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
-    end, candidates = -1, frozenset[str]()
+    pipeline, last = registry.pipeline, _last_decision(broker, registry)
 
     def names() -> Collection[str]:
-        nonlocal end, candidates
+        decision = last()
+        models = {ref.model for ref in decision.model_refs} if decision else set()
+        return frozenset(name for name in models if "~" in name and pipeline.parts(name)[0] == model)
+
+    return names
+
+
+def present_epoch(broker: Broker, registry: Registry, model: str) -> PresentEpoch:
+    """Return the function that returns a model's life, by the last decision."""
+    last = _last_decision(broker, registry)
+
+    def epoch() -> int:
+        decision = last()
+        return decision.epochs.get(model, 0) if decision else 0
+
+    return epoch
+
+
+def _last_decision(broker: Broker, registry: Registry) -> Callable[[], Decision | None]:
+    """Return the function that returns the last decision; the topic is read when it has grown."""
+    pipeline = registry.pipeline
+    codec, partition = decisions(pipeline, registry.keys), TopicPartition(topics.PROMOTIONS.name(pipeline.name), 0)
+    end, decision = -1, None
+
+    def last() -> Decision | None:
+        nonlocal end, decision
         now = broker.offset_range(partition)[1]
         if now != end:
             decided = all_decisions(pipeline, broker, codec)
-            models = {ref.model for ref in decided[-1].model_refs} if decided else set()
-            end, candidates = (
-                now,
-                frozenset(name for name in models if "~" in name and pipeline.parts(name)[0] == model),
-            )
-        return candidates
+            end, decision = now, decided[-1] if decided else None
+        return decision
 
-    return names
+    return last
 
 
 def example_reader(broker: Broker, pipeline: Pipeline) -> ExampleReader:
@@ -103,6 +132,8 @@ class Learner(Processor):
         history: History,
         candidate_names: CandidateNames = tuple,
         read_examples: ExampleReader = lambda _begin, _end: None,
+        present_epoch: PresentEpoch = lambda: 0,
+        log_range: Callable[[], tuple[int, int]] = lambda: ANY_LOG,
         *,
         every_examples: int = 10_000,
         every_seconds: float = 10.0,
@@ -111,6 +142,7 @@ class Learner(Processor):
         super().__init__()
         self.pipeline, self.model, self.registry, self.history = pipeline, model, registry, history
         self.candidate_names, self.read_examples, self.clock = candidate_names, read_examples, clock
+        self.present_epoch, self.log_range = present_epoch, log_range
         self.records = Records(pipeline)
         self.models = topics.MODELS.name(pipeline.name)
         self.every_examples, self.every_seconds = every_examples, every_seconds
@@ -141,8 +173,18 @@ class Learner(Processor):
         if topic_partition.partition != 0:  # the order of learning is partition 0
             return Start(committed.offset, committed.offset)
         self._begin()
-        self.training.resume(self.history(self.model))
-        return Start(self.fold.version, self.fold.version)
+        epoch, log_range = self.present_epoch(), self.log_range()
+        self.training.resume(self._past(epoch), epoch, log_range, committed.offset)
+        return Start(self.training.at, max(self.training.target, log_range[0]))
+
+    def _past(self, epoch: int) -> Sequence[Manifest]:
+        """Return the model's manifests; none where a reset has ended the life of those that can't be verified."""
+        try:
+            return self.history(self.model)
+        except ArtifactError as error:
+            if epoch:
+                return ()
+            raise VersionsError(str(error)) from None
 
     def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
         if any(one.partition == 0 for one in topic_partitions):
@@ -150,20 +192,37 @@ class Learner(Processor):
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         before = self.fold.version
+        if emit is discard:  # up to the newest version: what was published before is not published again
+            self.training.learn(records, self.records.example)
+            return False
+        self.training.pass_over(self.training.target)
         self.training.learn(records, self.records.example)
         written = self._publish(self.training.due(), emit)
         self._look()
         for candidate in list(self.candidates.values()):
-            if candidate.at >= before:  # level with the model: it learns these records next
-                candidate.learn([record for record in records if record.offset() >= candidate.at], self.records.example)
-                candidate.at = max(candidate.at, self.fold.version)
-            else:
-                self._catch_up(candidate)
-            written |= self._publish(candidate.due(), emit)
+            try:
+                self._advance(candidate, records, before)
+                written |= self._publish(candidate.due(), emit)
+            except VersionsError as error:
+                self._give_up(candidate.name, str(error))
         for run in (self.training, *self.candidates.values()):
             written |= self._publish(self._signed_again(run), emit)
         self.has_written |= written
         return written
+
+    def _advance(self, candidate: TrainingRun, records: Sequence[Record], before: int) -> None:
+        if candidate.at >= before:  # level with the model: it learns these records next
+            candidate.learn([record for record in records if record.offset() >= candidate.at], self.records.example)
+            candidate.at = max(candidate.at, self.fold.version)
+        else:
+            self._catch_up(candidate)
+        candidate.pass_over(candidate.at)
+
+    def _give_up(self, name: str, why: str) -> None:
+        """Train a candidate no more; its versions stay, and the other models learn on."""
+        log.error(f"a candidate can't be trained: {why}", extra={"model": name})
+        self._unreachable.add(name)
+        self.candidates.pop(name, None)
 
     def finish(self, emit: Emit) -> bool:
         written = [self._publish(run.last(), emit) for run in (self.training, *self.candidates.values())]
@@ -174,17 +233,31 @@ class Learner(Processor):
         if self.clock() - self._looked_at < LOOK_EVERY_SECONDS:
             return
         self._looked_at = self.clock()
+        self._follow_epoch()
         try:
             wanted = set(self.candidate_names())
             for name in self.candidates.keys() - wanted:
                 del self.candidates[name]
             for name in sorted(wanted - self.candidates.keys() - self._unreachable):
                 candidate = self._new(name)
-                candidate.resume(self.history(name))
+                try:
+                    candidate.resume(self.history(name), log_range=self.log_range())
+                except (ArtifactError, VersionsError) as error:
+                    self._give_up(name, str(error))
+                    continue
                 self.candidates[name] = candidate
                 log.info("training a candidate", extra={"model": name, "from": candidate.at})
         except (BrokerError, StoreError) as error:
             log.warning("candidates can't be looked up at the moment", extra={"cause": str(error)})
+
+    def _follow_epoch(self) -> None:
+        """Raise Retry where a decision has begun another life of the model: it is restored as at a start."""
+        try:
+            epoch = self.present_epoch()
+        except BrokerError:
+            return  # it is looked at again
+        if epoch > self.training.epoch:
+            raise Retry(f"model {self.model!r} was reset: life {epoch} begins")
 
     def _catch_up(self, candidate: TrainingRun) -> None:
         begin = candidate.at
@@ -203,12 +276,7 @@ class Learner(Processor):
             candidate.at = max(begin, candidate.fold.version)
             return
         if batches is None:
-            log.error(
-                "a candidate can't be trained: the log does not reach back to its examples",
-                extra={"model": candidate.name},
-            )
-            self._unreachable.add(candidate.name)
-            del self.candidates[candidate.name]
+            self._give_up(candidate.name, "the log does not reach back to its examples")
             return
         candidate.at = end
 
@@ -244,6 +312,8 @@ def build(
         manifest_history(broker, registry),
         candidate_names(broker, registry, model),
         example_reader(broker, pipeline),
+        present_epoch(broker, registry, model),
+        partial(broker.offset_range, TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)),
         every_examples=every_examples,
         every_seconds=every_seconds,
     )

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
-from tidemill.errors import ArtifactError, DeclarationError, ScoreError, StoreError
+from tidemill.errors import ArtifactError, DeclarationError, ScoreError, StoreError, VersionsError
 from tidemill.models.fold import Fold
+from tidemill.registry.latest import reset_command
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Record
+from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
 
 Counts = Counter[tuple[str, str]]
+
+#: The first and last offset, and one more, of a log of which nothing is known.
+ANY_LOG = (0, sys.maxsize)
 
 
 class TrainingRun:
@@ -29,7 +35,9 @@ class TrainingRun:
     counts
         Counters of what happens.
 
-    `at` is the offset of the next example to learn, `newest` the manifest that was published last.
+    `at` is the offset of the next example to learn. `epoch` is the model's present life. No version is published before
+    the examples up to `target` are learned: a version with that number exists, or has existed. `newest` is
+    the manifest that was published last.
     """
 
     def __init__(
@@ -46,8 +54,13 @@ class TrainingRun:
         self.pipeline, self.name, self.registry, self.counts = pipeline, name, registry, counts
         self.every_examples, self.every_seconds, self.clock = every_examples, every_seconds, clock
         self.fold = Fold(pipeline, name)
-        self.at = self.fold.version
+        self.at = self.target = self.fold.version
+        self.epoch = 0
         self.newest: Manifest | None = None
+        self._lost: Manifest | None = None
+        self._restored_at = float("-inf")
+        self._is_rebuilding = self._publishes_target = False
+        self._examples_before = 0
         self._parent, self._seconds = 0, 0.0
         self._is_stopped = self._store_is_away = False
         self._settle()
@@ -57,15 +70,71 @@ class TrainingRun:
         self._published = self._tried = self.fold.examples
         self._tried_at = self.clock()
 
-    def resume(self, history: Sequence[Manifest]) -> None:
-        """Go on from the newest intact version; without one, learn everything again from the first example."""
-        declared = self.pipeline.declaration_hash(self.name)
+    def resume(
+        self,
+        history: Sequence[Manifest],
+        epoch: int = 0,
+        log_range: tuple[int, int] = ANY_LOG,
+        committed: int = 0,
+    ) -> None:
+        """Go on from the newest version of the model's present life.
+
+        Where its artifact can't be opened, the examples are learned again up to it, from an older version or from the
+        life's first example. A life that has no version begins with the first example that the log has.
+
+        Parameters
+        ----------
+        history
+            The newest manifests, newest first.
+        epoch
+            The life that the last decision names.
+        log_range
+            First offset of the examples, and the one after the last.
+        committed
+            The offset up to which examples were learned before this process.
+
+        Raises VersionsError where the log does not have what is needed, DeclarationError where a version of the present
+        life is of another declaration.
+        """
+        begin, end = log_range
         self.newest = max(history, key=lambda manifest: manifest.signature.sequence, default=None)
-        for manifest in history:
+        self.epoch = max([epoch, *(manifest.epoch for manifest in history)])
+        life = [manifest for manifest in history if manifest.epoch == self.epoch]
+        if life:
+            self._continue(life)
+        elif history or self.epoch or committed <= begin:
+            is_candidate = "~" in self.name  # its first example is in its name
+            self.fold = Fold(self.pipeline, self.name, None if is_candidate else begin)
+        newest = life[0].version if life else max((manifest.version for manifest in history), default=0)
+        if life and newest > end:
+            raise self._stuck(f"it has a version {newest}, and {self._log} ends at {end}")
+        self.at = self.fold.version
+        self.target = max(self.at, min(max(newest, committed), end))
+        self._lost = life[0] if life and life[0].version > self.at else None
+        # What a scorer may wait for: the first version of another life, or one whose manifest is gone.
+        is_another_life = not life and bool(history or self.epoch)
+        self._publishes_target = is_another_life or self.target > max(newest, self.at)
+        self._examples_before = -1 if is_another_life else self.fold.examples
+        self._is_rebuilding = self._publishes_target or self.target > self.at
+        if self.target > self.at and begin > self.at:
+            what = "the artifacts of its versions can't be opened" if life else "its manifests are gone"
+            raise self._stuck(f"{what}, and {self._log} begins at {begin} where {self.at} is needed")
+        self._settle()
+        if self._lost is not None or is_another_life:
+            log.warning(
+                "examples are learned again; no version is published before the newest is reached",
+                extra={"model": self.name, "epoch": self.epoch, "from": self.at, "to": self.target},
+            )
+
+    def _continue(self, life: Sequence[Manifest]) -> None:
+        """Open the newest version that can be opened; without one, go back to the life's first example."""
+        declared = self.pipeline.declaration_hash(self.name)
+        for manifest in life:
             if manifest.declaration != declared:
                 raise DeclarationError(
                     f"pipeline {self.pipeline.name!r}: models[{self.name!r}], the vector or protect was declared "
-                    f"differently when version {manifest.version} was learned: give the changed model a new name"
+                    f"differently when version {manifest.version} was learned: give the changed model a new name, or "
+                    f"begin another life of this one: {reset_command(self.pipeline.name, self.name)}"
                 )
             try:
                 self.fold.resume(self.registry.open(manifest))
@@ -73,15 +142,61 @@ class TrainingRun:
                 log.error("version refused; an older one is tried", extra={"cause": str(error)})
                 continue
             self._parent, self._seconds = manifest.version, manifest.seconds
-            self._settle()
-            self.at = self.fold.version
             log.info("resumed", extra={"model": self.name, "version": manifest.version, "examples": manifest.examples})
             return
+        self.fold = Fold(self.pipeline, self.name, life[0].begin)
+
+    @property
+    def _log(self) -> str:
+        return topics.EXAMPLES.name(self.pipeline.name)
+
+    def _stuck(self, why: str) -> VersionsError:
+        return VersionsError(
+            f"model {self.name!r} can't be continued: {why}; bring back artifact store, River and topics as they were, "
+            f"or begin another life of the model: {reset_command(self.pipeline.name, self.name)}"
+        )
+
+    def pass_over(self, offset: int, *, moves_on: bool = False) -> None:
+        """Do what is due once all examples before `offset` are learned; `moves_on`: the one there is learned next.
+
+        A version whose artifact can't be opened is stored again, where it has the scores that it had. Raises
+        VersionsError where it has others.
+        """
+        if self._lost is not None and offset >= self._lost.version:
+            self._restore(self._lost, is_last_try=moves_on)
+        if self._is_rebuilding and offset >= self.target:
+            self._is_rebuilding = False
+            self._settle()
+            if self._publishes_target and self.fold.examples > self._examples_before:
+                self._published, self._tried = -1, self.fold.examples - self.every_examples
+
+    def _restore(self, lost: Manifest, *, is_last_try: bool) -> None:
+        snapshot = self.fold.snapshot()
+        why = (
+            self.registry.compare(lost, snapshot)[1]
+            if snapshot.version == lost.version
+            else f"the last example before that offset is {snapshot.version - 1:,}"
+        )
+        if why:
+            raise self._stuck(f"{self._log} does not fold to version {lost.version} again: {why}")
+        if not is_last_try and self.clock() - self._restored_at < self.every_seconds:
+            return
+        self._restored_at = self.clock()
+        try:
+            self.registry.restore(lost, snapshot)
+        except StoreError as error:
+            self._note_store_away(error)
+            self._lost = None if is_last_try else lost
+            return
+        self._lost, self._parent = None, lost.version
+        log.warning("artifact stored again", extra={"model": self.name, "version": lost.version, "epoch": lost.epoch})
 
     def learn(self, records: Sequence[Record], codec: Codec) -> None:
         """Learn examples."""
         fold, started = self.fold, time.thread_time()
         for record in records:
+            if self._is_rebuilding or self._lost is not None:
+                self.pass_over(record.offset(), moves_on=True)
             value = record.value() or b""
             if not value.startswith(codec.header):
                 # An example of an earlier declaration of the vector: no model declared now could be asked about it.
@@ -100,6 +215,8 @@ class TrainingRun:
     def due(self) -> Manifest | None:
         """Return the manifest of a version that was stored because it was due; None where none was."""
         fold = self.fold
+        if self._is_rebuilding:
+            return None
         if fold.diverged:
             self._hold_back(fold.diverged)
             return None
@@ -110,13 +227,19 @@ class TrainingRun:
 
     def last(self) -> Manifest | None:
         """Return the manifest of a last version, where there is anything new to publish."""
-        return self._store() if self.fold.examples > self._published and not self.fold.diverged else None
+        is_new = self.fold.examples > self._published and not self._is_rebuilding
+        return self._store() if is_new and not self.fold.diverged else None
 
     def _store(self) -> Manifest | None:
         self._tried, self._tried_at = self.fold.examples, self.clock()
         try:
             manifest = self.registry.publish(
-                self.name, self.fold.snapshot(), tuple(self.fold.vectors), parent=self._parent, seconds=self._seconds
+                self.name,
+                self.fold.snapshot(),
+                tuple(self.fold.vectors),
+                parent=self._parent,
+                seconds=self._seconds,
+                epoch=self.epoch,
             )
         except ScoreError as error:
             self.fold.diverged = str(error)
@@ -127,10 +250,7 @@ class TrainingRun:
             return None
         except StoreError as error:
             # Going back would learn the same examples again and again, and be no further when the outage is over.
-            self.counts["not_stored", self.name] += 1
-            if not self._store_is_away:
-                log.error("a version can't be stored; learning goes on, it is tried again", extra={"cause": str(error)})
-            self._store_is_away = True
+            self._note_store_away(error)
             return None
         if self._store_is_away:
             log.info("versions can be stored again", extra={"model": self.name, "version": manifest.version})
@@ -139,6 +259,12 @@ class TrainingRun:
         self._published, self._parent, self.newest = self.fold.examples, manifest.version, manifest
         self._store_is_away = self._is_stopped = False
         return manifest
+
+    def _note_store_away(self, error: StoreError) -> None:
+        self.counts["not_stored", self.name] += 1
+        if not self._store_is_away:
+            log.error("a version can't be stored; learning goes on, it is tried again", extra={"cause": str(error)})
+        self._store_is_away = True
 
     def _hold_back(self, cause: str) -> None:
         """Publish nothing, and log it once.

@@ -2,8 +2,10 @@
 
 reads   <pipeline>.features by entity; the registry (<pipeline>.models, <pipeline>.promotions), every instance all of it
 writes  <pipeline>.predictions by entity, <pipeline>.prediction-log by event id, <pipeline>.dlq
-state   the serving model, and the newest verified version of every model; before the first, the declared models, which
-        have learned nothing
+state   the serving model, and the newest verified version of every model; before a model's first version, the declared
+        one, which has learned nothing
+outage  a newest version that can't be opened leaves the version in use where it is. Where none is in use, as after a
+        start, the model does not answer; where it is the serving one, no prediction is made until it can be opened
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
-from tidemill.errors import Reject
+from tidemill.errors import Reject, Retry
 from tidemill.registry.decisions import ModelRef
-from tidemill.stages.scorer.feed import Loaded, ServingChange
-from tidemill.stream.api import Emit, Processor, Record
+from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
+from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import send_dead_letter
@@ -35,12 +37,16 @@ def share_of(pipeline: str, entity_id: str) -> float:
 
 
 class ServingSlot:
-    """A model in use, and its version before this one, which answers when this one can't."""
+    """A model in use, and its version before this one, which answers when this one can't.
 
-    __slots__ = ("before", "epoch", "model", "name", "version")
+    `why_not` says why the model can't answer although it has versions; `is_declared`: no version was put in use.
+    """
 
-    def __init__(self, name: str, version: int, model: Any, epoch: int = 0) -> None:
+    __slots__ = ("before", "epoch", "is_declared", "model", "name", "version", "why_not")
+
+    def __init__(self, name: str, version: int, model: Any, epoch: int = 0, *, why_not: str = "") -> None:
         self.name, self.version, self.model, self.epoch = name, version, model, epoch
+        self.why_not, self.is_declared = why_not, not version
         self.before: tuple[int, Any, int] | None = None
 
     def put(self, version: int, model: Any, epoch: int = 0) -> None:
@@ -48,6 +54,7 @@ class ServingSlot:
         if self.version:  # version 0 has learned nothing, so it is no help
             self.before = (self.version, self.model, self.epoch)
         self.version, self.model, self.epoch = version, model, epoch
+        self.why_not, self.is_declared = "", False
 
 
 class Scorer(Processor):
@@ -59,7 +66,7 @@ class Scorer(Processor):
         Returns model versions and serving changes that are ready; called between batches.
     """
 
-    def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Loaded | ServingChange]] = tuple) -> None:
+    def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Ready]] = tuple) -> None:
         super().__init__()
         self.pipeline, self.records = pipeline, Records(pipeline)
         self.models = {name: ServingSlot(name, 0, pipeline.model(name)) for name in pipeline.model_names}
@@ -68,6 +75,7 @@ class Scorer(Processor):
         self.dlq = topics.DLQ.name(pipeline.name)
         self._predict, self._is_valid_score = pipeline.kind.predict, pipeline.kind.is_valid_score
         self._take = take
+        self._unopened = dict.fromkeys(pipeline.model_names, False)
         self.change(ServingChange(ModelRef(pipeline.champion)))
 
     def change(self, change: ServingChange) -> None:
@@ -100,19 +108,39 @@ class Scorer(Processor):
             self.models[name] = ServingSlot(name, version, model, epoch)
             self._arrange()
 
+    def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
+        self.swap()  # what it serves is known before it is ready
+        return super().assign(topic_partition, committed)
+
     def swap(self) -> None:
         """Put versions that are ready in place of those in use, and make the gate's choice the champion."""
         for item in self._take():
             if isinstance(item, ServingChange):
                 if item.champion:
                     self.change(item)
+                elif item.refused:
+                    self.champion = ServingSlot(item.refused.model, 0, None, why_not=item.refused.why)
                 self.counts["model_loads", "changed" if item.champion else "refused"] += 1
-            elif item.snapshot is None:
-                self.counts["model_loads", "refused"] += 1
+            elif isinstance(item, Unopened):
+                self._keep(item)
             else:
                 manifest = item.manifest
                 self.put(manifest.model, manifest.version, item.snapshot.model, manifest.epoch)
                 self.counts["model_loads", "loaded"] += 1
+                self._unopened[manifest.model] = False
+
+    def _keep(self, unopened: Unopened) -> None:
+        """Keep the version in use where there is one; a model that has only been declared does not answer instead."""
+        slot = self.models.get(unopened.model)
+        if slot is not None and slot.is_declared:
+            slot.why_not = unopened.why
+        self._unopened[unopened.model] = True
+        self.counts["model_loads", "refused"] += 1
+
+    def not_ready(self) -> str:
+        if not self.champion.why_not:
+            return ""
+        return f"the serving model {self.champion.name!r} can't be opened: {self.champion.why_not}"
 
     def ask(self, name: str, version: int, model: Any, epoch: int, x: Mapping[str, Any]) -> Score:
         """Return a model's score. Raises Reject where it fails, or its score is not finite or out of range."""
@@ -139,6 +167,7 @@ class Scorer(Processor):
         if self._shares:
             place = share_of(self.pipeline.name, entity_id)
             slot = next((other for edge, other in self._shares if place < edge), slot)
+            slot = self.champion if slot.why_not else slot
         try:
             return self._ask(slot, x)
         except Reject as reject:
@@ -171,6 +200,8 @@ class Scorer(Processor):
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         self.swap()
+        if records and self.champion.why_not:
+            raise Retry(self.not_ready())
         features_header, decode = self.records.features.header, self.records.features.decode
         log_header, scores, prediction = (
             self.records.prediction_log.header,
@@ -214,7 +245,7 @@ class Scorer(Processor):
     def _shadow(self, served: Score, x: Mapping[str, Any]) -> list[Score]:
         scores, name, version, epoch = [], served["model"], served["version"], served["epoch"]
         for slot in self.serving_slots:
-            if slot.version == version and slot.name == name and slot.epoch == epoch:
+            if slot.why_not or (slot.version == version and slot.name == name and slot.epoch == epoch):
                 continue
             try:
                 scores.append(self._ask(slot, x))
@@ -225,9 +256,10 @@ class Scorer(Processor):
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
         versions = {("model_version", name): float(slot.version) for name, slot in self.models.items()}
-        return versions | {("serving_version", self.champion.name): float(self.champion.version)}
+        unopened = {("unopened", name): float(is_unopened) for name, is_unopened in self._unopened.items()}
+        return versions | unopened | {("serving_version", self.champion.name): float(self.champion.version)}
 
 
-def build(pipeline: Pipeline, take: Callable[[], Sequence[Loaded | ServingChange]]) -> Service:
+def build(pipeline: Pipeline, take: Callable[[], Sequence[Ready]]) -> Service:
     """Wire the scorer to its topics."""
     return service("scorer", pipeline.name, Scorer(pipeline, take))

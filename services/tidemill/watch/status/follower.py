@@ -166,8 +166,9 @@ class TopicFollower(threading.Thread):
             self.alerts[alert["id"]] = alert | {"acknowledged": False, "by": "", "why": ""} | acknowledgement
 
     def _manifest(self, manifest: dict[str, Any]) -> None:
-        version = public_manifest(manifest)
-        self.manifests[manifest["model"]] = version
+        version, newest = public_manifest(manifest), self.manifests.get(manifest["model"], {})
+        if (manifest["epoch"], manifest["version"]) >= (newest.get("epoch", 0), newest.get("version", 0)):
+            self.manifests[manifest["model"]] = version
         self.versions[manifest["model"], manifest["version"]] = version
         while len(self.versions) > START_RECORDS[topics.MODELS]:
             del self.versions[next(iter(self.versions))]

@@ -13,6 +13,7 @@ const KINDS = {
   pinned: ["pinned", "open"],
   unpinned: ["unpinned", ""],
   training: ["training begun", ""],
+  reset: ["another life begun", ""],
   unchanged: ["unchanged", ""],
   declared: ["declared", ""],
 };

@@ -48,7 +48,7 @@ def promotions(parts: FromApp) -> list[dict[str, Any]]:
 )
 @needs(Role.OPERATOR)
 def command(request: CommandRequest, parts: FromApp, holder: FromToken) -> dict[str, Any]:
-    """Ask the gate to promote, roll back, pin, unpin or train. The same id is carried out once.
+    """Ask the gate to promote, roll back, pin, unpin, train or reset. The same id is carried out once.
 
     503: it was not given, nor will it be carried out later. 504: that is not known; send it again with the same id.
     """
