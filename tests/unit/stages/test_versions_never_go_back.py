@@ -18,6 +18,7 @@ from tidemill.errors import DeclarationError, Retry, VersionsError
 from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import GATE, NOBODY, Decision, ModelRef, all_decisions, decisions
+from tidemill.registry.latest import latest
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.signing import Chains
 from tidemill.registry.store import ArtifactStore
@@ -340,6 +341,18 @@ class TestScorer:
         assert running.serve() == (0, 60)
         assert running.step.counts["model_loads", "loaded"] == 1
         assert ScorerProcess(world).serve() == (0, 60)
+
+    def test_an_older_version_that_is_signed_as_the_next_is_passed_over(self, world: World) -> None:
+        running = ScorerProcess(world)
+        registry, fold = world.registry, Fold(PIPELINE, "linear")
+        latest(world.broker, registry, {"linear": 1}, chains=registry.chains)
+        for record in world.broker.log[EXAMPLES][:5]:
+            fold.learn(RECORDS.example.decode(record.value() or b""), record.offset())
+        manifest = registry.publish("linear", fold.snapshot(), tuple(fold.vectors))
+        world.broker.append(MODELS.topic, registry.encode(manifest), b"linear")
+        running.look()
+        assert running.serve() == (0, 60)
+        assert ScorerProcess(world).serve() != (0, 5), "60 has served"
 
     def test_a_forged_manifest_is_passed_over(self, world: World) -> None:
         running = ScorerProcess(world)
