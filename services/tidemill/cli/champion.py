@@ -136,7 +136,7 @@ def reset(pipeline: str, model: str, **options: Any) -> None:
     """Begin another life of a model, with nothing learned.
 
     Its learner folds the examples again from the first one that the log has, and publishes once it has learned as much
-    as was published before; until then the version in use serves. Only this command starts a model anew.
+    as was published before; until then the version in use serves. Only this command starts a model again.
     """
     _send(tidemill.load(pipeline), _settings(options), "reset", model, **options)
 

@@ -205,7 +205,7 @@ class ModelFeed:
         for manifest in (manifest for manifest in manifests if manifest):
             if manifest.newness > max(self._newest_known(manifest.model), _newness(newest.get(manifest.model))):
                 newest[manifest.model] = manifest
-            elif manifest.newness < self._newest_known(manifest.model):  # an equal one was signed anew
+            elif manifest.newness < self._newest_known(manifest.model):  # an equal one was signed again
                 log.error(
                     "an older version was published again; it is passed over",
                     extra={"model": manifest.model, "version": manifest.version, "epoch": manifest.epoch},
