@@ -17,6 +17,8 @@ import pytest
 from tidemill import probes
 from tidemill.limits import PROBE_CONNECTIONS, PROBE_HEAD_BYTES, PROBE_SECONDS
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     def __init__(self) -> None:

@@ -61,11 +61,10 @@ def record_of(fields: list[Field], given: Any, path: str, schema: str) -> dict[s
     """Return a JSON object as a record. Raises Reject for a field missing or unknown, MismatchError for a value."""
     if not isinstance(given, dict):
         raise MismatchError(path, given, "an object")
-    record, take = {}, given.get
+    record = {}
     for name, convert, has_default, default in fields:
-        value = take(name, given)
-        if value is not given:  # which no value of it can be
-            record[name] = convert(value, f"{path}.{name}" if path else name)
+        if name in given:
+            record[name] = convert(given[name], f"{path}.{name}" if path else name)
         elif has_default:
             record[name] = default
         else:
@@ -204,7 +203,6 @@ def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
     may_be_null = "null" in branches
     converters = [(_branch_name(one), _converter(one, named)) for one in branches if one != "null"]
     expected = " or ".join(schema_files.primitive(branch, named) for branch in branches)
-    is_optional = len(converters) == 1
 
     def convert(value: Any, path: str) -> Any:
         if value is None and may_be_null:
@@ -213,29 +211,29 @@ def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
         if isinstance(value, dict) and len(value) == 1:
             (only,) = value
             given += [(name, value[only]) for name, _ in converters if only == name]
-        inside: MismatchError | Reject | None = None
         for wrapped, one in given:
             for name, branch in converters:
                 if wrapped in (None, name):
                     try:
                         return branch(one, path)
-                    except (MismatchError, Reject) as error:
-                        if wrapped is None:
-                            inside = error
-        if inside is not None and is_optional and isinstance(value, (dict, list)):
-            raise inside
+                    except (MismatchError, Reject):
+                        continue
         raise MismatchError(path, value, expected)
 
-    if not is_optional:
+    if len(converters) != 1:
         return convert
-    ((_, only_branch),) = converters
+    ((name, only_branch),) = converters
 
     def optional(value: Any, path: str) -> Any:
         if value is None and may_be_null:
             return None
         try:
             return only_branch(value, path)
-        except (MismatchError, Reject):
-            return convert(value, path)  # it may be wrapped by the branch's name
+        except (MismatchError, Reject) as error:
+            if isinstance(value, dict) and value.keys() == {name}:
+                return only_branch(value[name], path)
+            if isinstance(value, (dict, list)):
+                raise  # it says what is wrong inside
+            raise MismatchError(path, value, expected) from error
 
     return optional

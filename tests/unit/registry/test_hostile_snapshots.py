@@ -22,6 +22,8 @@ from tidemill.errors import ArtifactError
 from tidemill.registry import parts, river_parts, snapshots, values
 from tidemill.registry.parts import all_parts, parts_of
 
+pytestmark = pytest.mark.slow
+
 CORPUS = gadgets.corpus("the mark of a test")
 GROUPS = sorted({case.partition(" ")[0] for case in CORPUS})
 

@@ -24,6 +24,8 @@ from tidemill.watch.status.routes import health, lookups, models, overview, qual
 from tidemill.watch.status.service import reading_is_free
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 ROUTES = [route for room in (overview, models, quality, lookups) for route in room.router.routes]
 #: These show nothing of the pipeline, or are the page without its data.
 OPEN_PATHS = {"/", "/page", "/openapi.json", "/livez", "/readyz", "/metrics"}
