@@ -141,6 +141,14 @@ def test_who_asks_is_the_tokens_holder_whatever_the_body_says(site: Site) -> Non
     assert site.said == [("drift:distance", "anna", "x")]
 
 
+@pytest.mark.parametrize(("token", "status"), [(TOKEN, 403), (ADMINS_TOKEN, 202)], ids=["operator", "admin"])
+def test_another_life_of_a_model_is_for_admins(site: Site, token: str, status: int) -> None:
+    body = BODIES["command"] | {"kind": "reset", "target": "logreg"}
+    answer = site.client.post("/api/commands", json=body, headers=bearer(token))
+    assert answer.status_code == status, answer.text
+    assert len(site.asked) == (status == 202)
+
+
 # Tokens.
 
 

@@ -104,11 +104,15 @@ class Access:
         holder = self.tokens.holder(token.strip(" ")) if is_one else None
         if holder is None:
             raise self._wrong_token(client)
+        self.require(holder, needed)
+        return holder
+
+    def require(self, holder: Holder, needed: Role) -> None:
+        """Raise HTTPException where a holder may not do what needs this role."""
         if holder.role < needed:
             raise self._refusal(
                 403, "role", f"{holder.name} is {holder.role.name.lower()}, and this needs {needed.name.lower()}"
             )
-        return holder
 
     def _wrong_token(self, client: str) -> HTTPException:
         wait = math.ceil(self.backoff.failed(client))

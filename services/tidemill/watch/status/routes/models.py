@@ -52,6 +52,8 @@ def command(request: CommandRequest, parts: FromApp, holder: FromToken) -> dict[
 
     503: it was not given, nor will it be carried out later. 504: that is not known; send it again with the same id.
     """
+    if request.kind == "reset":  # it takes away what a model has learned
+        parts.access.require(holder, Role.ADMIN)
     try:
         target = ModelRef.of(request.target) if request.target else NOBODY
     except ValueError as error:
