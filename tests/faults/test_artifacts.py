@@ -106,7 +106,16 @@ def test_a_thousand_flipped_bytes_are_refused_before_unpickling_and_the_old_mode
     whole, manifest = path.read_bytes(), registry.encode(new)
     feed = ModelFeed(registry, broker)
     step = Scorer(PIPELINE, feed.take)
-    unpicklers = Unpicklers(monkeypatch)
+    unpicklers, open_, tries = Unpicklers(monkeypatch), registry.open, Counter[str]()
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        try:
+            return open_(*arguments, **named)
+        except ArtifactError:
+            tries["refused"] += 1
+            raise
+
+    monkeypatch.setattr(registry, "open", counted)
     question = MemoryRecord(
         topics.FEATURES.name(PIPELINE.name),
         RECORDS.features.encode(RECORDS.example.decode(examples[-1])["prediction"]["features"]),
@@ -143,7 +152,8 @@ def test_a_thousand_flipped_bytes_are_refused_before_unpickling_and_the_old_mode
     assert refused.total() == FLIPS
     assert min(refused["manifest"], refused["artifact"]) > 20
     assert unpicklers.opened == 1, "nothing of the thousand was unpickled"
-    assert step.counts["model_loads", "refused"] == refused["artifact"]
+    assert tries["refused"] == refused["artifact"], "each was tried, and refused"
+    assert step.counts["model_loads", "refused"] == 1, "the version is told once"
     assert served(manifest)[0] == len(examples), "the whole one is taken after all that"
     assert unpicklers.opened == 2
 

@@ -152,7 +152,7 @@ class Poison:
 
     def _wrong_type(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
         name = chance.choice([*FLOATS, *INTS, *TEXTS, "asked_at"])
-        wrong: list[Any] = [[], {}, [1], True, {"double": 1.0}]
+        wrong: list[Any] = [[], {}, [1], True, {"float": 1.0}]
         wrong += ["12", "NaN"] if name not in TEXTS else [12, 1.5]
         if name in INTS or name == "asked_at":
             wrong += [7.5, 7.0, 2**63, -(2**64)]
@@ -190,7 +190,7 @@ class Poison:
 
     def _carrier(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
         value = chance.choice(["ZZ", "", "ua", "UA ", "<b>", "U\0A", "é" * 300, "x" * 100_000])
-        return chance.choice((self.avro, self.json))(chance, carrier=value), ("not_allowed",)
+        return chance.choice((self.avro, self.json))(chance, carrier=value), ("not_allowed", "too_long")
 
     def _from_the_future(self, chance: random.Random) -> tuple[bytes | None, tuple[str, ...]]:
         value = chance.choice([2**53, 2**63 - 1, 4_102_444_800_000])

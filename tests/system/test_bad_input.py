@@ -180,7 +180,13 @@ def test_a_wrong_setting_is_named_and_no_secret_is_shown(inside, name: str, valu
 
 def test_every_setting_that_can_be_wrong_by_itself_is_tried() -> None:
     """A store and a key are wrong only together with what uses them: on the real broker, below, and in their own tests."""
-    elsewhere = {"store_url", "signing_key", "verify_keys", "archive_url", "status_token"}
+    elsewhere = {
+        "store_url",
+        "signing_key",
+        "verify_keys",
+        "archive_url",
+        *("status_token", "status_tokens", "status_bind", "status_read", "status_hosts"),
+    }
     assert {name for name, *_ in WRONG_SETTINGS} == Settings.model_fields.keys() - elsewhere
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from ledger import registry_of
 from running import Running, until, worker
 from site_by_hand import alert
 
@@ -28,6 +29,8 @@ from tidemill.encoding.codec import HEADER
 from tidemill.offline.dataset import Form, Span, served, span_of, written
 from tidemill.offline.recompute import recompute
 from tidemill.offline.source import ArchiveSource, KafkaSource
+from tidemill.registry.alerts import MONITOR, alerts
+from tidemill.registry.signing import Chains
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.topic import Topic
@@ -308,8 +311,10 @@ def test_an_acknowledgement_needs_the_token_and_an_alert(run: Running) -> None:
     path = "/api/alerts/no:such/acknowledge"
     assert get(run, path, data=body, headers=plain, method="POST")[0] == 401
     assert get(run, path, data=body, headers=known, method="POST")[0] == 404
-    sender = Sender(run.broker.servers)
-    sender.send(run.name(topics.ALERTS), alert("drift:temp"), b"drift:temp")
+    sender, chains = Sender(run.broker.servers), Chains(alerts(run.pipeline, registry_of(run, "monitor").keys))
+    chains.restore(records(run, topics.ALERTS))
+    signed = chains.sign(chains.codec.parse(alert("drift:temp")), MONITOR, kind="alert")
+    sender.send(run.name(topics.ALERTS), signed, b"drift:temp", partition=0)
     sender.flush()
     until(lambda: "drift:temp" in [a["id"] for a in get(run, "/api/alerts")[1]["alerts"]], "it is not shown", 20)
     path = "/api/alerts/drift:temp/acknowledge"
