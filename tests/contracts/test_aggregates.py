@@ -36,6 +36,8 @@ from tidemill.testing.aggregates import (
 )
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(aggregates.__file__).parent
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from tidemill.watermark import NEVER, QUORUM_RECORDS, RECENT_RECORDS, Marks, Watermark
 
+pytestmark = pytest.mark.slow
+
 SLACK = 1000
 #: Steps between records in order: so small that a quorum of them always lies within the slack.
 STEPS = st.lists(st.integers(0, SLACK // (2 * RECENT_RECORDS)), min_size=QUORUM_RECORDS, max_size=150)

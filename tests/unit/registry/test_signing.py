@@ -43,6 +43,8 @@ from tidemill.stream.memory import MemoryBroker
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = small.make()
 MODELS, PROMOTIONS = topics.MODELS.name("small"), topics.PROMOTIONS.name("small")
 COMMANDS, EXAMPLES = topics.COMMANDS.name("small"), topics.EXAMPLES.name("small")

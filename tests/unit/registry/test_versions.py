@@ -28,6 +28,8 @@ from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = load("flights")
 TOPIC = topics.MODELS.name("flights")
 

@@ -31,6 +31,8 @@ from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = small.make(models={"linear": small.linear(), "slow": small.linear(0.0001)})
 RECORDS = Records(PIPELINE)
 EXAMPLES, MODELS, PROMOTIONS = (t.name("small") for t in (topics.EXAMPLES, topics.MODELS, topics.PROMOTIONS))
