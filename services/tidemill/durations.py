@@ -45,12 +45,15 @@ def approximate(ms: int) -> str:
     return f"{ms / _UNITS[unit]:.3g}{unit}"
 
 
-def moment(text: str) -> int:
-    """Return an ISO 8601 time in ms since the epoch; UTC where it has no zone. Raises ValueError for anything else."""
+def moment(text: str, per_second: int = 1_000) -> int:
+    """Return an ISO 8601 time in ms since the epoch, or in other parts of a second; UTC where it has no zone.
+
+    Raises ValueError for anything else.
+    """
     try:
         time = dt.datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{text!r} is no time: expected ISO 8601, as in 2013-01-31 or 2013-01-31T18:00Z") from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=dt.UTC)
-    return (time - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(milliseconds=1)
+    return (time - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(seconds=1 / per_second)

@@ -31,7 +31,7 @@ def written(servers: str, topic: str) -> list[bytes]:
 def test_what_was_sent_is_there_once_and_in_order() -> None:
     broker = EmbeddedBroker()
     broker.create(["commands"])
-    sender = CertainSender(broker.servers, "x")
+    sender = CertainSender(KafkaBroker(broker.servers).common, "x")
     for n in range(5):
         sender.send("commands", lambda n=n: b"%d" % n, b"k")
     assert written(broker.servers, "commands") == [b"0", b"1", b"2", b"3", b"4"]
@@ -41,7 +41,7 @@ def test_what_was_sent_is_there_once_and_in_order() -> None:
 def test_the_records_of_all_keys_are_in_one_order() -> None:
     broker = EmbeddedBroker()  # whose topics have four partitions
     broker.create(["commands"])
-    sender = CertainSender(broker.servers, "x")
+    sender = CertainSender(KafkaBroker(broker.servers).common, "x")
     for key in range(8):
         sender.send("commands", lambda key=key: b"%d" % key, b"key %d" % key)
     reader = KafkaBroker(broker.servers)
@@ -51,7 +51,7 @@ def test_the_records_of_all_keys_are_in_one_order() -> None:
 
 @pytest.mark.slow
 def test_without_a_broker_it_is_said_that_nothing_was_written() -> None:
-    sender = CertainSender(f"127.0.0.1:{free_port()}", "x", seconds=2.5)
+    sender = CertainSender({"bootstrap.servers": f"127.0.0.1:{free_port()}"}, "x", seconds=2.5)
     for _ in range(2):
         with pytest.raises(BrokerError, match="nothing was written, nor will be") as refused:
             sender.send("commands", lambda: b"lost", b"k")
@@ -76,7 +76,7 @@ class TestKafkaAlone:
     def test_a_record_that_failed_while_the_broker_was_away_does_not_come_later(
         self, own: RealKafka, away: str
     ) -> None:
-        sender = CertainSender(own.servers, f"sender-{away}")
+        sender = CertainSender(KafkaBroker(own.servers).common, f"sender-{away}")
         plain = Sender(own.servers)
         before = written(own.servers, "commands")
         sender.send("commands", lambda: f"before {away}".encode(), b"k")

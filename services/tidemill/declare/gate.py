@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PlainValidator
 
 from tidemill.declare.checks import Fail, Segments, check_fields, check_segments, river_metric
+
+if TYPE_CHECKING:
+    from tidemill.declare.tasks import Task
 
 
 def _metric(value: Any) -> Any:
@@ -65,13 +68,15 @@ class Gate:
     watch: Rounds = 5_000
     round: Rounds = 50_000
 
-    def check(self, task: str, vector: Mapping[str, str], fail: Fail) -> None:
+    def check(self, task: Task, vector: Mapping[str, str], fail: Fail) -> None:
         """Check the fields, and that the pipeline has what they name."""
-        if task == "anomaly":
+        if task.name == "anomaly":
             fail(
                 "gate",
                 "an anomaly's score has no loss of its own, so no model is better by it: "
                 "leave the gate out, and promote by `tidemill models promote`",
             )
         check_fields(self, "gate", fail)
+        if self.metric is not None:
+            task.check_metric("gate.metric", self.metric, fail)
         check_segments("gate.segments", self.segments or (), vector, fail)

@@ -140,7 +140,7 @@ class Pipeline:
         self.monitor.check(self.vector, views, metrics, fail)
         self.fuse.check(fail)
         if self.gate is not None:
-            self.gate.check(self.task, self.vector, fail)
+            self.gate.check(self.kind, self.vector, fail)
         if self.training is not None:
             self.training.check(self.models, fail)
         if self.protect is not None:

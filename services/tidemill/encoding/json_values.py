@@ -8,9 +8,9 @@ A timestamp may be ISO 8601 text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from tidemill.durations import moment
 from tidemill.encoding import schema_files
 from tidemill.errors import Reject
 
@@ -168,11 +168,9 @@ def _integer(kind: str, logical: str) -> Convert:
             return value
         if ticks is not None and isinstance(value, str):
             try:
-                moment = datetime.fromisoformat(value)
+                return moment(value, ticks)
             except ValueError:
                 raise MismatchError(path, value, kind, ", or an ISO 8601 time") from None
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * ticks)
         raise MismatchError(path, value, kind)
 
     return convert

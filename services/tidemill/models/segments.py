@@ -37,7 +37,7 @@ class SegmentMetrics:
     Parameters
     ----------
     own
-        River's metrics, all but ROCAUC.
+        River's metrics, all but a ROCAUC that is counted.
     places
         By label, how many scores lie above the first so many of ROCAUC's thresholds: all that ROCAUC needs of a score.
     """
@@ -60,7 +60,9 @@ class Segments:
         self.lines: dict[Segment, SegmentMetrics] = {}
         self._fresh = pipeline.metric
         self._names = metric_names(pipeline.metric())
-        self._area = next((metric for metric in pipeline.metric() if type(metric) is metrics.ROCAUC), None)
+        areas = [metric for metric in pipeline.metric() if type(metric) is metrics.ROCAUC]
+        #: What is counted instead; two with other thresholds are updated as all other metrics are.
+        self._area = areas[0] if len(areas) == 1 else None
         self._values = dict.fromkeys(self.features, 0)
 
     def add(self, vector: Mapping[str, Any], label: Any, judged: Judged) -> None:
@@ -88,7 +90,9 @@ class Segments:
                 key = Segment(feature, None, others=True)
                 line = self.lines.get(key)
         if line is None:
-            line = self.lines[key] = SegmentMetrics([m for m in self._fresh() if type(m) is not metrics.ROCAUC])
+            line = self.lines[key] = SegmentMetrics(
+                [m for m in self._fresh() if self._area is None or type(m) is not metrics.ROCAUC]
+            )
         return line
 
     def state(self) -> State:

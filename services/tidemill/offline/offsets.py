@@ -12,7 +12,7 @@ from tidemill.stream import restore
 from tidemill.stream.api import Broker, Position, Processor, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
-from tidemill.stream.progress import ProgressLog, has_records
+from tidemill.stream.progress import ProgressLog
 from tidemill.wire import topics
 from tidemill.wire.services import service
 
@@ -85,15 +85,14 @@ def group_offsets(broker: Broker, chosen: Service) -> list[GroupOffset]:
         return []
     committed = broker.committed(chosen.group, partitions)
     log = ProgressLog(broker, chosen.progress, chosen.group)
-    progress, ids = log.read(), broker.topic_ids(chosen.topics)
-    is_unknown = log.is_kept and not progress and has_records(broker, chosen.outputs)
-    is_new = all(position is None or not restore.own_metadata(position) for position in committed.values())
+    progress, has_worked = log.read_of(committed, chosen.outputs)
+    ids = broker.topic_ids(chosen.topics)
     offsets = []
     for partition in partitions:
         begin, end = broker.offset_range(partition)
         position, own, wrong = committed[partition], progress.get(partition), ""
         try:
-            restore.own_position(position, own, ids[partition.topic], end, has_worked=is_unknown and is_new)
+            restore.own_position(position, own, ids[partition.topic], end, has_worked=has_worked)
         except PositionError as error:
             wrong = str(error)
         offsets.append(GroupOffset(chosen.name, partition, position, own, begin, end, wrong))

@@ -58,34 +58,32 @@ def judge(pipeline: Pipeline, cluster: ClusterSettings, chosen: Sequence[Topic])
     return findings
 
 
+def _at_least(name: str, settings: Any, key: str, least: int, level: Level, fix: str) -> Iterator[Finding]:
+    """Judge a number that must not be lower; `level` where it is. What the cluster does not tell is not judged."""
+    value = _number(settings.get(key))
+    if value is not None:
+        yield Finding("ok" if value >= least else level, f"{name}: {key}", str(value), f"at least {least}", fix)
+
+
+def _equal(name: str, settings: Any, key: str, expected: str, level: Level, fix: str) -> Iterator[Finding]:
+    """Judge a setting that must be this; `level` where it is not. What the cluster does not tell is not judged."""
+    if value := settings.get(key):
+        yield Finding("ok" if value == expected else level, f"{name}: {key}", value, expected, fix)
+
+
 def _broker(name: str, settings: Any) -> Iterator[Finding]:
-    minutes = _number(settings.get("offsets.retention.minutes"))
-    if minutes is not None:
-        yield Finding(
-            "warning" if minutes < MIN_OFFSETS_RETENTION_MINUTES else "ok",
-            f"{name}: offsets.retention.minutes",
-            str(minutes),
-            f"at least {MIN_OFFSETS_RETENTION_MINUTES}",
-            "raise it: services that stand still for longer have to find their place in their progress",
-        )
-    size = _number(settings.get("offset.metadata.max.bytes"))
-    if size is not None:
-        yield Finding(
-            "wrong" if size < MAX_BYTES else "ok",
-            f"{name}: offset.metadata.max.bytes",
-            str(size),
-            f"at least {MAX_BYTES}",
-            "raise it: part of the state is kept beside the offsets",
-        )
-    created = settings.get("auto.create.topics.enable")
-    if created is not None:
-        yield Finding(
-            "warning" if created == "true" else "ok",
-            f"{name}: auto.create.topics.enable",
-            created,
-            "false",
-            "turn it off: a topic that was deleted comes back with other partitions and settings, and nobody is told",
-        )
+    yield from _at_least(
+        name,
+        settings,
+        "offsets.retention.minutes",
+        MIN_OFFSETS_RETENTION_MINUTES,
+        "warning",
+        "raise it: services that stand still for longer have to find their place in their progress",
+    )
+    fix = "raise it: part of the state is kept beside the offsets"
+    yield from _at_least(name, settings, "offset.metadata.max.bytes", MAX_BYTES, "wrong", fix)
+    fix = "turn it off: a topic that was deleted comes back with other partitions and settings, and nobody is told"
+    yield from _equal(name, settings, "auto.create.topics.enable", "false", "warning", fix)
 
 
 def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterator[Finding]:
@@ -102,38 +100,18 @@ def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterat
         str(partitions),
         f"declare partitions={actual.partitions}, or delete the topic: keys are spread over them",
     )
-    yield from _cleanup(name, topic, actual)
+    expires = "set it: all records but the last of each key are removed"
+    policy, fix = ("compact", "set it: it expires") if topic.compacted else ("delete", expires)
+    yield from _equal(name, actual.settings, "cleanup.policy", policy, "wrong", fix)
     yield from _retention(name, topic, actual, _needed_ms(pipeline, topic))
-    yield from _safety(name, actual, len(cluster.brokers))
-    size = _number(actual.settings.get("max.message.bytes"))
-    if topic.max_message_bytes and size is not None:
-        yield Finding(
-            "ok" if size >= topic.max_message_bytes else "wrong",
-            f"{name}: max.message.bytes",
-            str(size),
-            f"at least {topic.max_message_bytes}",
-            "raise it: a record that does not fit stops its writer",
-        )
-    if clock := actual.settings.get("message.timestamp.type"):
-        yield Finding(
-            "ok" if clock == "CreateTime" else "warning",
-            f"{name}: message.timestamp.type",
-            clock,
-            "CreateTime",
-            "set it: records carry on the time of the event that they came from",
-        )
-
-
-def _cleanup(name: str, topic: Topic, actual: TopicSettings) -> Iterator[Finding]:
-    if policy := actual.settings.get("cleanup.policy"):
-        expected = "compact" if topic.compacted else "delete"
-        yield Finding(
-            "ok" if policy == expected else "wrong",
-            f"{name}: cleanup.policy",
-            policy,
-            expected,
-            "set it: all records but the last of each key are removed" if not topic.compacted else "set it: it expires",
-        )
+    fix = "turn it off: a leader that lacks records cuts the log behind what was processed"
+    yield from _equal(name, actual.settings, "unclean.leader.election.enable", "false", "warning", fix)
+    yield from _replicas(name, actual, len(cluster.brokers))
+    if topic.max_message_bytes:
+        fix = "raise it: a record that does not fit stops its writer"
+        yield from _at_least(name, actual.settings, "max.message.bytes", topic.max_message_bytes, "wrong", fix)
+    fix = "set it: records carry on the time of the event that they came from"
+    yield from _equal(name, actual.settings, "message.timestamp.type", "CreateTime", "warning", fix)
 
 
 def _retention(name: str, topic: Topic, actual: TopicSettings, needed_ms: int) -> Iterator[Finding]:
@@ -162,15 +140,7 @@ def _retention(name: str, topic: Topic, actual: TopicSettings, needed_ms: int) -
         )
 
 
-def _safety(name: str, actual: TopicSettings, brokers: int) -> Iterator[Finding]:
-    if unclean := actual.settings.get("unclean.leader.election.enable"):
-        yield Finding(
-            "ok" if unclean == "false" else "warning",
-            f"{name}: unclean.leader.election.enable",
-            unclean,
-            "false",
-            "turn it off: a leader that lacks records cuts the log behind what was processed",
-        )
+def _replicas(name: str, actual: TopicSettings, brokers: int) -> Iterator[Finding]:
     least, replicas = _number(actual.settings.get("min.insync.replicas")), actual.replicas
     if least is None:
         return
@@ -181,10 +151,7 @@ def _safety(name: str, actual: TopicSettings, brokers: int) -> Iterator[Finding]
     elif replicas == 1 and brokers > 1:
         level, fix = "warning", "add replicas: one broker's disk is all there is"
     elif replicas > 1 and least == 1:
-        level, fix = (
-            "warning",
-            "set it to 2: a record that one broker has is acknowledged, and may be lost",
-        )
+        level, fix = "warning", "set it to 2: a record that one broker has is acknowledged, and may be lost"
     elif replicas > 1 and least == replicas:
         level, fix = "warning", "lower it by one: when any broker is away nothing can be written"
     elif brokers == 1:

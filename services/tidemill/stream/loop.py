@@ -20,7 +20,7 @@ from tidemill import metrics
 from tidemill.errors import Aborted, BrokerError, PositionError, Retry, Stopped
 from tidemill.stream import restore
 from tidemill.stream.api import Broker, Consumer, Position, Processor, Producer, TopicPartition, discard
-from tidemill.stream.progress import ProgressLog, has_records
+from tidemill.stream.progress import ProgressLog
 
 log = logging.getLogger(__name__)
 
@@ -300,14 +300,7 @@ class Loop:
         if not committed:
             return {}
         self._topic_ids = self.broker.topic_ids(sorted({partition.topic for partition in committed}))
-        is_own = [
-            position is not None and restore.own_metadata(position) is not None for position in committed.values()
-        ]
-        # Asked before the progress is read: what another member has written since then has its progress with it.
-        has_worked = not any(is_own) and has_records(self.broker, self.service.outputs)
-        # Where the offsets are ours, only a backup can have made them older: nobody waits for others' transactions.
-        progress = self._progress.read(self._beat, wait=not all(is_own))
-        has_worked = has_worked and self._progress.is_kept and not progress
+        progress, has_worked = self._progress.read_of(committed, self.service.outputs, self._beat)
         positions: dict[TopicPartition, Position | None] = {}
         for partition, position in committed.items():
             try:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.errors import Aborted
+from tidemill.stream import restore
 from tidemill.stream.api import Broker, Emit, Position, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.partition import partition_of
@@ -72,6 +73,25 @@ class ProgressLog:
                     if position and partition.isdecimal():
                         positions[TopicPartition(topic, int(partition))] = position
         return positions
+
+    def read_of(
+        self,
+        committed: Mapping[TopicPartition, Position | None],
+        outputs: Sequence[str],
+        beat: Callable[[], None] = lambda: None,
+    ) -> tuple[dict[TopicPartition, Position], bool]:
+        """Return the last positions, and whether `outputs` show that the group has worked although it has none.
+
+        `committed` is what the group has committed.
+        """
+        is_own = [
+            position is not None and restore.own_metadata(position) is not None for position in committed.values()
+        ]
+        # Asked before the progress is read: what another member has written since then has its progress with it.
+        has_worked = not any(is_own) and has_records(self.broker, outputs)
+        # Where the offsets are ours, only a backup can have made them older: nobody waits for others' transactions.
+        positions = self.read(beat, wait=not all(is_own))
+        return positions, has_worked and self.is_kept and not positions
 
     def write(self, positions: Mapping[TopicPartition, Position], emit: Emit) -> None:
         """Emit the positions that have changed since `read`, or since the last time."""

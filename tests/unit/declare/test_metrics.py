@@ -9,6 +9,7 @@ import pytest
 import small
 from river import metrics
 
+from tidemill import Gate
 from tidemill.declare.checks import Fail
 from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.declare.tasks import TASKS, Judged
@@ -58,6 +59,14 @@ def test_a_metric_of_another_task_is_refused(task: str, fits: Any, does_not: Any
     TASKS[task].check_metric("metrics[0]", fits, Fail("p"))
     with pytest.raises(DeclarationError, match=rf"metrics\[0\]: {type(does_not).__name__} does not judge"):
         TASKS[task].check_metric("metrics[0]", does_not, Fail("p"))
+
+
+def test_the_gates_metric_is_tried_as_the_others_are() -> None:
+    small.make(gate=Gate(metric=metrics.MAE(), metric_margin=0.1))
+    with pytest.raises(
+        DeclarationError, match=r"gate\.metric: Accuracy does not judge predictions of task='regression'"
+    ):
+        small.make(gate=Gate(metric=metrics.Accuracy(), metric_margin=0.1))
 
 
 def test_two_metrics_of_one_class_have_a_name_each() -> None:

@@ -97,7 +97,7 @@ def by_apache(writer: Any, reader: Any) -> bool:
 
 def value_of(kind: Any) -> Any:
     if isinstance(kind, list):
-        return value_of(kind[-1])
+        return value_of([branch for branch in kind if branch != "null"][-1])  # null shows nothing of a promotion
     if isinstance(kind, str):
         return VALUES[kind]
     if kind["type"] == "record":

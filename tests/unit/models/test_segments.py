@@ -13,8 +13,9 @@ import small
 from river import compose, linear_model, metrics, preprocessing
 from signing_keys import KEY
 
-from tidemill import Monitor, Pipeline, category, number
+from tidemill import Monitor, Pipeline, category, load, number
 from tidemill.cli.text.models import version_text
+from tidemill.declare.tasks import Judged
 from tidemill.errors import ArtifactError
 from tidemill.models.evidence import MAX_VALUES
 from tidemill.models.fold import Fold
@@ -204,3 +205,16 @@ def test_people_are_shown_all_of_it(registry: Registry) -> None:
     told = there.as_dict(found, registry.store)
     assert told["segments"] == list(manifest.segments)
     assert (told["begin"], told["parent"], told["schemas"]) == (0, 7, manifest.schemas)
+
+
+def test_each_of_two_areas_has_its_figure_in_every_segment() -> None:
+    """One ROCAUC is counted, as that is faster; of two with other thresholds none may be left out."""
+    pair = [metrics.ROCAUC(n_thresholds=10), metrics.ROCAUC(n_thresholds=50)]
+    pipeline = dataclasses.replace(load("flights"), metrics=pair)
+    segments = Segments(pipeline)
+    vector = dict.fromkeys(pipeline.vector) | {"carrier": "UA", "origin": "JFK"}
+    for count in range(40):
+        p = count / 40
+        segments.add(vector, count % 3 == 0, Judged({True: p, False: 1 - p}, p > 0.5))
+    for line in segments.as_dicts():
+        assert line["metrics"].keys() == {"ROCAUC(n_thresholds=10)", "ROCAUC(n_thresholds=50)"}

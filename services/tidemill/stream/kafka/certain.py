@@ -35,24 +35,18 @@ class CertainSender:
 
     Parameters
     ----------
-    servers, extra
-        The cluster, and librdkafka properties for the client.
+    common
+        librdkafka properties of every client of the cluster: `KafkaBroker.common`.
     name
         The transactional id: this process's own, for another one with it fences this one off.
     """
 
-    def __init__(
-        self, servers: str, name: str, extra: Mapping[str, Any] | None = None, *, seconds: float = SEND_SECONDS
-    ) -> None:
+    def __init__(self, common: Mapping[str, Any], name: str, *, seconds: float = SEND_SECONDS) -> None:
         self.seconds = seconds
         self._config: dict[str, Any] = {
-            "bootstrap.servers": servers,
-            "log_level": 4,
-            "socket.keepalive.enable": True,
-            "reconnect.backoff.max.ms": 1000,
+            **common,
             "partitioner": "murmur2_random",
             "linger.ms": 0,
-            **(extra or {}),
             "transactional.id": name,
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_SECONDS * 1000,
         }

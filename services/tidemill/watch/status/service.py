@@ -119,7 +119,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     follower, scraper = TopicFollower(broker, pipeline, settings.keyring()), Scraper(settings.services)
     dependencies = Dependencies(broker, store, follower)
     # A name of this process's own: several instances would fence each other off.
-    sender = CertainSender(settings.brokers, f"{pipeline.name}.status.{uuid.uuid4().hex}", settings.kafka)
+    sender = CertainSender(broker.common, f"{pipeline.name}.status.{uuid.uuid4().hex}")
     # Each process has chains of its own, by the instance's name.
     keys, name = settings.keyring("status"), f"status-{settings.instance}"
     sent_commands = LogWriter(commands(pipeline, keys), broker, name)
