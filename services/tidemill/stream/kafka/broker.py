@@ -44,7 +44,9 @@ from tidemill.stream.topic import Topic
 log = logging.getLogger(__name__)
 _client_log = logging.getLogger("librdkafka")
 
+#: How long a cluster may take to answer: one that can't be reached, and one that is only busy.
 CONNECT_SECONDS = 3.0
+CONNECT_BUSY_SECONDS = 20.0
 #: A broker that is busy takes a while for all topics of a pipeline; they are created one after the other.
 CREATE_SECONDS = 60.0
 
@@ -84,15 +86,28 @@ class KafkaBroker:
         return self._admin_client
 
     def connect(self) -> None:
-        """Raise BrokerError unless the cluster answers within a few seconds."""
+        """Raise BrokerError unless the cluster answers within a few seconds, or a few more if it is only busy."""
+        troubles: dict[int, str] = {}
+
+        def note(error: KafkaError) -> None:
+            # librdkafka's text without whom it asked, which the message says, and how long that took.
+            troubles[error.code()] = error.str().rpartition("/bootstrap: ")[2].partition(" (after ")[0]
+
         try:
-            self._admin.list_topics(timeout=CONNECT_SECONDS)
+            asker = AdminClient({**self.common, "log_level": 0, "error_cb": note}, logger=_client_log)
+            try:
+                asker.list_topics(timeout=CONNECT_SECONDS)
+            except KafkaException:
+                asker.poll(0)
+                if KafkaError._ALL_BROKERS_DOWN in troubles:
+                    raise
+                asker.list_topics(timeout=CONNECT_BUSY_SECONDS)
         except KafkaException as error:
             if kafka_error(error).code() == KafkaError._INVALID_ARG:
                 raise BrokerError(f"setting kafka: {kafka_error(error).str()}; set TIDEMILL_KAFKA") from error
-            raise BrokerError(
-                f"no Kafka at {self.servers}: {kafka_error(error).str()}; start it or set TIDEMILL_BROKERS"
-            ) from error
+            troubles.pop(KafkaError._ALL_BROKERS_DOWN, None)
+            reason = "; ".join(troubles.values()) or kafka_error(error).str()
+            raise BrokerError(f"no Kafka at {self.servers}: {reason}; start it or set TIDEMILL_BROKERS") from error
 
     def partitions(self, topic: str) -> int:
         if topic not in self._partitions:
