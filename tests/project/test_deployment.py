@@ -32,6 +32,8 @@ from tidemill.stream.kafka.consumer import CALL_SECONDS
 from tidemill.stream.loop import STOP_SECONDS
 from tidemill.wire.topics import SERVICES, WATCHING
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -24,6 +24,8 @@ from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["asked_at_every_turn"]
 
 KEPT = small.VIEW.aggregates

@@ -35,6 +35,8 @@ from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records, vector_to_x
 
+pytestmark = pytest.mark.slow
+
 PLAIN = load("plain")
 SLOT = TopicPartition("small.examples", 0)
 SOURCES = ["UA", "AA", None, "DL", "UA", "UA", "UA", "B6"]

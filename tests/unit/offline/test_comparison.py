@@ -46,6 +46,8 @@ from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 REQUEST = {"distance": number("distance"), "carrier": category("carrier"), "tailnum": category("tailnum")}
 LATE = small.make(
     task="binary", request=REQUEST, views=[], monitor=Monitor(segments=["carrier", "tailnum"]),
