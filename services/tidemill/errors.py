@@ -1,12 +1,13 @@
 """Every error Tidemill raises, in one tree.
 
-The class decides what the loop does with an error: `Reject` sends the message to the dead-letter topic, `Retry` backs
-off without committing, anything else ends the process with the error, and the orchestrator starts it again.
+The class decides what the loop does with an error: `Reject` sends the message to the dead-letter topic, `Retry` and
+`Aborted` go back to what is committed and back off, `Refused` has the one record found and made a dead letter, anything
+else ends the process with the error, and the orchestrator starts it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -54,6 +55,21 @@ class Fenced(BrokerError):
 
 class Aborted(BrokerError):
     """The transaction could not be committed; the loop goes back to what Kafka has committed."""
+
+
+class Refused(Aborted):
+    """Kafka will never take a record as it is: it is too large, or invalid.
+
+    `records` are those from which it came where the producer knows them, and has sent all else; else the loop finds it.
+    """
+
+    def __init__(self, message: str, records: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.records = records
+
+
+class NotAllowed(BrokerError):
+    """Kafka does not allow what the service has to do: it ends, and a person grants it."""
 
 
 class PositionError(TidemillError):

@@ -181,8 +181,8 @@ MUTANTS = (
     Mutant(
         "no-seek", "after an abort the loop goes on where it was",
         "stream/loop.py",
-        "self._failures += 1\n        self._settled = self.ready = False",
-        "self._failures += 1\n        self.ready = False",
+        "self._settled = self.ready = False\n        self.watch.retry()",
+        "self.ready = False\n        self.watch.retry()",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
     ),
     Mutant(
@@ -306,8 +306,8 @@ MUTANTS = (
     Mutant(
         "buffer-error-swallowed", "a full queue drops records",
         "stream/kafka/producer.py",
-        "Wait for it; nothing more is read meanwhile.\n                self._client.poll(0.05)",
-        "Wait for it; nothing more is read meanwhile.\n                return",
+        "self._wait_for_room()\n            except KafkaException as error:\n                raise",
+        "return\n            except KafkaException as error:\n                raise",
         (f"{PROMISES}::TestKafkaAlone::test_a_full_queue_loses_nothing",),
     ),
     Mutant(
@@ -327,23 +327,23 @@ MUTANTS = (
     Mutant(
         "failures-unchecked", "a record that the broker refused is forgotten, its offset committed",
         "stream/kafka/producer.py",
-        "if failed is not None or left:",
-        "if left:",
+        "        if refused:\n            topics",
+        "        if ():\n            topics",
         (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_was_refused",),
     ),
     Mutant(
         "left-unchecked", "a record that was not sent yet is forgotten, its offset committed",
         "stream/kafka/producer.py",
-        "if failed is not None or left:",
-        "if failed is not None:",
+        "        if left:\n            raise Aborted",
+        "        if ():\n            raise Aborted",
         (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_is_not_sent",),
     ),
     Mutant(
         "offsets-before-flush", "at least once: offsets are committed before the outputs are sent",
         "stream/kafka/producer.py",
-        "self._flush()\n            if offsets:\n                assert isinstance(consumer, KafkaConsumer)  "
+        "self._deliver()\n            if offsets:\n                assert isinstance(consumer, KafkaConsumer)  "
         "# noqa: S101  the same broker made both\n                consumer.commit(offsets)",
-        "if offsets:\n                consumer.commit(offsets)  # type: ignore[union-attr]\n            self._flush()",
+        "if offsets:\n                consumer.commit(offsets)  # type: ignore[union-attr]\n            self._deliver()",
         (f"{PROMISES}::TestKafkaAlone::test_at_least_once_commits_no_offset_of_what_was_refused",),
     ),
     Mutant(
@@ -388,8 +388,8 @@ MUTANTS = (
     Mutant(
         "view-before-commit", "Redis is written before the commit",
         "stream/loop.py",
-        "producer.commit(offsets, consumer)",
-        "self.processor.committed()\n        producer.commit(offsets, consumer)",
+        "self._send(offsets, consumer, producer)",
+        "self.processor.committed()\n        self._send(offsets, consumer, producer)",
         (LOOP,),
     ),
     Mutant(
@@ -797,7 +797,7 @@ MUTANTS = (
     Mutant(
         "dead-letters-not-cut", "a record that no topic takes is sent as it is, again and again",
         "wire/dead_letters.py",
-        "if size > DEAD_LETTER_BYTES.max:",
+        "if size > max_bytes:",
         "if not size:",
         ("tests/unit/test_limits.py::test_one_more_is_refused_by_name_value_and_limit",),
     ),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from tidemill.errors import Reject
+from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stream.commit_metadata import CommitMetadata
 
 Headers = list[tuple[str, bytes]]
@@ -84,13 +86,17 @@ class Processor:
     A processor's state is a function of the offsets it has read up to, and of nothing else. So the loop may drop it and
     rebuild it. `counts` is what happened since the loop last took it, by (metric, label), and `observed` the largest of
     what was measured since then; the loop publishes those of live records and drops those of a rebuild. `has_written`
-    is set where something was emitted that is to be committed although no record has come.
+    is set where something was emitted that is to be committed although no record has come. `in_hand` is the record of
+    which is made what is emitted. `dlq` is the topic of its dead letters, empty where it has none.
     """
+
+    dlq = ""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.observed: dict[tuple[str, str], float] = {}
         self.has_written = False
+        self.in_hand: Record | None = None
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         """Start with a partition. A processor without state, the default, begins at what is committed."""
@@ -104,6 +110,10 @@ class Processor:
 
         Returns whether what was read may be committed now. Raises Retry to have the batch again later.
         """
+        raise NotImplementedError
+
+    def refuse(self, record: Record, reject: Reject, emit: Emit, max_bytes: int = DEAD_LETTER_BYTES.max) -> None:
+        """Make a record a dead letter of at most so many bytes; only called where there is a `dlq`."""
         raise NotImplementedError
 
     def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
@@ -168,10 +178,14 @@ class Producer(Protocol):
     def emit(self) -> Emit:
         """How to send a record."""
 
+    def emit_of(self, source: Callable[[], Record | None]) -> Emit:
+        """Return how to send what is made of the record that `source` returns at that moment."""
+
     def commit(self, offsets: Mapping[TopicPartition, Position], consumer: Consumer | None) -> None:
         """Commit what was emitted and these offsets; without offsets no consumer is needed.
 
-        Raises Aborted (nothing was), or Fenced.
+        Raises Aborted (nothing was), or Fenced, or Refused for records that Kafka will never take: nothing was
+        committed then either. Without transactions all else was sent, and Refused has the sources of what was not.
         """
 
     def abort(self) -> None:

@@ -17,9 +17,10 @@ from types import MappingProxyType
 from typing import Any
 
 from tidemill import metrics
-from tidemill.errors import Aborted, BrokerError, PositionError, Retry, Stopped
+from tidemill.errors import Aborted, BrokerError, PositionError, Refused, Reject, Retry, Stopped
 from tidemill.stream import restore
-from tidemill.stream.api import Broker, Consumer, Position, Processor, Producer, TopicPartition, discard
+from tidemill.stream.api import Broker, Consumer, Position, Processor, Producer, Record, TopicPartition, discard
+from tidemill.stream.narrowing import LETTER_BYTES, Narrowing
 from tidemill.stream.progress import ProgressLog
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,8 @@ class Loop:
         self._dirty = False
         self._failures = 0
         self._settled = True
+        self._narrowing = Narrowing(max_batch)
+        self._held: list[Record] = []
         self._progress = ProgressLog(broker, service.progress, service.group)
         self._topic_ids: dict[str, str] = {}
         self._last_topic_check = clock()
@@ -168,7 +171,7 @@ class Loop:
         """Do one round; returns how many records it handled."""
         self._beat()
         try:
-            records = consumer.poll(self.max_batch, self._patience())
+            records = self._take(consumer)
             if self._reassign(consumer, producer):
                 return 0
             self._check_topics()
@@ -176,8 +179,10 @@ class Loop:
                 self._commit(consumer, producer)
             elif not self._dirty:
                 self.processor.committed()
-            self._failures = 0
             self._last_batch = self.clock()
+        except Refused as error:
+            self._narrow(error, producer)
+            return 0
         except (Aborted, Retry) as error:
             self._back_off(error, producer)
             return 0
@@ -187,6 +192,16 @@ class Loop:
             raise
         self._publish(records, consumer)
         return len(records)
+
+    def _take(self, consumer: Consumer) -> Sequence[Record]:
+        """Return the next records; few of them while one is looked for that Kafka refuses."""
+        if not self._held:
+            records: Sequence[Record] = consumer.poll(self.max_batch, self._patience())
+        else:
+            records = [*self._held, *consumer.poll(1, 0.0)]  # stay in the group
+        limit = self._narrowing.limit
+        self._held = list(records[limit:]) if len(records) > limit else []
+        return records[:limit] if self._held else records
 
     def _patience(self) -> float:
         since = self.clock() - self._last_batch
@@ -200,17 +215,31 @@ class Loop:
 
     def _process(self, records: Sequence[Any], producer: Producer) -> bool:
         started = self.clock()
-        may_commit = self.processor.process(records, producer.emit)
+        self._narrowing.took(records)
+        if records and self._narrowing.is_refused(records[0]):
+            self._refuse_one(records[0], producer)
+            may_commit = True
+        else:
+            self.processor.in_hand = None
+            emit = producer.emit if producer.is_transactional else producer.emit_of(self._in_hand)
+            may_commit = self.processor.process(records, emit)
         if self.processor.has_written:
             self._dirty, self.processor.has_written = True, False
         if records:
             self._dirty = True
             self.watch.batch(len(records), self.clock() - started)
-        return may_commit and self._dirty and self.clock() - self._last_commit >= self.commit_every
+        is_due = self._narrowing.is_on or self.clock() - self._last_commit >= self.commit_every
+        return may_commit and self._dirty and is_due
+
+    def _in_hand(self) -> Record | None:
+        return self.processor.in_hand
 
     def _commit(self, consumer: Consumer, producer: Producer, up_to: Mapping[TopicPartition, int] = NOWHERE) -> None:
         """Commit all that was read or, in partitions that `up_to` has, what is before its offset."""
         started = self.clock()
+        if self._held:  # what was read and is not processed yet
+            ahead = {TopicPartition(r.topic(), r.partition()): r.offset() for r in reversed(self._held)}
+            up_to = {**ahead, **up_to}
         offsets = {
             partition: restore.mark(
                 replace(self.processor.commit_metadata(partition), instance=self.instance),
@@ -221,14 +250,54 @@ class Loop:
         }
         if producer.is_transactional:
             self._progress.write(offsets, producer.emit)
-        producer.commit(offsets, consumer)
+        self._send(offsets, consumer, producer)
         if not producer.is_transactional:  # later than what it is the progress of
             self._progress.write(offsets, producer.emit)
         self._state_offsets.update({partition: position.offset for partition, position in offsets.items()})
         self._dirty = False
+        self._failures = 0
+        self._narrowing.committed()
         self._last_commit = self.clock()
         self.processor.committed()
         self.watch.commit(self._last_commit - started)
+
+    def _send(self, offsets: Mapping[TopicPartition, Position], consumer: Consumer, producer: Producer) -> None:
+        """Commit; where the producer says which records were refused, they are made dead letters first."""
+        for max_bytes in LETTER_BYTES:
+            try:
+                producer.commit(offsets, consumer)
+                return
+            except Refused as error:
+                if not error.records or not self.processor.dlq:
+                    raise
+                refused = {(record.topic(), record.partition(), record.offset()): record for record in error.records}
+                for record in refused.values():
+                    self._make_dead_letter(record, str(error), producer, max_bytes)
+        producer.commit(offsets, consumer)
+
+    def _narrow(self, error: Refused, producer: Producer) -> None:
+        """Go back, and take fewer records at a time, until the one that Kafka refuses is alone."""
+        if not self.processor.dlq:
+            raise BrokerError(f"{error}; this is no record's fault: raise max.message.bytes of the topic") from error
+        if self._narrowing.failed(str(error)):
+            self._go_back(error, producer, "fewer records at a time: Kafka refuses what one of them becomes")
+        else:
+            self._back_off(error, producer)
+
+    def _refuse_one(self, record: Record, producer: Producer) -> None:
+        """Make a record a dead letter of which nothing could be written; the state has it, as after a rebuild."""
+        self.processor.process([record], discard)
+        self.processor.observed.clear()
+        self.processor.counts.clear()
+        self._make_dead_letter(record, self._narrowing.why, producer, self._narrowing.letter_bytes)
+
+    def _make_dead_letter(self, record: Record, error: str, producer: Producer, max_bytes: int) -> None:
+        log.error(
+            "a record becomes a dead letter, because Kafka refuses what it becomes",
+            extra={"record": f"{record.topic()}[{record.partition()}]@{record.offset()}", "cause": error},
+        )
+        emit = producer.emit if producer.is_transactional else producer.emit_of(lambda: record)
+        self.processor.refuse(record, Reject("not_written", error), emit, max_bytes)
 
     def _reassign(self, consumer: Consumer, producer: Producer) -> bool:
         """Follow the group's assignment; returns whether there is nothing to process in this round."""
@@ -239,6 +308,7 @@ class Loop:
                 self._forget(self._partitions)
             self._partitions = (self._partitions - revoked) | assigned
             self._settled = False
+            self._narrowing = Narrowing(self.max_batch)
             log.info(
                 "partitions assigned",
                 extra={"partitions": _names(self._partitions), "revoked": _names(revoked - assigned)},
@@ -261,6 +331,8 @@ class Loop:
 
     def _restore(self, consumer: Consumer, producer: Producer) -> None:
         """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
+        self._held = []
+        self._narrowing.went_back()
         partitions = sorted(self._partitions)
         for name in self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():
             log.warning("what an instance may have left open is ended: it is in the group no more", extra={"of": name})
@@ -290,8 +362,9 @@ class Loop:
             "reading", extra={"from": ", ".join(f"{_names([p])}@{plan.read_from[p]}" for p in sorted(plan.read_from))}
         )
         self._last_commit = self.clock()
-        if any(position != committed[partition] for partition, position in positions.items()):
-            self._commit(consumer, producer)  # so that the group has its offsets again
+        is_new = not producer.is_transactional and None in committed.values()  # output may be sent, and then no commit
+        if is_new or any(position != committed[partition] for partition, position in positions.items()):
+            self._commit(consumer, producer)  # so that the group has its offsets, or has them again
 
     def _own_positions(
         self, committed: Mapping[TopicPartition, Position | None], ranges: Mapping[TopicPartition, tuple[int, int]]
@@ -387,11 +460,16 @@ class Loop:
     def _back_off(self, error: Exception, producer: Producer) -> None:
         pause = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
         self._failures += 1
+        if self._go_back(error, producer, f"a pause of {pause} s"):
+            self.sleep(pause)
+
+    def _go_back(self, error: Exception, producer: Producer, then: str) -> bool:
+        """Go back to what is committed; returns False where it was asked to stop meanwhile."""
         self._settled = self.ready = False
         self.watch.retry()
         if self.stopping:
-            return  # what is open is given up when the producer is closed
-        log.warning("going back to what is committed", extra={"cause": str(error), "pause_seconds": pause})
+            return False  # what is open is given up when the producer is closed
+        log.warning("going back to what is committed", extra={"cause": str(error), "then": then})
         self.watch.gauges(self.processor.gauges())
         self.processor.observed.clear()
         self.processor.counts.clear()
@@ -399,8 +477,8 @@ class Loop:
         try:
             producer.abort()
         except Retry:
-            return  # asked to stop meanwhile
-        self.sleep(pause)
+            return False  # asked to stop meanwhile
+        return True
 
     def _publish(self, records: Sequence[Any], consumer: Consumer) -> None:
         if self.processor.counts:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tidemill.errors import Aborted, BrokerError, Fenced
+from tidemill.errors import Aborted, BrokerError, Fenced, Refused
 from tidemill.stream import api
 from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.order import TimeOrder
@@ -76,6 +76,10 @@ class _Group:
     generation: int = 0
 
 
+#: Takes topic, value and key; returns whether Kafka would refuse such a record for ever.
+Refuses = Callable[[str, bytes, bytes | None], bool]
+
+
 class MemoryBroker:
     """Topics in memory.
 
@@ -83,9 +87,15 @@ class MemoryBroker:
     ----------
     topics
         Number of partitions by topic; a topic that is not named here does not exist.
+    exactly_once
+        Whether producers use transactions.
+
+    `refuses` says which records are refused, as those that are too large for their topic.
     """
 
-    def __init__(self, topics: Mapping[str, int]) -> None:
+    def __init__(self, topics: Mapping[str, int], *, exactly_once: bool = True) -> None:
+        self.exactly_once = exactly_once
+        self.refuses: Refuses = lambda _topic, _value, _key: False
         self.log: dict[TopicPartition, list[MemoryRecord]] = {
             TopicPartition(t, p): [] for t, n in topics.items() for p in range(n)
         }
@@ -278,13 +288,13 @@ class MemoryConsumer:
 
 
 class MemoryProducer:
-    """A transactional producer."""
-
-    is_transactional = True
+    """A producer, transactional where its broker's are: without transactions each record is appended at once."""
 
     def __init__(self, broker: MemoryBroker, name: str, epoch: int) -> None:
         self.broker, self.name, self.epoch = broker, name, epoch
+        self.is_transactional = broker.exactly_once
         self._pending: list[tuple[str, bytes, bytes | None, int, Headers | None, int]] = []
+        self._refused: list[api.Record | None] = []
 
     def emit(
         self,
@@ -295,14 +305,49 @@ class MemoryProducer:
         headers: Headers | None = None,
         partition: int = -1,
     ) -> None:
+        self._send(None, topic, value, key, timestamp, headers, partition)
+
+    def emit_of(self, source: Callable[[], api.Record | None]) -> api.Emit:
+        def emit(
+            topic: str,
+            value: bytes,
+            key: bytes | None = None,
+            timestamp: int = 0,
+            headers: Headers | None = None,
+            partition: int = -1,
+        ) -> None:
+            self._send(source(), topic, value, key, timestamp, headers, partition)
+
+        return emit
+
+    def _send(
+        self,
+        source: api.Record | None,
+        topic: str,
+        value: bytes,
+        key: bytes | None,
+        timestamp: int,
+        headers: Headers | None,
+        partition: int,
+    ) -> None:
         self.broker._check(self.name, self.epoch)
-        self._pending.append((topic, value, key, timestamp, headers, partition))
+        if self.broker.refuses(topic, value, key):
+            self._refused.append(source)
+        elif self.is_transactional:
+            self._pending.append((topic, value, key, timestamp, headers, partition))
+        else:
+            self.broker.append(topic, value, key, timestamp, headers, partition)
 
     def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
         self.broker._check(self.name, self.epoch)
         assert consumer is None or isinstance(consumer, MemoryConsumer)  # noqa: S101  the same broker made both
         if offsets and consumer and consumer.generation != consumer.group.generation:
             raise Aborted("committing: this member is not in the group's present generation")
+        if self._refused:
+            refused, self._refused = self._refused, []
+            known = [record for record in refused if record is not None]
+            is_known = not self.is_transactional and len(known) == len(refused)
+            raise Refused(f"committing: {len(refused)} records are refused", known if is_known else ())
         for record in self._pending:
             self.broker.append(*record)
         self._pending.clear()
@@ -311,6 +356,7 @@ class MemoryProducer:
 
     def abort(self) -> None:
         self._pending.clear()
+        self._refused.clear()
 
     def close(self) -> None:
         self._pending.clear()

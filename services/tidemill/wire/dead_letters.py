@@ -7,6 +7,7 @@ carries a mark after its own headers: the dead letter that it was, and which att
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 from tidemill.errors import Reject
 from tidemill.limits import DEAD_LETTER_BYTES, ID_CHARACTERS
-from tidemill.stream.api import Emit, Headers, Record
+from tidemill.stream.api import Emit, Headers, Processor, Record
+from tidemill.wire import topics
 
 #: Of the offending value in a header; all of it is in the original bytes.
 MAX_VALUE_CHARACTERS = 256
@@ -26,6 +28,8 @@ _FIRST = "__connect.errors.topic"
 _REDRIVEN, _ATTEMPT = "tidemill.redriven", "tidemill.attempt"
 #: How many bytes a record had that was cut.
 _CUT = "tidemill.cut"
+#: The SHA-256 of the value of a record that was cut.
+_DIGEST = "tidemill.sha256"
 #: Numbers in headers are of bounded length: anybody may have written them.
 _PLACE = re.compile(r"(\d{1,9}):(\d{1,18})", re.ASCII)
 _COUNT = re.compile(r"\d{1,18}", re.ASCII)
@@ -193,19 +197,36 @@ def shorten(value: object, max_characters: int = MAX_VALUE_CHARACTERS) -> str:
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
-def send_dead_letter(record: Record, reject: Reject, emit: Emit, topic: str, service: str) -> None:
-    """Send the record to the dead-letter topic: byte for byte, unless it is so large that no topic of ours takes it.
+def send_dead_letter(
+    record: Record, reject: Reject, emit: Emit, topic: str, service: str, max_bytes: int = DEAD_LETTER_BYTES.max
+) -> None:
+    """Send the record to the dead-letter topic: byte for byte, unless it has more than `max_bytes`.
 
-    Then its value and key are cut and its producer's headers left out. All of it is where it was.
+    Then its value and key are cut, its producer's headers are left out, and the letter has the size and the SHA-256
+    of what they were. All of it is where it was.
     """
     value, key = record.value() or b"", record.key()
     headers = dead_letter_headers(record, reject, service, int(time.time() * 1000))
     size = _bytes(headers) + len(key or b"") + len(value)
-    if size > DEAD_LETTER_BYTES.max:
-        headers = [*_split(headers)[1], (_CUT, str(size).encode())]
+    if size > max_bytes:
+        digest = hashlib.sha256(value).hexdigest().encode()
+        headers = [*_split(headers)[1], (_CUT, str(size).encode()), (_DIGEST, digest)]
         key = key and key[: ID_CHARACTERS.max]
-        value = value[: DEAD_LETTER_BYTES.max - _bytes(headers) - len(key or b"")]
+        value = value[: max(0, max_bytes - _bytes(headers) - len(key or b""))]
     emit(topic, value, key, record.timestamp()[1], headers)
+
+
+class DeadLetterProcessor(Processor):
+    """A processor that makes dead letters of records that it refuses, as the stage `stage` of a pipeline."""
+
+    def __init__(self, pipeline: str, stage: str) -> None:
+        super().__init__()
+        self.dlq, self.stage = topics.DLQ.name(pipeline), stage
+
+    def refuse(self, record: Record, reject: Reject, emit: Emit, max_bytes: int = DEAD_LETTER_BYTES.max) -> None:
+        self.in_hand = record
+        send_dead_letter(record, reject, emit, self.dlq, self.stage, max_bytes)
+        self.counts["dead_letters", reject.reason] += 1
 
 
 def _bytes(headers: Headers) -> int:

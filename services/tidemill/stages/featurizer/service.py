@@ -25,12 +25,12 @@ from tidemill.features.views import Views
 from tidemill.limits import VECTOR_BYTES
 from tidemill.rows import is_missing
 from tidemill.rules import LARGEST_NUMBER
-from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
+from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.watermark import NEVER
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import send_dead_letter
+from tidemill.wire.dead_letters import DeadLetterProcessor
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 from tidemill.wire.updates import Updates
@@ -84,7 +84,7 @@ def _number(source: Any) -> Extract:
     return value
 
 
-class Featurizer(Processor):
+class Featurizer(DeadLetterProcessor):
     """Turns events into vectors and keeps the views.
 
     Parameters
@@ -98,10 +98,9 @@ class Featurizer(Processor):
     def __init__(
         self, pipeline: Pipeline, stores: Mapping[str, ViewStore] | None = None, remote_views: RemoteViews | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(pipeline.name, "featurizer")
         self.records = Records(pipeline)
         self.topic = topics.FEATURES.name(pipeline.name)
-        self.dlq = topics.DLQ.name(pipeline.name)
         self.views = Views([Plan(view) for view in pipeline.inline_views], stores or {}, self.counts)
         self.remote_views = remote_views
         self.updates = Updates(pipeline, self.records, "events")
@@ -143,6 +142,7 @@ class Featurizer(Processor):
         lookup = self._lookup(requests) if self.remote_views and is_live else RemoteLookup()
         served, stale_vectors = [], Counter[str]()
         for request in requests:
+            self.in_hand = request.record
             as_of = self._add_to_inline_views(request)
             if request.vector is not None:
                 stale = self._add_remote_features(request, lookup, as_of)
@@ -164,7 +164,7 @@ class Featurizer(Processor):
             return {name: take(event) for name, take in self.extract}
         except Exception as error:  # they may raise anything
             message = f"a request feature raised {type(error).__name__}: {error}"
-            self._reject(record, Reject("request_feature", message, rule="request"), emit)
+            self.refuse(record, Reject("request_feature", message, rule="request"), emit)
             return None
 
     def _lookup(self, requests: Sequence[_Request]) -> RemoteLookup:
@@ -237,7 +237,7 @@ class Featurizer(Processor):
         }
         data = self.records.features.encode(features)
         if len(data) > MAX_VECTOR_BYTES:
-            self._reject(record, Reject("too_large", VECTOR_BYTES.excess(len(data)), entity=request.entity), emit)
+            self.refuse(record, Reject("too_large", VECTOR_BYTES.excess(len(data)), entity=request.entity), emit)
         else:
             emit(self.topic, data, record.key(), record.timestamp()[1])
 
@@ -253,10 +253,6 @@ class Featurizer(Processor):
             self.observed[key] = max(age / 1000, self.observed.get(key, 0.0))  # never below 0: a late event's own age
         for name, vectors in stale.items():
             self.counts["stale_vectors", name] += vectors
-
-    def _reject(self, record: Record, reject: Reject, emit: Emit) -> None:
-        send_dead_letter(record, reject, emit, self.dlq, "featurizer")
-        self.counts["dead_letters", reject.reason] += 1
 
     def committed(self) -> None:
         """Bring the stores to what is committed. A store that is away does not stop the vectors."""

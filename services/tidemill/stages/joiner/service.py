@@ -15,18 +15,18 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
 from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
-from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
+from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.watermark import State, Watermark
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import send_dead_letter
+from tidemill.wire.dead_letters import DeadLetterProcessor
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 from tidemill.wire.updates import Updates
 
 
-class Joiner(Processor):
+class Joiner(DeadLetterProcessor):
     """Joins each prediction with its label, once.
 
     Parameters
@@ -36,7 +36,7 @@ class Joiner(Processor):
     """
 
     def __init__(self, pipeline: Pipeline, watermark: Callable[[int, State], Watermark] = Watermark) -> None:
-        super().__init__()
+        super().__init__(pipeline.name, "joiner")
         self._watermark = watermark
         self.records = Records(pipeline)
         name = pipeline.name
@@ -44,7 +44,6 @@ class Joiner(Processor):
         self.labels_topic = topics.LABELS_VALID.name(name)
         self.examples = topics.EXAMPLES.name(name)
         self.expired_topic = topics.EXPIRED.name(name)
-        self.dlq = topics.DLQ.name(name)
         self.timeout = pipeline.label_timeout_ms
         self.joins: dict[int, Join] = {}
         self._next: dict[TopicPartition, int] = {}
@@ -91,7 +90,7 @@ class Joiner(Processor):
         head, header = self.records.head.record, self.records.prediction_log.header
         as_label = self.records.label.of
         for record in records:
-            value = record.value() or b""
+            self.in_hand, value = record, record.value() or b""
             topic, partition, offset = record.topic(), record.partition(), record.offset()
             join = self.joins[partition]
             self._next[TopicPartition(topic, partition)] = offset + 1
@@ -159,8 +158,9 @@ class Joiner(Processor):
         self._reject(record, Reject("unknown_schema", f"header {given} where {header.hex()} was expected", value=given))
 
     def _reject(self, record: Record, reject: Reject) -> None:
-        send_dead_letter(record, reject, self._emit, self.dlq, "joiner")
-        self.counts["dead_letters", reject.reason] += 1
+        in_hand, emit = self.in_hand, self._emit
+        self.refuse(record, reject, emit)
+        self.in_hand = in_hand
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
         gauges: dict[tuple[str, str], float] = {}

@@ -20,10 +20,10 @@ from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject, Retry
 from tidemill.registry.decisions import ModelRef
 from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
-from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
+from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import send_dead_letter
+from tidemill.wire.dead_letters import DeadLetterProcessor
 from tidemill.wire.records import Features, Records, Score, vector_to_x
 from tidemill.wire.services import service
 
@@ -57,7 +57,7 @@ class ServingSlot:
         self.why_not, self.is_declared = "", False
 
 
-class Scorer(Processor):
+class Scorer(DeadLetterProcessor):
     """Scores vectors with the champion, and in the shadow with every other model.
 
     Parameters
@@ -67,12 +67,11 @@ class Scorer(Processor):
     """
 
     def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Ready]] = tuple) -> None:
-        super().__init__()
+        super().__init__(pipeline.name, "scorer")
         self.pipeline, self.records = pipeline, Records(pipeline)
         self.models = {name: ServingSlot(name, 0, pipeline.model(name)) for name in pipeline.model_names}
         self.predictions = topics.PREDICTIONS.name(pipeline.name)
         self.log = topics.PREDICTION_LOG.name(pipeline.name)
-        self.dlq = topics.DLQ.name(pipeline.name)
         self._predict, self._is_valid_score = pipeline.kind.predict, pipeline.kind.is_valid_score
         self._take = take
         self._unopened = dict.fromkeys(pipeline.model_names, False)
@@ -209,7 +208,7 @@ class Scorer(Processor):
             self.records.prediction.encode,
         )
         for record in records:
-            value = record.value() or b""
+            self.in_hand, value = record, record.value() or b""
             try:
                 if not value.startswith(features_header):
                     given = value[:HEADER].hex()
@@ -220,8 +219,7 @@ class Scorer(Processor):
                 x = vector_to_x(features["vector"])
                 served = self.serve(features["entity_id"], x)
             except Reject as reject:
-                send_dead_letter(record, reject, emit, self.dlq, "scorer")
-                self.counts["dead_letters", reject.reason] += 1
+                self.refuse(record, reject, emit)
                 continue
             tail = scores({"champion": served, "challengers": self._shadow(served, x)})
             timestamp = record.timestamp()[1]

@@ -25,11 +25,11 @@ from tidemill.stages.validator.circuit_breaker import CircuitBreaker
 from tidemill.stages.validator.decode import Decoder
 from tidemill.stages.validator.rule_check import RuleState, RuleWarning, compile_rules, text_check
 from tidemill.stages.validator.writer_schemas import NoWriterSchemas, WriterSchemas, accepted_schemas
-from tidemill.stream.api import Emit, Headers, Position, Processor, Record, Start, TopicPartition, discard
+from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
 from tidemill.stream.loop import Service
 from tidemill.wire import topics
-from tidemill.wire.dead_letters import redrive_headers, send_dead_letter, shorten
+from tidemill.wire.dead_letters import DeadLetterProcessor, redrive_headers, shorten
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 
@@ -59,7 +59,7 @@ class _Route:
         self.example: dict[Rule, tuple[str, RuleWarning]] = {}
 
 
-class Validator(Processor):
+class Validator(DeadLetterProcessor):
     """Checks events and labels; what passes goes on with its bytes untouched, or as the declared schema reads them.
 
     Parameters
@@ -83,11 +83,11 @@ class Validator(Processor):
         fuse: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__()
+        super().__init__(pipeline.name, "validator")
         self.records, self.clock = Records(pipeline), clock
         self._writers, self._any_encoding = writers or NoWriterSchemas(), any_encoding
         name = pipeline.name
-        self.dlq, self.warnings = topics.DLQ.name(name), topics.WARNINGS.name(name)
+        self.warnings = topics.WARNINGS.name(name)
         self._entities = {view.entity for view in pipeline.views}
         self._fuse = pipeline.fuse if fuse else Fuse(run=0, share=0)
         self._routes = {
@@ -143,7 +143,7 @@ class Validator(Processor):
         is_live = emit is not discard
         routes, labels, now = self._routes, self._labels, self.clock() * 1000
         for index, record in enumerate(records):
-            topic = record.topic()
+            self.in_hand, topic = record, record.topic()
             route = routes[topic]
             if not is_live:
                 now = record.timestamp()[1]  # what was refused for its time must not be remembered as if it had passed
@@ -158,7 +158,7 @@ class Validator(Processor):
                     warnings = self._remember(record, decoded, warnings)
             except Reject as reject:
                 if is_live:
-                    self._refuse(record, reject, emit)
+                    self.refuse(record, reject, emit)
                     if why := route.breaker.refused(reject.reason):
                         self._warn(now, emit)
                         raise self._stopped(why, reject, records, index) from reject
@@ -184,10 +184,6 @@ class Validator(Processor):
             self._label(self._label_value(record))
         except Exception as error:  # the declaration's own function may raise anything
             raise Reject("bad_label", f"no label: {error}", rule="label") from error
-
-    def _refuse(self, record: Record, reject: Reject, emit: Emit) -> None:
-        send_dead_letter(record, reject, emit, self.dlq, "validator")
-        self.counts["dead_letters", reject.reason] += 1
 
     def _note_warnings(self, route: _Route, decoded: Mapping[str, Any], warnings: Sequence[RuleWarning]) -> Headers:
         for warned in warnings:

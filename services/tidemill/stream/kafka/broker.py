@@ -23,7 +23,7 @@ from confluent_kafka import TopicPartition as KafkaTopicPartition  # noqa: TID25
 from confluent_kafka.admin import AdminClient  # noqa: TID251
 from confluent_kafka.cimpl import NewTopic  # noqa: TID251
 
-from tidemill.errors import BrokerError
+from tidemill.errors import BrokerError, NotAllowed
 from tidemill.stream import api
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.kafka.consumer import (
@@ -116,6 +116,9 @@ class KafkaBroker:
             except KafkaException as error:
                 raise service_error(error, f"asking for the partitions of {topic}") from error
             if metadata.error is not None and metadata.error.code() != KafkaError.LEADER_NOT_AVAILABLE:
+                cause = service_error(KafkaException(metadata.error), f"asking for the partitions of {topic}")
+                if isinstance(cause, NotAllowed):
+                    raise cause
                 return 0
             if not metadata.partitions:
                 return 0

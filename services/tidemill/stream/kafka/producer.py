@@ -7,16 +7,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer  # noqa: TID251  this is where Kafka clients live
 
-from tidemill.errors import Aborted, BrokerError, Fenced
+from tidemill.errors import Aborted, BrokerError, Fenced, NotAllowed, Refused
 from tidemill.stream import api
-from tidemill.stream.api import Headers, Position, TopicPartition
+from tidemill.stream.api import Emit, Headers, Position, Record, TopicPartition
 from tidemill.stream.kafka.consumer import CALL_SECONDS, KafkaConsumer, committable
-from tidemill.stream.kafka.errors import kafka_error, service_error
+from tidemill.stream.kafka.errors import is_refusal, kafka_error, service_error
 
 log = logging.getLogger(__name__)
 _client_log = logging.getLogger("librdkafka")
@@ -71,14 +72,26 @@ class _HungCallWatch:
                 os._exit(1)
 
 
+class _Failure(NamedTuple):
+    """What was not delivered: why, the record that it was made of, and produce's arguments to send it again."""
+
+    error: KafkaError
+    source: Record | None
+    arguments: Mapping[str, Any]
+
+
 class KafkaProducer:
-    """Commits what it sent and the offsets that were read in one transaction, or one after the other."""
+    """Commits what it sent and the offsets that were read in one transaction, or one after the other.
+
+    Without transactions a failed batch must not take back what was delivered with it. So what Kafka refuses is sent
+    again in ever smaller parts, until only what it will not take in any company is left: `Refused` names its sources.
+    """
 
     def __init__(self, common: Mapping[str, Any], name: str, beat: Callable[[], None], *, exactly_once: bool) -> None:
         self._beat = beat
         self._watch = _HungCallWatch()
         self._exactly_once = self.is_transactional = exactly_once
-        self._failed: KafkaError | None = None
+        self._failures: list[_Failure] = []
         self._open = False
         self._config: dict[str, Any] = {
             **common,
@@ -100,18 +113,29 @@ class KafkaProducer:
         self._client = self._connect()
 
     def _connect(self) -> Producer:
-        callbacks = {} if self._exactly_once else {"on_delivery": self._delivered}
-        client = Producer(self._config | callbacks, logger=_client_log)
+        client = Producer(self._config, logger=_client_log)
         if self._exactly_once:
             try:
                 self._insist("initialising", lambda: client.init_transactions(SHORT_CALL_SECONDS), INITIALISED_SECONDS)
             except KafkaException as error:
+                cause = service_error(error, "starting transactions")
+                if isinstance(cause, NotAllowed):
+                    raise cause from error
                 raise BrokerError(f"transactions can't be started: {kafka_error(error).str()}") from error
         return client
 
-    def _delivered(self, error: KafkaError | None, _: Any) -> None:
-        if error is not None:
-            self._failed = error
+    def _delivered(self, source: Record | None, error: KafkaError | None, message: Any) -> None:
+        if error is None:
+            return
+        arguments = {
+            "topic": message.topic(),
+            "value": message.value(),
+            "key": message.key(),
+            "partition": message.partition(),
+            "timestamp": message.timestamp()[1],
+            "headers": message.headers() or [],
+        }
+        self._failures.append(_Failure(error, source, arguments))
 
     def emit(
         self,
@@ -122,6 +146,9 @@ class KafkaProducer:
         headers: Headers | None = None,
         partition: int = -1,
     ) -> None:
+        if not self._exactly_once:
+            self._emit_of(None, topic, value, key, timestamp, headers, partition)
+            return
         if not self._open:
             self._begin()
         while True:
@@ -132,23 +159,77 @@ class KafkaProducer:
                     self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))
                 return
             except BufferError:
-                # The queue is full: the broker is slower than we are. Wait for it; nothing more is read meanwhile.
-                self._client.poll(0.05)
-                self._beat()
+                self._wait_for_room()
             except KafkaException as error:
                 raise service_error(error, f"sending to {topic}") from error
 
-    def _begin(self) -> None:
-        if self._exactly_once:
+    def _wait_for_room(self) -> None:
+        """Wait, because the queue is full: the broker is slower than we are. Nothing more is read meanwhile."""
+        self._client.poll(0.05)
+        self._beat()
+
+    def emit_of(self, source: Callable[[], Record | None]) -> Emit:
+        """Return how to send what is made of the record that `source` returns at that moment."""
+
+        def emit(
+            topic: str,
+            value: bytes,
+            key: bytes | None = None,
+            timestamp: int = 0,
+            headers: Headers | None = None,
+            partition: int = -1,
+        ) -> None:
+            self._emit_of(source(), topic, value, key, timestamp, headers, partition)
+
+        return emit
+
+    def _emit_of(
+        self,
+        source: Record | None,
+        topic: str,
+        value: bytes,
+        key: bytes | None,
+        timestamp: int,
+        headers: Headers | None,
+        partition: int,
+    ) -> None:
+        self._open = True
+        self._send(
+            source,
+            {
+                "topic": topic,
+                "value": value,
+                "key": key,
+                "partition": partition,
+                "timestamp": timestamp,
+                "headers": list(headers or ()),
+            },
+        )
+
+    def _send(self, source: Record | None, arguments: Mapping[str, Any]) -> None:
+        """Send without a transaction; what fails is in `_failures` later."""
+        while True:
             try:
-                self._client.begin_transaction()
+                self._client.produce(**arguments, on_delivery=partial(self._delivered, source))
+                return
+            except BufferError:
+                self._wait_for_room()
             except KafkaException as error:
-                raise service_error(error, "beginning a transaction") from error
+                if not is_refusal(kafka_error(error)):
+                    raise service_error(error, f"sending to {arguments['topic']}") from error
+                self._failures.append(_Failure(kafka_error(error), source, arguments))  # the client itself refuses it
+                return
+
+    def _begin(self) -> None:
+        try:
+            self._client.begin_transaction()
+        except KafkaException as error:
+            raise service_error(error, "beginning a transaction") from error
         self._open = True
 
     def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
         if not self._exactly_once:
-            self._flush()
+            self._deliver()
             if offsets:
                 assert isinstance(consumer, KafkaConsumer)  # noqa: S101  the same broker made both
                 consumer.commit(offsets)
@@ -183,15 +264,42 @@ class KafkaProducer:
                     raise
             self._beat()
 
-    def _flush(self) -> None:
+    def _deliver(self) -> None:
+        """Wait until all is acknowledged. Raises Refused where all but some records are, and Aborted where not."""
+        refused = self._apart(self._flush())
+        if refused:
+            topics = ", ".join(sorted({failure.arguments["topic"] for failure in refused}))
+            sources = [failure.source for failure in refused if failure.source is not None]
+            message = f"sending to {topics}: {refused[0].error.str()} ({refused[0].error.name()})"
+            raise Refused(message, sources if len(sources) == len(refused) else ())
+
+    def _apart(self, failures: Sequence[_Failure]) -> list[_Failure]:
+        """Send again what was refused, by halves: a batch is refused as a whole. Returns what is refused alone."""
+        if len(failures) < 2:
+            return list(failures)
+        refused = []
+        middle = len(failures) // 2
+        for half in (failures[:middle], failures[middle:]):
+            for failure in half:
+                self._send(failure.source, failure.arguments)
+            refused += self._apart(self._flush())
+        return refused
+
+    def _flush(self) -> list[_Failure]:
+        """Wait until all is acknowledged or refused; returns what was refused. Raises Aborted for all else."""
         deadline = time.monotonic() + DECIDED_SECONDS
-        while self._client.flush(SHORT_CALL_SECONDS) and self._failed is None and time.monotonic() < deadline:
+        while self._client.flush(SHORT_CALL_SECONDS) and time.monotonic() < deadline:
+            if not all(is_refusal(failure.error) for failure in self._failures):
+                break
             self._beat()
         left = len(self._client)
-        failed, self._failed = self._failed, None
-        if failed is not None or left:
-            cause = failed.str() if failed else f"{left} records not acknowledged in time"
-            raise Aborted(f"sending: {cause}")
+        failures, self._failures = self._failures, []
+        for failure in failures:
+            if not is_refusal(failure.error):
+                raise service_error(KafkaException(failure.error), "sending")
+        if left:
+            raise Aborted(f"sending: {left} records not acknowledged in time")
+        return failures
 
     def abort(self) -> None:
         if not self._open:
@@ -200,7 +308,7 @@ class KafkaProducer:
         if not self._exactly_once:
             self._client.purge()
             self._client.flush(1.0)
-            self._failed = None
+            self._failures = []
             return
         try:
             self._insist("aborting", lambda: self._client.abort_transaction(SHORT_CALL_SECONDS), CALL_SECONDS)

@@ -1,0 +1,232 @@
+"""A record whose output Kafka refuses for ever becomes a dead letter of its stage; all others go on, once each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import pytest
+import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from river_in_memory import River
+
+from tidemill import View, aggregates
+from tidemill.errors import Aborted, BrokerError
+from tidemill.runtime.run import topic_table
+from tidemill.stages.featurizer import service as featurizer
+from tidemill.stages.joiner import service as joiner
+from tidemill.stages.scorer import service as scorer
+from tidemill.stages.validator import service as validator
+from tidemill.stream.api import Emit, Processor, Record
+from tidemill.stream.loop import BACKOFF_SECONDS, Loop, Service
+from tidemill.stream.memory import MemoryBroker
+from tidemill.stream.narrowing import LETTER_BYTES
+from tidemill.stream.topic import Topic
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import read_dead_letter
+
+MANY = 12
+PIPELINE = small.make(
+    views=[
+        View("origin", every="1h", aggregates=[aggregates.count("1h")]),
+        View("carrier", every="1h", aggregates=[aggregates.mean("distance", "1h")]),
+    ]
+)
+STAGES: dict[str, tuple[Callable[[], Service], tuple[Topic, ...], tuple[Topic, ...]]] = {
+    "validator": (
+        lambda: validator.build(PIPELINE),
+        (topics.EVENTS, topics.LABELS),
+        (topics.EVENTS_VALID, topics.LABELS_VALID),
+    ),
+    "featurizer": (
+        lambda: featurizer.build(PIPELINE, {}),
+        (topics.EVENTS_VALID,),
+        (topics.FEATURES, topics.UPDATES),
+    ),
+    "scorer": (
+        lambda: scorer.build(PIPELINE, tuple),
+        (topics.FEATURES,),
+        (topics.PREDICTION_LOG, topics.PREDICTIONS),
+    ),
+    "joiner": (lambda: joiner.build(PIPELINE), (topics.PREDICTION_LOG, topics.LABELS_VALID), (topics.EXAMPLES,)),
+}
+TARGETS = [(stage, target) for stage, (_, _, outputs) in STAGES.items() for target in outputs]
+DLQ = topics.DLQ.name(PIPELINE.name)
+
+
+def id_of(number: int) -> bytes:
+    return b"e%02d" % number
+
+
+@cache
+def undisturbed() -> River:
+    river = River(PIPELINE)
+    for number in range(MANY):
+        river.event(small.event(id_of(number).decode(), number * 60_000, "JFK" if number % 3 else "EWR"))
+        river.label(small.label(id_of(number).decode(), number * 60_000 + 1000))
+    river.run()
+    assert not river.letters()
+    return river
+
+
+def before(stage: str, *, exactly_once: bool = True) -> MemoryBroker:
+    """Return a broker that holds what a stage reads."""
+    broker = MemoryBroker({name: count for _, name, count in topic_table(PIPELINE)}, exactly_once=exactly_once)
+    for topic in STAGES[stage][1]:
+        for one in undisturbed().of(topic):
+            broker.append(one.topic(), one.value(), one.key(), one.timestamp()[1], one.headers(), one.partition())
+    return broker
+
+
+def drive(service: Service, broker: MemoryBroker, batch: int = 5) -> None:
+    """Run a service until nothing comes any more; to go back, again and again, is no such time."""
+    loop = Loop(service, broker, interval=0.0, max_batch=batch, sleep=lambda _: None)
+    producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
+    quiet = 0
+    while quiet < 30:
+        quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
+    consumer.close()
+
+
+def content(records: Sequence[Record], without: Sequence[int] = ()) -> Counter[tuple[bytes | None, bytes | None]]:
+    return Counter(
+        (record.key(), record.value())
+        for record in records
+        if not any(id_of(number) in (record.value() or b"") for number in without)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exactly_once", [True, False], ids=["exactly_once", "at_least_once"])
+@pytest.mark.parametrize(("stage", "target"), TARGETS, ids=lambda one: one if isinstance(one, str) else one.suffix)
+@settings(max_examples=15, deadline=None)
+@given(refused=st.sets(st.integers(0, MANY - 1)), batch=st.integers(1, 2 * MANY + 1))
+def test_what_is_refused_is_a_dead_letter_and_all_else_is_as_if_nothing_had_been(
+    stage: str, target: Topic, exactly_once: bool, refused: set[int], batch: int
+) -> None:
+    build, _, outputs = STAGES[stage]
+    broker = before(stage, exactly_once=exactly_once)
+    name = target.name(PIPELINE.name)
+    broker.refuses = lambda topic, value, _: topic == name and any(id_of(n) in value for n in refused)
+    drive(build(), broker, batch=batch)
+    for output in outputs:
+        # In a transaction a record's outputs are all written or none.
+        lacks = sorted(refused) if output is target or exactly_once and refused_at(stage, output) else ()
+        actual = content(broker.records(output.name(PIPELINE.name)))
+        assert actual == content(undisturbed().of(output), lacks), output.suffix
+    letters = [read_dead_letter(one) for one in broker.records(DLQ)]
+    assert {(letter.stage, letter.reason) for letter in letters} <= {(stage, "not_written")}
+    assert len({(letter.topic, letter.partition, letter.offset) for letter in letters}) == len(letters) == len(refused)
+    letter_ids = sorted(n for one in broker.records(DLQ) for n in range(MANY) if id_of(n) in (one.value() or b""))
+    assert letter_ids == sorted(refused)
+
+
+def refused_at(stage: str, output: Topic) -> bool:
+    """Whether this output is made of the same record as the other outputs of its stage."""
+    return stage != "validator" and output is not topics.EXAMPLES
+
+
+@pytest.mark.parametrize("exactly_once", [True, False], ids=["exactly_once", "at_least_once"])
+def test_the_next_process_has_the_refused_record_in_its_state_as_this_one_has(exactly_once: bool) -> None:
+    broker = before("featurizer", exactly_once=exactly_once)
+    features = topics.FEATURES.name(PIPELINE.name)
+    broker.refuses = lambda topic, value, _: topic == features and id_of(3) in value
+    service = featurizer.build(PIPELINE, {})
+    loop = Loop(service, broker, interval=0.0, max_batch=5, sleep=lambda _: None)
+    producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
+    for _ in range(20):
+        loop.run_once(consumer, producer)
+    consumer.close()
+    assert len(broker.records(DLQ)) == 1
+    later = small.event("later", MANY * 60_000)
+    served = []
+    for again in (broker, before("featurizer")):  # one goes on where the first left off, the other begins
+        again.append(topics.EVENTS_VALID.name(PIPELINE.name), undisturbed().records.event.encode(later), b"JFK", 99)
+        drive(featurizer.build(PIPELINE, {}), again)
+        last = [one for one in again.records(features) if b"later" in (one.value() or b"")]
+        served.append([undisturbed().records.features.decode(one.value() or b"")["vector"] for one in last])
+    assert served[0] == served[1] != []
+
+
+def test_a_dead_letter_that_is_refused_is_cut_until_its_topic_takes_it() -> None:
+    broker = before("scorer")
+    log = topics.PREDICTION_LOG.name(PIPELINE.name)
+    largest = 8000
+
+    def refuses(topic: str, value: bytes, _: bytes | None) -> bool:
+        return (topic == log and id_of(3) in value) or (topic == DLQ and len(value) > largest)
+
+    features = topics.FEATURES.name(PIPELINE.name)
+    broker.append(features, b"\0" + id_of(3) * 3000, b"k", 1)
+    broker.refuses = refuses
+    drive(scorer.build(PIPELINE, tuple), broker)
+    letters = [read_dead_letter(one) for one in broker.records(DLQ)]
+    sizes = {letter.cut_from is not None: letter.size for letter in letters}
+    assert len(letters) == 2
+    assert sizes[True] <= min(LETTER_BYTES)
+    assert content(broker.records(log)) == content(undisturbed().of(topics.PREDICTION_LOG), [3])
+
+
+@pytest.mark.parametrize("exactly_once", [True, False], ids=["exactly_once", "at_least_once"])
+def test_while_no_dead_letter_is_taken_it_waits_ever_longer_and_then_nothing_is_missing(exactly_once: bool) -> None:
+    broker = before("scorer", exactly_once=exactly_once)
+    log = topics.PREDICTION_LOG.name(PIPELINE.name)
+    broker.refuses = lambda topic, value, _: topic == DLQ or (topic == log and id_of(3) in value)
+    pauses: list[float] = []
+    service = scorer.build(PIPELINE, tuple)
+    loop = Loop(service, broker, interval=0.0, max_batch=5, sleep=pauses.append)
+    producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
+    for _ in range(200):
+        loop.run_once(consumer, producer)
+    assert pauses[: len(BACKOFF_SECONDS)] == list(BACKOFF_SECONDS)
+    assert set(pauses[len(BACKOFF_SECONDS) :]) == {BACKOFF_SECONDS[-1]}
+    broker.refuses = lambda topic, value, _: topic == log and id_of(3) in value
+    for _ in range(60):
+        loop.run_once(consumer, producer)
+    assert len(broker.records(DLQ)) == 1
+    assert set(content(broker.records(log))) == set(content(undisturbed().of(topics.PREDICTION_LOG), [3]))
+
+
+class Failing(Processor):
+    """Emits nothing, and is told by Kafka that it can't commit."""
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        for _ in records:
+            emit("out", b"x")
+        return True
+
+
+def test_what_can_make_no_dead_letters_ends_and_says_why() -> None:
+    broker = MemoryBroker({"in": 1, "out": 1})
+    broker.append("in", b"x")
+    broker.refuses = lambda topic, _value, _key: topic == "out"
+    with pytest.raises(BrokerError, match=r"refused; .* raise max\.message\.bytes"):
+        drive(Service("test", "group", ["in"], Failing()), broker)
+
+
+def test_pauses_grow_up_to_a_cap_and_begin_again_after_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = MemoryBroker({"in": 1, "out": 1})
+    broker.append("in", b"x")
+    pauses: list[float] = []
+    loop = Loop(Service("test", "group", ["in"], Failing()), broker, interval=0.0, sleep=pauses.append)
+    producer, consumer = broker.producer(loop.instance), broker.consumer("group", ["in"], loop.instance)
+    commit, failures = producer.commit, 9
+
+    def failing(*arguments: object) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise Aborted("the broker said so")
+        commit(*arguments)
+
+    monkeypatch.setattr(producer, "commit", failing)
+    for _ in range(40):
+        loop.run_once(consumer, producer)
+    assert pauses == [*BACKOFF_SECONDS, *[BACKOFF_SECONDS[-1]] * (9 - len(BACKOFF_SECONDS))]
+    failures = 1
+    broker.append("in", b"y")
+    for _ in range(4):
+        loop.run_once(consumer, producer)
+    assert pauses[9:] == [BACKOFF_SECONDS[0]]
