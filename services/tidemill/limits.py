@@ -33,8 +33,14 @@ MESSAGE_MEMORY_BYTES = Limit(
 ID_CHARACTERS = Limit("id or entity in field", 500, "characters", "dead letter `too_long`")
 TEXT_CHARACTERS = Limit("text in field", 10_000, "characters", "dead letter `too_long`")
 VECTOR_BYTES = Limit("vector", 900_000, "bytes, encoded,", "dead letter `too_large` of the featurizer")
+PREDICTION_BYTES = Limit(
+    "prediction with its vector and all scores", 1_900_000, "bytes, encoded,", "dead letter `too_large` of the scorer"
+)
 DEAD_LETTER_BYTES = Limit(
-    "dead letter", 2_000_000, "bytes", "its value is cut, and its header `tidemill.cut` has the size that it had"
+    "dead letter",
+    2_000_000,
+    "bytes",
+    "its value is cut, and its headers `tidemill.cut` and `tidemill.sha256` have the size and the hash that it had",
 )
 
 # Schemas that messages name, and those of a declaration.

@@ -24,6 +24,7 @@ from tidemill.encoding.schema_registry import Version
 from tidemill.errors import Reject
 from tidemill.limits import Limit
 from tidemill.stages.featurizer.service import Featurizer
+from tidemill.stages.scorer.service import Scorer
 from tidemill.stages.validator.decode import Decoder
 from tidemill.stages.validator.schema_follower import SchemaFollower
 from tidemill.stages.validator.service import Validator
@@ -117,6 +118,21 @@ def vector_bytes(size: int, _: Path) -> str:
     if one.topic() == "small.features":
         assert len(one.value() or b"") == size
         return ""
+    return read_dead_letter(one).message
+
+
+def prediction_bytes(size: int, _: Path) -> str:
+    def written(length: int) -> MemoryRecord:
+        out, vector = small.Emitted(), small.features(PIPELINE, "a", 0) | {"entity_id": "x" * length}
+        Scorer(PIPELINE).process([MemoryRecord("small.features", RECORDS.features.encode(vector), b"k")], out)
+        return out.records[0]
+
+    length = size - 1000
+    one = written(length + size - len(written(length).value() or b""))
+    if one.topic() == "small.prediction-log":
+        assert len(one.value() or b"") == size
+        return ""
+    assert read_dead_letter(one).stage == "scorer"
     return read_dead_letter(one).message
 
 
@@ -236,6 +252,7 @@ SWEEP: dict[str, Callable[[int, Path], str]] = {
     "ID_CHARACTERS": id_characters,
     "TEXT_CHARACTERS": text_characters,
     "VECTOR_BYTES": vector_bytes,
+    "PREDICTION_BYTES": prediction_bytes,
     "DEAD_LETTER_BYTES": dead_letter_bytes,
     "SCHEMA_DEPTH": schema_depth,
     "SCHEMA_FIELDS": schema_fields,

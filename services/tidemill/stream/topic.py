@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 DAY = 24 * 3_600_000
 
+#: More than the largest record that a service writes, with key and headers: see `PREDICTION_BYTES` and its like.
+MAX_RECORD_BYTES = 2**21
+
 
 @dataclass(frozen=True)
 class Topic:

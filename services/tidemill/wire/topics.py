@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidemill.stream.topic import DAY, Topic
+from tidemill.stream.topic import DAY, MAX_RECORD_BYTES, Topic
 
 #: The services of the data plane, along the river.
 SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner", "gate")
@@ -16,15 +16,17 @@ EVENTS = Topic("events", "any", "event", ("producers", "redrive"), ("validator",
 LABELS = Topic("labels", "any", "label", ("producers", "redrive"), ("validator",), doc="Labels as producers send them.")
 EVENTS_VALID = Topic(
     "events.valid", "entity_id", "event", ("validator",), ("featurizer",), retention_ms=30 * DAY,
-    doc="Events that passed; what the views are rebuilt from.",
+    max_message_bytes=MAX_RECORD_BYTES, doc="Events that passed; what the views are rebuilt from.",
 )  # fmt: skip
 LABELS_VALID = Topic(
-    "labels.valid", "event_id", "label", ("validator",), ("joiner",), retention_ms=30 * DAY, doc="Labels that passed.",
+    "labels.valid", "event_id", "label", ("validator",), ("joiner",), retention_ms=30 * DAY,
+    max_message_bytes=MAX_RECORD_BYTES, doc="Labels that passed.",
 )  # fmt: skip
 DLQ = Topic(
     "dlq", "as received", "bytes as received",
     ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status", "redrive"),
-    retention_ms=30 * DAY, max_message_bytes=2**21, doc="Dead letters: the original bytes; why, in the headers.",
+    retention_ms=30 * DAY, max_message_bytes=MAX_RECORD_BYTES,
+    doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
 WARNINGS = Topic(
     "warnings", "stream", "Warnings", ("validator",), ("monitor",), partitions=1, retention_ms=30 * DAY,
@@ -36,25 +38,34 @@ REDRIVES = Topic(
 )  # fmt: skip
 UPDATES = Topic(
     "updates", "entity:entity_id", "Update", ("featurizer", "joiner"), ("materializer",), retention_ms=30 * DAY,
+    max_message_bytes=MAX_RECORD_BYTES,
     doc="Events and outcomes by each entity that views are kept of; what those views are rebuilt from.",
 )  # fmt: skip
-FEATURES = Topic("features", "entity_id", "Features", ("featurizer",), ("scorer",), doc="The vector, as served.")
-PREDICTIONS = Topic("predictions", "entity_id", "Prediction", ("scorer",), ("consumers",), doc="For consumers.")
+FEATURES = Topic(
+    "features", "entity_id", "Features", ("featurizer",), ("scorer",),
+    max_message_bytes=MAX_RECORD_BYTES, doc="The vector, as served.",
+)  # fmt: skip
+PREDICTIONS = Topic(
+    "predictions", "entity_id", "Prediction", ("scorer",), ("consumers",),
+    max_message_bytes=MAX_RECORD_BYTES, doc="For consumers.",
+)  # fmt: skip
 PREDICTION_LOG = Topic(
     "prediction-log", "event_id", "PredictionLog", ("scorer",), ("joiner", "archiver", "monitor"),
-    retention_ms=30 * DAY, doc="Vector, scores, versions: all that it takes to do a prediction again.",
+    retention_ms=30 * DAY, max_message_bytes=MAX_RECORD_BYTES,
+    doc="Vector, scores, versions: all that it takes to do a prediction again.",
 )  # fmt: skip
 EXAMPLES = Topic(
     "examples", "event_id", "Example", ("joiner",), ("learner", "gate", "archiver", "monitor"),
-    partitions=1, retention_ms=-1, doc="What models learn from, in one order; a model's version is an offset here.",
+    partitions=1, retention_ms=-1, max_message_bytes=MAX_RECORD_BYTES,
+    doc="What models learn from, in one order; a model's version is an offset here.",
 )  # fmt: skip
 EXPIRED = Topic(
     "expired", "event_id", "PredictionLog", ("joiner",), ("monitor",),
-    doc="Predictions whose label never came in time.",
+    max_message_bytes=MAX_RECORD_BYTES, doc="Predictions whose label never came in time.",
 )  # fmt: skip
 MODELS = Topic(
     "models", "model", "Manifest", ("learner",), ("scorer", "learner", "gate", "status"), partitions=1, retention_ms=-1,
-    doc="The registry: the signed manifest of every version.",
+    max_message_bytes=MAX_RECORD_BYTES, doc="The registry: the signed manifest of every version.",
 )  # fmt: skip
 COMMANDS = Topic(
     "commands", "command", "Command", ("status",), ("gate",), partitions=1, retention_ms=365 * DAY,

@@ -113,7 +113,7 @@ def test_what_is_refused_is_a_dead_letter_and_all_else_is_as_if_nothing_had_been
     drive(build(), broker, batch=batch)
     for output in outputs:
         # In a transaction a record's outputs are all written or none.
-        lacks = sorted(refused) if output is target or exactly_once and refused_at(stage, output) else ()
+        lacks = sorted(refused) if output is target or (exactly_once and refused_at(stage, output)) else ()
         actual = content(broker.records(output.name(PIPELINE.name)))
         assert actual == content(undisturbed().of(output), lacks), output.suffix
     letters = [read_dead_letter(one) for one in broker.records(DLQ)]

@@ -18,6 +18,7 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject, Retry
+from tidemill.limits import PREDICTION_BYTES
 from tidemill.registry.decisions import ModelRef
 from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition
@@ -28,6 +29,8 @@ from tidemill.wire.records import Features, Records, Score, vector_to_x
 from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
+
+MAX_PREDICTION_BYTES = PREDICTION_BYTES.max
 
 
 def share_of(pipeline: str, entity_id: str) -> float:
@@ -221,10 +224,14 @@ class Scorer(DeadLetterProcessor):
             except Reject as reject:
                 self.refuse(record, reject, emit)
                 continue
-            tail = scores({"champion": served, "challengers": self._shadow(served, x)})
+            entry = log_header + value[HEADER:] + scores({"champion": served, "challengers": self._shadow(served, x)})
             timestamp = record.timestamp()[1]
             event_id = features["event_id"]
-            emit(self.log, log_header + value[HEADER:] + tail, event_id.encode(), timestamp)
+            if len(entry) > MAX_PREDICTION_BYTES:  # with a score of each of very many classes
+                reject = Reject("too_large", PREDICTION_BYTES.excess(len(entry)), entity=features["entity_id"])
+                self.refuse(record, reject, emit)
+                continue
+            emit(self.log, entry, event_id.encode(), timestamp)
             emit(
                 self.predictions,
                 prediction(

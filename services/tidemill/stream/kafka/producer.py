@@ -18,6 +18,7 @@ from tidemill.stream import api
 from tidemill.stream.api import Emit, Headers, Position, Record, TopicPartition
 from tidemill.stream.kafka.consumer import CALL_SECONDS, KafkaConsumer, committable
 from tidemill.stream.kafka.errors import is_refusal, kafka_error, service_error
+from tidemill.stream.topic import MAX_RECORD_BYTES
 
 log = logging.getLogger(__name__)
 _client_log = logging.getLogger("librdkafka")
@@ -103,8 +104,7 @@ class KafkaProducer:
             "retry.backoff.ms": 5,
             "retry.backoff.max.ms": 200,
             "queue.buffering.max.messages": 200_000,
-            # A dead letter is all that was received, and why: more than the broker's limit for a message.
-            "message.max.bytes": 2**21,
+            "message.max.bytes": MAX_RECORD_BYTES,
         }
         if self._exactly_once:
             self._config |= {"transactional.id": name, "transaction.timeout.ms": TRANSACTION_TIMEOUT_SECONDS * 1000}
@@ -340,6 +340,7 @@ class Sender:
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
                 "linger.ms": 2,
+                "message.max.bytes": MAX_RECORD_BYTES,
                 "delivery.report.only.error": True,
                 "log_level": 4,
                 **(extra or {}),
