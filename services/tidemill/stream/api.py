@@ -181,6 +181,9 @@ class Producer(Protocol):
     def emit_of(self, source: Callable[[], Record | None]) -> Emit:
         """Return how to send what is made of the record that `source` returns at that moment."""
 
+    def wait(self) -> None:
+        """Wait until Kafka has taken all that was emitted. Raises as `commit` does where it does not."""
+
     def commit(self, offsets: Mapping[TopicPartition, Position], consumer: Consumer | None) -> None:
         """Commit what was emitted and these offsets; without offsets no consumer is needed.
 

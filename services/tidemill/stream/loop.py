@@ -19,7 +19,7 @@ from typing import Any
 from tidemill import metrics
 from tidemill.errors import Aborted, BrokerError, PositionError, Refused, Reject, Retry, Stopped
 from tidemill.stream import restore
-from tidemill.stream.api import Broker, Consumer, Position, Processor, Producer, Record, TopicPartition, discard
+from tidemill.stream.api import Broker, Consumer, Emit, Position, Processor, Producer, Record, TopicPartition, discard
 from tidemill.stream.narrowing import LETTER_BYTES, Narrowing
 from tidemill.stream.progress import ProgressLog
 
@@ -194,7 +194,7 @@ class Loop:
         return len(records)
 
     def _take(self, consumer: Consumer) -> Sequence[Record]:
-        """Return the next records; few of them while one is looked for that Kafka refuses."""
+        """Return the next records; fewer of them while one is looked for that Kafka refuses."""
         if not self._held:
             records: Sequence[Record] = consumer.poll(self.max_batch, self._patience())
         else:
@@ -215,13 +215,12 @@ class Loop:
 
     def _process(self, records: Sequence[Any], producer: Producer) -> bool:
         started = self.clock()
-        self._narrowing.took(records)
-        if records and self._narrowing.is_refused(records[0]):
-            self._refuse_one(records[0], producer)
-            may_commit = True
+        self.processor.in_hand = None
+        emit = producer.emit if producer.is_transactional else producer.emit_of(self._in_hand)
+        if records and self._narrowing.is_on:
+            may_commit = self._process_apart(records, emit, producer)
         else:
-            self.processor.in_hand = None
-            emit = producer.emit if producer.is_transactional else producer.emit_of(self._in_hand)
+            self._narrowing.took(records)
             may_commit = self.processor.process(records, emit)
         if self.processor.has_written:
             self._dirty, self.processor.has_written = True, False
@@ -230,6 +229,24 @@ class Loop:
             self.watch.batch(len(records), self.clock() - started)
         is_due = self._narrowing.is_on or self.clock() - self._last_commit >= self.commit_every
         return may_commit and self._dirty and is_due
+
+    def _process_apart(self, records: Sequence[Record], emit: Emit, producer: Producer) -> bool:
+        """Process records one by one, and now and then wait until what they became has arrived: one may be refused."""
+        may_commit = True
+        for index, record in enumerate(records):
+            self._narrowing.took([record])
+            try:
+                if self._narrowing.is_refused(record):
+                    self._refuse_one(record, producer)
+                else:
+                    may_commit = self.processor.process([record], emit)
+            except Stopped:
+                self._held = [*records[index + 1 :], *self._held]  # what is after it is not committed
+                raise
+            if self._narrowing.must_wait:
+                producer.wait()
+                self._narrowing.arrived()
+        return may_commit
 
     def _in_hand(self) -> Record | None:
         return self.processor.in_hand
@@ -276,11 +293,11 @@ class Loop:
         producer.commit(offsets, consumer)
 
     def _narrow(self, error: Refused, producer: Producer) -> None:
-        """Go back, and take fewer records at a time, until the one that Kafka refuses is alone."""
+        """Go back, and send the same records in ever smaller parts, until the one that Kafka refuses is alone."""
         if not self.processor.dlq:
             raise BrokerError(f"{error}; this is no record's fault: raise max.message.bytes of the topic") from error
         if self._narrowing.failed(str(error)):
-            self._go_back(error, producer, "fewer records at a time: Kafka refuses what one of them becomes")
+            self._go_back(error, producer, "in smaller parts: Kafka refuses what a record becomes")
         else:
             self._back_off(error, producer)
 

@@ -343,16 +343,19 @@ class MemoryProducer:
         assert consumer is None or isinstance(consumer, MemoryConsumer)  # noqa: S101  the same broker made both
         if offsets and consumer and consumer.generation != consumer.group.generation:
             raise Aborted("committing: this member is not in the group's present generation")
-        if self._refused:
-            refused, self._refused = self._refused, []
-            known = [record for record in refused if record is not None]
-            is_known = not self.is_transactional and len(known) == len(refused)
-            raise Refused(f"committing: {len(refused)} records are refused", known if is_known else ())
+        self.wait()
         for record in self._pending:
             self.broker.append(*record)
         self._pending.clear()
         if consumer:
             consumer.group.committed.update(offsets)
+
+    def wait(self) -> None:
+        if self._refused:
+            refused, self._refused = self._refused, []
+            known = [record for record in refused if record is not None]
+            is_known = not self.is_transactional and len(known) == len(refused)
+            raise Refused(f"committing: {len(refused)} records are refused", known if is_known else ())
 
     def abort(self) -> None:
         self._pending.clear()

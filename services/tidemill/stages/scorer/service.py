@@ -228,8 +228,8 @@ class Scorer(DeadLetterProcessor):
             timestamp = record.timestamp()[1]
             event_id = features["event_id"]
             if len(entry) > MAX_PREDICTION_BYTES:  # with a score of each of very many classes
-                reject = Reject("too_large", PREDICTION_BYTES.excess(len(entry)), entity=features["entity_id"])
-                self.refuse(record, reject, emit)
+                why = PREDICTION_BYTES.excess(len(entry))
+                self.refuse(record, Reject("too_large", why, entity=features["entity_id"]), emit)
                 continue
             emit(self.log, entry, event_id.encode(), timestamp)
             emit(

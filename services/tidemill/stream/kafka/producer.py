@@ -106,14 +106,16 @@ class KafkaProducer:
             "queue.buffering.max.messages": 200_000,
             "message.max.bytes": MAX_RECORD_BYTES,
         }
+        self._config["delivery.report.only.error"] = True
         if self._exactly_once:
             self._config |= {"transactional.id": name, "transaction.timeout.ms": TRANSACTION_TIMEOUT_SECONDS * 1000}
         else:
-            self._config |= {"delivery.timeout.ms": 30_000, "delivery.report.only.error": True}
+            self._config["delivery.timeout.ms"] = 30_000
         self._client = self._connect()
 
     def _connect(self) -> Producer:
-        client = Producer(self._config, logger=_client_log)
+        callbacks = {"on_delivery": partial(self._delivered, None)} if self._exactly_once else {}
+        client = Producer(self._config | callbacks, logger=_client_log)
         if self._exactly_once:
             try:
                 self._insist("initialising", lambda: client.init_transactions(SHORT_CALL_SECONDS), INITIALISED_SECONDS)
@@ -161,7 +163,18 @@ class KafkaProducer:
             except BufferError:
                 self._wait_for_room()
             except KafkaException as error:
-                raise service_error(error, f"sending to {topic}") from error
+                raise self._error(error, f"sending to {topic}") from error
+
+    def wait(self) -> None:
+        """Wait until Kafka has taken all that was emitted. Raises Refused, or another Aborted, where it does not."""
+        if not self._exactly_once:
+            self._deliver()
+            return
+        deadline = time.monotonic() + DECIDED_SECONDS
+        while self._client.flush(SHORT_CALL_SECONDS) and not self._failures and time.monotonic() < deadline:
+            self._beat()
+        if self._failures:
+            raise self._error(KafkaException(self._failures[0].error), "sending")
 
     def _wait_for_room(self) -> None:
         """Wait, because the queue is full: the broker is slower than we are. Nothing more is read meanwhile."""
@@ -249,7 +262,16 @@ class KafkaProducer:
         try:
             self._insist(doing, lambda: call(*arguments, SHORT_CALL_SECONDS), DECIDED_SECONDS)
         except KafkaException as error:
-            raise service_error(error, doing) from error
+            raise self._error(error, doing) from error
+
+    def _error(self, error: KafkaException, doing: str) -> BrokerError:
+        """Return the error of a call; after a record was refused, all that calls in its transaction say is "state"."""
+        self._client.poll(0)
+        for failure in self._failures:
+            if is_refusal(failure.error):
+                topic = failure.arguments["topic"]
+                return service_error(KafkaException(failure.error), f"sending to {topic}")
+        return service_error(error, doing)
 
     def _insist(self, doing: str, call: Callable[[], None], patience: float) -> None:
         """Make a call again as long as it times out; a call that is made again goes on with what it had begun."""
@@ -319,6 +341,7 @@ class KafkaProducer:
             # What state the transaction is in is not known any more; a new producer of this name settles it.
             log.warning("producer discarded", extra={"cause": str(cause)})
             self._client = self._connect()
+        self._failures = []
 
     def close(self) -> None:
         """Leave. An open transaction is aborted; where Kafka can't be told, it times out."""
