@@ -32,6 +32,7 @@ JARS = ROOT / ".cache" / "kafka-jars"
 LONGEST_RUN = 1200.0
 LONGEST_TEST = 180
 
+REFUSED = "tests/unit/stream/test_refused_records.py"
 CRASH = "tests/unit/stream/test_loop_crash.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
 LOST = "tests/unit/stream/test_lost_offsets.py"
@@ -213,6 +214,35 @@ MUTANTS = (
         "self.processor.process(batch, self._emit)",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
         (("self._restore(consumer, producer)\n", "self._emit = producer.emit; self._restore(consumer, producer)\n"),),
+    ),
+    # Records that Kafka refuses for ever.
+    Mutant(
+        "refusal-is-a-pause", "a record that is refused for ever is tried again for ever",
+        "stream/kafka/errors.py",
+        "kind = Refused if error.code() in _REFUSED_CODES else Aborted",
+        "kind = Aborted",
+        ("tests/system/test_poison_kinds.py",),
+    ),
+    Mutant(
+        "held-is-committed", "what was read and not processed yet is committed",
+        "stream/loop.py",
+        "up_to = {**ahead, **up_to}",
+        "pass",
+        (REFUSED,),
+    ),
+    Mutant(
+        "refused-not-in-the-state", "a refused record is missing in the state until it is rebuilt",
+        "stream/loop.py",
+        "self.processor.process([record], discard)",
+        "pass",
+        (REFUSED,),
+    ),
+    Mutant(
+        "pauses-begin-again", "each try to go back begins with the shortest pause",
+        "stream/loop.py",
+        "            self._last_batch = self.clock()\n        except Refused",
+        "            self._last_batch, self._failures = self.clock(), 0\n        except Refused",
+        (REFUSED,),
     ),
     # Rebalances.
     Mutant(

@@ -108,7 +108,7 @@ def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterat
     yield from _equal(name, actual.settings, "unclean.leader.election.enable", "false", "warning", fix)
     yield from _replicas(name, actual, len(cluster.brokers))
     if topic.max_message_bytes:
-        fix = "raise it: a record that does not fit stops its writer"
+        fix = "raise it: what does not fit becomes a dead letter"
         yield from _at_least(name, actual.settings, "max.message.bytes", topic.max_message_bytes, "wrong", fix)
     fix = "set it: records carry on the time of the event that they came from"
     yield from _equal(name, actual.settings, "message.timestamp.type", "CreateTime", "warning", fix)

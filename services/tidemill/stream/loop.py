@@ -232,20 +232,27 @@ class Loop:
 
     def _process_apart(self, records: Sequence[Record], emit: Emit, producer: Producer) -> bool:
         """Process records one by one, and now and then wait until what they became has arrived: one may be refused."""
-        may_commit = True
+        may_commit, refused, why = True, list[Record](), ""
         for index, record in enumerate(records):
             self._narrowing.took([record])
             try:
-                if self._narrowing.is_refused(record):
-                    self._refuse_one(record, producer)
+                if refusal := self._narrowing.refusal(record):
+                    self._refuse_one(record, *refusal, producer)
                 else:
                     may_commit = self.processor.process([record], emit)
             except Stopped:
                 self._held = [*records[index + 1 :], *self._held]  # what is after it is not committed
                 raise
+            except Refused as error:
+                if not error.is_early:
+                    raise
+                refused.append(record)  # and on to the next: all of them are found before it goes back
+                why = str(error)
             if self._narrowing.must_wait:
                 producer.wait()
                 self._narrowing.arrived()
+        if refused:
+            raise Refused(why, refused)
         return may_commit
 
     def _in_hand(self) -> Record | None:
@@ -296,17 +303,22 @@ class Loop:
         """Go back, and send the same records in ever smaller parts, until the one that Kafka refuses is alone."""
         if not self.processor.dlq:
             raise BrokerError(f"{error}; this is no record's fault: raise max.message.bytes of the topic") from error
-        if self._narrowing.failed(str(error)):
+        records = [self.processor.in_hand] if error.is_early and self.processor.in_hand else error.records
+        if records:
+            is_new = sum(self._narrowing.found(record, str(error)) for record in records) > 0
+        else:
+            is_new = self._narrowing.failed(str(error))
+        if is_new:
             self._go_back(error, producer, "in smaller parts: Kafka refuses what a record becomes")
         else:
             self._back_off(error, producer)
 
-    def _refuse_one(self, record: Record, producer: Producer) -> None:
+    def _refuse_one(self, record: Record, why: str, max_bytes: int, producer: Producer) -> None:
         """Make a record a dead letter of which nothing could be written; the state has it, as after a rebuild."""
         self.processor.process([record], discard)
         self.processor.observed.clear()
         self.processor.counts.clear()
-        self._make_dead_letter(record, self._narrowing.why, producer, self._narrowing.letter_bytes)
+        self._make_dead_letter(record, why, producer, max_bytes)
 
     def _make_dead_letter(self, record: Record, error: str, producer: Producer, max_bytes: int) -> None:
         log.error(

@@ -90,12 +90,14 @@ class MemoryBroker:
     exactly_once
         Whether producers use transactions.
 
-    `refuses` says which records are refused, as those that are too large for their topic.
+    `refuses` says which records are refused, as those that are too large for their topic; `refuses_early`: when they
+    are emitted in a transaction, not when that is committed.
     """
 
     def __init__(self, topics: Mapping[str, int], *, exactly_once: bool = True) -> None:
         self.exactly_once = exactly_once
         self.refuses: Refuses = lambda _topic, _value, _key: False
+        self.refuses_early = False
         self.log: dict[TopicPartition, list[MemoryRecord]] = {
             TopicPartition(t, p): [] for t, n in topics.items() for p in range(n)
         }
@@ -332,6 +334,8 @@ class MemoryProducer:
     ) -> None:
         self.broker._check(self.name, self.epoch)
         if self.broker.refuses(topic, value, key):
+            if self.is_transactional and self.broker.refuses_early:
+                raise Refused(f"sending to {topic}: it is refused", is_early=True)
             self._refused.append(source)
         elif self.is_transactional:
             self._pending.append((topic, value, key, timestamp, headers, partition))

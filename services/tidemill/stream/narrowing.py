@@ -9,6 +9,7 @@ again, until it is one record, which becomes a dead letter.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stream.api import Record
@@ -16,39 +17,34 @@ from tidemill.stream.api import Record
 #: How large a dead letter may be: first as large as its topic should take, then so small that any topic takes it.
 LETTER_BYTES = (DEAD_LETTER_BYTES.max, 8_000)
 
+#: Topic, partition and offset of a record.
+Place = tuple[str, int, int]
+
 #: Into how many parts a batch is divided: each waits for an answer of the broker, a few ms.
 PARTS = 250
 
 
 class Narrowing:
-    """How many records the loop takes at a time, in which parts it sends them, and which of them is refused.
-
-    `why` says why the record that was found is refused.
-    """
+    """How many records the loop takes at a time, in which parts it sends them, and which of them are refused."""
 
     def __init__(self, max_batch: int) -> None:
         self.max_batch = max_batch
-        self.why = ""
         #: Records to take, and after how many of them to wait, 0 for not at all; all of one entry in one transaction.
         self._plan: list[tuple[int, int]] = []
-        self._taken = self._unproved = self._attempts = 0
+        self._taken = self._unproved = 0
         self._last: Record | None = None
-        self._refused: Record | None = None
+        self._refused: dict[Place, _Refusal] = {}
+        self._reached: dict[tuple[str, int], int] = {}
 
     @property
     def is_on(self) -> bool:
         """Whether records are processed one by one, because one of the next may be refused."""
-        return bool(self._plan) or self._refused is not None
+        return bool(self._plan or self._refused)
 
     @property
     def limit(self) -> int:
         """At most so many records are taken at a time."""
         return self._plan[0][0] if self._plan else self.max_batch
-
-    @property
-    def letter_bytes(self) -> int:
-        """How large the dead letter of the record that was found may be."""
-        return LETTER_BYTES[min(self._attempts, len(LETTER_BYTES) - 1)]
 
     @property
     def must_wait(self) -> bool:
@@ -60,16 +56,30 @@ class Narrowing:
         """Count records that are processed next."""
         self._taken += len(records)
         self._unproved += len(records)
-        if records:
-            self._last = records[-1]
+        for record in records:
+            self._last = record
+            self._reached[record.topic(), record.partition()] = record.offset()
 
     def arrived(self) -> None:
         """Kafka has taken all that was sent."""
         self._unproved = 0
 
-    def is_refused(self, record: Record) -> bool:
-        """Whether this is the record that was found."""
-        return self._refused is not None and _place(record) == _place(self._refused)
+    def refusal(self, record: Record) -> tuple[str, int] | None:
+        """Return why a record is refused, and how large its dead letter may be; None where it is not."""
+        refusal = self._refused.get(_place(record))
+        if refusal is None:
+            return None
+        return refusal.why, LETTER_BYTES[min(refusal.attempts, len(LETTER_BYTES) - 1)]
+
+    def found(self, record: Record, why: str) -> bool:
+        """Make a dead letter of a record next time; returns False where its smallest one was refused as well."""
+        self._plan = self._plan or [(self.max_batch, 0)]
+        refusal = self._refused.get(_place(record))
+        if refusal is None:
+            self._refused[_place(record)] = _Refusal(why)
+            return True
+        refusal.attempts += 1
+        return refusal.attempts < len(LETTER_BYTES)
 
     def failed(self, why: str) -> bool:
         """Plan smaller parts; returns False where that can't help, as where the dead letter itself is refused."""
@@ -81,11 +91,7 @@ class Narrowing:
             self._plan.append((suspects, -(-suspects // PARTS)))
             return True
         self._plan.append((1, 0))
-        if not self.is_refused(self._last):
-            self._refused, self._attempts, self.why = self._last, 0, why
-            return True
-        self._attempts += 1
-        return self._attempts < len(LETTER_BYTES)
+        return self.found(self._last, why)
 
     def committed(self) -> None:
         """Go on with the plan; after it, one more part is looked at closely, for such records come in numbers."""
@@ -93,20 +99,25 @@ class Narrowing:
             (count, step), *rest = self._plan
             left = count - self._taken
             self._plan = [(left, step), *rest] if left > 0 else rest
-        if self._refused is not None and self._last is not None and _is_behind(self._refused, self._last):
-            self._refused = None
+        if self._refused:
+            reached = self._reached
+            self._refused = {p: one for p, one in self._refused.items() if p[2] > reached.get(p[:2], -1)}
             self._plan = self._plan or [(min(PARTS, self.max_batch), 1)]
         self.went_back()
 
     def went_back(self) -> None:
         """Count from what is committed."""
         self._taken = self._unproved = 0
+        self._reached.clear()
 
 
-def _place(record: Record) -> tuple[str, int, int]:
+@dataclass
+class _Refusal:
+    """Why a record is refused, and how many dead letters of it were."""
+
+    why: str
+    attempts: int = 0
+
+
+def _place(record: Record) -> Place:
     return record.topic(), record.partition(), record.offset()
-
-
-def _is_behind(record: Record, last: Record) -> bool:
-    """Whether `last` is this record, or a later one of its partition."""
-    return _place(record)[:2] == _place(last)[:2] and record.offset() <= last.offset()

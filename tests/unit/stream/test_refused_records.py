@@ -99,15 +99,17 @@ def content(records: Sequence[Record], without: Sequence[int] = ()) -> Counter[t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exactly_once", [True, False], ids=["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("way", ["exactly_once", "exactly_once, known", "at_least_once"])
 @pytest.mark.parametrize(("stage", "target"), TARGETS, ids=lambda one: one if isinstance(one, str) else one.suffix)
 @settings(max_examples=15, deadline=None)
 @given(refused=st.sets(st.integers(0, MANY - 1)), batch=st.integers(1, 2 * MANY + 1))
 def test_what_is_refused_is_a_dead_letter_and_all_else_is_as_if_nothing_had_been(
-    stage: str, target: Topic, exactly_once: bool, refused: set[int], batch: int
+    stage: str, target: Topic, way: str, refused: set[int], batch: int
 ) -> None:
     build, _, outputs = STAGES[stage]
+    exactly_once = way != "at_least_once"
     broker = before(stage, exactly_once=exactly_once)
+    broker.refuses_early = "known" in way
     name = target.name(PIPELINE.name)
     broker.refuses = lambda topic, value, _: topic == name and any(id_of(n) in value for n in refused)
     drive(build(), broker, batch=batch)
@@ -118,9 +120,11 @@ def test_what_is_refused_is_a_dead_letter_and_all_else_is_as_if_nothing_had_been
         assert actual == content(undisturbed().of(output), lacks), output.suffix
     letters = [read_dead_letter(one) for one in broker.records(DLQ)]
     assert {(letter.stage, letter.reason) for letter in letters} <= {(stage, "not_written")}
-    assert len({(letter.topic, letter.partition, letter.offset) for letter in letters}) == len(letters) == len(refused)
-    letter_ids = sorted(n for one in broker.records(DLQ) for n in range(MANY) if id_of(n) in (one.value() or b""))
-    assert letter_ids == sorted(refused)
+    assert len({(letter.topic, letter.partition, letter.offset) for letter in letters}) == len(letters)
+    letter_ids = [n for one in broker.records(DLQ) for n in range(MANY) if id_of(n) in (one.value() or b"")]
+    assert sorted(set(letter_ids)) == sorted(refused)
+    if stage != "joiner":  # an example is made of two records, and either may be the one that came last
+        assert len(letter_ids) == len(refused)
 
 
 def refused_at(stage: str, output: Topic) -> bool:

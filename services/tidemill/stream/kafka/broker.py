@@ -162,7 +162,7 @@ class KafkaBroker:
         return KafkaConsumer(self.common, group, topics, instance, self._end_offset)
 
     def producer(self, name: str, beat: Callable[[], None] = lambda: None) -> KafkaProducer:
-        return KafkaProducer(self.common, name, beat, exactly_once=self.exactly_once)
+        return KafkaProducer(self.common, name, beat, self._max_message_bytes, exactly_once=self.exactly_once)
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         client = reading_client(self.common, group)
@@ -230,6 +230,14 @@ class KafkaBroker:
     def settings(self, topics: Sequence[str]) -> ClusterSettings:
         """Return the settings of the brokers and of these topics. Raises BrokerError where they can't be read."""
         return cluster_settings(self._admin, topics)
+
+    def _max_message_bytes(self, topic: str) -> int | None:
+        """Return how large a message a topic takes; None where the cluster does not say."""
+        try:
+            text = self.settings([topic]).topics[topic].settings["max.message.bytes"]
+            return int(text)
+        except (BrokerError, KeyError, ValueError):
+            return None
 
     def _end_offset(self, partition: TopicPartition) -> int:
         return self.offset_range(partition)[1]

@@ -29,6 +29,9 @@ SHORT_CALL_SECONDS = 1.0
 #: How long a commit is tried before the transaction is given up.
 DECIDED_SECONDS = 30.0
 INITIALISED_SECONDS = 60.0
+#: librdkafka's own `batch.size`, and what a batch takes around its only record.
+DEFAULT_BATCH_BYTES = 1_000_000
+BATCH_BYTES = 100
 #: A call that has not come back by then, five times its own timeout, will not: see `_HungCallWatch`.
 HUNG_SECONDS = 5.0
 
@@ -86,14 +89,31 @@ class KafkaProducer:
 
     Without transactions a failed batch must not take back what was delivered with it. So what Kafka refuses is sent
     again in ever smaller parts, until only what it will not take in any company is left: `Refused` names its sources.
+
+    Parameters
+    ----------
+    limits
+        Asks how large a message a topic takes. Once one was too large for its topic, it is asked, and later ones are
+        refused before they are sent, when a transaction with all that is in it need not be given up for a second.
     """
 
-    def __init__(self, common: Mapping[str, Any], name: str, beat: Callable[[], None], *, exactly_once: bool) -> None:
+    def __init__(
+        self,
+        common: Mapping[str, Any],
+        name: str,
+        beat: Callable[[], None],
+        limits: Callable[[str], int | None],
+        *,
+        exactly_once: bool,
+    ) -> None:
         self._beat = beat
         self._watch = _HungCallWatch()
         self._exactly_once = self.is_transactional = exactly_once
         self._failures: list[_Failure] = []
         self._open = False
+        self._limits = limits
+        self._max_bytes: dict[str, int] = {}
+        self._must_reconnect = False
         self._config: dict[str, Any] = {
             **common,
             "client.id": name,
@@ -153,6 +173,8 @@ class KafkaProducer:
             return
         if not self._open:
             self._begin()
+        if self._max_bytes and (why := self._too_large(topic, value, key, headers)):
+            raise Refused(f"sending to {topic}: {why}", is_early=True)
         while True:
             try:
                 if headers is None:
@@ -175,6 +197,23 @@ class KafkaProducer:
             self._beat()
         if self._failures:
             raise self._error(KafkaException(self._failures[0].error), "sending")
+
+    def _too_large(self, topic: str, value: bytes, key: bytes | None, headers: Headers | None) -> str:
+        """Return why a record is too large for a topic of which one was; nothing where it is not, or not any more."""
+        if topic not in self._max_bytes:
+            return ""
+        size = BATCH_BYTES + len(value) + len(key or b"")
+        size += sum(len(name) + len(data or b"") + 10 for name, data in headers or ())
+        if size > self._max_bytes[topic]:
+            self._learn_limit(topic)
+        limit = self._max_bytes[topic]
+        return f"{size:,} bytes where its max.message.bytes is {limit:,}" if size > limit else ""
+
+    def _learn_limit(self, topic: str) -> None:
+        limit = self._limits(topic) or MAX_RECORD_BYTES
+        if self._max_bytes.get(topic) != limit:
+            self._max_bytes[topic] = limit
+            self._must_reconnect = self._exactly_once
 
     def _wait_for_room(self) -> None:
         """Wait, because the queue is full: the broker is slower than we are. Nothing more is read meanwhile."""
@@ -221,6 +260,10 @@ class KafkaProducer:
 
     def _send(self, source: Record | None, arguments: Mapping[str, Any]) -> None:
         """Send without a transaction; what fails is in `_failures` later."""
+        if self._max_bytes and (why := self._too_large(*(arguments[n] for n in ("topic", "value", "key", "headers")))):
+            error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, why)
+            self._failures.append(_Failure(error, source, arguments))
+            return
         while True:
             try:
                 self._client.produce(**arguments, on_delivery=partial(self._delivered, source))
@@ -270,6 +313,8 @@ class KafkaProducer:
         for failure in self._failures:
             if is_refusal(failure.error):
                 topic = failure.arguments["topic"]
+                if failure.error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    self._learn_limit(topic)
                 return service_error(KafkaException(failure.error), f"sending to {topic}")
         return service_error(error, doing)
 
@@ -290,9 +335,11 @@ class KafkaProducer:
         """Wait until all is acknowledged. Raises Refused where all but some records are, and Aborted where not."""
         refused = self._apart(self._flush())
         if refused:
-            topics = ", ".join(sorted({failure.arguments["topic"] for failure in refused}))
+            topics = sorted({failure.arguments["topic"] for failure in refused})
+            for topic in topics:
+                self._learn_limit(topic)
             sources = [failure.source for failure in refused if failure.source is not None]
-            message = f"sending to {topics}: {refused[0].error.str()} ({refused[0].error.name()})"
+            message = f"sending to {', '.join(topics)}: {refused[0].error.str()} ({refused[0].error.name()})"
             raise Refused(message, sources if len(sources) == len(refused) else ())
 
     def _apart(self, failures: Sequence[_Failure]) -> list[_Failure]:
@@ -330,6 +377,14 @@ class KafkaProducer:
         if not self._exactly_once:
             self._client.purge()
             self._client.flush(1.0)
+            self._failures = []
+            return
+        if self._must_reconnect:
+            # With smaller batches from now on: a batch that is larger than its topic takes is refused as a record is.
+            self._must_reconnect = False
+            self._config["batch.size"] = min(DEFAULT_BATCH_BYTES, *self._max_bytes.values())
+            self._client.purge()
+            self._client = self._connect()
             self._failures = []
             return
         try:
