@@ -41,6 +41,8 @@ def put(folder: Path, form: str, rows: list[dict[str, Any]] = ROWS) -> Path:
     content = "\n".join([",".join(rows[0]), *(",".join(map(text, row.values())) for row in rows)]) + "\n"
     if form == ".csv":
         path.write_text("\ufeff" + content)  # as a spreadsheet writes it
+    elif form == ".tsv":
+        path.write_text(content.replace(",", "\t"))
     elif form == ".csv.zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("airports.csv", content)
@@ -51,7 +53,7 @@ def put(folder: Path, form: str, rows: list[dict[str, Any]] = ROWS) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, ".csv.zip"])
 def test_a_column_has_its_values_whatever_the_form(tmp_path: Path, form: str) -> None:
     table = Table(put(tmp_path, form), key="faa")
     assert len(table) == 2

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tidemill import limits
+from tidemill.declare.stream import Stream
 from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.encoding.schema_limits import memory_per_byte
 from tidemill.errors import Reject
-from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema
+from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema, accepted_schemas
 
 MAX_MESSAGE_BYTES, MAX_MEMORY_BYTES = limits.MESSAGE_BYTES.max, limits.MESSAGE_MEMORY_BYTES.max
 
@@ -173,6 +174,46 @@ class Decoder:
             if type(given.get(name)) is int and type(record[name]) is float:
                 self._counts["promoted", name] += 1
         return record
+
+
+class InMillis:
+    """Decodes as another decoder does, and makes milliseconds of the record's time.
+
+    What has them already goes on as it came: `valid` are the records that the validator passes on.
+    """
+
+    def __init__(self, decoder: Decoder, valid: Codec, time: str, as_millis: Callable[[Any], int]) -> None:
+        self._decoder, self._time, self._as_millis = decoder, time, as_millis
+        self._valid, self._decode_valid = valid, Decoder(valid).decode
+
+    def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
+        """Return the record and its Avro message. Raises as `Decoder.decode`, and Reject for what is no time."""
+        if data and data.startswith(self._valid.header):
+            return self._decode_valid(data)
+        record, _ = self._decoder.decode(data, headers)
+        value = record[self._time]
+        try:
+            record[self._time] = self._as_millis(value)
+        except ValueError as error:
+            message = f"field {self._time!r}: {error}"
+            raise Reject("bad_time", message, rule="time", field=self._time, value=value) from None
+        data = self._valid.encode(record)
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(data)))
+        return record, data
+
+
+def stream_decoder(
+    stream: Stream,
+    sent: Codec,
+    valid: Codec,
+    find: Callable[[SchemaName], WriterSchema | None] = lambda _: None,
+    encoding: str = "",
+    counts: Counter[tuple[str, str]] | None = None,
+) -> Decoder | InMillis:
+    """Return what decodes a stream's messages; arguments as `Decoder`'s."""
+    decoder = Decoder(sent, accepted_schemas(stream.others, sent), find, encoding, counts)
+    return InMillis(decoder, valid, stream.time, stream.as_millis) if stream.as_millis else decoder
 
 
 def _check_memory(data: bytes, memory_per_byte: int) -> None:

@@ -79,8 +79,8 @@ class SchemaFollower(WriterSchemas):
         records = Records(pipeline)
         self.registry, self.seconds, self.clock = registry, seconds, clock
         self._codecs: Mapping[str, Codec] = {
-            topics.EVENTS.name(pipeline.name): records.event,
-            topics.LABELS.name(pipeline.name): records.label,
+            topics.EVENTS.name(pipeline.name): records.sent_event,
+            topics.LABELS.name(pipeline.name): records.sent_label,
         }
         self._known: dict[tuple[str, SchemaName], WriterSchema] = {}
         self._read: set[tuple[str, int]] = set()
