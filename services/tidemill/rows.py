@@ -21,7 +21,7 @@ import io
 import json
 import lzma
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -100,11 +100,11 @@ def files_of(path: Path) -> list[Path]:
     A folder that is named as Parquet is one file. Raises ValueError where there is none.
     """
     if path.is_dir() and not path.name.endswith(".parquet"):
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith((".", "_"))]
-        return [file for file in files if _is_known(file)] or _fail(f"the folder has no file of {', '.join(FORMATS)}")
+        files = [file for file in _shown(path.rglob("*")) if file.is_file() and _is_known(file)]
+        return files or _fail(f"the folder has no file of {', '.join(FORMATS)}")
     if not path.exists() and any(mark in str(path) for mark in "*?["):
         anchor = Path(path.anchor) if path.anchor else Path()
-        return sorted(anchor.glob(str(path.relative_to(path.anchor)))) or _fail("no file fits this pattern")
+        return _shown(anchor.glob(str(path.relative_to(path.anchor)))) or _fail("no file fits this pattern")
     return [path]
 
 
@@ -173,6 +173,11 @@ class _UnreadableError(ValueError):
 
 def _fail(message: str) -> Any:
     raise _UnreadableError(message)
+
+
+def _shown(paths: Iterable[Path]) -> list[Path]:
+    """Return paths by name, without those that are hidden, or a mark of what wrote the folder, as _SUCCESS."""
+    return sorted(path for path in paths if not path.name.startswith((".", "_")))
 
 
 def _is_known(path: Path) -> bool:

@@ -61,9 +61,9 @@ class Table:
     ----------
     name
         A file of the form that its name says (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json`, `.parquet`, also packed, as
-        `.csv.gz`), looked for beside the pipeline's file, then in the working directory. A CSV has a header; a column whose every value is a number
-        is one of numbers, unless one has zeros before it (as postcodes have), and one of true and false is one of
-        flags.
+        `.csv.gz`), looked for beside the pipeline's file, then in the working directory. A CSV has a header; a column
+        whose every value is a number is one of numbers, unless one has zeros before it (as postcodes have), and one of
+        true and false is one of flags.
     key
         The column that names the row. It is compared as text, so an event's 7 finds a file's 7. Where no key is exactly
         that, blanks around it and `.0` behind a whole number do not count: 7 finds ` 7` and 7.0.

@@ -37,8 +37,8 @@ class Stream:
         The field that names the event: text or an integer, the same in the event and in its label.
     time
         The field with the event time: a timestamp (`timestamp-millis`, `-micros`, `-nanos`, also `local-`, as UTC), a
-        long of milliseconds since the epoch, or what `time_unit` says. From the validator on it is in milliseconds: rules
-        and functions of the declaration see that.
+        long of milliseconds since the epoch, or what `time_unit` says. From the validator on it is in milliseconds:
+        rules and functions of the declaration see that.
     key
         Events only: the field that names the entity; it is the Kafka key of everything downstream.
     value
@@ -47,6 +47,9 @@ class Stream:
         Other schemas that producers may write with, each a file as `schema` is; `schema` must be able to read them.
     encoding
         "avro" or "json" where producers may send only that; both by default.
+    empty_entities
+        Events only: whether an empty text names an entity as any other does. Otherwise it is as a missing one: nothing
+        is known of it, and nothing remembered.
     time_unit
         "seconds", "millis", "micros" or "nanos", where `time` is a number whose schema does not say it; "iso8601" where
         it is text, UTC where it has no zone.
@@ -59,6 +62,7 @@ class Stream:
     value: Annotated[Source, Field(description="the name of a field or a function of the record")] = ""
     accepts: Annotated[Sequence[str], Field(description="a list of schema files")] = ()
     encoding: Literal["", "avro", "json"] = ""
+    empty_entities: bool = False
     time_unit: Literal["", "seconds", "millis", "micros", "nanos", "iso8601"] = ""
 
     @cached_property

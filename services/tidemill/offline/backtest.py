@@ -92,8 +92,9 @@ class LabelDelays:
 class BacktestReport:
     """The result of a backtest. Times are ms since the epoch; `over_time` has one row per checkpoint.
 
-    `over_share`: joined examples that were not learned, because their source had used its share. `learn_failed`: by
-    model, examples at which its learn_one raised.
+    `first_letters`: what was wrong with the first dead letter of each reason. `over_share`: joined examples that were
+    not learned, because their source had used its share. `learn_failed`: by model, examples at which its learn_one
+    raised.
     """
 
     pipeline: str
@@ -110,6 +111,7 @@ class BacktestReport:
     over_share: int = 0
     learn_failed: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
+    first_letters: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -250,7 +252,9 @@ class Backtest:
         record = MemoryRecord(topic, value, key, timestamp, headers, 0, self._offsets[topic])
         self._offsets[topic] += 1
         if topic == self._dlq:
-            reason = dict(headers or [])["tidemill.reason"].decode()
+            about = dict(headers or [])
+            reason = about["tidemill.reason"].decode()
+            self.report.first_letters.setdefault(reason, about["__connect.errors.exception.message"].decode())
             self.report.dead_letters[reason] = self.report.dead_letters.get(reason, 0) + 1
         elif topic == self._examples:
             self._learning.append((self._now + self.model_delay, record))

@@ -203,14 +203,18 @@ def _rows(file: Path, stream: Stream) -> list[dict[str, Any]]:
 
 def _no_time(file: Path, number: int, stream: Stream, value: Any) -> SettingsError:
     expected = "an ISO 8601 time" if stream.unit == times.TEXT else f"a time in {stream.unit}"
-    return SettingsError(
-        f"{file} row {number}: column {stream.time!r} is {_shown(value)} where {expected} was expected"
-    )
+    return SettingsError(f"{file} row {number}: column {stream.time!r} is {shown(value)} where {expected} was expected")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any, longest: int = MAX_SHOWN_CHARACTERS) -> str:
+    """Return a value in one line, not too long."""
     text = repr(value)
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def is_number(text: str) -> bool:
+    """Whether a text of a CSV is a number."""
+    return bool(_NUMBER.fullmatch(text))
 
 
 class _Column:
@@ -248,7 +252,7 @@ class _Column:
                 raise self._refused(row, f": {error}") from None
             except (TypeError, ValueError, KeyError, ArithmeticError):
                 hint = _hint(value) if self.kind in ("int", "long", "float", "double", "boolean") else ""
-                raise self._refused(row, f"is {_shown(value)} where {self.expected} was expected{hint}") from None
+                raise self._refused(row, f"is {shown(value)} where {self.expected} was expected{hint}") from None
         return made
 
     def _refused(self, row: int, why: str) -> SettingsError:
@@ -296,7 +300,7 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise TypeError
     if isinstance(value, str):
-        if not _NUMBER.fullmatch(value):
+        if not is_number(value):
             raise ValueError
         return Decimal(value)
     return value
@@ -347,7 +351,7 @@ def _time(kind: str, unit: str) -> Convert:
     per_second = times.PER_SECOND[unit]
 
     def convert(value: Any) -> Any:
-        if isinstance(value, Timestamp | dt.date) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        if isinstance(value, Timestamp | dt.date) or (isinstance(value, str) and not is_number(value)):
             if kind == "double":
                 return float(Fraction(_ticks(value, 1_000_000_000) * per_second, 1_000_000_000))
             return _integer(_ticks(value, per_second), 31 if kind == "int" else 63)
@@ -365,7 +369,7 @@ def _iso_text(value: Any) -> str:
 
 
 def _date(value: Any) -> int:
-    if isinstance(value, Timestamp | dt.date) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+    if isinstance(value, Timestamp | dt.date) or (isinstance(value, str) and not is_number(value)):
         days, rest = divmod(_ticks(value, 1), 86_400)
         if rest:
             raise ValueError
@@ -375,7 +379,7 @@ def _date(value: Any) -> int:
 
 def _time_of_day(per_second: int) -> Convert:
     def convert(value: Any) -> int:
-        if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        if isinstance(value, str) and not is_number(value):
             value = dt.time.fromisoformat(value)
         if isinstance(value, dt.time):
             if value.tzinfo is not None:

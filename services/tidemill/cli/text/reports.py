@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tidemill.cli.text.shared import minute, new_table, render
+from tidemill.cli.text.shared import minute, new_table, printable, render
 
 if TYPE_CHECKING:
     from tidemill.features.store import Known
@@ -55,7 +55,8 @@ def backtest_text(report: BacktestReport) -> str:
         f"+ pending {report.pending:,}\n"
         + (f"not learned, for their source had its share: {report.over_share:,}\n" if report.over_share else "")
         + f"dead letters: {dead}\n"
-        f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
+        + "".join(f"  {reason}, the first: {printable(why)}\n" for reason, why in sorted(report.first_letters.items()))
+        + f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
     failed = "".join(
         f"learn_one of {model} raised on {n:,} examples\n" for model, n in sorted(report.learn_failed.items())
