@@ -75,6 +75,28 @@ def test_a_key_that_is_a_number_is_found_by_the_events_number(tmp_path: Path, fo
     assert table.get("seats", by="flight")({"flight": 11}) == 200
 
 
+@pytest.mark.parametrize("key", ["7", " 7", "7.0", "7.00 ", "7."])
+@pytest.mark.parametrize("named", [7, "7", "7.0", " 7"])
+def test_a_key_is_found_without_blanks_and_without_the_point_of_a_whole_number(
+    tmp_path: Path, key: str, named: Any
+) -> None:
+    table = Table(put(tmp_path, ".csv", [{"k": key, "v": 1.5}, {"k": "007", "v": 2.5}]), key="k")
+    assert table.get("v", by="e")({"e": named}) == 1.5
+
+
+def test_what_is_a_key_exactly_goes_before_what_is_nearly_one(tmp_path: Path) -> None:
+    table = Table(put(tmp_path, ".csv", [{"k": "1", "v": 1}, {"k": "1.0", "v": 2}, {"k": "2.0", "v": 3}]), key="k")
+    get = table.get("v", by="e")
+    assert [get({"e": named}) for named in (1, "1.0", "1.00", 2, "02")] == [1, 2, 1, 3, None]
+    several = Table(put(tmp_path, ".csv", [{"k": "3.0", "v": 1}, {"k": "3.00", "v": 2}]), key="k").get("v", by="e")
+    assert [several({"e": named}) for named in ("3.0", "3.00", 3)] == [1, 2, None]
+
+
+def test_keys_that_differ_in_blanks_alone_are_one_twice(tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError, match=r"'a' is there twice, in rows 1 and 2"):
+        Table(put(tmp_path, ".csv", [{"k": "a", "v": 1}, {"k": " a", "v": 2}]), key="k")
+
+
 @pytest.mark.parametrize("word", MISSING_WORDS[1:])
 def test_a_word_for_missing_is_one_among_numbers_and_a_text_among_texts(tmp_path: Path, word: str) -> None:
     table = Table(put(tmp_path, ".csv", [{"k": "a", "x": 1.5, "s": word}, {"k": "b", "x": word, "s": "UA"}]), key="k")

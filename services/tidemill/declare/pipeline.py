@@ -83,7 +83,8 @@ class Pipeline:
     baseline
         A model that the others must beat; by default the task's do-nothing model.
     label_timeout
-        How long after its event, in event time, a label still counts.
+        How long after its event, in event time, a label still counts: 24 hours, where it is not declared. What comes
+        later is not learned; `tidemill check --events F --labels F` shows how late labels come.
     partitions
         Partitions of each topic that is not in one order: the most instances that a service can have.
     monitor, fuse, gate, training, protect

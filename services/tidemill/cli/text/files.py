@@ -27,11 +27,11 @@ def files_text(report: FilesReport) -> str:
 
 def _head(files: StreamFiles) -> str:
     if files.error:
-        return f"{files.stream} {files.file}: {files.rows:,} rows"
+        return f"{files.stream} {files.file}\n{files.rows:,} rows"
     span = ""
     if files.first is not None and files.last is not None:
         span = f", from {minute(files.first)} to {minute(files.last)} UTC"
-    return f"{files.stream} {files.file}: {files.rows:,} rows, {files.valid:,} valid{span}, times in {files.unit}"
+    return f"{files.stream} {files.file}\n{files.rows:,} rows, {files.valid:,} valid{span}, times in {files.unit}"
 
 
 def _columns(files: StreamFiles) -> str:
