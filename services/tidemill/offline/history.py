@@ -29,6 +29,7 @@ from tidemill.wire.records import PredictionLog
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "1.0": True, "false": False, "f": False, "0": False, "0.0": False}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
+_DIGITS = re.compile(r"-?[0-9]{1,18}")
 _INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 #: Integers of a column of floats are exact up to here; beyond, one float stands for several.
 MAX_EXACT_FLOAT = 2**53
@@ -114,8 +115,8 @@ def columns(path: Path) -> tuple[rows.Columns, int]:
     joined: rows.Columns = {}
     count = 0
     for file in _files(path):
-        part = _columns(file)
-        many = len(next(iter(part.values()), ()))
+        part, many = _json_columns(file) if _is_json(file) else (_columns(file), 0)
+        many = many or len(next(iter(part.values()), ()))
         for name in [*joined, *(name for name in part if name not in joined)]:
             joined.setdefault(name, [None] * count).extend(part.get(name, [None] * many))
         count += many
@@ -146,6 +147,21 @@ def _columns(file: Path) -> rows.Columns:
         return rows.columns(file)
     except ValueError as error:
         raise SettingsError(f"{file}: {error}") from None
+
+
+def _json_columns(file: Path) -> tuple[rows.Columns, int]:
+    """Return the columns of the rows that are objects, and how many rows there are: the validator looks at them all."""
+    found = []
+    lines = _json_rows(file)
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        found.append(row if isinstance(row, dict) else {})
+    return {name: [row.get(name) for row in found] for name in dict.fromkeys(n for row in found for n in row)}, len(
+        lines
+    )
 
 
 def _json_rows(file: Path) -> list[bytes]:
@@ -307,7 +323,7 @@ def _number(value: Any) -> Any:
 
 
 def _integer(value: Any, bits: int) -> int:
-    exact = _number(value)
+    exact = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else _number(value)
     if isinstance(exact, Decimal) and exact.adjusted() > 19:  # 1e999999999 has as many digits as a whole number
         raise ValueError
     if isinstance(exact, float) and abs(exact) > MAX_EXACT_FLOAT:
@@ -319,12 +335,13 @@ def _integer(value: Any, bits: int) -> int:
 
 
 def _float(value: Any) -> float:
-    if isinstance(value, str) and _INFINITY.fullmatch(value):
+    if isinstance(value, str):
+        if not is_number(value) and not _INFINITY.fullmatch(value):
+            raise ValueError
         return float(value)
-    number = _number(value)
-    if isinstance(number, (str, bytes, Timestamp)):
+    if isinstance(value, bool | bytes | Timestamp):
         raise TypeError
-    return float(value if isinstance(value, str) else number)
+    return float(value)
 
 
 def _text(value: Any) -> str:
