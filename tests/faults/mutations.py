@@ -349,9 +349,9 @@ MUTANTS = (
     Mutant(
         "letters-outside", "dead letters (what has headers) are sent at once by a plain producer",
         "stream/kafka/producer.py",
-        "self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))",
+        "self._client.produce(topic, value, key, partition, headers=list(all_headers))",
         'plain = Producer({"bootstrap.servers": self._config["bootstrap.servers"]})\n'
-        "                    plain.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))\n"
+        "                    plain.produce(topic, value, key, partition, headers=list(all_headers))\n"
         "                    plain.flush()",
         (f"{PROMISES}::test_a_dead_letter_is_part_of_the_transaction",),
     ),

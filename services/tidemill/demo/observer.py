@@ -15,6 +15,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.registry.decisions import ModelRef
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.origin import origin_of
 from tidemill.wire import dead_letters, topics
 from tidemill.wire.records import Records, newness
 
@@ -87,7 +88,7 @@ class Observer(threading.Thread):
             now = time.time()
             if not self.first_prediction_at:
                 self.first_prediction_at = now
-            self.delays.append(now - record.timestamp()[1] / 1000)
+            self.delays.append(now - origin_of(record) / 1000)
         elif suffix == topics.EXAMPLES.suffix:
             self._update(self.records.example.decode(value))
         elif suffix == topics.DLQ.suffix:

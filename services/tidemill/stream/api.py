@@ -42,10 +42,11 @@ class Position(NamedTuple):
 
 
 class Emit(Protocol):
-    """Send one record; `timestamp` is ms since the epoch, 0 for now; `partition` -1 lets the key decide.
+    """Send one record; `partition` -1 lets the key decide.
 
-    By our convention a record carries on the timestamp of the event that it came from, so that at any topic
-    now - timestamp is the delay since the producer sent the event.
+    `timestamp` is its origin in ms since the epoch, 0 for now: when a producer sent what it came from. A header carries
+    it on, so that at any topic now - origin is the delay. The record's own timestamp is when it is written: by that
+    Kafka keeps it.
     """
 
     def __call__(

@@ -20,6 +20,7 @@ from tidemill import metrics
 from tidemill.errors import Aborted, BrokerError, PositionError, Retry, Stopped
 from tidemill.stream import restore
 from tidemill.stream.api import Broker, Consumer, Position, Processor, Producer, TopicPartition, discard
+from tidemill.stream.origin import origin_of
 from tidemill.stream.progress import ProgressLog
 
 log = logging.getLogger(__name__)
@@ -351,6 +352,11 @@ class Loop:
     ) -> None:
         for partition, resume in resumes.items():
             position = committed[partition]
+            if position is None and resume.log_begin > 0:
+                log.warning(
+                    "the log's beginning was deleted before this group has read it",
+                    extra={"partition": _names([partition]), "first": resume.log_begin},
+                )
             if position is None or not resume.lost:
                 continue
             log.error(
@@ -410,7 +416,7 @@ class Loop:
             self.watch.observed(self.processor.observed)
             self.processor.observed.clear()
         if records:
-            self.watch.delay(time.time() - records[0].timestamp()[1] / 1000)
+            self.watch.delay(time.time() - origin_of(records[0]) / 1000)
         if not records or self.clock() - self._last_gauges > GAUGE_SECONDS:
             self._last_gauges = self.clock()
             self.watch.gauges(self.processor.gauges())

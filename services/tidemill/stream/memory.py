@@ -15,6 +15,7 @@ from tidemill.errors import Aborted, BrokerError, Fenced
 from tidemill.stream import api
 from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.order import TimeOrder
+from tidemill.stream.origin import with_origin
 from tidemill.stream.restore import last_instances
 
 
@@ -296,7 +297,7 @@ class MemoryProducer:
         partition: int = -1,
     ) -> None:
         self.broker._check(self.name, self.epoch)
-        self._pending.append((topic, value, key, timestamp, headers, partition))
+        self._pending.append((topic, value, key, 0, with_origin(timestamp, headers), partition))
 
     def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
         self.broker._check(self.name, self.epoch)

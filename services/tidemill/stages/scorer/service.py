@@ -22,6 +22,7 @@ from tidemill.registry.decisions import ModelRef
 from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
+from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import send_dead_letter
 from tidemill.wire.records import Features, Records, Score, vector_to_x
@@ -224,9 +225,9 @@ class Scorer(Processor):
                 self.counts["dead_letters", reject.reason] += 1
                 continue
             tail = scores({"champion": served, "challengers": self._shadow(served, x)})
-            timestamp = record.timestamp()[1]
+            origin = origin_of(record)
             event_id = features["event_id"]
-            emit(self.log, log_header + value[HEADER:] + tail, event_id.encode(), timestamp)
+            emit(self.log, log_header + value[HEADER:] + tail, event_id.encode(), origin)
             emit(
                 self.predictions,
                 prediction(
@@ -238,7 +239,7 @@ class Scorer(Processor):
                     }
                 ),
                 record.key(),
-                timestamp,
+                origin,
             )
         return True
 
