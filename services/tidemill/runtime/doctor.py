@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -165,7 +165,7 @@ def _raw_times(name: str, actual: TopicSettings) -> Iterator[Finding]:
         yield Finding("ok", what, f"{value} after their timestamp", expected, OLD_RECORDS_FIX)
 
 
-def old_records(pipeline: Pipeline, broker: KafkaBroker, cluster: ClusterSettings) -> Iterator[Finding]:
+def _old_records(pipeline: Pipeline, broker: KafkaBroker, cluster: ClusterSettings) -> Iterator[Finding]:
     """Judge the first record of each raw partition: one that is older than its topic keeps may go before it is read."""
     now = time.time() * 1000
     for topic in topics.TOPICS:
@@ -236,15 +236,25 @@ def check_settings(pipeline: Pipeline, broker: KafkaBroker, chosen: Sequence[Top
         log.warning("the cluster's settings can't be read, so they are not checked", extra={"cause": str(error)})
         return ClusterSettings()
     findings = judge(pipeline, cluster, chosen)
-    if topics.EVENTS in chosen:
-        findings += old_records(pipeline, broker, cluster)
-    for finding in findings:
-        if finding.level == "warning":
-            log.warning("a setting of Kafka can hurt", extra={"setting": finding.what, "cause": str(finding)})
+    _warn(findings)
     if wrong := [str(finding) for finding in findings if finding.level == "wrong"]:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise BrokerError(f"{wrong[0]}{more}; `tidemill doctor {pipeline.name}` lists all")
     return cluster
+
+
+def warn_of_old_records(pipeline: Pipeline, broker: KafkaBroker, cluster: ClusterSettings) -> None:
+    """Log which raw topics hold records that retention may delete before they are read."""
+    try:
+        _warn(_old_records(pipeline, broker, cluster))
+    except BrokerError as error:
+        log.warning("the first records of the raw topics can't be read", extra={"cause": str(error)})
+
+
+def _warn(findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        if finding.level == "warning":
+            log.warning("a setting of Kafka can hurt", extra={"setting": finding.what, "cause": str(finding)})
 
 
 def examine(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
@@ -254,7 +264,7 @@ def examine(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
         cluster = broker.settings([topic.name(pipeline.name) for topic in topics.TOPICS])
         findings = [Finding("ok", "broker", broker.servers, "reached"), *judge(pipeline, cluster, topics.TOPICS)]
         if not [finding for finding in findings if finding.value == "missing"]:
-            findings += old_records(pipeline, broker, cluster)
+            findings += _old_records(pipeline, broker, cluster)
             findings += _offsets(pipeline, broker)
     except BrokerError as error:
         return [Finding("wrong", "broker", broker.servers, "reached", str(error))]

@@ -46,5 +46,5 @@ def without_origin(headers: Headers) -> Headers:
 
 
 def plausible(timestamp: int, now: float) -> int:
-    """Return a producer's timestamp; `now` where it is missing, negative or far ahead. All are ms since the epoch."""
-    return timestamp if 0 < timestamp <= now + MAX_AHEAD_MS else int(now)
+    """Return a producer's timestamp; `now` where it is negative, as a missing one is, or far ahead. All are in ms."""
+    return timestamp if 0 <= timestamp <= now + MAX_AHEAD_MS else int(now)

@@ -180,7 +180,7 @@ class Validator(Processor):
                     if origin != sent:
                         self.counts["implausible_timestamps", topic] += 1
                         headers = [(IMPLAUSIBLE, str(sent).encode()), *(headers or ())]
-                    elif sent < oldest:
+                    elif 0 < sent < oldest:
                         self._note_old(topic, sent)
                 emit(route.to, data, str(decoded[route.key]).encode(), origin, headers)
         if is_live:
