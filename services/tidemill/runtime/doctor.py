@@ -16,6 +16,7 @@ from tidemill.errors import BrokerError
 from tidemill.features.tiles import Plan
 from tidemill.offline.offsets import all_offsets
 from tidemill.stream.commit_metadata import MAX_BYTES
+from tidemill.stream.declared import other_partitions_fix
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.settings import ClusterSettings, TopicSettings
 from tidemill.stream.loop import KEEP_ALIVE_SECONDS
@@ -104,7 +105,7 @@ def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterat
         f"{name}: partitions",
         str(actual.partitions),
         str(partitions),
-        f"declare partitions={actual.partitions}, or delete the topic: keys are spread over them",
+        other_partitions_fix(actual.partitions),
     )
     expires = "set it: all records but the last of each key are removed"
     policy, fix = ("compact", "set it: it expires") if topic.compacted else ("delete", expires)
@@ -207,6 +208,9 @@ def _needed_ms(pipeline: Pipeline, topic: Topic) -> int:
     """Return how far back, in ms, a service may have to read this topic to have its state again."""
     if topic in (topics.PREDICTION_LOG, topics.LABELS_VALID):
         return pipeline.label_timeout_ms
+    if topic.is_raw:
+        rules = pipeline.event_checks if topic is topics.EVENTS else pipeline.label_checks
+        return max((getattr(rule.memory(), "horizon", 0) for rule in rules if rule.memory), default=0)
     views = {topics.EVENTS_VALID: pipeline.inline_views, topics.UPDATES: pipeline.remote_views}.get(topic, ())
     return max((Plan(view).longest for view in views), default=0)
 
