@@ -22,6 +22,7 @@ COMMANDS = {
     "dlq": ("dead_letters:dlq", "List, count and redrive dead letters."),
     "doctor": ("doctor:doctor", "Examine a pipeline's cluster, topics and offsets."),
     "features": ("features:features", "Read online features, and fill views that were declared later."),
+    "grow": ("grow:grow", "Move a pipeline to new topics with another number of partitions."),
     "keys": ("keys:keys", "Make, list and rotate the keys that records are signed with."),
     "models": ("models:models", "List, compare, promote, prune and rebuild versions of models."),
     "offsets": ("offsets:offsets", "List and decide from where services go on."),

@@ -261,6 +261,17 @@ def _warn(findings: Iterable[Finding]) -> None:
             log.warning("a setting of Kafka can hurt", extra={"setting": finding.what, "cause": str(finding)})
 
 
+def differences(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
+    """Return how the cluster's topics differ from their declaration. Raises BrokerError where it does not answer."""
+    cluster = broker.settings([topic.name(pipeline.name) for topic in topics.TOPICS])
+    return [
+        finding
+        for topic in topics.TOPICS
+        for finding in (_topic(pipeline, topic, cluster) if cluster.brokers else ())
+        if finding.level != "ok"
+    ]
+
+
 def examine(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
     """Return all that is to say of a pipeline's cluster, topics and offsets."""
     try:

@@ -50,6 +50,11 @@ def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
 
 
+def declared_partitions(pipeline: Pipeline, some: Iterable[Topic]) -> dict[str, int]:
+    """Return the declared number of partitions of these topics, by name."""
+    return {topic.name(pipeline.name): topic.partitions or pipeline.partitions for topic in some}
+
+
 def registry_of(pipeline: Pipeline, settings: Settings, service: str = "", *, must_answer: bool = True) -> Registry:
     """Return the registry that the settings name, with the keys of a service. Raises SettingsError without keys.
 
@@ -358,7 +363,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         if name == "validator":
             warn_of_old_records(pipeline, broker, cluster)
     with _extra(name):
-        declared = {topic.name(pipeline.name): topic.partitions or pipeline.partitions for topic in used}
+        declared = declared_partitions(pipeline, used)
         service = build(Context(pipeline, settings, broker, model, keep_alive(cluster), declared))
     service()
 

@@ -7,19 +7,16 @@ the origin: they are the same whenever a record was written.
 
 from __future__ import annotations
 
-import struct
-
 from tidemill.stream.api import Headers, Record
 
-#: The first header of a record that a service has written: ms since the epoch, 8 bytes, big-endian.
+#: The first header of a record that a service has written: ms since the epoch, in decimal digits.
 ORIGIN = "tidemill.origin"
 #: The producer's timestamp as it was, where its clock can't have been right, so that the origin is when it was read.
 IMPLAUSIBLE = "tidemill.implausible_timestamp"
 #: How far ahead of ours a producer's clock may be: as far as brokers take records by default.
 MAX_AHEAD_MS = 3_600_000
-
-_int64 = struct.Struct(">q")
-_pack, _unpack = _int64.pack, _int64.unpack
+#: Longer than any time has; a producer may give its own header this name.
+_MAX_DIGITS = 18
 
 
 def origin_of(record: Record) -> int:
@@ -27,17 +24,16 @@ def origin_of(record: Record) -> int:
     headers = record.headers()
     if headers:
         name, data = headers[0]
-        if name == ORIGIN and data is not None and len(data) == _int64.size:
-            origin: int = _unpack(data)[0]
-            return origin
+        if name == ORIGIN and data is not None and data.isdigit() and len(data) <= _MAX_DIGITS:
+            return int(data)
     return record.timestamp()[1]
 
 
 def with_origin(origin: int, headers: Headers | None) -> Headers | None:
     """Return the headers with the origin before them; 0 is none: then it is when the record is written."""
-    if not origin:
+    if origin <= 0:
         return headers
-    return [(ORIGIN, _pack(origin)), *(headers or ())]
+    return [(ORIGIN, b"%d" % origin), *(headers or ())]
 
 
 def without_origin(headers: Headers) -> Headers:
