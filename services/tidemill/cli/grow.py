@@ -17,10 +17,11 @@ from tidemill.cli.shared import PIPELINE, with_settings
 @click.option("--finish", is_flag=True, help="End when all that the old raw topics hold is validated and copied.")
 @with_settings("brokers", "replication", "instance", "log_level")
 def grow(pipeline: str, new: str, *, finish: bool, **options: Any) -> None:
-    """Copy PIPELINE's valid events and labels to the raw topics of NEW, exactly once, and follow them.
+    """Move a pipeline to new topics with other partitions.
 
-    NEW is the same pipeline, declared with another name and number of partitions. Its topics are created. The old
-    pipeline goes on serving until the producers write to the new topics.
+    Copies the valid events and labels of PIPELINE to the raw topics of NEW, each exactly once, and follows them. NEW is
+    the same pipeline, declared with another name and number of partitions. Its topics are created. The old pipeline
+    goes on serving until the producers write to the new topics.
     """
     from tidemill.runtime import grow as growing
 

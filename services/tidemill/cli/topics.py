@@ -16,7 +16,7 @@ from tidemill.errors import BrokerError
 @click.option("--create", is_flag=True, help="Create those that are missing.")
 @with_settings("brokers", "replication")
 def topics(pipeline: str, *, create: bool, **options: Any) -> None:
-    """Print a pipeline's topics and how the cluster's differ from them, or create the missing ones."""
+    """Print, compare or create a pipeline's topics."""
     from tidemill import settings
     from tidemill.cli.text.declaration import topics_text
     from tidemill.cli.text.doctor import differences_text
