@@ -35,6 +35,11 @@ COUNTS: Mapping[str, Counter] = {
     "promoted": Counter(
         "tidemill_promoted_total", "Whole numbers taken where a float is declared.", ["service", "field"]
     ),
+    "unwrapped": Counter(
+        "tidemill_unwrapped_total",
+        "Change events without a record, by kind: delete, tombstone, ...",
+        ["service", "kind"],
+    ),
     "lost_records": Counter(
         "tidemill_lost_records_total", "Committed offsets the log no longer held.", ["service", "topic"]
     ),
