@@ -45,6 +45,11 @@ COUNTS: Mapping[str, Counter] = {
         "Records dated so far back that their topic's retention may delete them before they are read.",
         ["service", "topic"],
     ),
+    "unwrapped": Counter(
+        "tidemill_unwrapped_total",
+        "Change events without a record, by kind: delete, tombstone, ...",
+        ["service", "kind"],
+    ),
     "lost_records": Counter(
         "tidemill_lost_records_total", "Committed offsets the log no longer held.", ["service", "topic"]
     ),

@@ -12,6 +12,7 @@ from pydantic import Field
 from tidemill.declare.checks import Fail, check_fields
 from tidemill.declare.kinds import AVRO_KINDS, KEYS, Source
 from tidemill.encoding import json_values, schema_files
+from tidemill.encoding.envelopes import Unwrap, inner_schema
 from tidemill.encoding.resolution import unreadable
 from tidemill.encoding.schema_limits import unsafe
 from tidemill.loading import loading
@@ -45,6 +46,9 @@ class Stream:
         Other schemas that producers may write with, each a file as `schema` is; `schema` must be able to read them.
     encoding
         "avro" or "json" where producers may send only that; both by default.
+    unwrap
+        "debezium": the record is the row as a change event left it; deletes and tombstones are counted and passed over.
+        "connect": it is the payload beside a schema, as Kafka Connect writes JSON.
     """
 
     schema: str
@@ -54,6 +58,7 @@ class Stream:
     value: Annotated[Source, Field(description="the name of a field or a function of the record")] = ""
     accepts: Annotated[Sequence[str], Field(description="a list of schema files")] = ()
     encoding: Literal["", "avro", "json"] = ""
+    unwrap: Unwrap = ""
 
     @cached_property
     def avro(self) -> dict[str, Any]:
@@ -147,6 +152,8 @@ class Stream:
         except (OSError, ValueError) as error:
             fail(f"{where}.accepts", str(error))
         for name, avro in others.items():
+            if self.unwrap == "debezium" and (rows := inner_schema(avro, schema_files.full_name(self.avro))):
+                avro = rows
             problem = unsafe(avro) or schema_files.malformed(avro)
             if problem:
                 fail(f"{where}.accepts", f"{name} can't be decoded safely: {problem}")

@@ -108,7 +108,7 @@ class Observer(threading.Thread):
         # A model may answer as two versions, one on probation or pinned: the newest counts. Candidates have no row.
         scores = sorted((prediction["champion"], *prediction["challengers"]), key=newness)
         for name, score in {score["model"]: score for score in scores if score["model"] in self.metrics}.items():
-            judged = kind.judged(score["score"], score["probabilities"])
+            judged = kind.judged(score["score"], score["probabilities"], score["answered"])
             for scorecard in (self.metrics[name], self.rolling[name]):
                 scorecard.update(example["label"], judged)
         if self.counts[topics.EXAMPLES.suffix] % 100 == 0:

@@ -311,7 +311,8 @@ def _record(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Mapping[str,
     }
     try:
         if source is not None:
-            return Decoder(records.event if source == "events" else records.label).decode(data)[0]
+            stream, codec = (pipeline.events, records.event) if source == "events" else (pipeline.labels, records.label)
+            return Decoder(codec, unwrap=stream.unwrap, bare=True).decode(data)[0]
         return ours[letter.topic].of(data) if letter.topic in ours else None
     except Exception:  # whatever hostile bytes make a decoder raise: then they are shown as bytes
         return None

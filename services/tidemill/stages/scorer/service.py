@@ -146,7 +146,7 @@ class Scorer(Processor):
     def ask(self, name: str, version: int, model: Any, epoch: int, x: Mapping[str, Any]) -> Score:
         """Return a model's score. Raises Reject where it fails, or its score is not finite or out of range."""
         try:
-            score, probabilities = self._predict(model, x)
+            score, probabilities, answered = self._predict(model, x)
         except Exception as error:  # a model's own code
             raise Reject(
                 "model_failed", f"model {name!r} version {version} raised {type(error).__name__}: {error}"
@@ -154,7 +154,14 @@ class Scorer(Processor):
         if not self._is_valid_score(score, probabilities):
             self.counts["not_finite", "score"] += 1
             raise Reject("not_finite_score", f"model {name!r} version {version} scores {score}", value=score)
-        return {"model": name, "version": version, "epoch": epoch, "score": score, "probabilities": probabilities}
+        return {
+            "model": name,
+            "version": version,
+            "epoch": epoch,
+            "score": score,
+            "probabilities": probabilities,
+            "answered": answered,
+        }
 
     def _ask(self, slot: ServingSlot, x: Mapping[str, Any]) -> Score:
         return self.ask(slot.name, slot.version, slot.model, slot.epoch, x)

@@ -19,6 +19,7 @@ from tidemill.declare.fuse import Fuse
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
 from tidemill.encoding.codec import Codec
+from tidemill.encoding.envelopes import SkippedError
 from tidemill.errors import Reject, Stopped
 from tidemill.limits import ID_CHARACTERS
 from tidemill.rules import Rule
@@ -109,11 +110,10 @@ class Validator(Processor):
         self._rule_states: dict[tuple[str, int], RuleState] = {}
 
     def _route(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Route:
-        others, find = accepted_schemas(stream.others, codec), partial(self._writers.find, topic)
+        others, find = accepted_schemas(stream.others, codec, stream.unwrap), partial(self._writers.find, topic)
         encoding = "" if self._any_encoding else stream.encoding
-        return _Route(
-            stream, Decoder(codec, others, find, encoding, self.counts), rules, self._entities, to, self._fuse
-        )
+        decoder = Decoder(codec, others, find, encoding, self.counts, stream.unwrap, bare=self._any_encoding)
+        return _Route(stream, decoder, rules, self._entities, to, self._fuse)
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         metadata = CommitMetadata.decode(committed.metadata)
@@ -163,6 +163,8 @@ class Validator(Processor):
                     self._check_label(decoded)
                 if self._rule_states:
                     warnings = self._remember(record, decoded, warnings)
+            except SkippedError as skipped:
+                self.counts["unwrapped", skipped.kind] += is_live
             except Reject as reject:
                 if is_live:
                     self._refuse(record, reject, emit)
