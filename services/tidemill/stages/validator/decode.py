@@ -168,7 +168,7 @@ class Decoder:
 
     def _encoded(self, record: dict[str, Any]) -> bytes:
         try:
-            message = self.codec.encode(record)
+            message: bytes = self.codec.encode(record)
         except Exception as error:  # half a surrogate, no symbol of the enum, an int of 40 bits, ...
             name = self.codec.avro["name"]
             raise Reject("wrong_type", f"the record can't be written as {name}: {error}", rule="schema") from error
