@@ -12,6 +12,7 @@ from pydantic import Field
 from tidemill.declare.checks import Fail, check_fields
 from tidemill.declare.kinds import AVRO_KINDS, KEYS, Source
 from tidemill.encoding import json_values, schema_files, times
+from tidemill.encoding.envelopes import Unwrap, inner_schema
 from tidemill.encoding.resolution import other_unit, unreadable
 from tidemill.encoding.schema_limits import unsafe
 from tidemill.loading import loading
@@ -53,6 +54,9 @@ class Stream:
     time_unit
         "seconds", "millis", "micros" or "nanos", where `time` is a number whose schema does not say it; "iso8601" where
         it is text, UTC where it has no zone.
+    unwrap
+        "debezium": the record is the row as a change event left it; deletes and tombstones are counted and passed over.
+        "connect": it is the payload beside a schema, as Kafka Connect writes JSON.
     """
 
     schema: str
@@ -64,6 +68,7 @@ class Stream:
     encoding: Literal["", "avro", "json"] = ""
     empty_entities: bool = False
     time_unit: Literal["", "seconds", "millis", "micros", "nanos", "iso8601"] = ""
+    unwrap: Unwrap = ""
 
     @cached_property
     def avro(self) -> dict[str, Any]:
@@ -218,6 +223,8 @@ class Stream:
         except (OSError, ValueError) as error:
             fail(f"{where}.accepts", str(error))
         for name, avro in others.items():
+            if self.unwrap == "debezium" and (rows := inner_schema(avro, schema_files.full_name(self.avro))):
+                avro = rows
             problem = unsafe(avro) or schema_files.malformed(avro)
             if problem:
                 fail(f"{where}.accepts", f"{name} can't be decoded safely: {problem}")

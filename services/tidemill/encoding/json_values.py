@@ -79,6 +79,45 @@ def record_of(fields: list[Field], given: Any, path: str, schema: str) -> dict[s
     return record
 
 
+#: Types whose values are in a record as JSON has them: when a value is one, of itself and without a doubt.
+_AS_THEY_ARE = {
+    "null": "{0} is None",
+    "boolean": "type({0}) is bool",
+    "string": "type({0}) is str",
+    "double": "type({0}) is float",
+    "int": f"type({{0}}) is int and {-(2**31)} <= {{0}} < {2**31}",
+    "long": f"type({{0}}) is int and {-(2**63)} <= {{0}} < {2**63}",
+}
+
+
+def as_it_is(avro: Mapping[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Return what tells of a JSON object that it is a record of this schema already: every value just as declared.
+
+    It says no where anything is to be converted, filled in or refused: `record_of` does that. One expression for all
+    fields takes a quarter of the time of a call for each.
+    """
+    parsed, named = schema_files.parsed(avro)
+    tests = [f"len(given) == {len(parsed['fields'])}"]
+    for field in parsed["fields"]:
+        branches = field["type"] if isinstance(field["type"], list) else [field["type"]]
+        kinds = [schema_files.primitive(branch, named) for branch in branches]
+        others = [kind for kind in kinds if kind != "null"]
+        if len(others) != 1 or others[0] not in _AS_THEY_ARE:
+            return lambda _: False
+        value = f"given[{field['name']!r}]"
+        tests.append(" or ".join(_AS_THEY_ARE[kind].format(value) for kind in (*others, "null")[: len(kinds)]))
+    source = f"lambda given: {' and '.join(f'({one})' for one in tests)}"
+    test = eval(source)  # noqa: S307  made of the declaration alone, and of field names as literals
+
+    def is_record(given: dict[str, Any]) -> bool:
+        try:
+            return bool(test(given))
+        except KeyError:
+            return False
+
+    return is_record
+
+
 def _fields(avro: Mapping[str, Any], named: Mapping[str, Any]) -> list[Field]:
     made = []
     for field in avro["fields"]:

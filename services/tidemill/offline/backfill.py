@@ -21,6 +21,7 @@ from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.history import Message
 from tidemill.offline.source import KafkaSource
 from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition
+from tidemill.stream.origin import origin_of
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -147,7 +148,7 @@ class Backfill:
             return False
         known.add(name)
         self.written[route] += 1
-        producer.emit(self._topic, value, record.key(), record.timestamp()[1])
+        producer.emit(self._topic, value, record.key(), origin_of(record))
         return True
 
 

@@ -92,9 +92,10 @@ class LabelDelays:
 class BacktestReport:
     """The result of a backtest. Times are ms since the epoch; `over_time` has one row per checkpoint.
 
-    `first_letters`: what was wrong with the first dead letter of each reason. `over_share`: joined examples that were
-    not learned, because their source had used its share. `learn_failed`: by model, examples at which its learn_one
-    raised.
+    `first_letters`: what was wrong with the first dead letter of each reason. `refused`: events that the validator
+    refused, by reason; what is neither valid nor refused is no record (a delete in an envelope). `over_share`: joined
+    examples that were not learned, because their source had used its share. `learn_failed`: by model, examples at which
+    its learn_one raised.
     """
 
     pipeline: str
@@ -112,6 +113,7 @@ class BacktestReport:
     learn_failed: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     first_letters: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -127,10 +129,10 @@ class BacktestReport:
         return [text for text in (self._refused(), self._unanswered(), self._unlabelled()) if text]
 
     def _refused(self) -> str:
-        refused = self.events - self.valid
+        refused = sum(self.refused.values())
         if not self.events or refused <= MAX_SHARE_LEFT_OUT * self.events:
             return ""
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.dead_letters.items()))
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.refused.items()))
         return f"{refused / self.events:.0%} of the events were refused ({reasons}): no model was asked about them"
 
     def _unanswered(self) -> str:
@@ -254,6 +256,11 @@ class Backtest:
         if topic == self._dlq:
             about = dict(headers or [])
             reason = about["tidemill.reason"].decode()
+            if (
+                about["__connect.errors.stage"] == b"validator"
+                and about["__connect.errors.topic"] == self.events_topic.encode()
+            ):
+                self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
             self.report.first_letters.setdefault(reason, about["__connect.errors.exception.message"].decode())
             self.report.dead_letters[reason] = self.report.dead_letters.get(reason, 0) + 1
         elif topic == self._examples:

@@ -316,7 +316,7 @@ def _record(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Mapping[str,
                 if source == "events"
                 else (pipeline.labels, (records.sent_label, records.label))
             )
-            return stream_decoder(stream, *codecs).decode(data)[0]
+            return stream_decoder(stream, *codecs, bare=True).decode(data)[0]
         return ours[letter.topic].of(data) if letter.topic in ours else None
     except Exception:  # whatever hostile bytes make a decoder raise: then they are shown as bytes
         return None

@@ -108,7 +108,7 @@ def check_files(pipeline: Pipeline, source: FileSource) -> FilesReport:
             continue
         files = StreamFiles(name, str(path), stream.unit)
         report.streams.append(files)
-        columns, files.rows = history.columns(path)
+        columns, files.rows = history.columns(path, stream)
         files.columns = [_column(stream, column, columns.get(column), files.rows) for column in _names(stream, columns)]
         try:
             messages = history.messages(path, stream)

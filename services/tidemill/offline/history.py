@@ -23,6 +23,7 @@ from tidemill.declare.stream import Stream
 from tidemill.durations import moment
 from tidemill.encoding import json_values, schema_files, times
 from tidemill.encoding.codec import Codec
+from tidemill.encoding.envelopes import SkippedError, unwrapped
 from tidemill.errors import Reject, SettingsError
 from tidemill.rows import Timestamp
 from tidemill.wire.records import PredictionLog
@@ -110,12 +111,12 @@ def _as_text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def columns(path: Path) -> tuple[rows.Columns, int]:
+def columns(path: Path, stream: Stream) -> tuple[rows.Columns, int]:
     """Return the columns of one or more files as they stand there, and how many rows. Raises SettingsError."""
     joined: rows.Columns = {}
     count = 0
     for file in _files(path):
-        part, many = _json_columns(file) if _is_json(file) else (_columns(file), 0)
+        part, many = _json_columns(file, stream) if _is_json(file) else (_columns(file), 0)
         many = many or len(next(iter(part.values()), ()))
         for name in [*joined, *(name for name in part if name not in joined)]:
             joined.setdefault(name, [None] * count).extend(part.get(name, [None] * many))
@@ -149,14 +150,14 @@ def _columns(file: Path) -> rows.Columns:
         raise SettingsError(f"{file}: {error}") from None
 
 
-def _json_columns(file: Path) -> tuple[rows.Columns, int]:
+def _json_columns(file: Path, stream: Stream) -> tuple[rows.Columns, int]:
     """Return the columns of the rows that are objects, and how many rows there are: the validator looks at them all."""
     found = []
     lines = _json_rows(file)
     for line in lines:
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = unwrapped(json.loads(line), stream.unwrap, bare=True)
+        except (ValueError, RecursionError, Reject, SkippedError):
             row = None
         found.append(row if isinstance(row, dict) else {})
     return {name: [row.get(name) for row in found] for name in dict.fromkeys(n for row in found for n in row)}, len(
@@ -176,7 +177,7 @@ def _json_messages(file: Path, stream: Stream) -> Iterator[tuple[int | None, str
     for row in _json_rows(file):
         id_ = ""
         try:
-            record = json.loads(row)
+            record = unwrapped(json.loads(row), stream.unwrap, bare=True)
             id_ = str(record.get(stream.id, ""))
             millis = stream.millis_of({stream.time: time.convert(record[stream.time], stream.time)})
         except Exception:  # the validator says what is wrong with it
@@ -191,7 +192,10 @@ def _json_records(file: Path, stream: Stream) -> Iterator[dict[str, Any]]:
         raise SettingsError(f"{file} has no rows")
     for number, line in enumerate(lines, 1):
         try:
-            yield json_values.record_of(fields, json.loads(line), "", stream.avro["name"])
+            row = unwrapped(json.loads(line), stream.unwrap, bare=True)
+            yield json_values.record_of(fields, row, "", stream.avro["name"])
+        except SkippedError:
+            continue
         except (ValueError, RecursionError) as error:
             raise SettingsError(f"{file} row {number} is no JSON: {error}") from None
         except (Reject, json_values.MismatchError) as error:

@@ -24,6 +24,7 @@ class Score(TypedDict):
     epoch: int
     score: float
     probabilities: Mapping[str, float]
+    answered: bool
 
 
 def newness(score: Score) -> tuple[int, int]:
@@ -81,25 +82,8 @@ class Records:
             avro = schema_files.own(name)
             self._named[avro["name"]] = avro
 
-    def _expanded(self, avro: Any, seen: set[str]) -> Any:
-        """Put the named records where they are referred to, each in full the first time only, as Avro wants it."""
-        if isinstance(avro, str) and avro in self._named:
-            target = self._named[avro]
-            if not isinstance(target, dict):
-                return target
-            if target["name"] in seen:
-                return target["name"]
-            seen.add(target["name"])
-            return {**target, "fields": [{**f, "type": self._expanded(f["type"], seen)} for f in target["fields"]]}
-        if isinstance(avro, dict):
-            return {k: self._expanded(v, seen) if k in ("type", "items") else v for k, v in avro.items()}
-        return avro
-
     def _own(self, name: str) -> Codec:
-        avro = schema_files.own(name)
-        seen = {avro["name"]}
-        fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"]]
-        return Codec({**avro, "fields": fields})
+        return Codec(schema_files.standalone(schema_files.own(name), self._named))
 
     @cached_property
     def event(self) -> Codec:
@@ -203,6 +187,6 @@ class Records:
 
     def _tail(self, name: str) -> Codec:
         avro = schema_files.own(name)
-        seen: set[str] = set()
-        fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"][1:]]
-        return Codec({**avro, "name": avro["name"] + "Tail", "fields": fields})
+        return Codec(
+            schema_files.standalone({**avro, "name": avro["name"] + "Tail", "fields": avro["fields"][1:]}, self._named)
+        )

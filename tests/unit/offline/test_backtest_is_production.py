@@ -138,9 +138,9 @@ def json_file_is_as_json_messages(rows: list[dict[str, Any]]) -> None:
 
 
 def rows_are_as_json_messages(rows: list[dict[str, Any]]) -> None:
-    """Rows in memory, and what a producer of JSON sends of them."""
-    fits = [row for row in rows if not _as_avro(row)]
-    assert backtest(fits) == production([json.dumps(row).encode() for row in fits])
+    """Rows in memory that no Avro has, and what a producer of JSON sends of them."""
+    odd = [row for row in rows if not _is_encoded(row)]
+    assert backtest(odd) == production([json.dumps(row).encode() for row in odd])
 
 
 def rows_are_as_avro_messages(rows: list[dict[str, Any]]) -> None:
@@ -180,6 +180,13 @@ def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "raw": raw.encode("latin-1")} if isinstance(raw, str) else row
     except UnicodeEncodeError:
         return row
+
+
+def _is_encoded(row: dict[str, Any]) -> bool:
+    try:
+        return bool(RECORDS.sent_event.encode(row))
+    except Exception:  # whatever a value that does not fit makes it raise
+        return False
 
 
 _SCHEMA = fastavro.parse_schema(schema_files.plain(PIPELINE.events.avro))

@@ -145,7 +145,7 @@ def test_a_zip_has_one_file_with_rows_of_any_form(tmp_path: Path) -> None:
         (CSV.replace("u1,5", "u1"), "row 1 has 5 values where 6 were expected"),
         (CSV.replace("1.5", "1,5"), "row 1 has 7 values where 6 were expected: a value with a separator in it"),
         ("id,at,user,\na,1,u,7\n", "row 1 has '7' in column 4, which has no name"),
-        (CSV.replace("u1", "caf\u00e9").encode("latin-1"), "line 2: byte 0xe9 is no utf-8"),
+        (CSV.replace("u1", "\u00e9tude").encode("latin-1"), "line 2: byte 0xe9 is no utf-8"),
         (CSV.encode("utf-16-le"), "line 1 has a zero byte"),
         (CSV + 'c,1,"', "line 4: unexpected end of data"),
     ],

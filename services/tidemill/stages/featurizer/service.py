@@ -28,6 +28,7 @@ from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
+from tidemill.stream.origin import origin_of
 from tidemill.watermark import NEVER
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import send_dead_letter
@@ -156,7 +157,7 @@ class Featurizer(Processor):
                 if new := self._new.pop(request.record.partition(), ()):
                     self.updates.emit_control("begins", new, request.time, emit)
                 self.updates.emit(
-                    request.entities, request.event, request.id, request.time, request.record.timestamp()[1], emit
+                    request.entities, request.event, request.id, request.time, origin_of(request.record), emit
                 )
         self._measure(served, stale_vectors)
         return True
@@ -250,7 +251,7 @@ class Featurizer(Processor):
         if len(data) > MAX_VECTOR_BYTES:
             self._reject(record, Reject("too_large", VECTOR_BYTES.excess(len(data)), entity=request.entity), emit)
         else:
-            emit(self.topic, data, record.key(), record.timestamp()[1])
+            emit(self.topic, data, record.key(), origin_of(record))
 
     def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Mapping[str, int]) -> None:
         """Measure by view how old the oldest features of a batch were, and how many vectors it was stale in."""

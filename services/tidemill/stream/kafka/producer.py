@@ -17,6 +17,7 @@ from tidemill.stream import api
 from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.kafka.consumer import CALL_SECONDS, KafkaConsumer, committable
 from tidemill.stream.kafka.errors import kafka_error, service_error
+from tidemill.stream.origin import with_origin
 
 log = logging.getLogger(__name__)
 _client_log = logging.getLogger("librdkafka")
@@ -124,12 +125,13 @@ class KafkaProducer:
     ) -> None:
         if not self._open:
             self._begin()
+        all_headers = with_origin(timestamp, headers)
         while True:
             try:
-                if headers is None:
-                    self._client.produce(topic, value, key, partition, timestamp=timestamp)
+                if all_headers is None:
+                    self._client.produce(topic, value, key, partition)
                 else:
-                    self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))
+                    self._client.produce(topic, value, key, partition, headers=list(all_headers))
                 return
             except BufferError:
                 # The queue is full: the broker is slower than we are. Wait for it; nothing more is read meanwhile.
