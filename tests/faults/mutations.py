@@ -834,7 +834,7 @@ MUTANTS = (
         "offline/redrive.py",
         "elif letter.cut_from is not None:",
         "elif letter.cut_from == 0:",
-        ("tests/unit/offline/test_redrive_once.py::test_a_letter_that_was_cut_does_not_go_back",),
+        ("tests/unit/offline/test_redrive_once.py::TestThereAndBack::test_a_letter_that_was_cut_does_not_go_back",),
     ),
     Mutant(
         "probes-without-time", "a connection to the probes may take for ever",
