@@ -49,6 +49,7 @@ from tidemill.stream.api import Emit, Processor, Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.loop import Loop, Service, tune_collector
+from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -71,7 +72,7 @@ class Bare(Processor):
         """Handle a batch."""
         codec, to = self.codec, self.to
         for record in records:
-            emit(to, codec.encode(codec.decode(record.value() or b"")), record.key(), record.timestamp()[1])
+            emit(to, codec.encode(codec.decode(record.value() or b"")), record.key(), origin_of(record))
         return True
 
 
@@ -260,7 +261,7 @@ def latency(rate: int, seconds: float, delivery: str) -> dict[str, Any]:
         while len(delays) < len(found) and time.monotonic() - quiet < 10:
             for record in reader.poll(timeout=0.05):
                 quiet, now = time.monotonic(), time.time()
-                delays.append((now, now - record.timestamp()[1] / 1000))
+                delays.append((now, now - origin_of(record) / 1000))
         stack.check()
         paced.stop()
     warm = delays[0][0] + min(5.0, seconds / 4)

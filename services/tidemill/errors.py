@@ -77,6 +77,10 @@ class PositionError(TidemillError):
     """From where a service goes on can't be known: its offsets, or records that it has processed, were taken away."""
 
 
+class TopicError(TidemillError):
+    """A topic is not as it is declared: what would be read or written would be at a wrong place."""
+
+
 class Retry(TidemillError):
     """Something outside is unavailable for the moment: back off, commit nothing, try the same records again."""
 

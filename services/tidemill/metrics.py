@@ -35,6 +35,21 @@ COUNTS: Mapping[str, Counter] = {
     "promoted": Counter(
         "tidemill_promoted_total", "Whole numbers taken where a float is declared.", ["service", "field"]
     ),
+    "implausible_timestamps": Counter(
+        "tidemill_implausible_timestamps_total",
+        "Records without a Kafka timestamp, or with one that is negative or over an hour ahead.",
+        ["service", "topic"],
+    ),
+    "old_timestamps": Counter(
+        "tidemill_old_timestamps_total",
+        "Records dated so far back that their topic's retention may delete them before they are read.",
+        ["service", "topic"],
+    ),
+    "unwrapped": Counter(
+        "tidemill_unwrapped_total",
+        "Change events without a record, by kind: delete, tombstone, ...",
+        ["service", "kind"],
+    ),
     "lost_records": Counter(
         "tidemill_lost_records_total", "Committed offsets the log no longer held.", ["service", "topic"]
     ),

@@ -379,11 +379,39 @@ MUTANTS = (
     Mutant(
         "letters-outside", "dead letters (what has headers) are sent at once by a plain producer",
         "stream/kafka/producer.py",
-        "self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))",
+        "self._client.produce(topic, value, key, partition, headers=list(all_headers))",
         'plain = Producer({"bootstrap.servers": self._config["bootstrap.servers"]})\n'
-        "                    plain.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))\n"
+        "                    plain.produce(topic, value, key, partition, headers=list(all_headers))\n"
         "                    plain.flush()",
         (f"{PROMISES}::test_a_dead_letter_is_part_of_the_transaction",),
+    ),
+    Mutant(
+        "kept-by-the-producers-time", "a record has its producer's time for Kafka: history is deleted before it is read",
+        "stream/kafka/producer.py",
+        "self._client.produce(topic, value, key, partition, headers=list(all_headers))",
+        "self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(all_headers))",
+        (f"{BROKER}::test_headers_keys_and_timestamps_arrive",),
+    ),
+    Mutant(
+        "any-timestamp", "a producer's clock may say anything",
+        "stream/origin.py",
+        "return timestamp if 0 <= timestamp <= now + MAX_AHEAD_MS else int(now)",
+        "return timestamp if timestamp == timestamp else int(now)",
+        ("tests/unit/stream/test_origin.py",),
+    ),
+    Mutant(
+        "topics-not-watched", "a topic that grows while it is used is not noticed",
+        "stream/loop.py",
+        "now = self._declared.check(TOPIC_CHECK_TIMEOUT)",
+        "now = self.broker.topic_states(sorted(self._topic_ids), TOPIC_CHECK_TIMEOUT)",
+        ("tests/unit/stream/test_declared_topics.py",),
+    ),
+    Mutant(
+        "topics-not-looked-at-first", "a service reads before it has looked at its topics",
+        "stream/loop.py",
+        "        self._declared.check()\n",
+        "",
+        ("tests/unit/stream/test_declared_topics.py",),
     ),
     # Reading.
     Mutant(
@@ -836,7 +864,7 @@ MUTANTS = (
         "offline/redrive.py",
         "elif letter.cut_from is not None:",
         "elif letter.cut_from == 0:",
-        ("tests/unit/offline/test_redrive_once.py::test_a_letter_that_was_cut_does_not_go_back",),
+        ("tests/unit/offline/test_redrive_once.py::TestThereAndBack::test_a_letter_that_was_cut_does_not_go_back",),
     ),
     Mutant(
         "probes-without-time", "a connection to the probes may take for ever",

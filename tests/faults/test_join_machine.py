@@ -57,7 +57,7 @@ def prediction(asked: Asked, offset: int) -> bytes:
         "entities": {}, "as_of": {}, "stale": [],
         "vector": {"distance": 1.0},
     }  # fmt: skip
-    score = {"model": "linear", "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}}
+    score = {"model": "linear", "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}, "answered": True}
     return RECORDS.prediction_log.encode({"features": features, "champion": score, "challengers": []})
 
 

@@ -115,7 +115,7 @@ def test_what_the_scorer_and_the_joiner_append_is_what_the_whole_record_would_be
         "entities": {}, "as_of": {}, "stale": [],
         "vector": dict.fromkeys(load("flights").vector) | {"carrier": "UA", "distance": 1.5},
     }  # fmt: skip
-    score = {"model": "logreg", "version": 7, "epoch": 0, "score": 0.25, "probabilities": {}}
+    score = {"model": "logreg", "version": 7, "epoch": 0, "score": 0.25, "probabilities": {}, "answered": True}
     rest = {"champion": score, "challengers": [score, score]}
     log = records.prediction_log.header + records.features.encode(features)[HEADER:] + records.scores.body(rest)
     assert log == records.prediction_log.encode({"features": features, **rest})

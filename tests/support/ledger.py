@@ -415,7 +415,7 @@ def predictions_again(run: Running, ledger: Ledger, verdict: Verdict) -> None:
             while upcoming is not None and upcoming.offset() < champion["version"]:
                 fold.learn(run.records.example.decode(upcoming.value()), upcoming.offset())
                 upcoming = next(examples, None)
-            score, _ = run.pipeline.kind.predict(fold.model, vector_to_x(prediction["features"]["vector"]))
+            score, *_ = run.pipeline.kind.predict(fold.model, vector_to_x(prediction["features"]["vector"]))
             if score != champion["score"]:
                 different.append(prediction["features"]["event_id"])
     verdict.must(not different, f"{len(different)} predictions score otherwise when done again, {different[:3]}")

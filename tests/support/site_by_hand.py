@@ -182,7 +182,10 @@ def predicted(site: Site, event_id: str = "e1", *, label: bool | None = None) ->
         "stale": ["dest"],
         "vector": dict.fromkeys(FLIGHTS.vector) | {"distance": 2475.0},
     }  # fmt: skip
-    scores = [{"model": m, "version": 7, "epoch": 0, "score": 0.25, "probabilities": {}} for m in FLIGHTS.model_names]
+    scores = [
+        {"model": m, "version": 7, "epoch": 0, "score": 0.25, "probabilities": {}, "answered": True}
+        for m in FLIGHTS.model_names
+    ]
     log = {"features": features, "champion": scores[0], "challengers": scores[1:]}
     key = event_id.encode()
     producer = site.broker.producer("test")

@@ -101,7 +101,7 @@ def features(pipeline: Pipeline, event_id: str, event_time: int, offset: int = 0
 
 
 def score(model: str = "linear", value: float = 0.5, version: int = 0) -> dict[str, Any]:
-    return {"model": model, "version": version, "epoch": 0, "score": value, "probabilities": {}}
+    return {"model": model, "version": version, "epoch": 0, "score": value, "probabilities": {}, "answered": True}
 
 
 def example(pipeline: Pipeline, event_id: str, target: float, offset: int = 0, **vector: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ COMMANDS = {
     "dlq": ("dead_letters:dlq", "List, count and redrive dead letters."),
     "doctor": ("doctor:doctor", "Examine a pipeline's cluster, topics and offsets."),
     "features": ("features:features", "Read online features, and fill views that were declared later."),
+    "grow": ("grow:grow", "Move a pipeline to new topics with other partitions."),
     "keys": ("keys:keys", "Make, list and rotate the keys that records are signed with."),
     "models": ("models:models", "List, compare, promote, prune and rebuild versions of models."),
     "offsets": ("offsets:offsets", "List and decide from where services go on."),
@@ -30,7 +31,7 @@ COMMANDS = {
     "run": ("run:run", "Run one service of a pipeline until SIGTERM or Ctrl-C."),
     "schema": ("schema:schema", "Check new schemas, and register the declared ones."),
     "tokens": ("tokens:tokens", "Make tokens for the status service."),
-    "topics": ("topics:topics", "Print a pipeline's topics, or create the missing ones."),
+    "topics": ("topics:topics", "Print, compare or create a pipeline's topics."),
     "tune": ("tune:tune", "Search a declared space of models on recorded examples."),
 }
 

@@ -25,7 +25,8 @@ NONE: Probabilities = {}
 ROUNDING = 1e-9
 
 
-Predict = Callable[[Any, Vector], "tuple[float, Probabilities]"]
+#: Returns score, probabilities, and whether the model answered at all: see `NO_ANSWER`.
+Predict = Callable[[Any, Vector], "tuple[float, Probabilities, bool]"]
 
 
 class Judged(NamedTuple):
@@ -58,6 +59,9 @@ class Task:
             fail(where, f"{model.__name__} is a class: make one of it, as in {model.__name__}()")
         if isinstance(model, base.Classifier) and self.name == "regression":
             fail(where, f"{type(model).__name__} is a classifier, and task={self.name!r} needs a regressor")
+        if isinstance(model, base.Estimator) and self.supervised and not model._supervised:
+            # It would take a label for the example's weight.
+            fail(where, f"{type(model).__name__} learns without labels, and task={self.name!r} learns from them")
         for method in self.needs:
             if not hasattr(model, method):
                 fail(where, f"{type(model).__name__} has no {method}, which task={self.name!r} needs")
@@ -86,7 +90,7 @@ class Task:
     def ask(self, model: Any, x: Vector) -> float:
         """Return a model's score. Raises ScoreError where it is not valid, ArtifactError where the model raises."""
         try:
-            score, probabilities = self.predict(model, x)
+            score, probabilities, _ = self.predict(model, x)
         except Exception as error:  # a model's own code
             raise ArtifactError(f"its {self.needs[-1]} raises {described(error)}") from error
         if not self.is_valid_score(score, probabilities):
@@ -114,12 +118,14 @@ class Task:
         else:
             model.learn_one(x)
 
-    def judged(self, score: float, probabilities: Probabilities) -> Judged | None:
-        """Return what metrics get of a prediction; None where it is empty: River does not measure it either."""
+    def judged(self, score: float, probabilities: Probabilities, answered: bool = True) -> Judged | None:
+        """Return what metrics get of a prediction; None where the model gave none: River does not measure it either."""
+        if not answered:
+            return None
         predicted = self.predicted(score, probabilities)
         if not isinstance(predicted, dict):
             return Judged(predicted, predicted)
-        return Judged(predicted, max(predicted, key=predicted.__getitem__)) if predicted else None
+        return Judged(predicted, max(predicted, key=predicted.__getitem__))
 
     def update(self, metric: Any, y: Any, score: float, probabilities: Probabilities) -> None:
         """Update one River metric with a label and the prediction made for it."""
@@ -128,23 +134,41 @@ class Task:
             metric.update(y, judged.label if getattr(metric, "requires_labels", False) else judged.prediction)
 
 
-def _binary(model: Any, x: Vector) -> tuple[float, Probabilities]:
+#: Before their first example some models answer {} or None. Somebody asked, so there is a score, but nothing judges it.
+NO_ANSWER = (0.0, NONE, False)
+#: Both classes are as likely.
+NO_ANSWER_BINARY = (0.5, NONE, False)
+
+
+#: Where both classes are as likely River takes the one that the model names first: so they are told, true first.
+TRUE_FIRST: Probabilities = {"true": 0.5, "false": 0.5}
+
+
+def _binary(model: Any, x: Vector) -> tuple[float, Probabilities, bool]:
     probabilities = model.predict_proba_one(x)
-    # A classifier that has learned nothing returns {}: both classes are equally likely.
-    return (float(probabilities.get(True, 0.0)) if probabilities else 0.5), NONE
+    if not probabilities:
+        return NO_ANSWER_BINARY
+    score = float(probabilities.get(True, 0.0))
+    return score, TRUE_FIRST if score == 0.5 and next(iter(probabilities)) else NONE, True
 
 
-def _regression(model: Any, x: Vector) -> tuple[float, Probabilities]:
-    return float(model.predict_one(x)), NONE
+def _of_both(score: float, probabilities: Probabilities) -> Mapping[bool, float]:
+    return {True: score, False: 1.0 - score} if probabilities else {False: 1.0 - score, True: score}
 
 
-def _anomaly(model: Any, x: Vector) -> tuple[float, Probabilities]:
-    return float(model.score_one(x)), NONE
+def _regression(model: Any, x: Vector) -> tuple[float, Probabilities, bool]:
+    value = model.predict_one(x)
+    return NO_ANSWER if value is None else (float(value), NONE, True)
 
 
-def _multiclass(model: Any, x: Vector) -> tuple[float, Probabilities]:
-    probabilities = {str(name): float(p) for name, p in model.predict_proba_one(x).items()}
-    return max(probabilities.values(), default=0.0), probabilities
+def _anomaly(model: Any, x: Vector) -> tuple[float, Probabilities, bool]:
+    score = model.score_one(x)
+    return NO_ANSWER if score is None else (float(score), NONE, True)
+
+
+def _multiclass(model: Any, x: Vector) -> tuple[float, Probabilities, bool]:
+    probabilities = {str(name): float(p) for name, p in (model.predict_proba_one(x) or NONE).items()}
+    return (max(probabilities.values()), probabilities, True) if probabilities else NO_ANSWER
 
 
 _SCORES = [(True, 0.75, NONE), (False, 0.25, NONE), (True, 0.4, NONE), (False, 0.5, NONE)]
@@ -156,7 +180,7 @@ TASKS: dict[str, Task] = {
             name="binary",
             label_type="boolean",
             predict=_binary,
-            predicted=lambda p, _: {False: 1.0 - p, True: p},
+            predicted=_of_both,
             needs=("learn_one", "predict_proba_one"),
             metrics=lambda: [metrics.Accuracy(), metrics.ROCAUC(), metrics.LogLoss()],
             baseline=dummy.PriorClassifier,

@@ -15,6 +15,7 @@ from tidemill.encoding.codec import HEADER
 from tidemill.registry.decisions import ModelRef
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.origin import origin_of
 from tidemill.wire import dead_letters, topics
 from tidemill.wire.records import Records, newness
 
@@ -87,7 +88,7 @@ class Observer(threading.Thread):
             now = time.time()
             if not self.first_prediction_at:
                 self.first_prediction_at = now
-            self.delays.append(now - record.timestamp()[1] / 1000)
+            self.delays.append(now - origin_of(record) / 1000)
         elif suffix == topics.EXAMPLES.suffix:
             self._update(self.records.example.decode(value))
         elif suffix == topics.DLQ.suffix:
@@ -107,7 +108,7 @@ class Observer(threading.Thread):
         # A model may answer as two versions, one on probation or pinned: the newest counts. Candidates have no row.
         scores = sorted((prediction["champion"], *prediction["challengers"]), key=newness)
         for name, score in {score["model"]: score for score in scores if score["model"] in self.metrics}.items():
-            judged = kind.judged(score["score"], score["probabilities"])
+            judged = kind.judged(score["score"], score["probabilities"], score["answered"])
             for scorecard in (self.metrics[name], self.rolling[name]):
                 scorecard.update(example["label"], judged)
         if self.counts[topics.EXAMPLES.suffix] % 100 == 0:

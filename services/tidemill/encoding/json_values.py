@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tidemill.durations import moment
-from tidemill.encoding import schema_files
+from tidemill.encoding import schema_files, times
 from tidemill.errors import Reject
 
 #: (value, path) -> the value as Avro's writer takes it; raises MismatchError.
@@ -21,7 +21,6 @@ _NAMES = {bool: "boolean", int: "int", float: "float", str: "string", type(None)
 #: Of a value, in the reason that it was refused for.
 MAX_SHOWN_CHARACTERS = 200
 _BITS = {"int": 31, "long": 63}
-_TICKS = {"timestamp-millis": 1_000, "timestamp-micros": 1_000_000}
 
 
 class MismatchError(Exception):
@@ -80,10 +79,49 @@ def record_of(fields: list[Field], given: Any, path: str, schema: str) -> dict[s
     return record
 
 
+#: Types whose values are in a record as JSON has them: when a value is one, of itself and without a doubt.
+_AS_THEY_ARE = {
+    "null": "{0} is None",
+    "boolean": "type({0}) is bool",
+    "string": "type({0}) is str",
+    "double": "type({0}) is float",
+    "int": f"type({{0}}) is int and {-(2**31)} <= {{0}} < {2**31}",
+    "long": f"type({{0}}) is int and {-(2**63)} <= {{0}} < {2**63}",
+}
+
+
+def as_it_is(avro: Mapping[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Return what tells of a JSON object that it is a record of this schema already: every value just as declared.
+
+    It says no where anything is to be converted, filled in or refused: `record_of` does that. One expression for all
+    fields takes a quarter of the time of a call for each.
+    """
+    parsed, named = schema_files.parsed(avro)
+    tests = [f"len(given) == {len(parsed['fields'])}"]
+    for field in parsed["fields"]:
+        branches = field["type"] if isinstance(field["type"], list) else [field["type"]]
+        kinds = [schema_files.primitive(branch, named) for branch in branches]
+        others = [kind for kind in kinds if kind != "null"]
+        if len(others) != 1 or others[0] not in _AS_THEY_ARE:
+            return lambda _: False
+        value = f"given[{field['name']!r}]"
+        tests.append(" or ".join(_AS_THEY_ARE[kind].format(value) for kind in (*others, "null")[: len(kinds)]))
+    source = f"lambda given: {' and '.join(f'({one})' for one in tests)}"
+    test = eval(source)  # noqa: S307  made of the declaration alone, and of field names as literals
+
+    def is_record(given: dict[str, Any]) -> bool:
+        try:
+            return bool(test(given))
+        except KeyError:
+            return False
+
+    return is_record
+
+
 def _fields(avro: Mapping[str, Any], named: Mapping[str, Any]) -> list[Field]:
     made = []
     for field in avro["fields"]:
-        convert = _converter(field["type"], named)
+        convert = converter(field["type"], named)
         default = field.get("default")
         if "default" in field and default is not None:
             default = convert(default, field["name"])
@@ -91,22 +129,23 @@ def _fields(avro: Mapping[str, Any], named: Mapping[str, Any]) -> list[Field]:
     return made
 
 
-def _converter(avro: Any, named: Mapping[str, Any]) -> Convert:
+def converter(avro: Any, named: Mapping[str, Any]) -> Convert:
+    """Return what makes of a JSON value what Avro's writer takes for this type; `named` are the schema's own types."""
     if isinstance(avro, list):
         return _union(avro, named)
     if isinstance(avro, str):
-        return _converter(named[avro], named) if avro in named else _plain(avro, "")
+        return converter(named[avro], named) if avro in named else _plain(avro, "")
     kind = avro["type"]
     if kind in ("record", "error"):
         fields, name = _fields(avro, named), avro["name"]
         return lambda value, path: record_of(fields, value, path, name)
     if kind == "array":
-        item = _converter(avro["items"], named)
+        item = converter(avro["items"], named)
         return lambda value, path: [
             item(one, f"{path}[{index}]") for index, one in enumerate(_is(value, list, path, "an array"))
         ]
     if kind == "map":
-        one_value = _converter(avro["values"], named)
+        one_value = converter(avro["values"], named)
         return lambda value, path: {
             key: one_value(one, f"{path}.{key}") for key, one in _is(value, dict, path, "an object").items()
         }
@@ -114,7 +153,7 @@ def _converter(avro: Any, named: Mapping[str, Any]) -> Convert:
         return _enum(avro)
     if kind == "fixed":
         return _bytes(f"{avro['size']} bytes", avro["size"])
-    return _plain(kind, avro.get("logicalType", "")) if isinstance(kind, str) else _converter(kind, named)
+    return _plain(kind, avro.get("logicalType", "")) if isinstance(kind, str) else converter(kind, named)
 
 
 def _is(value: Any, kind: type, path: str, expected: str) -> Any:
@@ -161,7 +200,7 @@ def _plain(kind: str, logical: str) -> Convert:
 
 def _integer(kind: str, logical: str) -> Convert:
     limit = 2 ** _BITS[kind]
-    ticks = _TICKS.get(logical.removeprefix("local-"))
+    ticks = times.per_second_of(logical)
 
     def convert(value: Any, path: str) -> Any:
         if type(value) is int and -limit <= value < limit:
@@ -199,7 +238,7 @@ def _branch_name(branch: Any) -> str:
 
 def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
     may_be_null = "null" in branches
-    converters = [(_branch_name(one), _converter(one, named)) for one in branches if one != "null"]
+    converters = [(_branch_name(one), converter(one, named)) for one in branches if one != "null"]
     expected = " or ".join(schema_files.primitive(branch, named) for branch in branches)
 
     def convert(value: Any, path: str) -> Any:

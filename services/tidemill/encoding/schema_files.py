@@ -67,6 +67,28 @@ def parsed(avro: Any) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"it is no Avro schema: {error}") from error
 
 
+def full_name(avro: Any) -> str:
+    """Return the full name of a named type's schema."""
+    return str(parsed(avro)[0]["name"])
+
+
+def standalone(avro: Any, named: Mapping[str, Any], seen: set[str] | None = None) -> Any:
+    """Return the schema with each `named` type where it is referred to: in full the first time, as Avro wants."""
+    seen = set() if seen is None else seen
+    if isinstance(avro, str) and avro in named and avro not in seen:
+        return standalone(named[avro], named, seen)
+    if isinstance(avro, list):
+        return [standalone(branch, named, seen) for branch in avro]
+    if not isinstance(avro, dict):
+        return avro
+    if "name" in avro and "type" in avro and avro["type"] in ("record", "error", "enum", "fixed"):
+        seen.add(avro["name"])
+    made = {key: standalone(avro[key], named, seen) for key in ("type", "items", "values") if key in avro}
+    if "fields" in avro:
+        made["fields"] = [{**field, "type": standalone(field["type"], named, seen)} for field in avro["fields"]]
+    return avro | made
+
+
 def field_types(avro: Mapping[str, Any]) -> dict[str, str]:
     """Return the primitive type of each field, by name, as `primitive`."""
     content, named = parsed(avro)

@@ -74,7 +74,7 @@ class Fold:
             key=newness,
             default=None,
         )
-        judged = self._kind.judged(served["score"], served["probabilities"]) if served is not None else None
+        judged = served and self._kind.judged(served["score"], served["probabilities"], served["answered"])
         if judged is not None:
             self.scorecard.update(label, judged)
             self.segments.add(vector, label, judged)

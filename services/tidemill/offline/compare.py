@@ -183,7 +183,6 @@ class Comparison:
             min_questions=self._terms.first,
             min_segment_questions=self._segment_terms.first,
         )
-        self._by_class = pipeline.task == "multiclass"
         self._answered: Counter[str] = Counter()
         self._rows: dict[Segment, _Running] = {}
         self._values: Counter[str] = Counter()
@@ -195,9 +194,8 @@ class Comparison:
         if not self.request.covers(now):
             return
         by_version = sorted((log["champion"], *log["challengers"]), key=newness)
-        answers = {answer["model"]: answer for answer in by_version}  # of a model with a pinned version, its newest
-        if self._by_class:  # a model that knows no class yet has answered nothing: River's metrics skip it
-            answers = {name: answer for name, answer in answers.items() if answer["probabilities"]}
+        # Of a model with a pinned version its newest counts; what was no answer River's metrics skip as well.
+        answers = {answer["model"]: answer for answer in by_version if answer["answered"]}
         self._answered.update(answers.keys())
         if CHAMPION not in self.pipeline.model_names and log["champion"]["model"] in answers:
             answers[CHAMPION] = log["champion"]
@@ -262,6 +260,12 @@ class Comparison:
                 f"{one!r} was the champion in all {report.questions:,} questions: A and B are the same; "
                 "compare it to another model"
             )
+        for name, side in ((report.a, "a"), (report.b, "b")):
+            if report.questions >= report.min_questions and not report.versions[side][1]:
+                raise SettingsError(
+                    f"{name!r} has learned nothing: version 0 answered all {report.questions:,} questions; run its "
+                    f"learner, `tidemill run learner {report.pipeline} --model {name}`"
+                )
         if report.questions:
             return
         if not (report.only_a or report.only_b or report.neither):

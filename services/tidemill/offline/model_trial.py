@@ -53,6 +53,8 @@ def _try_model(pipeline: Pipeline, untaught: Any) -> None:
             _teach(pipeline, model, number)
         _ask(pipeline, asked, number + 1, f"after {number + 1} examples")
     score = _ask(pipeline, taught, EXAMPLES, f"after {EXAMPLES} examples")
+    if not pipeline.kind.predict(taught, vector(pipeline, EXAMPLES))[2]:
+        raise ArtifactError(f"its {pipeline.kind.needs[-1]} has no answer after {EXAMPLES} examples")
     opened = snapshots.load(snapshots.dump(taught), parts=parts)
     again = _ask(pipeline, opened, EXAMPLES, "after it was saved and opened")
     if again != score and not (math.isnan(again) and math.isnan(score)):

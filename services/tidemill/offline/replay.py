@@ -181,11 +181,19 @@ class Replay:
 
     def _score(self, version: Version, model: Any, prediction: Prediction) -> Score | str:
         try:
-            score, probabilities = self.pipeline.kind.predict(model, vector_to_x(prediction.log["features"]["vector"]))
+            x = vector_to_x(prediction.log["features"]["vector"])
+            score, probabilities, answered = self.pipeline.kind.predict(model, x)
         except Exception as error:  # a model's own code
             return f"model {version[0]!r} version {version[1]} raised {type(error).__name__}: {error}"
         name, number, epoch = version
-        return {"model": name, "version": number, "epoch": epoch, "score": score, "probabilities": probabilities}
+        return {
+            "model": name,
+            "version": number,
+            "epoch": epoch,
+            "score": score,
+            "probabilities": probabilities,
+            "answered": answered,
+        }
 
     def _undeclared(self, version: Version, manifest: Manifest | None) -> str:
         """Return why a version is not of the present declaration; "" where it is."""

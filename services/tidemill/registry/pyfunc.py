@@ -60,9 +60,9 @@ class ScoringModel:
         """
         del params  # it has none
         rows = [self._predict(self.model, self._x(row)) for row in model_input.to_dict(orient="records")]
-        columns: dict[str, list[Any]] = {"score": [score for score, _ in rows]}
+        columns: dict[str, list[Any]] = {"score": [score for score, *_ in rows]}
         if self._by_class:
-            columns["probabilities"] = [dict(probabilities) for _, probabilities in rows]
+            columns["probabilities"] = [dict(probabilities) for _, probabilities, _ in rows]
         return pd.DataFrame(columns, index=model_input.index)
 
     def _x(self, row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _load_pyfunc(path: str) -> ScoringModel:
     kinds = {field["name"]: schema_files.primitive(field["type"]) for field in declared["vector"]["fields"]}
     scoring = ScoringModel(manifest, model, declared["task"], kinds)
     for index, golden in enumerate(manifest["golden"]):
-        score, _ = TASKS[declared["task"]].predict(model, vector_to_x(vector.record(golden["vector"])))
+        score, *_ = TASKS[declared["task"]].predict(model, vector_to_x(vector.record(golden["vector"])))
         if score != golden["score"]:
             raise ArtifactError(f"{name} gives golden vector {index} the score {score}; it was {golden['score']}")
     return scoring

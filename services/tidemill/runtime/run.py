@@ -10,14 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError
-from tidemill.runtime.doctor import check_settings, keep_alive
+from tidemill.runtime.doctor import check_settings, keep_alive, warn_of_old_records
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -48,6 +48,11 @@ def broker_of(settings: Settings) -> KafkaBroker:
 def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     """Return every topic of the pipeline as (topic, name, partitions)."""
     return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
+
+
+def declared_partitions(pipeline: Pipeline, some: Iterable[Topic]) -> dict[str, int]:
+    """Return the declared number of partitions of these topics, by name."""
+    return {topic.name(pipeline.name): topic.partitions or pipeline.partitions for topic in some}
 
 
 def registry_of(pipeline: Pipeline, settings: Settings, service: str = "", *, must_answer: bool = True) -> Registry:
@@ -133,13 +138,17 @@ class Follower(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a service is built from. `model` is the learner's, or None; `keep_alive` is the loop's, in seconds."""
+    """What a service is built from. `model` is the learner's, or None; `keep_alive` is the loop's, in seconds.
+
+    `declared` is the number of partitions of each topic that the service reads or writes.
+    """
 
     pipeline: Pipeline
     settings: Settings
     broker: KafkaBroker
     model: str | None = None
     keep_alive: float = KEEP_ALIVE_SECONDS
+    declared: Mapping[str, int] = field(default_factory=dict)
 
 
 #: Takes the context; returns the function that runs the service until SIGTERM or SIGINT.
@@ -295,7 +304,7 @@ def _monitor() -> Build:
     def compose(context: Context) -> Callable[[], None]:
         pipeline, settings = context.pipeline, context.settings
         sender, keys = Sender(settings.brokers, settings.kafka), settings.keyring("monitor")
-        service = MonitorService(pipeline, context.broker, settings, sender, keys)
+        service = MonitorService(pipeline, context.broker, settings, sender, keys, context.declared)
         if settings.http_port:
             probes.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
@@ -346,13 +355,16 @@ def load(name: str) -> Build:
 def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
     """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
     build, broker, cluster = load(name), broker_of(settings), ClusterSettings()
+    used = tuple(topic for topic in topics.TOPICS if name in (*topic.readers, *topic.writers))
     if SERVICES[name].needs_kafka:
         broker.connect()
-        used = tuple(topic for topic in topics.TOPICS if name in (*topic.readers, *topic.writers))
         check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
         cluster = check_settings(pipeline, broker, used)
+        if name == "validator":
+            warn_of_old_records(pipeline, broker, cluster)
     with _extra(name):
-        service = build(Context(pipeline, settings, broker, model, keep_alive(cluster)))
+        declared = declared_partitions(pipeline, used)
+        service = build(Context(pipeline, settings, broker, model, keep_alive(cluster), declared))
     service()
 
 
@@ -366,6 +378,7 @@ def _loop(context: Context, service: Service, follower: Follower | None = None) 
         max_batch=settings.max_batch,
         commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
         keep_alive=context.keep_alive,
+        declared=context.declared,
     )
     if settings.http_port:
         probes.serve(settings.http_port, LoopHealth(loop))

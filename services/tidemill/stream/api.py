@@ -43,11 +43,19 @@ class Position(NamedTuple):
     metadata: str = ""
 
 
-class Emit(Protocol):
-    """Send one record; `timestamp` is ms since the epoch, 0 for now; `partition` -1 lets the key decide.
+class TopicState(NamedTuple):
+    """A topic as it is. The `id` is "" where nobody can be asked for it; then the partitions are not known either."""
 
-    By our convention a record carries on the timestamp of the event that it came from, so that at any topic
-    now - timestamp is the delay since the producer sent the event.
+    id: str
+    partitions: int
+
+
+class Emit(Protocol):
+    """Send one record; `partition` -1 lets the key decide.
+
+    `timestamp` is its origin in ms since the epoch, 0 for now: when a producer sent what it came from. A header carries
+    it on, so that at any topic now - origin is the delay. The record's own timestamp is when it is written: by that
+    Kafka keeps it.
     """
 
     def __call__(
@@ -219,11 +227,14 @@ class Broker(Protocol):
     def end_offset(self, partition: TopicPartition) -> int:
         """Return the offset after the last record, be it committed or in a transaction that is still open."""
 
-    def topic_ids(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, str]:
-        """Return the id of each topic, "" where it is not known: a topic that was created again has another.
+    def topic_states(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, TopicState]:
+        """Return these topics as they are; those that do not exist are missing.
 
-        Raises BrokerError where nothing is heard for `timeout` s.
+        A topic that was created again has another id. Raises BrokerError where nothing is heard for `timeout` s.
         """
+
+    def topic_ids(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, str]:
+        """Return the id of each topic, "" where it is not known. Raises BrokerError as `topic_states` does."""
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         """Return what a group has committed, without joining it."""

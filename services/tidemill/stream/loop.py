@@ -20,7 +20,9 @@ from tidemill import metrics
 from tidemill.errors import Aborted, BrokerError, PositionError, Refused, Reject, Retry, Stopped
 from tidemill.stream import restore
 from tidemill.stream.api import Broker, Consumer, Emit, Position, Processor, Producer, Record, TopicPartition, discard
+from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_SECONDS, TOPIC_CHECK_TIMEOUT, DeclaredTopics
 from tidemill.stream.narrowing import LETTER_BYTES, Narrowing
+from tidemill.stream.origin import origin_of
 from tidemill.stream.progress import ProgressLog
 
 log = logging.getLogger(__name__)
@@ -33,9 +35,6 @@ GAUGE_SECONDS = 0.1
 STOP_SECONDS = 3.0
 #: Offsets of a group in which nothing happens are committed again this often, so that no broker forgets them.
 KEEP_ALIVE_SECONDS = 3600.0
-#: How often it is looked whether the topics are still those that were assigned, and how long that may take.
-TOPIC_CHECK_SECONDS = 10.0
-TOPIC_CHECK_TIMEOUT = 1.0
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -76,6 +75,8 @@ class Loop:
         because brokers handle offset commits more slowly than records.
     keep_alive
         Seconds without a commit after which the offsets are committed again.
+    declared
+        The partitions that topics must have, by topic: those that the service reads and writes.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Loop:
         max_batch: int = 5000,
         commit_every: float = 0.0,
         keep_alive: float = KEEP_ALIVE_SECONDS,
+        declared: Mapping[str, int] = NOTHING_DECLARED,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -115,6 +117,7 @@ class Loop:
         self._narrowing = Narrowing(max_batch)
         self._held: list[Record] = []
         self._progress = ProgressLog(broker, service.progress, service.group)
+        self._declared = DeclaredTopics(broker, declared, clock)
         self._topic_ids: dict[str, str] = {}
         self._last_topic_check = clock()
 
@@ -362,6 +365,7 @@ class Loop:
         """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
         self._held = []
         self._narrowing.went_back()
+        self._declared.check()
         partitions = sorted(self._partitions)
         for name in self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():
             log.warning("what an instance may have left open is ended: it is in the group no more", extra={"of": name})
@@ -433,17 +437,19 @@ class Loop:
         )
 
     def _check_topics(self) -> None:
-        """Raise PositionError where a topic was deleted and created again while it was read."""
+        """Raise TopicError where a topic is not as declared, PositionError where one that is read was created again."""
         if self.clock() - self._last_topic_check < TOPIC_CHECK_SECONDS:
             return
         self._last_topic_check = self.clock()
         try:
-            now = self.broker.topic_ids(sorted(self._topic_ids), TOPIC_CHECK_TIMEOUT) if self._topic_ids else {}
+            now = self._declared.check(TOPIC_CHECK_TIMEOUT)
+            if self._topic_ids and not now:
+                now = self.broker.topic_states(sorted(self._topic_ids), TOPIC_CHECK_TIMEOUT)
         except BrokerError:
             return  # the broker is away; what it means is found where records are read or committed
         for partition in sorted(self._partitions):
-            before, after = self._topic_ids.get(partition.topic, ""), now.get(partition.topic, "")
-            if before and after and before != after:
+            before, after = self._topic_ids.get(partition.topic, ""), now.get(partition.topic)
+            if before and after and after.id and before != after.id:
                 raise self._undecided(
                     partition, "the topic was deleted and created again while it was read (--to begin|end)"
                 )
@@ -453,6 +459,11 @@ class Loop:
     ) -> None:
         for partition, resume in resumes.items():
             position = committed[partition]
+            if position is None and resume.log_begin > 0:
+                log.warning(
+                    "the log's beginning was deleted before this group has read it",
+                    extra={"partition": _names([partition]), "first": resume.log_begin},
+                )
             if position is None or not resume.lost:
                 continue
             log.error(
@@ -517,7 +528,7 @@ class Loop:
             self.watch.observed(self.processor.observed)
             self.processor.observed.clear()
         if records:
-            self.watch.delay(time.time() - records[0].timestamp()[1] / 1000)
+            self.watch.delay(time.time() - origin_of(records[0]) / 1000)
         if not records or self.clock() - self._last_gauges > GAUGE_SECONDS:
             self._last_gauges = self.clock()
             self.watch.gauges(self.processor.gauges())

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from tidemill.errors import Aborted, BrokerError, Fenced, Refused
 from tidemill.stream import api
-from tidemill.stream.api import Headers, Position, TopicPartition
+from tidemill.stream.api import Headers, Position, TopicPartition, TopicState
 from tidemill.stream.order import TimeOrder
+from tidemill.stream.origin import with_origin
 from tidemill.stream.restore import last_instances
 
 
@@ -116,6 +117,10 @@ class MemoryBroker:
     def end_offset(self, partition: TopicPartition) -> int:
         return len(self.log[partition])
 
+    def topic_states(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, TopicState]:
+        del timeout  # nothing here waits
+        return {topic: TopicState(self._ids[topic], self._topics[topic]) for topic in topics if topic in self._ids}
+
     def topic_ids(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, str]:
         del timeout  # nothing here waits
         return {topic: self._ids.get(topic, "") for topic in topics}
@@ -151,6 +156,14 @@ class MemoryBroker:
 
     def follow(self, partition: TopicPartition, offset: int) -> MemoryFollower:
         return MemoryFollower(self, partition, offset)
+
+    def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic more partitions, and its groups' members a new assignment."""
+        for partition in range(self._topics[topic], partitions):
+            self.log[TopicPartition(topic, partition)], self.first[TopicPartition(topic, partition)] = [], 0
+        self._topics[topic] = partitions
+        for group in self.groups.values():
+            self._rebalance(group)
 
     def truncate(self, partition: TopicPartition, first: int) -> None:
         """Forget everything before offset `first`, as retention does."""
@@ -333,14 +346,15 @@ class MemoryProducer:
         partition: int,
     ) -> None:
         self.broker._check(self.name, self.epoch)
+        all_headers = with_origin(timestamp, headers)
         if self.broker.refuses(topic, value, key):
             if self.is_transactional and self.broker.refuses_early:
                 raise Refused(f"sending to {topic}: it is refused", is_early=True)
             self._refused.append(source)
         elif self.is_transactional:
-            self._pending.append((topic, value, key, timestamp, headers, partition))
+            self._pending.append((topic, value, key, 0, all_headers, partition))
         else:
-            self.broker.append(topic, value, key, timestamp, headers, partition)
+            self.broker.append(topic, value, key, 0, all_headers, partition)
 
     def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
         self.broker._check(self.name, self.epoch)

@@ -2,7 +2,7 @@
 
 Without this a service that catches up would read one partition to its end before the next, and its output would be out
 of order by as much as it was behind: events hours too late for their windows, labels too late for their predictions.
-So records are merged by their timestamp (which our services carry on from the source event). While one partition is far
+So records are merged by their origin (when their producer sent what they came from). While one partition is far
 behind and nothing has come from it yet, the others wait for it a little. The order
 within a partition never changes.
 """
@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 
 from tidemill.errors import Aborted
 from tidemill.stream.api import Record, TopicPartition
+from tidemill.stream.origin import origin_of
 
 Keyed = tuple[int, Record]
 #: Beyond every offset: a partition that is not ours has no next one.
@@ -20,7 +21,7 @@ _NO_OFFSET = 2**63
 
 
 class TimeOrder:
-    """Buffers of records by partition, released merged by timestamp."""
+    """Buffers of records by partition, released merged by origin."""
 
     def __init__(self) -> None:
         self._buffers: dict[TopicPartition, list[Keyed]] = {}
@@ -32,7 +33,7 @@ class TimeOrder:
         return sum(map(len, self._buffers.values()))
 
     def oldest(self) -> int:
-        """Return the earliest timestamp held; there must be one."""
+        """Return the earliest origin held; there must be one."""
         return min(held[0][0] for held in self._buffers.values() if held)
 
     def add(self, records: Sequence[Record]) -> None:
@@ -51,7 +52,7 @@ class TimeOrder:
                     f"{following.get(partition, 'nothing')} or later was expected"
                 )
             following[partition] = offset + 1
-            key = record.timestamp()[1]
+            key = origin_of(record)
             if key < latest.get(partition, key):
                 key = latest[partition]  # a partition's own order comes before time
             latest[partition] = key

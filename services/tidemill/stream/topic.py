@@ -29,6 +29,11 @@ class Topic:
     doc: str = ""
     compacted: bool = False
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether programs of others write it."""
+        return "producers" in self.writers
+
     def name(self, pipeline: str) -> str:
         """The topic's name for the pipeline called `pipeline`."""
         return f"{pipeline}.{self.suffix}"

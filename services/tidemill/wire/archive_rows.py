@@ -1,9 +1,10 @@
 """What a record looks like in the archive: one flat row, by an Arrow schema that is made from the declaration.
 
-Columns: `partition`, `offset`, `timestamp` of the record; `event_id`, `entity_id`, `event_time`; `source_partition` and
-`source_offset` of the valid event; `partial`; the vector as `x_<feature>`; `champion`, the serving model, with its
-`champion_version` and `champion_score`; for each model `score_<model>`, `version_<model>` and, where classes have
-probabilities of their own, `probabilities_<model>`. Examples have `label` and `label_time` as well.
+Columns: `partition` and `offset` of the record, `timestamp` (its origin: when the producer sent it); `event_id`,
+`entity_id`, `event_time`; `source_partition` and `source_offset` of the valid event; `partial`; the vector as
+`x_<feature>`; `champion`, the serving model, with its `champion_version` and `champion_score`; for each model
+`score_<model>`, `version_<model>` and, where classes have probabilities of their own, `probabilities_<model>`.
+Examples have `label` and `label_time` as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.stream.api import Record
+from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
 from tidemill.wire.records import Features, Records
 
@@ -82,7 +84,7 @@ class RowFormat:
         row = {
             "partition": record.partition(),
             "offset": record.offset(),
-            "timestamp": record.timestamp()[1],
+            "timestamp": origin_of(record),
             "event_id": of["event_id"],
             "entity_id": of["entity_id"],
             "event_time": of["event_time"],

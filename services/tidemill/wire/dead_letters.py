@@ -17,6 +17,7 @@ from typing import NamedTuple
 from tidemill.errors import Reject
 from tidemill.limits import DEAD_LETTER_BYTES, ID_CHARACTERS
 from tidemill.stream.api import Emit, Headers, Processor, Record
+from tidemill.stream.origin import origin_of, plausible, without_origin
 from tidemill.wire import topics
 
 #: Of the offending value in a header; all of it is in the original bytes.
@@ -25,6 +26,8 @@ MAX_MESSAGE_CHARACTERS = 1024
 
 #: The first of our own headers: those before the last one of this name are the producer's.
 _FIRST = "__connect.errors.topic"
+#: What it reads comes from producers; what the others read has headers of ours.
+_FIRST_STAGE = "validator"
 _REDRIVEN, _ATTEMPT = "tidemill.redriven", "tidemill.attempt"
 #: How many bytes a record had that was cut.
 _CUT = "tidemill.cut"
@@ -67,6 +70,9 @@ class RedriveMark(NamedTuple):
 def dead_letter_headers(record: Record, reject: Reject, service: str, refused_at: int) -> Headers:
     """Return the headers: the record's own, its coordinates, and the reason; `refused_at` is ms, wall time."""
     own, mark = split_redrive_mark(record.headers())
+    sent = _sent_at(record, service)
+    if service != _FIRST_STAGE:
+        own = without_origin(own)
     ours = {
         _FIRST: record.topic(),
         "__connect.errors.partition": record.partition(),
@@ -78,7 +84,7 @@ def dead_letter_headers(record: Record, reject: Reject, service: str, refused_at
         "tidemill.rule": reject.rule,
         "tidemill.field": shorten(reject.field),
         "tidemill.value": shorten(reject.value),
-        "tidemill.timestamp": record.timestamp()[1],
+        "tidemill.timestamp": sent,
         "tidemill.refused_at": refused_at,
         _ATTEMPT: mark.attempt if mark else 1,
     }
@@ -87,6 +93,11 @@ def dead_letter_headers(record: Record, reject: Reject, service: str, refused_at
     if mark:
         ours[_REDRIVEN] = mark.letter
     return own + [(name, str(value).encode(errors="backslashreplace")) for name, value in ours.items()]
+
+
+def _sent_at(record: Record, service: str) -> int:
+    """Return when its producer sent it, in ms. What the validator reads has no origin, whatever its headers are."""
+    return record.timestamp()[1] if service == _FIRST_STAGE else origin_of(record)
 
 
 def split_redrive_mark(headers: Headers | None) -> tuple[Headers, RedriveMark | None]:
@@ -119,7 +130,7 @@ def producer_headers(record: Record) -> Headers:
 
 def _split(headers: Headers | None) -> tuple[Headers, Headers]:
     """Return the headers that the producer of a dead letter's record had given it, and ours."""
-    headers = list(headers or [])
+    headers = without_origin(list(headers or []))
     first = next((index for index in reversed(range(len(headers))) if headers[index][0] == _FIRST), len(headers))
     return headers[:first], headers[first:]
 
@@ -164,7 +175,7 @@ def read_dead_letter(record: Record) -> DeadLetter:
     return DeadLetter(
         place=Place(record.partition(), record.offset()),
         refused_at=record.timestamp()[1] if refused_at is None else refused_at,
-        sent_at=record.timestamp()[1],
+        sent_at=origin_of(record),
         attempt=_number(headers.get(_ATTEMPT)) or 1,
         redriven_from=headers.get(_REDRIVEN, ""),
         stage=headers.get("__connect.errors.stage", ""),
@@ -206,14 +217,15 @@ def send_dead_letter(
     of what they were. All of it is where it was.
     """
     value, key = record.value() or b"", record.key()
-    headers = dead_letter_headers(record, reject, service, int(time.time() * 1000))
+    now = int(time.time() * 1000)
+    headers = dead_letter_headers(record, reject, service, now)
     size = _bytes(headers) + len(key or b"") + len(value)
     if size > max_bytes:
         digest = hashlib.sha256(value).hexdigest().encode()
         headers = [*_split(headers)[1], (_CUT, str(size).encode()), (_DIGEST, digest)]
         key = key and key[: ID_CHARACTERS.max]
         value = value[: max(0, max_bytes - _bytes(headers) - len(key or b""))]
-    emit(topic, value, key, record.timestamp()[1], headers)
+    emit(topic, value, key, plausible(_sent_at(record, service), now), headers)
 
 
 class DeadLetterProcessor(Processor):

@@ -24,6 +24,7 @@ class Score(TypedDict):
     epoch: int
     score: float
     probabilities: Mapping[str, float]
+    answered: bool
 
 
 def newness(score: Score) -> tuple[int, int]:
@@ -81,35 +82,28 @@ class Records:
             avro = schema_files.own(name)
             self._named[avro["name"]] = avro
 
-    def _expanded(self, avro: Any, seen: set[str]) -> Any:
-        """Put the named records where they are referred to, each in full the first time only, as Avro wants it."""
-        if isinstance(avro, str) and avro in self._named:
-            target = self._named[avro]
-            if not isinstance(target, dict):
-                return target
-            if target["name"] in seen:
-                return target["name"]
-            seen.add(target["name"])
-            return {**target, "fields": [{**f, "type": self._expanded(f["type"], seen)} for f in target["fields"]]}
-        if isinstance(avro, dict):
-            return {k: self._expanded(v, seen) if k in ("type", "items") else v for k, v in avro.items()}
-        return avro
-
     def _own(self, name: str) -> Codec:
-        avro = schema_files.own(name)
-        seen = {avro["name"]}
-        fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"]]
-        return Codec({**avro, "fields": fields})
+        return Codec(schema_files.standalone(schema_files.own(name), self._named))
 
     @cached_property
     def event(self) -> Codec:
-        """The producers' events."""
-        return Codec(self.pipeline.events.avro, self.pipeline.events.others.values())
+        """Events as the validator passes them on, with their time in milliseconds."""
+        return Codec(self.pipeline.events.valid_avro, self.pipeline.events.valid_others)
 
     @cached_property
     def label(self) -> Codec:
-        """The producers' labels."""
-        return Codec(self.pipeline.labels.avro, self.pipeline.labels.others.values())
+        """Labels as the validator passes them on, with their time in milliseconds."""
+        return Codec(self.pipeline.labels.valid_avro, self.pipeline.labels.valid_others)
+
+    @cached_property
+    def sent_event(self) -> Codec:
+        """Events as producers send them: the same as `event`, unless their time is in another unit."""
+        return Codec(self.pipeline.events.avro) if self.pipeline.events.as_millis else self.event
+
+    @cached_property
+    def sent_label(self) -> Codec:
+        """Labels as producers send them."""
+        return Codec(self.pipeline.labels.avro) if self.pipeline.labels.as_millis else self.label
 
     @cached_property
     def vector(self) -> Codec:
@@ -193,6 +187,6 @@ class Records:
 
     def _tail(self, name: str) -> Codec:
         avro = schema_files.own(name)
-        seen: set[str] = set()
-        fields = [{**f, "type": self._expanded(f["type"], seen)} for f in avro["fields"][1:]]
-        return Codec({**avro, "name": avro["name"] + "Tail", "fields": fields})
+        return Codec(
+            schema_files.standalone({**avro, "name": avro["name"] + "Tail", "fields": avro["fields"][1:]}, self._named)
+        )

@@ -67,10 +67,10 @@ class Updates:
         values: Mapping[str, Any],
         event_id: str,
         time: int,
-        timestamp: int,
+        origin: int,
         emit: Emit,
     ) -> None:
-        """Emit one update for each of the entities that views are kept of; `time` and `timestamp` in ms."""
+        """Emit one update for each of the entities that views are kept of; `time` and `origin` in ms."""
         for entity, prefix, fields in self._routes:
             entity_id = entities.get(entity)
             if entity_id is None:
@@ -93,4 +93,4 @@ class Updates:
                 "numbers": numbers,
                 "texts": texts,
             }
-            emit(self.topic, self._encode(update), prefix + entity_id.encode(), timestamp)
+            emit(self.topic, self._encode(update), prefix + entity_id.encode(), origin)

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.encoding import json_values
+from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import Reject
+from tidemill.stages.validator.decode import Decoder
 
 PRIMITIVES = {
     "boolean": st.booleans(),
@@ -161,3 +163,55 @@ def test_a_default_of_another_type_is_refused(type_: Any, default: Any) -> None:
         return
     with pytest.raises((json_values.MismatchError, ValueError), match=r"field 'f' is|Default value"):
         json_values.fields_of(avro)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=1),
+    st.sampled_from([2**31, -(2**31), 2**63, -(2**63), -(2**63) - 1, "\ud800", {}]),
+)
+FLAT = st.lists(
+    st.one_of(
+        st.sampled_from([*PRIMITIVES, "float", {"type": "long", "logicalType": "timestamp-millis"}]),
+        st.sampled_from([*PRIMITIVES]).flatmap(lambda kind: st.sampled_from([["null", kind], [kind, "null"], [kind]])),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(FLAT, st.data())
+def test_what_is_taken_as_it_is_would_be_read_and_written_as_the_same(types: list[Any], data: Any) -> None:
+    fields = [{"name": f"f{number}", "type": type_} for number, type_ in enumerate(types)]
+    avro = {"type": "record", "name": "R", "fields": fields}
+    names = st.sampled_from([*(field["name"] for field in fields), "more"])
+    given_ = data.draw(
+        st.fixed_dictionaries({field["name"]: ODD for field in fields}) | st.dictionaries(names, ODD, max_size=5)
+    )
+    if json_values.as_it_is(avro)(given_):
+        record = json_values.record_of(json_values.fields_of(avro), given_, "", "R")
+        assert {name: repr(value) for name, value in record.items()} == {n: repr(v) for n, v in given_.items()}
+        codec = Codec(avro)
+        try:
+            message = codec.encode(given_)
+        except UnicodeEncodeError:
+            assert "\ud800" in given_.values()
+        else:
+            read = codec.read(message, HEADER)[0]
+            assert {name: repr(value) for name, value in read.items()} == {n: repr(v) for n, v in given_.items()}
+
+
+@pytest.mark.parametrize("text", ["NaN", "1e400", "-Infinity", '"\\ud800"', "\ufeff1", "18446744073709551617"])
+def test_what_the_fast_reader_of_json_refuses_is_told_by_what_it_is(text: str) -> None:
+    avro = {"type": "record", "name": "R", "fields": [{"name": "f", "type": "double"}]}
+    decoder = Decoder(Codec(avro))
+    if text in ("NaN", "1e400", "-Infinity"):
+        assert repr(decoder.decode(b'{"f": %s}' % text.encode())[0]["f"]) == repr(json.loads(text))
+    else:
+        with pytest.raises(Reject) as refused:
+            decoder.decode(b'{"f": %s}' % text.encode())
+        assert refused.value.reason == ("not_json" if text == "\ufeff1" else "wrong_type")

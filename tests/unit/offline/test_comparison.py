@@ -193,6 +193,7 @@ class TestByDefinition:
             for score in (example["prediction"]["champion"], *example["prediction"]["challengers"]):
                 other = ("late", "early")[at % 2 == 0]
                 score["probabilities"] = {example["label"]: score["score"], other: 1 - score["score"]} if at else {}
+                score["answered"] = bool(at)
             examples.append(example)
         report = found(pipeline, examples)
         assert (report.questions, report.neither) == (249, 1), "who knows no class has not answered"
@@ -382,6 +383,16 @@ class TestQuestions:
         both = frame[frame["at"].between(10, 89) & frame["slow"].notna()]
         assert report.lines[0].a["Accuracy"] == pytest.approx(((both["linear"] > 0.5) == both["label"]).mean())
         assert "left out: 10 that only linear answered" in comparison_text(report)
+
+    @pytest.mark.parametrize("untaught", ["linear", "slow"])
+    def test_a_model_that_has_learned_nothing_is_no_opponent(self, untaught: str) -> None:
+        examples = late(300)
+        for example in examples:
+            for answer in (example["prediction"]["champion"], *example["prediction"]["challengers"]):
+                answer["version"] *= answer["model"] != untaught
+        with pytest.raises(SettingsError, match=f"'{untaught}' has learned nothing.*run its learner") as refused:
+            found(LATE, examples)
+        assert f"--model {untaught}`" in str(refused.value)
 
     @pytest.mark.slow
     def test_the_champion_is_who_served_then(self) -> None:

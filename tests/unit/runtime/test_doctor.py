@@ -72,7 +72,8 @@ def test_where_all_is_well_nothing_is_said() -> None:
         ("features", "min.insync.replicas", "4", "wrong"),
         ("features", "min.insync.replicas", "3", "warning"),
         ("features", "min.insync.replicas", "1", "warning"),
-        ("features", "message.timestamp.type", "LogAppendTime", "warning"),
+        ("events", "message.timestamp.type", "LogAppendTime", "warning"),
+        ("labels", "message.timestamp.after.max.ms", str(DAY), "warning"),
     ],
 )
 def test_a_topic_setting_that_can_eat_a_pipeline(topic: str, setting: str, value: str, level: str) -> None:

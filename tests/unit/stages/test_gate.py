@@ -717,6 +717,27 @@ class TestFlights:
         assert set(served[first:]) == {"calm"}
 
 
+@pytest.mark.parametrize("untaught", ["linear", "slow"])
+def test_a_model_that_has_learned_nothing_is_no_opponent(untaught: str) -> None:
+    for version, verdict in ((0, ""), (1, "better")):
+        trial = Trial(PIPELINE, GATE, ModelRef("linear"), ModelRef("slow"), Terms(0.05, 10))
+        for at in range(300):
+            example = small.example(PIPELINE, "e", at % 2, 0)
+            by = {name: version if name == untaught else at for name in ("linear", "slow")}
+            right = 0.8 if at % 2 else 0.2
+            trial.take(example, [small.score("linear", 0.5, by["linear"]), small.score("slow", right, by["slow"])])  # type: ignore[arg-type,list-item]
+        assert trial.outcome().verdict == verdict
+        assert ("has learned nothing in 300 questions" in trial.outcome().why) == (version == 0)
+
+
+def test_a_question_without_an_answer_is_no_question() -> None:
+    trial = Trial(PIPELINE, GATE, ModelRef("linear"), ModelRef("slow"), Terms(0.05, 10))
+    for at in range(20):
+        scores = [small.score("linear", 0.4, 1), small.score("slow", 0.5, 1) | {"answered": at % 2 == 0}]
+        trial.take(small.example(PIPELINE, "e", True, 0), scores)  # type: ignore[arg-type]
+    assert trial.questions == 10
+
+
 def test_a_trial_counts_values_of_a_segment_that_are_too_many_together() -> None:
     trial = Trial(PIPELINE, GATE, ModelRef("linear"), ModelRef("slow"), Terms(0.05, 10))
     for number_ in range(300):

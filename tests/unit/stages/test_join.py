@@ -139,7 +139,7 @@ RECORDS = Records(PIPELINE)
 HOUR = 3_600_000
 LOG_SLOT = TopicPartition(topics.PREDICTION_LOG.name(PIPELINE.name), 0)
 LABELS_SLOT = TopicPartition(topics.LABELS_VALID.name(PIPELINE.name), 0)
-SCORE = {"model": "logreg", "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}}
+SCORE = {"model": "logreg", "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}, "answered": True}
 
 
 def log_record(offset: int, name: str, hours: int) -> MemoryRecord:

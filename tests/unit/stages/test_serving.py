@@ -79,7 +79,14 @@ class TestSeats:
         )
         step.put("linear", 9, Says(0.9))
         (log,) = score(step)
-        assert log["champion"] == {"model": "linear", "version": 7, "epoch": 0, "score": 0.7, "probabilities": {}}
+        assert log["champion"] == {
+            "model": "linear",
+            "version": 7,
+            "epoch": 0,
+            "score": 0.7,
+            "probabilities": {},
+            "answered": True,
+        }
         assert answers(log)[1:] == [("slow", 5), ("linear", 9), ("slow", 2), ("third", 0), ("baseline", 0)]
 
     def test_a_candidate_shadows_as_soon_as_it_has_a_version_and_goes_when_nobody_follows_it(self) -> None:

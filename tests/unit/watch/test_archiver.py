@@ -35,7 +35,10 @@ def log(n: int, day: int = 0) -> dict[str, object]:
         "entities": {}, "as_of": {}, "stale": [],
         "vector": vector,
     }  # fmt: skip
-    scores = [{"model": m, "version": n, "epoch": 0, "score": 0.25, "probabilities": {}} for m in FLIGHTS.model_names]
+    scores = [
+        {"model": m, "version": n, "epoch": 0, "score": 0.25, "probabilities": {}, "answered": True}
+        for m in FLIGHTS.model_names
+    ]
     return {"features": features, "champion": scores[0], "challengers": scores[1:]}
 
 

@@ -27,7 +27,7 @@ from tidemill.stream.memory import MemoryRecord
 from tidemill.watch.monitor.alerts import Alerts, Thresholds, UsualRanges
 from tidemill.watch.monitor.core import Core
 from tidemill.watch.monitor.drift import MIN_SHARE, CategoryReference, NumberReference
-from tidemill.watch.monitor.figures import Columns, FigureKey, prediction_figures
+from tidemill.watch.monitor.figures import Columns, FigureKey, example_figures, prediction_figures
 from tidemill.watch.monitor.performance import Answers, WindowMetrics
 from tidemill.watch.monitor.service import MonitorService, _FetchThread, credentials
 from tidemill.watch.monitor.windows import SourceWindows, hash_of
@@ -91,12 +91,30 @@ def test_a_gain_is_positive_where_it_is_better() -> None:
     assert window_metrics.gain("LogLoss", 0.5, 0.6) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("version", "measured"), [(0, False), (7, True)])
+def test_a_baseline_that_has_learned_nothing_is_no_measure(version: int, measured: bool) -> None:
+    columns, rows = Columns(FLIGHTS), []
+    for at in range(40):
+        log = served(event_time=at)
+        for score in (log["champion"], *log["challengers"]):  # type: ignore[misc]
+            score["version"] = version if score["model"] == "baseline" else at
+        example = {"prediction": log, "label": at % 2 == 0, "label_time": at + 1}
+        rows.append(columns.example_row(example))
+    frame = pd.DataFrame(rows, columns=list(columns.example))
+    found = example_figures(FLIGHTS, WindowMetrics(FLIGHTS), frame, [], 10, None)
+    assert any(key.name.endswith("_gain") and key.version < 0 for key in found) == measured
+    assert FigureKey("LogLoss", "baseline") in found
+
+
 # How old features were.
 
 
 def served(**of: object) -> dict[str, object]:
     """Return a record of the prediction log, with all that the figures of views do not look at left empty."""
-    scores = [{"model": m, "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.model_names]
+    scores = [
+        {"model": m, "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}, "answered": True}
+        for m in FLIGHTS.model_names
+    ]
     features = {"event_id": "e", "entity_id": "JFK", "event_time": 0, "partition": 0, "offset": 0, "partial": False,
                 "entities": {}, "as_of": {}, "stale": [], "vector": dict.fromkeys(FLIGHTS.vector)}  # fmt: skip
     return {"features": features | of, "champion": scores[0], "challengers": scores[1:]}
@@ -540,7 +558,10 @@ def test_one_long_category_costs_its_own_length_only() -> None:
 def test_labels_that_come_later_than_the_reference_is_long_do_not_end_it() -> None:
     made, hour = core(), 3_600_000
     vector = dict.fromkeys(FLIGHTS.vector) | {"carrier": "UA"}
-    scores = [{"model": m, "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}} for m in FLIGHTS.model_names]
+    scores = [
+        {"model": m, "version": 0, "epoch": 0, "score": 0.5, "probabilities": {}, "answered": True}
+        for m in FLIGHTS.model_names
+    ]
     for n in range(500):
         features = {"event_id": f"e{n}", "entity_id": "JFK", "event_time": n * hour // 100, "partition": 0, "offset": n,
                     "partial": False, "entities": {}, "as_of": {}, "stale": [], "vector": vector}  # fmt: skip

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.table import Table
+
 from tidemill.cli.text.shared import new_table, render
 from tidemill.runtime.doctor import Finding
+
+
+def differences_text(servers: str, findings: Sequence[Finding]) -> str:
+    """Return the table of how topics differ from their declaration, with the fixes."""
+    if not findings:
+        return f"\nthe topics at {servers} are as declared\n"
+    return f"\nthe topics at {servers} differ\n" + render(_table(findings))
 
 
 def findings_text(findings: Sequence[Finding], examined: int) -> str:
@@ -15,7 +24,11 @@ def findings_text(findings: Sequence[Finding], examined: int) -> str:
     summary = f"{examined} examined, {wrong} wrong, {warnings} {'warning' if warnings == 1 else 'warnings'}"
     if not findings:
         return f"{summary}\n"
+    return render(_table(findings), summary)
+
+
+def _table(findings: Sequence[Finding]) -> Table:
     table = new_table("", "what", "value", "expected", "fix")
     for one in findings:
         table.add_row(one.level, one.what, one.value, one.expected, one.fix)
-    return render(table, summary)
+    return table

@@ -65,7 +65,8 @@ def _at(place: Mapping[str, Any]) -> str:
 
 def _schema(pipeline: Pipeline, number: int) -> str:
     known = {schema_files.fingerprint(avro): name for name, avro in pipeline.events.others.items()}
-    known[Records(pipeline).event.id] = pipeline.events.schema
+    records = Records(pipeline)
+    known |= {records.event.id: pipeline.events.schema, records.sent_event.id: pipeline.events.schema}
     return f"{known[number]} (id {number})" if number in known else f"id {number}"
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tidemill.cli.text.shared import minute, new_table, render
+from tidemill.cli.text.shared import minute, new_table, printable, render
 
 if TYPE_CHECKING:
     from tidemill.features.store import Known
@@ -48,14 +48,17 @@ def backtest_text(report: BacktestReport) -> str:
             minute(row["time"]), f"{row['examples']:,}", *("" if v is None else f"{v:.4f}" for v in course_values)
         )
     dead = ", ".join(f"{reason} {n:,}" for reason, n in sorted(report.dead_letters.items())) or "none"
+    no_records = report.events - report.valid - sum(report.refused.values())
     head = (
         f"pipeline {report.pipeline}: {report.task}, {report.events:,} events from {minute(report.first_event)} "
         f"to {minute(report.last_event)} UTC, {report.labels:,} labels\n"
         f"predictions {report.predictions:,} = joined {report.joined:,} + expired {report.expired:,} "
         f"+ pending {report.pending:,}\n"
         + (f"not learned, for their source had its share: {report.over_share:,}\n" if report.over_share else "")
+        + (f"passed over, for they are no records (deletes, tombstones): {no_records:,}\n" if no_records else "")
         + f"dead letters: {dead}\n"
-        f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
+        + "".join(f"  {reason}, the first: {printable(why)}\n" for reason, why in sorted(report.first_letters.items()))
+        + f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
     failed = "".join(
         f"learn_one of {model} raised on {n:,} examples\n" for model, n in sorted(report.learn_failed.items())

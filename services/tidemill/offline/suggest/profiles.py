@@ -23,6 +23,7 @@ from tidemill.offline import history
 from tidemill.offline.source import FileSource, KafkaSource
 from tidemill.rules import LARGEST_NUMBER, Rule
 from tidemill.stream.api import Broker, Progress
+from tidemill.stream.origin import origin_of
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -281,11 +282,11 @@ class StreamProfile:
         self.records = self.skipped = 0
         self.fields = {
             avro["name"]: Profile(avro, stream.types[avro["name"]], [r for r in declared if r.field == avro["name"]])
-            for avro in stream.avro["fields"]
+            for avro in stream.valid_avro["fields"]
         }
         self.ids = RepeatedIds(MAX_IDS)
         self.delay = Profile({"name": stream.time, "type": "long"}, "long")
-        """How long after its own time a record came, in ms, by its Kafka timestamp; empty where history is a file."""
+        """How long after its own time a record came, in ms, by its origin; empty where history is a file."""
         self.rising = {
             name: Rising()
             for name, profile in self.fields.items()
@@ -341,7 +342,7 @@ def of_kafka(pipeline: Pipeline, broker: Broker, progress: Progress | None = Non
             decoded = [(record, row) for record in batch if (row := codec.of(record.value())) is not None]
             profile.skipped += len(batch) - len(decoded)
             numbers = np.array([(r.partition() << 48) + r.offset() for r, _ in decoded], np.int64)
-            arrivals = np.array([r.timestamp()[1] for r, _ in decoded], np.int64)
+            arrivals = np.array([origin_of(r) for r, _ in decoded], np.int64)
             profile.take([row for _, row in decoded], numbers, arrivals)
             if progress:
                 progress(len(batch))

@@ -115,14 +115,14 @@ class PrequentialRun:
                     raise TimeIsUpError
                 self._steps_done += 1
                 if step >= 0:
-                    score, probabilities = kind.predict(self.model, questions.x(step))
-                    if not math.isfinite(score):
-                        raise ValueError(f"a score was {score}")
-                    self._answers[step] = score, probabilities
+                    answer = kind.predict(self.model, questions.x(step))
+                    if not math.isfinite(answer[0]):
+                        raise ValueError(f"a score was {answer[0]}")
+                    self._answers[step] = answer
                     continue
-                score, probabilities = self._answers.pop(~step)
+                answer = self._answers.pop(~step)
                 label = questions.examples[~step].label
-                self.scorecard.update(label, kind.judged(score, probabilities))
+                self.scorecard.update(label, kind.judged(*answer))
                 kind.learn(self.model, questions.x(~step), label)
                 self.examples += 1
         finally:

@@ -28,6 +28,7 @@ from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
+from tidemill.stream.origin import origin_of
 from tidemill.watermark import NEVER
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
@@ -108,6 +109,7 @@ class Featurizer(DeadLetterProcessor):
         self._new: dict[int, tuple[str, ...]] = {}
         events = pipeline.events
         self._id, self._time, self._key = events.id, events.time, events.key
+        self._takes_empty = events.empty_entities
         self._remote = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.remote_views]
         self._entities = tuple(dict.fromkeys(view.entity for view in pipeline.remote_views))
 
@@ -137,8 +139,10 @@ class Featurizer(DeadLetterProcessor):
         for record in records:
             event = decode(record.value() or b"")
             vector = self._request_features(record, event, emit) if is_live else None
-            entities = {name: str(event[name]) for name in self._entities if event[name] is not None}
-            requests.append(_Request(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector))
+            entities = {name: str(event[name]) for name in self._entities if self._names_one(event[name])}
+            request = _Request(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector)
+            request.is_nobody = not self._names_one(event[key])
+            requests.append(request)
         lookup = self._lookup(requests) if self.remote_views and is_live else RemoteLookup()
         served, stale_vectors = [], Counter[str]()
         for request in requests:
@@ -153,10 +157,14 @@ class Featurizer(DeadLetterProcessor):
                 if new := self._new.pop(request.record.partition(), ()):
                     self.updates.emit_control("begins", new, request.time, emit)
                 self.updates.emit(
-                    request.entities, request.event, request.id, request.time, request.record.timestamp()[1], emit
+                    request.entities, request.event, request.id, request.time, origin_of(request.record), emit
                 )
         self._measure(served, stale_vectors)
         return True
+
+    def _names_one(self, value: Any) -> bool:
+        """Whether a field's value names an entity."""
+        return value is not None and (self._takes_empty or not isinstance(value, str) or not _is_blank(value))
 
     def _request_features(self, record: Record, event: Mapping[str, Any], emit: Emit) -> dict[str, Any] | None:
         """Return what the vector has from the event alone; None where the declaration's own functions failed."""
@@ -187,6 +195,10 @@ class Featurizer(DeadLetterProcessor):
                 continue  # this view's store was further on than another's: it has the event already
             state.offset = offset + 1
             plan = state.plan
+            if request.is_nobody:
+                if request.vector is not None:
+                    request.vector.update(dict.fromkeys(plan.names))
+                continue
             request.partial |= state.is_partial(request.time)
             entity = state.entities.get(request.entity)
             if request.vector is not None:
@@ -239,7 +251,7 @@ class Featurizer(DeadLetterProcessor):
         if len(data) > MAX_VECTOR_BYTES:
             self.refuse(record, Reject("too_large", VECTOR_BYTES.excess(len(data)), entity=request.entity), emit)
         else:
-            emit(self.topic, data, record.key(), record.timestamp()[1])
+            emit(self.topic, data, record.key(), origin_of(record))
 
     def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Mapping[str, int]) -> None:
         """Measure by view how old the oldest features of a batch were, and how many vectors it was stale in."""
@@ -262,6 +274,10 @@ class Featurizer(DeadLetterProcessor):
         return self.views.gauges()
 
 
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
 def build(pipeline: Pipeline, stores: Mapping[str, ViewStore], remote_views: RemoteViews | None = None) -> Service:
     """Wire the featurizer to its topics."""
     return service("featurizer", pipeline.name, Featurizer(pipeline, stores, remote_views))
@@ -279,3 +295,4 @@ class _Request:
     entities: dict[str, str]
     vector: dict[str, Any] | None
     partial: bool = False
+    is_nobody: bool = False

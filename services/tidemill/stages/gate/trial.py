@@ -64,13 +64,13 @@ class Trial:
         self.gate, self.champion, self.challenger, self.terms = gate, champion, challenger, terms
         self.loss, self._loss = LOSSES[pipeline.task]
         self._kind = pipeline.kind
-        self._by_class = pipeline.task == "multiclass"
         self._segments = pipeline.monitor.segments if gate.segments is None else gate.segments
         self._metrics = [gate.metric.clone(), gate.metric.clone()] if gate.metric is not None else []
         self.differences = Differences()
         self._all = _SegmentLosses()
         self._lines: dict[tuple[str, Any], _SegmentLosses] = {}
         self.middle_version = 0
+        self._newest = {champion: 0, challenger: 0}
         self.reported = ""
 
     @property
@@ -86,8 +86,10 @@ class Trial:
     def take(self, example: Example, scores: Sequence[Score]) -> None:
         """Take an example, where both have answered it."""
         a, b = answer(scores, self.champion), answer(scores, self.challenger)
-        if a is None or b is None or (self._by_class and not (a["probabilities"] and b["probabilities"])):
+        if a is None or b is None or not (a["answered"] and b["answered"]):
             return
+        for ref, by in ((self.champion, a), (self.challenger, b)):
+            self._newest[ref] = max(self._newest[ref], by["version"])
         label = example["label"]
         champion, challenger = self._loss(label, a), self._loss(label, b)
         if 2 * self.questions < self.gate.watch:
@@ -118,6 +120,8 @@ class Trial:
         interval, questions = self.interval(), f"{self.questions:,} questions"
         if interval is None:
             return Outcome("", f"{questions} of {self.terms.first:,}")
+        if untaught := [ref for ref, version in self._newest.items() if not version]:
+            return Outcome("", f"{untaught[0]} has learned nothing in {questions}: run its learner")
         shown = f"{loss_text(self.loss, interval)}, in {questions}"
         if interval.high < 0:
             return Outcome("worse", f"{self.challenger} is worse than {self.champion}: {shown}")

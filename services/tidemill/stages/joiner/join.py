@@ -29,15 +29,15 @@ from tidemill.watermark import SLACK_PART, Marks, State, Watermark
 class Event:
     """A prediction that has been made; `value` is None once it has been joined or has expired."""
 
-    __slots__ = ("done", "entity", "id", "label", "later", "offset", "reach", "time", "timestamp", "value", "watermark")
+    __slots__ = ("done", "entity", "id", "label", "later", "offset", "origin", "reach", "time", "value", "watermark")
 
     def __init__(
-        self, event_id: str, time: int, offset: int, watermark: int, value: bytes, timestamp: int, entity: str
+        self, event_id: str, time: int, offset: int, watermark: int, value: bytes, origin: int, entity: str
     ) -> None:
         self.id, self.time, self.offset, self.watermark = event_id, time, offset, watermark
         self.reach = time  # the latest time of anything that was settled by knowing this event
         self.value: bytes | None = value
-        self.timestamp, self.entity = timestamp, entity
+        self.origin, self.entity = origin, entity
         self.label: Label | None = None
         self.later: Event | None = None
         self.done = False
@@ -146,9 +146,7 @@ class Join:
         """The event time, in ms, that the labels have reached."""
         return self.labels.time
 
-    def add_event(
-        self, event_id: str, time: int, offset: int, value: bytes, timestamp: int = 0, entity: str = ""
-    ) -> bool:
+    def add_event(self, event_id: str, time: int, offset: int, value: bytes, origin: int = 0, entity: str = "") -> bool:
         """Take a prediction; returns False where one of this event id is still remembered: it is a duplicate."""
         self.kept_events.note(offset, self.log)
         self.log.add(time)
@@ -162,7 +160,7 @@ class Join:
             if earlier.later is None:
                 break
             earlier = earlier.later
-        event = Event(event_id, time, offset, watermark, value, timestamp, entity)
+        event = Event(event_id, time, offset, watermark, value, origin, entity)
         if earlier is None:
             self.events[event_id] = event
         else:

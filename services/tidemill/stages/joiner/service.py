@@ -18,6 +18,7 @@ from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Service
+from tidemill.stream.origin import origin_of
 from tidemill.watermark import State, Watermark
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
@@ -100,7 +101,7 @@ class Joiner(DeadLetterProcessor):
                     continue
                 event = head(value, HEADER)
                 if not join.add_event(
-                    event["event_id"], event["event_time"], offset, value, record.timestamp()[1], event["entity_id"]
+                    event["event_id"], event["event_time"], offset, value, origin_of(record), event["entity_id"]
                 ):
                     self._reject(
                         record, Reject("duplicate_event", f"event {event['event_id']!r} was predicted already")
@@ -121,7 +122,7 @@ class Joiner(DeadLetterProcessor):
     def _joined(self, event: Event, label: Label) -> None:
         outcome = self.records.outcome.body({"label": label.value, "label_time": label.time})
         value = self.records.example.header + (event.value or b"")[HEADER:] + outcome
-        self._emit(self.examples, value, event.id.encode(), label.record.timestamp()[1], None, 0)
+        self._emit(self.examples, value, event.id.encode(), origin_of(label.record), None, 0)
         self.counts["joined", self.examples] += 1
         if self._updates and self._emit is not discard:
             self._update_views(event, label)
@@ -133,10 +134,10 @@ class Joiner(DeadLetterProcessor):
             self._updates.emit_control("begins", self._new.pop(partition), label.time, self._emit)
         label_record = self.records.label.decode(label.record.value() or b"")
         values = {**features["vector"], **label_record, "label": label.value}
-        self._updates.emit(features["entities"], values, event.id, label.time, label.record.timestamp()[1], self._emit)
+        self._updates.emit(features["entities"], values, event.id, label.time, origin_of(label.record), self._emit)
 
     def _expired(self, event: Event) -> None:
-        self._emit(self.expired_topic, event.value or b"", event.id.encode(), event.timestamp)
+        self._emit(self.expired_topic, event.value or b"", event.id.encode(), event.origin)
         self.counts["expired", self.expired_topic] += 1
 
     def _duplicate(self, event: Event, label: Label) -> None:

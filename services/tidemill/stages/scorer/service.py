@@ -23,6 +23,7 @@ from tidemill.registry.decisions import ModelRef
 from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition
 from tidemill.stream.loop import Service
+from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
 from tidemill.wire.records import Features, Records, Score, vector_to_x
@@ -147,7 +148,7 @@ class Scorer(DeadLetterProcessor):
     def ask(self, name: str, version: int, model: Any, epoch: int, x: Mapping[str, Any]) -> Score:
         """Return a model's score. Raises Reject where it fails, or its score is not finite or out of range."""
         try:
-            score, probabilities = self._predict(model, x)
+            score, probabilities, answered = self._predict(model, x)
         except Exception as error:  # a model's own code
             raise Reject(
                 "model_failed", f"model {name!r} version {version} raised {type(error).__name__}: {error}"
@@ -155,7 +156,14 @@ class Scorer(DeadLetterProcessor):
         if not self._is_valid_score(score, probabilities):
             self.counts["not_finite", "score"] += 1
             raise Reject("not_finite_score", f"model {name!r} version {version} scores {score}", value=score)
-        return {"model": name, "version": version, "epoch": epoch, "score": score, "probabilities": probabilities}
+        return {
+            "model": name,
+            "version": version,
+            "epoch": epoch,
+            "score": score,
+            "probabilities": probabilities,
+            "answered": answered,
+        }
 
     def _ask(self, slot: ServingSlot, x: Mapping[str, Any]) -> Score:
         return self.ask(slot.name, slot.version, slot.model, slot.epoch, x)
@@ -225,13 +233,13 @@ class Scorer(DeadLetterProcessor):
                 self.refuse(record, reject, emit)
                 continue
             entry = log_header + value[HEADER:] + scores({"champion": served, "challengers": self._shadow(served, x)})
-            timestamp = record.timestamp()[1]
+            origin = origin_of(record)
             event_id = features["event_id"]
             if len(entry) > MAX_PREDICTION_BYTES:  # with a score of each of very many classes
                 why = PREDICTION_BYTES.excess(len(entry))
                 self.refuse(record, Reject("too_large", why, entity=features["entity_id"]), emit)
                 continue
-            emit(self.log, entry, event_id.encode(), timestamp)
+            emit(self.log, entry, event_id.encode(), origin)
             emit(
                 self.predictions,
                 prediction(
@@ -243,7 +251,7 @@ class Scorer(DeadLetterProcessor):
                     }
                 ),
                 record.key(),
-                timestamp,
+                origin,
             )
         return True
 

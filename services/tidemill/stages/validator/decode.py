@@ -7,14 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from tidemill import limits
+from tidemill.declare.stream import Stream
 from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import HEADER, Codec
+from tidemill.encoding.envelopes import SkippedError, Unwrap, unwrapped
 from tidemill.encoding.schema_limits import memory_per_byte
 from tidemill.errors import Reject
-from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema
+from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema, accepted_schemas
 
 MAX_MESSAGE_BYTES, MAX_MEMORY_BYTES = limits.MESSAGE_BYTES.max, limits.MESSAGE_MEMORY_BYTES.max
+
+_fast_json = msgspec.json.Decoder().decode
 
 #: Where newer clients of Confluent's put the schema's id; the message is then the record alone.
 SCHEMA_HEADER = "__value_schema_id"
@@ -40,6 +46,8 @@ class Decoder:
         "avro" or "json" where only that is taken.
     counts
         Where promotions are counted, as ("promoted", field).
+    unwrap
+        The envelope that records come in; with `bare`, or come without.
     """
 
     def __init__(
@@ -49,25 +57,32 @@ class Decoder:
         find: Callable[[SchemaName], WriterSchema | None] = lambda _: None,
         encoding: str = "",
         counts: Counter[tuple[str, str]] | None = None,
+        unwrap: Unwrap = "",
+        *,
+        bare: bool = False,
     ) -> None:
         self.codec = codec
         self._avro_memory, self._json_memory = memory_per_byte(codec.avro)
         declared = WriterSchema(str(codec.avro["name"]), codec.read, same=True, memory_per_byte=self._avro_memory)
         self._accepted = {codec.id: declared, **(accepted or {})}
         self._find = find
-        self._encoding = encoding
+        self._encoding, self._unwrap, self._bare = encoding, unwrap, bare
         self._counts = Counter() if counts is None else counts
         self._header, self._takes_avro = codec.header, encoding != "json"
-        self._fields = json_values.fields_of(codec.avro)
+        self._fields, self._is_record = json_values.fields_of(codec.avro), json_values.as_it_is(codec.avro)
         types = schema_files.field_types(codec.avro)
         self._floats = [name for name, kind in types.items() if kind in ("float", "double", "union")]
 
     def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
-        """Return the record and its Avro message. Raises Reject with what is wrong, Retry for a schema not known yet.
+        """Return the record and its Avro message.
+
+        Raises Reject with what is wrong, Retry for a schema not known yet, SkippedError for what is no record.
 
         `headers` returns the message's headers; it is called only where the message does not begin as most do.
         """
         if not data:
+            if data is None and self._unwrap == "debezium":
+                raise SkippedError("tombstone")
             raise Reject("empty", "the message has no value")
         if len(data) > MAX_MESSAGE_BYTES:
             raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(data)))
@@ -88,7 +103,8 @@ class Decoder:
         form = declared_form or ("avro" if data[0] == 0 else "json" if data[:1] in b"{ \t\r\n" else "")
         if form == "json":
             self._allow(form)
-            return self._reencoded(self._json(data))
+            record = self._json(data)
+            return (record, self._encoded(record)) if self._is_record(record) else self._reencoded(self._record(record))
         if data[0] == 0:
             self._allow("avro")
             if len(data) < HEADER:
@@ -136,6 +152,8 @@ class Decoder:
         _check_memory(data, memory_per_byte)
         try:
             record, end = read(data, at)
+        except (Reject, SkippedError):
+            raise
         except (EOFError, IndexError) as error:
             raise Reject("truncated", "the record ends before its last field") from error
         except Exception as error:  # whatever hostile bytes make a decoder raise, it is one bad message
@@ -146,25 +164,36 @@ class Decoder:
 
     def _reencoded(self, record: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Return the record as consumers will read it, which is what has to be checked, and its message."""
+        message = self._encoded(record)
+        return self.codec.read(message, HEADER)[0], message
+
+    def _encoded(self, record: dict[str, Any]) -> bytes:
         try:
-            message = self.codec.encode(record)
-            if len(message) > MAX_MESSAGE_BYTES:  # with the defaults of what was left out
-                raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(message)))
-            return self.codec.read(message, HEADER)[0], message
-        except Reject:
-            raise
+            message: bytes = self.codec.encode(record)
         except Exception as error:  # half a surrogate, no symbol of the enum, an int of 40 bits, ...
             name = self.codec.avro["name"]
             raise Reject("wrong_type", f"the record can't be written as {name}: {error}", rule="schema") from error
+        if len(message) > MAX_MESSAGE_BYTES:  # with the defaults of what was left out
+            raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(message)))
+        return message
 
     def _json(self, data: bytes) -> dict[str, Any]:
         _check_memory(data, self._json_memory)
         try:
-            given = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
+            given = _fast_json(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            # It is stricter than Python's own, which takes NaN, 1e400 and UTF-16: they are told by what they are.
+            try:
+                given = json.loads(data)
+            except (ValueError, RecursionError) as error:
+                raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
+        if self._unwrap:
+            given = unwrapped(given, self._unwrap, bare=self._bare)
         if not isinstance(given, dict):
             raise Reject("not_json", f"{type(given).__name__} where an object was expected")
+        return given
+
+    def _record(self, given: dict[str, Any]) -> dict[str, Any]:
         try:
             record = json_values.record_of(self._fields, given, "", self.codec.avro["name"])
         except json_values.MismatchError as error:
@@ -173,6 +202,49 @@ class Decoder:
             if type(given.get(name)) is int and type(record[name]) is float:
                 self._counts["promoted", name] += 1
         return record
+
+
+class InMillis:
+    """Decodes as another decoder does, and makes milliseconds of the record's time.
+
+    What has them already goes on as it came: `valid` are the records that the validator passes on.
+    """
+
+    def __init__(self, decoder: Decoder, valid: Codec, time: str, as_millis: Callable[[Any], int]) -> None:
+        self._decoder, self._time, self._as_millis = decoder, time, as_millis
+        self._valid, self._decode_valid = valid, Decoder(valid).decode
+
+    def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
+        """Return the record and its Avro message. Raises as `Decoder.decode`, and Reject for what is no time."""
+        if data and data.startswith(self._valid.header):
+            return self._decode_valid(data)
+        record, _ = self._decoder.decode(data, headers)
+        value = record[self._time]
+        try:
+            record[self._time] = self._as_millis(value)
+        except ValueError as error:
+            message = f"field {self._time!r}: {error}"
+            raise Reject("bad_time", message, rule="time", field=self._time, value=value) from None
+        data = self._valid.encode(record)
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(data)))
+        return record, data
+
+
+def stream_decoder(
+    stream: Stream,
+    sent: Codec,
+    valid: Codec,
+    find: Callable[[SchemaName], WriterSchema | None] = lambda _: None,
+    encoding: str = "",
+    counts: Counter[tuple[str, str]] | None = None,
+    *,
+    bare: bool = False,
+) -> Decoder | InMillis:
+    """Return what decodes a stream's messages; arguments as `Decoder`'s."""
+    others = accepted_schemas(stream.others, sent, stream.unwrap)
+    decoder = Decoder(sent, others, find, encoding, counts, stream.unwrap, bare=bare)
+    return InMillis(decoder, valid, stream.time, stream.as_millis) if stream.as_millis else decoder
 
 
 def _check_memory(data: bytes, memory_per_byte: int) -> None:

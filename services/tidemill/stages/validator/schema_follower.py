@@ -16,6 +16,7 @@ from typing import Protocol
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
+from tidemill.encoding.envelopes import Unwrap
 from tidemill.errors import Retry, StoreError
 from tidemill.limits import SCHEMA_BYTES, SCHEMA_VERSIONS
 from tidemill.stages.validator.writer_schemas import (
@@ -78,9 +79,9 @@ class SchemaFollower(WriterSchemas):
     ) -> None:
         records = Records(pipeline)
         self.registry, self.seconds, self.clock = registry, seconds, clock
-        self._codecs: Mapping[str, Codec] = {
-            topics.EVENTS.name(pipeline.name): records.event,
-            topics.LABELS.name(pipeline.name): records.label,
+        self._read_as: Mapping[str, tuple[Codec, Unwrap]] = {
+            topics.EVENTS.name(pipeline.name): (records.sent_event, pipeline.events.unwrap),
+            topics.LABELS.name(pipeline.name): (records.sent_label, pipeline.labels.unwrap),
         }
         self._known: dict[tuple[str, SchemaName], WriterSchema] = {}
         self._read: set[tuple[str, int]] = set()
@@ -161,13 +162,13 @@ class SchemaFollower(WriterSchemas):
                 self.refresh()
 
     def _read_subjects(self) -> None:
-        for topic, codec in self._codecs.items():
+        for topic, (codec, unwrap) in self._read_as.items():
             subject = subject_of(topic)
             for number in self.registry.versions(subject)[-SCHEMA_VERSIONS.max :]:
                 if (subject, number) in self._read:
                     continue
                 version = self.registry.version(subject, number)
-                schema = _writer_schema(version, codec)
+                schema = _writer_schema(version, codec, unwrap)
                 self._known[topic, version.id] = schema
                 if version.guid:
                     self._known[topic, version.guid] = schema
@@ -185,7 +186,7 @@ class SchemaFollower(WriterSchemas):
             log.info("schema known", extra={"schema": schema.name, "id": version.id})
 
 
-def _writer_schema(version: SchemaVersion, codec: Codec) -> WriterSchema:
+def _writer_schema(version: SchemaVersion, codec: Codec, unwrap: Unwrap) -> WriterSchema:
     if version.kind != "AVRO":
         return refused_schema(version.name, f"it is {version.kind} where AVRO was expected")
     if version.refers:
@@ -199,4 +200,4 @@ def _writer_schema(version: SchemaVersion, codec: Codec) -> WriterSchema:
         avro = json.loads(version.schema)
     except (ValueError, RecursionError) as error:
         return refused_schema(version.name, f"it is not JSON: {error}")
-    return writer_schema(version.name, avro, codec)
+    return writer_schema(version.name, avro, codec, unwrap)

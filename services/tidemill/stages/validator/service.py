@@ -8,6 +8,7 @@ state   what rules that remember need, by partition, rebuilt from the log; the f
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,20 +19,24 @@ from tidemill.declare.fuse import Fuse
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
 from tidemill.encoding.codec import Codec
+from tidemill.encoding.envelopes import SkippedError
 from tidemill.errors import Reject, Stopped
 from tidemill.limits import ID_CHARACTERS
 from tidemill.rules import Rule
 from tidemill.stages.validator.circuit_breaker import CircuitBreaker
-from tidemill.stages.validator.decode import Decoder
+from tidemill.stages.validator.decode import Decoder, InMillis, stream_decoder
 from tidemill.stages.validator.rule_check import RuleState, RuleWarning, compile_rules, text_check
-from tidemill.stages.validator.writer_schemas import NoWriterSchemas, WriterSchemas, accepted_schemas
+from tidemill.stages.validator.writer_schemas import NoWriterSchemas, WriterSchemas
 from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
 from tidemill.stream.loop import Service
+from tidemill.stream.origin import IMPLAUSIBLE, plausible
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor, redrive_headers, shorten
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
+
+log = logging.getLogger(__name__)
 
 MAX_ID_CHARACTERS = ID_CHARACTERS.max
 #: The header of a valid record for each rule that has warned of it, as rule:field.
@@ -42,7 +47,13 @@ class _Route:
     """From a raw topic to a valid one: how one stream's records are decoded, checked and passed on."""
 
     def __init__(
-        self, stream: Stream, decoder: Decoder, rules: Sequence[Rule], entities: Collection[str], to: str, fuse: Fuse
+        self,
+        stream: Stream,
+        decoder: Decoder | InMillis,
+        rules: Sequence[Rule],
+        entities: Collection[str],
+        to: str,
+        fuse: Fuse,
     ) -> None:
         self.name = to.rpartition(".")[0].rpartition(".")[2]
         self.stream, self.rules, self.to = stream, rules, to
@@ -90,25 +101,28 @@ class Validator(DeadLetterProcessor):
         self.warnings = topics.WARNINGS.name(name)
         self._entities = {view.entity for view in pipeline.views}
         self._fuse = pipeline.fuse if fuse else Fuse(run=0, share=0)
+        events = self.records.sent_event, self.records.event
+        labels = self.records.sent_label, self.records.label
         self._routes = {
-            raw.name(name): self._route(raw.name(name), stream, codec, checks, valid.name(name))
-            for raw, stream, codec, checks, valid in (
-                (topics.EVENTS, pipeline.events, self.records.event, pipeline.event_checks, topics.EVENTS_VALID),
-                (topics.LABELS, pipeline.labels, self.records.label, pipeline.label_checks, topics.LABELS_VALID),
+            raw.name(name): self._route(raw.name(name), stream, codecs, checks, valid.name(name))
+            for raw, stream, codecs, checks, valid in (
+                (topics.EVENTS, pipeline.events, events, pipeline.event_checks, topics.EVENTS_VALID),
+                (topics.LABELS, pipeline.labels, labels, pipeline.label_checks, topics.LABELS_VALID),
             )
         }
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
         self._labels = topics.LABELS.name(name)
         self._assigned: set[TopicPartition] = set()
+        self._old: set[str] = set()
         self._rule_states: dict[tuple[str, int], RuleState] = {}
 
-    def _route(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Route:
-        others, find = accepted_schemas(stream.others, codec), partial(self._writers.find, topic)
+    def _route(self, topic: str, stream: Stream, codecs: tuple[Codec, Codec], rules: Sequence[Rule], to: str) -> _Route:
         encoding = "" if self._any_encoding else stream.encoding
-        return _Route(
-            stream, Decoder(codec, others, find, encoding, self.counts), rules, self._entities, to, self._fuse
+        decoder = stream_decoder(
+            stream, *codecs, partial(self._writers.find, topic), encoding, self.counts, bare=self._any_encoding
         )
+        return _Route(stream, decoder, rules, self._entities, to, self._fuse)
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         metadata = CommitMetadata.decode(committed.metadata)
@@ -142,11 +156,13 @@ class Validator(DeadLetterProcessor):
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         is_live = emit is not discard
         routes, labels, now = self._routes, self._labels, self.clock() * 1000
+        is_history, oldest = self._any_encoding, now - topics.EVENTS.retention_ms
         for index, record in enumerate(records):
             self.in_hand, topic = record, record.topic()
             route = routes[topic]
             if not is_live:
-                now = record.timestamp()[1]  # what was refused for its time must not be remembered as if it had passed
+                # What was refused for its time must not be remembered as if it had passed.
+                now = plausible(record.timestamp()[1], self.clock() * 1000)
             try:
                 decoded, data = route.decode(record.value(), record.headers)
                 if len(data) > MAX_ID_CHARACTERS:  # else no text in it is too long
@@ -156,6 +172,8 @@ class Validator(DeadLetterProcessor):
                     self._check_label(decoded)
                 if self._rule_states:
                     warnings = self._remember(record, decoded, warnings)
+            except SkippedError as skipped:
+                self.counts["unwrapped", skipped.kind] += is_live
             except Reject as reject:
                 if is_live:
                     self.refuse(record, reject, emit)
@@ -167,10 +185,29 @@ class Validator(DeadLetterProcessor):
                 headers = redrive_headers(record.headers())
                 if warnings:
                     headers = [*self._note_warnings(route, decoded, warnings), *(headers or ())]  # the mark stays last
-                emit(route.to, data, str(decoded[route.key]).encode(), record.timestamp()[1], headers)
+                origin = sent = record.timestamp()[1]
+                if is_live and not is_history:
+                    origin = plausible(sent, now)
+                    if origin != sent:
+                        self.counts["implausible_timestamps", topic] += 1
+                        headers = [(IMPLAUSIBLE, str(sent).encode()), *(headers or ())]
+                    elif 0 < sent < oldest:
+                        self._note_old(topic, sent)
+                emit(route.to, data, str(decoded[route.key]).encode(), origin, headers)
         if is_live:
             self._warn(now, emit)
         return True
+
+    def _note_old(self, topic: str, timestamp: int) -> None:
+        """Say once that a topic gets records which its retention may delete before they are read."""
+        self.counts["old_timestamps", topic] += 1
+        if topic not in self._old:
+            self._old.add(topic)
+            log.warning(
+                "records are dated so far back that Kafka may delete them before they are read: set retention.ms=-1 on "
+                "their topic until they are, or send history with the timestamp left to Kafka",
+                extra={"topic": topic, "timestamp": timestamp},
+            )
 
     def _remember(
         self, record: Record, decoded: Mapping[str, Any], warnings: list[RuleWarning] | None

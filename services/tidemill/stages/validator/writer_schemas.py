@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidemill.encoding import schema_files
-from tidemill.encoding.codec import Codec
-from tidemill.encoding.resolution import promoted, unreadable
+from tidemill.encoding.codec import HEADER, Codec
+from tidemill.encoding.envelopes import Unwrap, after_image, inner_schema
+from tidemill.encoding.resolution import other_unit, promoted, unreadable
 from tidemill.encoding.schema_limits import memory_per_byte, unsafe
 
 #: How a message names its schema: by the id that a registry gave it, or by its GUID, 16 bytes.
@@ -54,14 +55,18 @@ def refused_schema(name: str, why: object, field: str = "") -> WriterSchema:
     return WriterSchema(name, _nothing, refused=str(why), field=field)
 
 
-def writer_schema(name: str, avro: Any, codec: Codec) -> WriterSchema:
+def writer_schema(name: str, avro: Any, codec: Codec, unwrap: Unwrap = "") -> WriterSchema:
     """Return how messages of the schema `avro` become records of `codec`'s, or why they don't; raises nothing."""
     why = unsafe(avro)
     if why:
         return refused_schema(name, why)
     try:
+        if unwrap == "debezium" and (rows := inner_schema(avro, schema_files.full_name(codec.avro))):
+            return _change_events(name, avro, writer_schema(name, rows, codec), rows)
         memory = memory_per_byte(avro).avro
         plain = schema_files.plain(avro)
+        if unit := other_unit(avro, codec.avro):
+            return refused_schema(name, unit, unit.field)
         if schema_files.fingerprint(avro) == codec.id:
             return WriterSchema(name, codec.read, same=True, memory_per_byte=memory)
         mismatch = unreadable(plain, schema_files.plain(codec.avro))
@@ -73,9 +78,22 @@ def writer_schema(name: str, avro: Any, codec: Codec) -> WriterSchema:
         return refused_schema(name, f"it is no Avro schema of a record: {error!r:.200}")
 
 
-def accepted_schemas(files: Mapping[str, Any], codec: Codec) -> dict[int, WriterSchema]:
+def _change_events(name: str, avro: Any, inner: WriterSchema, rows: Any) -> WriterSchema:
+    """Return how the rows of change events are read; `inner` is how they would be by themselves."""
+    if inner.refused:
+        return inner
+    envelope, row = Codec(schema_files.plain(avro)), Codec(schema_files.plain(rows))
+
+    def read(data: bytes, at: int) -> tuple[Any, int]:
+        given, end = envelope.read(data, at)
+        return inner.read(row.encode(after_image(given)), HEADER)[0], end
+
+    return WriterSchema(name, read, promoted=inner.promoted, memory_per_byte=memory_per_byte(avro).avro)
+
+
+def accepted_schemas(files: Mapping[str, Any], codec: Codec, unwrap: Unwrap = "") -> dict[int, WriterSchema]:
     """Return the other schemas that a stream's declaration accepts, by our id of each; `files` are by name."""
-    return {schema_files.fingerprint(avro): writer_schema(name, avro, codec) for name, avro in files.items()}
+    return {schema_files.fingerprint(avro): writer_schema(name, avro, codec, unwrap) for name, avro in files.items()}
 
 
 def _nothing(*_: Any) -> Any:

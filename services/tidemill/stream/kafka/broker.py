@@ -25,7 +25,8 @@ from confluent_kafka.cimpl import NewTopic  # noqa: TID251
 
 from tidemill.errors import BrokerError, NotAllowed
 from tidemill.stream import api
-from tidemill.stream.api import Position, TopicPartition
+from tidemill.stream.api import Position, TopicPartition, TopicState
+from tidemill.stream.declared import other_partitions
 from tidemill.stream.kafka.consumer import (
     CALL_SECONDS,
     KafkaConsumer,
@@ -136,11 +137,7 @@ class KafkaBroker:
             raise BrokerError(f"the topics at {self.servers} can't be listed: {kafka_error(error).str()}") from error
         for _, name, partitions in topics:
             if name in existing and len(existing[name].partitions) != partitions:
-                raise BrokerError(
-                    f"topic {name} has {len(existing[name].partitions)} partitions where {partitions} are declared; "
-                    f"their number can't change once keys are spread over them: declare partitions="
-                    f"{len(existing[name].partitions)}, or delete the topic"
-                )
+                raise BrokerError(other_partitions(name, len(existing[name].partitions), partitions))
         missing = [
             NewTopic(name, partitions, replication, config=_topic_config(topic))
             for topic, name, partitions in topics
@@ -217,15 +214,28 @@ class KafkaBroker:
             self._uncommitted_probe = reading_client(self.common, isolation="read_uncommitted")
         return _offset_range(self._uncommitted_probe, partition)[1]
 
-    def topic_ids(self, topics: Sequence[str], timeout: float = CALL_SECONDS) -> dict[str, str]:
+    def topic_states(self, topics: Sequence[str], timeout: float = CALL_SECONDS) -> dict[str, TopicState]:
+        states = {}
         try:
             metadata = self._admin.list_topics(topics[0], timeout=timeout)
             if metadata.controller_id not in metadata.brokers:
-                return dict.fromkeys(topics, "")  # there is nobody to ask: librdkafka's mock cluster
+                return dict.fromkeys(topics, TopicState("", 0))  # there is nobody to ask: librdkafka's mock cluster
             answers = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=timeout)
-            return {topic: str(future.result().topic_id) for topic, future in answers.items()}
+            for topic, future in answers.items():
+                try:
+                    answer = future.result()
+                except KafkaException as error:
+                    if kafka_error(error).code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+                else:
+                    states[topic] = TopicState(str(answer.topic_id), len(answer.partitions))
         except KafkaException as error:
             raise service_error(error, f"describing {', '.join(topics)}") from error
+        return states
+
+    def topic_ids(self, topics: Sequence[str], timeout: float = CALL_SECONDS) -> dict[str, str]:
+        states = self.topic_states(topics, timeout)
+        return {topic: states[topic].id if topic in states else "" for topic in topics}
 
     def settings(self, topics: Sequence[str]) -> ClusterSettings:
         """Return the settings of the brokers and of these topics. Raises BrokerError where they can't be read."""
@@ -292,6 +302,8 @@ def _offset_range(client: Consumer, partition: TopicPartition) -> tuple[int, int
 
 def _topic_config(topic: Topic) -> dict[str, str]:
     config = {"retention.ms": str(topic.retention_ms)}
+    if not topic.is_raw:  # what a producer says of its time must not decide how long a service's output is kept
+        config["message.timestamp.type"] = "LogAppendTime"
     if topic.compacted:
         # Small segments: what is in the last one is not compacted, and is read at every start.
         config |= {"cleanup.policy": "compact", "segment.bytes": str(2**20), "min.cleanable.dirty.ratio": "0.1"}

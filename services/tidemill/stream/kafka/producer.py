@@ -18,6 +18,7 @@ from tidemill.stream import api
 from tidemill.stream.api import Emit, Headers, Position, Record, TopicPartition
 from tidemill.stream.kafka.consumer import CALL_SECONDS, KafkaConsumer, committable
 from tidemill.stream.kafka.errors import is_refusal, kafka_error, service_error
+from tidemill.stream.origin import with_origin
 from tidemill.stream.topic import MAX_RECORD_BYTES
 
 log = logging.getLogger(__name__)
@@ -154,7 +155,6 @@ class KafkaProducer:
             "value": message.value(),
             "key": message.key(),
             "partition": message.partition(),
-            "timestamp": message.timestamp()[1],
             "headers": message.headers() or [],
         }
         self._failures.append(_Failure(error, source, arguments))
@@ -173,14 +173,15 @@ class KafkaProducer:
             return
         if not self._open:
             self._begin()
-        if self._max_bytes and (why := self._too_large(topic, value, key, headers)):
+        all_headers = with_origin(timestamp, headers)
+        if self._max_bytes and (why := self._too_large(topic, value, key, all_headers)):
             raise Refused(f"sending to {topic}: {why}", is_early=True)
         while True:
             try:
-                if headers is None:
-                    self._client.produce(topic, value, key, partition, timestamp=timestamp)
+                if all_headers is None:
+                    self._client.produce(topic, value, key, partition)
                 else:
-                    self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers))
+                    self._client.produce(topic, value, key, partition, headers=list(all_headers))
                 return
             except BufferError:
                 self._wait_for_room()
@@ -253,8 +254,7 @@ class KafkaProducer:
                 "value": value,
                 "key": key,
                 "partition": partition,
-                "timestamp": timestamp,
-                "headers": list(headers or ()),
+                "headers": list(with_origin(timestamp, headers) or ()),
             },
         )
 

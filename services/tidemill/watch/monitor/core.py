@@ -14,6 +14,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.encoding.codec import HEADER
 from tidemill.stream.api import Record
+from tidemill.stream.origin import origin_of
 from tidemill.watch.monitor.alerts import SILENT, Alert, Alerts, Thresholds
 from tidemill.watch.monitor.figures import Columns, FigureKey, Figures, Reference, example_figures, prediction_figures
 from tidemill.watch.monitor.performance import WindowMetrics
@@ -90,7 +91,7 @@ class Core:
                 continue
             hash_ = hash_of(record.key() or b"")
             if hash_ < window.limit:
-                delay = None if self.catching_up else now - record.timestamp()[1] / 1000
+                delay = None if self.catching_up else now - origin_of(record) / 1000
                 window.add(hash_, self.columns.prediction_row(codec.record(value, HEADER), delay))
 
     def examples(self, batch: Iterable[Record]) -> None:

@@ -66,7 +66,7 @@ class Columns:
         values: list[Any] = []
         for model in self.models:
             answer = answers.get(model)
-            if answer is None:
+            if answer is None or not answer["answered"]:
                 values += [None] * len(self._prefixes)
             elif self.by_class:
                 values += [answer["score"], answer["version"], answer["probabilities"]]
@@ -208,7 +208,8 @@ def example_figures(
     for model, (answered, positions) in answers.items():
         if len(answered):
             _performance(figures, window_metrics, model, answered, positions, groups, min_rows)
-    _gains(figures, window_metrics)
+    if "baseline" in answers and answers["baseline"][0].version.any():  # else it has learned nothing: no measure
+        _gains(figures, window_metrics)
     served = rows[SERVED].mode()
     champion = served[0] if len(served) and served[0] in answers else pipeline.champion
     _versions(figures, window_metrics, champion, answers[champion][0], min_rows)

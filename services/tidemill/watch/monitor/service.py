@@ -27,7 +27,7 @@ from faust.types import ConsumerMessage
 
 from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import SettingsError
+from tidemill.errors import BrokerError, SettingsError, TopicError
 from tidemill.keys import Keyring
 from tidemill.metrics import MonitorMetrics
 from tidemill.probes import Health
@@ -35,6 +35,7 @@ from tidemill.registry.alerts import MONITOR, alerts
 from tidemill.registry.signing import Chains, LogWriter
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, Record, TopicPartition
+from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_SECONDS, TOPIC_CHECK_TIMEOUT, DeclaredTopics
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.progress import has_records
@@ -170,6 +171,7 @@ class MonitorService:
         settings: Settings,
         sender: Sender,
         keys: Keyring,
+        declared: Mapping[str, int] = NOTHING_DECLARED,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.pipeline, self.broker, self.settings, self.sender, self.clock = pipeline, broker, settings, sender, clock
@@ -178,6 +180,7 @@ class MonitorService:
         self.metrics = MonitorMetrics()
         self.heartbeat = time.monotonic()
         self.ready = False
+        self._topics, self._checked_topics = DeclaredTopics(broker, declared), time.monotonic()
         self._seen: dict[tuple[str, int], float] = {}
         self._first: dict[str, float] = {}
         self._next: dict[TopicPartition, int] = {}
@@ -279,6 +282,7 @@ class MonitorService:
         self.heartbeat = time.monotonic()
         self.ready = bool(self.app.consumer.assignment())
         now = time.monotonic()
+        await self._check_topics(now)
         settled = {source for source, first in self._first.items() if now - first > SETTLE_SECONDS}
         idle: dict[str, list[int]] = {}
         for (source, partition), seen in self._seen.items():
@@ -297,6 +301,20 @@ class MonitorService:
             self._count_alerts()
         self.metrics.heartbeat()
         self.metrics.lag(self._lag())
+
+    async def _check_topics(self, now: float) -> None:
+        """End the process where a topic is not as declared."""
+        if now - self._checked_topics < TOPIC_CHECK_SECONDS:
+            return
+        self._checked_topics = now
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._topics.check, TOPIC_CHECK_TIMEOUT)
+        except TopicError as error:
+            log.critical(str(error))
+            await self.app.crash(error)
+            raise
+        except BrokerError:
+            return  # the broker is away; Faust waits for it
 
     def _count_alerts(self) -> None:
         keys = (alert.key for alert in self.core.alerts.open)

@@ -1,0 +1,80 @@
+"""Envelopes that a record comes in: Debezium's change events, and Kafka Connect's JSON beside its schema.
+
+Source: Debezium's reference, "Data change events"; Kafka Connect, `JsonConverter` with `schemas.enable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from tidemill.encoding import schema_files
+from tidemill.errors import Reject
+
+Unwrap = Literal["", "debezium", "connect"]
+
+#: Debezium's operations that leave a row behind: created, read by a snapshot, updated.
+_KEPT = ("c", "r", "u")
+_SKIPPED = {"d": "delete", "t": "truncate", "m": "message"}
+
+
+class SkippedError(Exception):
+    """A message that is no record and no fault: a tombstone, a row that was deleted; `kind` names it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+def unwrapped(given: Any, unwrap: Unwrap, *, bare: bool = False) -> Any:
+    """Return the record in an envelope. Raises SkippedError where it has none, Reject where it is no envelope.
+
+    With `bare` what is no envelope is the record itself.
+    """
+    if isinstance(given, dict) and given.keys() == {"schema", "payload"}:
+        given = given["payload"]
+        if given is None:
+            raise SkippedError("tombstone")
+    elif unwrap == "connect":
+        if bare:
+            return given
+        raise _no_envelope("payload", "an object with schema and payload, as unwrap='connect' declares", given)
+    return after_image(given, bare=bare) if unwrap == "debezium" else given
+
+
+def after_image(given: Any, *, bare: bool = False) -> Any:
+    """Return the row as a change left it. Raises as `unwrapped` does."""
+    if not isinstance(given, Mapping) or "op" not in given or not given.keys() & {"after", "before", "source"}:
+        if bare:
+            return given
+        raise _no_envelope("op", "a change event with op and after, as unwrap='debezium' declares", given)
+    op = given["op"]
+    if kind := _SKIPPED.get(op) if isinstance(op, str) else None:
+        raise SkippedError(kind)
+    if op not in _KEPT:
+        expected = ", ".join((*_KEPT, *_SKIPPED))
+        raise Reject("wrong_type", f"op is {op!r:.50} where one of {expected} was expected", rule="schema", field="op")
+    if given.get("after") is None:
+        raise Reject(
+            "missing_field", f"field 'after' is missing in a change with op {op!r}", rule="schema", field="after"
+        )
+    return given["after"]
+
+
+def inner_schema(avro: Any, name: str) -> Any:
+    """Return the schema of the rows in a change event's schema, under this `name`; None where it is no such schema.
+
+    Debezium calls every row `Value`, and Avro reads a record only by a schema of its name.
+    """
+    content, named = schema_files.parsed(avro)
+    for field in content.get("fields", ()) if isinstance(content, dict) else ():
+        branches = field["type"] if isinstance(field["type"], list) else [field["type"]]
+        rows = [named.get(one, one) if isinstance(one, str) else one for one in branches if one != "null"]
+        if field["name"] == "after" and len(rows) == 1 and isinstance(rows[0], dict) and rows[0]["type"] == "record":
+            return schema_files.standalone(rows[0] | {"name": name}, named)
+    return None
+
+
+def _no_envelope(field: str, expected: str, given: Any) -> Reject:
+    kind = f"an object with {', '.join(sorted(given)[:5])}" if isinstance(given, dict) and given else repr(given)[:50]
+    return Reject("missing_field", f"{kind} where {expected} was expected", rule="schema", field=field)

@@ -1,0 +1,88 @@
+"""Topics that are not as declared, at a start and while running: who uses them stops, before anything is misplaced."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewPartitions
+from running import Running, until
+
+from tidemill.demo import data
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.partition import partition_of
+from tidemill.stream.ranges import full_range
+from tidemill.stream.topic import Topic
+from tidemill.wire import topics
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+EVENTS = [flight.event for flight in data.flights((1,), days=2)]
+
+
+def grow(run: Running, topic: Topic, partitions: int) -> None:
+    admin = AdminClient({"bootstrap.servers": run.broker.servers})
+    admin.create_partitions([NewPartitions(run.name(topic), partitions)])[run.name(topic)].result(10)
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_a_topic_that_grows_under_load_stops_who_writes_and_who_reads_it(kafka, redis_url, tmp_path, delivery) -> None:
+    run = Running(kafka.servers, redis_url, tmp_path, "flights", 2, delivery=delivery)
+    out, sent = Producer({"bootstrap.servers": kafka.servers, "linger.ms": 5}), 0
+
+    def send() -> bool:
+        nonlocal sent
+        for event in EVENTS[sent : sent + 5]:
+            out.produce(run.name(topics.EVENTS), run.records.event.encode(event), event["flight_id"].encode())
+        sent += 5
+        out.poll(0)
+        return False
+
+    try:
+        roles = ("validator", "featurizer")
+        processes = [run.stack.start(role) for role in roles]
+        run.stack.wait_ready()
+        send()
+        assert out.flush(10) == 0
+        until(
+            lambda: sum(e - b for b, e in full_range(run.broker, run.name(topics.FEATURES)).values()) > 0,
+            "no vector comes", 60, run.stack.check,
+        )  # fmt: skip
+        grow(run, topics.EVENTS_VALID, 4)
+        until(lambda: send() or all(process.poll() is not None for process in processes), "they go on", 60)
+        assert [process.returncode for process in processes] == [1, 1]
+        for role in roles:
+            last = run.stack.log(role).read_text().strip().splitlines()[-1]
+            assert f"topic {run.name(topics.EVENTS_VALID)} has 4 partitions where 2 are declared" in last
+            assert "tidemill grow" in last
+    finally:
+        run.stack.stop()
+    for topic in (topics.EVENTS_VALID, topics.FEATURES):
+        ranges = full_range(KafkaBroker(kafka.servers), run.name(topic))  # all partitions that there are now
+        records = [record for batch in run.broker.read(ranges) for record in batch]
+        assert records
+        assert all(record.partition() == partition_of(record.key(), 2) for record in records)
+
+
+def test_a_service_does_not_start_and_the_commands_show_what_differs(kafka, redis_url, tmp_path: Path) -> None:
+    run = Running(kafka.servers, redis_url, tmp_path, "flights", 2)
+    grow(run, topics.LABELS_VALID, 4)
+    env = run.stack.env | {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
+
+    def tidemill(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tidemill.cli", *words]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+    started = tidemill("run", "joiner", run.reference)
+    assert started.returncode == 1
+    name = run.name(topics.LABELS_VALID)
+    assert f"{name}: partitions is 4, expected 2" in started.stderr.strip().splitlines()[-1]
+    shown = tidemill("topics", run.reference)
+    assert shown.returncode == 0
+    assert "differ" in shown.stdout
+    assert f"{name}: partitions" in shown.stdout
+    found = {one["what"]: one for one in json.loads(tidemill("doctor", run.reference, "--json").stdout)}
+    assert (found[f"{name}: partitions"]["level"], found[f"{name}: partitions"]["value"]) == ("wrong", "4")
