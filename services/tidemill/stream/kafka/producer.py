@@ -309,7 +309,8 @@ class KafkaProducer:
 
     def _error(self, error: KafkaException, doing: str) -> BrokerError:
         """Return the error of a call; after a record was refused, all that calls in its transaction say is "state"."""
-        self._client.poll(0)
+        with contextlib.suppress(KafkaException):  # one that was fenced can't even be asked
+            self._client.poll(0)
         for failure in self._failures:
             if is_refusal(failure.error):
                 topic = failure.arguments["topic"]
