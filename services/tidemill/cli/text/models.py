@@ -48,7 +48,7 @@ def versions_text(versions: Versions, store: ArtifactStore, newest: Sequence[Ver
         metrics = (f"{manifest.metrics[name]:.4f}" if name in manifest.metrics else "" for name in names)
         table.add_row(
             format_value(one.key, 40),
-            f"{manifest.version}",
+            f"@{manifest.version}",  # an offset, as in `slow@120`: no count
             f"{manifest.examples:,}",
             minute(manifest.created_at),
             versions.pipeline.role(manifest.model, versions.champion),
