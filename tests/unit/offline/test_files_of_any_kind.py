@@ -201,7 +201,7 @@ def test_a_text_is_the_value_that_the_schema_makes_of_it(tmp_path: Path, text: s
         ("1.234.567", "double", "without thousands separators"),
         ("0,5", "double", "decimal comma"),
         ("1_0", "double", "where a double was expected"),
-        ("\uff11", "int", "where a int was expected"),
+        ("\uff11", "int", "where an int was expected"),
         ("1e999999999", "long", "where a long was expected"),
         ("yes", "boolean", "where a boolean was expected"),
         ("NA", "long", "has no value"),
