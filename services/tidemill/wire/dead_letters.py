@@ -217,7 +217,7 @@ def send_dead_letter(record: Record, reject: Reject, emit: Emit, topic: str, ser
         headers = [*_split(headers)[1], (_CUT, str(size).encode())]
         key = key and key[: ID_CHARACTERS.max]
         value = value[: DEAD_LETTER_BYTES.max - _bytes(headers) - len(key or b"")]
-    emit(topic, value, key, plausible(_sent_at(record, service), now), headers)
+    emit(topic, value, key, plausible(_sent_at(record, service), now) or now, headers)
 
 
 def _bytes(headers: Headers) -> int:
