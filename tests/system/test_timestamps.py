@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import TIMESTAMP_CREATE_TIME, Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from real_kafka import RealKafka, missing
 from running import Running, until
@@ -23,8 +23,7 @@ from tidemill.wire import topics
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 PARTITIONS, OF_EACH = 2, 20
 NOW = int(time.time() * 1000)
-#: By name, the timestamp of some records; 0 leaves it to the client. Other negative ones no broker takes. The first is
-#: taken as soon as the topic's settings have come to the broker.
+#: By name, the timestamp of some records; 0 leaves it to the client. Other negative ones no broker takes.
 TIMESTAMPS = {
     "tomorrow": NOW + DAY, "1970": 1, "2013": 1_357_000_000_000, "year 9999": 253_402_300_799_000, "none": -1,
     "now": 0,
@@ -49,7 +48,24 @@ def kind_of(number: int) -> str:
 
 
 def configure(servers: str, topic: str, **settings: object) -> None:
-    """Set a topic's settings."""
+    """Set a topic's settings, and wait until the broker goes by them."""
+    _configure(servers, topic, **settings)
+    # It goes by what was set in the order in which it was: when a later setting holds, the earlier does.
+    canary, kinds, out = f"{topic}-canary-{time.monotonic_ns()}", [], Producer({"bootstrap.servers": servers})
+    config = {"message.timestamp.type": "LogAppendTime"}
+    AdminClient({"bootstrap.servers": servers}).create_topics([NewTopic(canary, 1, 1, config=config)])[canary].result(
+        10
+    )
+    _configure(servers, canary, message_timestamp_type="CreateTime")
+
+    def holds() -> bool:
+        out.produce(canary, b"now", on_delivery=lambda _, record: kinds.append(record.timestamp()[0]))
+        return out.flush(10) == 0 and kinds[-1] == TIMESTAMP_CREATE_TIME
+
+    until(holds, "the settings do not come to the broker", 30)
+
+
+def _configure(servers: str, topic: str, **settings: object) -> None:
     entries = [
         ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
         for name, value in settings.items()
@@ -90,21 +106,19 @@ def settled(run: Running, service: str, topic: Topic, sent: int) -> bool:
 def send(run: Running) -> None:
     """Send the events, each with its kind of timestamp."""
     out = Producer({"bootstrap.servers": run.broker.servers})
+    refused = []
     for kind, timestamp in TIMESTAMPS.items():  # a broker refuses a batch of which it refuses one record
-        waiting = {event["flight_id"]: event for number, event in enumerate(EVENTS) if kind_of(number) == kind}
 
-        def sent(error: object, record: Message, waiting: dict = waiting) -> None:
-            if error is None:
-                del waiting[record.key().decode()]
+        def sent(error: object, _: object, kind: str = kind) -> None:
+            if error:
+                refused.append(f"{kind}: {error}")
 
-        def is_taken(waiting: dict = waiting, timestamp: int = timestamp) -> bool:
-            for id_, event in waiting.items():  # again while the topic's new settings have not come to the broker
-                value = run.records.event.encode(event)
-                out.produce(run.name(topics.EVENTS), value, id_.encode(), timestamp=timestamp, on_delivery=sent)
-            assert out.flush(30) == 0
-            return not waiting
-
-        until(is_taken, f"{kind} is not taken", 30)
+        for number, event in enumerate(EVENTS):
+            if kind_of(number) == kind:
+                value, key = run.records.event.encode(event), event["flight_id"].encode()
+                out.produce(run.name(topics.EVENTS), value, key, timestamp=timestamp, on_delivery=sent)
+        assert out.flush(30) == 0
+    assert not refused
 
 
 @pytest.mark.parametrize(
@@ -178,12 +192,7 @@ def test_a_raw_topic_that_deletes_history_unread_is_named_at_the_start_and_by_do
 
     run = Running(hasty.servers, redis_url, tmp_path, "flights", PARTITIONS)
     raw = run.name(topics.EVENTS)
-    configure(hasty.servers, raw, message_timestamp_type="CreateTime")
-    until(
-        lambda: run.broker.settings([raw]).topics[raw].settings["message.timestamp.type"] == "CreateTime",
-        "it is not set",
-    )
-    configure(hasty.servers, raw, message_timestamp_after_max_ms=2 * DAY)
+    configure(hasty.servers, raw, message_timestamp_type="CreateTime", message_timestamp_after_max_ms=2 * DAY)
     spoken = {finding.what: finding for finding in examine(run.pipeline, run.broker) if finding.level == "warning"}
     settings = {f"{raw}: message.timestamp.before.max.ms", f"{raw}: message.timestamp.after.max.ms"}
     assert settings <= spoken.keys()
