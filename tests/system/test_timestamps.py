@@ -53,9 +53,8 @@ def configure(servers: str, topic: str, **settings: object) -> None:
     # It goes by what was set in the order in which it was: when a later setting holds, the earlier does.
     canary, kinds, out = f"{topic}-canary-{time.monotonic_ns()}", [], Producer({"bootstrap.servers": servers})
     config = {"message.timestamp.type": "LogAppendTime"}
-    AdminClient({"bootstrap.servers": servers}).create_topics([NewTopic(canary, 1, 1, config=config)])[canary].result(
-        10
-    )
+    admin = AdminClient({"bootstrap.servers": servers})
+    admin.create_topics([NewTopic(canary, 1, 1, config=config)])[canary].result(10)
     _configure(servers, canary, message_timestamp_type="CreateTime")
 
     def holds() -> bool:
