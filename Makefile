@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: test-long outcomes asynchrony help demo unit test faults soak check lock package rooms format bench bench-views bench-rules docs clean
+.PHONY: test-long outcomes asynchrony help demo unit test faults fuzz soak check lock package rooms format bench bench-views bench-rules docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test-long: $(VENV)/dev ## what make test leaves out because a shorter test shows
 
 faults: $(VENV)/dev ## every fault at full length, and the mutation check (an hour and a half); writes docs/faults.md
 	@$(BIN)/python tests/faults/run.py $(ARGS)
+
+fuzz: $(VENV)/dev ## all decoders on random schemas and damaged bytes, ten minutes; ARGS="--minutes 1 --seed 7"
+	@$(BIN)/python tests/faults/fuzz.py $(ARGS)
 
 soak: $(VENV)/dev ## three million events (40 minutes); writes docs/soak.md
 	@$(BIN)/python tests/faults/soak.py $(ARGS)

@@ -6,6 +6,8 @@ import datetime as dt
 import re
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+#: What follows six digits of a fraction of a second.
+_FINER = re.compile(r"[.,]\d{6}(\d+)")
 _FORM = re.compile(r"(\d{1,15})(ms|s|m|h|d)")
 
 
@@ -42,18 +44,28 @@ def approximate(ms: int) -> str:
     '36h'
     """
     unit = next((unit for unit in ("d", "h", "m", "s") if abs(ms) >= 2 * _UNITS[unit]), "ms")
-    return f"{ms / _UNITS[unit]:.3g}{unit}"
+    number = ms / _UNITS[unit]
+    return f"{number:,.0f}{unit}" if abs(number) >= 1_000 else f"{number:.3g}{unit}"
 
 
 def moment(text: str, per_second: int = 1_000) -> int:
     """Return an ISO 8601 time in ms since the epoch, or in other parts of a second; UTC where it has no zone.
 
+    Finer fractions are cut.
+
+    >>> moment("2013-01-31 18:00:00.123456789+01:00", 1_000_000_000)
+    1359651600123456789
+
     Raises ValueError for anything else.
     """
     try:
-        time = dt.datetime.fromisoformat(text)
+        time = dt.datetime.fromisoformat(text.strip())
     except ValueError:
         raise ValueError(f"{text!r} is no time: expected ISO 8601, as in 2013-01-31 or 2013-01-31T18:00Z") from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=dt.UTC)
-    return (time - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(seconds=1 / per_second)
+    micros = (time - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
+    if per_second <= 1_000_000:
+        return micros * per_second // 1_000_000
+    finer = _FINER.search(text)  # Python has no digits beyond these
+    return micros * (per_second // 1_000_000) + int((finer[1] if finer else "")[:3].ljust(3, "0"))

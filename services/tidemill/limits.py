@@ -72,7 +72,7 @@ SCRAPE_BYTES = Limit("answer of a service", 16_000_000, "bytes", "the service is
 SCRAPE_SECONDS = Limit("answer of a service", 2, "seconds", "the service is shown as down")
 SCHEMA_BYTES = Limit("schema in a registry", 1_000_000, "bytes", "its messages are dead letters")
 SCHEMA_VERSIONS = Limit("subject in a registry", 1_000, "versions", "the oldest are not read")
-UNZIPPED_BYTES = Limit("file in a .zip", 4_000_000_000, "bytes", "the command or `check` fails")
+UNZIPPED_BYTES = Limit("packed file", 4_000_000_000, "bytes", "the command or `check` fails")
 
 # Rules.
 PATTERN_BYTES = Limit("pattern of `rules.matches`", 8 << 20, "bytes of memory, compiled", "`check` fails")

@@ -1,8 +1,8 @@
-"""Rows in files: CSV (also zipped), JSON lines and Parquet, for look-up tables and for history.
+"""Rows in files: CSV, JSON lines and Parquet, also packed, for look-up tables and for history.
 
-A CSV holds texts, in UTF-8, below one line of names; what a text means is decided by whoever knows the column's type.
-JSON lines and Parquet have types of their own. Nothing is dropped or cut without an error: two columns of one name, a
-row with too few or too many values and an unfinished quotation are errors.
+A CSV holds texts, below one line of names; what a text means is decided by whoever knows the column's type. JSON and
+Parquet have types of their own. Nothing is dropped or cut without an error: two columns of one name, a row with too few
+or too many values, values below no name and an unfinished quotation are errors that name the row.
 
 What is missing: null and NaN; in a CSV an empty value, and in a column that is not of texts the words in MISSING_WORDS
 too.
@@ -13,23 +13,58 @@ start.
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
+import gzip
 import io
 import json
+import lzma
+import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
+from tidemill.errors import described
 from tidemill.limits import UNZIPPED_BYTES
 
-FORMATS = (".csv", ".csv.zip", ".jsonl", ".ndjson", ".parquet")
-#: Texts that can only mean "missing" in a column of numbers or flags. Among texts "NA" may be Namibia, or an airline.
-MISSING_WORDS = ("", "NA", "NaN", "nan", "null")
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+#: The formats whose values are texts.
+TEXT_FORMATS = (".csv", ".tsv")
+#: What a file of any format may be packed in, as in `.csv.gz`.
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+#: Texts that can only mean "missing" in a column of numbers, flags or times; those of pandas and of databases. Among
+#: texts "NA" may be Namibia, or an airline.
+MISSING_WORDS = (
+    *("", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "NaN", "nan", "-nan", "-NaN", "NAN"),
+    *("null", "NULL", "Null", "None", "none", "NaT", "\\N"),
+)
 #: The longest value of a CSV. The standard library's own limit is 131,072 characters.
 MAX_VALUE_CHARACTERS = 2**31 - 1
+#: As much of a CSV is looked at for what is between its names.
+MAX_HEADER_CHARACTERS = 1_000_000
+#: What may be between the values of a CSV; the first that gives the most names is.
+SEPARATORS = ",;\t|"
+
+#: Marks at the beginning of a text, and what it is then encoded in; the longest first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 Columns = dict[str, list[Any]]
+
+
+class Timestamp(NamedTuple):
+    """A Parquet timestamp, exact: ticks since the epoch, and how many of them a second has."""
+
+    ticks: int
+    per_second: int
 
 
 def is_missing(value: Any) -> bool:
@@ -42,37 +77,68 @@ def is_missing(value: Any) -> bool:
 
 def text_or_none(text: str | None, *, is_text_column: bool) -> str | None:
     """Return a CSV's value, or None where it means "missing" in a column of texts, or of something else."""
-    return None if text in (("",) if is_text_column else MISSING_WORDS) else text
+    if is_text_column:
+        return text or None
+    return None if text is None or text.strip() in MISSING_WORDS else text.strip()
 
 
 def format_of(path: Path) -> str:
-    """Return which of FORMATS a file's name ends in. Raises ValueError where it is none of them."""
-    for name in sorted(FORMATS, key=len, reverse=True):
-        if path.name.endswith(name):
-            return name
-    raise ValueError(f"expected a file whose name ends in one of {', '.join(FORMATS)}")
+    """Return which of FORMATS a file's name has, packed or not. Raises ValueError where it is none of them."""
+    if path.is_dir():
+        return ".parquet"
+    name = path.name.lower()
+    for suffix in PACKED:
+        name = name.removesuffix(suffix)
+    for form in FORMATS:
+        if name.endswith(form):
+            return form
+    raise ValueError(
+        f"expected a file whose name ends in one of {', '.join(FORMATS)}, also packed as {', '.join(PACKED)}"
+    )
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that a path names, by name: itself, those of a folder, or those that fit a pattern as `*.csv`.
+
+    A folder that is named as Parquet is one file, and one in partitions as `day=2013-01-31`. Raises ValueError where
+    there is none.
+    """
+    if path.is_dir() and not path.name.endswith(".parquet"):
+        files = [file for file in _shown(path.rglob("*")) if file.is_file() and _is_known(file)]
+        if files and all("=" in str(file.relative_to(path).parent) for file in files):
+            return [path]
+        return files or _fail(f"the folder has no file of {', '.join(FORMATS)}")
+    if not path.exists() and any(mark in str(path) for mark in "*?["):
+        anchor = Path(path.anchor) if path.anchor else Path()
+        return _shown(anchor.glob(str(path.relative_to(path.anchor)))) or _fail("no file fits this pattern")
+    return [path]
 
 
 def content(path: Path) -> bytes:
-    """Return a file's bytes; of a .zip, those of the one CSV in it. Raises ValueError where it can't be read."""
+    """Return a file's bytes, unpacked; of a .zip, those of the one file in it that has rows.
+
+    Raises ValueError where it can't be read, or would be longer than `limits.UNZIPPED_BYTES`.
+    """
     try:
-        if path.suffix != ".zip":
+        open_ = _UNPACKERS.get(path.suffix.lower())
+        if open_ is None:
             return path.read_bytes()
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX")]
-            if len(names) != 1:
-                raise ValueError(f"expected one CSV in it; it has {', '.join(names) or 'none'}")
-            size = archive.getinfo(names[0]).file_size  # no more is read than it says
-            if size > UNZIPPED_BYTES.max:
-                raise ValueError(UNZIPPED_BYTES.excess(size, names[0]))
-            return archive.read(names[0])
+        with closing(open_(path)) as file:
+            data: bytes = file.read(UNZIPPED_BYTES.max + 1)
     except FileNotFoundError:
         raise ValueError("the file does not exist") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"can't be read: {error}") from None
+    except ImportError:
+        raise ValueError("reading .zst needs pyarrow: pip install 'tidemill[parquet]'") from None
+    except _UnreadableError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # each kind of packing has errors of its own
+        raise ValueError(f"can't be read: {described(error)}") from None
+    if len(data) > UNZIPPED_BYTES.max:
+        raise ValueError(UNZIPPED_BYTES.excess(len(data), path.name))
+    return data
 
 
-def read(path: Path) -> Columns:
+def columns(path: Path) -> Columns:
     """Return the columns of a file, by name; `.parquet` may be a folder of them. Raises ValueError as `columns_of`."""
     form = format_of(path)
     return columns_of(path if form == ".parquet" and path.is_dir() else content(path), form)
@@ -87,30 +153,182 @@ def columns_of(data: bytes | Path, form: str) -> Columns:
         return _READERS[form](data)
     except ImportError:
         raise ValueError("reading Parquet needs pyarrow: pip install 'tidemill[parquet]'") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(f"can't be read: {' '.join(str(error).split())}") from None
+    except _UnreadableError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # pyarrow's are of many kinds; a user's file is no reason for a traceback
+        raise ValueError(f"can't be read: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def _csv_columns(data: bytes) -> Columns:
-    limit = csv.field_size_limit(MAX_VALUE_CHARACTERS)
+def json_rows(data: bytes) -> list[bytes]:
+    """Return each row's own bytes: the lines, or the items of one array. Blank lines are no rows.
+
+    Raises ValueError where the text is in no encoding, or an array is broken. A line may be no JSON.
+    """
     try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
-        names = next(reader, [])
-        _check_names(names)
-        rows = [row for row in reader if row]
+        text = _text(data)
+        if text.lstrip().startswith("["):
+            return [item.encode("utf-8", "surrogatepass") for item in _items(text)]
+        return [line.encode("utf-8", "surrogatepass") for line in text.split("\n") if line.strip()]
+    except _UnreadableError as error:
+        raise ValueError(str(error)) from None
+
+
+class _UnreadableError(ValueError):
+    """What is wrong with a file, in our own words."""
+
+
+def _fail(message: str) -> Any:
+    raise _UnreadableError(message)
+
+
+def _shown(paths: Iterable[Path]) -> list[Path]:
+    """Return paths by name, without those that are hidden, or a mark of what wrote the folder, as _SUCCESS."""
+    return sorted(path for path in paths if not path.name.startswith((".", "_")))
+
+
+def _is_known(path: Path) -> bool:
+    try:
+        return bool(format_of(path))
+    except ValueError:
+        return False
+
+
+def _unzipped(path: Path) -> IO[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.startswith("__MACOSX") and _is_known(Path(name))]
+        form = format_of(path) if _is_known(path) else ".csv"
+        names = [name for name in names if format_of(Path(name)) == form]
+        if len(names) != 1:
+            what = "CSV" if form == ".csv" else form
+            _fail(f"expected one {what} in it; it has {', '.join(names) or 'none'}")
+        size = archive.getinfo(names[0]).file_size  # no more is read than it says
+        if size > UNZIPPED_BYTES.max:
+            _fail(UNZIPPED_BYTES.excess(size, names[0]))
+        return io.BytesIO(archive.read(names[0]))
+
+
+def _zstd(path: Path) -> Any:
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+
+
+_UNPACKERS: Mapping[str, Callable[[Path], Any]] = {
+    ".gz": lambda path: gzip.open(path),  # noqa: SIM115  content() closes them
+    ".bz2": lambda path: bz2.open(path),  # noqa: SIM115
+    ".xz": lambda path: lzma.open(path),  # noqa: SIM115
+    ".zst": _zstd,
+    ".zip": _unzipped,
+}
+
+
+def _text(data: bytes) -> str:
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if not encoding.startswith("utf-8"):
+            raise
+        line = data.count(b"\n", 0, error.start) + 1
+        _fail(f"can't be read: line {line}: byte 0x{data[error.start]:02x} is no utf-8: save the file as UTF-8")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        _fail(f"can't be read: line {line} has a zero byte: save the file as UTF-8, or UTF-16 with its mark (BOM)")
+    return text.lstrip("\ufeff")  # a file that was marked twice
+
+
+def _separator(text: str) -> str:
+    """Return what is between the names of the first line."""
+    best, most = ",", 1
+    for separator in SEPARATORS:
+        try:
+            names = next(csv.reader(io.StringIO(text[:MAX_HEADER_CHARACTERS], newline=""), delimiter=separator), [])
+        except csv.Error:
+            continue
+        if len(names) > most and not any('"' in name for name in names):
+            best, most = separator, len(names)
+    return best
+
+
+def _csv_columns(data: bytes, separator: str = "") -> Columns:
+    text = _text(data)
+    if text.startswith("sep=") and text[5:6] in ("\r", "\n"):  # as spreadsheets write it
+        separator, text = text[4], text[5:].lstrip("\r\n")
+    separator = separator or _separator(text)
+    has_blanks = re.match(rf'[^\n]*{re.escape(separator)} +"', text) is not None  # as in "id", "at"
+    limit = csv.field_size_limit(MAX_VALUE_CHARACTERS)
+    source = io.StringIO(text, newline="")
+    reader = csv.reader(source, strict=True, delimiter=separator, skipinitialspace=has_blanks)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        rows = [row for row in reader if row and (len(row) > 1 or row[0].strip() or len(names) == 1)]
+    except csv.Error as error:
+        _fail(f"can't be read: line {reader.line_num}: {error}")
     finally:
         csv.field_size_limit(limit)
+    _check_names([name for name in names if name])
     for number, row in enumerate(rows, 1):
         if len(row) != len(names):
-            raise ValueError(f"row {number} has {len(row)} values where {len(names)} were expected")
-    return {name: [row[index] for row in rows] for index, name in enumerate(names)}
+            _fail(_ragged(number, row, len(names)))
+    if not has_blanks and re.search(rf'{re.escape(separator)} +"', text):
+        for number, row in enumerate(rows, 1):
+            if any(value.startswith(" ") and value.lstrip().startswith('"') for value in row):
+                _fail(f"row {number} has a blank before a quotation mark, which is then a part of the value")
+    for index, name in enumerate(names):
+        if not name and index:  # the first may be the index that pandas writes
+            for number, row in enumerate(rows, 1):
+                if row[index].strip():
+                    _fail(f"row {number} has {row[index]!r:.80} in column {index + 1}, which has no name")
+    return {name: [row[index] for row in rows] for index, name in enumerate(names) if name}
+
+
+def _ragged(number: int, row: Sequence[str], expected: int) -> str:
+    message = f"row {number} has {len(row)} values where {expected} were expected"
+    if len(row) == expected + 1 and not row[-1]:
+        return f"{message}: it ends in a separator that the line of names has not"
+    return f"{message}: a value with a separator in it needs quotation marks" if len(row) > expected else message
+
+
+def _items(text: str) -> Iterator[str]:
+    """Yield the text of each item of a JSON array."""
+    decoder, at = json.JSONDecoder(), text.index("[") + 1
+    blanks = " \t\r\n"
+    for number in range(1, len(text) + 2):
+        while text[at : at + 1] in blanks and at < len(text):
+            at += 1
+        if text[at : at + 1] == "]" and number == 1:
+            return _check_rest(text[at + 1 :])
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            _fail(f"can't be read: row {number} of the array is no JSON: {error}")
+        yield text[at:end]
+        at = end
+        while text[at : at + 1] in blanks and at < len(text):
+            at += 1
+        if text[at : at + 1] == "]":
+            return _check_rest(text[at + 1 :])
+        if text[at : at + 1] != ",":
+            _fail(f"can't be read: row {number} of the array is not followed by a comma or the array's end")
+        at += 1
+    return None
+
+
+def _check_rest(text: str) -> None:
+    if text.strip():
+        _fail(f"can't be read: {text.strip()[:20]!r} follows the array")
 
 
 def _json_columns(data: bytes) -> Columns:
-    rows = [json.loads(line) for line in data.decode("utf-8-sig").split("\n") if line.strip()]
-    for number, row in enumerate(rows, 1):
+    rows = []
+    for number, line in enumerate(json_rows(data), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            _fail(f"can't be read: row {number} is no JSON: {error}")
         if not isinstance(row, dict):
-            raise ValueError(f"row {number} is {type(row).__name__} where an object was expected")
+            _fail(f"can't be read: row {number} is {type(row).__name__} where an object was expected")
+        rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -120,19 +338,33 @@ def _parquet_columns(data: bytes | Path) -> Columns:
 
     table = pq.read_table(data if isinstance(data, Path) else io.BytesIO(data))
     _check_names(table.column_names)
-    columns: Columns = table.to_pydict()
-    return columns
+    return {name: _parquet_values(table.column(name)) for name in table.column_names}
 
 
-def _check_names(names: list[str]) -> None:
-    if len(set(names)) != len(names):
-        raise ValueError("two columns have the same name")
+def _parquet_values(column: Any) -> list[Any]:
+    """Return a column's values; of timestamps the exact ticks, which Python's own have not."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not pa.types.is_timestamp(column.type):
+        values: list[Any] = column.to_pylist()
+        return values
+    per_second = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[column.type.unit]
+    return [None if ticks is None else Timestamp(ticks, per_second) for ticks in column.cast(pa.int64()).to_pylist()]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        _fail(f"two columns have the same name: {twice[0]!r}")
 
 
 _READERS: Mapping[str, Callable[[Any], Columns]] = {
     ".csv": _csv_columns,
-    ".csv.zip": _csv_columns,
+    ".tsv": lambda data: _csv_columns(data, "\t"),
     ".jsonl": _json_columns,
     ".ndjson": _json_columns,
+    ".json": _json_columns,
     ".parquet": _parquet_columns,
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -42,7 +43,12 @@ class Lookup:
 
     def __call__(self, event: Mapping[str, Any]) -> Any:
         named = event[self.by]
-        return None if named is None else self.values.get(str(named))
+        return None if named is None else self.values.get(self.key_of(named))
+
+    def key_of(self, named: Any) -> str:
+        """Return the key of the row that a field's value names; one that no row has where it names none."""
+        key = str(named)
+        return key if key in self.values else plain_key(key)
 
     def __str__(self) -> str:
         return f"{self.table.name}: {self.column} by {self.by}"
@@ -54,12 +60,13 @@ class Table:
     Parameters
     ----------
     name
-        A file of the form that its name says (`.csv`, `.csv.zip`, `.jsonl`, `.ndjson`, `.parquet`), looked for beside
-        the pipeline's file, then in the working directory. A CSV has a header; a column whose every value is a number
-        is one of numbers, unless one has zeros before it (as postcodes have), and one of true and false is one of
-        flags.
+        A file of the form that its name says (`.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json`, `.parquet`, also packed, as
+        `.csv.gz`), looked for beside the pipeline's file, then in the working directory. A CSV has a header; a column
+        whose every value is a number is one of numbers, unless one has zeros before it (as postcodes have), and one of
+        true and false is one of flags.
     key
-        The column that names the row. It is compared as text, so an event's 7 finds a file's 7.
+        The column that names the row. It is compared as text, so an event's 7 finds a file's 7. Where no key is exactly
+        that, blanks around it and `.0` behind a whole number do not count: 7 finds ` 7` and 7.0.
     repeats
         Whether a key may be there more than once; then only `keys` means something.
 
@@ -88,10 +95,16 @@ class Table:
         where there is no such column, or its values are neither numbers nor text nor flags.
         """
         found = self._column(column)
-        kind, values = _inferred(found) if self._form.startswith(".csv") else _typed(found)
+        kind, values = _inferred(found) if self._form in rows.TEXT_FORMATS else _typed(found)
         if not kind:
             self._fail(f"column {column!r} holds {values[0]} where numbers, text, or true and false were expected")
-        return Lookup(self, column, by, kind, dict(zip(self._keys, values, strict=True)))
+        return Lookup(self, column, by, kind, self._by_key(values))
+
+    def _by_key(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the values by key, and by what else the key may be called, where that is nobody else's."""
+        by_key = dict(zip(self._keys, values, strict=True))
+        others = Counter(map(plain_key, by_key))
+        return {plain_key(key): value for key, value in by_key.items() if others[plain_key(key)] == 1} | by_key
 
     @property
     def keys(self) -> Sequence[str]:
@@ -132,10 +145,23 @@ class Table:
             seen[key] = row
 
 
+def plain_key(key: str) -> str:
+    """Return a key without blanks around it, and without the `.0` that a whole number has in a column of floats.
+
+    >>> plain_key(" 7.0"), plain_key("007"), plain_key("1.5")
+    ('7', '007', '1.5')
+    """
+    key = key.strip()
+    whole, point, rest = key.partition(".")
+    return whole if point and not rest.strip("0") and whole.removeprefix("-").isdecimal() else key
+
+
 def _as_key(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a Parquet file has whole numbers as floats where one was missing once
-    return "" if rows.is_missing(value) else str(value)
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return "" if rows.is_missing(value) else str(value).strip()
 
 
 def _typed(column: list[Any]) -> tuple[str, list[Any]]:
@@ -149,10 +175,11 @@ def _typed(column: list[Any]) -> tuple[str, list[Any]]:
 
 def _inferred(texts: list[str]) -> tuple[str, list[Any]]:
     """Return the kind of a CSV's column, which is what all its texts can be read as, and its values."""
-    present = {text for text in texts if rows.text_or_none(text, is_text_column=False) is not None}
+    values = [rows.text_or_none(text, is_text_column=False) for text in texts]
+    present = {text for text in values if text is not None}
     if present and all(text.lower() in _TRUTH for text in present):
-        return "flag", [_TRUTH.get(text.lower()) for text in texts]
+        return "flag", [text and _TRUTH[text.lower()] for text in values]
     if present and all(map(_NUMBER.fullmatch, present)):
         numbers = {text: float(text) if set(text) & set(".eE") else int(text) for text in present}
-        return "number", [numbers.get(text) for text in texts]
+        return "number", [text and numbers[text] for text in values]
     return "category", [rows.text_or_none(text, is_text_column=True) for text in texts]

@@ -82,6 +82,11 @@ CASES = {
         lambda **k: rules.not_before("asked_at", "2013-01-01", **k), [{"asked_at": 1_356_998_400_000}],
         [{"asked_at": 1_356_998_399_999}], "too_old", "asked_at",
     ),
+    "plausible": Case(
+        lambda **k: rules.plausible("asked_at", "2013-01-01", "2100-01-01", **k),
+        [{"asked_at": 1_356_998_400_000}, {"asked_at": NOW}],
+        [{"asked_at": 1_356_998_399_999}], "implausible_time", "asked_at",
+    ),
     "holds": Case(
         lambda **k: rules.holds(lambda e: e["temp"] >= e["dewp"], "temp", "dewp", that="temp is not below dewp", **k),
         [{"temp": 3.0, "dewp": 3.0}, {"temp": None, "dewp": 3.0}, {"temp": 3.0, "dewp": None}], [{"temp": 2.0, "dewp": 3.0}],
@@ -236,6 +241,8 @@ def test_it_is_refused_on_a_field_that_is_not_there_or_of_another_kind(case: Cas
         (lambda: rules.unique("x", within="long"), "duration"),
         (lambda: rules.monotonic("x", by="y", within="long"), "duration"),
         (lambda: rules.not_before("x", "then"), "ISO 8601"),
+        (lambda: rules.plausible("x", "then", "2100-01-01"), "ISO 8601"),
+        (lambda: rules.plausible("x", "2100-01-01", "1971-01-01"), "is later than"),
         (lambda: rules.holds(lambda _: True, that="x"), "name the fields"),
         (lambda: rules.in_file("x", "none.csv", "code"), "no such file"),
         (lambda: rules.in_file("x", named("codes.csv"), "colour"), "no column 'colour'"),

@@ -23,4 +23,4 @@ def test_the_example_of_a_plug_in_is_right(name: str) -> None:
 
 
 def test_all_rules_are_among_them() -> None:
-    assert len(RULES) == 12
+    assert len(RULES) == 13

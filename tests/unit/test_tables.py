@@ -41,6 +41,8 @@ def put(folder: Path, form: str, rows: list[dict[str, Any]] = ROWS) -> Path:
     content = "\n".join([",".join(rows[0]), *(",".join(map(text, row.values())) for row in rows)]) + "\n"
     if form == ".csv":
         path.write_text("\ufeff" + content)  # as a spreadsheet writes it
+    elif form == ".tsv":
+        path.write_text(content.replace(",", "\t"))
     elif form == ".csv.zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("airports.csv", content)
@@ -51,7 +53,7 @@ def put(folder: Path, form: str, rows: list[dict[str, Any]] = ROWS) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, ".csv.zip"])
 def test_a_column_has_its_values_whatever_the_form(tmp_path: Path, form: str) -> None:
     table = Table(put(tmp_path, form), key="faa")
     assert len(table) == 2
@@ -71,6 +73,36 @@ def test_what_names_no_row_is_missing(tmp_path: Path) -> None:
 def test_a_key_that_is_a_number_is_found_by_the_events_number(tmp_path: Path, form: str) -> None:
     table = Table(put(tmp_path, form, [{"flight": 7, "seats": 100}, {"flight": 11, "seats": 200}]), key="flight")
     assert table.get("seats", by="flight")({"flight": 11}) == 200
+
+
+@pytest.mark.parametrize("key", ["7", " 7", "7.0", "7.00 ", "7."])
+@pytest.mark.parametrize("named", [7, "7", "7.0", " 7"])
+def test_a_key_is_found_without_blanks_and_without_the_point_of_a_whole_number(
+    tmp_path: Path, key: str, named: Any
+) -> None:
+    table = Table(put(tmp_path, ".csv", [{"k": key, "v": 1.5}, {"k": "007", "v": 2.5}]), key="k")
+    assert table.get("v", by="e")({"e": named}) == 1.5
+
+
+def test_blanks_around_numbers_and_flags_of_a_csv_do_not_make_them_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("k, x, ok\na, 1.5, true\nb, , NULL\n")
+    table = Table(path, key="k")
+    assert [(table.get(c, by="e").kind, table.get(c, by="e")({"e": "a"}), table.get(c, by="e")({"e": "b"})) for c in
+            ("x", "ok")] == [("number", 1.5, None), ("flag", True, None)]  # fmt: skip
+
+
+def test_what_is_a_key_exactly_goes_before_what_is_nearly_one(tmp_path: Path) -> None:
+    table = Table(put(tmp_path, ".csv", [{"k": "1", "v": 1}, {"k": "1.0", "v": 2}, {"k": "2.0", "v": 3}]), key="k")
+    get = table.get("v", by="e")
+    assert [get({"e": named}) for named in (1, "1.0", "1.00", 2, "02")] == [1, 2, 1, 3, None]
+    several = Table(put(tmp_path, ".csv", [{"k": "3.0", "v": 1}, {"k": "3.00", "v": 2}]), key="k").get("v", by="e")
+    assert [several({"e": named}) for named in ("3.0", "3.00", 3)] == [1, 2, None]
+
+
+def test_keys_that_differ_in_blanks_alone_are_one_twice(tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError, match=r"'a' is there twice, in rows 1 and 2"):
+        Table(put(tmp_path, ".csv", [{"k": "a", "v": 1}, {"k": " a", "v": 2}]), key="k")
 
 
 @pytest.mark.parametrize("word", MISSING_WORDS[1:])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 import tidemill
-from tidemill.cli.shared import AS_JSON, PIPELINE, print_report
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, with_source
+
+if TYPE_CHECKING:
+    from tidemill.offline.source import FileSource
 
 
 @click.command()
 @PIPELINE
+@with_source(kafka=False, archive=False, may_lack_labels=True)
 @AS_JSON
-def check(pipeline: str, *, as_json: bool) -> None:
+def check(pipeline: str, source: FileSource | None, *, as_json: bool) -> None:
     """Check a declaration, and print what it runs.
 
-    Prints the features of the vector, the views, rules, models and topics.
+    Prints the features of the vector, the views, rules, models and topics. With --events, prints instead what the files
+    hold: types, missing values, times, delays of labels, what would be refused, and what to know before a backtest.
     """
     from tidemill.cli.text.declaration import pipeline_text
     from tidemill.offline.check import CheckReport
@@ -22,4 +29,13 @@ def check(pipeline: str, *, as_json: bool) -> None:
 
     declared = tidemill.load(pipeline)
     check_models(declared)
+    if source is not None:
+        from tidemill.cli.text.files import files_text
+        from tidemill.offline.file_check import check_files
+
+        report = check_files(declared, source)
+        print_report(report, files_text, as_json=as_json)
+        if any(files.error for files in report.streams):
+            raise SystemExit(1)
+        return
     print_report(CheckReport(declared), lambda report: pipeline_text(report.pipeline), as_json=as_json)

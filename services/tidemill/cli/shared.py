@@ -70,8 +70,8 @@ def with_source(
     file = click.Path(path_type=Path)
     options = [click.option("--archive", "archive_url", metavar="URL", help=f"Read an archive{instead}.")] * archive
     events_help, labels_help = (
-        f"Read events from a file{instead}: CSV, JSON lines or Parquet.",
-        "Read labels from a file.",
+        f"Read events from a file{instead}: CSV, JSON or Parquet, a folder of them, or a pattern as '*.csv'.",
+        "Read labels from a file, a folder, or a pattern.",
     )
     options += [click.option("--events", "events_path", type=file, required=required, help=events_help)]
     options += [click.option("--labels", "labels_path", type=file, required=required, help=labels_help)]
@@ -85,9 +85,11 @@ def with_source(
             archive_url: str | None = None,
             **more: Any,
         ) -> Any:
-            from tidemill.offline.source import source_of
+            source = None
+            if (archive_url, events_path, labels_path) != (None, None, None):
+                from tidemill.offline.source import source_of
 
-            source = source_of(archive_url, events_path, labels_path, may_lack_labels=may_lack_labels)
+                source = source_of(archive_url, events_path, labels_path, may_lack_labels=may_lack_labels)
             return command(*arguments, source=source, **more)
 
         for option in reversed(options):

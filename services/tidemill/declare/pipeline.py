@@ -47,7 +47,7 @@ from tidemill.declare.tasks import TASKS, Task
 from tidemill.declare.training import Training
 from tidemill.declare.view import View
 from tidemill.durations import duration, milliseconds
-from tidemill.rules import EARLIEST_TIME, FUTURE_TOLERANCE, Rule, not_after_now, not_before
+from tidemill.rules import FUTURE_TOLERANCE, PLAUSIBLE_TIMES, Rule, not_after_now, plausible
 from tidemill.tables import Lookup, Table
 from tidemill.watermark import SLACK_PART
 
@@ -83,7 +83,8 @@ class Pipeline:
     baseline
         A model that the others must beat; by default the task's do-nothing model.
     label_timeout
-        How long after its event, in event time, a label still counts.
+        How long after its event, in event time, a label still counts: 24 hours, where it is not declared. What comes
+        later is not learned; `tidemill check --events F --labels F` shows how late labels come.
     partitions
         Partitions of each topic that is not in one order: the most instances that a service can have.
     monitor, fuse, gate, training, protect
@@ -244,8 +245,8 @@ class Pipeline:
     def _guarded(self, declared: Sequence[Rule], stream: Stream) -> tuple[Rule, ...]:
         defaults = [] if _guards(declared, stream.time) else [not_after_now(stream.time, self.future_tolerance)]
         names = {rule.name for rule in declared if rule.field == stream.time}
-        if not stream.logical_types[stream.time] and "not_before" not in names:
-            defaults.insert(0, not_before(stream.time, EARLIEST_TIME))
+        if stream.is_time_plain and not names & {"plausible", "not_before"}:
+            defaults.insert(0, plausible(stream.time, *PLAUSIBLE_TIMES))
         return (*declared, *defaults)
 
     def _check_guards(self, where: str, declared: Sequence[Rule], stream: Stream, fail: Fail) -> None:

@@ -51,6 +51,18 @@ def _write_long(value: int) -> bytes:
     return _SMALL[value] if 0 <= value < 1024 else varint(value)
 
 
+def _write_int(value: int) -> bytes:
+    if 0 <= value < 1024:
+        return _SMALL[value]
+    _check_int(value)
+    return varint(value)
+
+
+def _check_int(value: int) -> None:
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"{value} is no 32-bit integer")
+
+
 def _read_long(data: bytes, at: int) -> tuple[int, int]:
     byte = data[at]
     at += 1
@@ -71,8 +83,7 @@ def _read_long(data: bytes, at: int) -> tuple[int, int]:
 
 def _read_int(data: bytes, at: int) -> tuple[int, int]:
     value, at = _read_long(data, at)
-    if not -(2**31) <= value < 2**31:
-        raise ValueError(f"{value} is no 32-bit integer")
+    _check_int(value)
     return value, at
 
 
@@ -191,6 +202,7 @@ class _Maker:
         self.read: list[str] = []
         self.names: dict[str, Any] = {
             "_W": _write_long,
+            "_V": _write_int,
             "_R": _read_long,
             "_I": _read_int,
             "_Z": _ZIG_ZAG,
@@ -313,7 +325,7 @@ class _Maker:
 
 
 _WRITE = {
-    "int": "_W({0})",
+    "int": "_V({0})",
     "long": "_W({0})",
     "double": "_D({0})",
     "boolean": "(b'\\1' if {0} else b'\\0')",

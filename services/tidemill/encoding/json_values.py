@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tidemill.durations import moment
-from tidemill.encoding import schema_files
+from tidemill.encoding import schema_files, times
 from tidemill.errors import Reject
 
 #: (value, path) -> the value as Avro's writer takes it; raises MismatchError.
@@ -21,7 +21,6 @@ _NAMES = {bool: "boolean", int: "int", float: "float", str: "string", type(None)
 #: Of a value, in the reason that it was refused for.
 MAX_SHOWN_CHARACTERS = 200
 _BITS = {"int": 31, "long": 63}
-_TICKS = {"timestamp-millis": 1_000, "timestamp-micros": 1_000_000}
 
 
 class MismatchError(Exception):
@@ -122,7 +121,7 @@ def as_it_is(avro: Mapping[str, Any]) -> Callable[[dict[str, Any]], bool]:
 def _fields(avro: Mapping[str, Any], named: Mapping[str, Any]) -> list[Field]:
     made = []
     for field in avro["fields"]:
-        convert = _converter(field["type"], named)
+        convert = converter(field["type"], named)
         default = field.get("default")
         if "default" in field and default is not None:
             default = convert(default, field["name"])
@@ -130,22 +129,23 @@ def _fields(avro: Mapping[str, Any], named: Mapping[str, Any]) -> list[Field]:
     return made
 
 
-def _converter(avro: Any, named: Mapping[str, Any]) -> Convert:
+def converter(avro: Any, named: Mapping[str, Any]) -> Convert:
+    """Return what makes of a JSON value what Avro's writer takes for this type; `named` are the schema's own types."""
     if isinstance(avro, list):
         return _union(avro, named)
     if isinstance(avro, str):
-        return _converter(named[avro], named) if avro in named else _plain(avro, "")
+        return converter(named[avro], named) if avro in named else _plain(avro, "")
     kind = avro["type"]
     if kind in ("record", "error"):
         fields, name = _fields(avro, named), avro["name"]
         return lambda value, path: record_of(fields, value, path, name)
     if kind == "array":
-        item = _converter(avro["items"], named)
+        item = converter(avro["items"], named)
         return lambda value, path: [
             item(one, f"{path}[{index}]") for index, one in enumerate(_is(value, list, path, "an array"))
         ]
     if kind == "map":
-        one_value = _converter(avro["values"], named)
+        one_value = converter(avro["values"], named)
         return lambda value, path: {
             key: one_value(one, f"{path}.{key}") for key, one in _is(value, dict, path, "an object").items()
         }
@@ -153,7 +153,7 @@ def _converter(avro: Any, named: Mapping[str, Any]) -> Convert:
         return _enum(avro)
     if kind == "fixed":
         return _bytes(f"{avro['size']} bytes", avro["size"])
-    return _plain(kind, avro.get("logicalType", "")) if isinstance(kind, str) else _converter(kind, named)
+    return _plain(kind, avro.get("logicalType", "")) if isinstance(kind, str) else converter(kind, named)
 
 
 def _is(value: Any, kind: type, path: str, expected: str) -> Any:
@@ -200,7 +200,7 @@ def _plain(kind: str, logical: str) -> Convert:
 
 def _integer(kind: str, logical: str) -> Convert:
     limit = 2 ** _BITS[kind]
-    ticks = _TICKS.get(logical.removeprefix("local-"))
+    ticks = times.per_second_of(logical)
 
     def convert(value: Any, path: str) -> Any:
         if type(value) is int and -limit <= value < limit:
@@ -238,7 +238,7 @@ def _branch_name(branch: Any) -> str:
 
 def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
     may_be_null = "null" in branches
-    converters = [(_branch_name(one), _converter(one, named)) for one in branches if one != "null"]
+    converters = [(_branch_name(one), converter(one, named)) for one in branches if one != "null"]
     expected = " or ".join(schema_files.primitive(branch, named) for branch in branches)
 
     def convert(value: Any, path: str) -> Any:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from tidemill.encoding.schema_files import logical_type
+from tidemill.encoding.times import LOGICAL_UNITS
+
 _PROMOTED = {
     ("int", "long"),
     ("int", "float"),
@@ -44,6 +47,17 @@ def unreadable(writer: Any, reader: Any) -> Mismatch | None:
 def mismatches(writer: Any, reader: Any) -> Iterator[Mismatch]:
     """Yield everything for which `reader` can't read what `writer` has written."""
     yield from _Pair(writer, reader).type(writer, reader, "")
+
+
+def other_unit(writer: Any, reader: Mapping[str, Any]) -> Mismatch | None:
+    """Return the first timestamp that the schemas have in different units; Avro itself reads one as the other."""
+    fields = writer.get("fields", ()) if isinstance(writer, Mapping) else ()
+    written = {field["name"]: field["type"] for field in fields}
+    for field in reader["fields"]:
+        one, other = logical_type(_written(written, field)), logical_type(field["type"])
+        if one in LOGICAL_UNITS and other in LOGICAL_UNITS and LOGICAL_UNITS[one] != LOGICAL_UNITS[other]:
+            return Mismatch(field["name"], "unit", f"it is {one} where {other} was expected")
+    return None
 
 
 def promoted(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> tuple[str, ...]:

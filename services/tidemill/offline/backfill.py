@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError
 from tidemill.offline.backtest import Backtest, Row, without_models
+from tidemill.offline.history import Message
 from tidemill.offline.source import KafkaSource
 from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition
 from tidemill.stream.origin import origin_of
@@ -66,7 +67,7 @@ class Backfill:
         self._topic = topics.UPDATES.name(pipeline.name)
         self._latest = 0
 
-    def rows(self, stack: ExitStack) -> tuple[Iterable[Row], Iterable[Row]]:
+    def rows(self, stack: ExitStack) -> tuple[Iterable[Row | Message], Iterable[Row | Message]]:
         """Return the log's valid events and labels, each in order of its time; `stack` closes temporary files.
 
         Waits until the services have handled them: an update that is not there then will not come by itself. Raises
@@ -92,7 +93,9 @@ class Backfill:
                 )
             time.sleep(0.2)
 
-    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> None:
+    def run(
+        self, events: Iterable[Row | Message], labels: Iterable[Row | Message], progress: Progress | None = None
+    ) -> None:
         """Write the updates of events and labels, each in order of its time.
 
         `progress` is called with how many events were handled. Another backfill of the same pipeline that still runs is

@@ -8,23 +8,24 @@ to reach the scorer in production.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
-from tidemill.durations import approximate
+from tidemill.declare.stream import Stream
+from tidemill.durations import approximate, moment
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import described
 from tidemill.features.lookup import InMemoryRemoteViews
 from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
+from tidemill.offline.history import Message, as_message
 from tidemill.registry.decisions import Decision, decisions
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.gate.service import PromotionGate
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
+#: Where today's seconds lie that are taken as milliseconds, and milliseconds that are taken as microseconds.
+SECONDS_AS_MILLIS = (moment("2000-01-01") // 1_000, moment("2100-01-01") // 1_000)
 #: A report warns first where more than this share of events or predictions is not in its figures.
 MAX_SHARE_LEFT_OUT = 0.1
 
@@ -91,8 +94,10 @@ class LabelDelays:
 class BacktestReport:
     """The result of a backtest. Times are ms since the epoch; `over_time` has one row per checkpoint.
 
-    `over_share`: joined examples that were not learned, because their source had used its share. `learn_failed`: by
-    model, examples at which its learn_one raised.
+    `first_letters`: what was wrong with the first dead letter of each reason. `refused`: events that the validator
+    refused, by reason; what is neither valid nor refused is no record (a delete in an envelope). `over_share`: joined
+    examples that were not learned, because their source had used its share. `learn_failed`: by model, examples at which
+    its learn_one raised.
     """
 
     pipeline: str
@@ -109,6 +114,8 @@ class BacktestReport:
     over_share: int = 0
     learn_failed: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
+    first_letters: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -121,13 +128,22 @@ class BacktestReport:
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: what they leave out, and the setting to change."""
-        return [text for text in (self._refused(), self._unanswered(), self._unlabelled()) if text]
+        return [text for text in (self._other_unit(), self._refused(), self._unanswered(), self._unlabelled()) if text]
+
+    def _other_unit(self) -> str:
+        first, last = SECONDS_AS_MILLIS
+        if self.events and first <= self.first_event and self.last_event <= last:
+            return (
+                "the times of all events lie in January and February 1970, as a time does that is taken for one of a "
+                "1,000 times finer unit: see that the stream's time is in the unit that its schema, or time_unit, says"
+            )
+        return ""
 
     def _refused(self) -> str:
-        refused = self.events - self.valid
+        refused = sum(self.refused.values())
         if not self.events or refused <= MAX_SHARE_LEFT_OUT * self.events:
             return ""
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.dead_letters.items()))
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.refused.items()))
         return f"{refused / self.events:.0%} of the events were refused ({reasons}): no model was asked about them"
 
     def _unanswered(self) -> str:
@@ -249,7 +265,14 @@ class Backtest:
         record = MemoryRecord(topic, value, key, timestamp, headers, 0, self._offsets[topic])
         self._offsets[topic] += 1
         if topic == self._dlq:
-            reason = dict(headers or [])["tidemill.reason"].decode()
+            about = dict(headers or [])
+            reason = about["tidemill.reason"].decode()
+            if (
+                about["__connect.errors.stage"] == b"validator"
+                and about["__connect.errors.topic"] == self.events_topic.encode()
+            ):
+                self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
+            self.report.first_letters.setdefault(reason, about["__connect.errors.exception.message"].decode())
             self.report.dead_letters[reason] = self.report.dead_letters.get(reason, 0) + 1
         elif topic == self._examples:
             self._learning.append((self._now + self.model_delay, record))
@@ -272,23 +295,27 @@ class Backtest:
         if not decision.champion.version:
             self.scorer.change(ServingChange(decision.champion))
 
-    def run(self, events: Iterable[Row], labels: Iterable[Row], progress: Progress | None = None) -> BacktestReport:
-        """Run over rows of events and labels, each in order of its time (equal times in the order given)."""
+    def run(
+        self, events: Iterable[Row | Message], labels: Iterable[Row | Message], progress: Progress | None = None
+    ) -> BacktestReport:
+        """Run over events and labels as producers send them, each in order of its time (equal times as given).
+
+        What does not fit its schema is a dead letter, as in production; without a time it follows the one before it.
+        """
         started = time.perf_counter()
         report = self.report
-        event_time, label_time = self.pipeline.events.time, self.pipeline.labels.time
-        event_times: dict[Any, int] = {}
-        label_times: dict[Any, int] = {}
+        event_times: dict[str, int] = {}
+        label_times: dict[str, int] = {}
 
-        def take_label(label: Row) -> None:
-            label_times.setdefault(label[self.pipeline.labels.id], label[label_time])
-            self._take_label(label[label_time], _message(self.records.label, label))
+        def take_label(label: Message) -> None:
+            label_times.setdefault(label.id, label.time)
+            self._take_label(label.time, label.data)
 
-        waiting = iter(labels)
+        waiting = _messages(labels, self.pipeline.labels, self.records.sent_label)
         label = next(waiting, None)
-        for event in events:
-            now = event[event_time]
-            while label is not None and label[label_time] <= now:
+        for event in _messages(events, self.pipeline.events, self.records.sent_event):
+            now = event.time
+            while label is not None and label.time <= now:
                 take_label(label)
                 label = next(waiting, None)
             self._at(now)
@@ -296,8 +323,8 @@ class Backtest:
                 report.first_event = now
             report.last_event = now
             report.events += 1
-            event_times.setdefault(event[self.pipeline.events.id], now)
-            self._emit(self.events_topic, _message(self.records.event, event), None, now)
+            event_times.setdefault(event.id, now)
+            self._emit(self.events_topic, event.data, None, now)
             if progress:
                 progress(1)
         while label is not None:
@@ -415,19 +442,15 @@ class Backtest:
         report.metrics = self._values()
 
 
-def _message(codec: Codec, row: Row) -> bytes:
-    """Return a row as a producer would send it: Avro, or JSON where it does not fit its schema.
-
-    The validator then says what is wrong with it, as it would in production.
-    """
-    try:
-        return codec.encode(row)
-    except Exception:  # whatever a value that does not fit makes an encoder raise
-        return json.dumps(row, default=_as_text).encode()
-
-
-def _as_text(value: Any) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+def _messages(rows: Iterable[Row | Message], stream: Stream, codec: Codec) -> Iterator[Message]:
+    latest = 0
+    for row in rows:
+        if isinstance(row, Message):
+            yield row
+            continue
+        at = stream.millis_of(row)
+        latest = latest if at is None else at
+        yield Message(latest, str(row.get(stream.id, "")), as_message(codec, row))
 
 
 class _NullModel:

@@ -43,8 +43,8 @@ class CheckReport:
             "monitor": dataclasses.asdict(pipeline.monitor),
             "protect": dataclasses.asdict(pipeline.protect) if pipeline.protect else None,
             "schema_ids": {
-                "event": records.event.id,
-                "label": records.label.id,
+                "event": records.sent_event.id,
+                "label": records.sent_label.id,
                 "features": records.features.id,
                 "prediction": records.prediction.id,
                 "prediction-log": records.prediction_log.id,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
 from tidemill.errors import BrokerError, SettingsError
-from tidemill.stages.validator.decode import Decoder
+from tidemill.stages.validator.decode import stream_decoder
 from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import Topic
@@ -311,8 +311,12 @@ def _record(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Mapping[str,
     }
     try:
         if source is not None:
-            stream, codec = (pipeline.events, records.event) if source == "events" else (pipeline.labels, records.label)
-            return Decoder(codec, unwrap=stream.unwrap, bare=True).decode(data)[0]
+            stream, codecs = (
+                (pipeline.events, (records.sent_event, records.event))
+                if source == "events"
+                else (pipeline.labels, (records.sent_label, records.label))
+            )
+            return stream_decoder(stream, *codecs, bare=True).decode(data)[0]
         return ours[letter.topic].of(data) if letter.topic in ours else None
     except Exception:  # whatever hostile bytes make a decoder raise: then they are shown as bytes
         return None

@@ -1,31 +1,352 @@
-"""History as files: events and labels in CSV, JSON lines or Parquet, read as the records that the schemas describe."""
+"""History as files: events and labels in CSV, JSON or Parquet, as the messages that a producer would send.
+
+JSON      each row is a message as it stands: the validator says what is wrong with it, as in production
+the rest  a column's values are made what the schema says, exactly, or the file is refused with row and column; then a
+          row is an Avro message. Columns that the schema does not have are left out, as an index column
+"""
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, localcontext
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tidemill import rows
 from tidemill.declare.stream import Stream
-from tidemill.encoding import schema_files
-from tidemill.errors import SettingsError
+from tidemill.durations import moment
+from tidemill.encoding import json_values, schema_files, times
+from tidemill.encoding.codec import Codec
+from tidemill.encoding.envelopes import SkippedError, unwrapped
+from tidemill.errors import Reject, SettingsError
+from tidemill.rows import Timestamp
 from tidemill.wire.records import PredictionLog
 
-_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+_BOOLEANS = {"true": True, "t": True, "1": True, "1.0": True, "false": False, "f": False, "0": False, "0.0": False}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
+_DIGITS = re.compile(r"-?[0-9]{1,18}")
+_INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
+#: Integers of a column of floats are exact up to here; beyond, one float stands for several.
+MAX_EXACT_FLOAT = 2**53
+#: Of a value, in the line that refuses it.
+MAX_SHOWN_CHARACTERS = 80
+
+Row = Mapping[str, Any]
+Convert = Callable[[Any], Any]
+
+
+class Message(NamedTuple):
+    """One row as a producer would send it; its time in ms since the epoch, and its id as text."""
+
+    time: int
+    id: str
+    data: bytes
+
+
+def messages(path: Path, stream: Stream) -> list[Message]:
+    """Return the rows of one or more files as messages, in order of their time; equal times as in the files.
+
+    `path` is a file, a folder of files, or a pattern as `*.csv`. A row of JSON whose time can't be read follows the row
+    before it. Raises SettingsError where a file can't be read, a column is missing, or a value can't be the field's
+    type.
+    """
+    found: list[tuple[int | None, str, bytes]] = []
+    for file in _files(path):
+        if _is_json(file):
+            found += _json_messages(file, stream)
+        else:
+            codec = Codec(stream.avro)
+            found += [
+                (stream.millis_of(row), str(row[stream.id]), as_message(codec, row)) for row in _rows(file, stream)
+            ]
+    return in_order(found)
+
+
+def in_order(messages_: Sequence[tuple[int | None, str, bytes]]) -> list[Message]:
+    """Return messages in order of their time; one without a time follows the one before it."""
+    latest = next((time for time, _, _ in messages_ if time is not None), 0)
+    timed = []
+    for time, id_, data in messages_:
+        latest = latest if time is None else time
+        timed.append(Message(latest, id_, data))
+    timed.sort(key=lambda message: message.time)
+    return timed
+
+
+def read(path: Path, stream: Stream) -> list[dict[str, Any]]:
+    """Return the rows as records of the stream, their time in milliseconds, in order of it; equal times as in the file.
+
+    Nothing is checked beyond the types: the validator will. Raises SettingsError as `messages`, and where a row of JSON
+    is no record of the schema.
+    """
+    records = []
+    for file in _files(path):
+        for number, record in enumerate(_json_records(file, stream) if _is_json(file) else _rows(file, stream), 1):
+            millis = stream.millis_of(record)
+            if millis is None:
+                raise _no_time(file, number, stream, record[stream.time])
+            records.append({**record, stream.time: millis} if stream.as_millis else record)
+    records.sort(key=lambda record: record[stream.time])
+    return records
+
+
+def as_message(codec: Codec, row: Row) -> bytes:
+    """Return a row as a producer would send it: Avro, or JSON where it does not fit its schema.
+
+    The validator then says what is wrong with it, as it would in production.
+    """
+    try:
+        return codec.encode(row)
+    except Exception:  # whatever a value that does not fit makes an encoder raise
+        return json.dumps(row, default=_as_text).encode()
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def columns(path: Path, stream: Stream) -> tuple[rows.Columns, int]:
+    """Return the columns of one or more files as they stand there, and how many rows. Raises SettingsError."""
+    joined: rows.Columns = {}
+    count = 0
+    for file in _files(path):
+        part, many = _json_columns(file, stream) if _is_json(file) else (_columns(file), 0)
+        many = many or len(next(iter(part.values()), ()))
+        for name in [*joined, *(name for name in part if name not in joined)]:
+            joined.setdefault(name, [None] * count).extend(part.get(name, [None] * many))
+        count += many
+    return joined, count
+
+
+def _files(path: Path) -> list[Path]:
+    try:
+        files = rows.files_of(path)
+        for file in files:
+            rows.format_of(file)
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return files
+
+
+def _is_json(file: Path) -> bool:
+    return rows.format_of(file) in (".json", ".jsonl", ".ndjson")
+
+
+def is_csv(file: Path) -> bool:
+    """Whether a file's values are texts."""
+    return rows.format_of(file) in rows.TEXT_FORMATS
+
+
+def _columns(file: Path) -> rows.Columns:
+    try:
+        return rows.columns(file)
+    except ValueError as error:
+        raise SettingsError(f"{file}: {error}") from None
+
+
+def _json_columns(file: Path, stream: Stream) -> tuple[rows.Columns, int]:
+    """Return the columns of the rows that are objects, and how many rows there are: the validator looks at them all."""
+    found = []
+    lines = _json_rows(file)
+    for line in lines:
+        try:
+            row = unwrapped(json.loads(line), stream.unwrap, bare=True)
+        except (ValueError, RecursionError, Reject, SkippedError):
+            row = None
+        found.append(row if isinstance(row, dict) else {})
+    return {name: [row.get(name) for row in found] for name in dict.fromkeys(n for row in found for n in row)}, len(
+        lines
+    )
+
+
+def _json_rows(file: Path) -> list[bytes]:
+    try:
+        return rows.json_rows(rows.content(file))
+    except ValueError as error:
+        raise SettingsError(f"{file}: {error}") from None
+
+
+def _json_messages(file: Path, stream: Stream) -> Iterator[tuple[int | None, str, bytes]]:
+    time = next(field for field in json_values.fields_of(stream.avro) if field.name == stream.time)
+    for row in _json_rows(file):
+        id_ = ""
+        try:
+            record = unwrapped(json.loads(row), stream.unwrap, bare=True)
+            id_ = str(record.get(stream.id, ""))
+            millis = stream.millis_of({stream.time: time.convert(record[stream.time], stream.time)})
+        except Exception:  # the validator says what is wrong with it
+            millis = None
+        yield millis, id_, row
+
+
+def _json_records(file: Path, stream: Stream) -> Iterator[dict[str, Any]]:
+    fields = json_values.fields_of(stream.avro)
+    lines = _json_rows(file)
+    if not lines:
+        raise SettingsError(f"{file} has no rows")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = unwrapped(json.loads(line), stream.unwrap, bare=True)
+            yield json_values.record_of(fields, row, "", stream.avro["name"])
+        except SkippedError:
+            continue
+        except (ValueError, RecursionError) as error:
+            raise SettingsError(f"{file} row {number} is no JSON: {error}") from None
+        except (Reject, json_values.MismatchError) as error:
+            raise SettingsError(f"{file} row {number}: {error}") from None
+
+
+def _rows(file: Path, stream: Stream) -> list[dict[str, Any]]:
+    """Return the rows of a CSV or of Parquet as records of the schema, as producers send them."""
+    given = _columns(file)
+    count = len(next(iter(given.values()), ()))
+    defaults = {field.name: field for field in json_values.fields_of(stream.avro)}
+    named = schema_files.parsed(stream.avro)[1]
+    converted = {}
+    for field in stream.avro["fields"]:
+        name = field["name"]
+        if name in given:
+            converted[name] = _Column(file, stream, field, named).converted(given[name])
+        elif defaults[name].has_default:
+            converted[name] = [defaults[name].default] * count
+        else:
+            has = f"It has {', '.join(map(repr, given))}" if given else "It is empty"
+            raise SettingsError(f"{file} has no column {name!r}; {stream.schema} needs it. {has}")
+    return [dict(zip(converted, values, strict=True)) for values in zip(*converted.values(), strict=True)]
+
+
+def _no_time(file: Path, number: int, stream: Stream, value: Any) -> SettingsError:
+    expected = "an ISO 8601 time" if stream.unit == times.TEXT else f"a time in {stream.unit}"
+    return SettingsError(f"{file} row {number}: column {stream.time!r} is {shown(value)} where {expected} was expected")
+
+
+def shown(value: Any, longest: int = MAX_SHOWN_CHARACTERS) -> str:
+    """Return a value in one line, not too long."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def is_number(text: str) -> bool:
+    """Whether a text of a CSV is a number."""
+    return bool(_NUMBER.fullmatch(text))
+
+
+class _Column:
+    """One column of a CSV or of Parquet, and what makes values of its field's type."""
+
+    def __init__(self, file: Path, stream: Stream, field: Mapping[str, Any], named: Mapping[str, Any]) -> None:
+        self.file, self.name = file, field["name"]
+        self.kind = schema_files.primitive(field["type"], named)
+        self.is_nullable = schema_files.nullable(field["type"])
+        self.is_csv = is_csv(file)
+        self.is_text = self.kind in ("string", "enum", "bytes", "fixed")
+        logical = schema_files.logical_type(field["type"])
+        is_time = self.name == stream.time
+        unit = stream.unit if is_time else times.LOGICAL_UNITS.get(logical, "")
+        self.convert: Convert
+        if is_time and unit == times.TEXT:
+            self.is_text, self.expected, self.convert = False, "an ISO 8601 time", _iso_text
+        elif unit and unit != times.TEXT and self.kind in ("int", "long", "double"):
+            self.expected, self.convert = f"a time in {unit}, or an ISO 8601 time", _time(self.kind, unit)
+        else:
+            what = "text" if self.kind in ("enum", "string") else logical or self.kind
+            self.expected = what if what == "text" else f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
+            self.convert = self._converter(field["type"], logical, named)
+
+    def converted(self, values: Sequence[Any]) -> list[Any]:
+        """Return the values in the field's type. Raises SettingsError with file, row and column."""
+        made = []
+        for row, given in enumerate(values, 1):
+            value = rows.text_or_none(given, is_text_column=self.is_text) if self.is_csv else given
+            is_missing = value is None if isinstance(value, (list, dict, tuple)) else rows.is_missing(value)
+            if is_missing and not self.is_nullable:
+                raise self._refused(row, f"has no value where {self.expected} was expected")
+            try:
+                made.append(None if is_missing else self.convert(value))
+            except (json_values.MismatchError, Reject) as error:
+                raise self._refused(row, f": {error}") from None
+            except (TypeError, ValueError, KeyError, ArithmeticError):
+                hint = _hint(value) if self.kind in ("int", "long", "float", "double", "boolean") else ""
+                raise self._refused(row, f"is {shown(value)} where {self.expected} was expected{hint}") from None
+        return made
+
+    def _refused(self, row: int, why: str) -> SettingsError:
+        return SettingsError(f"{self.file} row {row}: column {self.name!r} {why}")
+
+    def _converter(self, avro: Any, logical: str, named: Mapping[str, Any]) -> Convert:
+        kind = self.kind
+        if kind in ("int", "long"):
+            if logical == "date":
+                return _date
+            if logical in _PARTS_OF_DAY:
+                return _time_of_day(_PARTS_OF_DAY[logical])
+            bits = 31 if kind == "int" else 63
+            return lambda value: _integer(value, bits)
+        if kind in ("float", "double"):
+            return _float
+        if kind == "boolean":
+            return _boolean
+        if kind in ("string", "enum"):
+            return _text
+        from_json = json_values.converter(avro, named)
+        if kind in ("bytes", "fixed"):
+            declared: Any = next((b for b in avro if b != "null"), avro) if isinstance(avro, list) else avro
+            if logical == "decimal":
+                return lambda value: from_json(_decimal(value, declared).decode("latin-1"), self.name)
+            return lambda value: from_json(value.decode("latin-1") if isinstance(value, bytes) else value, self.name)
+        if not self.is_csv:
+            return lambda value: from_json(_as_json(value), self.name)
+        if kind == "union":
+            return _fail_union
+        self.expected = f"JSON of type {kind}"
+        return lambda value: from_json(json.loads(value), self.name)
+
+
+#: Ticks of a time of day in a second, by logical type.
+_PARTS_OF_DAY = {"time-millis": 1_000, "time-micros": 1_000_000}
+
+
+def _fail_union(_: Any) -> Any:
+    raise Reject("wrong_type", "a union of several types can't be told from text: use JSON lines or Parquet")
+
+
+def _number(value: Any) -> Any:
+    """Return a number as it is, a CSV's exactly. Raises ValueError for what is none."""
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, str):
+        if not is_number(value):
+            raise ValueError
+        return Decimal(value)
+    return value
 
 
 def _integer(value: Any, bits: int) -> int:
-    exact = Decimal(value) if isinstance(value, str) else value
+    exact = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else _number(value)
     if isinstance(exact, Decimal) and exact.adjusted() > 19:  # 1e999999999 has as many digits as a whole number
         raise ValueError
+    if isinstance(exact, float) and abs(exact) > MAX_EXACT_FLOAT:
+        raise ValueError
     number = int(exact)
-    if isinstance(value, bool) or number != exact or not -(2**bits) <= number < 2**bits:
+    if number != exact or not -(2**bits) <= number < 2**bits:
         raise ValueError
     return number
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, str):
+        if not is_number(value) and not _INFINITY.fullmatch(value):
+            raise ValueError
+        return float(value)
+    if isinstance(value, bool | bytes | Timestamp):
+        raise TypeError
+    return float(value)
 
 
 def _text(value: Any) -> str:
@@ -35,62 +356,107 @@ def _text(value: Any) -> str:
 
 
 def _boolean(value: Any) -> bool:
-    return value if isinstance(value, bool) else _BOOLEANS[str(value).lower()]
+    return value if isinstance(value, bool) else _BOOLEANS[str(value).strip().lower()]
 
 
-_CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
-    "int": lambda value: _integer(value, 31),
-    "long": lambda value: _integer(value, 63),
-    "float": float,
-    "double": float,
-    "string": _text,
-    "enum": _text,
-    "boolean": _boolean,
-}
+def _ticks(value: Any, per_second: int) -> int:
+    """Return a Parquet timestamp or date, or ISO 8601 text, in parts of a second; what is finer is cut."""
+    if isinstance(value, Timestamp):
+        return value.ticks * per_second // value.per_second
+    if isinstance(value, dt.datetime | dt.date):
+        return moment(value.isoformat(), per_second)
+    return moment(value, per_second)
 
 
-def read(path: Path, stream: Stream) -> list[dict[str, Any]]:
-    """Return the rows of a file as records of the stream's schema, in order of their time; equal times as in the file.
+def _time(kind: str, unit: str) -> Convert:
+    """Return what makes a time of a number in this unit, of ISO 8601 text, or of Parquet's timestamps and dates."""
+    per_second = times.PER_SECOND[unit]
 
-    Numbers and text are taken as the schema has them and nothing is checked beyond that: the validator will. Raises
-    SettingsError where the file can't be read, a column is missing, or a value can't be the field's type.
-    """
-    try:
-        columns = rows.read(path)
-    except ValueError as error:
-        raise SettingsError(f"{path}: {error}") from None
-    count = len(next(iter(columns.values()), ()))
-    is_csv = rows.format_of(path).startswith(".csv")
-    converted = {}
-    for field in stream.avro["fields"]:
-        name = field["name"]
-        if name in columns:
-            kind = stream.types[name]
-            values: list[Any] = columns[name]
-            if is_csv:  # as text: what it means is said by the schema, and no digit is lost on the way
-                values = [rows.text_or_none(text, is_text_column=kind in ("string", "enum")) for text in values]
-            converted[name] = _converted(path, name, values, kind, is_nullable=schema_files.nullable(field["type"]))
-        elif "default" in field:
-            converted[name] = [field["default"]] * count
-        else:
-            raise SettingsError(f"{path} has no column {name!r}; {stream.schema} needs it. It has {', '.join(columns)}")
-    records = [dict(zip(converted, values, strict=True)) for values in zip(*converted.values(), strict=True)]
-    records.sort(key=lambda record: record[stream.time])
-    return records
+    def convert(value: Any) -> Any:
+        if isinstance(value, Timestamp | dt.date) or (isinstance(value, str) and not is_number(value)):
+            if kind == "double":
+                return float(Fraction(_ticks(value, 1_000_000_000) * per_second, 1_000_000_000))
+            return _integer(_ticks(value, per_second), 31 if kind == "int" else 63)
+        return _float(value) if kind == "double" else _integer(value, 31 if kind == "int" else 63)
+
+    return convert
 
 
-def _converted(path: Path, name: str, values: list[Any], kind: str, *, is_nullable: bool) -> list[Any]:
-    convert = _CONVERTERS.get(kind)
-    converted = []
-    for row, value in enumerate(values, 1):
-        is_missing = rows.is_missing(value)
-        if is_missing and not is_nullable:
-            raise SettingsError(f"{path} row {row}: column {name!r} has no value where a {kind} was expected")
-        try:
-            converted.append(None if is_missing else convert(value) if convert else value)
-        except (TypeError, ValueError, KeyError, ArithmeticError):
-            raise SettingsError(f"{path} row {row}: column {name!r} is {value!r} where a {kind} was expected") from None
-    return converted
+def _iso_text(value: Any) -> str:
+    if isinstance(value, Timestamp | dt.date):
+        text = dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(microseconds=_ticks(value, 1_000_000))
+        return text.isoformat()
+    moment(_text(value))
+    return str(value)
+
+
+def _date(value: Any) -> int:
+    if isinstance(value, Timestamp | dt.date) or (isinstance(value, str) and not is_number(value)):
+        days, rest = divmod(_ticks(value, 1), 86_400)
+        if rest:
+            raise ValueError
+        return days
+    return _integer(value, 31)
+
+
+def _time_of_day(per_second: int) -> Convert:
+    def convert(value: Any) -> int:
+        if isinstance(value, str) and not is_number(value):
+            value = dt.time.fromisoformat(value)
+        if isinstance(value, dt.time):
+            if value.tzinfo is not None:
+                raise ValueError
+            seconds = value.hour * 3600 + value.minute * 60 + value.second
+            return seconds * per_second + value.microsecond * per_second // 1_000_000
+        return _integer(value, 63)
+
+    return convert
+
+
+def _decimal(value: Any, avro: Mapping[str, Any]) -> bytes:
+    """Return a number as Avro's decimal: its digits up to the scale, big-endian; exact, or ValueError."""
+    exact = _number(value)
+    if not isinstance(exact, int | Decimal):
+        raise TypeError
+    with localcontext() as context:
+        context.prec = 1_000
+        unscaled = Decimal(exact).scaleb(int(avro.get("scale", 0)))
+    digits = int(unscaled)
+    if digits != unscaled or len(str(abs(digits))) > int(avro["precision"]):
+        raise ValueError
+    size = avro["size"] if avro["type"] == "fixed" else (digits.bit_length() + 8) // 8
+    return digits.to_bytes(size, "big", signed=True)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a nested value of Parquet as JSON has it."""
+    if isinstance(value, list):
+        if value and all(isinstance(item, tuple) and len(item) == 2 for item in value):  # a map
+            return {str(key): _as_json(item) for key, item in value}
+        return [_as_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    if isinstance(value, dt.date):
+        return (value - dt.date(1970, 1, 1)).days
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _hint(value: Any) -> str:
+    """Return what may be wrong with a number of a CSV."""
+    text = value if isinstance(value, str) else ""
+    if re.fullmatch(r"[+-]?\d{1,3}([,.\u00a0\u202f' ]\d{3})+([.,]\d+)?", text):
+        return ": write it without thousands separators"
+    if re.fullmatch(r"[+-]?\d+,\d*", text):
+        return ": write the decimal comma as a point"
+    if isinstance(value, float) and abs(value) > MAX_EXACT_FLOAT:
+        return ": a float of this size may stand for several integers"
+    return ""
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

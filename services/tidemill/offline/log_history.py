@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
+from tidemill.declare.stream import Stream
 from tidemill.encoding.codec import Codec
+from tidemill.offline.history import Message
 from tidemill.stream.api import Broker, Progress, TopicPartition
 from tidemill.stream.ranges import full_range
 
@@ -73,7 +75,7 @@ class LogHistory:
     `skipped` counts records of an earlier schema. All three are complete when the first row is there.
     """
 
-    rows: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))
+    rows: Iterator[Message] = field(default_factory=lambda: iter(()))
     first_times: dict[int, int] = field(default_factory=dict)
     last_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     skipped: int = 0
@@ -85,7 +87,7 @@ class LogHistory:
 
 
 def read_log(
-    broker: Broker, topic: str, codec: Codec, time_field: str, stack: ExitStack, progress: Progress | None = None
+    broker: Broker, topic: str, codec: Codec, stream: Stream, stack: ExitStack, progress: Progress | None = None
 ) -> LogHistory:
     """Read a topic of events or labels up to this moment."""
     ranges = full_range(broker, topic)
@@ -101,12 +103,16 @@ def read_log(
                 if row is None:
                     history.skipped += 1
                     continue
-                now = row[time_field]
+                now = row[stream.time]
                 if partition in cut:
                     history.first_times[partition] = min(now, history.first_times.get(partition, now))
                 yield TimedRecord(now, partition, record.offset(), value)
             if progress:
                 progress(len(batch))
 
-    history.rows = map(codec.decode, sorted_by_time(read(), stack))
+    def message(value: bytes) -> Message:
+        row = codec.decode(value)
+        return Message(row[stream.time], str(row[stream.id]), codec.encode(row))
+
+    history.rows = map(message, sorted_by_time(read(), stack))
     return history

@@ -10,15 +10,16 @@ memory   the views' entities, the labels' timeout of predictions, and one run of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import takewhile
-from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stream import Stream
 from tidemill.declare.view import View
-from tidemill.offline.backtest import Backtest, without_models
+from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.dataset import Writer
+from tidemill.offline.history import Message
 from tidemill.offline.source import FileSource, KafkaSource
 from tidemill.stream.api import Progress, Record
 from tidemill.wire.archive_rows import RowFormat
@@ -26,8 +27,8 @@ from tidemill.wire.archive_rows import RowFormat
 
 def recompute_rows(
     pipeline: Pipeline,
-    events: Iterable[Mapping[str, Any]],
-    labels: Iterable[Mapping[str, Any]],
+    events: Iterable[Row | Message],
+    labels: Iterable[Row | Message],
     writer: Writer,
     *,
     complete_from: int | None = None,
@@ -48,12 +49,17 @@ def recompute_rows(
         writer.take(row)
 
     run.examples = joined
-    end, event_time, label_time = writer.span.end, pipeline.events.time, pipeline.labels.time
+    end = writer.span.end
     if end is not None:  # what comes later is in no vector before it, and later labels than these do not count
         last = end + pipeline.label_timeout_ms
-        events = takewhile(lambda event: event[event_time] < end, events)
-        labels = takewhile(lambda label: label[label_time] <= last, labels)
+        events = takewhile(lambda event: _time_of(event, pipeline.events) < end, events)
+        labels = takewhile(lambda label: _time_of(label, pipeline.labels) <= last, labels)
     writer.summary.dead_letters = run.run(events, labels, progress).dead_letters
+
+
+def _time_of(row: Row | Message, stream: Stream) -> int:
+    """Return a row's time in ms; 0 where it has none: it follows the one before it."""
+    return row.time if isinstance(row, Message) else stream.millis_of(row) or 0
 
 
 def complete_from(pipeline: Pipeline, events: int | None, labels: int | None) -> int | None:

@@ -19,12 +19,13 @@ from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.offline import history
 from tidemill.offline.backtest import KnownLabel
+from tidemill.offline.history import Message
 from tidemill.offline.log_history import LogHistory, read_log
 from tidemill.stream.api import Broker, Progress
 from tidemill.wire import topics
 from tidemill.wire.records import Features, Records
 
-Rows = list[dict[str, Any]]
+Rows = list[Message]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class KafkaSource:
         records, name = Records(pipeline), pipeline.name
         events, labels = pipeline.events, pipeline.labels
         return (
-            read_log(self.broker, topics.EVENTS_VALID.name(name), records.event, events.time, stack, progress),
-            read_log(self.broker, topics.LABELS_VALID.name(name), records.label, labels.time, stack, progress),
+            read_log(self.broker, topics.EVENTS_VALID.name(name), records.event, events, stack, progress),
+            read_log(self.broker, topics.LABELS_VALID.name(name), records.label, labels, stack, progress),
         )
 
 
@@ -53,9 +54,11 @@ class FileSource:
     labels: Path | None = None
 
     def rows(self, pipeline: Pipeline) -> tuple[Rows, Rows]:
-        """Return events and labels, each in order of its time. Raises SettingsError where a file does not fit."""
-        events = history.read(self.events, pipeline.events)
-        return events, history.read(self.labels, pipeline.labels) if self.labels else []
+        """Return events and labels, each in order of its time. Raises SettingsError where a file can't be read."""
+        events = history.messages(self.events, pipeline.events)
+        if not events:
+            raise SettingsError(f"{self.events} has no rows: give a file of events")
+        return events, history.messages(self.labels, pipeline.labels) if self.labels else []
 
     def histories(
         self, pipeline: Pipeline, stack: ExitStack, progress: Progress | None = None

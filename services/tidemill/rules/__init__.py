@@ -3,11 +3,11 @@
 A missing (null) value passes every rule but `not_null`: the schema, or `not_null`, decides whether a field may be
 missing. NaN, infinities and numbers beyond `LARGEST_NUMBER` need no rule: they are refused in every float field. The
 time of a stream needs none either: unless it has a `not_after_now` of its own, it gets one of the pipeline's
-`future_tolerance`, at most `FUTURE_TOLERANCE`, and where it is a plain long without a `not_before`, one of
-`EARLIEST_TIME`. With `warn=True` a rule refuses nothing: the record is accepted, marked and counted.
+`future_tolerance`, at most `FUTURE_TOLERANCE`, and where it is a plain number, `plausible` from 1971 to 2100. With
+`warn=True` a rule refuses nothing: the record is accepted, marked and counted.
 """
 
-from tidemill.rules.base import EARLIEST_TIME, FUTURE_TOLERANCE, LARGEST_NUMBER, Memory, Rule
+from tidemill.rules.base import FUTURE_TOLERANCE, LARGEST_NUMBER, PLAUSIBLE_TIMES, Memory, Rule
 from tidemill.rules.between import between
 from tidemill.rules.finite import finite
 from tidemill.rules.holds import holds
@@ -19,12 +19,13 @@ from tidemill.rules.not_before import not_before
 from tidemill.rules.not_null import not_null
 from tidemill.rules.not_older_than import not_older_than
 from tidemill.rules.one_of import one_of
+from tidemill.rules.plausible import plausible
 from tidemill.rules.unique import unique
 
 __all__ = [
-    "EARLIEST_TIME",
     "FUTURE_TOLERANCE",
     "LARGEST_NUMBER",
+    "PLAUSIBLE_TIMES",
     "Memory",
     "Rule",
     "between",
@@ -38,5 +39,6 @@ __all__ = [
     "not_null",
     "not_older_than",
     "one_of",
+    "plausible",
     "unique",
 ]

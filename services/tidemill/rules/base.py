@@ -23,9 +23,9 @@ LARGEST_NUMBER = 1e15
 #: How far a stream's time may lie ahead of this machine's clock, at most; `Pipeline.future_tolerance` may be shorter.
 FUTURE_TOLERANCE = "1h"
 
-#: A stream's time that is a plain long is refused before this, unless the declaration has a `not_before` of its own:
-#: seconds where milliseconds were expected lie in January 1970.
-EARLIEST_TIME = "1971-01-01"
+#: A stream's time that is a plain number is refused outside, unless the declaration has a `plausible` or a `not_before`
+#: of its own: seconds where milliseconds were expected lie in January 1970, microseconds in the year 55,000.
+PLAUSIBLE_TIMES = ("1971-01-01", "2100-01-01")
 
 NUMBERS = ("int", "long", "float", "double")
 TEXTS = ("string", "enum")

@@ -87,13 +87,23 @@ class Records:
 
     @cached_property
     def event(self) -> Codec:
-        """The producers' events."""
-        return Codec(self.pipeline.events.avro, self.pipeline.events.others.values())
+        """Events as the validator passes them on, with their time in milliseconds."""
+        return Codec(self.pipeline.events.valid_avro, self.pipeline.events.valid_others)
 
     @cached_property
     def label(self) -> Codec:
-        """The producers' labels."""
-        return Codec(self.pipeline.labels.avro, self.pipeline.labels.others.values())
+        """Labels as the validator passes them on, with their time in milliseconds."""
+        return Codec(self.pipeline.labels.valid_avro, self.pipeline.labels.valid_others)
+
+    @cached_property
+    def sent_event(self) -> Codec:
+        """Events as producers send them: the same as `event`, unless their time is in another unit."""
+        return Codec(self.pipeline.events.avro) if self.pipeline.events.as_millis else self.event
+
+    @cached_property
+    def sent_label(self) -> Codec:
+        """Labels as producers send them."""
+        return Codec(self.pipeline.labels.avro) if self.pipeline.labels.as_millis else self.label
 
     @cached_property
     def vector(self) -> Codec:

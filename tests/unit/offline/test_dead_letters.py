@@ -346,6 +346,12 @@ class TestCommands:
         assert dlq(embedded, "stats", "--reason", "x").stdout == "no such dead letter in plain.dlq\n"
         assert dlq(embedded, "list", "--value", "x").stdout == "no such dead letter in plain.dlq\n"
 
+    @pytest.mark.parametrize("command", ["stats", "list"])
+    def test_where_nothing_was_refused_it_says_so(self, command: str) -> None:
+        broker = EmbeddedBroker()
+        broker.create([name for _, name, _ in topic_table(PLAIN)])
+        assert dlq(broker, command).stdout == "plain.dlq is empty: nothing was refused\n"
+
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),

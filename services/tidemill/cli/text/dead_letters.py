@@ -21,10 +21,16 @@ def _source(letter: DeadLetter) -> str:
     return f"{letter.topic}[{letter.partition}]@{letter.offset}" if known else letter.topic
 
 
+def _none(dead_letters: DeadLetters) -> str:
+    if all(begin == end for begin, end in dead_letters.ranges.values()):
+        return f"{dead_letters.topic} is empty: nothing was refused\n"
+    return f"no such dead letter in {dead_letters.topic}\n"
+
+
 def letters_text(dead_letters: DeadLetters, letters: Sequence[DeadLetter]) -> str:
     """Return dead letters as a table, the newest at the end."""
     if not letters:
-        return f"no such dead letter in {dead_letters.topic}\n"
+        return _none(dead_letters)
     table = new_table("letter", "refused at", "from", "reason", "why", "state")
     for letter in letters:
         source = _source(letter).removeprefix(f"{dead_letters.pipeline.name}.")
@@ -86,7 +92,7 @@ def letter_text(
 def stats_text(dead_letters: DeadLetters, stats: LetterStats) -> str:
     """Return the counts of dead letters by kind."""
     if not stats.total.letters:
-        return f"no such dead letter in {dead_letters.topic}\n"
+        return _none(dead_letters)
     entity = ["entity"] if stats.by_entity else []
     table = new_table(
         "reason", "rule", "field", *entity, "first", "last", "letters", "share", "open", "redriven", "again", numbers=5

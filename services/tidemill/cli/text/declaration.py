@@ -51,12 +51,16 @@ def pipeline_text(pipeline: Pipeline) -> str:
     head = (
         f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, "
         f"label within {pipeline.label_timeout}\n"
-        f"events {pipeline.events.schema} (id {Records(pipeline).event.id}), "
-        f"labels {pipeline.labels.schema} (id {Records(pipeline).label.id})\n"
+        f"events {pipeline.events.schema} (id {Records(pipeline).sent_event.id}), "
+        f"labels {pipeline.labels.schema} (id {Records(pipeline).sent_label.id})\n"
     )
     for name, stream in (("events", pipeline.events), ("labels", pipeline.labels)):
         others = [f"{other} (id {schema_files.fingerprint(avro)})" for other, avro in stream.others.items()]
         head += f"{name} are also taken by {', '.join(others)}\n" if others else ""
+        if stream.as_millis:
+            head += (
+                f"the time of {name}, {stream.time}, is in {stream.unit}; from the validator on it is in milliseconds\n"
+            )
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
     head += f"monitored in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"

@@ -65,7 +65,8 @@ def _at(place: Mapping[str, Any]) -> str:
 
 def _schema(pipeline: Pipeline, number: int) -> str:
     known = {schema_files.fingerprint(avro): name for name, avro in pipeline.events.others.items()}
-    known[Records(pipeline).event.id] = pipeline.events.schema
+    records = Records(pipeline)
+    known |= {records.event.id: pipeline.events.schema, records.sent_event.id: pipeline.events.schema}
     return f"{known[number]} (id {number})" if number in known else f"id {number}"
 
 
@@ -138,7 +139,7 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
             ("artifact", made["uri"]),
             ("made by", f"tidemill {made['tidemill']}, River {made['river']}{now}, Python {made['python']}"),
             ("declaration", made["declaration"]),
-            ("metrics", ", ".join(f"{name} {value:.6f}" for name, value in made["metrics"].items())),
+            ("metrics", ", ".join(f"{name} {value:z.6f}" for name, value in made["metrics"].items())),
             ("hyperparameters", model_text(made["hyperparameters"])),
         ]
     )

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tidemill.cli.text.shared import minute, new_table, render
+from tidemill.cli.text.shared import minute, new_table, printable, render
 
 if TYPE_CHECKING:
     from tidemill.features.store import Known
@@ -36,7 +36,7 @@ def backtest_text(report: BacktestReport) -> str:
     final = new_table("model", *names, numbers=len(names))
     for model, values in report.metrics.items():
         shown = f"{model} (champion)" if model == report.champion else model
-        final.add_row(shown, *(f"{values[name]:.6f}" if name in values else "" for name in names))
+        final.add_row(shown, *(f"{values[name]:z.6f}" if name in values else "" for name in names))
     main = names[min(1, len(names) - 1)] if names else ""
     steps = report.over_time[:: max(1, len(report.over_time) // 12)]
     if report.over_time and steps[-1] is not report.over_time[-1]:
@@ -45,17 +45,20 @@ def backtest_text(report: BacktestReport) -> str:
     for row in steps:
         course_values = [row["metrics"][m].get(main) for m in report.metrics]
         course.add_row(
-            minute(row["time"]), f"{row['examples']:,}", *("" if v is None else f"{v:.4f}" for v in course_values)
+            minute(row["time"]), f"{row['examples']:,}", *("" if v is None else f"{v:z.4f}" for v in course_values)
         )
     dead = ", ".join(f"{reason} {n:,}" for reason, n in sorted(report.dead_letters.items())) or "none"
+    no_records = report.events - report.valid - sum(report.refused.values())
     head = (
         f"pipeline {report.pipeline}: {report.task}, {report.events:,} events from {minute(report.first_event)} "
         f"to {minute(report.last_event)} UTC, {report.labels:,} labels\n"
         f"predictions {report.predictions:,} = joined {report.joined:,} + expired {report.expired:,} "
         f"+ pending {report.pending:,}\n"
         + (f"not learned, for their source had its share: {report.over_share:,}\n" if report.over_share else "")
+        + (f"passed over, for they are no records (deletes, tombstones): {no_records:,}\n" if no_records else "")
         + f"dead letters: {dead}\n"
-        f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
+        + "".join(f"  {reason}, the first: {printable(why)}\n" for reason, why in sorted(report.first_letters.items()))
+        + f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
     failed = "".join(
         f"learn_one of {model} raised on {n:,} examples\n" for model, n in sorted(report.learn_failed.items())

@@ -282,7 +282,7 @@ class StreamProfile:
         self.records = self.skipped = 0
         self.fields = {
             avro["name"]: Profile(avro, stream.types[avro["name"]], [r for r in declared if r.field == avro["name"]])
-            for avro in stream.avro["fields"]
+            for avro in stream.valid_avro["fields"]
         }
         self.ids = RepeatedIds(MAX_IDS)
         self.delay = Profile({"name": stream.time, "type": "long"}, "long")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.offline.backtest import Backtest, Row, without_models
+from tidemill.offline.history import Message
 from tidemill.offline.source import ArchiveSource, FileSource, Source
 from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
@@ -144,8 +145,8 @@ def _from_archive(
 
 def from_rows(
     pipeline: Pipeline,
-    events: Iterable[Row],
-    labels: Iterable[Row],
+    events: Iterable[Row | Message],
+    labels: Iterable[Row | Message],
     newest: int = MAX_EXAMPLES,
     *,
     delay: int = 0,

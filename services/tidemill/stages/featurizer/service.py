@@ -110,6 +110,7 @@ class Featurizer(Processor):
         self._new: dict[int, tuple[str, ...]] = {}
         events = pipeline.events
         self._id, self._time, self._key = events.id, events.time, events.key
+        self._takes_empty = events.empty_entities
         self._remote = [(view.label, view.entity, dict.fromkeys(view.features)) for view in pipeline.remote_views]
         self._entities = tuple(dict.fromkeys(view.entity for view in pipeline.remote_views))
 
@@ -139,8 +140,10 @@ class Featurizer(Processor):
         for record in records:
             event = decode(record.value() or b"")
             vector = self._request_features(record, event, emit) if is_live else None
-            entities = {name: str(event[name]) for name in self._entities if event[name] is not None}
-            requests.append(_Request(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector))
+            entities = {name: str(event[name]) for name in self._entities if self._names_one(event[name])}
+            request = _Request(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector)
+            request.is_nobody = not self._names_one(event[key])
+            requests.append(request)
         lookup = self._lookup(requests) if self.remote_views and is_live else RemoteLookup()
         served, stale_vectors = [], Counter[str]()
         for request in requests:
@@ -158,6 +161,10 @@ class Featurizer(Processor):
                 )
         self._measure(served, stale_vectors)
         return True
+
+    def _names_one(self, value: Any) -> bool:
+        """Whether a field's value names an entity."""
+        return value is not None and (self._takes_empty or not isinstance(value, str) or not _is_blank(value))
 
     def _request_features(self, record: Record, event: Mapping[str, Any], emit: Emit) -> dict[str, Any] | None:
         """Return what the vector has from the event alone; None where the declaration's own functions failed."""
@@ -188,6 +195,10 @@ class Featurizer(Processor):
                 continue  # this view's store was further on than another's: it has the event already
             state.offset = offset + 1
             plan = state.plan
+            if request.is_nobody:
+                if request.vector is not None:
+                    request.vector.update(dict.fromkeys(plan.names))
+                continue
             request.partial |= state.is_partial(request.time)
             entity = state.entities.get(request.entity)
             if request.vector is not None:
@@ -267,6 +278,10 @@ class Featurizer(Processor):
         return self.views.gauges()
 
 
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
 def build(pipeline: Pipeline, stores: Mapping[str, ViewStore], remote_views: RemoteViews | None = None) -> Service:
     """Wire the featurizer to its topics."""
     return service("featurizer", pipeline.name, Featurizer(pipeline, stores, remote_views))
@@ -284,3 +299,4 @@ class _Request:
     entities: dict[str, str]
     vector: dict[str, Any] | None
     partial: bool = False
+    is_nobody: bool = False

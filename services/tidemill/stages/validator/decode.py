@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 
 from tidemill import limits
+from tidemill.declare.stream import Stream
 from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.encoding.envelopes import SkippedError, Unwrap, unwrapped
 from tidemill.encoding.schema_limits import memory_per_byte
 from tidemill.errors import Reject
-from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema
+from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema, accepted_schemas
 
 MAX_MESSAGE_BYTES, MAX_MEMORY_BYTES = limits.MESSAGE_BYTES.max, limits.MESSAGE_MEMORY_BYTES.max
 
@@ -168,7 +169,7 @@ class Decoder:
 
     def _encoded(self, record: dict[str, Any]) -> bytes:
         try:
-            message = self.codec.encode(record)
+            message: bytes = self.codec.encode(record)
         except Exception as error:  # half a surrogate, no symbol of the enum, an int of 40 bits, ...
             name = self.codec.avro["name"]
             raise Reject("wrong_type", f"the record can't be written as {name}: {error}", rule="schema") from error
@@ -201,6 +202,49 @@ class Decoder:
             if type(given.get(name)) is int and type(record[name]) is float:
                 self._counts["promoted", name] += 1
         return record
+
+
+class InMillis:
+    """Decodes as another decoder does, and makes milliseconds of the record's time.
+
+    What has them already goes on as it came: `valid` are the records that the validator passes on.
+    """
+
+    def __init__(self, decoder: Decoder, valid: Codec, time: str, as_millis: Callable[[Any], int]) -> None:
+        self._decoder, self._time, self._as_millis = decoder, time, as_millis
+        self._valid, self._decode_valid = valid, Decoder(valid).decode
+
+    def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
+        """Return the record and its Avro message. Raises as `Decoder.decode`, and Reject for what is no time."""
+        if data and data.startswith(self._valid.header):
+            return self._decode_valid(data)
+        record, _ = self._decoder.decode(data, headers)
+        value = record[self._time]
+        try:
+            record[self._time] = self._as_millis(value)
+        except ValueError as error:
+            message = f"field {self._time!r}: {error}"
+            raise Reject("bad_time", message, rule="time", field=self._time, value=value) from None
+        data = self._valid.encode(record)
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(data)))
+        return record, data
+
+
+def stream_decoder(
+    stream: Stream,
+    sent: Codec,
+    valid: Codec,
+    find: Callable[[SchemaName], WriterSchema | None] = lambda _: None,
+    encoding: str = "",
+    counts: Counter[tuple[str, str]] | None = None,
+    *,
+    bare: bool = False,
+) -> Decoder | InMillis:
+    """Return what decodes a stream's messages; arguments as `Decoder`'s."""
+    others = accepted_schemas(stream.others, sent, stream.unwrap)
+    decoder = Decoder(sent, others, find, encoding, counts, stream.unwrap, bare=bare)
+    return InMillis(decoder, valid, stream.time, stream.as_millis) if stream.as_millis else decoder
 
 
 def _check_memory(data: bytes, memory_per_byte: int) -> None:

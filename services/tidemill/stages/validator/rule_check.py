@@ -44,7 +44,7 @@ def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
         "largest": LARGEST_NUMBER,
     }
     lines = ["def check(record, now):", "    warnings = None"]
-    types = {field["name"]: field["type"] for field in stream.avro["fields"]}
+    types = {field["name"]: field["type"] for field in stream.valid_avro["fields"]}
     for name, kind in stream.types.items():
         if kind in ("float", "double"):
             if_present = "v is not None and " if schema_files.nullable(types[name]) else ""

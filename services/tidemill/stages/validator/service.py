@@ -24,9 +24,9 @@ from tidemill.errors import Reject, Stopped
 from tidemill.limits import ID_CHARACTERS
 from tidemill.rules import Rule
 from tidemill.stages.validator.circuit_breaker import CircuitBreaker
-from tidemill.stages.validator.decode import Decoder
+from tidemill.stages.validator.decode import Decoder, InMillis, stream_decoder
 from tidemill.stages.validator.rule_check import RuleState, RuleWarning, compile_rules, text_check
-from tidemill.stages.validator.writer_schemas import NoWriterSchemas, WriterSchemas, accepted_schemas
+from tidemill.stages.validator.writer_schemas import NoWriterSchemas, WriterSchemas
 from tidemill.stream.api import Emit, Headers, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
 from tidemill.stream.loop import Service
@@ -47,7 +47,13 @@ class _Route:
     """From a raw topic to a valid one: how one stream's records are decoded, checked and passed on."""
 
     def __init__(
-        self, stream: Stream, decoder: Decoder, rules: Sequence[Rule], entities: Collection[str], to: str, fuse: Fuse
+        self,
+        stream: Stream,
+        decoder: Decoder | InMillis,
+        rules: Sequence[Rule],
+        entities: Collection[str],
+        to: str,
+        fuse: Fuse,
     ) -> None:
         self.name = to.rpartition(".")[0].rpartition(".")[2]
         self.stream, self.rules, self.to = stream, rules, to
@@ -95,11 +101,13 @@ class Validator(Processor):
         self.dlq, self.warnings = topics.DLQ.name(name), topics.WARNINGS.name(name)
         self._entities = {view.entity for view in pipeline.views}
         self._fuse = pipeline.fuse if fuse else Fuse(run=0, share=0)
+        events = self.records.sent_event, self.records.event
+        labels = self.records.sent_label, self.records.label
         self._routes = {
-            raw.name(name): self._route(raw.name(name), stream, codec, checks, valid.name(name))
-            for raw, stream, codec, checks, valid in (
-                (topics.EVENTS, pipeline.events, self.records.event, pipeline.event_checks, topics.EVENTS_VALID),
-                (topics.LABELS, pipeline.labels, self.records.label, pipeline.label_checks, topics.LABELS_VALID),
+            raw.name(name): self._route(raw.name(name), stream, codecs, checks, valid.name(name))
+            for raw, stream, codecs, checks, valid in (
+                (topics.EVENTS, pipeline.events, events, pipeline.event_checks, topics.EVENTS_VALID),
+                (topics.LABELS, pipeline.labels, labels, pipeline.label_checks, topics.LABELS_VALID),
             )
         }
         self._label_value = pipeline.label_value()
@@ -109,10 +117,11 @@ class Validator(Processor):
         self._old: set[str] = set()
         self._rule_states: dict[tuple[str, int], RuleState] = {}
 
-    def _route(self, topic: str, stream: Stream, codec: Codec, rules: Sequence[Rule], to: str) -> _Route:
-        others, find = accepted_schemas(stream.others, codec, stream.unwrap), partial(self._writers.find, topic)
+    def _route(self, topic: str, stream: Stream, codecs: tuple[Codec, Codec], rules: Sequence[Rule], to: str) -> _Route:
         encoding = "" if self._any_encoding else stream.encoding
-        decoder = Decoder(codec, others, find, encoding, self.counts, stream.unwrap, bare=self._any_encoding)
+        decoder = stream_decoder(
+            stream, *codecs, partial(self._writers.find, topic), encoding, self.counts, bare=self._any_encoding
+        )
         return _Route(stream, decoder, rules, self._entities, to, self._fuse)
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.encoding.envelopes import Unwrap, after_image, inner_schema
-from tidemill.encoding.resolution import promoted, unreadable
+from tidemill.encoding.resolution import other_unit, promoted, unreadable
 from tidemill.encoding.schema_limits import memory_per_byte, unsafe
 
 #: How a message names its schema: by the id that a registry gave it, or by its GUID, 16 bytes.
@@ -65,6 +65,8 @@ def writer_schema(name: str, avro: Any, codec: Codec, unwrap: Unwrap = "") -> Wr
             return _change_events(name, avro, writer_schema(name, rows, codec), rows)
         memory = memory_per_byte(avro).avro
         plain = schema_files.plain(avro)
+        if unit := other_unit(avro, codec.avro):
+            return refused_schema(name, unit, unit.field)
         if schema_files.fingerprint(avro) == codec.id:
             return WriterSchema(name, codec.read, same=True, memory_per_byte=memory)
         mismatch = unreadable(plain, schema_files.plain(codec.avro))
