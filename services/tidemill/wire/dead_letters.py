@@ -201,7 +201,7 @@ def _text(data: bytes | None) -> str:
 
 def shorten(value: object, max_characters: int = MAX_VALUE_CHARACTERS) -> str:
     """Return a value as text, cut to a bounded length."""
-    text = "" if value is None else value if isinstance(value, str) else shown(value)
+    text = "" if value is None else shown(value) if isinstance(value, (list, dict)) else str(value)
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
