@@ -44,7 +44,8 @@ def approximate(ms: int) -> str:
     '36h'
     """
     unit = next((unit for unit in ("d", "h", "m", "s") if abs(ms) >= 2 * _UNITS[unit]), "ms")
-    return f"{ms / _UNITS[unit]:.3g}{unit}"
+    number = ms / _UNITS[unit]
+    return f"{number:,.0f}{unit}" if abs(number) >= 1_000 else f"{number:.3g}{unit}"
 
 
 def moment(text: str, per_second: int = 1_000) -> int:

@@ -20,6 +20,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -83,6 +84,8 @@ def text_or_none(text: str | None, *, is_text_column: bool) -> str | None:
 
 def format_of(path: Path) -> str:
     """Return which of FORMATS a file's name has, packed or not. Raises ValueError where it is none of them."""
+    if path.is_dir():
+        return ".parquet"
     name = path.name.lower()
     for suffix in PACKED:
         name = name.removesuffix(suffix)
@@ -97,10 +100,13 @@ def format_of(path: Path) -> str:
 def files_of(path: Path) -> list[Path]:
     """Return the files that a path names, by name: itself, those of a folder, or those that fit a pattern as `*.csv`.
 
-    A folder that is named as Parquet is one file. Raises ValueError where there is none.
+    A folder that is named as Parquet is one file, and one in partitions as `day=2013-01-31`. Raises ValueError where
+    there is none.
     """
     if path.is_dir() and not path.name.endswith(".parquet"):
         files = [file for file in _shown(path.rglob("*")) if file.is_file() and _is_known(file)]
+        if files and all("=" in str(file.relative_to(path).parent) for file in files):
+            return [path]
         return files or _fail(f"the folder has no file of {', '.join(FORMATS)}")
     if not path.exists() and any(mark in str(path) for mark in "*?["):
         anchor = Path(path.anchor) if path.anchor else Path()
@@ -228,7 +234,7 @@ def _text(data: bytes) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         _fail(f"can't be read: line {line} has a zero byte: save the file as UTF-8, or UTF-16 with its mark (BOM)")
-    return text
+    return text.lstrip("\ufeff")  # a file that was marked twice
 
 
 def _separator(text: str) -> str:
@@ -248,8 +254,11 @@ def _csv_columns(data: bytes, separator: str = "") -> Columns:
     text = _text(data)
     if text.startswith("sep=") and text[5:6] in ("\r", "\n"):  # as spreadsheets write it
         separator, text = text[4], text[5:].lstrip("\r\n")
+    separator = separator or _separator(text)
+    has_blanks = re.match(rf'[^\n]*{re.escape(separator)} +"', text) is not None  # as in "id", "at"
     limit = csv.field_size_limit(MAX_VALUE_CHARACTERS)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator or _separator(text))
+    source = io.StringIO(text, newline="")
+    reader = csv.reader(source, strict=True, delimiter=separator, skipinitialspace=has_blanks)
     try:
         names = [name.strip() for name in next(reader, [])]
         rows = [row for row in reader if row and (len(row) > 1 or row[0].strip() or len(names) == 1)]
@@ -261,6 +270,10 @@ def _csv_columns(data: bytes, separator: str = "") -> Columns:
     for number, row in enumerate(rows, 1):
         if len(row) != len(names):
             _fail(_ragged(number, row, len(names)))
+    if not has_blanks and re.search(rf'{re.escape(separator)} +"', text):
+        for number, row in enumerate(rows, 1):
+            if any(value.startswith(" ") and value.lstrip().startswith('"') for value in row):
+                _fail(f"row {number} has a blank before a quotation mark, which is then a part of the value")
     for index, name in enumerate(names):
         if not name and index:  # the first may be the index that pandas writes
             for number, row in enumerate(rows, 1):

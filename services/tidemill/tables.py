@@ -175,10 +175,11 @@ def _typed(column: list[Any]) -> tuple[str, list[Any]]:
 
 def _inferred(texts: list[str]) -> tuple[str, list[Any]]:
     """Return the kind of a CSV's column, which is what all its texts can be read as, and its values."""
-    present = {text for text in texts if rows.text_or_none(text, is_text_column=False) is not None}
+    values = [rows.text_or_none(text, is_text_column=False) for text in texts]
+    present = {text for text in values if text is not None}
     if present and all(text.lower() in _TRUTH for text in present):
-        return "flag", [_TRUTH.get(text.lower()) for text in texts]
+        return "flag", [text and _TRUTH[text.lower()] for text in values]
     if present and all(map(_NUMBER.fullmatch, present)):
         numbers = {text: float(text) if set(text) & set(".eE") else int(text) for text in present}
-        return "number", [numbers.get(text) for text in texts]
+        return "number", [text and numbers[text] for text in values]
     return "category", [rows.text_or_none(text, is_text_column=True) for text in texts]

@@ -880,6 +880,42 @@ MUTANTS = (
         "",
         ("tests/unit/watch/test_status_connections.py::test_a_look_up_ends_when_its_asker_has_gone_and_makes_room",),
     ),
+    # What files and producers give.
+    Mutant(
+        "time-as-it-is-sent", "a time in microseconds goes on as milliseconds",
+        "stages/validator/decode.py",
+        "record[self._time] = self._as_millis(value)",
+        "self._as_millis(value)",
+        ("tests/unit/stages/test_units_of_time.py::test_the_time_goes_on_in_milliseconds_whatever_it_is_sent_in",),
+    ),
+    Mutant(
+        "units-read-as-one", "a producer's schema with the time in another unit is read as the declared one",
+        "stages/validator/writer_schemas.py",
+        "if unit := other_unit(avro, codec.avro):",
+        "if False and (unit := other_unit(avro, codec.avro)):",
+        ("tests/unit/stages/test_units_of_time.py::test_a_writer_with_another_unit_is_refused_and_not_read_as_the_declared_one",),
+    ),
+    Mutant(
+        "seconds-pass", "seconds that are taken as milliseconds are events of January 1970",
+        "declare/pipeline.py",
+        "if stream.is_time_plain and not",
+        "if False and not",
+        ("tests/unit/stages/test_units_of_time.py::test_a_time_that_is_none_is_a_dead_letter",),
+    ),
+    Mutant(
+        "nobody-is-an-entity", "all events without a user share one history",
+        "stages/featurizer/service.py",
+        "if request.is_nobody:",
+        "if False:",
+        ("tests/unit/stages/test_empty_entities.py::test_an_empty_text_is_no_entity",),
+    ),
+    Mutant(
+        "floats-are-integers", "an integer of a column of floats is taken though it may be another",
+        "offline/history.py",
+        "if isinstance(exact, float) and abs(exact) > MAX_EXACT_FLOAT:",
+        "if False:",
+        ("tests/unit/offline/test_files_of_any_kind.py::test_what_parquet_has_and_the_schema_has_not_is_named",),
+    ),
 )  # fmt: skip
 
 

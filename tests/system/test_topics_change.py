@@ -28,7 +28,7 @@ def grow(run: Running, topic: Topic, partitions: int) -> None:
     admin.create_partitions([NewPartitions(run.name(topic), partitions)])[run.name(topic)].result(10)
 
 
-@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("delivery", ["exactly_once", pytest.param("at_least_once", marks=pytest.mark.long)])
 def test_a_topic_that_grows_under_load_stops_who_writes_and_who_reads_it(kafka, redis_url, tmp_path, delivery) -> None:
     run = Running(kafka.servers, redis_url, tmp_path, "flights", 2, delivery=delivery)
     out, sent = Producer({"bootstrap.servers": kafka.servers, "linger.ms": 5}), 0

@@ -84,6 +84,14 @@ def test_a_key_is_found_without_blanks_and_without_the_point_of_a_whole_number(
     assert table.get("v", by="e")({"e": named}) == 1.5
 
 
+def test_blanks_around_numbers_and_flags_of_a_csv_do_not_make_them_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("k, x, ok\na, 1.5, true\nb, , NULL\n")
+    table = Table(path, key="k")
+    assert [(table.get(c, by="e").kind, table.get(c, by="e")({"e": "a"}), table.get(c, by="e")({"e": "b"})) for c in
+            ("x", "ok")] == [("number", 1.5, None), ("flag", True, None)]  # fmt: skip
+
+
 def test_what_is_a_key_exactly_goes_before_what_is_nearly_one(tmp_path: Path) -> None:
     table = Table(put(tmp_path, ".csv", [{"k": "1", "v": 1}, {"k": "1.0", "v": 2}, {"k": "2.0", "v": 3}]), key="k")
     get = table.get("v", by="e")

@@ -59,12 +59,12 @@ class Task:
             fail(where, f"{model.__name__} is a class: make one of it, as in {model.__name__}()")
         if isinstance(model, base.Classifier) and self.name == "regression":
             fail(where, f"{type(model).__name__} is a classifier, and task={self.name!r} needs a regressor")
-        if isinstance(model, base.Estimator) and self.supervised and not model._supervised:
-            # It would take a label for the example's weight.
-            fail(where, f"{type(model).__name__} learns without labels, and task={self.name!r} learns from them")
         for method in self.needs:
             if not hasattr(model, method):
                 fail(where, f"{type(model).__name__} has no {method}, which task={self.name!r} needs")
+        if isinstance(model, base.Estimator) and self.supervised and not model._supervised:
+            # It would take a label for the example's weight.
+            fail(where, f"{type(model).__name__} learns without labels, and task={self.name!r} learns from them")
 
     def check_metric(self, where: str, metric: Any, fail: Fail) -> None:
         """Check that a metric fits this task, by trying it: it takes the predictions, and gives a number."""

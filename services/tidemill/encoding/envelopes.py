@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tidemill.encoding import schema_files
+from tidemill.encoding.json_values import shown
 from tidemill.errors import Reject
 
 Unwrap = Literal["", "debezium", "connect"]
@@ -53,10 +54,10 @@ def after_image(given: Any, *, bare: bool = False) -> Any:
         raise SkippedError(kind)
     if op not in _KEPT:
         expected = ", ".join((*_KEPT, *_SKIPPED))
-        raise Reject("wrong_type", f"op is {op!r:.50} where one of {expected} was expected", rule="schema", field="op")
+        raise Reject("wrong_type", f"op is {shown(op)} where one of {expected} was expected", rule="schema", field="op")
     if given.get("after") is None:
         raise Reject(
-            "missing_field", f"field 'after' is missing in a change with op {op!r}", rule="schema", field="after"
+            "missing_field", f"field 'after' is missing in a change with op {op}", rule="schema", field="after"
         )
     return given["after"]
 
@@ -76,5 +77,5 @@ def inner_schema(avro: Any, name: str) -> Any:
 
 
 def _no_envelope(field: str, expected: str, given: Any) -> Reject:
-    kind = f"an object with {', '.join(sorted(given)[:5])}" if isinstance(given, dict) and given else repr(given)[:50]
+    kind = f"an object with {', '.join(sorted(given)[:5])}" if isinstance(given, dict) and given else shown(given)
     return Reject("missing_field", f"{kind} where {expected} was expected", rule="schema", field=field)

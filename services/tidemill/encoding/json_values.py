@@ -28,7 +28,7 @@ class MismatchError(Exception):
 
     def __init__(self, path: str, value: Any, expected: str, note: str = "") -> None:
         kind = _NAMES.get(type(value), type(value).__name__)
-        super().__init__(f"field {path!r} is {_shown(value)} ({kind}) where {expected} was expected{note}")
+        super().__init__(f"field {path!r} is {shown(value)} ({kind}) where {expected} was expected{note}")
         self.path, self.value = path, value
 
     def reject(self) -> Reject:
@@ -36,8 +36,12 @@ class MismatchError(Exception):
         return Reject("wrong_type", str(self), rule="schema", field=self.path, value=self.value)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def shown(value: Any) -> str:
+    """Return a value as a reason shows it."""
+    try:
+        text = repr(value)
+    except RecursionError:  # a reader of JSON may nest deeper than Python can show
+        text = "a value nested too deep to be shown"
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
-from tidemill.durations import approximate
+from tidemill.durations import approximate, moment
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import described
 from tidemill.features.lookup import InMemoryRemoteViews
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
+#: Where today's seconds lie that are taken as milliseconds, and milliseconds that are taken as microseconds.
+SECONDS_AS_MILLIS = (moment("2000-01-01") // 1_000, moment("2100-01-01") // 1_000)
 #: A report warns first where more than this share of events or predictions is not in its figures.
 MAX_SHARE_LEFT_OUT = 0.1
 
@@ -126,7 +128,16 @@ class BacktestReport:
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: what they leave out, and the setting to change."""
-        return [text for text in (self._refused(), self._unanswered(), self._unlabelled()) if text]
+        return [text for text in (self._other_unit(), self._refused(), self._unanswered(), self._unlabelled()) if text]
+
+    def _other_unit(self) -> str:
+        first, last = SECONDS_AS_MILLIS
+        if self.events and first <= self.first_event and self.last_event <= last:
+            return (
+                "the times of all events lie in January and February 1970, as a time does that is taken for one of a "
+                "1,000 times finer unit: see that the stream's time is in the unit that its schema, or time_unit, says"
+            )
+        return ""
 
     def _refused(self) -> str:
         refused = sum(self.refused.values())

@@ -65,6 +65,12 @@ def check(old: Pipeline, new: Pipeline) -> None:
             f"both pipelines are called {old.name!r}: declare the new one with another name, so that it has topics of "
             f"its own"
         )
+    for what, stream in (("events", new.events), ("labels", new.labels)):
+        if stream.encoding == "json":
+            raise SettingsError(
+                f"the {what} of {new.name!r} are declared as JSON, and what was valid is copied as Avro: leave out "
+                f"encoding='json' until the producers write to the new topics"
+            )
     before, after = Records(old), Records(new)
     for what, one, other in (("events", before.event, after.event), ("labels", before.label, after.label)):
         if one.header != other.header:

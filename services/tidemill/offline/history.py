@@ -255,7 +255,8 @@ class _Column:
         elif unit and unit != times.TEXT and self.kind in ("int", "long", "double"):
             self.expected, self.convert = f"a time in {unit}, or an ISO 8601 time", _time(self.kind, unit)
         else:
-            self.expected = {"enum": "text", "string": "text"}.get(self.kind, f"a {logical or self.kind}")
+            what = "text" if self.kind in ("enum", "string") else logical or self.kind
+            self.expected = what if what == "text" else f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
             self.convert = self._converter(field["type"], logical, named)
 
     def converted(self, values: Sequence[Any]) -> list[Any]:

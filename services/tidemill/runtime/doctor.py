@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,7 +20,6 @@ from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.settings import ClusterSettings, TopicSettings
 from tidemill.stream.loop import KEEP_ALIVE_SECONDS
 from tidemill.stream.origin import MAX_AHEAD_MS
-from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import DAY, Topic
 from tidemill.wire import topics
 
@@ -29,9 +27,6 @@ log = logging.getLogger(__name__)
 
 #: Less than this, and a night's standstill loses the groups' offsets.
 MIN_OFFSETS_RETENTION_MINUTES = 24 * 60
-
-#: What to do where producers send records that are older than their topic keeps.
-OLD_RECORDS_FIX = "set retention.ms=-1 on it until they are read, or send history with the timestamp left to Kafka"
 
 Level = Literal["ok", "warning", "wrong"]
 
@@ -148,41 +143,27 @@ def _retention(name: str, topic: Topic, actual: TopicSettings, needed_ms: int) -
 
 
 def _raw_times(name: str, actual: TopicSettings) -> Iterator[Finding]:
-    """Judge what becomes of what producers say of their time. Our own topics keep records by when they were written."""
-    fix = "set it: delay, and the order of partitions, are told from when producers sent what they sent"
-    yield from _equal(name, actual.settings, "message.timestamp.type", "CreateTime", "warning", fix)
-    ahead = _number(actual.settings.get("message.timestamp.after.max.ms"))
+    """Judge what becomes of what producers say of their time, where it decides for how long their records are kept."""
+    settings = actual.settings
+    if settings.get("message.timestamp.type") != "CreateTime":
+        return
+    kept, ahead, back = (
+        _number(settings.get(key))
+        for key in ("retention.ms", "message.timestamp.after.max.ms", "message.timestamp.before.max.ms")
+    )
     if ahead is not None:
         fix = "lower it: what is dated later keeps its segment until then, and its origin is when it was read"
         level: Level = "ok" if ahead <= MAX_AHEAD_MS else "warning"
         key = f"{name}: message.timestamp.after.max.ms"
         yield Finding(level, key, str(ahead), f"at most {MAX_AHEAD_MS}", fix)
-    back = _number(actual.settings.get("message.timestamp.before.max.ms"))
-    kept = _number(actual.settings.get("retention.ms"))
     if back is not None and kept is not None and kept >= 0:
-        refused = back <= kept
-        value = f"refused {_days(back)}" if refused else f"taken, and deleted {_days(kept)}"
-        what, expected = f"{name}: records with old timestamps", "their producers are told, or none are sent"
-        yield Finding("ok", what, f"{value} after their timestamp", expected, OLD_RECORDS_FIX)
-
-
-def _old_records(pipeline: Pipeline, broker: KafkaBroker, cluster: ClusterSettings) -> Iterator[Finding]:
-    """Judge the first record of each raw partition: one that is older than its topic keeps may go before it is read."""
-    now = time.time() * 1000
-    for topic in topics.TOPICS:
-        actual = cluster.topics.get(topic.name(pipeline.name))
-        kept = _number(actual.settings.get("retention.ms")) if actual else None
-        if not topic.is_raw or kept is None or kept < 0:
-            continue
-        name = topic.name(pipeline.name)
-        ranges = full_range(broker, name)
-        firsts = {partition: (begin, min(end, begin + 1)) for partition, (begin, end) in ranges.items()}
-        sent = [record.timestamp()[1] for batch in broker.read(firsts) for record in batch]
-        if sent and min(sent) < now - kept:
-            expected = f"younger than retention.ms, {_days(kept)}: older ones may be deleted before they are read"
-            yield Finding(
-                "warning", f"{name}: oldest record", f"{_days(now - min(sent))} old", expected, OLD_RECORDS_FIX
-            )
+        yield Finding(
+            "ok" if back <= kept else "warning",
+            f"{name}: message.timestamp.before.max.ms",
+            str(back),
+            f"at most retention.ms, {kept}, or message.timestamp.type=LogAppendTime",
+            "set either: a record that is dated earlier may be deleted before it is read, and nobody is told",
+        )
 
 
 def _replicas(name: str, actual: TopicSettings, brokers: int) -> Iterator[Finding]:
@@ -215,10 +196,6 @@ def _needed_ms(pipeline: Pipeline, topic: Topic) -> int:
     return max((Plan(view).longest for view in views), default=0)
 
 
-def _days(ms: float) -> str:
-    return f"{ms / DAY:,.3g} days"
-
-
 def _number(text: str | None) -> int | None:
     try:
         return int(text) if text else None
@@ -240,25 +217,13 @@ def check_settings(pipeline: Pipeline, broker: KafkaBroker, chosen: Sequence[Top
         log.warning("the cluster's settings can't be read, so they are not checked", extra={"cause": str(error)})
         return ClusterSettings()
     findings = judge(pipeline, cluster, chosen)
-    _warn(findings)
+    for finding in findings:
+        if finding.level == "warning":
+            log.warning("a setting of Kafka can hurt", extra={"setting": finding.what, "cause": str(finding)})
     if wrong := [str(finding) for finding in findings if finding.level == "wrong"]:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise BrokerError(f"{wrong[0]}{more}; `tidemill doctor {pipeline.name}` lists all")
     return cluster
-
-
-def warn_of_old_records(pipeline: Pipeline, broker: KafkaBroker, cluster: ClusterSettings) -> None:
-    """Log which raw topics hold records that retention may delete before they are read."""
-    try:
-        _warn(_old_records(pipeline, broker, cluster))
-    except BrokerError as error:
-        log.warning("the first records of the raw topics can't be read", extra={"cause": str(error)})
-
-
-def _warn(findings: Iterable[Finding]) -> None:
-    for finding in findings:
-        if finding.level == "warning":
-            log.warning("a setting of Kafka can hurt", extra={"setting": finding.what, "cause": str(finding)})
 
 
 def differences(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
@@ -279,7 +244,6 @@ def examine(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
         cluster = broker.settings([topic.name(pipeline.name) for topic in topics.TOPICS])
         findings = [Finding("ok", "broker", broker.servers, "reached"), *judge(pipeline, cluster, topics.TOPICS)]
         if not [finding for finding in findings if finding.value == "missing"]:
-            findings += _old_records(pipeline, broker, cluster)
             findings += _offsets(pipeline, broker)
     except BrokerError as error:
         return [Finding("wrong", "broker", broker.servers, "reached", str(error))]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError
-from tidemill.runtime.doctor import check_settings, keep_alive, warn_of_old_records
+from tidemill.runtime.doctor import check_settings, keep_alive
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -360,8 +360,6 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         broker.connect()
         check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
         cluster = check_settings(pipeline, broker, used)
-        if name == "validator":
-            warn_of_old_records(pipeline, broker, cluster)
     with _extra(name):
         declared = declared_partitions(pipeline, used)
         service = build(Context(pipeline, settings, broker, model, keep_alive(cluster), declared))

@@ -158,12 +158,13 @@ class MemoryBroker:
         return MemoryFollower(self, partition, offset)
 
     def grow(self, topic: str, partitions: int) -> None:
-        """Give a topic more partitions, and its groups' members a new assignment."""
+        """Give a topic more partitions, and the members that read it a new assignment."""
         for partition in range(self._topics[topic], partitions):
             self.log[TopicPartition(topic, partition)], self.first[TopicPartition(topic, partition)] = [], 0
         self._topics[topic] = partitions
         for group in self.groups.values():
-            self._rebalance(group)
+            if any(topic in member.topics for member in group.members.values()):
+                self._rebalance(group)
 
     def truncate(self, partition: TopicPartition, first: int) -> None:
         """Forget everything before offset `first`, as retention does."""

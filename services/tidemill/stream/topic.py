@@ -31,7 +31,7 @@ class Topic:
 
     @property
     def is_raw(self) -> bool:
-        """Whether programs of others write it."""
+        """Whether programs of others write it, with whatever timestamps."""
         return "producers" in self.writers
 
     def name(self, pipeline: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tidemill.encoding.json_values import shown
 from tidemill.errors import Reject
 from tidemill.limits import DEAD_LETTER_BYTES, ID_CHARACTERS
 from tidemill.stream.api import Emit, Headers, Processor, Record
@@ -204,7 +205,7 @@ def _text(data: bytes | None) -> str:
 
 def shorten(value: object, max_characters: int = MAX_VALUE_CHARACTERS) -> str:
     """Return a value as text, cut to a bounded length."""
-    text = "" if value is None else str(value)
+    text = "" if value is None else shown(value) if isinstance(value, (list, dict)) else str(value)
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
@@ -225,7 +226,7 @@ def send_dead_letter(
         headers = [*_split(headers)[1], (_CUT, str(size).encode()), (_DIGEST, digest)]
         key = key and key[: ID_CHARACTERS.max]
         value = value[: max(0, max_bytes - _bytes(headers) - len(key or b""))]
-    emit(topic, value, key, plausible(_sent_at(record, service), now), headers)
+    emit(topic, value, key, plausible(_sent_at(record, service), now) or now, headers)
 
 
 class DeadLetterProcessor(Processor):

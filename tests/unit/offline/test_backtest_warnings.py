@@ -48,6 +48,14 @@ def test_events_that_are_refused_are_said_with_the_reasons() -> None:
     assert warning.startswith("25% of the events were refused (")
 
 
+@pytest.mark.parametrize("begin", [1_700_000_000, 1_356_998_400])
+def test_times_of_another_unit_are_said_though_the_schema_says_the_unit(begin: int) -> None:
+    events = [small.event(f"f{number}", begin + number) for number in range(10)]
+    report = Backtest(small.make()).run(events, [small.label(f"f{n}", begin + n) for n in range(10)])
+    (warning,) = report.warnings
+    assert warning.startswith("the times of all events lie in January and February 1970")
+
+
 class _Silent:
     def learn_one(self, x: Mapping[str, Any], y: Any) -> None: ...
 

@@ -76,6 +76,8 @@ def refused(path: Path, of: Stream) -> str:
         CSV.replace("\n", "\r\n"),
         CSV.replace("\n", "\r"),
         "\ufeff" + CSV,
+        "\ufeff\ufeff" + CSV,
+        CSV.replace("id,at,user", '"id", "at", "user"').replace("u1,5", '"u1", 5'),
         CSV.replace(",", ";"),
         CSV.replace(",", "\t"),
         CSV.replace(",", "|"),
@@ -144,6 +146,7 @@ def test_a_zip_has_one_file_with_rows_of_any_form(tmp_path: Path) -> None:
         (CSV.replace("true", "true,"), "row 1 has 7 values where 6 were expected: it ends in a separator"),
         (CSV.replace("u1,5", "u1"), "row 1 has 5 values where 6 were expected"),
         (CSV.replace("1.5", "1,5"), "row 1 has 7 values where 6 were expected: a value with a separator in it"),
+        ('id,at,user\na,1, "u"\n', "row 1 has a blank before a quotation mark"),
         ("id,at,user,\na,1,u,7\n", "row 1 has '7' in column 4, which has no name"),
         (CSV.replace("u1", "\u00e9tude").encode("latin-1"), "line 2: byte 0xe9 is no utf-8"),
         (CSV.encode("utf-16-le"), "line 1 has a zero byte"),
@@ -201,7 +204,7 @@ def test_a_text_is_the_value_that_the_schema_makes_of_it(tmp_path: Path, text: s
         ("1.234.567", "double", "without thousands separators"),
         ("0,5", "double", "decimal comma"),
         ("1_0", "double", "where a double was expected"),
-        ("\uff11", "int", "where a int was expected"),
+        ("\uff11", "int", "where an int was expected"),
         ("1e999999999", "long", "where a long was expected"),
         ("yes", "boolean", "where a boolean was expected"),
         ("NA", "long", "has no value"),
@@ -358,3 +361,12 @@ def test_a_bad_value_names_its_own_file_of_a_folder(tmp_path: Path) -> None:
     put(folder / "2.csv", CSV.replace("1.5", "x"))
     with pytest.raises(SettingsError, match=r"2\.csv row 1: column 'x' is 'x' where a double was expected"):
         history.messages(folder, stream(tmp_path))
+
+
+def test_a_folder_in_partitions_has_their_columns_too(tmp_path: Path) -> None:
+    fields = {**FIELDS, "user": "string"}
+    for user in ("u1", "u2"):
+        folder = tmp_path / "data" / f"user={user}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"id": [user], "at": [1_700_000_000_000]}), folder / "part-0.parquet")
+    assert [row["user"] for row in history.read(tmp_path / "data", stream(tmp_path, fields))] == ["u1", "u2"]

@@ -113,6 +113,9 @@ def test_it_is_finished_when_all_that_producers_sent_is_validated_and_copied() -
 def test_pipelines_that_are_no_move_are_refused() -> None:
     with pytest.raises(SettingsError, match="both pipelines are called 'small'"):
         grow.check(OLD, replace(OLD, partitions=3))
+    events = replace(small.EVENTS, encoding="json")
+    with pytest.raises(SettingsError, match="the events of 'other' are declared as JSON"):
+        grow.check(OLD, replace(OLD, name="other", events=events))
     other = Stream("flights/departure.v1.avsc", id="flight_id", time="asked_at", value="distance")
     with pytest.raises(SettingsError, match="the labels of 'small' and 'other' have different schemas"):
         grow.check(OLD, replace(OLD, name="other", labels=other, label_rules=()))

@@ -72,7 +72,7 @@ def test_where_all_is_well_nothing_is_said() -> None:
         ("features", "min.insync.replicas", "4", "wrong"),
         ("features", "min.insync.replicas", "3", "warning"),
         ("features", "min.insync.replicas", "1", "warning"),
-        ("events", "message.timestamp.type", "LogAppendTime", "warning"),
+        ("events", "message.timestamp.before.max.ms", str(2**63 - 1), "warning"),
         ("labels", "message.timestamp.after.max.ms", str(DAY), "warning"),
     ],
 )
@@ -85,7 +85,14 @@ def test_a_topic_setting_that_can_eat_a_pipeline(topic: str, setting: str, value
 
 
 @pytest.mark.parametrize(
-    ("topic", "setting", "value"), [("features", "retention.ms", "-1"), ("features", "retention.ms", str(400 * DAY))]
+    ("topic", "setting", "value"),
+    [
+        ("features", "retention.ms", "-1"),
+        ("features", "retention.ms", str(400 * DAY)),
+        ("features", "message.timestamp.type", "LogAppendTime"),
+        ("events", "message.timestamp.type", "LogAppendTime"),
+        ("labels", "message.timestamp.before.max.ms", str(DAY)),
+    ],
 )
 def test_to_keep_longer_is_right(topic: str, setting: str, value: str) -> None:
     assert bad(good(topic, settings={setting.replace(".", "_"): value})) == []

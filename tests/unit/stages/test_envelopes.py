@@ -145,6 +145,16 @@ def test_history_may_come_without_its_envelope() -> None:
         assert Backtest(pipeline(unwrap)).run(events, labels).joined == 4
 
 
+@pytest.mark.parametrize("unwrap", ["debezium", "connect", ""])
+@pytest.mark.parametrize(
+    "form", ["%s", '{"op": %s, "after": {}}', '{"op": "c", "after": %s}', '{"schema": 1, "payload": %s}']
+)
+def test_nesting_of_any_depth_is_a_dead_letter(unwrap: str, form: str) -> None:
+    for depth in (10, 500, 990, 3_000, 100_000):
+        ran = Ran(pipeline(unwrap), (form % ("[" * depth + "]" * depth)).encode())
+        assert len(ran.reasons) == 1
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

@@ -45,7 +45,7 @@ def versions_text(versions: Versions, store: ArtifactStore, newest: Sequence[Ver
         if manifest is None:
             table.add_row(format_value(one.key, 40), *[""] * (len(names) + 6), notes)
             continue
-        metrics = (f"{manifest.metrics[name]:.4f}" if name in manifest.metrics else "" for name in names)
+        metrics = (f"{manifest.metrics[name]:z.4f}" if name in manifest.metrics else "" for name in names)
         table.add_row(
             format_value(one.key, 40),
             f"@{manifest.version}",  # an offset, as in `slow@120`: no count
@@ -80,7 +80,7 @@ def version_text(versions: Versions, store: ArtifactStore, version: Version, ref
     same = versions.is_declared(manifest)
     declared = "as declared now" if same else "NOT as declared now: another model, vector or task"
     river_now = f", this is {river.__version__}: no service loads it" if manifest.river != river.__version__ else ""
-    metrics = [(name, f"{value:.6f}") for name, value in manifest.metrics.items()]
+    metrics = [(name, f"{value:z.6f}") for name, value in manifest.metrics.items()]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -127,7 +127,7 @@ def _segments(manifest: Manifest) -> Table:
         table.add_row(
             format_value(f"{segment['feature']} {value}", 40),
             f"{segment['examples']:,}",
-            *(f"{segment['metrics'][name]:.4f}" if name in segment["metrics"] else "" for name in names),
+            *(f"{segment['metrics'][name]:z.4f}" if name in segment["metrics"] else "" for name in names),
         )
     return table
 
@@ -137,7 +137,7 @@ def _figure(value: float | None) -> str:
     if value is None:
         return ""
     if abs(value) < 1:
-        return f"{value:.4f}"
+        return f"{value:z.4f}"
     return f"{value:,.{max(0, 4 - len(str(int(abs(value)))))}f}"
 
 

@@ -139,7 +139,7 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
             ("artifact", made["uri"]),
             ("made by", f"tidemill {made['tidemill']}, River {made['river']}{now}, Python {made['python']}"),
             ("declaration", made["declaration"]),
-            ("metrics", ", ".join(f"{name} {value:.6f}" for name, value in made["metrics"].items())),
+            ("metrics", ", ".join(f"{name} {value:z.6f}" for name, value in made["metrics"].items())),
             ("hyperparameters", model_text(made["hyperparameters"])),
         ]
     )

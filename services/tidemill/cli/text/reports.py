@@ -36,7 +36,7 @@ def backtest_text(report: BacktestReport) -> str:
     final = new_table("model", *names, numbers=len(names))
     for model, values in report.metrics.items():
         shown = f"{model} (champion)" if model == report.champion else model
-        final.add_row(shown, *(f"{values[name]:.6f}" if name in values else "" for name in names))
+        final.add_row(shown, *(f"{values[name]:z.6f}" if name in values else "" for name in names))
     main = names[min(1, len(names) - 1)] if names else ""
     steps = report.over_time[:: max(1, len(report.over_time) // 12)]
     if report.over_time and steps[-1] is not report.over_time[-1]:
@@ -45,7 +45,7 @@ def backtest_text(report: BacktestReport) -> str:
     for row in steps:
         course_values = [row["metrics"][m].get(main) for m in report.metrics]
         course.add_row(
-            minute(row["time"]), f"{row['examples']:,}", *("" if v is None else f"{v:.4f}" for v in course_values)
+            minute(row["time"]), f"{row['examples']:,}", *("" if v is None else f"{v:z.4f}" for v in course_values)
         )
     dead = ", ".join(f"{reason} {n:,}" for reason, n in sorted(report.dead_letters.items())) or "none"
     no_records = report.events - report.valid - sum(report.refused.values())

@@ -301,9 +301,8 @@ def _offset_range(client: Consumer, partition: TopicPartition) -> tuple[int, int
 
 
 def _topic_config(topic: Topic) -> dict[str, str]:
-    config = {"retention.ms": str(topic.retention_ms)}
-    if not topic.is_raw:  # what a producer says of its time must not decide how long a service's output is kept
-        config["message.timestamp.type"] = "LogAppendTime"
+    # What a producer says of its time must not decide for how long a record is kept.
+    config = {"retention.ms": str(topic.retention_ms), "message.timestamp.type": "LogAppendTime"}
     if topic.compacted:
         # Small segments: what is in the last one is not compacted, and is read at every start.
         config |= {"cleanup.policy": "compact", "segment.bytes": str(2**20), "min.cleanable.dirty.ratio": "0.1"}
