@@ -455,7 +455,7 @@ class TestQuestions:
     @pytest.mark.slow
     def test_however_many_values_and_questions_it_stays_small(self) -> None:
         comparison = Comparison(LATE, ComparisonRequest("linear", "slow", segments=("tailnum",)))
-        template = late(1)[0]
+        template = late(2)[1]
 
         def feed(begin: int, end: int) -> int:
             for at in range(begin, end):
