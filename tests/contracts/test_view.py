@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import redis
+from small import VIEW
 
 from tidemill.errors import StoreError
 from tidemill.features.memory import MemoryView
 from tidemill.features.ports import Change
-from tidemill.features.redis import RedisView, connect
+from tidemill.features.redis import RedisReader, RedisView, connect
+from tidemill.features.tiles import Entity, Plan
 
 
 class Store:
@@ -112,6 +114,30 @@ def test_a_redis_that_is_away_is_named_without_its_password() -> None:
     assert "secretword" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://HOST/0", "refuses a client without a password"),
+        ("redis://:wrongword@HOST/0", "refuses the password of TIDEMILL_REDIS_URL"),
+        ("rediss://:wrongword@HOST/0", "rediss:// speaks TLS"),
+    ],
+)
+def test_a_wrong_password_or_tls_on_a_plain_port_is_one_clear_line(redis_url: str, url: str, words: str) -> None:
+    client = redis.Redis.from_url(redis_url)
+    host = redis_url.removeprefix("redis://").partition("/")[0]
+    client.config_set("requirepass", "secretword")
+    try:
+        with pytest.raises(StoreError) as caught:
+            connect(url.replace("HOST", host))
+    finally:
+        client.execute_command("AUTH", "secretword")
+        client.config_set("requirepass", "")
+    assert words in str(caught.value)
+    assert "TIDEMILL_REDIS_URL" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "word@" not in str(caught.value)
+
+
 def test_a_full_redis_says_so_and_evicts_nothing(redis_url: str) -> None:
     client = redis.Redis.from_url(redis_url)
     view = RedisView(connect(redis_url), "p", "v")
@@ -124,3 +150,27 @@ def test_a_full_redis_says_so_and_evicts_nothing(redis_url: str) -> None:
     finally:
         client.config_set("maxmemory", 0)
     assert view.write(0, 1, 2, {"b": Change({"n": 1}, {"0": "y"})}) == "written"
+
+
+def test_a_key_that_something_else_wrote_is_named_once_and_the_rest_goes_on(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = redis.Redis.from_url(redis_url)
+    client.set("p:v:a", "not ours")
+    client.lpush("p:v/tiles:b", "nor this")
+    view = RedisView(connect(redis_url), "p", "v")
+    for offset in (5, 6):
+        changes = {name: Change({"n": float(offset)}, {"0": "x"}) for name in ("a", "b", "c")}
+        assert view.write(0, offset - 1 if offset > 5 else 0, offset, changes) == "written"
+    assert client.get("p:v:a") == b"not ours"
+    assert client.hgetall("p:v:c") == {b"n": b"6.0"}
+    named = [record.key for record in caplog.records if "did not write" in record.message]
+    assert sorted(named) == ["p:v/tiles:b", "p:v:a"]
+    tiles, notes = RedisReader(connect(redis_url), "p").read({"v": ["b", "c"]}, 1)
+    assert (tiles["v", "c"], notes) == ({"0": "x"}, {"v": [""]})
+    with pytest.raises(ValueError, match="foreign"):
+        Entity.load(Plan(VIEW), tiles["v", "b"])
+    assert view.load(0) is None, "what was not stored is not believed: the log has it"
+    client.delete("p:v:a", "p:v/tiles:b")
+    assert view.write(0, 6, 7, {"a": Change({"n": 1.0}, {"0": "x"}, whole=True)}) == "written"
+    assert client.hgetall("p:v:a") == {b"n": b"1.0"}

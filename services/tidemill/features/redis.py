@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 
 Redis = redis.Redis
 
+#: What stands for tiles of an entity whose key something else has written: they can't be read either.
+FOREIGN_TILES = {"foreign": "not a tile"}
+#: Keys that are told of, of those that something else has written.
+MAX_FOREIGN_KEYS = 100
+
 
 class _EvictsError(redis.RedisError):
     """Redis drops keys when its memory is full."""
@@ -84,8 +89,18 @@ def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
     except _EvictsError as error:
         raise StoreError(str(error)) from error
     except redis.RedisError as error:
-        raise StoreError(f"no Redis at {shown}: {error}; start it or set TIDEMILL_REDIS_URL") from error
+        raise StoreError(_unreachable(url, shown, error)) from error
     return client
+
+
+def _unreachable(url: str, shown: str, error: redis.RedisError) -> str:
+    """Return what is wrong, and what to set."""
+    # Redis answers so to the greeting of a client that has no password, before any other command.
+    if isinstance(error, redis.AuthenticationError) or "authenticat" in str(error).lower():
+        given = "the password of TIDEMILL_REDIS_URL" if "@" in url else "a client without a password"
+        return f"Redis at {shown} refuses {given}: set TIDEMILL_REDIS_URL=redis://:PASSWORD@host:port/db"
+    hint = "; rediss:// speaks TLS, which this port may not" if url.startswith("rediss:") else ""
+    return f"no Redis at {shown}: {error}{hint}; start it or set TIDEMILL_REDIS_URL"
 
 
 def _fields(values: Mapping[str, Any]) -> Mapping[Any, Any]:
@@ -147,11 +162,16 @@ class RedisReader:
                 pipe.hget(f"{self.pipeline}:{view}/partition:{partition}", "note")
         for view, entity in keys:
             pipe.hgetall(f"{self.pipeline}:{view}/tiles:{entity}")
+        count = len(wanted) * partitions
         try:
-            answers = pipe.execute()
+            answers = pipe.execute(raise_on_error=False)
+            for answer in answers[:count]:
+                if isinstance(answer, redis.RedisError):
+                    raise answer
         except redis.RedisError as error:
             raise StoreError(f"Redis: reading {', '.join(wanted)} of {self.pipeline}: {error}") from error
-        count = len(wanted) * partitions
+        # No view can read what something else has put there: that view is stale for this batch, and no other one.
+        answers = [FOREIGN_TILES if isinstance(answer, redis.RedisError) else answer for answer in answers]
         notes = {view: answers[n * partitions : (n + 1) * partitions] for n, view in enumerate(wanted)}
         return dict(zip(keys, answers[count:], strict=True)), notes
 
@@ -166,6 +186,7 @@ class RedisView:
         self.client, self.schema = client, schema
         self.prefix = f"{pipeline}:{view}"
         self._is_described = False
+        self._said: set[str] = set()
 
     def load(self, partition: int) -> tuple[int, dict[str, dict[str, str]]] | None:
         """Return (offset, tiles by entity), or None. Raises StoreError where Redis is away."""
@@ -181,7 +202,9 @@ class RedisView:
                 pipe = self.client.pipeline(transaction=False)
                 for entity in some:
                     pipe.hgetall(f"{self.prefix}/tiles:{entity}")
-                tiles |= dict(zip(some, pipe.execute(), strict=True))
+                tiles |= dict(zip(some, pipe.execute(raise_on_error=False), strict=True))
+            if self._foreign(tiles):
+                return None
             # What was read must stand at one offset: if another process wrote meanwhile, it is not usable.
             if self.client.hget(place, "offset") != offset:
                 return None
@@ -240,14 +263,32 @@ class RedisView:
                     if change.tiles:
                         pipe.hset(tiles, mapping=_fields(change.tiles))
                 pipe.hset(place, mapping={"offset": offset, "note": note})
-                pipe.execute()
+                keys = [str(arguments[1]) for arguments, _ in pipe.command_stack]
+                answers = pipe.execute(raise_on_error=False)
                 self._is_described = True
+                if isinstance(answers[-1], redis.RedisError):
+                    raise answers[-1]
+                # Something else has a key of ours: its entity is not stored, and all others are.
+                self._foreign(dict(zip(keys, answers, strict=True)))
                 return "written"
         except redis.WatchError:
             # Another process wrote between our read and our write; the next commit tries again.
             return "refused" if self._stored(place) > offset else "raced"
         except redis.RedisError as error:
             raise StoreError(f"Redis: writing {self.prefix}, partition {partition}: {error}") from error
+
+    def _foreign(self, answers: Mapping[str, Any]) -> bool:
+        """Say which keys hold what we did not write, each once; returns whether there is any."""
+        foreign = {key: answer for key, answer in answers.items() if isinstance(answer, redis.RedisError)}
+        for key, error in foreign.items():
+            if key not in self._said and len(self._said) < MAX_FOREIGN_KEYS:
+                self._said.add(key)
+                log.error(
+                    "a key of the view holds something that Tidemill did not write: features of its entity are not "
+                    "stored; delete or rename the key",
+                    extra={"view": self.prefix, "key": key, "cause": str(error)},
+                )
+        return bool(foreign)
 
     def _stored(self, place: str) -> int:
         try:
