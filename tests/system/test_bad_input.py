@@ -247,7 +247,7 @@ def files(tmp_path: Path) -> Path:
             ["columns.csv", "asked_at"],
         ),
         (["backtest", "delays", "--events", "{}/noise.parquet", "--labels", "{}/columns.csv"], ["noise.parquet"]),
-        (["backtest", "delays", "--events", "{}", "--labels", "{}/columns.csv"], ["ends in one of .csv"]),
+        (["backtest", "delays", "--events", "{}", "--labels", "{}/columns.csv"], ["columns.csv", "asked_at"]),
         (["demo-data", "{}/empty.py"], ["empty.py", "is a file"]),
         (["tune", "delays"], ["'delays' declares nothing to search", "Search(function"]),
         (["tune", "flights", "--brokers", NOBODY], ["no Kafka at", NOBODY]),

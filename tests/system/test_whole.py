@@ -116,9 +116,9 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
             redis.Redis.from_url(redis_server.url).flushall()
             before = ledger.count(topics.PREDICTIONS)
             until(lambda before=before: ledger.count(topics.PREDICTIONS) > before + 100, "nothing passes", 120)
-        run.stack.start(role)
         # Else all the rest has passed before the gate has answered, or before the scorer follows.
         held_back.append(role)
+        run.stack.start(role)
         kind, *target = CHANGES[number - 1]
         newest = [record for record in ledger.of(topics.MODELS) if record.key() == b"logreg"][-1]
         version = run.records.manifest.decode(newest.value())["version"]
@@ -126,7 +126,9 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
         changes.append(asked(run, kind, *[part.format(version=version) for part in target]))
         until(lambda role=role: run.stack.fetch(role, "/readyz")[0] == 200, f"the {role} is not ready", 60)
         until(lambda: serves_newest_decision(run), "the scorer does not follow the decision", 60)
+        passed = ledger.count(topics.PREDICTIONS)
         held_back.clear()
+        until(lambda passed=passed: ledger.count(topics.PREDICTIONS) > passed + 150, "nothing passes", 120)
     assert kills == list(killed), "every planned kill was done"
     until(lambda: bool(replay.ended_at) or replay.error is not None, "the replay stalls", 120)
     assert replay.error is None

@@ -202,7 +202,7 @@ class Loop:
             records: Sequence[Record] = consumer.poll(self.max_batch, self._patience())
         else:
             records = [*self._held, *consumer.poll(1, 0.0)]  # stay in the group
-        limit = self._narrowing.limit
+        limit = self._narrowing.limit if self._narrowing.is_on else self.max_batch
         self._held = list(records[limit:]) if len(records) > limit else []
         return records[:limit] if self._held else records
 
