@@ -128,7 +128,8 @@ def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: t
         until(lambda: serves_newest_decision(run), "the scorer does not follow the decision", 60)
         passed = ledger.count(topics.PREDICTIONS)
         held_back.clear()
-        until(lambda passed=passed: ledger.count(topics.PREDICTIONS) > passed + 150, "nothing passes", 120)
+        if number <= 2:  # what is asserted of who served needs some; later there may be labels alone
+            until(lambda passed=passed: ledger.count(topics.PREDICTIONS) > passed + 150, "nothing passes", 120)
     assert kills == list(killed), "every planned kill was done"
     until(lambda: bool(replay.ended_at) or replay.error is not None, "the replay stalls", 120)
     assert replay.error is None
