@@ -114,6 +114,7 @@ def test_a_redis_that_is_away_is_named_without_its_password() -> None:
     assert "secretword" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -27,6 +27,8 @@ from tidemill.stages.validator.service import Validator
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 MILLIS = 1_700_000_000_000
 TYPES: dict[str, Any] = {
     "id": "string",

@@ -346,6 +346,7 @@ class TestCommands:
         assert dlq(embedded, "stats", "--reason", "x").stdout == "no such dead letter in plain.dlq\n"
         assert dlq(embedded, "list", "--value", "x").stdout == "no such dead letter in plain.dlq\n"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("command", ["stats", "list"])
     def test_where_nothing_was_refused_it_says_so(self, command: str) -> None:
         broker = EmbeddedBroker()

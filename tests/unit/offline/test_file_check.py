@@ -19,6 +19,8 @@ from tidemill.offline import history
 from tidemill.offline.file_check import FilesReport, check_files
 from tidemill.offline.source import FileSource
 
+pytestmark = pytest.mark.slow
+
 DAY_ONE = 1_356_998_400_000
 EVENTS = [small.event(f"f{n}", DAY_ONE + n * small.MINUTE, distance=100.0 + n) for n in range(100)]
 

@@ -21,6 +21,8 @@ from tidemill import Stream
 from tidemill.errors import SettingsError
 from tidemill.offline import history
 
+pytestmark = pytest.mark.slow
+
 FIELDS: dict[str, Any] = {
     "id": "string",
     "at": {"type": "long", "logicalType": "timestamp-millis"},

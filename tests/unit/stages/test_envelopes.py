@@ -20,6 +20,8 @@ from tidemill.stages.validator.service import Validator
 from tidemill.stages.validator.writer_schemas import WriterSchema, accepted_schemas, writer_schema
 from tidemill.stream.memory import MemoryRecord
 
+pytestmark = pytest.mark.slow
+
 ROW = {**CODEC.avro, "name": "Value", "namespace": "shop.flights"}
 ENVELOPE = {
     "type": "record",

@@ -21,6 +21,8 @@ from tidemill.stages.validator.writer_schemas import writer_schema
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 MILLIS = 1_700_000_000_123
 LONG = {unit: {"type": "long", "logicalType": f"timestamp-{unit}"} for unit in ("millis", "micros", "nanos")}
 #: The time's type, the declared unit, and MILLIS as it is then sent.

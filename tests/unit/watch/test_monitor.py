@@ -32,6 +32,8 @@ from tidemill.watch.monitor.performance import Answers, WindowMetrics
 from tidemill.watch.monitor.service import MonitorService, _FetchThread, credentials
 from tidemill.watch.monitor.windows import SourceWindows, hash_of
 
+pytestmark = pytest.mark.slow
+
 FLIGHTS, DELAYS = load("flights"), load("delays")
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80).map(lambda v: np.array(v))
 

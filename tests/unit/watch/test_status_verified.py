@@ -17,6 +17,8 @@ from tidemill.stream.memory import MemoryRecord
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 OTHER = Keyring.generate()
 
 
