@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import redis  # noqa: TID251  this is where Redis clients live
@@ -203,7 +203,7 @@ class RedisView:
                 for entity in some:
                     pipe.hgetall(f"{self.prefix}/tiles:{entity}")
                 tiles |= dict(zip(some, pipe.execute(raise_on_error=False), strict=True))
-            if self._foreign(tiles):
+            if self._foreign((f"{self.prefix}/tiles:{entity}", answer) for entity, answer in tiles.items()):
                 return None
             # What was read must stand at one offset: if another process wrote meanwhile, it is not usable.
             if self.client.hget(place, "offset") != offset:
@@ -263,13 +263,13 @@ class RedisView:
                     if change.tiles:
                         pipe.hset(tiles, mapping=_fields(change.tiles))
                 pipe.hset(place, mapping={"offset": offset, "note": note})
-                keys = [str(arguments[1]) for arguments, _ in pipe.command_stack]
+                commands = pipe.command_stack
                 answers = pipe.execute(raise_on_error=False)
                 self._is_described = True
                 if isinstance(answers[-1], redis.RedisError):
                     raise answers[-1]
                 # Something else has a key of ours: its entity is not stored, and all others are.
-                self._foreign(dict(zip(keys, answers, strict=True)))
+                self._foreign((str(command[0][1]), answer) for command, answer in zip(commands, answers, strict=True))
                 return "written"
         except redis.WatchError:
             # Another process wrote between our read and our write; the next commit tries again.
@@ -277,9 +277,9 @@ class RedisView:
         except redis.RedisError as error:
             raise StoreError(f"Redis: writing {self.prefix}, partition {partition}: {error}") from error
 
-    def _foreign(self, answers: Mapping[str, Any]) -> bool:
-        """Say which keys hold what we did not write, each once; returns whether there is any."""
-        foreign = {key: answer for key, answer in answers.items() if isinstance(answer, redis.RedisError)}
+    def _foreign(self, answers: Iterable[tuple[str, Any]]) -> bool:
+        """Say which keys hold what we did not write, by their answers, each once; returns whether there is any."""
+        foreign = {key: answer for key, answer in answers if isinstance(answer, redis.RedisError)}
         for key, error in foreign.items():
             if key not in self._said and len(self._said) < MAX_FOREIGN_KEYS:
                 self._said.add(key)

@@ -37,6 +37,7 @@ from tidemill.stages.validator.service import Validator
 from tidemill.stream.api import Emit, Headers, Position, Processor, Progress, Record, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
+from tidemill.wire.dead_letters import read_dead_letter
 from tidemill.wire.records import Features, PredictionLog, Records
 
 log = logging.getLogger(__name__)
@@ -265,15 +266,11 @@ class Backtest:
         record = MemoryRecord(topic, value, key, timestamp, headers, 0, self._offsets[topic])
         self._offsets[topic] += 1
         if topic == self._dlq:
-            about = dict(headers or [])
-            reason = about["tidemill.reason"].decode()
-            if (
-                about["__connect.errors.stage"] == b"validator"
-                and about["__connect.errors.topic"] == self.events_topic.encode()
-            ):
-                self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
-            self.report.first_letters.setdefault(reason, about["__connect.errors.exception.message"].decode())
-            self.report.dead_letters[reason] = self.report.dead_letters.get(reason, 0) + 1
+            letter, report = read_dead_letter(record), self.report
+            if (letter.stage, letter.topic) == ("validator", self.events_topic):
+                report.refused[letter.reason] = report.refused.get(letter.reason, 0) + 1
+            report.first_letters.setdefault(letter.reason, letter.message)
+            report.dead_letters[letter.reason] = report.dead_letters.get(letter.reason, 0) + 1
         elif topic == self._examples:
             self._learning.append((self._now + self.model_delay, record))
             if self.examples:

@@ -26,6 +26,7 @@ from tidemill.stream.api import Headers, Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 from tidemill.tables import Lookup
 from tidemill.wire import topics
+from tidemill.wire.dead_letters import read_dead_letter
 
 #: Of one column; more of them are "more than".
 MAX_DISTINCT = 1_000
@@ -221,14 +222,13 @@ def _valid(
         headers: Headers | None = None,
         partition: int = -1,
     ) -> None:
-        del key, timestamp, partition
+        del timestamp, partition
         if topic == valid:
             passed.append(value)
         elif topic == validator.dlq:
-            about = dict(headers or [])
-            reason = about["tidemill.reason"].decode()
-            files.dead_letters[reason] += 1
-            files.first_letters.setdefault(reason, about["__connect.errors.exception.message"].decode())
+            letter = read_dead_letter(MemoryRecord(topic, value, key, 0, headers))
+            files.dead_letters[letter.reason] += 1
+            files.first_letters.setdefault(letter.reason, letter.message)
 
     for offset, message in enumerate(messages):
         validator.process((MemoryRecord(raw, message.data, None, message.time, None, 0, offset),), emit)
