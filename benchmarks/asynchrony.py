@@ -22,7 +22,7 @@ from running import Running, until
 
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
-from tidemill.demo.stack import Redis
+from tidemill.local.servers import Redis
 from tidemill.offline.backtest import Backtest
 from tidemill.wire import topics
 

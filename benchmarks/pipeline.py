@@ -32,10 +32,11 @@ from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
-from tidemill.demo.stack import Redis, Stack
 from tidemill.errors import TidemillError
 from tidemill.features.redis import RedisView, connect
 from tidemill.keys import Keyring
+from tidemill.local.servers import Redis
+from tidemill.local.stack import Stack
 from tidemill.offline.backtest import Backtest
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore

@@ -31,7 +31,6 @@ from tidemill import View, aggregates
 from tidemill.aggregates import Aggregate
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
-from tidemill.demo.stack import Redis
 from tidemill.errors import StoreError
 from tidemill.features.lookup import InMemoryRemoteViews, RemoteViews, StoredRemoteViews
 from tidemill.features.memory import MemoryView
@@ -39,6 +38,7 @@ from tidemill.features.ports import ViewStore
 from tidemill.features.redis import RedisReader, RedisView, connect
 from tidemill.features.tiles import Plan
 from tidemill.features.views import ViewState
+from tidemill.local.servers import Redis
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.materializer.service import Materializer
 from tidemill.stream import api

@@ -17,7 +17,7 @@ sys.path.extend(sorted({str(path.parent) for path in Path(__file__).parent.rglob
 from real_kafka import RealKafka, missing
 from running import Running
 
-from tidemill.demo.stack import Redis
+from tidemill.local.servers import Redis
 
 RIVER = ("tests/system/", "[kafka", "KafkaAlone", "test_short")
 APART = ("::test_a_mistake_ends", "::test_a_wrong_", "::test_a_property_that", "test_wheel.py")

@@ -9,8 +9,8 @@ import pytest
 from real_kafka import RealKafka
 from running import until
 
-from tidemill.demo.stack import free_port
 from tidemill.errors import BrokerError, UnknownOutcome
+from tidemill.local.processes import free_port
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka import certain
 from tidemill.stream.kafka.broker import KafkaBroker

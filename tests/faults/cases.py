@@ -21,7 +21,9 @@ from proxy import Proxy
 from real_kafka import RealKafka
 from running import until
 
-from tidemill.demo.stack import Redis, free_port, roles
+from tidemill.local.processes import free_port
+from tidemill.local.servers import Redis
+from tidemill.local.stack import roles
 from tidemill.stream.kafka.producer import TRANSACTION_TIMEOUT_SECONDS
 from tidemill.wire import topics
 

@@ -30,7 +30,9 @@ from running import Running, gone, until, worker
 
 from tidemill.demo import data
 from tidemill.demo.replay import Message, Replay
-from tidemill.demo.stack import Redis, free_port, roles
+from tidemill.local.processes import free_port
+from tidemill.local.servers import Redis
+from tidemill.local.stack import roles
 from tidemill.wire import topics
 
 DATA_PLANE = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner:logreg")

@@ -31,7 +31,7 @@ from harness import Row
 from ledger import Verdict
 from real_kafka import RealKafka
 
-from tidemill.demo.stack import Redis
+from tidemill.local.servers import Redis
 
 
 def run(chosen: list[str], seed: int, sizes: Mapping[str, float] = MappingProxyType({})) -> list[Row]:

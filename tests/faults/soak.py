@@ -33,7 +33,7 @@ from running import Running, worker
 
 from tidemill.demo import data
 from tidemill.demo.replay import Replay
-from tidemill.demo.stack import Redis
+from tidemill.local.servers import Redis
 
 IN_FLIGHT = 1500
 """Less than the label timeout of flights: partitions read side by side come apart by no more than that."""

@@ -9,7 +9,7 @@ import pytest
 from cases import Bench, short
 from real_kafka import RealKafka
 
-from tidemill.demo.stack import Redis
+from tidemill.local.servers import Redis
 
 SEED = int(os.environ.get("TIDEMILL_FAULTS_SEED", "4"))
 

@@ -8,8 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from tidemill.demo.stack import end, free_port, spawn
 from tidemill.errors import BrokerError
+from tidemill.local.processes import end, free_port, spawn
 from tidemill.stream.kafka.broker import KafkaBroker
 
 JARS = Path(os.environ.get("TIDEMILL_TEST_JARS", Path(__file__).parents[2] / ".cache" / "kafka-jars"))

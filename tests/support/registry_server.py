@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from tidemill.demo.stack import free_port
+from tidemill.local.processes import free_port
 
 
 class RegistryServer:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
-from tidemill.demo.stack import Stack
+from tidemill.local.stack import Stack
 from tidemill.runtime.run import topic_table
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.consumer import KafkaFollower

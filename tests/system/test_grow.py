@@ -13,7 +13,8 @@ from running import Running, until
 
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
-from tidemill.demo.stack import Redis, spawn
+from tidemill.local.processes import spawn
+from tidemill.local.servers import Redis
 from tidemill.wire import topics
 
 pytestmark = [pytest.mark.kafka, pytest.mark.long]

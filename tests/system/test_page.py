@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from running import until
 from site_by_hand import VIEWERS_TOKEN, Site, alert, decision, figure, letter, window
 
-from tidemill.demo.stack import free_port
+from tidemill.local.processes import free_port
 from tidemill.watch.status.scrape import Instance, Sample
 from tidemill.wire import topics
 

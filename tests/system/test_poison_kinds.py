@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from running import Running, until, worker
 
 from tidemill.declare.load import load
-from tidemill.demo.stack import Stack
+from tidemill.local.stack import Stack
 from tidemill.runtime.run import topic_table
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.ranges import full_range

@@ -13,7 +13,7 @@ from running import Running, until
 
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
-from tidemill.demo.stack import end
+from tidemill.local.processes import end
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import read_dead_letter

@@ -14,7 +14,7 @@ from running import until
 from tidemill.cli.main import cli
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
-from tidemill.demo.stack import Redis
+from tidemill.local.servers import Redis
 from tidemill.wire import topics
 
 RESTARTED = ("learner:logreg", "scorer")

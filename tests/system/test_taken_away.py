@@ -19,7 +19,7 @@ from running import Running, until
 
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
-from tidemill.demo.stack import Redis
+from tidemill.local.servers import Redis
 from tidemill.offline.offsets import services
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.wire import topics

@@ -13,7 +13,9 @@ from running import Running, until
 
 from tidemill.demo import data
 from tidemill.demo.replay import Replay, script
-from tidemill.demo.stack import Redis, free_port, roles
+from tidemill.local.processes import free_port
+from tidemill.local.servers import Redis
+from tidemill.local.stack import roles
 from tidemill.wire import topics
 
 #: Of each process: whether it is ready while its stores are away, and what its log or its answer then names.

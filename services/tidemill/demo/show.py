@@ -23,8 +23,9 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data, screen
 from tidemill.demo.observer import Observer
 from tidemill.demo.replay import Replay, script
-from tidemill.demo.stack import Redis, Stack, create_embedded, embedded_settings
 from tidemill.errors import TidemillError
+from tidemill.local.servers import Redis, create_embedded, embedded_settings
+from tidemill.local.stack import Stack
 from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker

