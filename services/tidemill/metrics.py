@@ -67,7 +67,7 @@ COUNTS: Mapping[str, Counter] = {
         "tidemill_not_finite_total", "Values that were no finite number, by what they were.", ["service", "what"]
     ),
     "skipped": Counter(
-        "tidemill_skipped_total", "Shadow scores and examples passed over, by reason.", ["service", "reason"]
+        "tidemill_skipped_total", "Records and shadow scores passed over, by reason.", ["service", "reason"]
     ),
     "decisions": Counter("tidemill_decisions_total", "Decisions about who serves, by kind.", ["service", "kind"]),
     "snapshots": Counter("tidemill_snapshots_total", "Model versions published.", ["service", "model"]),

@@ -90,7 +90,8 @@ class Observer(threading.Thread):
                 self.first_prediction_at = now
             self.delays.append(now - origin_of(record) / 1000)
         elif suffix == topics.EXAMPLES.suffix:
-            self._update(self.records.example.decode(value))
+            if example := self.records.example.of(value):
+                self._update(example)
         elif suffix == topics.DLQ.suffix:
             headers = dead_letters.text_headers(record)
             reason = headers.get("tidemill.reason", "?")

@@ -9,6 +9,8 @@ from typing import Any
 import fastavro
 
 from tidemill.encoding import avro_codegen, resolution, schema_files
+from tidemill.encoding.envelopes import SkippedError
+from tidemill.errors import Reject
 
 #: Bytes before the record: a zero, then the schema's id, 4 bytes, big-endian.
 HEADER = 5
@@ -82,19 +84,34 @@ class Codec:
         return self.read(body, at)[0]
 
     def of(self, data: bytes | None) -> Any:
-        """Return the record in `data`; None where it is of another schema, as after a new declaration, or empty."""
-        if data and data.startswith(self.header):
-            return self.read(data, HEADER)[0]
-        read = self._others.get(data[:HEADER]) if data else None
-        return read(data, HEADER)[0] if data and read else None
+        """Return the record in `data`; None where it holds none: of another schema, as after a new declaration."""
+        try:
+            return self.decode(data)
+        except Reject:
+            return None
 
-    def decode(self, data: bytes) -> Any:
-        """Return the record in `data`. Raises ValueError where the header is not this schema's."""
-        if data.startswith(self.header):
-            return self.read(data, HEADER)[0]
-        record = self.of(data)
-        if record is None:
-            raise ValueError(
-                f"header {data[:HEADER].hex()} where {self.header.hex()} ({self.avro['name']}) was expected"
-            )
-        return record
+    def decode(self, data: bytes | None) -> Any:
+        """Return the record in `data`. Raises Reject where it is of another schema, not complete, or no record."""
+        if not data:
+            raise Reject("empty", "the record has no value")
+        read = self.read if data.startswith(self.header) else self._others.get(data[:HEADER])
+        if read is None:
+            given = data[:HEADER].hex()
+            message = f"header {given} where {self.header.hex()} ({self.avro['name']}) was expected"
+            raise Reject("unknown_schema", message, value=given)
+        return read_all(read, data, HEADER, self.avro["name"])
+
+
+def read_all(read: avro_codegen.Decode, data: bytes, at: int, name: str) -> Any:
+    """Return the record `name` that the bytes from `at` on are. Raises Reject where they are none, or more."""
+    try:
+        record, end = read(data, at)
+    except (Reject, SkippedError):
+        raise
+    except (EOFError, IndexError) as error:
+        raise Reject("truncated", "the record ends before its last field") from error
+    except Exception as error:  # whatever hostile bytes make a decoder raise, it is one bad record
+        raise Reject("undecodable", f"the bytes are no {name}: {error}") from error
+    if end != len(data):
+        raise Reject("trailing_bytes", f"{len(data) - end} bytes follow the record")
+    return record

@@ -95,10 +95,9 @@ class Refold:
 
     def _learn(self, folds: Sequence[Fold], record: Record) -> None:
         """Learn as a learner does, and skip what it skips."""
-        value = record.value() or b""
-        if not folds or not value.startswith(self._codec.header):
+        example = self._codec.of(record.value()) if folds else None
+        if example is None:
             return
-        example = self._codec.decode(value)
         for fold in folds:
             try:
                 fold.learn(example, record.offset())

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard, metric_names
-from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
 from tidemill.stream.api import Broker, Progress
@@ -294,7 +293,7 @@ def compare(
             example = records.example.of(data)
             if example is not None:
                 comparison.take(example)
-            elif request.covers(records.head.record(data, HEADER)["event_time"]):
+            elif (time := records.event_time(data)) is None or request.covers(time):
                 comparison.report.skipped += 1
         if progress:
             progress(len(batch))

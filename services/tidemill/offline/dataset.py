@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import moment
-from tidemill.encoding.codec import HEADER
 from tidemill.errors import SettingsError
 from tidemill.files import open_atomic
 from tidemill.offline.source import ArchiveSource, KafkaSource
@@ -242,13 +241,13 @@ def served(
                 progress(1)
         return
     broker, topic = source.broker, topics.EXAMPLES.name(pipeline.name)
-    form, head = rows.RowFormat(pipeline, labelled=True), Records(pipeline).head
+    form, records = rows.RowFormat(pipeline, labelled=True), Records(pipeline)
     for batch in broker.read(full_range(broker, topic)):
         for record in batch:
             example = form.row(record)
             if example is not None:
                 writer.take(example)
-            elif head.record(record.value() or b"", HEADER)["event_time"] in writer.span:
+            elif (time := records.event_time(record.value())) is None or time in writer.span:
                 writer.summary.skipped += 1
         if progress:
             progress(len(batch))

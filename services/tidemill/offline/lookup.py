@@ -105,7 +105,9 @@ class LogLookup:
         record = self._find(topics.PREDICTION_LOG, key, search)
         if record is None:
             return None
-        log = self.records.prediction_log.decode(record.value() or b"")
+        log = self.records.prediction_log.of(record.value())
+        if log is None:  # of an earlier declaration, or no prediction
+            return None
         return self.event_and_vector(record, log) | {
             "found_in": "log",
             "scores": [
@@ -207,7 +209,9 @@ class LogLookup:
             return {"state": "pending", "why": str(error)}
         if record is None:
             return {"state": "pending"}
-        example = self.records.example.decode(record.value() or b"")
+        example = self.records.example.of(record.value())
+        if example is None:
+            return {"state": "joined", "label": None, "label_time": None, **_place(record)}
         return {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(record)}
 
     def entity(self, entity_id: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files
-from tidemill.encoding.codec import Codec
+from tidemill.encoding.codec import HEADER, Codec
 
 
 class Score(TypedDict):
@@ -154,6 +154,13 @@ class Records:
     def head(self) -> Codec:
         """The first fields of Features, PredictionLog and Example alike."""
         return Codec(schema_files.own("head.v1"))
+
+    def event_time(self, data: bytes | None) -> int | None:
+        """Return the event time of one of those, of whatever declaration; None where the bytes are none of them."""
+        try:
+            return int(self.head.record(data or b"", HEADER)["event_time"])
+        except Exception:  # bytes of somebody else may make a decoder raise anything
+            return None
 
     @cached_property
     def manifest(self) -> Codec:

@@ -79,7 +79,7 @@ class TestVersions:
         marked = {(v.manifest.model, v.manifest.version) for v in found if v.is_newest}
         assert marked == {("logreg", 10), ("slow", 10), ("baseline", 10), ("old", 18)}
         assert [v.refused for v in found if v.refused] == [
-            "a manifest can't be decoded: ValueError: header 6e6f206d61 where "
+            "a manifest can't be decoded: Reject: header 6e6f206d61 where "
             f"{registry.records.manifest.header.hex()} (tidemill.Manifest) was expected",
             "it is of pipeline 'plain' where 'flights' is read",
             "it is of 'logreg', and under the key 'baseline'",

@@ -18,7 +18,7 @@ from tidemill import Pipeline, Stream
 from tidemill.cli.text.declaration import pipeline_text
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
-from tidemill.errors import DeclarationError, Retry
+from tidemill.errors import DeclarationError, Reject, Retry
 from tidemill.offline.backtest import Backtest
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.validator.decode import Decoder
@@ -211,7 +211,7 @@ def test_what_an_earlier_declaration_has_put_into_the_log_is_still_read(tmp_path
     step.process([MemoryRecord("small.events.valid", value, offset=n) for n, value in enumerate(log)], out)
     features = [Records(pipeline).features.decode(r.value() or b"") for r in out.of("small.features")]
     assert [(one["event_id"], one["vector"]["origin_count_5m"]) for one in features] == [("0", 0), ("1", 1), ("2", 2)]
-    with pytest.raises(ValueError, match=r"header .* was expected"):
+    with pytest.raises(Reject, match=r"header .* was expected"):
         CODEC.decode(log[0])
     assert CODEC.of(log[0]) is None
     assert f"also taken by {tmp_path / 'other.avsc'} (id {old.id})" in pipeline_text(pipeline)

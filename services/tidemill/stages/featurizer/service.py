@@ -137,7 +137,11 @@ class Featurizer(DeadLetterProcessor):
         is_live = emit is not discard
         requests = []
         for record in records:
-            event = decode(record.value() or b"")
+            try:
+                event = decode(record.value())
+            except Reject as reject:  # of somebody else: the validator sends no such record
+                self.refuse(record, reject, emit)
+                continue
             vector = self._request_features(record, event, emit) if is_live else None
             entities = {name: str(event[name]) for name in self._entities if self._names_one(event[name])}
             request = _Request(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import ArtifactError, StoreError
+from tidemill.errors import ArtifactError, Reject, StoreError
 from tidemill.keys import Keyring
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import GATE, Command, Decision, ModelRef, all_decisions, commands, decisions
@@ -142,9 +142,10 @@ class PromotionGate(Processor):
         self._advance(offset + 1, emit)
 
     def _take(self, record: Record) -> None:
-        example: Example | None = self.records.example.of(record.value())
-        if example is None:
-            self.counts["skipped", "unknown_schema"] += 1
+        try:
+            example: Example = self.records.example.decode(record.value())
+        except Reject as reject:
+            self.counts["skipped", reject.reason] += 1
             return
         self._event_time = max(self._event_time, example["label_time"])
         self.rounds.take(example)

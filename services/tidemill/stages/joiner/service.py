@@ -88,33 +88,36 @@ class Joiner(DeadLetterProcessor):
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         self._emit = emit
-        head, header = self.records.head.record, self.records.prediction_log.header
-        as_label = self.records.label.of
         for record in records:
-            self.in_hand, value = record, record.value() or b""
-            topic, partition, offset = record.topic(), record.partition(), record.offset()
-            join = self.joins[partition]
-            self._next[TopicPartition(topic, partition)] = offset + 1
-            if topic == self.log_topic:
-                if not value.startswith(header):
-                    self._other_schema(record, header)
-                    continue
-                event = head(value, HEADER)
-                if not join.add_event(
-                    event["event_id"], event["event_time"], offset, value, origin_of(record), event["entity_id"]
-                ):
-                    self._reject(
-                        record, Reject("duplicate_event", f"event {event['event_id']!r} was predicted already")
-                    )
-            else:
-                label = as_label(value)
-                if label is None:
-                    self._other_schema(record, self.records.label.header)
-                    continue
-                join.add_label(
-                    str(label[self._id]), label[self._time], self._as_label(self._value(label)), offset, record
-                )
+            self.in_hand = record
+            self._next[TopicPartition(record.topic(), record.partition())] = record.offset() + 1
+            try:
+                if record.topic() == self.log_topic:
+                    self._add_event(record)
+                else:
+                    self._add_label(record)
+            except Reject as reject:
+                self._reject(record, reject)
         return True
+
+    def _add_event(self, record: Record) -> None:
+        value = record.value() or b""
+        # All of it is decoded: an example that is made of a part would be read as another one.
+        event = self.records.prediction_log.decode(value)["features"]
+        id_, time, entity = event["event_id"], event["event_time"], event["entity_id"]
+        join = self.joins[record.partition()]
+        if not join.add_event(id_, time, record.offset(), value, origin_of(record), entity):
+            raise Reject("duplicate_event", f"event {id_!r} was predicted already")
+
+    def _add_label(self, record: Record) -> None:
+        label = self.records.label.decode(record.value())
+        try:
+            value = self._as_label(self._value(label))
+        except Exception as error:  # the declaration's own function; the validator has refused what it raises on
+            raise Reject("bad_label", f"no label: {error}", rule="label") from error
+        self.joins[record.partition()].add_label(
+            str(label[self._id]), label[self._time], value, record.offset(), record
+        )
 
     def _outcomes(self) -> Outcomes:
         return Outcomes(self._joined, self._expired, self._duplicate, self._unmatched)
@@ -153,10 +156,6 @@ class Joiner(DeadLetterProcessor):
     def _unmatched(self, label: Label) -> None:
         message = f"no prediction for event {label.id!r} came within {self.timeout // 1000} s of this label"
         self._reject(label.record, Reject("unmatched_label", message, value=label.id))
-
-    def _other_schema(self, record: Record, header: bytes) -> None:
-        given = (record.value() or b"")[:HEADER].hex()
-        self._reject(record, Reject("unknown_schema", f"header {given} where {header.hex()} was expected", value=given))
 
     def _reject(self, record: Record, reject: Reject) -> None:
         in_hand, emit = self.in_hand, self._emit

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
-from tidemill.errors import ArtifactError, DeclarationError, ScoreError, StoreError, VersionsError
+from tidemill.errors import ArtifactError, DeclarationError, Reject, ScoreError, StoreError, VersionsError
 from tidemill.models.fold import Fold
 from tidemill.registry.latest import reset_command
 from tidemill.registry.manifests import Manifest, Registry
@@ -197,14 +197,13 @@ class TrainingRun:
         for record in records:
             if self._is_rebuilding or self._lost is not None:
                 self.pass_over(record.offset(), moves_on=True)
-            value = record.value() or b""
-            if not value.startswith(codec.header):
-                # An example of an earlier declaration of the vector: no model declared now could be asked about it.
-                self.counts["skipped", "unknown_schema"] += 1
-                continue
             try:
-                if not fold.learn(codec.decode(value), record.offset()):
+                if not fold.learn(codec.decode(record.value()), record.offset()):
                     self.counts["skipped", "over_share"] += 1
+            except Reject as reject:
+                # Of an earlier declaration of the vector: no model declared now could be asked about it. Or of somebody
+                # else, and no example.
+                self.counts["skipped", reject.reason] += 1
             except Exception as error:  # a model's own code; what it raises on one example must not stop the others
                 self.counts["skipped", "learn_failed"] += 1
                 log.error(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import Reject
 from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
 from tidemill.features.views import Views, ViewState
@@ -55,13 +56,14 @@ class Materializer(Processor):
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         del emit  # what it writes is its stores
-        of = self.records.update.of
+        decode = self.records.update.decode
         for record in records:
-            update = of(record.value())
             partition, offset = record.partition(), record.offset()
             states = self.views.states[partition]
-            if update is None:
-                self.counts["skipped", "unknown_schema"] += 1
+            try:
+                update = decode(record.value())
+            except Reject as reject:
+                self.counts["skipped", reject.reason] += 1
             else:
                 for index in self._of.get((update["source"], update["entity"]), ()):
                     if offset >= states[index].offset:

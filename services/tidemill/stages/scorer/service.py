@@ -212,20 +212,11 @@ class Scorer(DeadLetterProcessor):
         self.swap()
         if records and self.champion.why_not:
             raise Retry(self.not_ready())
-        features_header, decode = self.records.features.header, self.records.features.decode
-        log_header, scores, prediction = (
-            self.records.prediction_log.header,
-            self.records.scores.body,
-            self.records.prediction.encode,
-        )
+        decode, log_header = self.records.features.decode, self.records.prediction_log.header
+        scores, prediction = self.records.scores.body, self.records.prediction.encode
         for record in records:
             self.in_hand, value = record, record.value() or b""
             try:
-                if not value.startswith(features_header):
-                    given = value[:HEADER].hex()
-                    raise Reject(
-                        "unknown_schema", f"header {given} where {features_header.hex()} was expected", value=given
-                    )
                 features: Features = decode(value)
                 x = vector_to_x(features["vector"])
                 served = self.serve(features["entity_id"], x)

@@ -12,7 +12,7 @@ import msgspec
 from tidemill import limits
 from tidemill.declare.stream import Stream
 from tidemill.encoding import json_values, schema_files
-from tidemill.encoding.codec import HEADER, Codec
+from tidemill.encoding.codec import HEADER, Codec, read_all
 from tidemill.encoding.envelopes import SkippedError, Unwrap, unwrapped
 from tidemill.encoding.schema_limits import memory_per_byte
 from tidemill.errors import Reject
@@ -150,17 +150,7 @@ class Decoder:
         self, read: Callable[[bytes, int], tuple[Any, int]], data: bytes, at: int, memory_per_byte: int
     ) -> dict[str, Any]:
         _check_memory(data, memory_per_byte)
-        try:
-            record, end = read(data, at)
-        except (Reject, SkippedError):
-            raise
-        except (EOFError, IndexError) as error:
-            raise Reject("truncated", "the record ends before its last field") from error
-        except Exception as error:  # whatever hostile bytes make a decoder raise, it is one bad message
-            raise Reject("undecodable", f"the bytes are no {self.codec.avro['name']}: {error}") from error
-        if end != len(data):
-            raise Reject("trailing_bytes", f"{len(data) - end} bytes follow the record")
-        return record  # type: ignore[no-any-return]
+        return read_all(read, data, at, self.codec.avro["name"])  # type: ignore[no-any-return]
 
     def _reencoded(self, record: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Return the record as consumers will read it, which is what has to be checked, and its message."""

@@ -12,7 +12,6 @@ from river import drift
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
-from tidemill.encoding.codec import HEADER
 from tidemill.stream.api import Record
 from tidemill.stream.origin import origin_of
 from tidemill.watch.monitor.alerts import SILENT, Alert, Alerts, Thresholds
@@ -79,20 +78,22 @@ class Core:
 
     def predictions(self, batch: Iterable[Record]) -> None:
         """Take records of the prediction log."""
-        codec, head, header = self.records.prediction_log, self.records.head.record, self.records.prediction_log.header
-        windows = self.windows[PREDICTIONS]
+        decode, header = self.records.prediction_log.of, self.records.prediction_log.header
+        event_time, windows = self.records.event_time, self.windows[PREDICTIONS]
         now = self._last_record_at[PREDICTIONS] = self.clock()
         for record in batch:
             value = record.value() or b""
-            if not value.startswith(header):
-                continue  # of an earlier declaration
-            window = windows.window(head(value, HEADER)["event_time"], record.partition())
+            time = event_time(value) if value.startswith(header) else None
+            if time is None:
+                continue  # of an earlier declaration, or no prediction
+            window = windows.window(time, record.partition())
             if window is None:
                 continue
             hash_ = hash_of(record.key() or b"")
-            if hash_ < window.limit:
+            log = decode(value) if hash_ < window.limit else None
+            if log is not None:
                 delay = None if self.catching_up else now - origin_of(record) / 1000
-                window.add(hash_, self.columns.prediction_row(codec.record(value, HEADER), delay))
+                window.add(hash_, self.columns.prediction_row(log, delay))
 
     def examples(self, batch: Iterable[Record]) -> None:
         """Take examples, in their order."""
@@ -158,12 +159,12 @@ class Core:
 
     def expired(self, batch: Iterable[Record]) -> None:
         """Count predictions whose label did not come, in the window of its deadline."""
-        header, head = self.records.prediction_log.header, self.records.head.record
+        header = self.records.prediction_log.header
         for record in batch:
             value = record.value() or b""
-            if value.startswith(header):
-                deadline = head(value, HEADER)["event_time"] + self.pipeline.label_timeout_ms
-                self._expired[start_of(deadline, self.length)] += 1
+            time = self.records.event_time(value) if value.startswith(header) else None
+            if time is not None:
+                self._expired[start_of(time + self.pipeline.label_timeout_ms, self.length)] += 1
 
     def time_of(self, source: str, record: Record) -> int:
         """Return the event time that decides a record's window; 0 for a record of an earlier declaration."""
