@@ -29,7 +29,7 @@ COMMANDS = {
     "replay": ("replay:replay", "Repeat predictions, and compare their scores."),
     "rules": ("rules:rules", "Suggest value rules from history."),
     "run": ("run:run", "Run one service of a pipeline until SIGTERM or Ctrl-C."),
-    "schema": ("schema:schema", "Check new schemas, and register the declared ones."),
+    "schema": ("schema:schema", "Print schemas, check new ones, and register the declared ones."),
     "tokens": ("tokens:tokens", "Make tokens for the status service."),
     "topics": ("topics:topics", "Print, compare or create a pipeline's topics."),
     "tune": ("tune:tune", "Search a declared space of models on recorded examples."),

@@ -1,4 +1,4 @@
-"""`tidemill schema`: check a new schema before producers use it, and register the declared ones."""
+"""`tidemill schema`: print schemas, check a new one before producers use it, and register the declared ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,37 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.group()
 def schema() -> None:
-    """Check new schemas, and register the declared ones."""
+    """Print schemas, check new ones, and register the declared ones."""
+
+
+@schema.command()
+@PIPELINE
+@click.argument("topic", required=False)
+@AS_JSON
+def show(pipeline: str, topic: str | None, *, as_json: bool) -> None:
+    """Print the schema and id of every topic's records, or of one.
+
+    TOPIC is events, labels, predictions, ...; its schema is complete in itself. Its id, and how records are
+    framed, is on standard error.
+    """
+    from tidemill.cli.text.schemas import TopicSchema, topic_schemas, topic_schemas_text
+
+    schemas = topic_schemas(tidemill.load(pipeline))
+    if topic is None:
+        print_report(schemas, topic_schemas_text, as_json=as_json)
+        return
+    chosen: TopicSchema | None = next((one for one in schemas if topic in (one.topic, one.short)), None)
+    if chosen is None:
+        raise SettingsError(
+            f"{topic!r} is no topic of the pipeline: expected {', '.join(one.short for one in schemas)}"
+        )
+    if as_json:
+        click.echo(json.dumps(chosen.as_dict(), indent=2))
+        return
+    if chosen.avro is None:
+        raise SettingsError(f"{chosen.topic} has no Avro schema: its records are {chosen.framing}")
+    click.echo(json.dumps(chosen.avro, indent=2, ensure_ascii=False))
+    click.echo(f"{chosen.topic}: id {chosen.id}; {chosen.framing}", err=True)
 
 
 @schema.command()
@@ -60,7 +90,7 @@ def check(
     url = chosen.registry_url.get_secret_value()
     if url and not files:
         earlier, set_level = _registered(_registry(url), _subjects(declared)[stream])
-    earlier = earlier or {**of.others, of.schema: of.avro}
+    earlier = earlier or {**of.others, of.schema_name: of.avro}
     verdict = compatibility.check(_read(new), of.avro, earlier, level or set_level or LEVELS[0])
     print_report(verdict, lambda _: _verdict_text(verdict, new.name, of), as_json=as_json)
     if not verdict.is_safe:
@@ -121,13 +151,14 @@ def _verdict_text(verdict: Verdict, new: str, stream: Stream) -> str:
             reads = f"{problem.version} can't read what the new schema writes"
         lines += [f"  field {problem.field!r}: {problem.why}", f"    {reads}: {problem.fix}"]
     if not verdict.unreadable:
-        lines.append(f"the pipeline reads it with {stream.schema}: producers may use it now")
+        lines.append(f"the pipeline reads it with {stream.schema_name}: producers may use it now")
     else:
-        lines.append(f"the pipeline can't read it with {stream.schema}: {verdict.unreadable}")
+        lines.append(f"the pipeline can't read it with {stream.schema_name}: {verdict.unreadable}")
         if verdict.problems:
             lines.append("  fix the schema")
         else:
-            lines.append(f"  first deploy the pipeline with it: Stream({new!r}, ..., accepts=[{stream.schema!r}])")
+            declared = repr(stream.schema) if isinstance(stream.schema, str) else stream.schema_name
+            lines.append(f"  first deploy the pipeline with it: Stream({new!r}, ..., accepts=[{declared}])")
     return "\n".join(lines) + "\n"
 
 

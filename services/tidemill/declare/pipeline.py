@@ -42,7 +42,7 @@ from tidemill.declare.scorecard import metric_names
 from tidemill.declare.search import Search
 from tidemill.declare.seeding import seed
 from tidemill.declare.stable_repr import stable_repr
-from tidemill.declare.stream import Stream
+from tidemill.declare.stream import Stream, with_defaults
 from tidemill.declare.tasks import TASKS, Task
 from tidemill.declare.training import Training
 from tidemill.declare.view import View
@@ -145,13 +145,18 @@ class Pipeline:
         if self.training is not None:
             self.training.check(self.models, fail)
         if self.protect is not None:
-            self.protect.check(self.vector, self.events.key, fail)
+            self.protect.check(self.vector, self.entity, fail)
         names = tuple(self.models)
         if self._baseline is not None and "baseline" not in names:
             names += ("baseline",)
         object.__setattr__(self, "model_names", names)
 
     def _check_inputs(self, fail: Fail) -> None:
+        self.events.check_schema("events", fail)
+        self.labels.check_schema("labels", fail)
+        events, labels = with_defaults(self.events, self.labels, fail)
+        object.__setattr__(self, "events", events)
+        object.__setattr__(self, "labels", labels)
         self.events.check("events", fail)
         self.events.check_key("events", fail)
         self.labels.check("labels", fail)
@@ -211,6 +216,11 @@ class Pipeline:
     def kind(self) -> Task:
         """How a model of this task predicts, learns and is measured."""
         return TASKS[self.task]
+
+    @property
+    def entity(self) -> str:
+        """The event field that names the entity; empty where none is declared, and events are keyed by their id."""
+        return "" if "key" in self.events.chosen else self.events.key
 
     @property
     def label_timeout_ms(self) -> int:

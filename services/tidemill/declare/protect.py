@@ -30,13 +30,15 @@ class Protect:
     share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     of: Annotated[int, Field(ge=1, le=100_000)] = 1000
 
-    def check(self, vector: Mapping[str, str], key: str, fail: Fail) -> None:
-        """Check the fields, and that the source is one that every example has."""
+    def check(self, vector: Mapping[str, str], entity: str, fail: Fail) -> None:
+        """Check the fields, and that the source is one that every example has; `entity`: the events' key, or empty."""
         check_fields(self, "protect", fail)
-        sources = list(dict.fromkeys([*(name for name, kind in vector.items() if kind == "category"), key]))
+        sources = list(
+            dict.fromkeys([*(name for name, kind in vector.items() if kind == "category"), *([entity] * bool(entity))])
+        )
         if self.source not in sources:
             fail(
                 "protect.source",
                 f"{self.source!r} is neither a category of the vector nor the events' key: "
-                f"there are {', '.join(sources)}",
+                f"there are {', '.join(sources) or 'none'}",
             )

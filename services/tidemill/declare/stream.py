@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from tidemill.declare.checks import Fail, check_fields
 from tidemill.declare.kinds import AVRO_KINDS, KEYS, Source
-from tidemill.encoding import json_values, schema_files, times
+from tidemill.encoding import json_values, python_schemas, schema_files, times
 from tidemill.encoding.envelopes import Unwrap, inner_schema
 from tidemill.encoding.resolution import other_unit, unreadable
 from tidemill.encoding.schema_limits import unsafe
@@ -26,6 +26,24 @@ _LABEL_TYPES = {
 }
 
 
+def _schema(value: Any) -> Any:
+    if not isinstance(value, str) and not python_schemas.is_declaration(value):
+        raise ValueError(
+            f"{value!r} where the name of a file, a dataclass, a pydantic model or a TypedDict was expected"
+        )
+    return value
+
+
+def _avro(schema: Any) -> dict[str, Any]:
+    if isinstance(schema, str):
+        return schema_files.find(schema, loading.get())
+    return python_schemas.record_of(schema)
+
+
+def _name(schema: Any) -> str:
+    return schema if isinstance(schema, str) else python_schemas.name_of(schema)
+
+
 @dataclass(frozen=True)
 class Stream:
     """One input of the pipeline.
@@ -34,18 +52,21 @@ class Stream:
     ----------
     schema
         An Avro record schema (`.avsc`), looked for beside the pipeline's file, in `schemas/`, and among those shipped.
+        Or a dataclass, a pydantic model or a TypedDict, of which one is made: `tidemill schema show` prints it.
     id
-        The field that names the event: text or an integer, the same in the event and in its label.
+        The field that names the event: text or an integer, the same in the event and in its label. Default: the one
+        field of both that is called `id`, or ends in `_id`.
     time
         The field with the event time: a timestamp (`timestamp-millis`, `-micros`, `-nanos`, also `local-`, as UTC), a
         long of milliseconds since the epoch, or what `time_unit` says. From the validator on it is in milliseconds:
-        rules and functions of the declaration see that.
+        rules and functions of the declaration see that. Default: the one field that is a timestamp.
     key
-        Events only: the field that names the entity; it is the Kafka key of everything downstream.
+        Events only: the field that names the entity; it is the Kafka key of everything downstream. Without an entity
+        that is the event's id.
     value
         Labels only: the field that is the label, or a function of the label record.
     accepts
-        Other schemas that producers may write with, each a file as `schema` is; `schema` must be able to read them.
+        Other schemas that producers may write with, each given as `schema` is; `schema` must be able to read them.
     encoding
         "avro" or "json" where producers may send only that; both by default.
     empty_entities
@@ -59,21 +80,37 @@ class Stream:
         "connect": it is the payload beside a schema, as Kafka Connect writes JSON.
     """
 
-    schema: str
-    id: str
-    time: str
+    schema: Annotated[Any, PlainValidator(_schema)]
+    id: str = ""
+    time: str = ""
     key: str = ""
     value: Annotated[Source, Field(description="the name of a field or a function of the record")] = ""
-    accepts: Annotated[Sequence[str], Field(description="a list of schema files")] = ()
+    accepts: Annotated[
+        Sequence[Annotated[Any, PlainValidator(_schema)]], Field(description="a list of schema files or classes")
+    ] = ()
     encoding: Literal["", "avro", "json"] = ""
     empty_entities: bool = False
     time_unit: Literal["", "seconds", "millis", "micros", "nanos", "iso8601"] = ""
     unwrap: Unwrap = ""
+    #: Which of id, time and key are not declared, but what the schema left as the one choice.
+    chosen: tuple[str, ...] = field(init=False, default=(), repr=False, compare=False)
 
     @cached_property
     def avro(self) -> dict[str, Any]:
-        """The schema file as JSON: what producers send."""
-        return schema_files.find(self.schema, loading.get())
+        """The schema as JSON: what producers send."""
+        return _avro(self.schema)
+
+    @property
+    def schema_name(self) -> str:
+        """What the schema is called in reports and errors: its file, or its class."""
+        return _name(self.schema)
+
+    @cached_property
+    def schema_source(self) -> str:
+        """Where the schema comes from: the path of its file, or its class."""
+        if isinstance(self.schema, str):
+            return str(schema_files.locate(self.schema, loading.get()))
+        return python_schemas.source_of(self.schema)
 
     @cached_property
     def valid_avro(self) -> dict[str, Any]:
@@ -89,8 +126,8 @@ class Stream:
         if self.as_millis is None:
             return avro
         fields = [
-            {"name": self.time, "type": times.MILLIS_TYPE} if field["name"] == self.time else field
-            for field in avro["fields"]
+            {"name": self.time, "type": times.MILLIS_TYPE} if one["name"] == self.time else one
+            for one in avro["fields"]
         ]
         return {**avro, "name": f"{avro['name']}InMillis", "fields": fields}
 
@@ -117,13 +154,34 @@ class Stream:
             return None
         return millis if type(millis) is int else None
 
+    def candidates(self, parameter: Literal["id", "time"]) -> list[str]:
+        """Return the fields that may be the id, or that are certainly times, in the schema's order."""
+        kinds, names = schema_files.field_types(self.avro), []
+        for one in self.avro["fields"]:
+            name, logical = one["name"], schema_files.logical_type(one["type"])
+            if schema_files.nullable(one["type"]):
+                continue
+            if parameter == "time":
+                fits = logical in times.LOGICAL_UNITS
+            else:
+                is_name = kinds[name] in ("string", "int", "long") and logical in ("", "uuid")
+                fits = is_name and name not in (self.time, self.key)
+            if fits:
+                names.append(name)
+        return names
+
     def _logical(self, name: str) -> str:
         return next((schema_files.logical_type(f["type"]) for f in self.avro["fields"] if f["name"] == name), "")
 
     @cached_property
     def others(self) -> dict[str, dict[str, Any]]:
-        """The other schemas that producers may write with, as JSON, by the name of their file."""
-        return {name: schema_files.find(name, loading.get()) for name in self.accepts}
+        """The other schemas that producers may write with, as JSON, by the name of their file or class."""
+        named: dict[str, dict[str, Any]] = {}
+        for schema in self.accepts:
+            name = _name(schema)
+            is_taken = name in named or (name == self.schema_name and not isinstance(schema, str))
+            named[f"{name} ({len(named) + 1})" if is_taken else name] = _avro(schema)
+        return named
 
     @cached_property
     def types(self) -> dict[str, str]:
@@ -140,14 +198,17 @@ class Stream:
         """Whether the time is a number of which the schema does not say what it counts."""
         return self.unit != times.TEXT and not self._logical(self.time)
 
-    def check(self, where: str, fail: Fail) -> None:
-        """Check the fields, that the schemas can be read, and that id and time exist and are never missing."""
+    def check_schema(self, where: str, fail: Fail) -> None:
+        """Check the fields, and that the schemas can be read."""
         check_fields(self, where, fail)
         try:
-            _ = self.types  # reads the file
+            _ = self.types, self.schema_source  # reads the file
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"{where}.schema", str(error))
         self._check_schemas(where, fail)
+
+    def check(self, where: str, fail: Fail) -> None:
+        """Check that id and time exist and are never missing."""
         self.check_field(f"{where}.id", self.id, fail, "string", "int", "long")
         self._check_time(where, fail)
         self._check_never_null(where, (self.id, self.time), fail)
@@ -170,9 +231,7 @@ class Stream:
             fail(f"{where}.time", f"{shown}: say what it counts, as in time_unit='seconds'")
 
     def check_key(self, where: str, fail: Fail) -> None:
-        """Check that the key is declared, and a field that names an entity and is never missing."""
-        if not self.key:
-            fail(f"{where}.key", "name the field that is the entity, as in key='origin'")
+        """Check that the key is a field that names an entity and is never missing."""
         self.check_field(f"{where}.key", self.key, fail, *KEYS)
         self._check_never_null(where, (self.key,), fail)
 
@@ -198,26 +257,24 @@ class Stream:
     def check_field(self, where: str, name: str, fail: Fail, *types: str) -> None:
         """Check that there is such a field, and that it has one of these types."""
         if name not in self.types:
-            fail(where, f"{name!r} is not a field of {self.schema}: it has {', '.join(self.types)}")
+            fail(where, f"{name!r} is not a field of {self.schema_name}: it has {', '.join(self.types)}")
         if types and self.types[name] not in types:
             fail(where, f"field {name!r} is {self.types[name]}; expected {' or '.join(types)}")
 
     def _check_never_null(self, where: str, names: Sequence[str], fail: Fail) -> None:
-        for field in self.avro["fields"]:
-            if field["name"] in names and schema_files.nullable(field["type"]):
-                fail(
-                    where, f"field {field['name']!r} may be null in {self.schema}; id, time and key may not be missing"
-                )
+        for name in (one["name"] for one in self.avro["fields"] if schema_files.nullable(one["type"])):
+            if name in names:
+                fail(where, f"field {name!r} may be null in {self.schema_name}; id, time and key may not be missing")
 
     def _check_schemas(self, where: str, fail: Fail) -> None:
         """Check what producers may send: that it is safe to decode, and that the declared schema can read it."""
         problem = unsafe(self.avro)
         if problem:
-            fail(f"{where}.schema", f"{self.schema} can't be decoded safely: {problem}")
+            fail(f"{where}.schema", f"{self.schema_name} can't be decoded safely: {problem}")
         try:
             json_values.fields_of(self.avro)
         except json_values.MismatchError as error:
-            fail(f"{where}.schema", f"{self.schema}: the default of {error}")
+            fail(f"{where}.schema", f"{self.schema_name}: the default of {error}")
         try:
             others = self.others
         except (OSError, ValueError) as error:
@@ -230,4 +287,61 @@ class Stream:
                 fail(f"{where}.accepts", f"{name} can't be decoded safely: {problem}")
             mismatch = unreadable(avro, self.avro) or other_unit(avro, self.avro)
             if mismatch:
-                fail(f"{where}.accepts", f"{self.schema} can't read {name}: {mismatch}")
+                fail(f"{where}.accepts", f"{self.schema_name} can't read {name}: {mismatch}")
+
+
+def with_defaults(events: Stream, labels: Stream, fail: Fail) -> tuple[Stream, Stream]:
+    """Return the streams with what they do not declare: ids and times where their schemas leave one choice, and a key.
+
+    Their schemas must be readable.
+    """
+    chosen: dict[str, dict[str, str]] = {"events": {}, "labels": {}}
+    streams = {"events": events, "labels": labels}
+    for where, stream in streams.items():
+        if not stream.time:
+            streams[where] = replace(stream, time=_time_of(where, stream, fail))
+            chosen[where]["time"] = streams[where].time
+    names = {where: stream.id for where, stream in streams.items() if stream.id}
+    if len(names) < len(streams):
+        shared = next(iter(names.values()), "") or _shared_id(streams["events"], streams["labels"], fail)
+        for where, stream in streams.items():
+            if not stream.id:
+                if shared not in stream.candidates("id"):
+                    _ask(where, stream, "id", f"there is no {shared!r}", stream.candidates("id"), fail)
+                chosen[where]["id"] = shared
+    if not events.key:
+        chosen["events"]["key"] = events.id or chosen["events"]["id"]
+    for where, fields in chosen.items():
+        if fields:
+            given: dict[str, Any] = dict(fields)
+            streams[where] = replace(streams[where], **given)
+            object.__setattr__(streams[where], "chosen", tuple(fields))
+    return streams["events"], streams["labels"]
+
+
+def _time_of(where: str, stream: Stream, fail: Fail) -> str:
+    names = stream.candidates("time")
+    if len(names) != 1:
+        why = "several are timestamps" if names else "none of its fields is a timestamp"
+        _ask(where, stream, "time", why, names or [one["name"] for one in stream.avro["fields"]], fail)
+    return names[0]
+
+
+def _shared_id(events: Stream, labels: Stream, fail: Fail) -> str:
+    """Return the one field of both streams that is called as an id is."""
+    others = labels.candidates("id")
+    shared = [name for name in events.candidates("id") if name in others]
+    named = [name for name in shared if name == "id" or name.endswith(("_id", "Id", "_ID"))]
+    if len(named) != 1:
+        why = "several are in events and labels" if named else "no field of events and labels is called as an id is"
+        _ask("events", events, "id", why, named or shared or events.candidates("id"), fail)
+    return named[0]
+
+
+def _ask(where: str, stream: Stream, parameter: str, why: str, names: Sequence[str], fail: Fail) -> NoReturn:
+    what = {"id": "names the event", "time": "is the event's time"}[parameter]
+    example = f", as in {parameter}={names[0]!r}" if names else ""
+    fail(
+        f"{where}.{parameter}",
+        f"name the field of {stream.schema_name} that {what}{example}: {why}; candidates: {', '.join(names) or 'none'}",
+    )

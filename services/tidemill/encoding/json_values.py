@@ -2,11 +2,12 @@
 
 A number may be an int where a float is declared, and never the other way round. bytes and fixed are text of one
 character a byte. A value of a union is that of the first branch that takes it, plain or wrapped by the branch's name.
-A timestamp may be ISO 8601 text.
+A timestamp or a date may be ISO 8601 text.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ _NAMES = {bool: "boolean", int: "int", float: "float", str: "string", type(None)
 #: Of a value, in the reason that it was refused for.
 MAX_SHOWN_CHARACTERS = 200
 _BITS = {"int": 31, "long": 63}
+_EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
 
 
 class MismatchError(Exception):
@@ -214,6 +216,11 @@ def _integer(kind: str, logical: str) -> Convert:
                 return moment(value, ticks)
             except ValueError:
                 raise MismatchError(path, value, kind, ", or an ISO 8601 time") from None
+        if logical == "date" and isinstance(value, str):
+            try:
+                return dt.date.fromisoformat(value).toordinal() - _EPOCH_DAY
+            except ValueError:
+                raise MismatchError(path, value, kind, ", or an ISO 8601 date") from None
         raise MismatchError(path, value, kind)
 
     return convert

@@ -27,9 +27,14 @@ def root() -> Path:
 
 
 def find(name: str, beside: Path | None = None) -> dict[str, Any]:
-    """Return the schema file `name` as JSON, looked for beside the pipeline, in ./schemas, and among the shipped ones.
+    """Return the schema file `name` as JSON. Raises as `locate`, and ValueError where it is no Avro record schema."""
+    return _read(locate(name, beside))
 
-    Raises FileNotFoundError with the places looked at, ValueError where the file is no Avro record schema.
+
+def locate(name: str, beside: Path | None = None) -> Path:
+    """Return the schema file `name`, looked for beside the pipeline, in ./schemas, and among the shipped ones.
+
+    Raises FileNotFoundError with the places looked at.
     """
     places = [Path.cwd() / "schemas" / name, root() / name]
     if beside:
@@ -38,7 +43,7 @@ def find(name: str, beside: Path | None = None) -> dict[str, Any]:
         places = [Path(name)]
     for place in places:
         if place.is_file():
-            return _read(place)
+            return place
     raise FileNotFoundError(f"no schema file {name!r} in {', '.join(str(place.parent) for place in places)}")
 
 

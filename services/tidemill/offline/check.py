@@ -25,7 +25,7 @@ class CheckReport:
         return {
             "name": pipeline.name,
             "task": pipeline.task,
-            "entity": pipeline.events.key,
+            "entity": pipeline.entity,
             "champion": pipeline.champion,
             "models": {name: pipeline.stable_repr(name) for name in pipeline.model_names},
             "seeded": {name: list(dict.fromkeys(pipeline.unseeded(name))) for name in pipeline.model_names},
@@ -42,6 +42,14 @@ class CheckReport:
             ],
             "monitor": dataclasses.asdict(pipeline.monitor),
             "protect": dataclasses.asdict(pipeline.protect) if pipeline.protect else None,
+            "streams": {
+                name: {"id": stream.id, "time": stream.time, "by_default": list(stream.chosen)}
+                for name, stream in (("events", pipeline.events), ("labels", pipeline.labels))
+            },
+            "schema_sources": {
+                "event": pipeline.events.schema_source,
+                "label": pipeline.labels.schema_source,
+            },
             "schema_ids": {
                 "event": records.sent_event.id,
                 "label": records.sent_label.id,

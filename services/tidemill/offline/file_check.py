@@ -265,7 +265,7 @@ def _warnings(files: StreamFiles, stream: Stream) -> list[str]:
 
 
 def _entity_warnings(pipeline: Pipeline, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    entities = dict.fromkeys([pipeline.events.key, *(view.entity for view in pipeline.views)])
+    entities = dict.fromkeys([*filter(None, [pipeline.entity]), *(view.entity for view in pipeline.views)])
     made = []
     for name in entities:
         empty = sum(record[name] is not None and not str(record[name]).strip() for record in records)

@@ -217,7 +217,7 @@ def _rows(file: Path, stream: Stream) -> list[dict[str, Any]]:
             converted[name] = [defaults[name].default] * count
         else:
             has = f"It has {', '.join(map(repr, given))}" if given else "It is empty"
-            raise SettingsError(f"{file} has no column {name!r}; {stream.schema} needs it. {has}")
+            raise SettingsError(f"{file} has no column {name!r}; {stream.schema_name} needs it. {has}")
     return [dict(zip(converted, values, strict=True)) for values in zip(*converted.values(), strict=True)]
 
 

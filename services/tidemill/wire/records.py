@@ -14,6 +14,10 @@ from typing import Any, TypedDict
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
+from tidemill.stream.topic import Topic
+
+#: Records whose codec is not called as they are.
+_ATTRIBUTES = {"PredictionLog": "prediction_log"}
 
 
 class Score(TypedDict):
@@ -104,6 +108,13 @@ class Records:
     def sent_label(self) -> Codec:
         """Labels as producers send them."""
         return Codec(self.pipeline.labels.avro) if self.pipeline.labels.as_millis else self.label
+
+    def of_topic(self, topic: Topic) -> Codec | None:
+        """Return the codec of a topic's records; None where they are no Avro of the pipeline's."""
+        if topic.is_raw:
+            return self.sent_event if topic.record == "event" else self.sent_label
+        codec: Codec | None = getattr(self, _ATTRIBUTES.get(topic.record, topic.record.lower()), None)
+        return codec
 
     @cached_property
     def vector(self) -> Codec:

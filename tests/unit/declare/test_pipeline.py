@@ -28,7 +28,7 @@ AGG = aggregates.count("1h")
         ({"events": replace(GOOD.events, id="nothing")}, ["events.id", "nothing", "flight_id"]),
         ({"events": replace(GOOD.events, id="distance")}, ["events.id", "distance", "double"]),
         ({"events": replace(GOOD.events, time="carrier")}, ["events.time", "carrier", "long"]),
-        ({"events": replace(GOOD.events, key="")}, ["events.key", "origin"]),
+        ({"events": replace(GOOD.events, key="nothing")}, ["events.key", "nothing", "origin"]),
         ({"events": replace(GOOD.events, key="tailnum")}, ["tailnum", "null"]),
         ({"events": "departures"}, ["events", "Stream"]),
         ({"labels": replace(GOOD.labels, value="")}, ["labels.value"]),

@@ -48,15 +48,20 @@ def pipeline_text(pipeline: Pipeline) -> str:
     models = new_table("model", "role", "declared as")
     for name in pipeline.model_names:
         models.add_row(name, pipeline.role(name), model_text(pipeline.stable_repr(name)))
+    entity = f"entity {pipeline.entity}" if pipeline.entity else "no entity: events are keyed by their id"
     head = (
-        f"pipeline {pipeline.name}: {pipeline.task}, entity {pipeline.events.key}, "
+        f"pipeline {pipeline.name}: {pipeline.task}, {entity}, "
         f"label within {pipeline.label_timeout}\n"
-        f"events {pipeline.events.schema} (id {Records(pipeline).sent_event.id}), "
-        f"labels {pipeline.labels.schema} (id {Records(pipeline).sent_label.id})\n"
+        f"events {pipeline.events.schema_name} (id {Records(pipeline).sent_event.id}), "
+        f"labels {pipeline.labels.schema_name} (id {Records(pipeline).sent_label.id})\n"
+        f"their schemas: {pipeline.events.schema_source}, {pipeline.labels.schema_source}\n"
     )
     for name, stream in (("events", pipeline.events), ("labels", pipeline.labels)):
         others = [f"{other} (id {schema_files.fingerprint(avro)})" for other, avro in stream.others.items()]
         head += f"{name} are also taken by {', '.join(others)}\n" if others else ""
+        if by_default := [name for name in ("id", "time") if name in stream.chosen]:
+            fields = " and ".join(f"{name}={getattr(stream, name)!r}" for name in by_default)
+            head += f"of {name}, {fields} is not declared: the schema leaves no other choice\n"
         if stream.as_millis:
             head += (
                 f"the time of {name}, {stream.time}, is in {stream.unit}; from the validator on it is in milliseconds\n"

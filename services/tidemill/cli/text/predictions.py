@@ -34,12 +34,12 @@ def prediction_text(pipeline: Pipeline, prediction: Mapping[str, Any]) -> str:
     state = "different" if "different" in states else "can't be repeated" if "gone" in states else "equal"
     head = printable(f"prediction {prediction['event_id']} of {_at(prediction['log'])}: {state}") + "\n\n"
     event, missing = prediction["event"], prediction["event"].get("why", "")
-    named = {pipeline.events.key: prediction["entity_id"]} | prediction["entities"]
+    named = ({pipeline.entity: prediction["entity_id"]} if pipeline.entity else {}) | prediction["entities"]
     rows = [
         ("event", _at(event) + (f", schema {_schema(pipeline, event['schema_id'])}" if "schema_id" in event else "")),
         ("", f"not shown: {missing}" if missing else ""),
         ("event time", f"{second(prediction['event_time'])} UTC"),
-        ("entities", ", ".join(f"{field} {name}" for field, name in named.items())),
+        ("entities", ", ".join(f"{field} {name}" for field, name in named.items()) or "none"),
         (
             "windows",
             "partial: the log did not reach back to all of them" if prediction["log"]["partial"] else "complete",
@@ -66,7 +66,7 @@ def _at(place: Mapping[str, Any]) -> str:
 def _schema(pipeline: Pipeline, number: int) -> str:
     known = {schema_files.fingerprint(avro): name for name, avro in pipeline.events.others.items()}
     records = Records(pipeline)
-    known |= {records.event.id: pipeline.events.schema, records.sent_event.id: pipeline.events.schema}
+    known |= {records.event.id: pipeline.events.schema_name, records.sent_event.id: pipeline.events.schema_name}
     return f"{known[number]} (id {number})" if number in known else f"id {number}"
 
 

@@ -114,7 +114,7 @@ def suggest(
     pipeline: Pipeline, argument: str, history: StreamProfile, max_share: float = MAX_REFUSED_SHARE
 ) -> Suggestions:
     """Return what history suggests for a stream; `argument` is "rules" or "label_rules"."""
-    result = Suggestions(argument, history.stream.schema, history.records, history.skipped, [], [])
+    result = Suggestions(argument, history.stream.schema_name, history.records, history.skipped, [], [])
     for name, profile in history.fields.items():
         suggestions, note = _of_field(profile, history, max_share)
         if name == history.stream.time:

@@ -1,0 +1,342 @@
+"""Avro schemas from Python classes: a dataclass, a pydantic model, a TypedDict, or a mapping of names to types.
+
+The record is named after its class, without the module: a file has another module's name on every machine. A class
+may say another name, as `__avro_name__ = "com.example.Departure"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import re
+import sys
+import types
+import typing
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tidemill.encoding.times import MILLIS_TYPE, PER_SECOND
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: What a field may be, as errors say it.
+EXPECTED = (
+    "int, float, str, bool, bytes, datetime, date, time, UUID, Annotated[Decimal, (precision, scale)], an Enum or "
+    "Literal of texts, list[T], dict[str, T], T | None, or another such class"
+)
+_TYPES: Mapping[Any, Any] = {
+    bool: "boolean",
+    int: "long",
+    float: "double",
+    str: "string",
+    bytes: "bytes",
+    dt.date: {"type": "int", "logicalType": "date"},
+    dt.time: {"type": "long", "logicalType": "time-micros"},
+    uuid.UUID: {"type": "string", "logicalType": "uuid"},
+}
+#: What annotations that are text may name, where they come without the module that they were written in.
+_NAMES = {name: getattr(typing, name) for name in ("Annotated", "Any", "Dict", "List", "Literal", "Optional", "Union")}
+_NAMES |= {"datetime": dt.datetime, "date": dt.date, "time": dt.time, "UUID": uuid.UUID, "Decimal": Decimal}
+_UNIX_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_NOTHING: Any = object()
+
+
+class _Field(NamedTuple):
+    """One field as its class declares it; `default` is _NOTHING where it has none."""
+
+    name: str
+    type: Any
+    metadata: Sequence[Any]
+    default: Any
+    is_made: bool = False
+
+
+def is_declaration(given: Any) -> bool:
+    """Whether this is a class, or annotations, that a schema can be made of."""
+    if isinstance(given, Mapping):
+        return True
+    return isinstance(given, type) and (
+        dataclasses.is_dataclass(given) or _is_typed_dict(given) or hasattr(given, "model_fields")
+    )
+
+
+def _is_typed_dict(given: Any) -> bool:
+    """Whether this is a TypedDict, also that of typing_extensions."""
+    return typing.is_typeddict(given) or (hasattr(given, "__total__") and hasattr(given, "__required_keys__"))
+
+
+def source_of(given: Any) -> str:
+    """Return where the class is written, as errors and `tidemill check` show it."""
+    if isinstance(given, Mapping):
+        return "the declaration's annotations"
+    file = getattr(sys.modules.get(given.__module__), "__file__", None)
+    return f"class {given.__qualname__} of {Path(file).name if file else given.__module__}"
+
+
+def name_of(given: Any) -> str:
+    """Return how people call the class."""
+    return str(getattr(given, "__name__", "Record"))
+
+
+def record_of(given: Any) -> dict[str, Any]:
+    """Return the Avro record schema of a class, or of annotations.
+
+    Raises ValueError with one line that names the field and what was expected.
+    """
+    if not is_declaration(given):
+        raise ValueError(f"{given!r} where a dataclass, a pydantic model or a TypedDict was expected")
+    avro: dict[str, Any] = _Derivation().record(given, "")
+    return avro
+
+
+class _Derivation:
+    """The classes that were met so far: a name is written out once, and then referred to."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, Any] = {}
+
+    def record(self, given: Any, path: str) -> Any:
+        name = self._full_name(given, path)
+        if name in self.named:
+            return self._reference(name, given, path)
+        self.named[name] = given
+        try:
+            declared = list(_fields(given))
+        except Exception as error:  # a name that is not defined, or whatever an annotation raises
+            raise ValueError(f"the annotations of {name_of(given)} can't be read: {error}") from None
+        if not declared:
+            raise ValueError(f"{name_of(given)} has no fields")
+        return {"type": "record", "name": name, "fields": [self._field(field, name, path) for field in declared]}
+
+    def _full_name(self, given: Any, path: str) -> str:
+        name = str(getattr(given, "__avro_name__", name_of(given)))
+        if not all(map(_NAME.fullmatch, name.split("."))):
+            raise ValueError(f"{_where(path)}{name!r} is no Avro name: set __avro_name__ to letters, digits and _")
+        return name
+
+    def _reference(self, name: str, given: Any, path: str) -> str:
+        if self.named[name] is not given:
+            raise ValueError(f"{_where(path)}two classes are called {name}: rename one, or give it an __avro_name__")
+        return name
+
+    def _field(self, field: _Field, record: str, path: str) -> dict[str, Any]:
+        path = f"{path}.{field.name}" if path else field.name
+        if not _NAME.fullmatch(field.name):
+            raise ValueError(f"{_where(path)}no name of an Avro field: expected letters, digits and _, a letter first")
+        literal = f"{record}_{field.name}"
+        type_ = self.type(field.type, path, literal, field.metadata)
+        if field.default is _NOTHING:
+            return {"name": field.name, "type": type_}
+        is_container = isinstance(field.default, (list, dict)) or is_declaration(type(field.default))
+        if field.is_made and not is_container:
+            raise ValueError(f"{_where(path)}its default is made by a function each time: give a constant, or none")
+        default = _default(field.default, type_, path, self.named)
+        if isinstance(type_, list) and default is not None:
+            type_ = type_[::-1]  # a default is of a union's first branch
+        return {"name": field.name, "type": type_, "default": default}
+
+    def type(self, given: Any, path: str, literal: str, metadata: Sequence[Any] = ()) -> Any:
+        """Return the Avro type of an annotation; a Literal is named `literal`."""
+        while True:
+            if isinstance(given, typing.NewType):
+                given = given.__supertype__
+            elif typing.get_origin(given) is typing.Annotated:
+                given, *more = typing.get_args(given)
+                metadata = (*more, *metadata)
+            elif hasattr(given, "__value__") and type(given).__name__ == "TypeAliasType":
+                given = given.__value__
+            else:
+                break
+        origin, arguments = typing.get_origin(given), typing.get_args(given)
+        if origin in (typing.Union, types.UnionType):
+            return self._union(arguments, given, path, literal, metadata)
+        if origin is typing.Literal:
+            if None in arguments and len(arguments) > 1:
+                rest = tuple(value for value in arguments if value is not None)
+                return ["null", self._enum(literal, rest, given, path)]
+            return self._enum(literal, arguments, given, path)
+        if origin is list and len(arguments) == 1:
+            return {"type": "array", "items": self.type(arguments[0], f"{path}[]", literal)}
+        if origin is dict and len(arguments) == 2 and arguments[0] is str:
+            return {"type": "map", "values": self.type(arguments[1], f"{path}[]", literal)}
+        if given is Decimal:
+            return _decimal_type(metadata, path)
+        if given is dt.datetime:
+            return _time_type(metadata, path)
+        if isinstance(given, type) and issubclass(given, enum.Enum):
+            name = self._full_name(given, path)
+            if name in self.named:
+                return self._reference(name, given, path)
+            self.named[name] = given
+            return self._enum(name, [member.value for member in given], given, path)
+        if is_declaration(given) and isinstance(given, type):
+            return self.record(given, path)
+        try:
+            return _TYPES[given]
+        except (KeyError, TypeError):
+            raise ValueError(f"{_where(path)}{_shown(given)} where one of these was expected: {EXPECTED}") from None
+
+    def _union(self, branches: Sequence[Any], given: Any, path: str, literal: str, metadata: Sequence[Any]) -> Any:
+        others = [branch for branch in branches if branch is not type(None)]
+        if len(others) != 1 or len(branches) != 2:
+            raise ValueError(f"{_where(path)}{_shown(given)} where one type, or one type | None, was expected")
+        inner = self.type(others[0], path, literal, metadata)
+        return inner if isinstance(inner, list) else ["null", inner]
+
+    def _enum(self, name: str, symbols: Sequence[Any], given: Any, path: str) -> dict[str, Any]:
+        if not symbols:
+            raise ValueError(f"{_where(path)}{_shown(given)} has no members")
+        for symbol in symbols:
+            if not isinstance(symbol, str) or not _NAME.fullmatch(symbol):
+                raise ValueError(
+                    f"{_where(path)}{_shown(given)} has {symbol!r}, which is no symbol of an Avro enum (a text of "
+                    f"letters, digits and _, a letter first): use str, and the rule one_of"
+                )
+        return {"type": "enum", "name": name, "symbols": [str.__str__(symbol) for symbol in symbols]}
+
+
+def _fields(given: Any) -> Iterator[_Field]:
+    if isinstance(given, Mapping):
+        hints = typing.get_type_hints(_holder(given), localns=_NAMES, include_extras=True)
+        yield from (_Field(str(name), hints[name], (), _NOTHING) for name in given)
+        return
+    hints = typing.get_type_hints(given, include_extras=True)
+    if _is_typed_dict(given):
+        for name, hint in hints.items():
+            needed = name in given.__required_keys__
+            while (mark := str(typing.get_origin(hint)).rpartition(".")[2]) in ("Required", "NotRequired", "ReadOnly"):
+                needed = needed if mark == "ReadOnly" else mark == "Required"
+                (hint,) = typing.get_args(hint)
+            yield _Field(name, hint if needed else hint | None, (), _NOTHING if needed else None)
+    elif dataclasses.is_dataclass(given):
+        for field in dataclasses.fields(given):
+            factory, default = field.default_factory, field.default
+            is_made = factory is not dataclasses.MISSING
+            if factory is not dataclasses.MISSING:
+                default = factory()
+            elif default is dataclasses.MISSING:
+                default = _NOTHING
+            yield _Field(field.name, hints[field.name], (), default, is_made)
+    else:
+        for name, field in given.model_fields.items():
+            is_made, default = field.default_factory is not None, _NOTHING
+            if not field.is_required():
+                default = field.default_factory() if is_made else field.default
+            yield _Field(name, hints.get(name, field.annotation), field.metadata, default, is_made)
+
+
+def _holder(annotations: Mapping[Any, Any]) -> type:
+    return type("Record", (), {"__annotations__": dict(annotations)})
+
+
+def _facts(metadata: Sequence[Any]) -> Iterator[Any]:
+    """Yield what annotations say, and what pydantic's Field(...) among them holds."""
+    for one in metadata:
+        yield one
+        yield from getattr(one, "metadata", ())
+
+
+def _decimal_type(metadata: Sequence[Any], path: str) -> dict[str, Any]:
+    precision, scale = None, None
+    for fact in _facts(metadata):
+        if isinstance(fact, tuple) and len(fact) == 2:
+            precision, scale = fact
+        elif isinstance(fact, Mapping):
+            precision, scale = fact.get("precision"), fact.get("scale", 0)
+        else:
+            precision = getattr(fact, "max_digits", None) or precision
+            digits = getattr(fact, "decimal_places", None)
+            scale = scale if digits is None else digits
+    scale = 0 if scale is None else scale
+    if type(precision) is not int or type(scale) is not int or not 0 <= scale <= precision or precision < 1:
+        raise ValueError(
+            f"{_where(path)}a Decimal needs its number of digits, and how many of them are after the point: "
+            f"Annotated[Decimal, (10, 2)], or pydantic's Field(max_digits=10, decimal_places=2)"
+        )
+    return {"type": "bytes", "logicalType": "decimal", "precision": precision, "scale": scale}
+
+
+def _time_type(metadata: Sequence[Any], path: str) -> dict[str, Any]:
+    for fact in _facts(metadata):
+        if isinstance(fact, str):
+            unit = fact.removeprefix("timestamp-")
+            if unit not in PER_SECOND or unit == "seconds":
+                raise ValueError(f"{_where(path)}{fact!r} where 'millis', 'micros' or 'nanos' was expected")
+            return {"type": "long", "logicalType": f"timestamp-{unit}"}
+    return dict(MILLIS_TYPE)
+
+
+def _default(value: Any, avro: Any, path: str, named: Mapping[str, Any]) -> Any:
+    """Return a default as a schema has it, in JSON. Raises ValueError where it is not of its type."""
+    if isinstance(avro, list):
+        (other,) = (branch for branch in avro if branch != "null")
+        return None if value is None else _default(value, other, path, named)
+    if isinstance(avro, str) and avro in named:
+        avro = _Derivation().type(named[avro], path, "")
+    kind, logical = (avro["type"], avro.get("logicalType", "")) if isinstance(avro, dict) else (avro, "")
+    try:
+        return _as_json(value, kind, logical, avro, path, named)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, _DefaultError):
+            raise
+        raise _DefaultError(f"{_where(path)}its default {value!r} is no {logical or kind}") from None
+
+
+class _DefaultError(ValueError):
+    """A default that is not of its field's type."""
+
+
+def _as_json(value: Any, kind: str, logical: str, avro: Any, path: str, named: Mapping[str, Any]) -> Any:
+    if logical.startswith("timestamp"):
+        aware = value if value.tzinfo else value.replace(tzinfo=dt.UTC)
+        micros = (aware - _UNIX_EPOCH) // dt.timedelta(microseconds=1)
+        ticks, rest = divmod(micros * PER_SECOND[logical.removeprefix("timestamp-")], 1_000_000)
+        return ticks if not rest else _wrong()
+    if logical == "date":
+        return value.toordinal() - _UNIX_EPOCH.toordinal() if type(value) is dt.date else _wrong()
+    if logical == "time-micros":
+        return ((value.hour * 60 + value.minute) * 60 + value.second) * 1_000_000 + value.microsecond
+    if logical == "decimal":
+        unscaled = Decimal(value).scaleb(avro["scale"])
+        digits = int(unscaled)
+        if digits != unscaled or len(str(abs(digits))) > avro["precision"]:
+            _wrong()
+        return digits.to_bytes((digits.bit_length() + 8) // 8, "big", signed=True).decode("latin-1")
+    if logical == "uuid":
+        return str(value) if isinstance(value, uuid.UUID) else _wrong()
+    if kind == "enum":
+        symbol = value.value if isinstance(value, enum.Enum) else value
+        return str.__str__(symbol) if symbol in avro["symbols"] else _wrong()
+    if kind == "array":
+        return [_default(item, avro["items"], path, named) for item in (value if type(value) is list else _wrong())]
+    if kind == "map":
+        items = value.items() if type(value) is dict else _wrong()
+        return {key: _default(item, avro["values"], path, named) for key, item in items}
+    if kind == "record":
+        get = value.__getitem__ if isinstance(value, dict) else lambda name: getattr(value, name)
+        fields = avro["fields"]
+        return {f["name"]: _default(get(f["name"]), f["type"], f"{path}.{f['name']}", named) for f in fields}
+    if kind == "bytes":
+        return value.decode("latin-1") if type(value) is bytes else _wrong()
+    if kind == "double":
+        number = float(value) if type(value) in (int, float) else _wrong()
+        return number if abs(number) < float("inf") else _wrong()
+    expected = {"boolean": bool, "long": int, "string": str}[kind]
+    return value if type(value) is expected else _wrong()
+
+
+def _wrong() -> Any:
+    raise ValueError
+
+
+def _where(path: str) -> str:
+    return f"field {path!r}: " if path else ""
+
+
+def _shown(given: Any) -> str:
+    return (
+        given.__name__ if isinstance(given, type) and not typing.get_args(given) else str(given).replace("typing.", "")
+    )

@@ -1,0 +1,260 @@
+"""A schema that is made of a Python class: what it is, that Avro's own library and our codec agree on it, what is refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import io
+import uuid
+from dataclasses import dataclass, field, make_dataclass
+from decimal import Decimal
+from types import NoneType
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import fastavro
+import pydantic
+import pytest
+import typing_extensions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill.encoding import json_values, python_schemas, schema_files
+from tidemill.encoding.codec import Codec
+
+
+class Size(enum.Enum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+@dataclass
+class Place:
+    city: str
+    floor: int = 0
+
+
+@dataclass
+class Order:
+    order_id: uuid.UUID
+    at: dt.datetime
+    exact: Annotated[dt.datetime, "micros"]
+    day: dt.date
+    price: Annotated[Decimal, (10, 2)]
+    size: Size
+    channel: Literal["web", "shop"] | None
+    to: Place
+    back: Place | None = None
+    weight: float = 1
+    tags: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    note: str | None = "none"
+    data: bytes = b"\xff"
+    since: dt.datetime = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+    fee: Annotated[Decimal, pydantic.Field(max_digits=6, decimal_places=3)] = Decimal("-1.5")
+    other: Size = Size.LARGE
+
+
+class Model(pydantic.BaseModel):
+    __avro_name__ = "com.example.Model"
+
+    id: str
+    amount: Decimal = pydantic.Field(max_digits=8, decimal_places=1)
+    score: Annotated[float, pydantic.Field(ge=0)] = 0.5
+    places: list[Place] = []
+    maybe: int | None = None
+
+
+class Typed(TypedDict):
+    id: str
+    seen: NotRequired[int]
+
+
+def test_every_type_has_its_avro_type() -> None:
+    avro = python_schemas.record_of(Order)
+    place = {
+        "type": "record",
+        "name": "Place",
+        "fields": [{"name": "city", "type": "string"}, {"name": "floor", "type": "long", "default": 0}],
+    }
+    size = {"type": "enum", "name": "Size", "symbols": ["small", "large"]}
+    decimal = {"type": "bytes", "logicalType": "decimal"}
+    assert avro["name"] == "Order"
+    assert {f["name"]: f["type"] for f in avro["fields"]} == {
+        "order_id": {"type": "string", "logicalType": "uuid"},
+        "at": {"type": "long", "logicalType": "timestamp-millis"},
+        "exact": {"type": "long", "logicalType": "timestamp-micros"},
+        "day": {"type": "int", "logicalType": "date"},
+        "price": decimal | {"precision": 10, "scale": 2},
+        "size": size,
+        "channel": ["null", {"type": "enum", "name": "Order_channel", "symbols": ["web", "shop"]}],
+        "to": place,
+        "back": ["null", "Place"],
+        "weight": "double",
+        "tags": {"type": "array", "items": "string"},
+        "counts": {"type": "map", "values": "long"},
+        "note": ["string", "null"],
+        "data": "bytes",
+        "since": {"type": "long", "logicalType": "timestamp-millis"},
+        "fee": decimal | {"precision": 6, "scale": 3},
+        "other": "Size",
+    }
+    assert {f["name"]: f["default"] for f in avro["fields"] if "default" in f} == {
+        "back": None,
+        "weight": 1.0,
+        "tags": [],
+        "counts": {},
+        "note": "none",
+        "data": "\xff",
+        "since": 1_577_836_800_000,
+        "fee": (-1500).to_bytes(2, "big", signed=True).decode("latin-1"),
+        "other": "large",
+    }
+    json_values.fields_of(avro)  # holds every default to its type
+
+
+def test_pydantic_models_typed_dicts_and_annotations_are_taken() -> None:
+    model = python_schemas.record_of(Model)
+    assert model["name"] == "com.example.Model"
+    types = {f["name"]: f["type"] for f in model["fields"]}
+    assert types["amount"]["precision"] == 8
+    assert types["places"]["items"]["name"] == "Place"
+    assert types["maybe"] == ["null", "long"]
+    seen = {"name": "seen", "type": ["null", "long"], "default": None}
+    assert python_schemas.record_of(Typed)["fields"] == [{"name": "id", "type": "string"}, seen]
+    by_hand = python_schemas.record_of({"id": "str", "at": dt.datetime, "price": "float | None"})
+    assert by_hand["name"] == "Record"
+    assert [f["type"] for f in by_hand["fields"]][::2] == ["string", ["null", "double"]]
+
+
+SCALARS: list[tuple[Any, st.SearchStrategy[Any]]] = [
+    (bool, st.booleans()),
+    (int, st.integers(-(2**63), 2**63 - 1)),
+    (float, st.floats(allow_nan=False)),
+    (str, st.text()),
+    (bytes, st.binary()),
+    (dt.date, st.dates()),
+    (dt.time, st.times()),
+    (uuid.UUID, st.uuids()),
+    (Size, st.sampled_from([size.value for size in Size])),
+    (Literal["a", "b_1"], st.sampled_from(["a", "b_1"])),
+    (Annotated[Decimal, (12, 3)], st.decimals(-(10**9) + 1, 10**9 - 1, places=3)),
+    (
+        dt.datetime,
+        st.integers(-(10**12), 10**13).map(
+            lambda ms: dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=ms)
+        ),
+    ),
+    (
+        Annotated[dt.datetime, "micros"],
+        st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1), timezones=st.just(dt.UTC)),
+    ),
+]
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True).filter(lambda name: name.isidentifier())
+
+
+@st.composite
+def typed(draw: Any, depth: int) -> tuple[Any, st.SearchStrategy[Any]]:
+    kind = draw(st.sampled_from(["scalar"] * 4 + ["optional", "list", "dict", "class"] * (depth > 0)))
+    if kind == "scalar":
+        return draw(st.sampled_from(SCALARS))
+    if kind == "class":
+        return draw(classes(depth - 1))
+    inner, values = draw(typed(depth - 1))
+    if kind == "optional":
+        return inner | None, st.none() | values
+    if kind == "list":
+        return list[inner], st.lists(values, max_size=3)  # type: ignore[valid-type]
+    return dict[str, inner], st.dictionaries(st.text(max_size=4), values, max_size=3)  # type: ignore[valid-type]
+
+
+@st.composite
+def classes(draw: Any, depth: int = 2) -> tuple[Any, st.SearchStrategy[Any]]:
+    """A class with fields of any types, and what fills one, as dictionaries."""
+    fields = draw(st.dictionaries(NAMES, typed(depth), min_size=1, max_size=4))
+    annotations = {name: type_ for name, (type_, _) in fields.items()}
+    name = f"Record{draw(st.uuids()).hex}"
+    make = draw(st.sampled_from(["dataclass", "pydantic", "typed"]))
+    if make == "dataclass":
+        cls: Any = make_dataclass(name, annotations.items())
+    elif make == "pydantic" and not any(
+        name.startswith("model_") or hasattr(pydantic.BaseModel, name) for name in fields
+    ):
+        cls = pydantic.create_model(name, **{name: (type_, ...) for name, type_ in annotations.items()})
+    else:
+        cls = typing_extensions.TypedDict(name, annotations)
+    return cls, st.fixed_dictionaries({name: values for name, (_, values) in fields.items()})
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_fastavro_reads_what_any_class_writes_and_our_codec_has_the_same_bytes(data: Any) -> None:
+    cls, values = data.draw(classes())
+    avro = python_schemas.record_of(cls)
+    assert avro == python_schemas.record_of(cls)
+    record = data.draw(values)
+    logical = fastavro.parse_schema(avro, named_schemas={})
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, logical, record)
+    written = out.getvalue()
+    assert fastavro.schemaless_reader(io.BytesIO(written), logical, None) == record
+    plain = fastavro.parse_schema(schema_files.plain(avro), named_schemas={})
+    as_sent = fastavro.schemaless_reader(io.BytesIO(written), plain, None)
+    codec = Codec(avro)
+    assert codec.body(as_sent) == written
+    assert codec.record(written) == as_sent
+
+
+def made(type_: Any, **more: Any) -> Any:
+    return make_dataclass("Event", [("x", type_, field(**more))])
+
+
+class Mixed(enum.Enum):
+    ONE = 1
+    TWO = "two"
+
+
+class Empty(enum.Enum):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (made(Decimal), ["'x'", "Decimal", "(10, 2)"]),
+        (made(Annotated[Decimal, (2, 5)]), ["'x'", "Decimal"]),
+        (made(Any), ["'x'", "Any", "int, float, str"]),
+        (made(object), ["'x'", "object"]),
+        (made(set[str]), ["'x'", "set[str]"]),
+        (made(list), ["'x'", "list"]),
+        (made(dict[int, str]), ["'x'", "dict[int, str]"]),
+        (made(list[set[int]]), ["'x[]'", "set[int]"]),
+        (made(int | str), ["'x'", "int | str", "one type"]),
+        (made(int | str | None), ["'x'", "one type"]),
+        (made(NoneType), ["'x'", "NoneType"]),
+        (made(complex), ["'x'", "complex"]),
+        (made(dt.timedelta), ["'x'", "timedelta"]),
+        (made(Literal["on-time"]), ["'x'", "on-time", "one_of"]),
+        (made(Literal[1, 2]), ["'x'", "1", "symbol"]),
+        (made(Mixed), ["'x'", "Mixed", "1"]),
+        (made(Empty), ["'x'", "Empty", "members"]),
+        (made(Annotated[dt.datetime, "hours"]), ["'x'", "hours", "millis"]),
+        (made(int, default="a"), ["'x'", "'a'", "long"]),
+        (made(int, default=True), ["'x'", "True", "long"]),
+        (made(float, default=float("nan")), ["'x'", "nan"]),
+        (made(str, default=None), ["'x'", "None", "string"]),
+        (made(dt.datetime, default=dt.datetime(2020, 1, 1, 0, 0, 0, 5)), ["'x'", "timestamp"]),
+        (made(str, default_factory=lambda: uuid.uuid4().hex), ["'x'", "made by a function"]),
+        (made("Nowhere"), ["Event", "Nowhere"]),
+        (make_dataclass("Größe", [("x", int)]), ["Größe", "__avro_name__"]),
+        (make_dataclass("Event", [("größe", int)]), ["größe"]),
+        (make_dataclass("Event", []), ["Event", "no fields"]),
+        (make_dataclass("Event", [("x", Place), ("y", make_dataclass("Place", [("z", int)]))]), ["'y'", "Place", "two"]),
+        (int, ["int", "dataclass"]),
+        (5, ["5", "dataclass"]),
+    ],
+)  # fmt: skip
+def test_what_has_no_avro_type_is_refused_in_one_line_that_names_the_field(cls: Any, words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        python_schemas.record_of(cls)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
