@@ -69,3 +69,11 @@ def moment(text: str, per_second: int = 1_000) -> int:
         return micros * per_second // 1_000_000
     finer = _FINER.search(text)  # Python has no digits beyond these
     return micros * (per_second // 1_000_000) + int((finer[1] if finer else "")[:3].ljust(3, "0"))
+
+
+def minute(ms: float) -> str:
+    """Return a time to the minute, in UTC; the number itself where no calendar has such a time."""
+    try:
+        return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return str(ms)

@@ -1,7 +1,8 @@
-"""`tidemill backtest`: a pipeline over history, in one process."""
+"""`tidemill backtest` and `tidemill report`: a pipeline over history, in one process, as text and as a page."""
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,23 +14,29 @@ from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
+    from tidemill.offline.backtest import BacktestReport
     from tidemill.offline.source import ArchiveSource, FileSource
 
-
-@click.command()
-@PIPELINE
-@with_source(kafka=False)
-@click.option(
+MODEL_DELAY = click.option(
     "--model-delay",
     default=None,
     metavar="DURATION",
     help="Time a learned label takes to reach the scorer, as 5m. Default: none.",
 )
+PAGE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@PIPELINE
+@with_source(kafka=False)
+@MODEL_DELAY
 @click.option(
     "--every", default="1d", show_default=True, metavar="DURATION", help="Event time between rows of metrics."
 )
 @AS_JSON
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
+@click.option("--report", "page", type=PAGE, help="Also write a page with pictures, as HTML.")
+@click.option("--plot", is_flag=True, help="Also draw how the models did over time, in the terminal.")
 def backtest(
     pipeline: str,
     source: ArchiveSource | FileSource | None,
@@ -38,12 +45,54 @@ def backtest(
     *,
     as_json: bool,
     predictions: Path | None,
+    page: Path | None,
+    plot: bool,
 ) -> None:
     """Run a pipeline over history in one process.
 
     The report shows what production would have predicted and learned.
     """
-    from tidemill.cli.text.reports import backtest_text
+    from tidemill.cli.text.reports import backtest_plot, backtest_text
+
+    if plot and as_json:
+        raise SettingsError("--plot draws in a terminal, and --json is for programs: give one of them")
+    if plot:
+        _need("plotext")
+    run = _run(pipeline, source, model_delay, every, predictions, page)
+    print_report(run, backtest_text, as_json=as_json)
+    if plot:
+        click.echo(backtest_plot(run), nl=False)
+
+
+@click.command()
+@PIPELINE
+@with_source(kafka=False)
+@MODEL_DELAY
+@click.option("--output", "-o", type=PAGE, help="The page. Default: PIPELINE-report.html.")
+def report(
+    pipeline: str, source: ArchiveSource | FileSource | None, model_delay: str | None, output: Path | None
+) -> None:
+    """Write a backtest as one HTML page, with pictures.
+
+    It shows how good each model was over time and by segment, calibration, scores, what the delay of labels costs,
+    drift with its alerts, which features count, and dead letters. It is one file, which also prints.
+    """
+    page = output or Path(f"{tidemill.load(pipeline).name}-report.html")
+    result = _run(pipeline, source, model_delay, "1d", None, page)
+    for text in result.warnings:
+        click.echo(f"WARNING: {text}", err=True)
+    click.echo(page)
+
+
+def _run(
+    pipeline: str,
+    source: ArchiveSource | FileSource | None,
+    model_delay: str | None,
+    every: str,
+    predictions: Path | None,
+    page: Path | None,
+) -> BacktestReport:
+    """Run the backtest, and write what is asked for beside its report."""
     from tidemill.durations import milliseconds
     from tidemill.offline import history
     from tidemill.offline.backtest import Backtest
@@ -54,18 +103,48 @@ def backtest(
         delay, step = milliseconds(model_delay) if model_delay else 0, milliseconds(every)
     except ValueError as error:
         raise SettingsError(f"--model-delay or --every: {error}") from None
-    run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
     if source is None:
         raise SettingsError(
             "a backtest runs over --events and --labels, or over an --archive: name the two, or the one"
         )
+    if page is not None:
+        _need("jinja2", "matplotlib")
+        if not page.absolute().parent.is_dir():
+            raise SettingsError(f"{page}: there is no folder {page.absolute().parent}: make it, or name another file")
     if isinstance(source, ArchiveSource):
         vectors, known_labels = source.vectors_and_labels(declared)
-        total, start = len(vectors), partial(run.replay, vectors, known_labels)
+        times = [vector["event_time"] for vector in vectors]
     else:
         events, labels = source.rows(declared)
-        total, start = len(events), partial(run.run, events, labels)
-    with history.prediction_writer(predictions) as write, progress("backtest", total) as advance:
+        times = [event.time for event in events]
+    if page is not None:
+        from tidemill.report.recording import Recorder, with_window
+
+        declared = with_window(declared, times)
+    run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
+    recorder = Recorder(run) if page is not None else None
+    start = (
+        partial(run.replay, vectors, known_labels)
+        if isinstance(source, ArchiveSource)
+        else partial(run.run, events, labels)
+    )
+    with history.prediction_writer(predictions) as write, progress("backtest", len(times)) as advance:
         run.predictions = write
-        report = start(advance)
-    print_report(report, backtest_text, as_json=as_json)
+        result = start(advance)
+    if page is not None and recorder is not None:
+        from tidemill.report import page as pages
+
+        with progress("labels at once", result.predictions) as advance:
+            recording = recorder.finish(result, advance)
+        try:
+            pages.write(recording, page)
+        except OSError as error:
+            raise SettingsError(f"{page} can't be written: {error.strerror}") from None
+    return result
+
+
+def _need(*modules: str) -> None:
+    """Raise SettingsError where a module that draws is not installed."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise SettingsError(f"drawing needs {name}: pip install 'tidemill[plot]'")

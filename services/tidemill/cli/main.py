@@ -27,6 +27,7 @@ COMMANDS = {
     "models": ("models:models", "List, compare, promote, prune and rebuild versions of models."),
     "offsets": ("offsets:offsets", "List and decide from where services go on."),
     "replay": ("replay:replay", "Repeat predictions, and compare their scores."),
+    "report": ("backtest:report", "Write a backtest as one HTML page, with pictures."),
     "rules": ("rules:rules", "Suggest value rules from history."),
     "run": ("run:run", "Run one service of a pipeline until SIGTERM or Ctrl-C."),
     "schema": ("schema:schema", "Print schemas, check new ones, and register the declared ones."),

@@ -217,6 +217,8 @@ class Backtest:
         self.predictions: Callable[[PredictionLog], None] | None = None
         self.updates: Callable[[Record], None] | None = None
         self.examples: Callable[[Record], None] | None = None
+        #: Called with every record that a step emits, before the next step reads it.
+        self.emitted: Callable[[Record], None] | None = None
         self._offsets: Counter[str] = Counter()
         self._learning: deque[tuple[int, MemoryRecord]] = deque()
         self._wire()
@@ -265,6 +267,8 @@ class Backtest:
         del partition
         record = MemoryRecord(topic, value, key, timestamp, headers, 0, self._offsets[topic])
         self._offsets[topic] += 1
+        if self.emitted:
+            self.emitted(record)
         if topic == self._dlq:
             letter, report = read_dead_letter(record), self.report
             if (letter.stage, letter.topic) == ("validator", self.events_topic):
@@ -335,7 +339,7 @@ class Backtest:
         return report
 
     def replay(
-        self, questions: Sequence[Features], labels: Sequence[KnownLabel], progress: Progress | None = None
+        self, questions: Iterable[Features], labels: Iterable[KnownLabel], progress: Progress | None = None
     ) -> BacktestReport:
         """Run over vectors as they were served, in order of event time, and labels, in order of label time.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tidemill.cli.text.shared import minute, new_table, printable, render
+from tidemill.cli.text.shared import WIDTH, minute, new_table, printable, render
 
 if TYPE_CHECKING:
     from tidemill.features.store import Known
@@ -67,6 +69,30 @@ def backtest_text(report: BacktestReport) -> str:
     if not names:
         return f"{warned}{head}{failed}no model has been judged: there are no figures\n"
     return f"{warned}{head}{failed}\n" + render(final, f"\n{main} so far", course)
+
+
+def backtest_plot(report: BacktestReport) -> str:
+    """Return the main metric so far of each model over event time, drawn in characters."""
+    import plotext
+
+    names = list(dict.fromkeys(name for values in report.metrics.values() for name in values))
+    if not names or len(report.over_time) < 2:
+        return "too little time for a plot: choose a shorter --every\n"
+    main = names[min(1, len(names) - 1)]
+    plotext.clear_figure()
+    plotext.theme("clear")
+    markers = ("hd",) if sys.stdout.isatty() else ("*", "+", "x", "o", "#", "@")  # without colours, by their sign
+    plotext.plot_size(min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns), 18)
+    for number, model in enumerate(report.metrics):
+        rows = [row for row in report.over_time if main in row["metrics"][model]]
+        if rows:
+            times, values = [row["time"] / 1000 for row in rows], [row["metrics"][model][main] for row in rows]
+            plotext.plot(times, values, label=model, marker=markers[number % len(markers)])
+    first, last = report.over_time[0]["time"], report.over_time[-1]["time"]
+    ticks = [first + (last - first) * part // 4 for part in range(5)]
+    plotext.xticks([tick / 1000 for tick in ticks], [minute(tick) for tick in ticks])
+    plotext.title(f"{main} so far")
+    return f"\n{plotext.build() if sys.stdout.isatty() else plotext.uncolorize(plotext.build())}\n"
 
 
 def dataset_text(summary: Summary) -> str:

@@ -15,7 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tidemill.durations import minute
 from tidemill.wire.dead_letters import shorten
+
+__all__ = ["format_value", "minute", "new_table", "pairs_table", "printable", "render", "second"]
 
 #: Columns of a table where no terminal says how wide it is, and columns at least.
 WIDTH, MIN_WIDTH = 118, 80
@@ -41,14 +44,6 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
         # The name of a row does not wrap; the rest may.
         table.add_column(column, justify="right" if index >= len(columns) - numbers else "left", no_wrap=index == 0)
     return table
-
-
-def minute(ms: float) -> str:
-    """Return a time to the minute, in UTC; the number itself where no calendar has such a time."""
-    try:
-        return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M")
-    except (ValueError, OverflowError, OSError):
-        return str(ms)
 
 
 def printable(text: str) -> str:

@@ -188,6 +188,11 @@ class Core:
             for window in windows.due(idle.get(source, ()))
         ]
 
+    def finish(self) -> list[ClosedWindow]:
+        """Close all windows, also those that are not complete; those alert nobody."""
+        rest = [(source, window) for source, windows in self.windows.items() for window in windows.finish()]
+        return [self._evaluate(source, window) for source, window in rest]
+
     def silence(self) -> list[Alert]:
         """Return the alerts that are opened or resolved because a source fell silent, or has records again."""
         now = self.clock()

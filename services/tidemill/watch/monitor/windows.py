@@ -128,3 +128,10 @@ class SourceWindows:
             closed[0].late, self._late = self._late, 0
             self.closed_until = closed[-1].end
         return closed
+
+    def finish(self) -> list[Window]:
+        """Close and return all windows, marked as incomplete, oldest first."""
+        closed = [self.open.pop(start) for start in sorted(self.open)]
+        for window in closed:
+            window.interrupted = True
+        return closed

@@ -1,0 +1,1 @@
+"""A backtest as one page: what it measured, in pictures and tables."""

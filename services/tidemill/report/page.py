@@ -1,0 +1,71 @@
+"""The page of a report: one HTML file without scripts, with everything in it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from tidemill.durations import approximate, minute
+from tidemill.models.evidence import LOSSES
+from tidemill.offline.backtest import BacktestReport
+from tidemill.report import charts
+from tidemill.report.recording import Recording
+
+
+def render(recording: Recording) -> str:
+    """Return the page."""
+    report, pipeline = recording.backtest, recording.pipeline
+    environment = Environment(
+        loader=PackageLoader("tidemill.report", "."),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"minute": minute, "figure": figure, "count": "{:,}".format, "span": approximate}
+    images = {name: base64.b64encode(text.encode()).decode() for name, text in charts.pictures(recording).items()}
+    names = charts.metric_names(recording)
+    return environment.get_template("page.html").render(
+        r=recording,
+        report=report,
+        pipeline=pipeline,
+        images=images,
+        metrics=names,
+        main=charts.main_metric(recording),
+        better=_better(recording, names),
+        loss=LOSSES[pipeline.task][0] if pipeline.task in LOSSES else "",
+        letters=sorted(report.dead_letters.items(), key=lambda item: -item[1]),
+        delay_quantiles=_delay_quantiles(report),
+    )
+
+
+def write(recording: Recording, path: Path) -> None:
+    """Write the page to a file. Raises OSError."""
+    path.write_text(render(recording), encoding="utf-8")
+
+
+def figure(value: Any) -> str:
+    """Return a metric's value with four digits after the point, or of large ones six in all."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 1_000 else f"{value:,.6g}"
+
+
+def _better(recording: Recording, names: list[str]) -> dict[str, str]:
+    """Return the best model by each metric."""
+    metrics, values = recording.pipeline.metric(), recording.backtest.metrics
+    is_bigger = dict(zip(names, (bool(metric.bigger_is_better) for metric in metrics), strict=False))
+    best = {}
+    for name in names:
+        of = {model: by_name[name] for model, by_name in values.items() if name in by_name}
+        if len(of) > 1:
+            best[name] = (max if is_bigger.get(name, True) else min)(of, key=of.__getitem__)
+    return best
+
+
+def _delay_quantiles(report: BacktestReport) -> list[tuple[str, str]]:
+    delays = report.label_delays
+    return [(f"{p}%", approximate(ms)) for p, ms in delays.quantiles.items()] if delays else []

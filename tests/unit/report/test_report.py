@@ -1,0 +1,151 @@
+"""A report shows what a backtest measured: the same figures, for every task, in one file that asks nobody for anything."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+from click.testing import CliRunner
+from examples import data
+
+from tidemill import Monitor, category, number
+from tidemill.cli.main import cli
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import SettingsError
+from tidemill.offline.backtest import Backtest, BacktestReport
+from tidemill.offline.history import write
+from tidemill.report import page
+from tidemill.report.recording import MAX_WINDOWS, Importance, Recorder, Recording, importance, with_window
+
+pytestmark = pytest.mark.slow
+
+
+def recorded(
+    pipeline: Pipeline, events: list[Any], labels: list[Any], **options: Any
+) -> tuple[BacktestReport, Recording]:
+    run = Backtest(pipeline)
+    recorder = Recorder(run)
+    report = run.run(events, labels)
+    return report, recorder.finish(report, **options)
+
+
+@pytest.mark.parametrize("name", ["phishing", "approval", "segments", "shuttle"])
+def test_every_task_has_a_page_with_the_report_s_own_figures(name: str) -> None:
+    events, labels = data.rows(name, "1h")
+    events, labels = events[:600], labels[:600]
+    pipeline = with_window(data.declared(name), [event[data.declared(name).events.time] for event in events])
+    plain = Backtest(pipeline).run(events, labels)
+    report, recording = recorded(pipeline, events, labels)
+    assert report.metrics == plain.metrics, "recording changes nothing"
+    assert sum(w.window.records for w in recording.windows if w.source == "prediction-log") == report.predictions
+    assert sum(w.window.records for w in recording.windows if w.source == "examples") == report.joined
+    assert len(recording.delays) == report.joined
+    text = page.render(recording)
+    for model, values in report.metrics.items():
+        assert model in text
+        for value in values.values():
+            assert page.figure(value) in text
+    assert f"<b>{report.joined:,}</b>joined" in text
+    assert text.count("<img ") >= 3
+    assert not re.search(r"<script|<link|@import|(src|href)=\"(?!data:)", text), "it asks nobody for anything"
+
+
+def test_labels_at_once_are_what_a_backtest_without_delays_measures() -> None:
+    """Without views the vectors are the same, so the whole backtest must come to the same figures."""
+    events, labels = data.rows("phishing", "6h")
+    _, recording = recorded(data.declared("phishing"), events, labels)
+    undelayed = Backtest(data.declared("phishing")).run(*data.rows("phishing"))
+    assert recording.at_once == undelayed.metrics
+    assert recording.at_once != recording.backtest.metrics, "the delay costs something here"
+
+
+class _LooksAtDistance:
+    def learn_one(self, x: Mapping[str, Any], y: Any) -> None: ...
+
+    def predict_one(self, x: Mapping[str, Any]) -> float:
+        return 2.0 * x["distance"]
+
+
+def test_a_feature_that_a_model_looks_at_is_important_and_one_that_it_does_not_is_worth_nothing() -> None:
+    pipeline = small.make(request={"distance": number("distance"), "hour": number("sched_hour")}, views=[])
+    examples = [({"distance": float(n % 10), "hour": float(n)}, 2.0 * (n % 10)) for n in range(200)]
+    first, second = importance(pipeline, _LooksAtDistance(), examples)
+    assert first.feature == "distance"
+    assert first.increase > 10 * first.error > 0
+    assert second == Importance("hour", 0.0, 0.0)
+
+
+def test_windows_are_as_declared_or_so_long_that_a_picture_has_room_for_them() -> None:
+    pipeline = small.make(monitor=Monitor(window="1h", reference="1d"))
+    assert with_window(pipeline, range(0, 24 * small.HOUR, small.MINUTE)) is pipeline
+    longer = with_window(pipeline, range(0, 365 * 24 * small.HOUR, small.HOUR)).monitor
+    assert longer.window == "7d"
+    assert longer.reference == f"{21 * 24 * small.HOUR}ms", "three windows at least"
+    one_far_away = [0, *range(10**12, 10**12 + 1_000 * small.MINUTE, small.MINUTE)]
+    assert with_window(pipeline, one_far_away).monitor.window == "1h"
+    assert MAX_WINDOWS * 7 >= 365
+
+
+def test_text_of_producers_is_text_on_the_page() -> None:
+    hostile = "<script>alert(1)</script>"
+    pipeline = small.make(
+        request={"distance": number("distance"), "dest": category("dest")},
+        monitor=Monitor(segments=["dest"]),
+        views=[],
+    )
+    events = [small.event(f"f{n}", n * small.MINUTE, dest=hostile) for n in range(30)]
+    events.append(small.event("<b>", 31 * small.MINUTE, sched_hour=77))
+    labels = [small.label(f"f{n}", n * small.MINUTE + small.MINUTE) for n in range(30)]
+    text = page.render(recorded(pipeline, events, labels)[1])
+    assert hostile not in text
+    assert html.escape(hostile) in text
+    assert "out_of_range" in text
+
+
+@pytest.mark.parametrize("times", [[0], [0, 0], [-(10**12), 10**12], [10**17, 10**17 + 1]])
+def test_few_events_and_times_that_no_calendar_has_make_a_page_too(times: list[int]) -> None:
+    pipeline = replace(small.make(views=[]), rules=[], monitor=Monitor())
+    events = [small.event(f"f{n}", at) for n, at in enumerate(times)]
+    labels = [small.label(f"f{n}", at + 1) for n, at in enumerate(times)]
+    report, recording = recorded(pipeline, events, labels)
+    assert f"<b>{report.events}</b>events" in page.render(recording)
+
+
+def files(folder: Path) -> list[str]:
+    events, labels = data.rows("phishing", "1h")
+    write(folder / "events.csv", events[:300])
+    write(folder / "labels.csv", labels[:300])
+    return ["--events", str(folder / "events.csv"), "--labels", str(folder / "labels.csv")]
+
+
+PHISHING = str(Path(data.__file__).parent / "phishing.py")
+
+
+def test_the_commands_write_the_page_and_draw(tmp_path: Path) -> None:
+    given = files(tmp_path)
+    result = CliRunner().invoke(cli, ["report", PHISHING, *given, "--output", str(tmp_path / "a.html")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    result = CliRunner().invoke(
+        cli, ["backtest", PHISHING, *given, "--report", str(tmp_path / "b.html"), "--plot", "--every", "30m"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "ROCAUC so far" in result.output
+    assert (tmp_path / "b.html").read_text() == (tmp_path / "a.html").read_text(), "the same data, the same page"
+
+
+def test_what_can_t_be_written_or_drawn_is_one_line_before_anything_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    given = files(tmp_path)
+    result = CliRunner().invoke(cli, ["report", PHISHING, *given, "-o", str(tmp_path / "none" / "a.html")])
+    assert isinstance(result.exception, SettingsError)
+    assert "there is no folder" in str(result.exception)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = CliRunner().invoke(cli, ["report", PHISHING, *given, "-o", str(tmp_path / "a.html")])
+    assert isinstance(result.exception, SettingsError)
+    assert "pip install 'tidemill[plot]'" in str(result.exception)
