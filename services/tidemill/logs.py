@@ -6,16 +6,24 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Collection
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+#: Libraries that log each of their steps as INFO.
+CHATTY = ("aiokafka", "asyncio", "faust", "mode", "uvicorn")
+
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON: time, level, service, message, and what was given as `extra`."""
+    """Formats a record as one line of JSON: time, level, service, message, and what was given as `extra`.
 
-    def __init__(self, service: str) -> None:
+    `others` are the services of a process of several, each in a thread of its name: a line is of the one whose thread
+    or module logs it, else of `service`.
+    """
+
+    def __init__(self, service: str, others: Collection[str] = ()) -> None:
         super().__init__()
-        self.service = service
+        self.service, self.others = service, others
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -23,7 +31,7 @@ class JsonFormatter(logging.Formatter):
         line = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "service": self.service,
+            "service": self._service(record),
             "message": record.getMessage(),
         }
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
@@ -31,11 +39,24 @@ class JsonFormatter(logging.Formatter):
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
+    def _service(self, record: logging.LogRecord) -> str:
+        if record.threadName in self.others:
+            return record.threadName or self.service
+        return next((part for part in record.name.split(".") if part in self.others), self.service)
+
 
 def setup(service: str, level: str) -> None:
     """Send all logs to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
+    send_to(handler, level)
+
+
+def send_to(handler: logging.Handler, level: str) -> None:
+    """Send all logs to this handler."""
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    if level == "INFO":
+        for library in CHATTY:
+            logging.getLogger(library).setLevel(logging.WARNING)

@@ -12,12 +12,13 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from socketserver import ThreadingMixIn
+from types import MappingProxyType
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, Metric, make_wsgi_app
 
 from tidemill.errors import SettingsError
 from tidemill.limits import PROBE_CONNECTIONS, PROBE_HEAD_BYTES, PROBE_SECONDS
@@ -28,6 +29,9 @@ class Health:
 
     def alive(self) -> str | None: ...
     def ready(self) -> str | None: ...
+
+
+NO_MEMBERS: Mapping[str, Health] = MappingProxyType({})
 
 
 class ProbeServer(ThreadingMixIn, WSGIServer):
@@ -110,16 +114,37 @@ def _head(connection: socket.socket) -> bytes:
     return head
 
 
-def serve(port: int, health: Health) -> ProbeServer:
-    """Serve `/metrics`, `/livez` and `/readyz` from a thread. Raises SettingsError where the port is taken."""
-    metrics: Callable[..., list[bytes]] = make_wsgi_app()
+class _Metrics(CollectorRegistry):
+    """The process's metrics without those of other services than `name`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def collect(self) -> Iterator[Metric]:
+        for family in REGISTRY.collect():
+            family.samples = [s for s in family.samples if s.labels.get("service", self.name) == self.name]
+            yield family
+
+
+def serve(port: int, health: Health, members: Mapping[str, Health] = NO_MEMBERS) -> ProbeServer:
+    """Serve `/metrics`, `/livez` and `/readyz` from a thread. Raises SettingsError where the port is taken.
+
+    `members` are the services of a process of several: what is asked below `/NAME` is answered for that one.
+    """
+    metrics: Mapping[str, Callable[..., list[bytes]]] = {
+        "": make_wsgi_app(),
+        **{name: make_wsgi_app(_Metrics(name)) for name in members},
+    }
     one_at_a_time = threading.Lock()
 
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        probe = {"/livez": health.alive, "/readyz": health.ready}.get(environ.get("PATH_INFO", ""))
+        name, _, path = environ.get("PATH_INFO", "").removeprefix("/").rpartition("/")
+        asked = members.get(name, health)
+        probe = {"livez": asked.alive, "readyz": asked.ready}.get(path)
         if probe is None:
             with one_at_a_time:
-                return metrics(environ, start)
+                return metrics[name if name in members else ""](environ, start)
         wrong = probe()
         start("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
         return [(wrong or "ok").encode() + b"\n"]

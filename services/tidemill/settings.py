@@ -5,13 +5,15 @@ The declaration says what a pipeline is; this table says where and how it runs.
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as NotJson
 
 from tidemill import tokens
@@ -19,6 +21,23 @@ from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
     from tidemill.keys import Keyring
+
+#: Where `tidemill up` notes, for commands in the same folder, where what it runs is. It holds a lock on the file.
+RUNNING_FILE = Path(".tidemill/up.env")
+
+
+def running_here() -> dict[str, str]:
+    """Return the settings of what `tidemill up` runs from this folder; none where it runs nothing."""
+    try:
+        with RUNNING_FILE.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lines = (line.partition("=") for line in file.read().splitlines())
+                return {name.removeprefix("TIDEMILL_").lower(): value for name, _, value in lines}
+    except OSError:
+        pass
+    return {}
 
 
 class Settings(BaseSettings):
@@ -100,6 +119,19 @@ class Settings(BaseSettings):
         -1, description="replication factor of created topics; -1: the broker's own"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level of log lines")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read what is given, and below it where `tidemill up` runs what commands in this folder are for."""
+        here = InitSettingsSource(settings_cls, dict(running_here()))
+        return init_settings, env_settings, dotenv_settings, file_secret_settings, here
 
     @field_validator("redis_url")
     @classmethod

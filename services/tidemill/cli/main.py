@@ -33,6 +33,7 @@ COMMANDS = {
     "schema": ("schema:schema", "Print schemas, check new ones, and register the declared ones."),
     "tokens": ("tokens:tokens", "Make tokens for the status service."),
     "topics": ("topics:topics", "Print, compare or create a pipeline's topics."),
+    "up": ("up:up", "Run a whole pipeline on this machine: broker, Redis and all services."),
     "tune": ("tune:tune", "Search a declared space of models on recorded examples."),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 PIPELINE = click.argument("pipeline")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 AS_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+
+
+#: Environment of a process that forks services: no threads of numpy's and pyarrow's libraries, which a fork would not
+#: have; and sets in one order, which some models depend on.
+FORKING = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false", "PYTHONHASHSEED": "0"}
+
+
+def prepare_to_fork() -> None:
+    """Have Python begin again with the environment that a process which forks services needs."""
+    if os.environ.keys() < FORKING.keys() | os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**FORKING, **os.environ})  # noqa: S606
 
 
 def with_settings(*names: str) -> Callable[[Any], Any]:

@@ -24,10 +24,10 @@ from tidemill.demo import data, screen
 from tidemill.demo.observer import Observer
 from tidemill.demo.replay import Replay, script
 from tidemill.errors import TidemillError
-from tidemill.local.servers import Redis, create_embedded, embedded_settings
+from tidemill.local.processes import end
+from tidemill.local.servers import Redis, create_topics, embedded_settings, start_broker
 from tidemill.local.stack import Stack
 from tidemill.runtime.run import topic_table
-from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.tokens import new_token
 
@@ -84,9 +84,9 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
         f"starting {'the embedded broker' if options.broker is None else f'on Kafka at {options.broker}'}, "
         f"Redis and the services"
     )
-    settings = _broker(options, pipeline, cleanup)
     redis = Redis(folder)
     cleanup.callback(redis.stop)
+    settings = _broker(options, pipeline, cleanup)
     token = os.environ.get("TIDEMILL_STATUS_TOKEN") or new_token()
     stack = Stack(
         "flights",
@@ -100,6 +100,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
             "archive_seconds": 5,
             "log_level": "INFO",
         },
+        forks=True,
     )
     cleanup.callback(stack.stop)
     stack.start_all(watched=True)
@@ -141,15 +142,13 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
 
 
 def _broker(options: Options, pipeline: Pipeline, cleanup: ExitStack) -> dict[str, object]:
+    """Start or ask the broker, in a fork: a client has threads, and services are forked after it."""
     if options.broker is None:
-        embedded = EmbeddedBroker()
-        cleanup.callback(lambda: embedded)  # it lives as long as something refers to it
-        create_embedded(embedded, pipeline)
-        return embedded_settings(embedded)
-    broker = KafkaBroker(options.broker)
-    broker.connect()
-    created = broker.create(topic_table(pipeline))
-    if len(created) < len(topic_table(pipeline)):
+        process, servers = start_broker(pipeline)
+        cleanup.callback(end, process)
+        return embedded_settings(servers)
+    created = create_topics(KafkaBroker(options.broker), pipeline)
+    if created < len(topic_table(pipeline)):
         raise TidemillError(
             f"Kafka at {options.broker} has topics of the pipeline {pipeline.name!r} already; "
             f"the demo needs empty ones: delete them, or use another cluster"

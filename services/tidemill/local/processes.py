@@ -2,14 +2,137 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
 import os
+import random
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tidemill.runtime.worker import die_with_parent
+
+#: Heaps that glibc makes for a process's threads. Its own limit, 8 a core, is memory that nobody else gets.
+MAX_HEAPS = 2
+
+
+class Process(Protocol):
+    """A child: one that was started, or one that was forked."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Forked:
+    """A child made by `fork`, with the methods of `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return its exit code, negative for a signal; None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit code once it has ended. Raises TimeoutExpired."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired("fork", timeout or 0.0)
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+
+def share_memory() -> None:
+    """Have forks keep sharing what is loaded by now. Call it when all is imported, before the first fork."""
+    import gc
+
+    gc.collect()
+    gc.freeze()
+
+
+def fork(work: Callable[[], int], output: int) -> Forked:
+    """Run `work` in a child, which ends with its return value, when this process ends, or with 1 where it raises.
+
+    What it prints goes to the file descriptor `output`. It has a session of its own, so that Ctrl-C reaches only us.
+    A fork has only the thread that forks: call it before there are others, for a lock that one of them holds stays
+    locked in the child. Raises RuntimeError where there are.
+    """
+    if threading.active_count() > 1:
+        raise RuntimeError(f"a fork would lose the threads {', '.join(t.name for t in threading.enumerate()[1:])}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    pid = os.fork()
+    if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return Forked(pid)
+    code = 1
+    try:
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() == parent:
+            _become_own(output)
+            code = work()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _become_own(output: int) -> None:
+    """In a fork: let go of what is the parent's."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (*ENDING, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if sys.platform == "linux":
+        m_arena_max = -8
+        ctypes.CDLL(None).mallopt(m_arena_max, MAX_HEAPS)
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def free_port() -> int:
@@ -48,7 +171,7 @@ def _begin() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
-def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+def end(process: Process, patience: float = 10.0) -> None:
     """Stop a process, and kill it when it does not stop."""
     if process.poll() is None:
         process.terminate()

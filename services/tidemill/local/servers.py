@@ -8,16 +8,20 @@ partition.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import signal
+import sys
 import time
 from pathlib import Path
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import StoreError
+from tidemill.errors import BrokerError, StoreError
 from tidemill.features.redis import connect
-from tidemill.local.processes import end, free_port, spawn
+from tidemill.local.processes import Process, end, fork, free_port, share_memory, spawn
 from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 
 
 class Redis:
@@ -77,11 +81,59 @@ class Redis:
         end(self.process)
 
 
-def embedded_settings(broker: EmbeddedBroker) -> dict[str, object]:
+def start_embedded(pipeline: Pipeline) -> EmbeddedBroker:
+    """Start the embedded broker in this process, with the pipeline's topics."""
+    broker = EmbeddedBroker()
+    broker.create([(name, partitions) for _, name, partitions in topic_table(pipeline)])
+    return broker
+
+
+def start_broker(pipeline: Pipeline) -> tuple[Process, str]:
+    """Start the embedded broker, with the pipeline's topics, as a fork; returns it, and where it listens."""
+    reading, writing = os.pipe()
+
+    def work() -> int:
+        broker = start_embedded(pipeline)
+        os.write(writing, broker.servers.encode())
+        os.close(writing)
+        while True:
+            signal.pause()
+
+    share_memory()
+    process = fork(work, sys.stderr.fileno())
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        servers = answer.read()
+    if not servers:
+        raise BrokerError("the embedded broker did not start; name a Kafka with --brokers host:port")
+    return process, servers
+
+
+def create_topics(broker: KafkaBroker, pipeline: Pipeline, replication: int = -1) -> int:
+    """Create the topics that a Kafka has not, in a fork, and return how many. Raises BrokerError.
+
+    `broker` is not connected yet: it has threads from then on.
+    """
+    reading, writing = os.pipe()
+
+    def work() -> int:
+        try:
+            broker.connect()
+            os.write(writing, str(len(broker.create(topic_table(pipeline), replication))).encode())
+        except BrokerError as error:
+            os.write(writing, str(error).encode())
+        return 0
+
+    process = fork(work, sys.stderr.fileno())
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    process.wait()
+    if not answer.isdigit():
+        raise BrokerError(answer or f"topics can't be created at {broker.servers}")
+    return int(answer)
+
+
+def embedded_settings(servers: str) -> dict[str, object]:
     """Return settings for services that run on the embedded broker, which can't keep offsets in transactions."""
-    return {"brokers": broker.servers, "delivery": "at_least_once"}
-
-
-def create_embedded(broker: EmbeddedBroker, pipeline: Pipeline) -> None:
-    """Create the pipeline's topics on the embedded broker."""
-    broker.create([name for _, name, _ in topic_table(pipeline)])
+    return {"brokers": servers, "delivery": "at_least_once"}

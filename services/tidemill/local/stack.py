@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from tidemill import logs, settings
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import TidemillError
+from tidemill.errors import (
+    DeclarationError,
+    NotAllowed,
+    PositionError,
+    SettingsError,
+    TidemillError,
+    TopicError,
+    VersionsError,
+)
 from tidemill.keys import SIGNERS, VERIFY_FILE, make_keys
-from tidemill.local.processes import end, free_port, spawn
+from tidemill.local.processes import Process, end, fork, free_port, share_memory, spawn
+from tidemill.runtime import run as running
+from tidemill.runtime.together import Member
 from tidemill.wire.topics import SERVICES, WATCHING
+
+log = logging.getLogger(__name__)
+
+#: Errors that another start does not mend.
+FOR_A_PERSON = (DeclarationError, NotAllowed, PositionError, SettingsError, TopicError, VersionsError)
+#: Exit code of a service that ended with one of them: EX_CONFIG of sysexits.h.
+GIVEN_UP = 78
 
 
 def roles(pipeline: Pipeline) -> list[str]:
@@ -23,9 +43,21 @@ def roles(pipeline: Pipeline) -> list[str]:
     return [s for s in SERVICES if s not in idle] + [f"learner:{name}" for name in pipeline.model_names]
 
 
+def starting_order(names: Iterable[str]) -> list[str]:
+    """Return roles in the order in which they are started: the monitor first, which takes longest.
+
+    Forks are made as soon as what they need is imported, so that they start while the next is imported.
+    """
+    return sorted(names, key=lambda name: name != "monitor")
+
+
 def name_of(role: str) -> str:
     """Return the name of a role's process: `learner-logreg` of `learner:logreg`."""
     return role.replace(":", "-")
+
+
+def _name(role: str, instance: str) -> str:
+    return role if instance == "0" else f"{role}#{instance}"
 
 
 class Stack:
@@ -35,22 +67,33 @@ class Stack:
     ----------
     reference
         The pipeline, as commands take it.
-    settings
+    chosen
         TIDEMILL_* without the prefix, for every process (brokers, redis_url, ...).
+    forks
+        Whether processes are forks of this one, which has to have no threads when it starts them: they start sooner,
+        and share what it has imported. Else each is `tidemill run`.
     """
 
-    def __init__(self, reference: str, pipeline: Pipeline, folder: Path, settings: Mapping[str, object]) -> None:
-        self.reference, self.pipeline, self.folder = reference, pipeline, folder
+    def __init__(
+        self,
+        reference: str,
+        pipeline: Pipeline,
+        folder: Path,
+        chosen: Mapping[str, object],
+        *,
+        forks: bool = False,
+    ) -> None:
+        self.reference, self.pipeline, self.folder, self.forks = reference, pipeline, folder, forks
         make_keys(folder / "keys")
         self.env = {
             "TIDEMILL_VERIFY_KEYS": str(folder / "keys" / VERIFY_FILE),
             "TIDEMILL_STORE_URL": str(folder / "artifacts"),
             "TIDEMILL_ARCHIVE_URL": str(folder / "archive"),
             "PYTHONHASHSEED": "0",
-            **{f"TIDEMILL_{name.upper()}": str(value) for name, value in settings.items()},
+            **{f"TIDEMILL_{name.upper()}": str(value) for name, value in chosen.items()},
         }
         self.launcher = [sys.executable, "-m", "tidemill.cli"]
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Process] = {}
         self.ports: dict[str, int] = {}
 
     @property
@@ -58,21 +101,59 @@ class Stack:
         """What commands get that sign, as `models rebuild` does: every service's private key."""
         return {"TIDEMILL_SIGNING_KEY": str(self.folder / "keys"), **self.env}
 
-    def start(self, role: str, instance: str = "0") -> subprocess.Popen[bytes]:
+    def start(self, role: str, instance: str = "0") -> Process:
         """Start one process; a further instance of a service has a name of its own."""
-        service, _, model = role.partition(":")
-        port = self.ports.setdefault(role if instance == "0" else f"{role}#{instance}", free_port())
-        command = [*self.launcher, "run", service, self.reference, "--instance", instance, "--http-port", str(port)]
-        if model:
-            command += ["--model", model]
+        name = _name(role, instance)
+        port = self.ports.setdefault(name, free_port())
+        if self.forks:
+            running.load(role.partition(":")[0])
+            share_memory()
+            output = self.output(role)
+            try:
+                self.processes[name] = fork(partial(self._serve, role, instance), output)
+            finally:
+                os.close(output)
+        else:
+            service, _, model = role.partition(":")
+            command = [*self.launcher, "run", service, self.reference, "--instance", instance, "--http-port", str(port)]
+            if model:
+                command += ["--model", model]
+            self.processes[name] = spawn(command, self.log(role), self.env_of(service, self.addresses()))
+        return self.processes[name]
+
+    def env_of(self, service: str, addresses: Mapping[str, str]) -> Mapping[str, str]:
+        """Return what a service has in its environment; `addresses` are those of the others."""
         env = self.env
         if service in SIGNERS and "TIDEMILL_SIGNING_KEY" not in env:
             env = {**env, "TIDEMILL_SIGNING_KEY": str(self.folder / "keys")}
         if service == "status":
-            env = {**env, "TIDEMILL_SERVICES": json.dumps(self.addresses())}
-        process = spawn(command, self.log(role), env)
-        self.processes[role if instance == "0" else f"{role}#{instance}"] = process
-        return process
+            env = {**env, "TIDEMILL_SERVICES": json.dumps(addresses)}
+        return env
+
+    def output(self, role: str) -> int:
+        """Return a file descriptor for what a forked process prints."""
+        return os.open(self.log(role), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def member(self, role: str, addresses: Mapping[str, str], instance: str = "0") -> Member:
+        """Return what a service is run with; settings are read from this process's environment, which it changes."""
+        service, _, model = role.partition(":")
+        os.environ.update(self.env_of(service, addresses))
+        chosen = settings.load(instance=instance, http_port=self.ports[_name(role, instance)])
+        return Member(service, model or None, chosen)
+
+    def _serve(self, role: str, instance: str) -> int:
+        """In a fork: run a service, and return the exit code; what is wrong is logged."""
+        try:
+            service, model, chosen = self.member(role, self.addresses(), instance)
+            logs.setup(name_of(role), chosen.log_level)
+            running.run(service, self.pipeline, chosen, model)
+        except TidemillError as error:
+            log.critical(str(error), extra={"error": type(error).__name__})
+            return GIVEN_UP if isinstance(error, FOR_A_PERSON) else 1
+        except Exception:
+            log.critical("service failed", exc_info=True)
+            return 1
+        return 0
 
     def log(self, role: str) -> Path:
         """Return where a process writes its log lines."""
@@ -84,7 +165,7 @@ class Stack:
 
     def start_all(self, *, watched: bool = False) -> None:
         """Start every process of the pipeline; `watched`: also the watchers."""
-        for role in [*roles(self.pipeline), *(WATCHING if watched else ())]:
+        for role in starting_order([*roles(self.pipeline), *(WATCHING if watched else ())]):
             self.start(role)
 
     def kill(self, role: str) -> None:

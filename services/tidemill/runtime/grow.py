@@ -7,10 +7,11 @@ import time
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.offline import grow
+from tidemill.runtime.host import Host
 from tidemill.runtime.run import broker_of, check_topics, declared_partitions, topic_table
 from tidemill.settings import Settings
 from tidemill.stream.api import TopicPartition
-from tidemill.stream.loop import Loop, stop_on_signals
+from tidemill.stream.loop import Loop
 from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def run(old: Pipeline, new: Pipeline, settings: Settings, *, finish: bool = Fals
         max_batch=settings.max_batch,
         declared=declared_partitions(old, used) | declared_partitions(new, written),
     )
-    stop_on_signals(loop)
+    Host().on_stop(loop.stop)
     log.info("copying", extra={"old": old.name, "new": new.name, "partitions": new.partitions})
     loop.run()
     assert isinstance(service.processor, grow.Copy)  # noqa: S101  made above

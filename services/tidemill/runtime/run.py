@@ -18,11 +18,12 @@ from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.runtime.doctor import check_settings, keep_alive
+from tidemill.runtime.host import Host
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.settings import ClusterSettings
-from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop, Service, stop_on_signals
+from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop, Service
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.services import group
@@ -149,6 +150,7 @@ class Context:
     model: str | None = None
     keep_alive: float = KEEP_ALIVE_SECONDS
     declared: Mapping[str, int] = field(default_factory=dict)
+    host: Host = field(default_factory=Host)
 
 
 #: Takes the context; returns the function that runs the service until SIGTERM or SIGINT.
@@ -305,10 +307,9 @@ def _monitor() -> Build:
         pipeline, settings = context.pipeline, context.settings
         sender, keys = Sender(settings.brokers, settings.kafka), settings.keyring("monitor")
         service = MonitorService(pipeline, context.broker, settings, sender, keys, context.declared)
-        if settings.http_port:
-            probes.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
+        context.host.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
-        return service.run
+        return partial(service.run, context.host.on_stop)
 
     return compose
 
@@ -316,7 +317,7 @@ def _monitor() -> Build:
 def _status() -> Build:
     from tidemill.watch.status.service import run
 
-    return lambda context: partial(run, context.pipeline, context.broker, context.settings)
+    return lambda context: partial(run, context.pipeline, context.broker, context.settings, context.host.on_stop)
 
 
 SERVICES: Mapping[str, Spec] = {
@@ -352,8 +353,8 @@ def load(name: str) -> Build:
         return SERVICES[name].load()
 
 
-def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None) -> None:
-    """Run one service until SIGTERM or SIGINT. Raises a TidemillError where it can't start or go on."""
+def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None, host: Host | None = None) -> None:
+    """Run one service until its host asks it to stop. Raises a TidemillError where it can't start or go on."""
     build, broker, cluster = load(name), broker_of(settings), ClusterSettings()
     used = tuple(topic for topic in topics.TOPICS if name in (*topic.readers, *topic.writers))
     if SERVICES[name].needs_kafka:
@@ -362,7 +363,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         cluster = check_settings(pipeline, broker, used)
     with _extra(name):
         declared = declared_partitions(pipeline, used)
-        service = build(Context(pipeline, settings, broker, model, keep_alive(cluster), declared))
+        service = build(Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host()))
     service()
 
 
@@ -378,9 +379,8 @@ def _loop(context: Context, service: Service, follower: Follower | None = None) 
         keep_alive=context.keep_alive,
         declared=context.declared,
     )
-    if settings.http_port:
-        probes.serve(settings.http_port, LoopHealth(loop))
-    stop_on_signals(loop)
+    context.host.serve(settings.http_port, LoopHealth(loop))
+    context.host.on_stop(loop.stop)
     if follower:
         follower.start()
     process = {"pipeline": context.pipeline.name, "instance": settings.instance}

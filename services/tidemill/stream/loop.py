@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -544,12 +543,6 @@ def tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
-
-
-def stop_on_signals(loop: Loop) -> None:
-    """Make SIGTERM and SIGINT drain: the loop finishes its batch, commits, leaves and returns."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, loop.stop)
 
 
 def _names(partitions: Iterable[TopicPartition]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import ssl
 import tempfile
 import threading
@@ -159,6 +160,20 @@ def credentials(kafka: Mapping[str, Any]) -> Any:
             ssl_context=context,
         )
     return None
+
+
+class _Worker(faust.Worker):
+    """Ends when its host says so; Faust's own installs signal handlers, which only a process's first thread can."""
+
+    def __init__(self, app: Any, on_stop: Callable[[Callable[..., None]], None], **options: Any) -> None:
+        super().__init__(app, **options)
+        self._on_stop = on_stop
+
+    def install_signal_handlers(self) -> None:
+        def stop(*_: object) -> None:
+            self.loop.call_soon_threadsafe(self._schedule_shutdown, signal.SIGTERM)
+
+        self._on_stop(stop)
 
 
 class MonitorService:
@@ -375,13 +390,13 @@ class MonitorService:
         features = views if alert["figure"] in BY_VIEW else self.pipeline.vector
         return alert["feature"] in ("", *features) and alert["model"] in ("", *self.pipeline.model_names)
 
-    def run(self) -> None:
-        """Run until SIGTERM or SIGINT; an error ends the process."""
+    def run(self, on_stop: Callable[[Callable[..., None]], None]) -> None:
+        """Run until what `on_stop` was given is called; an error ends the process."""
         self.restore()
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
-        worker = faust.Worker(
-            self.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False, loglevel=None
+        worker = _Worker(
+            self.app, on_stop, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False, loglevel=None
         )
         worker.spinner = None
         threading.Thread(target=self._end_with_the_app, name="end", daemon=True).start()

@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import uvicorn
@@ -48,13 +47,19 @@ CHECK_SECONDS = 2.0
 
 
 class _Server(uvicorn.Server):
-    """Ends with code 0 on a signal; uvicorn's own server raises the signal again at its end."""
+    """Ends with code 0 when its host says so; uvicorn's own server raises the signal again at its end."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[Callable[..., None]], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.handle_exit)
+        self._on_stop(self._stop)
         yield
+
+    def _stop(self, *_: object) -> None:
+        self.should_exit = True
 
 
 class Dependencies(threading.Thread):
@@ -112,8 +117,10 @@ def reading_is_free(settings: Settings) -> bool:
     return False
 
 
-def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+def run(
+    pipeline: Pipeline, broker: KafkaBroker, settings: Settings, on_stop: Callable[[Callable[..., None]], None]
+) -> None:
+    """Serve until what `on_stop` was given is called."""
     access = Access(settings.token_holders(), reading_is_free=reading_is_free(settings), count_refused=count_refused)
     store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
     follower, scraper = TopicFollower(broker, pipeline, settings.keyring()), Scraper(settings.services)
@@ -170,7 +177,7 @@ def run(pipeline: Pipeline, broker: KafkaBroker, settings: Settings) -> None:
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
         hosts = settings.status_hosts.split(",") if settings.status_hosts else ()
-        _Server(server_config(build(parts, hosts), settings.status_bind, port)).run()
+        _Server(server_config(build(parts, hosts), settings.status_bind, port), on_stop).run()
     finally:
         for thread in threads:
             thread.stop()

@@ -1,0 +1,55 @@
+"""`tidemill up`: a whole pipeline on this machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from tidemill import settings
+from tidemill.cli.shared import PIPELINE, prepare_to_fork, with_settings
+from tidemill.wire.topics import SERVICES, WATCHING
+
+_SERVICE = click.Choice((*SERVICES, *WATCHING))
+
+
+@click.command()
+@PIPELINE
+@click.option("--only", multiple=True, type=_SERVICE, help="Start only this service; may be repeated.")
+@click.option("--without", multiple=True, type=_SERVICE, help="Start all services but this one; may be repeated.")
+@click.option(
+    "--processes",
+    type=click.Choice(["each", "1"]),
+    default="each",
+    show_default=True,
+    help="A process for each service, or 1 for all: that takes the least memory, and ends when one service fails.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the page.")
+@with_settings(
+    "brokers",
+    "redis_url",
+    "store_url",
+    "archive_url",
+    "verify_keys",
+    "delivery",
+    "snapshot_seconds",
+    "snapshot_examples",
+    "log_level",
+)
+def up(
+    pipeline: str, only: tuple[str, ...], without: tuple[str, ...], processes: str, port: int, **options: Any
+) -> None:
+    """Run everything that a pipeline needs on this machine, until Ctrl-C.
+
+    A broker and a Redis are started where none is named; what they hold ends with them.
+    """
+    prepare_to_fork()
+    import tidemill
+    from tidemill.local.console import Console
+    from tidemill.local.up import One, Options, Up
+
+    chosen = settings.load(**options)
+    declared = tidemill.load(pipeline)
+    kind = One if processes == "1" else Up
+    sys.exit(kind(pipeline, declared, chosen, Options(only, without, port), Console()).run())
