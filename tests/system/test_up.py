@@ -31,7 +31,7 @@ class Started:
 
     def __init__(self, folder: Path, *arguments: str, pipeline: str = "plain") -> None:
         self.port = free_port()
-        self.folder, self.log = folder, folder / "up.log"
+        self.folder, self.log = folder, folder / f"up-{self.port}.log"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMILL_")}
         self.clean = clean
         with self.log.open("wb") as out:

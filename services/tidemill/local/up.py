@@ -221,21 +221,24 @@ class Local:
         if "snapshot_seconds" not in given:
             chosen["snapshot_seconds"] = SNAPSHOT_SECONDS
         chosen["status_token"] = self.settings.status_token.get_secret_value() or new_token()
-        if "verify_keys" in given or not self.embedded:
-            chosen |= self._keys()
+        chosen |= self._keys()
         stack = Piped(self.reference, self.pipeline, folder, chosen)
         for role in self.roles:
             stack.ports[role] = self.options.port if role == "status" else free_port()
         return stack
 
     def _keys(self) -> dict[str, object]:
-        """Return keys that outlive this run: those that are set, or those of the default folder, made where missing."""
-        if "verify_keys" in self.settings.model_fields_set:
+        """Return the keys that are set; else, beside a Kafka that outlives this run, those of the folder."""
+        chosen = self.settings
+        key = chosen.signing_key.get_secret_value()
+        if key or "verify_keys" in chosen.model_fields_set:
+            return {"verify_keys": chosen.verify_keys, **({"signing_key": key} if key else {})}
+        if self.embedded:
             return {}
-        folder = Path(self.settings.verify_keys).parent.parent
-        if not Path(self.settings.verify_keys).is_file():
+        folder = Path(chosen.verify_keys).parent.parent
+        if not Path(chosen.verify_keys).is_file():
             make_keys(folder)
-        return {"verify_keys": self.settings.verify_keys, "signing_key": folder}
+        return {"verify_keys": chosen.verify_keys, "signing_key": folder}
 
     def _for_commands(self) -> dict[str, str]:
         """Return the settings of commands to what runs here."""
