@@ -61,12 +61,15 @@ class Refused(Aborted):
     """Kafka will never take a record as it is: it is too large, or invalid.
 
     `records` are those from which it came where the producer knows them, and has sent all else. `is_early`: nothing was
-    sent, for its size is known to be too large; it came from the record in hand. Else the loop finds it.
+    sent, for its size is known to be too large; it came from the record in hand. `next_is_early`: when it is tried
+    again. Else the loop finds it.
     """
 
-    def __init__(self, message: str, records: Sequence[Any] = (), *, is_early: bool = False) -> None:
+    def __init__(
+        self, message: str, records: Sequence[Any] = (), *, is_early: bool = False, next_is_early: bool = False
+    ) -> None:
         super().__init__(message)
-        self.records, self.is_early = records, is_early
+        self.records, self.is_early, self.next_is_early = records, is_early, next_is_early
 
 
 class NotAllowed(BrokerError):

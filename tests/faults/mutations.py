@@ -36,6 +36,7 @@ REFUSED = "tests/unit/stream/test_refused_records.py"
 CRASH = "tests/unit/stream/test_loop_crash.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
 LOST = "tests/unit/stream/test_lost_offsets.py"
+SOMEBODY = "tests/unit/stages/test_records_of_somebody_else.py"
 OTHERS = "tests/unit/features/test_remote_views.py"
 AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
@@ -243,6 +244,35 @@ MUTANTS = (
         "            self._last_batch = self.clock()\n        except Refused",
         "            self._last_batch, self._failures = self.clock(), 0\n        except Refused",
         (REFUSED,),
+    ),
+    Mutant(
+        "known-size-waits", "what is known to be too large is looked for part by part, each of which must arrive",
+        "stream/narrowing.py",
+        "self._is_known = next_is_early and not self.is_on",
+        "self._is_known = False",
+        (REFUSED,),
+    ),
+    Mutant(
+        "refused-example-again", "an example that was refused is made again by the record that comes last then",
+        "stages/joiner/service.py",
+        "if event.is_refused or label.is_refused:",
+        "if False:",
+        (REFUSED,),
+    ),
+    # Records of somebody else.
+    Mutant(
+        "part-of-a-prediction", "an example is made of a part of a prediction",
+        "stages/joiner/service.py",
+        'self.records.prediction_log.decode(value)["features"]',
+        "self.records.features.read(value, HEADER)[0]",
+        (SOMEBODY,),
+    ),
+    Mutant(
+        "more-than-a-record", "what follows a record is not looked at",
+        "encoding/codec.py",
+        "if end != len(data):",
+        "if False:",
+        (SOMEBODY,),
     ),
     # Rebalances.
     Mutant(

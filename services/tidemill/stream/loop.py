@@ -309,7 +309,7 @@ class Loop:
         if records:
             is_new = sum(self._narrowing.found(record, str(error)) for record in records) > 0
         else:
-            is_new = self._narrowing.failed(str(error))
+            is_new = self._narrowing.failed(str(error), next_is_early=error.next_is_early)
         if is_new:
             self._go_back(error, producer, "in smaller parts: Kafka refuses what a record becomes")
         else:

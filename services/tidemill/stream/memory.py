@@ -92,13 +92,13 @@ class MemoryBroker:
         Whether producers use transactions.
 
     `refuses` says which records are refused, as those that are too large for their topic; `refuses_early`: when they
-    are emitted in a transaction, not when that is committed.
+    are emitted in a transaction, not when that is committed. `learns`: once one was refused, later ones are so.
     """
 
     def __init__(self, topics: Mapping[str, int], *, exactly_once: bool = True) -> None:
         self.exactly_once = exactly_once
         self.refuses: Refuses = lambda _topic, _value, _key: False
-        self.refuses_early = False
+        self.refuses_early = self.learns = False
         self.log: dict[TopicPartition, list[MemoryRecord]] = {
             TopicPartition(t, p): [] for t, n in topics.items() for p in range(n)
         }
@@ -374,7 +374,9 @@ class MemoryProducer:
             refused, self._refused = self._refused, []
             known = [record for record in refused if record is not None]
             is_known = not self.is_transactional and len(known) == len(refused)
-            raise Refused(f"committing: {len(refused)} records are refused", known if is_known else ())
+            self.broker.refuses_early |= self.broker.learns
+            message = f"committing: {len(refused)} records are refused"
+            raise Refused(message, known if is_known else (), next_is_early=self.broker.learns)
 
     def abort(self) -> None:
         self._pending.clear()

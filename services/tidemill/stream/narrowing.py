@@ -3,7 +3,8 @@
 A broker refuses a batch as a whole, and its transaction with it, and does not say for which record. To abort such a
 transaction takes the client a second, so there must be few of them: the loop goes back and sends the same records in
 parts, each of which must arrive before the next is sent. What failed is then one of the last part: that is divided
-again, until it is one record, which becomes a dead letter.
+again, until it is one record, which becomes a dead letter. Where the producer has learned what a topic takes, nothing
+has to arrive: it refuses the record before it is sent.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Narrowing:
         self.max_batch = max_batch
         #: Records to take, and after how many of them to wait, 0 for not at all; all of one entry in one transaction.
         self._plan: list[tuple[int, int]] = []
+        self._is_known = False
         self._taken = self._unproved = 0
         self._last: Record | None = None
         self._refused: dict[Place, _Refusal] = {}
@@ -81,11 +83,19 @@ class Narrowing:
         refusal.attempts += 1
         return refusal.attempts < len(LETTER_BYTES)
 
-    def failed(self, why: str) -> bool:
-        """Plan smaller parts; returns False where that can't help, as where the dead letter itself is refused."""
+    def failed(self, why: str, *, next_is_early: bool = False) -> bool:
+        """Plan smaller parts; returns False where that can't help, as where the dead letter itself is refused.
+
+        `next_is_early`: the record is refused before it is sent, so that no part has to arrive; where that was tried in
+        vain, parts are sent all the same.
+        """
         good, suspects = self._taken - self._unproved, self._unproved
         if not suspects or self._last is None:
             return False
+        self._is_known = next_is_early and not self.is_on
+        if self._is_known:
+            self._plan = [(self._taken, 0)]
+            return True
         self._plan = [(good, 0)] if good else []
         if suspects > 1:
             self._plan.append((suspects, -(-suspects // PARTS)))
@@ -102,7 +112,9 @@ class Narrowing:
         if self._refused:
             reached = self._reached
             self._refused = {p: one for p, one in self._refused.items() if p[2] > reached.get(p[:2], -1)}
-            self._plan = self._plan or [(min(PARTS, self.max_batch), 1)]
+            self._plan = self._plan or [(min(PARTS, self.max_batch), 0 if self._is_known else 1)]
+        elif not self._plan:
+            self._is_known = False
         self.went_back()
 
     def went_back(self) -> None:

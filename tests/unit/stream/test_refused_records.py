@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from river_in_memory import River
 
 from tidemill import View, aggregates
-from tidemill.errors import Aborted, BrokerError
+from tidemill.errors import Aborted, BrokerError, Reject
 from tidemill.runtime.run import topic_table
 from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
@@ -22,7 +22,7 @@ from tidemill.stages.validator import service as validator
 from tidemill.stream.api import Emit, Processor, Record
 from tidemill.stream.loop import BACKOFF_SECONDS, Loop, Service
 from tidemill.stream.memory import MemoryBroker
-from tidemill.stream.narrowing import LETTER_BYTES
+from tidemill.stream.narrowing import LETTER_BYTES, PARTS
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import read_dead_letter
@@ -99,7 +99,7 @@ def content(records: Sequence[Record], without: Sequence[int] = ()) -> Counter[t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["exactly_once", "exactly_once, known", "at_least_once"])
+@pytest.mark.parametrize("way", ["exactly_once", "exactly_once, known", "exactly_once, learns", "at_least_once"])
 @pytest.mark.parametrize(("stage", "target"), TARGETS, ids=lambda one: one if isinstance(one, str) else one.suffix)
 @settings(max_examples=15, deadline=None)
 @given(refused=st.sets(st.integers(0, MANY - 1)), batch=st.integers(1, 2 * MANY + 1))
@@ -109,7 +109,7 @@ def test_what_is_refused_is_a_dead_letter_and_all_else_is_as_if_nothing_had_been
     build, _, outputs = STAGES[stage]
     exactly_once = way != "at_least_once"
     broker = before(stage, exactly_once=exactly_once)
-    broker.refuses_early = "known" in way
+    broker.refuses_early, broker.learns = "known" in way, "learns" in way
     name = target.name(PIPELINE.name)
     broker.refuses = lambda topic, value, _: topic == name and any(id_of(n) in value for n in refused)
     drive(build(), broker, batch=batch)
@@ -123,13 +123,51 @@ def test_what_is_refused_is_a_dead_letter_and_all_else_is_as_if_nothing_had_been
     assert len({(letter.topic, letter.partition, letter.offset) for letter in letters}) == len(letters)
     letter_ids = [n for one in broker.records(DLQ) for n in range(MANY) if id_of(n) in (one.value() or b"")]
     assert sorted(set(letter_ids)) == sorted(refused)
-    if stage != "joiner":  # an example is made of two records, and either may be the one that came last
-        assert len(letter_ids) == len(refused)
+    assert len(letter_ids) == len(refused)  # an example is made of two records: the one that came last is the letter
 
 
 def refused_at(stage: str, output: Topic) -> bool:
     """Whether this output is made of the same record as the other outputs of its stage."""
     return stage != "validator" and output is not topics.EXAMPLES
+
+
+@pytest.mark.parametrize("learns", [True, False], ids=["of a size that is known then", "for another reason"])
+def test_one_of_five_thousand_is_found_in_few_turns_and_with_few_answers_of_the_broker(
+    learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes the time is to give up a transaction, a second each, and to wait for the broker, some ms each."""
+    many, bad = 5_000, {1_234, 3_456}
+    broker, service = MemoryBroker({"in": 1, "out": 1, "letters": 1, "progress": 1}), Letters()
+    for number in range(many):
+        broker.append("in", b"%d" % number)
+    broker.refuses = lambda topic, value, _: topic == "out" and int(value) in bad
+    broker.learns = learns
+    loop = Loop(Service("test", "group", ["in"], service), broker, interval=0.0, max_batch=many, sleep=lambda _: None)
+    producer, consumer = broker.producer(loop.instance), broker.consumer("group", ["in"], loop.instance)
+    waits, aborts, turns, wait, abort = 0, 0, 0, producer.wait, producer.abort
+
+    def counted_wait() -> None:
+        nonlocal waits
+        waits += 1
+        wait()
+
+    def counted_abort() -> None:
+        nonlocal aborts
+        aborts += 1
+        abort()
+
+    monkeypatch.setattr(producer, "wait", counted_wait)
+    monkeypatch.setattr(producer, "abort", counted_abort)
+    while len(broker.records("out")) < many - len(bad):
+        loop.run_once(consumer, producer)
+        turns += 1
+        assert turns < 100, "what is good is held back"
+    assert sorted(int(one.value() or b"") for one in broker.records("letters")) == sorted(bad)
+    if learns:
+        assert (aborts, waits) <= (2, 10)  # all of one size are found before it goes back a second time
+    else:
+        assert aborts <= 6  # PARTS of the batch, then one of a part, then its letter: for each of the two
+        assert waits <= 4 * PARTS
 
 
 @pytest.mark.parametrize("exactly_once", [True, False], ids=["exactly_once", "at_least_once"])
@@ -191,6 +229,20 @@ def test_while_no_dead_letter_is_taken_it_waits_ever_longer_and_then_nothing_is_
         loop.run_once(consumer, producer)
     assert len(broker.records(DLQ)) == 1
     assert set(content(broker.records(log))) == set(content(undisturbed().of(topics.PREDICTION_LOG), [3]))
+
+
+class Letters(Processor):
+    """Passes records on; what can't be is a dead letter."""
+
+    dlq = "letters"
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        for self.in_hand in records:
+            emit("out", self.in_hand.value() or b"")
+        return True
+
+    def refuse(self, record: Record, reject: Reject, emit: Emit, max_bytes: int = 0) -> None:
+        emit(self.dlq, record.value() or b"")
 
 
 class Failing(Processor):

@@ -27,9 +27,25 @@ from tidemill.watermark import SLACK_PART, Marks, State, Watermark
 
 
 class Event:
-    """A prediction that has been made; `value` is None once it has been joined or has expired."""
+    """A prediction that has been made; `value` is None once it has been joined or has expired.
 
-    __slots__ = ("done", "entity", "id", "label", "later", "offset", "origin", "reach", "time", "value", "watermark")
+    `is_refused`: no example is made of it, because Kafka has refused one.
+    """
+
+    __slots__ = (
+        "done",
+        "entity",
+        "id",
+        "is_refused",
+        "label",
+        "later",
+        "offset",
+        "origin",
+        "reach",
+        "time",
+        "value",
+        "watermark",
+    )
 
     def __init__(
         self, event_id: str, time: int, offset: int, watermark: int, value: bytes, origin: int, entity: str
@@ -40,18 +56,21 @@ class Event:
         self.origin, self.entity = origin, entity
         self.label: Label | None = None
         self.later: Event | None = None
-        self.done = False
+        self.done = self.is_refused = False
 
 
 class Label:
-    """A label that has come; `record` is kept while it may still have to go to the dead letters."""
+    """A label that has come; `record` is kept while it may still have to go to the dead letters.
 
-    __slots__ = ("done", "id", "offset", "record", "time", "value", "watermark")
+    `is_refused`: no example is made of it, because Kafka has refused one.
+    """
+
+    __slots__ = ("done", "id", "is_refused", "offset", "record", "time", "value", "watermark")
 
     def __init__(self, event_id: str, time: int, value: Any, offset: int, watermark: int, record: Any) -> None:
         self.id, self.time, self.value = event_id, time, value
         self.offset, self.watermark, self.record = offset, watermark, record
-        self.done = False
+        self.done = self.is_refused = False
 
 
 class Retained:
@@ -194,6 +213,15 @@ class Join:
             self.waiting_labels += 1
             heapq.heappush(self._queue, (time, offset, label))
         self._expire()
+
+    def waiting_at(self, event_id: str, offset: int, *, label: bool) -> Event | Label | None:
+        """Return the prediction or the label of an offset while it has not met the other; None where it has."""
+        if label:
+            return next((one for one in self.waiting.get(event_id, ()) if one.offset == offset), None)
+        event = self.events.get(event_id)
+        while event is not None and event.offset != offset:
+            event = event.later
+        return event if event is not None and event.label is None else None
 
     def _belong(self, event: Event, label: Label) -> bool:
         return label.watermark <= event.time + self.timeout and event.watermark <= label.time + self.timeout

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject
+from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
@@ -122,7 +123,22 @@ class Joiner(DeadLetterProcessor):
     def _outcomes(self) -> Outcomes:
         return Outcomes(self._joined, self._expired, self._duplicate, self._unmatched)
 
+    def refuse(self, record: Record, reject: Reject, emit: Emit, max_bytes: int = DEAD_LETTER_BYTES.max) -> None:
+        super().refuse(record, reject, emit, max_bytes)
+        if reject.reason != "not_written":
+            return
+        # The two that make an example may come in another order than before: the other must not make it again.
+        is_label, value = record.topic() != self.log_topic, record.value()
+        content = (self.records.label if is_label else self.records.prediction_log).of(value)
+        if content is not None:
+            id_ = str(content[self._id]) if is_label else content["features"]["event_id"]
+            waiting = self.joins[record.partition()].waiting_at(id_, record.offset(), label=is_label)
+            if waiting is not None:
+                waiting.is_refused = True
+
     def _joined(self, event: Event, label: Label) -> None:
+        if event.is_refused or label.is_refused:
+            return
         outcome = self.records.outcome.body({"label": label.value, "label_time": label.time})
         value = self.records.example.header + (event.value or b"")[HEADER:] + outcome
         self._emit(self.examples, value, event.id.encode(), origin_of(label.record), None, 0)

@@ -314,9 +314,11 @@ class KafkaProducer:
         for failure in self._failures:
             if is_refusal(failure.error):
                 topic = failure.arguments["topic"]
-                if failure.error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                refused = service_error(KafkaException(failure.error), f"sending to {topic}")
+                if failure.error.code() == KafkaError.MSG_SIZE_TOO_LARGE and isinstance(refused, Refused):
                     self._learn_limit(topic)
-                return service_error(KafkaException(failure.error), f"sending to {topic}")
+                    refused.next_is_early = True
+                return refused
         return service_error(error, doing)
 
     def _insist(self, doing: str, call: Callable[[], None], patience: float) -> None:
