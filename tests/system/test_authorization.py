@@ -1,0 +1,160 @@
+"""A broker that does not allow what a service has to do: it ends with one line that names it, and tries nothing for ever."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from real_kafka import RealKafka
+from running import Running
+
+from tidemill.demo import data
+from tidemill.errors import NotAllowed
+from tidemill.stream.api import Emit, Processor, Record, TopicPartition
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.loop import Loop, Service
+from tidemill.wire import topics
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+#: Each may take a second or so: to give up a transaction, or to wait for an answer.
+MAX_TURNS = 40
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKafka]:
+    """A broker that allows everything but what an ACL denies."""
+    kafka = RealKafka(
+        tmp_path_factory.mktemp("guarded"),
+        "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found=true",
+    )
+    yield kafka
+    kafka.stop()
+
+
+def deny(kafka: RealKafka, kind: ResourceType, name: str, operation: AclOperation) -> None:
+    """Deny one operation on a resource; all others stay allowed."""
+    bindings = [
+        AclBinding(kind, name, ResourcePatternType.LITERAL, "User:*", "*", operation_, permission)
+        for operation_, permission in ((AclOperation.ALL, AclPermissionType.ALLOW), (operation, AclPermissionType.DENY))
+    ]
+    for done in AdminClient({"bootstrap.servers": kafka.servers}).create_acls(bindings).values():
+        done.result(10)
+
+
+class PassOn(Processor):
+    """Passes records on; one that says so becomes a dead letter."""
+
+    def __init__(self, out: str, dlq: str) -> None:
+        super().__init__()
+        self.out, self.dlq = out, dlq
+
+    def process(self, records: list[Record], emit: Emit) -> bool:  # type: ignore[override]
+        for self.in_hand in records:
+            value = self.in_hand.value() or b""
+            emit(self.dlq if value == b"bad" else self.out, value)
+        return True
+
+
+CASES = {
+    "output": (ResourceType.TOPIC, "{0}.out", AclOperation.WRITE),
+    "dead letters": (ResourceType.TOPIC, "{0}.dlq", AclOperation.WRITE),
+    "input": (ResourceType.TOPIC, "{0}.in", AclOperation.READ),
+    "group": (ResourceType.GROUP, "{0}", AclOperation.READ),
+}
+
+
+class Run:
+    """One service on topics of its own, and who sends to it."""
+
+    def __init__(self, kafka: RealKafka, name: str, *, exactly_once: bool) -> None:
+        self.name = name
+        self.broker = KafkaBroker(kafka.servers, exactly_once=exactly_once)
+        self.broker.create([(topics.PREDICTIONS, f"{name}.{one}", 1) for one in ("in", "out", "dlq")])
+        self.service = Service("test", name, [f"{name}.in"], PassOn(f"{name}.out", f"{name}.dlq"))
+        self.sender = self.broker.producer(f"{name}-sender")
+
+    def send(self, *values: bytes) -> None:
+        for value in values:
+            self.sender.emit(f"{self.name}.in", value)
+        self.sender.commit({}, None)
+
+    def turn(self, then: Callable[[], None]) -> None:
+        """Turn; once the first record has arrived, do something and turn on. A service that does not end is a failure."""
+        loop, out = Loop(self.service, self.broker, interval=0.0), TopicPartition(f"{self.name}.out", 0)
+        consumer = self.broker.consumer(self.service.group, self.service.topics, loop.instance)
+        producer, turns = self.broker.producer(loop.instance), 0
+        try:
+            while not self.broker.offset_range(out)[1]:
+                loop.run_once(consumer, producer)
+                turns += 1
+                assert turns < 200, "nothing arrives"
+            then()
+            for _ in range(MAX_TURNS):
+                loop.run_once(consumer, producer)
+        finally:
+            consumer.close()
+        pytest.fail("it goes on and on")
+
+
+@pytest.mark.parametrize("exactly_once", [True, False], ids=["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("what", CASES)
+def test_what_is_denied_ends_the_service_with_what_to_grant(guarded: RealKafka, what: str, exactly_once: bool) -> None:
+    name = "-".join((*what.split(), str(int(exactly_once))))
+    kind, resource, operation = CASES[what]
+    run = Run(guarded, name, exactly_once=exactly_once)
+    run.send(b"good")
+
+    def then() -> None:
+        deny(guarded, kind, resource.format(name), operation)
+        run.send(b"more", b"bad")
+
+    with pytest.raises(NotAllowed, match=r"AUTHORIZATION_FAILED.*grant it to the service's user") as raised:
+        run.turn(then)
+    assert "\n" not in str(raised.value)
+    again = Loop(run.service, run.broker, interval=0.0)  # what an orchestrator starts in its place
+    with pytest.raises(NotAllowed, match=r"AUTHORIZATION_FAILED.*grant it to the service's user"):
+        run_for_some_turns(again)
+
+
+def run_for_some_turns(loop: Loop) -> None:
+    beat, turns = loop.run_once, 0
+
+    def counted(*clients: Any) -> int:
+        nonlocal turns
+        turns += 1
+        if turns > MAX_TURNS:
+            loop.stop()
+        return beat(*clients)
+
+    loop.run_once = counted  # type: ignore[method-assign]
+    loop.run()
+
+
+def test_a_process_that_may_not_write_says_so_in_one_line(guarded: RealKafka, redis_url: str, tmp_path: Path) -> None:
+    run = Running(guarded.servers, redis_url, tmp_path, "flights", 2)
+    deny(guarded, ResourceType.TOPIC, run.name(topics.EVENTS_VALID), AclOperation.WRITE)
+    env = run.stack.env | {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    event, producer = data.flights((1,), days=2)[0].event, run.broker.producer("outside")
+    producer.emit(run.name(topics.EVENTS), run.records.event.encode(event), event["flight_id"].encode())
+    producer.commit({}, None)
+    producer.close()
+    command = [sys.executable, "-m", "tidemill.cli", "run", "validator", run.reference]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert run.name(topics.EVENTS_VALID) in last
+    assert "TOPIC_AUTHORIZATION_FAILED" in last
+    assert "Traceback" not in done.stderr
