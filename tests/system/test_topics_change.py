@@ -86,3 +86,48 @@ def test_a_service_does_not_start_and_the_commands_show_what_differs(kafka, redi
     assert f"{name}: partitions" in shown.stdout
     found = {one["what"]: one for one in json.loads(tidemill("doctor", run.reference, "--json").stdout)}
     assert (found[f"{name}: partitions"]["level"], found[f"{name}: partitions"]["value"]) == ("wrong", "4")
+
+
+@pytest.mark.long
+def test_derived_topics_that_are_deleted_and_grown_at_once_stop_their_services_and_the_status_service_shows_it(
+    kafka, redis_url, tmp_path: Path
+) -> None:
+    run = Running(kafka.servers, redis_url, tmp_path, "flights", 2)
+    out = Producer({"bootstrap.servers": kafka.servers, "linger.ms": 5})
+    gone, grown = run.name(topics.FEATURES), [run.name(one) for one in (topics.PREDICTION_LOG, topics.EXAMPLES)]
+
+    def send(begin: int) -> None:
+        for event in EVENTS[begin : begin + 20]:
+            out.produce(run.name(topics.EVENTS), run.records.event.encode(event), event["flight_id"].encode())
+        assert out.flush(10) == 0
+
+    try:
+        stopped = [run.stack.start(role) for role in ("featurizer", "scorer", "monitor")]
+        run.stack.start("validator")
+        run.stack.start("status")
+        run.stack.wait_ready()
+        send(0)
+        until(
+            lambda: sum(e - b for b, e in full_range(run.broker, grown[0]).values()) > 0,
+            "no prediction comes", 60, run.stack.check,
+        )  # fmt: skip
+        AdminClient({"bootstrap.servers": kafka.servers}).delete_topics([gone])[gone].result(10)
+        grow(run, topics.PREDICTION_LOG, 4)
+        grow(run, topics.EXAMPLES, 2)
+        send(20)
+        until(lambda: all(process.poll() is not None for process in stopped), "they go on", 90)
+        last = {role: run.stack.log(role).read_text().strip().splitlines()[-1] for role in ("featurizer", "scorer")}
+        assert f"topic {gone} was deleted while it was used" in last["featurizer"]
+        assert f"topic {grown[0]} has 4 partitions where 2 are declared" in last["scorer"]
+        said = run.stack.log("monitor").read_text()
+        assert f"topic {grown[0]} has 4 partitions where 2 are declared; topic {grown[1]} has 2" in said
+        shown = ""
+
+        def is_shown() -> bool:
+            nonlocal shown
+            code, shown = run.stack.fetch("status", "/readyz")
+            return code == 503 and all(one in shown for one in (gone, *grown))
+
+        until(is_shown, "the status service does not show it", 60)
+    finally:
+        run.stack.stop()

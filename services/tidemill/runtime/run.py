@@ -317,7 +317,11 @@ def _monitor() -> Build:
 def _status() -> Build:
     from tidemill.watch.status.service import run
 
-    return lambda context: partial(run, context.pipeline, context.broker, context.settings, context.host.on_stop)
+    def compose(context: Context) -> Callable[[], None]:
+        declared = declared_partitions(context.pipeline, topics.TOPICS)  # what it shows is of all of them
+        return partial(run, context.pipeline, context.broker, context.settings, declared, context.host.on_stop)
+
+    return compose
 
 
 SERVICES: Mapping[str, Spec] = {

@@ -19,6 +19,8 @@ NOTHING_DECLARED: Mapping[str, int] = MappingProxyType({})
 TOPIC_CHECK_SECONDS = 10.0
 TOPIC_CHECK_TIMEOUT = 1.0
 
+PLACED_BY_NUMBER = "keys are placed by their number, so records of one key would be in two of them"
+
 log = logging.getLogger(__name__)
 
 #: A broker that has just started may not know a topic yet: one that is missing for so long is gone.
@@ -27,10 +29,11 @@ MISSING_SECONDS = 15.0
 
 def other_partitions(name: str, actual: int, declared: int) -> str:
     """Return what is wrong with a topic of another number of partitions, and what to do."""
-    return (
-        f"topic {name} has {actual} partitions where {declared} are declared: keys are placed by their number, so "
-        f"records of one key would be in two of them. {other_partitions_fix(actual)}"
-    )
+    return f"{_differs(name, actual, declared)}: {PLACED_BY_NUMBER}. {other_partitions_fix(actual)}"
+
+
+def _differs(name: str, actual: int, declared: int) -> str:
+    return f"topic {name} has {actual} partitions where {declared} are declared"
 
 
 def other_partitions_fix(actual: int) -> str:
@@ -58,25 +61,31 @@ class DeclaredTopics:
         self._missing_since: dict[str, float] = {}
 
     def check(self, timeout: float = 10.0) -> Mapping[str, TopicState]:
-        """Return the topics as they are. Raises TopicError where one is gone or has other partitions, or BrokerError.
+        """Return the topics as they are. Raises TopicError where any is gone or has other partitions, or BrokerError.
 
         One that was created again as declared is only logged: whoever reads it decides what that means.
         """
         if not self.declared:
             return {}
-        states = self.broker.topic_states(sorted(self.declared), timeout)
+        states, wrong, fixes = self.broker.topic_states(sorted(self.declared), timeout), list[str](), dict[str, None]()
         for name, declared in self.declared.items():
             state = states.get(name)
             if state is None:
                 if self.clock() - self._missing_since.setdefault(name, self.clock()) > MISSING_SECONDS:
-                    raise TopicError(f"topic {name} was deleted while it was used: create it again")
+                    wrong.append(f"topic {name} was deleted while it was used")
+                    fixes["Create what was deleted again, as `tidemill topics PIPELINE --create` does"] = None
                 continue
             self._missing_since.pop(name, None)
             if not state.id:
                 continue  # nobody was there to ask: librdkafka's mock cluster
             if state.partitions != declared:
-                raise TopicError(other_partitions(name, state.partitions, declared))
+                wrong.append(_differs(name, state.partitions, declared))
+                fixes[f"{PLACED_BY_NUMBER[0].upper()}{PLACED_BY_NUMBER[1:]}"] = None
+                fixes[other_partitions_fix(state.partitions)] = None
+                continue
             if self._ids.setdefault(name, state.id) != state.id:
                 log.error("a topic was deleted and created again while it was used", extra={"topic": name})
                 self._ids[name] = state.id
+        if wrong:
+            raise TopicError(f"{'; '.join(wrong)}. {'. '.join(fixes)}")
         return states

@@ -87,3 +87,21 @@ def test_a_topic_that_a_broker_does_not_know_for_a_moment_stops_nobody_and_one_t
     now = MISSING_SECONDS + 1
     with pytest.raises(TopicError, match="topic gone was deleted"):
         topics.check()
+
+
+def test_all_topics_that_differ_at_once_are_named_in_one_line() -> None:
+    broker, now = make(), 0.0
+    topics = DeclaredTopics(broker, {**DECLARED, "gone": 1, "lost": 2}, lambda: now)
+    topics.check()
+    now = MISSING_SECONDS + 1
+    broker.grow("in", 6)
+    broker.grow("out", 2)
+    with pytest.raises(TopicError) as raised:
+        topics.check()
+    text = str(raised.value)
+    assert "topic in has 6 partitions where 4 are declared; topic out has 2 partitions where 1 are declared" in text
+    assert "topic gone was deleted while it was used; topic lost was deleted while it was used" in text
+    assert "progress" not in text
+    assert "\n" not in text
+    assert text.count("tidemill topics PIPELINE --create") == 1
+    assert text.count("Keys are placed by their number") == 1

@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import BrokerError, SettingsError, StoreError
+from tidemill.errors import BrokerError, SettingsError, StoreError, TopicError
 from tidemill.features.redis import OnlineStore
 from tidemill.metrics import count_refused
 from tidemill.offline.lookup import LogLookup
@@ -28,6 +28,7 @@ from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import Command, ModelRef, commands
 from tidemill.registry.signing import LogWriter
 from tidemill.settings import Settings
+from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_TIMEOUT, DeclaredTopics
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.certain import CertainSender
 from tidemill.watch.status.access import Access
@@ -63,12 +64,22 @@ class _Server(uvicorn.Server):
 
 
 class Dependencies(threading.Thread):
-    """Whether Kafka and Redis can be reached. A thread of its own checks: a server that is down answers late."""
+    """Whether Kafka and Redis can be reached, and whether the pipeline's topics are as declared.
 
-    def __init__(self, broker: KafkaBroker, store: OnlineStore, follower: TopicFollower) -> None:
+    A thread of its own checks: a server that is down answers late.
+    """
+
+    def __init__(
+        self,
+        broker: KafkaBroker,
+        store: OnlineStore,
+        follower: TopicFollower,
+        declared: Mapping[str, int] = NOTHING_DECLARED,
+    ) -> None:
         super().__init__(name="dependencies", daemon=True)
-        self._checks = {"kafka": self._kafka, "redis": store.check}
+        self._checks = {"kafka": self._kafka, "redis": store.check, "topics": self._topics}
         self.broker, self.follower = broker, follower
+        self._declared = DeclaredTopics(broker, declared)
         self._wrong: dict[str, str] = dict.fromkeys(self._checks, "not checked yet")
         self._ending = threading.Event()
 
@@ -79,7 +90,7 @@ class Dependencies(threading.Thread):
                 try:
                     check()
                     self._wrong[name] = ""
-                except (BrokerError, StoreError) as error:
+                except (BrokerError, StoreError, TopicError) as error:
                     self._wrong[name] = str(error)
             self._ending.wait(CHECK_SECONDS)
 
@@ -92,12 +103,17 @@ class Dependencies(threading.Thread):
         if self.follower.error:
             raise BrokerError(self.follower.error)
 
+    def _topics(self) -> None:
+        """Raise TopicError where topics are not as declared; this service shows it, and all others stop."""
+        with contextlib.suppress(BrokerError):  # which is a matter of Kafka
+            self._declared.check(TOPIC_CHECK_TIMEOUT)
+
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return each by name, with what is wrong."""
         return [{"name": name, "ok": not why, "why": why} for name, why in self._wrong.items()]
 
     def wrong(self) -> str | None:
-        """Return what can't be reached, in words; None where everything can."""
+        """Return what can't be reached or is not as declared, in words; None where all is well."""
         return "; ".join(f"{name}: {why}" for name, why in self._wrong.items() if why) or None
 
 
@@ -118,13 +134,17 @@ def reading_is_free(settings: Settings) -> bool:
 
 
 def run(
-    pipeline: Pipeline, broker: KafkaBroker, settings: Settings, on_stop: Callable[[Callable[..., None]], None]
+    pipeline: Pipeline,
+    broker: KafkaBroker,
+    settings: Settings,
+    declared: Mapping[str, int],
+    on_stop: Callable[[Callable[..., None]], None],
 ) -> None:
-    """Serve until what `on_stop` was given is called."""
+    """Serve until what `on_stop` was given is called. `declared`: the partitions of the pipeline's topics."""
     access = Access(settings.token_holders(), reading_is_free=reading_is_free(settings), count_refused=count_refused)
     store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
     follower, scraper = TopicFollower(broker, pipeline, settings.keyring()), Scraper(settings.services)
-    dependencies = Dependencies(broker, store, follower)
+    dependencies = Dependencies(broker, store, follower, declared)
     # A name of this process's own: several instances would fence each other off.
     sender = CertainSender(broker.common, f"{pipeline.name}.status.{uuid.uuid4().hex}")
     # Each process has chains of its own, by the instance's name.

@@ -19,7 +19,7 @@ async def alive() -> str:
 
 @router.get("/readyz", responses={503: {"description": "what can't be reached"}})
 async def ready(parts: FromApp) -> Response:
-    """Whether Kafka and Redis can be reached; if not, which one can't."""
+    """Whether Kafka and Redis can be reached and the topics are as declared; if not, what is wrong."""
     wrong = parts.ready()
     return PlainTextResponse(f"{wrong or 'ok'}\n", 503 if wrong else 200)
 
