@@ -50,7 +50,8 @@ def deny(kafka: RealKafka, kind: ResourceType, name: str, operation: AclOperatio
         AclBinding(kind, name, ResourcePatternType.LITERAL, "User:*", "*", operation_, permission)
         for operation_, permission in ((AclOperation.ALL, AclPermissionType.ALLOW), (operation, AclPermissionType.DENY))
     ]
-    for done in AdminClient({"bootstrap.servers": kafka.servers}).create_acls(bindings).values():
+    admin = AdminClient({"bootstrap.servers": kafka.servers})
+    for done in admin.create_acls(bindings).values():
         done.result(10)
 
 
