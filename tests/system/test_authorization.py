@@ -125,6 +125,8 @@ def test_what_is_denied_ends_the_service_with_what_to_grant(guarded: RealKafka, 
     with pytest.raises(NotAllowed, match=r"AUTHORIZATION_FAILED.*grant it to the service's user") as raised:
         run.turn(then)
     assert "\n" not in str(raised.value)
+    if operation == AclOperation.WRITE:
+        assert resource.format(name) in str(raised.value)
     again = Loop(run.service, run.broker, interval=0.0)  # what an orchestrator starts in its place
     with pytest.raises(NotAllowed, match=r"AUTHORIZATION_FAILED.*grant it to the service's user"):
         run_for_some_turns(again)

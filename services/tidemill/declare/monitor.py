@@ -13,7 +13,9 @@ from tidemill.declare.checks import Duration, Fail, Segments, check_fields, chec
 from tidemill.durations import milliseconds
 
 #: Limits of figures, for which a pipeline may declare others: shares from 0 to 1, seconds, or the index itself.
-#: `silent_seconds` is measured on the wall clock: how long no prediction, or no example, has come.
+#: Measured on the wall clock are `silent_seconds`: how long no prediction, or no example, has come; `refused_records`:
+#: signed records of a topic that were refused in the last hour; `unserved_seconds`: how long after a version was
+#: published a model still answers with an older one.
 LIMITS: Mapping[str, float] = MappingProxyType(
     {
         "psi": 0.25,
@@ -29,6 +31,8 @@ LIMITS: Mapping[str, float] = MappingProxyType(
         "delay_p99": 60.0,
         "label_coverage": 0.9,
         "silent_seconds": 3600.0,
+        "refused_records": 0.0,
+        "unserved_seconds": 600.0,
     }
 )
 #: Kinds of alert; what raises each is in watch/monitor/alerts.py.
@@ -46,6 +50,8 @@ Alert = Literal[
     "stale",
     "delay",
     "silence",
+    "refused",
+    "unserved",
     "label_coverage",
 ]
 ALERTS: tuple[str, ...] = get_args(Alert)

@@ -64,15 +64,17 @@ EXPIRED = Topic(
     max_message_bytes=MAX_RECORD_BYTES, doc="Predictions whose label never came in time.",
 )  # fmt: skip
 MODELS = Topic(
-    "models", "model", "Manifest", ("learner",), ("scorer", "learner", "gate", "status"), partitions=1, retention_ms=-1,
-    max_message_bytes=MAX_RECORD_BYTES, doc="The registry: the signed manifest of every version.",
+    "models", "model", "Manifest", ("learner",), ("scorer", "learner", "gate", "monitor", "status"),
+    partitions=1, retention_ms=-1, max_message_bytes=MAX_RECORD_BYTES,
+    doc="The registry: the signed manifest of every version.",
 )  # fmt: skip
 COMMANDS = Topic(
-    "commands", "command", "Command", ("status",), ("gate",), partitions=1, retention_ms=365 * DAY,
+    "commands", "command", "Command", ("status",), ("gate", "monitor"), partitions=1, retention_ms=365 * DAY,
     doc="What people ask of the gate: promote, roll back, pin, train, reset; signed by the status service.",
 )  # fmt: skip
 PROMOTIONS = Topic(
-    "promotions", "id", "Decision", ("gate",), ("scorer", "learner", "gate", "status"), partitions=1, retention_ms=-1,
+    "promotions", "id", "Decision", ("gate",), ("scorer", "learner", "gate", "monitor", "status"),
+    partitions=1, retention_ms=-1,
     doc="Who serves, since when, by whose word and on what evidence; what was refused, as well.",
 )  # fmt: skip
 WINDOWS = Topic(

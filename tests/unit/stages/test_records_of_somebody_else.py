@@ -144,7 +144,9 @@ def test_each_is_decided_and_the_stream_goes_on(name: str, topic: Topic, sound: 
 
 
 @pytest.mark.parametrize(
-    "topic", [t for t in topics.consumes("monitor") if t != topics.ALERTS], ids=lambda topic: topic.suffix
+    "topic",
+    [t for t in topics.consumes("monitor") if t not in (topics.ALERTS, topics.COMMANDS)],
+    ids=lambda topic: topic.suffix,
 )
 def test_the_monitor_passes_over_them(topic: Topic, sound: MemoryBroker) -> None:
     core, written = Core(PIPELINE, lambda: 0.0), Written(sound, topic, "monitor")

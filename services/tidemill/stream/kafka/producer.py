@@ -319,7 +319,17 @@ class KafkaProducer:
                     self._learn_limit(topic)
                     refused.next_is_early = True
                 return refused
-        return service_error(error, doing)
+        cause = service_error(error, doing)
+        if isinstance(cause, NotAllowed) and (names := self._unsent_topics()):
+            return service_error(error, f"{doing} what is for {names}")
+        return cause
+
+    def _unsent_topics(self) -> str:
+        """Return the topics of what was not sent: the error of a transaction does not name the one that is denied."""
+        self._client.purge()
+        self._client.flush(SHORT_CALL_SECONDS)
+        denied = [one for one in self._failures if one.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED]
+        return ", ".join(sorted({failure.arguments["topic"] for failure in denied or self._failures}))
 
     def _insist(self, doing: str, call: Callable[[], None], patience: float) -> None:
         """Make a call again as long as it times out; a call that is made again goes on with what it had begun."""

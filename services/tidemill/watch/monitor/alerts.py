@@ -40,6 +40,10 @@ class AlertKind(NamedTuple):
 
 #: A figure of a source, not of a window: without records no window closes.
 SILENT = FigureKey("silent_seconds")
+#: Signed records of a topic that were refused lately, and how long a model has answered with an older version than the
+#: newest that was published. No window has them either.
+REFUSED = FigureKey("refused_records")
+UNSERVED = FigureKey("unserved_seconds")
 
 KINDS = (
     AlertKind(
@@ -102,6 +106,18 @@ KINDS = (
     AlertKind("delay", ("delay_p99",), "predictions are late", "lag and batch time of the services"),
     AlertKind(
         "silence", (SILENT.name,), "no more records: {what}", "the producers, and the services that write this topic"
+    ),
+    AlertKind(
+        "refused",
+        (REFUSED.name,),
+        "signed records are refused: {what}",
+        "`signed record refused` in the logs, which names offset and cause; then who can write to the topic",
+    ),
+    AlertKind(
+        "unserved",
+        (UNSERVED.name,),
+        "{what} answers with an older version than the newest",
+        "the scorers' log and /readyz: the artifact store, the key, River",
     ),
     AlertKind(
         "label_coverage", ("label_coverage",), "labels are missing", "the producer of labels; the expired predictions"
@@ -303,10 +319,10 @@ class Alerts:
         )
         return [alert for alert in alerts if alert]
 
-    def check(self, key: FigureKey, value: float, now: int) -> Alert | None:
+    def check(self, key: FigureKey, value: float, now: int, since: int | None = None) -> Alert | None:
         """Take a figure that belongs to no window; return the alert that it opens or resolves, at once.
 
-        `now` in ms of the wall clock; `value` in s, up to now.
+        `now` and `since` in ms of the wall clock; without `since`, `value` is in s, up to now.
         """
         kind = self.thresholds.kind(key)
         assert kind is not None, key  # noqa: S101  the caller's mistake
@@ -314,7 +330,7 @@ class Alerts:
         breach, state = self.thresholds.breach(key, value), self._states.get(alert_key)
         if (breach is not None) == (state is not None and state.open):
             return None
-        start = now - int(value * 1000)
+        start = now - int(value * 1000) if since is None else since
         return self._advance(alert_key, {key: value}, [breach] if breach else [], start, now, now, windows=1)
 
     def _advance(

@@ -12,12 +12,14 @@ from river import drift
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
+from tidemill.keys import Keyring
 from tidemill.stream.api import Record
 from tidemill.stream.origin import origin_of
 from tidemill.watch.monitor.alerts import SILENT, Alert, Alerts, Thresholds
 from tidemill.watch.monitor.figures import Columns, FigureKey, Figures, Reference, example_figures, prediction_figures
 from tidemill.watch.monitor.performance import WindowMetrics
 from tidemill.watch.monitor.reference import ReferenceBuilder
+from tidemill.watch.monitor.trust import Trust
 from tidemill.watch.monitor.windows import SourceWindows, Window, hash_of, start_of
 from tidemill.wire import dead_letters, topics
 from tidemill.wire.records import Records
@@ -50,10 +52,13 @@ class Core:
     ----------
     clock
         Wall time in seconds since the epoch.
+    keys
+        What verifies signed records; without keys, only their order is.
     """
 
-    def __init__(self, pipeline: Pipeline, clock: Callable[[], float]) -> None:
+    def __init__(self, pipeline: Pipeline, clock: Callable[[], float], keys: Keyring | None = None) -> None:
         self.pipeline, self.clock = pipeline, clock
+        self.trust = Trust(pipeline, keys)
         self.declared = pipeline.monitor
         self.records = Records(pipeline)
         self.columns = Columns(pipeline)
@@ -92,6 +97,8 @@ class Core:
             hash_ = hash_of(record.key() or b"")
             log = decode(value) if hash_ < window.limit else None
             if log is not None:
+                if not self.catching_up:
+                    self.trust.answered((log["champion"], *log["challengers"]), now)
                 delay = None if self.catching_up else now - origin_of(record) / 1000
                 window.add(hash_, self.columns.prediction_row(log, delay))
 
@@ -199,6 +206,15 @@ class Core:
         alerts = (
             self.alerts.check(SILENT._replace(segment=source), now - last, int(now * 1000))
             for source, last in self._last_record_at.items()
+        )
+        return [alert for alert in alerts if alert]
+
+    def distrust(self) -> list[Alert]:
+        """Return the alerts about refused records and unserved versions that are opened or resolved."""
+        now = self.clock()
+        alerts = (
+            self.alerts.check(key, value, int(now * 1000), int(since * 1000))
+            for key, (value, since) in self.trust.levels(now).items()
         )
         return [alert for alert in alerts if alert]
 

@@ -1,6 +1,7 @@
 """The monitor: the prediction log, examples, expired predictions and dead letters in; windows and alerts out.
 
-reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq, <pipeline>.warnings
+reads   <pipeline>.prediction-log, <pipeline>.examples, <pipeline>.expired, <pipeline>.dlq, <pipeline>.warnings; without
+        its group the signed <pipeline>.models, .promotions, .commands and .alerts
 writes  <pipeline>.windows, <pipeline>.alerts, signed; gauges for Prometheus
 state   the open windows, in memory; the reference and the usual ranges, of the first examples; the open alerts
 
@@ -11,6 +12,7 @@ once, so there are no transactions: windows that were open at a crash are marked
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -51,8 +53,9 @@ log = logging.getLogger(__name__)
 #: How long a fetch waits for partitions without new records.
 FETCH_WAIT_MS = 50
 MAX_FETCH_RECORDS = 2000
-#: How often windows are checked for being complete.
+#: How often windows are checked for being complete, and signed records are read.
 CLOSE_SECONDS = 0.5
+SIGNED_SECONDS = 2.0
 #: Windows do not wait for a partition without traffic for this long.
 IDLE_SECONDS = 10.0
 #: How long the process may take to end.
@@ -191,11 +194,12 @@ class MonitorService:
     ) -> None:
         self.pipeline, self.broker, self.settings, self.sender, self.clock = pipeline, broker, settings, sender, clock
         self.signed = LogWriter(alerts(pipeline, keys), broker, MONITOR)
-        self.core = Core(pipeline, clock)
+        self.core = Core(pipeline, clock, keys)
         self.metrics = MonitorMetrics()
         self.heartbeat = time.monotonic()
         self.ready = False
         self._topics, self._checked_topics = DeclaredTopics(broker, declared), time.monotonic()
+        self._read_signed_at = time.monotonic()
         self._seen: dict[tuple[str, int], float] = {}
         self._first: dict[str, float] = {}
         self._next: dict[TopicPartition, int] = {}
@@ -303,19 +307,29 @@ class MonitorService:
         for (source, partition), seen in self._seen.items():
             if now - seen > IDLE_SECONDS:
                 idle.setdefault(source, []).append(partition)
-        closed, silence = self.core.close(idle, settled), self.core.silence()
-        if silence or any(window.alerts for window in closed):
+        closed = self.core.close(idle, settled)
+        await self._read_signed(now)
+        others = [*self.core.silence(), *self.core.distrust()]
+        if others or any(window.alerts for window in closed):
             self.signed.begin()
         for window in closed:
             self._publish(window)
-        for alert in silence:
+        for alert in others:
             self._publish_alert(alert)
-        if closed or silence:
+        if closed or others:
             # The event loop goes on meanwhile. A failure ends the process, and the next one publishes again.
             await asyncio.get_running_loop().run_in_executor(None, self.sender.flush)
             self._count_alerts()
         self.metrics.heartbeat()
         self.metrics.lag(self._lag())
+
+    async def _read_signed(self, now: float) -> None:
+        if now - self._read_signed_at < SIGNED_SECONDS:
+            return
+        self._read_signed_at = now
+        with contextlib.suppress(BrokerError):  # the broker is away; Faust waits for it
+            trust = self.core.trust
+            await asyncio.get_running_loop().run_in_executor(None, trust.read, self.broker, self.clock())
 
     async def _check_topics(self, now: float) -> None:
         """End the process where a topic is not as declared."""
@@ -382,6 +396,7 @@ class MonitorService:
         for alert in chains.restore_in_order(record for batch in batches for record in batch):
             if alert["state"] != "acknowledged" and self._declared(alert):
                 self.core.alerts.restore(alert_of(alert))
+        self.core.trust.read(self.broker, self.clock())
         self._count_alerts()
 
     def _declared(self, alert: Mapping[str, Any]) -> bool:
