@@ -70,6 +70,9 @@ def pages() -> dict[str, str]:
         ),
         "testing": "# Testing\n\nTry and check plug-ins of your own.\n"
         + "".join(_object(f"tidemill.testing.{name}") for name in testing.__all__),
+        "python": "# Python\n\nWhat commands do, from Python. [How to use it](../how-to/notebooks.md).\n\n"
+        + "".join(_object(f"tidemill.api.{name}") for name in ("backtest", "dataset", "replay"))
+        + _object("tidemill.api.BacktestResult", members=True),
         "features": "# Feature store\n\n"
         "Features as stored, from Python. [How to read them](../how-to/features.md).\n\n"
         + _object("tidemill.features.store.Store", members=True),

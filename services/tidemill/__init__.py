@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tidemill import aggregates, features, ranges, rules
+    from tidemill.api import backtest, dataset, replay
     from tidemill.declare.feature import category, flag, number
     from tidemill.declare.fuse import Fuse
     from tidemill.declare.gate import Gate
@@ -32,10 +33,13 @@ _HOME = {
     "Table": "tables",
     "Training": "declare.training",
     "View": "declare.view",
+    "backtest": "api",
     "category": "declare.feature",
+    "dataset": "api",
     "flag": "declare.feature",
     "load": "declare.load",
     "number": "declare.feature",
+    "replay": "api",
     "tuned": "declare.search",
 }
 
@@ -51,12 +55,15 @@ __all__ = [
     "Training",
     "View",
     "aggregates",
+    "backtest",
     "category",
+    "dataset",
     "features",
     "flag",
     "load",
     "number",
     "ranges",
+    "replay",
     "rules",
     "tuned",
 ]

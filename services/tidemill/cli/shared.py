@@ -132,10 +132,7 @@ def connected(pipeline: Pipeline, chosen: settings.Settings, *used: Topic) -> Ka
     """Return the broker. Raises BrokerError where it can't be reached, or lacks one of these topics."""
     from tidemill.runtime import run as running
 
-    broker = running.broker_of(chosen)
-    broker.connect()
-    running.check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
-    return broker
+    return running.connected(pipeline, chosen, *used)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
@@ -49,14 +50,19 @@ class Message(NamedTuple):
     data: bytes
 
 
-def messages(path: Path, stream: Stream) -> list[Message]:
-    """Return the rows of one or more files as messages, in order of their time; equal times as in the files.
+def messages(path: Path | Frame, stream: Stream) -> list[Message]:
+    """Return the rows of one or more files, or of a data frame, as messages, in order of their time; equal times as
+    in the files.
 
     `path` is a file, a folder of files, or a pattern as `*.csv`. A row of JSON whose time can't be read follows the row
     before it. Raises SettingsError where a file can't be read, a column is missing, or a value can't be the field's
     type.
     """
     found: list[tuple[int | None, str, bytes]] = []
+    if isinstance(path, Frame):
+        codec = Codec(stream.avro)
+        made = _records(path.columns, stream, path, is_text=False)
+        return in_order([(stream.millis_of(row), str(row[stream.id]), as_message(codec, row)) for row in made])
     for file in _files(path):
         if _is_json(file):
             found += _json_messages(file, stream)
@@ -66,6 +72,17 @@ def messages(path: Path, stream: Stream) -> list[Message]:
                 (stream.millis_of(row), str(row[stream.id]), as_message(codec, row)) for row in _rows(file, stream)
             ]
     return in_order(found)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A data frame in memory: its columns as Python's values, by name, and what errors call it."""
+
+    name: str
+    columns: rows.Columns
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def in_order(messages_: Sequence[tuple[int | None, str, bytes]]) -> list[Message]:
@@ -204,7 +221,11 @@ def _json_records(file: Path, stream: Stream) -> Iterator[dict[str, Any]]:
 
 def _rows(file: Path, stream: Stream) -> list[dict[str, Any]]:
     """Return the rows of a CSV or of Parquet as records of the schema, as producers send them."""
-    given = _columns(file)
+    return _records(_columns(file), stream, file, is_text=is_csv(file))
+
+
+def _records(given: rows.Columns, stream: Stream, place: Path | Frame, *, is_text: bool) -> list[dict[str, Any]]:
+    """Return columns as records of the schema; `place` is where they come from, `is_text` whether all are texts."""
     count = len(next(iter(given.values()), ()))
     defaults = {field.name: field for field in json_values.fields_of(stream.avro)}
     named = schema_files.parsed(stream.avro)[1]
@@ -212,12 +233,12 @@ def _rows(file: Path, stream: Stream) -> list[dict[str, Any]]:
     for field in stream.avro["fields"]:
         name = field["name"]
         if name in given:
-            converted[name] = _Column(file, stream, field, named).converted(given[name])
+            converted[name] = _Column(place, stream, field, named, is_csv=is_text).converted(given[name])
         elif defaults[name].has_default:
             converted[name] = [defaults[name].default] * count
         else:
             has = f"It has {', '.join(map(repr, given))}" if given else "It is empty"
-            raise SettingsError(f"{file} has no column {name!r}; {stream.schema_name} needs it. {has}")
+            raise SettingsError(f"{place} has no column {name!r}; {stream.schema_name} needs it. {has}")
     return [dict(zip(converted, values, strict=True)) for values in zip(*converted.values(), strict=True)]
 
 
@@ -240,11 +261,13 @@ def is_number(text: str) -> bool:
 class _Column:
     """One column of a CSV or of Parquet, and what makes values of its field's type."""
 
-    def __init__(self, file: Path, stream: Stream, field: Mapping[str, Any], named: Mapping[str, Any]) -> None:
-        self.file, self.name = file, field["name"]
+    def __init__(
+        self, place: Path | Frame, stream: Stream, field: Mapping[str, Any], named: Mapping[str, Any], *, is_csv: bool
+    ) -> None:
+        self.place, self.name = place, field["name"]
         self.kind = schema_files.primitive(field["type"], named)
         self.is_nullable = schema_files.nullable(field["type"])
-        self.is_csv = is_csv(file)
+        self.is_csv = is_csv
         self.is_text = self.kind in ("string", "enum", "bytes", "fixed")
         logical = schema_files.logical_type(field["type"])
         is_time = self.name == stream.time
@@ -273,11 +296,13 @@ class _Column:
                 raise self._refused(row, f": {error}") from None
             except (TypeError, ValueError, KeyError, ArithmeticError):
                 hint = _hint(value) if self.kind in ("int", "long", "float", "double", "boolean") else ""
+                if self.is_text and isinstance(value, int | float) and isinstance(self.place, Frame):
+                    hint = f": read the column as text, as pandas does with dtype={{{self.name!r}: str}}"
                 raise self._refused(row, f"is {shown(value)} where {self.expected} was expected{hint}") from None
         return made
 
     def _refused(self, row: int, why: str) -> SettingsError:
-        return SettingsError(f"{self.file} row {row}: column {self.name!r} {why}")
+        return SettingsError(f"{self.place} row {row}: column {self.name!r} {why}")
 
     def _converter(self, avro: Any, logical: str, named: Mapping[str, Any]) -> Convert:
         kind = self.kind

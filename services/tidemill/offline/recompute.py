@@ -20,7 +20,7 @@ from tidemill.declare.view import View
 from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.dataset import Writer
 from tidemill.offline.history import Message
-from tidemill.offline.source import FileSource, KafkaSource
+from tidemill.offline.source import KafkaSource, RowSource
 from tidemill.stream.api import Progress, Record
 from tidemill.wire.archive_rows import RowFormat
 
@@ -82,7 +82,7 @@ def _longest(view: View) -> int:
 
 
 def recompute(
-    pipeline: Pipeline, source: KafkaSource | FileSource, writer: Writer, progress: Progress | None = None
+    pipeline: Pipeline, source: KafkaSource | RowSource, writer: Writer, progress: Progress | None = None
 ) -> None:
     """Give `writer` the examples that the events and labels of `source` are under this declaration."""
     with ExitStack() as stack:

@@ -8,15 +8,18 @@ memory  the predictions, and one model; to fold, one model of each name
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import random
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
-from tidemill.errors import ArtifactError, StoreError
+from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.lookup import LogLookup, public_manifest
 from tidemill.offline.prediction_reader import Prediction, PredictionReader, Ranges
@@ -29,6 +32,8 @@ from tidemill.wire.records import Records, Score, vector_to_x
 
 #: A model's name, version and epoch.
 Version = tuple[str, int, int]
+#: Shows how far something has come: (what, how much in all) -> what is told of each step, or None.
+ShowProgress = Callable[[str, int | None], contextlib.AbstractContextManager[Progress | None]]
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,14 @@ class ReplayReport:
         return {"equal": self.summary.is_equal, "summary": summary, "predictions": self.predictions}
 
 
+def check_choice(ids: Sequence[str], sample: int | None, seed: int | None) -> None:
+    """Raise SettingsError unless predictions are named, or a sample is drawn: one of the two."""
+    if bool(ids) == (sample is not None):
+        raise SettingsError("name the predictions to replay, or draw some with --sample: one of the two")
+    if seed is not None and sample is None:
+        raise SettingsError(f"--seed {seed} goes with --sample: named predictions are not drawn")
+
+
 def version_of(score: Score) -> Version:
     """Return which version of which model, in which of its lives, made a score."""
     return score["model"], score["version"], score["epoch"]
@@ -150,6 +163,44 @@ class Replay:
         self.log = PredictionReader(pipeline, broker)
         self._example = Records(pipeline).example
         self._lookup = LogLookup(pipeline, broker, lambda *_: {}, lambda *_: None, keys=registry.keys)
+
+    def report(
+        self,
+        ids: Sequence[str] = (),
+        *,
+        sample: int | None = None,
+        seed: int | None = None,
+        rebuild: bool = False,
+        progress: ShowProgress = lambda _what, _total: contextlib.nullcontext(),
+    ) -> ReplayReport:
+        """Repeat the predictions of these ids, with all that is known of each; or a sample, drawn at random.
+
+        Raises SettingsError as `check_choice`, and where there is nothing to draw from.
+        """
+        check_choice(ids, sample, seed)
+        started, summary = time.perf_counter(), Summary(rebuilt=rebuild)
+        if sample is None:
+            ids = tuple(dict.fromkeys(ids))
+            with progress("prediction log", self.log.total(ids)) as advance:
+                predictions = self.log.find(ids, advance)
+        else:
+            summary.seed = random.randrange(2**32) if seed is None else seed  # noqa: S311  it hides nothing
+            predictions = self.log.draw(sample, summary.seed)
+            if not predictions:
+                raise SettingsError(f"--sample {sample}: {self.log.topic} holds no prediction of this declaration")
+        versions = {version_of(score) for prediction in predictions for score in prediction.scores}
+        total = max(number for _, number, _ in versions) if rebuild else len(versions)
+        with progress("folding examples" if rebuild else "versions", total) as advance:
+            replayed = self.run(predictions, rebuild=rebuild, progress=advance)
+        summary.add(replayed)
+        summary.skipped = self.log.skipped
+        if sample is None:
+            with progress("outcomes", None) as advance:
+                printed = self.details(replayed, advance)
+        else:
+            printed = [one.as_dict() for one in replayed if not one.is_equal]
+        summary.seconds = time.perf_counter() - started
+        return ReplayReport(replayed, summary, printed)
 
     def run(
         self, predictions: Sequence[Prediction], *, rebuild: bool, progress: Progress | None = None

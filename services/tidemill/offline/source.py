@@ -19,7 +19,7 @@ from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.offline import history
 from tidemill.offline.backtest import KnownLabel
-from tidemill.offline.history import Message
+from tidemill.offline.history import Frame, Message
 from tidemill.offline.log_history import LogHistory, read_log
 from tidemill.stream.api import Broker, Progress
 from tidemill.wire import topics
@@ -47,17 +47,17 @@ class KafkaSource:
 
 
 @dataclass(frozen=True)
-class FileSource:
-    """Files of events and labels; of some commands the labels may be left out."""
+class RowSource:
+    """Events and labels in files, or in data frames; of some commands the labels may be left out."""
 
-    events: Path
-    labels: Path | None = None
+    events: Path | Frame
+    labels: Path | Frame | None = None
 
     def rows(self, pipeline: Pipeline) -> tuple[Rows, Rows]:
         """Return events and labels, each in order of its time. Raises SettingsError where a file can't be read."""
         events = history.messages(self.events, pipeline.events)
         if not events:
-            raise SettingsError(f"{self.events} has no rows: give a file of events")
+            raise SettingsError(f"{self.events} has no rows: give events")
         return events, history.messages(self.labels, pipeline.labels) if self.labels else []
 
     def histories(
@@ -67,6 +67,14 @@ class FileSource:
         del stack, progress
         events, labels = self.rows(pipeline)
         return LogHistory(iter(events)), LogHistory(iter(labels))
+
+
+@dataclass(frozen=True)
+class FileSource(RowSource):
+    """Files of events and labels."""
+
+    events: Path
+    labels: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class ArchiveSource:
         return archive_rows
 
 
-Source = KafkaSource | FileSource | ArchiveSource
+Source = KafkaSource | RowSource | ArchiveSource
 
 
 def source_of(

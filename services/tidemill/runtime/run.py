@@ -78,6 +78,14 @@ def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]
         )
 
 
+def connected(pipeline: Pipeline, settings: Settings, *used: Topic) -> KafkaBroker:
+    """Return the broker. Raises BrokerError where it can't be reached, or lacks one of these topics."""
+    broker = broker_of(settings)
+    broker.connect()
+    check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
+    return broker
+
+
 def has_worked(broker: Broker, name: str, pipeline: Pipeline, model: str = "") -> bool:
     """Whether a service has worked before: a topic that it alone writes has records, or its group has committed."""
 

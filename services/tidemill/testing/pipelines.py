@@ -1,0 +1,179 @@
+"""A whole pipeline in memory, for unit tests of a declaration: what its events and labels become, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import json
+import uuid
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline as Declaration
+from tidemill.declare.stream import Stream
+from tidemill.encoding import json_values, schema_files
+from tidemill.encoding.codec import Codec
+from tidemill.features.lookup import StoredRemoteViews
+from tidemill.features.memory import MemoryReader, MemoryView
+from tidemill.models.fold import Fold
+from tidemill.stages.featurizer import service as featurizer
+from tidemill.stages.joiner import service as joiner
+from tidemill.stages.materializer import service as materializer
+from tidemill.stages.scorer import service as scorer
+from tidemill.stages.validator import service as validator
+from tidemill.stream.loop import Loop, Service
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.stream.topic import Topic
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import DeadLetter, read_dead_letter
+from tidemill.wire.records import Records
+
+
+class Outcome(NamedTuple):
+    """What became of records, each in the order in which it was written.
+
+    `features` are vectors with where they come from, `predictions` what consumers get, `examples` predictions with
+    their labels, `expired` predictions without one, as in schemas/tidemill; `dead_letters` what was refused, and why.
+    """
+
+    features: list[dict[str, Any]]
+    predictions: list[dict[str, Any]]
+    examples: list[dict[str, Any]]
+    expired: list[dict[str, Any]]
+    dead_letters: list[DeadLetter]
+
+
+class Pipeline:
+    """One pipeline's services in memory: validator, featurizer, materializer, scorer, joiner, and models that learn.
+
+    Every example is learned by every model before the next call, so the next prediction has it. Nothing is promoted.
+
+    Parameters
+    ----------
+    pipeline
+        A declared pipeline, or what names one: a file, a module, or a shipped pipeline.
+
+    Examples
+    --------
+    >>> from tidemill.testing import Pipeline
+    >>> flights = Pipeline("plain")
+    >>> [letter.reason for letter in flights.send({"flight_id": 1}).dead_letters]
+    ['wrong_type']
+    """
+
+    def __init__(self, pipeline: Declaration | str) -> None:
+        self.declaration = declared = pipeline if isinstance(pipeline, Declaration) else load(str(pipeline))
+        self.records = Records(declared)
+        self.broker = MemoryBroker(
+            {topic.name(declared.name): topic.partitions or declared.partitions for topic in topics.TOPICS}
+        )
+        self.folds = {name: Fold(declared, name) for name in declared.model_names}
+        views = {view.label: MemoryView() for view in declared.views}
+        others = StoredRemoteViews(declared, MemoryReader(views), declared.partitions)
+        self._scorer = scorer.build(declared, tuple)
+        services: list[Service] = [
+            validator.build(declared, fuse=False),
+            featurizer.build(declared, views, others if declared.remote_views else None),
+            self._scorer,
+            joiner.build(declared),
+            materializer.build(declared, views),
+        ]
+        self._running = []
+        for service in services:
+            loop = Loop(service, self.broker, interval=0.0)
+            consumer = self.broker.consumer(service.group, service.topics, loop.instance)
+            self._running.append((loop, consumer, self.broker.producer(loop.instance)))
+        self._seen: dict[Topic, set[tuple[int, int]]] = {}
+        self._run()
+
+    def send(self, *events: Any) -> Outcome:
+        """Send events as a producer would, and return what became of them.
+
+        Each is a mapping, an instance of the stream's class, or the bytes of a message.
+        """
+        return self._send(topics.EVENTS, self.declaration.events, self.records.sent_event, events)
+
+    def send_labels(self, *labels: Any) -> Outcome:
+        """Send labels as a producer would, and return what became of them: examples, or dead letters."""
+        return self._send(topics.LABELS, self.declaration.labels, self.records.sent_label, labels)
+
+    def _send(self, topic: Topic, stream: Stream, codec: Codec, records: tuple[Any, ...]) -> Outcome:
+        decimals = _scales(stream)
+        for record in records:
+            data = record if isinstance(record, bytes) else _message(stream, codec, record, decimals)
+            self.broker.append(topic.name(self.declaration.name), data)
+        self._run()
+        of = self.records
+        examples = self._new(topics.EXAMPLES)
+        for record in examples:
+            for name, fold in self.folds.items():
+                fold.learn(of.example.decode(record.value() or b""), record.offset())
+                self._scorer.processor.put(name, fold.version, fold.model)  # type: ignore[attr-defined]
+        return Outcome(
+            [of.features.decode(record.value() or b"") for record in self._new(topics.FEATURES)],
+            [of.prediction.decode(record.value() or b"") for record in self._new(topics.PREDICTIONS)],
+            [of.example.decode(record.value() or b"") for record in examples],
+            [of.prediction_log.decode(record.value() or b"") for record in self._new(topics.EXPIRED)],
+            [read_dead_letter(record) for record in self._new(topics.DLQ)],
+        )
+
+    def _run(self) -> None:
+        """Let all services work until none has anything to do."""
+        quiet = 0
+        while quiet < 3:  # a service joins its group, takes its partitions, and then reads
+            handled = [loop.run_once(consumer, producer) for loop, consumer, producer in self._running]
+            quiet = 0 if any(handled) else quiet + 1
+
+    def _new(self, topic: Topic) -> list[MemoryRecord]:
+        """Return what a topic has beyond what was returned before."""
+        seen = self._seen.setdefault(topic, set())
+        records = self.broker.records(topic.name(self.declaration.name))
+        fresh = [record for record in records if (record.partition(), record.offset()) not in seen]
+        seen.update((record.partition(), record.offset()) for record in fresh)
+        return sorted(fresh, key=lambda record: record.timestamp()[1])
+
+
+def _message(stream: Stream, codec: Codec, record: Any, scales: Mapping[str, int]) -> bytes:
+    """Return a record as a producer would send it: JSON; Avro where the stream takes nothing else."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        record = dataclasses.asdict(record)
+    elif hasattr(record, "model_dump"):
+        record = record.model_dump()
+    given = {name: _plain(value, scales.get(name)) for name, value in record.items()}
+    if stream.encoding == "avro":
+        return codec.encode(json_values.record_of(json_values.fields_of(codec.avro), given, "", codec.avro["name"]))
+    return json.dumps(given).encode()
+
+
+def _scales(stream: Stream) -> dict[str, int]:
+    """Return how many digits after the point each decimal field has."""
+    scales = {}
+    for field in stream.avro["fields"]:
+        branches = field["type"] if isinstance(field["type"], list) else [field["type"]]
+        for branch in branches:
+            if schema_files.logical_type(branch) == "decimal":
+                scales[field["name"]] = int(branch.get("scale", 0))
+    return scales
+
+
+def _plain(value: Any, scale: int | None = None) -> Any:
+    """Return a value as JSON has it by Avro's rules."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    if isinstance(value, dt.time):
+        return ((value.hour * 60 + value.minute) * 60 + value.second) * 1_000_000 + value.microsecond
+    if isinstance(value, Decimal) and scale is not None:
+        digits = int(value.scaleb(scale))
+        return digits.to_bytes((digits.bit_length() + 8) // 8, "big", signed=True).decode("latin-1")
+    return str(value) if isinstance(value, (Decimal, uuid.UUID)) else value
