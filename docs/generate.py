@@ -37,6 +37,9 @@ DECLARED = (
     "load",
 )
 
+#: What commands do, from Python.
+FUNCTIONS = ("backtest", "dataset", "replay")
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages to those that are built (called by mkdocs)."""
@@ -71,7 +74,7 @@ def pages() -> dict[str, str]:
         "testing": "# Testing\n\nTry and check plug-ins of your own.\n"
         + "".join(_object(f"tidemill.testing.{name}") for name in testing.__all__),
         "python": "# Python\n\nWhat commands do, from Python. [How to use it](../how-to/notebooks.md).\n\n"
-        + "".join(_object(f"tidemill.api.{name}") for name in ("backtest", "dataset", "replay"))
+        + "".join(_object(f"tidemill.api.{name}") for name in FUNCTIONS)
         + _object("tidemill.api.BacktestResult", members=True),
         "features": "# Feature store\n\n"
         "Features as stored, from Python. [How to read them](../how-to/features.md).\n\n"
@@ -96,7 +99,7 @@ def _index() -> str:
 
 
 def _declaration() -> str:
-    missing = set(tidemill.__all__) - {*DECLARED, "aggregates", "features", "ranges", "rules"}
+    missing = set(tidemill.__all__) - {*DECLARED, *FUNCTIONS, "aggregates", "features", "ranges", "rules"}
     if missing:
         raise ValueError(f"docs/generate.py: DECLARED lacks {', '.join(sorted(missing))}")
     text = "# The declaration\n\nA pipeline is declared in one Python file. `from tidemill import` each of these.\n"

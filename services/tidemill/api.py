@@ -105,7 +105,9 @@ def dataset(
     begin, end
         Event times from the one, and before the other, in ISO 8601.
     out
-        A Parquet file to write; a summary is returned then. `force` writes over an existing one.
+        A Parquet file to write; a summary is returned then.
+    force
+        Write over a file of that name.
     settings
         Settings by name, as brokers="localhost:9092".
 
@@ -119,7 +121,8 @@ def dataset(
         raise SettingsError(f"a data set needs {error.name}: pip install 'tidemill[parquet]'") from None
     import io
 
-    declared, source = _declared(pipeline), _source(events, labels, archive)
+    declared = _declared(pipeline)
+    source: KafkaSource | ArchiveSource | RowSource | None = _source(events, labels, archive)
     if isinstance(source, ArchiveSource) and recompute:
         raise SettingsError("an archive holds vectors as they were served; recompute takes events and labels, or Kafka")
     form = sets.Form(declared, is_served=not (recompute or isinstance(source, RowSource)))
@@ -187,7 +190,7 @@ class BacktestResult:
     model and metric.
     """
 
-    def __init__(self, report: BacktestReport, columns: Mapping[str, Sequence[Any]], backend: str) -> None:
+    def __init__(self, report: BacktestReport, columns: Mapping[str, Sequence[Any]], backend: Any) -> None:
         self.report, self._columns, self._backend = report, columns, backend
 
     @property
@@ -369,7 +372,7 @@ def _values(series: Any) -> list[Any]:
     return values
 
 
-def _backend(given: Data) -> str:
+def _backend(given: Data) -> Any:
     """Return the library that a data frame is of; pandas for anything else."""
     if given is None or isinstance(given, (str, Path, list, tuple)):
         return "pandas"

@@ -113,7 +113,7 @@ class ArchiveSource:
         return archive_rows
 
 
-Source = KafkaSource | RowSource | ArchiveSource
+Source = KafkaSource | FileSource | ArchiveSource
 
 
 def source_of(
