@@ -8,6 +8,7 @@ import io
 import uuid
 from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
+from keyword import iskeyword
 from types import NoneType
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -149,7 +150,7 @@ SCALARS: list[tuple[Any, st.SearchStrategy[Any]]] = [
         st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1), timezones=st.just(dt.UTC)),
     ),
 ]
-NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True).filter(lambda name: name.isidentifier())
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True).filter(lambda name: not iskeyword(name))
 
 
 @st.composite
