@@ -76,8 +76,8 @@ class KafkaBroker:
             **(extra or {}),
         }
         self._admin_client: AdminClient | None = None
-        self._probe: Consumer | None = None
-        self._uncommitted_probe: Consumer | None = None
+        self._probes: dict[str, Consumer] = {}
+        self._probing = threading.Lock()
         self._partitions: dict[str, int] = {}
 
     @property
@@ -205,14 +205,24 @@ class KafkaBroker:
         return gone
 
     def offset_range(self, partition: TopicPartition) -> tuple[int, int]:
-        if self._probe is None:
-            self._probe = reading_client(self.common)
-        return _offset_range(self._probe, partition)
+        return self._offset_range(partition, "read_committed")
 
     def end_offset(self, partition: TopicPartition) -> int:
-        if self._uncommitted_probe is None:
-            self._uncommitted_probe = reading_client(self.common, isolation="read_uncommitted")
-        return _offset_range(self._uncommitted_probe, partition)[1]
+        return self._offset_range(partition, "read_uncommitted")[1]
+
+    def _offset_range(self, partition: TopicPartition, isolation: str) -> tuple[int, int]:
+        with self._probing:
+            client = self._probes.get(isolation)
+            if client is None:
+                client = self._probes[isolation] = reading_client(self.common, isolation=isolation)
+            try:
+                begin, end = client.get_watermark_offsets(KafkaTopicPartition(*partition), timeout=CALL_SECONDS)
+                return max(begin, 0), max(end, 0)
+            except KafkaException as error:
+                # It keeps for minutes what it was told of a topic while a broker was starting, and fails until then.
+                _close_later(self._probes.pop(isolation))
+                what = f"reading the offset range of {partition.topic}[{partition.partition}]"
+                raise service_error(error, what) from error
 
     def topic_states(self, topics: Sequence[str], timeout: float = CALL_SECONDS) -> dict[str, TopicState]:
         states = {}
@@ -275,8 +285,7 @@ class KafkaBroker:
         except KafkaException as error:
             raise service_error(error, "rebuilding from the log") from error
         finally:
-            # Now and then the client takes a second to close; nobody need wait for it.
-            threading.Thread(target=client.close, name="closing", daemon=True).start()
+            _close_later(client)
 
     def follow(self, partition: TopicPartition, offset: int) -> KafkaFollower:
         return KafkaFollower(reading_client(self.common), {partition: offset})
@@ -292,12 +301,9 @@ class KafkaBroker:
         return KafkaFollower(reading_client(self.common), offsets)
 
 
-def _offset_range(client: Consumer, partition: TopicPartition) -> tuple[int, int]:
-    try:
-        begin, end = client.get_watermark_offsets(KafkaTopicPartition(*partition), timeout=CALL_SECONDS)
-        return max(begin, 0), max(end, 0)
-    except KafkaException as error:
-        raise service_error(error, f"reading the offset range of {partition.topic}[{partition.partition}]") from error
+def _close_later(client: Consumer) -> None:
+    """Close a client in the background: now and then that takes a second, and nobody need wait for it."""
+    threading.Thread(target=client.close, name="closing", daemon=True).start()
 
 
 def _topic_config(topic: Topic) -> dict[str, str]:
