@@ -21,7 +21,8 @@ from real_kafka import RealKafka
 from running import Running, until
 
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
+from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis
 from tidemill.offline.backtest import Backtest
 from tidemill.wire import topics

@@ -31,10 +31,11 @@ from real_kafka import RealKafka, missing
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
 from tidemill.errors import TidemillError
 from tidemill.features.redis import RedisView, connect
 from tidemill.keys import Keyring
+from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis
 from tidemill.local.stack import Stack
 from tidemill.offline.backtest import Backtest

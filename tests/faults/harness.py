@@ -29,8 +29,8 @@ from real_kafka import RealKafka
 from running import Running, gone, until, worker
 
 from tidemill.demo import data
-from tidemill.demo.replay import Message, Replay
 from tidemill.local.processes import free_port
+from tidemill.local.replay import Message, Replay
 from tidemill.local.servers import Redis
 from tidemill.local.stack import roles
 from tidemill.wire import topics

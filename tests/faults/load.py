@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
-from tidemill.demo.replay import CORRUPTIONS, Message
+from tidemill.demo.script import CORRUPTIONS
+from tidemill.local.replay import Message
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 

@@ -32,7 +32,7 @@ from real_kafka import RealKafka
 from running import Running, worker
 
 from tidemill.demo import data
-from tidemill.demo.replay import Replay
+from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis
 
 IN_FLIGHT = 1500

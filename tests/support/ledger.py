@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import redis
 from running import Running, until
 
-from tidemill.demo.replay import Message
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import BrokerError
 from tidemill.features.memory import MemoryView
 from tidemill.keys import Keyring
+from tidemill.local.replay import Message
 from tidemill.models.fold import Fold
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore

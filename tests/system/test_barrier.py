@@ -8,7 +8,7 @@ import redis
 from running import Running, until
 
 from tidemill.demo import data
-from tidemill.demo.replay import script
+from tidemill.demo.script import script
 from tidemill.offline.backtest import Backtest
 from tidemill.stream.kafka.producer import Sender
 from tidemill.wire import topics

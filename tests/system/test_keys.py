@@ -10,8 +10,9 @@ from ledger import Ledger, Verdict, places, registry_of
 from running import until
 
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
 from tidemill.keys import SIGNERS, VERIFY_FILE, Keyring, make_keys, private_file
+from tidemill.local.replay import Replay
 from tidemill.registry.decisions import all_decisions, decisions
 from tidemill.registry.latest import latest
 from tidemill.registry.manifests import Registry

@@ -12,8 +12,9 @@ from ledger import Ledger
 from running import Running, until
 
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
 from tidemill.local.processes import end
+from tidemill.local.replay import Replay
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import read_dead_letter

@@ -13,7 +13,8 @@ from running import until
 
 from tidemill.cli.main import cli
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
+from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis
 from tidemill.wire import topics
 

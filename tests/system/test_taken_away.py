@@ -18,7 +18,8 @@ from real_kafka import RealKafka, missing
 from running import Running, until
 
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
+from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis
 from tidemill.offline.offsets import services
 from tidemill.stream.api import Position, TopicPartition

@@ -17,7 +17,9 @@ import psutil
 import pytest
 from running import until
 
+from tidemill.demo import data
 from tidemill.local.processes import free_port
+from tidemill.offline import history
 
 PIPELINE = """
 from dataclasses import replace
@@ -60,12 +62,12 @@ class Started:
         listening = lambda p: any(c.laddr.port == port for c in p.net_connections())  # noqa: E731
         return next(p for p in self.children() if listening(p))
 
-    def command(self, *arguments: str) -> str:
+    def command(self, *arguments: str, code: int = 0, given: str = "") -> str:
         ran = subprocess.run(
             [sys.executable, "-m", "tidemill.cli", *arguments],
-            capture_output=True, text=True, env=self.clean, cwd=self.folder,
+            capture_output=True, text=True, env=self.clean, cwd=self.folder, input=given,
         )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr + ran.stdout
+        assert ran.returncode == code, ran.stderr + ran.stdout
         return ran.stdout
 
     def end(self, number: int = signal.SIGINT) -> int:
@@ -139,6 +141,47 @@ def test_one_process_serves_each_service_under_its_name(start) -> None:
     assert states.keys() >= {"validator", "scorer", "learner-logreg"}
     assert one.end() == 0
     assert "no process is left" in one.text
+
+
+@pytest.mark.slow
+def test_files_are_replayed_and_what_is_sent_is_followed_to_its_end(start, tmp_path: Path) -> None:
+    flights = data.flights((1,), days=1)
+    history.write(tmp_path / "events.csv", [f.event for f in flights[:60]])
+    history.write(tmp_path / "labels.csv", data.labels(flights[:40]))
+    given = ("--replay", "events.csv", "labels.csv", "--speed", "100000")
+    one = start("--processes", "1", "--without", "monitor", "--without", "archiver", "--without", "status", *given)
+    one.until(f"replayed: 60 events, {len(data.labels(flights[:40]))} labels")
+
+    event, label = flights[50].event, flights[50].label
+    assert label is not None
+    sent = one.command("send", "plain", "events", "--json", json.dumps({**flights[61].event}))
+    assert re.search(
+        rf"{flights[61].event['flight_id']}  predicted 0\.\d+ by logreg@\d+ in [\d,]+ ms\n1 event sent: 1 predi", sent
+    )
+    sent = one.command("send", "plain", "labels", "-", "--json-lines", given=json.dumps(label))
+    outcome = json.loads(sent)
+    assert (outcome["id"], outcome["state"], outcome["label"]) == (
+        event["flight_id"],
+        "joined",
+        label["arr_delay"] > 15,
+    )
+    spoilt = [{**flights[62].event, "sched_hour": 77}, {"flight_id": "x"}]
+    sent = one.command("send", "plain", "events", *(a for e in spoilt for a in ("--json", json.dumps(e))), code=1)
+    assert "dead letter out_of_range of the validator" in sent
+    assert "dead letter missing_field of the validator" in sent
+    assert "2 events sent: 2 dead letter" in sent
+    early = {**label, "flight_id": "not asked yet"}
+    assert "waits for the prediction" in one.command(
+        "send", "plain", "labels", "--json", json.dumps(early), "--timeout", "2"
+    )
+
+    first = one.command("tail", "plain", "predictions", "--from-start", "-n", "61").splitlines()
+    assert len(first) == 61
+    assert any(flights[0].event["flight_id"] in line for line in first)
+    letters = one.command("tail", "plain", "dlq", "--from-start", "--json", "-n", "1", "--where", "reason=out_of_range")
+    assert json.loads(letters)["value"] == "77"
+    one.command("tail", "plain", "examples", "--from-start", "--where", "nothing=1", code=1)
+    assert one.end() == 0
 
 
 @pytest.mark.slow

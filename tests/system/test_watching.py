@@ -24,8 +24,9 @@ from running import Running, until, worker
 from site_by_hand import alert
 
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
 from tidemill.encoding.codec import HEADER
+from tidemill.local.replay import Replay
 from tidemill.offline.dataset import Form, Span, served, span_of, written
 from tidemill.offline.recompute import recompute
 from tidemill.offline.source import ArchiveSource, KafkaSource

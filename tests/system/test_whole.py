@@ -14,7 +14,8 @@ from running import Running, until
 
 from tidemill.cli.main import cli
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
+from tidemill.local.replay import Replay
 from tidemill.registry.decisions import all_decisions, decisions
 from tidemill.wire import topics
 

@@ -12,8 +12,9 @@ from registry_server import RegistryServer
 from running import Running, until
 
 from tidemill.demo import data
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
 from tidemill.local.processes import free_port
+from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis
 from tidemill.local.stack import roles
 from tidemill.wire import topics

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +27,20 @@ _SERVICE = click.Choice((*SERVICES, *WATCHING))
     show_default=True,
     help="A process for each service, or 1 for all: that takes the least memory, and ends when one service fails.",
 )
+@click.option(
+    "--replay",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="EVENTS LABELS",
+    help="Once all is ready, send these files' rows at their times: CSV, JSON or Parquet, folders, or patterns.",
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="With --replay: event time per time; 1 is as it was, 3600 an hour a second.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the page.")
 @with_settings(
     "brokers",
@@ -38,7 +54,14 @@ _SERVICE = click.Choice((*SERVICES, *WATCHING))
     "log_level",
 )
 def up(
-    pipeline: str, only: tuple[str, ...], without: tuple[str, ...], processes: str, port: int, **options: Any
+    pipeline: str,
+    only: tuple[str, ...],
+    without: tuple[str, ...],
+    processes: str,
+    replay: tuple[Path, Path] | None,
+    speed: float,
+    port: int,
+    **options: Any,
 ) -> None:
     """Run everything that a pipeline needs on this machine, until Ctrl-C.
 
@@ -51,5 +74,10 @@ def up(
 
     chosen = settings.load(**options)
     declared = tidemill.load(pipeline)
+    then = None
+    if replay:
+        from tidemill.local.replay import from_files, send_all
+
+        then = partial(send_all, from_files(declared, *replay), speed)
     kind = One if processes == "1" else Up
-    sys.exit(kind(pipeline, declared, chosen, Options(only, without, port), Console()).run())
+    sys.exit(kind(pipeline, declared, chosen, Options(only, without, port), Console(), then).run())

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tidemill.demo.observer import ROLLING, Observer
-from tidemill.demo.replay import Replay
+from tidemill.local.replay import Replay
 from tidemill.registry.decisions import ModelRef
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -22,9 +22,10 @@ from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data, screen
 from tidemill.demo.observer import Observer
-from tidemill.demo.replay import Replay, script
+from tidemill.demo.script import script
 from tidemill.errors import TidemillError
 from tidemill.local.processes import end
+from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis, create_topics, embedded_settings, start_broker
 from tidemill.local.stack import Stack
 from tidemill.runtime.run import topic_table

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,7 @@ class Local:
     Parameters
     ----------
     then
-        What to do once all is ready: as to replay files.
+        What to do once all is ready, with the settings of the services: as to replay files.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class Local:
         settings: Settings,
         options: Options,
         console: Console,
-        then: Callable[[Mapping[str, str]], int] | None = None,
+        then: Callable[[], int] | None = None,
     ) -> None:
         self.reference, self.pipeline, self.settings = reference, pipeline, settings
         self.options, self.console, self.then = options, console, then
@@ -385,10 +384,16 @@ class Up(Local):
             if self.then:
                 self.after = self._fork_after(self.then)
 
-    def _fork_after(self, then: Callable[[Mapping[str, str]], int]) -> Process:
+    def _fork_after(self, then: Callable[[], int]) -> Process:
         output = self.stack.output("replay")
+
+        def work() -> int:
+            os.environ.update(self.stack.env)
+            logs.setup("replay", self.settings.log_level)
+            return then()
+
         try:
-            return fork(partial(then, self.stack.env), output)
+            return fork(work, output)
         finally:
             os.close(output)
 
@@ -432,7 +437,7 @@ class One(Local):
             name_of(role): f"http://127.0.0.1:{port}/{name_of(role)}" for role in self.roles if role != "status"
         }
         members = {name_of(role): self.stack.member(role, addresses) for role in self.roles}
-        handler = ConsoleHandler(self.console, tuple(members))
+        handler = ConsoleHandler(self.console, (*members, "replay"))
         logs.send_to(handler, self.settings.log_level)
         group = Together(self.pipeline, members)
         threading.Thread(target=self._when_ready, args=(group, port), name="up", daemon=True).start()
@@ -445,4 +450,4 @@ class One(Local):
             time.sleep(POLL_SECONDS)
         self._greet("one process", f"http://localhost:{port}/metrics")
         if self.then:
-            self.then(self.stack.env)
+            self.then()

@@ -9,7 +9,7 @@ import pytest
 
 from tidemill import View, aggregates, load
 from tidemill.demo import data
-from tidemill.demo.replay import script
+from tidemill.demo.script import script
 from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.features.lookup import StoredRemoteViews
 from tidemill.features.memory import MemoryReader, MemoryView

@@ -33,7 +33,7 @@ from tidemill.cli.main import cli
 from tidemill.cli.text.dead_letters import letter_text, letters_text, stats_text
 from tidemill.cli.text.shared import printable
 from tidemill.demo import data
-from tidemill.demo.replay import script
+from tidemill.demo.script import script
 from tidemill.errors import BrokerError, Reject, SettingsError
 from tidemill.offline.dead_letters import MAX_KINDS, DeadLetters, LetterFilter, LetterStats, PlaceSet, content
 from tidemill.offline.redrive import Redrive

@@ -30,7 +30,7 @@ from test_loop_crash import Bomb, Crash, Fragile, drive
 
 from tidemill import rules
 from tidemill.demo import data
-from tidemill.demo.replay import script
+from tidemill.demo.script import script
 from tidemill.errors import Aborted, BrokerError, Fenced, Reject
 from tidemill.offline import redrive
 from tidemill.offline.dead_letters import DeadLetters

@@ -9,7 +9,7 @@ import pytest
 
 from tidemill import load
 from tidemill.demo import data
-from tidemill.demo.replay import script
+from tidemill.demo.script import script
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import Aborted, Fenced
 from tidemill.features import views

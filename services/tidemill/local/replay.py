@@ -1,19 +1,29 @@
-"""Replays flights as their producers would send them: events at departure, labels when the planes land."""
+"""Replays events and labels as their producers would send them, faster than they came."""
 
 from __future__ import annotations
 
+import heapq
 import itertools
-import json
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from tidemill import settings
 from tidemill.declare.pipeline import Pipeline
-from tidemill.demo import data
+from tidemill.durations import minute
+from tidemill.offline import history
+from tidemill.offline.source import FileSource
 from tidemill.stream.kafka.producer import Sender
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.records import Records
+
+log = logging.getLogger(__name__)
+
+#: How often it is logged how far a replay has come.
+LOG_SECONDS = 10.0
 
 
 class Message(NamedTuple):
@@ -26,50 +36,34 @@ class Message(NamedTuple):
     is_event: bool
 
 
-def _hour(event: dict[str, Any], records: Records) -> bytes:
-    return records.event.encode({**event, "sched_hour": 77})
+def from_files(pipeline: Pipeline, events: Path, labels: Path | None) -> list[Message]:
+    """Return the rows of files as messages, in order of event time; a label comes before an event of the same time.
 
-
-def _float_for_int(event: dict[str, Any], _: Records) -> bytes:
-    return json.dumps({**event, "flight": event["flight"] + 0.5}).encode()
-
-
-def _missing_field(event: dict[str, Any], _: Records) -> bytes:
-    return json.dumps({name: value for name, value in event.items() if name != "carrier"}).encode()
-
-
-def _truncated(event: dict[str, Any], records: Records) -> bytes:
-    data_ = records.event.encode(event)
-    return data_[: len(data_) // 2]
-
-
-CORRUPTIONS: Sequence[Callable[[dict[str, Any], Records], bytes]] = (_hour, _float_for_int, _missing_field, _truncated)
-
-
-def script(pipeline: Pipeline, flights: Iterable[data.Flight], corrupt_every: int = 0) -> list[Message]:
-    """Return all messages in order of event time; a label comes before an event of the same time.
-
-    After every `corrupt_every` events a corrupted copy of one is added, with an id of its own: the models learn the
-    same as without it.
+    Raises SettingsError where a file can't be read.
     """
-    flights = list(flights)
-    records = Records(pipeline)
-    events_topic, labels_topic = topics.EVENTS.name(pipeline.name), topics.LABELS.name(pipeline.name)
-    corruptions = itertools.cycle(CORRUPTIONS)
-    messages: list[tuple[int, int, Message]] = []
-    for label in data.labels(flights):
-        message = Message(
-            label["landed_at"], labels_topic, label["flight_id"].encode(), records.label.encode(label), False
-        )
-        messages.append((message.at, 0, message))
-    for index, (event, _) in enumerate(flights, 1):
-        key, at = event["flight_id"].encode(), event["asked_at"]
-        messages.append((at, 1, Message(at, events_topic, key, records.event.encode(event), True)))
-        if corrupt_every and index % corrupt_every == 0:
-            corrupted = {**event, "flight_id": f"{event['flight_id']}-corrupted"}
-            messages.append((at, 1, Message(at, events_topic, key, next(corruptions)(corrupted, records), True)))
-    messages.sort(key=lambda item: item[:2])
-    return [message for _, _, message in messages]
+    event_rows, label_rows = FileSource(events, labels).rows(pipeline)
+
+    def messages(rows: Iterable[history.Message], topic: Topic) -> list[Message]:
+        name, is_event = topic.name(pipeline.name), topic is topics.EVENTS
+        return [Message(row.time, name, row.id.encode(), row.data, is_event) for row in rows]
+
+    streams = messages(label_rows, topics.LABELS), messages(event_rows, topics.EVENTS)
+    return list(heapq.merge(*streams, key=lambda message: message.at))
+
+
+def send_all(messages: Iterable[Message], speed: float) -> int:
+    """Send messages to the Kafka that this process's settings name, and log how far it is; returns the exit code."""
+    chosen = settings.load()
+    replay = Replay(chosen.brokers, messages, speed, extra=chosen.kafka)
+    replay.start()
+    while replay.is_alive():
+        replay.join(LOG_SECONDS)
+        done = "replayed" if not replay.is_alive() else "replaying"
+        log.info(f"{done}: {replay.events:,} events, {replay.labels:,} labels, up to {minute(replay.clock)}")
+    if replay.error:
+        log.error("the replay failed", extra={"cause": str(replay.error)})
+        return 1
+    return 0
 
 
 class Replay(threading.Thread):

@@ -1,0 +1,160 @@
+"""Sends events or labels as their producers would, and follows what becomes of each.
+
+writes  <pipeline>.events or <pipeline>.labels
+reads   from their present ends: <pipeline>.predictions and .dlq, or <pipeline>.labels.valid, .examples and .dlq
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import SettingsError
+from tidemill.offline import history
+from tidemill.offline.history import Message
+from tidemill.offline.tail import follow, read_prediction
+from tidemill.stream.api import Record
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.producer import Sender
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import read_dead_letter
+from tidemill.wire.records import Records
+
+What = Literal["events", "labels"]
+State = Literal["predicted", "dead letter", "joined", "waits", "unknown"]
+#: States in which something went wrong, or is not known.
+REFUSED, UNKNOWN = "dead letter", "unknown"
+
+
+@dataclass
+class Outcome:
+    """What became of one message.
+
+    predicted    of an event: `score` is what `model` answered
+    joined       of a label: it met its prediction; `score` is what the serving model had answered
+    waits        of a label: it is valid, and its prediction has not come yet
+    dead letter  `reason`, `message`, the service and where the letter is
+    unknown      nothing was heard of it in time
+    """
+
+    id: str
+    state: State = "unknown"
+    ms: float | None = None
+    score: float | None = None
+    model: str = ""
+    version: int = 0
+    label: Any = None
+    reason: str = ""
+    message: str = ""
+    service: str = ""
+    letter: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it, without what it does not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != ""}
+
+
+def messages_of(pipeline: Pipeline, what: What, file: Path | None, texts: Sequence[str], stdin: bytes) -> list[Message]:
+    """Return the messages of a file, of `stdin` where it is `-`, or of JSON texts.
+
+    Raises SettingsError where they can't be read.
+    """
+    stream = pipeline.events if what == "events" else pipeline.labels
+    if texts and file is not None:
+        raise SettingsError("messages come from FILE or from --json: name the one or the other")
+    if file is not None and str(file) != "-":
+        return history.messages(file, stream)
+    data = "\n".join(" ".join(text.splitlines()) for text in texts).encode() if texts else stdin
+    with TemporaryDirectory() as folder:
+        form = "jsonl" if texts or data.lstrip()[:1] in (b"{", b"[") else "csv"
+        path = Path(folder) / f"given.{form}"
+        path.write_bytes(data)
+        try:
+            return history.messages(path, stream)
+        except SettingsError as error:
+            raise SettingsError(str(error).replace(str(path), "--json" if texts else "standard input")) from None
+
+
+class Sending:
+    """Sends messages, and collects what becomes of each."""
+
+    def __init__(self, pipeline: Pipeline, broker: KafkaBroker, what: What) -> None:
+        self.pipeline, self.broker, self.what, self.records = pipeline, broker, what, Records(pipeline)
+        self.topic = topics.EVENTS if what == "events" else topics.LABELS
+        results = (topics.PREDICTIONS,) if what == "events" else (topics.LABELS_VALID, topics.EXAMPLES)
+        self._suffixes = {topic.name(pipeline.name): topic for topic in (*results, topics.DLQ)}
+        self.outcomes: list[Outcome] = []
+        self._open: dict[str, list[tuple[Outcome, bytes]]] = {}
+        self._sent_at = 0.0
+
+    def run(self, messages: Sequence[Message], timeout: float) -> Iterator[Outcome]:
+        """Send all; yield each outcome as it is known, and at the end those of which nothing was heard."""
+        follower = follow(self.broker, list(self._suffixes))
+        sender = Sender(self.broker.servers, self.broker.common)
+        self._sent_at = time.monotonic()
+        for message in messages:
+            outcome = Outcome(message.id)
+            self._open.setdefault(message.id, []).append((outcome, message.data))
+            self.outcomes.append(outcome)
+            sender.send(self.topic.name(self.pipeline.name), message.data, message.id.encode() or None)
+        sender.flush()
+        until = time.monotonic() + timeout
+        try:
+            while self._open and time.monotonic() < until:
+                for record in follower.poll():
+                    yield from self._heard(record)
+        finally:
+            follower.close()
+        for waiting in self._open.values():
+            for outcome, _ in waiting:
+                yield outcome
+
+    def _heard(self, record: Record) -> Iterator[Outcome]:
+        topic, value = self._suffixes[record.topic()], record.value() or b""
+        if topic is topics.DLQ:
+            yield from self._refused(record)
+        elif topic is topics.PREDICTIONS:
+            prediction = read_prediction(self.records, value)
+            for outcome in self._close(prediction["event_id"] if prediction else ""):
+                champion = prediction["champion"] if prediction else {}
+                outcome.state, outcome.score = "predicted", champion.get("score")
+                outcome.model, outcome.version = champion.get("model", ""), champion.get("version", 0)
+                yield outcome
+        elif topic is topics.EXAMPLES:
+            example = self.records.example.of(value)
+            for outcome in self._close((record.key() or b"").decode(errors="replace")):
+                self._joined(outcome, example)
+                yield outcome
+        else:
+            for outcome, _ in self._open.get((record.key() or b"").decode(errors="replace"), ()):
+                outcome.state = "waits"
+
+    def _joined(self, outcome: Outcome, example: Mapping[str, Any] | None) -> None:
+        outcome.state = "joined"
+        if example:
+            champion = example["prediction"]["champion"]
+            outcome.label, outcome.score = example["label"], champion["score"]
+            outcome.model, outcome.version = champion["model"], champion["version"]
+
+    def _refused(self, record: Record) -> Iterator[Outcome]:
+        letter, value = read_dead_letter(record), record.value() or b""
+        ids = [letter.key, *(id_ for id_, waiting in self._open.items() if any(data == value for _, data in waiting))]
+        for outcome in self._close(next((id_ for id_ in ids if id_ in self._open), "")):
+            outcome.state, outcome.reason, outcome.message = "dead letter", letter.reason, letter.message
+            outcome.service, outcome.letter = letter.stage, str(letter.place)
+            yield outcome
+
+    def _close(self, id_: str) -> Iterator[Outcome]:
+        """Take one message of this id out of those that are waited for."""
+        waiting = self._open.get(id_)
+        if waiting:
+            outcome, _ = waiting.pop(0)
+            if not waiting:
+                del self._open[id_]
+            outcome.ms = round((time.monotonic() - self._sent_at) * 1000, 1)
+            yield outcome

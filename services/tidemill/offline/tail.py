@@ -1,0 +1,148 @@
+"""A pipeline's records as they come, one dict each, for `tidemill tail`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import SettingsError
+from tidemill.keys import RefusedError
+from tidemill.registry.alerts import alerts
+from tidemill.registry.decisions import decisions
+from tidemill.stream.api import Record
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.consumer import KafkaFollower
+from tidemill.stream.topic import Topic
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import DeadLetter, read_dead_letter
+from tidemill.wire.records import Records
+
+#: What can be followed, by its name.
+FOLLOWED: Mapping[str, Topic] = {
+    "predictions": topics.PREDICTIONS,
+    "examples": topics.EXAMPLES,
+    "dlq": topics.DLQ,
+    "alerts": topics.ALERTS,
+    "decisions": topics.PROMOTIONS,
+}
+
+Row = dict[str, Any]
+
+
+def follow(broker: KafkaBroker, names: Sequence[str], *, from_start: bool = False) -> KafkaFollower:
+    """Follow topics from their present ends, or from their beginnings."""
+    return broker.follow_topics(names, None if from_start else dict.fromkeys(names, 0))
+
+
+def read_prediction(records: Records, value: bytes) -> Mapping[str, Any] | None:
+    """Return a prediction, in whichever encoding it is; None for what is no record of the topic."""
+    if value.startswith(b"{"):
+        return _json(value)
+    prediction: Mapping[str, Any] | None = records.prediction.of(value)
+    return prediction
+
+
+def reader(pipeline: Pipeline, what: str) -> Callable[[Record], Row | None]:
+    """Return the function that makes a row of a record; None of what is no record of the topic. Times are ms."""
+    records = Records(pipeline)
+    if what == "dlq":
+        return lambda record: _letter(read_dead_letter(record))
+    if what == "predictions":
+        return lambda record: _row(read_prediction(records, record.value() or b""))
+    if what == "examples":
+        return lambda record: _example(records.example.of(record.value() or b""))
+    if what == "alerts":
+        alert_codec = alerts(pipeline, None)
+        return lambda record: _parsed(alert_codec.parse, record)
+    decision_codec = decisions(pipeline, None)
+    return lambda record: _parsed(lambda value: decision_codec.parse(value).as_dict(), record)
+
+
+def _letter(letter: DeadLetter) -> Row:
+    return {**asdict(letter), "place": str(letter.place)}
+
+
+def _json(value: bytes) -> Row | None:
+    try:
+        row = json.loads(value)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _row(prediction: Mapping[str, Any] | None) -> Row | None:
+    if prediction is None:
+        return None
+    champion = prediction["champion"]
+    return {**{name: value for name, value in prediction.items() if name != "champion"}, **champion}
+
+
+def _example(example: Mapping[str, Any] | None) -> Row | None:
+    if example is None:
+        return None
+    features, champion = example["prediction"]["features"], example["prediction"]["champion"]
+    return {
+        "event_id": features["event_id"],
+        "entity_id": features["entity_id"],
+        "event_time": features["event_time"],
+        "label": example["label"],
+        "label_time": example["label_time"],
+        **champion,
+        "vector": features["vector"],
+    }
+
+
+def _parsed(parse: Callable[[bytes], Row], record: Record) -> Row | None:
+    try:
+        row = parse(record.value() or b"")
+    except (RefusedError, ValueError):
+        return None
+    return {name: value for name, value in row.items() if name != "signature"}
+
+
+class Where:
+    """A filter: fields and the values that they must have, as text."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.wanted: list[tuple[str, str]] = []
+        for text in texts:
+            name, sign, value = text.partition("=")
+            if not sign or not name:
+                raise SettingsError(f"--where {text!r}: expected FIELD=VALUE, as in model=logreg")
+            self.wanted.append((name, value))
+
+    def takes(self, row: Row) -> bool:
+        """Return whether a row has these values. Raises SettingsError where it has no such field."""
+        return all(self._value(row, name) == value for name, value in self.wanted)
+
+    def _value(self, row: Row, name: str) -> str:
+        value: Any = row
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                has = ", ".join(row)
+                raise SettingsError(f"--where {name}: records have no such field; they have {has}")
+            value = value[part]
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def rows(
+    pipeline: Pipeline, broker: KafkaBroker, what: str, where: Where, *, from_start: bool, count: int | None
+) -> Iterator[Row | None]:
+    """Yield rows as they come, `count` of them or without end; None for a record that is none of the topic."""
+    follower = follow(broker, [FOLLOWED[what].name(pipeline.name)], from_start=from_start)
+    read, left = reader(pipeline, what), count
+    try:
+        while left is None or left > 0:
+            for record in follower.poll():
+                row = read(record)
+                if row is not None and not where.takes(row):
+                    continue
+                yield row
+                left = None if left is None else left - 1
+                if left == 0:
+                    return
+    finally:
+        follower.close()

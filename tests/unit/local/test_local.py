@@ -1,0 +1,123 @@
+"""What `tidemill up` decides before it starts anything, and how it prints what processes say."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tidemill import load, settings
+from tidemill.errors import SettingsError
+from tidemill.local.console import Console
+from tidemill.local.processes import fork
+from tidemill.local.up import chosen_roles, lock_running_file, write_running_file
+
+
+def test_services_are_chosen_by_service_or_role_and_an_unknown_one_is_named() -> None:
+    flights = load("flights")
+    assert chosen_roles(flights, ["scorer", "learner:slow"], []) == ["scorer", "learner:slow"]
+    assert "learner:slow" not in chosen_roles(flights, [], ["learner"])
+    assert len(chosen_roles(flights, [], ["monitor"])) == len(chosen_roles(flights, [], [])) - 1
+    with pytest.raises(SettingsError, match="no service 'gate' in pipeline 'plain': expected one of validator, "):
+        chosen_roles(load("plain"), ["gate"], [])
+    with pytest.raises(SettingsError, match="no service is left"):
+        chosen_roles(flights, ["scorer"], ["scorer"])
+
+
+def printed(line: str, *, colours: bool = False, quiet: bool = False) -> str:
+    out = io.StringIO()
+    console = Console(out, colours=colours)
+    console.is_quiet = quiet
+    console.line("scorer", line)
+    return out.getvalue()
+
+
+def test_a_record_of_a_log_is_one_line_with_its_service_message_and_fields() -> None:
+    record = {
+        "time": "2013-01-01T10:00:00.123Z",
+        "level": "info",
+        "service": "learner-slow",
+        "message": "resumed",
+        "at": 7,
+    }
+    line = printed(json.dumps(record))
+    assert line.split() == [line.split()[0], "learner-slow", "resumed", "at=7"]
+    assert line.endswith("\n")
+    assert "\x1b[31m" in printed(json.dumps({**record, "level": "error"}), colours=True)
+    assert "\x1b[" not in printed(json.dumps({**record, "level": "error"}))
+
+
+def test_what_is_no_record_is_printed_as_it_stands_and_a_traceback_has_its_lines() -> None:
+    for text in ("Segmentation fault", "[1, 2]", '{"no": "message"}', "null"):
+        assert printed(text).rstrip("\n").endswith(text)
+    lines = printed(
+        json.dumps({"message": "failed", "level": "critical", "traceback": "Traceback\n  there"})
+    ).splitlines()
+    assert [line.split()[-1] for line in lines] == ["failed", "Traceback", "there"]
+
+
+def test_before_all_is_ready_only_warnings_and_errors_are_printed() -> None:
+    assert printed(json.dumps({"message": "started", "level": "info"}), quiet=True) == ""
+    assert "away" in printed(json.dumps({"message": "away", "level": "warning"}), quiet=True)
+    assert "what a library prints" in printed("what a library prints", quiet=True)
+
+
+def test_settings_of_what_runs_here_are_those_of_commands_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TIDEMILL_BROKERS", raising=False)
+    file = lock_running_file()
+    write_running_file(file, {"TIDEMILL_BROKERS": "up:1", "TIDEMILL_REDIS_URL": "redis://up:2/0"})
+    assert settings.load().brokers == "up:1"
+    assert settings.load(brokers="given:1").brokers == "given:1"
+    monkeypatch.setenv("TIDEMILL_BROKERS", "set:1")
+    assert (settings.load().brokers, settings.load().redis_url.get_secret_value()) == ("set:1", "redis://up:2/0")
+    with pytest.raises(SettingsError, match="runs in this folder already"):
+        lock_running_file()
+    os.close(file)  # as when its process was killed
+    assert settings.load().redis_url.get_secret_value() == "redis://localhost:6379/0"
+    os.close(lock_running_file())
+
+
+FORKS = """
+import os, signal
+from tidemill.local.processes import fork
+
+def raises():
+    raise ValueError("no work")
+
+print(fork(lambda: print("done") or 7, 1).wait(20))
+print(fork(raises, 1).wait(20))
+waits = fork(lambda: signal.pause() or 0, 1)
+waits.terminate()
+print(waits.wait(20))
+waits.terminate()  # once more is no error
+"""
+
+
+def test_a_fork_ends_with_what_its_work_returns_or_raises_or_by_its_signal() -> None:
+    ran = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert [line for line in ran.stdout.splitlines() if line[-1].isdigit()] == ["7", "1", f"{-signal.SIGTERM}"]
+    assert "done" in ran.stdout
+    assert "ValueError: no work" in ran.stdout
+
+
+def test_a_fork_beside_threads_is_refused() -> None:
+    ending = threading.Event()
+    thread = threading.Thread(target=ending.wait, name="a client")
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match="a client"):
+            fork(lambda: 0, 1)
+    finally:
+        ending.set()
+        thread.join()
