@@ -115,7 +115,8 @@ def _run(
         vectors, known_labels = source.vectors_and_labels(declared)
         times = [vector["event_time"] for vector in vectors]
     else:
-        events, labels = source.rows(declared)
+        with progress("reading files", None) as advance:
+            events, labels = source.rows(declared, advance)
         times = [event.time for event in events]
     if page is not None:
         from tidemill.report.recording import Recorder, with_window

@@ -27,6 +27,7 @@ from tidemill.encoding.codec import Codec
 from tidemill.encoding.envelopes import SkippedError, unwrapped
 from tidemill.errors import Reject, SettingsError
 from tidemill.rows import Timestamp
+from tidemill.stream.api import Progress
 from tidemill.wire.records import PredictionLog
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "1.0": True, "false": False, "f": False, "0": False, "0.0": False}
@@ -50,7 +51,7 @@ class Message(NamedTuple):
     data: bytes
 
 
-def messages(path: Path | Frame, stream: Stream) -> list[Message]:
+def messages(path: Path | Frame, stream: Stream, progress: Progress | None = None) -> list[Message]:
     """Return the rows of one or more files, or of a data frame, as messages, in order of their time; equal times as
     in the files.
 
@@ -58,20 +59,23 @@ def messages(path: Path | Frame, stream: Stream) -> list[Message]:
     before it. Raises SettingsError where a file can't be read, a column is missing, or a value can't be the field's
     type.
     """
-    found: list[tuple[int | None, str, bytes]] = []
-    if isinstance(path, Frame):
-        codec = Codec(stream.avro)
-        made = _records(path.columns, stream, path, is_text=False)
-        return in_order([(stream.millis_of(row), str(row[stream.id]), as_message(codec, row)) for row in made])
-    for file in _files(path):
-        if _is_json(file):
-            found += _json_messages(file, stream)
-        else:
-            codec = Codec(stream.avro)
-            found += [
-                (stream.millis_of(row), str(row[stream.id]), as_message(codec, row)) for row in _rows(file, stream)
-            ]
-    return in_order(found)
+    made: list[tuple[int | None, str, bytes]] = []
+    for part in [path] if isinstance(path, Frame) else _files(path):
+        for message in _messages(part, stream):
+            made.append(message)
+            if progress:
+                progress(1)
+    return in_order(made)
+
+
+def _messages(part: Path | Frame, stream: Stream) -> Iterator[tuple[int | None, str, bytes]]:
+    if isinstance(part, Path) and _is_json(part):
+        yield from _json_messages(part, stream)
+        return
+    codec = Codec(stream.avro)
+    rows_ = _rows(part, stream) if isinstance(part, Path) else _records(part.columns, stream, part, is_text=False)
+    for row in rows_:
+        yield stream.millis_of(row), str(row[stream.id]), as_message(codec, row)
 
 
 @dataclass(frozen=True)

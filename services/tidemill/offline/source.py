@@ -53,19 +53,19 @@ class RowSource:
     events: Path | Frame
     labels: Path | Frame | None = None
 
-    def rows(self, pipeline: Pipeline) -> tuple[Rows, Rows]:
+    def rows(self, pipeline: Pipeline, progress: Progress | None = None) -> tuple[Rows, Rows]:
         """Return events and labels, each in order of its time. Raises SettingsError where a file can't be read."""
-        events = history.messages(self.events, pipeline.events)
+        events = history.messages(self.events, pipeline.events, progress)
         if not events:
             raise SettingsError(f"{self.events} has no rows: give events")
-        return events, history.messages(self.labels, pipeline.labels) if self.labels else []
+        return events, history.messages(self.labels, pipeline.labels, progress) if self.labels else []
 
     def histories(
         self, pipeline: Pipeline, stack: ExitStack, progress: Progress | None = None
     ) -> tuple[LogHistory, LogHistory]:
         """Return events and labels, each in order of its time."""
-        del stack, progress
-        events, labels = self.rows(pipeline)
+        del stack
+        events, labels = self.rows(pipeline, progress)
         return LogHistory(iter(events)), LogHistory(iter(labels))
 
 

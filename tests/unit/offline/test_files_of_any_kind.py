@@ -372,3 +372,9 @@ def test_a_folder_in_partitions_has_their_columns_too(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         pq.write_table(pa.table({"id": [user], "at": [1_700_000_000_000]}), folder / "part-0.parquet")
     assert [row["user"] for row in history.read(tmp_path / "data", stream(tmp_path, fields))] == ["u1", "u2"]
+
+
+def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
+    of, counted = stream(tmp_path), list[int]()
+    lines = [json.dumps({"id": f"e{n}", "at": n}) for n in range(7)]
+    assert len(history.messages(put(tmp_path / "x.jsonl", "\n".join(lines)), of, counted.append)) == sum(counted) == 7
