@@ -683,6 +683,20 @@ MUTANTS = (
         (SIGNING,),
     ),
     Mutant(
+        "newest-is-at-the-end", "a start stops at the first records of a chain, be they old ones that were appended again",
+        "registry/signing.py",
+        " and end <= _first_after(chains, newest):",
+        ":",
+        ("tests/unit/registry/test_old_at_the_end.py",),
+    ),
+    Mutant(
+        "gap-for-ever", "after a gap a reader goes on with nothing until it is started again",
+        "registry/signing.py",
+        "if signature.previous != self._after_gap.get(signature.chain):",
+        "if signature.previous:",
+        ("tests/unit/registry/test_old_at_the_end.py",),
+    ),
+    Mutant(
         "gap-not-checked", "a record is obeyed although those before it are missing",
         "registry/signing.py",
         "if signature.sequence > head.sequence + 1:",

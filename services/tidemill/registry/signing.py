@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,10 @@ MAX_HASHES = 1_000
 
 @dataclass(frozen=True)
 class Signature:
-    """Where a record belongs, and the signature over all of it; see schemas/tidemill/manifest.v1.avsc."""
+    """Where a record belongs, and the signature over all of it; see schemas/tidemill/manifest.v1.avsc.
+
+    `position` is where the topic ended when it was signed, or -1: what comes after it in its chain lies from there on.
+    """
 
     pipeline: str = ""
     topic: str = ""
@@ -52,6 +56,7 @@ class Signature:
     previous: str = ""
     key_id: str = ""
     value: str = ""
+    position: int = -1
 
 
 UNSIGNED = Signature()
@@ -128,7 +133,9 @@ class SignedCodec(Generic[Content]):
             record["signature"] = dataclasses.asdict(record["signature"])
         return self.codec.encode(record)
 
-    def sign(self, content: Content, head: Head = NO_HEAD, *, kind: str = "", chain: str = "") -> bytes:
+    def sign(
+        self, content: Content, head: Head = NO_HEAD, *, kind: str = "", chain: str = "", position: int = -1
+    ) -> bytes:
         """Return the bytes of a content that comes after `head`, signed. Raises SettingsError without a private key.
 
         By default its kind is the topic's first, and the chain the content's own.
@@ -147,6 +154,7 @@ class SignedCodec(Generic[Content]):
                 head.sequence + 1,
                 head.sha256,
                 key_id,
+                position=position,
             )
             return self._message(record, signed)
 
@@ -255,7 +263,10 @@ class _Entry(NamedTuple):
 
 
 class Chains(Generic[Content]):
-    """The chains of one topic, and what may come next in each; `on_refused` is called with what is refused."""
+    """The chains of one topic, and what may come next in each; `on_refused` is called with what is refused.
+
+    `position` returns where the topic ends now, or -1 where that is not known; what is signed says so.
+    """
 
     def __init__(
         self, codec: SignedCodec[Content], on_refused: Callable[[Record, RefusedError], None] = lambda _, __: None
@@ -264,10 +275,12 @@ class Chains(Generic[Content]):
         self.heads: dict[str, Head] = {}
         self._hashes: dict[str, OrderedDict[int, str]] = {}
         self._since: dict[str, int] = {}
+        self._after_gap: dict[str, str] = {}
+        self.position: Callable[[], int] = lambda: -1
 
     def forget(self, chains: Iterable[str] | None = None) -> None:
         """Know nothing of these chains any more, or of none at all: what was not committed is not in the log."""
-        for known in (self.heads, self._hashes, self._since):
+        for known in (self.heads, self._hashes, self._since, self._after_gap):
             for chain in list(known if chains is None else chains):
                 known.pop(chain, None)
 
@@ -379,13 +392,18 @@ class Chains(Generic[Content]):
                     raise RefusedError("forked", _forked(signature))
                 raise RefusedError("old", _old(signature))
             if signature.sequence > head.sequence + 1:
-                raise RefusedError(
-                    "gap",
-                    f"record {signature.sequence} of chain {signature.chain!r} came after record {head.sequence}: the "
-                    f"records between are missing",
-                )
-            if signature.previous != head.sha256:
+                # What follows a record that was refused so shows that its writer goes on from there.
+                if signature.previous != self._after_gap.get(signature.chain):
+                    self._after_gap[signature.chain] = digest
+                    raise RefusedError(
+                        "gap",
+                        f"record {signature.sequence} of chain {signature.chain!r} came after record {head.sequence}: "
+                        f"the records between are missing; it goes on with the one that follows, or when this process "
+                        f"is started again",
+                    )
+            elif signature.previous != head.sha256:
                 raise RefusedError("forked", _forked(signature))
+        self._after_gap.pop(signature.chain, None)
         self.heads[signature.chain] = Head(signature.sequence, digest, signature.key_id)
         hashes[signature.sequence] = digest
         while len(hashes) > MAX_HASHES:
@@ -394,7 +412,8 @@ class Chains(Generic[Content]):
 
     def sign(self, content: Content, chain: str, *, kind: str = "") -> bytes:
         """Return the bytes of a content, signed as the next of a chain, which goes on after it."""
-        data = self.codec.sign(content, self.heads.get(chain, NO_HEAD), kind=kind, chain=chain)
+        head, position = self.heads.get(chain, NO_HEAD), self.position()
+        data = self.codec.sign(content, head, kind=kind, chain=chain, position=position)
         signature = self.codec.signature_of(self.codec.parse(data))
         self.heads[chain] = Head(signature.sequence, sha256(data), signature.key_id)
         return data
@@ -422,8 +441,9 @@ def read_newest(
 ) -> tuple[dict[str, list[Content]], int]:
     """Return the last records of chains (`wanted`: how many of each at most), newest first, and the topic's end.
 
-    The topic is read backwards, from its end to the offset `since` at most. The chains go on after what was read. Where
-    a topic's records have the chain as their key, others are not decoded.
+    The topic is read backwards, from its end to the offset `since` at most, and as far as what was found may have
+    something after it: where old records are at the end again, however many, the newest lies before them. The chains go
+    on after what was read. Where a topic's records have the chain as their key, others are not decoded.
     """
     low, high = broker.offset_range(partition)
     records: deque[Record] = deque()
@@ -431,13 +451,19 @@ def read_newest(
     chains.forget(wanted)
     keys = {chain.encode() for chain in wanted} if chains.codec.is_keyed else None
     for begin, end in backwards(max(low, since), high, FIRST_READ_OFFSETS, growth=4):
-        if all(len(newest[chain]) >= many for chain, many in wanted.items()):
+        if all(len(newest[chain]) >= many for chain, many in wanted.items()) and end <= _first_after(chains, newest):
             break
         read = [record for batch in broker.read({partition: (begin, end)}) for record in batch]
         records.extendleft(record for record in reversed(read) if keys is None or record.key() in keys)
         restored = chains.restore(records, wanted)
         newest |= {chain: restored.get(chain, [])[:many] for chain, many in wanted.items()}
     return newest, high
+
+
+def _first_after(chains: Chains[Content], newest: Mapping[str, Sequence[Content]]) -> int:
+    """Return from which offset on everything must be read, so that nothing comes after the newest of each chain."""
+    positions = [chains.codec.signature_of(contents[0]).position for contents in newest.values() if contents]
+    return min((position for position in positions if position >= 0), default=sys.maxsize)
 
 
 def backwards(low: int, high: int, step: int, growth: int = 1, most: int | None = None) -> Iterator[tuple[int, int]]:
@@ -468,6 +494,7 @@ class LogWriter(Generic[Content]):
         end = self._broker.offset_range(self._partition)[1]
         if self._next is None or end < self._next:
             self.chains = Chains(self.chains.codec)
+            self.chains.position = lambda: -1 if self._next is None else self._next
             end = read_newest(self._broker, self._partition, self.chains, {self._chain: 1})[1]
         else:
             self.chains.heads[self._chain] = self._head

@@ -19,7 +19,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, BrokerError, Retry, StoreError, VersionsError
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import Decision, all_decisions, decisions
-from tidemill.registry.latest import MAX_MANIFESTS_BACK, latest, why_none
+from tidemill.registry.latest import MAX_MANIFESTS_BACK, latest, models_partition, why_none
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stages.learner.training_run import ANY_LOG, TrainingRun
 from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
@@ -63,6 +63,18 @@ def manifest_history(broker: Broker, registry: Registry) -> History:
         return manifests
 
     return find
+
+
+def end_of_models(broker: Broker, registry: Registry) -> Callable[[], int]:
+    """Return the function that returns where the models topic ends; -1 where Kafka does not answer."""
+
+    def end() -> int:
+        try:
+            return broker.offset_range(models_partition(registry))[1]
+        except BrokerError:
+            return -1
+
+    return end
 
 
 def candidate_names(broker: Broker, registry: Registry, model: str) -> CandidateNames:
@@ -305,6 +317,7 @@ def build(
     pipeline: Pipeline, model: str, registry: Registry, broker: Broker, *, every_examples: int, every_seconds: float
 ) -> Service:
     """Wire one model's learner to its topics."""
+    registry.chains.position = end_of_models(broker, registry)
     step = Learner(
         pipeline,
         model,

@@ -378,7 +378,7 @@ class KafkaProducer:
         failures, self._failures = self._failures, []
         for failure in failures:
             if not is_refusal(failure.error):
-                raise service_error(KafkaException(failure.error), "sending")
+                raise service_error(KafkaException(failure.error), f"sending to {failure.arguments['topic']}")
         if left:
             raise Aborted(f"sending: {left} records not acknowledged in time")
         return failures
