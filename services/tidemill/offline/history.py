@@ -8,6 +8,7 @@ the rest  a column's values are made what the schema says, exactly, or the file 
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime as dt
 import json
 import math
@@ -36,6 +37,8 @@ _DIGITS = re.compile(r"-?[0-9]{1,18}")
 _INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 #: Integers of a column of floats are exact up to here; beyond, one float stands for several.
 MAX_EXACT_FLOAT = 2**53
+#: A field's attribute with the column that it has in files, where that is no name for a field.
+COLUMN = "column"
 #: Of a value, in the line that refuses it.
 MAX_SHOWN_CHARACTERS = 80
 
@@ -236,8 +239,9 @@ def _records(given: rows.Columns, stream: Stream, place: Path | Frame, *, is_tex
     converted = {}
     for field in stream.avro["fields"]:
         name = field["name"]
-        if name in given:
-            converted[name] = _Column(place, stream, field, named, is_csv=is_text).converted(given[name])
+        column = name if name in given else field.get(COLUMN)
+        if column in given:
+            converted[name] = _Column(place, stream, field, named, is_csv=is_text).converted(given[column])
         elif defaults[name].has_default:
             converted[name] = [defaults[name].default] * count
         else:
@@ -494,12 +498,16 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         with path.open("w") as out:
             out.writelines(json.dumps(record) + "\n" for record in records)
         return
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as out:
+            names = dict.fromkeys(name for record in records for name in record)
+            writer = csv.DictWriter(out, list(names), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records)
+        return
     import pandas as pd
 
     frame = pd.DataFrame(list(records), dtype=object)  # as objects: integers beside missing ones stay integers
-    if path.suffix == ".csv":
-        frame.to_csv(path, index=False)
-        return
     try:
         frame.to_parquet(path, index=False)
     except ImportError:

@@ -1,0 +1,300 @@
+"""The files of a project: declaration, schemas, data, test, README and docker-compose.yml."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tidemill.declare.load import load
+from tidemill.declare.pipeline import Pipeline
+from tidemill.durations import duration, milliseconds
+from tidemill.offline import history
+from tidemill.offline.scaffold.columns import quoted
+from tidemill.offline.scaffold.plan import SHRUNK_BY, WINDOWS, Part, Plan
+from tidemill.offline.suggest import profiles
+from tidemill.offline.suggest.core import Suggestion, refusals_text, suggest
+
+#: Suggested rules are learned from at least as many rows, and refuse at most this share of rows to come.
+MIN_RULE_ROWS, MAX_REFUSED_SHARE, MAX_REFUSED_SHARE_OF_FEW = 60, 0.001, 0.05
+
+Parts = Sequence[Part]
+
+
+def write(folder: Path, plan: Plan) -> None:
+    """Write a project into a folder, which is made."""
+    for name in ("schemas", "data"):
+        (folder / name).mkdir(parents=True)
+    for name, parts in (("event", plan.events), ("label", plan.labels)):
+        (folder / "schemas" / f"{name}.avsc").write_text(schema(plan, name, parts), encoding="utf-8")
+        values = zip(*(part.values for part in parts), strict=True)
+        records = [dict(zip((part.name for part in parts), row, strict=True)) for row in values]
+        history.write(folder / "data" / f"{name}s.{plan.suffix}", records)
+    pipeline = folder / "pipeline.py"
+    pipeline.write_text(declaration(plan), encoding="utf-8")
+    rules = {}
+    for argument, stream, name in (("rules", "events", "events"), ("label_rules", "labels", "labels")):
+        rules[argument] = suggested(load(str(pipeline)), argument, stream, folder / "data" / f"{name}.{plan.suffix}")
+    pipeline.write_text(declaration(plan, **rules), encoding="utf-8")
+    for name, text in (
+        ("test_pipeline.py", _filled("test_pipeline.py", plan)),
+        ("README.md", _filled("README.md", plan)),
+        ("docker-compose.yml", compose(load(str(pipeline)))),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def schema(plan: Plan, name: str, parts: Parts) -> str:
+    """Return an Avro schema, a field a line."""
+    fields = []
+    for part in parts:
+        field: dict[str, Any] = {"name": part.name, "type": part.avro}
+        field |= {"default": None} if isinstance(part.avro, list) else {}
+        field |= {"column": part.column} if part.column else {}
+        fields.append(f"    {json.dumps(field, ensure_ascii=False)}")
+    head = json.dumps({"type": "record", "name": f"{plan.name.replace('-', '_')}.{name.capitalize()}"})
+    return f'{head[:-1]}, "fields": [\n' + ",\n".join(fields) + "\n]}\n"
+
+
+def suggested(pipeline: Pipeline, argument: str, stream: str, path: Path) -> list[str]:
+    """Return the lines of the rules that history suggests; what would refuse some of it is commented out."""
+    declared = getattr(pipeline, stream)
+    rows = history.read(path, declared)
+    if len(rows) < MIN_RULE_ROWS:
+        return []
+    share = min(MAX_REFUSED_SHARE_OF_FEW, max(MAX_REFUSED_SHARE, 3 / len(rows)))
+    made = suggest(pipeline, argument, profiles.of_rows(declared, (), rows), share)
+    # Ids and times go on; and tomorrow there is a customer more.
+    moving = {declared.id, declared.time, pipeline.events.key, *(view.entity for view in pipeline.views)}
+    return [_rule(one) for one in made.missing if one.field not in moving]
+
+
+def _rule(one: Suggestion) -> str:
+    is_sure = not one.refused and not one.warn
+    return f"        {one.code}," if is_sure else f"        # {one.code},  # {refusals_text(one)}"
+
+
+def declaration(plan: Plan, rules: Sequence[str] = (), label_rules: Sequence[str] = ()) -> str:
+    """Return pipeline.py."""
+    parts = [
+        f'"""{_question(plan)}\n\nWritten by `tidemill init`, from the data: all of it may be changed.\n"""\n\n',
+        _imports(plan, [*rules, *label_rules]),
+        "\n",
+        _models(plan),
+        "\npipeline = Pipeline(\n",
+        *_lines(plan, rules, label_rules),
+        ")\n",
+    ]
+    return "".join(parts)
+
+
+def _question(plan: Plan) -> str:
+    words = {
+        "binary": f"will {plan.label} be true?",
+        "multiclass": f"which {plan.label} will it be?",
+        "regression": f"how much will {plan.label} be?",
+        "anomaly": "is this event unusual?",
+    }
+    return f"{plan.name}: {words[plan.task]}"
+
+
+#: By task: the code of the champion and of the challenger.
+_FAMILIES = {
+    "binary": ("linear_model.LogisticRegression()", "tree.HoeffdingTreeClassifier()"),
+    "multiclass": ("linear_model.SoftmaxRegression()", "tree.HoeffdingTreeClassifier()"),
+    "regression": (
+        "preprocessing.TargetStandardScaler(linear_model.LinearRegression())",
+        'tree.HoeffdingTreeRegressor(leaf_prediction="mean")',
+    ),
+}
+
+
+def _imports(plan: Plan, rules: Sequence[str]) -> str:
+    river = ["compose", "preprocessing"]
+    river += ["anomaly"] if plan.task == "anomaly" else ["linear_model", "tree"]
+    names = ["Monitor", "Pipeline", "Stream"]
+    names += [] if plan.task == "anomaly" else ["Gate"]
+    names += ["View", "aggregates"] if _views(plan) else []
+    names += ["number"] if plan.calendar else []
+    names += ["rules"] if any(not line.lstrip().startswith("#") for line in rules) else []
+    ordered = sorted(names, key=lambda name: (name[0].islower(), name))
+    return f"from river import {', '.join(sorted(river))}\n\nfrom tidemill import {', '.join(ordered)}\n"
+
+
+def _models(plan: Plan) -> str:
+    if plan.task == "anomaly":
+        return (
+            "# Numbers and flags; anomalies are told by how few of them lie alike.\n"
+            "NUMBERS = compose.SelectType(float, bool)\n"
+        )
+    return (
+        "# What a linear model is given: numbers on one scale, and a 0 or 1 for each category.\n"
+        "NUMBERS = compose.SelectType(float, bool) | preprocessing.StandardScaler()\n"
+        "CATEGORIES = compose.SelectType(str) | preprocessing.OneHotEncoder()\n"
+    )
+
+
+def _lines(plan: Plan, rules: Sequence[str], label_rules: Sequence[str]) -> Iterable[str]:
+    unit = f', time_unit="{plan.time_unit}"' if plan.time_unit else ""
+    yield f"    name={quoted(plan.name)},\n"
+    key, id_, time, known = map(quoted, (plan.entity or plan.id, plan.id, plan.time, plan.label_time))
+    yield "    # An event asks, a label with the same id answers it. Features of the past are kept by the key.\n"
+    yield f'    events=Stream("event.avsc", id={id_}, time={time}{unit}, key={key}),\n'
+    label = f"id={quoted(plan.label_id)}, time={known}, value={plan.value}"
+    yield f'    labels=Stream("label.avsc", {label}),\n'
+    yield f"    task={quoted(plan.task)},\n"
+    for argument, lines, what in (("rules", rules, "an event"), ("label_rules", label_rules, "a label")):
+        if lines:
+            yield f"    # What {what} must be. A rule that is commented out would refuse some of the data.\n"
+            yield f"    {argument}=[\n" + "\n".join(lines) + "\n    ],\n"
+    yield from _request(plan)
+    yield from _views(plan)
+    yield from _chosen_models(plan)
+    yield "    # How long a label is waited for; from the delays in the data.\n"
+    yield f"    label_timeout={quoted(plan.label_timeout)},\n"
+    segments = f", segments=[{', '.join(map(quoted, plan.segments))}]" if plan.segments else ""
+    reference = duration(5 * milliseconds(plan.monitor))
+    yield f"    monitor=Monitor(window={quoted(plan.monitor)}, reference={quoted(reference)}{segments}),\n"
+    if plan.task != "anomaly":
+        examples = max(200, min(2_000, plan.rows // 5))
+        yield "    # The challenger serves when it is shown to be better, on this many questions or more.\n"
+        yield f"    gate=Gate(examples={examples}),\n"
+
+
+def _request(plan: Plan) -> Iterable[str]:
+    yield "    # Features of the event itself: numbers and flags as they are, categories as text.\n"
+    yield "    request={\n"
+    for name in (*plan.numbers, *plan.flags, *plan.categories):
+        yield f"        {quoted(request_name(name))}: {quoted(name)},\n"
+    at = f"event[{quoted(plan.time)}]"
+    calendar = {
+        "hour": f"number(lambda event: {at} // 3_600_000 % 24)",
+        "weekday": f"number(lambda event: ({at} // 86_400_000 + 3) % 7)",
+        "month": f"number(lambda event: {at} // 2_629_746_000 % 12)",
+    }
+    for name in plan.calendar:
+        taken = {request_name(one) for one in (*plan.numbers, *plan.flags, *plan.categories)}
+        yield f"        {quoted(f'{name}_of_event' if name in taken else name)}: {calendar[name]},\n"
+    for name, why in plan.left_out.items():
+        yield f"        # {name}: left out, {_one_line(why)}\n"
+    yield "    },\n"
+
+
+def _one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def request_name(name: str) -> str:
+    """Return what the feature of a field is called: `label` is the label's own name."""
+    return "label_" if name == "label" else name
+
+
+def _views(plan: Plan) -> list[str]:
+    is_number = plan.task != "multiclass"
+    window, lines = plan.window, []
+    tile = WINDOWS[window]
+    mean = f'aggregates.shrunk_mean("label", {plan.prior!r}, {SHRUNK_BY}, "{window}")'
+    if plan.entity:
+        kept = [f'aggregates.count("{window}")']
+        kept += [f'aggregates.mean({quoted(name)}, "{window}")' for name in plan.numbers[:2]]
+        lines.append(_view(plan.entity, "past", "", tile, kept))
+        lines += [_view(plan.entity, "outcome", '            source="examples",\n', tile, [mean])] if is_number else []
+    lines += [_view(name, "outcome", '            source="examples",\n', tile, [mean]) for name in plan.means]
+    if not lines:
+        return []
+    comment = (
+        "    # Features of the past, by entity: how often, how much, and what came of it (drawn to the mean of all).\n"
+    )
+    return [comment, "    views=[\n", *lines, "    ],\n"]
+
+
+def _view(entity: str, what: str, source: str, tile: str, kept: Sequence[str]) -> str:
+    name = quoted(f"{entity}_{what}")
+    head = f"        View(\n            {quoted(entity)},\n            name={name},\n"
+    aggregates = "".join(f"                {one},\n" for one in kept)
+    aggregates = (
+        f"            aggregates=[\n{aggregates}            ],\n"
+        if len(kept) > 1
+        else f"            aggregates=[{kept[0]}],\n"
+    )
+    return f'{head}{source}            every="{tile}",\n{aggregates}        ),\n'
+
+
+def _chosen_models(plan: Plan) -> Iterable[str]:
+    if plan.task == "anomaly":
+        yield "    # The champion serves; the challenger is measured beside it.\n"
+        yield "    models={\n"
+        yield '        "trees": NUMBERS | preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(seed=42),\n'
+        yield '        "svm": NUMBERS | preprocessing.StandardScaler() | anomaly.OneClassSVM(),\n'
+        yield '    },\n    champion="trees",\n'
+        return
+    linear, tree = _FAMILIES[plan.task]
+    yield "    # The champion serves; the challenger learns and is measured beside it.\n"
+    yield "    models={\n"
+    yield f'        "linear": (NUMBERS + CATEGORIES) | {linear},\n'
+    yield f'        "tree": {tree},\n'
+    yield '    },\n    champion="linear",\n'
+
+
+def _template(name: str) -> str:
+    return (files("tidemill.offline.scaffold") / "templates" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _filled(name: str, plan: Plan) -> str:
+    text = _template(name)
+    for key, value in {"NAME": plan.name, "SUFFIX": plan.suffix, "QUESTION": _question(plan)}.items():
+        text = text.replace(f"@{key}@", value)
+    return text
+
+
+def compose(pipeline: Pipeline) -> str:
+    """Return docker-compose.yml: the project's own for the shipped pipeline, made one for this pipeline."""
+    made = [COMPOSE_HEAD]
+    for block in shipped("docker-compose.yml").read_text(encoding="utf-8").split("\n\n")[1:]:
+        name = block.strip().partition(":")[0]
+        if name in ("prometheus", "grafana") or (name.startswith("learner-") and name != "learner-logreg"):
+            continue
+        if name == "learner-logreg":
+            made += [_mounted(block.replace("logreg", model)) for model in pipeline.model_names]
+        elif name == "volumes":
+            made.append(
+                "\n".join(line for line in block.splitlines() if line.strip() not in ("prometheus:", "grafana:"))
+            )
+        elif name == "status":
+            made.append(_mounted(_with_learners(block, pipeline.model_names)))
+        else:
+            made.append(_mounted(block.replace("  build: .\n", "")))
+    return "\n\n".join(made).rstrip() + "\n"
+
+
+COMPOSE_HEAD = """\
+# This pipeline on a real Kafka and Redis, with Tidemill's image (in a clone of Tidemill: docker compose build):
+#   docker compose up
+# It makes the keys that records are signed with, in volumes. The status page is then at localhost:8000."""
+
+
+def _mounted(block: str) -> str:
+    """Return a service, or what services share, with this folder mounted, and its pipeline named."""
+    named = re.sub(r"^(    command: \[.*)\bflights\b", r"\1/pipeline/pipeline.py", block, flags=re.M)
+    if "image: tidemill" not in named and "*service" not in named:
+        return named
+    return re.sub(r"^(  (?:  )?volumes: \[)", r'\1"./:/pipeline:ro", ', named, flags=re.M)
+
+
+def _with_learners(block: str, models: Sequence[str]) -> str:
+    lines = []
+    for line in block.splitlines():
+        if '"learner-' not in line:
+            lines.append(line)
+        elif "learner-logreg" in line:
+            lines += [line.replace("logreg", model) for model in models]
+    return "\n".join(lines)
+
+
+def shipped(name: str) -> Path:
+    """Return a file or folder that is shipped: inside the wheel, or in the repository."""
+    inside = Path(__file__).parents[2] / name
+    return inside if inside.exists() else Path(__file__).parents[4] / name

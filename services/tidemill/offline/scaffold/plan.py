@@ -1,0 +1,759 @@
+"""What to make of somebody's data: which columns are id, time, label and entity, and what becomes a feature.
+
+What can be told from the data is decided, and noted with the option that says otherwise. What can't is asked, or ends
+in an error that names the option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any
+
+from tidemill.declare.tasks import TASKS
+from tidemill.durations import milliseconds, moment
+from tidemill.encoding.times import PER_SECOND
+from tidemill.errors import SettingsError
+from tidemill.offline.scaffold.columns import (
+    EPOCH,
+    ISO,
+    Column,
+    columns_of,
+    field_names,
+    free_name,
+    iso_text,
+    quoted,
+    time_reader,
+    words_of,
+)
+
+#: Asks (question, choices) and returns the answer.
+Ask = Callable[[str, Sequence[str]], str]
+
+#: Rows without a time get one each, from here on.
+FIRST_ROW_TIME_MS = moment("2024-01-01")
+#: So many rows get a minute each, more a second each.
+MAX_ROWS_BY_MINUTE = 500_000
+#: Numbers with no more values are classes, if each is there often.
+MAX_NUMBER_CLASSES, MIN_ROWS_OF_NUMBER_CLASS = 10, 20
+MAX_CLASSES = 100
+#: Texts with no more values are categories of their own, with more the mean of what came of each.
+MAX_CATEGORY_VALUES = 30
+MIN_ROWS_OF_VALUE = 5
+MAX_MEAN_VIEWS = 3
+#: Columns that an error names.
+MAX_CHOICES = 20
+#: What `label_timeout`, windows and `Monitor` may be.
+DURATIONS = ("5m", "15m", "1h", "6h", "1d", "2d", "7d", "14d", "30d", "90d", "360d")
+#: Windows of views, and the tiles that they are a multiple of.
+WINDOWS = {"5m": "30s", "1h": "5m", "6h": "30m", "1d": "2h", "7d": "12h", "30d": "2d", "90d": "6d", "360d": "30d"}
+#: Events of one entity that a window should hold, as far as one can.
+EVENTS_OF_WINDOW = 10
+SHRUNK_BY = 10
+
+_IDS = re.compile(r"(^|[^a-z])(id|uuid|guid|key|nr|no|number|ref|index)$|[a-z]{3}id$")
+_ENTITIES = {
+    *("user", "customer", "client", "account", "card", "device", "store", "shop", "driver", "courier", "depot"),
+    *("merchant", "vendor", "seller", "patient", "player", "host", "ip", "origin", "station", "sensor", "machine"),
+    *("sku", "product", "item", "symbol", "ticker", "subject", "chick", "team", "carrier", "vehicle", "city"),
+}
+_LABELS = {
+    *("label", "target", "y", "class", "outcome", "fraud", "is_fraud", "churn", "churned", "survived", "response"),
+    *("default", "ground_truth", "truth"),
+}
+_LABEL_WORDS = ("label", "target", "is", "was")
+_TRUE = {
+    *("true", "t", "yes", "y", "1", "1.0", "ja", "oui", "si", "pos", "positive", "bad", "fraud", "spam", "churn"),
+    *("churned", "late", "fail", "failed", "failure", "malignant", "attack", "default", "defaulted", "won", "up"),
+}
+
+
+@dataclass
+class Data:
+    """One source of rows: what it is called, and its columns as they stand there."""
+
+    name: str
+    given: Mapping[str, Sequence[Any]]
+    is_csv: bool
+    columns: list[Column] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.columns = columns_of(self.given, is_csv=self.is_csv)
+        if not self.columns or not self.rows:
+            raise SettingsError(f"{self.name} has no rows: give a file with a line of names and some rows")
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.columns[0].values) if self.columns else 0
+
+    def column(self, option: str, name: str) -> Column:
+        """Return the column of that name, or of that field. Raises SettingsError, which names the option."""
+        for column in self.columns:
+            if name in (column.name, column.field):
+                return column
+        raise SettingsError(f"--{option} {name!r}: {self.name} has no such column: it has {listed(self.columns)}")
+
+
+def listed(columns: Iterable[Column]) -> str:
+    """Return the names of columns, the first of them where there are many."""
+    names = [repr(column.name) for column in columns]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One field of a schema: its Avro type, the column it is from where that has another name, and its values."""
+
+    name: str
+    avro: Any
+    values: Sequence[Any] = field(repr=False)
+    column: str = ""
+
+
+@dataclass
+class Plan:
+    """What is written: the parts of both schemas, and the declaration's choices."""
+
+    name: str
+    task: str
+    is_csv: bool
+    events: list[Part] = field(default_factory=list)
+    labels: list[Part] = field(default_factory=list)
+    id: str = ""
+    time: str = ""
+    time_unit: str = ""
+    entity: str = ""
+    label: str = ""
+    label_id: str = ""
+    label_time: str = ""
+    #: The Python of the label, as the declaration's `value` has it.
+    value: str = ""
+    label_timeout: str = "1d"
+    numbers: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    categories: list[str] = field(default_factory=list)
+    #: Features of the time: "hour", "weekday", "month".
+    calendar: list[str] = field(default_factory=list)
+    #: Fields whose values are told by the mean of their labels.
+    means: list[str] = field(default_factory=list)
+    #: Fields that are no features, and why.
+    left_out: dict[str, str] = field(default_factory=dict)
+    prior: float = 0.0
+    window: str = "1d"
+    monitor: str = "1d"
+    segments: list[str] = field(default_factory=list)
+    rows: int = 0
+    notes: list[str] = field(default_factory=list)
+    is_labelled: bool = True
+
+    @property
+    def suffix(self) -> str:
+        """The form of the data files: CSV as it came, JSON lines for values that have types."""
+        return "csv" if self.is_csv else "jsonl"
+
+
+@dataclass
+class Options:
+    """What the user says himself; empty: it is to be decided. "none" stands for no such column."""
+
+    id: str = ""
+    label_id: str = ""
+    time: str = ""
+    time_unit: str = ""
+    time_format: str = ""
+    entity: str = ""
+    label: str = ""
+    label_time: str = ""
+    label_delay: str = ""
+    task: str = ""
+    positive: str = ""
+
+
+def plan(name: str, events: Data, labels: Data | None, options: Options, ask: Ask | None = None) -> Plan:
+    """Return what to write. Raises SettingsError, in one line, where something is not right or can't be known."""
+    return _Planner(name, events, labels, options, ask).plan()
+
+
+class _Planner:
+    def __init__(self, name: str, events: Data, labels: Data | None, options: Options, ask: Ask | None) -> None:
+        self.events, self.labels, self.options, self.ask = events, labels, options, ask
+        self.made = Plan(name, options.task, events.is_csv and (labels is None or labels.is_csv))
+        self.made.rows = events.rows
+        if options.task and options.task not in TASKS:
+            raise SettingsError(f"--task {options.task!r}: expected one of {', '.join(TASKS)}")
+        self.used: set[str] = set()
+
+    def note(self, text: str) -> None:
+        self.made.notes.append(text)
+
+    def choose(self, option: str, question: str, choices: Sequence[str]) -> str:
+        """Ask what can't be known. Raises SettingsError where nobody can be asked."""
+        if self.ask is None:
+            shown = ", ".join(map(repr, choices[:MAX_CHOICES])) + (", ..." if len(choices) > MAX_CHOICES else "")
+            raise SettingsError(f"{question} Say so with --{option}: {shown}")
+        answer = self.ask(f"{question} (--{option})", choices)
+        setattr(self.options, option.replace("-", "_"), answer)
+        return answer
+
+    def plan(self) -> Plan:
+        for data in filter(None, (self.events, self.labels)):
+            renamed = [f"{c.name!r} is {c.field}" for c in data.columns if c.is_renamed]
+            if renamed:
+                more = f" and {len(renamed) - 8} more" if len(renamed) > 8 else ""
+                self.note(f"{data.name}: names that Avro has not: {', '.join(renamed[:8])}{more}")
+            for column in data.columns:
+                if column.note:
+                    self.note(f"{data.name}: {column.name!r}: {column.note}")
+        label, label_data = self._label()
+        time, millis = self._time(label if self.labels is None else None)
+        id_, label_id = self._id(label, time)
+        self._task(label)
+        label_time, label_millis = self._label_time(label, time, millis, id_, label_id)
+        apart = [c for c in (label, label_time) if c is not None] if label_data is self.events else []
+        self._events(id_, time, millis, apart)
+        self._labels(label, id_, label_id, label_time, millis, label_millis)
+        entity = self._entity([c for c in (id_, time, label, label_time) if c])
+        self._features(entity, [c for c in (id_, time, *apart) if c], time, millis)
+        self._windows(entity, millis)
+        return self.made
+
+    # Which columns are what.
+
+    def _label(self) -> tuple[Column | None, Data]:
+        data, options = self.labels or self.events, self.options
+        if options.label and options.label != "none":
+            return self._with_values("label", data.column("label", options.label)), data
+        if options.label == "none":
+            return None, data
+        likely = [c for c in data.columns if c.kind not in ("nested", "time")]
+        named = [c for c in likely if "_".join(words_of(c.name)) in _LABELS]
+        named = named or [c for c in likely[-1:] if words_of(c.name)[:1] and words_of(c.name)[0] in _LABEL_WORDS]
+        if self.labels is not None:
+            shared = {c.name for c in self.events.columns}
+            others = [c for c in likely if c.name not in shared and not c.told and not _IDS.search(_plain(c))]
+            named = named or (others if len(others) == 1 else [])
+        if len(named) == 1:
+            self.note(f"the label is {named[0].name!r} (--label)")
+            return self._with_values("label", named[0]), data
+        if options.task == "anomaly":
+            return None, data
+        question = f"which column of {data.name} is the label, or `none` to look for anomalies?"
+        answer = self.choose("label", question, [*(c.name for c in named or likely), "none"])
+        if answer == "none":
+            return None, data
+        return self._with_values("label", data.column("label", answer)), data
+
+    @staticmethod
+    def _with_values(option: str, column: Column) -> Column:
+        if column.kind in ("nested", "empty"):
+            what = "no value in any row" if column.kind == "empty" else "lists or objects, which is no plain value"
+            raise SettingsError(f"--{option} {column.name!r} has {what}: name another column")
+        return column
+
+    def _time(self, label: Column | None) -> tuple[Column | None, list[int]]:
+        data, name = self.events, self.options.time
+        if name and name != "none":
+            column = data.column("time", name)
+        elif name == "none":
+            return None, self._times_by_row()
+        else:
+            likely = [c for c in data.columns if c is not label and _is_time(c)]
+            chosen = self._event_time(likely)
+            if chosen is None:
+                return None, self._times_by_row()
+            column = chosen
+        self._read_times("time", column)
+        return column, self._whole_times("time", column)
+
+    def _event_time(self, likely: list[Column]) -> Column | None:
+        """Return the column with the time of the events, of several that may be: the earliest in every row."""
+        whole = [c for c in likely if not c.missing]
+        if not whole:
+            for column in likely:
+                self.note(f"{column.name!r} has no value in {column.missing:,} rows: it is not the time of the events")
+            return None
+        dated = [c for c in whole if c.kind == "time"] or [c for c in whole if c.told in PER_SECOND] or whole
+        if len(dated) > 1:
+            sure = [c for c in dated if c.told]
+            by_row = list(zip(*(c.millis for c in sure), strict=True))
+            first = [c for i, c in enumerate(sure) if all(row[i] == min(row) for row in by_row)]
+            dated = first[:1] if len(sure) == len(dated) and first else dated
+        if len(dated) == 1:
+            self.note(f"the time of an event is {dated[0].name!r} (--time)")
+            return dated[0]
+        answer = self.choose("time", "which column is the time of an event?", [*(c.name for c in dated), "none"])
+        return None if answer == "none" else self.events.column("time", answer)
+
+    def _times_by_row(self) -> list[int]:
+        step = 60_000 if self.events.rows <= MAX_ROWS_BY_MINUTE else 1_000
+        self.note(
+            f"{self.events.name} has no time: its rows are taken to come in order, one a "
+            f"{'minute' if step == 60_000 else 'second'} from 2024-01-01 on (--time)"
+        )
+        return [FIRST_ROW_TIME_MS + number * step for number in range(self.events.rows)]
+
+    def _read_times(self, option: str, column: Column) -> None:
+        """Say how the times of a column are told. Raises SettingsError where that is not known."""
+        options = self.options
+        for given, known in ((options.time_format, None), (options.time_unit, (*PER_SECOND, ISO))):
+            if given and (option == "time" or not column.told):
+                if known and given not in known:
+                    raise SettingsError(f"--time-unit {given!r}: expected one of {', '.join(known)}")
+                column.told, column.ambiguous = given, ()
+        if column.kind in ("nested", "empty", "flag"):
+            raise SettingsError(f"--{option} {column.name!r} has no times: it holds {column.kind} values")
+        if column.ambiguous and not column.told:
+            example = next(value for value in column.values if value)
+            column.told = self.choose(
+                "time-format", f"{column.name!r} may be read in several ways, as {example!r}: which?", column.ambiguous
+            )
+        if not column.told:
+            example = next(value for value in column.values if value is not None)
+            given = (
+                "--time-unit seconds, millis, micros or nanos" if column.kind in ("int", "float") else "--time-format"
+            )
+            raise SettingsError(
+                f"--{option} {column.name!r} holds {str(example)[:40]!r}, and it can't be told what time that is: give "
+                f"{given}, or --{option} none"
+            )
+        try:
+            column.millis = [None if v is None else _checked(time_reader(column.told)(v)) for v in column.values]
+            if column.told in PER_SECOND and not all(ms is None or EPOCH[0] <= ms <= EPOCH[1] for ms in column.millis):
+                raise ValueError("its numbers are no times between 1990 and 2100")
+        except (ValueError, OverflowError, ArithmeticError, TypeError) as error:
+            raise SettingsError(f"--{option} {column.name!r} is not in {column.told!r}: {error}") from None
+
+    @staticmethod
+    def _whole_times(option: str, column: Column) -> list[int]:
+        if column.missing:
+            row = column.values.index(None) + 1
+            raise SettingsError(f"--{option} {column.name!r} has no value in row {row}: every event needs a time")
+        return [ms for ms in column.millis if ms is not None]
+
+    def _id(self, label: Column | None, time: Column | None) -> tuple[Column | None, Column | None]:
+        """Return the columns that name an event, in the events and in the labels; None: the row's number does."""
+        data, name = self.events, self.options.id
+        if name and name != "none":
+            column = data.column("id", name)
+            if column.missing or column.kind not in ("int", "text"):
+                what = f"no value in {column.missing:,} rows" if column.missing else f"{column.kind} values"
+                raise SettingsError(f"--id {column.name!r} has {what}: an id is a text or a whole number, in every row")
+            if not column.is_unique:
+                self.note(
+                    f"{column.name!r} repeats: of {data.rows:,} rows {len(column.counts):,} have an id of their own"
+                )
+        elif self.labels is not None:
+            if name == "none":
+                raise SettingsError("--id none: events and labels are in two files, and an id connects them: name it")
+            column = self._common_id(label)
+        else:
+            likely = [c for c in data.columns if c.is_unique and c.kind in ("int", "text") and c not in (label, time)]
+            likely = [c for c in likely if _IDS.search(_plain(c))] if name != "none" else []
+            if not likely:
+                self.note(f"{data.name} has no id: the number of the row is one (--id)")
+                return None, None
+            column = likely[0]
+            self.note(f"an event is named by {column.name!r} (--id)")
+        if self.labels is None:
+            return column, column
+        label_id = self.labels.column("label-id", self.options.label_id or column.name)
+        if label_id.kind not in ("int", "text"):
+            raise SettingsError(f"--label-id {label_id.name!r} holds {label_id.kind} values: expected those of the id")
+        if not {str(v) for v in column.counts} & {str(v) for v in label_id.counts}:
+            raise SettingsError(
+                f"--id {column.name!r}: no label has the id of an event: name the columns with --id and --label-id"
+            )
+        return column, label_id
+
+    def _common_id(self, label: Column | None) -> Column:
+        assert self.labels is not None  # noqa: S101
+        in_labels = {c.name: c for c in self.labels.columns if c.kind in ("int", "text") and c is not label}
+        likely = [c for c in self.events.columns if c.is_unique and c.kind in ("int", "text") and c.name in in_labels]
+        likely = [c for c in likely if {str(v) for v in c.counts} & {str(v) for v in in_labels[c.name].counts}]
+        hinted = [c for c in likely if _IDS.search(_plain(c))] or likely
+        if len(hinted) != 1:
+            shared = [c.name for c in hinted] or [c.name for c in self.events.columns]
+            answer = self.choose("id", "which column names an event, in events and labels alike?", shared)
+            return self.events.column("id", answer)
+        self.note(f"an event is named by {hinted[0].name!r}, in both files (--id)")
+        return hinted[0]
+
+    def _label_time(
+        self, label: Column | None, time: Column | None, millis: list[int], id_: Column | None, label_id: Column | None
+    ) -> tuple[Column | None, list[int | None]]:
+        """Return the column with the time of labels, and the times: of the labels' rows."""
+        options, data = self.options, self.labels or self.events
+        delay = 0
+        if options.label_delay:
+            try:
+                delay = 0 if options.label_delay in ("0", "none") else milliseconds(options.label_delay)
+            except ValueError as error:
+                raise SettingsError(f"--label-delay: {error}") from None
+        column = None
+        if options.label_time and options.label_time != "none":
+            column = data.column("label-time", options.label_time)
+            self._read_times("label-time", column)
+        elif not options.label_time and not options.label_delay and label is not None:
+            column = self._likely_label_time(data, label, time, millis)
+        if column is not None:
+            return column, list(column.millis)
+        if label is not None:
+            when = f"{options.label_delay} after its event" if delay else "at the time of its event"
+            self.note(f"a label is known {when}{'' if delay else ' (--label-time or --label-delay)'}")
+        if self.labels is None:
+            return None, [ms + delay for ms in millis]
+        assert id_ is not None and label_id is not None  # noqa: S101,PT018
+        known = dict(zip(map(str, id_.values), millis, strict=True))
+        return None, [known.get(str(v), max(millis)) + delay for v in label_id.values]
+
+    def _likely_label_time(self, data: Data, label: Column, time: Column | None, millis: list[int]) -> Column | None:
+        likely = [c for c in data.columns if c is not label and c is not time]
+        likely = [c for c in likely if c.kind == "time" or c.told in PER_SECOND]
+        if data is self.events:
+            likely = [
+                c
+                for c in likely
+                if c.told
+                and time is not None
+                and all(y is None or ms is not None for y, ms in zip(label.values, c.millis, strict=True))
+                and all(ms is None or at <= ms for at, ms in zip(millis, c.millis, strict=True))
+                and any(ms is not None and at < ms for at, ms in zip(millis, c.millis, strict=True))
+            ]
+        if not likely:
+            return None
+        if len(likely) > 1:
+            question = f"which column of {data.name} is the time at which a label is known?"
+            answer = self.choose("label-time", question, [*(c.name for c in likely), "none"])
+            if answer == "none":
+                return None
+            likely = [data.column("label-time", answer)]
+        self._read_times("label-time", likely[0])
+        self.note(f"a label is known at {likely[0].name!r} (--label-time)")
+        return likely[0]
+
+    # The task, from the label.
+
+    def _task(self, label: Column | None) -> None:
+        made, asked = self.made, self.options.task
+        if label is None:
+            if asked not in ("", "anomaly"):
+                raise SettingsError(f"--task {asked} needs a label: name it with --label")
+            made.task, made.is_labelled = "anomaly", False
+            made.label = free_name("anomaly", [c.field for c in self.events.columns])
+            made.value = quoted(made.label)
+            self.note("there is no label: the task is anomaly, and no event is said to be one")
+            return
+        made.label = label.field
+        values, rows = label.counts, label.counts.total()
+        is_number = label.kind in ("int", "float")
+        if not asked:
+            asked = self._task_of(label, len(values), rows)
+            self.note(f"the task is {asked}, for {label.name!r} has {_values_of(label)} (--task)")
+        made.task = asked
+        if asked in ("binary", "anomaly"):
+            self._binary(label, asked)
+        elif asked == "regression":
+            if not is_number:
+                raise SettingsError(f"--task regression: {label.name!r} has {_values_of(label)}: expected numbers")
+            made.value = quoted(label.field)
+            finite = [number for number in label.numbers if abs(number) <= 1e15]
+            made.prior = float(f"{mean(finite) if finite else 0.0:.4g}")
+        else:
+            made.value = (
+                quoted(label.field)
+                if label.kind in ("text", "time")
+                else f"lambda label: str(label[{quoted(label.field)}])"
+            )
+
+    def _task_of(self, label: Column, distinct: int, rows: int) -> str:
+        if label.kind == "flag" or distinct == 2:
+            return "binary"
+        if label.kind in ("int", "float"):
+            few = distinct <= MAX_NUMBER_CLASSES and rows >= MIN_ROWS_OF_NUMBER_CLASS * distinct
+            return "multiclass" if few and label.kind == "int" and distinct > 1 else "regression"
+        if distinct > MAX_CLASSES or label.kind == "time":
+            raise SettingsError(
+                f"{label.name!r} has {_values_of(label)}: no label that can be learned. Name another with --label, or "
+                f"say --task multiclass"
+            )
+        return "multiclass"
+
+    def _binary(self, label: Column, task: str) -> None:
+        made, values = self.made, label.counts
+        made.prior = 0.5
+        if label.kind == "flag":
+            made.value = quoted(label.field)
+            made.prior = round(sum(n for v, n in values.items() if str(v).lower() in _TRUE) / values.total(), 4)
+            return
+        positive = next((v for v in values if self.options.positive and str(v) == self.options.positive), None)
+        if self.options.positive and positive is None:
+            raise SettingsError(f"--positive {self.options.positive!r} is no value of {label.name!r}")
+        if len(values) > 2 and positive is None:
+            raise SettingsError(
+                f"--task {task}: {label.name!r} has {_values_of(label)}: say which is true, by --positive"
+            )
+        if positive is None:
+            likely = [value for value in values if str(value).strip().lower() in _TRUE]
+            rarest = sorted(values, key=lambda value: (values[value], str(value)))
+            positive = likely[0] if len(likely) == 1 else rarest[0]
+            if len(values) == 1 and not likely:
+                positive = None
+        if positive is None:
+            only = next(iter(values))
+            self.note(f"every label is {only!r}: taken as false (--positive)")
+            made.value, made.prior = f"lambda label: label[{quoted(label.field)}] != {_as_python(label, only)}", 0.0
+            return
+        self.note(f"the label is true where {label.name!r} is {str(positive)!r} (--positive)")
+        made.value = f"lambda label: label[{quoted(label.field)}] == {_as_python(label, positive)}"
+        made.prior = round(values[positive] / values.total(), 4)
+
+    # The parts of both schemas.
+
+    def _events(self, id_: Column | None, time: Column | None, millis: list[int], apart: Sequence[Column]) -> None:
+        made, data = self.made, self.events
+        names = [column.field for column in data.columns]
+        if id_ is None:
+            made.id = free_name("row", names)
+            made.events.append(Part(made.id, "long", [self._whole(n) for n in range(1, data.rows + 1)]))
+        else:
+            made.id = id_.field
+            made.events.append(_part(id_, "long" if id_.kind == "int" and self._ids_are_whole(id_) else "string"))
+        if time is None:
+            made.time = free_name("at", names)
+            made.events.append(Part(made.time, MILLIS, list(map(iso_text, millis))))
+        else:
+            made.time = time.field
+            made.events.append(self._time_part(time, millis))
+        for column in data.columns:
+            if column in (id_, time) or column in apart:
+                continue
+            if column.kind in ("nested", "empty"):
+                what = "lists or objects" if column.kind == "nested" else "no value in any row"
+                made.left_out[column.field] = f"{what}; not in the schema"
+                continue
+            made.events.append(_part(column))
+
+    def _ids_are_whole(self, id_: Column) -> bool:
+        """Whether ids are whole numbers in both files."""
+        name = self.options.label_id or id_.name
+        return self.labels is None or self.labels.column("label-id", name).kind == "int"
+
+    def _whole(self, number: int) -> Any:
+        return str(number) if self.made.is_csv else number
+
+    def _time_part(self, column: Column, millis: Sequence[int]) -> Part:
+        """Return the field of a time as it is told, if a schema can say so; else as ISO 8601."""
+        told = column.told
+        if told == "seconds":
+            self.made.time_unit = "seconds"
+            return _part(column)
+        logical = {"millis": "timestamp-millis", "micros": "timestamp-micros", "nanos": "timestamp-nanos"}.get(told)
+        if logical and column.kind == "int":
+            return _part(column, {"type": "long", "logicalType": logical})
+        if told == ISO and self.made.is_csv:
+            return _part(column, MILLIS)
+        self._say_written_as_iso(column)
+        return Part(column.field, MILLIS, list(map(iso_text, millis)), column.name if column.is_renamed else "")
+
+    def _say_written_as_iso(self, column: Column) -> None:
+        if column.told != ISO:
+            self.note(f"the times of {column.name!r} are written as ISO 8601, as 2026-01-31T18:00:00Z")
+
+    def _labels(
+        self,
+        label: Column | None,
+        id_: Column | None,
+        label_id: Column | None,
+        label_time: Column | None,
+        millis: list[int],
+        label_millis: list[int | None],
+    ) -> None:
+        """Make the fields of the labels, of the rows that have one."""
+        made, data = self.made, self.labels or self.events
+        ids: Sequence[Any]
+        if id_ is None or label_id is None:
+            ids, made.label_id = made.events[0].values, made.id
+        else:
+            ids, made.label_id = label_id.values, label_id.field
+        if made.label == made.label_id:
+            raise SettingsError(f"--label {made.label!r} is the id as well: name another column")
+        taken = [made.label_id, made.label]
+        made.label_time = label_time.field if label_time is not None else free_name("known_at", taken)
+        if made.label_time in taken:
+            raise SettingsError(f"--label-time {made.label_time!r} is the id or the label as well: name another column")
+        values = label.values if label is not None else ["false" if made.is_csv else False] * data.rows
+        rows = [
+            (i, ms, value)
+            for i, ms, value in zip(ids, label_millis, values, strict=True)
+            if i is not None and ms is not None and value is not None
+        ]
+        if len(rows) < data.rows:
+            what = "rows have no label yet" if data is self.events else f"rows of {data.name} lack id, time or label"
+            self.note(f"{data.rows - len(rows):,} {what}")
+        if not rows:
+            raise SettingsError(f"no row of {data.name} has an id, a time and a label")
+        id_type = made.events[0].avro
+        kept = [i if id_type == "long" or isinstance(i, str) else str(i) for i, _, _ in rows]
+        kind = {"int": "long", "float": "double", "flag": "boolean"}.get(label.kind if label else "flag", "string")
+        id_name = label_id.name if label_id is not None and label_id.is_renamed else ""
+        made.labels = [
+            Part(made.label_id, id_type, kept, id_name),
+            Part(made.label_time, MILLIS, [iso_text(ms) for _, ms, _ in rows], _original(label_time)),
+            Part(made.label, kind, [value for _, _, value in rows], _original(label)),
+        ]
+        if label is not None and label.kind == "time":
+            made.labels[2] = dataclasses.replace(made.labels[2], values=[str(value) for _, _, value in rows])
+        known = dict(zip(map(str, made.events[0].values), millis, strict=True))
+        delays = [ms - known[str(i)] for i, ms, _ in rows if str(i) in known]
+        made.label_timeout = _at_least(max(delays, default=0) * 3 // 2)
+
+    # Features.
+
+    def _entity(self, taken: Sequence[Column]) -> Column | None:
+        name = self.options.entity
+        if name == "none":
+            return None
+        if name:
+            column = self.events.column("entity", name)
+            if column.missing or column.kind not in ("int", "text"):
+                what = f"no value in {column.missing:,} rows" if column.missing else f"{column.kind} values"
+                raise SettingsError(
+                    f"--entity {column.name!r} has {what}: expected texts or whole numbers, in every row"
+                )
+            if column.field not in {part.name for part in self.made.events}:
+                raise SettingsError(f"--entity {column.name!r} is known with the label only: name another column")
+        else:
+            likely = [
+                c
+                for c in self.events.columns
+                if c.kind in ("int", "text")
+                and c not in taken
+                and not c.missing
+                and 2 <= len(c.counts) <= c.counts.total() / 3
+                and not c.told
+                and (_IDS.search(_plain(c)) or (c.kind == "text" and set(words_of(c.name)[-1:]) & _ENTITIES))
+            ]
+            if not likely:
+                return None
+            column = max(likely, key=lambda c: len(c.counts))
+            self.note(f"features of the past are kept for each {column.name!r} (--entity)")
+        self.made.entity = column.field
+        return column
+
+    def _features(
+        self, entity: Column | None, taken: Sequence[Column], time: Column | None, millis: Sequence[int]
+    ) -> None:
+        made, rows = self.made, self.events.rows
+        fields = {part.name for part in made.events}
+        for column in self.events.columns:
+            if column in taken or column.field not in fields:
+                continue
+            distinct = len(column.counts)
+            if distinct == 1 and not column.missing:
+                made.left_out[column.field] = f"always {str(next(iter(column.counts)))[:40]!r}"
+            elif column.kind == "time" or column.told in PER_SECOND:
+                made.left_out[column.field] = "a time: it only goes up"
+            elif column.kind in ("int", "float"):
+                if column.kind == "int" and (column is entity or (column.is_unique and _IDS.search(_plain(column)))):
+                    made.left_out[column.field] = "an id"
+                else:
+                    made.numbers.append(column.field)
+            elif column.kind == "flag":
+                made.flags.append(column.field)
+            elif distinct <= MAX_CATEGORY_VALUES and (rows >= 2 * distinct or rows < MIN_ROWS_OF_NUMBER_CLASS):
+                made.categories.append(column.field)
+                if distinct <= MAX_NUMBER_CLASSES and len(made.segments) < 2:
+                    made.segments.append(column.field)
+            elif (
+                rows >= MIN_ROWS_OF_VALUE * distinct
+                and made.task != "multiclass"
+                and len(made.means) < MAX_MEAN_VIEWS
+                and column is not entity
+            ):
+                made.means.append(column.field)
+            elif column is not entity:
+                made.left_out[column.field] = f"text with {distinct:,} different values in {rows:,} rows"
+        if time is not None:
+            span = max(millis) - min(millis)
+            made.calendar += ["hour"] if any(ms % 86_400_000 for ms in millis) else []
+            made.calendar += ["weekday"] if span >= 14 * 86_400_000 else []
+            made.calendar += ["month"] if span >= 400 * 86_400_000 else []
+        if not (made.numbers or made.flags or made.categories or made.calendar or made.means or entity):
+            raise SettingsError(
+                f"{self.events.name} has nothing to predict from: beside id, time and label it needs a column of "
+                f"numbers or categories"
+            )
+
+    def _windows(self, entity: Column | None, millis: Sequence[int]) -> None:
+        made, span = self.made, max(millis) - min(millis)
+        entities = len(entity.counts) if entity is not None else 1
+        wanted = EVENTS_OF_WINDOW * span * entities // max(1, len(millis))
+        made.window = next((w for w in WINDOWS if milliseconds(w) >= wanted), "360d")
+        made.monitor = _at_least(span // 20, DURATIONS[2:])
+
+
+MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
+
+
+def _checked(ms: int) -> int:
+    iso_text(ms)  # OverflowError beyond the years that a calendar has
+    return ms
+
+
+def _is_time(column: Column) -> bool:
+    return column.kind == "time" or bool(column.told)
+
+
+def _plain(column: Column) -> str:
+    return "_".join(words_of(column.name))
+
+
+def _original(column: Column | None) -> str:
+    return column.name if column is not None and column.is_renamed else ""
+
+
+def _part(column: Column, avro: Any = None) -> Part:
+    values = column.values
+    if column.kind == "time":
+        values = [v if v is None or isinstance(v, str) else iso_text(time_reader(ISO)(v)) for v in values]
+    if avro == "string" and column.kind == "int":
+        values = [str(value) for value in values]
+    return Part(column.field, column.avro if avro is None else avro, values, _original(column))
+
+
+def _as_python(column: Column, value: Any) -> str:
+    """Return a value as a label's record has it, as Python."""
+    return (
+        quoted(str(value))
+        if column.kind in ("text", "time")
+        else repr({"int": int, "float": float}[column.kind](value))
+    )
+
+
+def _values_of(column: Column) -> str:
+    shown = ", ".join(repr(str(value)[:30]) for value, _ in Counter(column.counts).most_common(4))
+    few = len(column.counts) <= 4
+    kind = {"int": "whole numbers", "float": "numbers"}.get(column.kind, "values")
+    return (
+        f"the {'value' if len(column.counts) == 1 else 'values'} {shown}"
+        if few
+        else (f"{len(column.counts):,} different {kind}, as {shown}")
+    )
+
+
+def _at_least(ms: int, durations: Sequence[str] = DURATIONS[4:]) -> str:
+    return next((text for text in durations if milliseconds(text) >= ms), f"{-(-ms // 86_400_000)}d")
+
+
+def clean_name(name: str) -> str:
+    """Return a name that a pipeline may have. Raises SettingsError where nothing of it is left."""
+    plain = field_names([name])[name].lower().strip("_")
+    plain = re.sub(r"^[^a-z]+", "", plain)
+    if not plain or plain.startswith("column_1"):
+        raise SettingsError(f"{name!r} is no name for a pipeline: use small letters, digits, - and _, a letter first")
+    return plain

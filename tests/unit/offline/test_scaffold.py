@@ -1,0 +1,337 @@
+"""`tidemill init`: what it writes of any data passes `check` and a backtest at once, or it ends in one clear line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tidemill import load
+from tidemill.cli.init import init
+from tidemill.errors import TidemillError
+from tidemill.offline import scaffold
+from tidemill.offline.backtest import Backtest, BacktestReport
+from tidemill.offline.model_trial import check_models
+from tidemill.offline.scaffold.plan import Options
+from tidemill.offline.source import FileSource
+
+
+def table(path: Path, rows: list[dict[str, Any]], separator: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def shop(number: int = 300, **more: Any) -> list[dict[str, Any]]:
+    """Return orders with their answer in one file."""
+    draw = random.Random(1)
+    return [
+        {
+            "order_id": f"o{n}",
+            "ordered_at": f"2026-01-{1 + n // 24 % 28:02}T{n % 24:02}:00:00Z",
+            "amount": round(draw.random() * 100, 2),
+            "country": draw.choice(["NO", "DK", "SE"]),
+            "fraud": draw.choice(["yes", "no", "no"]),
+        }
+        | {name: value(n) if callable(value) else value for name, value in more.items()}
+        for n in range(number)
+    ]
+
+
+def made(folder: Path, *sources: Path, **options: str) -> tuple[Any, BacktestReport, scaffold.Plan]:
+    """Make a project, check it and run its backtest; every row must be accounted for."""
+    plan = scaffold.make(folder, [scaffold.of_file(path) for path in sources], Options(**options))
+    return *tried(folder, plan), plan
+
+
+def tried(folder: Path, plan: scaffold.Plan) -> tuple[Any, BacktestReport]:
+    pipeline = load(str(folder / "pipeline.py"))
+    check_models(pipeline)
+    files = FileSource(folder / f"data/events.{plan.suffix}", folder / f"data/labels.{plan.suffix}")
+    events, labels = files.rows(pipeline)
+    report = Backtest(pipeline).run(events, labels)
+    assert report.events == plan.rows
+    assert report.labels == len(plan.labels[0].values)
+    assert report.valid + sum(report.refused.values()) == report.events
+    assert report.predictions == report.valid
+    assert report.joined + report.expired + report.pending == report.predictions
+    return pipeline, report
+
+
+def test_event_and_label_in_one_file_are_told_apart_and_nothing_is_lost(tmp_path: Path) -> None:
+    source = table(tmp_path / "orders.csv", shop())
+    pipeline, report, plan = made(tmp_path / "shop", source)
+    assert (pipeline.task, pipeline.events.id, pipeline.events.time) == ("binary", "order_id", "ordered_at")
+    assert report.joined == 300
+    events = list(csv.DictReader((tmp_path / "shop/data/events.csv").open()))
+    labels = list(csv.DictReader((tmp_path / "shop/data/labels.csv").open()))
+    both = [event | {"fraud": label["fraud"]} for event, label in zip(events, labels, strict=True)]
+    assert both == list(csv.DictReader(source.open()))
+    assert "fraud" not in events[0]
+    assert any("--label-time or --label-delay" in note for note in plan.notes)
+    assert pipeline.label_value()({"fraud": "yes"}) is True
+
+
+def test_events_and_labels_in_two_files_meet_by_the_id_that_both_have(tmp_path: Path) -> None:
+    rows = shop()
+    events = table(tmp_path / "e.csv", [{k: v for k, v in row.items() if k != "fraud"} for row in rows], ";")
+    known = [
+        {"order_id": r["order_id"], "known_at": r["ordered_at"].replace("T", " "), "fraud": r["fraud"]} for r in rows
+    ]
+    labels = table(tmp_path / "l.tsv", known[:250], "\t")
+    pipeline, report, _ = made(tmp_path / "shop", events, labels)
+    assert (report.joined, report.expired + report.pending) == (250, 50)
+    assert pipeline.labels.time == "known_at"
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "label_of_first"),
+    [
+        (lambda n: n % 2, "binary", False),
+        (lambda n: ["no", "yes"][n % 2], "binary", False),
+        (lambda n: ["True", "False"][n % 2], "binary", True),
+        (lambda n: ["left", "right", "up"][n % 3], "multiclass", "left"),
+        (lambda n: n % 4, "multiclass", "0"),
+        (lambda n: n * 1.5, "regression", 0.0),
+        (lambda n: n * n, "regression", 0),
+    ],
+)
+def test_the_task_is_told_from_the_label(tmp_path: Path, labels: Any, task: str, label_of_first: Any) -> None:
+    source = table(tmp_path / "a.csv", shop(120, target=labels))
+    pipeline, report, _ = made(tmp_path / "p", source, label="target")
+    assert pipeline.task == task
+    assert report.joined == 120
+    events, first = FileSource(tmp_path / "p/data/events.csv", tmp_path / "p/data/labels.csv").rows(pipeline)
+    del events
+    from tidemill.encoding.codec import Codec
+
+    assert pipeline.label_value()(Codec(pipeline.labels.avro).decode(first[0].data)) == label_of_first
+
+
+def test_without_a_label_anomalies_are_looked_for(tmp_path: Path) -> None:
+    source = table(tmp_path / "a.csv", [{k: v for k, v in row.items() if k != "fraud"} for row in shop(80)])
+    pipeline, report, plan = made(tmp_path / "p", source, label="none")
+    assert (pipeline.task, report.joined, pipeline.gate) == ("anomaly", 80, None)
+    assert any("no label" in note for note in plan.notes)
+
+
+def test_a_column_that_comes_after_its_event_is_the_time_of_the_label(tmp_path: Path) -> None:
+    rows = shop(100, checked=lambda n: f"2026-02-{1 + n // 24:02} {n % 24:02}:30")
+    pipeline, report, _ = made(tmp_path / "p", table(tmp_path / "a.csv", rows))
+    assert (pipeline.labels.time, report.joined) == ("checked", 100)
+    assert "checked" not in pipeline.events.types
+    assert pipeline.label_timeout_ms > 30 * 86_400_000
+
+
+@pytest.mark.parametrize(
+    ("time", "told"),
+    [
+        (lambda n: f"{n % 28 + 1}.1.2013 14:05", "2013-01-01T14:05:00Z"),
+        (lambda n: f"{n % 28 + 1}/1/2013", "2013-01-01T00:00:00Z"),
+        (lambda n: 20130101 + n % 28, "2013-01-01T00:00:00Z"),
+        (lambda n: f"Jan {n % 28 + 1}, 2013", "2013-01-01T00:00:00Z"),
+        (lambda n: 1_357_000_000 + n, "1357000000"),
+        (lambda n: 1_357_000_000_000 + n, "1357000000000"),
+        (lambda n: 1_357_000_000.25 + n, "1357000000.25"),
+        (lambda n: f"2013-01-{n % 28 + 1:02}T10:00:00+01:00", "2013-01-01T10:00:00+01:00"),
+    ],
+)
+def test_times_are_read_as_they_are_written(tmp_path: Path, time: Any, told: str) -> None:
+    rows = [{"time": time(n), "x": n, "y": n % 2} for n in range(60)]
+    _, report, _ = made(tmp_path / "p", table(tmp_path / "a.csv", rows))
+    assert report.first_event // 86_400_000 in (15_706, 15_705)
+    assert next(csv.DictReader((tmp_path / "p/data/events.csv").open()))["time"] == told
+    assert report.joined == 60
+
+
+def test_a_date_with_two_meanings_is_asked_for(tmp_path: Path) -> None:
+    rows = [{"time": f"{n % 12 + 1}/{n % 9 + 1}/2013 14:05", "x": n, "y": n % 2} for n in range(60)]
+    source = table(tmp_path / "a.csv", rows)
+    with pytest.raises(TidemillError, match="--time-format"):
+        made(tmp_path / "p", source)
+    assert not (tmp_path / "p").exists()
+    asked = []
+
+    def ask(question: str, choices: Any) -> str:
+        asked.append((question, choices))
+        return "%m/%d/%Y %H:%M"
+
+    scaffold.make(tmp_path / "p", [scaffold.of_file(source)], Options(), ask)
+    assert len(asked) == 1
+    assert "several ways" in asked[0][0]
+    assert "2013-01-01T14:05:00Z" in (tmp_path / "p/data/events.csv").read_text()
+
+
+def test_awkward_names_are_names_of_avro_and_the_first_file_is_still_read(tmp_path: Path) -> None:
+    rows = [
+        {
+            "Auftrags-Nr.": f"a{n}",
+            "Größe (cm)": n,
+            "1st": n / 2,
+            "class": "ab"[n % 2],
+            "温度": n,
+            "label": n,
+            "y": n % 2,
+        }
+        for n in range(60)
+    ]
+    source = table(tmp_path / "a.csv", rows)
+    pipeline, report, plan = made(tmp_path / "Über Shop!", source, label="y", id="Auftrags-Nr.", time="none")
+    assert pipeline.name == "uber_shop"
+    assert {"Grosse_cm", "_1st", "class", "column_5"} <= pipeline.events.types.keys()
+    assert any("'Größe (cm)' is Grosse_cm" in note for note in plan.notes)
+    assert report.joined == 60
+    again = table(tmp_path / "again.csv", [{**row, "at": "2026-01-01"} for row in rows])
+    assert FileSource(again).rows(pipeline)[0][0].id == "a0"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "has no rows"),
+        ("a,b,y\n", "has no rows"),
+        ("a,a,y\n1,2,3\n", "two columns have the same name"),
+        ("a,b\n1\n", "row 1 has 1 values"),
+        ("id,y\n1,1\n2,0\n", "nothing to predict from"),
+        ("a,y\n1,\n2,\n", "no value in any row"),
+        ("a,b\n1,2\n", "--label"),
+    ],
+)
+def test_what_is_no_data_ends_in_one_line_and_writes_nothing(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(TidemillError, match=words) as caught:
+        made(tmp_path / "p", tmp_path / "a.csv")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_folder_that_exists_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    ended = CliRunner().invoke(init, [str(tmp_path / "p")])
+    assert "exists: nothing is overwritten" in str(ended.exception)
+    assert list((tmp_path / "p").iterdir()) == []
+
+
+def test_one_row_constants_gaps_and_huge_numbers_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("a,b,y\n1,x,1\n")
+    made(tmp_path / "one", tmp_path / "one.csv")
+    rows = shop(70, always=7, never="", huge=lambda n: 10**25 + n, sometimes=lambda n: n if n % 3 else "NaN",
+                zip=lambda n: f"00{500 + n}", note=lambda n: f'he said "{n},\n{n}"', comma=lambda n: f"{n},5")  # fmt: skip
+    pipeline, report, plan = made(tmp_path / "p", table(tmp_path / "a.csv", rows))
+    assert report.joined == 70
+    assert {"always", "never", "huge", "zip", "note"} <= plan.left_out.keys()
+    assert {"sometimes", "comma", "amount"} <= pipeline.request.keys()
+
+
+def test_json_lines_parquet_and_packed_files_give_the_same_as_csv(tmp_path: Path) -> None:
+    rows = shop(
+        60, deep=lambda n: {"a": n}, mixed=lambda n: n if n % 2 else "x", nothing=None, flag=lambda n: n % 2 == 0
+    )
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    pipeline, report, plan = made(tmp_path / "p", tmp_path / "a.jsonl.gz")
+    assert report.joined == 60
+    assert {"deep", "nothing"} <= plan.left_out.keys()
+    assert pipeline.vector["flag"] == "flag"
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(shop(60))
+    frame["ordered_at"] = pd.to_datetime(frame["ordered_at"])
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert (
+        made(tmp_path / "q", tmp_path / "a.parquet")[1].metrics
+        == made(tmp_path / "r", table(tmp_path / "a.csv", shop(60)))[1].metrics
+    )
+
+
+def test_more_than_a_hundred_columns_are_taken(tmp_path: Path) -> None:
+    rows = [{f"f{c}": n * c % 7 for c in range(150)} | {"y": n % 2} for n in range(40)]
+    pipeline, report, _ = made(tmp_path / "p", table(tmp_path / "a.csv", rows))
+    assert (len(pipeline.request), report.joined) == (149, 40)  # f0 is always 0
+
+
+NAMES = st.text(st.sampled_from("abyid _-.Ä1%温\"',"), min_size=1, max_size=6)
+CELLS = st.one_of(
+    st.none(),
+    st.integers(-(10**25), 10**25),
+    st.integers(0, 3),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=8),
+    st.sampled_from(["yes", "no", "2013-01-01", "1/2/2013 14:05", "NaN", "", "1e5", "007", "x\ny", "0,5", "true"]),
+)
+COLUMN = st.one_of(
+    *(st.just(one) for one in ("int", "few", "float", "flag", "text", "date", "epoch", "mixed", "unique"))
+)
+
+
+def cells(kind: str, count: int, draw: Any) -> list[Any]:
+    made = {
+        "int": st.integers(-(2**70), 2**70),
+        "few": st.sampled_from(["a", "b", "ä b"]),
+        "float": st.floats(),
+        "flag": st.booleans(),
+        "text": st.text(max_size=12),
+        "date": st.dates().map(str),
+        "epoch": st.integers(1_300_000_000, 1_400_000_000),
+        "mixed": CELLS,
+    }
+    if kind == "unique":
+        return list(range(count))
+    return draw(st.lists(made[kind] if kind == "mixed" else st.one_of(st.none(), made[kind]) if draw(st.booleans()) else made[kind],
+                         min_size=count, max_size=count))  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_random_frames_run_or_end_in_one_clear_line(data: Any) -> None:
+    names = data.draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
+    count = data.draw(st.sampled_from([0, 1, 2, 3, 17, 70]))
+    frame = {name: cells(data.draw(COLUMN), count, data.draw) for name in names}
+    options = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "label": st.sampled_from([*names, "none"]),
+                "time": st.sampled_from([*names, "none"]),
+                "id": st.sampled_from([*names, "none"]),
+                "entity": st.sampled_from([*names, "none"]),
+                "label_time": st.sampled_from([*names, "none"]),
+                "label_delay": st.sampled_from(["2h", "x", "0"]),
+                "task": st.sampled_from(["binary", "multiclass", "regression", "anomaly"]),
+                "time_unit": st.sampled_from(["seconds", "millis", "days"]),
+            },
+        )
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if data.draw(st.booleans()):
+            path = folder / "a.csv"
+            out = io.StringIO(newline="")
+            writer = csv.writer(out)
+            writer.writerow(names)
+            writer.writerows(zip(*frame.values(), strict=True))
+            path.write_bytes(out.getvalue().encode("utf-8", "surrogatepass"))
+        else:
+            path = folder / "a.jsonl"
+            path.write_text(
+                "\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in zip(*frame.values(), strict=True))
+            )
+        try:
+            plan = scaffold.make(folder / "p", [scaffold.of_file(path)], Options(**options))
+        except TidemillError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            assert not (folder / "p").exists()
+            return
+        tried(folder / "p", plan)
