@@ -2,6 +2,8 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md CHANGELOG.md ./
+COPY docker-compose.yml ./
+COPY examples examples
 COPY schemas schemas
 COPY services services
 RUN python -m venv /opt/tidemill \

@@ -7,14 +7,18 @@ import gzip
 import io
 import json
 import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_deployment import accepts
 
 from tidemill import load
 from tidemill.cli.init import init
@@ -24,6 +28,8 @@ from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.model_trial import check_models
 from tidemill.offline.scaffold.plan import Options
 from tidemill.offline.source import FileSource
+
+ROOT = Path(__file__).parents[3]
 
 
 def table(path: Path, rows: list[dict[str, Any]], separator: str = ",") -> Path:
@@ -257,7 +263,43 @@ def test_json_lines_parquet_and_packed_files_give_the_same_as_csv(tmp_path: Path
 def test_more_than_a_hundred_columns_are_taken(tmp_path: Path) -> None:
     rows = [{f"f{c}": n * c % 7 for c in range(150)} | {"y": n % 2} for n in range(40)]
     pipeline, report, _ = made(tmp_path / "p", table(tmp_path / "a.csv", rows))
-    assert (len(pipeline.request), report.joined) == (149, 40)  # f0 is always 0
+    assert (len(pipeline.request), report.joined) == (128, 40)  # of every seventh the values are 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["amount", "none"])
+def test_the_project_is_well_formed_and_its_own_test_runs(tmp_path: Path, label: str) -> None:
+    """Formatted, without what is not used; compose has the shipped pipeline's services, with its own learners."""
+    scaffold.make(tmp_path / "p", [scaffold.of_file(table(tmp_path / "a.csv", shop(80)))], Options(label=label))
+    for command in (
+        "ruff format --check --line-length 120 .",
+        "ruff check --select E,F,I --line-length 200 .",
+        "pytest -q",
+    ):
+        arguments = [
+            sys.executable,
+            "-m",
+            *command.split(),
+            *(["-p", "no:cacheprovider"] if "pytest" in command else []),
+        ]
+        ended = subprocess.run(arguments, cwd=tmp_path / "p", capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    ours, shipped = (
+        yaml.safe_load(path.read_text()) for path in (tmp_path / "p/docker-compose.yml", ROOT / "docker-compose.yml")
+    )
+    models = load(str(tmp_path / "p/pipeline.py")).model_names
+    others = {name for name in shipped["services"] if not name.startswith("learner-")} - {"prometheus", "grafana"}
+    assert set(ours["services"]) == others | {f"learner-{model}" for model in models}
+    for name, service in ours["services"].items():
+        if "command" in service and name not in ("kafka", "redis"):
+            assert name == "keys" or "./:/pipeline:ro" in service["volumes"], name
+            assert "build" not in service
+            accepts([part.replace("/pipeline/pipeline.py", "flights").replace(name.removeprefix("learner-"), "logreg")
+                     if name.startswith("learner-") else part.replace("/pipeline/pipeline.py", "flights")
+                     for part in service["command"]])  # fmt: skip
+            assert name == "keys" or "/pipeline/pipeline.py" in service["command"]
+    named = json.loads(ours["services"]["status"]["environment"]["TIDEMILL_SERVICES"])
+    assert {name for name in named if name.startswith("learner-")} == {f"learner-{model}" for model in models}
 
 
 NAMES = st.text(st.sampled_from("abyid _-.Ä1%温\"',"), min_size=1, max_size=6)
@@ -296,24 +338,19 @@ def cells(kind: str, count: int, draw: Any) -> list[Any]:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_frames_run_or_end_in_one_clear_line(data: Any) -> None:
-    names = data.draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
-    count = data.draw(st.sampled_from([0, 1, 2, 3, 17, 70]))
+    names = data.draw(st.lists(NAMES, min_size=2, max_size=6, unique=True))
+    count = data.draw(st.sampled_from([70, 17, 3, 2, 1, 0]))
     frame = {name: cells(data.draw(COLUMN), count, data.draw) for name in names}
-    options = data.draw(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "label": st.sampled_from([*names, "none"]),
-                "time": st.sampled_from([*names, "none"]),
-                "id": st.sampled_from([*names, "none"]),
-                "entity": st.sampled_from([*names, "none"]),
-                "label_time": st.sampled_from([*names, "none"]),
-                "label_delay": st.sampled_from(["2h", "x", "0"]),
-                "task": st.sampled_from(["binary", "multiclass", "regression", "anomaly"]),
-                "time_unit": st.sampled_from(["seconds", "millis", "days"]),
-            },
-        )
-    )
+    column = st.sampled_from([*names, "none"])
+    options = {"label": data.draw(column)}
+    if data.draw(st.sampled_from([False, False, True])):  # else it decides
+        some = {
+            **dict.fromkeys(("time", "id", "entity", "label_time"), column),
+            "label_delay": st.sampled_from(["2h", "x", "0"]),
+            "task": st.sampled_from(["binary", "multiclass", "regression", "anomaly"]),
+            "time_unit": st.sampled_from(["seconds", "millis", "days"]),
+        }
+        options |= data.draw(st.fixed_dictionaries({}, optional=some))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if data.draw(st.booleans()):

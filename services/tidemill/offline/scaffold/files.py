@@ -83,7 +83,7 @@ def declaration(plan: Plan, rules: Sequence[str] = (), label_rules: Sequence[str
         f'"""{_question(plan)}\n\nWritten by `tidemill init`, from the data: all of it may be changed.\n"""\n\n',
         _imports(plan, [*rules, *label_rules]),
         "\n",
-        _models(plan),
+        _PREPARED,
         "\npipeline = Pipeline(\n",
         *_lines(plan, rules, label_rules),
         ")\n",
@@ -121,20 +121,15 @@ def _imports(plan: Plan, rules: Sequence[str]) -> str:
     names += ["number"] if plan.calendar else []
     names += ["rules"] if any(not line.lstrip().startswith("#") for line in rules) else []
     ordered = sorted(names, key=lambda name: (name[0].islower(), name))
-    return f"from river import {', '.join(sorted(river))}\n\nfrom tidemill import {', '.join(ordered)}\n"
+    return f"from river import {', '.join(sorted(river))}\nfrom tidemill import {', '.join(ordered)}\n"
 
 
-def _models(plan: Plan) -> str:
-    if plan.task == "anomaly":
-        return (
-            "# Numbers and flags; anomalies are told by how few of them lie alike.\n"
-            "NUMBERS = compose.SelectType(float, bool)\n"
-        )
-    return (
-        "# What a linear model is given: numbers on one scale, and a 0 or 1 for each category.\n"
-        "NUMBERS = compose.SelectType(float, bool) | preprocessing.StandardScaler()\n"
-        "CATEGORIES = compose.SelectType(str) | preprocessing.OneHotEncoder()\n"
-    )
+#: What models share.
+_PREPARED = (
+    "# What models are given: numbers on one scale, and a 0 or 1 for each category.\n"
+    "NUMBERS = compose.SelectType(float, bool) | preprocessing.StandardScaler()\n"
+    "CATEGORIES = compose.SelectType(str) | preprocessing.OneHotEncoder()\n"
+)
 
 
 def _lines(plan: Plan, rules: Sequence[str], label_rules: Sequence[str]) -> Iterable[str]:
@@ -227,8 +222,9 @@ def _chosen_models(plan: Plan) -> Iterable[str]:
     if plan.task == "anomaly":
         yield "    # The champion serves; the challenger is measured beside it.\n"
         yield "    models={\n"
-        yield '        "trees": NUMBERS | preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(seed=42),\n'
-        yield '        "svm": NUMBERS | preprocessing.StandardScaler() | anomaly.OneClassSVM(),\n'
+        trees = "preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(seed=42)"
+        yield f'        "trees": (NUMBERS + CATEGORIES) | {trees},\n'
+        yield '        "svm": (NUMBERS + CATEGORIES) | anomaly.OneClassSVM(),\n'
         yield '    },\n    champion="trees",\n'
         return
     linear, tree = _FAMILIES[plan.task]

@@ -94,7 +94,7 @@ class Data:
     def column(self, option: str, name: str) -> Column:
         """Return the column of that name, or of that field. Raises SettingsError, which names the option."""
         for column in self.columns:
-            if name in (column.name, column.field):
+            if name.strip() in (column.name.strip(), column.field):
                 return column
         raise SettingsError(f"--{option} {name!r}: {self.name} has no such column: it has {listed(self.columns)}")
 
@@ -325,7 +325,11 @@ class _Planner:
             column.millis = [None if v is None else _checked(time_reader(column.told)(v)) for v in column.values]
             if column.told in PER_SECOND and not all(ms is None or EPOCH[0] <= ms <= EPOCH[1] for ms in column.millis):
                 raise ValueError("its numbers are no times between 1990 and 2100")
-        except (ValueError, OverflowError, ArithmeticError, TypeError) as error:
+        except ArithmeticError:
+            raise SettingsError(
+                f"--{option} {column.name!r} is not in {column.told!r}: it holds no numbers of our days"
+            ) from None
+        except (ValueError, TypeError) as error:
             raise SettingsError(f"--{option} {column.name!r} is not in {column.told!r}: {error}") from None
 
     @staticmethod
@@ -654,7 +658,7 @@ class _Planner:
             if column in taken or column.field not in fields:
                 continue
             distinct = len(column.counts)
-            if distinct == 1 and not column.missing:
+            if distinct == 1 and not column.missing and rows >= MIN_ROWS_OF_NUMBER_CLASS:
                 made.left_out[column.field] = f"always {str(next(iter(column.counts)))[:40]!r}"
             elif column.kind == "time" or column.told in PER_SECOND:
                 made.left_out[column.field] = "a time: it only goes up"
