@@ -10,13 +10,11 @@ import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from prometheus_client.metrics import MetricWrapperBase
-from pydantic import SecretStr
-from pydantic_core import PydanticUndefined
 
 import tidemill
 from tidemill import aggregates, limits, metrics, ranges, rules, testing
 from tidemill.cli.main import cli
-from tidemill.settings import Settings
+from tidemill.settings import Settings, default_text
 from tidemill.wire.topics import TOPICS
 
 DECLARED = (
@@ -139,10 +137,12 @@ def _command(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
 def _settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
-        default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-        shown = "" if default in ("", {}, PydanticUndefined) else f"`{default}`"
+        shown = f"`{text}`" if (text := default_text(name)) else ""
         rows.append((f"`TIDEMILL_{name.upper()}`", shown, field.description or ""))
-    text = "# Settings\n\nEnvironment variables. An option of a command wins over its variable.\n\n"
+    text = (
+        "# Settings\n\nEnvironment variables. An option of a command wins over its variable, a variable over its line in a "
+        "file `.env` in the working folder, and that over the default.\n\n"
+    )
     return text + _table(("variable", "default", "what"), rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import socket
 import threading
 import time
@@ -22,6 +23,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Metric, make_wsgi_app
 
 from tidemill.errors import SettingsError
 from tidemill.limits import PROBE_CONNECTIONS, PROBE_HEAD_BYTES, PROBE_SECONDS
+
+log = logging.getLogger(__name__)
 
 
 class Health:
@@ -127,10 +130,34 @@ class _Metrics(CollectorRegistry):
             yield family
 
 
-def serve(port: int, health: Health, members: Mapping[str, Health] = NO_MEMBERS) -> ProbeServer:
+#: Where services look for a free port, each on its own: that which Prometheus' exporters of OpenTelemetry have.
+FREE_PORTS = range(9464, 9564)
+
+
+def serve_on_a_free_port(health: Health, ports: Iterable[int] = FREE_PORTS) -> ProbeServer | None:
+    """Serve for this machine alone on the first of these ports that is free; say so, and go on, where none is."""
+    for port in ports:
+        try:
+            server = serve(port, health, address="127.0.0.1")
+        except SettingsError:
+            continue
+        log.info("metrics and probes", extra={"port": port, "setting": "TIDEMILL_HTTP_PORT"})
+        return server
+    log.warning("no port is free for /metrics, /livez and /readyz: set TIDEMILL_HTTP_PORT", extra={"tried": str(ports)})
+    return None
+
+
+def serve(
+    port: int,
+    health: Health,
+    members: Mapping[str, Health] = NO_MEMBERS,
+    *,
+    address: str = "0.0.0.0",  # noqa: S104
+) -> ProbeServer:
     """Serve `/metrics`, `/livez` and `/readyz` from a thread. Raises SettingsError where the port is taken.
 
-    `members` are the services of a process of several: what is asked below `/NAME` is answered for that one.
+    `address` is every one of this machine, for probes come from outside. `members` are the services of a process of
+    several: what is asked below `/NAME` is answered for that one.
     """
     metrics: Mapping[str, Callable[..., list[bytes]]] = {
         "": make_wsgi_app(),
@@ -150,7 +177,7 @@ def serve(port: int, health: Health, members: Mapping[str, Health] = NO_MEMBERS)
         return [(wrong or "ok").encode() + b"\n"]
 
     try:
-        server = ProbeServer(("0.0.0.0", port))  # noqa: S104  probes come from outside
+        server = ProbeServer((address, port))
     except OSError as error:
         raise SettingsError(
             f"http_port {port} can't be opened: {error.strerror}; "

@@ -1,6 +1,7 @@
 """Settings: what operations decide (brokers, secrets, guarantees), from TIDEMILL_* environment variables or options.
 
-The declaration says what a pipeline is; this table says where and how it runs.
+An option wins over its variable, a variable over the same line in a file `.env` in the working folder, and that over
+the default. The declaration says what a pipeline is; this table says where and how it runs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as NotJson
 
 from tidemill import tokens
-from tidemill.errors import SettingsError
+from tidemill.errors import SettingsError, described
 
 if TYPE_CHECKING:
     from tidemill.keys import Keyring
@@ -40,10 +41,16 @@ def running_here() -> dict[str, str]:
     return {}
 
 
+#: A file in the working folder: TIDEMILL_<NAME>=value, a line each; others' lines are not looked at.
+ENV_FILE = ".env"
+
+
 class Settings(BaseSettings):
     """One instance's settings. Each is read from TIDEMILL_<NAME>; an option of the command wins over it."""
 
-    model_config = SettingsConfigDict(env_prefix="TIDEMILL_", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TIDEMILL_", env_file=ENV_FILE, env_file_encoding="utf-8", extra="ignore", hide_input_in_errors=True
+    )
 
     brokers: str = Field(
         "localhost:9092", pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$", description="Kafka, host:port[,host:port]"
@@ -71,8 +78,12 @@ class Settings(BaseSettings):
     instance: str = Field(
         "0", pattern=r"^[A-Za-z0-9._-]+$", description="which instance of the service this is; a stable name"
     )
-    http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="port of /metrics, /livez, /readyz; 0 is none"
+    http_port: Annotated[
+        Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(lambda port: None if port == "auto" else port)
+    ] = Field(
+        None,
+        description="port of /metrics, /livez, /readyz; auto: the first from 9464 that is free, for this machine "
+        "alone; 0: none",
     )
     interval_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="length of a micro-batch")
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = Field(5000, description="most records in a micro-batch")
@@ -212,15 +223,32 @@ class Settings(BaseSettings):
 
 
 def load(**options: Any) -> Settings:
-    """Return the settings; options that are None come from the environment. Raises SettingsError with the key."""
+    """Return the settings; options that are None come from the environment, or `.env`.
+
+    Raises SettingsError with the key.
+    """
+    if unknown := options.keys() - Settings.model_fields.keys():
+        raise SettingsError(f"{min(unknown)!r} is no setting: expected one of {', '.join(Settings.model_fields)}")
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except NotJson as error:
         name = "services" if '"services"' in str(error) else "kafka"
         what = {"kafka": "librdkafka properties", "services": "base URLs by service"}[name]
         raise SettingsError(f"setting {name}: not a JSON object of {what}; set TIDEMILL_{name.upper()}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{ENV_FILE} can't be read: {described(error)}") from None
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(dict(e)) for e in error.errors(include_url=False))) from None
+
+
+def default_text(name: str) -> str:
+    """Return a setting's default as people write it; empty where it is empty."""
+    default = Settings.model_fields[name].default
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "auto" if default is None else "" if default in ("", {}) else str(default)
 
 
 def _sentence(error: dict[str, Any]) -> str:

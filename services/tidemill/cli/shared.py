@@ -40,14 +40,15 @@ def prepare_to_fork() -> None:
 
 
 def with_settings(*names: str) -> Callable[[Any], Any]:
-    """Add an option for each of these settings; unset ones are left to TIDEMILL_* and the defaults."""
+    """Add an option for each of these settings; unset ones are left to TIDEMILL_*, `.env` and the defaults."""
 
     from tidemill import settings  # pydantic takes 0.1 s: only commands with settings wait for it
 
     def decorate(command: Any) -> Any:
         for name in reversed(names):
             field = settings.Settings.model_fields[name]
-            text = f"{field.description} [TIDEMILL_{name.upper()}]"
+            default = f"; default: {text}" if (text := settings.default_text(name)) else ""
+            text = f"{field.description} [TIDEMILL_{name.upper()}{default}]"
             command = click.option(f"--{name.replace('_', '-')}", name, default=None, help=text)(command)
         return command
 

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -87,6 +87,8 @@ class Pipeline:
         later is not learned; `tidemill check --events F --labels F` shows how late labels come.
     partitions
         Partitions of each topic that is not in one order: the most instances that a service can have.
+    predictions_encoding
+        How consumers get predictions: "avro" behind Confluent's header, or "json", an object with the same fields.
     monitor, fuse, gate, training, protect
         How it is watched, when the validator stops, what is promoted, when candidates are trained, what one source may
         teach; see each.
@@ -115,6 +117,7 @@ class Pipeline:
     baseline: Any = None
     label_timeout: Duration = "24h"
     partitions: Annotated[int, Field(ge=1)] = 4
+    predictions_encoding: Literal["avro", "json"] = "avro"
     monitor: Is[Monitor] = field(default_factory=Monitor)
     fuse: Is[Fuse] = field(default_factory=Fuse)
     gate: Is[Gate] | None = None

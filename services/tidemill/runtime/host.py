@@ -14,9 +14,11 @@ class Host:
     def __init__(self, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
         self.signals = signals
 
-    def serve(self, port: int, health: probes.Health) -> None:
-        """Serve `/metrics`, `/livez` and `/readyz`; 0 is no port."""
-        if port:
+    def serve(self, port: int | None, health: probes.Health) -> None:
+        """Serve `/metrics`, `/livez` and `/readyz`; 0 is no port, None the first that is free."""
+        if port is None:
+            probes.serve_on_a_free_port(health)
+        elif port:
             probes.serve(port, health)
 
     def on_stop(self, stop: Callable[..., None]) -> None:

@@ -114,7 +114,7 @@ class Pipeline:
                 self._scorer.processor.put(name, fold.version, fold.model)  # type: ignore[attr-defined]
         return Outcome(
             [of.features.decode(record.value() or b"") for record in self._new(topics.FEATURES)],
-            [of.prediction.decode(record.value() or b"") for record in self._new(topics.PREDICTIONS)],
+            [dict(of.read_prediction(record.value()) or {}) for record in self._new(topics.PREDICTIONS)],
             [of.example.decode(record.value() or b"") for record in examples],
             [of.prediction_log.decode(record.value() or b"") for record in self._new(topics.EXPIRED)],
             [read_dead_letter(record) for record in self._new(topics.DLQ)],

@@ -7,9 +7,11 @@ and encode the vector again; and a reader that needs only the first fields decod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
+
+import msgspec
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files
@@ -49,6 +51,15 @@ class Features(TypedDict):
     as_of: dict[str, int]
     stale: list[str]
     vector: dict[str, Any]
+
+
+class Prediction(TypedDict):
+    """A prediction for consumers; see schemas/tidemill/prediction.v1.avsc."""
+
+    event_id: str
+    entity_id: str
+    event_time: int
+    champion: Score
 
 
 class PredictionLog(TypedDict):
@@ -140,6 +151,20 @@ class Records:
     def prediction(self) -> Codec:
         """Prediction: for consumers."""
         return self._own("prediction.v1")
+
+    @cached_property
+    def prediction_for_consumers(self) -> Callable[[Prediction], bytes]:
+        """What makes a message of a Prediction, in the declared encoding."""
+        return msgspec.json.encode if self.pipeline.predictions_encoding == "json" else self.prediction.encode
+
+    def read_prediction(self, data: bytes | None) -> Prediction | None:
+        """Return a Prediction as consumers get it, in either encoding; None for what is none."""
+        if not data or data[:1] != b"{":
+            return cast("Prediction | None", self.prediction.of(data))
+        try:
+            return msgspec.json.decode(data, type=Prediction)
+        except msgspec.MsgspecError:
+            return None
 
     @cached_property
     def prediction_log(self) -> Codec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import json
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Annotated, Any
@@ -150,3 +151,14 @@ def test_one_at_a_time_it_gives_the_scores_of_a_backtest(declared: Pipeline) -> 
     run.run([millis(e, "asked_at") for e in events], [millis(label, "paid_at") for label in labels])
     assert scores == seen
     assert len(set(scores)) > 10
+
+
+def test_predictions_in_json_have_the_fields_of_those_in_avro(declared: Pipeline) -> None:
+    event = Asked("a", minutes(0), 9.0, customer="ann")
+    (avro,) = testing.Pipeline(declared).send(event).predictions
+    pipeline = testing.Pipeline(replace(declared, predictions_encoding="json"))
+    (by_json,) = pipeline.send(event).predictions
+    (record,) = pipeline.broker.records(topics.PREDICTIONS.name("orders"))
+    assert json.loads(record.value() or b"") == by_json == avro
+    assert pipeline.records.read_prediction(b'{"event_id": 5}') is None
+    assert pipeline.records.read_prediction(None) is None

@@ -66,6 +66,7 @@ def pipeline_text(pipeline: Pipeline) -> str:
             head += (
                 f"the time of {name}, {stream.time}, is in {stream.unit}; from the validator on it is in milliseconds\n"
             )
+    head += "predictions are JSON\n" if pipeline.predictions_encoding == "json" else ""
     watched = pipeline.monitor
     by = f", performance by {', '.join(watched.segments)}" if watched.segments else ""
     head += f"monitored in windows of {watched.window}, against the first {watched.reference} of examples{by}\n"

@@ -56,10 +56,12 @@ def topic_schemas(pipeline: Pipeline) -> list[TopicSchema]:
 
 
 def _framing(pipeline: Pipeline, topic: Topic) -> str:
+    json = "a JSON object with every field by its name"
+    if topic is topics.PREDICTIONS and pipeline.predictions_encoding == "json":
+        return f"each record is {json}"
     if not topic.is_raw:
         return FRAMED
     encoding = (pipeline.events if topic is topics.EVENTS else pipeline.labels).encoding
-    json = "a JSON object with every field by its name"
     return {"avro": FRAMED, "json": f"each record is {json}"}.get(encoding, f"{FRAMED}; or {json}")
 
 

@@ -213,7 +213,7 @@ class Scorer(DeadLetterProcessor):
         if records and self.champion.why_not:
             raise Retry(self.not_ready())
         decode, log_header = self.records.features.decode, self.records.prediction_log.header
-        scores, prediction = self.records.scores.body, self.records.prediction.encode
+        scores, prediction = self.records.scores.body, self.records.prediction_for_consumers
         for record in records:
             self.in_hand, value = record, record.value() or b""
             try:
