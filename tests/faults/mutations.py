@@ -124,9 +124,16 @@ MUTANTS = (
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
         "stream/loop.py",
-        "                replace(self.processor.commit_metadata(partition), instance=self.instance),\n",
-        "                restore.CommitMetadata(),\n",
+        "                    self.processor.commit_metadata(partition),\n",
+        "                    restore.CommitMetadata(),\n",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
+    ),
+    Mutant(
+        "grown-again-not-noticed", "a log that was cut and has grown again past the committed offset is read on",
+        "stream/restore.py",
+        "if actual.get(partition) != expected[partition]",
+        "if not offset + 1",
+        (LOST,),
     ),
     Mutant(
         "metadata-not-kept-in-transactions", "the commit metadata is lost on its way to Kafka",

@@ -111,7 +111,8 @@ def test_derived_topics_that_are_deleted_and_grown_at_once_stop_their_services_a
             lambda: sum(e - b for b, e in full_range(run.broker, grown[0]).values()) > 0,
             "no prediction comes", 60, run.stack.check,
         )  # fmt: skip
-        AdminClient({"bootstrap.servers": kafka.servers}).delete_topics([gone])[gone].result(10)
+        admin = AdminClient({"bootstrap.servers": kafka.servers})
+        admin.delete_topics([gone])[gone].result(10)
         grow(run, topics.PREDICTION_LOG, 4)
         grow(run, topics.EXAMPLES, 2)
         send(20)

@@ -87,16 +87,22 @@ def group_offsets(broker: Broker, chosen: Service) -> list[GroupOffset]:
     log = ProgressLog(broker, chosen.progress, chosen.group)
     progress, has_worked = log.read_of(committed, chosen.outputs)
     ids = broker.topic_ids(chosen.topics)
-    offsets = []
-    for partition in partitions:
-        begin, end = broker.offset_range(partition)
-        position, own, wrong = committed[partition], progress.get(partition), ""
+    ranges = {partition: broker.offset_range(partition) for partition in partitions}
+    positions: dict[TopicPartition, Position | None] = {}
+    wrong: dict[TopicPartition, str] = {}
+    for partition, (_, end) in ranges.items():
+        position, own = committed[partition], progress.get(partition)
         try:
-            restore.own_position(position, own, ids[partition.topic], end, has_worked=has_worked)
+            positions[partition] = restore.own_position(position, own, ids[partition.topic], end, has_worked=has_worked)
         except PositionError as error:
-            wrong = str(error)
-        offsets.append(GroupOffset(chosen.name, partition, position, own, begin, end, wrong))
-    return offsets
+            wrong[partition] = str(error)
+    wrong |= restore.other_logs(broker, restore.last_read(positions), ranges)
+    return [
+        GroupOffset(
+            chosen.name, partition, committed[partition], progress.get(partition), *ends, wrong.get(partition, "")
+        )
+        for partition, ends in ranges.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,11 @@ def _position(one: GroupOffset, to: str, topic_id: str) -> Position:
         raise SettingsError(f"--to {to}: {name} has the offsets {one.begin} to {one.end}, and not {offset}")
     kept = next((own for p in (one.progress, one.committed) if p and (own := restore.own_metadata(p))), None)
     if kept is not None and kept.offset == offset and kept.topic_id in ("", topic_id):
-        return restore.mark(kept, offset, topic_id)
+        return restore.mark(
+            replace(kept, last=""), offset, topic_id
+        )  # whatever the log has there: a person has decided
     # At another place what it kept of its state is not true: the state is made from all that the log has before it.
-    metadata = replace(kept or CommitMetadata(), rebuild_from=min(one.begin, offset), watermark=())
+    metadata = replace(kept or CommitMetadata(), rebuild_from=min(one.begin, offset), watermark=(), last="")
     return restore.mark(metadata, offset, topic_id)
 
 

@@ -35,6 +35,9 @@ class CommitMetadata:
         The committed offset itself: an offset that anything else has set lacks it, or has another one.
     topic_id
         Kafka's id of the topic: one that was deleted and created again has another. Empty where it is not known.
+    last
+        Offset and fingerprint of a record before the offset, one of the last: a log that was cut and has grown again
+        has another there. Empty where none was read.
     """
 
     rebuild_from: int | None = None
@@ -44,6 +47,7 @@ class CommitMetadata:
     instance: str = ""
     offset: int | None = None
     topic_id: str = ""
+    last: str = ""
 
     def encode(self) -> str:
         """Return it as text, empty where there is nothing to keep. Raises ValueError above `MAX_BYTES`."""
@@ -70,6 +74,7 @@ class CommitMetadata:
                 kept.pop("instance", ""),
                 kept.pop("offset", None),
                 kept.pop("topic_id", ""),
+                kept.pop("last", ""),
             )
             if kept:
                 raise ValueError(f"unknown fields {', '.join(map(repr, kept))}")

@@ -30,6 +30,8 @@ NOWHERE: Mapping[TopicPartition, int] = MappingProxyType({})
 IDLE_SECONDS = 0.1
 #: How often levels are measured while records come; nobody reads them more often.
 GAUGE_SECONDS = 0.1
+#: In so many of a batch's last records is looked for the last of each partition, by which its log is known again.
+LAST_RECORDS = 64
 #: How long a service that was asked to stop still tries to commit.
 STOP_SECONDS = 3.0
 #: Offsets of a group in which nothing happens are committed again this often, so that no broker forgets them.
@@ -118,6 +120,8 @@ class Loop:
         self._progress = ProgressLog(broker, service.progress, service.group)
         self._declared = DeclaredTopics(broker, declared, clock)
         self._topic_ids: dict[str, str] = {}
+        self._last: dict[TopicPartition, Record] = {}
+        self._last_read: dict[TopicPartition, str] = {}
         self._last_topic_check = clock()
 
     def stop(self, *_: Any) -> None:
@@ -228,6 +232,7 @@ class Loop:
             self._dirty, self.processor.has_written = True, False
         if records:
             self._dirty = True
+            self._last |= {TopicPartition(r.topic(), r.partition()): r for r in records[-LAST_RECORDS:]}
             self.watch.batch(len(records), self.clock() - started)
         is_due = self._narrowing.is_on or self.clock() - self._last_commit >= self.commit_every
         return may_commit and self._dirty and is_due
@@ -266,9 +271,15 @@ class Loop:
         if self._held:  # what was read and is not processed yet
             ahead = {TopicPartition(r.topic(), r.partition()): r.offset() for r in reversed(self._held)}
             up_to = {**ahead, **up_to}
+        self._last_read |= {partition: restore.fingerprint(record) for partition, record in self._last.items()}
+        self._last.clear()
         offsets = {
             partition: restore.mark(
-                replace(self.processor.commit_metadata(partition), instance=self.instance),
+                replace(
+                    self.processor.commit_metadata(partition),
+                    instance=self.instance,
+                    last=self._last_read.get(partition, ""),
+                ),
                 up_to.get(partition, offset),
                 self._topic_ids.get(partition.topic, ""),
             )
@@ -338,6 +349,8 @@ class Loop:
                 producer.abort()
                 self._forget(self._partitions)
             self._partitions = (self._partitions - revoked) | assigned
+            for partition in revoked - assigned:
+                self._last_read.pop(partition, None)
             self._settled = False
             self._narrowing = Narrowing(self.max_batch)
             log.info(
@@ -363,6 +376,7 @@ class Loop:
     def _restore(self, consumer: Consumer, producer: Producer) -> None:
         """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
         self._held = []
+        self._last.clear()
         self._narrowing.went_back()
         self._declared.check()
         partitions = sorted(self._partitions)
@@ -371,6 +385,7 @@ class Loop:
         committed = consumer.committed(partitions) if partitions else {}
         ranges = {partition: self.broker.offset_range(partition) for partition in committed}
         positions = self._own_positions(committed, ranges)
+        self._know_again(positions, ranges)
         resumes = {p: restore.resume_position(position, *ranges[p]) for p, position in positions.items()}
         self._report_lost(positions, resumes)
         stale = restore.stale_partitions(self._state_offsets, resumes)
@@ -428,6 +443,16 @@ class Loop:
                     },
                 )
         return positions
+
+    def _know_again(
+        self, positions: Mapping[TopicPartition, Position | None], ranges: Mapping[TopicPartition, tuple[int, int]]
+    ) -> None:
+        """Raise PositionError where the log before a position is not the one that was read, in partitions that came."""
+        expected = restore.last_read(positions)
+        came = {partition: last for partition, last in expected.items() if partition not in self._last_read}
+        for partition, why in restore.other_logs(self.broker, came, ranges).items():
+            raise self._undecided(partition, why)
+        self._last_read = dict(expected)
 
     def _undecided(self, partition: TopicPartition, why: str) -> PositionError:
         return PositionError(

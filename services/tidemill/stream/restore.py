@@ -10,11 +10,12 @@ state is right, and nothing is rebuilt.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tidemill.errors import PositionError
-from tidemill.stream.api import Position, Start, TopicPartition
+from tidemill.stream.api import Broker, Position, Record, Start, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
 
 
@@ -47,6 +48,38 @@ def last_instances(group: str, positions: Iterable[Position | None]) -> set[str]
         with contextlib.suppress(ValueError):  # another program's: whoever reads it says so
             instances.add(CommitMetadata.decode(position.metadata if position else "").instance)
     return {name for name in instances if name.startswith(f"{group}-")}
+
+
+def fingerprint(record: Record) -> str:
+    """Return the offset of a record, and a fingerprint of what it is."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (b"%d" % record.timestamp()[1], record.key() or b"", record.value() or b""):
+        digest.update(b"%d:" % len(part) + part)
+    return f"{record.offset()}:{digest.hexdigest()}"
+
+
+def last_read(positions: Mapping[TopicPartition, Position | None]) -> dict[TopicPartition, str]:
+    """Return the fingerprint of a record before each position, where it has one."""
+    metadata = {partition: own_metadata(position) for partition, position in positions.items() if position}
+    return {partition: one.last for partition, one in metadata.items() if one and one.last}
+
+
+def other_logs(
+    broker: Broker, expected: Mapping[TopicPartition, str], ranges: Mapping[TopicPartition, tuple[int, int]]
+) -> dict[TopicPartition, str]:
+    """Return what is wrong with partitions whose log has another record, or none, where one was read before."""
+    offsets = {partition: int(text.partition(":")[0]) for partition, text in expected.items()}
+    wanted = {p: (offset, offset + 1) for p, offset in offsets.items() if ranges[p][0] <= offset < ranges[p][1]}
+    actual = {
+        TopicPartition(record.topic(), record.partition()): fingerprint(record)
+        for batch in (broker.read(wanted) if wanted else ())
+        for record in batch
+    }
+    return {
+        partition: f"record {offset} is another than was read: the log was cut and has grown again (--to begin|end)"
+        for partition, (offset, _) in sorted(wanted.items())
+        if actual.get(partition) != expected[partition]
+    }
 
 
 def mark(metadata: CommitMetadata, offset: int, topic_id: str) -> Position:

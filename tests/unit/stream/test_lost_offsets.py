@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_loop_promises import Summing, emitted
 
 from tidemill.errors import Aborted, PositionError
+from tidemill.offline import offsets
 from tidemill.stream.api import Emit, Position, Start, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.loop import Loop, Service
@@ -224,6 +225,90 @@ class TestTheLog:
         with pytest.raises(PositionError, match=r"in\[1\]: the log ends at 7, and the service had come to 10"):
             Member(broker).turn()
         assert emitted(broker) == expected
+
+    @pytest.mark.parametrize("cut", [0, 1, 9])
+    @pytest.mark.parametrize("grown", [10, 11, 50])
+    def test_one_that_was_cut_and_has_grown_again_past_what_was_committed_is_refused(
+        self, worked, cut: int, grown: int
+    ) -> None:
+        broker, expected = worked
+        broker.cut(IN_1, cut)
+        for number in range(cut, grown):
+            broker.append("in", b"%d" % (1000 + number), None, number + 1, None, 1)
+        with pytest.raises(PositionError, match=r"in\[1\]: record 9 is another than was read.*--to begin\|end"):
+            Member(broker).turn()
+        assert emitted(broker) == expected
+
+    def test_the_same_records_once_more_with_other_times_are_another_log(self, worked) -> None:
+        broker, _ = worked
+        before = list(broker.log[IN_1])
+        broker.cut(IN_1, 0)
+        for record in before:
+            broker.append("in", record.value(), None, record.timestamp()[1] + 1, None, 1)
+        with pytest.raises(PositionError, match="is another than was read"):
+            Member(broker).turn()
+
+    def test_by_the_progress_as_well_where_the_offsets_are_gone(self, worked) -> None:
+        broker, _ = worked
+        forget_offsets(broker)
+        broker.cut(IN_1, 5)
+        fill(broker, Counter(), 9)
+        broker.log[IN_1][9]._value = b"another"
+        with pytest.raises(PositionError, match=r"in\[1\]: record 9 is another than was read"):
+            Member(broker).turn()
+
+    def test_where_retention_took_what_was_read_last_it_goes_on(self, worked) -> None:
+        broker, expected = worked
+        fill(broker, expected, 3)
+        for partition in range(PARTITIONS):
+            broker.truncate(TopicPartition("in", partition), 10)
+        member = Member(broker)
+        member.turn()
+        assert emitted(broker).total() == expected.total()  # the state before the cut is gone: the sums are others
+
+    def test_it_is_looked_at_once_where_a_partition_comes_and_not_each_time_that_it_goes_back(
+        self, worked, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        broker, expected = worked
+        fill(broker, expected, 6)
+        read, reads = broker.read, []
+
+        def noted(ranges):
+            reads.extend(begin for p, (begin, end) in ranges.items() if p.topic == "in" and end - begin == 1)
+            return read(ranges)
+
+        monkeypatch.setattr(broker, "read", noted)
+        member = Member(broker)
+        member.turn(3)
+        commit, failures = member.producer.commit, 3
+
+        def failing(*arguments: object) -> None:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise Aborted("the broker said so")
+            commit(*arguments)
+
+        monkeypatch.setattr(member.producer, "commit", failing)
+        member.turn()
+        assert emitted(broker) == expected
+        assert reads == [9] * PARTITIONS
+
+    def test_what_a_person_decides_then_is_obeyed(self, worked) -> None:
+        broker, _ = worked
+        broker.cut(IN_1, 5)
+        for number in range(5, 20):
+            broker.append("in", b"%d" % (1000 + number), None, number + 1, None, 1)
+        held = broker.groups["group"].committed
+        service = Service("summing", "group", ["in"], Summing(), "progress", ["out"])
+        (one,) = [one for one in offsets.group_offsets(broker, service) if one.wrong]
+        assert one.partition == IN_1
+        assert "record 9 is another than was read" in one.wrong
+        offsets.carry_out(broker, service, offsets.decide(broker, [one], "committed"))
+        assert held[IN_1].offset == 10
+        before = emitted(broker).total()
+        Member(broker).turn()
+        assert emitted(broker).total() == before + 10
 
     def test_one_that_is_shorter_than_a_snapshot_is_refused(self, worked) -> None:
         class Snapshot(Summing):
