@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 Store = TypeVar("Store")
 
+#: A model's first version is published after so many examples, and the next after 20, 50, 100, ...
+FIRST_VERSION_EXAMPLES = 10
+
 #: A loop that has not completed a turn for this long is no longer alive.
 STALLED_SECONDS = 30.0
 
@@ -277,6 +280,7 @@ def _learner() -> Build:
             context.broker,
             every_examples=settings.snapshot_examples,
             every_seconds=settings.snapshot_seconds,
+            first_examples=FIRST_VERSION_EXAMPLES,
         )
         return partial(_loop, context, service)
 

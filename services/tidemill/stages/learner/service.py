@@ -134,6 +134,8 @@ class Learner(Processor):
     ----------
     every_examples, every_seconds
         A version is published when this many examples were learned since the last one, or this time has passed.
+    first_examples
+        The first version is published after so many, and the next soon after it; see `TrainingRun`.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class Learner(Processor):
         *,
         every_examples: int = 10_000,
         every_seconds: float = 10.0,
+        first_examples: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
@@ -158,6 +161,7 @@ class Learner(Processor):
         self.records = Records(pipeline)
         self.models = topics.MODELS.name(pipeline.name)
         self.every_examples, self.every_seconds = every_examples, every_seconds
+        self.first_examples = first_examples
         self._begin()
 
     def _begin(self) -> None:
@@ -173,6 +177,7 @@ class Learner(Processor):
             self.counts,
             every_examples=self.every_examples,
             every_seconds=self.every_seconds,
+            first_examples=self.first_examples,
             clock=self.clock,
         )
 
@@ -314,7 +319,14 @@ class Learner(Processor):
 
 
 def build(
-    pipeline: Pipeline, model: str, registry: Registry, broker: Broker, *, every_examples: int, every_seconds: float
+    pipeline: Pipeline,
+    model: str,
+    registry: Registry,
+    broker: Broker,
+    *,
+    every_examples: int,
+    every_seconds: float,
+    first_examples: int = 0,
 ) -> Service:
     """Wire one model's learner to its topics."""
     registry.chains.position = end_of_models(broker, registry)
@@ -329,5 +341,6 @@ def build(
         partial(broker.offset_range, TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)),
         every_examples=every_examples,
         every_seconds=every_seconds,
+        first_examples=first_examples,
     )
     return service("learner", pipeline.name, step, model)

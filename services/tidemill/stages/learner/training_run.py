@@ -32,6 +32,9 @@ class TrainingRun:
     ----------
     every_examples, every_seconds
         A version is due when this many examples were learned since the last one, or this time has passed.
+    first_examples
+        The first version is due after so many examples, and then after 2, 5, 10, 20, 50, ... times as many, up to
+        `every_examples`, so that what is learned first serves soon; 0: none is due sooner.
     counts
         Counters of what happens.
 
@@ -49,8 +52,10 @@ class TrainingRun:
         *,
         every_examples: int,
         every_seconds: float,
+        first_examples: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.first_examples = first_examples
         self.pipeline, self.name, self.registry, self.counts = pipeline, name, registry, counts
         self.every_examples, self.every_seconds, self.clock = every_examples, every_seconds, clock
         self.fold = Fold(pipeline, name)
@@ -221,8 +226,21 @@ class TrainingRun:
             return None
         if fold.examples == self._published:
             return None
-        due = fold.examples - self._tried >= self.every_examples or self.clock() - self._tried_at >= self.every_seconds
+        due = (
+            fold.examples - self._tried >= self.every_examples
+            or self.clock() - self._tried_at >= self.every_seconds
+            or self._is_early_due()
+        )
         return self._store() if due else None
+
+    def _is_early_due(self) -> bool:
+        """Whether one of the first numbers of examples was reached since the last version."""
+        early = self.first_examples
+        while 0 < early < self.every_examples and early <= self.fold.examples:
+            if self._tried < early:
+                return True
+            early = early * 5 // 2 if str(early)[0] == "2" else early * 2
+        return False
 
     def last(self) -> Manifest | None:
         """Return the manifest of a last version, where there is anything new to publish."""
