@@ -143,6 +143,15 @@ def test_a_model_that_answers_with_an_older_version_for_long_alerts_until_a_newe
     assert world.alerts() == [("unserved:linear", "opened")]
 
 
+def test_versions_of_the_baseline_alert_nobody(world: World) -> None:
+    world.publish(1, "baseline")
+    world.publish(1)
+    world.predict(linear=1, baseline=0)
+    world.now += 5_000
+    world.predict(linear=1, baseline=0)
+    assert world.alerts() == []
+
+
 def test_a_pinned_version_does_not_alert_where_the_newest_answers_beside_it(world: World) -> None:
     world.publish(1)
     world.publish(2)
