@@ -56,7 +56,13 @@ def test_two_days_end_by_themselves_with_figures_that_add_up(tmp_path: Path) -> 
     assert found["joined"] == found["examples"] > 1500
     assert set(found["metrics"]) == {"logreg", "slow", "baseline"}
     assert found["model_versions"].keys() == found["metrics"].keys()
+    # The models learn before the end, and what they learn first serves soon.
+    assert found["metrics"]["logreg"]["ROCAUC"] != 0.5
+    assert "the first learned version: " in out
+    assert " ".join(out.split()).count("equal ($ tidemill replay flights") == 1
+    assert "a spoilt event" in out
     assert "try next" in out
+    assert out.count("  tidemill ") == 5
     assert "Traceback" not in out
     assert not [p for p in processes if p.is_running()], "a process is left behind"
 

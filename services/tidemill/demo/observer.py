@@ -16,7 +16,8 @@ from tidemill.registry.decisions import ModelRef
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.origin import origin_of
-from tidemill.wire import dead_letters, topics
+from tidemill.wire import topics
+from tidemill.wire.dead_letters import DeadLetter, read_dead_letter
 from tidemill.wire.records import Records, newness
 
 ROLLING = 2000
@@ -32,6 +33,7 @@ READ = (
     topics.MODELS,
     topics.UPDATES,
     topics.PROMOTIONS,
+    topics.ALERTS,
 )
 
 
@@ -50,6 +52,9 @@ class Observer(threading.Thread):
         self.versions: deque[tuple[str, int, int]] = deque(maxlen=200)
         self.latest: dict[str, Any] = {}
         self.decision: dict[str, Any] | None = None
+        #: What a person would want to hear of as it happens; whoever prints it takes it out.
+        self.news: deque[str] = deque()
+        self.last_letter: DeadLetter | None = None
         self.delays: list[float] = []
         self.first_prediction_at = 0.0
         self.last_change = time.monotonic()
@@ -93,16 +98,34 @@ class Observer(threading.Thread):
             if example := self.records.example.of(value):
                 self._update(example)
         elif suffix == topics.DLQ.suffix:
-            headers = dead_letters.text_headers(record)
-            reason = headers.get("tidemill.reason", "?")
-            self.dead_letters[reason] += 1
-            self.last_letters[reason] = headers.get("__connect.errors.exception.message", "")
+            self.last_letter = letter = read_dead_letter(record)
+            self.dead_letters[letter.reason] += 1
+            self.last_letters[letter.reason] = letter.message
         elif suffix == topics.MODELS.suffix:
             manifest = self.records.manifest.record(value[HEADER:])
+            if not self.latest:
+                self.news.append(
+                    f"the first learned version: {manifest['model']} after {manifest['examples']:,} examples"
+                )
             self.latest[manifest["model"]] = manifest
             self.versions.append((manifest["model"], manifest["version"], manifest["examples"]))
         elif suffix == topics.PROMOTIONS.suffix:
-            self.decision = self.records.decision.of(value) or self.decision
+            self._decided(self.records.decision.of(value))
+        elif suffix == topics.ALERTS.suffix:
+            alert = self.records.alert.of(value)
+            if alert and alert["state"] == "opened":
+                self.news.append(f"alert: {alert['message']}")
+
+    def _decided(self, decision: dict[str, Any] | None) -> None:
+        if decision is None:
+            return
+        if decision["champion"] != decision["before"]:
+            now, before = ModelRef(**decision["champion"]), ModelRef(**decision["before"])
+            kind = decision["kind"].replace("_", " ")
+            self.news.append(
+                f"the gate, after {decision['examples']:,} examples: {kind}, {now} serves instead of {before}"
+            )
+        self.decision = decision
 
     def _update(self, example: Any) -> None:
         prediction, kind = example["prediction"], self.pipeline.kind

@@ -24,10 +24,14 @@ from tidemill.demo import data, screen
 from tidemill.demo.observer import Observer
 from tidemill.demo.script import script
 from tidemill.errors import TidemillError
+from tidemill.keys import Keyring
 from tidemill.local.processes import end
 from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis, create_topics, embedded_settings, start_broker
 from tidemill.local.stack import Stack
+from tidemill.offline.replay import Replay as ReplayedPredictions
+from tidemill.registry.manifests import Registry
+from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.tokens import new_token
@@ -37,17 +41,27 @@ CORRUPTED_EVENTS = 40
 #: The run has ended when no topic had a new record for this long.
 QUIET_SECONDS = 1.5
 
+#: How long the replay of 31 days takes, and that of fewer at least, where that is not chosen.
+SECONDS_PER_MONTH, MIN_SECONDS = 60.0, 25.0
+
 
 @dataclass(frozen=True)
 class Options:
     """The demo's options; see `tidemill demo --help`."""
 
     days: int
-    seconds_per_month: float
+    seconds_per_month: float | None
     headless: bool
     report: Path | None
     broker: str | None
     keep_running: bool
+
+
+def speed(options: Options) -> float:
+    """Return event time per time. Fewer days than a month take long enough for models to learn before the end."""
+    if options.seconds_per_month is not None:
+        return 31 * 86_400 / options.seconds_per_month
+    return options.days * 86_400 / max(SECONDS_PER_MONTH * options.days / 31, MIN_SECONDS)
 
 
 class Interrupted(BaseException):
@@ -117,7 +131,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
 
     broker = KafkaBroker(str(settings["brokers"]))
     observer = Observer(broker, pipeline)
-    replay = Replay(broker.servers, messages, 31 * 86_400 / options.seconds_per_month)
+    replay = Replay(broker.servers, messages, speed(options))
     cleanup.callback(replay.stop)
     cleanup.callback(observer.stop)
     observer.start()
@@ -131,6 +145,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     report["first_prediction_s"] = round(time.monotonic() - began - (time.time() - observer.first_prediction_at), 2)
     report["sent_to_first_prediction_ms"] = round((observer.first_prediction_at - sent_at) * 1000, 1)
     console.print(screen.summary(report, observer, title))
+    _look_closer(console, observer, broker, stack)
     if options.report:
         options.report.write_text(json.dumps(report, indent=2) + "\n")
         console.print(f"report written to {options.report}")
@@ -170,6 +185,7 @@ def _watch(console: Console, view: screen.Screen, stack: Stack, finished: Callab
     with Live(view.render(), console=console, refresh_per_second=8, transient=True) as live:
         while not finished():
             stack.check()
+            _print_news(live.console, view)
             live.update(view.render("all sent; waiting for the last records" if view.replay.ended_at else ""))
             time.sleep(0.125)
 
@@ -178,6 +194,7 @@ def _wait_quietly(console: Console, view: screen.Screen, stack: Stack, finished:
     shown = time.monotonic()
     while not finished():
         stack.check()
+        _print_news(console, view)
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
             counts = view.observer.counts
@@ -188,6 +205,36 @@ def _wait_quietly(console: Console, view: screen.Screen, stack: Stack, finished:
                 highlight=False,
             )
         time.sleep(0.1)
+
+
+def _print_news(console: Console, view: screen.Screen) -> None:
+    while view.observer.news:
+        console.print(
+            f"{screen.moment(view.replay.clock)}  {view.observer.news.popleft()}", highlight=False, markup=False
+        )
+
+
+def _look_closer(console: Console, observer: Observer, broker: KafkaBroker, stack: Stack) -> None:
+    """Look up what was refused last, and repeat a prediction: what anybody can do with what is logged."""
+    if letter := observer.last_letter:
+        event = f"{letter.key}, refused by the {letter.stage}: {letter.message}"
+        console.print(
+            f"a spoilt event    {event} ($ tidemill dlq show flights {letter.place})", highlight=False, markup=False
+        )
+    keys = Keyring(stack.env["TIDEMILL_VERIFY_KEYS"])
+    registry = Registry(observer.pipeline, ArtifactStore(stack.env["TIDEMILL_STORE_URL"]), keys)
+    report = ReplayedPredictions(observer.pipeline, broker, registry).report(sample=1, seed=1)
+    for replayed in report.replayed:
+        score = replayed.scores[0]
+        then, now = score.then, score.now
+        again = "gone" if now is None else f"{now['score']:.6f}"
+        console.print(
+            f"a prediction      {replayed.prediction.event_id}: {then['model']}@{then['version']} answered "
+            f"{then['score']:.6f}; repeated: {again}, {score.state} ($ tidemill replay flights "
+            f"{replayed.prediction.event_id})",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _report(options: Options, observer: Observer, replay: Replay) -> dict[str, Any]:
@@ -237,12 +284,14 @@ def _try_next(console: Console, broker: KafkaBroker, redis: Redis, stack: Stack,
         )
         return
     console.print(
-        "try next\n"
-        "  tidemill check flights                       what a pipeline's declaration runs\n"
-        "  tidemill demo-data data && tidemill backtest flights --events data/events.csv --labels data/labels.csv\n"
-        "                                               the same month in one process, without Kafka\n"
-        '  make demo ARGS="--keep-running"              and look into Redis and the topics\n'
-        "  docker compose up                            the same services on a real Kafka",
+        "try next: your own data, in five commands\n"
+        "  tidemill init mine --from events.csv --labels labels.csv   a declaration, from what your files hold\n"
+        "  tidemill backtest mine/pipeline.py --events events.csv --labels labels.csv\n"
+        "  tidemill up mine/pipeline.py                               all of it, live, on this machine\n"
+        "  tidemill send mine/pipeline.py events events.csv           from another terminal, in the same folder\n"
+        "  tidemill tail mine/pipeline.py predictions\n"
+        'or look into this one: make demo ARGS="--keep-running"',
         highlight=False,
+        soft_wrap=True,
     )
     sys.stdout.flush()
