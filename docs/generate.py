@@ -91,7 +91,7 @@ def _index() -> str:
         "- [The declaration](declaration.md): `Pipeline` and its parts\n"
         "- [Rules](rules.md), [aggregates](aggregates.md), [ranges](ranges.md): each with an example that the tests run\n"
         "- [Testing](testing.md): checks for plug-ins of your own\n"
-        "- [Feature store](features.md): online features from Python\n"
+        "- [Python](python.md): backtests, data sets and replays; [feature store](features.md): online features\n"
         "- [Commands](cli.md), [settings](settings.md), [topics](topics.md), [metrics](metrics.md), [limits](limits.md)\n"
     )
 

@@ -17,7 +17,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.offline import history
 from tidemill.offline.history import Message
-from tidemill.offline.tail import follow, read_prediction
+from tidemill.offline.tail import follow
 from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
@@ -119,9 +119,9 @@ class Sending:
         if topic is topics.DLQ:
             yield from self._refused(record)
         elif topic is topics.PREDICTIONS:
-            prediction = read_prediction(self.records, value)
+            prediction = self.records.read_prediction(value)
             for outcome in self._close(prediction["event_id"] if prediction else ""):
-                champion = prediction["champion"] if prediction else {}
+                champion: Mapping[str, Any] = prediction["champion"] if prediction else {}
                 outcome.state, outcome.score = "predicted", champion.get("score")
                 outcome.model, outcome.version = champion.get("model", ""), champion.get("version", 0)
                 yield outcome

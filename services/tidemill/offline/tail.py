@@ -37,21 +37,13 @@ def follow(broker: KafkaBroker, names: Sequence[str], *, from_start: bool = Fals
     return broker.follow_topics(names, None if from_start else dict.fromkeys(names, 0))
 
 
-def read_prediction(records: Records, value: bytes) -> Mapping[str, Any] | None:
-    """Return a prediction, in whichever encoding it is; None for what is no record of the topic."""
-    if value.startswith(b"{"):
-        return _json(value)
-    prediction: Mapping[str, Any] | None = records.prediction.of(value)
-    return prediction
-
-
 def reader(pipeline: Pipeline, what: str) -> Callable[[Record], Row | None]:
     """Return the function that makes a row of a record; None of what is no record of the topic. Times are ms."""
     records = Records(pipeline)
     if what == "dlq":
         return lambda record: _letter(read_dead_letter(record))
     if what == "predictions":
-        return lambda record: _row(read_prediction(records, record.value() or b""))
+        return lambda record: _row(records.read_prediction(record.value()))
     if what == "examples":
         return lambda record: _example(records.example.of(record.value() or b""))
     if what == "alerts":
@@ -63,14 +55,6 @@ def reader(pipeline: Pipeline, what: str) -> Callable[[Record], Row | None]:
 
 def _letter(letter: DeadLetter) -> Row:
     return {**asdict(letter), "place": str(letter.place)}
-
-
-def _json(value: bytes) -> Row | None:
-    try:
-        row = json.loads(value)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _row(prediction: Mapping[str, Any] | None) -> Row | None:
