@@ -16,18 +16,18 @@ from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, with_settings
 @PIPELINE
 @click.option("--all", "show_all", is_flag=True, help="Also what is right.")
 @AS_JSON
-@with_settings("brokers")
+@with_settings("brokers", "redis_url")
 def doctor(pipeline: str, *, show_all: bool, as_json: bool, **options: Any) -> None:
-    """Examine a pipeline's cluster, topics and offsets.
+    """Examine a pipeline's cluster, topics and offsets, and the Redis and keys that are set.
 
     The exit code is 1 if something is wrong.
     """
     from tidemill.cli.text.doctor import findings_text
-    from tidemill.runtime.doctor import examine
+    from tidemill.runtime.doctor import examine, examine_settings
     from tidemill.runtime.run import broker_of
 
     declared, chosen = tidemill.load(pipeline), settings.load(**options)
-    findings = examine(declared, broker_of(chosen))
+    findings = [*examine(declared, broker_of(chosen)), *examine_settings(declared, chosen)]
     shown = [finding for finding in findings if show_all or finding.level != "ok"]
     print_report(shown, lambda some: findings_text(some, len(findings)), as_json=as_json)
     if any(finding.level == "wrong" for finding in findings):

@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import BrokerError
+from tidemill.errors import BrokerError, SettingsError, StoreError, described
+from tidemill.features.redis import connect
 from tidemill.features.tiles import Plan
+from tidemill.keys import SIGNERS
 from tidemill.offline.offsets import all_offsets
+from tidemill.settings import Settings
 from tidemill.stream.commit_metadata import MAX_BYTES
 from tidemill.stream.declared import other_partitions_fix
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -27,6 +31,9 @@ log = logging.getLogger(__name__)
 
 #: Less than this, and a night's standstill loses the groups' offsets.
 MIN_OFFSETS_RETENTION_MINUTES = 24 * 60
+
+#: Clocks that are further apart give times that rules refuse.
+MAX_CLOCKS_APART_SECONDS = 5.0
 
 Level = Literal["ok", "warning", "wrong"]
 
@@ -248,6 +255,41 @@ def examine(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
     except BrokerError as error:
         return [Finding("wrong", "broker", broker.servers, "reached", str(error))]
     return findings
+
+
+def examine_settings(pipeline: Pipeline, settings: Settings, clock: Callable[[], float] = time.time) -> list[Finding]:
+    """Return what is to say of the Redis and the keys that are set, and of this machine's clock beside Redis'."""
+    given, findings = settings.model_fields_set, list[Finding]()
+    if "redis_url" in given:
+        findings += _redis(settings.redis_url.get_secret_value(), clock)
+    if "verify_keys" in given or settings.signing_key.get_secret_value():
+        try:
+            for service in (*SIGNERS, "") if settings.signing_key.get_secret_value() else ("",):
+                if service != "gate" or pipeline.gate:
+                    settings.keyring(service)
+            findings.append(Finding("ok", "keys", settings.verify_keys[:80], "can be read"))
+        except SettingsError as error:
+            fix = "make keys with `tidemill keys new`, or name them with TIDEMILL_VERIFY_KEYS and TIDEMILL_SIGNING_KEY"
+            findings.append(Finding("wrong", "keys", str(error), "public keys, and those of who signs", fix))
+    return findings
+
+
+def _redis(url: str, clock: Callable[[], float]) -> Iterator[Finding]:
+    shown = url.rpartition("@")[2]
+    try:
+        client = connect(url)
+        seconds, micros = client.time()
+    except StoreError as error:
+        yield Finding("wrong", "redis", shown, "reached", str(error))
+        return
+    except Exception as error:  # Redis may forbid TIME
+        yield Finding("ok", "redis", shown, "reached", described(error))
+        return
+    yield Finding("ok", "redis", shown, "reached")
+    apart = abs(clock() - seconds - micros / 1_000_000)
+    fix = "keep both machines' clocks by NTP: rules, timeouts and keys go by them"
+    level: Level = "ok" if apart <= MAX_CLOCKS_APART_SECONDS else "warning"
+    yield Finding(level, "clock", f"{apart:.1f} s from Redis'", f"at most {MAX_CLOCKS_APART_SECONDS:.0f} s", fix)
 
 
 def _offsets(pipeline: Pipeline, broker: KafkaBroker) -> Iterator[Finding]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from tidemill import load
+from tidemill import load, settings
 from tidemill.cli import doctor as command
 from tidemill.errors import BrokerError
 from tidemill.runtime import run as running
-from tidemill.runtime.doctor import Finding, check_settings, judge, keep_alive
+from tidemill.runtime.doctor import Finding, check_settings, examine_settings, judge, keep_alive
 from tidemill.stream.kafka.settings import ClusterSettings, TopicSettings
 from tidemill.stream.topic import DAY
 from tidemill.wire import topics
@@ -193,3 +195,21 @@ class TestTheCommand:
         assert done.exit_code == 1
         (finding,) = json.loads(done.output)
         assert "no Kafka" in finding["fix"]
+
+
+def test_a_redis_that_is_set_is_asked_and_a_clock_that_is_apart_is_a_warning(redis_url: str) -> None:
+    now = time.time()
+    found = {one.what: one for one in examine_settings(PIPELINE, settings.load(redis_url=redis_url), lambda: now)}
+    assert {name: one.level for name, one in found.items()} == {"redis": "ok", "clock": "ok"}
+    apart = {one.what: one for one in examine_settings(PIPELINE, settings.load(redis_url=redis_url), lambda: now + 60)}
+    assert apart["clock"].level == "warning"
+    assert "NTP" in apart["clock"].fix
+
+
+def test_a_redis_that_is_away_and_keys_that_can_not_be_read_are_wrong_and_no_password_is_shown(tmp_path: Path) -> None:
+    chosen = settings.load(redis_url="redis://:hush@127.0.0.1:1/0", verify_keys=str(tmp_path / "none.json"))
+    found = {one.what: one for one in examine_settings(PIPELINE, chosen)}
+    assert {name: one.level for name, one in found.items()} == {"redis": "wrong", "keys": "wrong"}
+    assert "tidemill keys new" in found["keys"].fix
+    assert "hush" not in str([one.as_dict() for one in found.values()])
+    assert examine_settings(PIPELINE, settings.load()) == []
