@@ -60,7 +60,7 @@ def test_two_days_end_by_themselves_with_figures_that_add_up(tmp_path: Path) -> 
     assert found["metrics"]["logreg"]["ROCAUC"] != 0.5
     assert "the first learned version: " in out
     assert " ".join(out.split()).count("equal ($ tidemill replay flights") == 1
-    assert "a spoilt event" in out
+    assert "a corrupted event" in out
     assert "try next" in out
     assert out.count("  tidemill ") == 5
     assert "Traceback" not in out

@@ -1,4 +1,4 @@
-"""The demo's messages, as producers would send them: events at departure, labels when the planes land; some spoilt."""
+"""The demo's messages, as producers would send them: events at departure, labels when the planes land; some corrupted."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def _look_closer(console: Console, observer: Observer, broker: KafkaBroker, stac
     if letter := observer.last_letter:
         event = f"{letter.key}, refused by the {letter.stage}: {letter.message}"
         console.print(
-            f"a spoilt event    {event} ($ tidemill dlq show flights {letter.place})", highlight=False, markup=False
+            f"a corrupted event {event} ($ tidemill dlq show flights {letter.place})", highlight=False, markup=False
         )
     keys = Keyring(stack.env["TIDEMILL_VERIFY_KEYS"])
     registry = Registry(observer.pipeline, ArtifactStore(stack.env["TIDEMILL_STORE_URL"]), keys)

@@ -31,7 +31,7 @@ from tidemill.wire.topics import SERVICES, WATCHING
 
 log = logging.getLogger(__name__)
 
-#: Errors that another start does not mend.
+#: Errors that another start does not help.
 FOR_A_PERSON = (DeclarationError, NotAllowed, PositionError, SettingsError, TopicError, VersionsError)
 #: Exit code of a service that ended with one of them: EX_CONFIG of sysexits.h.
 GIVEN_UP = 78

@@ -354,7 +354,7 @@ class Up(Local):
             ended = f"{name_of(role)} ended {_how(code)}"
             if code == GIVEN_UP:
                 state.is_given_up = True
-                self.console.say(f"{ended}; it is not started again: another start would not mend it", "error")
+                self.console.say(f"{ended}; it is not started again: another start would not help", "error")
                 if not self.is_ready or all(other.is_given_up for other in self.states.values()):
                     self.why = f"{name_of(role)} can't run: the line above says why"
                 continue

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError, described
-from tidemill.features.redis import connect
 from tidemill.features.tiles import Plan
 from tidemill.keys import SIGNERS
 from tidemill.offline.offsets import all_offsets
@@ -275,6 +274,8 @@ def examine_settings(pipeline: Pipeline, settings: Settings, clock: Callable[[],
 
 
 def _redis(url: str, clock: Callable[[], float]) -> Iterator[Finding]:
+    from tidemill.features.redis import connect  # services without Redis import this module
+
     shown = url.rpartition("@")[2]
     try:
         client = connect(url)
