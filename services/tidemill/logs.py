@@ -42,7 +42,7 @@ class JsonFormatter(logging.Formatter):
     def _service(self, record: logging.LogRecord) -> str:
         if record.threadName in self.others:
             return record.threadName or self.service
-        return next((part for part in record.name.split(".") if part in self.others), self.service)
+        return next((part for part in str(record.name).split(".") if part in self.others), self.service)
 
 
 def setup(service: str, level: str) -> None:

@@ -1,4 +1,4 @@
-"""The demo's messages, as producers would send them: events at departure, labels when the planes land; some corrupted."""
+"""The demo's messages, as producers send them: events at departure, labels when planes land; some are corrupted."""
 
 from __future__ import annotations
 
