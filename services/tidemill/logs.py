@@ -10,8 +10,11 @@ from collections.abc import Collection
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-#: Libraries that log each of their steps as INFO.
-CHATTY = ("aiokafka", "asyncio", "faust", "mode", "uvicorn")
+#: From which level on libraries are logged that log each of their steps as INFO; Faust's timers warn of each half a
+#: second that they were late, which the batch times show.
+CHATTY = dict.fromkeys(("aiokafka", "asyncio", "faust", "mode", "uvicorn"), logging.WARNING) | {
+    "mode.timers": logging.ERROR
+}
 
 
 class JsonFormatter(logging.Formatter):
@@ -58,5 +61,5 @@ def send_to(handler: logging.Handler, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     if level == "INFO":
-        for library in CHATTY:
-            logging.getLogger(library).setLevel(logging.WARNING)
+        for library, least in CHATTY.items():
+            logging.getLogger(library).setLevel(least)

@@ -113,13 +113,11 @@ def _of(recording: Recording, source: str) -> list[ClosedWindow]:
     return sorted((w for w in windows if FIRST <= w.window.start < LAST), key=lambda w: w.window.start)
 
 
-def _line(axes: Axes, windows: Sequence[ClosedWindow], key: FigureKey, label: str, look: Mapping[str, Any]) -> bool:
+def _line(axes: Axes, windows: Sequence[ClosedWindow], key: FigureKey, label: str, look: Mapping[str, Any]) -> None:
     values = [window.figures.get(key, np.nan) for window in windows]
-    if np.isnan(values).all():
-        return False
-    marker = "o" if np.count_nonzero(~np.isnan(values)) < 3 else ""
-    axes.plot(_times(windows), values, label=label, marker=marker, markersize=3, **look)
-    return True
+    if not np.isnan(values).all():
+        marker = "o" if np.count_nonzero(~np.isnan(values)) < 3 else ""
+        axes.plot(_times(windows), values, label=label, marker=marker, markersize=3, **look)
 
 
 def metric_names(recording: Recording) -> list[str]:
@@ -151,24 +149,29 @@ def performance(recording: Recording) -> Figure | None:
 
 
 def segments(recording: Recording) -> Figure | None:
-    """The main metric of the serving model, by window, in the largest values of each segment."""
+    """The main metric of the serving model, by window, in the largest values of each segment.
+
+    A window measures a value from `Monitor(least=...)` rows on; a segment without such values has no panel.
+    """
     windows, name, model = _of(recording, EXAMPLES), main_metric(recording), recording.serving
-    features = [f for f in recording.pipeline.monitor.segments if recording.segments.get(model)]
-    if not windows or not features or not name:
+    measured = {key for window in windows for key in window.figures if key.name == name and key.model == model}
+    by_feature: dict[str, dict[str, FigureKey]] = {}
+    for line in recording.segments.get(model, ()):
+        key = FigureKey(name, model, segment=f"{line['feature']}={line['value']}")
+        values = by_feature.setdefault(line["feature"], {})
+        if key in measured and len(values) < MAX_SEGMENT_LINES:
+            values[line["value"]] = key
+    shown = {feature: values for feature, values in by_feature.items() if values}
+    if not shown:
         return None
-    figure, panels = _panels(len(features), 1, 1.9)
-    is_drawn = False
-    for axes, feature in zip(panels, features, strict=True):
-        lines = [line for line in recording.segments[model] if line["feature"] == feature and line["value"] is not None]
-        values = [line["value"] for line in lines[:MAX_SEGMENT_LINES]]
-        for value in values:
-            key = FigureKey(name, model, segment=f"{feature}={value}")
-            is_drawn |= _line(axes, windows, key, value, _look(values, value))
+    figure, panels = _panels(len(shown), 1, 1.9)
+    for axes, (feature, values) in zip(panels, shown.items(), strict=True):
+        for value, key in values.items():
+            _line(axes, windows, key, value, _look(list(values), value))
         axes.set_title(f"{name} of {model} by {feature}")
         _by_time(axes, windows)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure if is_drawn else None
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
 
 
 def _bins(score: Any, hit: Any) -> tuple[Any, Any, Any]:
