@@ -40,6 +40,8 @@ _TYPES: Mapping[Any, Any] = {
 #: What annotations that are text may name, where they come without the module that they were written in.
 _NAMES = {name: getattr(typing, name) for name in ("Annotated", "Any", "Dict", "List", "Literal", "Optional", "Union")}
 _NAMES |= {"datetime": dt.datetime, "date": dt.date, "time": dt.time, "UUID": uuid.UUID, "Decimal": Decimal}
+#: What pydantic calls times that it checks more strictly.
+_PYDANTIC_TIMES = ("AwareDatetime", "NaiveDatetime", "PastDatetime", "FutureDatetime")
 _UNIX_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NOTHING: Any = object()
 
@@ -164,7 +166,7 @@ class _Derivation:
             return {"type": "map", "values": self.type(arguments[1], f"{path}[]", literal)}
         if given is Decimal:
             return _decimal_type(metadata, path)
-        if given is dt.datetime:
+        if given is dt.datetime or getattr(given, "__name__", "") in _PYDANTIC_TIMES:
             return _time_type(metadata, path)
         if isinstance(given, type) and issubclass(given, enum.Enum):
             name = self._full_name(given, path)

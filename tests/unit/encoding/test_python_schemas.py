@@ -63,6 +63,7 @@ class Model(pydantic.BaseModel):
     score: Annotated[float, pydantic.Field(ge=0)] = 0.5
     places: list[Place] = []
     maybe: int | None = None
+    at: pydantic.AwareDatetime | None = None
 
 
 class Typed(TypedDict):
@@ -120,6 +121,7 @@ def test_pydantic_models_typed_dicts_and_annotations_are_taken() -> None:
     assert types["amount"]["precision"] == 8
     assert types["places"]["items"]["name"] == "Place"
     assert types["maybe"] == ["null", "long"]
+    assert types["at"] == ["null", {"type": "long", "logicalType": "timestamp-millis"}]
     seen = {"name": "seen", "type": ["null", "long"], "default": None}
     assert python_schemas.record_of(Typed)["fields"] == [{"name": "id", "type": "string"}, seen]
     by_hand = python_schemas.record_of({"id": "str", "at": dt.datetime, "price": "float | None"})
