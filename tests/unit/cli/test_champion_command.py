@@ -80,6 +80,7 @@ def run(url: str, *arguments: str, token: str = TOKEN) -> Result:
         (["promote", "flights", "slow@70"], {"kind": "promote", "target": "slow@70"}),
         (["rollback", "flights", "--steps", "2"], {"kind": "rollback", "target": "", "steps": 2}),
         (["pin", "flights", "slow@70"], {"kind": "pin", "target": "slow@70"}), (["unpin", "flights"], {"kind": "unpin", "target": ""}),
+        (["reset", "flights", "slow"], {"kind": "reset", "target": "slow"}),
         (["train", "flights", "slow", "--from", "earliest"], {"kind": "train", "target": "slow", "begin": 0}),
         (["train", "flights", "slow", "--from=-500"], {"kind": "train", "target": "slow", "begin": -500}),
     ],

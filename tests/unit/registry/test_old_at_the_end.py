@@ -10,6 +10,8 @@ import pytest
 import small
 from signing_keys import KEY
 
+from tidemill import metrics
+from tidemill.errors import ArtifactError
 from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.registry.alerts import alerts
@@ -165,6 +167,37 @@ def test_a_reader_goes_on_after_a_gap_with_the_record_that_follows_what_it_has_r
     assert took(5, 6) == ["c5", "c6"]
     assert took(3, 4, 1) == []  # what was missing comes too late
     assert took(7) == ["c7"]
+
+
+def test_a_refused_record_is_counted_once_however_often_it_is_read() -> None:
+    codec, broker = commands(PIPELINE, KEY), MemoryBroker({COMMANDS.topic: 1})
+    counter = metrics.REFUSED.labels(COMMANDS.topic, "damaged")
+    before = counter._value.get()
+    record = broker.append(COMMANDS.topic, b"no command, and read three times", b"c")
+    for _ in range(3):
+        Chains(codec).take(record)
+        Chains(codec).restore([record])
+    assert counter._value.get() == before + 1
+    Chains(codec).take(broker.append(COMMANDS.topic, record.value(), b"c"))  # at another place
+    assert counter._value.get() == before + 2
+
+
+DEEP = 3_000_000
+NESTED = {
+    "tuples": b")" + b"\x85" * DEEP,
+    "lists": b"]" * DEEP + b"a" * (DEEP - 1),
+    "dicts": b"}K\x01" * DEEP + b"}" + b"s" * DEEP,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NESTED)
+def test_what_is_nested_three_million_deep_is_refused_and_ends_no_process(thousand: World, kind: str) -> None:
+    digest = thousand.store.put(b"\x80\x04" + NESTED[kind] + b".")
+    manifest = dataclasses.replace(thousand.made, uri=thousand.store.path(digest), sha256=digest)
+    with pytest.raises(ArtifactError) as raised:
+        thousand.registry.open(thousand.learner().sign(manifest))
+    assert len(str(raised.value)) < 1_000
 
 
 def test_alerts_have_their_position_too() -> None:
