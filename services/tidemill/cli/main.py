@@ -21,6 +21,7 @@ COMMANDS = {
     "demo-data": ("demo:demo_data", "Write the demo's flights as files: events and labels."),
     "dlq": ("dead_letters:dlq", "List, count and redrive dead letters."),
     "doctor": ("doctor:doctor", "Examine a pipeline's cluster, topics and offsets."),
+    "examples": ("examples:examples", "List the shipped examples, or copy one."),
     "features": ("features:features", "Read online features, and fill views that were declared later."),
     "grow": ("grow:grow", "Move a pipeline to new topics with other partitions."),
     "init": ("init:init", "Make a pipeline of your own data, in a new folder."),

@@ -135,9 +135,10 @@ _PREPARED = (
 def _lines(plan: Plan, rules: Sequence[str], label_rules: Sequence[str]) -> Iterable[str]:
     unit = f', time_unit="{plan.time_unit}"' if plan.time_unit else ""
     yield f"    name={quoted(plan.name)},\n"
-    key, id_, time, known = map(quoted, (plan.entity or plan.id, plan.id, plan.time, plan.label_time))
+    key, id_, time, known = map(quoted, (plan.entity, plan.id, plan.time, plan.label_time))
     yield "    # An event asks, a label with the same id answers it. Features of the past are kept by the key.\n"
-    yield f'    events=Stream("event.avsc", id={id_}, time={time}{unit}, key={key}),\n'
+    key = f", key={key}" if plan.entity else ""
+    yield f'    events=Stream("event.avsc", id={id_}, time={time}{unit}{key}),\n'
     label = f"id={quoted(plan.label_id)}, time={known}, value={plan.value}"
     yield f'    labels=Stream("label.avsc", {label}),\n'
     yield f"    task={quoted(plan.task)},\n"
