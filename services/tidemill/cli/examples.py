@@ -18,7 +18,7 @@ _DATA = "data.py"
 @click.argument("name", required=False)
 @click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
 def examples(name: str | None, folder: Path | None) -> None:
-    """List the shipped examples, or copy one into a new folder DIR.
+    """List the shipped examples, or copy one.
 
     Each is a pipeline with its schemas, and a script that writes its data; the first lines of its file have the
     commands.
