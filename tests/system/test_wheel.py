@@ -95,6 +95,7 @@ def alone() -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_first_hour_from_the_wheel_alone(command: Path, tmp_path: Path) -> None:
     """From an empty folder: init, check, backtest, up, send, tail; Ctrl-C ends all of it."""
     where = "import tidemill; print(tidemill.__file__)"

@@ -18,9 +18,9 @@ from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, with_settings
 @AS_JSON
 @with_settings("brokers", "redis_url")
 def doctor(pipeline: str, *, show_all: bool, as_json: bool, **options: Any) -> None:
-    """Examine a pipeline's cluster, topics and offsets, and the Redis and keys that are set.
+    """Examine a pipeline's cluster, topics and offsets.
 
-    The exit code is 1 if something is wrong.
+    Also the Redis and the keys that are set. The exit code is 1 if something is wrong.
     """
     from tidemill.cli.text.doctor import findings_text
     from tidemill.runtime.doctor import examine, examine_settings

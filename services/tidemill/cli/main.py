@@ -34,10 +34,10 @@ COMMANDS = {
     "run": ("run:run", "Run one service of a pipeline until SIGTERM or Ctrl-C."),
     "schema": ("schema:schema", "Print schemas, check new ones, and register the declared ones."),
     "send": ("send:send", "Send events or labels, and print what becomes of each."),
-    "tail": ("send:tail", "Print predictions, examples, dead letters, alerts or decisions as they come."),
+    "tail": ("send:tail", "Print predictions, dead letters or alerts as they come."),
     "tokens": ("tokens:tokens", "Make tokens for the status service."),
     "topics": ("topics:topics", "Print, compare or create a pipeline's topics."),
-    "up": ("up:up", "Run a whole pipeline on this machine: broker, Redis and all services."),
+    "up": ("up:up", "Run a whole pipeline on this machine, until Ctrl-C."),
     "tune": ("tune:tune", "Search a declared space of models on recorded examples."),
 }
 

@@ -91,7 +91,10 @@ def tail(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Print predictions, examples, dead letters, alerts or decisions as they come, until Ctrl-C."""
+    """Print predictions, dead letters or alerts as they come.
+
+    Also examples and decisions. It ends by Ctrl-C.
+    """
     from tidemill.cli.text.records import record_line
     from tidemill.offline.tail import FOLLOWED, Where, rows
 

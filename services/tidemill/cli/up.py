@@ -63,7 +63,7 @@ def up(
     port: int,
     **options: Any,
 ) -> None:
-    """Run everything that a pipeline needs on this machine, until Ctrl-C.
+    """Run a whole pipeline on this machine, until Ctrl-C.
 
     A broker and a Redis are started where none is named; what they hold ends with them.
     """
