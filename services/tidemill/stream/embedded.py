@@ -49,8 +49,9 @@ class EmbeddedBroker:
         library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, GROUP_WAIT_MS)
         self.servers: str = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
 
-    def create(self, topics: Iterable[tuple[str, int]]) -> None:
-        """Create topics, given by name and number of partitions."""
-        for name, partitions in topics:
+    def create(self, topics: Iterable[str | tuple[str, int]]) -> None:
+        """Create topics, given by name, with 4 partitions, or by name and number of partitions."""
+        for topic in topics:
+            name, partitions = (topic, 4) if isinstance(topic, str) else topic
             if self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1):
                 raise BrokerError(f"the embedded broker did not create the topic {name}")
