@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import river.datasets
 import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
@@ -300,6 +301,26 @@ def test_the_project_is_well_formed_and_its_own_test_runs(tmp_path: Path, label:
             assert name == "keys" or "/pipeline/pipeline.py" in service["command"]
     named = json.loads(ours["services"]["status"]["environment"]["TIDEMILL_SERVICES"])
     assert {name for name in named if name.startswith("learner-")} == {f"learner-{model}" for model in models}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "options", "task", "rows", "metric", "is_bigger_better"),
+    [
+        ("phishing.csv.gz", {}, "binary", 1_250, "ROCAUC", True),
+        ("chick-weights.csv", {"label": "weight", "entity": "chick"}, "regression", 578, "MAE", False),
+        ("segment.csv.zip", {"label": "category"}, "multiclass", 2_310, "Accuracy", True),
+        ("airline-passengers.csv", {"label": "passengers"}, "regression", 144, "MAE", False),
+    ],
+)
+def test_data_sets_of_river_are_taken_as_they_are_and_learned(
+    tmp_path: Path, file: str, options: dict[str, str], task: str, rows: int, metric: str, is_bigger_better: bool
+) -> None:
+    source = Path(river.datasets.__file__).parent / file
+    pipeline, report, _ = made(tmp_path / "p", source, **options)
+    assert (pipeline.task, report.events, report.joined) == (task, rows, rows)
+    champion, baseline = (report.metrics[name][metric] for name in ("linear", "baseline"))
+    assert champion > baseline if is_bigger_better else champion < baseline
 
 
 NAMES = st.text(st.sampled_from("abyid _-.Ä1%温\"',"), min_size=1, max_size=6)
