@@ -29,6 +29,8 @@ from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.model_trial import check_models
 from tidemill.offline.scaffold.plan import Options
 from tidemill.offline.source import FileSource
+from tidemill.stream.api import TopicPartition
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
 ROOT = Path(__file__).parents[3]
 
@@ -393,3 +395,19 @@ def test_random_frames_run_or_end_in_one_clear_line(data: Any) -> None:
             assert not (folder / "p").exists()
             return
         tried(folder / "p", plan)
+
+
+def test_a_project_is_made_of_the_newest_records_of_a_topic(tmp_path: Path) -> None:
+    broker = MemoryBroker({"orders": 2})
+    for n, row in enumerate(shop(100)):
+        at = TopicPartition("orders", n % 2)
+        broker.log[at].append(MemoryRecord("orders", json.dumps(row).encode(), None, n, None, n % 2, n // 2))
+    plan = scaffold.make(tmp_path / "p", [scaffold.of_topic(broker, "orders", 60)], Options())
+    _, report = tried(tmp_path / "p", plan)
+    assert report.joined == 60
+    assert "o40" in (tmp_path / "p/data/events.jsonl").read_text()
+    with pytest.raises(TidemillError, match="does not exist"):
+        scaffold.of_topic(broker, "nothing", 60)
+    broker.log[at].append(MemoryRecord("orders", b"\xff", None, 200, None, 1, 50))
+    with pytest.raises(TidemillError, match="no JSON object and no Avro"):
+        scaffold.of_topic(broker, "orders", 60)
