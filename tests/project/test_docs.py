@@ -22,7 +22,6 @@ from tidemill.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-TUTORIAL = ROOT / "docs" / "tutorial.md"
 HOW_TO = ROOT / "docs" / "how-to"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"```(\w*)(?: title=\"(.*?)\")?\n(.*?)```", re.S)
@@ -66,19 +65,6 @@ def test_monitor_and_gate_in_the_docs_load() -> None:
     gate = next(text for text in blocks(HOW_TO / "gate.md", "python") if text.startswith("from tidemill import Gate\n"))
     exec(gate, names)
     assert replace(load("flights"), gate=names["gate"]).gate.rate == 0.05
-
-
-@pytest.mark.slow
-def test_the_tutorial_works(tmp_path: Path) -> None:
-    """Its backtest prints the figures that it shows; the rest of it needs Kafka."""
-    written(TUTORIAL, tmp_path)
-    subprocess.run([sys.executable, "make_history.py"], cwd=tmp_path, check=True)
-    shown = next(text for text in blocks(TUTORIAL, "") if text.startswith("pipeline orders")).split("...")
-    arguments = next(line for line in commands(TUTORIAL) if line.startswith("tidemill backtest")).split()[1:]
-    run = [sys.executable, "-m", "tidemill.cli", *arguments]
-    printed = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    for part in shown:
-        assert part.strip() in printed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
