@@ -77,7 +77,7 @@ class Dependencies(threading.Thread):
         declared: Mapping[str, int] = NOTHING_DECLARED,
     ) -> None:
         super().__init__(name="dependencies", daemon=True)
-        self._checks = {"kafka": self._kafka, "redis": store.check, "topics": self._topics}
+        self._checks = {"kafka": self._kafka, "redis": store.check}
         self.broker, self.follower = broker, follower
         self._declared = DeclaredTopics(broker, declared)
         self._wrong: dict[str, str] = dict.fromkeys(self._checks, "not checked yet")
@@ -100,13 +100,11 @@ class Dependencies(threading.Thread):
 
     def _kafka(self) -> None:
         self.broker.connect()
+        with contextlib.suppress(BrokerError):
+            # This service shows topics that are not as declared, and all others stop.
+            self._declared.check(TOPIC_CHECK_TIMEOUT)
         if self.follower.error:
             raise BrokerError(self.follower.error)
-
-    def _topics(self) -> None:
-        """Raise TopicError where topics are not as declared; this service shows it, and all others stop."""
-        with contextlib.suppress(BrokerError):  # which is a matter of Kafka
-            self._declared.check(TOPIC_CHECK_TIMEOUT)
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return each by name, with what is wrong."""
