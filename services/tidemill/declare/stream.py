@@ -34,6 +34,13 @@ def _schema(value: Any) -> Any:
     return value
 
 
+def _accepted(value: Any) -> Any:
+    try:
+        return _schema(value)
+    except ValueError:
+        raise ValueError(f"{value!r} where a list of schema files, or of classes, was expected") from None
+
+
 def _avro(schema: Any) -> dict[str, Any]:
     if isinstance(schema, str):
         return schema_files.find(schema, loading.get())
@@ -86,7 +93,7 @@ class Stream:
     key: str = ""
     value: Annotated[Source, Field(description="the name of a field or a function of the record")] = ""
     accepts: Annotated[
-        Sequence[Annotated[Any, PlainValidator(_schema)]], Field(description="a list of schema files or classes")
+        Sequence[Annotated[Any, PlainValidator(_accepted)]], Field(description="a list of schema files")
     ] = ()
     encoding: Literal["", "avro", "json"] = ""
     empty_entities: bool = False
