@@ -121,7 +121,12 @@ def send(run: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("delivery", "is_ours"), [("exactly_once", False), ("at_least_once", False), ("exactly_once", True)]
+    ("delivery", "is_ours"),
+    [
+        ("exactly_once", False),
+        pytest.param("at_least_once", False, marks=pytest.mark.long),
+        ("exactly_once", True),
+    ],
 )
 def test_history_and_wrong_clocks_pass_whole_and_once(
     hasty: RealKafka, redis_url: str, tmp_path: Path, delivery: str, *, is_ours: bool

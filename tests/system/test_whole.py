@@ -72,7 +72,9 @@ def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("killed", [(), KILLED], ids=["undisturbed", "killed"])
+@pytest.mark.parametrize(
+    "killed", [pytest.param((), id="undisturbed", marks=pytest.mark.long), pytest.param(KILLED, id="killed")]
+)
 def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: tuple[str, ...]) -> None:
     run = running("flights", partitions=4, snapshot_seconds=0.3, status_token=TOKEN)
     # Three days are through, on a fast machine, before the scorer has opened four versions.
