@@ -566,14 +566,14 @@ MUTANTS = (
         (WATERMARK, AHEAD),
     ),
     Mutant(
-        "watermark-not-restored", "a joiner's watermark begins anew at a restart",
+        "watermark-not-restored", "a joiner's watermark begins again at a restart",
         "stages/joiner/join.py",
         "self.labels = self._watermark(state)",
         "self.labels = self._watermark(())",
         ("tests/unit/stages/test_join_definition.py", AHEAD),
     ),
     Mutant(
-        "view-watermark-not-restored", "a view's watermark begins anew at a restart",
+        "view-watermark-not-restored", "a view's watermark begins again at a restart",
         "features/views.py",
         "self._watermark = Watermark(self._watermark.slack, watermark)",
         "self._watermark = Watermark(self._watermark.slack)",
