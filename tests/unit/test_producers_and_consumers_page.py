@@ -16,6 +16,8 @@ from tidemill import load, testing
 from tidemill.cli.main import cli
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "producers-and-consumers.md"
 DECLARATION, *PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 

@@ -64,6 +64,7 @@ def test_help_shows_the_defaults() -> None:
     assert "[TIDEMILL_REGISTRY_URL]" in text
 
 
+@pytest.mark.slow
 def test_services_on_one_machine_have_a_port_each_without_being_told() -> None:
     assert settings.load().http_port is settings.load(http_port="auto").http_port is None
     assert settings.load(http_port="0").http_port == 0

@@ -11,12 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from tidemill.durations import approximate, minute
 from tidemill.models.evidence import LOSSES
 from tidemill.offline.backtest import BacktestReport
-from tidemill.report import charts
 from tidemill.report.recording import Recording
 
 
 def render(recording: Recording) -> str:
     """Return the page."""
+    from tidemill.report import charts  # matplotlib takes half a second
+
     report, pipeline = recording.backtest, recording.pipeline
     environment = Environment(
         loader=PackageLoader("tidemill.report", "."),

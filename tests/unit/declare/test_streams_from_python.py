@@ -197,6 +197,7 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(cli, arguments, catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_the_schema_of_every_topic_is_printed_complete_in_itself(program: str) -> None:
     table = run("schema", "show", program, "--json")
     shown = {row["short"]: row for row in json.loads(table.stdout)}

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from tidemill.encoding import json_values, python_schemas, schema_files
 from tidemill.encoding.codec import Codec
 
+pytestmark = pytest.mark.slow
+
 
 class Size(enum.Enum):
     SMALL = "small"

@@ -19,6 +19,8 @@ from tidemill.local.console import Console
 from tidemill.local.processes import fork
 from tidemill.local.up import chosen_roles, lock_running_file, write_running_file
 
+pytestmark = pytest.mark.slow
+
 
 def test_services_are_chosen_by_service_or_role_and_an_unknown_one_is_named() -> None:
     flights = load("flights")

@@ -32,6 +32,8 @@ from tidemill.offline.source import FileSource
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

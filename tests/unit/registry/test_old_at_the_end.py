@@ -26,6 +26,8 @@ from tidemill.stream.api import TopicPartition
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = small.make()
 MODELS, COMMANDS = TopicPartition(topics.MODELS.name("small"), 0), TopicPartition(topics.COMMANDS.name("small"), 0)
 

@@ -14,6 +14,8 @@ from tidemill.stages.learner.service import Learner
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
 
+pytestmark = pytest.mark.slow
+
 SLOT = TopicPartition("small.examples", 0)
 PIPELINE = small.make()
 

@@ -35,6 +35,8 @@ from tidemill.watch.monitor.core import EXAMPLES, PREDICTIONS, Core
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 SHOPS = View("carrier", every="1m", aggregates=[aggregates.mean("distance", "5m")])
 OUTCOMES = View("carrier", source="examples", every="1m", aggregates=[aggregates.mean("label", "5m")])
 PIPELINE = small.make(views=[small.VIEW, SHOPS, OUTCOMES], gate=Gate(examples=200), training=Training("linear"))

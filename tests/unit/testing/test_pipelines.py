@@ -17,6 +17,8 @@ from tidemill.offline.backtest import Backtest
 from tidemill.stream.api import TopicPartition
 from tidemill.wire import topics
 
+pytestmark = pytest.mark.slow
+
 
 class Channel(enum.Enum):
     WEB = "web"

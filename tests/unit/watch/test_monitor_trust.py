@@ -22,6 +22,8 @@ from tidemill.watch.monitor.trust import REFUSED_SECONDS
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
+pytestmark = pytest.mark.slow
+
 PIPELINE, RECORDS = small.make(), Records(small.make())
 MODELS = topics.MODELS.name("small")
 COMMANDS = topics.COMMANDS.name("small")
