@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from commits import FailingCommits
 from hypothesis import given
 from hypothesis import strategies as st
 from test_loop_promises import Summing, emitted
@@ -280,16 +281,7 @@ class TestTheLog:
         monkeypatch.setattr(broker, "read", noted)
         member = Member(broker)
         member.turn(3)
-        commit, failures = member.producer.commit, 3
-
-        def failing(*arguments: object) -> None:
-            nonlocal failures
-            failures -= 1
-            if failures >= 0:
-                raise Aborted("the broker said so")
-            commit(*arguments)
-
-        monkeypatch.setattr(member.producer, "commit", failing)
+        FailingCommits(monkeypatch, member.producer, 3)
         member.turn()
         assert emitted(broker) == expected
         assert reads == [9] * PARTITIONS

@@ -8,12 +8,13 @@ from functools import cache
 
 import pytest
 import small
+from commits import FailingCommits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from river_in_memory import River
 
 from tidemill import View, aggregates
-from tidemill.errors import Aborted, BrokerError, Reject
+from tidemill.errors import BrokerError, Reject
 from tidemill.runtime.run import topic_table
 from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
@@ -268,20 +269,11 @@ def test_pauses_grow_up_to_a_cap_and_begin_again_after_a_commit(monkeypatch: pyt
     pauses: list[float] = []
     loop = Loop(Service("test", "group", ["in"], Failing()), broker, interval=0.0, sleep=pauses.append)
     producer, consumer = broker.producer(loop.instance), broker.consumer("group", ["in"], loop.instance)
-    commit, failures = producer.commit, 9
-
-    def failing(*arguments: object) -> None:
-        nonlocal failures
-        failures -= 1
-        if failures >= 0:
-            raise Aborted("the broker said so")
-        commit(*arguments)
-
-    monkeypatch.setattr(producer, "commit", failing)
+    commits = FailingCommits(monkeypatch, producer, 9)
     for _ in range(40):
         loop.run_once(consumer, producer)
     assert pauses == [*BACKOFF_SECONDS, *[BACKOFF_SECONDS[-1]] * (9 - len(BACKOFF_SECONDS))]
-    failures = 1
+    commits.left = 1
     broker.append("in", b"y")
     for _ in range(4):
         loop.run_once(consumer, producer)
