@@ -29,8 +29,14 @@ AS_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print JSON
 
 
 #: Environment of a process that forks services: no threads of numpy's and pyarrow's libraries, which a fork would not
-#: have; and sets in one order, which some models depend on.
-FORKING = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false", "PYTHONHASHSEED": "0"}
+#: have; sets in one order, which some models depend on; and two heaps for a process's threads, where glibc would make
+#: up to 8 a core, which is memory that nobody else gets.
+FORKING = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "PYTHONHASHSEED": "0",
+    "MALLOC_ARENA_MAX": "2",
+}
 
 
 def prepare_to_fork() -> None:

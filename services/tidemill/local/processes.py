@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import random
@@ -18,10 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tidemill.errors import BrokerError
 from tidemill.runtime.worker import die_with_parent
 
-#: Heaps that glibc makes for a process's threads. Its own limit, 8 a core, is memory that nobody else gets.
-MAX_HEAPS = 2
+#: Linux gives outgoing connections ports from 32,768 on, others from 49,152 on.
+PORTS = range(20_000, 32_768)
 
 
 class Process(Protocol):
@@ -126,9 +126,6 @@ def _become_own(output: int) -> None:
     os.dup2(nothing, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    if sys.platform == "linux":
-        m_arena_max = -8
-        ctypes.CDLL(None).mallopt(m_arena_max, MAX_HEAPS)
     random.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
@@ -136,11 +133,16 @@ def _become_own(output: int) -> None:
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port that nothing listens on. Raises BrokerError where all are taken.
+
+    It is chosen at random below the ports that systems give to outgoing connections: one of those may be taken by a
+    client between this answer and the service that is to listen there.
+    """
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise BrokerError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 ENDING = (signal.SIGINT, signal.SIGTERM)

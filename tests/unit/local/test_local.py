@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tidemill import load, settings
-from tidemill.errors import SettingsError
+from tidemill.errors import BrokerError, SettingsError
+from tidemill.local import processes
 from tidemill.local.console import Console
-from tidemill.local.processes import fork
+from tidemill.local.processes import fork, free_port
 from tidemill.local.up import chosen_roles, lock_running_file, write_running_file
 
 pytestmark = pytest.mark.slow
@@ -31,6 +33,29 @@ def test_services_are_chosen_by_service_or_role_and_an_unknown_one_is_named() ->
         chosen_roles(load("plain"), ["gate"], [])
     with pytest.raises(SettingsError, match="no service is left"):
         chosen_roles(flights, ["scorer"], ["scorer"])
+
+
+def test_a_port_that_was_chosen_is_given_to_no_outgoing_connection() -> None:
+    ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first, last = map(int, ephemeral.read_text().split()) if ephemeral.exists() else (49_152, 65_535)
+    assert not set(processes.PORTS) & set(range(first, last + 1))
+    with socket.create_server(("127.0.0.1", free_port()), backlog=100) as server:
+        connections = [socket.create_connection(server.getsockname()) for _ in range(100)]
+        assert not {connection.getsockname()[1] for connection in connections} & set(processes.PORTS)
+        for connection in connections:
+            connection.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_on_which_something_listens_is_not_chosen(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = free_port()
+    monkeypatch.setattr(processes, "PORTS", range(taken, taken + 1))
+    with (
+        socket.create_server((address, taken)),
+        pytest.raises(BrokerError, match=f"no port of {taken} to {taken} is free"),
+    ):
+        free_port()
+    assert free_port() == taken
 
 
 def printed(line: str, *, colours: bool = False, quiet: bool = False) -> str:
