@@ -20,7 +20,7 @@ from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.history import Frame
-from tidemill.offline.source import ArchiveSource, KafkaSource, RowSource
+from tidemill.offline.source import ArchiveSource, KafkaSource, RowSource, past_of
 from tidemill.stream.api import Progress, Record
 from tidemill.wire import topics
 from tidemill.wire.records import PredictionLog, Records
@@ -70,12 +70,9 @@ def backtest(
     run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
     rows = _Predictions(declared)
     run.predictions, run.examples = rows.take, rows.joined
-    if isinstance(source, ArchiveSource):
-        report = run.replay(*source.vectors_and_labels(declared), progress)
-    elif source is None:
+    if source is None:
         raise SettingsError("a backtest runs over events and labels, or over an archive: give the two, or the one")
-    else:
-        report = run.run(*source.rows(declared), progress)
+    report = past_of(source, declared).run(run, progress)
     return BacktestResult(report, rows.columns, _backend(events))
 
 
@@ -235,7 +232,7 @@ class BacktestResult:
             import matplotlib.pyplot as plt
         except ModuleNotFoundError as error:
             raise SettingsError(f"plot() needs {error.name}: pip install 'tidemill[plot]'") from None
-        names = list(dict.fromkeys(name for values in self.metrics.values() for name in values))
+        names = self.report.metric_names
         metric = metric or next(iter(names), "")
         if metric not in names:
             raise SettingsError(f"metric={metric!r} is not one of {', '.join(names) or 'none: no model was judged'}")
@@ -266,7 +263,7 @@ class BacktestResult:
         )
 
     def _repr_html_(self) -> str:
-        report, names = self.report, list(dict.fromkeys(n for values in self.metrics.values() for n in values))
+        report, names = self.report, self.report.metric_names
 
         def row(tag: str, *cells: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

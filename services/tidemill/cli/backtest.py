@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
     from tidemill.offline.backtest import BacktestReport
     from tidemill.offline.source import ArchiveSource, FileSource
 
@@ -58,7 +58,7 @@ def backtest(
         raise SettingsError("--plot draws in a terminal, and --json is for programs: give one of them")
     if plot:
         _need("plotext")
-    run = _run(pipeline, source, model_delay, every, predictions, page)
+    run = _run(tidemill.load(pipeline), source, model_delay, every, predictions, page)
     print_report(run, backtest_text, as_json=as_json)
     if plot:
         click.echo(backtest_plot(run), nl=False)
@@ -77,15 +77,16 @@ def report(
     It shows how good each model was over time and by segment, calibration, scores, what the delay of labels costs,
     drift with its alerts, which features count, and dead letters. It is one file, which also prints.
     """
-    page = output or Path(f"{tidemill.load(pipeline).name}-report.html")
-    result = _run(pipeline, source, model_delay, "1d", None, page)
+    declared = tidemill.load(pipeline)
+    page = output or Path(f"{declared.name}-report.html")
+    result = _run(declared, source, model_delay, "1d", None, page)
     for text in result.warnings:
         click.echo(f"WARNING: {text}", err=True)
     click.echo(page)
 
 
 def _run(
-    pipeline: str,
+    declared: Pipeline,
     source: ArchiveSource | FileSource | None,
     model_delay: str | None,
     every: str,
@@ -96,9 +97,8 @@ def _run(
     from tidemill.durations import milliseconds
     from tidemill.offline import history
     from tidemill.offline.backtest import Backtest
-    from tidemill.offline.source import ArchiveSource
+    from tidemill.offline.source import past_of
 
-    declared = tidemill.load(pipeline)
     try:
         delay, step = milliseconds(model_delay) if model_delay else 0, milliseconds(every)
     except ValueError as error:
@@ -111,27 +111,17 @@ def _run(
         _need("jinja2", "matplotlib")
         if not page.absolute().parent.is_dir():
             raise SettingsError(f"{page}: there is no folder {page.absolute().parent}: make it, or name another file")
-    if isinstance(source, ArchiveSource):
-        vectors, known_labels = source.vectors_and_labels(declared)
-        times = [vector["event_time"] for vector in vectors]
-    else:
-        with progress("reading files", None) as advance:
-            events, labels = source.rows(declared, advance)
-        times = [event.time for event in events]
+    with progress("reading", None) as advance:
+        past = past_of(source, declared, advance)
     if page is not None:
         from tidemill.report.recording import Recorder, with_window
 
-        declared = with_window(declared, times)
+        declared = with_window(declared, past.times)
     run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
     recorder = Recorder(run) if page is not None else None
-    start = (
-        partial(run.replay, vectors, known_labels)
-        if isinstance(source, ArchiveSource)
-        else partial(run.run, events, labels)
-    )
-    with history.prediction_writer(predictions) as write, progress("backtest", len(times)) as advance:
+    with history.prediction_writer(predictions) as write, progress("backtest", len(past.times)) as advance:
         run.predictions = write
-        result = start(advance)
+        result = past.run(run, advance)
     if page is not None and recorder is not None:
         from tidemill.report import page as pages
 

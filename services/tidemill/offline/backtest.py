@@ -127,6 +127,16 @@ class BacktestReport:
     label_delays: LabelDelays | None = None
 
     @property
+    def metric_names(self) -> list[str]:
+        """The metrics that any model has, in their declared order."""
+        return list(dict.fromkeys(name for values in self.metrics.values() for name in values))
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that is shown over time: the second, or the only one; empty where no model was judged."""
+        return next(iter((*self.metric_names[1:2], *self.metric_names)), "")
+
+    @property
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: what they leave out, and the setting to change."""
         return [text for text in (self._other_unit(), self._refused(), self._unanswered(), self._unlabelled()) if text]

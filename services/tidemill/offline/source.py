@@ -7,7 +7,7 @@ archive  vectors as they were served, and labels, in Parquet; no events, for vec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.offline import history
-from tidemill.offline.backtest import KnownLabel
+from tidemill.offline.backtest import Backtest, BacktestReport, KnownLabel
 from tidemill.offline.history import Frame, Message
 from tidemill.offline.log_history import LogHistory, read_log
 from tidemill.stream.api import Broker, Progress
@@ -111,6 +111,26 @@ class ArchiveSource:
                 f"--archive {self.url}: reading it needs {error.name}: pip install 'tidemill[parquet]'"
             ) from None
         return archive_rows
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a backtest runs over: `times` of its events, or of an archive's vectors, in ms, sorted; and how it runs."""
+
+    times: Sequence[int]
+    run: Callable[[Backtest, Progress | None], BacktestReport]
+
+
+def past_of(source: RowSource | ArchiveSource, pipeline: Pipeline, progress: Progress | None = None) -> Past:
+    """Return what a source holds. Raises SettingsError where it can't be read."""
+    if isinstance(source, ArchiveSource):
+        vectors, known_labels = source.vectors_and_labels(pipeline)
+        return Past(
+            [vector["event_time"] for vector in vectors],
+            lambda backtest, advance: backtest.replay(vectors, known_labels, advance),
+        )
+    events, labels = source.rows(pipeline, progress)
+    return Past([event.time for event in events], lambda backtest, advance: backtest.run(events, labels, advance))
 
 
 Source = KafkaSource | FileSource | ArchiveSource

@@ -17,13 +17,13 @@ from tidemill.durations import moment
 from tidemill.report.recording import Importance, Recording
 from tidemill.watch.monitor.core import EXAMPLES, PREDICTIONS, ClosedWindow
 from tidemill.watch.monitor.figures import FigureKey
+from tidemill.watch.monitor.performance import CALIBRATION_BINS
 
 #: Told apart in grey as well, for a page that is printed: each series has a line of its own kind.
 COLOURS = ("#0b6a87", "#c2571a", "#7a4fc0", "#3b7d23", "#b8327f", "#8a6d00")
 DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)))
 BASELINE_COLOUR = "#6b7785"
 WIDTH_INCHES = 8.0
-CALIBRATION_BINS = 10
 #: Units of a time axis, in seconds, the largest first.
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1), ("milliseconds", 0.001))
 DAY_MS = 86_400_000
@@ -120,21 +120,10 @@ def _line(axes: Axes, windows: Sequence[ClosedWindow], key: FigureKey, label: st
         axes.plot(_times(windows), values, label=label, marker=marker, markersize=3, **look)
 
 
-def metric_names(recording: Recording) -> list[str]:
-    """Return the metrics that any model has, in their declared order."""
-    return list(dict.fromkeys(name for values in recording.backtest.metrics.values() for name in values))
-
-
-def main_metric(recording: Recording) -> str:
-    """Return the metric that a report shows by segment: the second, as the terminal's report has it."""
-    names = metric_names(recording)
-    return names[min(1, len(names) - 1)] if names else ""
-
-
 def performance(recording: Recording) -> Figure | None:
     """Each metric by window and model."""
     windows, models = _of(recording, EXAMPLES), list(recording.pipeline.model_names)
-    names = metric_names(recording)
+    names = recording.backtest.metric_names
     if not windows or not names:
         return None
     figure, panels = _panels(len(names), 1, 1.75)
@@ -153,7 +142,7 @@ def segments(recording: Recording) -> Figure | None:
 
     A window measures a value from `Monitor(least=...)` rows on; a segment without such values has no panel.
     """
-    windows, name, model = _of(recording, EXAMPLES), main_metric(recording), recording.serving
+    windows, name, model = _of(recording, EXAMPLES), recording.backtest.main_metric, recording.serving
     measured = {key for window in windows for key in window.figures if key.name == name and key.model == model}
     by_feature: dict[str, dict[str, FigureKey]] = {}
     for line in recording.segments.get(model, ()):
@@ -174,15 +163,11 @@ def segments(recording: Recording) -> Figure | None:
     return figure
 
 
-def _bins(score: Any, hit: Any) -> tuple[Any, Any, Any]:
-    """Return mean score, mean outcome and rows of CALIBRATION_BINS equally large groups, by the score."""
+def _bins(score: Any, hit: Any) -> tuple[Any, Any]:
+    """Return mean score and mean outcome of CALIBRATION_BINS equally large groups, by the score."""
     order = np.argsort(score, kind="stable")
     groups = [group for group in np.array_split(order, CALIBRATION_BINS) if len(group)]
-    return (
-        np.array([score[group].mean() for group in groups]),
-        np.array([hit[group].mean() for group in groups]),
-        np.array([len(group) for group in groups]),
-    )
+    return np.array([score[group].mean() for group in groups]), np.array([hit[group].mean() for group in groups])
 
 
 def calibration(recording: Recording) -> Figure | None:
@@ -194,7 +179,7 @@ def calibration(recording: Recording) -> Figure | None:
     figure.set_size_inches(4.4, 3.4)
     models = list(answered)
     for model, one in answered.items():
-        predicted, came, _ = _bins(one.score, one.hit)
+        predicted, came = _bins(one.score, one.hit)
         axes.plot(predicted, came, label=model, marker="o", markersize=3, **_look(models, model))
     low, high = axes.get_xlim() if task == "regression" else (0.0, 1.0)
     axes.plot([low, high], [low, high], color="#c9d1d9", linewidth=0.9, zorder=0)

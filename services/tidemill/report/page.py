@@ -12,6 +12,7 @@ from tidemill.durations import approximate, minute
 from tidemill.models.evidence import LOSSES
 from tidemill.offline.backtest import BacktestReport
 from tidemill.report.recording import Recording
+from tidemill.watch.monitor.performance import WindowMetrics
 
 
 def render(recording: Recording) -> str:
@@ -28,15 +29,14 @@ def render(recording: Recording) -> str:
     )
     environment.filters |= {"minute": minute, "figure": figure, "count": "{:,}".format, "span": approximate}
     images = {name: base64.b64encode(text.encode()).decode() for name, text in charts.pictures(recording).items()}
-    names = charts.metric_names(recording)
     return environment.get_template("page.html").render(
         r=recording,
         report=report,
         pipeline=pipeline,
         images=images,
-        metrics=names,
-        main=charts.main_metric(recording),
-        better=_better(recording, names),
+        metrics=report.metric_names,
+        main=report.main_metric,
+        better=_better(recording),
         loss=LOSSES[pipeline.task][0] if pipeline.task in LOSSES else "",
         letters=sorted(report.dead_letters.items(), key=lambda item: -item[1]),
         delay_quantiles=_delay_quantiles(report),
@@ -55,15 +55,14 @@ def figure(value: Any) -> str:
     return f"{value:.4f}" if abs(value) < 1_000 else f"{value:,.6g}"
 
 
-def _better(recording: Recording, names: list[str]) -> dict[str, str]:
+def _better(recording: Recording) -> dict[str, str]:
     """Return the best model by each metric."""
-    metrics, values = recording.pipeline.metric(), recording.backtest.metrics
-    is_bigger = dict(zip(names, (bool(metric.bigger_is_better) for metric in metrics), strict=False))
+    is_bigger, values = WindowMetrics(recording.pipeline).bigger_is_better, recording.backtest.metrics
     best = {}
-    for name in names:
+    for name in recording.backtest.metric_names:
         of = {model: by_name[name] for model, by_name in values.items() if name in by_name}
         if len(of) > 1:
-            best[name] = (max if is_bigger.get(name, True) else min)(of, key=of.__getitem__)
+            best[name] = (max if is_bigger[name] else min)(of, key=of.__getitem__)
     return best
 
 

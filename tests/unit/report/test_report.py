@@ -13,6 +13,7 @@ import pytest
 import small
 from click.testing import CliRunner
 from examples import data
+from river import metrics
 
 from tidemill import Monitor, category, number
 from tidemill.cli.main import cli
@@ -115,6 +116,21 @@ def test_few_events_and_times_that_no_calendar_has_make_a_page_too(times: list[i
     labels = [small.label(f"f{n}", at + 1) for n, at in enumerate(times)]
     report, recording = recorded(pipeline, events, labels)
     assert f"<b>{report.events}</b>events" in page.render(recording)
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 2])
+def test_the_best_by_each_metric_is_told_by_its_own_sense_though_another_was_left_out(dropped: int) -> None:
+    declared = [metrics.Accuracy(), metrics.LogLoss(), metrics.ROCAUC()]
+    pipeline = replace(data.declared("phishing"), metrics=declared)
+    events, labels = data.rows("phishing", "1h")
+    report, recording = recorded(pipeline, events[:300], labels[:300], at_once=False)
+    for values in report.metrics.values():
+        del values[type(declared[dropped]).__name__]
+    best = page._better(recording)
+    assert list(best) == report.metric_names
+    for name, model in best.items():
+        values = [of[name] for of in report.metrics.values()]
+        assert report.metrics[model][name] == (min(values) if name == "LogLoss" else max(values))
 
 
 def files(folder: Path) -> list[str]:

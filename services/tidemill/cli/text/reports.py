@@ -34,12 +34,11 @@ def known_text(known: Sequence[Known]) -> str:
 
 def backtest_text(report: BacktestReport) -> str:
     """Return a backtest's report."""
-    names = list(dict.fromkeys(name for values in report.metrics.values() for name in values))
+    names, main = report.metric_names, report.main_metric
     final = new_table("model", *names, numbers=len(names))
     for model, values in report.metrics.items():
         shown = f"{model} (champion)" if model == report.champion else model
         final.add_row(shown, *(f"{values[name]:z.6f}" if name in values else "" for name in names))
-    main = names[min(1, len(names) - 1)] if names else ""
     steps = report.over_time[:: max(1, len(report.over_time) // 12)]
     if report.over_time and steps[-1] is not report.over_time[-1]:
         steps.append(report.over_time[-1])
@@ -75,10 +74,9 @@ def backtest_plot(report: BacktestReport) -> str:
     """Return the main metric so far of each model over event time, drawn in characters."""
     import plotext
 
-    names = list(dict.fromkeys(name for values in report.metrics.values() for name in values))
-    if not names or len(report.over_time) < 2:
+    main = report.main_metric
+    if not main or len(report.over_time) < 2:
         return "too little time for a plot: choose a shorter --every\n"
-    main = names[min(1, len(names) - 1)]
     plotext.clear_figure()
     plotext.theme("clear")
     markers = ("hd",) if sys.stdout.isatty() else ("*", "+", "x", "o", "#", "@")  # without colours, by their sign
