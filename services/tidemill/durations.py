@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import re
 
+#: The first and the last ms since the epoch that a calendar has, of the years 1 and 9999.
+FIRST_TIME_MS, LAST_TIME_MS = -62_135_596_800_000, 253_402_300_799_999
+
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 #: What follows six digits of a fraction of a second.
 _FINER = re.compile(r"[.,]\d{6}(\d+)")

@@ -275,6 +275,20 @@ MUTANTS = (
         (SOMEBODY,),
     ),
     Mutant(
+        "any-number", "a complete record with NaN in it is read as one of ours",
+        "encoding/codec.py",
+        "if self._check is not None:",
+        "if False:",
+        (SOMEBODY,),
+    ),
+    Mutant(
+        "any-time", "an event of any year is let pass",
+        "stages/validator/rule_check.py",
+        'f"    if not first_time <= (v := record[{stream.time!r}]) <= last_time: refuse_time({stream.time!r}, v)",',
+        "",
+        (SOMEBODY,),
+    ),
+    Mutant(
         "more-than-a-record", "what follows a record is not looked at",
         "encoding/codec.py",
         "if end != len(data):",

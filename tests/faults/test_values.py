@@ -79,6 +79,7 @@ def bad_records(river: River, record: dict[str, Any], topic: Topic) -> Iterator[
         for whole in (2**wide - 1, 2 ** (wide - 1), -(2**wide)):
             reason = "" if field in ("flight", "flight_date") or whole < 0 else "in_the_future"
             reason = "out_of_range" if field == "sched_hour" else reason
+            reason = "implausible_time" if field.endswith("_at") and whole == -(2**63) else reason  # in no calendar
             many += 1
             yield case(codec.encode({**record, "flight_id": key(), field: whole}), reason, field)
         marked = {**record, "flight_id": key(), field: 123_456_789}

@@ -17,6 +17,10 @@ from typing import Any
 
 from tidemill.durations import milliseconds
 
+#: The largest magnitude of a feature, and of whatever else is a number in a vector. A sum of values of `LARGEST_NUMBER`
+#: stays below it, and products of a few features stay finite; a feature beyond it is missing.
+LARGEST_FEATURE = 1e30
+
 #: Times beyond this, in ms before or after 1970, were written by no service.
 MAX_TIME_MS = 2**53
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import fastavro
@@ -22,11 +22,16 @@ class Codec:
     `encode` and `decode` are with the 5-byte header; `body` and `record` without. The work is done by code compiled
     from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read
     records of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration
-    wrote.
+    wrote. What they return has passed `check`, which raises Reject.
     """
 
-    def __init__(self, avro: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.avro = avro
+    def __init__(
+        self,
+        avro: Mapping[str, Any],
+        others: Iterable[Mapping[str, Any]] = (),
+        check: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.avro, self._check = avro, check
         self.id = schema_files.fingerprint(avro)
         self.header = b"\0" + self.id.to_bytes(4, "big")
         plain = schema_files.plain(avro)
@@ -91,7 +96,7 @@ class Codec:
             return None
 
     def decode(self, data: bytes | None) -> Any:
-        """Return the record in `data`. Raises Reject where it is of another schema, not complete, or no record."""
+        """Return the record in `data`. Raises Reject where it is none, not complete, or not as checked."""
         if not data:
             raise Reject("empty", "the record has no value")
         read = self.read if data.startswith(self.header) else self._others.get(data[:HEADER])
@@ -99,7 +104,10 @@ class Codec:
             given = data[:HEADER].hex()
             message = f"header {given} where {self.header.hex()} ({self.avro['name']}) was expected"
             raise Reject("unknown_schema", message, value=given)
-        return read_all(read, data, HEADER, self.avro["name"])
+        record = read_all(read, data, HEADER, self.avro["name"])
+        if self._check is not None:
+            self._check(record)
+        return record
 
 
 def read_all(read: avro_codegen.Decode, data: bytes, at: int, name: str) -> Any:

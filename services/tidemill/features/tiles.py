@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tidemill.aggregates.base import Column, Read, columns_of
+from tidemill.aggregates.base import LARGEST_FEATURE, Column, Read, columns_of
 from tidemill.declare.view import View
 from tidemill.durations import milliseconds
 
@@ -65,7 +65,7 @@ class Plan:
     def read(self, entity: Entity, now: int) -> list[float | None]:
         """Return the features, in declared order, as of event time `now` (ms)."""
         out: list[float | None] = [None] * len(self.names)
-        starts = entity.starts
+        starts, lowest = entity.starts, -LARGEST_FEATURE
         tile = now // self.every
         stop = bisect_right(starts, tile)
         for window in self._windows:
@@ -79,12 +79,12 @@ class Plan:
                 for index, read in window.reads:
                     value = read(cells, now)
                     # A sum may overflow although every value was finite; a model must never see that.
-                    out[index] = value if value is None or value - value == 0 else None
+                    out[index] = value if value is None or lowest <= value <= LARGEST_FEATURE else None
             if window.others:
                 cells = {name: entity.columns[name][begin:stop] for name in window.unmerged}
                 for index, read in window.others:
                     value = read(cells, now)
-                    out[index] = value if value is None or value - value == 0 else None
+                    out[index] = value if value is None or lowest <= value <= LARGEST_FEATURE else None
         return out
 
 

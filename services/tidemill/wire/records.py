@@ -13,10 +13,16 @@ from typing import Any, TypedDict, cast
 
 import msgspec
 
+from tidemill.aggregates.base import LARGEST_FEATURE
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stream import Stream
+from tidemill.declare.tasks import ROUNDING
+from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
+from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.topic import Topic
+from tidemill.wire import number_check
 
 #: Records whose codec is not called as they are.
 _ATTRIBUTES = {"PredictionLog": "prediction_log"}
@@ -96,19 +102,37 @@ class Records:
         for name in ("features.v1", "prediction-log.v1", "example.v1"):
             avro = schema_files.own(name)
             self._named[avro["name"]] = avro
+        low, high = pipeline.kind.range
+        self._ranges = {
+            pipeline.vector_schema["name"]: (-LARGEST_FEATURE, LARGEST_FEATURE),
+            "tidemill.Update": (-LARGEST_FEATURE, LARGEST_FEATURE),
+            "tidemill.Score": (low - ROUNDING, high + ROUNDING),
+            "tidemill.Example": (-LARGEST_NUMBER, LARGEST_NUMBER),
+        }
 
     def _own(self, name: str) -> Codec:
-        return Codec(schema_files.standalone(schema_files.own(name), self._named))
+        """Return the codec of a record that anybody may have written: it refuses numbers that no service writes."""
+        avro = schema_files.standalone(schema_files.own(name), self._named)
+        return Codec(avro, check=number_check.compile_check(avro, self._ranges))
+
+    @staticmethod
+    def _signed(name: str) -> Codec:
+        """Return the codec of a record whose signature says who has written it."""
+        return Codec(schema_files.own(name))
+
+    @staticmethod
+    def _valid(stream: Stream) -> Codec:
+        return Codec(stream.valid_avro, stream.valid_others, number_check.compile_stream_check(stream))
 
     @cached_property
     def event(self) -> Codec:
         """Events as the validator passes them on, with their time in milliseconds."""
-        return Codec(self.pipeline.events.valid_avro, self.pipeline.events.valid_others)
+        return self._valid(self.pipeline.events)
 
     @cached_property
     def label(self) -> Codec:
         """Labels as the validator passes them on, with their time in milliseconds."""
-        return Codec(self.pipeline.labels.valid_avro, self.pipeline.labels.valid_others)
+        return self._valid(self.pipeline.labels)
 
     @cached_property
     def sent_event(self) -> Codec:
@@ -194,14 +218,15 @@ class Records:
     def event_time(self, data: bytes | None) -> int | None:
         """Return the event time of one of those, of whatever declaration; None where the bytes are none of them."""
         try:
-            return int(self.head.record(data or b"", HEADER)["event_time"])
+            time = int(self.head.record(data or b"", HEADER)["event_time"])
         except Exception:  # bytes of somebody else may make a decoder raise anything
             return None
+        return time if FIRST_TIME_MS <= time <= LAST_TIME_MS else None
 
     @cached_property
     def manifest(self) -> Codec:
         """Manifest of one model version."""
-        return self._own("manifest.v1")
+        return self._signed("manifest.v1")
 
     @cached_property
     def window(self) -> Codec:
@@ -211,7 +236,7 @@ class Records:
     @cached_property
     def alert(self) -> Codec:
         """Alert: how it stands after a window."""
-        return self._own("alert.v1")
+        return self._signed("alert.v1")
 
     @cached_property
     def redrive(self) -> Codec:
@@ -221,12 +246,12 @@ class Records:
     @cached_property
     def decision(self) -> Codec:
         """Decision: who serves, and why."""
-        return self._own("decision.v1")
+        return self._signed("decision.v1")
 
     @cached_property
     def command(self) -> Codec:
         """Command: what a person asks of the gate."""
-        return self._own("command.v1")
+        return self._signed("command.v1")
 
     def _tail(self, name: str) -> Codec:
         avro = schema_files.own(name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from tidemill.declare.stream import Stream
+from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
 from tidemill.encoding import schema_files
 from tidemill.errors import Reject
 from tidemill.limits import ID_CHARACTERS, TEXT_CHARACTERS
@@ -33,11 +34,14 @@ class RuleCheck(Protocol):
 def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
     """Return the function for rules that look at one record: the declared ones, after those of every pipeline.
 
-    Those are: floats finite and within `LARGEST_NUMBER`, the stream's id not empty.
+    Those are: floats finite and within `LARGEST_NUMBER`, the stream's time one that a calendar has, its id not empty.
     """
     names: dict[str, Any] = {
         "refuse_number": _refuse_number,
         "refuse_empty": _refuse_empty,
+        "refuse_time": _refuse_time,
+        "first_time": FIRST_TIME_MS,
+        "last_time": LAST_TIME_MS,
         "refuse": _refuse,
         "add_warning": _add_warning,
         "lowest": -LARGEST_NUMBER,
@@ -66,7 +70,11 @@ def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
         else:
             if_present = "v is not None and " if can_lack else ""
             lines += [f"    if {if_present}not ({condition}): {broken}"]
-    lines += [f"    if record[{stream.id!r}] == '': refuse_empty({stream.id!r})", "    return warnings"]
+    lines += [
+        f"    if record[{stream.id!r}] == '': refuse_empty({stream.id!r})",
+        f"    if not first_time <= (v := record[{stream.time!r}]) <= last_time: refuse_time({stream.time!r}, v)",
+        "    return warnings",
+    ]
     exec("\n".join(lines), names)  # noqa: S102  made of the declaration alone, and of field names as literals
     check: RuleCheck = names["check"]
     return check
@@ -148,6 +156,11 @@ def _add_warning(warnings: list[RuleWarning] | None, rule: Rule, value: Any, exp
 
 def _refuse_empty(name: str) -> NoReturn:
     raise Reject("missing_value", f"field {name!r} is empty", rule="id", field=name)
+
+
+def _refuse_time(name: str, value: int) -> NoReturn:
+    message = f"field {name!r} is {value} where a time of the years 1 to 9999, in milliseconds since 1970, was expected"
+    raise Reject("implausible_time", message, rule="calendar", field=name, value=value)
 
 
 def _refuse_number(name: str, value: float) -> NoReturn:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import ssl
@@ -455,7 +456,9 @@ def window_record(closed: ClosedWindow, core: Core, now: float) -> dict[str, Any
         "interrupted": window.interrupted,
         "compared": core.reference is not None,
         "closed_at": int(now * 1000),
-        "figures": [{**key._asdict(), "value": value} for key, value in sorted(closed.figures.items())],
+        "figures": [
+            {**key._asdict(), "value": value} for key, value in sorted(closed.figures.items()) if math.isfinite(value)
+        ],
     }
 
 
