@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tidemill import View, aggregates
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import HEADER
 from tidemill.features.memory import MemoryView
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, TopicPartition, discard
@@ -39,7 +40,7 @@ class Feed:
         out = small.Emitted()
         step.process(self.log[begin:end], out)
         step.committed()
-        return [step.records.features.decode(r.value() or b"") for r in out.records]
+        return [step.records.features.record(r.value() or b"", HEADER) for r in out.records]
 
 
 def view(every: str = "1m", *keep: Any) -> Pipeline:
