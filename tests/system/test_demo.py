@@ -54,12 +54,17 @@ def test_two_days_end_by_themselves_with_figures_that_add_up(tmp_path: Path) -> 
     assert found["predictions"] == found["valid"] == found["joined"] + found["expired"] + found["pending"]
     assert found["labels"] == found["joined"] + found["labels_rejected"] + found["waiting_labels"]
     assert found["joined"] == found["examples"] > 1500
-    assert set(found["metrics"]) == {"logreg", "slow", "baseline"}
+    assert set(found["metrics"]) == {"scheduled", "departed", "baseline"}
     assert found["model_versions"].keys() == found["metrics"].keys()
     # The models learn before the end, and what they learn first serves soon.
-    assert found["metrics"]["logreg"]["ROCAUC"] != 0.5
     assert "the first learned version: " in out
-    assert " ".join(out.split()).count("equal ($ tidemill replay flights") == 1
+    # The gate promotes the challenger on its evidence, and it ends better than doing nothing, in every metric.
+    assert "departed serves instead of scheduled: departed is better than scheduled: Brier score lower by" in out
+    champion, baseline = (found["metrics"][name] for name in ("departed", "baseline"))
+    assert champion["Accuracy"] > baseline["Accuracy"]
+    assert champion["ROCAUC"] > baseline["ROCAUC"] + 0.1
+    assert champion["LogLoss"] < baseline["LogLoss"]
+    assert " ".join(out.split()).count("equal ($ tidemill replay departures") == 1
     assert "a corrupted event" in out
     assert "try next" in out
     assert out.count("  tidemill ") == 5

@@ -116,7 +116,7 @@ def figure_of(page: Page, name: str) -> str:
 
 def test_during_a_demo_run_numbers_change_and_spoilt_events_come_with_their_reasons(demo: str, page: Page) -> None:
     page.goto(demo)
-    expect(page.locator("#pipeline")).to_have_text("flights", timeout=20_000)
+    expect(page.locator("#pipeline")).to_have_text("departures", timeout=20_000)
     expect(page.locator("#connection")).to_contain_text("live", timeout=20_000)
     before = figure_of(page, "Records in")
     for name in ("validator", "featurizer", "materializer", "scorer", "joiner", "archiver", "monitor"):
@@ -124,7 +124,7 @@ def test_during_a_demo_run_numbers_change_and_spoilt_events_come_with_their_reas
     expect(page.locator("#reason-table")).to_contain_text("out_of_range", timeout=60_000)
     expect(page.locator("#reason-table")).to_contain_text("77 where 0 to 23 was expected")
     until(lambda: figure_of(page, "Records in") != before, "the numbers stand still", 20)
-    expect(page.locator("#model-table")).to_contain_text("logreg", timeout=30_000)
+    expect(page.locator("#model-table")).to_contain_text("scheduled", timeout=30_000)
     expect(page.locator("#freshness-note")).to_contain_text("all within their objectives", timeout=90_000)
     expect(page.locator("#freshness-table")).to_contain_text("tailnum_outcome")
     expect(page.locator("#rule-table")).to_contain_text("between", timeout=60_000)
@@ -138,7 +138,7 @@ def test_a_prediction_and_an_entity_are_looked_up_from_the_page(demo: str, page:
     page.locator("#lookup-form input[type=search]").fill("UA1545-EWR-2013-01-01T10:15Z")
     page.keyboard.press("Enter")
     expect(page.locator("#lookup-result")).to_contain_text("2013-01-01T10:15Z", timeout=30_000)
-    expect(page.locator("#lookup-result")).to_contain_text("flights.prediction-log")
+    expect(page.locator("#lookup-result")).to_contain_text("departures.prediction-log")
     expect(page.locator("#lookup-result")).to_contain_text("champion")
     expect(page.locator("#lookup-result")).to_contain_text(
         "not in the view"

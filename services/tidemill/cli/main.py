@@ -51,8 +51,8 @@ COMMANDS = {
 def cli() -> None:
     """Online machine learning on Kafka.
 
-    PIPELINE is a file (flights.py), a module (package.flights), or one of the shipped pipelines: flights, plain,
-    delays. Add :name where a file or module declares several.
+    PIPELINE is a file (flights.py), a module (package.flights), or one of the shipped pipelines: flights,
+    departures, plain, delays. Add :name where a file or module declares several.
     """
 
 

@@ -15,7 +15,7 @@ from tidemill.errors import DeclarationError
 from tidemill.loading import loading
 
 #: Pipelines that come with the package, by the short name that commands take.
-SHIPPED = {name: f"tidemill.demo.flights:{name}" for name in ("flights", "plain", "delays")}
+SHIPPED = {name: f"tidemill.demo.flights:{name}" for name in ("flights", "departures", "plain", "delays")}
 
 
 def load(reference: str) -> Pipeline:

@@ -121,10 +121,8 @@ class Observer(threading.Thread):
             return
         if decision["champion"] != decision["before"]:
             now, before = ModelRef(**decision["champion"]), ModelRef(**decision["before"])
-            kind = decision["kind"].replace("_", " ")
-            self.news.append(
-                f"the gate, after {decision['examples']:,} examples: {kind}, {now} serves instead of {before}"
-            )
+            examples = f"{decision['examples']:,} examples"
+            self.news.append(f"the gate, after {examples}: {now} serves instead of {before}: {decision['why']}")
         self.decision = decision
 
     def _update(self, example: Any) -> None:
@@ -148,6 +146,12 @@ class Observer(threading.Thread):
         """Predictions that still wait for their label."""
         c, dead = self.counts, self.dead_letters["duplicate_event"]
         return c[topics.PREDICTION_LOG.suffix] - c[topics.EXAMPLES.suffix] - c[topics.EXPIRED.suffix] - dead
+
+    def waiting(self, sent: int) -> int:
+        """Return how many of the events and labels that were sent are on their way to a prediction or to the joiner."""
+        c = self.counts
+        judged = c[topics.EVENTS_VALID.suffix] + c[topics.LABELS_VALID.suffix] + c[topics.DLQ.suffix]
+        return sent - judged + c[topics.EVENTS_VALID.suffix] - c[topics.PREDICTIONS.suffix]
 
     def values(self) -> dict[str, dict[str, float]]:
         """Return every model's metrics over all examples."""

@@ -161,9 +161,9 @@ def models_table(observer: Observer) -> Table:
         role = {observer.champion.model: "green", "baseline": "dim"}.get(model, "")
         shown = model
         line = spark([row[model] for row in course], low, high, 32)
-        last = f" {course[-1][model]:.3f}" if course else ""
+        last = f"{course[-1][model]:.3f} " if course else ""  # first, for a narrow terminal cuts the line
         cells = [f"{figures[name]:.4f}" for name in names]
-        table.add_row(Text(shown, style=role), *cells, Text(line + last, style=role))
+        table.add_row(Text(shown, style=role), *cells, Text(last + line, style=role))
     return table
 
 

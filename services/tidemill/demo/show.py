@@ -41,6 +41,12 @@ CORRUPTED_EVENTS = 40
 #: The run has ended when no topic had a new record for this long.
 QUIET_SECONDS = 1.5
 
+#: The demo's pipeline, as commands take it.
+PIPELINE = "departures"
+#: Nothing more is sent while so many events and labels are on their way through the pipeline: models learn the same on
+#: a slow machine, where it only takes longer.
+MAX_WAITING = 500
+
 #: How long the replay of 31 days takes, and that of fewer at least, where that is not chosen.
 SECONDS_PER_MONTH, MIN_SECONDS = 60.0, 25.0
 
@@ -87,7 +93,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, Any]:
     began = time.monotonic()
-    pipeline = load("flights")
+    pipeline = load(PIPELINE)
     folder = Path(tempfile.mkdtemp(prefix="tidemill-demo-"))
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     live = console.is_terminal and not options.headless
@@ -104,7 +110,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     settings = _broker(options, pipeline, cleanup)
     token = os.environ.get("TIDEMILL_STATUS_TOKEN") or new_token()
     stack = Stack(
-        "flights",
+        PIPELINE,
         pipeline,
         folder,
         {
@@ -119,7 +125,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     )
     cleanup.callback(stack.stop)
     stack.start_all(watched=True)
-    flights = data.flights((1,), days=options.days)
+    flights = data.flights((1,), "departure", options.days)
     messages = script(pipeline, flights, max(50, len(flights) // CORRUPTED_EVENTS))
     stack.wait_ready()
     say(f"ready: {', '.join(stack.processes)}")
@@ -132,6 +138,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     broker = KafkaBroker(str(settings["brokers"]))
     observer = Observer(broker, pipeline)
     replay = Replay(broker.servers, messages, speed(options))
+    replay.has_room = lambda: observer.waiting(replay.events + replay.labels) < MAX_WAITING
     cleanup.callback(replay.stop)
     cleanup.callback(observer.stop)
     observer.start()
@@ -203,6 +210,7 @@ def _wait_quietly(console: Console, view: screen.Screen, stack: Stack, finished:
                 f"predictions {counts['predictions']:,}  "
                 f"examples {counts['examples']:,}  dead letters {counts['dlq']:,}",
                 highlight=False,
+                soft_wrap=True,
             )
         time.sleep(0.1)
 
@@ -210,7 +218,10 @@ def _wait_quietly(console: Console, view: screen.Screen, stack: Stack, finished:
 def _print_news(console: Console, view: screen.Screen) -> None:
     while view.observer.news:
         console.print(
-            f"{screen.moment(view.replay.clock)}  {view.observer.news.popleft()}", highlight=False, markup=False
+            f"{screen.moment(view.replay.clock)}  {view.observer.news.popleft()}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
 
@@ -219,7 +230,7 @@ def _look_closer(console: Console, observer: Observer, broker: KafkaBroker, stac
     if letter := observer.last_letter:
         event = f"{letter.key}, refused by the {letter.stage}: {letter.message}"
         console.print(
-            f"a corrupted event {event} ($ tidemill dlq show flights {letter.place})", highlight=False, markup=False
+            f"a corrupted event {event} ($ tidemill dlq show {PIPELINE} {letter.place})", highlight=False, markup=False
         )
     keys = Keyring(stack.env["TIDEMILL_VERIFY_KEYS"])
     registry = Registry(observer.pipeline, ArtifactStore(stack.env["TIDEMILL_STORE_URL"]), keys)
@@ -230,7 +241,7 @@ def _look_closer(console: Console, observer: Observer, broker: KafkaBroker, stac
         again = "gone" if now is None else f"{now['score']:.6f}"
         console.print(
             f"a prediction      {replayed.prediction.event_id}: {then['model']}@{then['version']} answered "
-            f"{then['score']:.6f}; repeated: {again}, {score.state} ($ tidemill replay flights "
+            f"{then['score']:.6f}; repeated: {again}, {score.state} ($ tidemill replay {PIPELINE} "
             f"{replayed.prediction.event_id})",
             highlight=False,
             markup=False,
@@ -278,7 +289,7 @@ def _try_next(console: Console, broker: KafkaBroker, redis: Redis, stack: Stack,
     if keeps:
         console.print(
             f"everything keeps running; Ctrl-C ends it. Kafka {broker.servers}, Redis port {redis.port}\n"
-            f"  redis-cli -p {redis.port} HGETALL flights:origin:JFK\n"
+            f"  redis-cli -p {redis.port} HGETALL {PIPELINE}:origin:JFK\n"
             f"  curl -s localhost:{stack.ports['scorer']}/metrics | grep tidemill_",
             highlight=False,
         )
