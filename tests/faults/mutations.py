@@ -37,6 +37,7 @@ CRASH = "tests/unit/stream/test_loop_crash.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
 LOST = "tests/unit/stream/test_lost_offsets.py"
 SOMEBODY = "tests/unit/stages/test_records_of_somebody_else.py"
+LINEAR = "tests/unit/models/test_linear.py"
 OTHERS = "tests/unit/features/test_remote_views.py"
 AWAY = "tests/unit/features/test_store_away.py"
 START = "tests/unit/runtime/test_start_without_a_store.py"
@@ -794,6 +795,35 @@ MUTANTS = (
         "self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)",
         "self.scorecard = Scorecard(snapshot.metrics)",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
+    ),
+    # The fast form of a linear model is River's, to the last digit.
+    Mutant(
+        "categories-in-another-order", "categories are added up in the vector's order, not in the encoder's",
+        "models/linear.py",
+        "        present.sort(key=_place)\n",
+        "",
+        (LINEAR,),
+    ),
+    Mutant(
+        "zeros-never-count", "a category that a vector does not have is left out although its weight may be infinite",
+        "models/linear.py",
+        "if not self._has_zeros and not abs(rate * gradient) < MAX_STEP:",
+        "if False:",
+        (LINEAR,),
+    ),
+    Mutant(
+        "deviation-by-root", "a deviation is the square root, which differs from River's power in the last digit",
+        "models/linear.py",
+        "one.std = one.var**0.5",
+        "one.std = __import__('math').sqrt(one.var)",
+        (LINEAR,),
+    ),
+    Mutant(
+        "saved-without-what-was-learned", "River's model is saved as it was before the last examples",
+        "models/linear.py",
+        "        if self._is_behind:\n",
+        "        if False:\n",
+        (LINEAR,),
     ),
     # Versions never go back.
     Mutant(

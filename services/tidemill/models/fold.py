@@ -9,6 +9,7 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard
 from tidemill.errors import ArtifactError, ScoreError
+from tidemill.models.linear import river_model, specialised
 from tidemill.models.segments import Segments
 from tidemill.models.snapshot import Snapshot
 from tidemill.models.source_shares import Shares, source_of
@@ -36,7 +37,8 @@ class Fold:
     def __init__(self, pipeline: Pipeline, name: str, begin: int | None = None) -> None:
         self.pipeline = pipeline
         self.name = name
-        self.model = pipeline.model(name)
+        #: What learns and answers: the model, or the same in a faster form.
+        self.running = specialised(pipeline.model(name))
         self.scorecard = Scorecard(pipeline.metric())
         self.segments = Segments(pipeline)
         self.examples = 0
@@ -49,6 +51,15 @@ class Fold:
         if pipeline.protect is not None:
             self._shares = Shares(pipeline.protect)
             self._source = source_of(pipeline.protect.source, pipeline.vector)
+
+    @property
+    def model(self) -> Any:
+        """River's model, with everything that was learned; it learns on in `running`."""
+        return river_model(self.running)
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self.running = specialised(model)
 
     @property
     def metrics(self) -> list[Any]:
@@ -81,7 +92,7 @@ class Fold:
         if self._shares is not None and not self._shares.take(self._source(prediction["features"])):
             return False
         x = vector_to_x(vector)
-        self._kind.learn(self.model, x, label)
+        self._kind.learn(self.running, x, label)
         if not self.examples % LOOK_EVERY_EXAMPLES and not self.diverged:
             self._check_score(x)
         return True
@@ -89,7 +100,7 @@ class Fold:
     def _check_score(self, x: Mapping[str, Any]) -> None:
         """Mark the model as diverged where its answer is no score, even if a later answer is one again."""
         try:
-            self._kind.ask(self.model, x)
+            self._kind.ask(self.running, x)
         except ScoreError as error:
             self.diverged = str(error)
         except ArtifactError:

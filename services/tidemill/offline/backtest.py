@@ -433,7 +433,7 @@ class Backtest:
                     self.report.learn_failed[name] = self.report.learn_failed.get(name, 0) + 1
                     if self.report.learn_failed[name] == 1:
                         log.error("learn_one raised", extra={"model": name, "cause": described(error)})
-                self.scorer.put(name, fold.version, fold.model)
+                self.scorer.put(name, fold.version, fold.running)
             self.report.over_share += not learned
 
     def _values(self) -> dict[str, dict[str, float]]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, SettingsError, StoreError
+from tidemill.models.linear import specialised
 from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.lookup import LogLookup, public_manifest
 from tidemill.offline.prediction_reader import Prediction, PredictionReader, Ranges
@@ -280,7 +281,7 @@ class Replay:
                 yield _Model(version, None, f"{why}; --rebuild folds it again from the examples")
             else:
                 try:
-                    model = self.registry.open(manifest).model
+                    model = specialised(self.registry.open(manifest).model)
                 except (ArtifactError, StoreError) as error:
                     why = f"model {name!r} version {number}: {error}; --rebuild folds it again from the examples"
                     yield _Model(version, None, why)
@@ -309,7 +310,7 @@ class Replay:
         for reached in Refold(self.pipeline, self.broker).snapshots(waiting, progress):
             why = f"{reached.why}; without --rebuild the artifact is taken" if reached.why else ""
             for version in waiting[reached.target]:
-                yield _Model(version, reached.fold.model if reached.fold else None, why)
+                yield _Model(version, reached.fold.running if reached.fold else None, why)
 
     def details(self, replayed: Sequence[ReplayedPrediction], progress: Progress | None = None) -> list[dict[str, Any]]:
         """Return everything about some predictions, as the status service does: event, vector, scores, outcome."""

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.models.evidence import LOSSES
+from tidemill.models.linear import specialised
 from tidemill.offline.backtest import Backtest, BacktestReport, KnownLabel
 from tidemill.stream.api import Progress, Record
 from tidemill.watch.monitor.alerts import Alert
@@ -188,7 +189,7 @@ def importance(pipeline: Pipeline, model: Any, examples: Sequence[tuple[Mapping[
     known = LOSSES.get(pipeline.task)
     if known is None or not examples:
         return []
-    predict, loss = pipeline.kind.predict, known[1]
+    predict, loss, model = pipeline.kind.predict, known[1], specialised(model)
 
     def losses(vectors: Iterable[Mapping[str, Any]]) -> Numbers:
         values = []

@@ -111,7 +111,7 @@ class Pipeline:
         for record in examples:
             for name, fold in self.folds.items():
                 fold.learn(of.example.decode(record.value() or b""), record.offset())
-                self._scorer.processor.put(name, fold.version, fold.model)  # type: ignore[attr-defined]
+                self._scorer.processor.put(name, fold.version, fold.running)  # type: ignore[attr-defined]
         return Outcome(
             [of.features.decode(record.value() or b"") for record in self._new(topics.FEATURES)],
             [dict(of.read_prediction(record.value()) or {}) for record in self._new(topics.PREDICTIONS)],

@@ -28,6 +28,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard
 from tidemill.declare.search import Parameters, Search, name_of
 from tidemill.errors import SettingsError
+from tidemill.models.linear import specialised
 from tidemill.offline.tuning.questions import Questions
 from tidemill.stream.api import Progress
 
@@ -98,7 +99,7 @@ class PrequentialRun:
     """One model's run through the questions. Its metrics are updated when and with what the learner's would be."""
 
     def __init__(self, pipeline: Pipeline, questions: Questions, model: Any) -> None:
-        self.questions, self.model, self.scorecard = questions, model, Scorecard(pipeline.metric())
+        self.questions, self.model, self.scorecard = questions, specialised(model), Scorecard(pipeline.metric())
         self.examples = 0
         self.seconds = 0.0
         self._kind = pipeline.kind

@@ -13,10 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tidemill.errors import ArtifactError, BrokerError, StoreError
+from tidemill.models.linear import specialised
 from tidemill.models.snapshot import Snapshot
 from tidemill.registry.decisions import NOBODY, Decision, ModelRef, all_decisions, decisions
 from tidemill.registry.latest import latest, models_partition, versions, why_none
@@ -228,7 +229,7 @@ class ModelFeed:
             return
         self._unopened.pop(manifest.model, None)
         self._newest_seen[manifest.model] = manifest.newness
-        self._ready.put(Loaded(manifest, snapshot))
+        self._ready.put(Loaded(manifest, replace(snapshot, model=specialised(snapshot.model))))
 
     def _try_again(self) -> None:
         if self._unopened and self.clock() - self._models_tried_at >= RETRY_SECONDS:
@@ -301,7 +302,7 @@ class ModelFeed:
             manifest = newest[0]
             if manifest.newness < self._newest_seen.get(ref.model, NONE_SEEN):
                 raise ArtifactError(f"version {manifest.version} of {ref} is the newest, and a newer one has served")
-        return manifest.version, self.registry.open(manifest).model, manifest.epoch
+        return manifest.version, specialised(self.registry.open(manifest).model), manifest.epoch
 
     def _run(self) -> None:
         models = self.broker.follow(models_partition(self.registry), self._next)

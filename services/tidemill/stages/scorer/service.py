@@ -19,6 +19,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import Reject, Retry
 from tidemill.limits import PREDICTION_BYTES
+from tidemill.models.linear import specialised
 from tidemill.registry.decisions import ModelRef
 from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition
@@ -73,7 +74,7 @@ class Scorer(DeadLetterProcessor):
     def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Ready]] = tuple) -> None:
         super().__init__(pipeline.name, "scorer")
         self.pipeline, self.records = pipeline, Records(pipeline)
-        self.models = {name: ServingSlot(name, 0, pipeline.model(name)) for name in pipeline.model_names}
+        self.models = {name: ServingSlot(name, 0, specialised(pipeline.model(name))) for name in pipeline.model_names}
         self.predictions = topics.PREDICTIONS.name(pipeline.name)
         self.log = topics.PREDICTION_LOG.name(pipeline.name)
         self._predict, self._is_valid_score = pipeline.kind.predict, pipeline.kind.is_valid_score
