@@ -825,6 +825,13 @@ MUTANTS = (
         "        if False:\n",
         (LINEAR,),
     ),
+    Mutant(
+        "metrics-saved-without-their-counts", "a version's metrics lack the predictions since somebody asked for them",
+        "declare/counted_metrics.py",
+        "for (label, outcome), count in self._counts.items():",
+        "for (label, outcome), count in ():",
+        ("tests/unit/declare/test_counted_metrics.py",),
+    ),
     # Versions never go back.
     Mutant(
         "older-version-published", "a learner that can't open the newest version publishes older ones again",

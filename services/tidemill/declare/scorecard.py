@@ -9,6 +9,7 @@ from typing import Any
 
 from river.base import Base
 
+from tidemill.declare.counted_metrics import CountedMetric
 from tidemill.declare.tasks import Judged
 
 log = logging.getLogger(__name__)
@@ -43,28 +44,28 @@ class Scorecard:
         What they are called; by default see `metric_names`.
     """
 
-    __slots__ = ("_about_labels", "_by_name")
+    __slots__ = ("_by_name",)
 
     def __init__(self, metrics: Sequence[Any], names: Sequence[str] = ()) -> None:
-        self._by_name = dict(zip(names or metric_names(metrics), metrics, strict=True))
-        self._about_labels = {name: bool(getattr(one, "requires_labels", False)) for name, one in self}
+        counted = [CountedMetric(metric) for metric in metrics]
+        self._by_name = dict(zip(names or metric_names(metrics), counted, strict=True))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return iter(self._by_name.items())
+        return iter([(name, counted.add()) for name, counted in self._by_name.items()])
 
     @property
     def metrics(self) -> list[Any]:
         """The metrics themselves, as they are saved."""
-        return list(self._by_name.values())
+        return [metric for _, metric in self]
 
     def update(self, label: Any, judged: Judged | None) -> None:
         """Judge one prediction; None was no answer, and is not judged."""
         if judged is None:
             return
         failed = []
-        for name, metric in self._by_name.items():
+        for name, counted in self._by_name.items():
             try:
-                metric.update(label, judged.label if self._about_labels[name] else judged.prediction)
+                counted.take(label, judged)
             except Exception as error:  # a metric's own code: it must not end a learner
                 log.warning(
                     "a metric raised, and is left out from now on", extra={"metric": name, "cause": repr(error)}
