@@ -690,6 +690,20 @@ MUTANTS = (
     ),
     # The gate.
     Mutant(
+        "decision-taken-twice", "a decision that stands in the log already is written again after a crash",
+        "stages/gate/service.py",
+        "if emit is discard or is_repeated:",
+        "if emit is discard:",
+        (f"{GATE}::TestRestarts::test_a_crash_before_or_after_any_decision_or_commit_changes_no_decision",),
+    ),
+    Mutant(
+        "evidence-not-rebuilt", "a gate that takes over begins its evidence at the committed offset",
+        "stages/gate/service.py",
+        "return Start(self.next, max(committed.offset, self.next))",
+        "return Start(max(committed.offset, self.next), max(committed.offset, self.next))",
+        (f"{GATE}::TestRestarts::test_a_crash_before_or_after_any_decision_or_commit_changes_no_decision",),
+    ),
+    Mutant(
         "command-carried-out-twice", "a command that is read again is carried out again",
         "stages/gate/service.py",
         "if any(decision.command == command.id for decision in self.standing.decisions):",

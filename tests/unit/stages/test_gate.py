@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small
+from crash import Bomb, Crash, Fragile
 from river import compose, dummy, linear_model, metrics, optim, preprocessing
 from river_in_memory import drive
 from signing_keys import KEY
@@ -322,6 +324,34 @@ class TestRestarts:
         assert {"promoted", "rolled_back", "refused"} <= set(whole.kinds)
         bare = [replace(one, time=0, signature=UNSIGNED) for one in whole.decisions]
         assert [replace(one, time=0, signature=UNSIGNED) for one in broken.decisions] == bare
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("exactly_once", [True, False], ids=["exactly_once", "at_least_once"])
+    def test_a_crash_before_or_after_any_decision_or_commit_changes_no_decision(self, *, exactly_once: bool) -> None:
+        """The gate that takes over rebuilds its evidence from the log, and decides what the other one would have."""
+        world = World()
+        world.broker.exactly_once = exactly_once
+        world.examples(700, linear=0.2, slow=0.6, third=0.1)
+        world.examples(700, linear=0.2, slow=-0.4, third=0.1)
+        sent, undisturbed = copy.deepcopy(world.broker), Bomb(None)
+
+        def decided(bomb: Bomb) -> list[Decision]:
+            world.broker = copy.deepcopy(sent)
+            while True:
+                try:
+                    drive(world.service(), Fragile(world.broker, bomb), batch=230)
+                except Crash:
+                    continue
+                return [replace(one, time=0, signature=UNSIGNED) for one in world.decisions]
+
+        expected = decided(undisturbed)
+        assert {"promoted", "rolled_back"} <= {one.kind for one in expected}
+        moment, bomb = 0, Bomb(0)
+        while (outcome := decided(bomb)) == expected and bomb.fired:
+            moment += 1
+            bomb = Bomb(moment)
+        assert outcome == expected, f"crash at moment {moment}"
+        assert moment > 2 * len(expected), "each was interrupted"
 
     def test_a_decision_whose_offsets_were_not_committed_is_not_made_again(self) -> None:
         world = World()

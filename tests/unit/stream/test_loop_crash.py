@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from crash import Bomb, Crash, Fragile
 
 from tidemill import load
 from tidemill.demo import data
@@ -34,51 +35,6 @@ OUTPUTS = (
     topics.EVENTS_VALID, topics.LABELS_VALID, topics.DLQ, topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG,
     topics.EXAMPLES, topics.EXPIRED, topics.UPDATES,
 )  # fmt: skip
-
-
-class Crash(Exception):  # noqa: N818  it is no error of anybody's
-    """The process is gone."""
-
-
-class Bomb:
-    """Goes off at one chosen moment."""
-
-    def __init__(self, at: int | None) -> None:
-        self.left = at
-        self.fired = False
-
-    def tick(self) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                self.left, self.fired = None, True
-                raise Crash
-
-
-class Fragile:
-    """A broker whose producers may crash before a record is emitted, and before and after a commit."""
-
-    def __init__(self, inner: MemoryBroker, bomb: Bomb) -> None:
-        self.inner, self.bomb = inner, bomb
-
-    def __getattr__(self, name: str):
-        return getattr(self.inner, name)
-
-    def producer(self, name: str):
-        producer, bomb = self.inner.producer(name), self.bomb
-        emit, commit = producer.emit, producer.commit
-
-        def fragile_emit(*arguments) -> None:
-            bomb.tick()
-            emit(*arguments)
-
-        def fragile_commit(*arguments) -> None:
-            bomb.tick()
-            commit(*arguments)
-            bomb.tick()
-
-        producer.emit, producer.commit = fragile_emit, fragile_commit
-        return producer
 
 
 class FragileView(MemoryView):
