@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
+from tidemill.declare.pipeline import Pipeline
 from tidemill.keys import RefusedError
+from tidemill.registry.alerts import MONITOR
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.signing import FIRST_READ_OFFSETS, Chains, Vouched, backwards, read_newest, refusals
 from tidemill.stream.api import Broker, Record, TopicPartition
@@ -43,6 +45,12 @@ def latest(
     manifests, end = read_newest(broker, models_partition(registry), chains, wanted, since)
     newest = {model: sorted(own, key=lambda one: one.newness, reverse=True) for model, own in manifests.items()}
     return newest, end
+
+
+def newest_chains(pipeline: Pipeline, topic: str) -> tuple[str, ...]:
+    """Return the chains of a signed topic whose newest record says how things stand, and lies where others say."""
+    of = {topics.MODELS.name(pipeline.name): pipeline.model_names, topics.ALERTS.name(pipeline.name): (MONITOR,)}
+    return tuple(of.get(topic, ()))
 
 
 def why_none(broker: Broker, registry: Registry, model: str) -> str:

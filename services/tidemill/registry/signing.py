@@ -284,6 +284,43 @@ class Chains(Generic[Content]):
             for chain in list(known if chains is None else chains):
                 known.pop(chain, None)
 
+    def restore_last(
+        self, broker: Broker, partition: TopicPartition, last: int, newest_of: Collection[str] = ()
+    ) -> tuple[list[Content], int]:
+        """Return what is valid among the latest records, in the order of the log, and the topic's end.
+
+        Those are `last`, and more until half of `last` are valid. The newest record of each chain in `newest_of` is
+        returned after them where it lies before them. Each refused record is told once.
+        """
+        refused: dict[int, tuple[Record, RefusedError]] = {}
+        quiet = Chains(self.codec, lambda record, error: refused.update({record.offset(): (record, error)}))
+        low, high = broker.offset_range(partition)
+        records: deque[Record] = deque()
+        contents: list[Content] = []
+        for begin, end in backwards(low, high, last, growth=2):
+            read = [record for batch in broker.read({partition: (begin, end)}) for record in batch]
+            records.extendleft(reversed(read))
+            quiet.forget()
+            contents = quiet.restore_in_order(records)
+            if len(contents) >= last / 2:
+                break
+        probe = Chains(self.codec, quiet._on_refused)
+        for chain, newest in read_newest(broker, partition, probe, dict.fromkeys(newest_of, 1))[0].items():
+            if newest and probe.heads[chain].sequence > quiet.heads.get(chain, NO_HEAD).sequence:
+                contents += newest
+                quiet._take_over(chain, probe)
+        self.forget()
+        for chain in quiet.heads:
+            self._take_over(chain, quiet)
+        for record, error in refused.values():
+            self._on_refused(record, error)
+        return contents, high
+
+    def _take_over(self, chain: str, other: Chains[Content]) -> None:
+        """Go on in a chain where another does."""
+        self.heads[chain], self._since[chain] = other.heads[chain], other._since[chain]
+        self._hashes[chain] = other._hashes[chain]
+
     def restore(self, records: Iterable[Record], only: Collection[str] | None = None) -> dict[str, list[Content]]:
         """Return what is valid of records in the order of the log, by chain, the newest first; chains go on after it.
 

@@ -18,7 +18,7 @@ from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.watch.monitor.core import Core
-from tidemill.watch.monitor.trust import REFUSED_SECONDS
+from tidemill.watch.monitor.trust import MAX_REMEMBERED, MAX_START_RECORDS, REFUSED_SECONDS
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -173,3 +173,23 @@ def test_both_may_be_declared_never_to_alert(tmp_path: Path) -> None:
     world.now += 5_000
     world.predict(linear=0)
     assert world.alerts() == []
+
+
+def test_thousands_of_old_records_at_the_end_hide_no_version_and_each_is_counted_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for version in range(1, 4):
+        world.publish(version)
+    world.publish(1, "slow")
+    old = world.broker.records(MODELS)[0].value() or b""
+    for _ in range(MAX_START_RECORDS + 100):
+        world.append(old, "linear")
+    world.now += 1
+    world.core = world.started()
+    refused = world.core.trust._refused["models", "old"]
+    assert len(refused) == MAX_REMEMBERED
+    world.publish(4)
+    world.alerts()
+    assert len(refused) == MAX_REMEMBERED, "what follows the newest is not refused"
+    assert set(world.core.trust._refused) == {("models", "old")}
+    assert [newness for newness, _ in world.core.trust._unserved["linear"]][-2:] == [(0, 3), (0, 4)]
+    assert [newness for newness, _ in world.core.trust._unserved["slow"]] == [(0, 1)]

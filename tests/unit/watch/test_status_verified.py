@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from signing_keys import KEY
 from site_by_hand import FLIGHTS, RECORDS, Site, alert, decision
 
 from tidemill.keys import Keyring
+from tidemill.models.fold import Fold
 from tidemill.registry.alerts import alerts
-from tidemill.registry.decisions import decisions
+from tidemill.registry.decisions import GATE, decisions
+from tidemill.registry.manifests import Registry
 from tidemill.registry.signing import NO_HEAD, Chains, SignedCodec
-from tidemill.stream.memory import MemoryRecord
-from tidemill.watch.status.follower import TopicFollower
+from tidemill.registry.store import ArtifactStore
+from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.watch.status.follower import START_RECORDS, TopicFollower
 from tidemill.wire import topics
 
 pytestmark = pytest.mark.slow
@@ -100,3 +105,56 @@ def test_however_many_records_are_refused_few_are_kept(site: Site) -> None:
     assert len(refused) <= 100
     assert refused[0]["offset"] == 499
     json.dumps(site.get("/api/overview"), allow_nan=False)
+
+
+# A topic with more records than a start reads.
+
+PROMOTIONS, MODELS = topics.PROMOTIONS.name(FLIGHTS.name), topics.MODELS.name(FLIGHTS.name)
+
+
+def started(broker: MemoryBroker) -> TopicFollower:
+    """What the status service knows after a start."""
+    follower = TopicFollower(cast(Any, broker), FLIGHTS, KEY.verifier())
+    for topic, last in START_RECORDS.items():
+        if topic.name(FLIGHTS.name) in follower._signed:
+            follower._restore(topic.name(FLIGHTS.name), last)
+    return follower
+
+
+def empty() -> MemoryBroker:
+    return MemoryBroker({topic.name(FLIGHTS.name): topic.partitions or 4 for topic in topics.TOPICS})
+
+
+@pytest.mark.parametrize("more", ["garbage", "forged", "old"])
+def test_whatever_is_appended_the_champion_is_known_and_the_chain_goes_on(more: str) -> None:
+    broker, codec = empty(), decisions(FLIGHTS, KEY)
+    chains = Chains(codec)
+    many = START_RECORDS[topics.PROMOTIONS]
+    for number in range(many):
+        content = codec.parse(decision(number, champion="slow" if number == many - 1 else "logreg"))
+        broker.append(PROMOTIONS, chains.sign(content, GATE), b"k")
+    forged = signed(decisions(FLIGHTS, OTHER), decision())
+    for record in broker.records(PROMOTIONS)[: many - 1]:
+        broker.append(PROMOTIONS, {"garbage": b"damaged", "forged": forged, "old": record.value()}[more], b"k")
+    follower = started(broker)
+    assert follower.champion == ("slow", 0)
+    assert follower.refused
+    end = len(broker.records(PROMOTIONS))
+    next_ = chains.sign(codec.parse(decision(many, champion="logreg")), GATE)
+    follower._handle(MemoryRecord(PROMOTIONS, next_, b"k", 0, partition=0, offset=end))
+    assert follower.champion == ("logreg", 0), "the chain goes on after the newest"
+
+
+def test_a_model_that_publishes_no_more_has_a_version_after_thousands_of_another(tmp_path: Path) -> None:
+    broker = empty()
+    registry = Registry(FLIGHTS, ArtifactStore(str(tmp_path)), KEY)
+    made = Registry(FLIGHTS, registry.store, KEY).publish("logreg", Fold(FLIGHTS, "logreg").snapshot(), ())
+    for version in range(1, START_RECORDS[topics.MODELS] + 200):
+        for model in ("slow", "logreg") if version < 3 else ("logreg",):
+            manifest = registry.sign(replace(made, model=model, version=version, examples=version))
+            broker.append(MODELS, registry.encode(manifest), model.encode())
+    follower = started(broker)
+    assert {name: manifest["version"] for name, manifest in follower.manifests.items()} == {
+        "slow": 2, "logreg": START_RECORDS[topics.MODELS] + 199,
+    }  # fmt: skip
+    assert not follower.refused

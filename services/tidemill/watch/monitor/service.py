@@ -390,11 +390,8 @@ class MonitorService:
             if self.core.restore_reference(batch):
                 break
         partition = TopicPartition(self.signed.topic, 0)
-        low, high = self.broker.offset_range(partition)
-        begin = max(low, high - MAX_ALERT_RECORDS)
-        batches = self.broker.read({partition: (begin, high)}) if high > begin else ()
         chains = Chains(self.signed.chains.codec)
-        for alert in chains.restore_in_order(record for batch in batches for record in batch):
+        for alert in chains.restore_last(self.broker, partition, MAX_ALERT_RECORDS)[0]:
             if alert["state"] != "acknowledged" and self._declared(alert):
                 self.core.alerts.restore(alert_of(alert))
         self.core.trust.read(self.broker, self.clock())

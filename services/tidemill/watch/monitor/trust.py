@@ -5,6 +5,7 @@ The monitor reads them as every reader does. So it refuses what they refuse, and
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,16 +14,18 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.keys import Keyring, RefusedError
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import commands, decisions
+from tidemill.registry.latest import newest_chains
 from tidemill.registry.manifests import Manifest, manifest_codec
 from tidemill.registry.signing import Chains
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.watch.monitor.alerts import REFUSED, UNSERVED
 from tidemill.watch.monitor.figures import FigureKey
+from tidemill.wire import topics
 from tidemill.wire.records import Score, newness
 
 #: For how long a record that was refused counts.
 REFUSED_SECONDS = 3600.0
-#: Latest records of each topic with which reading begins.
+#: Latest records of each topic with which reading begins; the newest of each chain as well, wherever it is.
 MAX_START_RECORDS = 5_000
 #: Refused records that are remembered of a topic and reason, and versions of a model that nobody serves yet.
 MAX_REMEMBERED = 1_000
@@ -57,17 +60,21 @@ class Trust:
         """Read what has come to the signed topics. Raises BrokerError."""
         for topic, chains in self._chains.items():
             partition = TopicPartition(topic, 0)
-            low, high = broker.offset_range(partition)
+            high = broker.offset_range(partition)[1]
             begin = self._next.get(topic)
             is_start = begin is None or begin > high  # cut, or created again
-            begin = max(low, high - MAX_START_RECORDS) if begin is None or is_start else begin
-            batches = broker.read({partition: (begin, high)}) if high > begin else ()
-            records = [record for batch in batches for record in batch]
             self._now = None if is_start else now
-            if is_start:
-                chains.forget()
-                self._publish(chains.restore_in_order(records), now)
+            if begin is None or is_start:
+                newest_of = newest_chains(self.pipeline, topic)
+                is_small = topic == topics.PROMOTIONS.name(
+                    self.pipeline.name
+                )  # the gate says not where its last one is
+                last = sys.maxsize if is_small else MAX_START_RECORDS
+                contents, high = chains.restore_last(broker, partition, last, newest_of)
+                self._publish(contents, now)
             else:
+                batches = broker.read({partition: (begin, high)}) if high > begin else ()
+                records = (record for batch in batches for record in batch)
                 self._publish((content for record in records if (content := chains.take(record)) is not None), now)
             self._next[topic] = high
 

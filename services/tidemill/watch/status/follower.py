@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tidemill.keys import Keyring, RefusedError
 from tidemill.offline.lookup import public_manifest
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import decisions
+from tidemill.registry.latest import newest_chains
 from tidemill.registry.manifests import manifest_codec
 from tidemill.registry.signing import Chains, SignedCodec
 from tidemill.stream.api import Record, TopicPartition
@@ -25,7 +27,8 @@ from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
-#: The topics that are read, and with how many of their latest records reading starts.
+#: The topics that are read, and with how many of their latest records reading starts. Of decisions all are verified:
+#: there are few, and the last says who serves.
 START_RECORDS = {
     topics.WINDOWS: 2000,
     topics.ALERTS: 5000,
@@ -108,14 +111,14 @@ class TopicFollower(threading.Thread):
             self.join(5)
 
     def _restore(self, topic: str, last: int) -> None:
-        """Read the latest records of a topic whose records are signed; `_handle` passes over them."""
+        """Read the latest records of a topic whose records are signed, and the newest; `_handle` passes over them."""
         codec, handler = self._signed[topic]
-        partition = TopicPartition(topic, 0)
-        low, high = self.broker.offset_range(partition)
-        begin = max(low, high - last)
-        batches = self.broker.read({partition: (begin, high)}) if high > begin else ()
+        if topic == topics.PROMOTIONS.name(self.pipeline.name):
+            last = sys.maxsize
         chains = Chains(codec, self._refuse)
-        contents = chains.restore_in_order([record for batch in batches for record in batch])
+        contents, _ = chains.restore_last(
+            self.broker, TopicPartition(topic, 0), last, newest_chains(self.pipeline, topic)
+        )
         with self.lock:
             self._chains[topic] = chains
             for content in contents:
