@@ -48,9 +48,10 @@ from tidemill.stages.learner import service as learner
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.validator import service as validator
 from tidemill.stream.api import Emit, Processor, Record
+from tidemill.stream.group import Service
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
-from tidemill.stream.loop import Loop, Service, tune_collector
+from tidemill.stream.loop import Loop, tune_collector
 from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
 from tidemill.wire.records import Records

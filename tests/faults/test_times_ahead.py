@@ -20,7 +20,8 @@ from tidemill import View, aggregates
 from tidemill.features.memory import MemoryView
 from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
-from tidemill.stream.loop import Loop, Service
+from tidemill.stream.group import Service
+from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
 from tidemill.watch.monitor.windows import SourceWindows
 from tidemill.wire import topics

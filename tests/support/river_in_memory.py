@@ -22,7 +22,8 @@ from tidemill.stages.learner import service as learner
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.scorer.feed import ModelFeed
 from tidemill.stages.validator import service as validator
-from tidemill.stream.loop import Loop, Service
+from tidemill.stream.group import Service
+from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics

@@ -23,8 +23,9 @@ from running import Running
 from tidemill.demo import data
 from tidemill.errors import NotAllowed
 from tidemill.stream.api import Emit, Processor, Record, TopicPartition
+from tidemill.stream.group import Service
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.loop import Loop, Service
+from tidemill.stream.loop import Loop
 from tidemill.wire import topics
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
 from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import Topic

@@ -11,7 +11,7 @@ from tidemill.errors import PositionError, SettingsError
 from tidemill.stream import restore
 from tidemill.stream.api import Broker, Position, Processor, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.progress import ProgressLog
 from tidemill.wire import topics
 from tidemill.wire.services import service

@@ -21,9 +21,10 @@ from tidemill.runtime.doctor import check_settings, keep_alive
 from tidemill.runtime.host import Host
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, TopicPartition
+from tidemill.stream.group import Service
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.settings import ClusterSettings
-from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop, Service
+from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.services import group

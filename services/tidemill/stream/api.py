@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from tidemill.errors import Reject
@@ -41,6 +42,10 @@ class Position(NamedTuple):
 
     offset: int
     metadata: str = ""
+
+
+#: No offsets to compare.
+NOT_EXPECTED: Mapping[TopicPartition, int] = MappingProxyType({})
 
 
 class TopicState(NamedTuple):
@@ -183,6 +188,10 @@ class Producer(Protocol):
         """Whether records and offsets become visible together."""
 
     @property
+    def end_markers(self) -> int:
+        """How many offsets the end of a transaction takes in each of its partitions."""
+
+    @property
     def emit(self) -> Emit:
         """How to send a record."""
 
@@ -192,8 +201,15 @@ class Producer(Protocol):
     def wait(self) -> None:
         """Wait until Kafka has taken all that was emitted. Raises as `commit` does where it does not."""
 
-    def commit(self, offsets: Mapping[TopicPartition, Position], consumer: Consumer | None) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, Position],
+        consumer: Consumer | None,
+        expected: Mapping[TopicPartition, int] = NOT_EXPECTED,
+    ) -> None:
         """Commit what was emitted and these offsets; without offsets no consumer is needed.
+
+        `expected` has the offset that the last record emitted to a partition of a counted topic must have.
 
         Raises Aborted (nothing was), or Fenced, or Refused for records that Kafka will never take: nothing was
         committed then either. Without transactions all else was sent, and Refused has the sources of what was not.
@@ -212,10 +228,11 @@ class Broker(Protocol):
     def consumer(self, group: str, topics: Sequence[str], instance: str) -> Consumer:
         """Join `group` as the member called `instance`."""
 
-    def producer(self, name: str, beat: Callable[[], None] = ...) -> Producer:
+    def producer(self, name: str, beat: Callable[[], None] = ..., counted: Collection[str] = ()) -> Producer:
         """Return the producer called `name`; an older one of that name is fenced off.
 
         `beat` is called about once a second while something waits for the cluster; what it raises ends the waiting.
+        `counted` are topics whose offsets `commit` can compare.
         """
 
     def partitions(self, topic: str) -> int:

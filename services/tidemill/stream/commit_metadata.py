@@ -38,6 +38,8 @@ class CommitMetadata:
     last
         Offset and fingerprint of a record before the offset, one of the last: a log that was cut and has grown again
         has another there. Empty where none was read.
+    chained
+        The instance whose chain does the group's work: what was done since is in the group's progress alone.
     """
 
     rebuild_from: int | None = None
@@ -48,6 +50,7 @@ class CommitMetadata:
     offset: int | None = None
     topic_id: str = ""
     last: str = ""
+    chained: str = ""
 
     def encode(self) -> str:
         """Return it as text, empty where there is nothing to keep. Raises ValueError above `MAX_BYTES`."""
@@ -75,6 +78,7 @@ class CommitMetadata:
                 kept.pop("offset", None),
                 kept.pop("topic_id", ""),
                 kept.pop("last", ""),
+                kept.pop("chained", ""),
             )
             if kept:
                 raise ValueError(f"unknown fields {', '.join(map(repr, kept))}")

@@ -11,18 +11,17 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from tidemill import metrics
-from tidemill.errors import Aborted, BrokerError, PositionError, Refused, Reject, Retry, Stopped
-from tidemill.stream import restore
-from tidemill.stream.api import Broker, Consumer, Emit, Position, Processor, Producer, Record, TopicPartition, discard
+from tidemill.errors import Aborted, BrokerError, Refused, Reject, Retry, Stopped
+from tidemill.stream.api import Broker, Consumer, Emit, Position, Producer, Record, TopicPartition, discard
+from tidemill.stream.chain import Chain
 from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_SECONDS, TOPIC_CHECK_TIMEOUT, DeclaredTopics
+from tidemill.stream.group import Group, Service, names
 from tidemill.stream.narrowing import LETTER_BYTES, Narrowing
 from tidemill.stream.origin import origin_of
-from tidemill.stream.progress import ProgressLog
+from tidemill.stream.restore import Plan
 
 log = logging.getLogger(__name__)
 
@@ -30,36 +29,11 @@ NOWHERE: Mapping[TopicPartition, int] = MappingProxyType({})
 IDLE_SECONDS = 0.1
 #: How often levels are measured while records come; nobody reads them more often.
 GAUGE_SECONDS = 0.1
-#: In so many of a batch's last records is looked for the last of each partition, by which its log is known again.
-LAST_RECORDS = 64
 #: How long a service that was asked to stop still tries to commit.
 STOP_SECONDS = 3.0
 #: Offsets of a group in which nothing happens are committed again this often, so that no broker forgets them.
 KEEP_ALIVE_SECONDS = 3600.0
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-
-
-@dataclass(frozen=True)
-class Service:
-    """One service: its name, what it reads, and its processor.
-
-    Parameters
-    ----------
-    progress
-        The topic with the progress of its group; empty for none.
-    outputs
-        Topics in which a record shows that the service has worked.
-    decide
-        The command with which a person decides from where it goes on.
-    """
-
-    name: str
-    group: str
-    topics: Sequence[str]
-    processor: Processor
-    progress: str = ""
-    outputs: Sequence[str] = ()
-    decide: str = "tidemill offsets set"
 
 
 class Loop:
@@ -96,8 +70,11 @@ class Loop:
     ) -> None:
         self.service = service
         self.broker = broker
-        self.processor = service.processor
         self.instance = f"{service.group}-{instance}"
+        self._groups = [Group(one, broker, self.instance) for one in (service, *service.chained)]
+        self._head = self._groups[0]
+        self._chain = Chain(self._groups, broker) if service.chained else None
+        self.processor = self._chain or service.processor
         self.interval = interval
         self.max_batch = max_batch
         self.commit_every = commit_every
@@ -108,20 +85,15 @@ class Loop:
         self._stop_asked_at = 0.0
         self.ready = False
         self.heartbeat = clock()
-        self.watch = metrics.LoopMetrics(service.name)
+        self.watch = self._head.watch
         self._partitions: set[TopicPartition] = set()
-        self._state_offsets: dict[TopicPartition, int] = {}
         self._last_commit = self._last_batch = self._last_gauges = clock()
         self._dirty = False
         self._failures = 0
         self._settled = True
         self._narrowing = Narrowing(max_batch)
         self._held: list[Record] = []
-        self._progress = ProgressLog(broker, service.progress, service.group)
         self._declared = DeclaredTopics(broker, declared, clock)
-        self._topic_ids: dict[str, str] = {}
-        self._last: dict[TopicPartition, Record] = {}
-        self._last_read: dict[TopicPartition, str] = {}
         self._last_topic_check = clock()
 
     def stop(self, *_: Any) -> None:
@@ -144,7 +116,8 @@ class Loop:
 
     def _run_with(self, consumer: Consumer) -> None:
         try:
-            producer = self.broker.producer(self.instance, self._beat)
+            counted = (self._chain.written,) if self._chain else ()
+            producer = self.broker.producer(self.instance, self._beat, *counted)
         except Retry as error:
             log.warning("stopped before it had started", extra={"cause": str(error)})
             return
@@ -232,7 +205,7 @@ class Loop:
             self._dirty, self.processor.has_written = True, False
         if records:
             self._dirty = True
-            self._last |= {TopicPartition(r.topic(), r.partition()): r for r in records[-LAST_RECORDS:]}
+            self._head.took(records)
             self.watch.batch(len(records), self.clock() - started)
         is_due = self._narrowing.is_on or self.clock() - self._last_commit >= self.commit_every
         return may_commit and self._dirty and is_due
@@ -271,38 +244,33 @@ class Loop:
         if self._held:  # what was read and is not processed yet
             ahead = {TopicPartition(r.topic(), r.partition()): r.offset() for r in reversed(self._held)}
             up_to = {**ahead, **up_to}
-        self._last_read |= {partition: restore.fingerprint(record) for partition, record in self._last.items()}
-        self._last.clear()
-        offsets = {
-            partition: restore.mark(
-                replace(
-                    self.processor.commit_metadata(partition),
-                    instance=self.instance,
-                    last=self._last_read.get(partition, ""),
-                ),
-                up_to.get(partition, offset),
-                self._topic_ids.get(partition.topic, ""),
-            )
-            for partition, offset in consumer.positions(tuple(self._partitions)).items()
-        }
+        offsets = {p: up_to.get(p, at) for p, at in consumer.positions(tuple(self._partitions)).items()}
+        self._commit_at(offsets, consumer, producer)
+        self.watch.commit(self._last_commit - started)
+
+    def _commit_at(self, offsets: Mapping[TopicPartition, int], consumer: Consumer, producer: Producer) -> None:
+        """Commit these offsets of the group, and with them how far those after it in the chain have come."""
+        head = self._head.marks(offsets)
+        inner = self._chain.marks() if self._chain else []
         if producer.is_transactional:
-            self._progress.write(offsets, producer.emit)
-        self._send(offsets, consumer, producer)
+            for group, positions in ((self._head, head), *inner):
+                group.write_progress(positions, producer.emit)
+        self._send(head, consumer, producer)
         if not producer.is_transactional:  # later than what it is the progress of
-            self._progress.write(offsets, producer.emit)
-        self._state_offsets.update({partition: position.offset for partition, position in offsets.items()})
+            self._head.write_progress(head, producer.emit)
+        for group, positions in ((self._head, head), *inner):
+            group.committed(positions)
         self._dirty = False
         self._failures = 0
         self._narrowing.committed()
         self._last_commit = self.clock()
         self.processor.committed()
-        self.watch.commit(self._last_commit - started)
 
     def _send(self, offsets: Mapping[TopicPartition, Position], consumer: Consumer, producer: Producer) -> None:
         """Commit; where the producer says which records were refused, they are made dead letters first."""
         for max_bytes in LETTER_BYTES:
             try:
-                producer.commit(offsets, consumer)
+                self._end_transaction(offsets, consumer, producer)
                 return
             except Refused as error:
                 if not error.records or not self.processor.dlq:
@@ -310,7 +278,16 @@ class Loop:
                 refused = {(record.topic(), record.partition(), record.offset()): record for record in error.records}
                 for record in refused.values():
                     self._make_dead_letter(record, str(error), producer, max_bytes)
-        producer.commit(offsets, consumer)
+        self._end_transaction(offsets, consumer, producer)
+
+    def _end_transaction(
+        self, offsets: Mapping[TopicPartition, Position], consumer: Consumer, producer: Producer
+    ) -> None:
+        if self._chain:
+            producer.commit(offsets, consumer, self._chain.expected())
+            self._chain.ended(producer.end_markers)
+        else:
+            producer.commit(offsets, consumer)
 
     def _narrow(self, error: Refused, producer: Producer) -> None:
         """Go back, and send the same records in ever smaller parts, until the one that Kafka refuses is alone."""
@@ -329,8 +306,7 @@ class Loop:
     def _refuse_one(self, record: Record, why: str, max_bytes: int, producer: Producer) -> None:
         """Make a record a dead letter of which nothing could be written; the state has it, as after a rebuild."""
         self.processor.process([record], discard)
-        self.processor.observed.clear()
-        self.processor.counts.clear()
+        self._head.drop_counts()
         self._make_dead_letter(record, why, producer, max_bytes)
 
     def _make_dead_letter(self, record: Record, error: str, producer: Producer, max_bytes: int) -> None:
@@ -349,13 +325,12 @@ class Loop:
                 producer.abort()
                 self._forget(self._partitions)
             self._partitions = (self._partitions - revoked) | assigned
-            for partition in revoked - assigned:
-                self._last_read.pop(partition, None)
+            self._head.lost(revoked - assigned)
             self._settled = False
             self._narrowing = Narrowing(self.max_batch)
             log.info(
                 "partitions assigned",
-                extra={"partitions": _names(self._partitions), "revoked": _names(revoked - assigned)},
+                extra={"partitions": names(self._partitions), "revoked": names(revoked - assigned)},
             )
         if not self._settled:
             self.ready = False
@@ -367,98 +342,45 @@ class Loop:
         return not self._partitions
 
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
-        partitions = set(partitions)
-        self.processor.revoke(partitions)
-        for partition in partitions:
-            self._state_offsets.pop(partition, None)
+        self._head.forget(partitions)
+        if self._chain:
+            self._chain.forget()
         self._dirty = False
 
     def _restore(self, consumer: Consumer, producer: Producer) -> None:
         """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
         self._held = []
-        self._last.clear()
         self._narrowing.went_back()
         self._declared.check()
         partitions = sorted(self._partitions)
         for name in self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():
             log.warning("what an instance may have left open is ended: it is in the group no more", extra={"of": name})
         committed = consumer.committed(partitions) if partitions else {}
-        ranges = {partition: self.broker.offset_range(partition) for partition in committed}
-        positions = self._own_positions(committed, ranges)
-        self._know_again(positions, ranges)
-        resumes = {p: restore.resume_position(position, *ranges[p]) for p, position in positions.items()}
-        self._report_lost(positions, resumes)
-        stale = restore.stale_partitions(self._state_offsets, resumes)
-        self._forget(stale)
-        starts = {p: self.processor.assign(p, resumes[p].position) for p in sorted(stale & resumes.keys())}
-        try:
-            plan = restore.plan(resumes, starts)
-        except PositionError as error:
-            raise PositionError(f"{self.service.name} can't go on: {error}") from error
-        for partition, needed in plan.truncated.items():
-            log.error(
-                "state is partial: the log does not reach back to where it is rebuilt from",
-                extra={"partition": _names([partition]), "needed": needed, "first": resumes[partition].log_begin},
-            )
-            self.processor.truncated(partition)
-        self._rebuild(consumer, plan.rebuild)
-        self._state_offsets.update(plan.read_from)
+        plan, positions = self._head.resume(committed, self._beat)
+        self._dirty = False
+        self._rebuild(consumer, self._head, plan)
+        if self._chain and partitions:
+            self._restore_chain(self._chain, consumer, producer)
         self.processor.committed()
         consumer.start(plan.read_from)
         log.info(
-            "reading", extra={"from": ", ".join(f"{_names([p])}@{plan.read_from[p]}" for p in sorted(plan.read_from))}
+            "reading", extra={"from": ", ".join(f"{names([p])}@{plan.read_from[p]}" for p in sorted(plan.read_from))}
         )
         self._last_commit = self.clock()
         is_new = not producer.is_transactional and None in committed.values()  # output may be sent, and then no commit
         if is_new or any(position != committed[partition] for partition, position in positions.items()):
             self._commit(consumer, producer)  # so that the group has its offsets, or has them again
 
-    def _own_positions(
-        self, committed: Mapping[TopicPartition, Position | None], ranges: Mapping[TopicPartition, tuple[int, int]]
-    ) -> dict[TopicPartition, Position | None]:
-        """Return how far the group has come in each partition. Raises PositionError where that can't be known."""
-        if not committed:
-            return {}
-        self._topic_ids = self.broker.topic_ids(sorted({partition.topic for partition in committed}))
-        progress, has_worked = self._progress.read_of(committed, self.service.outputs, self._beat)
-        positions: dict[TopicPartition, Position | None] = {}
-        for partition, position in committed.items():
-            try:
-                positions[partition] = restore.own_position(
-                    position,
-                    progress.get(partition),
-                    self._topic_ids[partition.topic],
-                    ranges[partition][1],
-                    has_worked=has_worked,
-                )
-            except PositionError as error:
-                raise self._undecided(partition, str(error)) from error
-            if positions[partition] != position:
-                log.warning(
-                    "the committed offset was gone or older: the service goes on where its own progress says",
-                    extra={
-                        "partition": _names([partition]),
-                        "committed": position.offset if position else None,
-                        "resume": progress[partition].offset,
-                    },
-                )
-        return positions
-
-    def _know_again(
-        self, positions: Mapping[TopicPartition, Position | None], ranges: Mapping[TopicPartition, tuple[int, int]]
-    ) -> None:
-        """Raise PositionError where the log before a position is not the one that was read, in partitions that came."""
-        expected = restore.last_read(positions)
-        came = {partition: last for partition, last in expected.items() if partition not in self._last_read}
-        for partition, why in restore.other_logs(self.broker, came, ranges).items():
-            raise self._undecided(partition, why)
-        self._last_read = dict(expected)
-
-    def _undecided(self, partition: TopicPartition, why: str) -> PositionError:
-        return PositionError(
-            f"{self.service.name} can't know from where to go on in {_names([partition])}: {why}; decide with "
-            f"`{self.service.decide} --to ... --yes`"
-        )
+    def _restore_chain(self, chain: Chain, consumer: Consumer, producer: Producer) -> None:
+        """Bring the others of the chain to where their groups have come, and have them do what the log has beyond."""
+        for group, plan in chain.take_over(self._partitions, self._beat):
+            self._rebuild(consumer, group, plan)
+        for _ in chain.do_what_is_left(producer.emit):
+            self._commit_at({}, consumer, producer)
+            consumer.poll(1, 0.0)  # stay in the group; nothing comes before `start`
+            self._beat()
+            if self.stopping:
+                raise Retry("asked to stop while it did what was left")
 
     def _check_topics(self) -> None:
         """Raise TopicError where a topic is not as declared, PositionError where one that is read was created again."""
@@ -467,58 +389,36 @@ class Loop:
         self._last_topic_check = self.clock()
         try:
             now = self._declared.check(TOPIC_CHECK_TIMEOUT)
-            if self._topic_ids and not now:
-                now = self.broker.topic_states(sorted(self._topic_ids), TOPIC_CHECK_TIMEOUT)
+            if self._head.topic_ids and not now:
+                now = self.broker.topic_states(sorted(self._head.topic_ids), TOPIC_CHECK_TIMEOUT)
         except BrokerError:
             return  # the broker is away; what it means is found where records are read or committed
         for partition in sorted(self._partitions):
-            before, after = self._topic_ids.get(partition.topic, ""), now.get(partition.topic)
+            before, after = self._head.topic_ids.get(partition.topic, ""), now.get(partition.topic)
             if before and after and after.id and before != after.id:
-                raise self._undecided(
+                raise self._head.undecided(
                     partition, "the topic was deleted and created again while it was read (--to begin|end)"
                 )
 
-    def _report_lost(
-        self, committed: Mapping[TopicPartition, Position | None], resumes: Mapping[TopicPartition, restore.Resume]
-    ) -> None:
-        for partition, resume in resumes.items():
-            position = committed[partition]
-            if position is None and resume.log_begin > 0:
-                log.warning(
-                    "the log's beginning was deleted before this group has read it",
-                    extra={"partition": _names([partition]), "first": resume.log_begin},
-                )
-            if position is None or not resume.lost:
-                continue
-            log.error(
-                "records lost: the log does not hold the committed offset any more",
-                extra={
-                    "partition": _names([partition]),
-                    "committed": position.offset,
-                    "first": resume.log_begin,
-                    "end": resume.log_end,
-                    "resume": resume.position.offset,
-                },
-            )
-            # Counted at once: what a processor has counted is dropped when its state is rebuilt.
-            self.watch.counts({("lost_records", partition.topic): resume.lost})
-
-    def _rebuild(self, consumer: Consumer, ranges: Mapping[TopicPartition, tuple[int, int]]) -> None:
+    def _rebuild(self, consumer: Consumer, group: Group, plan: Plan) -> None:
+        """Read what a group's state is made of again, silently."""
+        ranges = plan.rebuild
         if not ranges:
+            group.rebuilt(plan.read_from)
             return
         total = sum(end - begin for begin, end in ranges.values())
-        log.info("rebuilding state from the log", extra={"records": total, "partitions": _names(ranges)})
+        log.info("rebuilding state from the log", extra={"records": total, "partitions": names(ranges)})
         started, done = self.clock(), 0
         for batch in self.broker.read(ranges):
-            self.processor.process(batch, discard)
+            group.processor.process(batch, discard)
             done += len(batch)
             consumer.poll(1, 0.0)  # stay in the group; nothing comes before `start`
             self._beat()
             if self.stopping:
                 raise Retry("asked to stop while rebuilding")
-        self.processor.observed.clear()
-        self.processor.counts.clear()
-        self.watch.rebuilt(done)
+        group.drop_counts()
+        group.watch.rebuilt(done)
+        group.rebuilt(plan.read_from)
         log.info("state rebuilt", extra={"records": done, "seconds": round(self.clock() - started, 3)})
 
     def _back_off(self, error: Exception, producer: Producer) -> None:
@@ -534,9 +434,9 @@ class Loop:
         if self.stopping:
             return False  # what is open is given up when the producer is closed
         log.warning("going back to what is committed", extra={"cause": str(error), "then": then})
-        self.watch.gauges(self.processor.gauges())
-        self.processor.observed.clear()
-        self.processor.counts.clear()
+        for group in self._groups:
+            group.watch.gauges(group.processor.gauges())
+            group.drop_counts()
         self._forget(self._partitions)
         try:
             producer.abort()
@@ -545,17 +445,14 @@ class Loop:
         return True
 
     def _publish(self, records: Sequence[Any], consumer: Consumer) -> None:
-        if self.processor.counts:
-            self.watch.counts(self.processor.counts)
-            self.processor.counts.clear()
-        if self.processor.observed:
-            self.watch.observed(self.processor.observed)
-            self.processor.observed.clear()
+        for group in self._groups:
+            group.publish()
         if records:
             self.watch.delay(time.time() - origin_of(records[0]) / 1000)
         if not records or self.clock() - self._last_gauges > GAUGE_SECONDS:
             self._last_gauges = self.clock()
-            self.watch.gauges(self.processor.gauges())
+            for group in self._groups:
+                group.watch.gauges(group.processor.gauges())
             self.watch.lag(consumer.lag())
 
 
@@ -568,7 +465,3 @@ def tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
-
-
-def _names(partitions: Iterable[TopicPartition]) -> str:
-    return ", ".join(f"{partition.topic}[{partition.partition}]" for partition in sorted(partitions))

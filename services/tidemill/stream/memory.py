@@ -7,16 +7,20 @@ members of a group share its partitions by range. The same contract suite runs a
 from __future__ import annotations
 
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from tidemill.errors import Aborted, BrokerError, Fenced, Refused
 from tidemill.stream import api
-from tidemill.stream.api import Headers, Position, TopicPartition, TopicState
+from tidemill.stream.api import NOT_EXPECTED, Headers, Position, TopicPartition, TopicState
 from tidemill.stream.order import TimeOrder
 from tidemill.stream.origin import with_origin
+from tidemill.stream.partition import partition_of
 from tidemill.stream.restore import last_instances
+
+_place = lru_cache(maxsize=65_536)(partition_of)
 
 
 class MemoryRecord:
@@ -184,15 +188,20 @@ class MemoryBroker:
         partition: int = -1,
     ) -> MemoryRecord:
         """Append one record at once, as a producer without transactions would."""
-        count = self._topics[topic]
-        if partition < 0:
-            partition = zlib.crc32(key) % count if key else len(self.log[TopicPartition(topic, 0)]) % count
+        partition = self.place(topic, key, partition)
         entries = self.log[TopicPartition(topic, partition)]
         record = MemoryRecord(
             topic, value, key, timestamp or int(time.time() * 1000), headers, partition=partition, offset=len(entries)
         )
         entries.append(record)
         return record
+
+    def place(self, topic: str, key: bytes | None, partition: int = -1) -> int:
+        """Return the partition of a record."""
+        count = self._topics[topic]
+        if partition >= 0:
+            return partition
+        return _place(key, count) if key else len(self.log[TopicPartition(topic, 0)]) % count
 
     def records(self, topic: str) -> list[MemoryRecord]:
         """Return all committed records of a topic, partition by partition."""
@@ -201,8 +210,10 @@ class MemoryBroker:
     def consumer(self, group: str, topics: Sequence[str], instance: str) -> MemoryConsumer:
         return MemoryConsumer(self, group, topics, instance)
 
-    def producer(self, name: str, beat: Callable[[], None] = lambda: None) -> MemoryProducer:
-        del beat  # nothing here waits
+    def producer(
+        self, name: str, beat: Callable[[], None] = lambda: None, counted: Collection[str] = ()
+    ) -> MemoryProducer:
+        del beat, counted  # nothing here waits, and all offsets are known
         self._epochs[name] = self._epochs.get(name, 0) + 1
         return MemoryProducer(self, name, self._epochs[name])
 
@@ -312,6 +323,10 @@ class MemoryProducer:
         self._pending: list[tuple[str, bytes, bytes | None, int, Headers | None, int]] = []
         self._refused: list[api.Record | None] = []
 
+    @property
+    def end_markers(self) -> int:
+        return 0
+
     def emit(
         self,
         topic: str,
@@ -357,12 +372,21 @@ class MemoryProducer:
         else:
             self.broker.append(topic, value, key, 0, all_headers, partition)
 
-    def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, Position],
+        consumer: api.Consumer | None,
+        expected: Mapping[TopicPartition, int] = NOT_EXPECTED,
+    ) -> None:
         self.broker._check(self.name, self.epoch)
         assert consumer is None or isinstance(consumer, MemoryConsumer)  # noqa: S101  the same broker made both
         if offsets and consumer and consumer.generation != consumer.group.generation:
             raise Aborted("committing: this member is not in the group's present generation")
         self.wait()
+        more = Counter(TopicPartition(r[0], self.broker.place(r[0], r[2], r[5])) for r in self._pending if expected)
+        for place, offset in expected.items():
+            if (actual := len(self.broker.log[place]) + more[place] - 1) != offset:
+                raise Aborted(f"committing: {place.topic}[{place.partition}] would end at {actual}, not at {offset}")
         for record in self._pending:
             self.broker.append(*record)
         self._pending.clear()

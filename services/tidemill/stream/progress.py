@@ -87,10 +87,11 @@ class ProgressLog:
         is_own = [
             position is not None and restore.own_metadata(position) is not None for position in committed.values()
         ]
+        is_last = all(is_own) and not any(map(restore.chain_of, committed.values()))
         # Asked before the progress is read: what another member has written since then has its progress with it.
         has_worked = not any(is_own) and has_records(self.broker, outputs)
         # Where the offsets are ours, only a backup can have made them older: nobody waits for others' transactions.
-        positions = self.read(beat, wait=not all(is_own))
+        positions = self.read(beat, wait=not is_last)
         return positions, has_worked and self.is_kept and not positions
 
     def write(self, positions: Mapping[TopicPartition, Position], emit: Emit) -> None:

@@ -42,12 +42,14 @@ class Plan:
 
 
 def last_instances(group: str, positions: Iterable[Position | None]) -> set[str]:
-    """Return the instances of a group that committed these positions, as far as they say so."""
+    """Return the instances that did a group's work up to these positions, as far as they say so."""
     instances = set()
     for position in positions:
         with contextlib.suppress(ValueError):  # another program's: whoever reads it says so
-            instances.add(CommitMetadata.decode(position.metadata if position else "").instance)
-    return {name for name in instances if name.startswith(f"{group}-")}
+            metadata = CommitMetadata.decode(position.metadata if position else "")
+            if metadata.chained or metadata.instance.startswith(f"{group}-"):
+                instances.add(metadata.chained or metadata.instance)
+    return instances
 
 
 def fingerprint(record: Record) -> str:
@@ -94,6 +96,18 @@ def own_metadata(position: Position) -> CommitMetadata | None:
     except ValueError:
         return None
     return metadata if metadata.offset == position.offset else None
+
+
+def chain_of(position: Position | None) -> str:
+    """Return the instance whose chain does a group's work, by what the group has committed; empty where none does."""
+    metadata = own_metadata(position) if position else None
+    return metadata.chained if metadata else ""
+
+
+def chained(position: Position, instance: str) -> Position:
+    """Return a position that says whose chain does the group's work from there on."""
+    metadata = own_metadata(position) or CommitMetadata()
+    return mark(replace(metadata, chained=instance), position.offset, metadata.topic_id)
 
 
 def own_position(

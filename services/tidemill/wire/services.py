@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tidemill.stream.api import Processor
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.wire import topics
 
 

@@ -19,7 +19,8 @@ from tidemill.features.memory import MemoryView
 from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.materializer import service as materializer
 from tidemill.stream.api import TopicPartition
-from tidemill.stream.loop import Loop, Service
+from tidemill.stream.group import Service
+from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records

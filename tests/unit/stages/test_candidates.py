@@ -26,7 +26,7 @@ from tidemill.stages.learner.service import Learner, candidate_names, example_re
 from tidemill.stages.scorer.feed import ModelFeed
 from tidemill.stages.scorer.service import Scorer
 from tidemill.stream.api import Record, TopicPartition
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records

@@ -42,7 +42,7 @@ from tidemill.stages.gate.service import LOOK_EVERY_EXAMPLES, PromotionGate
 from tidemill.stages.gate.standing import Standing
 from tidemill.stages.gate.trial import Trial
 from tidemill.stream.api import Position, TopicPartition, discard
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records

@@ -32,7 +32,7 @@ from tidemill.stages.learner import service as learner
 from tidemill.stages.materializer import service as materializer
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.validator import service as validator
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.stream.topic import Topic
 from tidemill.watch.archiver import service as archiver

@@ -21,7 +21,8 @@ from tidemill.stages.joiner import service as joiner
 from tidemill.stages.materializer import service as materializer
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.validator import service as validator
-from tidemill.stream.loop import Loop, Service
+from tidemill.stream.group import Service
+from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 from tidemill.wire.records import Records

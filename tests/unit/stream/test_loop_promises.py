@@ -11,7 +11,8 @@ from test_view_restore import Feed, stream
 
 from tidemill.errors import Aborted, Fenced
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
-from tidemill.stream.loop import Loop, Service
+from tidemill.stream.group import Service
+from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.stream.order import TimeOrder
 

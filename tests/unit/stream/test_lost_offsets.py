@@ -14,7 +14,8 @@ from tidemill.errors import Aborted, PositionError
 from tidemill.offline import offsets
 from tidemill.stream.api import Emit, Position, Start, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
-from tidemill.stream.loop import Loop, Service
+from tidemill.stream.group import Service
+from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
 from tidemill.stream.progress import ProgressLog
 from tidemill.stream.restore import Resume, mark, own_position, plan

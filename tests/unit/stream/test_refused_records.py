@@ -21,7 +21,8 @@ from tidemill.stages.joiner import service as joiner
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.validator import service as validator
 from tidemill.stream.api import Emit, Processor, Record
-from tidemill.stream.loop import BACKOFF_SECONDS, Loop, Service
+from tidemill.stream.group import Service
+from tidemill.stream.loop import BACKOFF_SECONDS, Loop
 from tidemill.stream.memory import MemoryBroker
 from tidemill.stream.narrowing import LETTER_BYTES, PARTS
 from tidemill.stream.topic import Topic

@@ -27,7 +27,7 @@ from tidemill.rows import is_missing
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
 from tidemill.watermark import NEVER
 from tidemill.wire import topics

@@ -25,7 +25,7 @@ from tidemill.stages.gate.commands import EpochOf, alert_id, carry_out, train_on
 from tidemill.stages.gate.rounds import Check, Rounds, collapse, end_of_probation, rebuild_from, undecided, verdict
 from tidemill.stages.gate.standing import Draft, Standing
 from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records
 from tidemill.wire.services import service

@@ -18,7 +18,7 @@ from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
 from tidemill.watermark import State, Watermark
 from tidemill.wire import topics

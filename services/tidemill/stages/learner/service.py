@@ -23,7 +23,7 @@ from tidemill.registry.latest import MAX_MANIFESTS_BACK, latest, models_partitio
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stages.learner.training_run import ANY_LOG, TrainingRun
 from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 from tidemill.wire.services import service

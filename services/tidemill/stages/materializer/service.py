@@ -17,7 +17,7 @@ from tidemill.features.tiles import Plan
 from tidemill.features.views import Views, ViewState
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.wire.records import Records
 from tidemill.wire.services import service
 

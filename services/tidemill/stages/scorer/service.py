@@ -23,7 +23,7 @@ from tidemill.models.linear import specialised
 from tidemill.registry.decisions import ModelRef
 from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor

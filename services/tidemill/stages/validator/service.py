@@ -29,7 +29,7 @@ from tidemill.stages.validator.rule_check import RuleState, RuleWarning, compile
 from tidemill.stages.validator.writer_schemas import NoWriterSchemas, WriterSchemas
 from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.stream.origin import IMPLAUSIBLE, plausible
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor, redrive_headers, shorten

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (  # noqa: TID251  this is where Kafka clients live
@@ -158,8 +158,10 @@ class KafkaBroker:
     def consumer(self, group: str, topics: Sequence[str], instance: str) -> KafkaConsumer:
         return KafkaConsumer(self.common, group, topics, instance, self._end_offset)
 
-    def producer(self, name: str, beat: Callable[[], None] = lambda: None) -> KafkaProducer:
-        return KafkaProducer(self.common, name, beat, self._max_message_bytes, exactly_once=self.exactly_once)
+    def producer(
+        self, name: str, beat: Callable[[], None] = lambda: None, counted: Collection[str] = ()
+    ) -> KafkaProducer:
+        return KafkaProducer(self.common, name, beat, self._max_message_bytes, counted, exactly_once=self.exactly_once)
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         client = reading_client(self.common, group)

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer  # noqa: TID251
 
 from tidemill.errors import Aborted, BrokerError, Fenced, NotAllowed, Refused
 from tidemill.stream import api
-from tidemill.stream.api import Emit, Headers, Position, Record, TopicPartition
+from tidemill.stream.api import NOT_EXPECTED, Emit, Headers, Position, Record, TopicPartition
 from tidemill.stream.kafka.consumer import CALL_SECONDS, KafkaConsumer, committable
 from tidemill.stream.kafka.errors import is_refusal, kafka_error, service_error
 from tidemill.stream.origin import with_origin
@@ -96,6 +96,8 @@ class KafkaProducer:
     limits
         Asks how large a message a topic takes. Once one was too large for its topic, it is asked, and later ones are
         refused before they are sent, when a transaction with all that is in it need not be given up for a second.
+    counted
+        Topics whose offsets `commit` compares with what is expected.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class KafkaProducer:
         name: str,
         beat: Callable[[], None],
         limits: Callable[[str], int | None],
+        counted: Collection[str] = (),
         *,
         exactly_once: bool,
     ) -> None:
@@ -115,6 +118,8 @@ class KafkaProducer:
         self._limits = limits
         self._max_bytes: dict[str, int] = {}
         self._must_reconnect = False
+        self._counted = frozenset(counted)
+        self._last_offsets: dict[TopicPartition, int] = {}
         self._config: dict[str, Any] = {
             **common,
             "client.id": name,
@@ -127,7 +132,7 @@ class KafkaProducer:
             "queue.buffering.max.messages": 200_000,
             "message.max.bytes": MAX_RECORD_BYTES,
         }
-        self._config["delivery.report.only.error"] = True
+        self._config["delivery.report.only.error"] = not self._counted
         if self._exactly_once:
             self._config |= {"transactional.id": name, "transaction.timeout.ms": TRANSACTION_TIMEOUT_SECONDS * 1000}
         else:
@@ -147,8 +152,14 @@ class KafkaProducer:
                 raise BrokerError(f"transactions can't be started: {kafka_error(error).str()}") from error
         return client
 
+    @property
+    def end_markers(self) -> int:
+        return 1 if self._exactly_once else 0
+
     def _delivered(self, source: Record | None, error: KafkaError | None, message: Any) -> None:
         if error is None:
+            if (topic := message.topic()) in self._counted:
+                self._last_offsets[TopicPartition(topic, message.partition())] = message.offset()
             return
         arguments = {
             "topic": message.topic(),
@@ -283,7 +294,12 @@ class KafkaProducer:
             raise service_error(error, "beginning a transaction") from error
         self._open = True
 
-    def commit(self, offsets: Mapping[TopicPartition, Position], consumer: api.Consumer | None) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, Position],
+        consumer: api.Consumer | None,
+        expected: Mapping[TopicPartition, int] = NOT_EXPECTED,
+    ) -> None:
         if not self._exactly_once:
             self._deliver()
             if offsets:
@@ -297,8 +313,21 @@ class KafkaProducer:
             assert isinstance(consumer, KafkaConsumer)  # noqa: S101  the same broker made both
             metadata = consumer.group_metadata()
             self._decide("sending offsets", self._client.send_offsets_to_transaction, committable(offsets), metadata)
+        if expected:
+            self._compare(expected)
         self._decide("committing", self._client.commit_transaction)
         self._open = False
+
+    def _compare(self, expected: Mapping[TopicPartition, int]) -> None:
+        """Raise Aborted where the records of this transaction have other offsets than what was made of them says."""
+        self.wait()
+        actual, self._last_offsets = self._last_offsets, {}
+        for partition, offset in expected.items():
+            if actual.get(partition) != offset:
+                raise Aborted(
+                    f"{partition.topic}[{partition.partition}] has offset {actual.get(partition)} where {offset} was "
+                    f"expected: another process writes to it"
+                )
 
     def _decide(self, doing: str, call: Callable[..., None], *arguments: Any) -> None:
         """Make a call of the transaction until it is decided. Raises Aborted or Fenced."""
@@ -410,6 +439,7 @@ class KafkaProducer:
             log.warning("producer discarded", extra={"cause": str(cause)})
             self._client = self._connect()
         self._failures = []
+        self._last_offsets.clear()
 
     def close(self) -> None:
         """Leave. An open transaction is aborted; where Kafka can't be told, it times out."""

@@ -20,7 +20,7 @@ from operator import itemgetter
 from tidemill.declare.pipeline import Pipeline
 from tidemill.files import Files
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
-from tidemill.stream.loop import Service
+from tidemill.stream.group import Service
 from tidemill.wire import topics
 from tidemill.wire.archive_rows import Row, RowFormat, date_of
 from tidemill.wire.services import service
