@@ -40,6 +40,11 @@ COUNTS: Mapping[str, Counter] = {
         "Records without a Kafka timestamp, or with one that is negative or over an hour ahead.",
         ["service", "topic"],
     ),
+    "rekeyed": Counter(
+        "tidemill_rekeyed_total",
+        "Raw records sent again to the partition of their key, because another instance of a chain has it.",
+        ["service", "topic"],
+    ),
     "old_timestamps": Counter(
         "tidemill_old_timestamps_total",
         "Records dated so far back that their topic's retention may delete them before they are read.",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
@@ -27,7 +27,7 @@ from tidemill.stream.kafka.settings import ClusterSettings
 from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.services import group
+from tidemill.wire.services import chain, group
 
 if TYPE_CHECKING:
     from tidemill.declare.view import View
@@ -165,8 +165,15 @@ class Context:
     host: Host = field(default_factory=Host)
 
 
-#: Takes the context; returns the function that runs the service until SIGTERM or SIGINT.
-Build = Callable[[Context], Callable[[], None]]
+class Step(NamedTuple):
+    """A service that is run by the loop, and what it follows beside it."""
+
+    service: Service
+    follower: Follower | None = None
+
+
+#: Takes the context; returns what the loop runs, or the function that runs the service until SIGTERM or SIGINT.
+Build = Callable[[Context], Step | Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -192,14 +199,14 @@ def _validator() -> Build:
     from tidemill.stages.validator.schema_follower import SchemaFollower
     from tidemill.stages.validator.service import build
 
-    def compose(context: Context) -> Callable[[], None]:
+    def compose(context: Context) -> Step:
         settings, schemas = context.settings, None
         if url := settings.registry_url.get_secret_value():
             from tidemill.encoding.schema_registry import SchemaRegistry
 
             schemas = SchemaFollower(context.pipeline, SchemaRegistry(url), settings.registry_seconds)
             _reach(context, "validator", schemas.connect)
-        return partial(_loop, context, build(context.pipeline, schemas, fuse=settings.fuse), schemas)
+        return Step(build(context.pipeline, schemas, fuse=settings.fuse), schemas)
 
     return compose
 
@@ -209,11 +216,11 @@ def _featurizer() -> Build:
     from tidemill.features.redis import RedisReader
     from tidemill.stages.featurizer.service import build
 
-    def compose(context: Context) -> Callable[[], None]:
+    def compose(context: Context) -> Step:
         pipeline, client = context.pipeline, _redis(context, "featurizer")
         others = StoredRemoteViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
         stores = _stores(pipeline, client, pipeline.inline_views)
-        return partial(_loop, context, build(pipeline, stores, others if pipeline.remote_views else None))
+        return Step(build(pipeline, stores, others if pipeline.remote_views else None))
 
     return compose
 
@@ -221,9 +228,9 @@ def _featurizer() -> Build:
 def _materializer() -> Build:
     from tidemill.stages.materializer.service import build
 
-    def compose(context: Context) -> Callable[[], None]:
+    def compose(context: Context) -> Step:
         pipeline, client = context.pipeline, _redis(context, "materializer")
-        return partial(_loop, context, build(pipeline, _stores(pipeline, client, pipeline.remote_views)))
+        return Step(build(pipeline, _stores(pipeline, client, pipeline.remote_views)))
 
     return compose
 
@@ -254,9 +261,9 @@ def _scorer() -> Build:
     from tidemill.stages.scorer.feed import ModelFeed
     from tidemill.stages.scorer.service import build
 
-    def compose(context: Context) -> Callable[[], None]:
+    def compose(context: Context) -> Step:
         models = ModelFeed(_registry(context, "scorer"), context.broker)
-        return partial(_loop, context, build(context.pipeline, models.take), models)
+        return Step(build(context.pipeline, models.take), models)
 
     return compose
 
@@ -264,13 +271,13 @@ def _scorer() -> Build:
 def _joiner() -> Build:
     from tidemill.stages.joiner.service import build
 
-    return lambda context: partial(_loop, context, build(context.pipeline))
+    return lambda context: Step(build(context.pipeline))
 
 
 def _learner() -> Build:
     from tidemill.stages.learner.service import build
 
-    def compose(context: Context) -> Callable[[], None]:
+    def compose(context: Context) -> Step:
         pipeline, settings, model = context.pipeline, context.settings, context.model or context.pipeline.champion
         if model not in pipeline.model_names:
             raise SettingsError(f"model {model!r} is not one of the pipeline's: {', '.join(pipeline.model_names)}")
@@ -283,7 +290,7 @@ def _learner() -> Build:
             every_seconds=settings.snapshot_seconds,
             first_examples=FIRST_VERSION_EXAMPLES,
         )
-        return partial(_loop, context, service)
+        return Step(service)
 
     return compose
 
@@ -291,9 +298,9 @@ def _learner() -> Build:
 def _gate() -> Build:
     from tidemill.stages.gate.service import build
 
-    def compose(context: Context) -> Callable[[], None]:
+    def compose(context: Context) -> Step:
         pipeline = context.pipeline
-        return partial(_loop, context, build(pipeline, _registry(context, "gate"), context.broker))
+        return Step(build(pipeline, _registry(context, "gate"), context.broker))
 
     return compose
 
@@ -302,12 +309,12 @@ def _archiver() -> Build:
     from tidemill.files import Files
     from tidemill.watch.archiver.service import build
 
-    def compose(context: Context) -> Callable[[], None]:
+    def compose(context: Context) -> Step:
         url = context.settings.archive_url
         files = _reach(
             context, "archiver", lambda must_answer: Files(url, "archive_url", "archive", create=must_answer)
         )
-        return partial(_loop, context, build(context.pipeline, files, context.settings.archive_seconds))
+        return Step(build(context.pipeline, files, context.settings.archive_seconds))
 
     return compose
 
@@ -371,21 +378,43 @@ def load(name: str) -> Build:
 
 
 def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = None, host: Host | None = None) -> None:
-    """Run one service until its host asks it to stop. Raises a TidemillError where it can't start or go on."""
-    build, broker, cluster = load(name), broker_of(settings), ClusterSettings()
-    used = tuple(topic for topic in topics.TOPICS if name in (*topic.readers, *topic.writers))
-    if SERVICES[name].needs_kafka:
+    """Run one service, or several as `validator+featurizer+scorer`, until its host asks it to stop.
+
+    In a chain, `learner` is the learners of all models but where one is named. Raises a TidemillError where it can't
+    start or go on.
+    """
+    names, broker, cluster = name.split("+"), broker_of(settings), ClusterSettings()
+    builds = {one: load(one) for one in names}
+    used = tuple(topic for topic in topics.TOPICS if {*topic.readers, *topic.writers} & {*names})
+    if any(SERVICES[one].needs_kafka for one in names):
         broker.connect()
         check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
         cluster = check_settings(pipeline, broker, used)
-    with _extra(name):
-        declared = declared_partitions(pipeline, used)
-        service = build(Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host()))
-    service()
+    declared = declared_partitions(pipeline, used)
+    context = Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host())
+    if len(names) == 1:
+        with _extra(name):
+            built = builds[name](context)
+        if not isinstance(built, Step):
+            built()
+            return
+        _loop(context, built.service, [built.follower])
+        return
+    if settings.delivery != "exactly_once":
+        raise SettingsError(f"{name}: services share a process only with TIDEMILL_DELIVERY=exactly_once")
+    steps, of = [], []
+    for one in names:
+        with _extra(one):
+            for each in [model] if model or one != "learner" else pipeline.model_names:
+                built = builds[one](replace(context, model=each))
+                assert isinstance(built, Step)  # noqa: S101  those of topics.SERVICES are
+                steps.append(built)
+                of.append(one)
+    _loop(context, chain([step.service for step in steps], of, pipeline.name), [step.follower for step in steps])
 
 
-def _loop(context: Context, service: Service, follower: Follower | None = None) -> None:
-    settings = context.settings
+def _loop(context: Context, service: Service, followers: Sequence[Follower | None]) -> None:
+    settings, following = context.settings, [follower for follower in followers if follower]
     loop = Loop(
         service,
         context.broker,
@@ -398,13 +427,13 @@ def _loop(context: Context, service: Service, follower: Follower | None = None) 
     )
     context.host.serve(settings.http_port, LoopHealth(loop))
     context.host.on_stop(loop.stop)
-    if follower:
+    for follower in following:
         follower.start()
     process = {"pipeline": context.pipeline.name, "instance": settings.instance}
     log.info("started", extra=process | {"delivery": settings.delivery})
     try:
         loop.run()
     finally:
-        if follower:
+        for follower in following:
             follower.stop()
     log.info("stopped", extra=process)

@@ -165,7 +165,8 @@ class Chain(Processor):
             read = self._read[index]
             for record in records:
                 partition = TopicPartition(record.topic(), record.partition())
-                read[partition] = max(read[partition], record.offset() + (partition.topic in self.written))
+                # What was not written has the offset at which its topic ends.
+                read[partition] = max(read[partition], min(record.offset() + 1, self._next[partition]))
             if may_commit:
                 self._due[index] = dict(read)
         return may_commit

@@ -104,8 +104,9 @@ class Group:
         own = {p: position for p, position in committed.items() if position and restore.own_metadata(position)}
         others = {p: position for p, position in committed.items() if position and p not in own}
         self._set_offsets({p: self._chained(position) for p, position in own.items()} | others)
-        plan, _ = self.resume(committed, beat)
-        self._set_offsets({p: self._chained(position) for p, position in others.items()})
+        plan, positions = self.resume(committed, beat)
+        begun = {p: positions[p] or Position(plan.read_from[p]) for p in committed if p not in own}
+        self._set_offsets({p: self._chained(position) for p, position in begun.items()})
         if not self._progress.is_kept:
             raise BrokerError(f"{self.service.name} can't run in a chain without the topic {self.service.progress}")
         return plan

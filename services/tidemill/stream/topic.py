@@ -15,7 +15,8 @@ class Topic:
     """One topic.
 
     `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes` 0 means
-    the broker's own limit. Of a `compacted` topic only the last record of each key is kept.
+    the broker's own limit. Of a `compacted` topic only the last record of each key is kept. No state is made of a
+    `passing` topic: a chain that has its only readers does not write it.
     """
 
     suffix: str
@@ -28,6 +29,7 @@ class Topic:
     max_message_bytes: int = 0
     doc: str = ""
     compacted: bool = False
+    passing: bool = False
 
     @property
     def is_raw(self) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tidemill.errors import SettingsError
 from tidemill.stream.api import Processor
 from tidemill.stream.group import Service
 from tidemill.wire import topics
@@ -25,4 +29,34 @@ def service(name: str, pipeline: str, processor: Processor, model: str = "") -> 
         topics.PROGRESS.name(pipeline),
         outputs,
         " ".join(("tidemill offsets set", pipeline, name, *(("--model", model) if model else ()))),
+    )
+
+
+def check_chain(names: Sequence[str]) -> None:
+    """Raise SettingsError where services can't run in one process: each must read what those before it alone write."""
+    whole = "+".join(names)
+    if alone := [name for name in names if name not in topics.SERVICES]:
+        raise SettingsError(f"{whole}: the {alone[0]} runs by itself")
+    if list(names) != sorted(set(names), key=topics.SERVICES.index):
+        raise SettingsError(f"{whole}: expected each service once, in the order {', '.join(topics.SERVICES)}")
+    for index, name in enumerate(names[1:], 1):
+        for topic in topics.consumes(name):
+            if others := [writer for writer in topic.writers if writer not in names[:index]]:
+                raise SettingsError(
+                    f"{whole}: the {name} reads {topic.suffix}, which the {others[0]} writes; chain it as well, or run "
+                    f"the {name} by itself"
+                )
+
+
+def chain(services: Sequence[Service], names: Sequence[str], pipeline: str) -> Service:
+    """Return services as one that runs all of them; `names` has the name of each in the table of topics."""
+    check_chain(tuple(dict.fromkeys(names)))
+    inner = [topic for topic in topics.TOPICS if any(name in topic.readers for name in names[1:])]
+    inner = [topic for topic in inner if set(topic.writers) <= set(names)]
+    return replace(
+        services[0],
+        chained=tuple(services[1:]),
+        unwritten=[topic.name(pipeline) for topic in inner if topic.passing and set(topic.readers) <= set(names)],
+        # Others are keyed by the event, or have one partition: what comes of a record belongs to another one.
+        needs_all=any(topic.key != topics.EVENTS_VALID.key or topic.partitions for topic in inner),
     )

@@ -43,7 +43,7 @@ UPDATES = Topic(
 )  # fmt: skip
 FEATURES = Topic(
     "features", "entity_id", "Features", ("featurizer",), ("scorer",),
-    max_message_bytes=MAX_RECORD_BYTES, doc="The vector, as served.",
+    max_message_bytes=MAX_RECORD_BYTES, passing=True, doc="The vector, as served; not written in a chain.",
 )  # fmt: skip
 PREDICTIONS = Topic(
     "predictions", "entity_id", "Prediction", ("scorer",), ("consumers",),

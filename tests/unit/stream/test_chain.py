@@ -1,0 +1,275 @@
+"""Steps in one process write what they write apart, and a crash, or a move between the two, loses and doubles nothing."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+import test_loop_crash as crash
+from test_loop_crash import PIPELINE, Bomb, Crash, Fragile, Stores, drive, empty, filled, run_all, services
+
+from tidemill.errors import Aborted, Fenced, SettingsError
+from tidemill.stream.api import TopicPartition
+from tidemill.stream.chain import REKEYED
+from tidemill.stream.group import Service
+from tidemill.stream.loop import Loop
+from tidemill.stream.memory import MemoryBroker
+from tidemill.wire import topics
+from tidemill.wire.services import chain, check_chain
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("validator", "featurizer", "scorer", "joiner")
+#: Every way to run the four in chains.
+WAYS: Sequence[Sequence[int]] = ((1, 1, 1, 1), (3, 1), (2, 1, 1), (1, 2, 1), (4,))
+
+sent = crash.sent
+undisturbed = crash.undisturbed
+
+
+def chained(stores: Stores, first: int, many: int) -> Service:
+    """Return so many services from the first one on, as one process runs them."""
+    some = services(stores)[first : first + many]
+    return chain(some, NAMES[first : first + many], PIPELINE.name) if many > 1 else some[0]
+
+
+def run_way(broker, stores: Stores, bomb: Bomb, ways: Callable[[], Sequence[int]]) -> None:
+    """Run all services; after a crash, those that are not done yet may be chained in another way."""
+    done = 0
+    while done < len(NAMES):
+        first = 0
+        for many in ways():
+            if first + many > done:
+                try:
+                    drive(chained(stores, first, many), broker)
+                    done = first + many
+                except Crash:
+                    assert bomb.fired
+                    break
+                finally:  # what ran has ended, and its session with it
+                    for group in broker.groups.values():
+                        group.members.clear()
+            first += many
+    bomb.is_over = True
+    drive(services(stores)[4], broker)
+
+
+def outcome(broker: MemoryBroker, stores: Stores) -> tuple:
+    """Return all that was written, but the vectors by themselves: what is made of them has them.
+
+    When a view's old tiles are dropped hangs on the order between partitions; its features do not.
+    """
+    held, features, tiles = crash.result(broker, stores)
+    logs = tuple(h for h, t in zip(held, crash.OUTPUTS, strict=True) if t is not topics.FEATURES)
+    return logs, features, tiles[crash.OWN]
+
+
+@pytest.fixture(scope="module")
+def apart(sent) -> tuple:
+    broker, stores = filled(sent), empty()
+    run_all(broker, stores, Bomb(None))
+    return outcome(broker, stores)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_chain_writes_what_its_services_write_apart(sent, apart, way) -> None:
+    broker, stores = filled(sent), empty()
+    run_way(broker, stores, Bomb(None), lambda: way)
+    assert outcome(broker, stores) == apart
+    vectors = broker.records(topics.FEATURES.name(PIPELINE.name))
+    is_handed_on = way not in ((1, 1, 1, 1), (2, 1, 1))
+    assert (not vectors) == is_handed_on
+
+
+@pytest.mark.parametrize("way", WAYS[1:], ids=str)
+def test_a_crash_at_any_emit_or_commit_of_a_chain_loses_and_doubles_nothing(sent, apart, way) -> None:
+    fired = 0
+    for moment in (*range(0, 40, 3), *range(40, 2700, 240)):
+        bomb = Bomb(moment)
+        broker, stores = filled(sent), empty()
+        run_way(Fragile(broker, bomb), stores, bomb, lambda: way)
+        assert outcome(broker, stores) == apart, f"crash at moment {moment}"
+        fired += bomb.fired
+    assert fired >= 12, "the crashes happened"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_after_each_crash_another_way_to_run_them_goes_on_exactly_there(sent, apart, seed) -> None:
+    rng = random.Random(seed)
+    broker, stores = filled(sent), empty()
+
+    class Again(Bomb):
+        is_over = False
+
+        def tick(self) -> None:
+            if self.left is None and rng.random() < 0.5:
+                self.left = rng.randrange(400)
+            if not self.is_over:
+                super().tick()
+
+    run_way(Fragile(broker, bomb := Again(rng.randrange(60))), stores, bomb, lambda: rng.choice(WAYS))
+    assert bomb.fired
+    assert outcome(broker, stores) == apart
+
+
+def test_an_aborted_commit_of_a_chain_goes_back_and_ends_the_same(sent, apart) -> None:
+    class Aborting(Fragile):
+        commits = 0
+
+        def producer(self, name: str, *more):
+            producer = self.inner.producer(name, *more)
+            commit = producer.commit
+
+            def sometimes(*arguments) -> None:
+                Aborting.commits += 1
+                if Aborting.commits % 3 == 0:
+                    raise Aborted("the broker said so")
+                commit(*arguments)
+
+            producer.commit = sometimes
+            return producer
+
+    broker, stores = filled(sent), empty()
+    turn(loop_of(chained(stores, 0, 4), Aborting(broker, Bomb(None))), broker)
+    drive(services(stores)[4], broker)
+    assert Aborting.commits > 30
+    assert outcome(broker, stores) == apart
+
+
+def loop_of(service: Service, broker, instance: str = "0") -> Loop:
+    return Loop(service, broker, instance=instance, interval=0.0, max_batch=7, sleep=lambda _: None)
+
+
+def turn(loop: Loop, broker, quiet_turns: int = 6, producer=None, consumer=None) -> None:
+    """Turn a loop until nothing comes any more."""
+    producer = producer or loop.broker.producer(loop.instance)
+    consumer = consumer or broker.consumer(loop.service.group, loop.service.topics, loop.instance)
+    quiet = 0
+    while quiet < quiet_turns:
+        quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
+
+
+class TestWhoIsTheOnlyWriter:
+    def test_an_offset_that_kafka_counts_otherwise_aborts_and_what_is_made_of_it_is_right(self, sent, apart) -> None:
+        """Somebody writes to an inner topic: nothing is committed with an offset that the record has not."""
+        broker, stores = filled(sent), empty()
+        valid = topics.EVENTS_VALID.name(PIPELINE.name)
+        loop = loop_of(chained(stores, 0, 3), broker)
+        producer = broker.producer(loop.instance)
+        consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
+        for round_ in range(200):
+            loop.run_once(consumer, producer)
+            if round_ in (5, 9, 20):
+                for partition in range(PIPELINE.partitions):
+                    broker.append(valid, b"garbage of somebody else", b"x", 0, None, partition)
+        events = {TopicPartition(r.topic(), r.partition()): [] for r in broker.records(valid)}
+        for record in broker.records(valid):
+            events[TopicPartition(record.topic(), record.partition())].append(record)
+        codec, log = crash.RECORDS.event, topics.PREDICTION_LOG.name(PIPELINE.name)
+        made = [crash.RECORDS.prediction_log.decode(r.value())["features"] for r in broker.records(log)]
+        assert len(made) > 30
+        for one in made:
+            event = codec.decode(broker.log[TopicPartition(valid, one["partition"])][one["offset"]].value())
+            assert str(event[PIPELINE.events.id]) == one["event_id"]
+        letters = Counter(r.value() for r in broker.records(topics.DLQ.name(PIPELINE.name)))
+        assert letters[b"garbage of somebody else"] == 3 * PIPELINE.partitions, "each in exactly one place"
+
+    def test_a_service_of_its_own_fences_the_chain_off(self, sent, apart) -> None:
+        broker, stores = filled(sent), empty()
+        loop = loop_of(chained(stores, 0, 3), broker)
+        producer = broker.producer(loop.instance)
+        consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
+        for _ in range(8):
+            loop.run_once(consumer, producer)
+        drive(services(stores)[1], broker)  # the featurizer, before the chain was stopped
+        with pytest.raises(Fenced):
+            turn(loop, broker, producer=producer, consumer=consumer)
+        consumer.close()
+        run_way(broker, stores, Bomb(None), lambda: (1, 1, 1, 1))
+        assert outcome(broker, stores) == apart
+
+    def test_a_chain_waits_while_a_service_of_its_own_runs(self, sent, apart) -> None:
+        broker, stores = filled(sent), empty()
+        drive(services(stores)[0], broker)
+        featurizer = loop_of(services(stores)[1], broker)
+        producer, consumer = (
+            broker.producer(featurizer.instance),
+            broker.consumer(featurizer.service.group, featurizer.service.topics, featurizer.instance),
+        )
+        for _ in range(5):
+            featurizer.run_once(consumer, producer)
+        loop = loop_of(chained(stores, 0, 3), broker)
+        turn(loop, broker)
+        assert not loop.ready
+        consumer.close()
+        turn(loop, broker)
+        assert loop.ready
+        run_way(broker, stores, Bomb(None), lambda: (3, 1))
+        assert outcome(broker, stores) == apart
+
+    def test_a_service_that_never_ran_apart_goes_on_where_the_chain_was(self, sent, apart) -> None:
+        """Its group has no offsets of its own: only its progress knows."""
+        broker, stores = filled(sent), empty()
+        drive(chained(stores, 0, 4), broker)
+        assert {p.offset for p in broker.groups[f"{PIPELINE.name}.joiner"].committed.values()} == {0}
+        run_way(broker, stores, Bomb(None), lambda: (1, 1, 1, 1))
+        assert outcome(broker, stores) == apart
+
+
+class TestPartitions:
+    def test_an_event_that_is_keyed_otherwise_is_sent_again_to_its_own_partition(self, sent, apart) -> None:
+        """Two instances share the partitions, and producers key as they like: each event is predicted once."""
+        broker = MemoryBroker({t: p for _, t, p in crash.topic_table(PIPELINE)})
+        rng = random.Random(3)
+        for topic in (topics.EVENTS, topics.LABELS):
+            for r in sent.records(topic.name(PIPELINE.name)):
+                broker.append(r.topic(), r.value(), b"any", r.timestamp()[1], None, rng.randrange(PIPELINE.partitions))
+        running = []
+        for instance in ("a", "b"):
+            loop = loop_of(chained(empty(), 0, 3), broker, instance)
+            producer = broker.producer(loop.instance)
+            running.append((loop, broker.consumer(loop.service.group, loop.service.topics, loop.instance), producer))
+        quiet = 0
+        while quiet < 6:
+            quiet = 0 if sum(loop.run_once(consumer, producer) for loop, consumer, producer in running) else quiet + 1
+        events = broker.records(topics.EVENTS.name(PIPELINE.name))
+        again = [r for r in events if any(name == REKEYED for name, _ in r.headers() or ())]
+        assert len(again) > 10
+        predicted = Counter(r.key() for r in broker.records(topics.PREDICTION_LOG.name(PIPELINE.name)))
+        valid = Counter(key for key, _ in apart[0][crash.OUTPUTS.index(topics.PREDICTIONS) - 1].elements())
+        assert set(predicted.values()) == {1}
+        assert predicted.total() == valid.total()
+        for r in broker.records(topics.EVENTS_VALID.name(PIPELINE.name)):
+            assert r.partition() == broker.place(r.topic(), r.key())
+
+    def test_one_that_needs_all_partitions_says_so_where_it_has_some(self, sent) -> None:
+        broker, stores = filled(sent), empty()
+        other = loop_of(chained(stores, 0, 4), broker, "other")
+        broker.consumer(other.service.group, other.service.topics, other.instance)
+        with pytest.raises(
+            SettingsError, match=r"validator\+featurizer\+scorer\+joiner has partitions .* and needs all"
+        ):
+            turn(loop_of(chained(stores, 0, 4), broker, "this"), broker)
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ("scorer+joiner", "joiner reads labels.valid, which the validator writes"),
+        ("featurizer+materializer", "materializer reads updates, which the joiner writes"),
+        ("joiner+gate", "gate reads commands, which the status writes"),
+        ("scorer+featurizer", "in the order"),
+        ("scorer+scorer", "each service once"),
+        ("validator+scorer", "scorer reads features, which the featurizer writes"),
+    ],
+)
+def test_what_can_not_be_chained_is_refused_with_the_reason(names, why) -> None:
+    with pytest.raises(SettingsError, match=why):
+        check_chain(names.split("+"))
+
+
+@pytest.mark.parametrize("names", ["validator+featurizer", "featurizer+scorer", "joiner+learner", "+".join(NAMES)])
+def test_what_can_be_chained(names) -> None:
+    check_chain(names.split("+"))
