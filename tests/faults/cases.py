@@ -436,4 +436,40 @@ def short(bench: Bench, *, rate: float = 150.0) -> Row:
         return river.judge("a little of everything", "L0D0", window=4)
 
 
-CASES = (kills, kills_whole, graceful, zombies, lost_partitions, broker, storm, redis_away, slow, disk_full)
+def chains(bench: Bench, *, each: int = 12, moves: int = 3, between: float = 5.0, rate: float = 150.0) -> Row:
+    """Kill -9 chains of services, and move between chains and services apart, by stops and by kills."""
+    with bench.river(rate=rate, chains=True) as river:
+        apart = [role for role in roles(river.run.pipeline) if role not in river.roles]
+        running = [role for role in river.roles if "+" in role]
+        for move in range(moves + 1):
+            points = [(role, point) for role in running for point in (None, *POINTS[service_of(role)])]
+            river.rng.shuffle(points)
+            for role, point in points[:each]:
+                if point is None:
+                    river.kill(role)
+                else:
+                    river.strike(role, point)
+                river.pause(between - 1, between)
+            if move == moves:
+                break
+            fault = river.plan(f"move from {' '.join(running)}")
+            for role in running:
+                if move % 2:
+                    process = river.supervisor.let_go(role)
+                    process.kill()
+                    process.wait()
+                else:
+                    river.stop(role)
+            running, apart = apart, running
+            for role in running:
+                river.supervisor.begin(role)
+            until(lambda names=running: all(map(river.ready, names)), f"{' '.join(running)} are not ready", 60)
+            fault.fired, fault.until = True, time.monotonic()
+            river.pause(between, between)
+        return river.judge(
+            "chains of services, killed, and moved to services apart and back", "L0D0, stall <= 30 s",
+            stall_allowed=30.0, window=between,
+        )  # fmt: skip
+
+
+CASES = (kills, kills_whole, graceful, zombies, lost_partitions, broker, storm, redis_away, slow, disk_full, chains)

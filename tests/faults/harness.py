@@ -32,7 +32,7 @@ from tidemill.demo import data
 from tidemill.local.processes import free_port
 from tidemill.local.replay import Message, Replay
 from tidemill.local.servers import Redis
-from tidemill.local.stack import roles
+from tidemill.local.stack import chained, roles
 from tidemill.wire import topics
 
 DATA_PLANE = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner:logreg")
@@ -44,6 +44,7 @@ IN_EVERY_FAULT = ("validator", "featurizer", "scorer", "joiner")
 OUTPUT = {
     "validator": topics.EVENTS_VALID, "featurizer": topics.FEATURES, "scorer": topics.PREDICTIONS,
     "joiner": topics.EXAMPLES, "learner": topics.MODELS,
+    "validator+featurizer+scorer": topics.PREDICTIONS, "joiner+learner": topics.EXAMPLES,
 }  # fmt: skip
 POINTS = {
     role: [f"{name}:{when}" for name in names for when in ("before", "during", "after")]
@@ -52,6 +53,8 @@ POINTS = {
         "featurizer": ("produce", "offsets", "commit", "redis"),
         "materializer": ("offsets", "commit", "redis"),
         "scorer": ("produce", "offsets", "commit"),
+        "validator+featurizer+scorer": ("produce", "offsets", "commit", "redis"),
+        "joiner+learner": ("produce", "offsets", "commit", "store"),
         "joiner": ("produce", "offsets", "commit"),
         "learner": ("produce", "offsets", "commit", "store"),
         "gate": ("offsets", "commit"),
@@ -209,6 +212,7 @@ class River:
         redis_url: str | None = None,
         label_timeout: str = "240h",
         watched: bool = False,
+        chains: bool = False,
         **settings: object,
     ) -> None:
         self.kafka, self.redis, self.rate, self.seed = kafka, redis, rate, seed
@@ -223,6 +227,8 @@ class River:
         self.folder, self.watched = folder, watched
         self.sent: list[Message] = []
         self.ledger = Ledger(self.run, self.redis.url)
+        self.roles = chained(roles(self.run.pipeline)) if chains else roles(self.run.pipeline)
+        self.ledger.is_chained = chains
         self.supervisor = Supervisor(self.run)
         self.replay = Replay(kafka.servers, self._load(), speed=1.0)
         self.faults: list[Fault] = []
@@ -232,7 +238,7 @@ class River:
     def __enter__(self) -> River:
         watching = topics.WATCHING if self.watched else ()
         try:
-            for role in (*roles(self.run.pipeline), *watching):
+            for role in (*self.roles, *watching):
                 self.supervisor.begin(role)
             self.run.stack.wait_ready(120)
         except BaseException:

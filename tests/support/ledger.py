@@ -93,6 +93,7 @@ class Ledger(threading.Thread):
         self.changed = time.monotonic()
         self.error: Exception | None = None
         self.stored: list[float] = []
+        self.is_chained = False
         self._store = redis.Redis.from_url(redis_url, socket_timeout=1) if redis_url else None
         self._stands: list[Any] = []
         self._reader = run.reader(*KINDS)
@@ -289,7 +290,7 @@ def places(run: Running, ledger: Ledger, sent: Sequence[Message], verdict: Verdi
     labels = [run.records.label.decode(r.value())[run.pipeline.labels.id] for r in ledger.of(topics.LABELS_VALID)]
     bad_labels = [r.key().decode() for r in rejected("validator", topics.LABELS)]
     verdict.same("labels", [m.key.decode() for m in sent if not m.is_event], labels + bad_labels)
-    for kind in (topics.FEATURES, topics.PREDICTIONS, topics.PREDICTION_LOG):
+    for kind in (topics.PREDICTIONS, topics.PREDICTION_LOG, *(() if ledger.is_chained else (topics.FEATURES,))):
         verdict.same(kind.suffix, valid, ledger.ids(kind))
     joined = [
         run.records.example.decode(r.value())["prediction"]["features"]["event_id"] for r in ledger.of(topics.EXAMPLES)
