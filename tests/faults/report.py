@@ -73,7 +73,7 @@ def write(cases: list[str]) -> bool:
     """
     rows = [json.loads(path.read_text()) for name in cases for path in sorted(RESULTS.glob(f"{name}.*.json"))]
     before = REPORT.read_text() if REPORT.exists() else ""
-    again = {row[name] for row in rows for name in ("promise", "described")}
+    again = {(row[name], str(row["seed"])) for row in rows for name in ("promise", "described")}
     lines = [
         "# Faults",
         "",
@@ -103,20 +103,20 @@ def write(cases: list[str]) -> bool:
             f"{verdict['counts'].get('events', 0):,} | {len(verdict['lost'])} | {len(verdict['doubled'])} | {len(verdict['wrong'])} | "
             f"{row['stall']:.1f} s | {'-' if row['passed'] is None else row['passed']} | {row['seed']}, {row['day']} |"
         )
-    lines += [line for line in _lines_of(before, "| ", "Under load") if line.split("|")[1].strip() not in again]
+    lines += [line for line in _lines_of(before, "| ", "Under load") if _run_of(line) not in again]
     lines.append("")
     for row in rows:
         counts = Counter(row["verdict"]["counts"])
         exits = ", ".join(f"{name} ×{n}" for name, n in sorted(row["exits"].items())) or "none"
         said = "; ".join([*row["notes"], *distribution(row), *row["verdict"]["wrong"]])
         lines.append(
-            f"- *{row['promise']}*: {row['seconds'] / 60:.0f} min, batches of {row['interval_ms']} ms; "
+            f"- *{row['promise']}*, seed {row['seed']}: {row['seconds'] / 60:.0f} min, batches of {row['interval_ms']} ms; "
             f"{counts['labels']:,} labels, {counts['joined']:,} joined, "
             f"{counts['expired']:,} expired, {counts['pending']:,} waiting, {counts['unmatched']:,} unmatched; "
             f"{counts['dead_letters']:,} dead letters, {counts['versions']:,} model versions. Processes that ended (service and "
             f"exit code): {exits}. {said[:1].upper()}{said[1:]}"
         )
-    lines += [line for line in _lines_of(before, "- *", "Under load") if line.split("*")[1] not in again]
+    lines += [line for line in _lines_of(before, "- *", "Under load") if _run_of(line) not in again]
     small = small_table() if (RESULTS / "small.xml").exists() else _section(before, "One by one")
     lines += ["", *small, ""]
     caught = {
@@ -141,6 +141,15 @@ def write(cases: list[str]) -> bool:
         ]
     REPORT.write_text("\n".join(lines))
     return not missed and all(row["met"] for row in rows)
+
+
+def _run_of(line: str) -> tuple[str, str]:
+    """Return the promise and the seed of a row of the table, or of a line of the list."""
+    if line.startswith("| "):
+        cells = line.split("|")
+        return cells[1].strip(), cells[-2].partition(",")[0].strip()
+    _, promise, rest = line.split("*", 2)
+    return promise, rest.partition(":")[0].removeprefix(", seed ")
 
 
 def _section(text: str, title: str) -> list[str]:
