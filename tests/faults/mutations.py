@@ -34,6 +34,7 @@ LONGEST_TEST = 180
 
 REFUSED = "tests/unit/stream/test_refused_records.py"
 CRASH = "tests/unit/stream/test_loop_crash.py"
+CHAIN = "tests/unit/stream/test_chain.py"
 LOOP = "tests/unit/stream/test_loop_promises.py"
 LOST = "tests/unit/stream/test_lost_offsets.py"
 SOMEBODY = "tests/unit/stages/test_records_of_somebody_else.py"
@@ -97,7 +98,7 @@ MUTANTS = (
         "if self._process(records, producer) or self._is_due_again():",
         "if records:\n"
         "                early = consumer.positions(tuple(self._partitions)).items()\n"
-        "                producer.commit({s: restore.mark(self.processor.commit_metadata(s), o, \"\") for s, o in early}, consumer)\n"
+        "                producer.commit(self._head.marks(dict(early)), consumer)\n"
         "            if self._process(records, producer):",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
@@ -124,7 +125,7 @@ MUTANTS = (
     ),
     Mutant(
         "metadata-not-kept-by-the-loop", "the joiner's commit metadata is not committed beside its offset",
-        "stream/loop.py",
+        "stream/group.py",
         "                    self.processor.commit_metadata(partition),\n",
         "                    restore.CommitMetadata(),\n",
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
@@ -205,8 +206,8 @@ MUTANTS = (
     Mutant(
         "state-not-taken-back", "after an abort the state keeps what was not committed",
         "stream/loop.py",
-        "self.processor.counts.clear()\n        self._forget(self._partitions)",
-        "self.processor.counts.clear()",
+        "group.drop_counts()\n        self._forget(self._partitions)",
+        "group.drop_counts()",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
     ),
     Mutant(
@@ -219,10 +220,67 @@ MUTANTS = (
     Mutant(
         "rebuild-emits", "what is read again to rebuild state is emitted again",
         "stream/loop.py",
-        "self.processor.process(batch, discard)",
-        "self.processor.process(batch, self._emit)",
+        "group.processor.process(batch, discard)",
+        "group.processor.process(batch, self._emit)",
         (f"{CRASH}::test_an_aborted_commit_goes_back_and_ends_the_same",),
         (("self._restore(consumer, producer)\n", "self._emit = producer.emit; self._restore(consumer, producer)\n"),),
+    ),
+    # Several services in one process.
+    Mutant(
+        "chain-offsets-believed", "a chain does not compare the offsets that it counts with Kafka's",
+        "stream/chain.py",
+        "return {partition: self._next[partition] - 1 for partition in self._in_transaction}",
+        "return {}",
+        (f"{CHAIN}::TestWhoIsTheOnlyWriter::test_an_offset_that_kafka_counts_otherwise_aborts_and_what_is_made_of_it_is_right",),
+    ),
+    Mutant(
+        "chain-without-progress", "a chain writes the progress of its first service alone",
+        "stream/loop.py",
+        "for group, positions in ((self._head, head), *inner):\n                group.write_progress",
+        "for group, positions in ((self._head, head),):\n                group.write_progress",
+        (f"{CHAIN}::TestWhoIsTheOnlyWriter::test_a_service_that_never_ran_apart_goes_on_where_the_chain_was",),
+    ),
+    Mutant(
+        "chain-passes-over-what-is-left", "a chain begins where its topics end, not where its services were",
+        "stream/chain.py",
+        "if at < self._next[p]}",
+        "if at < 0}",
+        (f"{CHAIN}::test_after_each_crash_another_way_to_run_them_goes_on_exactly_there",),
+    ),
+    Mutant(
+        "chain-counts-what-is-left-short", "of what was written before, a chain says that it has read one record less",
+        "stream/chain.py",
+        "min(record.offset() + 1, self._next[partition])",
+        "record.offset() + (partition.topic in self.written)",
+        (f"{CHAIN}::test_after_each_crash_another_way_to_run_them_goes_on_exactly_there",),
+    ),
+    Mutant(
+        "chain-not-fenced", "a service that starts by itself leaves the chain that did its work alone",
+        "stream/restore.py",
+        "instances.add(metadata.chained or metadata.instance)",
+        "instances.add(metadata.instance)",
+        (f"{CHAIN}::TestWhoIsTheOnlyWriter::test_a_service_of_its_own_fences_the_chain_off",),
+    ),
+    Mutant(
+        "chain-beside-its-service", "a chain begins while a service of its own still runs",
+        "stream/group.py",
+        'raise Retry(f"{self.service.name} still runs by itself: {error}") from error',
+        "pass",
+        (f"{CHAIN}::TestWhoIsTheOnlyWriter::test_a_chain_waits_while_a_service_of_its_own_runs",),
+    ),
+    Mutant(
+        "chain-drops-what-is-keyed-otherwise", "an event of another instance's partition is dropped",
+        "stream/chain.py",
+        "self._send_again(key, partition, emit)\n                return",
+        "return",
+        (f"{CHAIN}::TestPartitions",),
+    ),
+    Mutant(
+        "chain-stops-too-early", "what came before the fuse stopped the validator is not handed on",
+        "stream/chain.py",
+        "stopped, is_ready = error, True",
+        "raise",
+        (f"{CHAIN}::test_what_came_before_the_fuse_stopped_the_chain_is_predicted",),
     ),
     # Records that Kafka refuses for ever.
     Mutant(
@@ -498,8 +556,8 @@ MUTANTS = (
     Mutant(
         "view-before-commit", "Redis is written before the commit",
         "stream/loop.py",
-        "self._send(offsets, consumer, producer)",
-        "self.processor.committed()\n        self._send(offsets, consumer, producer)",
+        "self._send(head, consumer, producer)",
+        "self.processor.committed()\n        self._send(head, consumer, producer)",
         (LOOP,),
     ),
     Mutant(

@@ -10,7 +10,7 @@ import pytest
 import test_loop_crash as crash
 from test_loop_crash import PIPELINE, Bomb, Crash, Fragile, Stores, drive, empty, filled, run_all, services
 
-from tidemill.errors import Aborted, Fenced, SettingsError
+from tidemill.errors import Aborted, Fenced, SettingsError, Stopped
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.chain import REKEYED
 from tidemill.stream.group import Service
@@ -149,6 +149,17 @@ def turn(loop: Loop, broker, quiet_turns: int = 6, producer=None, consumer=None)
     quiet = 0
     while quiet < quiet_turns:
         quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
+
+
+def test_what_came_before_the_fuse_stopped_the_chain_is_predicted(sent) -> None:
+    broker, stores = filled(sent), empty()
+    for number in range(2 * PIPELINE.fuse.run):
+        broker.append(topics.EVENTS.name(PIPELINE.name), b"no event", b"x", 10**6 + number, None, 0)
+    with pytest.raises(Stopped):
+        drive(chained(stores, 0, 3), broker)
+    valid = Counter(r.key() for r in broker.records(topics.EVENTS_VALID.name(PIPELINE.name)))
+    assert valid.total() > 50
+    assert Counter(r.key() for r in broker.records(topics.PREDICTIONS.name(PIPELINE.name))) == valid
 
 
 class TestWhoIsTheOnlyWriter:
