@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
+import psutil
 from real_kafka import RealKafka, missing
 
 from tidemill.declare.load import load
@@ -37,7 +38,7 @@ from tidemill.features.redis import RedisView, connect
 from tidemill.keys import Keyring
 from tidemill.local.replay import Replay
 from tidemill.local.servers import Redis
-from tidemill.local.stack import Stack
+from tidemill.local.stack import Stack, chained
 from tidemill.offline.backtest import Backtest
 from tidemill.registry.manifests import Registry
 from tidemill.registry.store import ArtifactStore
@@ -236,7 +237,7 @@ def show(report: dict[str, Any]) -> None:
     print(f"{'all five':<18}{sum(v for k, v in both.items() if k != 'bare'):>8.1f}")
 
 
-def latency(rate: int, seconds: float, delivery: str) -> dict[str, Any]:
+def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False) -> dict[str, Any]:
     """Measure the delay from event sent to prediction read, with every service, Kafka and Redis on this machine."""
     pipeline = load(REFERENCE)
     with ExitStack() as cleanup:
@@ -250,13 +251,18 @@ def latency(rate: int, seconds: float, delivery: str) -> dict[str, Any]:
         settings = {"brokers": kafka.servers, "redis_url": redis.url, "delivery": delivery, "snapshot_seconds": 1}
         stack = Stack(REFERENCE, pipeline, folder, settings)
         cleanup.callback(stack.stop)
-        for role in ("validator", "featurizer", "scorer", "joiner", f"learner:{pipeline.champion}"):
+        apart = ["validator", "featurizer", "scorer", "joiner", f"learner:{pipeline.champion}"]
+        for role in chained(apart) if chains else apart:
             stack.start(role)
         found = data.flights(range(1, 5))[: int(rate * seconds)]
         messages = script(pipeline, found)
         stack.wait_ready()
         reader = broker.follow_topics([topics.PREDICTIONS.name(pipeline.name)])
         paced = Paced(kafka.servers, messages, rate)
+        cpu = {
+            "services": cpu_seconds(*(p.pid for p in stack.processes.values())),
+            "broker": cpu_seconds(kafka.process.pid),
+        }
         say(f"{len(found):,} events at {rate:,} a second")
         paced.start()
         delays: list[tuple[float, float]] = []
@@ -267,14 +273,27 @@ def latency(rate: int, seconds: float, delivery: str) -> dict[str, Any]:
                 delays.append((now, now - origin_of(record) / 1000))
         stack.check()
         paced.stop()
+        now_cpu = {
+            "services": cpu_seconds(*(p.pid for p in stack.processes.values())),
+            "broker": cpu_seconds(kafka.process.pid),
+        }
     warm = delays[0][0] + min(5.0, seconds / 4)
     counted = sorted(delay for at, delay in delays if at > warm)
     quantile: Callable[[float], float] = lambda q: round(counted[int(q * (len(counted) - 1))] * 1000, 1)  # noqa: E731
     return {
-        "delivery": delivery, "partitions": pipeline.partitions, "rate": rate,
+        "delivery": delivery, "chains": chains, "partitions": pipeline.partitions, "rate": rate,
         "sent": len(found), "predicted": len(delays), "counted": len(counted),
+        **{f"{name}_cpu_us": round((now_cpu[name] - cpu[name]) / len(found) * 1e6, 1) for name in cpu},
         "p50_ms": quantile(0.5), "p90_ms": quantile(0.9), "p99_ms": quantile(0.99), "max_ms": quantile(1.0),
     }  # fmt: skip
+
+
+def cpu_seconds(*pids: int) -> float:
+    """Return the CPU time of processes and of what they have forked, in seconds."""
+    found = [
+        process for pid in pids for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
+    ]
+    return sum(sum(process.cpu_times()[:2]) for process in found)
 
 
 class Paced(Replay):
@@ -306,6 +325,7 @@ def main() -> None:
     parser.add_argument(
         "--delivery", default="exactly_once", choices=("exactly_once", "at_least_once"), help="with --latency"
     )
+    parser.add_argument("--chains", action="store_true", help="with --latency: services share processes where they can")
     for hidden in ("--child", "--servers", "--redis", "--expected", "--events"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--partitions", type=int, default=4, help="partitions of each topic")
@@ -318,7 +338,7 @@ def main() -> None:
     if missing():
         raise SystemExit(f"the benchmark needs a real Kafka broker: {missing()}; install Java 17 and Maven")
     if given.latency:
-        report = latency(given.latency, given.seconds, given.delivery)
+        report = latency(given.latency, given.seconds, given.delivery, chains=given.chains)
         print(json.dumps(report, indent=2))
     else:
         report = throughput(given.months, given.service or ORDER, given.core)

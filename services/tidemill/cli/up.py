@@ -27,6 +27,7 @@ _SERVICE = click.Choice((*SERVICES, *WATCHING))
     show_default=True,
     help="A process for each service, or 1 for all: that takes the least memory, and ends when one service fails.",
 )
+@click.option("--apart", is_flag=True, help="A process for each service, also where several share one; see `run`.")
 @click.option(
     "--replay",
     nargs=2,
@@ -58,6 +59,7 @@ def up(
     only: tuple[str, ...],
     without: tuple[str, ...],
     processes: str,
+    apart: bool,
     replay: tuple[Path, Path] | None,
     speed: float,
     port: int,
@@ -80,4 +82,4 @@ def up(
 
         then = partial(send_all, from_files(declared, *replay), speed)
     kind = One if processes == "1" else Up
-    sys.exit(kind(pipeline, declared, chosen, Options(only, without, port), Console(), then).run())
+    sys.exit(kind(pipeline, declared, chosen, Options(only, without, port, apart), Console(), then).run())

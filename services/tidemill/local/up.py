@@ -29,7 +29,7 @@ from tidemill.keys import make_keys
 from tidemill.local.console import Console, ConsoleHandler
 from tidemill.local.processes import Process, end, fork, free_port
 from tidemill.local.servers import Redis, create_topics, embedded_settings, start_broker, start_embedded
-from tidemill.local.stack import GIVEN_UP, Stack, name_of, roles, starting_order
+from tidemill.local.stack import GIVEN_UP, Stack, chained, name_of, roles, starting_order
 from tidemill.runtime import run as running
 from tidemill.runtime.host import Host
 from tidemill.runtime.together import Together
@@ -61,11 +61,14 @@ class Options:
         Services that are started, all where none is named; and those that are not.
     port
         The page's port.
+    apart
+        A process for each service, also where several could share one.
     """
 
     only: Sequence[str] = ()
     without: Sequence[str] = ()
     port: int = PAGE_PORT
+    apart: bool = False
 
 
 @dataclass
@@ -181,6 +184,9 @@ class Local:
         self.began = time.monotonic()
         self.redis: Redis | None = None
         self.embedded = "brokers" not in settings.model_fields_set
+        self.services = len(self.roles)
+        if not self.embedded and settings.delivery == "exactly_once" and not options.apart:
+            self.roles = chained(self.roles)
         self.stack: Piped
         console.is_quiet = "log_level" not in settings.model_fields_set
         console.names([name_of(role) for role in self.roles])
@@ -252,7 +258,7 @@ class Local:
         console, env = self.console, self.stack.env
         console.is_quiet = False
         console.say(
-            f"ready in {time.monotonic() - self.began:.1f} s: {len(self.roles)} services of {self.pipeline.name} in "
+            f"ready in {time.monotonic() - self.began:.1f} s: {self.services} services of {self.pipeline.name} in "
             f"{processes}"
         )
         if "status" in self.roles:

@@ -57,6 +57,8 @@ class GroupOffset:
             return self.wrong
         if self.committed is None:
             return "new" if self.progress is None else "lost: it goes on at its progress"
+        if chain := restore.chain_of(self.committed):
+            return f"in the chain of {chain}: its progress counts"
         if self.progress is not None and self.committed.offset < self.progress.offset:
             return "older than its progress, where it goes on"
         return "records lost by retention" if self.committed.offset < self.begin else "ok"
@@ -148,10 +150,10 @@ def _position(one: GroupOffset, to: str, topic_id: str) -> Position:
     kept = next((own for p in (one.progress, one.committed) if p and (own := restore.own_metadata(p))), None)
     if kept is not None and kept.offset == offset and kept.topic_id in ("", topic_id):
         return restore.mark(
-            replace(kept, last=""), offset, topic_id
+            replace(kept, last="", chained=""), offset, topic_id
         )  # whatever the log has there: a person has decided
     # At another place what it kept of its state is not true: the state is made from all that the log has before it.
-    metadata = replace(kept or CommitMetadata(), rebuild_from=min(one.begin, offset), watermark=(), last="")
+    metadata = replace(kept or CommitMetadata(), rebuild_from=min(one.begin, offset), watermark=(), last="", chained="")
     return restore.mark(metadata, offset, topic_id)
 
 
@@ -159,6 +161,9 @@ def carry_out(broker: Broker, chosen: Service, decisions: Sequence[Decision]) ->
     """Write decisions. Raises BrokerError where the service is running: it would not obey."""
     positions = {one.before.partition: one.position for one in decisions}
     log = ProgressLog(broker, chosen.progress, chosen.group)
+    broker.end_left_open(
+        chosen.group, list(positions), ""
+    )  # a chain that does its work is fenced off, and obeys at its start
     broker.set_offsets(chosen.group, positions)  # refused while it has members: before anything else is written
     log.read()
     producer = broker.producer(f"{chosen.group}.offsets")

@@ -19,6 +19,7 @@ from tidemill.errors import BrokerError, SettingsError
 from tidemill.local import processes
 from tidemill.local.console import Console
 from tidemill.local.processes import fork, free_port
+from tidemill.local.stack import chained
 from tidemill.local.up import chosen_roles, lock_running_file, write_running_file
 
 pytestmark = pytest.mark.slow
@@ -33,6 +34,24 @@ def test_services_are_chosen_by_service_or_role_and_an_unknown_one_is_named() ->
         chosen_roles(load("plain"), ["gate"], [])
     with pytest.raises(SettingsError, match="no service is left"):
         chosen_roles(flights, ["scorer"], ["scorer"])
+
+
+def test_services_that_can_share_a_process_are_one_role_where_all_of_them_are_chosen() -> None:
+    flights = load("flights")
+    assert chained(chosen_roles(flights, [], [])) == [
+        "validator+featurizer+scorer",
+        "materializer",
+        "joiner+learner",
+        "gate",
+        "archiver",
+        "monitor",
+        "status",
+    ]
+    without = chosen_roles(flights, [], ["scorer"])
+    assert chained(without)[:3] == ["validator", "featurizer", "materializer"]
+    assert "joiner+learner" in chained(without)
+    assert chained(["joiner", "learner:logreg"]) == ["joiner+learner"]
+    assert chained(["joiner"]) == ["joiner"]
 
 
 def test_a_port_that_was_chosen_is_given_to_no_outgoing_connection() -> None:

@@ -8,15 +8,18 @@ import pytest
 from river_in_memory import River, drive, flights
 
 from tidemill import load
-from tidemill.errors import BrokerError, PositionError, SettingsError
+from tidemill.errors import BrokerError, Fenced, PositionError, SettingsError
 from tidemill.features.memory import MemoryView
 from tidemill.offline.offsets import all_offsets, carry_out, decide, group_offsets, matching, service_of
 from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
 from tidemill.stages.scorer import service as scorer
+from tidemill.stages.validator import service as validator
 from tidemill.stream.api import Position, TopicPartition
+from tidemill.stream.loop import Loop
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
+from tidemill.wire.services import chain
 
 PIPELINE = load("plain")
 FLIGHTS = flights(every=6)
@@ -174,6 +177,28 @@ class TestDecided:
             carry_out(river.broker, chosen, decisions)
         assert river.broker.groups[chosen.group].committed == before
         assert not [one for one in group_offsets(river.broker, chosen) if one.wrong]
+
+
+def test_of_a_chain_it_is_said_whose_it_is_and_a_decision_ends_it_before_it_counts(undisturbed) -> None:
+    river = River(PIPELINE)
+    send(river, FLIGHTS[:HALF])
+    names = ("validator", "featurizer", "scorer")
+    some = [validator.build(PIPELINE, fuse=False), featurizer.build(PIPELINE, {}), scorer.build(PIPELINE, tuple)]
+    loop = Loop(chain(some, names, PIPELINE.name), river.broker, interval=0.0, sleep=lambda _: None)
+    producer = river.broker.producer(loop.instance)
+    consumer = river.broker.consumer(loop.service.group, loop.service.topics, loop.instance)
+    for _ in range(60):
+        loop.run_once(consumer, producer)
+    chosen = service_of(PIPELINE, "featurizer", None)
+    offsets = group_offsets(river.broker, chosen)
+    assert {one.state for one in offsets} == {f"in the chain of {loop.instance}: its progress counts"}
+    carry_out(river.broker, chosen, decide(river.broker, offsets, "progress"))
+    send(river, FLIGHTS[HALF:])
+    with pytest.raises(Fenced):
+        loop.run_once(consumer, producer)
+    consumer.close()
+    river.run()
+    assert outputs(river)[1:] == undisturbed[1:]
 
 
 @pytest.mark.parametrize(("name", "model"), [("learner", "nosuch"), ("scorer", "logreg")])
