@@ -53,6 +53,9 @@ class Terminal:
         else:
             if "models list" in command:
                 self.wait_until_learned_versions_serve()
+            if "models decisions" in command:  # the gate's, about what was sent just before
+                self.wait_until_serves("tree", 1)
+            served = self.log.read_text().count("serving  champion=") if self.lasting else 0
             patient = command + (" --timeout 60" if " send " in command else "")
             ran = subprocess.run(
                 patient, shell=True, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=120
@@ -61,8 +64,8 @@ class Terminal:
             refused = " send " in command and " dead letter " in shown
             assert ran.returncode == (1 if refused else 0), f"{command}\n{printed}"
             self.compare(command, shown, printed)
-            if "models promote" in command:
-                until(lambda: "serving  champion=tree" in self.log.read_text(), "the tree does not serve", 60)
+            if "models promote" in command or "models rollback" in command:
+                self.wait_until_serves("tree" if "promote" in command else "linear", served + 1)
 
     def compare(self, command: str, shown: str, printed: str) -> None:
         if self.lasting:  # what services do takes its time; what runs without them is the same to the last digit
@@ -88,6 +91,14 @@ class Terminal:
             assert process.poll() is None, log.read_text()
 
         until(lambda: re.search(pattern, masked(log.read_text())), f"no {shown} in {log}", 90, check)
+
+    def wait_until_serves(self, model: str, changes: int) -> None:
+        """Wait until this model serves, after so many changes."""
+
+        def champions() -> list[str]:
+            return re.findall(r"serving  champion=(\w+)", self.log.read_text())
+
+        until(lambda: len(champions()) >= changes and champions()[-1] == model, f"{model} does not serve", 60)
 
     def wait_until_learned_versions_serve(self) -> None:
         port = re.search(r" scorer :(\d+)", self.log.read_text())[1]
@@ -139,7 +150,7 @@ def test_every_command_of_the_tutorial_prints_what_the_page_shows(terminal: Term
     words = {tuple(word for word in command.split()[1:3] if word.isalpha()) for command in ran}
     expected = {
         ("init", "shop"), ("check",), ("backtest",), ("report",), ("up",), ("run", "validator"), ("send",), ("tail",),
-        ("models", "compare"), ("models", "promote"), ("models", "decisions"), ("replay",), ("dlq", "list"),
+        ("models", "compare"), ("models", "decisions"), ("models", "rollback"), ("models", "promote"), ("replay",), ("dlq", "list"),
         ("dlq", "redrive"),
     }  # fmt: skip
     assert expected <= words, expected - words
