@@ -98,6 +98,11 @@ class Tokens:
     def __bool__(self) -> bool:
         return bool(self._holders)
 
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """Everybody who holds one."""
+        return tuple(self._holders.values())
+
     def holder(self, token: str) -> Holder | None:
         """Return who holds a token; None where nobody does, or where it could be guessed."""
         if weakness(token):

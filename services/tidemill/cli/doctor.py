@@ -18,16 +18,21 @@ from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, with_settings
 @AS_JSON
 @with_settings("brokers", "redis_url")
 def doctor(pipeline: str, *, show_all: bool, as_json: bool, **options: Any) -> None:
-    """Examine a pipeline's cluster, topics and offsets.
+    """Examine a pipeline's cluster, topics, offsets, schemas, versions, keys and tokens.
 
-    Also the Redis and the keys that are set. The exit code is 1 if something is wrong.
+    Also the Redis that is set. The exit code is 1 if something is wrong.
     """
     from tidemill.cli.text.doctor import findings_text
     from tidemill.runtime.doctor import examine, examine_settings
+    from tidemill.runtime.doctor_trust import examine_trust
     from tidemill.runtime.run import broker_of
 
     declared, chosen = tidemill.load(pipeline), settings.load(**options)
-    findings = [*examine(declared, broker_of(chosen)), *examine_settings(declared, chosen)]
+    broker = broker_of(chosen)
+    findings = examine(declared, broker)
+    is_complete = not any(one.value == "missing" or (one.what, one.level) == ("broker", "wrong") for one in findings)
+    findings += examine_settings(declared, chosen)
+    findings += examine_trust(declared, broker if is_complete else None, chosen)
     shown = [finding for finding in findings if show_all or finding.level != "ok"]
     print_report(shown, lambda some: findings_text(some, len(findings)), as_json=as_json)
     if any(finding.level == "wrong" for finding in findings):

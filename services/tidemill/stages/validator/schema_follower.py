@@ -168,7 +168,7 @@ class SchemaFollower(WriterSchemas):
                 if (subject, number) in self._read:
                     continue
                 version = self.registry.version(subject, number)
-                schema = _writer_schema(version, codec, unwrap)
+                schema = registered_schema(version, codec, unwrap)
                 self._known[topic, version.id] = schema
                 if version.guid:
                     self._known[topic, version.guid] = schema
@@ -186,7 +186,8 @@ class SchemaFollower(WriterSchemas):
             log.info("schema known", extra={"schema": schema.name, "id": version.id})
 
 
-def _writer_schema(version: SchemaVersion, codec: Codec, unwrap: Unwrap) -> WriterSchema:
+def registered_schema(version: SchemaVersion, codec: Codec, unwrap: Unwrap) -> WriterSchema:
+    """Return how messages by one version of a subject are read, or why they are not."""
     if version.kind != "AVRO":
         return refused_schema(version.name, f"it is {version.kind} where AVRO was expected")
     if version.refers:
