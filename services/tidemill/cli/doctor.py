@@ -18,9 +18,10 @@ from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, with_settings
 @AS_JSON
 @with_settings("brokers", "redis_url")
 def doctor(pipeline: str, *, show_all: bool, as_json: bool, **options: Any) -> None:
-    """Examine a pipeline's cluster, topics, offsets, schemas, versions, keys and tokens.
+    """Examine a pipeline's cluster, topics and offsets.
 
-    Also the Redis that is set. The exit code is 1 if something is wrong.
+    Also the Redis that is set, schemas in a registry, versions of models, keys and tokens. The exit code is 1 if
+    something is wrong.
     """
     from tidemill.cli.text.doctor import findings_text
     from tidemill.runtime.doctor import examine, examine_settings

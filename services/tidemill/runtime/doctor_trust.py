@@ -58,10 +58,8 @@ def examine_schemas(pipeline: Pipeline, registry: Subjects) -> Iterator[Finding]
         (topics.LABELS, records.sent_label, pipeline.labels),
     ):
         subject = subject_of(topic.name(pipeline.name))
-        name = topic.suffix
-        fix = (
-            f"`tidemill schema check {pipeline.name} {name} NEW.avsc` tries a mend of it: its messages are dead letters"
-        )
+        check = f"tidemill schema check {pipeline.name} {topic.suffix} NEW.avsc"
+        fix = f"its messages are dead letters; `{check}` tries a mend"
         try:
             numbers = registry.versions(subject)
             for number in numbers[-MAX_VERSIONS:]:
