@@ -425,7 +425,7 @@ class River:
         for fault in self.faults:
             end = min(max(fault.until, fault.at + window), ended)
             for role in [fault.role] if fault.role else IN_EVERY_FAULT:
-                if role in OTHERS:
+                if role in OTHERS or (self.ledger.is_chained and role == "featurizer"):  # a chain writes no vectors
                     continue
                 fault.stall = max(fault.stall, self.longest_gap(role, fault.at, end))
             if fault.tolerated:

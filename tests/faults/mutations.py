@@ -1166,7 +1166,7 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[str, str]:
     text = log.read_text(errors="replace")
     if code == 0:
         return "", ""
-    failed = re.search(r"^FAILED (\S+)(?: - (.*))?$", text, re.MULTILINE)
+    failed = re.search(r"^FAILED (.+?)(?: - (.*))?$", text, re.MULTILINE)  # a parameter's name may have spaces
     if failed:
         return failed[1], (failed[2] or "").strip()
     started = re.findall(r"^(tests/\S+::\S+)", text, re.MULTILINE)

@@ -232,6 +232,11 @@ class Chain(Processor):
             self._next[partition] += end_markers
         self._in_transaction.clear()
 
+    def keep(self) -> None:
+        """Have Kafka keep what it knows of the groups that have no member. Raises Retry where one has members again."""
+        for group in self.groups[1:]:
+            group.keep_chained()
+
     def forget(self) -> None:
         """Drop the state of all but the first group."""
         for group in self.groups[1:]:

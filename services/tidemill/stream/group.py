@@ -61,6 +61,7 @@ class Group:
         self._topic_ids: dict[str, str] = {}
         self._last: dict[TopicPartition, Record] = {}
         self._last_read: dict[TopicPartition, str] = {}
+        self._done: dict[TopicPartition, Position] = {}
 
     def resume(
         self, committed: Mapping[TopicPartition, Position | None], beat: Callable[[], None]
@@ -122,6 +123,10 @@ class Group:
         except BrokerError as error:
             raise Retry(f"{self.service.name} still runs by itself: {error}") from error
 
+    def keep_chained(self) -> None:
+        """Say again at the group's offsets how far its work has come, and in whose chain, before Kafka forgets it."""
+        self._set_offsets({partition: self._chained(position) for partition, position in self._done.items()})
+
     def rebuilt(self, read_from: Mapping[TopicPartition, int]) -> None:
         """The state is at these offsets now."""
         self._state_offsets.update(read_from)
@@ -132,6 +137,7 @@ class Group:
         self.processor.revoke(partitions)
         for partition in partitions:
             self._state_offsets.pop(partition, None)
+            self._done.pop(partition, None)
 
     def lost(self, partitions: Iterable[TopicPartition]) -> None:
         """Others may read these partitions from now on."""
@@ -165,6 +171,7 @@ class Group:
 
     def committed(self, positions: Mapping[TopicPartition, Position]) -> None:
         """These positions are committed, and the state is at them."""
+        self._done.update(positions)
         self._state_offsets.update({partition: position.offset for partition, position in positions.items()})
 
     def publish(self) -> None:

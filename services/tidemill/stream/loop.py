@@ -33,6 +33,8 @@ GAUGE_SECONDS = 0.1
 STOP_SECONDS = 3.0
 #: Offsets of a group in which nothing happens are committed again this often, so that no broker forgets them.
 KEEP_ALIVE_SECONDS = 3600.0
+#: How often the groups of a chain that have no member get offsets: lag is read from them, and they are not forgotten.
+KEEP_CHAINED_SECONDS = 60.0
 BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -87,7 +89,7 @@ class Loop:
         self.heartbeat = clock()
         self.watch = self._head.watch
         self._partitions: set[TopicPartition] = set()
-        self._last_commit = self._last_batch = self._last_gauges = clock()
+        self._last_commit = self._last_batch = self._last_gauges = self._last_kept = clock()
         self._dirty = False
         self._failures = 0
         self._settled = True
@@ -158,6 +160,9 @@ class Loop:
                 self._commit(consumer, producer)
             elif not self._dirty:
                 self.processor.committed()
+            if self._chain and self.clock() - self._last_kept >= KEEP_CHAINED_SECONDS:
+                self._last_kept = self.clock()
+                self._chain.keep()
             self._last_batch = self.clock()
         except Refused as error:
             self._narrow(error, producer)

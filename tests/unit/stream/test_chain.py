@@ -14,8 +14,9 @@ from tidemill.errors import Aborted, Fenced, SettingsError, Stopped
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.chain import REKEYED
 from tidemill.stream.group import Service
-from tidemill.stream.loop import Loop
+from tidemill.stream.loop import KEEP_CHAINED_SECONDS, Loop
 from tidemill.stream.memory import MemoryBroker
+from tidemill.stream.restore import chain_of
 from tidemill.wire import topics
 from tidemill.wire.services import chain, check_chain
 
@@ -218,6 +219,29 @@ class TestWhoIsTheOnlyWriter:
         turn(loop, broker)
         assert loop.ready
         run_way(broker, stores, Bomb(None), lambda: (3, 1))
+        assert outcome(broker, stores) == apart
+
+    def test_now_and_then_the_groups_of_a_chain_get_offsets_so_that_kafka_does_not_forget_whose_it_is(
+        self, sent, apart
+    ) -> None:
+        broker, stores = filled(sent), empty()
+        now = 0.0
+        loop = Loop(chained(stores, 0, 3), broker, interval=0.0, max_batch=7, clock=lambda: now, sleep=lambda _: None)
+        producer = broker.producer(loop.instance)
+        consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
+        for _ in range(10):
+            loop.run_once(consumer, producer)
+        scorer_group = broker.groups[f"{PIPELINE.name}.featurizer"]
+        scorer_group.committed.clear()  # as after offsets.retention.minutes
+        now = KEEP_CHAINED_SECONDS
+        loop.run_once(consumer, producer)
+        assert {chain_of(position) for position in scorer_group.committed.values()} == {loop.instance}
+        assert sum(position.offset for position in scorer_group.committed.values()) > 0
+        drive(services(stores)[1], broker)
+        with pytest.raises(Fenced):
+            turn(loop, broker, producer=producer, consumer=consumer)
+        consumer.close()
+        run_way(broker, stores, Bomb(None), lambda: (1, 1, 1, 1))
         assert outcome(broker, stores) == apart
 
     def test_a_service_that_never_ran_apart_goes_on_where_the_chain_was(self, sent, apart) -> None:
