@@ -183,6 +183,11 @@ class Loop:
             records: Sequence[Record] = consumer.poll(self.max_batch, self._patience())
         else:
             records = [*self._held, *consumer.poll(1, 0.0)]  # stay in the group
+        if self._chain and records and self._chain.not_ready():
+            # One of the steps waits: the others need not drop their state for that.
+            self._held = list(records)
+            self.sleep(IDLE_SECONDS)
+            return ()
         limit = self._narrowing.limit if self._narrowing.is_on else self.max_batch
         self._held = list(records[limit:]) if len(records) > limit else []
         return records[:limit] if self._held else records

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import test_loop_crash as crash
-from test_loop_crash import PIPELINE, Bomb, Crash, Fragile, Stores, drive, empty, filled, run_all, services
+from test_loop_crash import PIPELINE, RECORDS, Bomb, Crash, Fragile, Stores, drive, empty, filled, run_all, services
 
 from tidemill.errors import Aborted, Fenced, SettingsError, Stopped
+from tidemill.registry.decisions import NOBODY, ModelRef
+from tidemill.stages.scorer import service as scorer
+from tidemill.stages.scorer.feed import ServingChange, Unopened
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.chain import REKEYED
 from tidemill.stream.group import Service
@@ -161,6 +164,30 @@ def test_what_came_before_the_fuse_stopped_the_chain_is_predicted(sent) -> None:
     valid = Counter(r.key() for r in broker.records(topics.EVENTS_VALID.name(PIPELINE.name)))
     assert valid.total() > 50
     assert Counter(r.key() for r in broker.records(topics.PREDICTIONS.name(PIPELINE.name))) == valid
+
+
+def test_while_a_step_waits_for_its_model_the_others_keep_their_state(sent) -> None:
+    broker, stores = filled(sent), empty()
+    ready = [ServingChange(NOBODY, refused=Unopened(PIPELINE.champion, "the store is away"))]
+    some = services(stores)
+    some[2] = scorer.build(PIPELINE, lambda: [ready.pop()] if ready else [])
+    loop = loop_of(chain(some[:3], NAMES[:3], PIPELINE.name), broker)
+    assigned, assign = [], some[1].processor.assign
+    some[1].processor.assign = lambda *arguments: assigned.append(arguments) or assign(*arguments)
+    producer = broker.producer(loop.instance)
+    consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
+    for _ in range(20):
+        loop.run_once(consumer, producer)
+    assert "the store is away" in loop.processor.not_ready()
+    assert not broker.records(topics.EVENTS_VALID.name(PIPELINE.name))
+    ready.append(ServingChange(ModelRef(PIPELINE.champion)))
+    turn(loop, broker, producer=producer, consumer=consumer)
+    consumer.close()
+    assert len(assigned) == PIPELINE.partitions
+    predicted = Counter(r.key() for r in broker.records(topics.PREDICTION_LOG.name(PIPELINE.name)))
+    valid = [RECORDS.event.decode(r.value()) for r in broker.records(topics.EVENTS_VALID.name(PIPELINE.name))]
+    assert predicted == Counter(str(event[PIPELINE.events.id]).encode() for event in valid)
+    assert predicted.total() > 50
 
 
 class TestWhoIsTheOnlyWriter:
