@@ -239,6 +239,8 @@ class Backtest:
         joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
         featurizer = Featurizer(self.pipeline, remote_views=InMemoryRemoteViews(materializer.views))
         self._joiner = joiner
+        for records in (featurizer.records, self.scorer.records, joiner.records):
+            records.carries = True
         start = Position(0)
         materializer.assign(TopicPartition(topics.UPDATES.name(name), 0), start)
         featurizer.assign(TopicPartition(topics.EVENTS_VALID.name(name), 0), start)

@@ -19,10 +19,13 @@ from tidemill.declare.stream import Stream
 from tidemill.declare.tasks import ROUNDING
 from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
 from tidemill.encoding import schema_files
-from tidemill.encoding.codec import HEADER, Codec
+from tidemill.encoding.codec import HEADER, Codec, carried
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.topic import Topic
 from tidemill.wire import number_check
+
+#: The type of each kind of feature in a vector that was decoded.
+_TYPES: Mapping[str, type] = {"number": float, "category": str, "flag": bool}
 
 #: Records whose codec is not called as they are.
 _ATTRIBUTES = {"PredictionLog": "prediction_log"}
@@ -92,8 +95,12 @@ def vector_to_x(vector: Mapping[str, Any]) -> dict[str, Any]:
 class Records:
     """The codecs of one pipeline."""
 
+    #: Whether the messages that a step makes carry their records, for the next step in the same process.
+    carries = False
+
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
+        self._types = {name: _TYPES[kind] for name, kind in pipeline.vector.items()}
         self._named: dict[str, Any] = {
             "Vector": pipeline.vector_schema,
             "Label": pipeline.kind.label_type,
@@ -170,6 +177,15 @@ class Records:
     def features(self) -> Codec:
         """Features: the vector with its provenance."""
         return self._own("features.v1")
+
+    def carried_features(self, data: bytes, features: Mapping[str, Any]) -> bytes:
+        """Return the message of features with its record, in the vector's order; without it where types differ."""
+        given, types = features["vector"], self._types
+        vector = {name: given[name] for name in types}
+        for value, kind in zip(vector.values(), types.values(), strict=True):
+            if value is not None and type(value) is not kind:
+                return data
+        return carried(data, {**features, "vector": vector})
 
     @cached_property
     def prediction(self) -> Codec:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import carried
 from tidemill.stream.api import Emit, Position
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.wire import topics
@@ -23,7 +24,7 @@ class Updates:
 
     def __init__(self, pipeline: Pipeline, records: Records, source: str) -> None:
         self.topic = topics.UPDATES.name(pipeline.name)
-        self.source, self._encode = source, records.update.encode
+        self.source, self._records, self._encode = source, records, records.update.encode
         fields: dict[str, dict[str, None]] = {}
         for view in pipeline.remote_views:
             if view.source == source:
@@ -93,4 +94,7 @@ class Updates:
                 "numbers": numbers,
                 "texts": texts,
             }
-            emit(self.topic, self._encode(update), prefix + entity_id.encode(), origin)
+            data = self._encode(update)
+            if self._records.carries:
+                data = carried(data, update)
+            emit(self.topic, data, prefix + entity_id.encode(), origin)

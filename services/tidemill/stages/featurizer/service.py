@@ -254,8 +254,10 @@ class Featurizer(DeadLetterProcessor):
         data = self.records.features.encode(features)
         if len(data) > MAX_VECTOR_BYTES:
             self.refuse(record, Reject("too_large", VECTOR_BYTES.excess(len(data)), entity=request.entity), emit)
-        else:
-            emit(self.topic, data, record.key(), origin_of(record))
+            return
+        if self.records.carries:
+            data = self.records.carried_features(data, features)
+        emit(self.topic, data, record.key(), origin_of(record))
 
     def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Mapping[str, int]) -> None:
         """Measure by view how old the oldest features of a batch were, and how many vectors it was stale in."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding.codec import HEADER
+from tidemill.encoding.codec import HEADER, Carried, carried
 from tidemill.errors import Reject
 from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
@@ -139,8 +139,10 @@ class Joiner(DeadLetterProcessor):
     def _joined(self, event: Event, label: Label) -> None:
         if event.is_refused or label.is_refused:
             return
-        outcome = self.records.outcome.body({"label": label.value, "label_time": label.time})
-        value = self.records.example.header + (event.value or b"")[HEADER:] + outcome
+        prediction, outcome = event.value or b"", {"label": label.value, "label_time": label.time}
+        value = self.records.example.header + prediction[HEADER:] + self.records.outcome.body(outcome)
+        if type(prediction) is Carried:
+            value = carried(value, {"prediction": prediction.record, **outcome})
         self._emit(self.examples, value, event.id.encode(), origin_of(label.record), None, 0)
         self.counts["joined", self.examples] += 1
         if self._updates and self._emit is not discard:
@@ -148,7 +150,7 @@ class Joiner(DeadLetterProcessor):
 
     def _update_views(self, event: Event, label: Label) -> None:
         """Emit the outcome to the views over outcomes; it counts from when its label was known."""
-        features = self.records.prediction_log.record(event.value or b"", HEADER)["features"]
+        features = self.records.prediction_log.trusted(event.value or b"")["features"]
         for partition in list(self._new):
             self._updates.emit_control("begins", self._new.pop(partition), label.time, self._emit)
         label_record = self.records.label.decode(label.record.value() or b"")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.encoding.codec import HEADER
+from tidemill.encoding.codec import HEADER, carried
 from tidemill.errors import Reject, Retry
 from tidemill.limits import PREDICTION_BYTES
 from tidemill.models.linear import specialised
@@ -224,13 +224,16 @@ class Scorer(DeadLetterProcessor):
             except Reject as reject:
                 self.refuse(record, reject, emit)
                 continue
-            entry = log_header + value[HEADER:] + scores({"champion": served, "challengers": self._shadow(served, x)})
+            given = {"champion": served, "challengers": self._shadow(served, x)}
+            entry = log_header + value[HEADER:] + scores(given)
             origin = origin_of(record)
             event_id = features["event_id"]
             if len(entry) > MAX_PREDICTION_BYTES:  # with a score of each of very many classes
                 why = PREDICTION_BYTES.excess(len(entry))
                 self.refuse(record, Reject("too_large", why, entity=features["entity_id"]), emit)
                 continue
+            if self.records.carries:
+                entry = carried(entry, {"features": features, **given})
             emit(self.log, entry, event_id.encode(), origin)
             emit(
                 self.predictions,
