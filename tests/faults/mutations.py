@@ -904,6 +904,13 @@ MUTANTS = (
         "for (label, outcome), count in ():",
         ("tests/unit/declare/test_counted_metrics.py",),
     ),
+    Mutant(
+        "a-vector-handed-on-in-another-order", "a backtest's models get features in the order in which they were made",
+        "wire/records.py",
+        "vector = {name: given[name] for name in types}",
+        "vector = dict(given)",
+        ("tests/unit/offline/test_backtest_by_reference.py",),
+    ),
     # Versions never go back.
     Mutant(
         "older-version-published", "a learner that can't open the newest version publishes older ones again",

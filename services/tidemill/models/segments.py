@@ -58,6 +58,8 @@ class Segments:
     def __init__(self, pipeline: Pipeline) -> None:
         self.features = tuple(pipeline.monitor.segments)
         self.lines: dict[Segment, SegmentMetrics] = {}
+        #: By feature and text, the segments that `_line` gives again and again.
+        self._line_of: dict[tuple[str, Any], SegmentMetrics] = {}
         self._fresh = pipeline.metric
         self._names = metric_names(pipeline.metric())
         areas = [metric for metric in pipeline.metric() if type(metric) is metrics.ROCAUC]
@@ -72,7 +74,10 @@ class Segments:
             score = judged.prediction.get(True, 0.0) if isinstance(judged.prediction, dict) else judged.prediction
             place = bisect_left(self._area.thresholds, score)
         for feature in self.features:
-            line = self._line(feature, vector[feature])
+            value = vector[feature]
+            line = self._line_of.get((feature, value)) if type(value) is str else None  # for 1 is True, and 1.0
+            if line is None:
+                line = self._line(feature, value)
             line.examples += 1
             line.scorecard.update(label, judged)
             if place is not None:
@@ -83,6 +88,8 @@ class Segments:
     def _line(self, feature: str, value: Any) -> SegmentMetrics:
         key = Segment(feature, value if value is None else str(value))
         line = self.lines.get(key)
+        if line is not None and type(value) is str:
+            self._line_of[feature, value] = line
         if line is None and value is not None:
             if self._values[feature] < MAX_VALUES:
                 self._values[feature] += 1

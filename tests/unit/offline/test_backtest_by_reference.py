@@ -12,7 +12,7 @@ from tidemill.encoding.codec import Carried
 from tidemill.offline.backtest import Backtest
 from tidemill.stream.api import Record
 
-FLIGHTS = 3_000
+FLIGHTS = 1_500
 
 
 class Watched(Backtest):
