@@ -27,6 +27,7 @@ from tidemill.errors import TidemillError
 from tidemill.offline import scaffold
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.model_trial import check_models
+from tidemill.offline.scaffold.columns import columns_of
 from tidemill.offline.scaffold.plan import Options
 from tidemill.offline.source import FileSource
 from tidemill.stream.api import TopicPartition
@@ -414,3 +415,21 @@ def test_a_project_is_made_of_the_newest_records_of_a_topic(tmp_path: Path) -> N
     broker.log[at].append(MemoryRecord("orders", b"\xff", None, 200, None, 1, 50))
     with pytest.raises(TidemillError, match="no JSON object and no Avro"):
         scaffold.of_topic(broker, "orders", 60)
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "values", "note"),
+    [
+        (["1,234.50", "999.5", "1,000,000"], "float", ["1234.50", "999.5", "1000000"], "thousands are written without"),
+        (["1,234,567", "12"], "int", ["1234567", "12"], "thousands are written without"),
+        (["0,123", "7,250"], "float", ["0.123", "7.250"], "decimal commas"),
+        (["1,5", "7,250"], "float", ["1.5", "7.250"], "decimal commas"),
+        (["1,234", "7,250", None], "text", ["1,234", "7,250", None], "may be thousands or a fraction"),
+    ],
+)
+def test_a_comma_in_numbers_is_what_all_values_allow_and_no_guess_where_they_allow_both(
+    texts: list[str | None], kind: str, values: list[str | None], note: str
+) -> None:
+    (column,) = columns_of({"x": texts}, is_csv=True)
+    assert (column.kind, [value and str(value) for value in column.values]) == (kind, values)
+    assert note in column.note

@@ -30,6 +30,9 @@ TRIED_TEXTS = 20
 LARGEST_LONG = 2**63 - 1
 
 _LEADING_ZERO = re.compile(r"[+-]?0\d+(\.\d*)?")
+#: Thousands set apart by commas; where there is neither a point nor a second comma, and no leading zero, it may be one.
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+_EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?\d+")
@@ -225,6 +228,16 @@ def _of_texts(name: str, field_name: str, texts: Sequence[str | None]) -> Column
         return Column(name, field_name, "flag", values)
     if all((is_number(v) or _INFINITY.fullmatch(v)) and not _LEADING_ZERO.fullmatch(v) for v in present):
         return _of_numbers(Column(name, field_name, _number_kind(present), values))
+    with_comma = {value for value in present if "," in value}
+    if with_comma and all(map(_EITHER.fullmatch, with_comma)):
+        column = Column(name, field_name, "text", values)
+        column.note = f"{min(with_comma)!r} may be thousands or a fraction: text, until it is written without the comma"
+        return column
+    if with_comma and all(_THOUSANDS.fullmatch(v) if "," in v else is_number(v) for v in present):
+        plain = [value and value.replace(",", "") for value in values]
+        column = Column(name, field_name, _number_kind({v for v in plain if v}), plain)
+        column.note = "its thousands are written without commas"
+        return _of_numbers(column)
     if any(map(_DECIMAL_COMMA.fullmatch, present)) and all(
         _DECIMAL_COMMA.fullmatch(v) or (is_number(v) and not _LEADING_ZERO.fullmatch(v)) for v in present
     ):
