@@ -46,6 +46,7 @@ class Observer(threading.Thread):
         self._suffix = {topic.name(pipeline.name): topic.suffix for topic in READ}
         self._reader = broker.follow_topics(list(self._suffix))
         self._stop_asked = threading.Event()
+        self._metrics_lock = threading.Lock()
         self.counts: Counter[str] = Counter()
         self.dead_letters: Counter[str] = Counter()
         self.last_letters: dict[str, str] = {}
@@ -131,8 +132,9 @@ class Observer(threading.Thread):
         scores = sorted((prediction["champion"], *prediction["challengers"]), key=newness)
         for name, score in {score["model"]: score for score in scores if score["model"] in self.metrics}.items():
             judged = kind.judged(score["score"], score["probabilities"], score["answered"])
-            for scorecard in (self.metrics[name], self.rolling[name]):
-                scorecard.update(example["label"], judged)
+            with self._metrics_lock:
+                for scorecard in (self.metrics[name], self.rolling[name]):
+                    scorecard.update(example["label"], judged)
         if self.counts[topics.EXAMPLES.suffix] % 100 == 0:
             self.course.append({name: list(of.values().values())[1] for name, of in self.rolling.items()})
 
@@ -155,7 +157,8 @@ class Observer(threading.Thread):
 
     def values(self) -> dict[str, dict[str, float]]:
         """Return every model's metrics over all examples."""
-        return {name: scorecard.values() for name, scorecard in self.metrics.items()}
+        with self._metrics_lock:
+            return {name: scorecard.values() for name, scorecard in self.metrics.items()}
 
     def delay_ms(self, share: float) -> float:
         """Return a quantile of the delay from event sent to prediction read, in ms."""

@@ -146,7 +146,8 @@ class Screen:
 
 def models_table(observer: Observer) -> Table:
     """Return each model's metrics on served predictions, with the rolling course of the second metric."""
-    names = [name for name, _ in next(iter(observer.metrics.values()))]
+    values_of = observer.values()
+    names = list(next(iter(values_of.values())))
     table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1))
     table.add_column("model")
     for name in names:
@@ -157,12 +158,12 @@ def models_table(observer: Observer) -> Table:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if "ROCAUC" in names:
         low, high = min(0.45, low), max(0.7, high)
-    for model, figures in observer.values().items():
+    for model, figures in values_of.items():
         role = {observer.champion.model: "green", "baseline": "dim"}.get(model, "")
         shown = model
         line = spark([row[model] for row in course], low, high, 32)
-        last = f"{course[-1][model]:.3f} " if course else ""  # first, for a narrow terminal cuts the line
-        cells = [f"{figures[name]:.4f}" for name in names]
+        last = f"{course[-1][model] + 0.0:.3f} " if course else ""  # first, for a narrow terminal cuts the line
+        cells = [f"{figures[name] + 0.0:.4f}" for name in names]  # River's -0.0, too
         table.add_row(Text(shown, style=role), *cells, Text(last + line, style=role))
     return table
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
@@ -29,6 +29,11 @@ What = Literal["events", "labels"]
 State = Literal["predicted", "dead letter", "joined", "waits", "unknown"]
 #: States in which something went wrong, or is not known.
 REFUSED, UNKNOWN = "dead letter", "unknown"
+#: So many messages may be on their way at once: days of history that were sent in one go would put partitions further
+#: apart than `label_timeout`, and labels would expire.
+MAX_ON_THE_WAY = 500
+#: Where nothing was heard for so long, what is on its way is not waited for: labels may come before their events.
+SILENCE_SECONDS = 1.0
 
 
 @dataclass
@@ -80,6 +85,32 @@ def messages_of(pipeline: Pipeline, what: What, file: Path | None, texts: Sequen
             raise SettingsError(str(error).replace(str(path), "--json" if texts else "standard input")) from None
 
 
+class _Sent(NamedTuple):
+    """One message, and when it was sent, in s."""
+
+    outcome: Outcome
+    data: bytes
+    sent_at: float
+
+
+class Pace:
+    """When the next message may be sent."""
+
+    def __init__(self) -> None:
+        self._allowed = MAX_ON_THE_WAY
+        self._on_the_way, self._changed_at = 0, 0.0
+
+    def has_room(self, on_the_way: int, now: float) -> bool:
+        """Return whether another may be sent, with so many on their way at this time in s."""
+        if on_the_way != self._on_the_way:
+            self._on_the_way, self._changed_at = on_the_way, now
+        elif now - self._changed_at > SILENCE_SECONDS:
+            self._allowed, self._changed_at = on_the_way + MAX_ON_THE_WAY, now
+        if on_the_way + MAX_ON_THE_WAY < self._allowed:
+            self._allowed = on_the_way + MAX_ON_THE_WAY
+        return on_the_way < self._allowed
+
+
 class Sending:
     """Sends messages, and collects what becomes of each."""
 
@@ -89,30 +120,36 @@ class Sending:
         results = (topics.PREDICTIONS,) if what == "events" else (topics.LABELS_VALID, topics.EXAMPLES)
         self._suffixes = {topic.name(pipeline.name): topic for topic in (*results, topics.DLQ)}
         self.outcomes: list[Outcome] = []
-        self._open: dict[str, list[tuple[Outcome, bytes]]] = {}
-        self._sent_at = 0.0
+        self._open: dict[str, list[_Sent]] = {}
+        self._on_the_way = 0
 
     def run(self, messages: Sequence[Message], timeout: float) -> Iterator[Outcome]:
-        """Send all; yield each outcome as it is known, and at the end those of which nothing was heard."""
+        """Send all; yield each outcome as it is known, and at the end those of which nothing was heard.
+
+        With a timeout of 0 nothing is waited for, neither between messages nor at the end.
+        """
         follower = follow(self.broker, list(self._suffixes))
-        sender = Sender(self.broker.servers, self.broker.common)
-        self._sent_at = time.monotonic()
-        for message in messages:
-            outcome = Outcome(message.id)
-            self._open.setdefault(message.id, []).append((outcome, message.data))
-            self.outcomes.append(outcome)
-            sender.send(self.topic.name(self.pipeline.name), message.data, message.id.encode() or None)
-        sender.flush()
-        until = time.monotonic() + timeout
+        sender, pace = Sender(self.broker.servers, self.broker.common), Pace()
         try:
+            for message in messages:
+                while timeout and not pace.has_room(self._on_the_way, time.monotonic()):
+                    for record in follower.poll():
+                        yield from self._heard(record)
+                outcome = Outcome(message.id)
+                self._open.setdefault(message.id, []).append(_Sent(outcome, message.data, time.monotonic()))
+                self._on_the_way += 1
+                self.outcomes.append(outcome)
+                sender.send(self.topic.name(self.pipeline.name), message.data, message.id.encode() or None)
+            sender.flush()
+            until = time.monotonic() + timeout
             while self._open and time.monotonic() < until:
                 for record in follower.poll():
                     yield from self._heard(record)
         finally:
             follower.close()
         for waiting in self._open.values():
-            for outcome, _ in waiting:
-                yield outcome
+            for sent in waiting:
+                yield sent.outcome
 
     def _heard(self, record: Record) -> Iterator[Outcome]:
         topic, value = self._suffixes[record.topic()], record.value() or b""
@@ -131,8 +168,8 @@ class Sending:
                 self._joined(outcome, example)
                 yield outcome
         else:
-            for outcome, _ in self._open.get((record.key() or b"").decode(errors="replace"), ()):
-                outcome.state = "waits"
+            for sent in self._open.get((record.key() or b"").decode(errors="replace"), ()):
+                sent.outcome.state = "waits"
 
     def _joined(self, outcome: Outcome, example: Mapping[str, Any] | None) -> None:
         outcome.state = "joined"
@@ -143,7 +180,7 @@ class Sending:
 
     def _refused(self, record: Record) -> Iterator[Outcome]:
         letter, value = read_dead_letter(record), record.value() or b""
-        ids = [letter.key, *(id_ for id_, waiting in self._open.items() if any(data == value for _, data in waiting))]
+        ids = [letter.key, *(id_ for id_, waiting in self._open.items() if any(sent.data == value for sent in waiting))]
         for outcome in self._close(next((id_ for id_ in ids if id_ in self._open), "")):
             outcome.state, outcome.reason, outcome.message = "dead letter", letter.reason, letter.message
             outcome.service, outcome.letter = letter.stage, str(letter.place)
@@ -153,8 +190,9 @@ class Sending:
         """Take one message of this id out of those that are waited for."""
         waiting = self._open.get(id_)
         if waiting:
-            outcome, _ = waiting.pop(0)
+            outcome, _, sent_at = waiting.pop(0)
+            self._on_the_way -= 1
             if not waiting:
                 del self._open[id_]
-            outcome.ms = round((time.monotonic() - self._sent_at) * 1000, 1)
+            outcome.ms = round((time.monotonic() - sent_at) * 1000, 1)
             yield outcome
