@@ -149,6 +149,12 @@ class Observer(threading.Thread):
         c, dead = self.counts, self.dead_letters["duplicate_event"]
         return c[topics.PREDICTION_LOG.suffix] - c[topics.EXAMPLES.suffix] - c[topics.EXPIRED.suffix] - dead
 
+    @property
+    def unlearned(self) -> int:
+        """Examples that are not yet in a version of every model."""
+        learned = (self.latest.get(name, {}).get("examples", 0) for name in self.pipeline.model_names)
+        return self.counts[topics.EXAMPLES.suffix] - min(learned)
+
     def waiting(self, sent: int) -> int:
         """Return how many of the events and labels that were sent are on their way to a prediction or to the joiner."""
         c = self.counts

@@ -43,9 +43,9 @@ QUIET_SECONDS = 1.5
 
 #: The demo's pipeline, as commands take it.
 PIPELINE = "departures"
-#: Nothing more is sent while so many events and labels are on their way through the pipeline: models learn the same on
-#: a slow machine, where it only takes longer.
-MAX_WAITING = 500
+#: Nothing more is sent while so many events and labels are on their way through the pipeline, or so many examples are
+#: in no version of some model: models learn the same on a slow machine, where it only takes longer.
+MAX_WAITING, MAX_UNLEARNED = 500, 1_000
 
 #: How long the replay of 31 days takes, and that of fewer at least, where that is not chosen.
 SECONDS_PER_MONTH, MIN_SECONDS = 60.0, 25.0
@@ -138,7 +138,9 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     broker = KafkaBroker(str(settings["brokers"]))
     observer = Observer(broker, pipeline)
     replay = Replay(broker.servers, messages, speed(options))
-    replay.has_room = lambda: observer.waiting(replay.events + replay.labels) < MAX_WAITING
+    replay.has_room = lambda: (
+        observer.waiting(replay.events + replay.labels) < MAX_WAITING and observer.unlearned < MAX_UNLEARNED
+    )
     cleanup.callback(replay.stop)
     cleanup.callback(observer.stop)
     observer.start()

@@ -30,3 +30,12 @@ def test_what_was_sent_waits_until_it_is_predicted_refused_or_with_the_joiner() 
     observer.counts = Counter({"events.valid": 60, "labels.valid": 30, "dlq": 2, "features": 55, "predictions": 50})
     assert observer.waiting(100) == 8 + 10  # the validator has 8 more to read; 10 valid events have no answer yet
     assert observer.waiting(92) == 10
+
+
+def test_an_example_is_unlearned_until_every_model_has_a_version_with_it() -> None:
+    observer = object.__new__(Observer)
+    observer.pipeline, observer.counts = load(PIPELINE), Counter({"examples": 40})
+    observer.latest = {"scheduled": {"examples": 30}, "departed": {"examples": 20}}
+    assert observer.unlearned == 40
+    observer.latest["baseline"] = {"examples": 35}
+    assert observer.unlearned == 20
