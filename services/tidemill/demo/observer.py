@@ -152,7 +152,7 @@ class Observer(threading.Thread):
     @property
     def unlearned(self) -> int:
         """Examples that are not yet in a version of every model."""
-        learned = (self.latest.get(name, {}).get("examples", 0) for name in self.pipeline.model_names)
+        learned: list[int] = [self.latest.get(name, {}).get("examples", 0) for name in self.pipeline.model_names]
         return self.counts[topics.EXAMPLES.suffix] - min(learned)
 
     def waiting(self, sent: int) -> int:
