@@ -436,7 +436,7 @@ def short(bench: Bench, *, rate: float = 150.0) -> Row:
         return river.judge("a little of everything", "L0D0", window=4)
 
 
-def chains(bench: Bench, *, each: int = 12, moves: int = 3, between: float = 5.0, rate: float = 150.0) -> Row:
+def chains(bench: Bench, *, each: int = 8, moves: int = 3, between: float = 5.0, rate: float = 150.0) -> Row:
     """Kill -9 chains of services, and move between chains and services apart, by stops and by kills."""
     with bench.river(rate=rate, chains=True) as river:
         apart = [role for role in roles(river.run.pipeline) if role not in river.roles]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
@@ -165,15 +165,21 @@ class Context:
     host: Host = field(default_factory=Host)
 
 
-class Step(NamedTuple):
-    """A service that is run by the loop, and what it follows beside it."""
+@dataclass(frozen=True)
+class Step:
+    """A service that the loop runs, and what it follows beside it; to call it is to run it by itself."""
 
+    context: Context
     service: Service
     follower: Follower | None = None
 
+    def __call__(self) -> None:
+        """Run it until its host asks it to stop."""
+        _loop(self.context, self.service, [self.follower])
 
-#: Takes the context; returns what the loop runs, or the function that runs the service until SIGTERM or SIGINT.
-Build = Callable[[Context], Step | Callable[[], None]]
+
+#: Takes the context; returns the function that runs the service until SIGTERM or SIGINT.
+Build = Callable[[Context], Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,7 @@ def _validator() -> Build:
 
             schemas = SchemaFollower(context.pipeline, SchemaRegistry(url), settings.registry_seconds)
             _reach(context, "validator", schemas.connect)
-        return Step(build(context.pipeline, schemas, fuse=settings.fuse), schemas)
+        return Step(context, build(context.pipeline, schemas, fuse=settings.fuse), schemas)
 
     return compose
 
@@ -220,7 +226,7 @@ def _featurizer() -> Build:
         pipeline, client = context.pipeline, _redis(context, "featurizer")
         others = StoredRemoteViews(pipeline, RedisReader(client, pipeline.name), pipeline.partitions)
         stores = _stores(pipeline, client, pipeline.inline_views)
-        return Step(build(pipeline, stores, others if pipeline.remote_views else None))
+        return Step(context, build(pipeline, stores, others if pipeline.remote_views else None))
 
     return compose
 
@@ -230,7 +236,7 @@ def _materializer() -> Build:
 
     def compose(context: Context) -> Step:
         pipeline, client = context.pipeline, _redis(context, "materializer")
-        return Step(build(pipeline, _stores(pipeline, client, pipeline.remote_views)))
+        return Step(context, build(pipeline, _stores(pipeline, client, pipeline.remote_views)))
 
     return compose
 
@@ -263,7 +269,7 @@ def _scorer() -> Build:
 
     def compose(context: Context) -> Step:
         models = ModelFeed(_registry(context, "scorer"), context.broker)
-        return Step(build(context.pipeline, models.take), models)
+        return Step(context, build(context.pipeline, models.take), models)
 
     return compose
 
@@ -271,7 +277,7 @@ def _scorer() -> Build:
 def _joiner() -> Build:
     from tidemill.stages.joiner.service import build
 
-    return lambda context: Step(build(context.pipeline))
+    return lambda context: Step(context, build(context.pipeline))
 
 
 def _learner() -> Build:
@@ -290,7 +296,7 @@ def _learner() -> Build:
             every_seconds=settings.snapshot_seconds,
             first_examples=FIRST_VERSION_EXAMPLES,
         )
-        return Step(service)
+        return Step(context, service)
 
     return compose
 
@@ -300,7 +306,7 @@ def _gate() -> Build:
 
     def compose(context: Context) -> Step:
         pipeline = context.pipeline
-        return Step(build(pipeline, _registry(context, "gate"), context.broker))
+        return Step(context, build(pipeline, _registry(context, "gate"), context.broker))
 
     return compose
 
@@ -314,7 +320,7 @@ def _archiver() -> Build:
         files = _reach(
             context, "archiver", lambda must_answer: Files(url, "archive_url", "archive", create=must_answer)
         )
-        return Step(build(context.pipeline, files, context.settings.archive_seconds))
+        return Step(context, build(context.pipeline, files, context.settings.archive_seconds))
 
     return compose
 
@@ -394,11 +400,8 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     context = Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host())
     if len(names) == 1:
         with _extra(name):
-            built = builds[name](context)
-        if not isinstance(built, Step):
-            built()
-            return
-        _loop(context, built.service, [built.follower])
+            service = builds[name](context)
+        service()
         return
     if settings.delivery != "exactly_once":
         raise SettingsError(f"{name}: services share a process only with TIDEMILL_DELIVERY=exactly_once")
