@@ -452,7 +452,7 @@ def chains(bench: Bench, *, each: int = 8, moves: int = 3, between: float = 5.0,
                 river.pause(between - 1, between)
             if move == moves:
                 break
-            fault = river.plan(f"move from {' '.join(running)}")
+            fault = river.plan(f"move from {' '.join(running)}", tolerated=False)
             for role in running:
                 if move % 2:
                     process = river.supervisor.let_go(role)
