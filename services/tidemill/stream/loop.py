@@ -385,12 +385,17 @@ class Loop:
         """Bring the others of the chain to where their groups have come, and have them do what the log has beyond."""
         for group, plan in chain.take_over(self._partitions, self._beat):
             self._rebuild(consumer, group, plan)
-        for _ in chain.do_what_is_left(producer.emit):
-            self._commit_at({}, consumer, producer)
-            consumer.poll(1, 0.0)  # stay in the group; nothing comes before `start`
-            self._beat()
-            if self.stopping:
-                raise Retry("asked to stop while it did what was left")
+        try:
+            for _ in chain.do_what_is_left(producer.emit):
+                self._commit_at({}, consumer, producer)
+                consumer.poll(1, 0.0)  # stay in the group; nothing comes before `start`
+                self._beat()
+                if self.stopping:
+                    raise Retry("asked to stop while it did what was left")
+        except Refused as error:  # which record it is only its own service can find out
+            raise BrokerError(
+                f"{error}; run the services apart until they have done what is left, then chained"
+            ) from error
 
     def _check_topics(self) -> None:
         """Raise TopicError where a topic is not as declared, PositionError where one that is read was created again."""

@@ -10,7 +10,7 @@ import pytest
 import test_loop_crash as crash
 from test_loop_crash import PIPELINE, RECORDS, Bomb, Crash, Fragile, Stores, drive, empty, filled, run_all, services
 
-from tidemill.errors import Aborted, Fenced, SettingsError, Stopped
+from tidemill.errors import Aborted, BrokerError, Fenced, SettingsError, Stopped
 from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.scorer.feed import ServingChange, Unopened
@@ -188,6 +188,26 @@ def test_while_a_step_waits_for_its_model_the_others_keep_their_state(sent) -> N
     valid = [RECORDS.event.decode(r.value()) for r in broker.records(topics.EVENTS_VALID.name(PIPELINE.name))]
     assert predicted == Counter(str(event[PIPELINE.events.id]).encode() for event in valid)
     assert predicted.total() > 50
+
+
+def test_what_kafka_refuses_of_what_was_left_is_found_by_the_services_apart(sent) -> None:
+    broker, stores = filled(sent), empty()
+    drive(chained(stores, 0, 2), broker)
+    vectors = broker.records(topics.FEATURES.name(PIPELINE.name))
+    odd = RECORDS.features.decode(vectors[9].value())["event_id"].encode()
+    broker.refuses = lambda topic, _, key: topic == topics.PREDICTION_LOG.name(PIPELINE.name) and key == odd
+    with pytest.raises(BrokerError, match="run the services apart"):
+        turn(loop_of(chained(stores, 0, 3), broker), broker)
+    for group in broker.groups.values():
+        group.members.clear()
+    turn(loop_of(services(stores)[2], broker), broker, quiet_turns=20)
+    for group in broker.groups.values():
+        group.members.clear()
+    drive(chained(stores, 0, 3), broker)
+    predicted = Counter(r.key() for r in broker.records(topics.PREDICTION_LOG.name(PIPELINE.name)))
+    assert predicted.total() == len(set(predicted)) == len(vectors) - 1
+    letters = [dict(r.headers()) for r in broker.records(topics.DLQ.name(PIPELINE.name))]
+    assert [h["tidemill.reason"] for h in letters].count(b"not_written") == 1
 
 
 class TestWhoIsTheOnlyWriter:
