@@ -73,7 +73,9 @@ def write(cases: list[str]) -> bool:
     """
     rows = [json.loads(path.read_text()) for name in cases for path in sorted(RESULTS.glob(f"{name}.*.json"))]
     before = REPORT.read_text() if REPORT.exists() else ""
-    again = {(row[name], str(row["seed"])) for row in rows for name in ("promise", "described")}
+    again = {
+        (row[name], seed) for row in rows for name in ("promise", "described") for seed in (str(row["seed"]), "")
+    }  # a line without a seed is of before
     lines = [
         "# Faults",
         "",
@@ -147,9 +149,11 @@ def _run_of(line: str) -> tuple[str, str]:
     """Return the promise and the seed of a row of the table, or of a line of the list."""
     if line.startswith("| "):
         cells = line.split("|")
-        return cells[1].strip(), cells[-2].partition(",")[0].strip()
-    _, promise, rest = line.split("*", 2)
-    return promise, rest.partition(":")[0].removeprefix(", seed ")
+        promise, seed = cells[1].strip(), cells[-2].partition(",")[0].strip()
+    else:
+        _, promise, rest = line.split("*", 2)
+        seed = rest.partition(":")[0].removeprefix(", seed ")
+    return promise, seed if seed.isdecimal() else ""
 
 
 def _section(text: str, title: str) -> list[str]:

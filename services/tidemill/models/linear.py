@@ -24,6 +24,20 @@ MAX_LAYOUTS = 1_024
 MAX_STEP = 1e100
 
 
+#: What the arithmetic is taken from. Where anybody has put something else in its place, River itself is asked.
+_RIVER = {
+    (kind, name): getattr(kind, name)
+    for kind, names in {
+        compose.Pipeline: ("learn_one", "predict_one", "predict_proba_one"),
+        linear_model.LogisticRegression: ("learn_one", "predict_proba_one"),
+        linear_model.LinearRegression: ("learn_one", "predict_one"),
+        preprocessing.StandardScaler: ("learn_one", "transform_one"),
+        preprocessing.OneHotEncoder: ("learn_one", "transform_one"),
+    }.items()
+    for name in names
+}
+
+
 class Weight:
     """One input of the linear model: its weight, how its feature is scaled, and `x`, what it was in the last vector."""
 
@@ -75,6 +89,8 @@ def specialised(model: Any) -> Any:
     if type(linear) not in (linear_model.LogisticRegression, linear_model.LinearRegression):
         return model
     if type(linear.optimizer) is not optim.SGD:
+        return model
+    if any(getattr(kind, name) is not method for (kind, name), method in _RIVER.items()):
         return model
     branches = _branches(transformers)
     encoders = [one.encoder for one in branches or () if one.is_one_hot]

@@ -223,3 +223,10 @@ def test_a_deviation_is_a_power_as_river_takes_it() -> None:
     steps = [(step, {"a": at / 7}, at % 2 == 0) for at in range(100) for step in ("learn", "ask")]
     both(make, steps)
     both(make, [("learn", {"a": 1.0}, True), ("save", {}, True), *(one for one in steps if one[0] == "ask")])
+
+
+def test_where_somebody_has_changed_what_river_does_river_itself_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compose.Pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
+    assert specialised(model) is not model
+    monkeypatch.setattr(preprocessing.StandardScaler, "transform_one", lambda _, x: x)
+    assert specialised(model) is model
