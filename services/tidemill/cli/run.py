@@ -58,7 +58,7 @@ class ServiceType(click.ParamType):
     "log_level",
 )
 def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
-    """Run one service of a pipeline until SIGTERM or Ctrl-C, or several in one process.
+    """Run one service of a pipeline until SIGTERM or Ctrl-C.
 
     SERVICE is one of validator, featurizer, materializer, scorer, joiner, learner, gate, archiver, monitor, status.
     Neighbours such as validator+featurizer+scorer share one process and one transaction: that takes less time and CPU.

@@ -113,7 +113,8 @@ class Records:
         self._ranges = {
             pipeline.vector_schema["name"]: (-LARGEST_FEATURE, LARGEST_FEATURE),
             "tidemill.Update": (-LARGEST_FEATURE, LARGEST_FEATURE),
-            "tidemill.Score": (low - ROUNDING, high + ROUNDING),
+            # Of a number no more is asked than that it is finite: whoever compares models takes any.
+            "tidemill.Score": (low - ROUNDING, high + ROUNDING) if high <= 1 else number_check.FINITE,
             "tidemill.Example": (-LARGEST_NUMBER, LARGEST_NUMBER),
         }
 

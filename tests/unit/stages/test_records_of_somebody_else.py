@@ -265,9 +265,7 @@ def test_a_rebuild_makes_the_same_of_them(sound: MemoryBroker, tmp_path: Path) -
     [
         (topics.FEATURES, ("vector", "distance"), 1.1e30),
         (topics.FEATURES, ("vector", "hour"), -1.1e30),
-        (topics.PREDICTION_LOG, ("champion", "score"), 1.1e15),
         (topics.EXAMPLES, ("label",), 1.1e15),
-        (topics.EXAMPLES, ("prediction", "champion", "score"), -1.1e15),
         (topics.UPDATES, ("numbers", "distance"), 1.1e30),
     ],
     ids=lambda value: value.suffix if isinstance(value, Topic) else None,
