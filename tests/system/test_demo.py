@@ -72,7 +72,11 @@ def test_two_days_end_by_themselves_with_figures_that_add_up(tmp_path: Path) -> 
     assert not [p for p in processes if p.is_running()], "a process is left behind"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL],
+    ids=lambda n: n.name,
+)
 def test_it_leaves_no_process_behind_however_it_is_ended(number: signal.Signals) -> None:
     process = demo("--days", "31")
     processes = wait_for_children(process, 8)

@@ -143,7 +143,7 @@ def in_millis(kafka: RealKafka, tmp_path_factory: pytest.TempPathFactory) -> dic
     "unit",
     [
         "seconds",
-        "iso8601",
+        pytest.param("iso8601", marks=pytest.mark.long),
         pytest.param("micros", marks=pytest.mark.long),
         pytest.param("nanos", marks=pytest.mark.long),
     ],
