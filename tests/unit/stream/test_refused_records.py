@@ -279,3 +279,23 @@ def test_pauses_grow_up_to_a_cap_and_begin_again_after_a_commit(monkeypatch: pyt
     for _ in range(4):
         loop.run_once(consumer, producer)
     assert pauses[9:] == [BACKOFF_SECONDS[0]]
+
+
+def test_turns_between_two_commits_do_not_make_the_pauses_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = MemoryBroker({"in": 1, "out": 1}, exactly_once=False)
+    broker.append("in", b"x")
+    pauses: list[float] = []
+    now = 0.0
+    loop = Loop(
+        Service("test", "group", ["in"], Failing()), broker, interval=0.0, commit_every=0.2, clock=lambda: now,
+        sleep=pauses.append,
+    )  # fmt: skip
+    producer, consumer = broker.producer(loop.instance), broker.consumer("group", ["in"], loop.instance)
+    commits = FailingCommits(monkeypatch, producer, 0)
+    for turn in range(60):
+        if turn == 10:  # the first commit is made at once, before anything is read
+            broker.append("in", b"y")
+            commits.left = 4
+        loop.run_once(consumer, producer)
+        now += 0.11
+    assert pauses == list(BACKOFF_SECONDS[:4])
