@@ -437,9 +437,9 @@ MUTANTS = (
     ),
     Mutant(
         "progress-behind-open-transactions-is-lost", "progress is read up to the first open transaction of anybody",
-        "stream/progress.py",
-        "while self.broker.offset_range(place)[1] < end:",
-        "while False:",
+        "stream/ranges.py",
+        "while (readable := broker.offset_range(partition))[1] < end:",
+        "while not (readable := broker.offset_range(partition)):",
         ("tests/contracts/test_broker.py::test_progress_is_read_behind_an_open_transaction_of_another",),
     ),
     # Sending.

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 
-from tidemill.errors import Aborted, BrokerError, Reject, SettingsError, Stopped
+from tidemill.errors import BrokerError, Reject, SettingsError, Stopped
 from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stream.api import Broker, Emit, Headers, Position, Processor, Record, TopicPartition, discard
 from tidemill.stream.group import Group
@@ -23,17 +22,13 @@ from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.order import TimeOrder
 from tidemill.stream.origin import with_origin
 from tidemill.stream.partition import partition_of
+from tidemill.stream.ranges import settled_range
 from tidemill.stream.restore import Plan
 
 #: The header of a record that was sent to its raw topic again, in the partition of its key: from where it comes.
 REKEYED = "tidemill.rekeyed"
-#: How long a transaction that a predecessor has left open may hide where an inner topic ends.
-MAX_WAIT_SECONDS = 30.0
-_PAUSE_SECONDS = 0.01
 #: A partition that is read to so near its end holds no other one back: the last offsets may be ends of transactions.
 SLACK_OFFSETS = 10
-
-_place = lru_cache(maxsize=65_536)(partition_of)
 
 
 class Chain(Processor):
@@ -63,7 +58,7 @@ class Chain(Processor):
         self._begin()
 
     def _begin(self) -> None:
-        #: By group: up to where it has read; up to where that may be committed; and up to where it is.
+        #: By group: up to where it has read, and up to where that may be committed.
         self._read: list[dict[TopicPartition, int]] = [{} for _ in self.groups]
         self._due: list[dict[TopicPartition, int]] = [{} for _ in self.groups]
         self._in_transaction.clear()
@@ -84,7 +79,7 @@ class Chain(Processor):
                 f"run one instance of it, or its services apart"
             )
         self._count = {topic: self.broker.partitions(topic) for topic in self._readers}
-        self._next = {partition: self._end(partition, beat) for partition in self._own(self._readers)}
+        self._next = {p: settled_range(self.broker, p, beat)[1] for p in self._own(self._readers)}
         plans = []
         for group, read in zip(self.groups[1:], self._read[1:], strict=True):
             plan = group.take_over(self._own(group.service.topics), beat)
@@ -99,18 +94,6 @@ class Chain(Processor):
             for number in range(self._count.get(topic, 0))
             if self._needs_all or number in self._owned
         ]
-
-    def _end(self, partition: TopicPartition, beat: Callable[[], None]) -> int:
-        """Return where a partition ends, when no transaction is open in it."""
-        deadline = time.monotonic() + MAX_WAIT_SECONDS
-        while (end := self.broker.end_offset(partition)) != self.broker.offset_range(partition)[1]:
-            beat()
-            if time.monotonic() > deadline:
-                raise Aborted(
-                    f"taking over {partition.topic}: a transaction has been open for {MAX_WAIT_SECONDS:.0f} s"
-                )
-            time.sleep(_PAUSE_SECONDS)
-        return end
 
     def do_what_is_left(self, emit: Emit) -> Iterator[None]:
         """Have each group handle what the log has beyond what it has read; yields when that may be committed.
@@ -188,7 +171,7 @@ class Chain(Processor):
                 emit(topic, value, key, timestamp, headers, partition)
                 return
             if partition < 0:
-                partition = 0 if count[topic] == 1 else _place(key or b"", count[topic])
+                partition = 0 if count[topic] == 1 else partition_of(key or b"", count[topic])
             place = TopicPartition(topic, partition)
             offset = following.get(place)
             if offset is None:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from tidemill.errors import Aborted, BrokerError, Fenced, Refused
 from tidemill.stream import api
@@ -19,8 +18,6 @@ from tidemill.stream.order import TimeOrder
 from tidemill.stream.origin import with_origin
 from tidemill.stream.partition import partition_of
 from tidemill.stream.restore import last_instances
-
-_place = lru_cache(maxsize=65_536)(partition_of)
 
 
 class MemoryRecord:
@@ -201,7 +198,7 @@ class MemoryBroker:
         count = self._topics[topic]
         if partition >= 0:
             return partition
-        return _place(key, count) if key else len(self.log[TopicPartition(topic, 0)]) % count
+        return partition_of(key, count) if key else len(self.log[TopicPartition(topic, 0)]) % count
 
     def records(self, topic: str) -> list[MemoryRecord]:
         """Return all committed records of a topic, partition by partition."""

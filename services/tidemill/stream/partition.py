@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 
+
+@lru_cache(maxsize=65_536)  # entities come again and again
 def partition_of(key: bytes, partitions: int) -> int:
     """Return where a key is placed: murmur2 as Kafka's Java client has it, and ours by `partitioner=murmur2_random`."""
     seed, m, mask = 0x9747B28C, 0x5BD1E995, 0xFFFFFFFF

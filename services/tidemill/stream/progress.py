@@ -7,18 +7,13 @@ offset; its key is the group and the partition, and the topic is compacted.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tidemill.errors import Aborted
 from tidemill.stream import restore
 from tidemill.stream.api import Broker, Emit, Position, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.partition import partition_of
-
-#: How long an open transaction of another member may hide records that are committed.
-MAX_WAIT_SECONDS = 30.0
-_PAUSE_SECONDS = 0.02
+from tidemill.stream.ranges import settled_range
 
 
 class ProgressLog:
@@ -54,17 +49,10 @@ class ProgressLog:
         place = self._place = self._find_place()
         if place is None:
             return {}
-        end = self.broker.end_offset(place) if wait else 0
-        deadline = time.monotonic() + MAX_WAIT_SECONDS
-        while self.broker.offset_range(place)[1] < end:
-            beat()
-            if time.monotonic() > deadline:
-                raise Aborted(f"reading {self.topic}: a transaction has been open for {MAX_WAIT_SECONDS:.0f} s")
-            time.sleep(_PAUSE_SECONDS)
+        whole = settled_range(self.broker, place, beat) if wait else self.broker.offset_range(place)
         positions: dict[TopicPartition, Position] = {}
         prefix = f"{self.group}/"
-        begin, readable_end = self.broker.offset_range(place)
-        for batch in self.broker.read({place: (begin, end or readable_end)}):
+        for batch in self.broker.read({place: whole}):
             for record in batch:
                 key = (record.key() or b"").decode(errors="replace")
                 if key.startswith(prefix):
