@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.keys import RefusedError
 from tidemill.registry.alerts import MONITOR
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.registry.signing import FIRST_READ_OFFSETS, Chains, Vouched, backwards, read_newest, refusals
+from tidemill.registry.signing import FIRST_READ_OFFSETS, Chains, Content, Vouched, backwards, read_newest, refusals
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.wire import topics
 
@@ -47,10 +48,17 @@ def latest(
     return newest, end
 
 
-def newest_chains(pipeline: Pipeline, topic: str) -> tuple[str, ...]:
-    """Return the chains of a signed topic whose newest record says how things stand, and lies where others say."""
-    of = {topics.MODELS.name(pipeline.name): pipeline.model_names, topics.ALERTS.name(pipeline.name): (MONITOR,)}
-    return tuple(of.get(topic, ()))
+def restore_latest(
+    pipeline: Pipeline, broker: Broker, topic: str, chains: Chains[Content], last: int
+) -> tuple[list[Content], int]:
+    """Return what is valid among the latest records of a signed topic, and its end; see `Chains.restore_last`.
+
+    The newest of each chain by which things stand is among it, wherever it lies. Of decisions all are verified: there
+    are few, the last says who serves, and nothing says where it is.
+    """
+    newest_of = {topics.MODELS.name(pipeline.name): pipeline.model_names, topics.ALERTS.name(pipeline.name): (MONITOR,)}
+    last = sys.maxsize if topic == topics.PROMOTIONS.name(pipeline.name) else last
+    return chains.restore_last(broker, TopicPartition(topic, 0), last, newest_of.get(topic, ()))
 
 
 def why_none(broker: Broker, registry: Registry, model: str) -> str:

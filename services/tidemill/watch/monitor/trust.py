@@ -5,7 +5,6 @@ The monitor reads them as every reader does. So it refuses what they refuse, and
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,13 +13,12 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.keys import Keyring, RefusedError
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import commands, decisions
-from tidemill.registry.latest import newest_chains
+from tidemill.registry.latest import restore_latest
 from tidemill.registry.manifests import Manifest, manifest_codec
 from tidemill.registry.signing import Chains
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.watch.monitor.alerts import REFUSED, UNSERVED
 from tidemill.watch.monitor.figures import FigureKey
-from tidemill.wire import topics
 from tidemill.wire.records import Score, newness
 
 #: For how long a record that was refused counts.
@@ -65,12 +63,7 @@ class Trust:
             is_start = begin is None or begin > high  # cut, or created again
             self._now = None if is_start else now
             if begin is None or is_start:
-                newest_of = newest_chains(self.pipeline, topic)
-                is_small = topic == topics.PROMOTIONS.name(
-                    self.pipeline.name
-                )  # the gate says not where its last one is
-                last = sys.maxsize if is_small else MAX_START_RECORDS
-                contents, high = chains.restore_last(broker, partition, last, newest_of)
+                contents, high = restore_latest(self.pipeline, broker, topic, chains, MAX_START_RECORDS)
                 self._publish(contents, now)
             else:
                 batches = broker.read({partition: (begin, high)}) if high > begin else ()

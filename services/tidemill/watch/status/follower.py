@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from tidemill.keys import Keyring, RefusedError
 from tidemill.offline.lookup import public_manifest
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import decisions
-from tidemill.registry.latest import newest_chains
+from tidemill.registry.latest import restore_latest
 from tidemill.registry.manifests import manifest_codec
 from tidemill.registry.signing import Chains, SignedCodec
-from tidemill.stream.api import Record, TopicPartition
+from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.consumer import KafkaFollower
 from tidemill.wire import dead_letters, topics
@@ -27,8 +26,7 @@ from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
 
-#: The topics that are read, and with how many of their latest records reading starts. Of decisions all are verified:
-#: there are few, and the last says who serves.
+#: The topics that are read, and with how many of their latest records reading starts; see `restore_latest`.
 START_RECORDS = {
     topics.WINDOWS: 2000,
     topics.ALERTS: 5000,
@@ -113,12 +111,8 @@ class TopicFollower(threading.Thread):
     def _restore(self, topic: str, last: int) -> None:
         """Read the latest records of a topic whose records are signed, and the newest; `_handle` passes over them."""
         codec, handler = self._signed[topic]
-        if topic == topics.PROMOTIONS.name(self.pipeline.name):
-            last = sys.maxsize
         chains = Chains(codec, self._refuse)
-        contents, _ = chains.restore_last(
-            self.broker, TopicPartition(topic, 0), last, newest_chains(self.pipeline, topic)
-        )
+        contents, _ = restore_latest(self.pipeline, self.broker, topic, chains, last)
         with self.lock:
             self._chains[topic] = chains
             for content in contents:
