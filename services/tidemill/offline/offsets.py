@@ -161,9 +161,8 @@ def carry_out(broker: Broker, chosen: Service, decisions: Sequence[Decision]) ->
     """Write decisions. Raises BrokerError where the service is running: it would not obey."""
     positions = {one.before.partition: one.position for one in decisions}
     log = ProgressLog(broker, chosen.progress, chosen.group)
-    broker.end_left_open(
-        chosen.group, list(positions), ""
-    )  # a chain that does its work is fenced off, and obeys at its start
+    # A chain that does the service's work is fenced off, and obeys at its next start.
+    broker.end_left_open(chosen.group, list(positions), "")
     broker.set_offsets(chosen.group, positions)  # refused while it has members: before anything else is written
     log.read()
     producer = broker.producer(f"{chosen.group}.offsets")

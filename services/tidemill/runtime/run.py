@@ -390,6 +390,9 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     start or go on.
     """
     names, broker, cluster = name.split("+"), broker_of(settings), ClusterSettings()
+    is_chain = len(names) > 1
+    if is_chain and settings.delivery != "exactly_once":
+        raise SettingsError(f"{name}: services share a process only with TIDEMILL_DELIVERY=exactly_once")
     builds = {one: load(one) for one in names}
     used = tuple(topic for topic in topics.TOPICS if {*topic.readers, *topic.writers} & {*names})
     if any(SERVICES[one].needs_kafka for one in names):
@@ -398,21 +401,16 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         cluster = check_settings(pipeline, broker, used)
     declared = declared_partitions(pipeline, used)
     context = Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host())
-    if len(names) == 1:
-        with _extra(name):
-            service = builds[name](context)
-        service()
-        return
-    if settings.delivery != "exactly_once":
-        raise SettingsError(f"{name}: services share a process only with TIDEMILL_DELIVERY=exactly_once")
-    steps, of = [], []
+    services, of = [], []
     for one in names:
         with _extra(one):
-            for each in [model] if model or one != "learner" else pipeline.model_names:
-                built = builds[one](replace(context, model=each))
-                assert isinstance(built, Step)  # noqa: S101  those of topics.SERVICES are
-                steps.append(built)
+            for each in pipeline.model_names if is_chain and one == "learner" and model is None else [model]:
+                services.append(builds[one](replace(context, model=each)))
                 of.append(one)
+    if not is_chain:
+        services[0]()
+        return
+    steps = [service for service in services if isinstance(service, Step)]  # those that `chain` takes are all
     _loop(context, chain([step.service for step in steps], of, pipeline.name), [step.follower for step in steps])
 
 
