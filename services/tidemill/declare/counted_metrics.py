@@ -37,9 +37,7 @@ class CountedMetric:
             thresholds = metric.thresholds
 
             def take_score(label: Any, judged: Judged) -> None:
-                prediction = judged.prediction
-                score = prediction.get(True, 0.0) if isinstance(prediction, dict) else prediction
-                key = label, bisect_left(thresholds, score)
+                key = label, bisect_left(thresholds, judged.score)
                 counts[key] = counts.get(key, 0) + 1
 
             return take_score
@@ -62,9 +60,7 @@ class CountedMetric:
         )
 
     def _take_log_loss(self, label: Any, judged: Judged) -> None:
-        prediction, mean = judged.prediction, self.metric._mean
-        score = prediction.get(True, 0.0) if isinstance(prediction, dict) else prediction
-        score = max(min(score, 1 - 1e-15), 1e-15)
+        score, mean = max(min(judged.score, 1 - 1e-15), 1e-15), self.metric._mean
         mean.n += 1.0
         mean._mean += (1.0 / mean.n) * (-math.log(score if label else 1 - score) - mean._mean)
 

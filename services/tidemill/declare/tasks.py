@@ -35,6 +35,11 @@ class Judged(NamedTuple):
     prediction: Any
     label: Any
 
+    @property
+    def score(self) -> Any:
+        """The probability of true of one with probabilities; else the prediction."""
+        return self.prediction.get(True, 0.0) if isinstance(self.prediction, dict) else self.prediction
+
 
 @dataclass(frozen=True)
 class Task:

@@ -137,10 +137,11 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
 
     broker = KafkaBroker(str(settings["brokers"]))
     observer = Observer(broker, pipeline)
-    replay = Replay(broker.servers, messages, speed(options))
-    replay.has_room = lambda: (
-        observer.waiting(replay.events + replay.labels) < MAX_WAITING and observer.unlearned < MAX_UNLEARNED
-    )
+
+    def has_room() -> bool:
+        return observer.waiting(replay.events + replay.labels) < MAX_WAITING and observer.unlearned < MAX_UNLEARNED
+
+    replay = Replay(broker.servers, messages, speed(options), has_room=has_room)
     cleanup.callback(replay.stop)
     cleanup.callback(observer.stop)
     observer.start()

@@ -71,8 +71,7 @@ class Segments:
         """Judge one prediction in each of its segments."""
         place = None
         if self._area is not None:
-            score = judged.prediction.get(True, 0.0) if isinstance(judged.prediction, dict) else judged.prediction
-            place = bisect_left(self._area.thresholds, score)
+            place = bisect_left(self._area.thresholds, judged.score)
         for feature in self.features:
             value = vector[feature]
             line = self._line_of.get((feature, value)) if type(value) is str else None  # for 1 is True, and 1.0
