@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tidemill.errors import Aborted
 from tidemill.stream.memory import MemoryBroker
 
 
@@ -49,4 +50,27 @@ class Fragile:
             bomb.tick()
 
         producer.emit, producer.commit = fragile_emit, fragile_commit
+        return producer
+
+
+class Aborting:
+    """A broker of which every third commit fails."""
+
+    def __init__(self, inner: MemoryBroker) -> None:
+        self.inner, self.commits = inner, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def producer(self, name: str) -> Any:
+        producer = self.inner.producer(name)
+        commit = producer.commit
+
+        def sometimes(*arguments: Any) -> None:
+            self.commits += 1
+            if self.commits % 3 == 0:
+                raise Aborted("the broker said so")
+            commit(*arguments)
+
+        producer.commit = sometimes  # type: ignore[method-assign]
         return producer

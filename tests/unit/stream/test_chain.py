@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
-import test_loop_crash as crash
-from test_loop_crash import PIPELINE, RECORDS, Bomb, Crash, Fragile, Stores, drive, empty, filled, run_all, services
+import test_loop_crash as loops
+from crash import Aborting, Bomb, Crash, Fragile
+from test_loop_crash import PIPELINE, RECORDS, Stores, drive, empty, filled, run_all, services
 
-from tidemill.errors import Aborted, BrokerError, Fenced, SettingsError, Stopped
+from tidemill.errors import BrokerError, Fenced, SettingsError, Stopped
 from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.scorer.feed import ServingChange, Unopened
@@ -29,8 +30,7 @@ NAMES = ("validator", "featurizer", "scorer", "joiner")
 #: Every way to run the four in chains.
 WAYS: Sequence[Sequence[int]] = ((1, 1, 1, 1), (3, 1), (2, 1, 1), (1, 2, 1), (4,))
 
-sent = crash.sent
-undisturbed = crash.undisturbed
+sent = loops.sent
 
 
 def chained(stores: Stores, first: int, many: int) -> Service:
@@ -65,9 +65,9 @@ def outcome(broker: MemoryBroker, stores: Stores) -> tuple:
 
     When a view's old tiles are dropped hangs on the order between partitions; its features do not.
     """
-    held, features, tiles = crash.result(broker, stores)
-    logs = tuple(h for h, t in zip(held, crash.OUTPUTS, strict=True) if t is not topics.FEATURES)
-    return logs, features, tiles[crash.OWN]
+    held, features, tiles = loops.result(broker, stores)
+    logs = tuple(h for h, t in zip(held, loops.OUTPUTS, strict=True) if t is not topics.FEATURES)
+    return logs, features, tiles[loops.OWN]
 
 
 @pytest.fixture(scope="module")
@@ -121,26 +121,11 @@ def test_after_each_crash_another_way_to_run_them_goes_on_exactly_there(sent, ap
 
 
 def test_an_aborted_commit_of_a_chain_goes_back_and_ends_the_same(sent, apart) -> None:
-    class Aborting(Fragile):
-        commits = 0
-
-        def producer(self, name: str, *more):
-            producer = self.inner.producer(name, *more)
-            commit = producer.commit
-
-            def sometimes(*arguments) -> None:
-                Aborting.commits += 1
-                if Aborting.commits % 3 == 0:
-                    raise Aborted("the broker said so")
-                commit(*arguments)
-
-            producer.commit = sometimes
-            return producer
-
     broker, stores = filled(sent), empty()
-    turn(loop_of(chained(stores, 0, 4), Aborting(broker, Bomb(None))), broker)
+    aborting = Aborting(broker)
+    turn(loop_of(chained(stores, 0, 4), aborting), broker)
     drive(services(stores)[4], broker)
-    assert Aborting.commits > 30
+    assert aborting.commits > 30
     assert outcome(broker, stores) == apart
 
 
@@ -228,8 +213,8 @@ class TestWhoIsTheOnlyWriter:
         events = {TopicPartition(r.topic(), r.partition()): [] for r in broker.records(valid)}
         for record in broker.records(valid):
             events[TopicPartition(record.topic(), record.partition())].append(record)
-        codec, log = crash.RECORDS.event, topics.PREDICTION_LOG.name(PIPELINE.name)
-        made = [crash.RECORDS.prediction_log.decode(r.value())["features"] for r in broker.records(log)]
+        codec, log = RECORDS.event, topics.PREDICTION_LOG.name(PIPELINE.name)
+        made = [RECORDS.prediction_log.decode(r.value())["features"] for r in broker.records(log)]
         assert len(made) > 30
         for one in made:
             event = codec.decode(broker.log[TopicPartition(valid, one["partition"])][one["offset"]].value())
@@ -305,7 +290,7 @@ class TestWhoIsTheOnlyWriter:
 class TestPartitions:
     def test_an_event_that_is_keyed_otherwise_is_sent_again_to_its_own_partition(self, sent, apart) -> None:
         """Two instances share the partitions, and producers key as they like: each event is predicted once."""
-        broker = MemoryBroker({t: p for _, t, p in crash.topic_table(PIPELINE)})
+        broker = MemoryBroker({t: p for _, t, p in loops.topic_table(PIPELINE)})
         rng = random.Random(3)
         for topic in (topics.EVENTS, topics.LABELS):
             for r in sent.records(topic.name(PIPELINE.name)):
@@ -322,7 +307,7 @@ class TestPartitions:
         again = [r for r in events if any(name == REKEYED for name, _ in r.headers() or ())]
         assert len(again) > 10
         predicted = Counter(r.key() for r in broker.records(topics.PREDICTION_LOG.name(PIPELINE.name)))
-        valid = Counter(key for key, _ in apart[0][crash.OUTPUTS.index(topics.PREDICTIONS) - 1].elements())
+        valid = Counter(key for key, _ in apart[0][loops.OUTPUTS.index(topics.PREDICTIONS) - 1].elements())
         assert set(predicted.values()) == {1}
         assert predicted.total() == valid.total()
         for r in broker.records(topics.EVENTS_VALID.name(PIPELINE.name)):

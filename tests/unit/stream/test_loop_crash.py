@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from crash import Bomb, Crash, Fragile
+from crash import Aborting, Bomb, Crash, Fragile
 
 from tidemill import load
 from tidemill.demo import data
 from tidemill.demo.script import script
 from tidemill.encoding.codec import HEADER
-from tidemill.errors import Aborted, Fenced
+from tidemill.errors import Fenced
 from tidemill.features import views
 from tidemill.features.memory import MemoryView
 from tidemill.runtime.run import topic_table
@@ -202,25 +202,10 @@ def test_a_store_that_is_ahead_of_kafka_is_built_anew(sent, undisturbed) -> None
 
 
 def test_an_aborted_commit_goes_back_and_ends_the_same(sent, undisturbed) -> None:
-    class Aborting(Fragile):
-        commits = 0
-
-        def producer(self, name: str):
-            producer = self.inner.producer(name)
-            commit = producer.commit
-
-            def sometimes(*arguments) -> None:
-                Aborting.commits += 1
-                if Aborting.commits % 3 == 0:
-                    raise Aborted("the broker said so")
-                commit(*arguments)
-
-            producer.commit = sometimes
-            return producer
-
     broker, stores = filled(sent), empty()
+    aborting = Aborting(broker)
     for service in services(stores):
-        loop = Loop(service, Aborting(broker, Bomb(None)), interval=0.0, max_batch=7, sleep=lambda _: None)
+        loop = Loop(service, aborting, interval=0.0, max_batch=7, sleep=lambda _: None)
         producer, consumer = (
             loop.broker.producer(loop.instance),
             broker.consumer(service.group, service.topics, loop.instance),
@@ -228,7 +213,7 @@ def test_an_aborted_commit_goes_back_and_ends_the_same(sent, undisturbed) -> Non
         quiet = 0
         while quiet < 5:
             quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
-    assert Aborting.commits > 60
+    assert aborting.commits > 60
     assert result(broker, stores) == undisturbed
 
 
