@@ -49,10 +49,10 @@ class ProgressLog:
         place = self._place = self._find_place()
         if place is None:
             return {}
-        whole = settled_range(self.broker, place, beat) if wait else self.broker.offset_range(place)
+        readable = settled_range(self.broker, place, beat) if wait else self.broker.offset_range(place)
         positions: dict[TopicPartition, Position] = {}
         prefix = f"{self.group}/"
-        for batch in self.broker.read({place: whole}):
+        for batch in self.broker.read({place: readable}):
             for record in batch:
                 key = (record.key() or b"").decode(errors="replace")
                 if key.startswith(prefix):

@@ -34,16 +34,16 @@ def service(name: str, pipeline: str, processor: Processor, model: str = "") -> 
 
 def check_chain(names: Sequence[str]) -> None:
     """Raise SettingsError where services can't run in one process: each must read what those before it alone write."""
-    whole = "+".join(names)
+    asked = "+".join(names)
     if alone := [name for name in names if name not in topics.SERVICES]:
-        raise SettingsError(f"{whole}: the {alone[0]} runs by itself")
+        raise SettingsError(f"{asked}: the {alone[0]} runs by itself")
     if list(names) != sorted(set(names), key=topics.SERVICES.index):
-        raise SettingsError(f"{whole}: expected each service once, in the order {', '.join(topics.SERVICES)}")
+        raise SettingsError(f"{asked}: expected each service once, in the order {', '.join(topics.SERVICES)}")
     for index, name in enumerate(names[1:], 1):
         for topic in topics.consumes(name):
             if others := [writer for writer in topic.writers if writer not in names[:index]]:
                 raise SettingsError(
-                    f"{whole}: the {name} reads {topic.suffix}, which the {others[0]} writes; chain it as well, or run "
+                    f"{asked}: the {name} reads {topic.suffix}, which the {others[0]} writes; chain it as well, or run "
                     f"the {name} by itself"
                 )
 
