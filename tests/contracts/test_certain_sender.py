@@ -72,7 +72,7 @@ class TestKafkaAlone:
     """What only a real broker shows."""
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("away", ["killed", "paused"])
+    @pytest.mark.parametrize("away", [pytest.param("killed", marks=pytest.mark.long), "paused"])
     def test_a_record_that_failed_while_the_broker_was_away_does_not_come_later(
         self, own: RealKafka, away: str
     ) -> None:

@@ -125,7 +125,7 @@ def send(run: Running) -> None:
     [
         ("exactly_once", False),
         pytest.param("at_least_once", False, marks=pytest.mark.long),
-        ("exactly_once", True),
+        pytest.param("exactly_once", True, marks=pytest.mark.long),
     ],
 )
 def test_history_and_wrong_clocks_pass_whole_and_once(
