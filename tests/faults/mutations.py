@@ -262,6 +262,13 @@ MUTANTS = (
         (f"{CHAIN}::TestWhoIsTheOnlyWriter::test_a_service_of_its_own_fences_the_chain_off",),
     ),
     Mutant(
+        "chain-named-as-its-first-service", "a service that goes on for a chain fences off the chain's first service, too",
+        "stream/loop.py",
+        "self.transactional_id = self.instance + (CHAIN_SUFFIX if service.chained else \"\")",
+        "self.transactional_id = self.instance",
+        (f"{CHAIN}::TestWhoIsTheOnlyWriter::test_services_that_go_on_for_a_chain_leave_each_other_alone",),
+    ),
+    Mutant(
         "chain-beside-its-service", "a chain begins while a service of its own still runs",
         "stream/group.py",
         'raise Retry(f"{self.service.name} still runs by itself: {error}") from error',
@@ -541,14 +548,14 @@ MUTANTS = (
     Mutant(
         "left-open-holds-back", "what an instance has left open that is in the group no more is waited for",
         "stream/loop.py",
-        "self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():",
+        "self.broker.end_left_open(self.service.group, partitions, own) if partitions else ():",
         "():",
         (f"{LOOP}::test_what_a_member_that_is_in_the_group_no_more_has_left_open_is_ended_by_its_successor",),
     ),
     Mutant(
         "left-alone-is-fenced", "an instance that is still in the group is fenced when its partitions move",
         "stream/kafka/broker.py",
-        "gone = sorted(last - {member.group_instance_id for member in answer.members})",
+        "gone = left_behind(last, {member.group_instance_id for member in answer.members}, instance)",
         "gone = sorted(last)",
         (f"{PROMISES}::test_what_one_that_is_in_the_group_no_more_has_left_open_holds_nobody_back",),
     ),

@@ -260,7 +260,7 @@ class Broker(Protocol):
         """Commit for a group from outside. Raises BrokerError where the group has members."""
 
     def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
-        """End the transactions of instances that are in the group no more; returns their names.
+        """End the transactions of instances that are in the group no more; returns their transactional ids.
 
         Asked are those that committed last in these partitions, but `instance` itself. They are fenced off.
         """

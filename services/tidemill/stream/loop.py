@@ -21,7 +21,7 @@ from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_SECONDS, TOPI
 from tidemill.stream.group import Group, Service, names
 from tidemill.stream.narrowing import LETTER_BYTES, Narrowing
 from tidemill.stream.origin import origin_of
-from tidemill.stream.restore import Plan
+from tidemill.stream.restore import CHAIN_SUFFIX, Plan
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ class Loop:
         self.service = service
         self.broker = broker
         self.instance = f"{service.group}-{instance}"
-        self._groups = [Group(one, broker, self.instance) for one in (service, *service.chained)]
+        self.transactional_id = self.instance + (CHAIN_SUFFIX if service.chained else "")
+        self._groups = [Group(one, broker, self.transactional_id) for one in (service, *service.chained)]
         self._head = self._groups[0]
         self._chain = Chain(self._groups, broker) if service.chained else None
         self.processor = self._chain or service.processor
@@ -119,7 +120,7 @@ class Loop:
     def _run_with(self, consumer: Consumer) -> None:
         try:
             counted = (self._chain.written,) if self._chain else ()
-            producer = self.broker.producer(self.instance, self._beat, *counted)
+            producer = self.broker.producer(self.transactional_id, self._beat, *counted)
         except Retry as error:
             log.warning("stopped before it had started", extra={"cause": str(error)})
             return
@@ -363,7 +364,8 @@ class Loop:
         self._narrowing.went_back()
         self._declared.check()
         partitions = sorted(self._partitions)
-        for name in self.broker.end_left_open(self.service.group, partitions, self.instance) if partitions else ():
+        own = self.transactional_id
+        for name in self.broker.end_left_open(self.service.group, partitions, own) if partitions else ():
             log.warning("what an instance may have left open is ended: it is in the group no more", extra={"of": name})
         committed = consumer.committed(partitions) if partitions else {}
         plan, positions = self._head.resume(committed, self._beat)

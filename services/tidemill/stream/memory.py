@@ -17,7 +17,7 @@ from tidemill.stream.api import NOT_EXPECTED, Headers, Position, TopicPartition,
 from tidemill.stream.order import TimeOrder
 from tidemill.stream.origin import with_origin
 from tidemill.stream.partition import partition_of
-from tidemill.stream.restore import last_instances
+from tidemill.stream.restore import last_instances, left_behind
 
 
 class MemoryRecord:
@@ -150,7 +150,8 @@ class MemoryBroker:
 
     def end_left_open(self, group: str, partitions: Sequence[TopicPartition], instance: str) -> list[str]:
         members = self.groups[group].members if group in self.groups else {}
-        gone = sorted(last_instances(group, self.committed(group, partitions).values()) - {instance} - members.keys())
+        last = last_instances(group, self.committed(group, partitions).values())
+        gone = left_behind(last, members.keys(), instance)
         for name in gone:
             self._epochs[name] = self._epochs.get(name, 0) + 1
         return gone

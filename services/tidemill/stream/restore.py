@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tidemill.errors import PositionError
@@ -39,6 +39,21 @@ class Plan:
     rebuild: Mapping[TopicPartition, tuple[int, int]]
     read_from: Mapping[TopicPartition, int]
     truncated: Mapping[TopicPartition, int]
+
+
+#: What the transactional id of a chain ends with: another one than that of its first service, run by itself.
+CHAIN_SUFFIX = "+chain"
+
+
+def member_of(transactional_id: str) -> str:
+    """Return the group member that has this transactional id."""
+    return transactional_id.removesuffix(CHAIN_SUFFIX)
+
+
+def left_behind(transactional_ids: Iterable[str], members: Collection[str], own: str) -> list[str]:
+    """Return the ids but one's own that no member of a group has any more: its own in another form, too."""
+    left = set(transactional_ids) - {own}
+    return sorted(name for name in left if member_of(name) not in members or member_of(name) == member_of(own))
 
 
 def last_instances(group: str, positions: Iterable[Position | None]) -> set[str]:

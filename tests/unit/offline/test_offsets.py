@@ -186,13 +186,13 @@ def test_of_a_chain_it_is_said_whose_it_is_and_a_decision_ends_it_before_it_coun
     some = [validator.build(PIPELINE, fuse=False), featurizer.build(PIPELINE, {}), scorer.build(PIPELINE, tuple)]
     made_of = chain(some, names, PIPELINE.name)
     loop = Loop(made_of, river.broker, interval=0.0, max_batch=50, sleep=lambda _: None)
-    producer = river.broker.producer(loop.instance)
+    producer = river.broker.producer(loop.transactional_id)
     consumer = river.broker.consumer(loop.service.group, loop.service.topics, loop.instance)
     for _ in range(60):
         loop.run_once(consumer, producer)
     chosen = service_of(PIPELINE, "featurizer", None)
     offsets = group_offsets(river.broker, chosen)
-    assert {one.state for one in offsets} == {f"in the chain of {loop.instance}: its progress counts"}
+    assert {one.state for one in offsets} == {f"in the chain of {loop.transactional_id}: its progress counts"}
     carry_out(river.broker, chosen, decide(river.broker, offsets, "progress"))
     send(river, FLIGHTS[HALF:])
     with pytest.raises(Fenced):

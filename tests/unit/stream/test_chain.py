@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -135,7 +136,7 @@ def loop_of(service: Service, broker, instance: str = "0") -> Loop:
 
 def turn(loop: Loop, broker, quiet_turns: int = 6, producer=None, consumer=None) -> None:
     """Turn a loop until nothing comes any more."""
-    producer = producer or loop.broker.producer(loop.instance)
+    producer = producer or loop.broker.producer(loop.transactional_id)
     consumer = consumer or broker.consumer(loop.service.group, loop.service.topics, loop.instance)
     quiet = 0
     while quiet < quiet_turns:
@@ -161,7 +162,7 @@ def test_while_a_step_waits_for_its_model_the_others_keep_their_state(sent) -> N
     loop = loop_of(chain(some[:3], NAMES[:3], PIPELINE.name), broker)
     assigned, assign = [], some[1].processor.assign
     some[1].processor.assign = lambda *arguments: assigned.append(arguments) or assign(*arguments)
-    producer = broker.producer(loop.instance)
+    producer = broker.producer(loop.transactional_id)
     consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
     for _ in range(20):
         loop.run_once(consumer, producer)
@@ -203,7 +204,7 @@ class TestWhoIsTheOnlyWriter:
         broker, stores = filled(sent), empty()
         valid = topics.EVENTS_VALID.name(PIPELINE.name)
         loop = loop_of(chained(stores, 0, 3), broker)
-        producer = broker.producer(loop.instance)
+        producer = broker.producer(loop.transactional_id)
         consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
         for round_ in range(200):
             loop.run_once(consumer, producer)
@@ -225,7 +226,7 @@ class TestWhoIsTheOnlyWriter:
     def test_a_service_of_its_own_fences_the_chain_off(self, sent, apart) -> None:
         broker, stores = filled(sent), empty()
         loop = loop_of(chained(stores, 0, 3), broker)
-        producer = broker.producer(loop.instance)
+        producer = broker.producer(loop.transactional_id)
         consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
         for _ in range(8):
             loop.run_once(consumer, producer)
@@ -235,6 +236,32 @@ class TestWhoIsTheOnlyWriter:
         consumer.close()
         run_way(broker, stores, Bomb(None), lambda: (1, 1, 1, 1))
         assert outcome(broker, stores) == apart
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+    def test_services_that_go_on_for_a_chain_leave_each_other_alone(self, sent, order) -> None:
+        """In whatever order they start: what they fence off is the chain, and not the service that has its member."""
+        broker, stores = filled(sent), empty()
+        loop = loop_of(chained(stores, 0, 3), broker)
+        consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
+        producer = broker.producer(loop.transactional_id)
+        for _ in range(8):
+            loop.run_once(consumer, producer)
+        consumer.close()
+        running = []
+        for index in order:
+            own = loop_of(services(stores)[index], broker)
+            taken = broker.consumer(own.service.group, own.service.topics, own.instance)
+            running.append((own, taken, broker.producer(own.transactional_id)))
+            for one, *clients in running:
+                one.run_once(*clients)
+        quiet = 0
+        while quiet < 6:
+            quiet = 0 if sum(one.run_once(*clients) for one, *clients in running) else quiet + 1
+        valid = [RECORDS.event.decode(r.value()) for r in broker.records(topics.EVENTS_VALID.name(PIPELINE.name))]
+        predicted = Counter(r.key() for r in broker.records(topics.PREDICTION_LOG.name(PIPELINE.name)))
+        assert predicted == Counter(str(event[PIPELINE.events.id]).encode() for event in valid)
+        with pytest.raises(Fenced):
+            producer.emit(topics.PREDICTIONS.name(PIPELINE.name), b"late")
 
     def test_a_chain_waits_while_a_service_of_its_own_runs(self, sent, apart) -> None:
         broker, stores = filled(sent), empty()
@@ -261,7 +288,7 @@ class TestWhoIsTheOnlyWriter:
         broker, stores = filled(sent), empty()
         now = 0.0
         loop = Loop(chained(stores, 0, 3), broker, interval=0.0, max_batch=7, clock=lambda: now, sleep=lambda _: None)
-        producer = broker.producer(loop.instance)
+        producer = broker.producer(loop.transactional_id)
         consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
         for _ in range(10):
             loop.run_once(consumer, producer)
@@ -269,7 +296,7 @@ class TestWhoIsTheOnlyWriter:
         scorer_group.committed.clear()  # as after offsets.retention.minutes
         now = KEEP_CHAINED_SECONDS
         loop.run_once(consumer, producer)
-        assert {chain_of(position) for position in scorer_group.committed.values()} == {loop.instance}
+        assert {chain_of(position) for position in scorer_group.committed.values()} == {loop.transactional_id}
         assert sum(position.offset for position in scorer_group.committed.values()) > 0
         drive(services(stores)[1], broker)
         with pytest.raises(Fenced):
@@ -298,7 +325,7 @@ class TestPartitions:
         running = []
         for instance in ("a", "b"):
             loop = loop_of(chained(empty(), 0, 3), broker, instance)
-            producer = broker.producer(loop.instance)
+            producer = broker.producer(loop.transactional_id)
             running.append((loop, broker.consumer(loop.service.group, loop.service.topics, loop.instance), producer))
         quiet = 0
         while quiet < 6:

@@ -83,7 +83,10 @@ def services(stores: Stores) -> list[Service]:
 def drive(service: Service, broker, instance: str = "0") -> None:
     """Run a service until nothing comes any more. A crash comes out of here, with nothing cleaned up."""
     loop = Loop(service, broker, instance=instance, interval=0.0, max_batch=7)
-    producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
+    producer, consumer = (
+        broker.producer(loop.transactional_id),
+        broker.consumer(service.group, service.topics, loop.instance),
+    )
     quiet = 0
     while quiet < 3:
         quiet = 0 if loop.run_once(consumer, producer) else quiet + 1
@@ -177,7 +180,7 @@ def test_a_store_that_is_emptied_while_nothing_comes_is_filled(sent, monkeypatch
     service = services(stores)[1]
     loop = Loop(service, broker, interval=0.0, max_batch=100)
     producer, consumer = (
-        broker.producer(loop.instance),
+        broker.producer(loop.transactional_id),
         broker.consumer(service.group, service.topics, loop.instance),
     )
     while not stores[OWN].features or loop.run_once(consumer, producer):
@@ -207,7 +210,7 @@ def test_an_aborted_commit_goes_back_and_ends_the_same(sent, undisturbed) -> Non
     for service in services(stores):
         loop = Loop(service, aborting, interval=0.0, max_batch=7, sleep=lambda _: None)
         producer, consumer = (
-            loop.broker.producer(loop.instance),
+            loop.broker.producer(loop.transactional_id),
             broker.consumer(service.group, service.topics, loop.instance),
         )
         quiet = 0
@@ -251,7 +254,7 @@ def test_members_that_join_and_leave_in_the_middle_lose_and_double_nothing(sent,
                 running.append(
                     (
                         loop,
-                        broker.producer(loop.instance),
+                        broker.producer(loop.transactional_id),
                         broker.consumer(service.group, service.topics, loop.instance),
                     )
                 )

@@ -39,7 +39,7 @@ from tidemill.stream.kafka.consumer import (
 from tidemill.stream.kafka.errors import kafka_error, service_error, without_errors
 from tidemill.stream.kafka.producer import KafkaProducer
 from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings
-from tidemill.stream.restore import last_instances
+from tidemill.stream.restore import last_instances, left_behind
 from tidemill.stream.topic import Topic
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class KafkaBroker:
             return []
         try:
             answer = self._admin.describe_consumer_groups([group], request_timeout=CALL_SECONDS)[group].result()
-            gone = sorted(last - {member.group_instance_id for member in answer.members})
+            gone = left_behind(last, {member.group_instance_id for member in answer.members}, instance)
             for name in gone:
                 producer = Producer({**self.common, "client.id": name, "transactional.id": name}, logger=_client_log)
                 producer.init_transactions(CALL_SECONDS)
