@@ -107,7 +107,7 @@ def _ask(question: str, choices: Sequence[str]) -> str:
 def _made(folder: Path, made: Any) -> str:
     data = f"--events data/events.{made.suffix} --labels data/labels.{made.suffix}"
     return (
-        f"{folder}: a {made.task} pipeline of {made.rows:,} events, with {len(made.labels[0].values):,} labels. Next:\n"
+        f"{folder}: {'an' if made.task == 'anomaly' else 'a'} {made.task} pipeline of {made.rows:,} events, with {len(made.labels[0].values):,} labels. Next:\n"
         f"  cd {folder}\n"
         f"  tidemill backtest pipeline.py {data}\n"
         f"  README.md has the rest"

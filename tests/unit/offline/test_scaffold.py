@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import gzip
 import io
 import json
@@ -10,15 +11,19 @@ import random
 import subprocess
 import sys
 import tempfile
+import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import pytest
 import river.datasets
 import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from registry_server import RegistryServer
 from test_deployment import accepts
 
 from tidemill import load
@@ -401,15 +406,66 @@ def test_random_frames_run_or_end_in_one_clear_line(data: Any) -> None:
         tried(folder / "p", plan)
 
 
+def test_a_project_is_made_of_a_topic_in_avro_whatever_python_makes_of_its_types(tmp_path: Path) -> None:
+    kinds: dict[str, Any] = {
+        "order_id": {"type": "string", "logicalType": "uuid"},
+        "ordered_at": {"type": "long", "logicalType": "timestamp-micros"},
+        "due": {"type": "int", "logicalType": "date"},
+        "opens": {"type": "int", "logicalType": "time-millis"},
+        "amount": {"type": "bytes", "logicalType": "decimal", "precision": 8, "scale": 2},
+        "country": {"type": "enum", "name": "Country", "symbols": ["NO", "DK"]},
+        "weight": ["null", "float"],
+        "proof": "bytes",
+        "fraud": "boolean",
+    }
+    fields = [{"name": name, "type": kind} for name, kind in kinds.items()]
+    schema: Any = {"type": "record", "name": "Order", "fields": fields}
+    server, broker, draw = RegistryServer(), MemoryBroker({"orders": 1}), random.Random(2)
+    try:
+        head = b"\0" + server.add("orders-value", json.dumps(schema)).to_bytes(4, "big")
+        start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        for n in range(200):
+            row = {
+                "order_id": uuid.UUID(int=draw.getrandbits(128)),
+                "ordered_at": start + dt.timedelta(hours=n),
+                "due": dt.date(2026, 2, 1 + n % 28),
+                "opens": dt.time(8 + n % 3, 30),
+                "amount": Decimal(draw.randrange(10_000)) / 100,
+                "country": draw.choice(["NO", "DK"]),
+                "weight": draw.choice([None, 1.5, 2.25]),
+                "proof": b"\xff",
+                "fraud": draw.random() < 0.3,
+            }
+            out = io.BytesIO()
+            fastavro.schemaless_writer(out, fastavro.parse_schema(schema), row)
+            broker.log[TopicPartition("orders", 0)].append(
+                MemoryRecord("orders", head + out.getvalue(), None, n, None, 0, n)
+            )
+        taken = scaffold.of_topic(broker, "orders", 200, server.url)
+    finally:
+        server.stop()
+    plan = scaffold.make(tmp_path / "p", [taken], Options(label="fraud", label_delay="1h"))
+    assert "an event is named by 'order_id' (--id)" in plan.notes
+    pipeline, report = tried(tmp_path / "p", plan)
+    assert report.joined == 200
+    assert {"amount", "weight", "country", "opens"} <= set(pipeline.vector)
+
+
+def test_a_text_of_each_row_is_not_offered_as_the_label(tmp_path: Path) -> None:
+    rows = [{"order": f"o{n}", "note": f"n{n % 7}", "at": f"2026-01-01T00:{n:02}:00Z"} for n in range(60)]
+    with pytest.raises(TidemillError, match=r"Say so with --label: 'note', 'none'$"):
+        scaffold.make(tmp_path / "p", [scaffold.of_file(table(tmp_path / "a.csv", rows))], Options())
+
+
 def test_a_project_is_made_of_the_newest_records_of_a_topic(tmp_path: Path) -> None:
     broker = MemoryBroker({"orders": 2})
     for n, row in enumerate(shop(100)):
         at = TopicPartition("orders", n % 2)
         broker.log[at].append(MemoryRecord("orders", json.dumps(row).encode(), None, n, None, n % 2, n // 2))
-    plan = scaffold.make(tmp_path / "p", [scaffold.of_topic(broker, "orders", 60)], Options())
+    plan = scaffold.make(tmp_path / "p", [scaffold.of_topic(broker, "orders", 59)], Options())
     _, report = tried(tmp_path / "p", plan)
-    assert report.joined == 60
-    assert "o40" in (tmp_path / "p/data/events.jsonl").read_text()
+    assert report.joined == 59
+    assert "o41" in (tmp_path / "p/data/events.jsonl").read_text()
     with pytest.raises(TidemillError, match="does not exist"):
         scaffold.of_topic(broker, "nothing", 60)
     broker.log[at].append(MemoryRecord("orders", b"\xff", None, 200, None, 1, 50))

@@ -8,6 +8,7 @@ import itertools
 import math
 import re
 import unicodedata
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -250,6 +251,7 @@ def _of_texts(name: str, field_name: str, texts: Sequence[str | None]) -> Column
 def _of_values(name: str, field_name: str, given: Sequence[Any]) -> Column:
     """Return a column of JSON or Parquet, whose values have types."""
     values = [None if not isinstance(v, list | dict | tuple) and rows.is_missing(v) else v for v in given]
+    values = [str(v) if isinstance(v, uuid.UUID | dt.time) else v for v in values]
     types = {type(value) for value in values if value is not None}
     if not types:
         return Column(name, field_name, "empty", values)

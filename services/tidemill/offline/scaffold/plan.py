@@ -243,7 +243,8 @@ class _Planner:
         if options.task == "anomaly":
             return None, data
         question = f"which column of {data.name} is the label, or `none` to look for anomalies?"
-        answer = self.choose("label", question, [*(c.name for c in named or likely), "none"])
+        some = [c for c in named or likely if c.kind != "text" or not c.is_unique]  # a text of each row is no answer
+        answer = self.choose("label", question, [*(c.name for c in some), "none"])
         if answer == "none":
             return None, data
         return self._with_values("label", data.column("label", answer)), data

@@ -33,7 +33,7 @@ def of_topic(broker: Broker, topic: str, records: int, registry_url: str = "") -
     decode = _Decoder(registry_url)
     newest = [record for batch in broker.read(ranges) for record in batch if record.value() is not None]
     newest.sort(key=lambda record: record.timestamp()[1])
-    rows = [decode(record) for record in newest]
+    rows = [decode(record) for record in newest[-records:]]
     if not rows:
         raise SettingsError(f"--from-topic {topic!r}: the topic has no records: produce some, or use --from FILE")
     names = dict.fromkeys(name for row in rows for name in row)
