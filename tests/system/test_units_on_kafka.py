@@ -1,4 +1,4 @@
-"""A stream whose times are in another unit than ours, from its producer to examples on a real Kafka."""
+"""A stream whose times are in another unit than ours, on topics called otherwise, to examples on a real Kafka."""
 
 from __future__ import annotations
 
@@ -61,10 +61,11 @@ def pipeline(folder: Path, unit: str) -> Pipeline:
         streams[name] = folder / f"{unit}-{name}.avsc"
         streams[name].write_text(json.dumps({"type": "record", "name": name, "fields": avro_fields}))
     more: Any = {"id": "id", "time": "at", "time_unit": declared}
+    events, labels = (f"somebody.{name}-in-{unit}" if unit != "millis" else "" for name in ("events", "labels"))
     return Pipeline(
         name=f"unit-{unit}",
-        events=Stream(str(streams["Event"]), key="user", **more),
-        labels=Stream(str(streams["Label"]), value="y", **more),
+        events=Stream(str(streams["Event"]), key="user", topic=events, **more),
+        labels=Stream(str(streams["Label"]), value="y", topic=labels, **more),
         task="regression",
         request={"x": "x", "hour": number(lambda event: event["at"] // 3_600_000 % 24)},
         views=[View("user", every="1m", aggregates=[*aggregates.count("10m"), *aggregates.time_since_last("1h")])],
@@ -82,8 +83,8 @@ def send(servers: str, declared: Pipeline, unit: str) -> None:
         at, id_, user = BEGIN + n * STEP_MS, f"e{n}", f"u{n % 3}"
         event = {"id": id_, "at": sent(at), "user": user, "x": float(n)}
         label = {"id": id_, "at": sent(at + 3_600_000), "y": n / 2}
-        out.produce(topics.EVENTS.name(declared.name), events.encode(event), user.encode())
-        out.produce(topics.LABELS.name(declared.name), labels.encode(label), id_.encode())
+        out.produce(topics.EVENTS.name(declared), events.encode(event), user.encode())
+        out.produce(topics.LABELS.name(declared), labels.encode(label), id_.encode())
     assert out.flush(30) == 0
 
 

@@ -106,8 +106,9 @@ def _ask(question: str, choices: Sequence[str]) -> str:
 
 def _made(folder: Path, made: Any) -> str:
     data = f"--events data/events.{made.suffix} --labels data/labels.{made.suffix}"
+    what = f"{'an' if made.task == 'anomaly' else 'a'} {made.task} pipeline"
     return (
-        f"{folder}: {'an' if made.task == 'anomaly' else 'a'} {made.task} pipeline of {made.rows:,} events, with {len(made.labels[0].values):,} labels. Next:\n"
+        f"{folder}: {what} of {made.rows:,} events, with {len(made.labels[0].values):,} labels. Next:\n"
         f"  cd {folder}\n"
         f"  tidemill backtest pipeline.py {data}\n"
         f"  README.md has the rest"

@@ -166,8 +166,8 @@ def _subjects(pipeline: Pipeline) -> dict[str, str]:
     from tidemill.stages.validator.schema_follower import subject_of
 
     return {
-        "events": subject_of(topics.EVENTS.name(pipeline.name)),
-        "labels": subject_of(topics.LABELS.name(pipeline.name)),
+        "events": subject_of(topics.EVENTS.name(pipeline)),
+        "labels": subject_of(topics.LABELS.name(pipeline)),
     }
 
 

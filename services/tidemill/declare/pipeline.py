@@ -48,6 +48,7 @@ from tidemill.declare.training import Training
 from tidemill.declare.view import View
 from tidemill.durations import duration, milliseconds
 from tidemill.rules import FUTURE_TOLERANCE, PLAUSIBLE_TIMES, Rule, not_after_now, plausible
+from tidemill.stream.topic import TOPIC_NAME
 from tidemill.tables import Lookup, Table
 from tidemill.watermark import SLACK_PART
 
@@ -154,6 +155,11 @@ class Pipeline:
             names += ("baseline",)
         object.__setattr__(self, "model_names", names)
 
+    @property
+    def raw_topics(self) -> Mapping[str, str]:
+        """The topics of producers that were there before the pipeline, by what its own would be called."""
+        return {"events": self.events.topic, "labels": self.labels.topic}
+
     def _check_inputs(self, fail: Fail) -> None:
         self.events.check_schema("events", fail)
         self.labels.check_schema("labels", fail)
@@ -164,6 +170,13 @@ class Pipeline:
         self.events.check_key("events", fail)
         self.labels.check("labels", fail)
         self.labels.check_value("labels", self.kind.label_type, fail)
+        for stream, topic in self.raw_topics.items():
+            if topic and not TOPIC_NAME.fullmatch(topic):
+                fail(f"{stream}.topic", f"{topic!r} is no topic's name: letters, digits, '.', '_' and '-', at most 249")
+            if topic.startswith(f"{self.name}.") and topic != f"{self.name}.{stream}":
+                fail(f"{stream}.topic", f"{topic!r} is called as topics of this pipeline are: give it another name=...")
+        if self.events.topic and self.events.topic == self.labels.topic:
+            fail("labels.topic", f"{self.labels.topic!r} is the topic of the events, too: labels come on another one")
         self.events.check_rules("rules", self.rules, fail)
         self.labels.check_rules("label_rules", self.label_rules, fail)
 

@@ -82,6 +82,9 @@ class Stream:
     time_unit
         "seconds", "millis", "micros" or "nanos", where `time` is a number whose schema does not say it; "iso8601" where
         it is text, UTC where it has no zone.
+    topic
+        The topic that producers send to, where it is there already and called otherwise than the pipeline's own would
+        be, as `orders.events`. It has as many partitions as the pipeline.
     unwrap
         "debezium": the record is the row as a change event left it; deletes and tombstones are counted and passed over.
         "connect": it is the payload beside a schema, as Kafka Connect writes JSON.
@@ -99,6 +102,7 @@ class Stream:
     empty_entities: bool = False
     time_unit: Literal["", "seconds", "millis", "micros", "nanos", "iso8601"] = ""
     unwrap: Unwrap = ""
+    topic: str = ""
     #: Which of id, time and key are not declared, but what the schema left as the one choice.
     chosen: tuple[str, ...] = field(init=False, default=(), repr=False, compare=False)
 

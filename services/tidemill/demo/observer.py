@@ -43,7 +43,7 @@ class Observer(threading.Thread):
     def __init__(self, broker: KafkaBroker, pipeline: Pipeline) -> None:
         super().__init__(name="observer", daemon=True)
         self.pipeline, self.records = pipeline, Records(pipeline)
-        self._suffix = {topic.name(pipeline.name): topic.suffix for topic in READ}
+        self._suffix = {topic.name(pipeline): topic.suffix for topic in READ}
         self._reader = broker.follow_topics(list(self._suffix))
         self._stop_asked = threading.Event()
         self._metrics_lock = threading.Lock()

@@ -42,7 +42,7 @@ def script(pipeline: Pipeline, flights: Iterable[data.Flight], corrupt_every: in
     """
     flights = list(flights)
     records = Records(pipeline)
-    events_topic, labels_topic = topics.EVENTS.name(pipeline.name), topics.LABELS.name(pipeline.name)
+    events_topic, labels_topic = topics.EVENTS.name(pipeline), topics.LABELS.name(pipeline)
     corruptions = itertools.cycle(CORRUPTIONS)
     messages: list[tuple[int, int, Message]] = []
     for label in data.labels(flights):

@@ -44,7 +44,7 @@ def from_files(pipeline: Pipeline, events: Path, labels: Path | None) -> list[Me
     event_rows, label_rows = FileSource(events, labels).rows(pipeline)
 
     def messages(rows: Iterable[history.Message], topic: Topic) -> list[Message]:
-        name, is_event = topic.name(pipeline.name), topic is topics.EVENTS
+        name, is_event = topic.name(pipeline), topic is topics.EVENTS
         return [Message(row.time, name, row.id.encode(), row.data, is_event) for row in rows]
 
     streams = messages(label_rows, topics.LABELS), messages(event_rows, topics.EVENTS)

@@ -246,8 +246,8 @@ class Backtest:
         featurizer.assign(TopicPartition(topics.EVENTS_VALID.name(name), 0), start)
         for service, step in (("validator", validator), ("joiner", joiner)):
             for topic in topics.consumes(service):
-                step.assign(TopicPartition(topic.name(name), 0), start)
-        self.events_topic, self.labels_topic = topics.EVENTS.name(name), topics.LABELS.name(name)
+                step.assign(TopicPartition(topic.name(self.pipeline), 0), start)
+        self.events_topic, self.labels_topic = topics.EVENTS.name(self.pipeline), topics.LABELS.name(self.pipeline)
         self._processors: dict[str, Processor] = {
             self.events_topic: validator,
             self.labels_topic: validator,

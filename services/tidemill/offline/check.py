@@ -65,7 +65,7 @@ class CheckReport:
             },
             "topics": [
                 {
-                    "name": t.name(pipeline.name),
+                    "name": t.name(pipeline),
                     "partitions": t.partitions or pipeline.partitions,
                     "key": t.key,
                     "record": t.record,

@@ -39,7 +39,7 @@ _SOURCES: Mapping[Source, tuple[Topic, ...]] = {
 
 def sources(pipeline: Pipeline) -> dict[str, Source]:
     """Return the stream, by the name of each topic that a letter may have come from."""
-    return {topic.name(pipeline.name): source for source, origins in _SOURCES.items() for topic in origins}
+    return {topic.name(pipeline): source for source, origins in _SOURCES.items() for topic in origins}
 
 
 class PlaceSet:

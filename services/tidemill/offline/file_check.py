@@ -118,8 +118,8 @@ def check_files(pipeline: Pipeline, source: FileSource) -> FilesReport:
             report.warnings.append(f"nothing runs on this file: {error}")
             continue
         codec = validator.records.event if name == "events" else validator.records.label
-        validator.assign(TopicPartition(raw.name(pipeline.name), 0), Position(0))
-        records = list(_valid(validator, raw.name(pipeline.name), valid.name(pipeline.name), messages, codec, files))
+        validator.assign(TopicPartition(raw.name(pipeline), 0), Position(0))
+        records = list(valid_records(validator, raw.name(pipeline), valid.name(pipeline), messages, codec, files))
         known[name] = {}
         for record in records:
             files.same_id += str(record[stream.id]) in known[name]
@@ -208,7 +208,7 @@ def _like(values: Sequence[Any], holds: str) -> str:
     return f"{len(distinct):,} different, as {most}" if len(distinct) > 3 else most
 
 
-def _valid(
+def valid_records(
     validator: Validator, raw: str, valid: str, messages: Sequence[Message], codec: Codec, files: StreamFiles
 ) -> Iterator[dict[str, Any]]:
     """Yield the valid records; the rest is counted."""

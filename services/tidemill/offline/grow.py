@@ -35,7 +35,7 @@ class Copy(Processor):
 
     def __init__(self, old: Pipeline, new: Pipeline, ended: Callable[[dict[TopicPartition, int]], None]) -> None:
         super().__init__()
-        self._to = {valid.name(old.name): raw.name(new.name) for valid, raw in WAYS}
+        self._to = {valid.name(old): raw.name(new) for valid, raw in WAYS}
         self._ended, self._next = ended, dict[TopicPartition, int]()
         self.copied = 0
 
@@ -82,13 +82,13 @@ def check(old: Pipeline, new: Pipeline) -> None:
 
 def is_finished(broker: Broker, old: Pipeline, following: Mapping[TopicPartition, int]) -> bool:
     """Whether everything in the old raw topics was validated, and everything valid was copied up to `following`."""
-    raw = [topic.name(old.name) for topic in topics.consumes("validator")]
+    raw = [topic.name(old) for topic in topics.consumes("validator")]
     partitions = [partition for name in raw for partition in full_range(broker, name)]
     committed = broker.committed(group("validator", old.name), partitions)
     validated = {partition: position.offset for partition, position in committed.items() if position}
     # The raw topics first: what is validated by then is in the valid ones.
     return not _has_more(broker, raw, validated) and not _has_more(
-        broker, [valid.name(old.name) for valid, _ in WAYS], following
+        broker, [valid.name(old) for valid, _ in WAYS], following
     )
 
 
@@ -108,7 +108,7 @@ def build(old: Pipeline, new: Pipeline, ended: Callable[[dict[TopicPartition, in
     return Service(
         "grow",
         f"{new.name}.grow.{old.name}",
-        [valid.name(old.name) for valid, _ in WAYS],
+        [valid.name(old) for valid, _ in WAYS],
         Copy(old, new, ended),
         topics.PROGRESS.name(new.name),
     )

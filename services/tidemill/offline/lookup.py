@@ -88,7 +88,7 @@ class LogLookup:
 
     def _find(self, topic: Topic, key: bytes, search: _Search) -> Record | None:
         """Return the newest record with this key; where the key decides the partition, only that one is read."""
-        name = topic.name(self.pipeline.name)
+        name = topic.name(self.pipeline)
         partitions = self.broker.partitions(name)
         if not partitions:
             return None

@@ -24,7 +24,7 @@ def services(pipeline: Pipeline) -> list[Service]:
     idle = {"learner", *([] if pipeline.remote_views else ["materializer"]), *([] if pipeline.gate else ["gate"])}
     names = [(name, "") for name in (*topics.SERVICES, "archiver") if name not in idle]
     names += [("learner", model) for model in pipeline.model_names]
-    return [service(name, pipeline.name, Processor(), model) for name, model in names]
+    return [service(name, pipeline, Processor(), model) for name, model in names]
 
 
 def service_of(pipeline: Pipeline, name: str, model: str | None) -> Service:
@@ -35,7 +35,7 @@ def service_of(pipeline: Pipeline, name: str, model: str | None) -> Service:
             raise SettingsError(f"model {model!r} is not one of the pipeline's: {', '.join(pipeline.model_names)}")
     elif model:
         raise SettingsError(f"--model is an option of the learner, not of the {name}")
-    return service(name, pipeline.name, Processor(), model or "")
+    return service(name, pipeline, Processor(), model or "")
 
 
 @dataclass(frozen=True)

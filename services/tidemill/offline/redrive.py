@@ -73,7 +73,7 @@ class Redrive:
         self._ends: dict[TopicPartition, int] = {}
         self._redrives = topics.REDRIVES.name(pipeline.name)
         self._encode = Records(pipeline).redrive.encode
-        self._to = {"events": topics.EVENTS.name(pipeline.name), "labels": topics.LABELS.name(pipeline.name)}
+        self._to = {"events": topics.EVENTS.name(pipeline), "labels": topics.LABELS.name(pipeline)}
 
     def plan(self, letters: DeadLetters, progress: Progress | None = None) -> RedriveCounts:
         """Return what `run` would do with these letters, and will keep to: later ones are not among those it sends."""

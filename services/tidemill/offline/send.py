@@ -118,7 +118,7 @@ class Sending:
         self.pipeline, self.broker, self.what, self.records = pipeline, broker, what, Records(pipeline)
         self.topic = topics.EVENTS if what == "events" else topics.LABELS
         results = (topics.PREDICTIONS,) if what == "events" else (topics.LABELS_VALID, topics.EXAMPLES)
-        self._suffixes = {topic.name(pipeline.name): topic for topic in (*results, topics.DLQ)}
+        self._suffixes = {topic.name(pipeline): topic for topic in (*results, topics.DLQ)}
         self.outcomes: list[Outcome] = []
         self._open: dict[str, list[_Sent]] = {}
         self._on_the_way = 0
@@ -139,7 +139,7 @@ class Sending:
                 self._open.setdefault(message.id, []).append(_Sent(outcome, message.data, time.monotonic()))
                 self._on_the_way += 1
                 self.outcomes.append(outcome)
-                sender.send(self.topic.name(self.pipeline.name), message.data, message.id.encode() or None)
+                sender.send(self.topic.name(self.pipeline), message.data, message.id.encode() or None)
             sender.flush()
             until = time.monotonic() + timeout
             while self._open and time.monotonic() < until:

@@ -116,7 +116,7 @@ def rows(
     pipeline: Pipeline, broker: KafkaBroker, what: str, where: Where, *, from_start: bool, count: int | None
 ) -> Iterator[Row | None]:
     """Yield rows as they come, `count` of them or without end; None for a record that is none of the topic."""
-    follower = follow(broker, [FOLLOWED[what].name(pipeline.name)], from_start=from_start)
+    follower = follow(broker, [FOLLOWED[what].name(pipeline)], from_start=from_start)
     read, left = reader(pipeline, what), count
     try:
         while left is None or left > 0:

@@ -95,7 +95,7 @@ def _broker(name: str, settings: Any) -> Iterator[Finding]:
 
 
 def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterator[Finding]:
-    name, partitions = topic.name(pipeline.name), topic.partitions or pipeline.partitions
+    name, partitions = topic.name(pipeline), topic.partitions or pipeline.partitions
     actual = cluster.topics.get(name)
     if actual is None:
         create = f"`tidemill topics {pipeline.name} --create`"
@@ -110,7 +110,8 @@ def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterat
     )
     expires = "set it: all records but the last of each key are removed"
     policy, fix = ("compact", "set it: it expires") if topic.compacted else ("delete", expires)
-    yield from _equal(name, actual.settings, "cleanup.policy", policy, "wrong", fix)
+    level: Level = "warning" if pipeline.raw_topics.get(topic.suffix) else "wrong"
+    yield from _equal(name, actual.settings, "cleanup.policy", policy, level, fix)
     yield from _retention(name, topic, actual, _needed_ms(pipeline, topic))
     fix = "turn it off: a leader that lacks records cuts the log behind what was processed"
     yield from _equal(name, actual.settings, "unclean.leader.election.enable", "false", "warning", fix)
@@ -218,7 +219,7 @@ def keep_alive(cluster: ClusterSettings) -> float:
 def check_settings(pipeline: Pipeline, broker: KafkaBroker, chosen: Sequence[Topic]) -> ClusterSettings:
     """Log what can hurt, and return what the cluster says. Raises BrokerError for what state or output hangs on."""
     try:
-        cluster = broker.settings([topic.name(pipeline.name) for topic in chosen])
+        cluster = broker.settings([topic.name(pipeline) for topic in chosen])
     except BrokerError as error:
         log.warning("the cluster's settings can't be read, so they are not checked", extra={"cause": str(error)})
         return ClusterSettings()
@@ -234,7 +235,7 @@ def check_settings(pipeline: Pipeline, broker: KafkaBroker, chosen: Sequence[Top
 
 def differences(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
     """Return how the cluster's topics differ from their declaration. Raises BrokerError where it does not answer."""
-    cluster = broker.settings([topic.name(pipeline.name) for topic in topics.TOPICS])
+    cluster = broker.settings([topic.name(pipeline) for topic in topics.TOPICS])
     return [
         finding
         for topic in topics.TOPICS
@@ -247,7 +248,7 @@ def examine(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
     """Return all that is to say of a pipeline's cluster, topics and offsets."""
     try:
         broker.connect()
-        cluster = broker.settings([topic.name(pipeline.name) for topic in topics.TOPICS])
+        cluster = broker.settings([topic.name(pipeline) for topic in topics.TOPICS])
         findings = [Finding("ok", "broker", broker.servers, "reached"), *judge(pipeline, cluster, topics.TOPICS)]
         if not [finding for finding in findings if finding.value == "missing"]:
             findings += _offsets(pipeline, broker)

@@ -57,7 +57,7 @@ def examine_schemas(pipeline: Pipeline, registry: Subjects) -> Iterator[Finding]
         (topics.EVENTS, records.sent_event, pipeline.events),
         (topics.LABELS, records.sent_label, pipeline.labels),
     ):
-        subject = subject_of(topic.name(pipeline.name))
+        subject = subject_of(topic.name(pipeline))
         check = f"tidemill schema check {pipeline.name} {topic.suffix} NEW.avsc"
         fix = f"its messages are dead letters; `{check}` tries a fix"
         try:

@@ -25,7 +25,7 @@ def run(old: Pipeline, new: Pipeline, settings: Settings, *, finish: bool = Fals
     grow.check(old, new)
     broker = broker_of(settings)
     broker.connect()
-    check_topics(old, broker, tuple(topic.name(old.name) for way in grow.WAYS for topic in way))
+    check_topics(old, broker, tuple(topic.name(old) for way in grow.WAYS for topic in way))
     if created := broker.create(topic_table(new), settings.replication):
         log.info("topics created", extra={"topics": ", ".join(created)})
     looked = time.monotonic()

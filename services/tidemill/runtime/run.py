@@ -52,12 +52,12 @@ def broker_of(settings: Settings) -> KafkaBroker:
 
 def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     """Return every topic of the pipeline as (topic, name, partitions)."""
-    return [(topic, topic.name(pipeline.name), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
+    return [(topic, topic.name(pipeline), topic.partitions or pipeline.partitions) for topic in topics.TOPICS]
 
 
 def declared_partitions(pipeline: Pipeline, some: Iterable[Topic]) -> dict[str, int]:
     """Return the declared number of partitions of these topics, by name."""
-    return {topic.name(pipeline.name): topic.partitions or pipeline.partitions for topic in some}
+    return {topic.name(pipeline): topic.partitions or pipeline.partitions for topic in some}
 
 
 def registry_of(pipeline: Pipeline, settings: Settings, service: str = "", *, must_answer: bool = True) -> Registry:
@@ -86,7 +86,7 @@ def connected(pipeline: Pipeline, settings: Settings, *used: Topic) -> KafkaBrok
     """Return the broker. Raises BrokerError where it can't be reached, or lacks one of these topics."""
     broker = broker_of(settings)
     broker.connect()
-    check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
+    check_topics(pipeline, broker, tuple(topic.name(pipeline) for topic in used))
     return broker
 
 
@@ -94,7 +94,7 @@ def has_worked(broker: Broker, name: str, pipeline: Pipeline, model: str = "") -
     """Whether a service has worked before: a topic that it alone writes has records, or its group has committed."""
 
     def partitions(topic: Topic) -> list[TopicPartition]:
-        return [TopicPartition(topic.name(pipeline.name), n) for n in range(topic.partitions or pipeline.partitions)]
+        return [TopicPartition(topic.name(pipeline), n) for n in range(topic.partitions or pipeline.partitions)]
 
     own = [p for topic in topics.writes(name) if topic.writers == (name,) for p in partitions(topic)]
     consumed = [p for topic in topics.consumes(name) for p in partitions(topic)]
@@ -397,7 +397,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     used = tuple(topic for topic in topics.TOPICS if {*topic.readers, *topic.writers} & {*names})
     if any(SERVICES[one].needs_kafka for one in names):
         broker.connect()
-        check_topics(pipeline, broker, tuple(topic.name(pipeline.name) for topic in used))
+        check_topics(pipeline, broker, tuple(topic.name(pipeline) for topic in used))
         cluster = check_settings(pipeline, broker, used)
     declared = declared_partitions(pipeline, used)
     context = Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host())

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 DAY = 24 * 3_600_000
 
 #: More than the largest record that a service writes, with key and headers: see `PREDICTION_BYTES` and its like.
 MAX_RECORD_BYTES = 2**21
+#: What Kafka takes as the name of a topic.
+TOPIC_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
+
+
+class Named(Protocol):
+    """A pipeline, as its topics see it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def raw_topics(self) -> Mapping[str, str]:
+        """Its topics that were there before it, by suffix."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,8 @@ class Topic:
         """Whether programs of others write it, with whatever timestamps."""
         return "producers" in self.writers
 
-    def name(self, pipeline: str) -> str:
-        """The topic's name for the pipeline called `pipeline`."""
-        return f"{pipeline}.{self.suffix}"
+    def name(self, pipeline: str | Named) -> str:
+        """The topic's name for a pipeline; of a raw one, `pipeline` must be the declaration, which may name another."""
+        if isinstance(pipeline, str):
+            return f"{pipeline}.{self.suffix}"
+        return pipeline.raw_topics.get(self.suffix) or f"{pipeline.name}.{self.suffix}"

@@ -69,7 +69,7 @@ class Pipeline:
         self.declaration = declared = pipeline if isinstance(pipeline, Declaration) else load(str(pipeline))
         self.records = Records(declared)
         self.broker = MemoryBroker(
-            {topic.name(declared.name): topic.partitions or declared.partitions for topic in topics.TOPICS}
+            {topic.name(declared): topic.partitions or declared.partitions for topic in topics.TOPICS}
         )
         self.folds = {name: Fold(declared, name) for name in declared.model_names}
         views = {view.label: MemoryView() for view in declared.views}
@@ -105,7 +105,7 @@ class Pipeline:
         decimals = _scales(stream)
         for record in records:
             data = record if isinstance(record, bytes) else _message(stream, codec, record, decimals)
-            self.broker.append(topic.name(self.declaration.name), data)
+            self.broker.append(topic.name(self.declaration), data)
         self._run()
         of = self.records
         examples = self._new(topics.EXAMPLES)
@@ -131,7 +131,7 @@ class Pipeline:
     def _new(self, topic: Topic) -> list[MemoryRecord]:
         """Return what a topic has beyond what was returned before."""
         seen = self._seen.setdefault(topic, set())
-        records = self.broker.records(topic.name(self.declaration.name))
+        records = self.broker.records(topic.name(self.declaration))
         fresh = [record for record in records if (record.partition(), record.offset()) not in seen]
         seen.update((record.partition(), record.offset()) for record in fresh)
         return sorted(fresh, key=lambda record: record.timestamp()[1])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from tidemill.errors import SettingsError
 from tidemill.stream.api import Processor
 from tidemill.stream.group import Service
+from tidemill.stream.topic import Named
 from tidemill.wire import topics
 
 
@@ -16,19 +17,19 @@ def group(name: str, pipeline: str, model: str = "") -> str:
     return ".".join((pipeline, name, model) if model else (pipeline, name))
 
 
-def service(name: str, pipeline: str, processor: Processor, model: str = "") -> Service:
+def service(name: str, pipeline: Named, processor: Processor, model: str = "") -> Service:
     """Return the service `name` of a pipeline."""
     consumed = [topic.name(pipeline) for topic in topics.consumes(name)]
     # Learners share their topic, and a learner goes on at its own snapshot, whatever is committed.
     outputs = [topic.name(pipeline) for topic in topics.outputs(name)] if name != "learner" else []
     return Service(
         f"{name}-{model}" if model else name,
-        group(name, pipeline, model),
+        group(name, pipeline.name, model),
         consumed,
         processor,
         topics.PROGRESS.name(pipeline),
         outputs,
-        " ".join(("tidemill offsets set", pipeline, name, *(("--model", model) if model else ()))),
+        " ".join(("tidemill offsets set", pipeline.name, name, *(("--model", model) if model else ()))),
     )
 
 

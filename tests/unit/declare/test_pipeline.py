@@ -12,6 +12,7 @@ from tidemill import Monitor, Pipeline, Stream, View, aggregates, category, load
 from tidemill.cli.text.declaration import pipeline_text
 from tidemill.errors import DeclarationError
 from tidemill.offline.model_trial import check_models
+from tidemill.wire.topics import TOPICS
 
 GOOD = load("flights")
 AGG = aggregates.count("1h")
@@ -31,6 +32,11 @@ AGG = aggregates.count("1h")
         ({"events": replace(GOOD.events, key="nothing")}, ["events.key", "nothing", "origin"]),
         ({"events": replace(GOOD.events, key="tailnum")}, ["tailnum", "null"]),
         ({"events": "departures"}, ["events", "Stream"]),
+        ({"events": replace(GOOD.events, topic="a topic")}, ["events.topic", "'a topic'", "letters, digits"]),
+        ({"events": replace(GOOD.events, topic="..")}, ["events.topic", "'..'"]),
+        ({"events": replace(GOOD.events, topic="x" * 250)}, ["events.topic", "249"]),
+        ({"labels": replace(GOOD.labels, topic="flights.events.valid")}, ["labels.topic", "flights.events.valid", "name="]),
+        ({"events": replace(GOOD.events, topic="t"), "labels": replace(GOOD.labels, topic="t")}, ["labels.topic", "'t'"]),
         ({"labels": replace(GOOD.labels, value="")}, ["labels.value"]),
         ({"labels": replace(GOOD.labels, value="arr_delay")}, ["labels.value", "arr_delay", "boolean"]),
         ({"rules": ["between 0 and 23"]}, ["rules", "tidemill.rules"]),
@@ -183,3 +189,10 @@ def test_what_check_prints_names_topics_vector_and_models() -> None:
 def test_streams_are_values() -> None:
     assert Stream("a", id="b", time="c") == Stream("a", id="b", time="c")
     assert isinstance(GOOD, Pipeline)
+
+
+def test_only_the_topics_that_producers_write_can_be_called_otherwise() -> None:
+    pipeline = replace(GOOD, events=replace(GOOD.events, topic="airport.departures-v2"))
+    names = {topic.suffix: topic.name(pipeline) for topic in TOPICS}
+    assert names.pop("events") == "airport.departures-v2"
+    assert names == {topic.suffix: f"flights.{topic.suffix}" for topic in TOPICS if topic.suffix != "events"}

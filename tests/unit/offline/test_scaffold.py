@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import datetime as dt
 import gzip
 import io
@@ -27,13 +28,14 @@ from registry_server import RegistryServer
 from test_deployment import accepts
 
 from tidemill import load
+from tidemill import testing as in_memory
 from tidemill.cli.init import init
 from tidemill.errors import TidemillError
 from tidemill.offline import scaffold
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.model_trial import check_models
 from tidemill.offline.scaffold.columns import columns_of
-from tidemill.offline.scaffold.plan import Options
+from tidemill.offline.scaffold.plan import Options, Sample
 from tidemill.offline.source import FileSource
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
@@ -442,13 +444,103 @@ def test_a_project_is_made_of_a_topic_in_avro_whatever_python_makes_of_its_types
                 MemoryRecord("orders", head + out.getvalue(), None, n, None, 0, n)
             )
         taken = scaffold.of_topic(broker, "orders", 200, server.url)
+        plan = scaffold.make(tmp_path / "p", [taken], Options(label="fraud", label_delay="1h"))
     finally:
         server.stop()
-    plan = scaffold.make(tmp_path / "p", [taken], Options(label="fraud", label_delay="1h"))
     assert "an event is named by 'order_id' (--id)" in plan.notes
+    # A decimal is a number in the files, and bytes on the topic.
+    assert any(note.startswith("the pipeline can't read topic orders as it is") for note in plan.notes)
     pipeline, report = tried(tmp_path / "p", plan)
     assert report.joined == 200
     assert {"amount", "weight", "country", "opens"} <= set(pipeline.vector)
+
+
+def of_json(broker: MemoryBroker, topic: str, rows: list[dict[str, Any]]) -> None:
+    for n, row in enumerate(rows):
+        at = TopicPartition(topic, n % 3)
+        broker.log[at].append(MemoryRecord(topic, json.dumps(row).encode(), None, n, None, n % 3, n // 3))
+
+
+def readings(number: int = 300) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return JSON as a stranger's topics hold it: seconds, objects, lists, and fields that are not always there."""
+    draw = random.Random(4)
+    events = [
+        {
+            "readingId": f"r{n}",
+            "ts": 1_790_000_000 + n * 60,
+            "pump": f"P{n % 5}",
+            "pressure": round(draw.gauss(4, 1), 2),
+            "where": {"site": draw.choice(["north", "south"]), "at": [1.5, n]},
+            "tags": ["x"] * (n % 3),
+            "spare": None,
+        }
+        | ({"remark": {"by": "me"}} if n % 4 == 0 else {})
+        for n in range(number)
+    ]
+    labels = [
+        {"readingId": e["readingId"], "knownAt": e["ts"] + 600, "failed": draw.random() < e["pressure"] / 9}
+        for e in events
+    ]
+    return events, labels
+
+
+def test_a_pipeline_reads_the_topics_that_it_was_made_of(tmp_path: Path) -> None:
+    broker = MemoryBroker({"pumps": 3, "pumps.failed": 3})
+    events, labels = readings()
+    of_json(broker, "pumps", events)
+    of_json(broker, "pumps.failed", labels)
+    taken = [scaffold.of_topic(broker, name, 300) for name in ("pumps", "pumps.failed")]
+    made = scaffold.make(tmp_path / "p", taken, Options())
+    assert made.notes[-2:] == [
+        "the pipeline reads its events from topic pumps",
+        "the pipeline reads its labels from topic pumps.failed",
+    ]
+    pipeline, report = tried(tmp_path / "p", made)
+    assert report.joined == 300
+    assert (pipeline.raw_topics, pipeline.partitions) == ({"events": "pumps", "labels": "pumps.failed"}, 3)
+    live = in_memory.Pipeline(pipeline)
+    more_events, more_labels = readings(5)
+    sent = live.send(*(json.dumps(event).encode() for event in more_events))
+    assert sorted(p["event_id"] for p in sent.predictions) == [event["readingId"] for event in more_events]
+    answered = live.send_labels(*(json.dumps(label).encode() for label in more_labels))
+    answers = {e["prediction"]["features"]["event_id"]: e["label"] for e in answered.examples}
+    assert answers == {label["readingId"]: label["failed"] for label in more_labels}
+    assert len(live.broker.records("pumps")) == len(live.broker.records("pumps.failed")) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"readingId": lambda n: f"r{n}", "knownAt": lambda n: f"{n % 28 + 1}.1.2026 14:05"}, "are refused"),
+        ({"more": lambda n: n}, "are refused"),
+    ],
+)
+def test_a_topic_that_is_no_stream_as_it_is_is_named_with_the_reason(
+    tmp_path: Path, change: dict[str, Any], why: str
+) -> None:
+    broker = MemoryBroker({"pumps": 3, "failed": 3})
+    events, labels = readings()
+    of_json(broker, "pumps", events)
+    of_json(broker, "failed", [label | {name: of(n) for name, of in change.items()} for n, label in enumerate(labels)])
+    taken = [scaffold.of_topic(broker, name, 300) for name in ("pumps", "failed")]
+    made = scaffold.make(tmp_path / "p", taken, Options(label="failed", label_time="knownAt"))
+    assert made.notes[-2] == "the pipeline reads its events from topic pumps"
+    assert made.notes[-1].startswith("the pipeline can't read topic failed as it is, for ")
+    assert why in made.notes[-1]
+    assert made.notes[-1].endswith("Send its labels to p.labels, as they are in data/labels.jsonl")
+    pipeline, _ = tried(tmp_path / "p", made)
+    assert pipeline.raw_topics == {"events": "pumps", "labels": ""}
+
+
+def test_topics_of_other_numbers_of_partitions_are_not_read_together(tmp_path: Path) -> None:
+    broker = MemoryBroker({"pumps": 3, "failed": 4})
+    for topic, rows in zip(("pumps", "failed"), readings(), strict=True):
+        of_json(broker, topic, rows)
+    taken = [scaffold.of_topic(broker, name, 300) for name in ("pumps", "failed")]
+    made = scaffold.make(tmp_path / "p", taken, Options())
+    assert "it has 4 partitions, and the topic of the events 3" in made.notes[-1]
+    with pytest.raises(TidemillError, match="choose another name"):
+        scaffold.make(tmp_path / "x", [dataclasses.replace(taken[0], sample=Sample("x.y", 3, [], "", None))], Options())
 
 
 def test_a_text_of_each_row_is_not_offered_as_the_label(tmp_path: Path) -> None:

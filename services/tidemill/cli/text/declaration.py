@@ -18,7 +18,7 @@ def topics_text(pipeline: Pipeline) -> str:
         retention = "forever" if topic.retention_ms < 0 else f"{topic.retention_ms // DAY} days"
         partitions = str(topic.partitions or pipeline.partitions)
         table.add_row(
-            topic.name(pipeline.name),
+            topic.name(pipeline),
             topic.key,
             topic.record,
             partitions,

@@ -43,7 +43,7 @@ def topic_schemas(pipeline: Pipeline) -> list[TopicSchema]:
         name = str(codec.avro["name"]) if codec else topic.record
         schemas.append(
             TopicSchema(
-                topic=topic.name(pipeline.name),
+                topic=topic.name(pipeline),
                 short=topic.suffix,
                 key=topic.key,
                 name=name,

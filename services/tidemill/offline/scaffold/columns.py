@@ -106,6 +106,8 @@ class Column:
     told: str = ""
     ambiguous: tuple[str, ...] = ()
     note: str = ""
+    #: Its Avro type, where it is from a topic in Avro.
+    declared: Any = None
 
     @property
     def is_renamed(self) -> bool:
@@ -141,6 +143,8 @@ class Column:
     @property
     def avro(self) -> Any:
         """The Avro type of its field."""
+        if self.declared is not None:
+            return self.declared
         kinds = {"int": "long", "float": "double", "flag": "boolean", "text": "string"}
         kind: Any = kinds.get(self.kind, "string")
         return ["null", kind] if self.missing else kind

@@ -7,14 +7,15 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import duration, milliseconds
+from tidemill.encoding import schema_files
 from tidemill.offline import history
+from tidemill.offline.scaffold import topic
 from tidemill.offline.scaffold.columns import quoted
-from tidemill.offline.scaffold.plan import SHRUNK_BY, WINDOWS, Part, Plan
+from tidemill.offline.scaffold.plan import SHRUNK_BY, WINDOWS, Part, Plan, typed
 from tidemill.offline.suggest import profiles
 from tidemill.offline.suggest.core import Suggestion, refusals_text, suggest
 
@@ -34,7 +35,19 @@ def write(folder: Path, plan: Plan) -> None:
         records = [dict(zip((part.name for part in parts), row, strict=True)) for row in values]
         history.write(folder / "data" / f"{name}s.{plan.suffix}", records)
     pipeline = folder / "pipeline.py"
+    plan.topics = {stream: sample.topic for stream, sample in plan.samples.items()}
     pipeline.write_text(declaration(plan), encoding="utf-8")
+    for stream, sample in plan.samples.items():
+        why_not = topic.why_not_live(load(str(pipeline)), stream, sample, folder / "data" / f"{stream}.{plan.suffix}")
+        if not why_not:
+            plan.notes.append(f"the pipeline reads its {stream} from topic {sample.topic}")
+            continue
+        del plan.topics[stream]
+        plan.notes.append(
+            f"the pipeline can't read topic {sample.topic} as it is, for {why_not}. Send its {stream} to "
+            f"{plan.name}.{stream}, as they are in data/{stream}.{plan.suffix}"
+        )
+        pipeline.write_text(declaration(plan), encoding="utf-8")
     rules = {}
     for argument, stream, name in (("rules", "events", "events"), ("label_rules", "labels", "labels")):
         rules[argument] = suggested(load(str(pipeline)), argument, stream, folder / "data" / f"{name}.{plan.suffix}")
@@ -51,11 +64,12 @@ def schema(plan: Plan, name: str, parts: Parts) -> str:
     """Return an Avro schema, a field a line."""
     fields = []
     for part in parts:
-        field: dict[str, Any] = {"name": part.name, "type": part.avro}
-        field |= {"default": None} if isinstance(part.avro, list) else {}
-        field |= {"column": part.column} if part.column else {}
+        field = {"name": part.name} | typed(part.avro) | ({"column": part.column} if part.column else {})
         fields.append(f"    {json.dumps(field, ensure_ascii=False)}")
-    head = json.dumps({"type": "record", "name": f"{plan.name.replace('-', '_')}.{name.capitalize()}"})
+    sample = plan.samples.get(f"{name}s")
+    called = schema_files.full_name(sample.schema) if sample and sample.schema else ""
+    called = called or f"{plan.name.replace('-', '_')}.{name.capitalize()}"
+    head = json.dumps({"type": "record", "name": called})
     return f'{head[:-1]}, "fields": [\n' + ",\n".join(fields) + "\n]}\n"
 
 
@@ -133,14 +147,19 @@ _PREPARED = (
 
 
 def _lines(plan: Plan, rules: Sequence[str], label_rules: Sequence[str]) -> Iterable[str]:
-    unit = f', time_unit="{plan.time_unit}"' if plan.time_unit else ""
+    unit, known_unit = (f', time_unit="{one}"' if one else "" for one in (plan.time_unit, plan.label_time_unit))
+    of_events, of_labels = (
+        f", topic={quoted(plan.topics[one])}" if one in plan.topics else "" for one in ("events", "labels")
+    )
     yield f"    name={quoted(plan.name)},\n"
     key, id_, time, known = map(quoted, (plan.entity, plan.id, plan.time, plan.label_time))
     yield "    # An event asks, a label with the same id answers it. Features of the past are kept by the key.\n"
     key = f", key={key}" if plan.entity else ""
-    yield f'    events=Stream("event.avsc", id={id_}, time={time}{unit}{key}),\n'
-    label = f"id={quoted(plan.label_id)}, time={known}, value={plan.value}"
+    yield f'    events=Stream("event.avsc", id={id_}, time={time}{unit}{key}{of_events}),\n'
+    label = f"id={quoted(plan.label_id)}, time={known}{known_unit}, value={plan.value}{of_labels}"
     yield f'    labels=Stream("label.avsc", {label}),\n'
+    for stream in list(plan.topics)[:1]:
+        yield f"    partitions={plan.samples[stream].partitions},  # as many as the topic of the {stream} has\n"
     yield f"    task={quoted(plan.task)},\n"
     for argument, lines, what in (("rules", rules, "an event"), ("label_rules", label_rules, "a label")):
         if lines:

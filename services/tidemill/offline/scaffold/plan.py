@@ -21,6 +21,7 @@ from tidemill.errors import SettingsError
 from tidemill.offline.scaffold.columns import (
     EPOCH,
     ISO,
+    LARGEST_LONG,
     Column,
     columns_of,
     field_names,
@@ -30,6 +31,7 @@ from tidemill.offline.scaffold.columns import (
     time_reader,
     words_of,
 )
+from tidemill.stream.api import Record
 
 #: Asks (question, choices) and returns the answer.
 Ask = Callable[[str, Sequence[str]], str]
@@ -72,17 +74,44 @@ _TRUE = {
 }
 
 
+@dataclass(frozen=True)
+class Sample:
+    """The newest records of a topic, and what they are decoded with; `schema`: the one that all were written with."""
+
+    topic: str
+    partitions: int
+    records: Sequence[Record] = field(repr=False)
+    registry_url: str = field(repr=False)
+    schema: Mapping[str, Any] | None
+
+    def types(self) -> Mapping[str, Any]:
+        """Return the Avro types of the fields whose values in a file are those on the topic."""
+        fields = self.schema["fields"] if self.schema else ()
+        return {one["name"]: one["type"] for one in fields if _is_plain(one["type"])}
+
+
+def _is_plain(avro: Any) -> bool:
+    if isinstance(avro, list):
+        return len(avro) == 2 and avro[0] == "null" and _is_plain(avro[1])
+    logical = avro.get("logicalType", "") if isinstance(avro, dict) else ""
+    kind = avro["type"] if isinstance(avro, dict) else avro
+    return kind in PLAIN_AVRO and (not logical or logical == "uuid" or logical.startswith("timestamp-"))
+
+
 @dataclass
 class Data:
-    """One source of rows: what it is called, and its columns as they stand there."""
+    """One source of rows: what it is called, its columns as they stand there, and the topic that they are from."""
 
     name: str
     given: Mapping[str, Sequence[Any]]
     is_csv: bool
+    sample: Sample | None = None
     columns: list[Column] = field(init=False)
 
     def __post_init__(self) -> None:
         self.columns = columns_of(self.given, is_csv=self.is_csv)
+        for column in self.columns:
+            column.declared = self.sample.types().get(column.name) if self.sample and not column.is_renamed else None
         if not self.columns or not self.rows:
             raise SettingsError(f"{self.name} has no rows: give a file with a line of names and some rows")
 
@@ -127,6 +156,7 @@ class Plan:
     id: str = ""
     time: str = ""
     time_unit: str = ""
+    label_time_unit: str = ""
     entity: str = ""
     label: str = ""
     label_id: str = ""
@@ -147,6 +177,10 @@ class Plan:
     window: str = "1d"
     monitor: str = "1d"
     segments: list[str] = field(default_factory=list)
+    #: The topics that events and labels are from, where they are; the pipeline reads them where it can.
+    samples: dict[str, Sample] = field(default_factory=dict)
+    #: By "events" and "labels": the topic that is read as it is.
+    topics: dict[str, str] = field(default_factory=dict)
     rows: int = 0
     notes: list[str] = field(default_factory=list)
     is_labelled: bool = True
@@ -184,6 +218,14 @@ class _Planner:
         self.events, self.labels, self.options, self.ask = events, labels, options, ask
         self.made = Plan(name, options.task, events.is_csv and (labels is None or labels.is_csv))
         self.made.rows = events.rows
+        self.made.samples = {
+            stream: data.sample for stream, data in (("events", events), ("labels", labels)) if data and data.sample
+        }
+        for sample in self.made.samples.values():
+            if sample.topic.startswith(f"{name}."):
+                raise SettingsError(
+                    f"topic {sample.topic!r} is called as topics of a pipeline {name!r} are: choose another name"
+                )
         if options.task and options.task not in TASKS:
             raise SettingsError(f"--task {options.task!r}: expected one of {', '.join(TASKS)}")
         self.used: set[str] = set()
@@ -527,19 +569,25 @@ class _Planner:
             made.events.append(Part(made.id, "long", [self._whole(n) for n in range(1, data.rows + 1)]))
         else:
             made.id = id_.field
-            made.events.append(_part(id_, "long" if id_.kind == "int" and self._ids_are_whole(id_) else "string"))
+            plain = "long" if id_.kind == "int" and self._ids_are_whole(id_) else "string"
+            made.events.append(_part(id_, id_.declared or plain))
         if time is None:
             made.time = free_name("at", names)
             made.events.append(Part(made.time, MILLIS, list(map(iso_text, millis))))
         else:
             made.time = time.field
-            made.events.append(self._time_part(time, millis))
+            part, made.time_unit = self._time_part(time, millis)
+            made.events.append(part)
         for column in data.columns:
             if column in (id_, time) or column in apart:
                 continue
             if column.kind in ("nested", "empty"):
                 what = "lists or objects" if column.kind == "nested" else "no value in any row"
-                made.left_out[column.field] = f"{what}; not in the schema"
+                if data.sample and not data.sample.schema and not column.is_renamed:  # JSON of its topic has it
+                    made.left_out[column.field] = what
+                    made.events.append(Part(column.field, json_type(column.values, column.field), column.values))
+                else:
+                    made.left_out[column.field] = f"{what}; not in the schema"
                 continue
             made.events.append(_part(column))
 
@@ -551,19 +599,21 @@ class _Planner:
     def _whole(self, number: int) -> Any:
         return str(number) if self.made.is_csv else number
 
-    def _time_part(self, column: Column, millis: Sequence[int]) -> Part:
-        """Return the field of a time as it is told, if a schema can say so; else as ISO 8601."""
+    def _time_part(self, column: Column, millis: Sequence[int | None]) -> tuple[Part, str]:
+        """Return the field of a time as it is told, if a schema can say so, and its unit; else as ISO 8601."""
         told = column.told
         if told == "seconds":
-            self.made.time_unit = "seconds"
-            return _part(column)
+            return _part(column), "seconds"
+        if column.declared is not None and column.kind == "time":
+            return _part(column), ""
         logical = {"millis": "timestamp-millis", "micros": "timestamp-micros", "nanos": "timestamp-nanos"}.get(told)
         if logical and column.kind == "int":
-            return _part(column, {"type": "long", "logicalType": logical})
+            return _part(column, {"type": "long", "logicalType": logical}), ""
         if told == ISO and self.made.is_csv:
-            return _part(column, MILLIS)
+            return _part(column, MILLIS), ""
         self._say_written_as_iso(column)
-        return Part(column.field, MILLIS, list(map(iso_text, millis)), column.name if column.is_renamed else "")
+        texts = [None if ms is None else iso_text(ms) for ms in millis]
+        return Part(column.field, MILLIS, texts, column.name if column.is_renamed else ""), ""
 
     def _say_written_as_iso(self, column: Column) -> None:
         if column.told != ISO:
@@ -592,9 +642,12 @@ class _Planner:
         if made.label_time in taken:
             raise SettingsError(f"--label-time {made.label_time!r} is the id or the label as well: name another column")
         values = label.values if label is not None else ["false" if made.is_csv else False] * data.rows
+        time = Part(made.label_time, MILLIS, [None if ms is None else iso_text(ms) for ms in label_millis])
+        if label_time is not None and self.labels is not None and self.labels.sample:  # to be read as it is there
+            time, made.label_time_unit = self._time_part(label_time, label_millis)
         rows = [
-            (i, ms, value)
-            for i, ms, value in zip(ids, label_millis, values, strict=True)
+            (i, ms, value, at)
+            for i, ms, value, at in zip(ids, label_millis, values, time.values, strict=True)
             if i is not None and ms is not None and value is not None
         ]
         if len(rows) < data.rows:
@@ -603,18 +656,20 @@ class _Planner:
         if not rows:
             raise SettingsError(f"no row of {data.name} has an id, a time and a label")
         id_type = made.events[0].avro
-        kept = [i if id_type == "long" or isinstance(i, str) else str(i) for i, _, _ in rows]
-        kind = {"int": "long", "float": "double", "flag": "boolean"}.get(label.kind if label else "flag", "string")
+        kept = [str(i) if id_type == "string" else i for i, *_ in rows]
+        kind: Any = {"int": "long", "float": "double", "flag": "boolean"}.get(label.kind if label else "flag", "string")
+        if label is not None and isinstance(label.declared, dict) and label.declared["type"] == "enum":
+            kind = label.declared
         id_name = label_id.name if label_id is not None and label_id.is_renamed else ""
         made.labels = [
             Part(made.label_id, id_type, kept, id_name),
-            Part(made.label_time, MILLIS, [iso_text(ms) for _, ms, _ in rows], _original(label_time)),
-            Part(made.label, kind, [value for _, _, value in rows], _original(label)),
+            dataclasses.replace(time, values=[at for *_, at in rows], column=_original(label_time)),
+            Part(made.label, kind, [value for _, _, value, _ in rows], _original(label)),
         ]
         if label is not None and label.kind == "time":
-            made.labels[2] = dataclasses.replace(made.labels[2], values=[str(value) for _, _, value in rows])
+            made.labels[2] = dataclasses.replace(made.labels[2], values=[str(value) for _, _, value, _ in rows])
         known = dict(zip(map(str, made.events[0].values), millis, strict=True))
-        delays = [ms - known[str(i)] for i, ms, _ in rows if str(i) in known]
+        delays = [ms - known[str(i)] for i, ms, *_ in rows if str(i) in known]
         made.label_timeout = _at_least(max(delays, default=0) * 3 // 2)
 
     # Features.
@@ -656,7 +711,7 @@ class _Planner:
         made, rows = self.made, self.events.rows
         fields = {part.name for part in made.events}
         for column in self.events.columns:
-            if column in taken or column.field not in fields:
+            if column in taken or column.field not in fields or column.kind in ("nested", "empty"):
                 continue
             distinct = len(column.counts)
             if distinct == 1 and not column.missing and rows >= MIN_ROWS_OF_NUMBER_CLASS:
@@ -703,6 +758,8 @@ class _Planner:
 
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
+#: Avro types whose values a file has as they are on the topic.
+PLAIN_AVRO = ("string", "boolean", "int", "long", "float", "double", "enum")
 
 
 def _checked(ms: int) -> int:
@@ -720,6 +777,31 @@ def _plain(column: Column) -> str:
 
 def _original(column: Column | None) -> str:
     return column.name if column is not None and column.is_renamed else ""
+
+
+def json_type(values: Iterable[Any], name: str) -> Any:
+    """Return the Avro type of JSON values: text where they have no common one."""
+    present = [value for value in values if value is not None]
+    types = {type(value) for value in present}
+    kind: Any = "string"
+    if types == {dict}:
+        names = list(dict.fromkeys(key for value in present for key in value))
+        inner = {one: json_type([value.get(one) for value in present], f"{name}_{one}") for one in names}
+        fields = [{"name": one} | typed(inner[one]) for one in names]
+        kind = {"type": "record", "name": name, "fields": fields}
+    elif types == {list}:
+        items = [item for value in present for item in value]
+        kind = {"type": "array", "items": json_type(items, f"{name}_item")}
+    elif types == {bool}:
+        kind = "boolean"
+    elif types and types <= {int, float}:
+        kind = "long" if types == {int} and all(abs(value) <= LARGEST_LONG for value in present) else "double"
+    return kind if present and all(value is not None for value in values) else ["null", kind]
+
+
+def typed(avro: Any) -> dict[str, Any]:
+    """Return the type of a field, and its default where the field may be missing."""
+    return {"type": avro, "default": None} if isinstance(avro, list) else {"type": avro}
 
 
 def _part(column: Column, avro: Any = None) -> Part:

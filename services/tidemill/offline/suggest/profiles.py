@@ -338,7 +338,7 @@ def of_kafka(pipeline: Pipeline, broker: Broker, progress: Progress | None = Non
         ("label_rules", topics.LABELS_VALID, pipeline.labels, pipeline.label_rules, records.label),
     ):
         profile = profiles[argument] = StreamProfile(stream, declared, is_sorted=False)
-        for batch in broker.read(full_range(broker, topic.name(pipeline.name))):
+        for batch in broker.read(full_range(broker, topic.name(pipeline))):
             decoded = [(record, row) for record in batch if (row := codec.of(record.value())) is not None]
             profile.skipped += len(batch) - len(decoded)
             numbers = np.array([(r.partition() << 48) + r.offset() for r, _ in decoded], np.int64)

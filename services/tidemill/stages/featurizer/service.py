@@ -286,7 +286,7 @@ def _is_blank(text: str) -> bool:
 
 def build(pipeline: Pipeline, stores: Mapping[str, ViewStore], remote_views: RemoteViews | None = None) -> Service:
     """Wire the featurizer to its topics."""
-    return service("featurizer", pipeline.name, Featurizer(pipeline, stores, remote_views))
+    return service("featurizer", pipeline, Featurizer(pipeline, stores, remote_views))
 
 
 @dataclass(slots=True)

@@ -299,7 +299,7 @@ def build(pipeline: Pipeline, registry: Registry, broker: Broker) -> Service:
         past=past,
         epoch_of=lambda model: next((one.epoch for one in latest(broker, registry, {model: 1})[0][model]), 0),
     )
-    return service("gate", pipeline.name, step)
+    return service("gate", pipeline, step)
 
 
 def serving_check(registry: Registry, broker: Broker) -> Check:

@@ -190,4 +190,4 @@ class Joiner(DeadLetterProcessor):
 
 def build(pipeline: Pipeline, watermark: Callable[[int, State], Watermark] = Watermark) -> Service:
     """Wire the joiner to its topics."""
-    return service("joiner", pipeline.name, Joiner(pipeline, watermark))
+    return service("joiner", pipeline, Joiner(pipeline, watermark))

@@ -343,4 +343,4 @@ def build(
         every_seconds=every_seconds,
         first_examples=first_examples,
     )
-    return service("learner", pipeline.name, step, model)
+    return service("learner", pipeline, step, model)

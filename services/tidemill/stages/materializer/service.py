@@ -94,4 +94,4 @@ class Materializer(Processor):
 
 def build(pipeline: Pipeline, stores: Mapping[str, ViewStore]) -> Service:
     """Wire the materializer to its topic."""
-    return service("materializer", pipeline.name, Materializer(pipeline, stores))
+    return service("materializer", pipeline, Materializer(pipeline, stores))

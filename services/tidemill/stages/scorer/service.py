@@ -270,4 +270,4 @@ class Scorer(DeadLetterProcessor):
 
 def build(pipeline: Pipeline, take: Callable[[], Sequence[Ready]]) -> Service:
     """Wire the scorer to its topics."""
-    return service("scorer", pipeline.name, Scorer(pipeline, take))
+    return service("scorer", pipeline, Scorer(pipeline, take))

@@ -80,8 +80,8 @@ class SchemaFollower(WriterSchemas):
         records = Records(pipeline)
         self.registry, self.seconds, self.clock = registry, seconds, clock
         self._read_as: Mapping[str, tuple[Codec, Unwrap]] = {
-            topics.EVENTS.name(pipeline.name): (records.sent_event, pipeline.events.unwrap),
-            topics.LABELS.name(pipeline.name): (records.sent_label, pipeline.labels.unwrap),
+            topics.EVENTS.name(pipeline): (records.sent_event, pipeline.events.unwrap),
+            topics.LABELS.name(pipeline): (records.sent_label, pipeline.labels.unwrap),
         }
         self._known: dict[tuple[str, SchemaName], WriterSchema] = {}
         self._read: set[tuple[str, int]] = set()

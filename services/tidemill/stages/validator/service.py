@@ -104,7 +104,7 @@ class Validator(DeadLetterProcessor):
         events = self.records.sent_event, self.records.event
         labels = self.records.sent_label, self.records.label
         self._routes = {
-            raw.name(name): self._route(raw.name(name), stream, codecs, checks, valid.name(name))
+            raw.name(pipeline): self._route(raw.name(pipeline), stream, codecs, checks, valid.name(pipeline))
             for raw, stream, codecs, checks, valid in (
                 (topics.EVENTS, pipeline.events, events, pipeline.event_checks, topics.EVENTS_VALID),
                 (topics.LABELS, pipeline.labels, labels, pipeline.label_checks, topics.LABELS_VALID),
@@ -112,7 +112,7 @@ class Validator(DeadLetterProcessor):
         }
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
-        self._labels = topics.LABELS.name(name)
+        self._labels = topics.LABELS.name(pipeline)
         self._assigned: set[TopicPartition] = set()
         self._old: set[str] = set()
         self._rule_states: dict[tuple[str, int], RuleState] = {}
@@ -273,4 +273,4 @@ class Validator(DeadLetterProcessor):
 
 def build(pipeline: Pipeline, writers: WriterSchemas | None = None, *, fuse: bool = True) -> Service:
     """Wire the validator to its topics."""
-    return service("validator", pipeline.name, Validator(pipeline, writers, fuse=fuse))
+    return service("validator", pipeline, Validator(pipeline, writers, fuse=fuse))

@@ -152,4 +152,4 @@ class Archiver(Processor):
 
 def build(pipeline: Pipeline, files: Files, every_seconds: float) -> Service:
     """Wire the archiver to its topics."""
-    return service("archiver", pipeline.name, Archiver(pipeline, files, every_seconds=every_seconds))
+    return service("archiver", pipeline, Archiver(pipeline, files, every_seconds=every_seconds))

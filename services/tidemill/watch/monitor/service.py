@@ -248,9 +248,9 @@ class MonitorService:
         """
         name = self.pipeline.name
         partitions = [
-            TopicPartition(topic.name(name), number)
+            TopicPartition(topic.name(self.pipeline), number)
             for topic in topics.consumes("monitor")
-            for number in range(self.broker.partitions(topic.name(name)))
+            for number in range(self.broker.partitions(topic.name(self.pipeline)))
         ]
         is_new = not any(self.broker.committed(f"{name}.monitor", partitions).values())
         if is_new and has_records(self.broker, [topics.WINDOWS.name(name)]):
@@ -259,7 +259,7 @@ class MonitorService:
         return "earliest"
 
     def _agent(self, app: Any, topic: Topic, take: Callable[[Any], None]) -> None:
-        channel = app.topic(topic.name(self.pipeline.name), key_type=bytes, value_type=bytes, value_serializer="raw")
+        channel = app.topic(topic.name(self.pipeline), key_type=bytes, value_type=bytes, value_serializer="raw")
 
         async def agent(stream: Any) -> None:
             async for event in stream.events():

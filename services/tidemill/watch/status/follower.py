@@ -79,7 +79,7 @@ class TopicFollower(threading.Thread):
     def run(self) -> None:
         """Read until `stop`. While Kafka can't be read, `error` says why, and reading is tried again."""
         reader: KafkaFollower | None = None
-        starts = {topic.name(self.pipeline.name): records for topic, records in START_RECORDS.items()}
+        starts = {topic.name(self.pipeline): records for topic, records in START_RECORDS.items()}
         while not self._ending.is_set():
             try:
                 if reader is None:
