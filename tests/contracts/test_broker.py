@@ -9,6 +9,8 @@ import time
 from collections import Counter
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+from real_kafka import RealKafka
 from running import until
 
 from tidemill.errors import Aborted, BrokerError, Fenced
@@ -219,6 +221,24 @@ def test_headers_keys_and_timestamps_arrive(bench: Bench) -> None:
     assert record.headers()[1:] == [("a", b"1"), ("a", b"2")]
     assert origin_of(record) == 1234
     assert abs(record.timestamp()[1] - time.time() * 1000) < 600_000, "it is kept by when it was written"
+    producer.close()
+    consumer.close()
+
+
+@pytest.mark.kafka
+def test_a_record_is_kept_by_when_it_was_written_even_where_producers_times_would_be(kafka: RealKafka) -> None:
+    topic, broker = f"contract{next(names)}.foreign", KafkaBroker(kafka.servers)
+    new = NewTopic(topic, 1, 1, config={"message.timestamp.type": "CreateTime"})
+    admin = AdminClient({"bootstrap.servers": kafka.servers})  # its answer is lost when it is collected
+    admin.create_topics([new])[topic].result(30)
+    producer, slot = broker.producer("p"), TopicPartition(topic, 0)
+    consumer = broker.consumer("foreign", [topic], "m")
+    producer.emit(topic, b"v", b"key", 1234, [], 0)
+    producer.commit({}, consumer)
+    until(lambda: broker.offset_range(slot)[1] > 0, "the record is not there")
+    record = next(record for batch in broker.read({slot: (0, 1)}) for record in batch)
+    assert origin_of(record) == 1234
+    assert abs(record.timestamp()[1] - time.time() * 1000) < 600_000
     producer.close()
     consumer.close()
 

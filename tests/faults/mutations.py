@@ -507,7 +507,7 @@ MUTANTS = (
         "stream/kafka/producer.py",
         "self._client.produce(topic, value, key, partition, headers=list(all_headers))",
         "self._client.produce(topic, value, key, partition, timestamp=timestamp, headers=list(all_headers))",
-        (f"{BROKER}::test_headers_keys_and_timestamps_arrive",),
+        (f"{BROKER}::test_a_record_is_kept_by_when_it_was_written_even_where_producers_times_would_be",),
     ),
     Mutant(
         "any-timestamp", "a producer's clock may say anything",
