@@ -182,7 +182,14 @@ def test_a_zero_counts_as_soon_as_a_weight_may_be_infinite() -> None:
     """In River's sum it is 0 * inf, which is no number, although the vector does not have the category."""
     steps = [("learn", {"word": "a"}, True)] * 3 + [("learn", {"word": "b"}, False), ("ask", {"word": "b"}, True)]
     for rate in (1e300, 1e308, 1e99):
-        both(lambda rate=rate: _demo(optimizer=optim.SGD(rate)), [*steps, ("save", {}, True), *steps])
+        for weight in (1.0, 10.0):  # with 1e308 and 10.0, the first step makes one infinite
+
+            def make(rate: float = rate, weight: float = weight) -> Any:
+                return _demo(optimizer=optim.SGD(rate), loss=optim.losses.Log(weight_pos=weight))
+
+            own = both(make, [*steps, ("save", {}, True), *steps])
+            is_infinite = not all(map(math.isfinite, _linear(river_model(own)).weights.values()))
+            assert is_infinite == ((rate, weight) == (1e308, 10.0))
 
 
 def test_other_shapes_are_river_s_own() -> None:
