@@ -46,6 +46,59 @@ def test_steps_import_no_client_library(path: Path) -> None:
     assert not [name for name in imported if name.startswith(banned)]
 
 
+#: What a `threading.Thread` of Python 3.11 to 3.14 has inside; `_handle` and others came later than 3.11.
+OF_THREADS = frozenset(
+    [
+        "_after_fork",
+        "_args",
+        "_bootstrap",
+        "_bootstrap_inner",
+        "_context",
+        "_daemonic",
+        "_delete",
+        "_handle",
+        "_ident",
+        "_initialized",
+        "_invoke_excepthook",
+        "_is_stopped",
+        "_kwargs",
+        "_name",
+        "_native_id",
+        "_os_thread_handle",
+        "_reset_internal_locks",
+        "_set_ident",
+        "_set_native_id",
+        "_set_os_name",
+        "_set_tstate_lock",
+        "_started",
+        "_stderr",
+        "_stop",
+        "_target",
+        "_tstate_lock",
+        "_wait_for_tstate_lock",
+    ]
+)
+
+
+def test_no_thread_has_a_name_that_a_later_python_has_for_itself() -> None:
+    threads = 0
+    for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parents[1] / "tests").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef) or not any("Thread" in ast.unparse(base) for base in node.bases):
+                continue
+            threads += 1
+            names = {one.name for one in node.body if isinstance(one, ast.FunctionDef)}
+            names |= {
+                one.attr
+                for one in ast.walk(node)
+                if isinstance(one, ast.Attribute)
+                and isinstance(one.ctx, ast.Store)
+                and ast.unparse(one.value) == "self"
+            }
+            assert not names & OF_THREADS, f"{path}: {node.name}"
+    assert threads >= 5
+
+
 def test_every_topic_has_a_writer_and_a_reader_and_services_exist() -> None:
     for topic in topics.TOPICS:
         assert topic.writers

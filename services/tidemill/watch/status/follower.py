@@ -45,11 +45,11 @@ MAX_DECISIONS = 1000
 MAX_REASONS = 200
 
 
-class TopicFollower(threading.Thread):
+class TopicFollower:
     """Reads the topics in a thread of its own. Other threads take `lock` to read its fields."""
 
     def __init__(self, broker: KafkaBroker, pipeline: Pipeline, keys: Keyring | None) -> None:
-        super().__init__(name="follower", daemon=True)
+        self._thread = threading.Thread(target=self.run, name="follower", daemon=True)
         self.broker, self.pipeline, self.records = broker, pipeline, Records(pipeline)
         self.lock = threading.Lock()
         self.windows: dict[str, dict[int, dict[str, Any]]] = {}
@@ -75,6 +75,10 @@ class TopicFollower(threading.Thread):
         self._signed = {codec.topic: (codec, handler) for codec, handler in signed}
         self._chains: dict[str, Chains[Any]] = {}
         self._ending = threading.Event()
+
+    def start(self) -> None:
+        """Start to read."""
+        self._thread.start()
 
     def run(self) -> None:
         """Read until `stop`. While Kafka can't be read, `error` says why, and reading is tried again."""
@@ -105,8 +109,8 @@ class TopicFollower(threading.Thread):
     def stop(self) -> None:
         """Read no more."""
         self._ending.set()
-        if self.is_alive():
-            self.join(5)
+        if self._thread.is_alive():
+            self._thread.join(5)
 
     def _restore(self, topic: str, last: int) -> None:
         """Read the latest records of a topic whose records are signed, and the newest; `_handle` passes over them."""
