@@ -1,4 +1,4 @@
-"""Tokens of the status service: who holds one, what its holder may do, and how a new one is made.
+"""Tokens of the HTTP services: who holds one, what its holder may do, and how a new one is made.
 
 A token has at least 128 bits, so a plain SHA-256 is all that a service needs to know of it, and nobody guesses a token
 from its hash. Only its holder has the token itself.
@@ -13,7 +13,9 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
+from functools import reduce
+from operator import or_
 
 MIN_TOKEN_BITS = 128
 #: A random token of 128 bits has fewer different characters in one of ten million cases.
@@ -23,15 +25,22 @@ MAX_TOKEN_CHARACTERS = 512
 RESERVED_NAMES = ("gate", "monitor", "declaration")
 #: Alphabets that a token may be of, with their number of characters; the last is all that RFC 6750 allows.
 _ALPHABETS = ((r"[0-9]+", 10), (r"[0-9a-f]+|[0-9A-F]+", 16), (r"[0-9a-z]+|[0-9A-Z]+", 36), (r"[\w.~+/=-]+", 64))
-_ENTRY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._@-]{0,63}):([a-z]+):([0-9a-f]{64})")
+_ENTRY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._@-]{0,63}):([a-z]+(?:\+[a-z]+)*):([0-9a-f]{64})")
 
 
 class Role(IntEnum):
-    """What a holder may do; each may do what those before it may."""
+    """What a holder may do at the status service; each may do what those before it may."""
 
     VIEWER = 1
     OPERATOR = 2
     ADMIN = 3
+
+
+class Permission(IntFlag):
+    """What a holder may do at the gateway: an application has one or both."""
+
+    PRODUCE = 1
+    READ = 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,11 @@ class Holder:
     """Somebody with a token."""
 
     name: str
-    role: Role
+    role: Role | Permission
+
+    def may(self, needed: Role | Permission) -> bool:
+        """Return whether the holder may do what needs this role."""
+        return bool(self.role & needed) if isinstance(needed, Permission) else self.role >= needed
 
 
 def new_token() -> str:
@@ -66,26 +79,29 @@ def weakness(token: str) -> str:
     return ""
 
 
-def parse_holders(text: str) -> dict[str, Holder]:
+def parse_holders(text: str, roles: type[Role] | type[Permission] = Role) -> dict[str, Holder]:
     """Return the holders, by their tokens' hashes, that `NAME:ROLE:SHA256` entries name, split by blanks or commas.
+
+    A permission may be several, as `produce+read`.
 
     Raises ValueError, without a hash in its message, because somebody may have put the token itself there.
     """
     holders: dict[str, Holder] = {}
     for number, entry in enumerate(filter(None, re.split(r"[\s,]+", text)), 1):
         match = _ENTRY.fullmatch(entry)
-        if match is None or match[2].upper() not in Role.__members__:
-            roles = ", ".join(role.name.lower() for role in Role)
+        words = match[2].upper().split("+") if match else []
+        if match is None or not {*words} <= {*roles.__members__} or (len(words) > 1 and roles is Role):
+            names = ", ".join(name.lower() for name in roles.__members__)
             raise ValueError(
-                f"entry {number} is not NAME:ROLE:HASH, with one of the roles {roles}, and the SHA-256 of the token in "
+                f"entry {number} is not NAME:ROLE:HASH, with one of the roles {names}, and the SHA-256 of the token in "
                 f"hex: make one by `tidemill tokens new NAME`"
             )
-        name, role, digest = match.groups()
+        name, _, digest = match.groups()
         if name in RESERVED_NAMES:
             raise ValueError(f"entry {number}: {name} is no person: name somebody else")
         if digest in holders:
             raise ValueError(f"entry {number} has the token of {holders[digest].name}: make {name} one of their own")
-        holders[digest] = Holder(name, Role[role.upper()])
+        holders[digest] = Holder(name, reduce(or_, (roles[word] for word in words)) if words[1:] else roles[words[0]])
     return holders
 
 

@@ -17,13 +17,13 @@ from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.stream.partition import partition_of
 from tidemill.stream.topic import Topic
 from tidemill.tokens import Holder, Role, Tokens, token_hash
-from tidemill.watch.status.access import Access
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower, _fields
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.parts import Parts
 from tidemill.watch.status.scrape import Scraper
+from tidemill.web.access import Access
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 

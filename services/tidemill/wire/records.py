@@ -69,6 +69,8 @@ class Prediction(TypedDict):
     entity_id: str
     event_time: int
     champion: Score
+    as_of: dict[str, int]
+    stale: list[str]
 
 
 class PredictionLog(TypedDict):

@@ -17,11 +17,12 @@ from site_by_hand import ADMINS_TOKEN, TOKEN, VIEWERS_TOKEN, Site, alert
 from tidemill.limits import STATUS_GUESSERS
 from tidemill.settings import load as load_settings
 from tidemill.tokens import Role, new_token, token_hash
-from tidemill.watch.status.access import FREE_FAILURES, MAX_WAIT_SECONDS, Backoff, GuardedRoute
-from tidemill.watch.status.connections import server_config
-from tidemill.watch.status.edge import PROBES, Hosts, host_name
-from tidemill.watch.status.routes import health, lookups, models, overview, quality
+from tidemill.watch.status.routes import lookups, models, overview, quality
 from tidemill.watch.status.service import reading_is_free
+from tidemill.web import health
+from tidemill.web.access import FREE_FAILURES, MAX_WAIT_SECONDS, Backoff, GuardedRoute
+from tidemill.web.connections import server_config
+from tidemill.web.edge import PROBES, Hosts, host_name
 from tidemill.wire import topics
 
 pytestmark = pytest.mark.slow

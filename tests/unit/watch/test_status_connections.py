@@ -28,7 +28,7 @@ from tidemill.limits import (
     STATUS_STREAMS_OF_CLIENT,
 )
 from tidemill.stream.api import Record, TopicPartition
-from tidemill.watch.status import connections
+from tidemill.web import connections
 
 pytestmark = pytest.mark.slow
 

@@ -243,6 +243,8 @@ class Scorer(DeadLetterProcessor):
                         "entity_id": features["entity_id"],
                         "event_time": features["event_time"],
                         "champion": served,
+                        "as_of": features["as_of"],
+                        "stale": features["stale"],
                     }
                 ),
                 record.key(),

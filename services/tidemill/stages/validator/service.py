@@ -43,7 +43,7 @@ MAX_ID_CHARACTERS = ID_CHARACTERS.max
 WARNING = "tidemill.warning"
 
 
-class _Route:
+class Route:
     """From a raw topic to a valid one: how one stream's records are decoded, checked and passed on."""
 
     def __init__(
@@ -54,14 +54,30 @@ class _Route:
         entities: Collection[str],
         to: str,
         fuse: Fuse,
+        check_value: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.name = to.rpartition(".")[0].rpartition(".")[2]
         self.stream, self.rules, self.to = stream, rules, to
         self.decode, self.check = decoder.decode, compile_rules(stream, rules)
         self.check_texts = text_check(stream, entities)
         self.key = stream.key or stream.id
-        self.fuse = fuse
+        self.fuse, self.check_value = fuse, check_value
         self.forget()
+
+    def examine(
+        self, data: bytes | None, headers: Callable[[], Any], now: float
+    ) -> tuple[dict[str, Any], bytes, list[RuleWarning] | None]:
+        """Return the record, its Avro message and its warnings, by all that one record shows; `now` is ms, wall time.
+
+        Raises Reject, SkippedError or Retry.
+        """
+        decoded, data = self.decode(data, headers)
+        if len(data) > MAX_ID_CHARACTERS:  # else no text in it is too long
+            self.check_texts(decoded)
+        warnings = self.check(decoded, now)
+        if self.check_value:
+            self.check_value(decoded)
+        return decoded, data, warnings
 
     def forget(self) -> None:
         """Count from zero."""
@@ -112,17 +128,21 @@ class Validator(DeadLetterProcessor):
         }
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
-        self._labels = topics.LABELS.name(pipeline)
         self._assigned: set[TopicPartition] = set()
         self._old: set[str] = set()
         self._rule_states: dict[tuple[str, int], RuleState] = {}
 
-    def _route(self, topic: str, stream: Stream, codecs: tuple[Codec, Codec], rules: Sequence[Rule], to: str) -> _Route:
+    def _route(self, topic: str, stream: Stream, codecs: tuple[Codec, Codec], rules: Sequence[Rule], to: str) -> Route:
         encoding = "" if self._any_encoding else stream.encoding
         decoder = stream_decoder(
             stream, *codecs, partial(self._writers.find, topic), encoding, self.counts, bare=self._any_encoding
         )
-        return _Route(stream, decoder, rules, self._entities, to, self._fuse)
+        check_value = self._check_label if topic == topics.LABELS.name(self.records.pipeline) else None
+        return Route(stream, decoder, rules, self._entities, to, self._fuse, check_value)
+
+    def route(self, topic: str) -> Route:
+        """Return how the records of a raw topic are checked."""
+        return self._routes[topic]
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         metadata = CommitMetadata.decode(committed.metadata)
@@ -155,7 +175,7 @@ class Validator(DeadLetterProcessor):
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         is_live = emit is not discard
-        routes, labels, now = self._routes, self._labels, self.clock() * 1000
+        routes, now = self._routes, self.clock() * 1000
         is_history, oldest = self._any_encoding, now - topics.EVENTS.retention_ms
         for index, record in enumerate(records):
             self.in_hand, topic = record, record.topic()
@@ -164,12 +184,7 @@ class Validator(DeadLetterProcessor):
                 # What was refused for its time must not be remembered as if it had passed.
                 now = plausible(record.timestamp()[1], self.clock() * 1000)
             try:
-                decoded, data = route.decode(record.value(), record.headers)
-                if len(data) > MAX_ID_CHARACTERS:  # else no text in it is too long
-                    route.check_texts(decoded)
-                warnings = route.check(decoded, now)
-                if topic == labels:
-                    self._check_label(decoded)
+                decoded, data, warnings = route.examine(record.value(), record.headers, now)
                 if self._rule_states:
                     warnings = self._remember(record, decoded, warnings)
             except SkippedError as skipped:
@@ -222,7 +237,7 @@ class Validator(DeadLetterProcessor):
         except Exception as error:  # the declaration's own function may raise anything
             raise Reject("bad_label", f"no label: {error}", rule="label") from error
 
-    def _note_warnings(self, route: _Route, decoded: Mapping[str, Any], warnings: Sequence[RuleWarning]) -> Headers:
+    def _note_warnings(self, route: Route, decoded: Mapping[str, Any], warnings: Sequence[RuleWarning]) -> Headers:
         for warned in warnings:
             route.warned[warned.rule] += 1
             route.example.setdefault(warned.rule, (str(decoded[route.stream.id]), warned))

@@ -14,9 +14,10 @@ from fastapi.staticfiles import StaticFiles
 from tidemill import __version__
 from tidemill.errors import BrokerError, SettingsError, StoreError, UnknownOutcome
 from tidemill.offline.lookup import TooFarBackError
-from tidemill.watch.status.edge import Edge, Hosts
 from tidemill.watch.status.parts import Parts
-from tidemill.watch.status.routes import health, lookups, models, overview, quality
+from tidemill.watch.status.routes import lookups, models, overview, quality
+from tidemill.web import health
+from tidemill.web.edge import Edge, Hosts
 
 PAGE = Path(__file__).parent / "page"
 

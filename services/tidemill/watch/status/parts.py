@@ -17,11 +17,11 @@ from tidemill.limits import ENTITY_LOOKUPS, LOG_LOOKUPS, STATUS_CHANGES, STATUS_
 from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import ModelRef
 from tidemill.tokens import Holder
-from tidemill.watch.status.access import Access
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.scrape import Scraper
+from tidemill.web.access import Access
 
 T = TypeVar("T")
 

@@ -14,10 +14,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import uvicorn
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError, TopicError
@@ -31,36 +29,20 @@ from tidemill.settings import Settings
 from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_TIMEOUT, DeclaredTopics
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.certain import CertainSender
-from tidemill.watch.status.access import Access
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
-from tidemill.watch.status.connections import server_config
 from tidemill.watch.status.follower import TopicFollower
 from tidemill.watch.status.overview import Overview
 from tidemill.watch.status.parts import Parts
 from tidemill.watch.status.scrape import Scraper
+from tidemill.web.access import Access
+from tidemill.web.connections import Server, server_config
 
 log = logging.getLogger(__name__)
 
 PORT = 8000
 #: How often it is checked whether Kafka and Redis can be reached.
 CHECK_SECONDS = 2.0
-
-
-class _Server(uvicorn.Server):
-    """Ends with code 0 when its host says so; uvicorn's own server raises the signal again at its end."""
-
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[Callable[..., None]], None]) -> None:
-        super().__init__(config)
-        self._on_stop = on_stop
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        self._on_stop(self._stop)
-        yield
-
-    def _stop(self, *_: object) -> None:
-        self.should_exit = True
 
 
 class Dependencies(threading.Thread):
@@ -195,7 +177,7 @@ def run(
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
         hosts = settings.status_hosts.split(",") if settings.status_hosts else ()
-        _Server(server_config(build(parts, hosts), settings.status_bind, port), on_stop).run()
+        Server(server_config(build(parts, hosts), settings.status_bind, port), on_stop).run()
     finally:
         for thread in threads:
             thread.stop()

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, HTTPException, Request
 
 from tidemill.tokens import Role
-from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import EntityId, EventId, problems
 from tidemill.watch.status.parts import FromApp, in_log, limit_entity_lookups
+from tidemill.web.access import GuardedRoute, needs
 
 router = APIRouter(prefix="/api", tags=["look-ups"], route_class=GuardedRoute)
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, HTTPException
 
 from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.tokens import Role
-from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import CommandId, CommandRequest, ModelName, problems
 from tidemill.watch.status.parts import FromApp, FromToken, Parts, limit_changes
+from tidemill.web.access import GuardedRoute, needs
 
 router = APIRouter(prefix="/api", tags=["models"], route_class=GuardedRoute)
 

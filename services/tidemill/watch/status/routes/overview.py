@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 from tidemill.limits import STATUS_STREAMS, STATUS_STREAMS_OF_CLIENT
 from tidemill.offline.check import CheckReport
 from tidemill.tokens import Role
-from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import problems
 from tidemill.watch.status.parts import LIVE_SECONDS, FromApp, refuse
+from tidemill.web.access import GuardedRoute, needs
 
 router = APIRouter(prefix="/api", tags=["overview"], route_class=GuardedRoute)
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query
 
 from tidemill.tokens import Role
-from tidemill.watch.status.access import GuardedRoute, needs
 from tidemill.watch.status.bodies import Acknowledgement, AlertId, WindowCount, problems
 from tidemill.watch.status.overview import EXAMPLES, PREDICTIONS
 from tidemill.watch.status.parts import FromApp, FromToken, limit_changes
+from tidemill.web.access import GuardedRoute, needs
 
 router = APIRouter(prefix="/api", tags=["quality"], route_class=GuardedRoute)
 

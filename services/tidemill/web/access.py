@@ -18,7 +18,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 from tidemill.limits import STATUS_GUESSERS
-from tidemill.tokens import Holder, Role, Tokens
+from tidemill.tokens import Holder, Permission, Role, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class Access:
         Whether a viewer needs no token.
     count_refused
         Called with the reason of each refusal.
+    setting
+        Where the service has its tokens from.
     """
 
     def __init__(
@@ -85,18 +87,18 @@ class Access:
         reading_is_free: bool,
         count_refused: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        setting: str = "TIDEMILL_STATUS_TOKENS",
     ) -> None:
         self.tokens, self.reading_is_free, self.count_refused = tokens, reading_is_free, count_refused
+        self._setting = setting
         self.backoff = Backoff(clock)
 
-    def admit(self, needed: Role, authorizations: Sequence[str], client: str) -> Holder | None:
+    def admit(self, needed: Role | Permission, authorizations: Sequence[str], client: str) -> Holder | None:
         """Return the holder of a request's token; None where it has none and needs none. Raises HTTPException."""
         if not authorizations and needed is Role.VIEWER and self.reading_is_free:
             return None
         if not self.tokens:
-            raise self._refusal(
-                403, "no_tokens", "nothing can be changed here: no token is set; set TIDEMILL_STATUS_TOKENS"
-            )
+            raise self._refusal(403, "no_tokens", f"nothing can be changed here: no token is set; set {self._setting}")
         if not authorizations:
             raise self._refusal(401, "no_token", "a token is needed: Authorization: Bearer ...")
         scheme, _, token = authorizations[0].partition(" ")
@@ -107,12 +109,10 @@ class Access:
         self.require(holder, needed)
         return holder
 
-    def require(self, holder: Holder, needed: Role) -> None:
+    def require(self, holder: Holder, needed: Role | Permission) -> None:
         """Raise HTTPException where a holder may not do what needs this role."""
-        if holder.role < needed:
-            raise self._refusal(
-                403, "role", f"{holder.name} is {holder.role.name.lower()}, and this needs {needed.name.lower()}"
-            )
+        if not holder.may(needed):
+            raise self._refusal(403, "role", f"{holder.name} is {_word(holder.role)}, and this needs {_word(needed)}")
 
     def _wrong_token(self, client: str) -> HTTPException:
         wait = math.ceil(self.backoff.failed(client))
@@ -126,7 +126,11 @@ class Access:
         return HTTPException(status, detail, headers or ({"WWW-Authenticate": "Bearer"} if status == 401 else None))
 
 
-def needs(role: Role) -> Callable[[Endpoint], Endpoint]:
+def _word(role: Role | Permission) -> str:
+    return str(role.name).lower().replace("|", "+")
+
+
+def needs(role: Role | Permission) -> Callable[[Endpoint], Endpoint]:
     """Declare who may use a route: decorates its function, below the router's own decorator."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
@@ -140,12 +144,12 @@ class GuardedRoute(APIRoute):
     """A route that asks for the role that its function declares before it reads a request's body."""
 
     @property
-    def needed_role(self) -> Role:
+    def needed_role(self) -> Role | Permission:
         """Return who may use it. Raises TypeError where that is not declared."""
-        role = getattr(self.endpoint, "needed_role", None)
+        role: Role | Permission | None = getattr(self.endpoint, "needed_role", None)
         if role is None:
             raise TypeError(f"route {self.path}: declare who may use it by @needs(Role...)")
-        return Role(role)
+        return role
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle, needed = super().get_route_handler(), self.needed_role

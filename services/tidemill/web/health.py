@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-from tidemill.watch.status.parts import FromApp
 
 router = APIRouter(tags=["health"], default_response_class=PlainTextResponse)
 
@@ -18,9 +16,9 @@ async def alive() -> str:
 
 
 @router.get("/readyz", responses={503: {"description": "what can't be reached"}})
-async def ready(parts: FromApp) -> Response:
+async def ready(request: Request) -> Response:
     """Whether Kafka and Redis can be reached and the topics are as declared; if not, what is wrong."""
-    wrong = parts.ready()
+    wrong = request.app.state.parts.ready()
     return PlainTextResponse(f"{wrong or 'ok'}\n", 503 if wrong else 200)
 
 

@@ -1,4 +1,4 @@
-"""The connections of the status service: so many at once, and so long to send a request and to take its answer.
+"""The connections of an HTTP service: so many at once, and so long to send a request and to take its answer.
 
 uvicorn closes a connection that idles between two requests, but one that never sends its first, or a byte a second, or
 never reads, stays for ever; and at its own limit of connections it answers probes as well with 503.
@@ -7,6 +7,8 @@ never reads, stays for ever; and at its own limit of connections it answers prob
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI
@@ -56,8 +58,8 @@ class Connection(H11Protocol):
             self.loop.call_later(CHECK_SECONDS, self._check)
 
 
-def server_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
-    """Return how the application is served."""
+def server_config(app: FastAPI, host: str, port: int, drain_seconds: int = 2) -> uvicorn.Config:
+    """Return how the application is served. At its end it waits so long for answers that are on their way."""
     return uvicorn.Config(
         app,
         host=host,
@@ -66,10 +68,26 @@ def server_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         ws="none",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=drain_seconds,
         timeout_keep_alive=STATUS_SECONDS.max,
         server_header=False,
         proxy_headers=False,  # else whoever asks from this machine chooses the address that it is known by
         backlog=1024,  # a connection that finds the queue full tries again only after a second
         h11_max_incomplete_event_size=STATUS_HEAD_BYTES.max,
     )
+
+
+class Server(uvicorn.Server):
+    """Ends with code 0 when its host says so; uvicorn's own server raises the signal again at its end."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[Callable[..., None]], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        self._on_stop(self._stop)
+        yield
+
+    def _stop(self, *_: object) -> None:
+        self.should_exit = True

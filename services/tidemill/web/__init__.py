@@ -1,0 +1,1 @@
+"""What HTTP services have in common: who may ask, which requests are taken, connections, probes."""
