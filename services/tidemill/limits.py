@@ -73,6 +73,16 @@ ENTITY_LOOKUPS = Limit("status service", 10, "look-ups in the online store at on
 STATUS_CHANGES = Limit("status service", 5, "commands and acknowledgements at once", "answer 503")
 STATUS_COMMANDS = Limit("status service", 1000, "commands whose ids are remembered", "the oldest is left to the gate")
 
+# The gateway.
+GATEWAY_BODY_BYTES = Limit("request to the gateway", 10_000_000, "bytes in its body", "answer 413")
+GATEWAY_RECORDS = Limit("request to the gateway", 10_000, "records", "answer 413")
+GATEWAY_QUESTIONS = Limit("request to the gateway", 1_000, "events to predict, or entities", "answer 413")
+GATEWAY_UNANSWERED = Limit("gateway", 5_000, "events sent and not answered", "answer 503 with Retry-After")
+GATEWAY_IDS = Limit("gateway", 100_000, "event ids remembered, with their answers", "the oldest are left to the log")
+GATEWAY_STREAMS = Limit("gateway", 100, "open streams of predictions", "answer 503")
+GATEWAY_STREAM_RECORDS = Limit("stream of predictions", 1_000, "predictions not read yet", "it ends")
+GATEWAY_HEADER_CHARACTERS = Limit("Idempotency-Key", 200, "characters", "answer 400")
+
 # What is read over HTTP and from files.
 SCRAPE_BYTES = Limit("answer of a service", 16_000_000, "bytes", "the service is shown as down")
 SCRAPE_SECONDS = Limit("answer of a service", 2, "seconds", "the service is shown as down")

@@ -151,6 +151,19 @@ def count_refused(reason: str) -> None:
     STATUS_REFUSED.labels(reason).inc()
 
 
+GATEWAY_REQUESTS = Counter("tidemill_gateway_requests_total", "Requests, by route and code.", ["route", "code"])
+GATEWAY_SECONDS = Histogram(
+    "tidemill_gateway_request_seconds", "Time from request to answer, by route.", ["route"], buckets=_SECONDS
+)
+GATEWAY_RECORDS = Counter(
+    "tidemill_gateway_records_total",
+    "Events and labels that came in, by what became of them as far as the gateway saw.",
+    ["stream", "state"],
+)
+GATEWAY_UNANSWERED = Gauge("tidemill_gateway_unanswered", "Events sent whose prediction has not come.")
+GATEWAY_REFUSED = Counter("tidemill_gateway_refused_total", "Requests that the gateway refused, by reason.", ["reason"])
+
+
 class ServiceMetrics:
     """The metrics of every service."""
 

@@ -126,6 +126,25 @@ class Settings(BaseSettings):
         pattern=r"^https?://[^\s/]+/?$",
         description="where the status service answers, for commands",
     )
+    gateway_keys: SecretStr = Field(
+        SecretStr(""),
+        description="gateway: who may send and read, as NAME:ROLE:SHA256 entries, or a file of them; make one by "
+        "`tidemill tokens new NAME --role produce+read`",
+    )
+    gateway_key: SecretStr = Field(
+        SecretStr(""),
+        description="key that clients of the gateway send; the gateway itself knows its holder as `application`, who "
+        "may send and read",
+    )
+    gateway_bind: str = Field(
+        "127.0.0.1", description="gateway: address that it listens on; 0.0.0.0 is every one of this machine"
+    )
+    gateway_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="gateway: most records a second that one key may send; 0: any"
+    )
+    gateway_url: str = Field(
+        "http://localhost:8001", pattern=r"^https?://[^\s/]+/?$", description="where the gateway answers, for clients"
+    )
     replication: Annotated[int, Field(ge=-1)] = Field(
         -1, description="replication factor of created topics; -1: the broker's own"
     )
@@ -171,7 +190,7 @@ class Settings(BaseSettings):
             raise ValueError("expected http(s)://[user:password@]host:port, mock://name, or nothing for none")
         return url
 
-    @field_validator("status_bind")
+    @field_validator("status_bind", "gateway_bind")
     @classmethod
     def _status_bind(cls, address: str) -> str:
         try:
@@ -179,7 +198,7 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("expected an IP address, as 127.0.0.1 or 0.0.0.0") from None
 
-    @field_validator("status_token")
+    @field_validator("status_token", "gateway_key")
     @classmethod
     def _status_token(cls, token: SecretStr) -> SecretStr:
         if token.get_secret_value() and (weakness := tokens.weakness(token.get_secret_value())):
@@ -191,6 +210,18 @@ class Settings(BaseSettings):
     def _status_tokens(cls, entries: SecretStr) -> SecretStr:
         tokens.parse_holders(entries.get_secret_value())
         return entries
+
+    @field_validator("gateway_keys")
+    @classmethod
+    def _gateway_keys(cls, entries: SecretStr) -> SecretStr:
+        text = entries.get_secret_value()
+        if text and ":" not in text:
+            try:
+                text = Path(text).read_text()
+            except (OSError, ValueError):  # without what it was: it may be a key
+                raise ValueError("neither NAME:ROLE:SHA256 entries nor a file that can be read") from None
+        tokens.parse_holders(text, tokens.Permission)
+        return SecretStr(text)
 
     @field_validator("status_hosts")
     @classmethod
@@ -204,6 +235,14 @@ class Settings(BaseSettings):
         holders = tokens.parse_holders(self.status_tokens.get_secret_value())
         if token := self.status_token.get_secret_value():
             holders.setdefault(tokens.token_hash(token), tokens.Holder("admin", tokens.Role.ADMIN))
+        return tokens.Tokens(holders)
+
+    def key_holders(self) -> tokens.Tokens:
+        """Return who holds a key of the gateway."""
+        holders = tokens.parse_holders(self.gateway_keys.get_secret_value(), tokens.Permission)
+        if key := self.gateway_key.get_secret_value():
+            both = tokens.Permission.PRODUCE | tokens.Permission.READ
+            holders.setdefault(tokens.token_hash(key), tokens.Holder("application", both))
         return tokens.Tokens(holders)
 
     def keyring(self, service: str = "") -> Keyring:

@@ -43,12 +43,22 @@ class Permission(IntFlag):
     READ = 2
 
 
+def role_name(role: Role | Permission) -> str:
+    """Return a role as people write it."""
+    return str(role.name).lower().replace("|", "+")
+
+
 @dataclass(frozen=True)
 class Holder:
     """Somebody with a token."""
 
     name: str
     role: Role | Permission
+
+    @property
+    def role_name(self) -> str:
+        """The role as people write it: `operator`, `produce+read`."""
+        return role_name(self.role)
 
     def may(self, needed: Role | Permission) -> bool:
         """Return whether the holder may do what needs this role."""

@@ -10,7 +10,7 @@ import tidemill
 from tidemill import logs, settings
 from tidemill.cli.shared import PIPELINE, with_settings
 from tidemill.errors import SettingsError
-from tidemill.wire.topics import SERVICES, WATCHING
+from tidemill.wire.topics import ALL
 
 
 class ServiceType(click.ParamType):
@@ -23,8 +23,8 @@ class ServiceType(click.ParamType):
         from tidemill.wire.services import check_chain
 
         names = value.split("+")
-        if unknown := [name for name in names if name not in (*SERVICES, *WATCHING)]:
-            self.fail(f"{unknown[0]!r} is not one of {', '.join((*SERVICES, *WATCHING))}", param, ctx)
+        if unknown := [name for name in names if name not in ALL]:
+            self.fail(f"{unknown[0]!r} is not one of {', '.join(ALL)}", param, ctx)
         if len(names) > 1:
             try:
                 check_chain(names)
@@ -60,7 +60,8 @@ class ServiceType(click.ParamType):
 def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     """Run one service of a pipeline until SIGTERM or Ctrl-C.
 
-    SERVICE is one of validator, featurizer, materializer, scorer, joiner, learner, gate, archiver, monitor, status.
+    SERVICE is one of validator, featurizer, materializer, scorer, joiner, learner, gate, archiver, monitor, status,
+    gateway.
     Neighbours such as validator+featurizer+scorer share one process and one transaction: that takes less time and CPU.
     """
     from tidemill.runtime import run as running

@@ -5,22 +5,26 @@ from __future__ import annotations
 import click
 
 from tidemill.errors import SettingsError
-from tidemill.tokens import Role, new_token, parse_holders, token_hash
+from tidemill.tokens import Permission, Role, new_token, parse_holders, token_hash
+
+#: Roles at the gateway.
+_PERMISSIONS = ("produce", "read", "produce+read")
 
 
 @click.group()
 def tokens() -> None:
-    """Make tokens for the status service."""
+    """Make tokens for the status service, and keys for the gateway."""
 
 
 @tokens.command()
 @click.argument("name")
 @click.option(
     "--role",
-    type=click.Choice([role.name.lower() for role in Role]),
+    type=click.Choice([*(role.name.lower() for role in Role), *_PERMISSIONS]),
     default=Role.OPERATOR.name.lower(),
     show_default=True,
-    help="viewer reads; operator also gives commands and acknowledges alerts; admin may do everything.",
+    help="viewer reads; operator also gives commands and acknowledges alerts; admin may do everything. "
+    "At the gateway: produce sends, and has the predictions of what it sent; read reads any prediction, and features.",
 )
 def new(name: str, role: str) -> None:
     """Make a token for NAME; print it, and its entry for the service.
@@ -31,10 +35,11 @@ def new(name: str, role: str) -> None:
     token = new_token()
     entry = f"{name}:{role}:{token_hash(token)}"
     try:
-        parse_holders(entry)
+        parse_holders(entry, Permission if role in _PERMISSIONS else Role)
     except ValueError:
         raise SettingsError(
             f"NAME {name!r}: expected 1 to 64 letters, digits and ._@-, the first a letter or digit; not gate, monitor "
             f"or declaration"
         ) from None
-    click.echo(f"TIDEMILL_STATUS_TOKEN={token}\nTIDEMILL_STATUS_TOKENS={entry}")
+    one, several = ("GATEWAY_KEY", "GATEWAY_KEYS") if role in _PERMISSIONS else ("STATUS_TOKEN", "STATUS_TOKENS")
+    click.echo(f"TIDEMILL_{one}={token}\nTIDEMILL_{several}={entry}")

@@ -11,9 +11,9 @@ import click
 
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, prepare_to_fork, with_settings
-from tidemill.wire.topics import SERVICES, WATCHING
+from tidemill.wire.topics import ALL
 
-_SERVICE = click.Choice((*SERVICES, *WATCHING))
+_SERVICE = click.Choice(ALL)
 
 
 @click.command()

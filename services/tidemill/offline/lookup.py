@@ -117,6 +117,15 @@ class LogLookup:
             "outcome": self._outcome(key, search),
         }
 
+    def entry(self, event_id: str) -> PredictionLog | None:
+        """Return the newest record of one event in the prediction log; None where there is none.
+
+        Raises TooFarBackError as `prediction` does.
+        """
+        search = _Search(time.monotonic() + LOG_LOOKUP_SECONDS.max, lambda: False)
+        record = self._find(topics.PREDICTION_LOG, event_id.encode(), search)
+        return None if record is None else self.records.prediction_log.of(record.value())
+
     def event_and_vector(self, record: Record, log: PredictionLog) -> dict[str, Any]:
         """Return the vector of a record of the prediction log, and its event."""
         features = log["features"]

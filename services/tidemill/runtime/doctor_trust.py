@@ -154,6 +154,6 @@ def _modes(what: str, paths: Iterable[Path], forbidden: int, verb: str) -> Itera
 
 def _tokens(settings: Settings) -> Iterator[Finding]:
     """Say who holds a token; one that is too short, or an entry that is none, has ended the command before."""
-    if holders := settings.token_holders().holders:
-        names = ", ".join(f"{one.name} ({one.role.name.lower()})" for one in holders)
+    if holders := (*settings.token_holders().holders, *settings.key_holders().holders):
+        names = ", ".join(f"{one.name} ({one.role_name})" for one in holders)
         yield Finding("ok", "tokens", names, "at least 128 bits each")

@@ -350,6 +350,15 @@ def _status() -> Build:
     return compose
 
 
+def _gateway() -> Build:
+    from tidemill.gateway.service import run
+
+    def compose(context: Context) -> Callable[[], None]:
+        return partial(run, context.pipeline, context.broker, context.settings, context.host.on_stop)
+
+    return compose
+
+
 SERVICES: Mapping[str, Spec] = {
     "validator": Spec(_validator, extra="registry"),
     "featurizer": Spec(_featurizer),
@@ -361,6 +370,7 @@ SERVICES: Mapping[str, Spec] = {
     "archiver": Spec(_archiver, extra="parquet"),
     "monitor": Spec(_monitor, extra="monitor"),
     "status": Spec(_status, extra="status", needs_kafka=False),  # it is the one that shows when Kafka is away
+    "gateway": Spec(_gateway, extra="status"),
 }
 
 

@@ -271,9 +271,12 @@ class Broker(Protocol):
     def follow(self, partition: TopicPartition, offset: int) -> Follower:
         """Follow a partition from an offset on."""
 
+    def follow_from(self, offsets: Mapping[TopicPartition, int]) -> Follower:
+        """Follow several partitions, each from its offset on."""
+
 
 class Follower(Protocol):
-    """Reads one partition as it grows, outside of any group."""
+    """Reads partitions as they grow, outside of any group."""
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
         """Return at most `limit` committed records, waiting up to `timeout` s for the first."""

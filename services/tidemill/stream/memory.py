@@ -157,7 +157,10 @@ class MemoryBroker:
         return gone
 
     def follow(self, partition: TopicPartition, offset: int) -> MemoryFollower:
-        return MemoryFollower(self, partition, offset)
+        return self.follow_from({partition: offset})
+
+    def follow_from(self, offsets: Mapping[TopicPartition, int]) -> MemoryFollower:
+        return MemoryFollower(self, offsets)
 
     def grow(self, topic: str, partitions: int) -> None:
         """Give a topic more partitions, and the members that read it a new assignment."""
@@ -235,14 +238,17 @@ class MemoryBroker:
 
 
 class MemoryFollower:
-    """Reads one partition as it grows."""
+    """Reads partitions as they grow."""
 
-    def __init__(self, broker: MemoryBroker, partition: TopicPartition, offset: int) -> None:
-        self.broker, self.partition, self.at = broker, partition, offset
+    def __init__(self, broker: MemoryBroker, offsets: Mapping[TopicPartition, int]) -> None:
+        self.broker, self.offsets = broker, dict(offsets)
 
     def poll(self, limit: int, timeout: float) -> list[api.Record]:
-        records: list[api.Record] = list(self.broker.log[self.partition][self.at : self.at + limit])
-        self.at += len(records)
+        records: list[api.Record] = []
+        for partition, offset in self.offsets.items():
+            new = self.broker.log[partition][offset : offset + limit - len(records)]
+            self.offsets[partition] += len(new)
+            records += new
         if not records:
             time.sleep(timeout)
         return records

@@ -18,7 +18,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 from tidemill.limits import STATUS_GUESSERS
-from tidemill.tokens import Holder, Permission, Role, Tokens
+from tidemill.tokens import Holder, Permission, Role, Tokens, role_name
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Access:
     def require(self, holder: Holder, needed: Role | Permission) -> None:
         """Raise HTTPException where a holder may not do what needs this role."""
         if not holder.may(needed):
-            raise self._refusal(403, "role", f"{holder.name} is {_word(holder.role)}, and this needs {_word(needed)}")
+            raise self._refusal(403, "role", f"{holder.name} is {holder.role_name}, and this needs {role_name(needed)}")
 
     def _wrong_token(self, client: str) -> HTTPException:
         wait = math.ceil(self.backoff.failed(client))
@@ -124,10 +124,6 @@ class Access:
     def _refusal(self, status: int, reason: str, detail: str, headers: dict[str, str] | None = None) -> HTTPException:
         self.count_refused(reason)
         return HTTPException(status, detail, headers or ({"WWW-Authenticate": "Bearer"} if status == 401 else None))
-
-
-def _word(role: Role | Permission) -> str:
-    return str(role.name).lower().replace("|", "+")
 
 
 def needs(role: Role | Permission) -> Callable[[Endpoint], Endpoint]:

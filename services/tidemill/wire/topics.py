@@ -8,12 +8,22 @@ from tidemill.stream.topic import DAY, MAX_RECORD_BYTES, Topic
 SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner", "gate")
 #: The services that only look on; one process of each a pipeline.
 WATCHING = ("archiver", "monitor", "status")
+#: The services at the edge, which others' programs ask; as many processes as are needed.
+SERVING = ("gateway",)
+#: Every service.
+ALL = (*SERVICES, *WATCHING, *SERVING)
 #: Who else writes or reads: others' programs, and the command that sends dead letters back.
 OUTSIDE = ("producers", "consumers", "redrive")
 
 
-EVENTS = Topic("events", "any", "event", ("producers", "redrive"), ("validator",), doc="Events as producers send them.")
-LABELS = Topic("labels", "any", "label", ("producers", "redrive"), ("validator",), doc="Labels as producers send them.")
+EVENTS = Topic(
+    "events", "any", "event", ("producers", "redrive", "gateway"), ("validator", "gateway"),
+    doc="Events as producers send them.",
+)  # fmt: skip
+LABELS = Topic(
+    "labels", "any", "label", ("producers", "redrive", "gateway"), ("validator",),
+    doc="Labels as producers send them.",
+)  # fmt: skip
 EVENTS_VALID = Topic(
     "events.valid", "entity_id", "event", ("validator",), ("featurizer",), retention_ms=30 * DAY,
     max_message_bytes=MAX_RECORD_BYTES, doc="Events that passed; what the views are rebuilt from.",
@@ -24,7 +34,7 @@ LABELS_VALID = Topic(
 )  # fmt: skip
 DLQ = Topic(
     "dlq", "as received", "bytes as received",
-    ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status", "redrive"),
+    ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status", "redrive", "gateway"),
     retention_ms=30 * DAY, max_message_bytes=MAX_RECORD_BYTES,
     doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
@@ -46,7 +56,7 @@ FEATURES = Topic(
     max_message_bytes=MAX_RECORD_BYTES, passing=True, doc="The vector, as served; not written in a chain.",
 )  # fmt: skip
 PREDICTIONS = Topic(
-    "predictions", "entity_id", "Prediction", ("scorer",), ("consumers",),
+    "predictions", "entity_id", "Prediction", ("scorer",), ("consumers", "gateway"),
     max_message_bytes=MAX_RECORD_BYTES, doc="For consumers.",
 )  # fmt: skip
 PREDICTION_LOG = Topic(

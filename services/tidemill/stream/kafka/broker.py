@@ -300,6 +300,9 @@ class KafkaBroker:
             if last and partition.topic in last:
                 begin, end = self.offset_range(partition)
                 offsets[partition] = max(begin, end - last[partition.topic])
+        return self.follow_from(offsets)
+
+    def follow_from(self, offsets: Mapping[TopicPartition, int]) -> KafkaFollower:
         return KafkaFollower(reading_client(self.common), offsets)
 
 

@@ -490,9 +490,27 @@ class Sender:
             except BufferError:
                 self._client.poll(0.05)
 
-    def poll(self) -> None:
-        """Serve what came back."""
-        self._client.poll(0)
+    def try_send(
+        self, topic: str, value: bytes, key: bytes, headers: Headers, on_delivery: Callable[[str], None]
+    ) -> bool:
+        """Send one record, and return True; False while the queue is full.
+
+        `on_delivery` is called by `poll`, with why it was not written, or "". It needs `delivery.report.only.error` to
+        be false.
+        """
+
+        def delivered(error: KafkaError | None, _: Any) -> None:
+            on_delivery(error.str() if error else "")
+
+        try:
+            self._client.produce(topic, value, key, headers=list(headers), on_delivery=delivered)
+        except BufferError:
+            return False
+        return True
+
+    def poll(self, seconds: float = 0.0) -> None:
+        """Serve what came back, waiting so long for the first."""
+        self._client.poll(seconds)
 
     def flush(self) -> None:
         """Wait until everything is acknowledged. Raises BrokerError where something could not be sent."""

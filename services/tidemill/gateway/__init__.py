@@ -1,0 +1,1 @@
+"""The gateway: events and labels in, and the river's own predictions out, over HTTP."""

@@ -1,0 +1,255 @@
+"""The HTTP interface of the gateway: each route needs a key; events and labels are JSON by the declared schemas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+
+from tidemill import __version__
+from tidemill.errors import BrokerError, Reject, StoreError
+from tidemill.gateway import schemas
+from tidemill.gateway.asking import CODES, Answer, Asked, Gateway, count
+from tidemill.gateway.checking import split
+from tidemill.gateway.requests import Call, chunks, lines
+from tidemill.limits import GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS
+from tidemill.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS
+from tidemill.tokens import Holder, Permission
+from tidemill.web import health
+from tidemill.web.access import GuardedRoute, needs
+from tidemill.wire.records import Prediction
+
+MAX_WAIT_MS = 60_000
+#: A stream that has nothing to tell says so this often, and hears as often whether the gateway ends.
+HEARTBEAT_SECONDS, DRAIN_CHECK_SECONDS = 15.0, 1.0
+NDJSON = "application/x-ndjson"
+
+Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_MS, description="How long to wait for the prediction.")]
+
+
+class CountedRoute(GuardedRoute):
+    """A guarded route whose answers are counted and timed, and carry the request's ids."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle, seconds = super().get_route_handler(), GATEWAY_SECONDS.labels(self.path)
+
+        async def counted(request: Request) -> Response:
+            began, code = time.perf_counter(), 500
+            request.state.call = call = Call.of(request)
+            try:
+                response: Response = await handle(request)
+                code = response.status_code
+                response.headers.update(call.http_headers())
+                return response
+            except HTTPException as error:
+                code = error.status_code
+                error.headers = {**call.http_headers(), **(error.headers or {})}
+                raise
+            except RequestValidationError:
+                code = 422
+                raise
+            finally:
+                GATEWAY_REQUESTS.labels(self.path, str(code)).inc()
+                seconds.observe(time.perf_counter() - began)
+
+        return counted
+
+
+async def gateway_of(request: Request) -> Gateway:
+    """Return what the application is made of."""
+    gateway: Gateway = request.app.state.parts
+    return gateway
+
+
+FromApp = Annotated[Gateway, Depends(gateway_of)]
+router = APIRouter(prefix="/v1", route_class=CountedRoute)
+
+
+def build(gateway: Gateway) -> FastAPI:
+    """Return the application."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gateway.river.start()
+        yield
+        await asyncio.get_running_loop().run_in_executor(None, gateway.river.stop)
+
+    app = FastAPI(
+        title="Tidemill gateway",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        description=f"Ask the pipeline `{gateway.pipeline.name}`, and be answered by the river itself.",
+    )
+    app.state.parts = gateway
+    for error in (BrokerError, StoreError):
+        app.exception_handler(error)(_unavailable)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.include_router(health.router)
+    app.include_router(router)
+    made = app.openapi
+    app.openapi = lambda: schemas.completed(made(), gateway.pipeline)  # type: ignore[method-assign]
+    return app
+
+
+@router.post("/predict", openapi_extra=schemas.body("Event", "Events"), responses=schemas.ANSWERS)
+@needs(Permission.PRODUCE)
+async def predict(request: Request, gateway: FromApp, timeout_ms: Wait = 5_000) -> Response:
+    """Send an event, and be answered with its prediction; or several, each with its own answer.
+
+    202 after `timeout_ms`: the event is sent, and its prediction can be asked for. An id that came before is not sent
+    again: it has the first answer.
+    """
+    began = time.monotonic()
+    gateway.check_ready()
+    records, is_list = await _records(request, gateway, GATEWAY_QUESTIONS.max)
+    gateway.check_behind()
+    call = request.state.call
+    asked = [gateway.send_event(record, call) for record in records]
+    deadline = began + timeout_ms / 1000
+    answers = [count("events", await gateway.predicted(one, deadline)) for one in asked]
+    for answer in answers:
+        answer["trace_id"] = call.trace_id
+    return _json(answers) if is_list else _json(answers[0], CODES[answers[0]["state"]])
+
+
+@router.post("/events", openapi_extra=schemas.body("Event", "Events", NDJSON), responses=schemas.OUTCOMES)
+@needs(Permission.PRODUCE)
+async def events(request: Request, gateway: FromApp) -> Response:
+    """Send events without waiting for their predictions: answers what became of each once Kafka has it."""
+    gateway.check_ready()
+    return await _send(request, gateway, "events", gateway.send_event)
+
+
+@router.post("/labels", openapi_extra=schemas.body("Label", "Labels", NDJSON), responses=schemas.OUTCOMES)
+@needs(Permission.PRODUCE)
+async def labels(request: Request, gateway: FromApp) -> Response:
+    """Send labels: answers what became of each once Kafka has it."""
+    gateway.check_ready()
+    return await _send(request, gateway, "labels", gateway.send_label)
+
+
+@router.get("/predictions/{event_id:path}", responses=schemas.ANSWERS | schemas.problems(404))
+@needs(Permission.READ)
+async def prediction(event_id: str, gateway: FromApp, timeout_ms: Wait = 0, *, log: bool = False) -> Response:
+    """The prediction of an event, waiting for it until `timeout_ms`; `log`: look in the log for one that is older."""
+    gateway.check_ready()
+    known = gateway.river.events.get(event_id)
+    if known is None and log and (logged := await gateway.in_log(event_id)):
+        return _json({"state": "predicted", **logged, "repeated": False})
+    event = await gateway.river.settled(event_id, timeout_ms / 1000) or gateway.river.events.get(event_id)
+    if event is None:
+        where = "in the log" if log else "among the latest here; log=true looks in the log"
+        raise HTTPException(404, f"no prediction of event {event_id[:500]!r} {where}")
+    answer = gateway.answer(event, event_id)
+    return _json(answer, CODES[answer["state"]])
+
+
+@router.get("/stream/predictions", responses=schemas.STREAM | schemas.problems(503))
+@needs(Permission.READ)
+async def stream(
+    request: Request,
+    gateway: FromApp,
+    entity_id: str | None = None,
+    model: str | None = None,
+    min_score: float | None = None,
+    max_score: float | None = None,
+) -> Response:
+    """Predictions as they come, as server-sent events: those of an entity, a model, or with a score in a range."""
+    gateway.check_ready()
+    if len(gateway.river.streams) >= GATEWAY_STREAMS.max:
+        raise HTTPException(503, f"{GATEWAY_STREAMS.excess(GATEWAY_STREAMS.max + 1)}; close one")
+
+    def fits(one: Prediction) -> bool:
+        champion = one["champion"]
+        return (
+            entity_id in (None, one["entity_id"])
+            and model in (None, champion["model"])
+            and (min_score is None or champion["score"] >= min_score)
+            and (max_score is None or champion["score"] <= max_score)
+        )
+
+    return StreamingResponse(_stream(request, gateway, fits), media_type="text/event-stream")
+
+
+async def _stream(request: Request, gateway: Gateway, fits: Callable[[Prediction], bool]) -> AsyncIterator[bytes]:
+    queue: asyncio.Queue[tuple[str, Prediction] | None] = asyncio.Queue()
+    gateway.river.streams.add(queue)
+    quiet = 0.0
+    try:
+        yield b": predictions from now on\n\n"
+        while not gateway.is_draining and not await request.is_disconnected():
+            try:
+                item = await asyncio.wait_for(queue.get(), DRAIN_CHECK_SECONDS)
+            except TimeoutError:
+                quiet += DRAIN_CHECK_SECONDS
+                if quiet >= HEARTBEAT_SECONDS:
+                    quiet = 0.0
+                    yield b": nothing new\n\n"
+                continue
+            if item is None:  # its reader is too slow
+                yield b"event: lost\ndata: {}\n\n"
+                return
+            place, one = item
+            if fits(one):
+                yield b"id: %s\nevent: prediction\ndata: %s\n\n" % (place.encode(), msgspec.json.encode(one))
+    finally:
+        gateway.river.streams.discard(queue)
+
+
+async def _records(request: Request, gateway: Gateway, most: int) -> tuple[list[bytes], bool]:
+    """Return the records of a body, and whether they came as a list, once its key may send so many."""
+    holder: Holder = request.state.holder
+    body = b"".join([chunk async for chunk in chunks(request)])
+    try:
+        records, is_list = split(body)
+    except Reject as reject:
+        raise HTTPException(422, str(reject)) from reject
+    if len(records) > most:
+        raise HTTPException(413, f"{len(records):,} records where at most {most:,} are allowed in a request")
+    gateway.keys.check(holder.name, request, body)
+    gateway.rates.take(holder.name, len(records))
+    return records, is_list
+
+
+async def _send(request: Request, gateway: Gateway, stream_name: str, send: Callable[[bytes, Call], Asked]) -> Response:
+    """Send the records of a body as they come, and answer what became of each, in their order."""
+    holder: Holder = request.state.holder
+    is_ndjson = request.headers.get("content-type", "").partition(";")[0].strip().lower() == NDJSON
+    asked: list[Asked] = []
+    if is_ndjson:
+        async for line in lines(request):
+            if len(asked) >= GATEWAY_RECORDS.max:
+                raise HTTPException(413, GATEWAY_RECORDS.excess(len(asked) + 1))
+            gateway.rates.take(holder.name, 1)
+            asked.append(send(line, request.state.call))
+        is_list = True
+    else:
+        records, is_list = await _records(request, gateway, GATEWAY_RECORDS.max)
+        asked = [send(record, request.state.call) for record in records]
+    answers = [count(stream_name, await gateway.written(one)) for one in asked]
+    if is_ndjson:
+        return Response(b"".join(msgspec.json.encode(answer) + b"\n" for answer in answers), media_type=NDJSON)
+    return _json(answers) if is_list else _json(answers[0], CODES[answers[0]["state"]])
+
+
+def _json(answer: Answer | list[Answer], code: int = 200) -> Response:
+    headers = {"Retry-After": "1"} if code == 503 else None
+    return Response(msgspec.json.encode(answer), code, headers, "application/json")
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    problems: Sequence[Any] = error.errors() if isinstance(error, RequestValidationError) else []
+    return _json({"detail": [{name: one[name] for name in ("loc", "msg", "type")} for one in problems]}, 422)
+
+
+async def _unavailable(_: Request, error: Exception) -> Response:
+    return _json({"detail": str(error)}, 503)

@@ -1,0 +1,120 @@
+"""What a request brings beside its records: its body within limits, its ids, and how much its key may still send."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from fastapi import HTTPException, Request
+
+from tidemill.limits import GATEWAY_BODY_BYTES, GATEWAY_HEADER_CHARACTERS, MESSAGE_BYTES
+from tidemill.stream.api import Headers
+
+_TRACE = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})", re.ASCII)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
+#: Idempotency keys remembered, with what they came with.
+MAX_KEYS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request's own id, and its place in a trace (W3C): the caller's trace goes on, or one begins."""
+
+    request_id: str
+    traceparent: str
+
+    @classmethod
+    def of(cls, request: Request) -> Call:
+        """Return what the headers say; what they lack, or have malformed, is made anew."""
+        given = request.headers.get("x-request-id", "")
+        trace = _TRACE.fullmatch(request.headers.get("traceparent", ""))
+        trace_id, flags = trace.groups() if trace else (secrets.token_hex(16), "01")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        return cls(request_id, f"00-{trace_id}-{secrets.token_hex(8)}-{flags}")
+
+    @property
+    def trace_id(self) -> str:
+        """The trace's id, in hex."""
+        return self.traceparent[3:35]
+
+    def kafka_headers(self) -> Headers:
+        """Return the headers of what is sent for it."""
+        return [("traceparent", self.traceparent.encode()), ("tidemill.request_id", self.request_id.encode())]
+
+    def http_headers(self) -> dict[str, str]:
+        """Return the headers of its answer."""
+        return {"X-Request-Id": self.request_id, "traceparent": self.traceparent}
+
+
+async def chunks(request: Request) -> AsyncIterator[bytes]:
+    """Yield a body as it comes. Raises HTTPException where it is larger than allowed, as soon as that is known."""
+    size, length = 0, request.headers.get("content-length", "0")
+    declared = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if max(size, declared) > GATEWAY_BODY_BYTES.max:
+            raise HTTPException(413, GATEWAY_BODY_BYTES.excess(max(size, declared)))
+        yield chunk
+
+
+async def lines(request: Request) -> AsyncIterator[bytes]:
+    """Yield the lines of a body as they come, without empty ones. Raises HTTPException as `chunks`."""
+    left = b""
+    async for chunk in chunks(request):
+        *complete, left = (left + chunk).split(b"\n")
+        for line in complete:
+            if line.strip():
+                yield line
+        if len(left) > MESSAGE_BYTES.max:
+            raise HTTPException(413, MESSAGE_BYTES.excess(len(left)))
+    if left.strip():
+        yield left
+
+
+class Rates:
+    """How many records each key may still send: so many a second, and as many at once."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_second, self.clock = per_second, clock
+        self._allowed: dict[str, tuple[float, float]] = {}
+
+    def take(self, name: str, records: int) -> None:
+        """Count records of a key. Raises HTTPException 429 while it has none left; a large request may overdraw."""
+        if not self.per_second:
+            return
+        allowed, at = self._allowed.get(name, (self.per_second, now := self.clock()))
+        now = self.clock()
+        allowed = min(max(self.per_second, 1.0), allowed + (now - at) * self.per_second)
+        if allowed <= 0:
+            wait = math.ceil((1 - allowed) / self.per_second)
+            detail = f"{name} may send {self.per_second:g} records a second: try again in {wait} s"
+            raise HTTPException(429, detail, {"Retry-After": str(wait)})
+        self._allowed[name] = allowed - records, now
+
+
+class IdempotencyKeys:
+    """What came with which Idempotency-Key, so that a key stands for one body alone.
+
+    That a repetition has no second effect is not its work: an event's own id sees to that.
+    """
+
+    def __init__(self) -> None:
+        self._bodies: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def check(self, name: str, request: Request, body: bytes) -> None:
+        """Raise HTTPException 409 where a holder's key came with another body."""
+        key = request.headers.get("idempotency-key")
+        if key is None:
+            return
+        if not 0 < len(key) <= GATEWAY_HEADER_CHARACTERS.max:
+            raise HTTPException(400, GATEWAY_HEADER_CHARACTERS.excess(len(key)) if key else "Idempotency-Key is empty")
+        if self._bodies.setdefault((name, key), hash(body)) != hash(body):
+            raise HTTPException(409, f"Idempotency-Key {json.dumps(key)} came with another body: choose a new one")
+        if len(self._bodies) > MAX_KEYS:
+            self._bodies.popitem(last=False)

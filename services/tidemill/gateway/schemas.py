@@ -1,0 +1,217 @@
+"""The OpenAPI of the gateway: bodies by the pipeline's own Avro schemas, and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding import schema_files
+
+Schema = dict[str, Any]
+
+_PLAIN: Mapping[str, Schema] = {
+    "null": {"type": "null"},
+    "boolean": {"type": "boolean"},
+    "int": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
+    "long": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "float": {"type": "number"},
+    "double": {"type": "number"},
+    "bytes": {"type": "string", "description": "One character a byte."},
+    "string": {"type": "string"},
+}
+_EXAMPLES = {
+    "null": None,
+    "boolean": True,
+    "int": 1,
+    "long": 1,
+    "float": 1.5,
+    "double": 1.5,
+    "bytes": "",
+    "string": "a",
+}
+#: A time as an example: 2026-01-01, in the unit of each logical type.
+_MOMENT_MS = 1_767_225_600_000
+_TIMES = {"timestamp-millis": 1, "timestamp-micros": 1_000, "timestamp-nanos": 1_000_000}
+
+_SCORE: Schema = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string"},
+        "version": {"type": "integer", "description": "Offset in the examples before which the model has learned all."},
+        "epoch": {"type": "integer"},
+        "score": {"type": "number"},
+        "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+        "answered": {"type": "boolean", "description": "False where the model had no answer yet."},
+    },
+}
+_ANSWER: Schema = {
+    "type": "object",
+    "required": ["state"],
+    "properties": {
+        "state": {
+            "enum": ["predicted", "pending", "refused", "conflict", "unwritten", "written", "repeated"],
+        },
+        "event_id": {"type": "string"},
+        "entity_id": {"type": "string"},
+        "event_time": {"type": "integer"},
+        "champion": _SCORE,
+        "as_of": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "stale": {"type": "array", "items": {"type": "string"}},
+        "repeated": {
+            "type": "boolean",
+            "description": "Whether the id came before: its first answer.",
+        },
+        "trace_id": {"type": "string"},
+        "reason": {"type": "string"},
+        "rule": {"type": "string"},
+        "field": {"type": "string"},
+        "value": {"type": "string"},
+        "message": {"type": "string"},
+        "service": {"type": "string"},
+        "letter": {"type": "string", "description": "Where the dead letter is: PARTITION:OFFSET."},
+    },
+}
+_PREDICTED = {
+    "state": "predicted",
+    "event_id": "o-17",
+    "entity_id": "c-4",
+    "event_time": _MOMENT_MS,
+    "champion": {"model": "logreg", "version": 2600, "epoch": 0, "score": 0.83, "probabilities": {}, "answered": True},
+    "as_of": {"customer": _MOMENT_MS - 60_000},
+    "stale": [],
+    "repeated": False,
+    "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+}
+_REFUSED = {
+    "state": "refused",
+    "reason": "out_of_range",
+    "rule": "between",
+    "field": "amount",
+    "value": "-3.0",
+    "message": "field 'amount' is -3.0 where 0 to 10000 was expected",
+    "service": "gateway",
+}
+
+
+def _answers(codes: Mapping[int, tuple[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    one_or_more = {"anyOf": [{"$ref": "#/components/schemas/Answer"}, {"type": "array"}]}
+    return {
+        code: {"description": text, "content": {"application/json": {"schema": one_or_more, "example": example}}}
+        for code, (text, example) in codes.items()
+    }
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Return error responses, each with what is wrong as `detail`."""
+    detail = {"type": "object", "properties": {"detail": {}}}
+    texts = {
+        400: "a header is malformed",
+        401: "no key",
+        403: "another role",
+        404: "not known here",
+        409: "another body came before",
+        413: "too large",
+        422: "refused",
+        429: "too many records or wrong keys",
+        503: "not now; see Retry-After",
+    }
+    return {code: {"description": texts[code], "content": {"application/json": {"schema": detail}}} for code in codes}
+
+
+_REFUSALS = problems(400, 401, 403, 409, 413, 429, 503)
+#: What is answered about predictions, by code.
+ANSWERS = _REFUSALS | _answers(
+    {
+        200: ("the prediction; a list has an answer for each of its events", _PREDICTED),
+        202: ("not predicted yet", {"state": "pending", "event_id": "o-17"}),
+        422: ("refused, in the words of its dead letter", _REFUSED),
+    }
+)
+#: What is answered about records that are only sent, by code.
+OUTCOMES = _REFUSALS | _answers(
+    {
+        200: ("what became of each", {"state": "written", "event_id": "o-17"}),
+        422: ("refused, in the words of its dead letter", _REFUSED),
+    }
+)
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "`event: prediction` with its JSON", "content": {"text/event-stream": {}}},
+    **problems(401, 403, 429),
+}
+
+
+def body(one: str, several: str, *more: str) -> dict[str, Any]:
+    """Return a route's request body: one record, or several as a list; `more` are media types with a record a line."""
+    either = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in (one, several)]}
+    lines = {"schema": {"type": "string", "description": f"One {one} a line."}}
+    content = {"application/json": {"schema": either}, **dict.fromkeys(more, lines)}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def completed(made: Schema, pipeline: Pipeline) -> Schema:
+    """Return the OpenAPI with the pipeline's records, and how a key is given."""
+    known = made.setdefault("components", {}).setdefault("schemas", {})
+    for name, stream in (("Event", pipeline.events), ("Label", pipeline.labels)):
+        known[name] = json_schema(stream.avro) | {"example": example(stream.avro)}
+        known[f"{name}s"] = {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}, "maxItems": 1000}
+    known["Answer"] = _ANSWER
+    made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    made["security"] = [{"key": []}]
+    return made
+
+
+def json_schema(avro: Any) -> Schema:
+    """Return the JSON schema of values of an Avro schema; named types are written out where they are used."""
+    return _schema(*schema_files.parsed(avro))
+
+
+def _schema(avro: Any, named: Mapping[str, Any]) -> Schema:
+    if isinstance(avro, list):
+        return {"anyOf": [_schema(branch, named) for branch in avro]}
+    if isinstance(avro, str):
+        return dict(_PLAIN[avro]) if avro in _PLAIN else _schema(named[avro], named)
+    kind, doc = avro["type"], {"description": avro["doc"]} if avro.get("doc") else {}
+    if kind in ("record", "error"):
+        fields = {field["name"]: field for field in avro["fields"]}
+        properties = {
+            name: _schema(field["type"], named) | ({"description": field["doc"]} if field.get("doc") else {})
+            for name, field in fields.items()
+        }
+        required = [name for name, field in fields.items() if "default" not in field]
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False} | doc
+    if kind == "array":
+        return {"type": "array", "items": _schema(avro["items"], named)}
+    if kind == "map":
+        return {"type": "object", "additionalProperties": _schema(avro["values"], named)}
+    if kind == "enum":
+        return {"enum": list(avro["symbols"])} | doc
+    if kind == "fixed":
+        return {"type": "string", "minLength": avro["size"], "maxLength": avro["size"]}
+    return _schema(kind, named)
+
+
+def example(avro: Any) -> Any:
+    """Return a value of an Avro schema, for people to begin with; rules may ask for another."""
+    return _example(*schema_files.parsed(avro))
+
+
+def _example(avro: Any, named: Mapping[str, Any]) -> Any:
+    if isinstance(avro, list):
+        return _example(next((branch for branch in avro if branch != "null"), "null"), named)
+    if isinstance(avro, str):
+        return _EXAMPLES[avro] if avro in _EXAMPLES else _example(named[avro], named)
+    kind, logical = avro["type"], str(avro.get("logicalType", "")).removeprefix("local-")
+    if kind in ("record", "error"):
+        return {field["name"]: _example(field["type"], named) for field in avro["fields"]}
+    if kind == "array":
+        return [_example(avro["items"], named)]
+    if kind == "map":
+        return {}
+    if kind == "enum":
+        return avro["symbols"][0]
+    if kind == "fixed":
+        return "a" * avro["size"]
+    if logical in _TIMES:
+        return _MOMENT_MS * _TIMES[logical]
+    return _example(kind, named)

@@ -1,0 +1,69 @@
+"""The gateway: applications ask over HTTP, and the river answers; as many instances as are needed.
+
+reads   <pipeline>.predictions, .dlq and .events, without a group; on request <pipeline>.prediction-log and Redis
+writes  <pipeline>.events and .labels, as any producer
+state   the latest event ids with their answers, in memory; read again from the topics at a start
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.gateway.app import build
+from tidemill.gateway.asking import Gateway
+from tidemill.gateway.requests import Rates
+from tidemill.gateway.river import River
+from tidemill.metrics import GATEWAY_REFUSED
+from tidemill.offline.lookup import LogLookup
+from tidemill.settings import Settings
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.producer import Sender
+from tidemill.web.access import Access
+from tidemill.web.connections import Server, server_config
+
+log = logging.getLogger(__name__)
+
+PORT = 8001
+#: How long requests that wait for their prediction may go on once the service is to end.
+DRAIN_SECONDS = 10
+#: A record goes out at once: somebody waits for its prediction. What can't be delivered is given up after 10 s.
+PRODUCER = {
+    "linger.ms": 0,
+    "delivery.report.only.error": False,
+    "delivery.timeout.ms": 10_000,
+    "queue.buffering.max.messages": 20_000,
+}
+
+
+def run(
+    pipeline: Pipeline, broker: KafkaBroker, settings: Settings, on_stop: Callable[[Callable[..., None]], None]
+) -> None:
+    """Serve until what `on_stop` was given is called; requests that wait are answered first."""
+    holders = settings.key_holders()
+    gateway = Gateway(
+        pipeline,
+        River(pipeline, broker, Sender(settings.brokers, {**broker.common, **PRODUCER})),
+        LogLookup(pipeline, broker, lambda _view, _entity: {}, lambda _model, _version: None),
+        Access(
+            holders,
+            reading_is_free=False,
+            count_refused=lambda reason: GATEWAY_REFUSED.labels(reason).inc(),
+            setting="TIDEMILL_GATEWAY_KEYS",
+        ),
+        Rates(settings.gateway_rate),
+    )
+
+    def on_drain(stop: Callable[..., None]) -> None:
+        def drain(*_: object) -> None:
+            gateway.is_draining = True
+            stop()
+
+        on_stop(drain)
+
+    port = settings.http_port or PORT
+    if not holders:
+        log.warning("nobody has a key, so every request is refused: set TIDEMILL_GATEWAY_KEYS")
+    log.info("started", extra={"pipeline": pipeline.name, "port": port})
+    Server(server_config(build(gateway), settings.gateway_bind, port, DRAIN_SECONDS), on_drain).run()

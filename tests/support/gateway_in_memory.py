@@ -1,0 +1,100 @@
+"""The gateway's application before a pipeline in memory: what it sends, the pipeline's own services handle at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from tidemill.gateway import river
+from tidemill.gateway.app import build
+from tidemill.gateway.asking import Gateway
+from tidemill.gateway.requests import Rates
+from tidemill.gateway.river import River
+from tidemill.offline.lookup import LogLookup
+from tidemill.stream.api import Headers
+from tidemill.testing import Pipeline
+from tidemill.tokens import Holder, Permission, Tokens, token_hash
+from tidemill.web.access import Access
+from tidemill.wire import topics
+
+BOTH_KEY, SENDERS_KEY, READERS_KEY = (f"{name}-key-for-these-tests-0123456789" for name in ("both", "sender", "reader"))
+HOLDERS = {
+    BOTH_KEY: Holder("shop", Permission.PRODUCE | Permission.READ), SENDERS_KEY: Holder("till", Permission.PRODUCE),
+    READERS_KEY: Holder("screen", Permission.READ),
+}  # fmt: skip
+
+
+river.READ_SECONDS = 0.005  # nothing here comes from afar
+
+
+class MemorySender:
+    """Appends to the topics in memory; written at once, unless `why_not` says why it is not."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline, self.why_not, self.is_full, self.is_running = pipeline, "", False, True
+        self.is_silent = False
+        self.sent: list[tuple[str, bytes, bytes, Headers]] = []
+
+    def try_send(
+        self, topic: str, value: bytes, key: bytes, headers: Headers, on_delivery: Callable[[str], None]
+    ) -> bool:
+        if self.is_full:
+            return False
+        if not self.why_not:
+            self.sent.append((topic, value, key, headers))
+            self.pipeline.broker.append(topic, value, key, headers=headers)
+            if self.is_running:
+                self.pipeline._run()
+        if not self.is_silent:
+            on_delivery(self.why_not)
+        return True
+
+    def poll(self, seconds: float = 0.0) -> None:
+        time.sleep(seconds)
+
+    def flush(self) -> None:
+        pass
+
+
+class Shop:
+    """A gateway with its river; a context manager: within it the gateway reads."""
+
+    def __init__(self, declaration: Any, *, rate: float = 0.0, pipeline: Pipeline | None = None) -> None:
+        self.pipeline = pipeline or Pipeline(declaration)
+        declared = self.pipeline.declaration
+        self.sender, self.refused = MemorySender(self.pipeline), list[str]()
+        self.river = River(declared, self.pipeline.broker, self.sender)
+        tokens = Tokens({token_hash(key): holder for key, holder in HOLDERS.items()})
+        self.gateway = Gateway(
+            declared, self.river, LogLookup(declared, self.pipeline.broker, lambda *_: {}, lambda *_: None),
+            Access(tokens, reading_is_free=False, count_refused=self.refused.append, setting="TIDEMILL_GATEWAY_KEYS"),
+            Rates(rate),
+        )  # fmt: skip
+        self.app = build(self.gateway)
+        self.client = TestClient(
+            self.app, headers={"Authorization": f"Bearer {BOTH_KEY}"}, raise_server_exceptions=False
+        )
+
+    def __enter__(self) -> Shop:
+        self.client.__enter__()
+        while self.client.get("/readyz").status_code != 200:
+            pass
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.client.__exit__(*error)
+
+    def predict(self, event: Any, code: int | None = 200, /, timeout_ms: int = 5000, **headers: str) -> Any:
+        answer = self.client.post(f"/v1/predict?timeout_ms={timeout_ms}", json=event, headers=headers)
+        assert code is None or answer.status_code == code, answer.text
+        return answer.json()
+
+    def predictions(self) -> list[Any]:
+        records = self.pipeline.broker.records(topics.PREDICTIONS.name(self.pipeline.declaration.name))
+        return [self.pipeline.records.read_prediction(record.value()) for record in records]
+
+    def sent_events(self) -> int:
+        return sum(topic.endswith(".events") for topic, *_ in self.sender.sent)

@@ -1,0 +1,158 @@
+"""Events and labels are sent in batches, each with its own outcome; bodies and streams are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from gateway_in_memory import Shop
+from small import declaration, event, label
+
+from tidemill import Pipeline
+from tidemill.gateway.app import _stream
+from tidemill.limits import GATEWAY_BODY_BYTES, GATEWAY_RECORDS
+
+NOW = 1_700_000_000_000
+NDJSON = {"Content-Type": "application/x-ndjson"}
+
+
+@pytest.fixture()
+def shop():
+    with Shop(Pipeline(**declaration())) as shop:
+        yield shop
+
+
+def as_lines(*records: object) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def test_labels_meet_the_predictions_of_events_that_were_sent(shop: Shop) -> None:
+    events = [event(id_, NOW) for id_ in "abc"]
+    answers = shop.client.post("/v1/events", json=events).json()
+    assert [(answer["state"], answer["event_id"]) for answer in answers] == [("written", id_) for id_ in "abc"]
+    labels = [label(id_, NOW + 5) for id_ in "abc"]
+    assert [answer["state"] for answer in shop.client.post("/v1/labels", json=labels).json()] == ["written"] * 3
+    assert len(shop.pipeline.broker.records("small.examples")) == 3
+    assert all(key == id_.encode() for (_, _, key, _), id_ in zip(shop.sender.sent[3:], "abc", strict=True))
+
+
+def test_lines_are_answered_by_lines_each_for_itself(shop: Shop) -> None:
+    body = as_lines(event("a", NOW), event("b", NOW, sched_hour=77)) + b"\n{nothing\n" + as_lines(event("a", NOW))
+    answer = shop.client.post("/v1/events", content=body, headers=NDJSON)
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    states = [json.loads(line) for line in answer.text.splitlines()]
+    assert [state["state"] for state in states] == ["written", "refused", "refused", "repeated"]
+    assert states[2]["reason"] == "not_json"
+    assert len(shop.predictions()) == 1
+
+
+def test_a_stream_of_lines_is_sent_as_it_comes(shop: Shop) -> None:
+    def lines():
+        for number in range(5):
+            data = as_lines(event(f"e{number}", NOW))
+            yield data[:20]
+            yield data[20:]
+
+    answer = shop.client.post("/v1/events", content=lines(), headers=NDJSON)
+    assert [json.loads(line)["state"] for line in answer.text.splitlines()] == ["written"] * 5
+
+
+def test_an_event_that_was_only_sent_can_be_asked_for(shop: Shop) -> None:
+    assert shop.client.post("/v1/events", json=event("a", NOW)).status_code == 200
+    assert shop.client.get("/v1/predictions/a?timeout_ms=5000").json()["state"] == "predicted"
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/events", "/v1/labels"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"null", b"5", b'"text"', b"{", b"[{]", b"\xff\xfe{}", b"[" * 100_000, b'{"a":' * 100_000, b"[null, 5]", b"[]",
+        b"\0\0\0\0\0", b'{"flight_id": "\\ud800"}', b"[" + b"[" * 5_000 + b"]" * 5_000 + b"]",
+    ],
+    ids=lambda body: body[:12].decode(errors="replace") + str(len(body)),
+)  # fmt: skip
+def test_a_malformed_or_deep_body_is_refused(shop: Shop, path: str, body: bytes) -> None:
+    for headers in ({"Content-Type": "application/json"}, NDJSON):
+        answer = shop.client.post(path, content=body, headers=headers)
+        outcomes = [json.loads(line) for line in answer.text.splitlines()] if answer.status_code == 200 else []
+        refused = all(one["state"] == "refused" for part in outcomes for one in (part if isinstance(part, list) else [part]))
+        assert answer.status_code in (400, 413, 422) or (answer.status_code == 200 and refused), answer.text
+    assert shop.sent_events() == 0
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(shop: Shop) -> None:
+    head = {"Content-Length": str(GATEWAY_BODY_BYTES.max + 1)}
+    assert shop.client.post("/v1/predict", content=iter([b"{"]), headers=head).status_code == 413
+
+    def endless():
+        read = 0
+        while read <= GATEWAY_BODY_BYTES.max + 2_000_000:
+            read += 1_000_000
+            yield b" " * 1_000_000
+
+    for path, headers in (("/v1/predict", {}), ("/v1/events", NDJSON)):
+        assert shop.client.post(path, content=endless(), headers=headers).status_code == 413
+
+
+@pytest.mark.parametrize("headers", [{}, NDJSON], ids=["list", "lines"])
+def test_a_request_has_so_many_records(shop: Shop, headers: dict[str, str]) -> None:
+    many = GATEWAY_RECORDS.max + 1
+    body = b"[" + b",".join([b"1"] * many) + b"]" if not headers else b"1\n" * many
+    assert shop.client.post("/v1/labels", content=body, headers=headers).status_code == 413
+
+
+class Asked:
+    """A request whose client is there until it has seen enough."""
+
+    def __init__(self) -> None:
+        self.is_gone = False
+
+    async def is_disconnected(self) -> bool:
+        return self.is_gone
+
+
+def test_a_stream_has_the_predictions_that_fit_and_ends_with_its_reader(shop: Shop) -> None:
+    asked = Asked()
+
+    async def read() -> list[bytes]:
+        parts = []
+        async for part in _stream(asked, shop.gateway, lambda one: one["event_id"] != "b"):
+            parts.append(part)
+            if len(parts) == 1:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(None, lambda: [shop.predict(event(id_, NOW)) for id_ in "abc"])
+            asked.is_gone = len(parts) == 3
+        return parts
+
+    # The gateway's loop is that of the test client: the stream's queue is filled there, and read here.
+    seen = shop.client.portal.call(read)[1:]
+    events = [dict(line.split(b": ", 1) for line in part.splitlines() if line) for part in seen]
+    assert [one[b"event"] for one in events] == [b"prediction"] * 2
+    assert [json.loads(one[b"data"])["event_id"] for one in events] == ["a", "c"]
+    assert not shop.river.streams
+
+
+def test_a_reader_that_is_too_slow_is_told_that_it_lost(shop: Shop, monkeypatch) -> None:
+    monkeypatch.setattr("tidemill.gateway.river.GATEWAY_STREAM_RECORDS", type("L", (), {"max": 2}))
+
+    async def read() -> list[bytes]:
+        stream = _stream(Asked(), shop.gateway, lambda _: True)
+        parts = [await anext(stream)]
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, lambda: [shop.predict(event(id_, NOW)) for id_ in "abcd"])
+        parts += [part async for part in stream]
+        return parts
+
+    parts = shop.client.portal.call(read)
+    assert parts[-1] == b"event: lost\ndata: {}\n\n"
+
+
+def test_a_stream_ends_when_the_gateway_does(shop: Shop) -> None:
+    async def read() -> list[bytes]:
+        stream = _stream(Asked(), shop.gateway, lambda _: True)
+        parts = [await anext(stream)]
+        shop.gateway.is_draining = True
+        return parts + [part async for part in stream]
+
+    assert len(shop.client.portal.call(read)) == 1
