@@ -160,7 +160,7 @@ GATEWAY_RECORDS = Counter(
     "Events and labels that came in, by what became of them as far as the gateway saw.",
     ["stream", "state"],
 )
-GATEWAY_UNANSWERED = Gauge("tidemill_gateway_unanswered", "Events sent whose prediction has not come.")
+GATEWAY_UNANSWERED = Gauge("tidemill_gateway_unanswered", "Events sent whose prediction has not come.", ["service"])
 GATEWAY_REFUSED = Counter("tidemill_gateway_refused_total", "Requests that the gateway refused, by reason.", ["reason"])
 
 

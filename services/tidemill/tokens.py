@@ -1,4 +1,4 @@
-"""Tokens of the HTTP services: who holds one, what its holder may do, and how a new one is made.
+"""Tokens of the status service, and keys of the gateway: who holds one, what it allows, and how a new one is made.
 
 A token has at least 128 bits, so a plain SHA-256 is all that a service needs to know of it, and nobody guesses a token
 from its hash. Only its holder has the token itself.

@@ -30,7 +30,7 @@ from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
 from tidemill.stream.kafka.consumer import CALL_SECONDS
 from tidemill.stream.loop import STOP_SECONDS
-from tidemill.wire.topics import SERVICES, WATCHING
+from tidemill.wire.topics import ALL, SERVING, WATCHING
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ SETS = {
     for document in DOCUMENTS
     if document["kind"] in ("StatefulSet", "Deployment")
 }
-"""What runs the services: a StatefulSet, for an instance's name is its identity; a Deployment of status, which has none."""
+"""What runs the services: a StatefulSet, for an instance's name is its identity; a Deployment of those that have none."""
 POD_OWNERS = {
     document["metadata"]["name"]: document for document in DOCUMENTS if "template" in document.get("spec", {})
 }
@@ -336,9 +336,9 @@ def test_compose_runs_commands_that_exist_with_settings_that_exist(name: str) ->
 def test_compose_makes_the_topics_then_runs_every_service_and_a_learner_for_every_model() -> None:
     assert OURS["topics"]["command"] == ["topics", "flights", "--create"]
     commands = [service["command"] for name, service in OURS.items() if name not in ONCE]
-    assert {command[1] for command in commands} == {*SERVICES, *WATCHING}
+    assert {command[1] for command in commands} == {*ALL}
     assert {command[2] for command in commands} == {"flights"}
-    assert all([command[1] for command in commands].count(service) == 1 for service in WATCHING)
+    assert all([command[1] for command in commands].count(service) == 1 for service in (*WATCHING, *SERVING))
     assert sorted(model_of(c) for c in commands if c[1] == "learner") == sorted(load("flights").model_names)
 
 
@@ -383,6 +383,8 @@ def test_compose_tells_status_where_every_service_is_and_shows_it_to_this_machin
     assert addresses_wrong(OURS["status"]["environment"], ports) == []
     assert OURS["status"]["environment"]["TIDEMILL_STATUS_TOKEN"] == "${TIDEMILL_STATUS_TOKEN:-}"
     assert OURS["status"]["ports"] == [f"127.0.0.1:8000:{ports['status']}"]
+    assert OURS["gateway"]["ports"] == [f"127.0.0.1:8001:{ports['gateway']}"]
+    assert OURS["gateway"]["environment"]["TIDEMILL_GATEWAY_KEY"] == "${TIDEMILL_GATEWAY_KEY:-}"
     assert [port for service in COMPOSE["services"].values() for port in public(service)] == []
 
 
@@ -478,7 +480,7 @@ def test_the_config_map_has_settings_that_exist() -> None:
 
 def test_kubernetes_runs_every_service_and_a_learner_for_every_model() -> None:
     arguments = {name: pod_of(document)["containers"][0]["args"] for name, document in SETS.items()}
-    assert {a[1] for a in arguments.values()} == {*SERVICES, *WATCHING}
+    assert {a[1] for a in arguments.values()} == {*ALL}
     assert {a[2] for a in arguments.values()} == {"flights"}
     assert sorted(model_of(a) for a in arguments.values() if a[1] == "learner") == sorted(load("flights").model_names)
     assert pod_of(POD_OWNERS["topics"])["containers"][0]["args"] == ["topics", "flights", "--create"]
@@ -496,11 +498,12 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     (container,) = pod_of(SETS[name])["containers"]
     from_pod = {v["name"]: v["valueFrom"] for v in container["env"] if "valueFrom" in v}
     service, mounts = container["args"][1], {m["mountPath"]: m for m in container["volumeMounts"]}
-    assert (SETS[name]["kind"] == "Deployment") == (service == "status"), "it has no identity"
-    if service != "status":
+    assert (SETS[name]["kind"] == "Deployment") == (service in ("status", "gateway")), "they have no identity"
+    if service not in ("status", "gateway"):
         assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
     assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status"))
     assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
+    assert ("TIDEMILL_GATEWAY_KEYS" in from_pod) == (service == "gateway")
     assert ("TIDEMILL_REGISTRY_URL" in from_pod) == (service == "validator")
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
@@ -517,10 +520,12 @@ def test_probes_ask_the_right_question_and_outwait_a_replay_and_a_lost_kafka(nam
     (container,) = pod_of(SETS[name])["containers"]
     startup, ready, live = (container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
     status = name == "status"  # it is asked for when Kafka is away, when it is not ready; and it has nothing to rebuild
-    assert ready["httpGet"] == startup["httpGet"] == {"path": "/livez" if status else "/readyz", "port": "http"}
+    is_up_at_once = name in ("status", "gateway")
+    assert ready["httpGet"] == {"path": "/livez" if status else "/readyz", "port": "http"}
+    assert startup["httpGet"] == {"path": "/livez" if is_up_at_once else "/readyz", "port": "http"}
     assert live["httpGet"] == {"path": "/livez", "port": "http"}
     assert container["ports"] == [{"name": "http", "containerPort": 8080}]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= (60 if status else REPLAY_SECONDS)
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= (60 if is_up_at_once else REPLAY_SECONDS)
     assert STALLED_SECONDS + live["periodSeconds"] * live["failureThreshold"] > LONGEST_TURN_SECONDS
 
 
@@ -538,6 +543,8 @@ def test_every_service_is_found_by_its_name_and_scraped(name: str) -> None:
     assert pods["annotations"] == {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"}
     if name == "status":
         assert service["ports"] == [{"name": "http", "port": 8000, "targetPort": "http"}]
+    elif name == "gateway":  # any instance answers
+        assert service["ports"] == [{"name": "http", "port": 8080, "targetPort": "http"}]
     else:  # its name has the address of each pod, also of one that is starting, which status tells
         assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
         assert service["ports"] == [{"name": "http", "port": 8080}]

@@ -263,6 +263,14 @@ SWEEP: dict[str, Callable[[int, Path], str]] = {
 }
 #: What needs sockets and time, or has no size of its own to count, and where it is shown.
 SHOWN_ELSEWHERE = {
+    "GATEWAY_BODY_BYTES": "unit/gateway/test_gateway_send.py::test_a_body_that_is_too_large_is_refused_before_it_is_read",
+    "GATEWAY_RECORDS": "unit/gateway/test_gateway_send.py::test_a_request_has_so_many_records",
+    "GATEWAY_QUESTIONS": "unit/gateway/test_gateway_send.py::test_a_request_has_so_many_records",
+    "GATEWAY_UNANSWERED": "unit/gateway/test_gateway_predict.py::test_a_full_queue_and_a_river_that_is_behind_ask_to_come_later",
+    "GATEWAY_IDS": "unit/gateway/test_gateway_send.py::test_of_many_ids_the_latest_are_remembered",
+    "GATEWAY_STREAMS": "unit/gateway/test_gateway_send.py::test_so_many_streams_are_open_and_no_more",
+    "GATEWAY_STREAM_RECORDS": "unit/gateway/test_gateway_send.py::test_a_reader_that_is_too_slow_is_told_that_it_lost",
+    "GATEWAY_HEADER_CHARACTERS": "unit/gateway/test_gateway_predict.py::test_an_idempotency_key_stands_for_one_body",
     "SCRAPE_SECONDS": "unit/test_limits.py::test_an_answer_that_never_ends_is_given_up",
     "PATTERN_BYTES": "unit/rules/test_patterns.py::test_check_refuses_a_pattern_that_re2_does_not_take",
     "PROBE_CONNECTIONS": "unit/test_probes.py::test_as_many_connections_as_may_be_open_stay_and_one_more_closes_the_oldest",

@@ -35,7 +35,7 @@ COMMANDS = {
     "schema": ("schema:schema", "Print schemas, check new ones, and register the declared ones."),
     "send": ("send:send", "Send events or labels, and print what becomes of each."),
     "tail": ("send:tail", "Print predictions, dead letters or alerts as they come."),
-    "tokens": ("tokens:tokens", "Make tokens for the status service and the gateway."),
+    "tokens": ("tokens:tokens", "Make tokens for the status service, and keys for the gateway."),
     "topics": ("topics:topics", "Print, compare or create a pipeline's topics."),
     "up": ("up:up", "Run a whole pipeline on this machine, until Ctrl-C."),
     "tune": ("tune:tune", "Search a declared space of models on recorded examples."),

@@ -19,7 +19,7 @@ from tidemill.gateway import schemas
 from tidemill.gateway.asking import CODES, Answer, Asked, Gateway, count
 from tidemill.gateway.checking import split
 from tidemill.gateway.requests import Call, chunks, lines
-from tidemill.limits import GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS
+from tidemill.limits import GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS, Limit
 from tidemill.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS
 from tidemill.tokens import Holder, Permission
 from tidemill.web import health
@@ -110,7 +110,7 @@ async def predict(request: Request, gateway: FromApp, timeout_ms: Wait = 5_000) 
     """
     began = time.monotonic()
     gateway.check_ready()
-    records, is_list = await _records(request, gateway, GATEWAY_QUESTIONS.max)
+    records, is_list = await _records(request, gateway, GATEWAY_QUESTIONS)
     gateway.check_behind()
     call = request.state.call
     asked = [gateway.send_event(record, call) for record in records]
@@ -205,7 +205,7 @@ async def _stream(request: Request, gateway: Gateway, fits: Callable[[Prediction
         gateway.river.streams.discard(queue)
 
 
-async def _records(request: Request, gateway: Gateway, most: int) -> tuple[list[bytes], bool]:
+async def _records(request: Request, gateway: Gateway, most: Limit) -> tuple[list[bytes], bool]:
     """Return the records of a body, and whether they came as a list, once its key may send so many."""
     holder: Holder = request.state.holder
     body = b"".join([chunk async for chunk in chunks(request)])
@@ -213,8 +213,8 @@ async def _records(request: Request, gateway: Gateway, most: int) -> tuple[list[
         records, is_list = split(body)
     except Reject as reject:
         raise HTTPException(422, str(reject)) from reject
-    if len(records) > most:
-        raise HTTPException(413, f"{len(records):,} records where at most {most:,} are allowed in a request")
+    if len(records) > most.max:
+        raise HTTPException(413, most.excess(len(records)))
     gateway.keys.check(holder.name, request, body)
     gateway.rates.take(holder.name, len(records))
     return records, is_list
@@ -229,11 +229,11 @@ async def _send(request: Request, gateway: Gateway, stream_name: str, send: Call
         async for line in lines(request):
             if len(asked) >= GATEWAY_RECORDS.max:
                 raise HTTPException(413, GATEWAY_RECORDS.excess(len(asked) + 1))
-            gateway.rates.take(holder.name, 1)
+            gateway.rates.take(holder.name, 1, may_overdraw=bool(asked))
             asked.append(send(line, request.state.call))
         is_list = True
     else:
-        records, is_list = await _records(request, gateway, GATEWAY_RECORDS.max)
+        records, is_list = await _records(request, gateway, GATEWAY_RECORDS)
         asked = [send(record, request.state.call) for record in records]
     answers = [count(stream_name, await gateway.written(one)) for one in asked]
     if is_ndjson:

@@ -84,7 +84,7 @@ class Gateway:
     def check_behind(self) -> None:
         """Raise HTTPException where so much is unanswered that no more should be asked."""
         is_behind = self.river.is_behind()
-        GATEWAY_UNANSWERED.set(len(self.river.unanswered))
+        GATEWAY_UNANSWERED.labels("gateway").set(len(self.river.unanswered))
         if is_behind:
             raise HTTPException(503, "the river is behind: too many events wait for their prediction", _BEHIND)
 

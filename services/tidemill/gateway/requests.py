@@ -84,14 +84,14 @@ class Rates:
         self.per_second, self.clock = per_second, clock
         self._allowed: dict[str, tuple[float, float]] = {}
 
-    def take(self, name: str, records: int) -> None:
-        """Count records of a key. Raises HTTPException 429 while it has none left; a large request may overdraw."""
+    def take(self, name: str, records: int, *, may_overdraw: bool = False) -> None:
+        """Count records of a key. Raises HTTPException 429 while it has none left; a request that began goes on."""
         if not self.per_second:
             return
         allowed, at = self._allowed.get(name, (self.per_second, now := self.clock()))
         now = self.clock()
         allowed = min(max(self.per_second, 1.0), allowed + (now - at) * self.per_second)
-        if allowed <= 0:
+        if allowed <= 0 and not may_overdraw:
             wait = math.ceil((1 - allowed) / self.per_second)
             detail = f"{name} may send {self.per_second:g} records a second: try again in {wait} s"
             raise HTTPException(429, detail, {"Retry-After": str(wait)})

@@ -35,7 +35,7 @@ from tidemill.runtime.host import Host
 from tidemill.runtime.together import Together
 from tidemill.settings import RUNNING_FILE, Settings
 from tidemill.tokens import new_token
-from tidemill.wire.topics import WATCHING
+from tidemill.wire.topics import SERVING, WATCHING, WITH_INTERFACE
 
 #: Pauses before an ended service is started again, the next longer than the one before.
 RESTART_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -108,7 +108,7 @@ class Piped(Stack):
 
 def chosen_roles(pipeline: Pipeline, only: Sequence[str], without: Sequence[str]) -> list[str]:
     """Return the roles to start. Raises SettingsError for a service that the pipeline has not."""
-    known = [*roles(pipeline), *WATCHING]
+    known = [*roles(pipeline), *WATCHING, *SERVING]
     services = [role.partition(":")[0] for role in known]
     for name in (*only, *without):
         if name not in known and name not in services:
@@ -226,11 +226,24 @@ class Local:
         if "snapshot_seconds" not in given:
             chosen["snapshot_seconds"] = SNAPSHOT_SECONDS
         chosen["status_token"] = self.settings.status_token.get_secret_value() or new_token()
+        for name in ("gateway_keys", "gateway_key"):
+            chosen[name] = getattr(self.settings, name).get_secret_value()
+        chosen["gateway_key"] = chosen["gateway_key"] or new_token()
         chosen |= self._keys()
         stack = Piped(self.reference, self.pipeline, folder, chosen)
         for role in self.roles:
-            stack.ports[role] = self.options.port if role == "status" else free_port()
+            stack.ports[role] = self._port(role)
         return stack
+
+    def _port(self, role: str) -> int:
+        """Return a role's port: the page's is chosen, the gateway's the next one where that is free."""
+        if role == "status":
+            return self.options.port
+        if role == "gateway":
+            with contextlib.suppress(SettingsError, OverflowError):
+                check_port(self.options.port + 1, "the gateway", "--port")
+                return self.options.port + 1
+        return free_port()
 
     def _keys(self) -> dict[str, object]:
         """Return the keys that are set; else, beside a Kafka that outlives this run, those of the folder."""
@@ -247,10 +260,13 @@ class Local:
 
     def _for_commands(self) -> dict[str, str]:
         """Return the settings of commands to what runs here."""
-        names = ("BROKERS", "REDIS_URL", "STORE_URL", "ARCHIVE_URL", "VERIFY_KEYS", "DELIVERY", "STATUS_TOKEN")
-        found = {f"TIDEMILL_{name}": self.stack.env.get(f"TIDEMILL_{name}", "") for name in names}
+        names = ("BROKERS", "REDIS_URL", "STORE_URL", "ARCHIVE_URL", "VERIFY_KEYS", "DELIVERY")
+        secrets = ("STATUS_TOKEN", "GATEWAY_KEY")
+        found = {f"TIDEMILL_{name}": self.stack.env.get(f"TIDEMILL_{name}", "") for name in (*names, *secrets)}
         found["TIDEMILL_SIGNING_KEY"] = self.stack.operator_env["TIDEMILL_SIGNING_KEY"]
         found["TIDEMILL_STATUS_URL"] = f"http://localhost:{self.options.port}"
+        if "gateway" in self.roles:
+            found["TIDEMILL_GATEWAY_URL"] = f"http://localhost:{self.stack.ports['gateway']}"
         return {name: value for name, value in found.items() if value}
 
     def _greet(self, processes: str, metrics: str) -> None:
@@ -263,6 +279,8 @@ class Local:
         )
         if "status" in self.roles:
             console.say(f"page     http://localhost:{self.options.port}/")
+        if "gateway" in self.roles:
+            console.say(f"gateway  http://localhost:{self.stack.ports['gateway']}/v1/predict")
         console.say(f"Kafka    {env['TIDEMILL_BROKERS']}{' (embedded)' if self.embedded else ''}")
         redis = env.get("TIDEMILL_REDIS_URL") or self.settings.redis_url.get_secret_value()
         console.say(f"Redis    {redis.rpartition('@')[2]}")
@@ -440,8 +458,11 @@ class One(Local):
     def _run(self) -> None:
         port = free_port()
         addresses = {
-            name_of(role): f"http://127.0.0.1:{port}/{name_of(role)}" for role in self.roles if role != "status"
+            name_of(role): f"http://127.0.0.1:{port}/{name_of(role)}"
+            for role in self.roles
+            if role not in WITH_INTERFACE
         }
+        addresses |= {role: f"http://127.0.0.1:{self.stack.ports[role]}" for role in self.roles if role in SERVING}
         members = {name_of(role): self.stack.member(role, addresses) for role in self.roles}
         handler = ConsoleHandler(self.console, (*members, "replay"))
         logs.send_to(handler, self.settings.log_level)
@@ -450,7 +471,8 @@ class One(Local):
         group.run(port, Host(ENDING))
 
     def _when_ready(self, group: Together, port: int) -> None:
-        while group.ready() or ("status" in self.roles and self.stack.fetch("status", "/readyz")[0] != 200):
+        apart = [role for role in self.roles if role in WITH_INTERFACE]
+        while group.ready() or any(self.stack.fetch(role, "/readyz")[0] != 200 for role in apart):
             if group.is_stopping:
                 return
             time.sleep(POLL_SECONDS)

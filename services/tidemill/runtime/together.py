@@ -18,6 +18,7 @@ from tidemill.errors import TidemillError
 from tidemill.runtime import run as running
 from tidemill.runtime.host import Host
 from tidemill.settings import Settings
+from tidemill.wire.topics import WITH_INTERFACE
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,9 @@ class Together(probes.Health):
 
     def __init__(self, pipeline: Pipeline, services: Mapping[str, Member]) -> None:
         self.pipeline, self.services = pipeline, services
-        # The status service has a port of its own.
+        # Those with an interface have a port of their own.
         self.members: dict[str, probes.Health] = {
-            name: Starting() for name, member in services.items() if member.service != "status"
+            name: Starting() for name, member in services.items() if member.service not in WITH_INTERFACE
         }
         self.stops: list[Callable[..., None]] = []
         self.is_stopping = False

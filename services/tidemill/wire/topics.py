@@ -10,6 +10,8 @@ SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "lear
 WATCHING = ("archiver", "monitor", "status")
 #: The services at the edge, which others' programs ask; as many processes as are needed.
 SERVING = ("gateway",)
+#: Those with an HTTP interface for others, which has their probes as well.
+WITH_INTERFACE = ("status", *SERVING)
 #: Every service.
 ALL = (*SERVICES, *WATCHING, *SERVING)
 #: Who else writes or reads: others' programs, and the command that sends dead letters back.

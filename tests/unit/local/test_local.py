@@ -46,6 +46,7 @@ def test_services_that_can_share_a_process_are_one_role_where_all_of_them_are_ch
         "archiver",
         "monitor",
         "status",
+        "gateway",
     ]
     without = chosen_roles(flights, [], ["scorer"])
     assert chained(without)[:3] == ["validator", "featurizer", "materializer"]

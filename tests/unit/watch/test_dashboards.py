@@ -20,7 +20,7 @@ from tidemill import Pipeline, load, metrics
 from tidemill.watch.monitor import core
 from tidemill.watch.monitor.figures import Columns, Reference, example_figures, prediction_figures
 from tidemill.watch.monitor.performance import WindowMetrics
-from tidemill.wire.topics import SERVICES, WATCHING
+from tidemill.wire.topics import ALL
 
 OPS = Path(__file__).parents[3] / "ops"
 SCRAPE = yaml.safe_load((OPS / "prometheus" / "prometheus.yml").read_text())
@@ -86,7 +86,7 @@ PIPELINE = load("flights")
 FIGURES = figures(PIPELINE)
 VALUES: Mapping[str, set[str]] = {
     "job": {JOB["job_name"]},
-    "service": {*SERVICES, *WATCHING, *(f"learner-{model}" for model in PIPELINE.model_names)} - {"learner"},
+    "service": {*ALL, *(f"learner-{model}" for model in PIPELINE.model_names)} - {"learner"},
     "figure": FIGURES,
     "source": {core.PREDICTIONS, core.EXAMPLES},
     "state": {"complete", "interrupted"},

@@ -18,7 +18,7 @@ def flight(id_: str, **more: object) -> dict[str, object]:
     return {**event(id_, NOW), **more}
 
 
-@pytest.fixture()
+@pytest.fixture
 def shop():
     with Shop(Pipeline(**declaration())) as shop:
         yield shop
@@ -216,7 +216,7 @@ def test_a_key_may_send_so_many_records_a_second() -> None:
         shop.predict([flight("a"), flight("b")])
         answer = shop.client.post("/v1/predict", json=flight("c"))
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
-        shop.predict(flight("d"), **{"Authorization": f"Bearer {SENDERS_KEY}"})
+        shop.predict(flight("d"), Authorization=f"Bearer {SENDERS_KEY}")
         shop.gateway.rates.clock = lambda: 101.0
         shop.predict(flight("c"))
 

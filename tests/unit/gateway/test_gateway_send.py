@@ -11,13 +11,13 @@ from small import declaration, event, label
 
 from tidemill import Pipeline
 from tidemill.gateway.app import _stream
-from tidemill.limits import GATEWAY_BODY_BYTES, GATEWAY_RECORDS
+from tidemill.limits import GATEWAY_BODY_BYTES, GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS
 
 NOW = 1_700_000_000_000
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
-@pytest.fixture()
+@pytest.fixture
 def shop():
     with Shop(Pipeline(**declaration())) as shop:
         yield shop
@@ -76,7 +76,9 @@ def test_a_malformed_or_deep_body_is_refused(shop: Shop, path: str, body: bytes)
     for headers in ({"Content-Type": "application/json"}, NDJSON):
         answer = shop.client.post(path, content=body, headers=headers)
         outcomes = [json.loads(line) for line in answer.text.splitlines()] if answer.status_code == 200 else []
-        refused = all(one["state"] == "refused" for part in outcomes for one in (part if isinstance(part, list) else [part]))
+        refused = all(
+            one["state"] == "refused" for part in outcomes for one in (part if isinstance(part, list) else [part])
+        )
         assert answer.status_code in (400, 413, 422) or (answer.status_code == 200 and refused), answer.text
     assert shop.sent_events() == 0
 
@@ -97,9 +99,24 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(shop: Shop) -> No
 
 @pytest.mark.parametrize("headers", [{}, NDJSON], ids=["list", "lines"])
 def test_a_request_has_so_many_records(shop: Shop, headers: dict[str, str]) -> None:
+    questions = b"[" + b",".join([b"1"] * (GATEWAY_QUESTIONS.max + 1)) + b"]"
+    assert shop.client.post("/v1/predict", content=questions).status_code == 413
     many = GATEWAY_RECORDS.max + 1
     body = b"[" + b",".join([b"1"] * many) + b"]" if not headers else b"1\n" * many
     assert shop.client.post("/v1/labels", content=body, headers=headers).status_code == 413
+
+
+def test_of_many_ids_the_latest_are_remembered(shop: Shop, monkeypatch) -> None:
+    monkeypatch.setattr("tidemill.gateway.river.GATEWAY_IDS", type("L", (), {"max": 2}))
+    for id_ in "abc":
+        shop.predict(event(id_, NOW))
+    assert [*shop.river.events] == ["b", "c"]
+
+
+def test_so_many_streams_are_open_and_no_more(shop: Shop) -> None:
+    shop.river.streams.update(asyncio.Queue() for _ in range(GATEWAY_STREAMS.max))
+    answer = shop.client.get("/v1/stream/predictions")
+    assert (answer.status_code, answer.json()["detail"]) == (503, f"{GATEWAY_STREAMS.excess(101)}; close one")
 
 
 class Asked:
