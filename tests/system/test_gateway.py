@@ -1,0 +1,98 @@
+"""The gateway before a real Kafka: every answer is the record on the predictions topic, and each id is predicted once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from running import until, worker
+
+from tidemill.demo import data
+from tidemill.tokens import new_token
+from tidemill.wire import topics
+
+CHAIN = "validator+featurizer+scorer"
+EVENTS, CLIENTS = 240, 6
+
+
+@contextmanager
+def client_of(run: Any, key: str) -> Iterator[httpx.Client]:
+    base = f"http://127.0.0.1:{run.stack.ports['gateway']}"
+    with httpx.Client(base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
+        yield client
+
+
+def asked(client: httpx.Client, event: dict[str, Any], check: Any) -> dict[str, Any]:
+    """Ask as a client does that does not give up: it repeats the event until it is answered."""
+    while True:
+        check()
+        try:
+            answer = client.post("/v1/predict", json=event, params={"timeout_ms": 10_000})
+        except httpx.TransportError:
+            continue
+        if answer.status_code in (200, 409, 422):
+            return answer.json()
+        assert answer.status_code in (202, 503), answer.text
+
+
+@pytest.mark.slow
+def test_each_id_is_predicted_once_though_clients_repeat_and_gateway_and_scorer_are_killed(running) -> None:
+    key = new_token()
+    run = running("plain", partitions=2, gateway_key=key)
+    events = [flight.event for flight in data.flights((1,), days=1)[:EVENTS]]
+    reader = run.reader(topics.PREDICTIONS)
+    for role in (CHAIN, "gateway"):
+        run.stack.start(role)
+    run.stack.wait_ready()
+    answers: dict[int, list[dict[str, Any]]] = {}
+    done = threading.Semaphore(0)
+
+    def client(number: int) -> None:
+        """Ask for every event, each client from another one on: so most are asked for by several at once."""
+        mine = answers[number] = []
+        with client_of(run, key) as http:
+            for event in events[number * 7 :] + events[: number * 7]:
+                mine.append(asked(http, event, run.stack.check))
+                done.release()
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(client, number) for number in range(CLIENTS)]
+        for role in ("gateway", CHAIN, "gateway"):
+            for _ in range(EVENTS * CLIENTS // 6):
+                done.acquire()
+            os.kill(worker(run.stack.processes[role]), signal.SIGKILL)  # its parent starts it again
+        for one in clients:
+            one.result()
+
+    predictions: list[dict[str, Any]] = []
+
+    def all_read() -> bool:
+        predictions.extend(run.records.prediction.decode(record.value()) for record in reader.poll(timeout=0.05))
+        return len(predictions) >= EVENTS
+
+    until(all_read, "predictions are missing", 30, run.stack.check)
+    for _ in range(10):
+        all_read()
+    reader.close()
+    times = Counter(prediction["event_id"] for prediction in predictions)
+    assert times == Counter(event["flight_id"] for event in events), times.most_common(3)
+    record = {prediction["event_id"]: prediction for prediction in predictions}
+    for mine in answers.values():
+        assert len(mine) == EVENTS
+        for answer in mine:
+            assert answer["state"] == "predicted"
+            assert {name: answer[name] for name in record[answer["event_id"]]} == record[answer["event_id"]]
+    assert any(answer["repeated"] for mine in answers.values() for answer in mine)
+    with client_of(run, key) as http:
+        logged = http.get(f"/v1/predictions/{events[0]['flight_id']}?log=true").json()
+        assert logged["champion"] == record[events[0]["flight_id"]]["champion"]
+    run.stack.processes["gateway"].terminate()
+    assert run.stack.processes.pop("gateway").wait(20) == 0, "it drains, and ends by itself"
