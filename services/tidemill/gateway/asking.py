@@ -109,7 +109,7 @@ class Gateway:
             label = self._checkers[topics.LABELS].check(data)
         except Reject as reject:
             return Asked(answer=_refused(reject))
-        topic = topics.LABELS.name(self.pipeline.name)
+        topic = topics.LABELS.name(self.pipeline)
         return self._asked(label, self.river.send(topic, label, call.kafka_headers()))
 
     @staticmethod

@@ -49,7 +49,7 @@ class Checker:
         self._is_json, self._clock = stream.encoding == "json", clock
         # What goes on as Avro may come bare; what goes on as it came has to be as producers send it.
         validator = Validator(pipeline, any_encoding=not self._is_json)
-        self._examine = validator.route(topic.name(pipeline.name)).examine
+        self._examine = validator.route(topic.name(pipeline)).examine
         self._id, self._key = stream.id, (stream.key or stream.id) if topic is topics.EVENTS else stream.id
 
     def check(self, data: bytes) -> Checked:

@@ -69,7 +69,7 @@ class River:
 
     def __init__(self, pipeline: Pipeline, broker: Broker, sender: Sends) -> None:
         self.pipeline, self.broker, self.sender, self.records = pipeline, broker, sender, Records(pipeline)
-        self._topics = {topic.name(pipeline.name): topic for topic in (topics.EVENTS, topics.PREDICTIONS, topics.DLQ)}
+        self._topics = {topic.name(pipeline): topic for topic in (topics.EVENTS, topics.PREDICTIONS, topics.DLQ)}
         self.events: OrderedDict[str, Event] = OrderedDict()
         #: By id: when it was sent, by the monotonic clock, and whether it was written: "", or why not.
         self.unanswered: OrderedDict[str, tuple[float, asyncio.Future[str]]] = OrderedDict()
@@ -108,7 +108,7 @@ class River:
     def send_event(self, event: Checked, headers: Headers) -> asyncio.Future[str] | None:
         """Send an event; returns what tells when it is written, or None while the queue is full."""
         own = [(ID_HEADER, event.id.encode()), (DIGEST_HEADER, event.digest), *headers]
-        written = self.send(topics.EVENTS.name(self.pipeline.name), event, own)
+        written = self.send(topics.EVENTS.name(self.pipeline), event, own)
         if written is not None:
             self._remember(event.id).digest = event.digest
             self.events[event.id].letter = None
@@ -190,17 +190,14 @@ class River:
 
     def _event_id(self, topic: str, value: bytes) -> str:
         """Return the id of the event that a dead letter is about; "" where it is about none, or can't be read."""
-        suffix = topic.removeprefix(f"{self.pipeline.name}.")
+        sent, valid = topics.EVENTS.name(self.pipeline), topics.EVENTS_VALID.name(self.pipeline)
         try:
-            if suffix in (topics.FEATURES.suffix, topics.PREDICTION_LOG.suffix):
+            if topic in (topics.FEATURES.name(self.pipeline), topics.PREDICTION_LOG.name(self.pipeline)):
                 return str(self.records.head.record(value, HEADER)["event_id"])
-            if suffix == topics.EVENTS.suffix and value[:1] == b"{":
+            if topic == sent and value[:1] == b"{":
                 return str(msgspec.json.decode(value)[self.pipeline.events.id])
-            codec = {topics.EVENTS.suffix: self.records.sent_event, topics.EVENTS_VALID.suffix: self.records.event}[
-                suffix
-            ]
-            record = codec.of(value) or self.records.event.of(value) or {}
-            return str(record.get(self.pipeline.events.id, ""))
+            codec = {sent: self.records.sent_event, valid: self.records.event}[topic]
+            return str((codec.of(value) or self.records.event.of(value) or {}).get(self.pipeline.events.id, ""))
         except Exception:  # bytes of somebody else may make a decoder raise anything
             return ""
 

@@ -247,3 +247,18 @@ def test_the_probes_need_no_key_and_show_nothing(shop: Shop) -> None:
     assert [shop.client.get(path).status_code for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
     shop.gateway.is_draining = True
     assert shop.client.get("/readyz").status_code == 503
+
+
+def test_events_go_to_the_topic_that_the_stream_names() -> None:
+    from dataclasses import replace
+
+    from small import EVENTS
+
+    declared = Pipeline(
+        **declaration(events=replace(EVENTS, topic="shop.orders"), rules=[rules.unique("flight_id", "48h")])
+    )
+    with Shop(declared) as shop:
+        shop.predict(flight("a"))
+        assert [topic for topic, *_ in shop.sender.sent] == ["shop.orders"]
+        shop.river.events.clear()
+        assert shop.predict(flight("a"))["repeated"] is True, "its dead letter was understood"
