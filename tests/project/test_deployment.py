@@ -501,7 +501,7 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     assert (SETS[name]["kind"] == "Deployment") == (service in ("status", "gateway")), "they have no identity"
     if service not in ("status", "gateway"):
         assert from_pod["TIDEMILL_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}, "its name is its identity"
-    assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status"))
+    assert ("TIDEMILL_REDIS_URL" in from_pod) == (service in ("featurizer", "materializer", "status", "gateway"))
     assert ("TIDEMILL_STATUS_TOKEN" in from_pod) == (service == "status")
     assert ("TIDEMILL_GATEWAY_KEYS" in from_pod) == (service == "gateway")
     assert ("TIDEMILL_REGISTRY_URL" in from_pod) == (service == "validator")

@@ -123,7 +123,7 @@ def test_a_service_imports_its_own_stage_and_no_library_of_another_service(name:
     stages = {module.split(".")[2] for module in loaded if module.startswith(("tidemill.stages.", "tidemill.watch."))}
     assert stages == {"validator" if name == "gateway" else name}, "the gateway checks as the validator does"
     libraries = {
-        "redis": ("featurizer", "materializer", "status"),
+        "redis": ("featurizer", "materializer", "status", "gateway"),
         "pyarrow": ("archiver", "monitor"),
         "pandas": ("monitor",),
         "faust": ("monitor",),

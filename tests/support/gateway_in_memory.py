@@ -8,6 +8,8 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from tidemill.features.memory import MemoryReader
+from tidemill.features.store import Store
 from tidemill.gateway import river
 from tidemill.gateway.app import build
 from tidemill.gateway.asking import Gateway
@@ -67,11 +69,14 @@ class Shop:
         declared = self.pipeline.declaration
         self.sender, self.refused = MemorySender(self.pipeline), list[str]()
         self.river = River(declared, self.pipeline.broker, self.sender)
+        self.store = Store(declared, "redis://127.0.0.1:1")
+        views = self.pipeline.views
+        self.store._store.read = lambda wanted, count: MemoryReader(views).read(wanted, count)
         tokens = Tokens({token_hash(key): holder for key, holder in HOLDERS.items()})
         self.gateway = Gateway(
             declared, self.river, LogLookup(declared, self.pipeline.broker, lambda *_: {}, lambda *_: None),
             Access(tokens, reading_is_free=False, count_refused=self.refused.append, setting="TIDEMILL_GATEWAY_KEYS"),
-            Rates(rate),
+            Rates(rate), self.store,
         )  # fmt: skip
         self.app = build(self.gateway)
         self.client = TestClient(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,17 +73,28 @@ class Store:
         `at`: event time in ms; windows end there. By default at the entity's latest event, as in the stored hashes.
         Raises SettingsError where no view is kept of such an entity.
         """
-        views = [view for view in self.pipeline.views if view.entity == entity]
-        if not views:
+        return self.get_many({entity: (entity_id,)}, at)[entity, entity_id]
+
+    def get_many(
+        self, entities: Mapping[str, Sequence[str]], at: int | None = None
+    ) -> dict[tuple[str, str], list[Known]]:
+        """Return as `get` for several entities of several kinds, by (entity, id), in one round trip."""
+        views = {entity: [view for view in self.pipeline.views if view.entity == entity] for entity in entities}
+        if unknown := [entity for entity, its in views.items() if not its]:
             known = ", ".join(dict.fromkeys(view.entity for view in self.pipeline.views)) or "none at all"
             raise SettingsError(
-                f"pipeline {self.pipeline.name!r} keeps no view of {entity!r}: it keeps views of {known}"
+                f"pipeline {self.pipeline.name!r} keeps no view of {unknown[0]!r}: it keeps views of {known}"
             )
-        wanted = {view.label: (entity_id,) for view in views}
+        wanted = {view.label: entities[entity] for entity, its in views.items() for view in its}
         tiles, notes = self._store.read(wanted, self.pipeline.partitions)
-        return [
-            self._known(self._plans[v.label], tiles[v.label, entity_id], notes[v.label], entity_id, at) for v in views
-        ]
+        return {
+            (entity, id_): [
+                self._known(self._plans[view.label], tiles[view.label, id_], notes[view.label], id_, at)
+                for view in views[entity]
+            ]
+            for entity, ids in entities.items()
+            for id_ in ids
+        }
 
     def _known(
         self, plan: Plan, tiles: dict[str, str], notes: list[str | None], entity_id: str, at: int | None

@@ -6,15 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from tidemill import __version__
-from tidemill.errors import BrokerError, Reject, StoreError
+from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
+from tidemill.errors import BrokerError, Reject, SettingsError, StoreError
+from tidemill.features.store import now
 from tidemill.gateway import schemas
 from tidemill.gateway.asking import CODES, Answer, Asked, Gateway, count
 from tidemill.gateway.checking import split
@@ -66,6 +70,16 @@ async def gateway_of(request: Request) -> Gateway:
     """Return what the application is made of."""
     gateway: Gateway = request.app.state.parts
     return gateway
+
+
+class FeaturesRequest(BaseModel):
+    """Entities by the event field that names them; perhaps only some views; as of when, in ms of event time."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"entities": {"dest": ["BOS", "LAX"]}, "at": "now"}})
+
+    entities: dict[str, list[Annotated[str, Field(max_length=500)]]]
+    views: list[str] = []
+    at: Annotated[int, Field(ge=FIRST_TIME_MS, le=LAST_TIME_MS)] | Literal["now", "latest"] = "now"
 
 
 FromApp = Annotated[Gateway, Depends(gateway_of)]
@@ -151,6 +165,36 @@ async def prediction(event_id: str, gateway: FromApp, timeout_ms: Wait = 0, *, l
         raise HTTPException(404, f"no prediction of event {event_id[:500]!r} {where}")
     answer = gateway.answer(event, event_id)
     return _json(answer, CODES[answer["state"]])
+
+
+@router.post("/features", responses=schemas.FEATURES)
+@needs(Permission.READ)
+async def features(asked: FeaturesRequest, gateway: FromApp) -> Response:
+    """The online features of many entities in one call: as of now, or of any time, with their ages."""
+    count = sum(map(len, asked.entities.values()))
+    if count > GATEWAY_QUESTIONS.max:
+        raise HTTPException(413, GATEWAY_QUESTIONS.excess(count))
+    if unknown := asked.entities.keys() - {view.entity for view in gateway.pipeline.views}:
+        raise HTTPException(422, f"no view is kept of {min(unknown)[:100]!r}")
+    at = None if asked.at == "latest" else now() if asked.at == "now" else asked.at
+    read = partial(gateway.store.get_many, asked.entities, at)
+    try:
+        known = await asyncio.get_running_loop().run_in_executor(None, read)
+    except SettingsError as error:  # what is stored is of another declaration
+        raise HTTPException(503, str(error)) from error
+    rows = [
+        {
+            "entity": entity,
+            "entity_id": entity_id,
+            "views": [
+                {**view.as_dict(), "age_seconds": view.age_seconds, "stale": not view.whole}
+                for view in views
+                if not asked.views or view.view in asked.views
+            ],
+        }
+        for (entity, entity_id), views in known.items()
+    ]
+    return _json(rows)
 
 
 @router.get("/stream/predictions", responses=schemas.STREAM | schemas.problems(503))

@@ -13,6 +13,7 @@ from fastapi import HTTPException
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Reject, StoreError
+from tidemill.features.store import Store
 from tidemill.gateway.checking import Checked, Checker
 from tidemill.gateway.requests import Call, IdempotencyKeys, Rates
 from tidemill.gateway.river import Event, River, is_repeat
@@ -65,6 +66,7 @@ class Gateway:
     lookup: LogLookup
     access: Access
     rates: Rates
+    store: Store
     keys: IdempotencyKeys = field(default_factory=IdempotencyKeys)
     is_draining: bool = False
 

@@ -93,6 +93,22 @@ _REFUSED = {
     "service": "gateway",
 }
 
+_FEATURES = {
+    "entity": "customer",
+    "entity_id": "c-4",
+    "views": [
+        {
+            "view": "customer",
+            "at": _MOMENT_MS,
+            "event_time": _MOMENT_MS - 60_000,
+            "age_seconds": 60.0,
+            "whole": True,
+            "stale": False,
+            "features": {"customer_count_1h": 3.0},
+        }
+    ],
+}
+
 
 def _answers(codes: Mapping[int, tuple[str, Any]]) -> dict[int | str, dict[str, Any]]:
     one_or_more = {"anyOf": [{"$ref": "#/components/schemas/Answer"}, {"type": "array"}]}
@@ -135,6 +151,13 @@ OUTCOMES = _REFUSALS | _answers(
         422: ("refused, in the words of its dead letter", _REFUSED),
     }
 )
+FEATURES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "what each view knows of each entity",
+        "content": {"application/json": {"example": [_FEATURES]}},
+    },
+    **problems(401, 403, 413, 422, 429, 503),
+}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "`event: prediction` with its JSON", "content": {"text/event-stream": {}}},
     **problems(401, 403, 429),

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.features.store import Store
 from tidemill.gateway.app import build
 from tidemill.gateway.asking import Gateway
 from tidemill.gateway.requests import Rates
@@ -53,6 +54,7 @@ def run(
             setting="TIDEMILL_GATEWAY_KEYS",
         ),
         Rates(settings.gateway_rate),
+        Store(pipeline, settings.redis_url.get_secret_value()),
     )
 
     def on_drain(stop: Callable[..., None]) -> None:

@@ -72,7 +72,7 @@ class Pipeline:
             {topic.name(declared): topic.partitions or declared.partitions for topic in topics.TOPICS}
         )
         self.folds = {name: Fold(declared, name) for name in declared.model_names}
-        views = {view.label: MemoryView() for view in declared.views}
+        views = self.views = {view.label: MemoryView() for view in declared.views}
         others = StoredRemoteViews(declared, MemoryReader(views), declared.partitions)
         self._scorer = scorer.build(declared, tuple)
         services: list[Service] = [
