@@ -73,7 +73,10 @@ def pages() -> dict[str, str]:
         + "".join(_object(f"tidemill.testing.{name}") for name in testing.__all__),
         "python": "# Python\n\nWhat commands do, from Python. [How to use it](../how-to/notebooks.md).\n\n"
         + "".join(_object(f"tidemill.api.{name}") for name in FUNCTIONS)
-        + _object("tidemill.api.BacktestResult", members=True),
+        + _object("tidemill.api.BacktestResult", members=True)
+        + "\n## The gateway's client\n\nAsk a running pipeline over HTTP. [How to use it](../how-to/gateway.md#from-python).\n"
+        + _object("tidemill.client.Client", members=True)
+        + _object("tidemill.client.Prediction", members=True),
         "features": "# Feature store\n\n"
         "Features as stored, from Python. [How to read them](../how-to/features.md).\n\n"
         + _object("tidemill.features.store.Store", members=True),
