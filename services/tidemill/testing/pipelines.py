@@ -16,21 +16,11 @@ from tidemill.declare.pipeline import Pipeline as Declaration
 from tidemill.declare.stream import Stream
 from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import Codec
-from tidemill.features.lookup import StoredRemoteViews
-from tidemill.features.memory import MemoryReader, MemoryView
-from tidemill.models.fold import Fold
-from tidemill.stages.featurizer import service as featurizer
-from tidemill.stages.joiner import service as joiner
-from tidemill.stages.materializer import service as materializer
-from tidemill.stages.scorer import service as scorer
-from tidemill.stages.validator import service as validator
-from tidemill.stream.group import Service
-from tidemill.stream.loop import Loop
-from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.offline.river import River
+from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetter, read_dead_letter
-from tidemill.wire.records import Records
 
 
 class Outcome(NamedTuple):
@@ -67,28 +57,10 @@ class Pipeline:
 
     def __init__(self, pipeline: Declaration | str) -> None:
         self.declaration = declared = pipeline if isinstance(pipeline, Declaration) else load(str(pipeline))
-        self.records = Records(declared)
-        self.broker = MemoryBroker(
-            {topic.name(declared): topic.partitions or declared.partitions for topic in topics.TOPICS}
-        )
-        self.folds = {name: Fold(declared, name) for name in declared.model_names}
-        views = self.views = {view.label: MemoryView() for view in declared.views}
-        others = StoredRemoteViews(declared, MemoryReader(views), declared.partitions)
-        self._scorer = scorer.build(declared, tuple)
-        services: list[Service] = [
-            validator.build(declared, fuse=False),
-            featurizer.build(declared, views, others if declared.remote_views else None),
-            self._scorer,
-            joiner.build(declared),
-            materializer.build(declared, views),
-        ]
-        self._running = []
-        for service in services:
-            loop = Loop(service, self.broker, interval=0.0)
-            consumer = self.broker.consumer(service.group, service.topics, loop.instance)
-            self._running.append((loop, consumer, self.broker.producer(loop.instance)))
+        self._river = River(declared)
+        self.records, self.broker, self.folds = self._river.records, self._river.broker, self._river.folds
+        self.views = self._river.views
         self._seen: dict[Topic, set[tuple[int, int]]] = {}
-        self._run()
 
     def send(self, *events: Any) -> Outcome:
         """Send events as a producer would, and return what became of them.
@@ -106,13 +78,10 @@ class Pipeline:
         for record in records:
             data = record if isinstance(record, bytes) else _message(stream, codec, record, decimals)
             self.broker.append(topic.name(self.declaration), data)
-        self._run()
+        self._river.run()
         of = self.records
         examples = self._new(topics.EXAMPLES)
-        for record in examples:
-            for name, fold in self.folds.items():
-                fold.learn(of.example.decode(record.value() or b""), record.offset())
-                self._scorer.processor.put(name, fold.version, fold.running)  # type: ignore[attr-defined]
+        self._river.learn(examples)
         return Outcome(
             [of.features.decode(record.value() or b"") for record in self._new(topics.FEATURES)],
             [dict(of.read_prediction(record.value()) or {}) for record in self._new(topics.PREDICTIONS)],
@@ -120,13 +89,6 @@ class Pipeline:
             [of.prediction_log.decode(record.value() or b"") for record in self._new(topics.EXPIRED)],
             [read_dead_letter(record) for record in self._new(topics.DLQ)],
         )
-
-    def _run(self) -> None:
-        """Let all services work until none has anything to do."""
-        quiet = 0
-        while quiet < 3:  # a service joins its group, takes its partitions, and then reads
-            handled = [loop.run_once(consumer, producer) for loop, consumer, producer in self._running]
-            quiet = 0 if any(handled) else quiet + 1
 
     def _new(self, topic: Topic) -> list[MemoryRecord]:
         """Return what a topic has beyond what was returned before."""
