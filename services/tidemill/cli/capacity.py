@@ -42,9 +42,9 @@ def capacity(
     *,
     as_json: bool,
 ) -> None:
-    """Measure what a pipeline costs, and say what it needs at a rate.
+    """Say what machine a pipeline needs at a rate.
 
-    It runs all services in this process on the newest of the events, a few seconds long: cores, processes and
+    All services run in this process on the newest of the events, for a few seconds. It prints cores, processes,
     partitions, memory, and what Kafka keeps. Measure on the machine that is to run it, with nothing else running.
     """
     from tidemill.cli.text.capacity import capacity_text
