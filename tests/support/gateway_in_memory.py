@@ -49,7 +49,7 @@ class MemorySender:
             self.sent.append((topic, value, key, headers))
             self.pipeline.broker.append(topic, value, key, headers=headers)
             if self.is_running:
-                self.pipeline._river.run()
+                self.pipeline._run()
         if not self.is_silent:
             on_delivery(self.why_not)
         return True

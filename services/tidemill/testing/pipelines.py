@@ -78,7 +78,7 @@ class Pipeline:
         for record in records:
             data = record if isinstance(record, bytes) else _message(stream, codec, record, decimals)
             self.broker.append(topic.name(self.declaration), data)
-        self._river.run()
+        self._run()
         of = self.records
         examples = self._new(topics.EXAMPLES)
         self._river.learn(examples)
@@ -89,6 +89,10 @@ class Pipeline:
             [of.prediction_log.decode(record.value() or b"") for record in self._new(topics.EXPIRED)],
             [read_dead_letter(record) for record in self._new(topics.DLQ)],
         )
+
+    def _run(self) -> None:
+        """Let all services work until none has anything to do."""
+        self._river.run()
 
     def _new(self, topic: Topic) -> list[MemoryRecord]:
         """Return what a topic has beyond what was returned before."""
