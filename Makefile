@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: test-long outcomes asynchrony help demo unit test faults fuzz soak check lock package rooms format bench bench-views bench-rules docs clean
+.PHONY: test-long outcomes asynchrony help demo unit test faults fuzz soak check lock package rooms format bench bench-views bench-rules bench-gateway docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ bench: $(VENV)/dev ## CPU per event of each service on a real Kafka; ARGS="--jso
 
 bench-views: $(VENV)/dev ## CPU, memory and round trips of views, by aggregates, entities and batches; ARGS="--only memory ..."
 	@$(BIN)/python -m benchmarks.views $(ARGS)
+
+bench-gateway: $(VENV)/dev ## how long the gateway takes to answer, at an even rate, by vegeta; ARGS="--rate 1000"
+	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 
 bench-rules: $(VENV)/dev ## CPU of the validator, by the number of rules and the kind of message
 	@$(BIN)/python -m benchmarks.rules $(ARGS)

@@ -162,6 +162,10 @@ class _Calls:
         code, answer = yield from self._ask("GET", path, until, wait=True, params=params)
         return None if code == 404 else _prediction(_checked(code, answer))
 
+    def _what_if(self, event: Event) -> Steps[dict[str, Any]]:
+        code, answer = yield from self._ask("POST", "/v1/what-if", time.monotonic() + self.timeout, json=dict(event))
+        return dict(_checked(code, answer))
+
     def _features(
         self, entities: Mapping[str, Sequence[str]], at: int | str, views: Sequence[str]
     ) -> Steps[list[dict[str, Any]]]:
@@ -232,6 +236,10 @@ class Client(_Calls):
     ) -> list[dict[str, Any]]:
         """Return what each view knows of entities, given by the event field that names them."""
         return self._run(self._features(entities, at, views))
+
+    def what_if(self, event: Event) -> dict[str, Any]:
+        """Return the vector of an event as of now, and every model's score; nothing is sent or written."""
+        return self._run(self._what_if(event))
 
     def _run(self, steps: Steps[Result]) -> Result:
         answer: httpx.Response | httpx.TransportError | None = None
@@ -304,6 +312,10 @@ class AsyncClient(_Calls):
     ) -> list[dict[str, Any]]:
         """As `Client.features`."""
         return await self._run(self._features(entities, at, views))
+
+    async def what_if(self, event: Event) -> dict[str, Any]:
+        """As `Client.what_if`."""
+        return await self._run(self._what_if(event))
 
     async def _run(self, steps: Steps[Result]) -> Result:
         answer: httpx.Response | httpx.TransportError | None = None

@@ -1068,6 +1068,34 @@ MUTANTS = (
         "",
         ("tests/unit/watch/test_status_connections.py::test_a_look_up_ends_when_its_asker_has_gone_and_makes_room",),
     ),
+    Mutant(
+        "gateway-sends-again", "the gateway sends an id that came before again",
+        "gateway/asking.py",
+        "if known is None or (letter is not None and not is_repeat(letter, self.pipeline)):",
+        "if True:",
+        ("tests/unit/gateway/test_gateway_predict.py::test_the_same_id_again_has_the_first_answer_and_no_second_prediction",),
+    ),
+    Mutant(
+        "gateway-another-event", "the gateway answers another event of the same id with the first one's prediction",
+        "gateway/asking.py",
+        "if known.digest and known.digest != event.digest:",
+        "if False:",
+        ("tests/unit/gateway/test_gateway_predict.py::test_the_same_id_with_other_values_is_a_conflict",),
+    ),
+    Mutant(
+        "gateway-starts-empty", "a gateway that starts does not read which ids were sent",
+        "gateway/river.py",
+        "                self._call(self.take, batch)\n",
+        "                pass\n",
+        ("tests/unit/gateway/test_gateway_predict.py::test_a_gateway_that_starts_again_knows_what_was_sent_and_predicted",),
+    ),
+    Mutant(
+        "gateway-any-role", "who may only read may send",
+        "tokens.py",
+        "return bool(self.role & needed) if isinstance(needed, Permission) else self.role >= needed",
+        "return isinstance(needed, Permission) or self.role >= needed",
+        ("tests/unit/gateway/test_gateway_predict.py::test_no_answer_without_a_key_and_no_role_beyond_its_own",),
+    ),
     # What files and producers give.
     Mutant(
         "time-as-it-is-sent", "a time in microseconds goes on as milliseconds",

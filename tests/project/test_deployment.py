@@ -507,8 +507,8 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     assert ("TIDEMILL_REGISTRY_URL" in from_pod) == (service == "validator")
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
-    assert ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate"))
-    assert ("TIDEMILL_VERIFY_KEYS" in from_pod) == (service in ("scorer", *SIGNERS))
+    assert ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate", "gateway"))
+    assert ("TIDEMILL_VERIFY_KEYS" in from_pod) == (service in ("scorer", "gateway", *SIGNERS))
     signing = {"secretKeyRef": {"name": "tidemill", "key": f"{service}-key"}} if service in SIGNERS else None
     assert from_pod.get("TIDEMILL_SIGNING_KEY") == signing, "a scorer verifies, and can't sign"
     if "/artifacts" in mounts:

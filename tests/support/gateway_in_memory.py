@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -15,6 +16,7 @@ from tidemill.gateway.app import build
 from tidemill.gateway.asking import Gateway
 from tidemill.gateway.requests import Rates
 from tidemill.gateway.river import River
+from tidemill.gateway.what_if import WhatIf
 from tidemill.offline.lookup import LogLookup
 from tidemill.stream.api import Headers
 from tidemill.testing import Pipeline
@@ -61,6 +63,26 @@ class MemorySender:
         pass
 
 
+class Learned:
+    """The models of a pipeline in memory, as the scorer's feed hands them over."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline, self.started = pipeline, 0
+
+    def start(self) -> None:
+        self.started += 1
+
+    def take(self) -> list[Any]:
+        folds = {name: fold for name, fold in self.pipeline.folds.items() if fold.version}
+        return [
+            SimpleNamespace(
+                manifest=SimpleNamespace(model=name, version=fold.version, epoch=0),
+                snapshot=SimpleNamespace(model=fold.running),
+            )
+            for name, fold in folds.items()
+        ]
+
+
 class Shop:
     """A gateway with its river; a context manager: within it the gateway reads."""
 
@@ -76,7 +98,7 @@ class Shop:
         self.gateway = Gateway(
             declared, self.river, LogLookup(declared, self.pipeline.broker, lambda *_: {}, lambda *_: None),
             Access(tokens, reading_is_free=False, count_refused=self.refused.append, setting="TIDEMILL_GATEWAY_KEYS"),
-            Rates(rate), self.store,
+            Rates(rate), self.store, WhatIf(declared, self.store, lambda: Learned(self.pipeline)),
         )  # fmt: skip
         self.app = build(self.gateway)
         self.client = TestClient(

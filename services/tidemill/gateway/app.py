@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tidemill import __version__
 from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
-from tidemill.errors import BrokerError, Reject, SettingsError, StoreError
+from tidemill.errors import BrokerError, Reject, Retry, SettingsError
 from tidemill.features.store import now
 from tidemill.gateway import schemas
 from tidemill.gateway.asking import CODES, Answer, Asked, Gateway, count
@@ -104,7 +104,7 @@ def build(gateway: Gateway) -> FastAPI:
         description=f"Ask the pipeline `{gateway.pipeline.name}`, and be answered by the river itself.",
     )
     app.state.parts = gateway
-    for error in (BrokerError, StoreError):
+    for error in (BrokerError, Retry, SettingsError):
         app.exception_handler(error)(_unavailable)
     app.exception_handler(RequestValidationError)(_invalid)
     app.include_router(health.router)
@@ -167,6 +167,20 @@ async def prediction(event_id: str, gateway: FromApp, timeout_ms: Wait = 0, *, l
     return _json(answer, CODES[answer["state"]])
 
 
+@router.post("/what-if", openapi_extra=schemas.body("Event"), responses=schemas.WHAT_IF)
+@needs(Permission.READ)
+async def what_if(request: Request, gateway: FromApp) -> Response:
+    """What would be predicted of an event: its vector as of now, and every model's score. Nothing is written.
+
+    It is a look at the stored views and the models in use: the river's own answer, made later, may differ.
+    """
+    records, is_list = await _records(request, gateway, GATEWAY_QUESTIONS)
+    if is_list:
+        raise HTTPException(422, "one event was expected")
+    answer = await gateway.asked_what_if(records[0])
+    return _json(answer, CODES[answer["state"]])
+
+
 @router.post("/features", responses=schemas.FEATURES)
 @needs(Permission.READ)
 async def features(asked: FeaturesRequest, gateway: FromApp) -> Response:
@@ -178,10 +192,7 @@ async def features(asked: FeaturesRequest, gateway: FromApp) -> Response:
         raise HTTPException(422, f"no view is kept of {min(unknown)[:100]!r}")
     at = None if asked.at == "latest" else now() if asked.at == "now" else asked.at
     read = partial(gateway.store.get_many, asked.entities, at)
-    try:
-        known = await asyncio.get_running_loop().run_in_executor(None, read)
-    except SettingsError as error:  # what is stored is of another declaration
-        raise HTTPException(503, str(error)) from error
+    known = await asyncio.get_running_loop().run_in_executor(None, read)
     rows = [
         {
             "entity": entity,

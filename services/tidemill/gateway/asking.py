@@ -17,6 +17,7 @@ from tidemill.features.store import Store
 from tidemill.gateway.checking import Checked, Checker
 from tidemill.gateway.requests import Call, IdempotencyKeys, Rates
 from tidemill.gateway.river import Event, River, is_repeat
+from tidemill.gateway.what_if import WhatIf
 from tidemill.limits import LOG_LOOKUPS
 from tidemill.metrics import GATEWAY_RECORDS, GATEWAY_UNANSWERED
 from tidemill.offline.lookup import LogLookup
@@ -28,6 +29,7 @@ from tidemill.wire.records import Prediction
 #: The HTTP status of what became of a single record.
 CODES: Mapping[str, int] = {
     "predicted": 200,
+    "what_if": 200,
     "written": 200,
     "repeated": 200,
     "pending": 202,
@@ -67,6 +69,7 @@ class Gateway:
     access: Access
     rates: Rates
     store: Store
+    what_if: WhatIf
     keys: IdempotencyKeys = field(default_factory=IdempotencyKeys)
     is_draining: bool = False
 
@@ -113,6 +116,15 @@ class Gateway:
             return Asked(answer=_refused(reject))
         topic = topics.LABELS.name(self.pipeline)
         return self._asked(label, self.river.send(topic, label, call.kafka_headers()))
+
+    async def asked_what_if(self, data: bytes) -> Answer:
+        """Return what would be predicted of an event; nothing is sent, and nothing is written."""
+        try:
+            event, _ = self._checkers[topics.EVENTS].read(data)
+            answer = await asyncio.get_running_loop().run_in_executor(None, self.what_if.ask, event)
+        except Reject as reject:
+            return _refused(reject)
+        return {"state": "what_if", "written": False, **answer}
 
     @staticmethod
     def _asked(record: Checked, written: asyncio.Future[str] | None) -> Asked:

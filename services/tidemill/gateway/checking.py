@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -52,12 +53,16 @@ class Checker:
         self._examine = validator.route(topic.name(pipeline)).examine
         self._id, self._key = stream.id, (stream.key or stream.id) if topic is topics.EVENTS else stream.id
 
-    def check(self, data: bytes) -> Checked:
-        """Return a JSON record as it is sent. Raises Reject as the validator does."""
+    def read(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+        """Return a JSON record, and its Avro message. Raises Reject as the validator does."""
         try:
-            record, message, _ = self._examine(data, lambda: _JSON, self._clock() * 1000)
+            return self._examine(data, lambda: _JSON, self._clock() * 1000)[:2]
         except SkippedError as skipped:
             raise Reject("skipped", f"a change event without a record: {skipped.kind}") from None
+
+    def check(self, data: bytes) -> Checked:
+        """Return a JSON record as it is sent. Raises Reject as the validator does."""
+        record, message = self.read(data)
         digest = hashlib.blake2b(message, digest_size=12).hexdigest().encode()
         sent = data if self._is_json else message
         return Checked(str(record[self._id]), str(record[self._key]).encode(), sent, digest)

@@ -109,6 +109,14 @@ _FEATURES = {
     ],
 }
 
+_WHAT_IF = {
+    "state": "what_if",
+    "written": False,
+    **{name: _PREDICTED[name] for name in ("event_id", "entity_id", "event_time", "as_of", "stale")},
+    "vector": {"amount": 12.0, "customer_count_1h": 3.0},
+    "scores": [_PREDICTED["champion"]],
+}
+
 
 def _answers(codes: Mapping[int, tuple[str, Any]]) -> dict[int | str, dict[str, Any]]:
     one_or_more = {"anyOf": [{"$ref": "#/components/schemas/Answer"}, {"type": "array"}]}
@@ -151,6 +159,10 @@ OUTCOMES = _REFUSALS | _answers(
         422: ("refused, in the words of its dead letter", _REFUSED),
     }
 )
+WHAT_IF: dict[int | str, dict[str, Any]] = {
+    200: {"description": "vector and scores", "content": {"application/json": {"example": _WHAT_IF}}},
+    **problems(401, 403, 413, 422, 429, 503),
+}
 FEATURES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "what each view knows of each entity",
@@ -164,9 +176,9 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-def body(one: str, several: str, *more: str) -> dict[str, Any]:
-    """Return a route's request body: one record, or several as a list; `more` are media types with a record a line."""
-    either = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in (one, several)]}
+def body(one: str, several: str = "", *more: str) -> dict[str, Any]:
+    """Return a route's request body: a record, or perhaps a list; `more` are media types with a record a line."""
+    either = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in (one, several) if name]}
     lines = {"schema": {"type": "string", "description": f"One {one} a line."}}
     content = {"application/json": {"schema": either}, **dict.fromkeys(more, lines)}
     return {"requestBody": {"required": True, "content": content}}

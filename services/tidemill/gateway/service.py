@@ -1,6 +1,7 @@
 """The gateway: applications ask over HTTP, and the river answers; as many instances as are needed.
 
-reads   <pipeline>.predictions, .dlq and .events, without a group; on request <pipeline>.prediction-log and Redis
+reads   <pipeline>.predictions, .dlq and .events, without a group; on request <pipeline>.prediction-log, Redis
+        and the registry
 writes  <pipeline>.events and .labels, as any producer
 state   the latest event ids with their answers, in memory; read again from the topics at a start
 """
@@ -16,6 +17,7 @@ from tidemill.gateway.app import build
 from tidemill.gateway.asking import Gateway
 from tidemill.gateway.requests import Rates
 from tidemill.gateway.river import River
+from tidemill.gateway.what_if import Models, WhatIf
 from tidemill.metrics import GATEWAY_REFUSED
 from tidemill.offline.lookup import LogLookup
 from tidemill.settings import Settings
@@ -39,10 +41,17 @@ PRODUCER = {
 
 
 def run(
-    pipeline: Pipeline, broker: KafkaBroker, settings: Settings, on_stop: Callable[[Callable[..., None]], None]
+    pipeline: Pipeline,
+    broker: KafkaBroker,
+    settings: Settings,
+    on_stop: Callable[[Callable[..., None]], None],
+    open_models: Callable[[], Models],
 ) -> None:
-    """Serve until what `on_stop` was given is called; requests that wait are answered first."""
-    holders = settings.key_holders()
+    """Serve until what `on_stop` was given is called; requests that wait are answered first.
+
+    `open_models` returns what follows the registry, for who asks what would be predicted.
+    """
+    holders, store = settings.key_holders(), Store(pipeline, settings.redis_url.get_secret_value())
     gateway = Gateway(
         pipeline,
         River(pipeline, broker, Sender(settings.brokers, {**broker.common, **PRODUCER})),
@@ -54,7 +63,8 @@ def run(
             setting="TIDEMILL_GATEWAY_KEYS",
         ),
         Rates(settings.gateway_rate),
-        Store(pipeline, settings.redis_url.get_secret_value()),
+        store,
+        WhatIf(pipeline, store, open_models),
     )
 
     def on_drain(stop: Callable[..., None]) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tidemill.declare.view import View
     from tidemill.features.redis import Redis, RedisView
     from tidemill.registry.manifests import Registry
+    from tidemill.stages.scorer.feed import ModelFeed
 
 log = logging.getLogger(__name__)
 
@@ -354,7 +355,14 @@ def _gateway() -> Build:
     from tidemill.gateway.service import run
 
     def compose(context: Context) -> Callable[[], None]:
-        return partial(run, context.pipeline, context.broker, context.settings, context.host.on_stop)
+        pipeline, broker, settings = context.pipeline, context.broker, context.settings
+
+        def open_models() -> ModelFeed:
+            from tidemill.stages.scorer.feed import ModelFeed
+
+            return ModelFeed(registry_of(pipeline, settings, must_answer=False), broker)
+
+        return partial(run, pipeline, broker, settings, context.host.on_stop, open_models)
 
     return compose
 

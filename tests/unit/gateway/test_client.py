@@ -139,6 +139,7 @@ def test_batches_have_an_outcome_for_each(shop: Shop, kind: str) -> None:
     assert (answers[0].event_id, answers[1].reason) == ("a", "out_of_range")
     assert [one["state"] for one in gateway.send([event("c", NOW), event("a", NOW)])] == ["written", "repeated"]
     assert [one["state"] for one in gateway.label([label("a", NOW + 5)])] == ["written"]
+    assert gateway.what_if(event("d", NOW))["written"] is False
     (row,) = gateway.features({"origin": ["JFK"]}, at="latest")
     assert row["views"][0]["features"] == {"origin_count_5m": 2.0}
 

@@ -143,9 +143,9 @@ class Featurizer(DeadLetterProcessor):
                 self.refuse(record, reject, emit)
                 continue
             vector = self._request_features(record, event, emit) if is_live else None
-            entities = {name: str(event[name]) for name in self._entities if self._names_one(event[name])}
+            entities = {name: str(event[name]) for name in self._entities if self.names_entity(event[name])}
             request = _Request(record, event, str(event[id_]), str(event[key]), event[time_], entities, vector)
-            request.is_nobody = not self._names_one(event[key])
+            request.is_nobody = not self.names_entity(event[key])
             requests.append(request)
         lookup = self._lookup(requests) if self.remote_views and is_live else RemoteLookup()
         served, stale_vectors = [], Counter[str]()
@@ -166,7 +166,7 @@ class Featurizer(DeadLetterProcessor):
         self._measure(served, stale_vectors)
         return True
 
-    def _names_one(self, value: Any) -> bool:
+    def names_entity(self, value: Any) -> bool:
         """Whether a field's value names an entity."""
         return value is not None and (self._takes_empty or not isinstance(value, str) or not _is_blank(value))
 

@@ -252,6 +252,14 @@ class Scorer(DeadLetterProcessor):
             )
         return True
 
+    def answers(self, entity_id: str, x: Mapping[str, Any]) -> list[Score]:
+        """Return what each model in use answers, the one that serves this entity first. Raises as `process` does."""
+        self.swap()
+        if self.champion.why_not:
+            raise Retry(self.not_ready())
+        served = self.serve(entity_id, x)
+        return [served, *self._shadow(served, x)]
+
     def _shadow(self, served: Score, x: Mapping[str, Any]) -> list[Score]:
         scores, name, version, epoch = [], served["model"], served["version"], served["epoch"]
         for slot in self.serving_slots:

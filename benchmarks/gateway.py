@@ -1,0 +1,162 @@
+"""How long the gateway takes to answer, at an even rate, with Kafka, Redis and the chain of services on this machine.
+
+    make bench-gateway                              300 requests a second for 20 s
+    make bench-gateway ARGS="--rate 1000 --seconds 20"
+
+The load is vegeta's (`go install github.com/tsenart/vegeta/v12@latest`), which sends at its rate whether answers come or
+not. Afterwards every answer is held against the record on the predictions topic. Then the features of 50 and of 100
+entities are asked for, one after the other. The load generator shares the cores with all the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from real_kafka import RealKafka, missing
+
+from benchmarks.pipeline import REFERENCE, cpu_seconds, say
+from tidemill.client import Client
+from tidemill.declare.load import load
+from tidemill.demo import data
+from tidemill.local.servers import Redis
+from tidemill.local.stack import Stack
+from tidemill.runtime.run import topic_table
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.tokens import new_token
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+CHAIN = "validator+featurizer+scorer"
+FEATURES = {"entities of one call: 1": 1, "entities of one call: 100": 100}
+CALLS = 200
+
+
+def run(rate: int, seconds: int, warm_up: int) -> dict[str, Any]:
+    """Start everything, send, and compare; returns the figures."""
+    pipeline, key = load(REFERENCE), new_token()
+    with ExitStack() as cleanup:
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+        say("starting Kafka, Redis, the chain and the gateway")
+        kafka, redis = RealKafka(folder), Redis(folder)
+        cleanup.callback(kafka.stop)
+        cleanup.callback(redis.stop)
+        broker = KafkaBroker(kafka.servers)
+        broker.create(topic_table(pipeline))
+        settings = {"brokers": kafka.servers, "redis_url": redis.url, "gateway_key": key, "log_level": "WARNING"}
+        stack = Stack(REFERENCE, pipeline, folder, settings)
+        cleanup.callback(stack.stop)
+        for role in (CHAIN, "gateway"):
+            stack.start(role)
+        stack.wait_ready()
+        url = f"http://127.0.0.1:{stack.ports['gateway']}"
+        reader = broker.follow_topics([topics.PREDICTIONS.name(pipeline)])
+        events = [flight.event for flight in data.flights(range(1, 5))[: warm_up + rate * seconds]]
+        with Client(url, key) as client:
+            for event in events[:warm_up]:
+                client.predict(event)
+        say(f"{rate * seconds:,} events at {rate:,} a second; load {os.getloadavg()[0]:.1f} before")
+        before = {name: cpu_seconds(process.pid) for name, process in stack.processes.items()}
+        results = attack(folder, url, key, events[warm_up:], rate)
+        cpu = {name: cpu_seconds(stack.processes[name].pid) - began for name, began in before.items()}
+        stack.check()
+        figures = summary(results)
+        figures |= compared(reader, Records(pipeline), results, len(events))
+        figures |= {f"{name}_cpu_ms_per_request": round(used / len(results) * 1000, 2) for name, used in cpu.items()}
+        figures |= {
+            "features": features(url, key, pipeline, events),
+            "load": [round(one, 1) for one in os.getloadavg()],
+        }
+        return figures
+
+
+def attack(folder: Path, url: str, key: str, events: Sequence[dict[str, Any]], rate: int) -> list[dict[str, Any]]:
+    """Have vegeta send the events; returns its results, one a request."""
+    header = {"Authorization": [f"Bearer {key}"], "Content-Type": ["application/json"]}
+    targets = folder / "targets"
+    with targets.open("w") as file:
+        for event in events:
+            body = base64.b64encode(json.dumps(event).encode()).decode()
+            file.write(
+                json.dumps({"method": "POST", "url": f"{url}/v1/predict", "header": header, "body": body}) + "\n"
+            )
+    tool = shutil.which("vegeta") or sys.exit("vegeta is not on the PATH: see the first lines of this file")
+    sent = subprocess.run(
+        [tool, "attack", "-format=json", f"-targets={targets}", f"-rate={rate}", f"-duration={len(events) // rate}s",
+         "-timeout=30s", "-max-workers=2000"],
+        stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    read = subprocess.run([tool, "encode", "--to=json"], input=sent.stdout, stdout=subprocess.PIPE, check=True)
+    return [json.loads(line) for line in read.stdout.splitlines()]
+
+
+def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return codes and delays in ms of requests."""
+    took = sorted(result["latency"] / 1e6 for result in results)
+    return {
+        "requests": len(results),
+        "codes": dict(Counter(str(result["code"]) for result in results)),
+        **{f"p{int(q * 100)}_ms": round(took[int(q * (len(took) - 1))], 1) for q in (0.5, 0.9, 0.99, 1.0)},
+    }
+
+
+def compared(reader: Any, records: Records, results: Sequence[dict[str, Any]], expected: int) -> dict[str, Any]:
+    """Return how many answers equal the record on the topic, and how many ids have other than one."""
+    predictions: dict[str, list[Any]] = {}
+    quiet = time.monotonic()
+    while sum(map(len, predictions.values())) < expected and time.monotonic() - quiet < 5:
+        for record in reader.poll(timeout=0.05):
+            quiet, one = time.monotonic(), records.prediction.decode(record.value())
+            predictions.setdefault(one["event_id"], []).append(one)
+    reader.close()
+    answers = [json.loads(base64.b64decode(result["body"])) for result in results if result["code"] == 200]
+    equal = [all(predictions[a["event_id"]][0][name] == a[name] for name in ("champion", "as_of")) for a in answers]
+    twice = sum(len(several) != 1 for several in predictions.values())
+    return {"predictions": len(predictions), "equal_answers": sum(equal), "ids_not_once": twice}
+
+
+def features(url: str, key: str, pipeline: Any, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how long a call for features takes, in ms, by the number of entities."""
+    entity = pipeline.views[0].entity
+    ids = list(dict.fromkeys(str(event[entity]) for event in events if event[entity]))
+    figures = {}
+    with Client(url, key) as client:
+        for name, count in FEATURES.items():
+            asked, took = {entity: (ids * (count // len(ids) + 1))[:count]}, []
+            for _ in range(CALLS):
+                began = time.perf_counter()
+                client.features(asked, at="latest")
+                took.append((time.perf_counter() - began) * 1000)
+            took.sort()
+            figures[name] = {"p50_ms": round(took[CALLS // 2], 1), "p99_ms": round(took[int(CALLS * 0.99)], 1)}
+    return figures
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=int, default=300)
+    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--warm-up", type=int, default=200)
+    given = parser.parse_args()
+    if lacking := missing():
+        sys.exit(lacking)
+    print(json.dumps(run(given.rate, given.seconds, given.warm_up), indent=2))
+
+
+if __name__ == "__main__":
+    main()
