@@ -51,6 +51,12 @@ class GroupOffset:
     wrong: str = ""
 
     @property
+    def is_well(self) -> bool:
+        """Whether there is nothing to say of it: in a chain, the progress counts and not the offset."""
+        in_chain = self.committed is not None and bool(restore.chain_of(self.committed))
+        return not self.wrong and (in_chain or self.state in ("ok", "new"))
+
+    @property
     def state(self) -> str:
         """One word, or what is wrong."""
         if self.wrong:

@@ -296,7 +296,7 @@ def _redis(url: str, clock: Callable[[], float]) -> Iterator[Finding]:
 
 def _offsets(pipeline: Pipeline, broker: KafkaBroker) -> Iterator[Finding]:
     for one in all_offsets(broker, pipeline):
-        level: Level = "wrong" if one.wrong else "ok" if one.state in ("ok", "new") else "warning"
+        level: Level = "wrong" if one.wrong else "ok" if one.is_well else "warning"
         what = f"{one.service}: offset in {one.partition.topic}[{one.partition.partition}]"
         value = "none" if one.committed is None else str(one.committed.offset)
         expected = "none" if one.progress is None else str(one.progress.offset)

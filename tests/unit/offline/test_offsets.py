@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from river_in_memory import River, drive, flights
@@ -193,6 +194,8 @@ def test_of_a_chain_it_is_said_whose_it_is_and_a_decision_ends_it_before_it_coun
     chosen = service_of(PIPELINE, "featurizer", None)
     offsets = group_offsets(river.broker, chosen)
     assert {one.state for one in offsets} == {f"in the chain of {loop.transactional_id}: its progress counts"}
+    assert all(one.is_well for one in offsets), "nobody is warned of a chain that runs"
+    assert not any(replace(one, wrong="it is shorter").is_well for one in offsets)
     carry_out(river.broker, chosen, decide(river.broker, offsets, "progress"))
     send(river, FLIGHTS[HALF:])
     with pytest.raises(Fenced):
