@@ -75,6 +75,7 @@ STATUS_COMMANDS = Limit("status service", 1000, "commands whose ids are remember
 
 # The gateway.
 GATEWAY_BODY_BYTES = Limit("request to the gateway", 10_000_000, "bytes in its body", "answer 413")
+GATEWAY_BODIES_BYTES = Limit("gateway", 200_000_000, "bytes of bodies at once", "answer 503 with Retry-After")
 GATEWAY_RECORDS = Limit("request to the gateway", 10_000, "records", "answer 413")
 GATEWAY_QUESTIONS = Limit("request to the gateway", 1_000, "events to predict, or entities", "answer 413")
 GATEWAY_UNANSWERED = Limit("gateway", 5_000, "events sent and not answered", "answer 503 with Retry-After")

@@ -47,6 +47,7 @@ class CountedRoute(GuardedRoute):
         async def counted(request: Request) -> Response:
             began, code = time.perf_counter(), 500
             request.state.call = call = Call.of(request)
+            request.state.body_bytes = 0
             try:
                 response: Response = await handle(request)
                 code = response.status_code
@@ -60,6 +61,7 @@ class CountedRoute(GuardedRoute):
                 code = 422
                 raise
             finally:
+                request.app.state.parts.body_bytes -= request.state.body_bytes
                 GATEWAY_REQUESTS.labels(self.path, str(code)).inc()
                 seconds.observe(time.perf_counter() - began)
 

@@ -72,6 +72,8 @@ class Gateway:
     what_if: WhatIf
     keys: IdempotencyKeys = field(default_factory=IdempotencyKeys)
     is_draining: bool = False
+    #: Bytes of the bodies of all requests that are being answered.
+    body_bytes: int = 0
 
     def __post_init__(self) -> None:
         self._checkers = {topic: Checker(self.pipeline, topic) for topic in (topics.EVENTS, topics.LABELS)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
 
-from tidemill.limits import GATEWAY_BODY_BYTES, GATEWAY_HEADER_CHARACTERS, MESSAGE_BYTES
+from tidemill.limits import GATEWAY_BODIES_BYTES, GATEWAY_BODY_BYTES, GATEWAY_HEADER_CHARACTERS, MESSAGE_BYTES
 from tidemill.stream.api import Headers
 
 _TRACE = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})", re.ASCII)
@@ -53,13 +53,20 @@ class Call:
 
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:
-    """Yield a body as it comes. Raises HTTPException where it is larger than allowed, as soon as that is known."""
-    size, length = 0, request.headers.get("content-length", "0")
+    """Yield a body as it comes, and count it for as long as its request lasts.
+
+    Raises HTTPException where it is larger than allowed, as soon as that is known, or all bodies in sum are.
+    """
+    gateway, size, length = request.app.state.parts, 0, request.headers.get("content-length", "0")
     declared = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
     async for chunk in request.stream():
         size += len(chunk)
+        request.state.body_bytes += len(chunk)
+        gateway.body_bytes += len(chunk)
         if max(size, declared) > GATEWAY_BODY_BYTES.max:
             raise HTTPException(413, GATEWAY_BODY_BYTES.excess(max(size, declared)))
+        if gateway.body_bytes > GATEWAY_BODIES_BYTES.max:
+            raise HTTPException(503, GATEWAY_BODIES_BYTES.excess(gateway.body_bytes), {"Retry-After": "1"})
         yield chunk
 
 

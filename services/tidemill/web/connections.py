@@ -41,6 +41,12 @@ class Connection(H11Protocol):
         cycle = self.cycle
         return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
 
+    def handle_events(self) -> None:
+        cycle = self.cycle
+        super().handle_events()
+        if self.cycle is not cycle:  # from its head on a request has its time, however long nobody had asked
+            self.waiting_since = self.loop.time()
+
     def on_response_complete(self) -> None:
         self.waiting_since = self.loop.time()
         super().on_response_complete()

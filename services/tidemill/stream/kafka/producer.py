@@ -506,6 +506,8 @@ class Sender:
             self._client.produce(topic, value, key, headers=list(headers), on_delivery=delivered)
         except BufferError:
             return False
+        except KafkaException as error:  # the client itself refuses it
+            on_delivery(kafka_error(error).str())
         return True
 
     def poll(self, seconds: float = 0.0) -> None:

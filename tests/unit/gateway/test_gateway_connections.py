@@ -1,0 +1,133 @@
+"""The gateway behind a real server: slow senders cost bounded time and memory, and who hangs up loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvicorn
+from gateway_in_memory import BOTH_KEY, Shop
+from small import declaration, event
+
+from tidemill import Pipeline
+from tidemill.web import connections
+
+NOW = 1_700_000_000_000
+EVENT = json.dumps(event("a", NOW)).encode()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class Served:
+    """A gateway behind a real server."""
+
+    def __init__(self) -> None:
+        self.shop = Shop(Pipeline(**declaration()))
+        self.server = uvicorn.Server(connections.server_config(self.shop.app, "127.0.0.1", 0, 5))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.sockets = contextlib.ExitStack()
+
+    def __enter__(self) -> Served:
+        self.thread.start()
+        until(lambda: self.server.started and self.shop.gateway.ready() is None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sockets.close()
+        self.server.should_exit = True
+        self.thread.join(20)
+
+    def send(self, data: bytes) -> socket.socket:
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        one = self.sockets.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        one.sendall(data)
+        return one
+
+    def waiting_since(self) -> float:
+        (one,) = self.server.server_state.connections
+        return one.waiting_since
+
+
+def head(size: int, path: str = "/v1/predict") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {BOTH_KEY}", f"Content-Length: {size}"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def answer_of(one: socket.socket) -> bytes:
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while b"}" not in data and (more := one.recv(65_536)):
+            data += more
+    return data
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with Served() as served:
+        yield served
+
+
+@pytest.mark.parametrize("sent", [b"POST /v1/predict HT", head(len(EVENT)) + EVENT[:20]], ids=["head", "body"])
+def test_who_sends_no_further_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(connections, "STATUS_SECONDS", type("L", (), {"max": 0.2}))
+    monkeypatch.setattr(connections, "CHECK_SECONDS", 0.05)
+    assert answer_of(served.send(sent)) == b""
+    until(lambda: not served.server.server_state.connections and served.shop.gateway.body_bytes == 0)
+    assert b" 200 " in answer_of(served.send(head(len(EVENT)) + EVENT))
+
+
+def test_a_request_has_its_time_from_its_own_head_on(served: Served) -> None:
+    one = served.send(head(len(EVENT)) + EVENT)
+    assert b'"predicted"' in answer_of(one)
+    idle_since = served.waiting_since()
+    one.sendall(head(len(EVENT)) + EVENT[:20])
+    until(lambda: served.waiting_since() > idle_since)
+    one.sendall(EVENT[20:])
+    assert b'"repeated":true' in answer_of(one)
+
+
+def test_bodies_in_sum_take_a_bounded_memory(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = type("L", (), {"max": len(EVENT) + 100, "excess": lambda _, size: f"{size} bytes"})()
+    monkeypatch.setattr("tidemill.gateway.requests.GATEWAY_BODIES_BYTES", limit)
+    first = served.send(head(len(EVENT)) + EVENT[:-1])
+    until(lambda: served.shop.gateway.body_bytes == len(EVENT) - 1)
+    refused = answer_of(served.send(head(len(EVENT)) + EVENT))
+    assert b" 503 " in refused
+    assert b"retry-after: 1" in refused.lower()
+    first.sendall(EVENT[-1:])
+    assert b'"predicted"' in answer_of(first)
+    until(lambda: served.shop.gateway.body_bytes == 0)
+    assert b'"predicted"' in answer_of(served.send(head(len(EVENT)) + EVENT))
+
+
+def test_the_event_of_who_hangs_up_is_predicted_once(served: Served) -> None:
+    shop = served.shop
+    shop.sender.is_running = False
+    served.send(head(len(EVENT)) + EVENT).close()
+    until(lambda: "a" in shop.river.unanswered)
+    shop.pipeline._run()
+    assert b'"repeated":true' in answer_of(served.send(head(len(EVENT)) + EVENT))
+    assert len(shop.predictions()) == 1
+
+
+def test_requests_that_wait_are_answered_before_it_ends(served: Served) -> None:
+    shop = served.shop
+    shop.sender.is_running = False
+    one = served.send(head(len(EVENT)) + EVENT)
+    until(lambda: "a" in shop.river.unanswered)
+    served.server.should_exit = True
+    until(lambda: not served.server.servers[0].is_serving())
+    shop.pipeline._run()
+    assert b'"predicted"' in answer_of(one)
+    served.thread.join(20)
+    assert not served.thread.is_alive()
