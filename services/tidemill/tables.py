@@ -78,7 +78,9 @@ class Table:
         self.name, self.key = str(name), key
         try:
             self._form = rows.format_of(Path(self.name))
-            data = rows.content(self._find())
+            #: Where the file is.
+            self.path = self._find()
+            data = rows.content(self.path)
             self._columns = rows.columns_of(data, self._form)
         except ValueError as error:
             self._fail(str(error))

@@ -26,6 +26,7 @@ COMMANDS = {
     "features": ("features:features", "Read online features, and fill views that were declared later."),
     "grow": ("grow:grow", "Move a pipeline to new topics with other partitions."),
     "init": ("init:init", "Make a pipeline of your own data, in a new folder."),
+    "k8s": ("k8s:k8s", "Write a pipeline's manifests for Kubernetes into a new folder."),
     "keys": ("keys:keys", "Make, list and rotate the keys that records are signed with."),
     "models": ("models:models", "List, compare, promote, prune and rebuild versions of models."),
     "offsets": ("offsets:offsets", "List and decide from where services go on."),

@@ -280,7 +280,7 @@ def compose(pipeline: Pipeline) -> str:
                 "\n".join(line for line in block.splitlines() if line.strip() not in ("prometheus:", "grafana:"))
             )
         elif name == "status":
-            made.append(_mounted(_with_learners(block, pipeline.model_names)))
+            made.append(_mounted(with_learners(block, pipeline.model_names)))
         else:
             made.append(_mounted(block.replace("  build: .\n", "")))
     return "\n\n".join(made).rstrip() + "\n"
@@ -300,7 +300,8 @@ def _mounted(block: str) -> str:
     return re.sub(r"^(  (?:  )?volumes: \[)", r'\1"./:/pipeline:ro", ', named, flags=re.M)
 
 
-def _with_learners(block: str, models: Sequence[str]) -> str:
+def with_learners(block: str, models: Sequence[str]) -> str:
+    """Return the block of the status service with the addresses of these models' learners."""
     lines = []
     for line in block.splitlines():
         if '"learner-' not in line:

@@ -1,0 +1,117 @@
+"""Kubernetes manifests of any pipeline: those of the shipped `flights`, with its models and its files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.errors import SettingsError
+from tidemill.offline.scaffold.files import shipped, with_learners
+from tidemill.tables import Lookup
+
+#: A ConfigMap holds no more than 1 MiB, names included.
+MAX_FILES_BYTES = 900_000
+#: Folders beside a pipeline's file that have nothing of it.
+NOT_OURS = frozenset({"data", "tests", "__pycache__", "build", "dist", "node_modules", "venv"})
+MOUNTED = "/pipeline"
+
+
+def write(folder: Path, pipeline: Pipeline, target: str) -> list[str]:
+    """Write a folder for `kubectl apply -k`; returns the names of the manifests.
+
+    `target` names the pipeline as for `tidemill.load`. Where it is a file, that goes into a ConfigMap, with the Python
+    files and the schemas beside it, and the tables it looks up. Raises SettingsError where the folder exists, these
+    files are too large, or two models have one name in Kubernetes.
+    """
+    if folder.exists():
+        raise SettingsError(f"{folder} exists: nothing is overwritten, so name a folder that does not exist")
+    path, colon, name = target.partition(":")
+    files = _files(Path(path), pipeline) if path.endswith(".py") else {}
+    run = f"{MOUNTED}/{Path(path).name}{colon}{name}" if files else target
+    manifests = {file: _mounted(text, files) for file, text in _manifests(pipeline, run)}
+    folder.mkdir(parents=True)
+    for file, text in manifests.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    listed = sorted(file for file in manifests if file != "secret.example.yaml")
+    for place, source in files.items():
+        (folder / "pipeline" / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / "pipeline" / place)
+    (folder / "kustomization.yaml").write_text(_kustomization(pipeline, listed, files), encoding="utf-8")
+    return listed
+
+
+def _manifests(pipeline: Pipeline, run: str) -> Iterator[tuple[str, str]]:
+    names = {model: model.replace("_", "-") for model in pipeline.model_names}
+    if len(set(names.values())) < len(names):
+        raise SettingsError(f"models {', '.join(names)}: names in Kubernetes have no '_', so two of them would be one")
+    for path in sorted(shipped("k8s").glob("*.yaml")):
+        text = re.sub(r"^( +args: \[.*)\bflights\b", rf"\g<1>{run}", path.read_text(encoding="utf-8"), flags=re.M)
+        if path.name != "gateway.yaml":  # of the others, an instance without a partition has nothing to do
+            text = text.replace("  replicas: 2\n", f"  replicas: {min(2, pipeline.partitions)}\n")
+        if path.name == "learner-logreg.yaml":
+            for model, name in names.items():
+                own = text.replace("--model, logreg]", f"--model, {model}]")
+                yield f"learner-{name}.yaml", own.replace("learner-logreg", f"learner-{name}")
+        elif path.name == "status.yaml":
+            yield path.name, with_learners(text, list(names.values())) + "\n"
+        elif path.name != "kustomization.yaml" and not path.name.startswith("learner-"):
+            yield path.name, text
+
+
+def _files(path: Path, pipeline: Pipeline) -> dict[str, Path]:
+    """Return the files that a pipeline is made of, by where they are beside it."""
+    folder = path.resolve().parent
+    found = [*(file for file in folder.glob("*.py") if not file.name.startswith("test_")), *folder.rglob("*.avsc")]
+    found += [
+        feature.source.table.path
+        for feature in pipeline.request_features.values()
+        if isinstance(feature.source, Lookup)
+    ]  # fmt: skip
+    files = {}
+    for file in found:
+        if not file.is_relative_to(folder):
+            raise SettingsError(f"{file} is not beside {path}: the pipeline's files go into one ConfigMap")
+        parts = file.relative_to(folder).parts
+        if not NOT_OURS & {*parts[:-1]} and not any(part.startswith(".") for part in parts):
+            files["/".join(parts)] = file
+            if not re.fullmatch(r"[-._a-zA-Z0-9]+", _key("/".join(parts))):
+                raise SettingsError(f"{file}: a ConfigMap takes names of letters, digits, '.', '_' and '-': rename it")
+    if (size := sum(file.stat().st_size for file in files.values())) > MAX_FILES_BYTES:
+        raise SettingsError(
+            f"the files beside {path} have {size:,} bytes, and a ConfigMap takes {MAX_FILES_BYTES:,}: build an image "
+            f"with them, and name the pipeline in it, as package.module"
+        )
+    return files
+
+
+def _mounted(text: str, files: dict[str, Path]) -> str:
+    """Return a manifest whose pods have the pipeline's files."""
+    if not files or "image: tidemill" not in text:
+        return text
+    mount = f"            - {{name: pipeline, mountPath: {MOUNTED}, readOnly: true}}\n"
+    items = "".join(f"              - {{key: {_key(place)}, path: {place}}}\n" for place in files)
+    volume = f"        - name: pipeline\n          configMap:\n            name: pipeline\n            items:\n{items}"
+    if "          volumeMounts:\n" not in text:
+        return f"{text.rstrip()}\n          volumeMounts:\n{mount}      volumes:\n{volume}"
+    text = text.replace("          volumeMounts:\n", f"          volumeMounts:\n{mount}")
+    return text.replace("      volumes:\n", f"      volumes:\n{volume}")
+
+
+def _kustomization(pipeline: Pipeline, listed: list[str], files: dict[str, Path]) -> str:
+    made = (
+        f"# The pipeline {pipeline.name}. Once: the secret, see secret.example.yaml. Then: kubectl apply -k .\n"
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n"
+        + "".join(f"  - {name}\n" for name in listed)
+    )  # fmt: skip
+    if files:  # its name has their hash, so pods are replaced when the pipeline has changed
+        made += "configMapGenerator:\n  - name: pipeline\n    namespace: tidemill\n    files:\n"
+        made += "".join(f"      - {_key(place)}=pipeline/{place}\n" for place in files)
+    return made
+
+
+def _key(place: str) -> str:
+    """Return the key of a file in a ConfigMap, which has no slash."""
+    return place.replace("/", "..")
