@@ -8,7 +8,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from typing import Any
 
 import httpx
@@ -20,22 +21,25 @@ from tidemill.tokens import new_token
 from tidemill.wire import topics
 
 CHAIN = "validator+featurizer+scorer"
-EVENTS, CLIENTS = 240, 6
+EVENTS, CLIENTS = 160, 6
+
+
+UNIQUE = 'rules=[*_base.rules, __import__("tidemill").rules.unique("flight_id", within="48h")]'
 
 
 @contextmanager
-def client_of(run: Any, key: str) -> Iterator[httpx.Client]:
-    base = f"http://127.0.0.1:{run.stack.ports['gateway']}"
+def client_of(run: Any, key: str, name: str = "gateway") -> Iterator[httpx.Client]:
+    base = f"http://127.0.0.1:{run.stack.ports[name]}"
     with httpx.Client(base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
         yield client
 
 
-def asked(client: httpx.Client, event: dict[str, Any], check: Any) -> dict[str, Any]:
+def asked(clients: Iterator[httpx.Client], event: dict[str, Any], check: Any) -> dict[str, Any]:
     """Ask as a client does that does not give up: it repeats the event until it is answered."""
     while True:
         check()
         try:
-            answer = client.post("/v1/predict", json=event, params={"timeout_ms": 10_000})
+            answer = next(clients).post("/v1/predict", json=event, params={"timeout_ms": 10_000})
         except httpx.TransportError:
             continue
         if answer.status_code in (200, 409, 422):
@@ -44,13 +48,27 @@ def asked(client: httpx.Client, event: dict[str, Any], check: Any) -> dict[str, 
 
 
 @pytest.mark.slow
-def test_each_id_is_predicted_once_though_clients_repeat_and_gateway_and_scorer_are_killed(running) -> None:
+@pytest.mark.parametrize(
+    ("names", "changes"),
+    [
+        pytest.param(["gateway"], "", id="one gateway"),
+        pytest.param(
+            ["gateway", "gateway#1"],
+            UNIQUE,
+            marks=pytest.mark.long,
+            id="two, asked in turns, and a rule that refuses repeated ids",
+        ),
+    ],
+)
+def test_each_id_is_predicted_once_though_clients_repeat_and_gateway_and_scorer_are_killed(
+    running, names: list[str], changes: str
+) -> None:
     key = new_token()
-    run = running("plain", partitions=2, gateway_key=key)
+    run = running("plain", partitions=2, gateway_key=key, changes=changes)
     events = [flight.event for flight in data.flights((1,), days=1)[:EVENTS]]
     reader = run.reader(topics.PREDICTIONS)
-    for role in (CHAIN, "gateway"):
-        run.stack.start(role)
+    for role in (CHAIN, *names):
+        run.stack.start(*role.split("#"))
     run.stack.wait_ready()
     answers: dict[int, list[dict[str, Any]]] = {}
     done = threading.Semaphore(0)
@@ -58,9 +76,12 @@ def test_each_id_is_predicted_once_though_clients_repeat_and_gateway_and_scorer_
     def client(number: int) -> None:
         """Ask for every event, each client from another one on: so most are asked for by several at once."""
         mine = answers[number] = []
-        with client_of(run, key) as http:
-            for event in events[number * 7 :] + events[: number * 7]:
-                mine.append(asked(http, event, run.stack.check))
+        with ExitStack() as several:
+            https = cycle(
+                [several.enter_context(client_of(run, key, name)) for name in names[:: -1 if number % 2 else 1]]
+            )
+            for event in events[number // 2 * 7 :] + events[: number // 2 * 7]:
+                mine.append(asked(https, event, run.stack.check))
                 done.release()
 
     with ThreadPoolExecutor(CLIENTS) as pool:

@@ -31,7 +31,7 @@ class Call:
 
     @classmethod
     def of(cls, request: Request) -> Call:
-        """Return what the headers say; what they lack, or have malformed, is made anew."""
+        """Return what the headers say; what they lack, or have malformed, is made here."""
         given = request.headers.get("x-request-id", "")
         trace = _TRACE.fullmatch(request.headers.get("traceparent", ""))
         trace_id, flags = trace.groups() if trace else (secrets.token_hex(16), "01")
