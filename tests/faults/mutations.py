@@ -234,6 +234,13 @@ MUTANTS = (
         (f"{CHAIN}::TestWhoIsTheOnlyWriter::test_an_offset_that_kafka_counts_otherwise_aborts_and_what_is_made_of_it_is_right",),
     ),
     Mutant(
+        "chain-joiner-keeps-records", "a joiner in a chain keeps records as objects until their labels come",
+        "stages/joiner/service.py",
+        "            value = bytes(value)\n",
+        "            pass\n",
+        (f"{CHAIN}::test_what_is_handed_on_is_what_decoding_gives_and_is_not_decoded_again",),
+    ),
+    Mutant(
         "chain-without-progress", "a chain writes the progress of its first service alone",
         "stream/loop.py",
         "for group, positions in ((self._head, head), *inner):\n                group.write_progress",

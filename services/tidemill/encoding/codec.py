@@ -16,10 +16,17 @@ from tidemill.errors import Reject
 HEADER = 5
 
 
-class Carried(bytes):
-    """A message that knows the record that its maker's codec would read from it; see `Codec.decode`."""
+#: No record yet: the first who decodes the message keeps it there for the others.
+_UNREAD: Any = object()
 
-    record: Any
+
+class Carried(bytes):
+    """A message that knows the record that its maker's codec would read from it; see `Codec.decode`.
+
+    It stays within one process, and nobody changes the record. What is kept for long is kept as `bytes(message)`.
+    """
+
+    record: Any = _UNREAD
 
 
 def carried(data: bytes, record: Any) -> Carried:
@@ -103,7 +110,9 @@ class Codec:
 
     def trusted(self, data: bytes) -> Any:
         """Return the record in a message of this schema that has been decoded before."""
-        return data.record if type(data) is Carried else self.record(data, HEADER)
+        if type(data) is Carried and data.record is not _UNREAD:
+            return data.record
+        return self.record(data, HEADER)
 
     def of(self, data: bytes | None) -> Any:
         """Return the record in `data`; None where it holds none: of another schema, as after a new declaration."""
@@ -121,10 +130,10 @@ class Codec:
             given = data[:HEADER].hex()
             message = f"header {given} where {self.header.hex()} ({self.avro['name']}) was expected"
             raise Reject("unknown_schema", message, value=given)
-        if type(data) is Carried and read is self.read:
-            record = data.record
-        else:
+        if type(data) is not Carried or read is not self.read:
             record = read_all(read, data, HEADER, self.avro["name"])
+        elif (record := data.record) is _UNREAD:
+            record = data.record = read_all(read, data, HEADER, self.avro["name"])
         if self._check is not None:
             self._check(record)
         return record

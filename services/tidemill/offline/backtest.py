@@ -239,7 +239,7 @@ class Backtest:
         joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
         featurizer = Featurizer(self.pipeline, remote_views=InMemoryRemoteViews(materializer.views))
         self._joiner = joiner
-        for records in (featurizer.records, self.scorer.records, joiner.records):
+        for records in (validator.records, featurizer.records, self.scorer.records, joiner.records):
             records.carries = True
         start = Position(0)
         materializer.assign(TopicPartition(topics.UPDATES.name(name), 0), start)

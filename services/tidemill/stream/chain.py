@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from tidemill.encoding.codec import Carried
 from tidemill.errors import BrokerError, Reject, SettingsError, Stopped
 from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stream.api import Broker, Emit, Headers, Position, Processor, Record, TopicPartition, discard
@@ -177,8 +178,9 @@ class Chain(Processor):
             if offset is None:
                 self._send_again(key, partition, emit)
                 return
+            handed = value if len(indexes) == 1 or type(value) is Carried else Carried(value)  # decoded once for all
             record = MemoryRecord(
-                topic, value, key, now, with_origin(timestamp, headers), partition=partition, offset=offset
+                topic, handed, key, now, with_origin(timestamp, headers), partition=partition, offset=offset
             )
             if topic in written:
                 following[place] = offset + 1

@@ -191,6 +191,7 @@ class MemoryBroker:
         """Append one record at once, as a producer without transactions would."""
         partition = self.place(topic, key, partition)
         entries = self.log[TopicPartition(topic, partition)]
+        value = value and bytes(value)  # and nothing of what the process knows of it
         record = MemoryRecord(
             topic, value, key, timestamp or int(time.time() * 1000), headers, partition=partition, offset=len(entries)
         )

@@ -20,6 +20,7 @@ from tidemill.limits import DEAD_LETTER_BYTES, ID_CHARACTERS
 from tidemill.stream.api import Emit, Headers, Processor, Record
 from tidemill.stream.origin import origin_of, plausible, without_origin
 from tidemill.wire import topics
+from tidemill.wire.records import Records
 
 #: Of the offending value in a header; all of it is in the original bytes.
 MAX_VALUE_CHARACTERS = 256
@@ -231,6 +232,8 @@ def send_dead_letter(
 
 class DeadLetterProcessor(Processor):
     """A processor that makes dead letters of records that it refuses, as the stage `stage` of a pipeline."""
+
+    records: Records
 
     def __init__(self, pipeline: str, stage: str) -> None:
         super().__init__()

@@ -10,6 +10,11 @@ from tidemill.stream.api import Processor
 from tidemill.stream.group import Service
 from tidemill.stream.topic import Named
 from tidemill.wire import topics
+from tidemill.wire.dead_letters import DeadLetterProcessor
+
+#: Services whose messages carry their records to the next one in a chain. The joiner's do not: it would have to keep
+#: the records for as long as labels take.
+CARRYING = ("validator", "featurizer", "scorer")
 
 
 def group(name: str, pipeline: str, model: str = "") -> str:
@@ -52,6 +57,9 @@ def check_chain(names: Sequence[str]) -> None:
 def chain(services: Sequence[Service], names: Sequence[str], pipeline: str) -> Service:
     """Return services as one that runs all of them; `names` has the name of each in the table of topics."""
     check_chain(tuple(dict.fromkeys(names)))
+    for one, name in zip(services[:-1], names, strict=False):
+        if name in CARRYING and isinstance(one.processor, DeadLetterProcessor):
+            one.processor.records.carries = True
     inner = [topic for topic in topics.TOPICS if any(name in topic.readers for name in names[1:])]
     inner = [topic for topic in inner if set(topic.writers) <= set(names)]
     return replace(

@@ -39,7 +39,7 @@ class Watched(Backtest):
 
 #: The codec of each topic whose messages carry their records.
 CODECS = {
-    "features": "features", "prediction-log": "prediction_log", "expired": "prediction_log", "examples": "example",
+    "events.valid": "event", "features": "features", "prediction-log": "prediction_log", "expired": "prediction_log", "examples": "example",
     "updates": "update",
 }  # fmt: skip
 
@@ -71,6 +71,6 @@ def test_every_message_and_figure_is_the_same(which: str) -> None:
         del report["seconds"], report["events_per_second"]
     assert reports[0] == reports[1]
     topics = {topic.removeprefix(f"{pipeline.name}.") for topic in runs[0].carried}
-    assert topics - {"expired"} == {"features", "prediction-log", "examples"} | ({"updates"} & topics)
+    assert topics - {"expired"} == {"events.valid", "features", "prediction-log", "examples"} | ({"updates"} & topics)
     assert ("updates" in topics) == bool(pipeline.views)
     assert not runs[1].carried

@@ -12,11 +12,13 @@ import test_loop_crash as loops
 from crash import Aborting, Bomb, Crash, Fragile
 from test_loop_crash import PIPELINE, RECORDS, Stores, drive, empty, filled, run_all, services
 
+from tidemill.encoding import codec
+from tidemill.encoding.codec import Carried, Codec
 from tidemill.errors import BrokerError, Fenced, SettingsError, Stopped
 from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.scorer.feed import ServingChange, Unopened
-from tidemill.stream.api import TopicPartition
+from tidemill.stream.api import Processor, TopicPartition
 from tidemill.stream.chain import REKEYED
 from tidemill.stream.group import Service
 from tidemill.stream.loop import KEEP_CHAINED_SECONDS, Loop
@@ -32,6 +34,11 @@ NAMES = ("validator", "featurizer", "scorer", "joiner")
 WAYS: Sequence[Sequence[int]] = ((1, 1, 1, 1), (3, 1), (2, 1, 1), (1, 2, 1), (4,))
 
 sent = loops.sent
+
+LABEL = {
+    "type": "record", "name": "Label",
+    "fields": [{"name": "event_id", "type": "string"}, {"name": "label", "type": "double"}],
+}  # fmt: skip
 
 
 def chained(stores: Stores, first: int, many: int) -> Service:
@@ -128,6 +135,64 @@ def test_an_aborted_commit_of_a_chain_goes_back_and_ends_the_same(sent, apart) -
     drive(services(stores)[4], broker)
     assert aborting.commits > 30
     assert outcome(broker, stores) == apart
+
+
+def test_what_is_handed_on_is_what_decoding_gives_and_is_not_decoded_again(sent, apart, monkeypatch) -> None:
+    decode, read_all, handed, read = Codec.decode, codec.read_all, Counter(), Counter()
+
+    def checked(self, data):
+        record = decode(self, data)
+        if type(data) is Carried:
+            handed[self.avro["name"]] += 1
+            assert repr(decode(self, bytes(data))) == repr(record)
+            read[self.avro["name"]] -= 1  # just now
+        return record
+
+    def counted(reader, data, at, name):
+        read[name] += 1
+        return read_all(reader, data, at, name)
+
+    monkeypatch.setattr(Codec, "decode", checked)
+    monkeypatch.setattr(codec, "read_all", counted)
+    broker, stores = filled(sent), empty()
+    service = chained(stores, 0, 4)
+    turn(loop_of(service, broker), broker)
+    drive(services(stores)[4], broker)
+    event = RECORDS.event.avro["name"]
+    assert set(handed) == {event, "tidemill.Features", "tidemill.PredictionLog"}, handed
+    assert all(many > 200 and read[name] == 0 for name, many in handed.items()), read
+    joins = service.chained[-1].processor.joins.values()
+    waiting = [event.value for join in joins for event in join.events.values() if event.value is not None]
+    assert waiting
+    assert {type(value) for value in waiting} == {bytes}, "records would take several times the memory"
+    assert outcome(broker, stores) == apart
+
+
+def test_what_several_steps_read_is_decoded_by_the_first() -> None:
+    class Sends(Processor):
+        def process(self, records, emit) -> bool:
+            for record in records:
+                emit("inner", record.value(), b"", 0, None, 0)
+            return True
+
+    class Reads(Processor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codec, self.read = Codec(LABEL), []
+
+        def process(self, records, emit) -> bool:
+            self.read += [self.codec.decode(record.value()) for record in records]
+            return True
+
+    label = {"event_id": "1", "label": 0.5}
+    broker = MemoryBroker({"in": 1, "inner": 1, "progress": 1})
+    broker.append("in", Codec(LABEL).encode(label))
+    first, second = Reads(), Reads()
+    after = [Service(name, name, ["inner"], step, "progress") for name, step in (("one", first), ("two", second))]
+    turn(loop_of(Service("head", "head", ["in"], Sends(), "progress", chained=after), broker), broker)
+    assert first.read == second.read == [label]
+    assert first.read[0] is second.read[0]
+    assert [type(record.value()) for record in broker.records("inner")] == [bytes]
 
 
 def loop_of(service: Service, broker, instance: str = "0") -> Loop:

@@ -107,6 +107,8 @@ class Joiner(DeadLetterProcessor):
         event = self.records.prediction_log.decode(value)["features"]
         id_, time, entity = event["event_id"], event["event_time"], event["entity_id"]
         join = self.joins[record.partition()]
+        if not self.records.carries:  # its record would take several times the memory until the label comes
+            value = bytes(value)
         if not join.add_event(id_, time, record.offset(), value, origin_of(record), entity):
             raise Reject("duplicate_event", f"event {id_!r} was predicted already")
 

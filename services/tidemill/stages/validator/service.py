@@ -18,7 +18,7 @@ from typing import Any
 from tidemill.declare.fuse import Fuse
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
-from tidemill.encoding.codec import Codec
+from tidemill.encoding.codec import HEADER, Codec, carried
 from tidemill.encoding.envelopes import SkippedError
 from tidemill.errors import Reject, Stopped
 from tidemill.limits import ID_CHARACTERS
@@ -62,6 +62,8 @@ class Route:
         self.check_texts = text_check(stream, entities)
         self.key = stream.key or stream.id
         self.fuse, self.check_value = fuse, check_value
+        #: Messages that begin so, and go on as they came, are handed on with their records; empty for none.
+        self.carried_header = b""
         self.forget()
 
     def examine(
@@ -126,6 +128,8 @@ class Validator(DeadLetterProcessor):
                 (topics.LABELS, pipeline.labels, labels, pipeline.label_checks, topics.LABELS_VALID),
             )
         }
+        # Labels wait in the joiner, where their records would take several times the memory.
+        self._routes[topics.EVENTS.name(pipeline)].carried_header = self.records.event.header
         self._label_value = pipeline.label_value()
         self._label = pipeline.kind.label
         self._assigned: set[TopicPartition] = set()
@@ -177,6 +181,7 @@ class Validator(DeadLetterProcessor):
         is_live = emit is not discard
         routes, now = self._routes, self.clock() * 1000
         is_history, oldest = self._any_encoding, now - topics.EVENTS.retention_ms
+        carries = is_live and self.records.carries
         for index, record in enumerate(records):
             self.in_hand, topic = record, record.topic()
             route = routes[topic]
@@ -208,6 +213,8 @@ class Validator(DeadLetterProcessor):
                         headers = [(IMPLAUSIBLE, str(sent).encode()), *(headers or ())]
                     elif 0 < sent < oldest:
                         self._note_old(topic, sent)
+                if carries and data is record.value() and route.carried_header == data[:HEADER]:
+                    data = carried(data, decoded)  # it was read as the next step would read it
                 emit(route.to, data, str(decoded[route.key]).encode(), origin, headers)
         if is_live:
             self._warn(now, emit)
