@@ -40,6 +40,8 @@ READ_RECORDS, READ_SECONDS = 5_000, 0.1
 FORGOTTEN_SECONDS = 60.0
 #: How long it waits before it reads again, after Kafka refused.
 AGAIN_SECONDS = 1.0
+#: How often it looks whether topics have got more partitions.
+PARTITIONS_SECONDS = 30.0
 
 
 class Sends(Protocol):
@@ -237,10 +239,15 @@ class River:
         ends = self._restore()
         self._call(self._set_ready, "")
         follower = self.broker.follow_from(ends)
+        look_at = time.monotonic() + PARTITIONS_SECONDS
         try:
             while not self._ending.is_set():
                 if records := follower.poll(READ_RECORDS, READ_SECONDS):
                     self._call(self.take, records)
+                if time.monotonic() >= look_at:
+                    if sum(map(self.broker.partitions, self._topics)) != len(ends):
+                        return  # and all is read again, those that are new as well
+                    look_at = time.monotonic() + PARTITIONS_SECONDS
         finally:
             follower.close()
 

@@ -262,3 +262,21 @@ def test_events_go_to_the_topic_that_the_stream_names() -> None:
         assert [topic for topic, *_ in shop.sender.sent] == ["shop.orders"]
         shop.river.events.clear()
         assert shop.predict(flight("a"))["repeated"] is True, "its dead letter was understood"
+
+
+def test_predictions_in_partitions_that_are_new_are_answered(monkeypatch) -> None:
+    monkeypatch.setattr("tidemill.gateway.river.PARTITIONS_SECONDS", 0.0)
+    with Shop(Pipeline(**declaration())) as shop:
+        broker = shop.pipeline.broker
+        broker.grow("small.predictions", 3)
+        record = {"event_id": "z", "entity_id": "JFK", "event_time": NOW, "as_of": {}, "stale": []}
+        record["champion"] = {
+            "model": "m",
+            "version": 0,
+            "epoch": 0,
+            "score": 0.5,
+            "probabilities": {},
+            "answered": True,
+        }
+        broker.append("small.predictions", shop.pipeline.records.prediction.encode(record), b"JFK", partition=2)
+        assert shop.client.get("/v1/predictions/z?timeout_ms=10000").json()["champion"] == record["champion"]
