@@ -74,6 +74,7 @@ STATUS_CHANGES = Limit("status service", 5, "commands and acknowledgements at on
 STATUS_COMMANDS = Limit("status service", 1000, "commands whose ids are remembered", "the oldest is left to the gate")
 
 # The gateway.
+GATEWAY_CONNECTIONS = Limit("gateway", 2_000, "connections", "the one that has kept it waiting longest is closed")
 GATEWAY_BODY_BYTES = Limit("request to the gateway", 10_000_000, "bytes in its body", "answer 413")
 GATEWAY_BODIES_BYTES = Limit("gateway", 200_000_000, "bytes of bodies at once", "answer 503 with Retry-After")
 GATEWAY_RECORDS = Limit("request to the gateway", 10_000, "records", "answer 413")

@@ -264,6 +264,7 @@ SWEEP: dict[str, Callable[[int, Path], str]] = {
 #: What needs sockets and time, or has no size of its own to count, and where it is shown.
 SHOWN_ELSEWHERE = {
     "GATEWAY_BODY_BYTES": "unit/gateway/test_gateway_send.py::test_a_body_that_is_too_large_is_refused_before_it_is_read",
+    "GATEWAY_CONNECTIONS": "unit/gateway/test_gateway_connections.py::test_of_too_many_connections_the_one_that_idles_longest",
     "GATEWAY_BODIES_BYTES": "unit/gateway/test_gateway_connections.py::test_bodies_in_sum_take_a_bounded_memory",
     "GATEWAY_RECORDS": "unit/gateway/test_gateway_send.py::test_a_request_has_so_many_records",
     "GATEWAY_QUESTIONS": "unit/gateway/test_gateway_send.py::test_a_request_has_so_many_records",

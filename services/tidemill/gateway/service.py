@@ -9,6 +9,7 @@ state   the latest event ids with their answers, in memory; read again from the 
 from __future__ import annotations
 
 import logging
+import resource
 from collections.abc import Callable
 
 from tidemill.declare.pipeline import Pipeline
@@ -18,6 +19,7 @@ from tidemill.gateway.asking import Gateway
 from tidemill.gateway.requests import Rates
 from tidemill.gateway.river import River
 from tidemill.gateway.what_if import Models, WhatIf
+from tidemill.limits import GATEWAY_CONNECTIONS
 from tidemill.metrics import GATEWAY_REFUSED
 from tidemill.offline.lookup import LogLookup
 from tidemill.settings import Settings
@@ -78,4 +80,15 @@ def run(
     if not holders:
         log.warning("nobody has a key, so every request is refused: set TIDEMILL_GATEWAY_KEYS")
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
-    Server(server_config(build(gateway), settings.gateway_bind, port, DRAIN_SECONDS), on_drain).run()
+    allow_files(2 * GATEWAY_CONNECTIONS.max)
+    application = build(gateway)
+    config = server_config(application, settings.gateway_bind, port, DRAIN_SECONDS, GATEWAY_CONNECTIONS.max)
+    Server(config, on_drain).run()
+
+
+def allow_files(count: int) -> None:
+    """Have this process open so many files and connections, as far as it may: it is often 1,024 until it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

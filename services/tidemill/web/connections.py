@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,8 +24,12 @@ CHECK_SECONDS = 1.0
 class Connection(H11Protocol):
     """One connection. Of too many, a new one takes the place of the one that has kept us waiting longest."""
 
+    def __init__(self, *arguments: Any, max_connections: int = 0, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._max_connections = max_connections
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= STATUS_CONNECTIONS.max:
+        if len(self.connections) >= (self._max_connections or STATUS_CONNECTIONS.max):
             waiting = [one for one in self.connections if isinstance(one, Connection) and one.is_waiting]
             oldest = min(waiting, key=lambda one: one.waiting_since, default=None)
             if oldest is None:
@@ -64,13 +70,19 @@ class Connection(H11Protocol):
             self.loop.call_later(CHECK_SECONDS, self._check)
 
 
-def server_config(app: FastAPI, host: str, port: int, drain_seconds: int = 2) -> uvicorn.Config:
-    """Return how the application is served. At its end it waits so long for answers that are on their way."""
+def server_config(
+    app: FastAPI, host: str, port: int, drain_seconds: int = 2, max_connections: int = 0
+) -> uvicorn.Config:
+    """Return how the application is served. At its end it waits so long for answers that are on their way.
+
+    `max_connections` is by default the status service's.
+    """
+    protocol: Any = partial(Connection, max_connections=max_connections)
     return uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=Connection,
+        http=protocol,
         ws="none",
         log_config=None,
         access_log=False,

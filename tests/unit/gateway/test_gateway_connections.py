@@ -31,9 +31,9 @@ def until(condition: Callable[[], bool]) -> None:
 class Served:
     """A gateway behind a real server."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_connections: int = 0) -> None:
         self.shop = Shop(Pipeline(**declaration()))
-        self.server = uvicorn.Server(connections.server_config(self.shop.app, "127.0.0.1", 0, 5))
+        self.server = uvicorn.Server(connections.server_config(self.shop.app, "127.0.0.1", 0, 5, max_connections))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.sockets = contextlib.ExitStack()
 
@@ -131,3 +131,33 @@ def test_requests_that_wait_are_answered_before_it_ends(served: Served) -> None:
     assert b'"predicted"' in answer_of(one)
     served.thread.join(20)
     assert not served.thread.is_alive()
+
+
+def test_of_too_many_connections_the_one_that_idles_longest_is_closed_and_none_that_waits_for_its_answer() -> None:
+    with Served(max_connections=3) as served:
+        shop = served.shop
+        shop.sender.is_running = False
+        asked = served.send(head(len(EVENT)) + EVENT)
+        until(lambda: "a" in shop.river.unanswered)
+        idle = [served.send(b"") for _ in range(2)]
+        until(lambda: len(served.server.server_state.connections) == 3)
+        served.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer_of(idle[0]) == b""
+        shop.pipeline._run()
+        assert b'"predicted"' in answer_of(asked)
+
+
+def test_as_many_files_may_be_open_as_there_may_be_connections() -> None:
+    import resource
+
+    from tidemill.gateway.service import allow_files
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        allow_files(1100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1100
+        allow_files(1050)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1100, "it is never made less"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
