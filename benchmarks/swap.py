@@ -95,7 +95,7 @@ class Stream:
         self.questions = [codec.encode(example["prediction"]["features"]) for example in examples[-batch:]]
         self.kept = dict.fromkeys(self.broker.log, 0)
         self.feed = ModelFeed(registry, self.broker)
-        self.loop = Loop(scorer.build(registry.pipeline, self.feed.take), self.broker, interval=0.0)
+        self.loop = Loop(scorer.build(registry.pipeline, self.feed.take), self.broker, max_delay=0.0)
         self.consumer = self.broker.consumer(self.loop.service.group, self.loop.service.topics, self.loop.instance)
         self.producer = self.broker.producer(self.loop.instance)
         self.features = topics.FEATURES.name(registry.pipeline.name)

@@ -85,8 +85,11 @@ class Settings(BaseSettings):
         description="port of /metrics, /livez, /readyz; auto: the first from 9464 that is free, for this machine "
         "alone; 0: none",
     )
-    interval_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="length of a micro-batch")
-    max_batch: Annotated[int, Field(ge=1, le=100_000)] = Field(5000, description="most records in a micro-batch")
+    max_delay_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        20,
+        description="how long a record may wait for a step's batch and commit; 10 times that, up to 200 ms, where no "
+        "prediction waits",
+    )
     snapshot_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         10.0, description="learner: publish a version at least this often"
     )

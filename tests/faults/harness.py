@@ -69,7 +69,7 @@ for _points in POINTS.values():
 BACK_SECONDS = 90.0
 """How soon one of the others is ready again: the archiver reads the rows of its open chunks first, 100,000 at most."""
 FIRES_WITHIN = 60.0
-INTERVAL_MS = 100
+MAX_DELAY_MS = 100
 """With transactions every 10 ms by seven services the broker takes 113% of a core at 150 events/s, with every 50 ms 90%, with
 every 100 ms 64%; and on two shared cores what is started again waits for a core. What is measured here is how long a service is
 away, not that."""
@@ -123,7 +123,7 @@ class Row:
     exits: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    interval_ms: int = INTERVAL_MS
+    max_delay_ms: int = MAX_DELAY_MS
 
     @property
     def met(self) -> bool:
@@ -220,7 +220,7 @@ class River:
         self.run = Running(
             servers or kafka.servers, redis_url or redis.url, folder, "flights", 4,
             changes=f'label_timeout="{label_timeout}"',
-            **{"snapshot_seconds": 0.25, "interval_ms": INTERVAL_MS, "archive_seconds": 2, **settings},
+            **{"snapshot_seconds": 0.25, "max_delay_ms": MAX_DELAY_MS, "archive_seconds": 2, **settings},
         )  # fmt: skip
         self.run.stack.launcher = [sys.executable, str(LAUNCHER)]
         self.run.stack.env["FAULTS"] = str(folder)

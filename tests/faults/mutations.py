@@ -103,6 +103,27 @@ MUTANTS = (
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
+        "records-gather-past-the-delay", "records gather by what a transaction costs, however long that is",
+        "stream/pace.py",
+        "return max(0.0, min(self._gaps * cost, self.max_delay - cost))",
+        "return self._gaps * cost",
+        ("tests/unit/stream/test_pace.py",),
+    ),
+    Mutant(
+        "pace-from-the-first-batch", "what the first batch cost decides for ever how long records gather",
+        "stream/pace.py",
+        "self._cost = seconds if self._cost is None else self._cost + NEWEST_PART * (seconds - self._cost)",
+        "self._cost = seconds if self._cost is None else self._cost",
+        ("tests/unit/stream/test_pace.py",),
+    ),
+    Mutant(
+        "pace-not-asked", "the loop begins every batch at once",
+        "stream/loop.py",
+        "left = self._last_batch + self._pace.gather - self.clock()",
+        "left = self._last_batch - self.clock()",
+        ("tests/unit/stream/test_pace.py",),
+    ),
+    Mutant(
         "offsets-not-in-transaction", "offsets are committed by the consumer, without the group's metadata",
         "stream/kafka/producer.py",
         'self._decide("sending offsets", self._client.send_offsets_to_transaction, committable(offsets), metadata)',
@@ -321,8 +342,8 @@ MUTANTS = (
     Mutant(
         "pauses-begin-again", "each try to go back begins with the shortest pause",
         "stream/loop.py",
-        "            self._last_batch = self.clock()\n        except Refused",
-        "            self._last_batch, self._failures = self.clock(), 0\n        except Refused",
+        "                self._pace.took(self._last_batch - began)\n",
+        "                self._pace.took(self._last_batch - began)\n            self._failures = 0\n",
         (REFUSED,),
     ),
     Mutant(

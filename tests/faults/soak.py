@@ -111,7 +111,7 @@ def soak(events: int, report: Path) -> bool:
         kafka, redis = RealKafka(folder), Redis(folder)
         cleanup.callback(kafka.stop)
         cleanup.callback(redis.stop)
-        run = Running(kafka.servers, redis.url, folder, "flights", 4, interval_ms=50)
+        run = Running(kafka.servers, redis.url, folder, "flights", 4, max_delay_ms=50)
         cleanup.callback(run.stack.stop)
         run.stack.start_all()
         run.stack.wait_ready(120)

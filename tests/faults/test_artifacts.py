@@ -288,7 +288,7 @@ class Learning:
         self.step: Learner = built.processor  # type: ignore[assignment]
         self.step.clock = self.clock
         self.pauses: list[float] = []
-        self.loop = Loop(built, self.broker, interval=0.0, max_batch=10, sleep=self.pauses.append)
+        self.loop = Loop(built, self.broker, max_delay=0.0, max_batch=10, sleep=self.pauses.append)
         self.producer = self.broker.producer(self.loop.instance)
         self.consumer = self.broker.consumer(built.group, built.topics, self.loop.instance)
         self.idle()

@@ -165,7 +165,7 @@ class JoinMachine(RuleBasedStateMachine):
     def start(self) -> None:
         """Be a new process."""
         service = joiner.build(PIPELINE, self.make)
-        self.loop = Loop(service, self.broker, interval=0.0, sleep=lambda _: None)
+        self.loop = Loop(service, self.broker, max_delay=0.0, sleep=lambda _: None)
         self.producer = self.broker.producer(self.loop.instance)
         self.consumer = self.broker.consumer(service.group, service.topics, self.loop.instance)
 

@@ -76,7 +76,7 @@ def drive(service: Any, broker: MemoryBroker, rng: random.Random) -> Any:
     """Run a service in batches of any size to the end; it crashes in between, with what was not committed."""
     while True:
         made: Service = service()
-        loop = Loop(made, broker, interval=0.0, max_batch=rng.randrange(1, 400), sleep=lambda _: None)
+        loop = Loop(made, broker, max_delay=0.0, max_batch=rng.randrange(1, 400), sleep=lambda _: None)
         producer = broker.producer(loop.instance)
         consumer = broker.consumer(made.group, made.topics, loop.instance)
         quiet, turns = 0, rng.randrange(1, 30)

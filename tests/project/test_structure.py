@@ -196,7 +196,7 @@ def test_aggregates_are_all_exported_and_ask_for_a_window() -> None:
         ({"snapshot_seconds": "0"}, ["snapshot_seconds"]),
         ({"instance": "a b"}, ["instance", "a b"]),
         ({"log_level": "LOUD"}, ["log_level", "LOUD"]),
-        ({"http_port": "x", "max_batch": "y"}, ["http_port", "max_batch"]),
+        ({"http_port": "x", "max_delay_ms": "y"}, ["http_port", "max_delay_ms"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_variable(options: dict, words: list[str]) -> None:

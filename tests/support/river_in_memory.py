@@ -44,7 +44,7 @@ def flights(question: data.Question = "scheduled", days: int = 1, every: int = 1
 
 def drive(service: Service, broker: MemoryBroker, *, batch: int = 50, instance: str = "0") -> Loop:
     """Run a service as a new process would, until nothing comes any more; it is not stopped, it is left."""
-    loop = Loop(service, broker, instance=instance, interval=0.0, max_batch=batch, sleep=lambda _: None)
+    loop = Loop(service, broker, instance=instance, max_delay=0.0, max_batch=batch, sleep=lambda _: None)
     producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
     quiet = 0
     while quiet < 3:

@@ -95,7 +95,7 @@ class Run:
 
     def turn(self, then: Callable[[], None]) -> None:
         """Turn; once the first record has arrived, do something and turn on. A service that does not end is a failure."""
-        loop, out = Loop(self.service, self.broker, interval=0.0), TopicPartition(f"{self.name}.out", 0)
+        loop, out = Loop(self.service, self.broker, max_delay=0.0), TopicPartition(f"{self.name}.out", 0)
         consumer = self.broker.consumer(self.service.group, self.service.topics, loop.instance)
         producer, turns = self.broker.producer(loop.instance), 0
         try:
@@ -128,7 +128,7 @@ def test_what_is_denied_ends_the_service_with_what_to_grant(guarded: RealKafka, 
     assert "\n" not in str(raised.value)
     if operation == AclOperation.WRITE:
         assert resource.format(name) in str(raised.value)
-    again = Loop(run.service, run.broker, interval=0.0)  # what an orchestrator starts in its place
+    again = Loop(run.service, run.broker, max_delay=0.0)  # what an orchestrator starts in its place
     with pytest.raises(NotAllowed, match=r"AUTHORIZATION_FAILED.*grant it to the service's user"):
         run_for_some_turns(again)
 

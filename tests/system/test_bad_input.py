@@ -58,8 +58,12 @@ def broken(tmp_path: Path) -> Path:
         (["check", "flights:nonsense"], {}, ["nonsense"]),
         (["run", "validator", "nonsense"], {}, ["unknown pipeline"]),
         (["run", "nonsense", "flights"], {}, ["nonsense", "validator"]),
-        (["run", "validator", "flights", "--interval-ms", "soon"], {}, ["interval_ms", "soon", "TIDEMILL_INTERVAL_MS"]),
-        (["run", "validator", "flights"], {"TIDEMILL_MAX_BATCH": "0"}, ["max_batch", "TIDEMILL_MAX_BATCH"]),
+        (["run", "validator", "flights", "--max-delay-ms", "soon"], {}, ["max_delay_ms", "soon", "TIDEMILL_MAX_DELAY_MS"]),
+        (
+            ["run", "learner", "flights"],
+            {"TIDEMILL_SNAPSHOT_EXAMPLES": "0"},
+            ["snapshot_examples", "TIDEMILL_SNAPSHOT_EXAMPLES"],
+        ),
         (["run", "validator", "flights"], {"TIDEMILL_DELIVERY": "twice"}, ["delivery", "exactly_once"]),
         (["run", "validator", "flights"], {"TIDEMILL_BROKERS": "nowhere"}, ["brokers", "nowhere"]),
         (["run", "validator", "flights"], {"TIDEMILL_KAFKA": "{"}, ["kafka", "JSON"]),
@@ -151,11 +155,9 @@ WRONG_SETTINGS = [
     ("http_port", "99999", ["99999"]),
     ("http_port", "-1", ["-1"]),
     ("http_port", "http", ["http"]),
-    ("interval_ms", "0", ["0"]),
-    ("interval_ms", "10001", ["10001"]),
-    ("interval_ms", "1.5", ["1.5"]),
-    ("max_batch", "100001", ["100001"]),
-    ("max_batch", "many", ["many"]),
+    ("max_delay_ms", "0", ["0"]),
+    ("max_delay_ms", "10001", ["10001"]),
+    ("max_delay_ms", "1.5", ["1.5"]),
     ("snapshot_seconds", "0", ["0"]),
     ("snapshot_seconds", "nan", ["nan", "finite"]),
     ("snapshot_seconds", "inf", ["inf", "finite"]),
@@ -192,9 +194,9 @@ def test_every_setting_that_can_be_wrong_by_itself_is_tried() -> None:
 
 def test_several_wrong_settings_are_all_named_in_the_one_line(inside) -> None:
     done = inside(
-        "run", "scorer", "flights", TIDEMILL_HTTP_PORT="x", TIDEMILL_MAX_BATCH="0", TIDEMILL_REDIS_URL=f"redis://:{SECRET}"
+        "run", "scorer", "flights", TIDEMILL_HTTP_PORT="x", TIDEMILL_MAX_DELAY_MS="0", TIDEMILL_REDIS_URL=f"redis://:{SECRET}"
     )  # fmt: skip
-    assert_one_clear_line(done, "http_port", "max_batch", "redis_url")
+    assert_one_clear_line(done, "http_port", "max_delay_ms", "redis_url")
 
 
 @pytest.mark.parametrize(

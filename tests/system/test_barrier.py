@@ -72,7 +72,7 @@ class Barrier:
 
 def test_a_morning_through_kafka_equals_the_backtest_one_by_one(running, redis_server) -> None:
     found = data.flights((1,), days=1)[:300]
-    run = running("flights", partitions=1, snapshot_examples=1, interval_ms=1)
+    run = running("flights", partitions=1, snapshot_examples=1, max_delay_ms=1)
     expected: dict[str, tuple] = {}
     backtest = Backtest(run.pipeline)
     backtest.predictions = lambda log: expected.update({log["features"]["event_id"]: answer(log)})

@@ -26,7 +26,7 @@ def test_learner_and_scorer_that_start_with_an_empty_store_publish_and_serve_not
     running, redis_server: Redis, tmp_path: Path
 ) -> None:
     store = tmp_path / "artifacts"
-    run = running("flights", partitions=2, snapshot_seconds=0.3, interval_ms=50)
+    run = running("flights", partitions=2, snapshot_seconds=0.3, max_delay_ms=50)
     run.stack.env["TIDEMILL_STORE_URL"] = str(store)
     run.stack.start_all()
     run.stack.wait_ready(120)

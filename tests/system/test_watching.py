@@ -71,7 +71,7 @@ def get(run: Running, path: str, **more: Any) -> tuple[int, Any]:
 def run(module_running: Callable[..., Running]) -> Running:
     """Four days of flights; monitor and archiver are killed -9 in the middle, and start again."""
     run = module_running(
-        "flights", 4, changes=CHANGES, snapshot_seconds=0.3, archive_seconds=1, status_token=TOKEN, interval_ms=50
+        "flights", 4, changes=CHANGES, snapshot_seconds=0.3, archive_seconds=1, status_token=TOKEN, max_delay_ms=50
     )
     run.stack.start_all(watched=True)
     run.stack.wait_ready(120)

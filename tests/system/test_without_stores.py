@@ -82,7 +82,7 @@ def test_services_start_without_their_stores_and_catch_up_when_they_are_back(
     running, redis_server: Redis, registry: RegistryServer, tmp_path: Path
 ) -> None:
     door = Door(tmp_path, redis_server, registry)
-    run = running("flights", partitions=2, snapshot_seconds=0.3, archive_seconds=1, interval_ms=50)
+    run = running("flights", partitions=2, snapshot_seconds=0.3, archive_seconds=1, max_delay_ms=50)
     run.stack.env |= {f"TIDEMILL_{name.upper()}": str(value) for name, value in door.settings.items()}
     everybody = [*roles(run.pipeline), "archiver", "status"]
     for role in everybody:

@@ -39,7 +39,7 @@ def test_an_option_wins_over_a_variable_that_over_the_file_and_that_over_the_def
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"TIDEMILL_MAX_BATCH=many", ["max_batch", "TIDEMILL_MAX_BATCH"]),
+        (b"TIDEMILL_MAX_DELAY_MS=many", ["max_delay_ms", "TIDEMILL_MAX_DELAY_MS"]),
         (b"TIDEMILL_KAFKA={", ["kafka", "JSON"]),
         (b"TIDEMILL_BROKERS=\xff\xfe", [".env"]),
     ],

@@ -45,8 +45,7 @@ def run(old: Pipeline, new: Pipeline, settings: Settings, *, finish: bool = Fals
         service,
         broker,
         instance=settings.instance,
-        interval=settings.interval_ms / 1000,
-        max_batch=settings.max_batch,
+        max_delay=settings.max_delay_ms / 1000,
         declared=declared_partitions(old, used) | declared_partitions(new, written),
     )
     Host().on_stop(loop.stop)

@@ -25,6 +25,7 @@ from tidemill.stream.group import Service
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.settings import ClusterSettings
 from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop
+from tidemill.stream.pace import BUSY_SHARE
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.services import chain, group
@@ -41,6 +42,10 @@ Store = TypeVar("Store")
 
 #: A model's first version is published after so many examples, and the next after 20, 50, 100, ...
 FIRST_VERSION_EXAMPLES = 10
+
+#: Services that no prediction waits for have so many times the longest delay, up to so many seconds (or the delay
+#: itself), and use it: the fewer their transactions, the more of the broker is left to those that are waited for.
+UNHURRIED_TIMES, UNHURRIED_SECONDS, UNHURRIED_SHARE = 10, 0.2, 1 / 20
 
 #: A loop that has not completed a turn for this long is no longer alive.
 STALLED_SECONDS = 30.0
@@ -432,14 +437,22 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     _loop(context, chain([step.service for step in steps], of, pipeline.name), [step.follower for step in steps])
 
 
+def pace(service: str, max_delay: float) -> tuple[float, float]:
+    """Return the longest delay of a service, in seconds, and the share of its time that batches may take."""
+    if service.partition("-")[0] in topics.WAITED_FOR:
+        return max_delay, BUSY_SHARE
+    return min(UNHURRIED_TIMES * max_delay, max(max_delay, UNHURRIED_SECONDS)), UNHURRIED_SHARE
+
+
 def _loop(context: Context, service: Service, followers: Sequence[Follower | None]) -> None:
     settings, following = context.settings, [follower for follower in followers if follower]
+    delay, share = pace(service.name, settings.max_delay_ms / 1000)
     loop = Loop(
         service,
         context.broker,
         instance=settings.instance,
-        interval=settings.interval_ms / 1000,
-        max_batch=settings.max_batch,
+        max_delay=delay,
+        busy_share=share,
         commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
         keep_alive=context.keep_alive,
         declared=context.declared,

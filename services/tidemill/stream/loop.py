@@ -21,12 +21,15 @@ from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_SECONDS, TOPI
 from tidemill.stream.group import Group, Service, names
 from tidemill.stream.narrowing import LETTER_BYTES, Narrowing
 from tidemill.stream.origin import origin_of
+from tidemill.stream.pace import BUSY_SHARE, Pace
 from tidemill.stream.restore import CHAIN_SUFFIX, Plan
 
 log = logging.getLogger(__name__)
 
 NOWHERE: Mapping[TopicPartition, int] = MappingProxyType({})
 IDLE_SECONDS = 0.1
+#: With the client's fetch queue this bounds memory.
+MAX_BATCH_RECORDS = 5000
 #: How often levels are measured while records come; nobody reads them more often.
 GAUGE_SECONDS = 0.1
 #: How long a service that was asked to stop still tries to commit.
@@ -43,8 +46,11 @@ class Loop:
 
     Parameters
     ----------
-    interval
-        Length of a micro-batch in seconds: after a batch the loop lets records gather that long.
+    max_delay
+        Seconds that a record may wait for its batch and the commit of it: within that, records gather the longer, the
+        more a batch costs (see `Pace`). 0: every batch begins at once.
+    busy_share
+        The share of the time that batches may take.
     max_batch
         Most records in one batch; with the client's fetch queue it bounds memory.
     commit_every
@@ -62,8 +68,9 @@ class Loop:
         broker: Broker,
         *,
         instance: str = "0",
-        interval: float = 0.01,
-        max_batch: int = 5000,
+        max_delay: float = 0.02,
+        busy_share: float = BUSY_SHARE,
+        max_batch: int = MAX_BATCH_RECORDS,
         commit_every: float = 0.0,
         keep_alive: float = KEEP_ALIVE_SECONDS,
         declared: Mapping[str, int] = NOTHING_DECLARED,
@@ -78,7 +85,7 @@ class Loop:
         self._head = self._groups[0]
         self._chain = Chain(self._groups, broker) if service.chained else None
         self.processor = self._chain or service.processor
-        self.interval = interval
+        self._pace = Pace(max_delay, busy_share)
         self.max_batch = max_batch
         self.commit_every = commit_every
         self.keep_alive = keep_alive
@@ -154,6 +161,7 @@ class Loop:
         self._beat()
         try:
             records = self._take(consumer)
+            began = self.clock()
             if self._reassign(consumer, producer):
                 return 0
             self._check_topics()
@@ -164,7 +172,9 @@ class Loop:
             if self._chain and self.clock() - self._last_kept >= KEEP_CHAINED_SECONDS:
                 self._last_kept = self.clock()
                 self._chain.keep()
-            self._last_batch = self.clock()
+            if records:
+                self._last_batch = self.clock()
+                self._pace.took(self._last_batch - began)
         except Refused as error:
             self._narrow(error, producer)
             return 0
@@ -194,9 +204,9 @@ class Loop:
         return records[:limit] if self._held else records
 
     def _patience(self) -> float:
-        since = self.clock() - self._last_batch
-        if since < self.interval:
-            self.sleep(self.interval - since)
+        left = self._last_batch + self._pace.gather - self.clock()
+        if left > 0:
+            self.sleep(left)
         return min(IDLE_SECONDS, self.commit_every or IDLE_SECONDS) if self._dirty else IDLE_SECONDS
 
     def _is_due_again(self) -> bool:

@@ -6,6 +6,8 @@ from tidemill.stream.topic import DAY, MAX_RECORD_BYTES, Topic
 
 #: The services of the data plane, along the river.
 SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner", "gate")
+#: Those that a prediction waits for.
+WAITED_FOR = ("validator", "featurizer", "materializer", "scorer")
 #: The services that only look on; one process of each a pipeline.
 WATCHING = ("archiver", "monitor", "status")
 #: The services at the edge, which others' programs ask; as many processes as are needed.

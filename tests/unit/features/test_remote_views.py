@@ -67,7 +67,7 @@ class River:
             "materializer": materializer.build(self.declared, self.stores),
         }
         for name in names or services:
-            loop = Loop(services[name], self.broker, interval=0.0, max_batch=50)
+            loop = Loop(services[name], self.broker, max_delay=0.0, max_batch=50)
             consumer = self.broker.consumer(loop.service.group, loop.service.topics, loop.instance)
             producer = self.broker.producer(loop.instance)
             quiet = 0

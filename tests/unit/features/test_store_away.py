@@ -117,7 +117,7 @@ class Turning(Loop):
 
 
 def loop(service: Service, broker: MemoryBroker, instance: str = "0") -> Turning:
-    made = Turning(service, broker, instance=instance, interval=0.0, max_batch=5, sleep=lambda _: None)
+    made = Turning(service, broker, instance=instance, max_delay=0.0, max_batch=5, sleep=lambda _: None)
     made.processor.views.clock = itertools.count().__next__  # whatever takes time takes one tick
     made.join()
     return made

@@ -87,7 +87,7 @@ def test_each_key_keeps_its_order_and_is_in_one_new_partition() -> None:
 def test_a_copy_that_dies_before_its_commit_copies_nothing_twice() -> None:
     river = old_river()
     service = grow.build(OLD, NEW, lambda _: None)
-    loop = Loop(service, river.broker, interval=0.0, max_batch=10, sleep=lambda _: None)
+    loop = Loop(service, river.broker, max_delay=0.0, max_batch=10, sleep=lambda _: None)
     producer = river.broker.producer(loop.instance)
     consumer = river.broker.consumer(service.group, service.topics, loop.instance)
     for _ in range(3):

@@ -186,7 +186,7 @@ def test_of_a_chain_it_is_said_whose_it_is_and_a_decision_ends_it_before_it_coun
     names = ("validator", "featurizer", "scorer")
     some = [validator.build(PIPELINE, fuse=False), featurizer.build(PIPELINE, {}), scorer.build(PIPELINE, tuple)]
     made_of = chain(some, names, PIPELINE.name)
-    loop = Loop(made_of, river.broker, interval=0.0, max_batch=50, sleep=lambda _: None)
+    loop = Loop(made_of, river.broker, max_delay=0.0, max_batch=50, sleep=lambda _: None)
     producer = river.broker.producer(loop.transactional_id)
     consumer = river.broker.consumer(loop.service.group, loop.service.topics, loop.instance)
     for _ in range(60):

@@ -42,7 +42,7 @@ def broker_with(*messages: tuple[int, bytes]) -> MemoryBroker:
 
 def run(broker: MemoryBroker, pipeline: Pipeline, *, fuse: bool = True, batch: int = 7) -> Stopped | None:
     """Run a validator until it has nothing to do, or stops."""
-    loop = Loop(validator.build(pipeline, fuse=fuse), broker, interval=0.0, max_batch=batch, sleep=lambda _: None)
+    loop = Loop(validator.build(pipeline, fuse=fuse), broker, max_delay=0.0, max_batch=batch, sleep=lambda _: None)
     consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
     producer = broker.producer(loop.instance)
     quiet = 0

@@ -247,7 +247,7 @@ def test_the_loop_waits_for_a_new_schema_and_loses_doubles_and_reorders_nothing(
     broker = MemoryBroker({EVENTS: 1, LABELS: 1, "small.events.valid": 1, "small.labels.valid": 1, "small.dlq": 1})
     feed = feed_of(registry)
     feed.start()
-    loop = Loop(validator.build(PIPELINE, feed), broker, interval=0.0)
+    loop = Loop(validator.build(PIPELINE, feed), broker, max_delay=0.0)
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()
     producer = broker.producer("p")

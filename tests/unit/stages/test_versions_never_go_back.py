@@ -461,7 +461,7 @@ class TestReset:
     def test_it_begins_while_the_learner_runs(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(learner, "LOOK_EVERY_SECONDS", 0.0)
         service = learner.build(PIPELINE, "linear", world.registry, world.broker, every_examples=10, every_seconds=1e9)
-        loop = Loop(service, world.broker, interval=0.0, sleep=lambda _: None)
+        loop = Loop(service, world.broker, max_delay=0.0, sleep=lambda _: None)
         consumer = world.broker.consumer(service.group, service.topics, loop.instance)
         producer = world.broker.producer(loop.instance)
         for _ in range(3):

@@ -196,7 +196,7 @@ def test_what_several_steps_read_is_decoded_by_the_first() -> None:
 
 
 def loop_of(service: Service, broker, instance: str = "0") -> Loop:
-    return Loop(service, broker, instance=instance, interval=0.0, max_batch=7, sleep=lambda _: None)
+    return Loop(service, broker, instance=instance, max_delay=0.0, max_batch=7, sleep=lambda _: None)
 
 
 def turn(loop: Loop, broker, quiet_turns: int = 6, producer=None, consumer=None) -> None:
@@ -213,7 +213,7 @@ def test_what_came_before_the_fuse_stopped_the_chain_is_predicted(sent) -> None:
     for number in range(2 * PIPELINE.fuse.run):
         broker.append(topics.EVENTS.name(PIPELINE.name), b"no event", b"x", 10**6 + number, None, 0)
     with pytest.raises(Stopped):  # in one batch with all that was valid
-        turn(Loop(chained(stores, 0, 3), broker, interval=0.0, sleep=lambda _: None), broker)
+        turn(Loop(chained(stores, 0, 3), broker, max_delay=0.0, sleep=lambda _: None), broker)
     valid = Counter(r.key() for r in broker.records(topics.EVENTS_VALID.name(PIPELINE.name)))
     assert valid.total() > 50
     assert Counter(r.key() for r in broker.records(topics.PREDICTIONS.name(PIPELINE.name))) == valid
@@ -352,7 +352,7 @@ class TestWhoIsTheOnlyWriter:
     ) -> None:
         broker, stores = filled(sent), empty()
         now = 0.0
-        loop = Loop(chained(stores, 0, 3), broker, interval=0.0, max_batch=7, clock=lambda: now, sleep=lambda _: None)
+        loop = Loop(chained(stores, 0, 3), broker, max_delay=0.0, max_batch=7, clock=lambda: now, sleep=lambda _: None)
         producer = broker.producer(loop.transactional_id)
         consumer = broker.consumer(loop.service.group, loop.service.topics, loop.instance)
         for _ in range(10):

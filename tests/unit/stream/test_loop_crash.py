@@ -82,7 +82,7 @@ def services(stores: Stores) -> list[Service]:
 
 def drive(service: Service, broker, instance: str = "0") -> None:
     """Run a service until nothing comes any more. A crash comes out of here, with nothing cleaned up."""
-    loop = Loop(service, broker, instance=instance, interval=0.0, max_batch=7)
+    loop = Loop(service, broker, instance=instance, max_delay=0.0, max_batch=7)
     producer, consumer = (
         broker.producer(loop.transactional_id),
         broker.consumer(service.group, service.topics, loop.instance),
@@ -178,7 +178,7 @@ def test_a_store_that_is_emptied_while_nothing_comes_is_filled(sent, monkeypatch
     broker, stores = filled(sent), empty()
     drive(services(stores)[0], broker)
     service = services(stores)[1]
-    loop = Loop(service, broker, interval=0.0, max_batch=100)
+    loop = Loop(service, broker, max_delay=0.0, max_batch=100)
     producer, consumer = (
         broker.producer(loop.transactional_id),
         broker.consumer(service.group, service.topics, loop.instance),
@@ -208,7 +208,7 @@ def test_an_aborted_commit_goes_back_and_ends_the_same(sent, undisturbed) -> Non
     broker, stores = filled(sent), empty()
     aborting = Aborting(broker)
     for service in services(stores):
-        loop = Loop(service, aborting, interval=0.0, max_batch=7, sleep=lambda _: None)
+        loop = Loop(service, aborting, max_delay=0.0, max_batch=7, sleep=lambda _: None)
         producer, consumer = (
             loop.broker.producer(loop.transactional_id),
             broker.consumer(service.group, service.topics, loop.instance),
@@ -224,7 +224,7 @@ def test_a_zombie_writes_nothing(sent, undisturbed) -> None:
     broker, stores = filled(sent), empty()
     drive(services(stores)[0], broker)
     service = services(stores)[1]
-    zombie = Loop(service, broker, interval=0.0, max_batch=7)
+    zombie = Loop(service, broker, max_delay=0.0, max_batch=7)
     producer, consumer = (
         broker.producer(zombie.instance),
         broker.consumer(service.group, service.topics, zombie.instance),
@@ -250,7 +250,7 @@ def test_members_that_join_and_leave_in_the_middle_lose_and_double_nothing(sent,
         for turn in range(120):
             if turn % 10 == 0 and len(running) < 3:
                 service = services(stores)[position]
-                loop = Loop(service, broker, instance=str(turn), interval=0.0, max_batch=3)
+                loop = Loop(service, broker, instance=str(turn), max_delay=0.0, max_batch=3)
                 running.append(
                     (
                         loop,

@@ -55,7 +55,7 @@ class Member:
     def __init__(self, broker: MemoryBroker, step: Processor, instance: str = "0", max_batch: int = 3) -> None:
         self.step = step
         self.loop = Loop(
-            Service("test", "group", ["in"], step), broker, instance=instance, interval=0.0, max_batch=max_batch,
+            Service("test", "group", ["in"], step), broker, instance=instance, max_delay=0.0, max_batch=max_batch,
             sleep=lambda _: None,
         )  # fmt: skip
         self.producer = broker.producer(self.loop.instance)

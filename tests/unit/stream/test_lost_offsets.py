@@ -35,7 +35,7 @@ class Member:
             "summing", "group", ["in"], self.processor, "progress", ["out"], "tidemill offsets set p summing"
         )
         self.loop = Loop(
-            service, broker, instance=instance, interval=0.0, max_batch=3, clock=lambda: self.now, sleep=lambda _: None,
+            service, broker, instance=instance, max_delay=0.0, max_batch=3, clock=lambda: self.now, sleep=lambda _: None,
             **options,
         )  # fmt: skip
         self.producer = broker.producer(self.loop.instance)

@@ -84,7 +84,7 @@ def before(stage: str, *, exactly_once: bool = True) -> MemoryBroker:
 
 def drive(service: Service, broker: MemoryBroker, batch: int = 5) -> None:
     """Run a service until nothing comes any more; to go back, again and again, is no such time."""
-    loop = Loop(service, broker, interval=0.0, max_batch=batch, sleep=lambda _: None)
+    loop = Loop(service, broker, max_delay=0.0, max_batch=batch, sleep=lambda _: None)
     producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
     quiet = 0
     while quiet < 30:
@@ -144,7 +144,7 @@ def test_one_of_five_thousand_is_found_in_few_turns_and_with_few_answers_of_the_
         broker.append("in", b"%d" % number)
     broker.refuses = lambda topic, value, _: topic == "out" and int(value) in bad
     broker.learns = learns
-    loop = Loop(Service("test", "group", ["in"], service), broker, interval=0.0, max_batch=many, sleep=lambda _: None)
+    loop = Loop(Service("test", "group", ["in"], service), broker, max_delay=0.0, max_batch=many, sleep=lambda _: None)
     producer, consumer = broker.producer(loop.instance), broker.consumer("group", ["in"], loop.instance)
     waits, aborts, turns, wait, abort = 0, 0, 0, producer.wait, producer.abort
 
@@ -178,7 +178,7 @@ def test_the_next_process_has_the_refused_record_in_its_state_as_this_one_has(ex
     features = topics.FEATURES.name(PIPELINE.name)
     broker.refuses = lambda topic, value, _: topic == features and id_of(3) in value
     service = featurizer.build(PIPELINE, {})
-    loop = Loop(service, broker, interval=0.0, max_batch=5, sleep=lambda _: None)
+    loop = Loop(service, broker, max_delay=0.0, max_batch=5, sleep=lambda _: None)
     producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
     for _ in range(20):
         loop.run_once(consumer, producer)
@@ -220,7 +220,7 @@ def test_while_no_dead_letter_is_taken_it_waits_ever_longer_and_then_nothing_is_
     broker.refuses = lambda topic, value, _: topic == DLQ or (topic == log and id_of(3) in value)
     pauses: list[float] = []
     service = scorer.build(PIPELINE, tuple)
-    loop = Loop(service, broker, interval=0.0, max_batch=5, sleep=pauses.append)
+    loop = Loop(service, broker, max_delay=0.0, max_batch=5, sleep=pauses.append)
     producer, consumer = broker.producer(loop.instance), broker.consumer(service.group, service.topics, loop.instance)
     for _ in range(200):
         loop.run_once(consumer, producer)
@@ -268,7 +268,7 @@ def test_pauses_grow_up_to_a_cap_and_begin_again_after_a_commit(monkeypatch: pyt
     broker = MemoryBroker({"in": 1, "out": 1})
     broker.append("in", b"x")
     pauses: list[float] = []
-    loop = Loop(Service("test", "group", ["in"], Failing()), broker, interval=0.0, sleep=pauses.append)
+    loop = Loop(Service("test", "group", ["in"], Failing()), broker, max_delay=0.0, sleep=pauses.append)
     producer, consumer = broker.producer(loop.instance), broker.consumer("group", ["in"], loop.instance)
     commits = FailingCommits(monkeypatch, producer, 9)
     for _ in range(40):
@@ -287,7 +287,7 @@ def test_turns_between_two_commits_do_not_make_the_pauses_begin_again(monkeypatc
     pauses: list[float] = []
     now = 0.0
     loop = Loop(
-        Service("test", "group", ["in"], Failing()), broker, interval=0.0, commit_every=0.2, clock=lambda: now,
+        Service("test", "group", ["in"], Failing()), broker, max_delay=0.0, commit_every=0.2, clock=lambda: now,
         sleep=pauses.append,
     )  # fmt: skip
     producer, consumer = broker.producer(loop.instance), broker.consumer("group", ["in"], loop.instance)
