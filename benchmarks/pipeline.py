@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from tidemill.stages.joiner import service as joiner
 from tidemill.stages.learner import service as learner
 from tidemill.stages.scorer import service as scorer
 from tidemill.stages.validator import service as validator
-from tidemill.stream.api import Emit, Processor, Record
+from tidemill.stream.api import Emit, Processor, Record, TopicPartition
 from tidemill.stream.group import Service
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
@@ -266,17 +266,25 @@ def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False) -
         say(f"{len(found):,} events at {rate:,} a second")
         paced.start()
         delays: list[tuple[float, float]] = []
+        records, versions = Records(pipeline), list[tuple[float, int]]()
         quiet = time.monotonic()
         while len(delays) < len(found) and time.monotonic() - quiet < 10:
             for record in reader.poll(timeout=0.05):
                 quiet, now = time.monotonic(), time.time()
                 delays.append((now, now - origin_of(record) / 1000))
+                prediction = records.read_prediction(record.value())
+                if prediction:
+                    versions.append((now, prediction["champion"]["version"]))
         stack.check()
         paced.stop()
         now_cpu = {
             "services": cpu_seconds(*(p.pid for p in stack.processes.values())),
             "broker": cpu_seconds(kafka.process.pid),
         }
+        partition = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
+        ends = broker.offset_range(partition)
+        examples = [(one.offset(), origin_of(one) / 1000) for batch in broker.read({partition: ends}) for one in batch]
+    learned = sorted(until_served(examples, versions))
     warm = delays[0][0] + min(5.0, seconds / 4)
     counted = sorted(delay for at, delay in delays if at > warm)
     quantile: Callable[[float], float] = lambda q: round(counted[int(q * (len(counted) - 1))] * 1000, 1)  # noqa: E731
@@ -284,8 +292,25 @@ def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False) -
         "delivery": delivery, "chains": chains, "partitions": pipeline.partitions, "rate": rate,
         "sent": len(found), "predicted": len(delays), "counted": len(counted),
         **{f"{name}_cpu_us": round((now_cpu[name] - cpu[name]) / len(found) * 1e6, 1) for name in cpu},
+        **({"label_to_served_s": [round(learned[int(q * (len(learned) - 1))], 2) for q in (0.5, 0.99)]} if learned else {}),
         "p50_ms": quantile(0.5), "p90_ms": quantile(0.9), "p99_ms": quantile(0.99), "max_ms": quantile(1.0),
     }  # fmt: skip
+
+
+def until_served(examples: Sequence[tuple[int, float]], versions: Sequence[tuple[float, int]]) -> Iterator[float]:
+    """Yield how long it took from a label sent to a prediction of a version that has learned it, in seconds.
+
+    `examples` are offsets and when their labels were sent; `versions` when predictions were read, and by which version.
+    Examples that no version came to learn in time are left out.
+    """
+    at, newest = 0, 0
+    for offset, sent in examples:
+        while newest <= offset and at < len(versions):
+            newest = max(newest, versions[at][1])
+            at += 1
+        if newest <= offset:
+            return
+        yield max(0.0, versions[at - 1][0] - sent)
 
 
 def cpu_seconds(*pids: int) -> float:
