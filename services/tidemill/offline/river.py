@@ -47,7 +47,7 @@ class River:
         self.processors: dict[str, Processor] = {service.name: service.processor for service in services}
         self._running = []
         for service in services:
-            loop = Loop(service, self.broker, interval=0.0)
+            loop = Loop(service, self.broker, max_delay=0.0)
             consumer = self.broker.consumer(service.group, service.topics, loop.instance)
             self._running.append((service.name, loop, consumer, self.broker.producer(loop.instance)))
         self.run()
