@@ -25,7 +25,7 @@ from tidemill.stream.group import Service
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.settings import ClusterSettings
 from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop
-from tidemill.stream.pace import BUSY_SHARE
+from tidemill.stream.pace import BUSY_SHARE, BUSY_SHARE_AT_LEAST_ONCE
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.services import chain, group
@@ -437,23 +437,24 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     _loop(context, chain([step.service for step in steps], of, pipeline.name), [step.follower for step in steps])
 
 
-def pace(service: str, max_delay: float) -> tuple[float, float]:
+def pace(service: str, max_delay: float, *, exactly_once: bool) -> tuple[float, float]:
     """Return the longest delay of a service, in seconds, and the share of its time that batches may take."""
     if service.partition("-")[0] in topics.WAITED_FOR:
-        return max_delay, BUSY_SHARE
+        return max_delay, BUSY_SHARE if exactly_once else BUSY_SHARE_AT_LEAST_ONCE
     return min(UNHURRIED_TIMES * max_delay, max(max_delay, UNHURRIED_SECONDS)), UNHURRIED_SHARE
 
 
 def _loop(context: Context, service: Service, followers: Sequence[Follower | None]) -> None:
     settings, following = context.settings, [follower for follower in followers if follower]
-    delay, share = pace(service.name, settings.max_delay_ms / 1000)
+    is_exactly_once = settings.delivery == "exactly_once"
+    delay, share = pace(service.name, settings.max_delay_ms / 1000, exactly_once=is_exactly_once)
     loop = Loop(
         service,
         context.broker,
         instance=settings.instance,
         max_delay=delay,
         busy_share=share,
-        commit_every=0.0 if settings.delivery == "exactly_once" else 0.2,
+        commit_every=0.0 if is_exactly_once else 0.2,
         keep_alive=context.keep_alive,
         declared=context.declared,
     )
