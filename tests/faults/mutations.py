@@ -103,6 +103,13 @@ MUTANTS = (
         (f"{CRASH}::test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing",),
     ),
     Mutant(
+        "map-keys-for-ever", "a writer remembers every key that a map ever had",
+        "encoding/avro_codegen.py",
+        "if len(self) < MAX_KEYS:",
+        "if MAX_KEYS:",
+        ("tests/unit/encoding/test_avro_codegen.py",),
+    ),
+    Mutant(
         "records-gather-past-the-delay", "records gather by what a transaction costs, however long that is",
         "stream/pace.py",
         "return max(0.0, min(self._gaps * cost, self.max_delay - cost))",

@@ -24,6 +24,8 @@ Decode = Callable[[bytes, int], "tuple[Any, int]"]
 #: How many ways of missing numbers a reader remembers, and how many of them it tries: of January's vectors with views,
 #: 36% lack what the one before lacked, and 84% what one of the four before did.
 MAX_LAYOUTS, MAX_RECENT_LAYOUTS = 64, 4
+#: How many keys of its maps a writer remembers: others' records may have any.
+MAX_KEYS = 1024
 
 
 class UnsupportedError(Exception):
@@ -46,6 +48,31 @@ def varint(value: int) -> bytes:
 #: What a first byte says by itself; None where more belong to it.
 _ZIG_ZAG = (*((n >> 1) ^ -(n & 1) for n in range(128)), *[None] * 128)
 _SMALL = tuple(varint(n) for n in range(1024))
+
+
+class _Lengths(dict[int, bytes]):
+    """How long a text is, as it is written; most are short."""
+
+    def __missing__(self, length: int) -> bytes:
+        return varint(length)
+
+
+class _Keys(dict[str, bytes]):
+    """The keys of maps as they are written: names that a pipeline declares, the same in every record."""
+
+    def __missing__(self, key: str) -> bytes:
+        made = _write_text(key)
+        if len(self) < MAX_KEYS:
+            self[key] = made
+        return made
+
+
+_LENGTHS = _Lengths(enumerate(_SMALL))
+
+
+def _write_text(value: str) -> bytes:
+    data = value.encode()
+    return _LENGTHS[len(data)] + data
 
 
 def _write_long(value: int) -> bytes:
@@ -208,6 +235,8 @@ class _Maker:
         self.read: list[str] = []
         self.names: dict[str, Any] = {
             "_W": _write_long,
+            "_S": _LENGTHS,
+            "_T": _write_text,
             "_V": _write_int,
             "_R": _read_long,
             "_I": _read_int,
@@ -279,7 +308,7 @@ class _Maker:
         if avro in ("string", "bytes"):
             text = self.name()
             self.write.append(f"{text} = {source}.encode()" if avro == "string" else f"{text} = {source}")
-            self.parts += [f"_W(len({text}))", text]
+            self.parts += [f"_S[len({text})]", text]
         else:
             self.parts.append(_WRITE[avro].format(source))
         self.read += [line.format(value) for line in _READ[avro]]
@@ -292,7 +321,7 @@ class _Maker:
         (kind,) = others
         tag, value, given, branch = avro.index(kind), self.name(), self.name(), self.name()
         some, none = bytes([2 * tag]), bytes([2 * (1 - tag)])
-        written = "_W(len({0})) + {0}" if kind in ("string", "bytes") else _WRITE[kind]
+        written = "_S[len({0})] + {0}" if kind in ("string", "bytes") else _WRITE[kind]
         made = f"{given}.encode()" if kind == "string" else given
         text = self.name()
         self.write += [f"{given} = {source}", f"{text} = None if {given} is None else {made}"]
@@ -309,22 +338,26 @@ class _Maker:
     def _blocks(self, avro: Mapping[str, Any], source: str) -> str:
         """Arrays and maps: one block when written; any number, with or without sizes, when read."""
         is_map = avro["type"] == "map"
-        encode, decode = make(avro["values" if is_map else "items"], self.named)
-        e, d, value, many = self.name(encode), self.name(decode), self.name(), self.name()
+        kind, value, many = avro["values" if is_map else "items"], self.name(), self.name()
+        if isinstance(kind, str) and kind in _WRITE_ONE:
+            e, read = _WRITE_ONE[kind], [line.format("v") for line in _READ[kind]]
+        else:
+            encode, decode = make(kind, self.named)
+            e, read = self.name(encode), [f"v, at = {self.name(decode)}(data, at)"]
         if is_map:
-            items = f"[_W(len(k)) + k + {e}(v) for k, v in [(k.encode(), v) for k, v in {source}.items()]]"
-            step = ["        k, at = _B(data, at)", f"        {value}[k.decode()], at = {d}(data, at)"]
+            items = f"[{self.name(_Keys())}[k] + {e}(v) for k, v in {source}.items()]"
+            step = ["k, at = _B(data, at)", *read, f"{value}[k.decode()] = v"]
         else:
             items = f"[{e}(v) for v in {source}]"
-            step = [f"        v, at = {d}(data, at)", f"        {value}.append(v)"]
-        self.parts.append(f"(_W(len({source})) + b''.join({items}) + b'\\0' if {source} else b'\\0')")
+            step = [*read, f"{value}.append(v)"]
+        self.parts.append(f"(_S[len({source})] + b''.join({items}) + b'\\0' if {source} else b'\\0')")
         self.read += [
             f"{value} = {'{}' if is_map else '[]'}",
             f"{many}, at = _R(data, at)",
             f"while {many}:",
             f"    if {many} < 0: {many}, (_, at) = -{many}, _R(data, at)",
             f"    for _ in range({many}):",
-            *step,
+            *(f"        {line}" for line in step),
             f"    {many}, at = _R(data, at)",
         ]
         return value
@@ -338,6 +371,8 @@ _WRITE = {
     "string": "",
     "bytes": "",
 }
+#: What writes one value by one call.
+_WRITE_ONE = {"int": "_V", "long": "_W", "double": "_D", "string": "_T"}
 _READ_LONG = [  # most take one byte
     "{0} = _Z[data[at]]",
     "if {0} is None: {0}, at = _R(data, at)",

@@ -23,7 +23,7 @@ VALUES = {
 RECORDS = Records(load("flights"))
 CODECS = [
     RECORDS.event, RECORDS.label, RECORDS.vector, RECORDS.features, RECORDS.prediction, RECORDS.prediction_log,
-    RECORDS.scores, RECORDS.example, RECORDS.outcome, RECORDS.head, RECORDS.manifest,
+    RECORDS.scores, RECORDS.example, RECORDS.outcome, RECORDS.head, RECORDS.manifest, RECORDS.update,
 ]  # fmt: skip
 
 
@@ -136,3 +136,21 @@ def test_another_shape_is_left_to_fastavro() -> None:
     assert not codec.is_compiled
     for record in ({"a": 1, "e": "a"}, {"a": "x", "e": "b"}, {"a": None, "e": "a"}):
         assert codec.decode(codec.encode(record)) == record
+
+
+@pytest.mark.parametrize("kind", ["double", "long", "string", "boolean"])
+def test_keys_of_maps_that_are_always_others_are_written_right_and_not_remembered_for_ever(
+    kind: str, monkeypatch
+) -> None:
+    made = []
+    monkeypatch.setattr(avro_codegen, "_Keys", lambda keys=avro_codegen._Keys: made.append(keys()) or made[-1])
+    codec = Codec({"type": "record", "name": "R", "fields": [{"name": "of", "type": {"type": "map", "values": kind}}]})
+    value = {"double": 0.5, "long": -7, "string": "é" * 1500, "boolean": True}[kind]
+    for first in range(0, 3 * avro_codegen.MAX_KEYS, 500):
+        for _ in range(2):
+            record = {"of": {f"key-é-{number}": value for number in range(first, first + 500)}}
+            data = by_fastavro(codec, record)
+            assert codec.body(record) == data
+            assert codec.record(data) == record
+    (keys,) = made
+    assert len(keys) == avro_codegen.MAX_KEYS
