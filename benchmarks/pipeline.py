@@ -284,12 +284,16 @@ def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False) -
         partition = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
         ends = broker.offset_range(partition)
         examples = [(one.offset(), origin_of(one) / 1000) for batch in broker.read({partition: ends}) for one in batch]
+        end = broker.offset_range(TopicPartition(topics.PREDICTIONS.name(pipeline.name), 0))[1]
+        took = delays[-1][0] - delays[0][0]
+        commits = {"scorer": end - len(delays), "joiner": ends[1] - len(examples)}  # each takes an offset
     learned = sorted(until_served(examples, versions))
     warm = delays[0][0] + min(5.0, seconds / 4)
     counted = sorted(delay for at, delay in delays if at > warm)
     quantile: Callable[[float], float] = lambda q: round(counted[int(q * (len(counted) - 1))] * 1000, 1)  # noqa: E731
     return {
         "delivery": delivery, "chains": chains, "partitions": pipeline.partitions, "rate": rate,
+        **({"commits_per_s": {name: round(n / took, 1) for name, n in commits.items()}} if pipeline.partitions == 1 else {}),
         "sent": len(found), "predicted": len(delays), "counted": len(counted),
         **{f"{name}_cpu_us": round((now_cpu[name] - cpu[name]) / len(found) * 1e6, 1) for name in cpu},
         **({"label_to_served_s": [round(learned[int(q * (len(learned) - 1))], 2) for q in (0.5, 0.99)]} if learned else {}),
