@@ -128,7 +128,7 @@ def shop(kafka, redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Shop]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("delivery", ["exactly_once", pytest.param("at_least_once", marks=pytest.mark.long)])
 def test_every_good_event_is_predicted_once_and_every_poison_is_a_dead_letter(shop, delivery: str) -> None:
     here = shop(f"kinds-{delivery.partition('_')[0]}", delivery=delivery)
     for topic in (topics.EVENTS, topics.LABELS):
