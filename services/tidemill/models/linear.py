@@ -2,14 +2,15 @@
 
 River scales, encodes and weighs a vector step by step, each step with dicts of its own, a one-hot code with an entry
 for every category ever seen. For (SelectType | StandardScaler + SelectType | OneHotEncoder) | a linear model by SGD, or
-parts of that, `specialised` returns an object that learns and predicts as the model does, in the same order of
-operations. River's model stays what is saved: `river` brings it up to date. tests/contracts/test_linear_models.py has
-River as the oracle.
+parts of that, also behind Discard or SelectType, `specialised` returns an object that learns and predicts as the model
+does, in the same order of operations. River's model stays what is saved: `river` brings it up to date.
+tests/contracts/test_linear_models.py has River as the oracle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from math import isfinite
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Weight:
 class Branch(NamedTuple):
     """One part of a union: which features it takes, and what it makes of them."""
 
-    selector: Any
+    selectors: Sequence[Any]
     encoder: Any
 
     @property
@@ -62,9 +63,10 @@ class Branch(NamedTuple):
 
     def takes(self, name: str, kind: type) -> bool:
         """Whether a feature goes into this part."""
-        if type(self.selector) is compose.SelectType:
-            return issubclass(kind, self.selector.types)
-        return self.selector is None or name not in self.selector.keys
+        return all(
+            issubclass(kind, one.types) if type(one) is compose.SelectType else name not in one.keys
+            for one in self.selectors
+        )
 
 
 class Layout:
@@ -108,18 +110,20 @@ def river_model(model: Any) -> Any:
 def _branches(transformers: Sequence[Any]) -> list[Branch] | None:
     """Return the parts in the order in which River adds their features up; None where it is another shape."""
     parts = [transformers]
-    if len(transformers) == 1 and type(transformers[0]) is compose.TransformerUnion:
+    first = list(takewhile(_is_selector, transformers))
+    rest = transformers[len(first) :]
+    if len(rest) == 1 and type(rest[0]) is compose.TransformerUnion:
         parts = [
-            list(one.steps.values()) if type(one) is compose.Pipeline else [one]
-            for one in reversed(transformers[0].transformers.values())
+            [*first, *(one.steps.values() if type(one) is compose.Pipeline else (one,))]
+            for one in reversed(rest[0].transformers.values())
         ]
     branches = [branch for part in parts if (branch := _branch(part))]
     return branches if len(branches) == len(parts) else None
 
 
 def _branch(steps: Sequence[Any]) -> Branch | None:
-    has_selector = bool(steps) and type(steps[0]) in (compose.SelectType, compose.Discard)
-    selector, rest = (steps[0], steps[1:]) if has_selector else (None, steps)
+    selectors = list(takewhile(_is_selector, steps))
+    rest = steps[len(selectors) :]
     encoder: Any = rest[0] if rest else None
     if type(encoder) is preprocessing.StandardScaler:
         fits = encoder.with_std and encoder.window_size is None
@@ -127,7 +131,11 @@ def _branch(steps: Sequence[Any]) -> Branch | None:
         fits = encoder.categories is None and not encoder.drop_first
     else:
         fits = encoder is None
-    return Branch(selector, encoder) if fits and len(rest) <= 1 else None
+    return Branch(selectors, encoder) if fits and len(rest) <= 1 else None
+
+
+def _is_selector(step: Any) -> bool:
+    return type(step) in (compose.SelectType, compose.Discard)
 
 
 class LinearModel:

@@ -43,6 +43,13 @@ SHAPES: tuple[tuple[str, ...], ...] = (
     ("scaled",), ("raw",), ("all but",), ("one-hot",), ("ones",), ("scaled", "one-hot"), ("one-hot", "scaled"),
     ("flags", "scaled", "ones"), ("one-hot", "flags", "raw"), ("all but", "one-hot"), ("all but", "flags"), (),
 )  # fmt: skip
+#: What stands before those.
+SELECTORS: tuple[tuple[Callable[[], Any], ...], ...] = (
+    (),
+    (lambda: compose.Discard("b", "kind"),),
+    (lambda: compose.SelectType(float, str),),
+    (lambda: compose.Discard("a"), lambda: compose.SelectType(str, bool)),
+)
 RATES = st.sampled_from([0.01, 0.3, 1, 1e-5, 1e200])
 SCHEDULES = st.one_of(RATES, RATES.map(optim.schedulers.InverseScaling))
 LOSSES = {
@@ -70,6 +77,7 @@ INITIALIZERS = (
 def models(draw: st.DrawFn) -> Make:
     """Return what makes a linear model of a drawn shape, always the same."""
     shape, kind = draw(st.sampled_from(SHAPES)), draw(st.sampled_from(list(LOSSES)))
+    selectors = draw(st.sampled_from(SELECTORS))
     penalty = draw(st.sampled_from([{}, {"l1": 0.01}, {"l2": 0.01}]))
     loss, initializer = draw(st.sampled_from(LOSSES[kind])), draw(st.sampled_from(INITIALIZERS))
     rate, intercept_rate = draw(SCHEDULES), draw(SCHEDULES)
@@ -81,9 +89,10 @@ def models(draw: st.DrawFn) -> Make:
             clip_gradient=clip, initializer=initializer(),
         )  # fmt: skip
         parts = [ENCODERS[name]() for name in shape]
-        if not parts:
-            return model
-        return (parts[0] if len(parts) == 1 else compose.TransformerUnion(*parts)) | model
+        made = (parts[0] if len(parts) == 1 else compose.TransformerUnion(*parts)) | model if parts else model
+        for selector in reversed(selectors):
+            made = selector() | made
+        return made
 
     return make
 
@@ -207,6 +216,8 @@ def test_other_shapes_are_river_s_own() -> None:
         preprocessing.OneHotEncoder(categories={"word": {"a"}}) | model(),
         compose.Select("a") | model(),
         (compose.FuncTransformer(dict) + scaler()) | model(),
+        compose.Select("a") | (compose.SelectType(bool) + scaler()) | model(),
+        scaler() | compose.Discard("a") | model(),
         (compose.Select("a") | preprocessing.OneHotEncoder()) + preprocessing.OneHotEncoder() | model(),
     ):
         assert specialised(other) is other is river_model(other)
