@@ -15,8 +15,8 @@ from fastapi import HTTPException, Request
 
 from tidemill.limits import GATEWAY_BODIES_BYTES, GATEWAY_BODY_BYTES, GATEWAY_HEADER_CHARACTERS, MESSAGE_BYTES
 from tidemill.stream.api import Headers
+from tidemill.stream.trace import TRACEPARENT, TRACESTATE, new_trace, trace_headers
 
-_TRACE = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})", re.ASCII)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 #: Idempotency keys remembered, with what they came with.
 MAX_KEYS = 10_000
@@ -27,29 +27,29 @@ class Call:
     """A request's own id, and its place in a trace (W3C): the caller's trace goes on, or one begins."""
 
     request_id: str
-    traceparent: str
+    trace: Headers
 
     @classmethod
     def of(cls, request: Request) -> Call:
         """Return what the headers say; what they lack, or have malformed, is made here."""
         given = request.headers.get("x-request-id", "")
-        trace = _TRACE.fullmatch(request.headers.get("traceparent", ""))
-        trace_id, flags = trace.groups() if trace else (secrets.token_hex(16), "01")
+        # Two parents are none; a state may come in parts.
+        lists = {name: ",".join(request.headers.getlist(name)).encode("latin-1") for name in (TRACEPARENT, TRACESTATE)}
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        return cls(request_id, f"00-{trace_id}-{secrets.token_hex(8)}-{flags}")
+        return cls(request_id, trace_headers(lists) or new_trace())
 
     @property
     def trace_id(self) -> str:
         """The trace's id, in hex."""
-        return self.traceparent[3:35]
+        return self.trace[0][1].decode()[3:35]
 
     def kafka_headers(self) -> Headers:
         """Return the headers of what is sent for it."""
-        return [("traceparent", self.traceparent.encode()), ("tidemill.request_id", self.request_id.encode())]
+        return [*self.trace, ("tidemill.request_id", self.request_id.encode())]
 
     def http_headers(self) -> dict[str, str]:
         """Return the headers of its answer."""
-        return {"X-Request-Id": self.request_id, "traceparent": self.traceparent}
+        return {"X-Request-Id": self.request_id, TRACEPARENT: self.trace[0][1].decode()}
 
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:

@@ -16,6 +16,7 @@ from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
 from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import Topic
+from tidemill.stream.trace import trace_of
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 from tidemill.wire.services import group
@@ -49,7 +50,7 @@ class Copy(Processor):
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         for record in records:
-            emit(self._to[record.topic()], record.value() or b"", record.key(), origin_of(record))
+            emit(self._to[record.topic()], record.value() or b"", record.key(), origin_of(record), trace_of(record))
             self._next[TopicPartition(record.topic(), record.partition())] = record.offset() + 1
         self.copied += len(records)
         return True

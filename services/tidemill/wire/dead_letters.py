@@ -19,6 +19,7 @@ from tidemill.errors import Reject
 from tidemill.limits import DEAD_LETTER_BYTES, ID_CHARACTERS
 from tidemill.stream.api import Emit, Headers, Processor, Record
 from tidemill.stream.origin import origin_of, plausible, without_origin
+from tidemill.stream.trace import trace_of
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
@@ -215,8 +216,8 @@ def send_dead_letter(
 ) -> None:
     """Send the record to the dead-letter topic: byte for byte, unless it has more than `max_bytes`.
 
-    Then its value and key are cut, its producer's headers are left out, and the letter has the size and the SHA-256
-    of what they were. All of it is where it was.
+    Then its value and key are cut, of its producer's headers only the trace is kept, and the letter has the size and
+    the SHA-256 of what they were. All of it is where it was.
     """
     value, key = record.value() or b"", record.key()
     now = int(time.time() * 1000)
@@ -224,7 +225,7 @@ def send_dead_letter(
     size = _bytes(headers) + len(key or b"") + len(value)
     if size > max_bytes:
         digest = hashlib.sha256(value).hexdigest().encode()
-        headers = [*_split(headers)[1], (_CUT, str(size).encode()), (_DIGEST, digest)]
+        headers = [*(trace_of(record) or ()), *_split(headers)[1], (_CUT, str(size).encode()), (_DIGEST, digest)]
         key = key and key[: ID_CHARACTERS.max]
         value = value[: max(0, max_bytes - _bytes(headers) - len(key or b""))]
     emit(topic, value, key, plausible(_sent_at(record, service), now) or now, headers)

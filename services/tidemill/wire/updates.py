@@ -7,7 +7,7 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import carried
-from tidemill.stream.api import Emit, Position
+from tidemill.stream.api import Emit, Headers, Position
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -70,6 +70,7 @@ class Updates:
         time: int,
         origin: int,
         emit: Emit,
+        trace: Headers | None = None,
     ) -> None:
         """Emit one update for each of the entities that views are kept of; `time` and `origin` in ms."""
         for entity, prefix, fields in self._routes:
@@ -97,4 +98,4 @@ class Updates:
             data = self._encode(update)
             if self._records.carries:
                 data = carried(data, update)
-            emit(self.topic, data, prefix + entity_id.encode(), origin)
+            emit(self.topic, data, prefix + entity_id.encode(), origin, trace)

@@ -25,10 +25,11 @@ from tidemill.features.views import Views
 from tidemill.limits import VECTOR_BYTES
 from tidemill.rows import is_missing
 from tidemill.rules import LARGEST_NUMBER
-from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
+from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
+from tidemill.stream.trace import trace_of
 from tidemill.watermark import NEVER
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
@@ -150,18 +151,18 @@ class Featurizer(DeadLetterProcessor):
         lookup = self._lookup(requests) if self.remote_views and is_live else RemoteLookup()
         served, stale_vectors = [], Counter[str]()
         for request in requests:
-            self.in_hand = request.record
+            self.in_hand, trace = request.record, trace_of(request.record)
             as_of = self._add_to_inline_views(request)
             if request.vector is not None:
                 stale = self._add_remote_features(request, lookup, as_of)
-                self._serve(request, as_of, stale, emit)
+                self._serve(request, as_of, stale, trace, emit)
                 served.append((request.time, as_of))
                 stale_vectors.update(stale)
             if is_live and self.updates:
                 if new := self._new.pop(request.record.partition(), ()):
                     self.updates.emit_control("begins", new, request.time, emit)
                 self.updates.emit(
-                    request.entities, request.event, request.id, request.time, origin_of(request.record), emit
+                    request.entities, request.event, request.id, request.time, origin_of(request.record), emit, trace
                 )
         self._measure(served, stale_vectors)
         return True
@@ -236,7 +237,9 @@ class Featurizer(DeadLetterProcessor):
                 request.vector.update(zip(plan.names, features, strict=True))
         return stale
 
-    def _serve(self, request: _Request, as_of: dict[str, int], stale: list[str], emit: Emit) -> None:
+    def _serve(
+        self, request: _Request, as_of: dict[str, int], stale: list[str], trace: Headers | None, emit: Emit
+    ) -> None:
         record = request.record
         partition = record.partition()
         features = {
@@ -257,7 +260,7 @@ class Featurizer(DeadLetterProcessor):
             return
         if self.records.carries:
             data = self.records.carried_features(data, features)
-        emit(self.topic, data, record.key(), origin_of(record))
+        emit(self.topic, data, record.key(), origin_of(record), trace)
 
     def _measure(self, served: Sequence[tuple[int, Mapping[str, int]]], stale: Mapping[str, int]) -> None:
         """Measure by view how old the oldest features of a batch were, and how many vectors it was stale in."""

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tidemill.stream.api import Headers
 from tidemill.watermark import SLACK_PART, Marks, State, Watermark
 
 
@@ -43,17 +44,26 @@ class Event:
         "origin",
         "reach",
         "time",
+        "trace",
         "value",
         "watermark",
     )
 
     def __init__(
-        self, event_id: str, time: int, offset: int, watermark: int, value: bytes, origin: int, entity: str
+        self,
+        event_id: str,
+        time: int,
+        offset: int,
+        watermark: int,
+        value: bytes,
+        origin: int,
+        entity: str,
+        trace: Headers | None = None,
     ) -> None:
         self.id, self.time, self.offset, self.watermark = event_id, time, offset, watermark
         self.reach = time  # the latest time of anything that was settled by knowing this event
         self.value: bytes | None = value
-        self.origin, self.entity = origin, entity
+        self.origin, self.entity, self.trace = origin, entity, trace
         self.label: Label | None = None
         self.later: Event | None = None
         self.done = self.is_refused = False
@@ -165,7 +175,16 @@ class Join:
         """The event time, in ms, that the labels have reached."""
         return self.labels.time
 
-    def add_event(self, event_id: str, time: int, offset: int, value: bytes, origin: int = 0, entity: str = "") -> bool:
+    def add_event(
+        self,
+        event_id: str,
+        time: int,
+        offset: int,
+        value: bytes,
+        origin: int = 0,
+        entity: str = "",
+        trace: Headers | None = None,
+    ) -> bool:
         """Take a prediction; returns False where one of this event id is still remembered: it is a duplicate."""
         self.kept_events.note(offset, self.log)
         self.log.add(time)
@@ -179,7 +198,7 @@ class Join:
             if earlier.later is None:
                 break
             earlier = earlier.later
-        event = Event(event_id, time, offset, watermark, value, origin, entity)
+        event = Event(event_id, time, offset, watermark, value, origin, entity, trace)
         if earlier is None:
             self.events[event_id] = event
         else:
@@ -246,7 +265,7 @@ class Join:
             event.label = label
             self.pending -= 1
             self.outcomes.joined(event, label)
-            event.value = label.record = None  # the example holds them now
+            event.value = event.trace = label.record = None  # the example holds them now
         else:
             label.done = True
             self.outcomes.duplicate(event, label)
@@ -260,7 +279,7 @@ class Join:
             if event.label is None:
                 self.pending -= 1
                 self.outcomes.expired(event)
-                event.value = None
+                event.value = event.trace = None
             heapq.heappush(self._closed, (event.reach, event.offset, event))
         self._forget()
 

@@ -16,10 +16,11 @@ from tidemill.encoding.codec import HEADER, Carried, carried
 from tidemill.errors import Reject
 from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
-from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition, discard
+from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
+from tidemill.stream.trace import trace_of
 from tidemill.watermark import State, Watermark
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
@@ -109,7 +110,7 @@ class Joiner(DeadLetterProcessor):
         join = self.joins[record.partition()]
         if not self.records.carries:  # its record would take several times the memory until the label comes
             value = bytes(value)
-        if not join.add_event(id_, time, record.offset(), value, origin_of(record), entity):
+        if not join.add_event(id_, time, record.offset(), value, origin_of(record), entity, trace_of(record)):
             raise Reject("duplicate_event", f"event {id_!r} was predicted already")
 
     def _add_label(self, record: Record) -> None:
@@ -145,22 +146,25 @@ class Joiner(DeadLetterProcessor):
         value = self.records.example.header + prediction[HEADER:] + self.records.outcome.body(outcome)
         if type(prediction) is Carried:
             value = carried(value, {"prediction": prediction.record, **outcome})
-        self._emit(self.examples, value, event.id.encode(), origin_of(label.record), None, 0)
+        # The prediction's trace goes on; the label's where that has none, as of an event that another system has sent.
+        trace = event.trace or trace_of(label.record)
+        self._emit(self.examples, value, event.id.encode(), origin_of(label.record), trace, 0)
         self.counts["joined", self.examples] += 1
         if self._updates and self._emit is not discard:
-            self._update_views(event, label)
+            self._update_views(event, label, trace)
 
-    def _update_views(self, event: Event, label: Label) -> None:
+    def _update_views(self, event: Event, label: Label, trace: Headers | None) -> None:
         """Emit the outcome to the views over outcomes; it counts from when its label was known."""
         features = self.records.prediction_log.trusted(event.value or b"")["features"]
         for partition in list(self._new):
             self._updates.emit_control("begins", self._new.pop(partition), label.time, self._emit)
         label_record = self.records.label.decode(label.record.value() or b"")
         values = {**features["vector"], **label_record, "label": label.value}
-        self._updates.emit(features["entities"], values, event.id, label.time, origin_of(label.record), self._emit)
+        origin = origin_of(label.record)
+        self._updates.emit(features["entities"], values, event.id, label.time, origin, self._emit, trace)
 
     def _expired(self, event: Event) -> None:
-        self._emit(self.expired_topic, event.value or b"", event.id.encode(), event.origin)
+        self._emit(self.expired_topic, event.value or b"", event.id.encode(), event.origin, event.trace)
         self.counts["expired", self.expired_topic] += 1
 
     def _duplicate(self, event: Event, label: Label) -> None:

@@ -25,6 +25,7 @@ from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition
 from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
+from tidemill.stream.trace import trace_of
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
 from tidemill.wire.records import Features, Records, Score, vector_to_x
@@ -226,7 +227,7 @@ class Scorer(DeadLetterProcessor):
                 continue
             given = {"champion": served, "challengers": self._shadow(served, x)}
             entry = log_header + value[HEADER:] + scores(given)
-            origin = origin_of(record)
+            origin, trace = origin_of(record), trace_of(record)
             event_id = features["event_id"]
             if len(entry) > MAX_PREDICTION_BYTES:  # with a score of each of very many classes
                 why = PREDICTION_BYTES.excess(len(entry))
@@ -234,7 +235,7 @@ class Scorer(DeadLetterProcessor):
                 continue
             if self.records.carries:
                 entry = carried(entry, {"features": features, **given})
-            emit(self.log, entry, event_id.encode(), origin)
+            emit(self.log, entry, event_id.encode(), origin, trace)
             emit(
                 self.predictions,
                 prediction(
@@ -249,6 +250,7 @@ class Scorer(DeadLetterProcessor):
                 ),
                 record.key(),
                 origin,
+                trace,
             )
         return True
 

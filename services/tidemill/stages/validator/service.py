@@ -31,6 +31,7 @@ from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPar
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.stream.origin import IMPLAUSIBLE, plausible
+from tidemill.stream.trace import trace_of
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor, redrive_headers, shorten
 from tidemill.wire.records import Records
@@ -202,9 +203,9 @@ class Validator(DeadLetterProcessor):
                         raise self._stopped(why, reject, records, index) from reject
             else:
                 route.breaker.passed += 1
-                headers = redrive_headers(record.headers())
+                headers = _going_on(record) if record.headers() else None
                 if warnings:
-                    headers = [*self._note_warnings(route, decoded, warnings), *(headers or ())]  # the mark stays last
+                    headers = [*self._note_warnings(route, decoded, warnings), *(headers or ())]
                 origin = sent = record.timestamp()[1]
                 if is_live and not is_history:
                     origin = plausible(sent, now)
@@ -291,6 +292,11 @@ class Validator(DeadLetterProcessor):
             f"TIDEMILL_FUSE=false",
             positions,
         )
+
+
+def _going_on(record: Record) -> Headers | None:
+    """Return the headers that go on with a record that passed: its trace, and its redrive mark, which stays last."""
+    return [*(trace_of(record) or ()), *(redrive_headers(record.headers()) or ())] or None
 
 
 def build(pipeline: Pipeline, writers: WriterSchemas | None = None, *, fuse: bool = True) -> Service:

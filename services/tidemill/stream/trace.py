@@ -1,0 +1,66 @@
+"""Which trace a record belongs to (W3C Trace Context): the headers that go on with every record that comes of it.
+
+A producer or a gateway begins a trace, and gives its records a `traceparent`, perhaps with a `tracestate`. Both are
+others' bytes: what is malformed or too long goes no further, and a trace without it goes on.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+
+from tidemill.stream.api import Headers, Record
+
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+#: What a tracestate may have; W3C asks for as many at least.
+MAX_STATE_BYTES, MAX_STATE_MEMBERS = 512, 32
+#: Versions after 00 may have more behind their flags, of which only the first is known here. ff is none.
+_PARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(-.{0,200})?")
+_MEMBER = re.compile(
+    rb"[ \t]*(?:([a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
+    rb"=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])[ \t]*)?"
+)
+
+
+def trace_of(record: Record) -> Headers | None:
+    """Return the headers of a record's trace, as they go on; None where it has none, as most."""
+    headers = record.headers()
+    if headers:
+        for name, _ in headers:
+            if name == TRACEPARENT:
+                return trace_headers(dict(headers))  # as Kafka's clients read them: of several the last
+    return None
+
+
+def trace_headers(given: Mapping[str, bytes | None]) -> Headers | None:
+    """Return the headers of the trace that headers by their names say; None where they say none."""
+    parent = _parent(given.get(TRACEPARENT) or b"")
+    if parent is None:
+        return None
+    state = given.get(TRACESTATE) or b""
+    return [(TRACEPARENT, parent), (TRACESTATE, state)] if _is_state(state) else [(TRACEPARENT, parent)]
+
+
+def new_trace() -> Headers:
+    """Return the headers of a trace that begins here, and that nobody records."""
+    return [(TRACEPARENT, f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00".encode())]
+
+
+def _parent(value: bytes) -> bytes | None:
+    """Return a traceparent of the version known here; None where it is malformed."""
+    match = _PARENT.fullmatch(value)
+    if match is None:
+        return None
+    version, ids, flags, more = match.groups()
+    if version == b"00":
+        return None if more else value
+    return b"00-%b-%02x" % (ids, int(flags, 16) & 1)
+
+
+def _is_state(value: bytes) -> bool:
+    if not 0 < len(value) <= MAX_STATE_BYTES:
+        return False
+    members = [_MEMBER.fullmatch(member) for member in value.split(b",")]
+    keys = [member[1] for member in members if member and member[1]]
+    return all(members) and 0 < len(keys) == len(set(keys)) and len(members) <= MAX_STATE_MEMBERS
