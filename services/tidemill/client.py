@@ -28,6 +28,8 @@ except ModuleNotFoundError as missing:  # pragma: no cover
     raise ModuleNotFoundError("the client needs httpx: pip install 'tidemill[client]'") from missing
 
 from tidemill.errors import TidemillError
+from tidemill.webhooks import WebhookError as WebhookError
+from tidemill.webhooks import verify as verify
 
 Event = Mapping[str, Any]
 Result = TypeVar("Result")

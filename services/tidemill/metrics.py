@@ -82,6 +82,15 @@ COUNTS: Mapping[str, Counter] = {
         ["service", "model"],
     ),
     "archived": Counter("tidemill_archived_rows_total", "Rows written to the archive.", ["service", "topic"]),
+    "notices": Counter("tidemill_notices_total", "Notices that a receiver has taken.", ["service", "receiver"]),
+    "notice_failures": Counter(
+        "tidemill_notice_failures_total", "Times that a receiver has not taken a notice.", ["service", "receiver"]
+    ),
+    "undelivered": Counter(
+        "tidemill_notices_undelivered_total",
+        "Notices given up: too old, refused, or too many that wait.",
+        ["service", "receiver"],
+    ),
     "not_stored": Counter(
         "tidemill_versions_not_stored_total", "Model versions the artifact store did not take.", ["service", "model"]
     ),
@@ -90,6 +99,7 @@ GAUGES: Mapping[str, Gauge] = {
     "pending": Gauge(
         "tidemill_pending", "Predictions that wait for their label, by partition.", ["service", "partition"]
     ),
+    "notices_waiting": Gauge("tidemill_notices_waiting", "Notices that wait for a receiver.", ["service", "receiver"]),
     "waiting_labels": Gauge(
         "tidemill_waiting_labels", "Labels that wait for their prediction.", ["service", "partition"]
     ),

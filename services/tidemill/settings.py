@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as NotJson
 
-from tidemill import tokens
+from tidemill import tokens, webhooks
 from tidemill.errors import SettingsError, described
 
 if TYPE_CHECKING:
@@ -148,6 +148,14 @@ class Settings(BaseSettings):
     gateway_url: str = Field(
         "http://localhost:8001", pattern=r"^https?://[^\s/]+/?$", description="where the gateway answers, for clients"
     )
+    notify: SecretStr = Field(
+        SecretStr(""),
+        description="notifier: who is told of alerts, decisions and open circuit breakers, as JSON by name, or a file "
+        "of it",
+    )
+    notify_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        24.0, description="notifier: how long it tries to deliver one notice"
+    )
     replication: Annotated[int, Field(ge=-1)] = Field(
         -1, description="replication factor of created topics; -1: the broker's own"
     )
@@ -226,6 +234,12 @@ class Settings(BaseSettings):
         tokens.parse_holders(text, tokens.Permission)
         return SecretStr(text)
 
+    @field_validator("notify")
+    @classmethod
+    def _notify(cls, receivers: SecretStr) -> SecretStr:
+        webhooks.read_receivers(receivers.get_secret_value())
+        return receivers
+
     @field_validator("status_hosts")
     @classmethod
     def _status_hosts(cls, hosts: str) -> str:
@@ -247,6 +261,10 @@ class Settings(BaseSettings):
             both = tokens.Permission.PRODUCE | tokens.Permission.READ
             holders.setdefault(tokens.token_hash(key), tokens.Holder("application", both))
         return tokens.Tokens(holders)
+
+    def receivers(self) -> dict[str, webhooks.Receiver]:
+        """Return who is told of notices, by name."""
+        return webhooks.read_receivers(self.notify.get_secret_value())
 
     def keyring(self, service: str = "") -> Keyring:
         """Return the keys that verify and, for a service that signs, its private key.

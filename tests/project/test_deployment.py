@@ -30,7 +30,7 @@ from tidemill.settings import Settings
 from tidemill.settings import load as load_settings
 from tidemill.stream.kafka.consumer import CALL_SECONDS
 from tidemill.stream.loop import STOP_SECONDS
-from tidemill.wire.topics import ALL, SERVING, WATCHING
+from tidemill.wire.topics import ALL, NOTIFYING, SERVING, WATCHING
 
 pytestmark = pytest.mark.slow
 
@@ -312,7 +312,7 @@ def test_the_build_is_given_what_it_copies_and_nothing_else() -> None:
 def test_the_image_has_what_every_service_needs() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     needed = {spec.extra for spec in running.SERVICES.values() if spec.extra}
-    assert len(needed) == len(WATCHING) + 1, "and the validator, for a registry"
+    assert len(needed) == len(WATCHING) + len(NOTIFYING) + 1, "and the validator, for a registry"
     assert extras["all"] == [f"tidemill[{','.join(sorted(needed))}]"]
     assert " '.[all]'\n" in DOCKERFILE
 
@@ -338,7 +338,9 @@ def test_compose_makes_the_topics_then_runs_every_service_and_a_learner_for_ever
     commands = [service["command"] for name, service in OURS.items() if name not in ONCE]
     assert {command[1] for command in commands} == {*ALL}
     assert {command[2] for command in commands} == {"flights"}
-    assert all([command[1] for command in commands].count(service) == 1 for service in (*WATCHING, *SERVING))
+    assert all(
+        [command[1] for command in commands].count(service) == 1 for service in (*WATCHING, *NOTIFYING, *SERVING)
+    )
     assert sorted(model_of(c) for c in commands if c[1] == "learner") == sorted(load("flights").model_names)
 
 
@@ -489,7 +491,7 @@ def test_kubernetes_runs_every_service_and_a_learner_for_every_model() -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_every_replica_has_partitions_and_a_model_one_learner(name: str) -> None:
     # A replica without partitions stands by; a second learner of a model would have none. Of those that look on there is one.
-    alone = name.startswith("learner") or name in ("gate", *WATCHING)
+    alone = name.startswith("learner") or name in ("gate", *WATCHING, *NOTIFYING)
     assert SETS[name]["spec"]["replicas"] <= (1 if alone else load("flights").partitions)
 
 
@@ -508,7 +510,8 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
     assert ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate", "gateway"))
-    assert ("TIDEMILL_VERIFY_KEYS" in from_pod) == (service in ("scorer", "gateway", *SIGNERS))
+    assert ("TIDEMILL_VERIFY_KEYS" in from_pod) == (service in ("scorer", "notifier", "gateway", *SIGNERS))
+    assert ("TIDEMILL_NOTIFY" in from_pod) == (service == "notifier")
     signing = {"secretKeyRef": {"name": "tidemill", "key": f"{service}-key"}} if service in SIGNERS else None
     assert from_pod.get("TIDEMILL_SIGNING_KEY") == signing, "a scorer verifies, and can't sign"
     if "/artifacts" in mounts:
@@ -586,9 +589,12 @@ def test_pods_may_be_scraped_and_reach_names_kafka_and_redis_and_nothing_else() 
     assert {port["port"] for rule in allowed["egress"] for port in rule["ports"]} == {53, 9092, 6379}
 
 
-def test_status_alone_may_also_reach_the_other_services() -> None:
+def test_status_alone_may_also_reach_the_other_services_and_the_notifier_the_world() -> None:
     policies = {d["metadata"]["name"]: d["spec"] for d in DOCUMENTS if d["kind"] == "NetworkPolicy"}
-    assert policies.keys() == {"default-deny", "services", "status"}
+    assert policies.keys() == {"default-deny", "services", "status", "notifier"}
+    (out,) = policies["notifier"]["egress"]
+    assert policies["notifier"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "notifier"}}
+    assert out["ports"] == [{"protocol": "TCP", "port": 443}]
     part = {"matchLabels": {"app.kubernetes.io/part-of": "tidemill"}}
     assert policies["status"] == {
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "status"}},

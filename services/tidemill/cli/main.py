@@ -29,6 +29,7 @@ COMMANDS = {
     "k8s": ("k8s:k8s", "Write a pipeline's manifests for Kubernetes into a new folder."),
     "keys": ("keys:keys", "Make, list and rotate the keys that records are signed with."),
     "models": ("models:models", "List, compare, promote, prune and rebuild versions of models."),
+    "notify": ("notify:notify", "Try who is told of alerts and decisions."),
     "offsets": ("offsets:offsets", "List and decide from where services go on."),
     "replay": ("replay:replay", "Repeat predictions, and compare their scores."),
     "report": ("backtest:report", "Write a backtest as one HTML page, with pictures."),

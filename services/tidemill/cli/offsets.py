@@ -34,7 +34,7 @@ def list_(pipeline: str, *, as_json: bool, **options: Any) -> None:
 
 @offsets.command("set")
 @PIPELINE
-@click.argument("service", type=click.Choice((*topics.SERVICES, "archiver")))
+@click.argument("service", type=click.Choice(topics.KEEPING_PROGRESS))
 @click.option("--to", required=True, metavar="PLACE", help="begin, end, progress, committed, or an offset.")
 @click.option("--topic", help="Only this topic, as events.valid.")
 @click.option("--partition", type=click.IntRange(min=0), help="Only this partition.")

@@ -60,7 +60,7 @@ def run(service: str, pipeline: str, model: str | None, **options: Any) -> None:
     """Run one service of a pipeline until SIGTERM or Ctrl-C.
 
     SERVICE is one of validator, featurizer, materializer, scorer, joiner, learner, gate, archiver, monitor, status,
-    gateway.
+    notifier, gateway.
     Neighbours such as validator+featurizer+scorer share one process and one transaction: that takes less time and CPU.
     """
     from tidemill.runtime import run as running

@@ -35,7 +35,7 @@ from tidemill.runtime.host import Host
 from tidemill.runtime.together import Together
 from tidemill.settings import RUNNING_FILE, Settings
 from tidemill.tokens import new_token
-from tidemill.wire.topics import SERVING, WATCHING, WITH_INTERFACE
+from tidemill.wire.topics import NOTIFYING, SERVING, WATCHING, WITH_INTERFACE
 
 #: Pauses before an ended service is started again, the next longer than the one before.
 RESTART_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -106,9 +106,11 @@ class Piped(Stack):
         return writing
 
 
-def chosen_roles(pipeline: Pipeline, only: Sequence[str], without: Sequence[str]) -> list[str]:
-    """Return the roles to start. Raises SettingsError for a service that the pipeline has not."""
-    known = [*roles(pipeline), *WATCHING, *SERVING]
+def chosen_roles(
+    pipeline: Pipeline, only: Sequence[str], without: Sequence[str], *, notifies: bool = False
+) -> list[str]:
+    """Return the roles to start; `notifies`: also the notifier. Raises SettingsError for a service it has not."""
+    known = [*roles(pipeline), *WATCHING, *(NOTIFYING if notifies else ()), *SERVING]
     services = [role.partition(":")[0] for role in known]
     for name in (*only, *without):
         if name not in known and name not in services:
@@ -180,7 +182,7 @@ class Local:
     ) -> None:
         self.reference, self.pipeline, self.settings = reference, pipeline, settings
         self.options, self.console, self.then = options, console, then
-        self.roles = chosen_roles(pipeline, options.only, options.without)
+        self.roles = chosen_roles(pipeline, options.only, options.without, notifies=bool(settings.receivers()))
         self.began = time.monotonic()
         self.redis: Redis | None = None
         self.embedded = "brokers" not in settings.model_fields_set

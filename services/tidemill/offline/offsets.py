@@ -22,7 +22,7 @@ PLACES = ("begin", "end", "progress", "committed")
 def services(pipeline: Pipeline) -> list[Service]:
     """Return the services of a pipeline that keep offsets, as the loop knows them, without what they do."""
     idle = {"learner", *([] if pipeline.remote_views else ["materializer"]), *([] if pipeline.gate else ["gate"])}
-    names = [(name, "") for name in (*topics.SERVICES, "archiver") if name not in idle]
+    names = [(name, "") for name in topics.KEEPING_PROGRESS if name not in idle]
     names += [("learner", model) for model in pipeline.model_names]
     return [service(name, pipeline, Processor(), model) for name, model in names]
 

@@ -346,6 +346,16 @@ def _monitor() -> Build:
     return compose
 
 
+def _notifier() -> Build:
+    from tidemill.watch.notifier.service import build
+
+    def compose(context: Context) -> Step:
+        settings, keys = context.settings, context.settings.keyring("notifier")
+        return Step(context, build(context.pipeline, keys, settings.receivers(), 3600 * settings.notify_hours))
+
+    return compose
+
+
 def _status() -> Build:
     from tidemill.watch.status.service import run
 
@@ -383,6 +393,7 @@ SERVICES: Mapping[str, Spec] = {
     "archiver": Spec(_archiver, extra="parquet"),
     "monitor": Spec(_monitor, extra="monitor"),
     "status": Spec(_status, extra="status", needs_kafka=False),  # it is the one that shows when Kafka is away
+    "notifier": Spec(_notifier, extra="notify"),
     "gateway": Spec(_gateway, extra="status"),
 }
 

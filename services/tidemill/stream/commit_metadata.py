@@ -29,6 +29,8 @@ class CommitMetadata:
         Entities whose views have had updates since their beginning or since a "begins".
     circuit_breaker
         Counts of the validator: refused in a row, records, refused among them; empty where there is nothing to keep.
+    undelivered
+        Of the notifier: receivers for which records before the offset wait, each with the first of them.
     instance
         Who committed it: the next one in the partition ends what it has left open.
     offset
@@ -46,6 +48,7 @@ class CommitMetadata:
     watermark: State = ()
     entities: tuple[str, ...] = ()
     circuit_breaker: tuple[int, ...] = ()
+    undelivered: tuple[tuple[str, int], ...] = ()
     instance: str = ""
     offset: int | None = None
     topic_id: str = ""
@@ -74,6 +77,7 @@ class CommitMetadata:
                 tuple(kept.pop("watermark", ())),
                 tuple(kept.pop("entities", ())),
                 tuple(kept.pop("circuit_breaker", ())),
+                tuple((name, offset) for name, offset in kept.pop("undelivered", ())),
                 kept.pop("instance", ""),
                 kept.pop("offset", None),
                 kept.pop("topic_id", ""),

@@ -10,12 +10,16 @@ SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "lear
 WAITED_FOR = ("validator", "featurizer", "materializer", "scorer")
 #: The services that only look on; one process of each a pipeline.
 WATCHING = ("archiver", "monitor", "status")
+#: Tells others' programs and people what the river says; one process a pipeline, where somebody is to be told.
+NOTIFYING = ("notifier",)
 #: The services at the edge, which others' programs ask; as many processes as are needed.
 SERVING = ("gateway",)
 #: Those with an HTTP interface for others, which has their probes as well.
 WITH_INTERFACE = ("status", *SERVING)
 #: Every service.
-ALL = (*SERVICES, *WATCHING, *SERVING)
+ALL = (*SERVICES, *WATCHING, *NOTIFYING, *SERVING)
+#: Those that keep offsets and their progress.
+KEEPING_PROGRESS = (*SERVICES, "archiver", *NOTIFYING)
 #: Who else writes or reads: others' programs, and the command that sends dead letters back.
 OUTSIDE = ("producers", "consumers", "redrive")
 
@@ -43,8 +47,9 @@ DLQ = Topic(
     doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
 WARNINGS = Topic(
-    "warnings", "stream", "Warnings", ("validator",), ("monitor",), partitions=1, retention_ms=30 * DAY,
-    doc="What rules that only warn have found, batch by batch.",
+    "warnings", "stream", "Warnings", ("validator",), ("monitor", "notifier"), partitions=1,
+    retention_ms=30 * DAY,
+    doc="What rules that only warn have found, batch by batch; and that a circuit breaker is open.",
 )  # fmt: skip
 REDRIVES = Topic(
     "redrives", "letter", "Redrive", ("redrive",), ("redrive",), partitions=1, retention_ms=-1,
@@ -87,7 +92,7 @@ COMMANDS = Topic(
     doc="What people ask of the gate: promote, roll back, pin, train, reset; signed by the status service.",
 )  # fmt: skip
 PROMOTIONS = Topic(
-    "promotions", "id", "Decision", ("gate",), ("scorer", "learner", "gate", "monitor", "status"),
+    "promotions", "id", "Decision", ("gate",), ("scorer", "learner", "gate", "monitor", "status", "notifier"),
     partitions=1, retention_ms=-1,
     doc="Who serves, since when, by whose word and on what evidence; what was refused, as well.",
 )  # fmt: skip
@@ -96,13 +101,13 @@ WINDOWS = Topic(
     doc="What predictions and examples were like, window by window of event time.",
 )  # fmt: skip
 ALERTS = Topic(
-    "alerts", "alert", "Alert", ("monitor", "status"), ("monitor", "gate", "status"),
+    "alerts", "alert", "Alert", ("monitor", "status"), ("monitor", "gate", "status", "notifier"),
     partitions=1, retention_ms=365 * DAY,
     doc="What is beyond its limits: opened, continuing, resolved; with the evidence.",
 )  # fmt: skip
 
 PROGRESS = Topic(
-    "progress", "group/topic/partition", "JSON", (*SERVICES, "archiver"), (*SERVICES, "archiver"),
+    "progress", "group/topic/partition", "JSON", KEEPING_PROGRESS, KEEPING_PROGRESS,
     partitions=8, retention_ms=-1, compacted=True,
     doc="How far each group has come, in one transaction with its output: what is left when its offsets are lost.",
 )  # fmt: skip
@@ -125,7 +130,8 @@ def writes(service: str) -> tuple[Topic, ...]:
 
 def consumes(service: str) -> tuple[Topic, ...]:
     """Topics that the consumer group of `service` follows. It reads the others without a group."""
-    return tuple(topic for topic in reads(service) if topic not in (MODELS, PROMOTIONS, PROGRESS))
+    apart = (PROGRESS,) if service in NOTIFYING else (MODELS, PROMOTIONS, PROGRESS)
+    return tuple(topic for topic in reads(service) if topic not in apart)
 
 
 def outputs(service: str) -> tuple[Topic, ...]:

@@ -17,6 +17,7 @@ KEPT = st.builds(
     watermark=st.lists(st.integers(-(2**62), 2**62), max_size=34).map(tuple),
     entities=st.lists(st.text(max_size=20), max_size=10).map(tuple),
     circuit_breaker=st.just(()) | st.tuples(OFFSETS, OFFSETS, OFFSETS),
+    undelivered=st.lists(st.tuples(st.text(max_size=9), OFFSETS), max_size=5).map(tuple),
 )
 
 

@@ -17,6 +17,8 @@ class CircuitBreaker:
 
     def __init__(self, fuse: Fuse) -> None:
         self.fuse = fuse
+        #: Whether the record that was refused last has opened it; else it was open already, or is closed.
+        self.has_opened = False
         self.passed = 0
         self.run = 0
         self.seen = 0
@@ -27,11 +29,13 @@ class CircuitBreaker:
     def refused(self, reason: str) -> str | None:
         """Count a record that was refused; returns why it must stop now, or None."""
         self._settle()
+        was_open = self._is_open
         self.run += 1
         self.seen += 1
         self.bad += 1
         self._of_run[reason] += 1
         self._of_all[reason] += 1
+        self.has_opened = self._is_open and not was_open
         fuse = self.fuse
         if fuse.run and self.run >= fuse.run:
             return f"{self.run:,} in a row were refused ({_shown(self._of_run)})"
@@ -39,6 +43,11 @@ class CircuitBreaker:
             share = f"more than {fuse.share:.0%} of {fuse.of:,}"
             return f"of {self.seen:,} records {self.bad:,} were refused, {share} ({_shown(self._of_all)})"
         return None
+
+    @property
+    def _is_open(self) -> bool:
+        fuse = self.fuse
+        return bool(fuse.run and self.run >= fuse.run) or bool(fuse.share and self.bad > fuse.share * fuse.of)
 
     def _settle(self) -> None:
         if self.passed:

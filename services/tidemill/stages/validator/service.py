@@ -85,6 +85,7 @@ class Route:
     def forget(self) -> None:
         """Count from zero."""
         self.breaker = CircuitBreaker(self.fuse)
+        self.stopped = ""
         self.warned: Counter[Rule] = Counter()
         self.example: dict[Rule, tuple[str, RuleWarning]] = {}
 
@@ -199,6 +200,7 @@ class Validator(DeadLetterProcessor):
                 if is_live:
                     self.refuse(record, reject, emit)
                     if why := route.breaker.refused(reject.reason):
+                        route.stopped = why if route.breaker.has_opened else ""
                         self._warn(now, emit)
                         raise self._stopped(why, reject, records, index) from reject
             else:
@@ -253,9 +255,9 @@ class Validator(DeadLetterProcessor):
         return [(WARNING, str(warned.rule).encode()) for warned in warnings]
 
     def _warn(self, now: float, emit: Emit) -> None:
-        """Emit what rules that only warn have found in this batch."""
+        """Emit what rules that only warn have found in this batch, and that a circuit breaker has opened."""
         for route in self._routes.values():
-            if not route.warned:
+            if not route.warned and not route.stopped:
                 continue
             batch_warnings = {
                 "stream": route.name,
@@ -271,7 +273,9 @@ class Validator(DeadLetterProcessor):
                     }
                     for rule, count in route.warned.items()
                 ],
+                "stopped": route.stopped,
             }
+            route.stopped = ""
             route.warned.clear()
             route.example.clear()
             emit(self.warnings, self.records.warnings.encode(batch_warnings), route.name.encode(), int(now))

@@ -1,0 +1,1 @@
+"""The notifier: alerts, decisions and open circuit breakers, sent to those who are to know."""
