@@ -24,9 +24,9 @@ def notify() -> None:
 @click.option("--to", "names", multiple=True, metavar="NAME", help="Only this receiver; may be repeated.")
 @with_settings("notify")
 def test(pipeline: str, names: tuple[str, ...], **options: Any) -> None:
-    """Send each receiver a notice that says nothing has happened, and print whether it has taken it.
+    """Send each receiver a test, and print whether it was taken.
 
-    It is sent once, and signed as every notice is; its type is `test`. The exit code is 1 where one has not taken it.
+    It says that nothing has happened, is sent once, and signed as every notice is; its type is `test`. The exit code is 1 where one has not taken it.
     """
     from tidemill.watch.notifier.delivery import DeliveryError, sender
     from tidemill.watch.notifier.notices import Notices

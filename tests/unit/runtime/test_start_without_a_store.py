@@ -57,7 +57,7 @@ def build(name: str, broker: Any, settings: Settings) -> Any:
 
 
 def test_every_service_is_asked_or_uses_kafka_alone() -> None:
-    assert set(run.SERVICES) - set(USES) == {"joiner", "monitor", "status", "gateway"}
+    assert set(run.SERVICES) - set(USES) == {"joiner", "monitor", "notifier", "status", "gateway"}
 
 
 @pytest.mark.parametrize("name", USES)

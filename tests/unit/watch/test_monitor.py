@@ -643,7 +643,7 @@ def test_an_alert_about_a_rule_is_opened_and_resolved(figure: str) -> None:
 
 def test_warnings_are_shares_of_the_records_of_their_window() -> None:
     made = core()
-    told = {"stream": "events", "time": 1, "rules": [
+    told = {"stream": "events", "time": 1, "stopped": "", "rules": [
         {"rule": "between", "field": "temp", "reason": "out_of_range", "records": 3, "example": "a", "message": "m"}]}  # fmt: skip
     record = MemoryRecord("flights.warnings", made.records.warnings.encode(told), None, 0)
     made.warnings([record])  # before any prediction: there is no window that it belongs to
