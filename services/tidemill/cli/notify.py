@@ -26,7 +26,8 @@ def notify() -> None:
 def test(pipeline: str, names: tuple[str, ...], **options: Any) -> None:
     """Send each receiver a test, and print whether it was taken.
 
-    It says that nothing has happened, is sent once, and signed as every notice is; its type is `test`. The exit code is 1 where one has not taken it.
+    It says that nothing has happened, is sent once, and signed as every notice is; its type is `test`. The exit
+    code is 1 where one has not taken it.
     """
     from tidemill.watch.notifier.delivery import DeliveryError, sender
     from tidemill.watch.notifier.notices import Notices
