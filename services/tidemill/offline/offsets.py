@@ -92,7 +92,7 @@ def group_offsets(broker: Broker, chosen: Service) -> list[GroupOffset]:
     if not partitions:
         return []
     committed = broker.committed(chosen.group, partitions)
-    log = ProgressLog(broker, chosen.progress, chosen.group)
+    log = ProgressLog(broker, chosen.progress, chosen.group, chosen.progress_partition)
     progress, has_worked = log.read_of(committed, chosen.outputs)
     ids = broker.topic_ids(chosen.topics)
     ranges = {partition: broker.offset_range(partition) for partition in partitions}
@@ -166,7 +166,7 @@ def _position(one: GroupOffset, to: str, topic_id: str) -> Position:
 def carry_out(broker: Broker, chosen: Service, decisions: Sequence[Decision]) -> None:
     """Write decisions. Raises BrokerError where the service is running: it would not obey."""
     positions = {one.before.partition: one.position for one in decisions}
-    log = ProgressLog(broker, chosen.progress, chosen.group)
+    log = ProgressLog(broker, chosen.progress, chosen.group, chosen.progress_partition)
     # A chain that does the service's work is fenced off, and obeys at its next start.
     broker.end_left_open(chosen.group, list(positions), "")
     broker.set_offsets(chosen.group, positions)  # refused while it has members: before anything else is written

@@ -225,8 +225,8 @@ class Producer(Protocol):
 class Broker(Protocol):
     """Kafka, or something that behaves like it."""
 
-    def consumer(self, group: str, topics: Sequence[str], instance: str) -> Consumer:
-        """Join `group` as the member called `instance`."""
+    def consumer(self, group: str, topics: Sequence[str], instance: str, max_wait: float = 0.0) -> Consumer:
+        """Join `group` as the member called `instance`; records may wait for `max_wait` s to be fetched together."""
 
     def producer(self, name: str, beat: Callable[[], None] = ..., counted: Collection[str] = ()) -> Producer:
         """Return the producer called `name`; an older one of that name is fenced off.

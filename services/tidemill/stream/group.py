@@ -26,6 +26,8 @@ class Service:
     ----------
     progress
         The topic with the progress of its group; empty for none.
+    progress_partition
+        Its partition of that topic.
     outputs
         Topics in which a record shows that the service has worked.
     decide
@@ -48,6 +50,7 @@ class Service:
     chained: Sequence[Service] = ()
     unwritten: Collection[str] = ()
     needs_all: bool = False
+    progress_partition: int = 0
 
 
 class Group:
@@ -57,7 +60,7 @@ class Group:
         self.service, self.processor, self.broker, self.instance = service, service.processor, broker, instance
         self.watch = metrics.LoopMetrics(service.name)
         self._state_offsets: dict[TopicPartition, int] = {}
-        self._progress = ProgressLog(broker, service.progress, service.group)
+        self._progress = ProgressLog(broker, service.progress, service.group, service.progress_partition)
         self._topic_ids: dict[str, str] = {}
         self._last: dict[TopicPartition, Record] = {}
         self._last_read: dict[TopicPartition, str] = {}

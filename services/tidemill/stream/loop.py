@@ -117,7 +117,7 @@ class Loop:
         tune_collector()
         # The group is joined in the background while the producer waits for the transaction that a killed predecessor
         # left open. Nothing is polled, so no committed offset is read, before that one is settled.
-        consumer = self.broker.consumer(self.service.group, self.service.topics, self.instance)
+        consumer = self.broker.consumer(self.service.group, self.service.topics, self.instance, self._pace.max_delay)
         try:
             self._run_with(consumer)
         finally:

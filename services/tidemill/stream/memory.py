@@ -209,7 +209,8 @@ class MemoryBroker:
         """Return all committed records of a topic, partition by partition."""
         return [r for partition, entries in self.log.items() if partition.topic == topic for r in entries]
 
-    def consumer(self, group: str, topics: Sequence[str], instance: str) -> MemoryConsumer:
+    def consumer(self, group: str, topics: Sequence[str], instance: str, max_wait: float = 0.0) -> MemoryConsumer:
+        del max_wait  # nothing is fetched
         return MemoryConsumer(self, group, topics, instance)
 
     def producer(

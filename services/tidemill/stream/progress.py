@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from tidemill.stream import restore
 from tidemill.stream.api import Broker, Emit, Position, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
-from tidemill.stream.partition import partition_of
 from tidemill.stream.ranges import settled_range
 
 
@@ -23,16 +22,19 @@ class ProgressLog:
     ----------
     topic
         The progress topic; where it does not exist nothing is kept.
+    partition
+        Where in that topic. Each partition is a request and a marker more in a transaction: groups that share one
+        transaction share a partition.
     """
 
-    def __init__(self, broker: Broker, topic: str, group: str) -> None:
-        self.broker, self.topic, self.group = broker, topic, group
+    def __init__(self, broker: Broker, topic: str, group: str, partition: int = 0) -> None:
+        self.broker, self.topic, self.group, self.partition = broker, topic, group, partition
         self._place: TopicPartition | None = None
         self._written: dict[TopicPartition, str] = {}
 
     def _find_place(self) -> TopicPartition | None:
         count = self.broker.partitions(self.topic) if self.topic else 0
-        return TopicPartition(self.topic, partition_of(self.group.encode(), count)) if count else None
+        return TopicPartition(self.topic, self.partition % count) if count else None
 
     @property
     def is_kept(self) -> bool:

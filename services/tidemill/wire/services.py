@@ -35,6 +35,7 @@ def service(name: str, pipeline: Named, processor: Processor, model: str = "") -
         topics.PROGRESS.name(pipeline),
         outputs,
         " ".join(("tidemill offsets set", pipeline.name, name, *(("--model", model) if model else ()))),
+        progress_partition=0 if name in topics.WAITED_FOR else 1,
     )
 
 

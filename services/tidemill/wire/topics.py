@@ -108,8 +108,9 @@ ALERTS = Topic(
 
 PROGRESS = Topic(
     "progress", "group/topic/partition", "JSON", KEEPING_PROGRESS, KEEPING_PROGRESS,
-    partitions=8, retention_ms=-1, compacted=True,
-    doc="How far each group has come, in one transaction with its output: what is left when its offsets are lost.",
+    partitions=2, retention_ms=-1, compacted=True,
+    doc="How far each group has come, in one transaction with its output: what is left when its offsets are lost. One "
+    "partition is of the services that a prediction waits for, one of the others.",
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (

@@ -29,6 +29,7 @@ from tidemill.stream.api import Position, TopicPartition, TopicState
 from tidemill.stream.declared import other_partitions
 from tidemill.stream.kafka.consumer import (
     CALL_SECONDS,
+    IDLE_FETCH_SECONDS,
     KafkaConsumer,
     KafkaFollower,
     committable,
@@ -155,8 +156,8 @@ class KafkaBroker:
                 ) from error
         return [topic.topic for topic in missing]
 
-    def consumer(self, group: str, topics: Sequence[str], instance: str) -> KafkaConsumer:
-        return KafkaConsumer(self.common, group, topics, instance, self._end_offset)
+    def consumer(self, group: str, topics: Sequence[str], instance: str, max_wait: float = 0.0) -> KafkaConsumer:
+        return KafkaConsumer(self.common, group, topics, instance, self._end_offset, max_wait)
 
     def producer(
         self, name: str, beat: Callable[[], None] = lambda: None, counted: Collection[str] = ()
@@ -290,7 +291,7 @@ class KafkaBroker:
             _close_later(client)
 
     def follow(self, partition: TopicPartition, offset: int) -> KafkaFollower:
-        return KafkaFollower(reading_client(self.common), {partition: offset})
+        return self.follow_from({partition: offset})
 
     def follow_topics(self, topics: Sequence[str], last: Mapping[str, int] | None = None) -> KafkaFollower:
         """Follow all partitions of some topics, from the beginning or, by topic, from the `last` so many records."""
@@ -303,7 +304,7 @@ class KafkaBroker:
         return self.follow_from(offsets)
 
     def follow_from(self, offsets: Mapping[TopicPartition, int]) -> KafkaFollower:
-        return KafkaFollower(reading_client(self.common), offsets)
+        return KafkaFollower(reading_client(self.common, wait_seconds=IDLE_FETCH_SECONDS), offsets)
 
 
 def _close_later(client: Consumer) -> None:

@@ -26,6 +26,13 @@ CATCHING_UP_MS = 5000
 FAR_BEHIND_OFFSETS = 100
 #: How long records wait for a partition that is far behind and does not come; then they go on without it.
 MAX_WAIT_SECONDS = 0.5
+#: How long the broker holds back the answer to a fetch while nothing has come. A member that begins elsewhere has to
+#: wait for it.
+IDLE_FETCH_SECONDS, MEMBER_IDLE_FETCH_SECONDS = 0.5, 0.1
+#: Records that may wait are fetched together: so many bytes of them, or what has come in half the time that they may
+#: wait. Where that is shorter than this, fetches of nothing would cost more than those of few records.
+GATHERED_BYTES = 256 * 1024
+MIN_GATHER_SECONDS = 0.05
 
 
 class KafkaConsumer:
@@ -37,6 +44,8 @@ class KafkaConsumer:
         librdkafka properties of every client.
     end_offset
         Asks the broker for the end of a partition.
+    max_wait
+        Seconds that records may wait for others, to be fetched with them.
     """
 
     def __init__(
@@ -46,7 +55,9 @@ class KafkaConsumer:
         topics: Sequence[str],
         instance: str,
         end_offset: Callable[[TopicPartition], int],
+        max_wait: float = 0.0,
     ) -> None:
+        gather = max_wait / 2 if max_wait / 2 >= MIN_GATHER_SECONDS else 0.0
         self._revoked: set[TopicPartition] = set()
         self._assigned: set[TopicPartition] = set()
         self._started = self._closing = self._joined = False
@@ -70,7 +81,8 @@ class KafkaConsumer:
                 # Positions are always given; where one does not exist we want to hear of it.
                 "auto.offset.reset": "error",
                 "isolation.level": "read_committed",
-                "fetch.wait.max.ms": 100,
+                "fetch.min.bytes": GATHERED_BYTES if gather else 1,
+                "fetch.wait.max.ms": int((gather or MEMBER_IDLE_FETCH_SECONDS) * 1000),
                 "fetch.queue.backoff.ms": 20,
                 "fetch.error.backoff.ms": 100,
                 "queued.max.messages.kbytes": 16_384,
@@ -212,9 +224,15 @@ class KafkaFollower:
 
 
 def reading_client(
-    common: Mapping[str, Any], group: str = "tidemill-reader", isolation: str = "read_committed"
+    common: Mapping[str, Any],
+    group: str = "tidemill-reader",
+    isolation: str = "read_committed",
+    wait_seconds: float = 0.05,
 ) -> Consumer:
-    """Return a client that reads what is committed, from offsets that it is given; it joins no group."""
+    """Return a client that reads what is committed, from offsets that it is given; it joins no group.
+
+    It takes `wait_seconds` to know that a partition has nothing more.
+    """
     return Consumer(
         {
             **common,
@@ -223,7 +241,7 @@ def reading_client(
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
             "isolation.level": isolation,
-            "fetch.wait.max.ms": 50,
+            "fetch.wait.max.ms": int(wait_seconds * 1000),
         },
         logger=_client_log,
     )
