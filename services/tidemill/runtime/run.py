@@ -452,19 +452,26 @@ def pace(service: str, max_delay: float, *, exactly_once: bool) -> tuple[float, 
     """Return the longest delay of a service, in seconds, and the share of its time that batches may take."""
     if service.partition("-")[0] in topics.WAITED_FOR:
         return max_delay, BUSY_SHARE if exactly_once else BUSY_SHARE_AT_LEAST_ONCE
-    return min(UNHURRIED_TIMES * max_delay, max(max_delay, UNHURRIED_SECONDS)), UNHURRIED_SHARE
+    return unhurried(max_delay), UNHURRIED_SHARE
+
+
+def unhurried(max_delay: float) -> float:
+    """Return the longest delay, in seconds, where no prediction waits."""
+    return min(UNHURRIED_TIMES * max_delay, max(max_delay, UNHURRIED_SECONDS))
 
 
 def _loop(context: Context, service: Service, followers: Sequence[Follower | None]) -> None:
     settings, following = context.settings, [follower for follower in followers if follower]
     is_exactly_once = settings.delivery == "exactly_once"
-    delay, share = pace(service.name, settings.max_delay_ms / 1000, exactly_once=is_exactly_once)
+    max_delay = settings.max_delay_ms / 1000
+    delay, share = pace(service.name, max_delay, exactly_once=is_exactly_once)
     loop = Loop(
         service,
         context.broker,
         instance=settings.instance,
         max_delay=delay,
         busy_share=share,
+        unhurried=unhurried(max_delay) / 2,  # those who read them next have as much for themselves
         commit_every=0.0 if is_exactly_once else 0.2,
         keep_alive=context.keep_alive,
         declared=context.declared,

@@ -28,6 +28,8 @@ class Service:
         The topic with the progress of its group; empty for none.
     progress_partition
         Its partition of that topic.
+    unhurried
+        Topics on whose records no prediction waits, although it waits for the service.
     outputs
         Topics in which a record shows that the service has worked.
     decide
@@ -51,6 +53,7 @@ class Service:
     unwritten: Collection[str] = ()
     needs_all: bool = False
     progress_partition: int = 0
+    unhurried: Collection[str] = ()
 
 
 class Group:

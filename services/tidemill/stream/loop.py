@@ -23,6 +23,7 @@ from tidemill.stream.narrowing import LETTER_BYTES, Narrowing
 from tidemill.stream.origin import origin_of
 from tidemill.stream.pace import BUSY_SHARE, Pace
 from tidemill.stream.restore import CHAIN_SUFFIX, Plan
+from tidemill.stream.unhurried import Unhurried
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Loop:
         more a batch costs (see `Pace`). 0: every batch begins at once.
     busy_share
         The share of the time that batches may take.
+    unhurried
+        Seconds that records of the service's unhurried topics may wait to be handled together.
     max_batch
         Most records in one batch; with the client's fetch queue it bounds memory.
     commit_every
@@ -70,6 +73,7 @@ class Loop:
         instance: str = "0",
         max_delay: float = 0.02,
         busy_share: float = BUSY_SHARE,
+        unhurried: float = 0.0,
         max_batch: int = MAX_BATCH_RECORDS,
         commit_every: float = 0.0,
         keep_alive: float = KEEP_ALIVE_SECONDS,
@@ -103,6 +107,7 @@ class Loop:
         self._settled = True
         self._narrowing = Narrowing(max_batch)
         self._held: list[Record] = []
+        self._unhurried = Unhurried(service.unhurried if unhurried else (), unhurried, max_batch, clock)
         self._declared = DeclaredTopics(broker, declared, clock)
         self._last_topic_check = clock()
 
@@ -191,9 +196,9 @@ class Loop:
     def _take(self, consumer: Consumer) -> Sequence[Record]:
         """Return the next records; fewer of them while one is looked for that Kafka refuses."""
         if not self._held:
-            records: Sequence[Record] = consumer.poll(self.max_batch, self._patience())
+            records = self._unhurried.take(consumer.poll(self.max_batch, self._patience()))
         else:
-            records = [*self._held, *consumer.poll(1, 0.0)]  # stay in the group
+            records = [*self._held, *self._unhurried.take(consumer.poll(1, 0.0))]  # stay in the group
         if self._chain and records and self._chain.not_ready():
             # One of the steps waits: the others need not drop their state for that.
             self._held = list(records)
@@ -262,8 +267,8 @@ class Loop:
     def _commit(self, consumer: Consumer, producer: Producer, up_to: Mapping[TopicPartition, int] = NOWHERE) -> None:
         """Commit all that was read or, in partitions that `up_to` has, what is before its offset."""
         started = self.clock()
-        if self._held:  # what was read and is not processed yet
-            ahead = {TopicPartition(r.topic(), r.partition()): r.offset() for r in reversed(self._held)}
+        if held := [*self._held, *self._unhurried.held]:  # what was read and is not processed yet
+            ahead = {TopicPartition(r.topic(), r.partition()): r.offset() for r in reversed(held)}
             up_to = {**ahead, **up_to}
         offsets = {p: up_to.get(p, at) for p, at in consumer.positions(tuple(self._partitions)).items()}
         self._commit_at(offsets, consumer, producer)
@@ -370,7 +375,7 @@ class Loop:
 
     def _restore(self, consumer: Consumer, producer: Producer) -> None:
         """Bring the state of all partitions to what Kafka has committed, silently, and start reading from there."""
-        self._held = []
+        self._held, self._unhurried.held = [], []
         self._narrowing.went_back()
         self._declared.check()
         partitions = sorted(self._partitions)
@@ -476,7 +481,8 @@ class Loop:
             group.publish()
         if records:
             self.watch.delay(time.time() - origin_of(records[0]) / 1000)
-        if not records or self.clock() - self._last_gauges > GAUGE_SECONDS:
+        is_idle = not records and not self._unhurried.held
+        if is_idle or self.clock() - self._last_gauges > GAUGE_SECONDS:
             self._last_gauges = self.clock()
             for group in self._groups:
                 group.watch.gauges(group.processor.gauges())

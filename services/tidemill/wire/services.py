@@ -36,6 +36,7 @@ def service(name: str, pipeline: Named, processor: Processor, model: str = "") -
         outputs,
         " ".join(("tidemill offsets set", pipeline.name, name, *(("--model", model) if model else ()))),
         progress_partition=0 if name in topics.WAITED_FOR else 1,
+        unhurried=[topics.LABELS.name(pipeline)] if name == "validator" else (),
     )
 
 
