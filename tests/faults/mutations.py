@@ -567,10 +567,24 @@ MUTANTS = (
     ),
     # Reading.
     Mutant(
+        "held-back-is-committed", "labels that are held back are committed with the events after them",
+        "stream/loop.py",
+        "if held := [*self._held, *self._unhurried.held]:",
+        "if held := self._held:",
+        ("tests/unit/stream/test_unhurried.py::test_what_is_held_back_is_not_committed_and_another_process_begins_there",),
+    ),
+    Mutant(
+        "held-back-twice", "what was held back when the loop went back is handled again",
+        "stream/loop.py",
+        "self._held, self._unhurried.held = [], []",
+        "self._held = []",
+        ("tests/unit/stream/test_unhurried.py::test_after_going_back_what_was_held_is_read_again_and_handled_once",),
+    ),
+    Mutant(
         "group-reads-uncommitted", "a service reads what is not committed",
         "stream/kafka/consumer.py",
-        '"isolation.level": "read_committed",\n                "fetch.wait.max.ms": 100',
-        '"isolation.level": "read_uncommitted",\n                "fetch.wait.max.ms": 100',
+        '"isolation.level": "read_committed",\n                "fetch.min.bytes"',
+        '"isolation.level": "read_uncommitted",\n                "fetch.min.bytes"',
         (f"{PROMISES}::test_nobody_reads_what_was_aborted",),
     ),
     Mutant(

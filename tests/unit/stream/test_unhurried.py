@@ -134,7 +134,7 @@ def test_after_going_back_what_was_held_is_read_again_and_handled_once() -> None
     world.turn()
     broker.append("events", b"x")
     world.step.fails = True
-    for _ in range(6):
-        world.turn(0.6)
+    for passed in (0.1, 0.1, 0.1, 1.1, 1.1):
+        world.turn(passed)
     assert sorted(world.step.seen) == [("events", 0), ("labels", 0)]
     assert world.committed() == [1, 1]
