@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: test-long outcomes asynchrony help demo unit test faults fuzz soak check lock package rooms format bench bench-views bench-rules bench-gateway docs clean
+.PHONY: test-long outcomes asynchrony help demo unit test faults fuzz soak check lock package rooms format bench bench-peers bench-growth bench-views bench-rules bench-gateway docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,19 @@ format: $(VENV)/dev ## put the code into the one format
 
 bench: $(VENV)/dev ## CPU per event of each service on a real Kafka; ARGS="--json bench.json ..."
 	@$(BIN)/python -m benchmarks.pipeline $(ARGS)
+
+# Peers have a virtual environment of their own: their versions of Kafka's clients are not ours, and no lock has them.
+PEERS = .cache/peers-venv
+$(PEERS)/done: benchmarks/peers/requirements.txt | $(BIN)/python
+	@echo "making $(PEERS)"; $(BIN)/python -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-peers: $(VENV)/dev $(PEERS)/done ## Tidemill beside its peers on the same work (half an hour); ARGS="--runs 1 --only quix-own"
+	@$(BIN)/python -m benchmarks.peers.run $(ARGS)
+
+bench-growth: $(VENV)/dev ## how cost grows with entities, waiting predictions and models (ten minutes)
+	@$(BIN)/python -m benchmarks.growth $(ARGS)
 
 bench-views: $(VENV)/dev ## CPU, memory and round trips of views, by aggregates, entities and batches; ARGS="--only memory ..."
 	@$(BIN)/python -m benchmarks.views $(ARGS)

@@ -8,7 +8,7 @@ from tidemill import Pipeline, Stream, View, aggregates, number
 from tidemill.demo.flights import DEPARTURES, RULES
 
 bench = Pipeline(
-    name="bench",
+    name=os.environ.get("BENCH_NAME", "bench"),
     events=DEPARTURES,
     labels=Stream("flights/arrival.v1.avsc", id="flight_id", time="landed_at", value=lambda a: a["arr_delay"] > 15),
     task="binary",

@@ -1,0 +1,1 @@
+"""The same work done by Tidemill's peers: `make bench-peers`."""
