@@ -11,7 +11,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -246,6 +246,11 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"(?:[\w.-]+(?:,[\w.-]+)*)?", hosts, re.ASCII):
             raise ValueError("expected names without scheme and port, comma-separated, as status,status.example.org")
         return hosts
+
+    def registry_place(self) -> str:
+        """Return where the registry is, without its user and password; empty for none."""
+        parts = urlsplit(self.registry_url.get_secret_value())
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     def token_holders(self) -> tokens.Tokens:
         """Return who holds a token of the status service."""

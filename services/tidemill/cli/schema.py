@@ -64,6 +64,26 @@ def show(pipeline: str, topic: str | None, *, as_json: bool) -> None:
 
 @schema.command()
 @PIPELINE
+@click.option("--all", "inner", is_flag=True, help="Also the topics that only the pipeline's services write and read.")
+@with_settings("brokers", "registry_url")
+def asyncapi(pipeline: str, *, inner: bool, **options: Any) -> None:
+    """Print the topics as an AsyncAPI 3 document, in JSON.
+
+    For producers and consumers, of every topic that others write or read: its key, its records with their schemas, how
+    it is kept; and where Kafka is. Its version is another one whenever any of that is another.
+    """
+    from tidemill.wire.asyncapi import document
+
+    chosen, declared = settings.load(**options), tidemill.load(pipeline)
+    is_secure = "SSL" in str(chosen.kafka.get("security.protocol", "")).upper()
+    made = document(
+        declared, chosen.brokers.split(","), is_secure=is_secure, registry=chosen.registry_place(), inner=inner
+    )
+    click.echo(json.dumps(made, indent=2, ensure_ascii=False))
+
+
+@schema.command()
+@PIPELINE
 @click.argument("stream", type=click.Choice(["events", "labels"]))
 @click.argument("new", type=FILE, metavar="NEW.avsc")
 @click.option("--against", "files", type=FILE, multiple=True, help="An earlier schema; may be repeated, oldest first.")

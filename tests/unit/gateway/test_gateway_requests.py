@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from small import declaration
 
 from tidemill import Pipeline, load
-from tidemill.gateway.schemas import example, json_schema
+from tidemill.encoding.json_schema import example, json_schema
 
 pytestmark = pytest.mark.slow
 
