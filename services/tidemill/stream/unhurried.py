@@ -8,14 +8,14 @@ from tidemill.stream.api import Record
 
 
 class Unhurried:
-    """Holds back the records of some topics until the first of them has waited long enough.
+    """Holds back the records of some topics until the first of them has waited long enough, to go with others.
 
     Parameters
     ----------
     topics
         Theirs, on whose records no prediction waits.
     max_wait
-        Seconds.
+        Seconds; twice as long where nothing else has come that they could go with.
     most
         So many records are not held back any longer, which bounds memory.
     """
@@ -34,6 +34,7 @@ class Unhurried:
             self._since = now
         self.held += [record for record in records if record.topic() in topics]
         hurried = [record for record in records if record.topic() not in topics]
-        if self.held and (now - self._since >= self.max_wait or len(self.held) >= self.most):
+        waited = now - self._since
+        if self.held and (waited >= self.max_wait * (1 if hurried else 2) or len(self.held) >= self.most):
             hurried[:0], self.held = self.held, []
         return hurried

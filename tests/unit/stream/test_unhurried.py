@@ -38,7 +38,7 @@ def test_each_comes_once_and_in_order_and_none_waits_for_longer_than_it_may(turn
         assert came["labels"] == list(range(len(came["labels"])))
         assert len(came["labels"]) + len(unhurried.held) == len(arrived)
         assert len(unhurried.held) < most
-        assert all(now - at < 0.1 for at in arrived[len(came["labels"]) :])
+        assert all(now - at < (0.1 if events else 0.2) for at in arrived[len(came["labels"]) :])
 
 
 def test_where_all_topics_are_hurried_a_batch_stays_as_it_is() -> None:
@@ -97,7 +97,7 @@ def test_what_is_held_back_is_not_committed_and_another_process_begins_there() -
     after = World(broker)
     after.turn()
     assert after.step.seen == []
-    after.turn(1.1)
+    after.turn(2.1)
     assert after.step.seen == [("labels", 0), ("labels", 1)]
     assert after.committed() == [1, 2]
 
@@ -107,9 +107,9 @@ def test_labels_alone_are_handled_when_the_first_has_waited() -> None:
     world = World(broker)
     for _ in range(4):
         broker.append("labels", b"x")
-        world.turn(0.2)
+        world.turn(0.4)
         assert world.step.seen == []
-    world.turn(0.5)
+    world.turn(1.0)
     assert world.step.seen == [("labels", offset) for offset in range(4)]
     assert world.committed() == [0, 4]
 
@@ -134,7 +134,7 @@ def test_after_going_back_what_was_held_is_read_again_and_handled_once() -> None
     world.turn()
     broker.append("events", b"x")
     world.step.fails = True
-    for passed in (0.1, 0.1, 0.1, 1.1, 1.1):
+    for passed in (0.1, 0.1, 0.1, 2.1, 2.1):
         world.turn(passed)
     assert sorted(world.step.seen) == [("events", 0), ("labels", 0)]
     assert world.committed() == [1, 1]

@@ -126,7 +126,7 @@ class KafkaProducer:
             "enable.idempotence": True,
             # Java and Faust clients place a key by murmur2; so must we where topics are shared.
             "partitioner": "murmur2_random",
-            "linger.ms": 1,
+            "linger.ms": 3,
             "retry.backoff.ms": 5,
             "retry.backoff.max.ms": 200,
             "queue.buffering.max.messages": 200_000,
@@ -460,7 +460,6 @@ class Sender:
                 "bootstrap.servers": servers,
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
-                "linger.ms": 2,
                 "message.max.bytes": MAX_RECORD_BYTES,
                 "delivery.report.only.error": True,
                 "log_level": 4,
