@@ -237,8 +237,11 @@ def show(report: dict[str, Any]) -> None:
     print(f"{'all five':<18}{sum(v for k, v in both.items() if k != 'bare'):>8.1f}")
 
 
-def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False) -> dict[str, Any]:
-    """Measure the delay from event sent to prediction read, with every service, Kafka and Redis on this machine."""
+def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False, warm: float = 5.0) -> dict[str, Any]:
+    """Measure the delay from event sent to prediction read, with every service, Kafka and Redis on this machine.
+
+    Nothing of the first `warm` seconds counts.
+    """
     pipeline = load(REFERENCE)
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
@@ -259,10 +262,11 @@ def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False) -
         stack.wait_ready()
         reader = broker.follow_topics([topics.PREDICTIONS.name(pipeline.name)])
         paced = Paced(kafka.servers, messages, rate)
-        cpu = {
+        used: Callable[[], dict[str, float]] = lambda: {  # noqa: E731
             "services": cpu_seconds(*(p.pid for p in stack.processes.values())),
             "broker": cpu_seconds(kafka.process.pid),
         }
+        cpu, counts_from = used(), 0
         say(f"{len(found):,} events at {rate:,} a second")
         paced.start()
         delays: list[tuple[float, float]] = []
@@ -275,12 +279,11 @@ def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False) -
                 prediction = records.read_prediction(record.value())
                 if prediction:
                     versions.append((now, prediction["champion"]["version"]))
+            if not counts_from and delays and delays[-1][0] - delays[0][0] > warm:
+                cpu, counts_from = used(), len(delays)
         stack.check()
         paced.stop()
-        now_cpu = {
-            "services": cpu_seconds(*(p.pid for p in stack.processes.values())),
-            "broker": cpu_seconds(kafka.process.pid),
-        }
+        now_cpu = used()
         partition = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0)
         ends = broker.offset_range(partition)
         examples = [(one.offset(), origin_of(one) / 1000) for batch in broker.read({partition: ends}) for one in batch]
@@ -288,14 +291,13 @@ def latency(rate: int, seconds: float, delivery: str, *, chains: bool = False) -
         took = delays[-1][0] - delays[0][0]
         commits = {"scorer": end - len(delays), "joiner": ends[1] - len(examples)}  # each takes an offset
     learned = sorted(until_served(examples, versions))
-    warm = delays[0][0] + min(5.0, seconds / 4)
-    counted = sorted(delay for at, delay in delays if at > warm)
+    counted = sorted(delay for _, delay in delays[counts_from:])
     quantile: Callable[[float], float] = lambda q: round(counted[int(q * (len(counted) - 1))] * 1000, 1)  # noqa: E731
     return {
         "delivery": delivery, "chains": chains, "partitions": pipeline.partitions, "rate": rate,
         **({"commits_per_s": {name: round(n / took, 1) for name, n in commits.items()}} if pipeline.partitions == 1 else {}),
         "sent": len(found), "predicted": len(delays), "counted": len(counted),
-        **{f"{name}_cpu_us": round((now_cpu[name] - cpu[name]) / len(found) * 1e6, 1) for name in cpu},
+        **{f"{name}_cpu_us": round((now_cpu[name] - cpu[name]) / len(counted) * 1e6, 1) for name in cpu},
         **({"label_to_served_s": [round(learned[int(q * (len(learned) - 1))], 2) for q in (0.5, 0.99)]} if learned else {}),
         "p50_ms": quantile(0.5), "p90_ms": quantile(0.9), "p99_ms": quantile(0.99), "max_ms": quantile(1.0),
     }  # fmt: skip
@@ -352,6 +354,10 @@ def main() -> None:
     parser.add_argument("--latency", type=int, metavar="RATE", help="measure delay at RATE events a second instead")
     parser.add_argument("--seconds", type=float, default=20.0, help="with --latency: for how long")
     parser.add_argument(
+        "--warm", type=float, default=5.0,
+        help="with --latency: of which so many count for nothing (the JVM compiles for minutes with TIDEMILL_TEST_JAVA=-Xmx1g)",
+    )  # fmt: skip
+    parser.add_argument(
         "--delivery", default="exactly_once", choices=("exactly_once", "at_least_once"), help="with --latency"
     )
     parser.add_argument("--chains", action="store_true", help="with --latency: services share processes where they can")
@@ -367,7 +373,7 @@ def main() -> None:
     if missing():
         raise SystemExit(f"the benchmark needs a real Kafka broker: {missing()}; install Java 17 and Maven")
     if given.latency:
-        report = latency(given.latency, given.seconds, given.delivery, chains=given.chains)
+        report = latency(given.latency, given.seconds, given.delivery, chains=given.chains, warm=given.warm)
         print(json.dumps(report, indent=2))
     else:
         report = throughput(given.months, given.service or ORDER, given.core)

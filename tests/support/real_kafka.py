@@ -13,6 +13,8 @@ from tidemill.local.processes import end, free_port, spawn
 from tidemill.stream.kafka.broker import KafkaBroker
 
 JARS = Path(os.environ.get("TIDEMILL_TEST_JARS", Path(__file__).parents[2] / ".cache" / "kafka-jars"))
+#: The JVM starts fast with these, and runs slower later than with its defaults.
+FLAGS = os.environ.get("TIDEMILL_TEST_JAVA", "-Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1").split()
 CLUSTER = "AAAAAAAAQACAAAAAAAAAAQ"
 
 
@@ -67,7 +69,7 @@ class RealKafka:
                 ]
             )
         )
-        self._java = ["java", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{JARS}/*"]
+        self._java = ["java", *FLAGS, "-cp", f"{JARS}/*"]
         subprocess.run(
             [*self._java, "kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER, "-c", str(self._config)],
             check=True, capture_output=True, timeout=60,
