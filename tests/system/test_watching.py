@@ -85,7 +85,8 @@ def run(module_running: Callable[..., Running]) -> Running:
     wanted = replay.labels
     until(lambda: handled(run, "joiner") >= replay.events * 0.98 + wanted, "the joiner is behind", 120)
     until(lambda: len(windows(run, "examples")) >= 12, "windows are not closed", 90)
-    until(lambda: len(archive(run, topics.EXAMPLES)) == len(records(run, topics.EXAMPLES)), "the archive is behind", 60)
+    for topic in (topics.PREDICTION_LOG, topics.EXAMPLES):
+        until(lambda of=topic: len(archive(run, of)) == len(records(run, of)), f"no archive of all {topic.suffix}", 60)
     return run
 
 
