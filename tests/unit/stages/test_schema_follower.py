@@ -100,7 +100,7 @@ def test_all_versions_of_both_subjects_are_known_each_to_its_topic(registry: Fak
             {},
             "it is no Avro schema of a record",
         ),
-        ({"type": "object"}, {"kind": "JSON"}, "it is JSON where AVRO was expected"),
+        ({"type": "object"}, {"kind": "XML"}, "it is XML where AVRO, JSON or PROTOBUF was expected"),
         (V2, {"refers": True}, "it refers to other subjects"),
     ],
     ids=["field", "recursive", "torn", "deep", "number", "string", "name", "kind", "references"],

@@ -1,4 +1,4 @@
-"""Decoding what producers send: Avro behind Confluent's header, or JSON, against one schema; strict about both."""
+"""Decoding what producers send: JSON, or Avro, JSON or Protobuf behind a schema's id, against one schema; strict."""
 
 from __future__ import annotations
 
@@ -98,18 +98,15 @@ class Decoder:
             elif name.lower() == "content-type":
                 declared_form = _form(value)
         if schema_name is not None:
-            self._allow("avro")
-            return self._avro(data, _name(schema_name), 0)
+            return self._by_schema(data, _name(schema_name), 0)
         form = declared_form or ("avro" if data[0] == 0 else "json" if data[:1] in b"{ \t\r\n" else "")
         if form == "json":
-            self._allow(form)
-            record = self._json(data)
-            return (record, self._encoded(record)) if self._is_record(record) else self._reencoded(self._record(record))
+            return self._as_json(data)
         if data[0] == 0:
-            self._allow("avro")
             if len(data) < HEADER:
+                self._allow("avro")
                 raise Reject("truncated", f"{len(data)} bytes are less than the header's {HEADER}")
-            return self._avro(data, int.from_bytes(data[1:HEADER], "big"), HEADER)
+            return self._by_schema(data, int.from_bytes(data[1:HEADER], "big"), HEADER)
         raise Reject(
             "bad_magic",
             f"the first byte is 0x{data[0]:02x}; expected 0x00 (Avro behind a schema id) or a JSON object",
@@ -120,10 +117,17 @@ class Decoder:
         if self._encoding not in ("", form):
             raise Reject("wrong_encoding", f"the message is {form} where the stream is declared {self._encoding}")
 
-    def _avro(self, data: bytes, name: SchemaName, at: int) -> tuple[dict[str, Any], bytes]:
+    def _as_json(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+        self._allow("json")
+        record = self._json(data)
+        return (record, self._encoded(record)) if self._is_record(record) else self._reencoded(self._record(record))
+
+    def _by_schema(self, data: bytes, name: SchemaName, at: int) -> tuple[dict[str, Any], bytes]:
         writer = self._accepted.get(name) if isinstance(name, int) else None
         if writer is None:
             writer = self._find(name)
+        if writer is None or writer.form == "avro":
+            self._allow("avro")
         if writer is None:
             shown = name if isinstance(name, int) else name.hex()
             raise Reject(
@@ -139,6 +143,9 @@ class Decoder:
                 field=writer.field,
                 value=writer.name,
             )
+        if writer.form == "json":
+            return self._as_json(data[at:])
+        self._allow(writer.form)
         record = self._read(writer.read, data, at, writer.memory_per_byte)
         if writer.same:
             return record, self._header + data[at:]

@@ -23,6 +23,8 @@ from tidemill.stages.validator.writer_schemas import (
     SchemaName,
     WriterSchema,
     WriterSchemas,
+    json_schema,
+    protobuf_schema,
     refused_schema,
     writer_schema,
 )
@@ -188,8 +190,10 @@ class SchemaFollower(WriterSchemas):
 
 def registered_schema(version: SchemaVersion, codec: Codec, unwrap: Unwrap) -> WriterSchema:
     """Return how messages by one version of a subject are read, or why they are not."""
-    if version.kind != "AVRO":
-        return refused_schema(version.name, f"it is {version.kind} where AVRO was expected")
+    if version.kind == "JSON":
+        return json_schema(version.name)
+    if version.kind not in ("AVRO", "PROTOBUF"):
+        return refused_schema(version.name, f"it is {version.kind} where AVRO, JSON or PROTOBUF was expected")
     if version.refers:
         return refused_schema(
             version.name, "it refers to other subjects; register it with everything written out in it"
@@ -197,6 +201,10 @@ def registered_schema(version: SchemaVersion, codec: Codec, unwrap: Unwrap) -> W
     size = len(version.schema.encode(errors="replace"))
     if size > SCHEMA_BYTES.max:
         return refused_schema(version.name, SCHEMA_BYTES.excess(size))
+    if version.kind == "PROTOBUF":
+        if unwrap:
+            return refused_schema(version.name, f"it is PROTOBUF, and envelopes ({unwrap}) are read in Avro and JSON")
+        return protobuf_schema(version.name, version.schema, codec)
     try:
         avro = json.loads(version.schema)
     except (ValueError, RecursionError) as error:

@@ -22,8 +22,9 @@ class WriterSchema:
 
     `read` is (data, where the record begins) -> (record as the declared schema has it, where it ends). `same`: its
     bytes are the declared schema's own. `strict`: it reads as strictly as the declared one. `promoted` are fields whose
-    whole numbers become floats. Where `refused` says why, nothing is read by it; `field` is the one that is wrong.
-    `memory_per_byte` is what a byte of a message takes at worst, in bytes.
+    whole numbers become floats. `form` is how its messages are written: "avro", "json" or "protobuf"; of "json" they
+    are read as JSON without an id is, and `read` is not used. Where `refused` says why, nothing is read by it; `field`
+    is the one that is wrong. `memory_per_byte` is what a byte of a message takes at worst, in bytes.
     """
 
     name: str
@@ -34,6 +35,7 @@ class WriterSchema:
     refused: str = ""
     field: str = ""
     memory_per_byte: int = 0
+    form: str = "avro"
 
 
 class WriterSchemas(Protocol):
@@ -76,6 +78,24 @@ def writer_schema(name: str, avro: Any, codec: Codec, unwrap: Unwrap = "") -> Wr
         return WriterSchema(name, read, strict=strict, promoted=promoted(plain, codec.avro), memory_per_byte=memory)
     except Exception as error:  # a registry may hold anything
         return refused_schema(name, f"it is no Avro schema of a record: {error!r:.200}")
+
+
+def json_schema(name: str) -> WriterSchema:
+    """Return a JSON schema of a registry: whatever it says, the declared schema decides about each message."""
+    return WriterSchema(name, _nothing, form="json")
+
+
+def protobuf_schema(name: str, file: str, codec: Codec) -> WriterSchema:
+    """Return how Protobuf messages become records of `codec`'s, or why they don't; raises nothing."""
+    try:
+        from tidemill.encoding.protobuf import reader
+    except ModuleNotFoundError as error:
+        return refused_schema(name, f"Protobuf needs {error.name}: pip install 'tidemill[protobuf]'")
+    try:
+        read, memory = reader(file, codec.avro)
+    except Exception as error:  # a registry may hold anything
+        return refused_schema(name, f"it is no schema of Protobuf: {error!s:.300}")
+    return WriterSchema(name, read, memory_per_byte=memory, form="protobuf")
 
 
 def _change_events(name: str, avro: Any, inner: WriterSchema, rows: Any) -> WriterSchema:
