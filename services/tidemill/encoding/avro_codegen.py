@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -24,7 +25,7 @@ Decode = Callable[[bytes, int], "tuple[Any, int]"]
 #: How many ways of missing numbers a reader remembers, and how many of them it tries: of January's vectors with views,
 #: 36% lack what the one before lacked, and 84% what one of the four before did.
 MAX_LAYOUTS, MAX_RECENT_LAYOUTS = 64, 4
-#: How many keys of its maps a writer remembers: others' records may have any.
+#: How many keys of its maps a writer remembers, and how many large numbers: others' records may have any.
 MAX_KEYS = 1024
 
 
@@ -32,6 +33,7 @@ class UnsupportedError(Exception):
     """The schema has a shape that is left to fastavro."""
 
 
+@lru_cache(maxsize=MAX_KEYS, typed=True)  # a record's time is written again in all that is made of the record
 def varint(value: int) -> bytes:
     """Return an Avro int or long: zig-zag, 7 bits a byte, the lowest first."""
     rest = (value << 1) ^ (value >> 63)

@@ -41,6 +41,8 @@ MAX_EXACT_FLOAT = 2**53
 COLUMN = "column"
 #: Of a value, in the line that refuses it.
 MAX_SHOWN_CHARACTERS = 80
+#: How many values of a CSV column are converted once.
+MAX_KNOWN_VALUES = 4_096
 
 Row = Mapping[str, Any]
 Convert = Callable[[Any], Any]
@@ -292,8 +294,12 @@ class _Column:
 
     def converted(self, values: Sequence[Any]) -> list[Any]:
         """Return the values in the field's type. Raises SettingsError with file, row and column."""
-        made = []
+        made: list[Any] = []
+        known: dict[str, Any] = {}  # most columns of a CSV have few values
         for row, given in enumerate(values, 1):
+            if self.is_csv and given in known:
+                made.append(known[given])
+                continue
             value = rows.text_or_none(given, is_text_column=self.is_text) if self.is_csv else given
             is_missing = value is None if isinstance(value, (list, dict, tuple)) else rows.is_missing(value)
             if is_missing and not self.is_nullable:
@@ -307,6 +313,8 @@ class _Column:
                 if self.is_text and isinstance(value, int | float) and isinstance(self.place, Frame):
                     hint = f": read the column as text, as pandas does with dtype={{{self.name!r}: str}}"
                 raise self._refused(row, f"is {shown(value)} where {self.expected} was expected{hint}") from None
+            if self.is_csv and len(known) < MAX_KNOWN_VALUES and not isinstance(made[-1], (dict, list)):
+                known[given] = made[-1]
         return made
 
     def _refused(self, row: int, why: str) -> SettingsError:
