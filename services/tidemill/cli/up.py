@@ -76,10 +76,11 @@ def up(
 
     chosen = settings.load(**options)
     declared = tidemill.load(pipeline)
-    then = None
+    messages = None
     if replay:
-        from tidemill.local.replay import from_files, send_all
+        from tidemill.local.replay import Reading, from_files
 
-        then = partial(send_all, from_files(declared, *replay), speed)
+        messages = Reading(partial(from_files, declared, *replay))
     kind = One if processes == "1" else Up
-    sys.exit(kind(pipeline, declared, chosen, Options(only, without, port, apart), Console(), then).run())
+    local = kind(pipeline, declared, chosen, Options(only, without, port, apart), Console(), messages, speed)
+    sys.exit(local.run())

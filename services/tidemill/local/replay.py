@@ -5,15 +5,21 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import os
+import pickle
+import select
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tidemill import settings
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import minute
+from tidemill.errors import SettingsError, TidemillError
+from tidemill.local.processes import end, fork
 from tidemill.offline import history
 from tidemill.offline.source import FileSource
 from tidemill.stream.kafka.producer import Sender
@@ -24,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: How often it is logged how far a replay has come.
 LOG_SECONDS = 10.0
+#: Messages that a fork hands over at a time.
+BATCH_MESSAGES = 1_000
 
 
 class Message(NamedTuple):
@@ -49,6 +57,61 @@ def from_files(pipeline: Pipeline, events: Path, labels: Path | None) -> list[Me
 
     streams = messages(label_rows, topics.LABELS), messages(event_rows, topics.EVENTS)
     return list(heapq.merge(*streams, key=lambda message: message.at))
+
+
+class Reading:
+    """Messages that a fork reads, while this process goes on; it has no threads yet. One process takes them.
+
+    Parameters
+    ----------
+    read
+        Returns them; a SettingsError that it raises is raised by `is_done`.
+    """
+
+    def __init__(self, read: Callable[[], Sequence[Message]]) -> None:
+        reading, writing = os.pipe()
+
+        def work() -> int:
+            with os.fdopen(writing, "wb") as out:
+                try:
+                    messages = read()
+                except SettingsError as error:
+                    pickle.dump(str(error), out)
+                    return 1
+                pickle.dump("", out)
+                out.flush()  # it blocks when the pipe is full, until the services are ready
+                for begin in range(0, len(messages), BATCH_MESSAGES):
+                    pickle.dump(messages[begin : begin + BATCH_MESSAGES], out)
+                pickle.dump([], out)
+            return 0
+
+        self._process = fork(work, sys.stderr.fileno())
+        os.close(writing)
+        self._source = os.fdopen(reading, "rb")
+        self._is_done = False
+
+    def is_done(self) -> bool:
+        """Return whether all is read, without waiting for it. Raises SettingsError where a file can't be read."""
+        if not self._is_done and select.select([self._source], [], [], 0.0)[0]:
+            if why := self._load():
+                raise SettingsError(why)
+            self._is_done = True
+        return self._is_done
+
+    def __iter__(self) -> Iterator[Message]:
+        while batch := self._load():
+            yield from batch
+
+    def _load(self) -> Any:
+        try:
+            return pickle.load(self._source)  # noqa: S301  our own fork has written it
+        except (EOFError, pickle.UnpicklingError):  # the latter where its last message is cut
+            raise TidemillError("the process that reads the files has ended") from None
+
+    def stop(self) -> None:
+        """Read no more."""
+        end(self._process)
+        self._source.close()
 
 
 def send_all(messages: Iterable[Message], speed: float) -> int:

@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from tidemill.errors import SettingsError, TidemillError
 from tidemill.keys import make_keys
 from tidemill.local.console import Console, ConsoleHandler
 from tidemill.local.processes import Process, end, fork, free_port
+from tidemill.local.replay import Reading, send_all
 from tidemill.local.servers import Redis, create_topics, embedded_settings, start_broker, start_embedded
 from tidemill.local.stack import GIVEN_UP, Stack, chained, name_of, roles, starting_order
 from tidemill.runtime import run as running
@@ -167,8 +168,8 @@ class Local:
 
     Parameters
     ----------
-    then
-        What to do once all is ready, with the settings of the services: as to replay files.
+    messages
+        What to send once all is ready, at so many seconds of event time a second.
     """
 
     def __init__(
@@ -178,10 +179,11 @@ class Local:
         settings: Settings,
         options: Options,
         console: Console,
-        then: Callable[[], int] | None = None,
+        messages: Reading | None = None,
+        speed: float = 1.0,
     ) -> None:
         self.reference, self.pipeline, self.settings = reference, pipeline, settings
-        self.options, self.console, self.then = options, console, then
+        self.options, self.console, self.messages, self.speed = options, console, messages, speed
         self.roles = chosen_roles(pipeline, options.only, options.without, notifies=bool(settings.receivers()))
         self.began = time.monotonic()
         self.redis: Redis | None = None
@@ -199,6 +201,8 @@ class Local:
             check_port(self.options.port, "the page", "--port")
         running_file = lock_running_file()
         with ExitStack() as cleanup:
+            if self.messages is not None:
+                cleanup.callback(self.messages.stop)
             cleanup.callback(RUNNING_FILE.unlink, missing_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="tidemill-up-"))
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -344,6 +348,8 @@ class Up(Local):
     def _turn(self) -> None:
         self._read(POLL_SECONDS)
         self._reap()
+        if self.messages and self.messages.is_done() and self.is_ready and not self.after:
+            self.after = self._replay(self.messages)
         now = time.monotonic()
         for role, state in self.states.items():
             if state.restart_at and now >= state.restart_at:
@@ -393,8 +399,10 @@ class Up(Local):
         if self.redis is not None and (code := self.redis.process.poll()) is not None:
             self.console.say(f"redis ended {_how(code)}; it is started again, and views are written again", "warning")
             self.redis.start()
-        if self.after is not None and (code := self.after.poll()) is not None:
-            self.after = None
+        if self.after is not None and self.after.poll() is not None:
+            if self.messages:
+                self.messages.stop()
+            self.after = self.messages = None
 
     def _look(self) -> None:
         """Ask those that are not ready yet whether they are."""
@@ -407,16 +415,14 @@ class Up(Local):
             self.is_ready = True
             ports = "  ".join(f"{name_of(role)} :{self.stack.ports[role]}" for role in self.roles if role != "status")
             self._greet(f"{len(self.roles)} processes", f"http://localhost:PORT/metrics  {ports}")
-            if self.then:
-                self.after = self._fork_after(self.then)
 
-    def _fork_after(self, then: Callable[[], int]) -> Process:
+    def _replay(self, messages: Reading) -> Process:
         output = self.stack.output("replay")
 
         def work() -> int:
             os.environ.update(self.stack.env)
             logs.setup("replay", self.settings.log_level)
-            return then()
+            return send_all(messages, self.speed)
 
         try:
             return fork(work, output)
@@ -473,11 +479,20 @@ class One(Local):
         group.run(port, Host(ENDING))
 
     def _when_ready(self, group: Together, port: int) -> None:
-        apart = [role for role in self.roles if role in WITH_INTERFACE]
-        while group.ready() or any(self.stack.fetch(role, "/readyz")[0] != 200 for role in apart):
-            if group.is_stopping:
-                return
-            time.sleep(POLL_SECONDS)
-        self._greet("one process", f"http://localhost:{port}/metrics")
-        if self.then:
-            self.then()
+        apart, messages = [role for role in self.roles if role in WITH_INTERFACE], self.messages
+        try:
+            while group.ready() or any(self.stack.fetch(role, "/readyz")[0] != 200 for role in apart):
+                if group.is_stopping:
+                    return
+                if messages:
+                    messages.is_done()  # a file that can't be read ends it now
+                time.sleep(POLL_SECONDS)
+            self._greet("one process", f"http://localhost:{port}/metrics")
+            while messages and not messages.is_done():
+                time.sleep(POLL_SECONDS)
+            if messages:
+                send_all(messages, self.speed)
+                messages.stop()
+        except SettingsError as error:
+            group.error = error
+            group.stop()

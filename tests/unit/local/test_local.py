@@ -168,3 +168,47 @@ def test_a_fork_beside_threads_is_refused() -> None:
     finally:
         ending.set()
         thread.join()
+
+
+READS = """
+import os, signal, time
+from tidemill.errors import SettingsError, TidemillError
+from tidemill.local.replay import BATCH_MESSAGES, Message, Reading
+
+def refuse():
+    raise SettingsError("events.csv has no rows")
+
+made = [Message(n, "t", b"k", str(n).encode(), n % 2 == 0) for n in range(2 * BATCH_MESSAGES + 1)]
+read = Reading(lambda: time.sleep(0.2) or made)
+print("at once", read.is_done())
+while not read.is_done():
+    time.sleep(0.01)
+print("all", list(read) == made)
+read.stop()
+read.stop()
+refused = Reading(refuse)
+try:
+    while not refused.is_done():
+        time.sleep(0.01)
+except SettingsError as error:
+    print("refused:", error)
+killed = Reading(lambda: made * 100)
+while not killed.is_done():
+    time.sleep(0.01)
+os.kill(killed._process.pid, signal.SIGKILL)
+try:
+    print("all", list(killed))
+except TidemillError as error:
+    print("killed:", error)
+"""
+
+
+def test_files_are_read_by_a_fork_while_services_start_and_nothing_is_lost_in_between() -> None:
+    ran = subprocess.run([sys.executable, "-c", READS], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [
+        "at once False",
+        "all True",
+        "refused: events.csv has no rows",
+        "killed: the process that reads the files has ended",
+    ]
