@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ PIPELINE = click.argument("pipeline")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 AS_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 
+#: A progress bar is drawn at most so often.
+DRAW_SECONDS = 0.1
 
 #: Environment of a process that forks services: no threads of numpy's and pyarrow's libraries, which a fork would not
 #: have; sets in one order, which some models depend on; and two heaps for a process's threads, where glibc would make
@@ -155,13 +158,17 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None] | N
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task, done = bar.add_task(what, total=total), 0
+    # It draws when it is told, without a thread of its own: a backtest forks.
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task, done, drawn = bar.add_task(what, total=total), 0, 0.0
 
         def advance(n: int) -> None:
-            nonlocal done
+            nonlocal done, drawn
             done += n
             if done // 100 != (done - n) // 100 or done == total:
                 bar.update(task, completed=done)
+                if (now := time.monotonic()) - drawn >= DRAW_SECONDS:
+                    bar.refresh()
+                    drawn = now
 
         yield advance

@@ -233,6 +233,11 @@ class Backtest:
         self._learning: deque[tuple[int, MemoryRecord]] = deque()
         self._wire()
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody is to see records as they come."""
+        return any((self.predictions, self.updates, self.examples, self.emitted))
+
     def _wire(self) -> None:
         name = self.pipeline.name
         validator = Validator(self.pipeline, any_encoding=True, fuse=False)  # history is what it is

@@ -17,7 +17,7 @@ from typing import Any
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.files import Files
-from tidemill.offline import history
+from tidemill.offline import history, two_processes
 from tidemill.offline.backtest import Backtest, BacktestReport, KnownLabel
 from tidemill.offline.history import Frame, Message
 from tidemill.offline.log_history import LogHistory, read_log
@@ -130,7 +130,10 @@ def past_of(source: RowSource | ArchiveSource, pipeline: Pipeline, progress: Pro
             lambda backtest, advance: backtest.replay(vectors, known_labels, advance),
         )
     events, labels = source.rows(pipeline, progress)
-    return Past([event.time for event in events], lambda backtest, advance: backtest.run(events, labels, advance))
+    return Past(
+        [event.time for event in events],
+        lambda backtest, advance: two_processes.run(backtest, events, labels, advance),
+    )
 
 
 Source = KafkaSource | FileSource | ArchiveSource
