@@ -1,4 +1,4 @@
-"""`tidemill backtest` and `tidemill report`: a pipeline over history, in one process, as text and as a page."""
+"""`tidemill backtest` and `tidemill report`: a pipeline over history, without Kafka, as text and as a page."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ def backtest(
     page: Path | None,
     plot: bool,
 ) -> None:
-    """Run a pipeline over history in one process.
+    """Run a pipeline over history, without Kafka.
 
-    The report shows what production would have predicted and learned.
+    The report shows what production would have predicted and learned. Where there are two cores, one process makes
+    vectors, and in another models learn.
     """
     from tidemill.cli.text.reports import backtest_plot, backtest_text
 

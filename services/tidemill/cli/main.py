@@ -14,7 +14,7 @@ from tidemill.errors import TidemillError
 
 #: The commands by name: where each is, and its line in `tidemill --help`.
 COMMANDS = {
-    "backtest": ("backtest:backtest", "Run a pipeline over history in one process."),
+    "backtest": ("backtest:backtest", "Run a pipeline over history, without Kafka."),
     "capacity": ("capacity:capacity", "Say what machine a pipeline needs at a rate."),
     "check": ("check:check", "Check a declaration, and print what it runs."),
     "dataset": ("dataset:dataset", "Write a training set as one Parquet file."),

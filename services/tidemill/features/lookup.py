@@ -113,7 +113,7 @@ class InMemoryRemoteViews:
 
     def lookup(self, wanted: EntitiesByView) -> RemoteLookup:
         """Return what they hold."""
-        states = {state.plan.view.label: state for state in self.views.states[self.partition]}
+        states = {state.plan.label: state for state in self.views.states[self.partition]}
         entities = {
             (name, entity): states[name].entities[entity]
             for name, ids in wanted.items()

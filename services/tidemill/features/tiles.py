@@ -25,7 +25,7 @@ class Plan:
     """A view, compiled: which columns its tiles have, which of them an event changes, which a feature reads."""
 
     def __init__(self, view: View) -> None:
-        self.view = view
+        self.view, self.label = view, view.label
         self.every = milliseconds(view.every)
         self.names = view.features
         self.columns: tuple[Column, ...] = tuple(columns_of(view.flat).values())

@@ -243,7 +243,7 @@ class Backtest:
         validator = Validator(self.pipeline, any_encoding=True, fuse=False)  # history is what it is
         joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
         featurizer = Featurizer(self.pipeline, remote_views=InMemoryRemoteViews(materializer.views))
-        self._joiner = joiner
+        self._joiner, self._featurizer = joiner, featurizer
         for records in (validator.records, featurizer.records, self.scorer.records, joiner.records):
             records.carries = True
         start = Position(0)
@@ -321,6 +321,7 @@ class Backtest:
         What does not fit its schema is a dead letter, as in production; without a time it follows the one before it.
         """
         started = time.perf_counter()
+        self._featurizer.records.are_seen = self._joiner.records.are_seen = self.is_watched
         report = self.report
         event_times: dict[str, int] = {}
         label_times: dict[str, int] = {}

@@ -99,6 +99,8 @@ class Records:
 
     #: Whether the messages that a step makes carry their records, for the next step in the same process.
     carries = False
+    #: Whether anybody but the next step sees those messages; else they may be no more than a header.
+    are_seen = True
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline

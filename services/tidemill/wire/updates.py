@@ -95,7 +95,8 @@ class Updates:
                 "numbers": numbers,
                 "texts": texts,
             }
-            data = self._encode(update)
-            if self._records.carries:
+            records = self._records
+            data = self._encode(update) if records.are_seen or not records.carries else records.update.header
+            if records.carries:
                 data = carried(data, update)
             emit(self.topic, data, prefix + entity_id.encode(), origin, trace)

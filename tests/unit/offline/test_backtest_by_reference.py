@@ -65,11 +65,12 @@ PIPELINES = {
 def test_every_message_and_figure_is_the_same(which: str) -> None:
     pipeline, flights = PIPELINES[which], data.flights(range(1, 2))[:FLIGHTS]
     runs = [Watched(pipeline, by_reference=by_reference) for by_reference in (True, False)]
-    reports = [run.run([flight.event for flight in flights], data.labels(flights)).as_dict() for run in runs]
+    unseen = Backtest(pipeline, model_delay_ms=60_000)
+    reports = [run.run([flight.event for flight in flights], data.labels(flights)).as_dict() for run in (*runs, unseen)]
     assert runs[0].messages == runs[1].messages
     for report in reports:
         del report["seconds"], report["events_per_second"]
-    assert reports[0] == reports[1]
+    assert reports[0] == reports[1] == reports[2]
     topics = {topic.removeprefix(f"{pipeline.name}.") for topic in runs[0].carried}
     assert topics - {"expired"} == {"events.valid", "features", "prediction-log", "examples"} | ({"updates"} & topics)
     assert ("updates" in topics) == bool(pipeline.views)

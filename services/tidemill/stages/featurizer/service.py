@@ -211,7 +211,7 @@ class Featurizer(DeadLetterProcessor):
                     request.vector.update(plan.nothing)
                 else:
                     request.vector.update(zip(plan.names, plan.read(entity, request.time), strict=True))
-                    as_of[plan.view.label] = entity.time
+                    as_of[plan.label] = entity.time
             if not state.add(request.entity, request.time, request.event):
                 self.counts["tile_too_old", plan.view.label] += 1
         return as_of
