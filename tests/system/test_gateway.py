@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from running import until, worker
+from trace_picture import svg
+from tracing import Collector, paths
 
 from tidemill.demo import data
 from tidemill.tokens import new_token
@@ -117,3 +120,33 @@ def test_each_id_is_predicted_once_though_clients_repeat_and_gateway_and_scorer_
         assert logged["champion"] == record[events[0]["flight_id"]]["champion"]
     run.stack.processes["gateway"].terminate()
     assert run.stack.processes.pop("gateway").wait(20) == 0, "it drains, and ends by itself"
+
+
+@pytest.mark.slow
+def test_one_trace_leads_from_the_request_to_the_learned_label(running, tmp_path: Path) -> None:
+    """The picture of it is in docs/: TIDEMILL_TRACE_PICTURE=docs/trace.svg writes that."""
+    key, flight = new_token(), data.flights((1,), days=1)[0]
+    run = running("plain", partitions=1, gateway_key=key, snapshot_seconds=0.2)
+    with Collector() as collector:
+        run.stack.env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+        for role in (CHAIN, "joiner+learner", "gateway"):
+            run.stack.start(role)
+        run.stack.wait_ready()
+        with client_of(run, key) as http:
+            predicted = http.post("/v1/predict", json=flight.event)
+            assert predicted.json()["state"] == "predicted", predicted.text
+            trace = {"traceparent": predicted.headers["traceparent"]}
+            assert http.post("/v1/labels", json=flight.label, headers=trace).json()["state"] == "written"
+        until(lambda: any(hop.name.startswith("learn ") for hop in collector.hops), "no span of the learner", 20)
+    name, own = run.pipeline.name, [hop for hop in collector.hops if hop.trace == predicted.json()["trace_id"]]
+    known = paths(own)
+    scored = f"POST /v1/predict > validate {name}.events > featurize {name}.events.valid > score {name}.features"
+    assert known[f"learn {name}.examples"] == f"{scored} > join {name}.labels.valid > learn {name}.examples"
+    assert known[f"validate {name}.labels"] == f"POST /v1/predict > POST /v1/labels > validate {name}.labels"
+    assert {hop.service for hop in own} == {f"{name}.{process}" for process in (CHAIN, "joiner+learner", "gateway")}
+    picture = svg(
+        [hop._replace(name=hop.name.replace(f"{name}.", "flights.")) for hop in own],
+        "One trace: from the request to the learned label",
+    )
+    Path(os.environ.get("TIDEMILL_TRACE_PICTURE", tmp_path / "trace.svg")).write_text(picture)
+    assert picture.count("<rect ") == len(own) >= 8

@@ -46,7 +46,7 @@ class CountedRoute(GuardedRoute):
 
         async def counted(request: Request) -> Response:
             began, code = time.perf_counter(), 500
-            request.state.call = call = Call.of(request)
+            request.state.call = call = Call.of(request, self.path)
             request.state.body_bytes = 0
             try:
                 response: Response = await handle(request)
@@ -62,6 +62,7 @@ class CountedRoute(GuardedRoute):
                 raise
             finally:
                 request.app.state.parts.body_bytes -= request.state.body_bytes
+                call.end(code)
                 GATEWAY_REQUESTS.labels(self.path, str(code)).inc()
                 seconds.observe(time.perf_counter() - began)
 

@@ -21,6 +21,7 @@ from tidemill.gateway.what_if import WhatIf
 from tidemill.limits import LOG_LOOKUPS
 from tidemill.metrics import GATEWAY_RECORDS, GATEWAY_UNANSWERED
 from tidemill.offline.lookup import LogLookup
+from tidemill.stream.trace import Traces
 from tidemill.web.access import Access
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetter, shorten
@@ -71,6 +72,7 @@ class Gateway:
     store: Store
     what_if: WhatIf
     keys: IdempotencyKeys = field(default_factory=IdempotencyKeys)
+    traces: Traces = field(default_factory=Traces)
     is_draining: bool = False
     #: Bytes of the bodies of all requests that are being answered.
     body_bytes: int = 0

@@ -15,7 +15,7 @@ from fastapi import HTTPException, Request
 
 from tidemill.limits import GATEWAY_BODIES_BYTES, GATEWAY_BODY_BYTES, GATEWAY_HEADER_CHARACTERS, MESSAGE_BYTES
 from tidemill.stream.api import Headers
-from tidemill.stream.trace import TRACEPARENT, TRACESTATE, new_trace, trace_headers
+from tidemill.stream.trace import TRACEPARENT, TRACESTATE, trace_headers
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 #: Idempotency keys remembered, with what they came with.
@@ -28,15 +28,18 @@ class Call:
 
     request_id: str
     trace: Headers
+    #: Called with the answer's status.
+    end: Callable[[int], None]
 
     @classmethod
-    def of(cls, request: Request) -> Call:
+    def of(cls, request: Request, route: str) -> Call:
         """Return what the headers say; what they lack, or have malformed, is made here."""
         given = request.headers.get("x-request-id", "")
         # Two parents are none; a state may come in parts.
         lists = {name: ",".join(request.headers.getlist(name)).encode("latin-1") for name in (TRACEPARENT, TRACESTATE)}
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        return cls(request_id, trace_headers(lists) or new_trace())
+        trace, end = request.app.state.parts.traces.request(trace_headers(lists), request.method, route)
+        return cls(request_id, trace, end)
 
     @property
     def trace_id(self) -> str:

@@ -25,6 +25,7 @@ from tidemill.offline.lookup import LogLookup
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
+from tidemill.stream.trace import Traces
 from tidemill.web.access import Access
 from tidemill.web.connections import Server, server_config
 
@@ -48,6 +49,7 @@ def run(
     settings: Settings,
     on_stop: Callable[[Callable[..., None]], None],
     open_models: Callable[[], Models],
+    traces: Traces,
 ) -> None:
     """Serve until what `on_stop` was given is called; requests that wait are answered first.
 
@@ -67,6 +69,7 @@ def run(
         Rates(settings.gateway_rate),
         store,
         WhatIf(pipeline, store, open_models),
+        traces=traces,
     )
 
     def on_drain(stop: Callable[..., None]) -> None:

@@ -19,6 +19,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.runtime.doctor import check_settings, keep_alive
 from tidemill.runtime.host import Host
+from tidemill.runtime.tracing import TracesOf, tracing
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, TopicPartition
 from tidemill.stream.group import Service
@@ -27,6 +28,7 @@ from tidemill.stream.kafka.settings import ClusterSettings
 from tidemill.stream.loop import KEEP_ALIVE_SECONDS, Loop
 from tidemill.stream.pace import BUSY_SHARE, BUSY_SHARE_AT_LEAST_ONCE
 from tidemill.stream.topic import Topic
+from tidemill.stream.trace import Traces
 from tidemill.wire import topics
 from tidemill.wire.services import chain, group
 
@@ -169,6 +171,7 @@ class Context:
     keep_alive: float = KEEP_ALIVE_SECONDS
     declared: Mapping[str, int] = field(default_factory=dict)
     host: Host = field(default_factory=Host)
+    traces: TracesOf = lambda _: Traces()
 
 
 @dataclass(frozen=True)
@@ -377,7 +380,7 @@ def _gateway() -> Build:
 
             return ModelFeed(registry_of(pipeline, settings, must_answer=False), broker)
 
-        return partial(run, pipeline, broker, settings, context.host.on_stop, open_models)
+        return partial(run, pipeline, broker, settings, context.host.on_stop, open_models, context.traces("gateway"))
 
     return compose
 
@@ -434,8 +437,13 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         check_topics(pipeline, broker, tuple(topic.name(pipeline) for topic in used))
         cluster = check_settings(pipeline, broker, used)
     declared = declared_partitions(pipeline, used)
-    context = Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host())
-    services, of = [], []
+    with tracing(group(name, pipeline.name, model or "")) as traces:
+        _run(builds, Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host(), traces))
+
+
+def _run(builds: Mapping[str, Build], context: Context) -> None:
+    names, pipeline, model = tuple(builds), context.pipeline, context.model
+    is_chain, services, of = len(names) > 1, [], []
     for one in names:
         with _extra(one):
             for each in pipeline.model_names if is_chain and one == "learner" and model is None else [model]:
@@ -462,6 +470,8 @@ def unhurried(max_delay: float) -> float:
 
 def _loop(context: Context, service: Service, followers: Sequence[Follower | None]) -> None:
     settings, following = context.settings, [follower for follower in followers if follower]
+    for one in (service, *service.chained):
+        one.processor.traces = context.traces(one.name)
     is_exactly_once = settings.delivery == "exactly_once"
     max_delay = settings.max_delay_ms / 1000
     delay, share = pace(service.name, max_delay, exactly_once=is_exactly_once)

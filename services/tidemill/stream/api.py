@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from tidemill.errors import Reject
 from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stream.commit_metadata import CommitMetadata
+from tidemill.stream.trace import Traces
 
 Headers = list[tuple[str, bytes]]
 #: Called with how many more records were handled.
@@ -100,10 +101,12 @@ class Processor:
     rebuild it. `counts` is what happened since the loop last took it, by (metric, label), and `observed` the largest of
     what was measured since then; the loop publishes those of live records and drops those of a rebuild. `has_written`
     is set where something was emitted that is to be committed although no record has come. `in_hand` is the record of
-    which is made what is emitted. `dlq` is the topic of its dead letters, empty where it has none.
+    which is made what is emitted. `dlq` is the topic of its dead letters, empty where it has none. `traces` has the
+    headers that go on with what is made of a live record.
     """
 
     dlq = ""
+    traces = Traces()
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()

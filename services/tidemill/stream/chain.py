@@ -140,6 +140,7 @@ class Chain(Processor):
         group = self.groups[index]
         if index and len(group.service.topics) > 1:
             records = _merged(records)
+        group.processor.traces.begin()
         may_commit = group.processor.process(records, emit)
         if group.processor.has_written:
             self.has_written, group.processor.has_written = True, False

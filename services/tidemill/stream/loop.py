@@ -221,6 +221,7 @@ class Loop:
     def _process(self, records: Sequence[Any], producer: Producer) -> bool:
         started = self.clock()
         self.processor.in_hand = None
+        self.processor.traces.begin()
         emit = producer.emit if producer.is_transactional else producer.emit_of(self._in_hand)
         if records and self._narrowing.is_on:
             may_commit = self._process_apart(records, emit, producer)
@@ -286,6 +287,8 @@ class Loop:
             self._head.write_progress(head, producer.emit)
         for group, positions in ((self._head, head), *inner):
             group.committed(positions)
+        for group in self._groups:
+            group.processor.traces.committed()
         self._dirty = False
         self._failures = 0
         self._narrowing.committed()
@@ -371,6 +374,8 @@ class Loop:
         self._head.forget(partitions)
         if self._chain:
             self._chain.forget()
+        for group in self._groups:
+            group.processor.traces.dropped()
         self._dirty = False
 
     def _restore(self, consumer: Consumer, producer: Producer) -> None:

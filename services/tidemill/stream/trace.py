@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from tidemill.stream.api import Headers, Record
+if TYPE_CHECKING:
+    from tidemill.errors import Reject
+    from tidemill.stream.api import Headers, Record
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 #: What a tracestate may have; W3C asks for as many at least.
@@ -21,6 +24,42 @@ _MEMBER = re.compile(
     rb"[ \t]*(?:([a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
     rb"=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])[ \t]*)?"
 )
+
+
+class Traces:
+    """How a service carries traces on. This one makes no spans; `Spans` does.
+
+    What is made of a batch is `committed` or `dropped`. Steps ask only for records that are live: a rebuild is no hop.
+    """
+
+    def begin(self) -> None:
+        """A batch begins."""
+
+    def of(self, record: Record) -> Headers | None:
+        """Return the headers of the trace that go on with what is made of a record; None where it has none."""
+        return trace_of(record)
+
+    def span(self, trace: Headers, record: Record, other: Headers | None = None) -> Headers:
+        """Return the headers that go on of a trace, and of a record that may be another's: `other` is its trace."""
+        del record, other
+        return trace
+
+    def took(self, records: Sequence[Record]) -> None:
+        """Records were handled of which nothing is made for which a trace would go on."""
+
+    def refused(self, record: Record, reject: Reject) -> None:
+        """A record becomes a dead letter."""
+
+    def committed(self) -> None:
+        """What was handled is committed."""
+
+    def dropped(self) -> None:
+        """What was handled since the last commit is handled again."""
+
+    def request(self, trace: Headers | None, method: str, route: str) -> tuple[Headers, Callable[[int], None]]:
+        """Return the trace of a request, which goes on or begins, and what is called with the answer's status."""
+        del method, route
+        return trace or new_trace(), lambda _: None
 
 
 def trace_of(record: Record) -> Headers | None:
@@ -40,6 +79,11 @@ def trace_headers(given: Mapping[str, bytes | None]) -> Headers | None:
         return None
     state = given.get(TRACESTATE) or b""
     return [(TRACEPARENT, parent), (TRACESTATE, state)] if _is_state(state) else [(TRACEPARENT, parent)]
+
+
+def is_sampled(trace: Headers) -> bool:
+    """Whether whoever began a trace may have recorded it."""
+    return int(trace[0][1][-2:], 16) & 1 == 1
 
 
 def new_trace() -> Headers:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tidemill.encoding.json_values import shown
 from tidemill.errors import Reject
 from tidemill.limits import DEAD_LETTER_BYTES, ID_CHARACTERS
-from tidemill.stream.api import Emit, Headers, Processor, Record
+from tidemill.stream.api import Emit, Headers, Processor, Record, discard
 from tidemill.stream.origin import origin_of, plausible, without_origin
 from tidemill.stream.trace import trace_of
 from tidemill.wire import topics
@@ -243,6 +243,8 @@ class DeadLetterProcessor(Processor):
     def refuse(self, record: Record, reject: Reject, emit: Emit, max_bytes: int = DEAD_LETTER_BYTES.max) -> None:
         self.in_hand = record
         send_dead_letter(record, reject, emit, self.dlq, self.stage, max_bytes)
+        if emit is not discard:
+            self.traces.refused(record, reject)
         self.counts["dead_letters", reject.reason] += 1
 
 

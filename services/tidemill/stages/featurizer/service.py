@@ -29,7 +29,6 @@ from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPar
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
-from tidemill.stream.trace import trace_of
 from tidemill.watermark import NEVER
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
@@ -151,7 +150,8 @@ class Featurizer(DeadLetterProcessor):
         lookup = self._lookup(requests) if self.remote_views and is_live else RemoteLookup()
         served, stale_vectors = [], Counter[str]()
         for request in requests:
-            self.in_hand, trace = request.record, trace_of(request.record)
+            self.in_hand = request.record
+            trace = self.traces.of(request.record) if is_live else None
             as_of = self._add_to_inline_views(request)
             if request.vector is not None:
                 stale = self._add_remote_features(request, lookup, as_of)

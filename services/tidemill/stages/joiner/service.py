@@ -147,7 +147,10 @@ class Joiner(DeadLetterProcessor):
         if type(prediction) is Carried:
             value = carried(value, {"prediction": prediction.record, **outcome})
         # The prediction's trace goes on; the label's where that has none, as of an event that another system has sent.
-        trace = event.trace or trace_of(label.record)
+        labels_trace = trace_of(label.record)
+        trace = event.trace or labels_trace
+        if trace and self._emit is not discard:
+            trace = self.traces.span(trace, label.record, labels_trace)
         self._emit(self.examples, value, event.id.encode(), origin_of(label.record), trace, 0)
         self.counts["joined", self.examples] += 1
         if self._updates and self._emit is not discard:

@@ -214,6 +214,7 @@ class Learner(Processor):
             return False
         self.training.pass_over(self.training.target)
         self.training.learn(records, self.records.example)
+        self.traces.took(records)
         written = self._publish(self.training.due(), emit)
         self._look()
         for candidate in list(self.candidates.values()):

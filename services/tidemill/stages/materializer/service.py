@@ -15,7 +15,7 @@ from tidemill.errors import Reject
 from tidemill.features.ports import ViewStore
 from tidemill.features.tiles import Plan
 from tidemill.features.views import Views, ViewState
-from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
+from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.wire.records import Records
@@ -55,7 +55,8 @@ class Materializer(Processor):
             self.views.revoke(topic_partition.partition)
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
-        del emit  # what it writes is its stores
+        if emit is not discard:  # nothing is emitted: what it writes is its stores
+            self.traces.took(records)
         decode = self.records.update.decode
         for record in records:
             partition, offset = record.partition(), record.offset()

@@ -25,7 +25,6 @@ from tidemill.stages.scorer.feed import Ready, ServingChange, Unopened
 from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition
 from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
-from tidemill.stream.trace import trace_of
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
 from tidemill.wire.records import Features, Records, Score, vector_to_x
@@ -227,12 +226,11 @@ class Scorer(DeadLetterProcessor):
                 continue
             given = {"champion": served, "challengers": self._shadow(served, x)}
             entry = log_header + value[HEADER:] + scores(given)
-            origin, trace = origin_of(record), trace_of(record)
-            event_id = features["event_id"]
             if len(entry) > MAX_PREDICTION_BYTES:  # with a score of each of very many classes
                 why = PREDICTION_BYTES.excess(len(entry))
                 self.refuse(record, Reject("too_large", why, entity=features["entity_id"]), emit)
                 continue
+            event_id, origin, trace = features["event_id"], origin_of(record), self.traces.of(record)
             if self.records.carries:
                 entry = carried(entry, {"features": features, **given})
             emit(self.log, entry, event_id.encode(), origin, trace)

@@ -31,7 +31,6 @@ from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPar
 from tidemill.stream.commit_metadata import AT_COMMITTED_OFFSET, CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.stream.origin import IMPLAUSIBLE, plausible
-from tidemill.stream.trace import trace_of
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor, redrive_headers, shorten
 from tidemill.wire.records import Records
@@ -205,7 +204,7 @@ class Validator(DeadLetterProcessor):
                         raise self._stopped(why, reject, records, index) from reject
             else:
                 route.breaker.passed += 1
-                headers = _going_on(record) if record.headers() else None
+                headers = self._going_on(record) if is_live and record.headers() else None
                 if warnings:
                     headers = [*self._note_warnings(route, decoded, warnings), *(headers or ())]
                 origin = sent = record.timestamp()[1]
@@ -222,6 +221,10 @@ class Validator(DeadLetterProcessor):
         if is_live:
             self._warn(now, emit)
         return True
+
+    def _going_on(self, record: Record) -> Headers | None:
+        """Return the headers that go on with a record that passed: its trace, and last its redrive mark."""
+        return [*(self.traces.of(record) or ()), *(redrive_headers(record.headers()) or ())] or None
 
     def _note_old(self, topic: str, timestamp: int) -> None:
         """Say once that a topic gets records which its retention may delete before they are read."""
@@ -296,11 +299,6 @@ class Validator(DeadLetterProcessor):
             f"TIDEMILL_FUSE=false",
             positions,
         )
-
-
-def _going_on(record: Record) -> Headers | None:
-    """Return the headers that go on with a record that passed: its trace, and its redrive mark, which stays last."""
-    return [*(trace_of(record) or ()), *(redrive_headers(record.headers()) or ())] or None
 
 
 def build(pipeline: Pipeline, writers: WriterSchemas | None = None, *, fuse: bool = True) -> Service:
