@@ -90,6 +90,8 @@ class Pipeline:
         Partitions of each topic that is not in one order: the most instances that a service can have.
     predictions_encoding
         How consumers get predictions: "avro" behind Confluent's header, or "json", an object with the same fields.
+    predictions_headers
+        "cloudevents": each prediction is a CloudEvent by its headers (`ce_id`, `ce_source`, ...).
     monitor, fuse, gate, training, protect
         How it is watched, when the validator stops, what is promoted, when candidates are trained, what one source may
         teach; see each.
@@ -119,6 +121,7 @@ class Pipeline:
     label_timeout: Duration = "24h"
     partitions: Annotated[int, Field(ge=1)] = 4
     predictions_encoding: Literal["avro", "json"] = "avro"
+    predictions_headers: Literal["", "cloudevents"] = ""
     monitor: Is[Monitor] = field(default_factory=Monitor)
     fuse: Is[Fuse] = field(default_factory=Fuse)
     gate: Is[Gate] | None = None

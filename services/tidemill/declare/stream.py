@@ -87,7 +87,8 @@ class Stream:
         be, as `orders.events`. It has as many partitions as the pipeline.
     unwrap
         "debezium": the record is the row as a change event left it; deletes and tombstones are counted and passed over.
-        "connect": it is the payload beside a schema, as Kafka Connect writes JSON.
+        "connect": it is the payload beside a schema, as Kafka Connect writes JSON. "cloudevents": it is the data of a
+        CloudEvent, binary or structured; a field `ce_id`, `ce_time` or the like is that attribute of it.
     """
 
     schema: Annotated[Any, PlainValidator(_schema)]

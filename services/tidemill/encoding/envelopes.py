@@ -1,18 +1,21 @@
-"""Envelopes that a record comes in: Debezium's change events, and Kafka Connect's JSON beside its schema.
+"""Envelopes that a record comes in: Debezium's change events, Kafka Connect's JSON beside its schema, CloudEvents.
 
-Source: Debezium's reference, "Data change events"; Kafka Connect, `JsonConverter` with `schemas.enable`.
+Source: Debezium's reference, "Data change events"; Kafka Connect, `JsonConverter` with `schemas.enable`;
+CloudEvents 1.0, its JSON format and its Kafka protocol binding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import json
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from tidemill.encoding import schema_files
 from tidemill.encoding.json_values import shown
 from tidemill.errors import Reject
 
-Unwrap = Literal["", "debezium", "connect"]
+Unwrap = Literal["", "debezium", "connect", "cloudevents"]
 
 #: Debezium's operations that leave a row behind: created, read by a snapshot, updated.
 _KEPT = ("c", "r", "u")
@@ -27,11 +30,19 @@ class SkippedError(Exception):
         self.kind = kind
 
 
-def unwrapped(given: Any, unwrap: Unwrap, *, bare: bool = False) -> Any:
+#: What an attribute of a CloudEvent is called as a header, and as a field of the declared schema.
+_ATTRIBUTE = "ce_"
+
+
+def unwrapped(
+    given: Any, unwrap: Unwrap, *, bare: bool = False, headers: Iterable[Any] = (), fields: Collection[str] = ()
+) -> Any:
     """Return the record in an envelope. Raises SkippedError where it has none, Reject where it is no envelope.
 
-    With `bare` what is no envelope is the record itself.
+    With `bare` what is no envelope is the record itself. `headers` are the message's, `fields` those of the record.
     """
+    if unwrap == "cloudevents":
+        return event_data(given, headers, fields, bare=bare)
     if isinstance(given, dict) and given.keys() == {"schema", "payload"}:
         given = given["payload"]
         if given is None:
@@ -60,6 +71,39 @@ def after_image(given: Any, *, bare: bool = False) -> Any:
             "missing_field", f"field 'after' is missing in a change with op {op}", rule="schema", field="after"
         )
     return given["after"]
+
+
+def event_data(given: Any, headers: Iterable[Any], fields: Collection[str], *, bare: bool = False) -> Any:
+    """Return the data of a CloudEvent, with those of its attributes that are fields: `ce_id`, `ce_time`, ...
+
+    In binary mode the attributes are headers and the value is the data; in structured mode both are in the value.
+    """
+    own = {name.lower(): value for name, value in headers if name.lower().startswith(_ATTRIBUTE)}
+    attributes: dict[str, Any] = {name: (value or b"").decode(errors="replace") for name, value in own.items()}
+    data = given
+    if not attributes:
+        if not isinstance(given, Mapping) or "specversion" not in given:
+            if bare:
+                return given
+            raise _no_envelope("specversion", "a CloudEvent, as unwrap='cloudevents' declares", given)
+        attributes = {f"{_ATTRIBUTE}{name}": value for name, value in given.items()}
+        data = given.get("data")
+        if "data_base64" in given:
+            try:
+                data = json.loads(base64.b64decode(given["data_base64"], validate=True))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise Reject("not_json", f"data_base64 holds no JSON: {error}", field="data_base64") from error
+    for name in ("specversion", "id", "source", "type"):
+        value = attributes.get(_ATTRIBUTE + name)
+        if not isinstance(value, str) or not value:
+            message = f"attribute {name!r} of the CloudEvent is {'missing' if value is None else 'no text'}"
+            raise Reject("missing_field", message, rule="schema", field=_ATTRIBUTE + name, value=value)
+    if not str(version := attributes["ce_specversion"]).startswith("1."):
+        message = f"CloudEvents {version!r:.50} where 1.0 was expected"
+        raise Reject("wrong_type", message, rule="schema", field="ce_specversion", value=version)
+    if not isinstance(data, dict):
+        return data
+    return {**data, **{name: value for name, value in attributes.items() if name in fields}}
 
 
 def inner_schema(avro: Any, name: str) -> Any:

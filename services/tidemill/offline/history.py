@@ -182,7 +182,7 @@ def _json_columns(file: Path, stream: Stream) -> tuple[rows.Columns, int]:
     lines = _json_rows(file)
     for line in lines:
         try:
-            row = unwrapped(json.loads(line), stream.unwrap, bare=True)
+            row = unwrapped(json.loads(line), stream.unwrap, bare=True, fields=stream.types)
         except (ValueError, RecursionError, Reject, SkippedError):
             row = None
         found.append(row if isinstance(row, dict) else {})
@@ -203,7 +203,7 @@ def _json_messages(file: Path, stream: Stream) -> Iterator[tuple[int | None, str
     for row in _json_rows(file):
         id_ = ""
         try:
-            record = unwrapped(json.loads(row), stream.unwrap, bare=True)
+            record = unwrapped(json.loads(row), stream.unwrap, bare=True, fields=stream.types)
             id_ = str(record.get(stream.id, ""))
             millis = stream.millis_of({stream.time: time.convert(record[stream.time], stream.time)})
         except Exception:  # the validator says what is wrong with it
@@ -218,7 +218,7 @@ def _json_records(file: Path, stream: Stream) -> Iterator[dict[str, Any]]:
         raise SettingsError(f"{file} has no rows")
     for number, line in enumerate(lines, 1):
         try:
-            row = unwrapped(json.loads(line), stream.unwrap, bare=True)
+            row = unwrapped(json.loads(line), stream.unwrap, bare=True, fields=stream.types)
             yield json_values.record_of(fields, row, "", stream.avro["name"])
         except SkippedError:
             continue

@@ -26,6 +26,7 @@ from tidemill.stream.api import Emit, Position, Record, Start, TopicPartition
 from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
+from tidemill.wire.cloudevents import prediction_headers
 from tidemill.wire.dead_letters import DeadLetterProcessor
 from tidemill.wire.records import Features, Records, Score, vector_to_x
 from tidemill.wire.services import service
@@ -78,7 +79,7 @@ class Scorer(DeadLetterProcessor):
         self.predictions = topics.PREDICTIONS.name(pipeline.name)
         self.log = topics.PREDICTION_LOG.name(pipeline.name)
         self._predict, self._is_valid_score = pipeline.kind.predict, pipeline.kind.is_valid_score
-        self._take = take
+        self._take, self._prediction_headers = take, prediction_headers(pipeline)
         self._unopened = dict.fromkeys(pipeline.model_names, False)
         self.change(ServingChange(ModelRef(pipeline.champion)))
 
@@ -234,6 +235,8 @@ class Scorer(DeadLetterProcessor):
             if self.records.carries:
                 entry = carried(entry, {"features": features, **given})
             emit(self.log, entry, event_id.encode(), origin, trace)
+            if self._prediction_headers:
+                trace = [*(trace or ()), *self._prediction_headers(event_id, features["entity_id"])]
             emit(
                 self.predictions,
                 prediction(

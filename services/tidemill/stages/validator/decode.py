@@ -70,7 +70,7 @@ class Decoder:
         self._counts = Counter() if counts is None else counts
         self._header, self._takes_avro = codec.header, encoding != "json"
         self._fields, self._is_record = json_values.fields_of(codec.avro), json_values.as_it_is(codec.avro)
-        types = schema_files.field_types(codec.avro)
+        types = self._names = schema_files.field_types(codec.avro)
         self._floats = [name for name, kind in types.items() if kind in ("float", "double", "union")]
 
     def decode(self, data: bytes | None, headers: Callable[[], Any] = _no_headers) -> tuple[dict[str, Any], bytes]:
@@ -98,15 +98,15 @@ class Decoder:
             elif name.lower() == "content-type":
                 declared_form = _form(value)
         if schema_name is not None:
-            return self._by_schema(data, _name(schema_name), 0)
+            return self._by_schema(data, _name(schema_name), 0, headers)
         form = declared_form or ("avro" if data[0] == 0 else "json" if data[:1] in b"{ \t\r\n" else "")
         if form == "json":
-            return self._as_json(data)
+            return self._as_json(data, headers)
         if data[0] == 0:
             if len(data) < HEADER:
                 self._allow("avro")
                 raise Reject("truncated", f"{len(data)} bytes are less than the header's {HEADER}")
-            return self._by_schema(data, int.from_bytes(data[1:HEADER], "big"), HEADER)
+            return self._by_schema(data, int.from_bytes(data[1:HEADER], "big"), HEADER, headers)
         raise Reject(
             "bad_magic",
             f"the first byte is 0x{data[0]:02x}; expected 0x00 (Avro behind a schema id) or a JSON object",
@@ -117,12 +117,12 @@ class Decoder:
         if self._encoding not in ("", form):
             raise Reject("wrong_encoding", f"the message is {form} where the stream is declared {self._encoding}")
 
-    def _as_json(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+    def _as_json(self, data: bytes, headers: Any) -> tuple[dict[str, Any], bytes]:
         self._allow("json")
-        record = self._json(data)
+        record = self._json(data, headers)
         return (record, self._encoded(record)) if self._is_record(record) else self._reencoded(self._record(record))
 
-    def _by_schema(self, data: bytes, name: SchemaName, at: int) -> tuple[dict[str, Any], bytes]:
+    def _by_schema(self, data: bytes, name: SchemaName, at: int, headers: Any) -> tuple[dict[str, Any], bytes]:
         writer = self._accepted.get(name) if isinstance(name, int) else None
         if writer is None:
             writer = self._find(name)
@@ -144,7 +144,7 @@ class Decoder:
                 value=writer.name,
             )
         if writer.form == "json":
-            return self._as_json(data[at:])
+            return self._as_json(data[at:], headers)
         self._allow(writer.form)
         record = self._read(writer.read, data, at, writer.memory_per_byte)
         if writer.same:
@@ -174,7 +174,7 @@ class Decoder:
             raise Reject("too_large", limits.MESSAGE_BYTES.excess(len(message)))
         return message
 
-    def _json(self, data: bytes) -> dict[str, Any]:
+    def _json(self, data: bytes, headers: Any) -> dict[str, Any]:
         _check_memory(data, self._json_memory)
         try:
             given = _fast_json(data)
@@ -185,7 +185,7 @@ class Decoder:
             except (ValueError, RecursionError) as error:
                 raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
         if self._unwrap:
-            given = unwrapped(given, self._unwrap, bare=self._bare)
+            given = unwrapped(given, self._unwrap, bare=self._bare, headers=headers, fields=self._names)
         if not isinstance(given, dict):
             raise Reject("not_json", f"{type(given).__name__} where an object was expected")
         return given
