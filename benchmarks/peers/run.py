@@ -18,6 +18,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -35,10 +36,11 @@ from benchmarks.pipeline import cpu_seconds, pin, say
 from tidemill.demo import data
 from tidemill.demo.script import script
 from tidemill.encoding.codec import HEADER
+from tidemill.errors import Aborted, BrokerError, Retry
 from tidemill.keys import VERIFY_FILE, make_keys
 from tidemill.local.servers import Redis
 from tidemill.offline.backtest import Backtest, BacktestReport
-from tidemill.runtime.run import topic_table
+from tidemill.stream.api import TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.origin import with_origin
@@ -113,6 +115,16 @@ def fill(servers: str, work: Work, suffixes: Sequence[str], pipeline: str = "") 
             else:
                 producer.produce(suffix, value[HEADER:], key, 0, timestamp=at)
     producer.flush()
+
+
+def settled(broker: KafkaBroker, partition: TopicPartition) -> None:
+    """Wait until a new partition has its leader."""
+    for _ in range(100):
+        try:
+            broker.offset_range(partition)
+            return
+        except (Aborted, BrokerError, Retry):
+            time.sleep(0.1)
 
 
 class Bench:
@@ -206,14 +218,13 @@ class Bench:
     def tidemill(self, name: str) -> dict[str, Any]:
         """Run Tidemill's services, each process by itself; the last first, so that models are there to be served."""
         pipeline, processes = f"bench-{name}", report.PEERS[name].command
-        KafkaBroker(self.kafka.servers).create([(t, f"{pipeline}.{t.suffix}", 1) for t, _, _ in topic_table(bench)])
+        broker, names = KafkaBroker(self.kafka.servers), [f"{pipeline}.{t.suffix}" for t in topics.TOPICS]
+        broker.create([(t, name, 1) for t, name in zip(topics.TOPICS, names, strict=True)])
+        for name in names:
+            settled(broker, TopicPartition(name, 0))
         reads = {process: self.inputs(process) for process in processes}
-        fill(
-            self.kafka.servers,
-            self.work,
-            list(dict.fromkeys(suffix for read in reads.values() for suffix in read)),
-            pipeline,
-        )
+        suffixes = dict.fromkeys(suffix for read in reads.values() for suffix in read)
+        fill(self.kafka.servers, self.work, list(suffixes), pipeline)
         total: dict[str, Any] = {"cpu": 0.0, "wall": 0.0, "broker": 0.0, "parts": {}}
         for process in reversed(processes):
             expected = sum(len(self.work.messages[suffix]) for suffix in reads[process])
