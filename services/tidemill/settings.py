@@ -94,6 +94,10 @@ class Settings(BaseSettings):
         10.0, description="learner: publish a version at least this often"
     )
     snapshot_examples: Annotated[int, Field(ge=1)] = Field(10_000, description="learner: or after this many examples")
+    state_dir: str = Field(
+        "",
+        description="joiner: folder for what waits for its label, so that memory does not grow with it; empty: memory",
+    )
     archive_url: str = Field(
         ".tidemill/archive", description="archiver: where Parquet files go: a folder, s3://..., or what fsspec knows"
     )

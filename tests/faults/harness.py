@@ -220,7 +220,8 @@ class River:
         self.run = Running(
             servers or kafka.servers, redis_url or redis.url, folder, "flights", 4,
             changes=f'label_timeout="{label_timeout}"',
-            **{"snapshot_seconds": 0.25, "max_delay_ms": MAX_DELAY_MS, "archive_seconds": 2, **settings},
+            **{"snapshot_seconds": 0.25, "max_delay_ms": MAX_DELAY_MS, "archive_seconds": 2, "state_dir": str(folder / "state"),
+               **settings},
         )  # fmt: skip
         self.run.stack.launcher = [sys.executable, str(LAUNCHER)]
         self.run.stack.env["FAULTS"] = str(folder)

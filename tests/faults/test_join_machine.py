@@ -7,13 +7,18 @@ has committed is held to the join's definition, computed by brute force from how
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import random
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -29,13 +34,17 @@ from join_definition import Asked, Make, T, Told, by_definition, held, highest, 
 from tidemill import Monitor, load, number
 from tidemill.errors import Aborted
 from tidemill.stages.joiner import service as joiner
+from tidemill.stages.joiner import stored_join
 from tidemill.stages.joiner.join import Join
 from tidemill.stream.api import TopicPartition
+from tidemill.stream.lmdb_state import LmdbState
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker, MemoryConsumer
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
+#: Where the states on disk are, for the machine that Hypothesis makes.
+FOLDER: contextvars.ContextVar[Path] = contextvars.ContextVar("folder")
 PIPELINE = dataclasses.replace(
     load("delays"),
     rules=[],
@@ -152,9 +161,10 @@ class JoinMachine(RuleBasedStateMachine):
     seen: ClassVar[Counter[str]] = Counter()
     """What happened over all runs: the test asserts that each kind of thing did."""
 
-    @initialize(make=st.sampled_from([highest, three_of_four]))
-    def begin(self, make: Make) -> None:
-        self.make = make
+    @initialize(make=st.sampled_from([highest, three_of_four]), on_disk=st.booleans())
+    def begin(self, make: Make, on_disk: bool) -> None:
+        self.make, self.on_disk = make, on_disk
+        self.folder, self.opened = Path(tempfile.mkdtemp(dir=FOLDER.get())), list[LmdbState]()
         self.now = 100
         self.asked: list[Asked] = []
         self.told: list[Told] = []
@@ -164,10 +174,17 @@ class JoinMachine(RuleBasedStateMachine):
 
     def start(self) -> None:
         """Be a new process."""
-        service = joiner.build(PIPELINE, self.make)
+        for state in self.opened:
+            state.close()  # as the end of its process does it: what was not saved is gone
+        self.opened.clear()
+        service = joiner.build(PIPELINE, self.make, self.open if self.on_disk else None)
         self.loop = Loop(service, self.broker, max_delay=0.0, sleep=lambda _: None)
         self.producer = self.broker.producer(self.loop.instance)
         self.consumer = self.broker.consumer(service.group, service.topics, self.loop.instance)
+
+    def open(self, partition: int) -> LmdbState:
+        self.opened.append(LmdbState(self.folder / str(partition)))
+        return self.opened[-1]
 
     # What the world does.
 
@@ -258,6 +275,29 @@ class JoinMachine(RuleBasedStateMachine):
             self.seen[fault] += not self.broker.fault
         self.broker.fault = ""
 
+    @precondition(lambda self: self.on_disk)
+    @rule(every=st.sampled_from([0.0, 1e9]))
+    def save(self, every: float) -> None:
+        """Save with each commit from now on, or never."""
+        stored_join.SAVE_SECONDS = every
+        self.seen["saved"] += not every
+
+    @precondition(lambda self: self.on_disk)
+    @rule(gone=st.sampled_from(["all", "cut", "another boot"]))
+    def lose_state(self, gone: str) -> None:
+        """The process ends, and what it had saved is gone, or damaged."""
+        for state in self.opened:
+            state.close()
+        file, boot = self.folder / "0" / "data.mdb", self.folder / "0" / "boot"
+        if gone == "all":
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif gone == "cut" and file.exists():
+            file.write_bytes(b"")
+        elif boot.exists():
+            boot.write_text("another")
+        self.start()
+        self.seen["state lost"] += 1
+
     @rule(seed=SEEDS)
     def long_after(self, seed: int) -> None:
         """Time moves on for everybody: what was kept is let go, however it all went before."""
@@ -269,7 +309,10 @@ class JoinMachine(RuleBasedStateMachine):
         for _ in range(3):
             self.turn(seed)
         assert self.positions() == (len(self.asked), len(self.told))
-        assert held(self.join) <= 40
+        assert self.on_disk or held(self.join) <= 40
+        if self.on_disk:
+            self.seen["on disk"] += 1
+            assert sum(rows for name, rows in self.opened[-1].rows().items() if name != "state") <= 40
         assert (self.join.pending, self.join.waiting_labels) == (4, 4)
         self.seen["flat"] += 1
 
@@ -323,14 +366,22 @@ class JoinMachine(RuleBasedStateMachine):
         if hasattr(self, "broker"):
             self.long_after(0)
             self.what_is_committed_is_what_the_definition_says()
+            for state in self.opened:
+                state.close()
 
 
-def test_the_joiner_does_what_the_definition_says_whatever_happens_to_it() -> None:
+def test_the_joiner_does_what_the_definition_says_whatever_happens_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_join, "SAVE_SECONDS", 0.0)
+    FOLDER.set(tmp_path)
     JoinMachine.seen.clear()
     run_state_machine_as_test(
         JoinMachine,
         settings=settings(
-            max_examples=200,  # what is drawn depends on the constants in all loaded sources: enough of each kind in any case
+            max_examples=int(
+                __import__("os").environ.get("EX", "200")
+            ),  # what is drawn depends on the constants in all loaded sources: enough of each kind in any case
             stateful_step_count=50,
             deadline=None,
             derandomize=True,
@@ -339,6 +390,6 @@ def test_the_joiner_does_what_the_definition_says_whatever_happens_to_it() -> No
     )
     happened = [
         "in time", "late", "doubled", "contradictory", "unknown", "crash", "before", "after", "aborted", "flat", "joined", "expired",
-        "duplicate_event", *REASONS,
+        "duplicate_event", "saved", "state lost", "on disk", *REASONS,
     ]  # fmt: skip
     assert {kind: JoinMachine.seen[kind] for kind in happened if JoinMachine.seen[kind] < 10} == {}

@@ -198,6 +198,7 @@ def test_every_setting_that_can_be_wrong_by_itself_is_tried() -> None:
         "signing_key",
         "verify_keys",
         "archive_url",
+        "state_dir",
         *("status_token", "status_tokens", "status_bind", "status_read", "status_hosts"),
     }
     assert {name for name, *_ in WRONG_SETTINGS} == Settings.model_fields.keys() - elsewhere

@@ -49,6 +49,7 @@ class ServiceType(click.ParamType):
     "instance",
     "http_port",
     "max_delay_ms",
+    "state_dir",
     "snapshot_seconds",
     "snapshot_examples",
     "archive_url",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tidemill import probes
@@ -286,7 +287,16 @@ def _scorer() -> Build:
 def _joiner() -> Build:
     from tidemill.stages.joiner.service import build
 
-    return lambda context: Step(context, build(context.pipeline))
+    def compose(context: Context) -> Step:
+        pipeline, settings, open_state = context.pipeline, context.settings, None
+        if settings.state_dir:
+            from tidemill.stream.lmdb_state import open_in
+
+            place = Path(settings.state_dir, group("joiner", pipeline.name), settings.instance)
+            open_state = open_in(place)
+        return Step(context, build(pipeline, open_state=open_state))
+
+    return compose
 
 
 def _learner() -> Build:

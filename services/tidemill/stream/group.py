@@ -84,7 +84,11 @@ class Group:
         self._report_lost(positions, resumes)
         stale = restore.stale_partitions(self._state_offsets, resumes)
         self.forget(stale)
-        starts = {p: self.processor.assign(p, resumes[p].position) for p in sorted(stale & resumes.keys())}
+        ids = {p: self._topic_ids[p.topic] for p in resumes}
+        starts = {
+            p: self.processor.assign(p, restore.of_topic(resumes[p].position, ids[p]))
+            for p in sorted(stale & resumes.keys())
+        }
         try:
             plan = restore.plan(resumes, starts)
         except PositionError as error:

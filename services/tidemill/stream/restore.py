@@ -113,6 +113,12 @@ def own_metadata(position: Position) -> CommitMetadata | None:
     return metadata if metadata.offset == position.offset else None
 
 
+def of_topic(position: Position, topic_id: str) -> Position:
+    """Return a position that says of which topic it is, also where nobody of ours has committed it."""
+    metadata = own_metadata(position)
+    return position if metadata and metadata.topic_id else mark(metadata or CommitMetadata(), position.offset, topic_id)
+
+
 def chain_of(position: Position | None) -> str:
     """Return the instance whose chain does a group's work, by what the group has committed; empty where none does."""
     metadata = own_metadata(position) if position else None

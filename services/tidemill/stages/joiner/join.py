@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ class Outcomes:
 
 
 class Join:
-    """The join of one partition.
+    """The join of one partition, in memory.
 
     Parameters
     ----------
@@ -153,6 +153,17 @@ class Join:
         self._open: list[tuple[int, int, Event]] = []
         self._closed: list[tuple[int, int, Event]] = []
         self._queue: list[tuple[int, int, Label]] = []
+        #: By topic: up to which offset, and of which topic by its id, what is at hand was read before this process.
+        self.saved: Mapping[str, tuple[int, str]] = {}
+
+    def save(self, positions: Callable[[], dict[str, tuple[int, str]]], *, now: bool = False) -> None:
+        """Keep all of it, which is committed up to these positions, where there is a place for it and it is time."""
+
+    def clear(self) -> None:
+        """Drop what was kept."""
+
+    def close(self) -> None:
+        """Let go of the place where it is kept."""
 
     def _watermark(self, state: State) -> Watermark:
         return self._make(self.timeout // SLACK_PART, state)
@@ -189,26 +200,20 @@ class Join:
         self.kept_events.note(offset, self.log)
         self.log.add(time)
         watermark = max(self.log.time, time)
-        earlier = self.events.get(event_id)
-        while earlier is not None:
+        for earlier in self._events_of(event_id):
             if watermark <= earlier.time + self.timeout:
-                earlier.reach = max(earlier.reach, time)
+                if time > earlier.reach:
+                    earlier.reach = time
+                    self._changed(earlier)
                 self._advance_log()
                 return False
-            if earlier.later is None:
-                break
-            earlier = earlier.later
         event = Event(event_id, time, offset, watermark, value, origin, entity, trace)
-        if earlier is None:
-            self.events[event_id] = event
-        else:
-            earlier.later = event
-        self.kept_events.append(event)
+        self._remember(event)
         self.pending += 1
-        heapq.heappush(self._open, (time, offset, event))
-        labels = self.waiting.get(event_id)
-        if labels:
-            self._offer(event, labels)
+        for label in self._labels_of(event_id):  # those that have waited, in their order
+            if self._belong(event, label):
+                self._settle(event, label)
+                self._stop_waiting(label)
         self._advance_log()
         self._expire()
         return True
@@ -218,50 +223,33 @@ class Join:
         self.kept_labels.note(offset, self.labels)
         self.labels.add(time)
         label = Label(event_id, time, value, offset, max(self.labels.time, time), record)
-        self.kept_labels.append(label)
-        event = self.events.get(event_id)
-        while event is not None and not self._belong(event, label):
-            event = event.later
-        if event is not None:
-            self._settle(event, label)
-        elif self.log.time > time + self.timeout:
-            label.done = True
-            self.outcomes.unmatched(label)
+        for event in self._events_of(event_id):
+            if self._belong(event, label):
+                if self._settle(event, label):
+                    self._keep_label(label)
+                break
         else:
-            self.waiting.setdefault(event_id, []).append(label)
-            self.waiting_labels += 1
-            heapq.heappush(self._queue, (time, offset, label))
+            if self.log.time > time + self.timeout:
+                self.outcomes.unmatched(label)
+            else:
+                self._wait(label)
         self._expire()
 
-    def waiting_at(self, event_id: str, offset: int, *, label: bool) -> Event | Label | None:
-        """Return the prediction or the label of an offset while it has not met the other; None where it has."""
-        if label:
-            return next((one for one in self.waiting.get(event_id, ()) if one.offset == offset), None)
-        event = self.events.get(event_id)
-        while event is not None and event.offset != offset:
-            event = event.later
-        return event if event is not None and event.label is None else None
+    def refuse_at(self, event_id: str, offset: int, *, label: bool) -> None:
+        """Make no example of the prediction or the label of an offset, unless one was made."""
+        items: Iterable[Event | Label] = self._labels_of(event_id) if label else self._events_of(event_id)
+        for item in items:
+            if item.offset == offset and (isinstance(item, Label) or item.label is None):
+                item.is_refused = True
+                self._changed(item)
 
     def _belong(self, event: Event, label: Label) -> bool:
         return label.watermark <= event.time + self.timeout and event.watermark <= label.time + self.timeout
 
-    def _offer(self, event: Event, labels: list[Label]) -> None:
-        """Give an event that has just come the labels that waited for it, in their order."""
-        left = []
-        for label in labels:
-            if self._belong(event, label):
-                self.waiting_labels -= 1
-                self._settle(event, label)
-            else:
-                left.append(label)
-        if left:
-            self.waiting[event.id] = left
-        else:
-            del self.waiting[event.id]
-
-    def _settle(self, event: Event, label: Label) -> None:
+    def _settle(self, event: Event, label: Label) -> bool:
+        """Give an event a label; returns whether it is its first."""
         event.reach = max(event.reach, label.time)
-        if event.label is None:
+        if is_first := event.label is None:
             event.label = label
             self.pending -= 1
             self.outcomes.joined(event, label)
@@ -269,33 +257,27 @@ class Join:
         else:
             label.done = True
             self.outcomes.duplicate(event, label)
+        self._changed(event)
+        return is_first
 
     def _expire(self) -> None:
         """Close the events that the labels' watermark has passed."""
-        heap, edge = self._open, self.labels.time - self.timeout
-        while heap and heap[0][0] < edge:
-            entry = heapq.heappop(heap)
-            event = entry[2]
+        edge = self.labels.time - self.timeout
+        while (event := self._next_open(edge)) is not None:
             if event.label is None:
                 self.pending -= 1
                 self.outcomes.expired(event)
                 event.value = event.trace = None
-            heapq.heappush(self._closed, (event.reach, event.offset, event))
+                self._changed(event)
+            self._close(event)
         self._forget()
 
     def _advance_log(self) -> None:
         """Give up labels, and forget closed events, that the predictions' watermark has passed."""
-        heap, edge = self._queue, self.log.time - self.timeout
-        while heap and heap[0][0] < edge:
-            label = heapq.heappop(heap)[2]
-            labels = self.waiting.get(label.id)
-            if labels is None or label not in labels:
-                continue  # it met its event
-            labels.remove(label)
-            if not labels:
-                del self.waiting[label.id]
-            self.waiting_labels -= 1
+        edge = self.log.time - self.timeout
+        while (label := self._next_waiting(edge)) is not None:
             label.done = True
+            self._stop_waiting(label)
             self.outcomes.unmatched(label)
         self._forget()
 
@@ -305,23 +287,64 @@ class Join:
         A rebuild may begin at a record between them: a label that is read again without its event must not wait for it
         beyond the rebuild's end, nor a duplicate be taken for the first. Both watermarks must have passed all of them.
         """
-        heap, edge = self._closed, min(self.log.time, self.labels.time) - self.timeout
-        while heap and heap[0][0] < edge:
-            reach, offset, event = heapq.heappop(heap)
-            later = event.later
-            while later is not None:  # what this event settled must not be taken by a later one of its id
-                if later.watermark <= event.reach + self.timeout:
+        edge = min(self.log.time, self.labels.time) - self.timeout
+        while (closed := self._next_closed(edge)) is not None:
+            reach, event = closed
+            for later in self._events_of(
+                event.id
+            ):  # what this event settled must not be taken by a later one of its id
+                if later.offset > event.offset and later.watermark <= event.reach + self.timeout:
                     event.reach = max(event.reach, later.time)
-                later = later.later
             if event.reach > reach:
-                heapq.heappush(heap, (event.reach, offset, event))
-                continue
-            event.done = True
-            if event.label is not None:
-                event.label.done = True
-            self._unlink(event)
+                self._close(event)
+            else:
+                self._drop(event)
 
-    def _unlink(self, event: Event) -> None:
+    # Where it is kept. `StoredJoin` keeps it elsewhere.
+
+    def _events_of(self, event_id: str) -> Sequence[Event]:
+        """Return the events of an id that are remembered, in the order in which they came."""
+        event = self.events.get(event_id)
+        return () if event is None else (event, *self._later_than(event))
+
+    def _later_than(self, event: Event) -> Sequence[Event]:
+        """Return the events of the same id that came after an event."""
+        if event.later is None:
+            return ()
+        later = [event.later]
+        while (event := later[-1]).later is not None:
+            later.append(event.later)
+        return later
+
+    def _remember(self, event: Event) -> None:
+        if earlier := self._events_of(event.id):
+            earlier[-1].later = event
+        else:
+            self.events[event.id] = event
+        self.kept_events.append(event)
+        heapq.heappush(self._open, (event.time, event.offset, event))
+
+    def _changed(self, item: Event | Label) -> None:
+        """An event, or a label that waits, is another than it was when it was remembered."""
+
+    def _next_open(self, edge: int) -> Event | None:
+        heap = self._open
+        return heapq.heappop(heap)[2] if heap and heap[0][0] < edge else None
+
+    def _close(self, event: Event) -> None:
+        heapq.heappush(self._closed, (event.reach, event.offset, event))
+
+    def _next_closed(self, edge: int) -> tuple[int, Event] | None:
+        heap = self._closed
+        if not heap or heap[0][0] >= edge:
+            return None
+        reach, _, event = heapq.heappop(heap)
+        return reach, event
+
+    def _drop(self, event: Event) -> None:
+        event.done = True
+        if event.label is not None:
+            event.label.done = True
         first = self.events[event.id]
         if first is event:
             if event.later is None:
@@ -333,3 +356,33 @@ class Join:
             assert first.later is not None  # noqa: S101  an event that is not forgotten is in its chain
             first = first.later
         first.later = event.later
+
+    def _labels_of(self, event_id: str) -> Sequence[Label]:
+        """Return the labels of an id that wait, in the order in which they came."""
+        labels = self.waiting.get(event_id)
+        return tuple(labels) if labels else ()
+
+    def _keep_label(self, label: Label) -> None:
+        """Remember a label that has met its event at once, or one that waits."""
+        self.kept_labels.append(label)
+
+    def _wait(self, label: Label) -> None:
+        self._keep_label(label)
+        self.waiting.setdefault(label.id, []).append(label)
+        self.waiting_labels += 1
+        heapq.heappush(self._queue, (label.time, label.offset, label))
+
+    def _next_waiting(self, edge: int) -> Label | None:
+        heap = self._queue
+        while heap and heap[0][0] < edge:
+            label = heapq.heappop(heap)[2]
+            if label in self.waiting.get(label.id, ()):  # else it met its event
+                return label
+        return None
+
+    def _stop_waiting(self, label: Label) -> None:
+        labels = self.waiting[label.id]
+        labels.remove(label)
+        if not labels:
+            del self.waiting[label.id]
+        self.waiting_labels -= 1

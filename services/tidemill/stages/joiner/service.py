@@ -3,22 +3,27 @@
 reads   <pipeline>.prediction-log and <pipeline>.labels.valid, both by event id, partition n of both together
 writes  <pipeline>.examples (one partition: the order of learning), <pipeline>.expired, <pipeline>.dlq;
         <pipeline>.updates, for the views over outcomes
-state   what waits or was settled lately; rebuilt by reading both logs again from the oldest record that still matters,
-        whose offset and watermark are kept beside the committed offset
+state   what waits or was settled lately, in memory or in tables on this machine's disk; rebuilt by reading both logs
+        again from where the tables were saved, or else from the oldest record that still matters, whose offset and
+        watermark are kept beside the committed offset
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER, Carried, carried
-from tidemill.errors import Reject
+from tidemill.errors import Reject, Retry
 from tidemill.limits import DEAD_LETTER_BYTES
 from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
+from tidemill.stages.joiner.stored_join import StoredJoin
 from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.group import Service
+from tidemill.stream.local_state import OpenState
 from tidemill.stream.origin import origin_of
 from tidemill.stream.trace import trace_of
 from tidemill.watermark import State, Watermark
@@ -28,6 +33,8 @@ from tidemill.wire.records import Records
 from tidemill.wire.services import service
 from tidemill.wire.updates import Updates
 
+log = logging.getLogger(__name__)
+
 
 class Joiner(DeadLetterProcessor):
     """Joins each prediction with its label, once.
@@ -36,11 +43,18 @@ class Joiner(DeadLetterProcessor):
     ----------
     watermark
         Makes the watermark of a log, from its slack in ms and an earlier state.
+    open_state
+        Opens the tables of a partition; without it everything is in memory.
     """
 
-    def __init__(self, pipeline: Pipeline, watermark: Callable[[int, State], Watermark] = Watermark) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        watermark: Callable[[int, State], Watermark] = Watermark,
+        open_state: OpenState | None = None,
+    ) -> None:
         super().__init__(pipeline.name, "joiner")
-        self._watermark = watermark
+        self._watermark, self._open_state = watermark, open_state
         self.records = Records(pipeline)
         name = pipeline.name
         self.log_topic = topics.PREDICTION_LOG.name(name)
@@ -50,6 +64,7 @@ class Joiner(DeadLetterProcessor):
         self.timeout = pipeline.label_timeout_ms
         self.joins: dict[int, Join] = {}
         self._next: dict[TopicPartition, int] = {}
+        self._topic_ids: dict[TopicPartition, str] = {}
         self._new: dict[int, tuple[str, ...]] = {}
         self._id, self._time = pipeline.labels.id, pipeline.labels.time
         self._value, self._as_label = pipeline.label_value(), pipeline.kind.label
@@ -57,18 +72,51 @@ class Joiner(DeadLetterProcessor):
         self._emit: Emit = discard
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
-        join = self.joins.get(topic_partition.partition)
+        number = topic_partition.partition
+        join = self.joins.get(number)
         if join is None:
-            join = self.joins[topic_partition.partition] = Join(self.timeout, self._outcomes(), self._watermark)
+            join = self.joins[number] = self._join(number)
         metadata = CommitMetadata.decode(committed.metadata)
         begin = committed.offset if metadata.rebuild_from is None else metadata.rebuild_from
+        saved = self._saved(topic_partition, committed, metadata)
         if topic_partition.topic == self.log_topic:
-            join.restore_log(metadata.watermark)
-            self._new[topic_partition.partition] = self._updates.new(committed)
-        else:
-            join.restore_labels(metadata.watermark)
+            self._new[number] = self._updates.new(committed)
+            if saved is None:
+                self.joins[number].restore_log(metadata.watermark)
+        elif saved is None:
+            self.joins[number].restore_labels(metadata.watermark)
+        begin = begin if saved is None else saved
         self._next[topic_partition] = begin
+        self._topic_ids[topic_partition] = metadata.topic_id
         return Start(begin, committed.offset)
+
+    def _join(self, number: int) -> Join:
+        if self._open_state is None:
+            return Join(self.timeout, self._outcomes(), self._watermark)
+        return StoredJoin(self.timeout, self._outcomes(), self._open_state(number), self._watermark)
+
+    def _saved(self, topic_partition: TopicPartition, committed: Position, metadata: CommitMetadata) -> int | None:
+        """Return up to where the saved state has read the log that was committed; None where none is of use.
+
+        Raises Retry where the partition's other topic goes on with it, and this one can't.
+        """
+        number, begin = topic_partition.partition, metadata.rebuild_from
+        saved = self.joins[number].saved
+        if not saved:
+            return None
+        offset, topic_id = saved[topic_partition.topic]
+        if begin is not None and begin <= offset <= committed.offset and topic_id == metadata.topic_id:
+            return offset
+        log.warning(
+            "the saved state is of another time than what is committed: it is made again from the log",
+            extra={"partition": f"{topic_partition.topic}[{number}]", "saved": offset, "committed": committed.offset},
+        )
+        self.joins[number].clear()
+        if any(partition.partition == number for partition in self._next):
+            raise Retry(f"the state of partition {number} is made again")
+        self.joins[number].close()
+        self.joins[number] = self._join(number)
+        return None
 
     def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
         """Return where a rebuild must begin: at the first record that still matters, with the watermark before it.
@@ -84,9 +132,19 @@ class Joiner(DeadLetterProcessor):
 
     def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
         for topic_partition in topic_partitions:
-            self.joins.pop(topic_partition.partition, None)
+            if join := self.joins.pop(topic_partition.partition, None):
+                join.close()
+            self._topic_ids.pop(topic_partition, None)
             self._next.pop(topic_partition, None)
             self._new.pop(topic_partition.partition, None)
+
+    def committed(self) -> None:
+        for number, join in self.joins.items():
+            join.save(partial(self._positions, number))
+
+    def _positions(self, number: int) -> dict[str, tuple[int, str]]:
+        partitions = [TopicPartition(topic, number) for topic in (self.log_topic, self.labels_topic)]
+        return {partition.topic: (self._next[partition], self._topic_ids[partition]) for partition in partitions}
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
         self._emit = emit
@@ -135,9 +193,7 @@ class Joiner(DeadLetterProcessor):
         content = (self.records.label if is_label else self.records.prediction_log).of(value)
         if content is not None:
             id_ = str(content[self._id]) if is_label else content["features"]["event_id"]
-            waiting = self.joins[record.partition()].waiting_at(id_, record.offset(), label=is_label)
-            if waiting is not None:
-                waiting.is_refused = True
+            self.joins[record.partition()].refuse_at(id_, record.offset(), label=is_label)
 
     def _joined(self, event: Event, label: Label) -> None:
         if event.is_refused or label.is_refused:
@@ -197,6 +253,10 @@ class Joiner(DeadLetterProcessor):
         return gauges
 
 
-def build(pipeline: Pipeline, watermark: Callable[[int, State], Watermark] = Watermark) -> Service:
+def build(
+    pipeline: Pipeline,
+    watermark: Callable[[int, State], Watermark] = Watermark,
+    open_state: OpenState | None = None,
+) -> Service:
     """Wire the joiner to its topics."""
-    return service("joiner", pipeline, Joiner(pipeline, watermark))
+    return service("joiner", pipeline, Joiner(pipeline, watermark, open_state))

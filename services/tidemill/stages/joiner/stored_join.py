@@ -1,0 +1,351 @@
+"""The join of one partition with what it must remember in tables on disk: its memory does not grow with that.
+
+events      offset -> prediction; what is there no more is done with
+event_ids   hash of an id -> offsets of its events
+open        (time, offset) of the events whose timeout has not passed
+closed      (reach, offset) of those that are remembered for what they have settled
+labels      offset -> label that waits; empty where it met its event, which is remembered
+label_ids   hash of an id -> offsets of the labels that wait
+queue       (time, offset) of the labels that wait
+marks       offset -> watermark before it, of each log; see `Marks`
+state       how far the state has come
+
+Rows lie by offset, so those that come and go together lie together; only 16 bytes an id lie anywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tidemill.errors import Retry
+from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
+from tidemill.stream.local_state import LocalState, Table
+from tidemill.stream.memory import MemoryRecord
+from tidemill.watermark import RECENT_RECORDS, State, Watermark
+
+#: What is in the tables; another one is made again from the log.
+FORMAT = 1
+#: How often the state is saved. A process that starts reads again what came since.
+SAVE_SECONDS = 1.0
+
+_OFFSET = struct.Struct(">Q")
+_QUEUED = struct.Struct(">QQ")
+_BIAS = 2**63  # times may lie before 1970, and keys are compared as unsigned numbers
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+class Saved(NamedTuple):
+    """What the tables hold: up to where the topics were read, and what is not in a table."""
+
+    format: int
+    timeout: int
+    positions: dict[str, tuple[int, str]]
+    log: tuple[int, ...]
+    labels: tuple[int, ...]
+    pending: int
+    waiting_labels: int
+
+
+class _EventRow(NamedTuple):
+    id: str
+    time: int
+    watermark: int
+    reach: int
+    origin: int
+    entity: str
+    trace: list[tuple[str, bytes]] | None
+    is_refused: bool
+    value: bytes | None
+    label: tuple[int, Any] | None  # its offset and value
+
+
+class _LabelRow(NamedTuple):
+    id: str
+    time: int
+    watermark: int
+    value: Any
+    is_refused: bool
+    topic: str
+    partition: int
+    key: bytes | None
+    message: bytes | None
+    timestamp: int
+    headers: list[tuple[str, bytes]] | None
+
+
+_read_saved = msgspec.msgpack.Decoder(Saved).decode
+_read_event = msgspec.msgpack.Decoder(_EventRow).decode
+_read_label = msgspec.msgpack.Decoder(_LabelRow).decode
+
+
+class StoredJoin(Join):
+    """The same join; see there.
+
+    Parameters
+    ----------
+    state
+        The partition's tables, which belong to this join.
+    """
+
+    def __init__(
+        self,
+        timeout: int,
+        outcomes: Outcomes,
+        state: LocalState,
+        watermark: Callable[[int, State], Watermark] = Watermark,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(timeout, outcomes, watermark)
+        self._state, self._clock, self._last_save = state, clock, clock()
+        self._meta = state.table("state")
+        self._events, self._event_ids = state.table("events"), _Ids(state.table("event_ids"))
+        self._waiting, self._label_ids = state.table("labels"), _Ids(state.table("label_ids"))
+        self._opened, self._done = _Queue(state.table("open")), _Queue(state.table("closed"))
+        self._expected = _Queue(state.table("queue"))
+        self.kept_events = _Kept(self._events, state.table("event_marks"))  # type: ignore[assignment]
+        self.kept_labels = _Kept(self._waiting, state.table("label_marks"))  # type: ignore[assignment]
+        self._restore()
+
+    def _restore(self) -> None:
+        if (data := self._meta.get(b"saved")) is None:
+            return
+        try:
+            saved = _read_saved(data)
+        except msgspec.MsgspecError:
+            saved = None
+        if saved is None or saved.format != FORMAT or saved.timeout != self.timeout:
+            self._state.clear()
+            self._state.close()
+            raise Retry("the joiner's local state is of another declaration or version: it is made again from the log")
+        self.saved = saved.positions
+        self.log, self.labels = self._watermark(saved.log), self._watermark(saved.labels)
+        self.pending, self.waiting_labels = saved.pending, saved.waiting_labels
+
+    def save(self, positions: Callable[[], dict[str, tuple[int, str]]], *, now: bool = False) -> None:
+        if not now and self._clock() - self._last_save < SAVE_SECONDS:
+            return
+        self._last_save = self._clock()
+        saved = Saved(
+            FORMAT, self.timeout, positions(), self.log.state, self.labels.state, self.pending, self.waiting_labels
+        )
+        self._meta.put(b"saved", encode(saved))
+        self._state.save()
+
+    def clear(self) -> None:
+        self._state.clear()
+        self.saved = {}
+
+    def close(self) -> None:
+        self._state.close()
+
+    def _events_of(self, event_id: str) -> Sequence[Event]:
+        events = [self._event(key) for key in self._event_ids.of(event_id)]
+        return [event for event in events if event.id == event_id]
+
+    def _later_than(self, event: Event) -> Sequence[Event]:
+        own = _OFFSET.pack(event.offset)
+        later = [self._event(key) for key in self._event_ids.of(event.id) if key > own]
+        return [one for one in later if one.id == event.id]
+
+    def _event(self, key: bytes) -> Event:
+        row = _read_event(self._row(self._events, key))
+        offset = _OFFSET.unpack(key)[0]
+        event = Event(row.id, row.time, offset, row.watermark, row.value, row.origin, row.entity, row.trace)  # type: ignore[arg-type]
+        event.reach, event.is_refused = row.reach, row.is_refused
+        if row.label is not None:
+            event.label = Label(row.id, 0, row.label[1], row.label[0], 0, None)
+        return event
+
+    @staticmethod
+    def _row(table: Table, key: bytes) -> bytes:
+        row = table.get(key)
+        if row is None:
+            raise Retry(f"the joiner's local state lacks a row that another one names ({key.hex()})")
+        return row
+
+    def _remember(self, event: Event) -> None:
+        self._changed(event)
+        self._event_ids.add(event.id, event.offset)
+        self._opened.push(event.time, event.offset)
+
+    def _changed(self, item: Event | Label) -> None:
+        if isinstance(item, Event):
+            label = None if item.label is None else (item.label.offset, item.label.value)
+            value = None if item.value is None else bytes(item.value)
+            row: tuple[Any, ...] = (
+                item.id, item.time, item.watermark, item.reach, item.origin, item.entity, item.trace, item.is_refused,
+                value, label,
+            )  # fmt: skip
+            self._events.put(_OFFSET.pack(item.offset), encode(row))
+            return
+        record = item.record
+        row = (
+            item.id, item.time, item.watermark, item.value, item.is_refused, record.topic(), record.partition(),
+            record.key(), record.value(), record.timestamp()[1], record.headers(),
+        )  # fmt: skip
+        self._waiting.put(_OFFSET.pack(item.offset), encode(row))
+
+    def _next_open(self, edge: int) -> Event | None:
+        return self._event(entry[8:]) if (entry := self._opened.pop(edge)) else None
+
+    def _close(self, event: Event) -> None:
+        self._done.push(event.reach, event.offset)
+
+    def _next_closed(self, edge: int) -> tuple[int, Event] | None:
+        if (entry := self._done.pop(edge)) is None:
+            return None
+        return _QUEUED.unpack(entry)[0] - _BIAS, self._event(entry[8:])
+
+    def _drop(self, event: Event) -> None:
+        self._events.delete(_OFFSET.pack(event.offset))
+        self._event_ids.remove(event.id, event.offset)
+        if event.label is not None:
+            self._waiting.delete(_OFFSET.pack(event.label.offset))
+
+    def _labels_of(self, event_id: str) -> Sequence[Label]:
+        labels = [self._label(key) for key in self._label_ids.of(event_id)]
+        return [label for label in labels if label.id == event_id]
+
+    def _label(self, key: bytes) -> Label:
+        row, offset = _read_label(self._row(self._waiting, key)), _OFFSET.unpack(key)[0]
+        record = MemoryRecord(
+            row.topic,
+            row.message,
+            row.key,
+            row.timestamp,
+            row.headers,
+            row.partition,
+            offset,
+        )
+        label = Label(row.id, row.time, row.value, offset, row.watermark, record)
+        label.is_refused = row.is_refused
+        return label
+
+    def _wait(self, label: Label) -> None:
+        self._changed(label)
+        self._label_ids.add(label.id, label.offset)
+        self._expected.push(label.time, label.offset)
+        self.waiting_labels += 1
+
+    def _keep_label(self, label: Label) -> None:
+        self._waiting.put(_OFFSET.pack(label.offset), b"")
+
+    def _next_waiting(self, edge: int) -> Label | None:
+        return self._label(entry[8:]) if (entry := self._expected.pop(edge)) else None
+
+    def _stop_waiting(self, label: Label) -> None:
+        self._label_ids.remove(label.id, label.offset)
+        self._expected.remove(label.time, label.offset)
+        self.waiting_labels -= 1
+        if label.done:
+            self._waiting.delete(_OFFSET.pack(label.offset))
+        else:
+            self._keep_label(label)
+
+
+class _Ids:
+    """Offsets by the hash of an id; others may share it. What was asked for last is not looked up again."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._last_id, self._key, self._offsets = "", _hash(""), b""
+        self._look("")
+
+    def _look(self, id_: str) -> None:
+        self._last_id, self._key = id_, _hash(id_)
+        self._offsets = self._table.get(self._key) or b""
+
+    def of(self, id_: str) -> Sequence[bytes]:
+        """Return the offsets as keys, in their order."""
+        if id_ != self._last_id:
+            self._look(id_)
+        offsets = self._offsets
+        if len(offsets) <= 8:
+            return (offsets,) if offsets else ()
+        return [offsets[at : at + 8] for at in range(0, len(offsets), 8)]
+
+    def add(self, id_: str, offset: int) -> None:
+        self._set([*self.of(id_), _OFFSET.pack(offset)])
+
+    def remove(self, id_: str, offset: int) -> None:
+        gone = _OFFSET.pack(offset)
+        self._set([one for one in self.of(id_) if one != gone])
+
+    def _set(self, offsets: Sequence[bytes]) -> None:
+        self._offsets = b"".join(offsets)
+        if offsets:
+            self._table.put(self._key, self._offsets)
+        else:
+            self._table.delete(self._key)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash(id_: str) -> bytes:
+    return hashlib.blake2b(id_.encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+class _Queue:
+    """Offsets by a time; knows the first time, so that most looks cost nothing."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._look()
+
+    def _look(self) -> None:
+        self._first = self._table.first()
+        self._time: float = math.inf if self._first is None else _QUEUED.unpack(self._first)[0] - _BIAS
+
+    def push(self, time: int, offset: int) -> None:
+        key = _QUEUED.pack(time + _BIAS, offset)
+        self._table.put(key, b"")
+        if self._first is None or key < self._first:
+            self._first, self._time = key, time
+
+    def pop(self, edge: int) -> bytes | None:
+        """Remove and return the first key, where its time is before `edge`."""
+        if self._time >= edge or (first := self._first) is None:
+            return None
+        self._table.delete(first)
+        self._look()
+        return first
+
+    def remove(self, time: int, offset: int) -> None:
+        """Remove one, where it is there."""
+        key = _QUEUED.pack(time + _BIAS, offset)
+        self._table.delete(key)
+        if key == self._first:
+            self._look()
+
+
+class _Kept:
+    """Where a rebuild begins, as `Retained` says it: at the first row, which is the oldest."""
+
+    def __init__(self, rows: Table, marks: Table) -> None:
+        self._rows, self._marks = rows, marks
+        self._since = RECENT_RECORDS
+
+    def note(self, offset: int, watermark: Watermark) -> None:
+        """Note the watermark before the record at an offset; of most records nothing is kept."""
+        if self._since >= RECENT_RECORDS:
+            self._marks.put(_OFFSET.pack(offset), encode(watermark.state))
+            self._since = 0
+        self._since += 1
+
+    def begin(self, following: int, watermark: Watermark) -> tuple[int, State]:
+        """Return where a rebuild begins, and the watermark there: at `following` if nothing is kept."""
+        first = self._rows.first()
+        mark = self._marks.last_until(first) if first is not None else None
+        if mark is None:
+            return following, watermark.state
+        while (oldest := self._marks.first()) is not None and oldest < mark:
+            self._marks.delete(oldest)
+        return _OFFSET.unpack(mark)[0], tuple(msgspec.msgpack.decode(self._marks.get(mark) or b""))

@@ -1,0 +1,201 @@
+"""State on disk: what was saved is there, what was not is not, whatever ends the process; what can't be right is made again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill import load
+from tidemill.errors import Retry, SettingsError
+from tidemill.stages.joiner.service import Joiner
+from tidemill.stream import lmdb_state
+from tidemill.stream.api import Position, Start, TopicPartition
+from tidemill.stream.commit_metadata import CommitMetadata
+from tidemill.stream.lmdb_state import LmdbState, open_in
+from tidemill.stream.restore import mark
+
+
+def test_what_was_saved_is_there_again_and_what_was_not_is_gone(tmp_path: Path) -> None:
+    state = LmdbState(tmp_path / "0")
+    state.table("a").put(b"k", b"saved")
+    state.save()
+    state.table("a").put(b"k", b"not saved")
+    state.table("b").put(b"k", b"not saved")
+    state.close()
+    state = LmdbState(tmp_path / "0")
+    assert (state.table("a").get(b"k"), state.table("b").get(b"k")) == (b"saved", None)
+    state.clear()
+    state.close()
+    assert LmdbState(tmp_path / "0").table("a").get(b"k") is None
+
+
+def test_two_at_once_are_refused_with_the_folder_and_what_to_do(tmp_path: Path) -> None:
+    state = LmdbState(tmp_path / "0")
+    with pytest.raises(Retry, match=r"0: another process has this state: give each instance a name of its own"):
+        LmdbState(tmp_path / "0")
+    state.close()
+    LmdbState(tmp_path / "0").close()
+
+
+def test_state_from_before_the_machine_went_down_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = LmdbState(tmp_path / "0")
+    state.table("a").put(b"k", b"v")
+    state.save()
+    state.close()
+    monkeypatch.setattr(lmdb_state, "BOOT_ID", tmp_path / "no such file")
+    assert LmdbState(tmp_path / "0").table("a").get(b"k") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 5000])
+def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes) -> None:
+    state = LmdbState(tmp_path / "0")
+    state.table("a").put(b"k", b"v")
+    state.save()
+    state.close()
+    (tmp_path / "0" / "data.mdb").write_bytes(damage)
+    try:
+        state = LmdbState(tmp_path / "0")
+    except Retry:
+        state = LmdbState(tmp_path / "0")
+    assert state.table("a").get(b"k") is None
+
+
+def test_what_finds_no_room_is_told_and_what_was_saved_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_state, "MAP_BYTES", 256 * 1024)
+    state = LmdbState(tmp_path / "0")
+    table = state.table("a")
+    table.put(b"k", b"saved")
+    state.save()
+    with pytest.raises(Retry, match="can't be written"):
+        [table.put(b"%d" % n, b"x" * 300) for n in range(10_000)]
+    state.close()
+    state = LmdbState(tmp_path / "0")
+    assert state.rows() == {"a": 1}
+    assert state.table("a").get(b"k") == b"saved"
+
+
+def test_a_folder_that_can_t_be_made_is_named_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"setting state_dir \('.*file/joiner'\): .*TIDEMILL_STATE_DIR"):
+        open_in(tmp_path / "file" / "joiner")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.binary(min_size=1, max_size=3))), st.binary(min_size=1, max_size=3))
+def test_a_table_is_an_ordered_dictionary(tmp_path_factory: pytest.TempPathFactory, steps: list, probe: bytes) -> None:
+    state = LmdbState(tmp_path_factory.mktemp("state"))
+    table, expected = state.table("a"), {}
+    for is_put, key in steps:
+        if is_put:
+            table.put(key, key)
+            expected[key] = key
+        else:
+            table.delete(key)
+            expected.pop(key, None)
+    assert table.first() == min(expected, default=None)
+    assert table.last_until(probe) == max((key for key in expected if key <= probe), default=None)
+    assert table.get(probe) == expected.get(probe)
+    state.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tidemill.stream.lmdb_state import LmdbState
+state = LmdbState(Path(sys.argv[1]))
+one, other = state.table("one"), state.table("other")
+for n in range(10**9):
+    one.put(b"%09d" % (n % 1000), b"%d" % n)
+    other.put(b"n", b"%d" % n)
+    if n % 7 == 0:
+        state.save()
+        print(n, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_what_it_has_saved(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "0")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout
+        seen = [int(writer.stdout.readline()) for _ in range(300)][-1]
+        writer.send_signal(signal.SIGKILL)
+        seen = [seen, *map(int, writer.stdout.read().split())][-1]
+    state = LmdbState(tmp_path / "0")
+    saved = int(state.table("other").get(b"n") or b"")
+    assert saved in (seen, seen + 7), "the last save, or one that was not printed any more"
+    assert state.table("one").get(b"%09d" % (saved % 1000)) == b"%d" % saved
+    assert state.table("one").get(b"%09d" % ((saved + 1) % 1000)) != b"%d" % (saved + 1)
+
+
+# The joiner takes saved state only where it is that of what is committed ----------------------------------------------
+
+LOG, LABELS = TopicPartition("delays.prediction-log", 0), TopicPartition("delays.labels.valid", 0)
+
+
+def position(offset: int, rebuild_from: int | None = 0, topic_id: str = "a") -> Position:
+    return mark(CommitMetadata(rebuild_from), offset, topic_id)
+
+
+def saved(folder: Path, log: int, labels: int) -> None:
+    """Save a joiner's state at these offsets."""
+    joiner = Joiner(load("delays"), open_state=open_in(folder))
+    joiner.assign(LOG, position(log))
+    joiner.assign(LABELS, position(labels))
+    joiner._next = {LOG: log, LABELS: labels}
+    joiner.joins[0].save(lambda: joiner._positions(0), now=True)
+    joiner.revoke([LOG, LABELS])
+
+
+def test_a_joiner_goes_on_where_its_state_was_saved(tmp_path: Path) -> None:
+    saved(tmp_path, 100, 40)
+    joiner = Joiner(load("delays"), open_state=open_in(tmp_path))
+    assert joiner.assign(LOG, position(120)) == Start(100, 120)
+    assert joiner.assign(LABELS, position(40)) == Start(40, 40)
+
+
+@pytest.mark.parametrize(
+    ("log", "labels"),
+    [
+        pytest.param(position(99), position(40), id="committed before what was saved"),
+        pytest.param(position(100, 100, "b"), position(40, 40, "b"), id="of a topic that was made again"),
+        pytest.param(position(100, None), position(40, None), id="a person has set the offsets"),
+        pytest.param(position(900, 101), position(400, 41), id="another instance has gone on for long"),
+        pytest.param(Position(0), Position(0), id="the group is new"),
+    ],
+)
+def test_state_that_is_not_that_of_what_is_committed_is_made_again(
+    tmp_path: Path, log: Position, labels: Position
+) -> None:
+    saved(tmp_path, 100, 40)
+    joiner = Joiner(load("delays"), open_state=open_in(tmp_path))
+    begin = CommitMetadata.decode(log.metadata).rebuild_from
+    assert joiner.assign(LOG, log) == Start(log.offset if begin is None else begin, log.offset)
+    assert joiner.assign(LABELS, labels).live_from == labels.offset
+    assert joiner.joins[0].saved == {}
+
+
+def test_where_one_topic_has_taken_the_state_and_the_other_can_t_both_begin_anew(tmp_path: Path) -> None:
+    saved(tmp_path, 100, 40)
+    joiner = Joiner(load("delays"), open_state=open_in(tmp_path))
+    assert joiner.assign(LOG, position(120)) == Start(100, 120)
+    with pytest.raises(Retry, match="the state of partition 0 is made again"):
+        joiner.assign(LABELS, position(39))
+    joiner.revoke([LOG, LABELS])
+    assert joiner.assign(LOG, position(120)) == Start(0, 120)
+    assert joiner.assign(LABELS, position(39)) == Start(0, 39)
+
+
+def test_state_of_another_declaration_is_made_again(tmp_path: Path) -> None:
+    saved(tmp_path, 100, 40)
+    joiner = Joiner(load("delays"), open_state=open_in(tmp_path))
+    joiner.timeout += 1
+    with pytest.raises(Retry, match="another declaration"):
+        joiner.assign(LOG, position(120))
+    assert joiner.assign(LOG, position(120)) == Start(0, 120)
