@@ -17,9 +17,11 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -33,13 +35,26 @@ from tidemill.offline.backtest import Backtest
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.joiner.service import Joiner
 from tidemill.stream.api import Position, Processor, TopicPartition
+from tidemill.stream.commit_metadata import CommitMetadata
+from tidemill.stream.lmdb_state import open_in
 from tidemill.stream.loop import tune_collector
 from tidemill.stream.memory import MemoryRecord
+from tidemill.stream.restore import mark
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
-SIZES = {"featurizer": (1_000, 100_000, 1_000_000), "joiner": (0, 100_000, 1_000_000), "learner": (1, 2, 5, 10)}
-WHAT = {"featurizer": "entities", "joiner": "waiting predictions", "learner": "models"}
+SIZES = {
+    "featurizer": (1_000, 100_000, 1_000_000),
+    "joiner": (0, 100_000, 1_000_000),
+    "joiner on disk": (0, 100_000, 1_000_000),
+    "learner": (1, 2, 5, 10),
+}
+WHAT = {
+    "featurizer": "entities",
+    "joiner": "waiting predictions",
+    "joiner on disk": "waiting predictions",
+    "learner": "models",
+}
 MEASURED, BATCH = 20_000, 500
 TILE = 300_000
 START = 1_357_200_000_000 // TILE * TILE
@@ -58,9 +73,10 @@ def cpu(step: Processor, records: Sequence[MemoryRecord], per_event: int = 1) ->
 
 
 def memory() -> int:
-    """Return what this process has resident, in bytes."""
+    """Return what this process has resident, in bytes, but for files that the system may let go of."""
     gc.collect()
-    return psutil.Process().memory_info().rss
+    info = psutil.Process().memory_info()
+    return info.rss - info.shared
 
 
 def featurizer(entities: int) -> dict[str, float]:
@@ -89,13 +105,13 @@ def featurizer(entities: int) -> dict[str, float]:
     return {"us": cpu(step, measured), "bytes": held / entities}
 
 
-def joiner(waiting: int) -> dict[str, float]:
-    """Measure predictions and their labels while so many other predictions wait."""
+def joiner(waiting: int, folder: Path | None = None) -> dict[str, float]:
+    """Measure predictions and their labels while so many other predictions wait, in memory or in a folder."""
     test, kept = Backtest(bench), dict[str, MemoryRecord]()
     test.emitted = lambda record: kept.setdefault(record.topic(), record)  # type: ignore[assignment, return-value]
     flight = next(f for f in data.flights(days=1) if f.label)
     test.run([flight.event], [flight.label or {}])
-    records, step = Records(bench), Joiner(bench)
+    records, step = Records(bench), Joiner(bench, open_state=open_in(folder) if folder else None)
     log, labels = topics.PREDICTION_LOG.name(bench.name), topics.LABELS_VALID.name(bench.name)
     for topic in (log, labels):
         step.assign(TopicPartition(topic, 0), Position(0))
@@ -113,6 +129,7 @@ def joiner(waiting: int) -> dict[str, float]:
     before = memory()
     for number in range(waiting):
         step.process([predicted(f"EV{number:07}-JFK-2013-01-03T08:00Z", START + number // 100)], nowhere)
+        step.committed()
     held, at = memory() - before, START + TILE
     measured = []
     for number in range(MEASURED):
@@ -124,7 +141,28 @@ def joiner(waiting: int) -> dict[str, float]:
     tune_collector()
     us = cpu(step, measured, per_event=2)
     assert step.gauges()["pending", "0"] == waiting
-    return {"us": us, "bytes": held / waiting if waiting else 0.0}
+    figures = {"us": us, "bytes": held / waiting if waiting else 0.0}
+    return figures if folder is None else figures | reopened(step, folder, waiting)
+
+
+def reopened(step: Joiner, folder: Path, waiting: int) -> dict[str, float]:
+    """Measure how long a new process takes to go on with what this one has saved."""
+    step.joins[0].save(lambda: step._positions(0), now=True)
+    ends = dict(step._next)
+    step.revoke(list(ends))
+    began, step = time.perf_counter(), Joiner(bench, open_state=open_in(folder))
+    for partition, end in ends.items():
+        start = step.assign(partition, mark(CommitMetadata(0), end, ""))
+        assert start.rebuild_from == end, "nothing is read again"
+    assert step.gauges()["pending", "0"] == waiting
+    size = (folder / "0" / "data.mdb").stat().st_size
+    return {"reopened_s": round(time.perf_counter() - began, 3), "disk_bytes": size / waiting if waiting else 0.0}
+
+
+def joiner_on_disk(waiting: int) -> dict[str, float]:
+    """Measure the same with what waits on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        return joiner(waiting, Path(folder))
 
 
 def learner(models: int) -> dict[str, float]:
@@ -148,6 +186,7 @@ def learner(models: int) -> dict[str, float]:
 
 
 MEASURE: dict[str, Callable[[int], dict[str, float]]] = {"featurizer": featurizer, "joiner": joiner, "learner": learner}
+MEASURE["joiner on disk"] = joiner_on_disk
 
 
 def table(figures: dict[str, dict[int, list[dict[str, float]]]]) -> str:
