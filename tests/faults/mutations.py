@@ -50,6 +50,7 @@ SIGNING = "tests/unit/registry/test_signing.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
 PROMISES = "tests/contracts/test_promises.py"
+STATE, MACHINE = "tests/unit/stream/test_local_state.py", "tests/faults/test_join_machine.py"
 WATERMARK, AHEAD = "tests/unit/test_watermark.py", "tests/faults/test_times_ahead.py"
 WHOLE = (CRASH, LOOP, "tests/contracts", "tests/faults", "tests/system/test_whole.py")
 
@@ -693,6 +694,55 @@ MUTANTS = (
         "self.time = time\n\n    def _ask",
         "self.time, self._limit = time, time + self.slack\n\n    def _ask",
         (WATERMARK, AHEAD),
+    ),
+    Mutant(
+        "saved-state-ahead", "a joiner goes on with saved state that is ahead of what is committed",
+        "stages/joiner/service.py",
+        "begin <= offset <= committed.offset and topic_id",
+        "begin <= offset and topic_id",
+        (f"{STATE}::test_state_that_is_not_that_of_what_is_committed_is_made_again", MACHINE),
+    ),
+    Mutant(
+        "saved-state-of-another-topic", "a joiner goes on with saved state of a topic that was created again",
+        "stages/joiner/service.py",
+        "<= committed.offset and topic_id == metadata.topic_id:",
+        "<= committed.offset:",
+        (f"{STATE}::test_state_that_is_not_that_of_what_is_committed_is_made_again",),
+    ),
+    Mutant(
+        "state-of-another-boot", "tables that the machine may not have written when it went down are used",
+        "stream/lmdb_state.py",
+        "if not boot.exists() or boot.read_text() != boot_id:",
+        "if not boot.exists():",
+        (f"{STATE}::test_state_from_before_the_machine_went_down_is_made_again",),
+    ),
+    Mutant(
+        "state-not-dropped", "what was not saved is kept when a joiner goes back to what is committed",
+        "stream/lmdb_state.py",
+        "            self.txn.abort()\n        self._env.close()\n        self._lock.close()",
+        "            self.txn.commit()\n        self._env.close()\n        self._lock.close()",
+        (f"{STATE}::test_what_was_saved_is_there_again_and_what_was_not_is_gone", MACHINE),
+    ),
+    Mutant(
+        "stored-refusal-forgotten", "that a duplicate has come is not kept on disk, and the event is forgotten too early",
+        "stages/joiner/join.py",
+        "                    earlier.reach = time\n                    self._changed(earlier)",
+        "                    earlier.reach = time",
+        (MACHINE,),
+    ),
+    Mutant(
+        "stored-label-row-left", "the row of a label stays on disk when its event is forgotten",
+        "stages/joiner/stored_join.py",
+        "        if event.label is not None:\n            self._waiting.delete",
+        "        if event.label is None:\n            self._waiting.delete",
+        (MACHINE,),
+    ),
+    Mutant(
+        "stored-queue-head", "an entry that is earlier than the first is not seen to be",
+        "stages/joiner/stored_join.py",
+        "if self._first is None or key < self._first:",
+        "if self._first is None:",
+        (MACHINE,),
     ),
     Mutant(
         "watermark-not-restored", "a joiner's watermark begins again at a restart",
