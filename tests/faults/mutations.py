@@ -50,6 +50,7 @@ SIGNING = "tests/unit/registry/test_signing.py"
 BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
 PROMISES = "tests/contracts/test_promises.py"
+ON_DISK = "tests/unit/stages/test_join.py::test_on_disk_it_remembers_the_same_after_each_record"
 STATE, MACHINE = "tests/unit/stream/test_local_state.py", "tests/faults/test_join_machine.py"
 WATERMARK, AHEAD = "tests/unit/test_watermark.py", "tests/faults/test_times_ahead.py"
 WHOLE = (CRASH, LOOP, "tests/contracts", "tests/faults", "tests/system/test_whole.py")
@@ -724,25 +725,25 @@ MUTANTS = (
         (f"{STATE}::test_what_was_saved_is_there_again_and_what_was_not_is_gone", MACHINE),
     ),
     Mutant(
-        "stored-refusal-forgotten", "that a duplicate has come is not kept on disk, and the event is forgotten too early",
+        "stored-reach-not-kept", "that a duplicate has come is not kept on disk, and the event is forgotten too early",
         "stages/joiner/join.py",
         "                    earlier.reach = time\n                    self._changed(earlier)",
         "                    earlier.reach = time",
-        (MACHINE,),
+        (ON_DISK,),
     ),
     Mutant(
         "stored-label-row-left", "the row of a label stays on disk when its event is forgotten",
         "stages/joiner/stored_join.py",
         "        if event.label is not None:\n            self._waiting.delete",
         "        if event.label is None:\n            self._waiting.delete",
-        (MACHINE,),
+        (ON_DISK,),
     ),
     Mutant(
         "stored-queue-head", "an entry that is earlier than the first is not seen to be",
         "stages/joiner/stored_join.py",
         "if self._first is None or key < self._first:",
         "if self._first is None:",
-        (MACHINE,),
+        (ON_DISK,),
     ),
     Mutant(
         "watermark-not-restored", "a joiner's watermark begins again at a restart",

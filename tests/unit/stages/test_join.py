@@ -14,7 +14,9 @@ from join_definition import highest
 from tidemill import load
 from tidemill.stages.joiner.join import Join, Outcomes
 from tidemill.stages.joiner.service import Joiner
+from tidemill.stages.joiner.stored_join import StoredJoin
 from tidemill.stream.api import Position, TopicPartition, discard
+from tidemill.stream.lmdb_state import LmdbState
 from tidemill.stream.memory import MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -207,3 +209,46 @@ def test_a_joiner_rebuilt_from_its_notes_goes_on_as_if_it_had_never_stopped(log,
         second.process([records[side][offset]], emitted)
     assert sorted(emitted) == sorted(undisturbed)
     assert state(second.joins[0]) == state(whole.joins[0])
+
+
+# On disk --------------------------------------------------------------------------------------------------------------
+
+
+def remembered(join: Join) -> list[tuple]:
+    """Return what a join knows of each id, wherever it keeps it."""
+    events = [
+        (e.id, e.offset, e.reach, e.value, e.is_refused, e.label and (e.label.offset, e.label.value))
+        for name in "abcdef"
+        for e in join._events_of(name)
+    ]
+    labels = [
+        (label.id, label.offset, label.time, label.watermark, label.value)
+        for name in "abcdef"
+        for label in join._labels_of(name)
+    ]
+    return [*events, *labels, join.pending, join.waiting_labels, join.log.state, join.labels.state]
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(LOG, LABELS, st.integers(0, 2**32))
+def test_on_disk_it_remembers_the_same_after_each_record(
+    tmp_path_factory: pytest.TempPathFactory, log: list, labels: list, seed: int
+) -> None:
+    seen, seen_on_disk = Seen(), Seen()
+    memory = Join(TIMEOUT, seen.outcomes(), highest)
+    state = LmdbState(tmp_path_factory.mktemp("join"))
+    disk = StoredJoin(TIMEOUT, seen_on_disk.outcomes(), state, highest)
+    for side, offset in interleaved(log, labels, seed):
+        for join, one in ((memory, seen), (disk, seen_on_disk)):
+            if side == "log":
+                name, time = log[offset]
+                if not join.add_event(name, time, offset, b"x"):
+                    one.refused.append(offset)
+            else:
+                name, time, value = labels[offset]
+                record = MemoryRecord("labels", b"l", b"k", 1, [("h", b"v")], 0, offset)
+                join.add_label(name, time, value, offset, record)
+        assert remembered(memory) == remembered(disk)
+        assert (seen.decided(), seen.refused) == (seen_on_disk.decided(), seen_on_disk.refused)
+    state.close()
