@@ -84,7 +84,7 @@ def test_a_mistake_ends_in_one_clear_line(arguments: list[str], environment: dic
     began = time.monotonic()
     done = tidemill(*arguments, **SETTINGS, **environment)
     assert_one_clear_line(done, *words)
-    assert time.monotonic() - began < 15, "5 s on an idle machine; this one also runs the other tests"
+    assert time.monotonic() - began < 30, "5 s on an idle machine; this one also runs the other tests"
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def test_each_id_is_predicted_once_though_clients_repeat_and_gateway_and_scorer_
     assert run.stack.processes.pop("gateway").wait(20) == 0, "it drains, and ends by itself"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_trace_leads_from_the_request_to_the_learned_label(running, tmp_path: Path) -> None:
     """The picture of it is in docs/: TIDEMILL_TRACE_PICTURE=docs/trace.svg writes that."""
     key, flight = new_token(), data.flights((1,), days=1)[0]

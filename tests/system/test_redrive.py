@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from ledger import Ledger
 from running import Running, until
 
@@ -48,6 +49,7 @@ def mend(run: Running) -> None:
     run.stack.wait_ready()
 
 
+@pytest.mark.long
 def test_a_thousand_events_that_a_wrong_rule_refused_are_each_predicted_once(running) -> None:
     run = running("plain", partitions=4, changes=RULES, snapshot_seconds=1.0, fuse="false")
     messages = script(run.pipeline, data.flights((1,), days=2))

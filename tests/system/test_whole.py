@@ -75,7 +75,11 @@ def models(run: Running, command: str, *arguments: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "killed", [pytest.param((), id="undisturbed", marks=pytest.mark.long), pytest.param(KILLED, id="killed")]
+    "killed",
+    [
+        pytest.param((), id="undisturbed", marks=pytest.mark.long),
+        pytest.param(KILLED, id="killed", marks=pytest.mark.long),
+    ],
 )
 def test_every_record_ends_in_exactly_one_place(running, redis_server, killed: tuple[str, ...]) -> None:
     run = running("flights", partitions=4, snapshot_seconds=0.3, status_token=TOKEN)

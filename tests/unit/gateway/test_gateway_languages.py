@@ -28,7 +28,9 @@ def test_every_program_of_the_page_is_run() -> None:
     assert PROGRAMS.keys() == COMMANDS.keys()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "ask.go" else name for name in COMMANDS]
+)  # Go compiles for half a minute
 def test_a_program_prints_the_score_and_its_event_is_predicted_once(name: str, tmp_path: Path) -> None:
     tool, *command = COMMANDS[name]
     if shutil.which(tool) is None:
