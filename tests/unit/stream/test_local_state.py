@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 
 from tidemill import load
 from tidemill.errors import Retry, SettingsError
+from tidemill.stages.joiner.join import Outcomes
 from tidemill.stages.joiner.service import Joiner
+from tidemill.stages.joiner.stored_join import StoredJoin
 from tidemill.stream import lmdb_state
 from tidemill.stream.api import Position, Start, TopicPartition
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.lmdb_state import LmdbState, open_in
+from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.restore import mark
 
 
@@ -192,10 +195,45 @@ def test_where_one_topic_has_taken_the_state_and_the_other_can_t_both_begin_anew
     assert joiner.assign(LABELS, position(39)) == Start(0, 39)
 
 
-def test_state_of_another_declaration_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", ["prediction_log", "label", ""])
+def test_state_of_another_declaration_is_made_again(tmp_path: Path, schema: str) -> None:
     saved(tmp_path, 100, 40)
     joiner = Joiner(load("delays"), open_state=open_in(tmp_path))
-    joiner.timeout += 1
+    if schema:
+        getattr(joiner.records, schema).header = b"\0\0\0\0\x07"
+    else:
+        joiner.timeout += 1
     with pytest.raises(Retry, match="another declaration"):
         joiner.assign(LOG, position(120))
     assert joiner.assign(LOG, position(120)) == Start(0, 120)
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"no row"])
+def test_tables_that_contradict_each_other_are_made_again(tmp_path: Path, damage: bytes | None) -> None:
+    outcomes = Outcomes(*[lambda *_: None] * 4)
+    join = StoredJoin(1000, outcomes, LmdbState(tmp_path))
+    join.add_event("a", 5, 0, b"value")
+    if damage is None:
+        join._events.delete(bytes(8))
+    else:
+        join._events.put(bytes(8), damage)
+    join.save(lambda: {"log": (1, "")}, now=True)
+    with pytest.raises(Retry, match=r"lacks the row 0000000000000000, or has another there: it is made again"):
+        join.add_event("a", 6, 1, b"value")
+    join.close()
+    again = StoredJoin(1000, outcomes, LmdbState(tmp_path))
+    assert (again.saved, again.pending) == ({}, 0)
+    assert again.add_event("a", 6, 1, b"value")
+
+
+def test_marks_do_not_gather_where_nothing_is_kept(tmp_path: Path) -> None:
+    state = LmdbState(tmp_path)
+    join = StoredJoin(1000, Outcomes(*[lambda *_: None] * 4), state)
+    for number in range(20_000):
+        join.add_event(f"e{number}", number * 1000, number, b"value")
+        record = MemoryRecord("labels", b"l", partition=0, offset=number)
+        join.add_label("nobody", number * 1000 - 50_000, True, number, record)  # too late for all: nothing is kept
+        if number % 100 == 99:
+            join.kept_labels.begin(number + 1, join.labels)
+    assert join.waiting_labels == 0
+    assert state.rows()["label_marks"] < 10

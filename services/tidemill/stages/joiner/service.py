@@ -77,7 +77,6 @@ class Joiner(DeadLetterProcessor):
         if join is None:
             join = self.joins[number] = self._join(number)
         metadata = CommitMetadata.decode(committed.metadata)
-        begin = committed.offset if metadata.rebuild_from is None else metadata.rebuild_from
         saved = self._saved(topic_partition, committed, metadata)
         if topic_partition.topic == self.log_topic:
             self._new[number] = self._updates.new(committed)
@@ -85,7 +84,8 @@ class Joiner(DeadLetterProcessor):
                 self.joins[number].restore_log(metadata.watermark)
         elif saved is None:
             self.joins[number].restore_labels(metadata.watermark)
-        begin = begin if saved is None else saved
+        rebuild_from = committed.offset if metadata.rebuild_from is None else metadata.rebuild_from
+        begin = rebuild_from if saved is None else saved
         self._next[topic_partition] = begin
         self._topic_ids[topic_partition] = metadata.topic_id
         return Start(begin, committed.offset)
@@ -93,7 +93,8 @@ class Joiner(DeadLetterProcessor):
     def _join(self, number: int) -> Join:
         if self._open_state is None:
             return Join(self.timeout, self._outcomes(), self._watermark)
-        return StoredJoin(self.timeout, self._outcomes(), self._open_state(number), self._watermark)
+        schemas = self.records.prediction_log.header + self.records.label.header
+        return StoredJoin(self.timeout, self._outcomes(), self._open_state(number), self._watermark, schemas)
 
     def _saved(self, topic_partition: TopicPartition, committed: Position, metadata: CommitMetadata) -> int | None:
         """Return up to where the saved state has read the log that was committed; None where none is of use.

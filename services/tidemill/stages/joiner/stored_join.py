@@ -21,7 +21,7 @@ import math
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -31,7 +31,7 @@ from tidemill.stream.local_state import LocalState, Table
 from tidemill.stream.memory import MemoryRecord
 from tidemill.watermark import RECENT_RECORDS, State, Watermark
 
-#: What is in the tables; another one is made again from the log.
+#: How it is in the tables.
 FORMAT = 1
 #: How often the state is saved. A process that starts reads again what came since.
 SAVE_SECONDS = 1.0
@@ -44,10 +44,12 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 class Saved(NamedTuple):
-    """What the tables hold: up to where the topics were read, and what is not in a table."""
+    """What the tables hold: up to where the topics were read, and what is not in a table.
 
-    format: int
-    timeout: int
+    `made_for`: format, timeout and schemas. Tables of others are made again from the log.
+    """
+
+    made_for: tuple[int, int, bytes]
     positions: dict[str, tuple[int, str]]
     log: tuple[int, ...]
     labels: tuple[int, ...]
@@ -82,6 +84,8 @@ class _LabelRow(NamedTuple):
     headers: list[tuple[str, bytes]] | None
 
 
+Row = TypeVar("Row")
+
 _read_saved = msgspec.msgpack.Decoder(Saved).decode
 _read_event = msgspec.msgpack.Decoder(_EventRow).decode
 _read_label = msgspec.msgpack.Decoder(_LabelRow).decode
@@ -94,6 +98,8 @@ class StoredJoin(Join):
     ----------
     state
         The partition's tables, which belong to this join.
+    schemas
+        Names the schemas of the messages that are kept: they become examples of the schemas of today.
     """
 
     def __init__(
@@ -102,10 +108,10 @@ class StoredJoin(Join):
         outcomes: Outcomes,
         state: LocalState,
         watermark: Callable[[int, State], Watermark] = Watermark,
-        clock: Callable[[], float] = time.monotonic,
+        schemas: bytes = b"",
     ) -> None:
         super().__init__(timeout, outcomes, watermark)
-        self._state, self._clock, self._last_save = state, clock, clock()
+        self._state, self._made_for, self._last_save = state, (FORMAT, timeout, schemas), time.monotonic()
         self._meta = state.table("state")
         self._events, self._event_ids = state.table("events"), _Ids(state.table("event_ids"))
         self._waiting, self._label_ids = state.table("labels"), _Ids(state.table("label_ids"))
@@ -122,21 +128,24 @@ class StoredJoin(Join):
             saved = _read_saved(data)
         except msgspec.MsgspecError:
             saved = None
-        if saved is None or saved.format != FORMAT or saved.timeout != self.timeout:
-            self._state.clear()
+        if saved is None or saved.made_for != self._made_for:
+            error = self._made_again("is of another declaration or version")
             self._state.close()
-            raise Retry("the joiner's local state is of another declaration or version: it is made again from the log")
+            raise error
         self.saved = saved.positions
         self.log, self.labels = self._watermark(saved.log), self._watermark(saved.labels)
         self.pending, self.waiting_labels = saved.pending, saved.waiting_labels
 
+    def _made_again(self, why: str) -> Retry:
+        """Drop the tables, which can't be gone on with; returns what is raised then."""
+        self._state.clear()
+        return Retry(f"the joiner's local state {why}: it is made again from the log")
+
     def save(self, positions: Callable[[], dict[str, tuple[int, str]]], *, now: bool = False) -> None:
-        if not now and self._clock() - self._last_save < SAVE_SECONDS:
+        if not now and time.monotonic() - self._last_save < SAVE_SECONDS:
             return
-        self._last_save = self._clock()
-        saved = Saved(
-            FORMAT, self.timeout, positions(), self.log.state, self.labels.state, self.pending, self.waiting_labels
-        )
+        self._last_save = time.monotonic()
+        saved = Saved(self._made_for, positions(), self.log.state, self.labels.state, self.pending, self.waiting_labels)
         self._meta.put(b"saved", encode(saved))
         self._state.save()
 
@@ -157,7 +166,7 @@ class StoredJoin(Join):
         return [one for one in later if one.id == event.id]
 
     def _event(self, key: bytes) -> Event:
-        row = _read_event(self._row(self._events, key))
+        row = self._row(self._events, key, _read_event)
         offset = _OFFSET.unpack(key)[0]
         event = Event(row.id, row.time, offset, row.watermark, row.value, row.origin, row.entity, row.trace)  # type: ignore[arg-type]
         event.reach, event.is_refused = row.reach, row.is_refused
@@ -165,12 +174,11 @@ class StoredJoin(Join):
             event.label = Label(row.id, 0, row.label[1], row.label[0], 0, None)
         return event
 
-    @staticmethod
-    def _row(table: Table, key: bytes) -> bytes:
-        row = table.get(key)
-        if row is None:
-            raise Retry(f"the joiner's local state lacks a row that another one names ({key.hex()})")
-        return row
+    def _row(self, table: Table, key: bytes, read: Callable[[bytes], Row]) -> Row:
+        try:
+            return read(table.get(key) or b"")
+        except msgspec.MsgspecError as error:
+            raise self._made_again(f"lacks the row {key.hex()}, or has another there") from error
 
     def _remember(self, event: Event) -> None:
         self._changed(event)
@@ -216,7 +224,7 @@ class StoredJoin(Join):
         return [label for label in labels if label.id == event_id]
 
     def _label(self, key: bytes) -> Label:
-        row, offset = _read_label(self._row(self._waiting, key)), _OFFSET.unpack(key)[0]
+        row, offset = self._row(self._waiting, key, _read_label), _OFFSET.unpack(key)[0]
         record = MemoryRecord(
             row.topic,
             row.message,
@@ -343,9 +351,11 @@ class _Kept:
     def begin(self, following: int, watermark: Watermark) -> tuple[int, State]:
         """Return where a rebuild begins, and the watermark there: at `following` if nothing is kept."""
         first = self._rows.first()
-        mark = self._marks.last_until(first) if first is not None else None
+        mark = self._marks.last_until(_OFFSET.pack(following) if first is None else first)
         if mark is None:
             return following, watermark.state
         while (oldest := self._marks.first()) is not None and oldest < mark:
             self._marks.delete(oldest)
+        if first is None:
+            return following, watermark.state
         return _OFFSET.unpack(mark)[0], tuple(msgspec.msgpack.decode(self._marks.get(mark) or b""))
