@@ -875,7 +875,35 @@ MUTANTS = (
         "if any(decision.command == command for decision in self.standing.decisions):",
         (GATE,),
     ),
+    Mutant(
+        "decided-in-a-rebuild", "a gate that reads examples again to rebuild its evidence decides by them",
+        "stages/gate/service.py",
+        "if emit is discard or is_repeated:",
+        "if is_repeated:",
+        (f"{GATE}::TestARebuild",),
+    ),
+    Mutant(
+        "decisions-without-a-head", "a gate that starts begins the chain of decisions again",
+        "stages/gate/service.py",
+        "            self._chain.heads[GATE] = self._chain.codec.head(decision)\n",
+        "",
+        (f"{GATE}::TestARebuild",),
+    ),
     # Signed records.
+    Mutant(
+        "notices-of-old-records", "a notifier that starts tells of an old record that is appended again",
+        "watch/notifier/service.py",
+        "        self.notices.restore(topic_partition.topic, self.past, first)\n",
+        "",
+        ("tests/unit/watch/test_notifier.py",),
+    ),
+    Mutant(
+        "unknown-chain-is-new", "a record of a chain from before all that is read again is taken for a new chain's",
+        "registry/signing.py",
+        "elif 0 <= signature.position < self._known_from:",
+        "elif signature.position < -1:",
+        ("tests/unit/watch/test_notifier.py",),
+    ),
     Mutant(
         "sequence-not-checked", "signed bytes that are appended again are obeyed",
         "registry/signing.py",

@@ -40,6 +40,30 @@ FIRST_READ_OFFSETS = 250
 #: Hashes of earlier records that a chain remembers, to tell a repeated record from a forked one.
 MAX_HASHES = 1_000
 
+#: Records that are read before the offset where a service goes on, the latest: what is among them is not obeyed again.
+MAX_PAST_RECORDS = 100_000
+
+#: Takes a topic and an offset; returns the records before it, `MAX_PAST_RECORDS` at most.
+Past = Callable[[str, int], Iterable[Record]]
+
+
+def no_past(_topic: str, _end: int) -> Iterable[Record]:
+    """Return no records: nothing was read before."""
+    return ()
+
+
+def past_of(broker: Broker) -> Past:
+    """Return what reads the one partition of a topic before an offset."""
+
+    def past(topic: str, end: int) -> Iterator[Record]:
+        partition = TopicPartition(topic, 0)
+        low, high = broker.offset_range(partition)
+        begin, end = max(low, end - MAX_PAST_RECORDS), min(end, high)
+        for batch in broker.read({partition: (begin, end)}) if end > begin else ():
+            yield from batch
+
+    return past
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -276,10 +300,12 @@ class Chains(Generic[Content]):
         self._hashes: dict[str, OrderedDict[int, str]] = {}
         self._since: dict[str, int] = {}
         self._after_gap: dict[str, str] = {}
+        self._known_from = 0
         self.position: Callable[[], int] = lambda: -1
 
     def forget(self, chains: Iterable[str] | None = None) -> None:
         """Know nothing of these chains any more, or of none at all: what was not committed is not in the log."""
+        self._known_from = 0
         for known in (self.heads, self._hashes, self._since, self._after_gap):
             for chain in list(known if chains is None else chains):
                 known.pop(chain, None)
@@ -312,6 +338,7 @@ class Chains(Generic[Content]):
         self.forget()
         for chain in quiet.heads:
             self._take_over(chain, quiet)
+        self._known_from = records[0].offset() if records else 0
         for record, error in refused.values():
             self._on_refused(record, error)
         return contents, high
@@ -334,6 +361,20 @@ class Chains(Generic[Content]):
         """Return the same of all chains, in the order of the log."""
         entries = [entry for valid in self._restore(records, None).values() for entry in valid]
         return [entry.content for entry in sorted(entries, key=lambda one: one.record.offset())]
+
+    def restore_before(self, past: Past, end: int) -> None:
+        """Know of all chains what is before the offset `end`: a chain that is not among it has begun since."""
+        self.forget()
+        first: list[int] = []
+
+        def noted() -> Iterator[Record]:
+            for record in past(self.codec.topic, end):
+                if not first:
+                    first.append(record.offset())
+                yield record
+
+        self.restore(noted())
+        self._known_from = first[0] if first else 0
 
     def _restore(self, records: Iterable[Record], only: Collection[str] | None) -> dict[str, list[_Entry]]:
         by_chain: dict[str, list[_Entry]] = {}
@@ -440,6 +481,8 @@ class Chains(Generic[Content]):
                     )
             elif signature.previous != head.sha256:
                 raise RefusedError("forked", _forked(signature))
+        elif 0 <= signature.position < self._known_from:
+            raise RefusedError("old", _old(signature))  # its chain would be known if it had come when it was signed
         self._after_gap.pop(signature.chain, None)
         self.heads[signature.chain] = Head(signature.sequence, digest, signature.key_id)
         hashes[signature.sequence] = digest

@@ -363,8 +363,9 @@ def _notifier() -> Build:
     from tidemill.watch.notifier.service import build
 
     def compose(context: Context) -> Step:
-        settings, keys = context.settings, context.settings.keyring("notifier")
-        return Step(context, build(context.pipeline, keys, settings.receivers(), 3600 * settings.notify_hours))
+        settings, pipeline = context.settings, context.pipeline
+        keys, hours = settings.keyring("notifier"), settings.notify_hours
+        return Step(context, build(pipeline, keys, context.broker, settings.receivers(), 3600 * hours))
 
     return compose
 

@@ -66,8 +66,10 @@ class World:
     """Examples of models that know as much of the labels as they are told to, and a gate over them."""
 
     def __init__(
-        self, pipeline: Pipeline = PIPELINE, seed: int = 0, check: Callable[[ModelRef], str] = lambda _: ""
-    ) -> None:
+        self, pipeline: Pipeline = PIPELINE, seed: int = 0, check: Callable[[ModelRef], str] = lambda _: "",
+        now: Callable[[], float] | None = None,
+    ) -> None:  # fmt: skip
+        self.now = now or (lambda: 1e9 + self.count)
         self.pipeline, self.check, self.random = pipeline, check, random.Random(seed)
         self.broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(pipeline)})
         self.alerts: Any = None
@@ -97,7 +99,7 @@ class World:
     def service(self) -> Service:
         step = PromotionGate(
             self.pipeline, KEY, lambda: all_decisions(self.pipeline, self.broker, self.sealed), lambda ref: self.check(ref),
-            past=self.past, clock=lambda: 1e9 + self.count,
+            past=self.past, clock=self.now,
         )  # fmt: skip
         names = [topic.name("small") for topic in (topics.EXAMPLES, topics.COMMANDS, topics.ALERTS)]
         return Service("gate", "small.gate", names, step)
@@ -446,6 +448,89 @@ class TestRestarts:
         step.assign(TopicPartition(topics.EXAMPLES.name("small"), 0), Position(0))
         step.process(world.broker.records(topics.EXAMPLES.name("small")), small.Emitted())
         assert step.counts == {("skipped", "unknown_schema"): 1}
+
+
+class TestARebuild:
+    """A gate that starts anew reads examples again: what it has decided by them is neither written nor decided again."""
+
+    EXAMPLES = TopicPartition(topics.EXAMPLES.name("small"), 0)
+
+    @staticmethod
+    def eventful(pipeline: Pipeline = PIPELINE) -> World:
+        """A world whose gate promotes, refuses, keeps and rolls back; whenever it decides, the clock is the same."""
+        world = World(pipeline, now=lambda: 1e9)
+        world.examples(700, linear=0.2, slow=0.6, third=-0.4)
+        world.examples(1_300, linear=0.2, slow=0.6, third=-0.4)
+        world.examples(900, linear=0.2, slow=-0.4, third=-0.4)
+        return world
+
+    @staticmethod
+    def written(world: World) -> list[bytes]:
+        return [record.value() or b"" for record in world.broker.records(topics.PROMOTIONS.name("small"))]
+
+    def rebuilt(self, world: World, committed: int) -> PromotionGate:
+        """Return a new gate, with the evidence of all that was committed."""
+        step: Any = world.service().processor
+        start = step.assign(self.EXAMPLES, Position(committed))
+        records = world.broker.records(self.EXAMPLES.topic)
+        step.process([one for one in records if start.rebuild_from <= one.offset() < start.live_from], discard)
+        return step
+
+    @pytest.mark.slow
+    def test_started_anew_after_each_hundred_examples_it_writes_the_same_bytes(self) -> None:
+        whole = self.eventful()
+        whole.run()
+        assert {"promoted", "kept", "rolled_back", "refused"} <= set(whole.kinds)
+        broken = self.eventful()
+        records = broken.broker.log[self.EXAMPLES]
+        broken.broker.log[self.EXAMPLES] = records[:0]
+        for end in range(0, len(records) + 100, 100):
+            broken.broker.log[self.EXAMPLES] = records[:end]
+            broken.run()
+        assert self.written(broken) == self.written(whole), "signatures, sequences and hashes among them"
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("committed", [0, 650, 1_999, 2_900])
+    def test_it_stands_where_the_log_does_and_says_nothing(self, committed: int) -> None:
+        """Also where the group's offsets are older than the decisions, or gone: then examples come again as new ones."""
+        world = self.eventful()
+        expected = world.run().standing
+        step = self.rebuilt(world, committed)
+        assert step.standing == expected
+        emitted = small.Emitted()
+        step.process([one for one in world.broker.records(self.EXAMPLES.topic) if one.offset() >= committed], emitted)
+        assert emitted.records == []
+        assert step.standing == expected
+        assert not [count for count in step.counts if count[0] == "decisions"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("before", "after", "slow", "kind"),
+        [
+            (replace(GATE, margin=0.9), GATE, 0.6, "promoted"),
+            (replace(GATE, round=50_000), replace(GATE, round=1_000), 0.2, "refused"),
+            (replace(GATE, watch=40_000, round=80_000), replace(GATE, watch=1_000, round=80_000), 0.6, "kept"),
+        ],
+        ids=["a smaller margin", "shorter rounds", "a shorter probation"],
+    )
+    def test_what_another_declaration_would_have_decided_is_decided_by_new_examples_alone(
+        self, before: Gate, after: Gate, slow: float, kind: str
+    ) -> None:
+        world = World(made(before))
+        world.examples(2_000, linear=0.2, slow=slow, third=0.2)
+        world.run()
+        decided, written = world.decisions, self.written(world)
+        assert kind not in world.kinds
+        world.pipeline = made(after)
+        step = self.rebuilt(world, 2_000)
+        assert list(step.standing.decisions) == decided
+        assert step._chain.heads.get(CHAIN) == (step._chain.codec.head(decided[-1]) if decided else None)
+        world.examples(1_000, linear=0.2, slow=slow, third=0.2)
+        world.run()
+        assert self.written(world)[: len(written)] == written
+        new = world.decisions[len(decided) :]
+        assert kind in {one.kind for one in new}
+        assert all(one.examples > 2_000 for one in new)
 
 
 class TestCommands:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError, Stopped
 from tidemill.keys import Keyring
 from tidemill.local.processes import free_port
+from tidemill.registry import signing
 from tidemill.registry.alerts import MONITOR, alerts
 from tidemill.registry.decisions import NOBODY, Decision, ModelRef, decisions
-from tidemill.registry.signing import Chains
+from tidemill.registry.signing import Chains, LogWriter, past_of
 from tidemill.runtime.run import topic_table
 from tidemill.stages.validator import service as validator
 from tidemill.stream.loop import Loop
 from tidemill.stream.memory import MemoryBroker
+from tidemill.stream.topic import Topic
 from tidemill.watch.notifier import delivery
 from tidemill.watch.notifier.delivery import DeliveryError, Send
 from tidemill.watch.notifier.notices import Notice, Notices
@@ -110,8 +113,16 @@ class River:
         receivers = {name: Receiver(name, "https://h", (), self.about) for name in self.books}
         senders: dict[str, Send] = dict(self.books)
         return Notifier(
-            self.pipeline, keys, receivers, senders, patience=24 * HOUR, executor=Inline(), clock=lambda: self.now
-        )
+            self.pipeline, keys, receivers, senders,
+            patience=24 * HOUR, past=past_of(self.broker), executor=Inline(), clock=lambda: self.now,
+        )  # fmt: skip
+
+    def append(self, topic: Topic, value: bytes) -> None:
+        """Append bytes, as anybody can who may write to the topic."""
+        self.broker.append(topic.name(self.pipeline), value, b"k", int(self.now * 1000), None, 0)
+
+    def values(self, topic: Topic) -> list[bytes]:
+        return [record.value() or b"" for record in self.broker.records(topic.name(self.pipeline))]
 
     def run(self, rounds: int = 12, step: float = 0.1, *, clean: bool = True) -> Notifier:
         """Run a notifier from where the last one was; without `clean` it is gone without a last commit."""
@@ -258,7 +269,7 @@ def test_more_than_can_wait_is_given_up_the_oldest_first(monkeypatch: pytest.Mon
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from(["alert", "decide", "run", "crash", "break", "mend", "wait"]), max_size=25))
+@given(st.lists(st.sampled_from(["alert", "decide", "replay", "run", "crash", "break", "mend", "wait"]), max_size=25))
 def test_whatever_happens_each_gets_all_in_order_and_a_repeated_one_has_its_id(steps: Sequence[str]) -> None:
     river = River(ops=Book(), team=Book())
     for step in steps:
@@ -266,6 +277,10 @@ def test_whatever_happens_each_gets_all_in_order_and_a_repeated_one_has_its_id(s
             river.alert()
         elif step == "decide":
             river.decide()
+        elif step == "replay":
+            for topic in (topics.ALERTS, topics.PROMOTIONS):
+                for value in river.values(topic)[:2]:
+                    river.append(topic, value)
         elif step in ("run", "crash"):
             river.run(3, clean=step == "run")
         elif step == "wait":
@@ -285,6 +300,104 @@ def test_whatever_happens_each_gets_all_in_order_and_a_repeated_one_has_its_id(s
             first = list(dict.fromkeys(notice.id for notice in book.taken if notice.kind.startswith(kind)))
             offsets = [int(one.split("-")[-2]) for one in first]
             assert offsets == sorted(offsets)
+
+
+def refused(topic: Topic, reason: str) -> float:
+    return metrics.REFUSED.labels(topic.name(PIPELINE), reason)._value.get()
+
+
+def replayed(river: River, topic: Topic) -> bytes:
+    return river.values(topic)[0]
+
+
+def of_other_pipeline(_: River, topic: Topic) -> bytes:
+    other = replace(PIPELINE, name="other")
+    return sign_in(topic, other, Chains(alerts(other, KEY)), Chains(decisions(other, KEY)))
+
+
+def of_other_topic(river: River, topic: Topic) -> bytes:
+    return river.values(topics.PROMOTIONS if topic is topics.ALERTS else topics.ALERTS)[0]
+
+
+def of_another_branch(_: River, topic: Topic) -> bytes:
+    return sign_in(topic, PIPELINE, Chains(alerts(PIPELINE, KEY)), Chains(decisions(PIPELINE, KEY)), 2)
+
+
+def without_those_between(river: River, topic: Topic) -> bytes:
+    return sign_in(topic, PIPELINE, river.alerts, river.decisions, 2)  # the first of the two is lost
+
+
+def truncated(river: River, topic: Topic) -> bytes:
+    return river.values(topic)[-1][:-1]
+
+
+def sign_in(topic: Topic, pipeline: Pipeline, warned: Chains[Any], decided: Chains[Decision], count: int = 1) -> bytes:
+    """Return the last of so many records that follow in these chains."""
+    value = b""
+    for _ in range(count):
+        made = Decision("9", "promoted", "gate", "w", 1, 2, 3, 4, "", ModelRef("slow"), ModelRef("slow"), NOBODY)
+        is_alert = topic is topics.ALERTS
+        value = warned.sign(alert("drift:forged"), MONITOR) if is_alert else decided.sign(made, "gate")
+    return value
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["while it runs", "after a restart"])
+@pytest.mark.parametrize("topic", [topics.ALERTS, topics.PROMOTIONS], ids=lambda topic: topic.name("small"))
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (replayed, "old"), (of_other_pipeline, "foreign"), (of_other_topic, "damaged"), (of_another_branch, "forked"),
+        (without_those_between, "gap"), (truncated, "damaged"),
+    ],
+)  # fmt: skip
+def test_what_other_readers_refuse_is_counted_and_nobody_is_told(
+    make: Callable[[River, Topic], bytes], reason: str, topic: Topic, restart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signing, "refusals", signing.Refusals())
+    river = River(ops=Book())
+    for _ in range(3):
+        river.alert()
+        river.decide()
+    if restart:
+        river.run()
+        told = list(river.books["ops"].offered)
+        assert len(told) == 6
+    before = refused(topic, reason)
+    river.append(topic, make(river, topic))
+    river.run()
+    assert len(river.books["ops"].offered) == len(set(river.books["ops"].offered)) == 6
+    assert refused(topic, reason) == before + 1
+    river.alert("resolved")
+    river.decide("kept")
+    river.run()
+    assert {"alert.resolved", "decision.kept"} <= set(river.books["ops"].kinds), "what follows in its chain is told"
+    assert len(river.books["ops"].offered) == 8
+
+
+def test_an_old_record_is_refused_although_its_chain_began_before_all_that_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(signing, "refusals", signing.Refusals())
+    monkeypatch.setattr(signing, "MAX_PAST_RECORDS", 5)
+    river = River(ops=Book())
+    writer = LogWriter(alerts(PIPELINE, KEY), river.broker, "status-0")
+    for _ in range(3):
+        writer.begin()
+        river.append(topics.ALERTS, writer.sign(alert(state="acknowledged"), "acknowledgement"))
+    for _ in range(10):
+        river.alert("continuing")
+    river.run()
+    assert river.books["ops"].kinds == ["alert.acknowledged"] * 3
+    before = refused(topics.ALERTS, "old")
+    river.append(topics.ALERTS, replayed(river, topics.ALERTS))
+    river.append(topics.ALERTS, river.values(topics.ALERTS)[2])
+    river.run()
+    assert refused(topics.ALERTS, "old") == before + 2
+    another = LogWriter(alerts(PIPELINE, KEY), river.broker, "status-1")
+    another.begin()
+    river.append(topics.ALERTS, another.sign(alert(state="acknowledged"), "acknowledgement"))
+    river.run()
+    assert len(river.books["ops"].kinds) == 4, "a new process of the status service begins a chain"
 
 
 def test_nobody_is_told_of_what_no_key_of_ours_has_signed() -> None:

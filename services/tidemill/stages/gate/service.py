@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
@@ -20,7 +20,7 @@ from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import GATE, Command, Decision, ModelRef, all_decisions, commands, decisions
 from tidemill.registry.latest import latest, versions
 from tidemill.registry.manifests import Registry
-from tidemill.registry.signing import Chains
+from tidemill.registry.signing import Chains, Past, no_past, past_of
 from tidemill.stages.gate.commands import EpochOf, alert_id, carry_out, train_on_alert
 from tidemill.stages.gate.rounds import Check, Rounds, collapse, end_of_probation, rebuild_from, undecided, verdict
 from tidemill.stages.gate.standing import Draft, Standing
@@ -35,14 +35,8 @@ log = logging.getLogger(__name__)
 #: Examples between two looks at the trials. The interval holds at every look, so this is about CPU time alone.
 LOOK_EVERY_EXAMPLES = 100
 
-#: Commands or alerts that are read at the start, the latest: what is among them is not obeyed again.
-MAX_PAST_RECORDS = 100_000
-
 #: Returns every decision so far, the oldest first.
 History = Callable[[], Sequence[Decision]]
-
-#: Takes a topic and an offset; returns the records before it.
-Past = Callable[[str, int], Iterable[Record]]
 
 
 class PromotionGate(Processor):
@@ -69,7 +63,7 @@ class PromotionGate(Processor):
         history: History,
         check: Check,
         *,
-        past: Past = lambda _topic, _end: (),
+        past: Past = no_past,
         clock: Callable[[], float] = time.time,
         epoch_of: EpochOf = lambda _: 0,
     ) -> None:
@@ -91,11 +85,9 @@ class PromotionGate(Processor):
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         if topic_partition.topic == self.requests:
-            self._commands.forget()
-            self._commands.restore(self.past(self.requests, committed.offset))
+            self._commands.restore_before(self.past, committed.offset)
         elif topic_partition.topic == self.alerts and self.pipeline.training:
-            self._alerts.forget()
-            self._alerts.restore(self.past(self.alerts, committed.offset))
+            self._alerts.restore_before(self.past, committed.offset)
         if topic_partition.topic != self.examples or topic_partition.partition:
             return Start(committed.offset, committed.offset)
         self._forget()
@@ -283,20 +275,12 @@ class PromotionGate(Processor):
 def build(pipeline: Pipeline, registry: Registry, broker: Broker) -> Service:
     """Wire the gate to its topics."""
     codec = decisions(pipeline, registry.keys)
-
-    def past(topic: str, end: int) -> Iterator[Record]:
-        partition = TopicPartition(topic, 0)
-        low, high = broker.offset_range(partition)
-        begin, end = max(low, end - MAX_PAST_RECORDS), min(end, high)
-        for batch in broker.read({partition: (begin, end)}) if end > begin else ():
-            yield from batch
-
     step = PromotionGate(
         pipeline,
         registry.keys,
         lambda: all_decisions(pipeline, broker, codec),
         serving_check(registry, broker),
-        past=past,
+        past=past_of(broker),
         epoch_of=lambda model: next((one.epoch for one in latest(broker, registry, {model: 1})[0][model]), 0),
     )
     return service("gate", pipeline, step)

@@ -7,14 +7,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.keys import Keyring, RefusedError
+from tidemill.keys import Keyring
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import Decision, decisions
-from tidemill.registry.signing import SignedCodec, refusals
+from tidemill.registry.signing import Chains, Past
 from tidemill.stream.api import Record
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -59,24 +58,33 @@ _Content = tuple[str, str, str, Mapping[str, Any]]
 
 
 class Notices:
-    """Makes notices of a pipeline's records. What is signed is verified; without keys it is taken as it is."""
+    """Makes notices of a pipeline's records. Of what is signed it makes none where other readers refuse it.
+
+    Without keys signatures are not verified.
+    """
 
     def __init__(self, pipeline: Pipeline, keys: Keyring | None) -> None:
         self.pipeline, self._records = pipeline.name, Records(pipeline)
-        self._readers: Mapping[str, Callable[[bytes], _Content | None]] = {
-            topics.ALERTS.name(pipeline): partial(_signed, alerts(pipeline, keys), _alert),
-            topics.PROMOTIONS.name(pipeline): partial(_signed, decisions(pipeline, keys), _decision),
-            topics.WARNINGS.name(pipeline): self._circuit_breaker,
+        self._warnings = topics.WARNINGS.name(pipeline)
+        self._signed: Mapping[str, tuple[Chains[Any], Callable[[Any], _Content | None]]] = {
+            topics.ALERTS.name(pipeline): (Chains(alerts(pipeline, keys)), _alert),
+            topics.PROMOTIONS.name(pipeline): (Chains(decisions(pipeline, keys)), _decision),
         }
+
+    def restore(self, topic: str, past: Past, end: int) -> None:
+        """Go on at the offset `end` of a topic: what is before it is not told."""
+        if topic in self._signed:
+            self._signed[topic][0].restore_before(past, end)
 
     def of(self, record: Record) -> Notice | None:
         """Return the notice of a record; None where nobody is told of it, or it is refused."""
-        topic, value = record.topic(), record.value() or b""
-        try:
-            content = self._readers[topic](value)
-        except RefusedError as error:
-            refusals.note(topic, record.offset(), value, error)
-            return None
+        topic = record.topic()
+        if topic == self._warnings:
+            content = self._circuit_breaker(record.value() or b"")
+        else:
+            chains, make = self._signed[topic]
+            signed = chains.take(record)
+            content = make(signed) if signed is not None else None
         if content is None:
             return None
         kind, title, text, data = content
@@ -101,10 +109,6 @@ class Notices:
         text = f"{why}. What comes after them waits. Look at: tidemill dlq list {self.pipeline}"
         data = {"stream": stream, "why": why, "time": warnings["time"]}
         return "circuit_breaker.opened", f"the validator has stopped, too much is refused of {stream}", text, data
-
-
-def _signed(codec: SignedCodec[Any], make: Callable[[Any], _Content | None], value: bytes) -> _Content | None:
-    return make(codec.decode(value))
 
 
 def _alert(alert: Mapping[str, Any]) -> _Content | None:

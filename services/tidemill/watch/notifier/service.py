@@ -2,7 +2,8 @@
 
 reads   <pipeline>.alerts and .promotions, signed; <pipeline>.warnings, of which only that a circuit breaker has opened
 writes  nothing in Kafka but its progress
-state   the notices that wait, by receiver, in order; rebuilt from the log, from the first that waits
+state   the notices that wait, by receiver, in order; rebuilt from the log, from the first that waits; where the chains
+        of signed records stand there, so that an old record that is appended again is refused, and nobody is told
 outage  a receiver that is away holds up nobody else; it is tried again until a notice is too old, and that is counted
 
 A notice is sent at least once, and has the same id each time: it is sent again where the process ends between a
@@ -22,7 +23,8 @@ from typing import NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.keys import Keyring
-from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition, discard
+from tidemill.registry.signing import Past, no_past, past_of
+from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.watch.notifier.delivery import DeliveryError, Send, sender
@@ -71,6 +73,8 @@ class Notifier(Processor):
         How each receiver is told, by name.
     patience
         How long it tries to deliver a notice, in s.
+    past
+        Returns the records of a topic before an offset.
     executor
         Makes the attempts.
     clock
@@ -85,11 +89,12 @@ class Notifier(Processor):
         senders: Mapping[str, Send],
         *,
         patience: float,
+        past: Past = no_past,
         executor: Executor | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self.notices, self.patience, self.clock = Notices(pipeline, keys), patience, clock
+        self.notices, self.patience, self.past, self.clock = Notices(pipeline, keys), patience, past, clock
         self.outboxes = {name: Outbox(receiver, senders[name]) for name, receiver in receivers.items()}
         self.executor = executor or ThreadPoolExecutor(max(1, len(receivers)), "attempt")
         self._begin: dict[TopicPartition, dict[str, int]] = {}
@@ -99,7 +104,9 @@ class Notifier(Processor):
         undelivered = dict(CommitMetadata.decode(committed.metadata).undelivered)
         begin = {name: undelivered.get(name, committed.offset) for name in self.outboxes}
         self._begin[topic_partition] = begin
-        return Start(min([committed.offset, *begin.values()]), committed.offset)
+        first = min([committed.offset, *begin.values()])
+        self.notices.restore(topic_partition.topic, self.past, first)
+        return Start(first, committed.offset)
 
     def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
         gone = set(topic_partitions)
@@ -205,9 +212,12 @@ class Notifier(Processor):
         )
 
 
-def build(pipeline: Pipeline, keys: Keyring | None, receivers: Mapping[str, Receiver], patience: float) -> Service:
+def build(
+    pipeline: Pipeline, keys: Keyring | None, broker: Broker, receivers: Mapping[str, Receiver], patience: float
+) -> Service:
     """Wire the notifier to its topics. Raises SettingsError where a receiver can't be told."""
     if not receivers:
         log.warning("nobody is told of alerts, decisions and circuit breakers: set TIDEMILL_NOTIFY")
     senders = {name: sender(receiver) for name, receiver in receivers.items()}
-    return service("notifier", pipeline, Notifier(pipeline, keys, receivers, senders, patience=patience))
+    step = Notifier(pipeline, keys, receivers, senders, patience=patience, past=past_of(broker))
+    return service("notifier", pipeline, step)
