@@ -37,10 +37,11 @@ class Role(IntEnum):
 
 
 class Permission(IntFlag):
-    """What a holder may do at the gateway: an application has one or both."""
+    """What a holder may do at the gateway: an application has one or several."""
 
     PRODUCE = 1
     READ = 2
+    COMMAND = 4
 
 
 def role_name(role: Role | Permission) -> str:

@@ -14,6 +14,7 @@ from tidemill.features.store import Store
 from tidemill.gateway import river
 from tidemill.gateway.app import build
 from tidemill.gateway.asking import Gateway
+from tidemill.gateway.commands import Commands
 from tidemill.gateway.requests import Rates
 from tidemill.gateway.river import River
 from tidemill.gateway.what_if import WhatIf
@@ -24,10 +25,12 @@ from tidemill.tokens import Holder, Permission, Tokens, token_hash
 from tidemill.web.access import Access
 from tidemill.wire import topics
 
-BOTH_KEY, SENDERS_KEY, READERS_KEY = (f"{name}-key-for-these-tests-0123456789" for name in ("both", "sender", "reader"))
+BOTH_KEY, SENDERS_KEY, READERS_KEY, COMMANDERS_KEY = (
+    f"{name}-key-for-these-tests-0123456789" for name in ("both", "sender", "reader", "commander")
+)
 HOLDERS = {
     BOTH_KEY: Holder("shop", Permission.PRODUCE | Permission.READ), SENDERS_KEY: Holder("till", Permission.PRODUCE),
-    READERS_KEY: Holder("screen", Permission.READ),
+    READERS_KEY: Holder("screen", Permission.READ), COMMANDERS_KEY: Holder("ci", Permission.COMMAND),
 }  # fmt: skip
 
 
@@ -83,10 +86,22 @@ class Learned:
         ]
 
 
+class Status(Commands):
+    """A status service that takes every command, and knows of no decision."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:1", "")
+
+    def _ask(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        return 202 if body else 200, b'{"decision":null}'
+
+
 class Shop:
     """A gateway with its river; a context manager: within it the gateway reads."""
 
-    def __init__(self, declaration: Any, *, rate: float = 0.0, pipeline: Pipeline | None = None) -> None:
+    def __init__(
+        self, declaration: Any, *, rate: float = 0.0, pipeline: Pipeline | None = None, commands: Commands | None = None
+    ) -> None:
         self.pipeline = pipeline or Pipeline(declaration)
         declared = self.pipeline.declaration
         self.sender, self.refused = MemorySender(self.pipeline), list[str]()
@@ -99,6 +114,7 @@ class Shop:
             declared, self.river, LogLookup(declared, self.pipeline.broker, lambda *_: {}, lambda *_: None),
             Access(tokens, reading_is_free=False, count_refused=self.refused.append, setting="TIDEMILL_GATEWAY_KEYS"),
             Rates(rate), self.store, WhatIf(declared, self.store, lambda: Learned(self.pipeline)),
+            commands or Status(),
         )  # fmt: skip
         self.app = build(self.gateway)
         self.client = TestClient(

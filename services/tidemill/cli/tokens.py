@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from tidemill.errors import SettingsError
-from tidemill.tokens import Permission, Role, new_token, parse_holders, token_hash
+from tidemill.tokens import Permission, Role, new_token, parse_holders, role_name, token_hash
 
-#: Roles at the gateway.
-_PERMISSIONS = ("produce", "read", "produce+read")
+#: Roles at the gateway: each of them, and several.
+_PERMISSIONS = tuple(role_name(Permission(several)) for several in range(1, 2 ** len(Permission)))
 
 
 @click.group()
@@ -24,7 +24,8 @@ def tokens() -> None:
     default=Role.OPERATOR.name.lower(),
     show_default=True,
     help="viewer reads; operator also gives commands and acknowledges alerts; admin may do everything. "
-    "At the gateway: produce sends, and has the predictions of what it sent; read reads any prediction, and features.",
+    "At the gateway: produce sends, and has the predictions of what it sent; read reads any prediction, and features; "
+    "command gives commands to the gate.",
 )
 def new(name: str, role: str) -> None:
     """Make a token for NAME; print it, and its entry for the service.

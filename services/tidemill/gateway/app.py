@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tidemill import __version__
 from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
-from tidemill.errors import BrokerError, Reject, Retry, SettingsError
+from tidemill.errors import BrokerError, Reject, Retry, SettingsError, UnknownOutcome
 from tidemill.features.store import now
-from tidemill.gateway import schemas
+from tidemill.gateway import cloudevents, schemas
 from tidemill.gateway.asking import CODES, Answer, Asked, Gateway, count
 from tidemill.gateway.checking import split
+from tidemill.gateway.commands import LEFT_TO_PEOPLE
 from tidemill.gateway.requests import Call, chunks, lines
 from tidemill.limits import GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS, Limit
 from tidemill.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS
@@ -135,7 +136,13 @@ async def predict(request: Request, gateway: FromApp, timeout_ms: Wait = 5_000) 
     answers = [count("events", await gateway.predicted(one, deadline)) for one in asked]
     for answer in answers:
         answer["trace_id"] = call.trace_id
-    return _json(answers) if is_list else _json(answers[0], CODES[answers[0]["state"]])
+    if is_list:
+        return _json(answers)
+    response = _json(answers[0], CODES[answers[0]["state"]])
+    if answers[0]["state"] == "predicted" and call.is_cloud_event:
+        name, one = gateway.pipeline.name, answers[0]
+        response.headers.update(cloudevents.answer_headers(name, one["event_id"], one["entity_id"]))
+    return response
 
 
 @router.post("/events", openapi_extra=schemas.body("Event", "Events", NDJSON), responses=schemas.OUTCOMES)
@@ -180,7 +187,7 @@ async def what_if(request: Request, gateway: FromApp) -> Response:
     records, is_list = await _records(request, gateway, GATEWAY_QUESTIONS)
     if is_list:
         raise HTTPException(422, "one event was expected")
-    answer = await gateway.asked_what_if(records[0])
+    answer = await gateway.asked_what_if(records[0], request.state.call)
     return _json(answer, CODES[answer["state"]])
 
 
@@ -209,6 +216,33 @@ async def features(asked: FeaturesRequest, gateway: FromApp) -> Response:
         for (entity, entity_id), views in known.items()
     ]
     return _json(rows)
+
+
+@router.post("/commands", status_code=202, openapi_extra=schemas.COMMAND, responses=schemas.COMMANDED)
+@needs(Permission.COMMAND)
+async def command(request: Request, gateway: FromApp) -> Response:
+    """Ask the gate to promote, roll back, pin, unpin or train: the status service signs it. An id is carried out once.
+
+    503: it was not given, nor will it be carried out later. 504: that is not known; send it again with the same id.
+    """
+    holder: Holder = request.state.holder
+    body = b"".join([chunk async for chunk in chunks(request)])
+    try:
+        asked = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise HTTPException(422, f"a command as a JSON object was expected: {error}") from error
+    if asked.get("kind") in LEFT_TO_PEOPLE:
+        raise HTTPException(403, f"{asked['kind']} is for people, at the status service")
+    gateway.rates.take(holder.name, 1)
+    code, answer = await gateway.commanded(partial(gateway.commands.send, asked, holder.name))
+    return _relayed(code, answer)
+
+
+@router.get("/commands/{command_id}", responses=schemas.COMMANDED)
+@needs(Permission.COMMAND)
+async def decision(command_id: str, gateway: FromApp) -> Response:
+    """What the gate decided; null if it has not decided yet, or does not know the command."""
+    return _relayed(*await gateway.commanded(partial(gateway.commands.decision, command_id)))
 
 
 @router.get("/stream/predictions", responses=schemas.STREAM | schemas.problems(503))
@@ -268,7 +302,8 @@ async def _records(request: Request, gateway: Gateway, most: Limit) -> tuple[lis
     holder: Holder = request.state.holder
     body = b"".join([chunk async for chunk in chunks(request)])
     try:
-        records, is_list = split(body)
+        is_cloud_event = request.state.call.is_cloud_event
+        records, is_list = cloudevents.split(request, body) if is_cloud_event else split(body)
     except Reject as reject:
         raise HTTPException(422, str(reject)) from reject
     if len(records) > most.max:
@@ -304,10 +339,14 @@ def _json(answer: Answer | list[Answer], code: int = 200) -> Response:
     return Response(msgspec.json.encode(answer), code, headers, "application/json")
 
 
+def _relayed(code: int, answer: bytes) -> Response:
+    return Response(answer, code, {"Retry-After": "1"} if code in (429, 503) else None, "application/json")
+
+
 async def _invalid(_: Request, error: Exception) -> Response:
     problems: Sequence[Any] = error.errors() if isinstance(error, RequestValidationError) else []
     return _json({"detail": [{name: one[name] for name in ("loc", "msg", "type")} for one in problems]}, 422)
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:
-    return _json({"detail": str(error)}, 503)
+    return _json({"detail": str(error)}, 504 if isinstance(error, UnknownOutcome) else 503)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,10 +15,11 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import Reject, StoreError
 from tidemill.features.store import Store
 from tidemill.gateway.checking import Checked, Checker
+from tidemill.gateway.commands import Commands
 from tidemill.gateway.requests import Call, IdempotencyKeys, Rates
 from tidemill.gateway.river import Event, River, is_repeat
 from tidemill.gateway.what_if import WhatIf
-from tidemill.limits import LOG_LOOKUPS
+from tidemill.limits import LOG_LOOKUPS, STATUS_CHANGES
 from tidemill.metrics import GATEWAY_RECORDS, GATEWAY_UNANSWERED
 from tidemill.offline.lookup import LogLookup
 from tidemill.stream.trace import Traces
@@ -71,6 +72,7 @@ class Gateway:
     rates: Rates
     store: Store
     what_if: WhatIf
+    commands: Commands
     keys: IdempotencyKeys = field(default_factory=IdempotencyKeys)
     traces: Traces = field(default_factory=Traces)
     is_draining: bool = False
@@ -80,6 +82,7 @@ class Gateway:
     def __post_init__(self) -> None:
         self._checkers = {topic: Checker(self.pipeline, topic) for topic in (topics.EVENTS, topics.LABELS)}
         self._lookups = asyncio.Semaphore(LOG_LOOKUPS.max)
+        self._changes = asyncio.Semaphore(STATUS_CHANGES.max)
 
     def ready(self) -> str | None:
         """Return why it can't be asked; None where it can."""
@@ -100,7 +103,7 @@ class Gateway:
     def send_event(self, data: bytes, call: Call) -> Asked:
         """Send an event, unless its id came before. What can't be taken has its answer at once."""
         try:
-            event = self._checkers[topics.EVENTS].check(data)
+            event = self._checkers[topics.EVENTS].check(data, is_cloud_event=call.is_cloud_event)
         except Reject as reject:
             return Asked(answer=_refused(reject))
         known = self.river.events.get(event.id)
@@ -115,20 +118,30 @@ class Gateway:
     def send_label(self, data: bytes, call: Call) -> Asked:
         """Send a label; of one that repeats another the joiner makes a dead letter."""
         try:
-            label = self._checkers[topics.LABELS].check(data)
+            label = self._checkers[topics.LABELS].check(data, is_cloud_event=call.is_cloud_event)
         except Reject as reject:
             return Asked(answer=_refused(reject))
         topic = topics.LABELS.name(self.pipeline)
         return self._asked(label, self.river.send(topic, label, call.kafka_headers()))
 
-    async def asked_what_if(self, data: bytes) -> Answer:
+    async def asked_what_if(self, data: bytes, call: Call) -> Answer:
         """Return what would be predicted of an event; nothing is sent, and nothing is written."""
         try:
-            event, _ = self._checkers[topics.EVENTS].read(data)
+            event, _ = self._checkers[topics.EVENTS].read(data, is_cloud_event=call.is_cloud_event)
             answer = await asyncio.get_running_loop().run_in_executor(None, self.what_if.ask, event)
         except Reject as reject:
             return _refused(reject)
         return {"state": "what_if", "written": False, **answer}
+
+    async def commanded(self, ask: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
+        """Return what the status service answers.
+
+        Raises as `Commands` does, and HTTPException while too many wait for it.
+        """
+        if self._changes.locked():
+            raise HTTPException(503, f"{STATUS_CHANGES.excess(STATUS_CHANGES.max + 1)}; try again in a moment", _BEHIND)
+        async with self._changes:
+            return await asyncio.get_running_loop().run_in_executor(None, ask)
 
     @staticmethod
     def _asked(record: Checked, written: asyncio.Future[str] | None) -> Asked:

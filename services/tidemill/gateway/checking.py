@@ -13,6 +13,7 @@ import msgspec
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.envelopes import SkippedError
 from tidemill.errors import Reject
+from tidemill.gateway.cloudevents import data_of
 from tidemill.stages.validator.service import Validator
 from tidemill.stream.api import Headers
 from tidemill.stream.topic import Topic
@@ -51,21 +52,29 @@ class Checker:
         # What goes on as Avro may come bare; what goes on as it came has to be as producers send it.
         validator = Validator(pipeline, any_encoding=not self._is_json)
         self._examine = validator.route(topic.name(pipeline)).examine
+        self._takes_cloud_events = stream.unwrap == "cloudevents"
+        self._fields = [field["name"] for field in stream.avro["fields"]]
         self._id, self._key = stream.id, (stream.key or stream.id) if topic is topics.EVENTS else stream.id
 
-    def read(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+    def read(self, data: bytes, *, is_cloud_event: bool = False) -> tuple[dict[str, Any], bytes]:
         """Return a JSON record, and its Avro message. Raises Reject as the validator does."""
+        data = self._unwrapped(data, is_cloud_event=is_cloud_event)
         try:
             return self._examine(data, lambda: _JSON, self._clock() * 1000)[:2]
         except SkippedError as skipped:
             raise Reject("skipped", f"a change event without a record: {skipped.kind}") from None
 
-    def check(self, data: bytes) -> Checked:
+    def check(self, data: bytes, *, is_cloud_event: bool = False) -> Checked:
         """Return a JSON record as it is sent. Raises Reject as the validator does."""
+        data = self._unwrapped(data, is_cloud_event=is_cloud_event)
         record, message = self.read(data)
         digest = hashlib.blake2b(message, digest_size=12).hexdigest().encode()
         sent = data if self._is_json else message
         return Checked(str(record[self._id]), str(record[self._key]).encode(), sent, digest)
+
+    def _unwrapped(self, data: bytes, *, is_cloud_event: bool) -> bytes:
+        """Return the data of a CloudEvent, unless the stream is declared to take them as they are."""
+        return data_of(data, self._fields) if is_cloud_event and not self._takes_cloud_events else data
 
 
 def split(body: bytes) -> tuple[list[bytes], bool]:

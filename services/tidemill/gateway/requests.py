@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
 
+from tidemill.gateway import cloudevents
 from tidemill.limits import GATEWAY_BODIES_BYTES, GATEWAY_BODY_BYTES, GATEWAY_HEADER_CHARACTERS, MESSAGE_BYTES
 from tidemill.stream.api import Headers
 from tidemill.stream.trace import TRACEPARENT, TRACESTATE, trace_headers
@@ -30,6 +31,8 @@ class Call:
     trace: Headers
     #: Called with the answer's status.
     end: Callable[[int], None]
+    #: Whether its records are CloudEvents.
+    is_cloud_event: bool = False
 
     @classmethod
     def of(cls, request: Request, route: str) -> Call:
@@ -39,7 +42,7 @@ class Call:
         lists = {name: ",".join(request.headers.getlist(name)).encode("latin-1") for name in (TRACEPARENT, TRACESTATE)}
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         trace, end = request.app.state.parts.traces.request(trace_headers(lists), request.method, route)
-        return cls(request_id, trace, end)
+        return cls(request_id, trace, end, cloudevents.is_one(request))
 
     @property
     def trace_id(self) -> str:

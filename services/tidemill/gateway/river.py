@@ -14,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,6 +38,9 @@ ID_HEADER, DIGEST_HEADER = "tidemill.event_id", "tidemill.digest"
 READ_RECORDS, READ_SECONDS = 5_000, 0.1
 #: An event that was not answered for so long is waited for, and counted, no more.
 FORGOTTEN_SECONDS = 60.0
+#: What was sent is read in parts: an own event is known before, and another gateway's matters until it is predicted.
+#: To fetch each by itself would cost the broker as much again as its prediction.
+EVENTS_SECONDS = 0.1
 #: How long it waits before it reads again, after Kafka refused.
 AGAIN_SECONDS = 1.0
 #: How often it looks whether topics have got more partitions.
@@ -76,6 +79,7 @@ class River:
         #: By id: when it was sent, by the monotonic clock, and whether it was written: "", or why not.
         self.unanswered: OrderedDict[str, tuple[float, asyncio.Future[str]]] = OrderedDict()
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._delivered: deque[tuple[str, asyncio.Future[str], str]] = deque()
         self.streams: set[asyncio.Queue[tuple[str, Prediction] | None]] = set()
         self.why_not_ready = "the latest records are being read"
         self._ending = threading.Event()
@@ -122,18 +126,20 @@ class River:
         written: asyncio.Future[str] = self._loop.create_future()
 
         def delivered(why: str) -> None:
-            self._call(self._written, record.id if topic in self._topics else "", written, why)
+            self._delivered.append((record.id if topic in self._topics else "", written, why))
 
         return written if self.sender.try_send(topic, record.data, record.key, headers, delivered) else None
 
-    def _written(self, event_id: str, written: asyncio.Future[str], why: str) -> None:
-        if not written.done():
-            written.set_result(why)
-        if why and event_id and not self.events.get(event_id, Event()).prediction:
-            # It may be sent again. Should it have been written all the same, the reader hears of it.
-            self.events.pop(event_id, None)
-            self.unanswered.pop(event_id, None)
-            self._wake(event_id)
+    def _take_deliveries(self) -> None:
+        while self._delivered:
+            event_id, written, why = self._delivered.popleft()
+            if not written.done():
+                written.set_result(why)
+            if why and event_id and not self.events.get(event_id, Event()).prediction:
+                # It may be sent again. Should it have been written all the same, the reader hears of it.
+                self.events.pop(event_id, None)
+                self.unanswered.pop(event_id, None)
+                self._wake(event_id)
 
     async def settled(self, event_id: str, seconds: float) -> Event | None:
         """Return what became of an event, waiting at most so long; None where nothing was heard."""
@@ -225,6 +231,8 @@ class River:
     def _serve_deliveries(self) -> None:
         while not self._ending.is_set():
             self.sender.poll(READ_SECONDS)
+            if self._delivered:
+                self._call(self._take_deliveries)
 
     def _read(self) -> None:
         while not self._ending.is_set():
@@ -238,18 +246,21 @@ class River:
     def _follow(self) -> None:
         ends = self._restore()
         self._call(self._set_ready, "")
-        follower = self.broker.follow_from(ends)
+        sent = topics.EVENTS.name(self.pipeline)
+        answers = self.broker.follow_from({p: end for p, end in ends.items() if p.topic != sent})
+        events = self.broker.follow_from({p: end for p, end in ends.items() if p.topic == sent}, EVENTS_SECONDS)
         look_at = time.monotonic() + PARTITIONS_SECONDS
         try:
             while not self._ending.is_set():
-                if records := follower.poll(READ_RECORDS, READ_SECONDS):
+                if records := [*answers.poll(READ_RECORDS, READ_SECONDS), *events.poll(READ_RECORDS, 0.0)]:
                     self._call(self.take, records)
                 if time.monotonic() >= look_at:
                     if sum(map(self.broker.partitions, self._topics)) != len(ends):
                         return  # and all is read again, those that are new as well
                     look_at = time.monotonic() + PARTITIONS_SECONDS
         finally:
-            follower.close()
+            answers.close()
+            events.close()
 
     def _set_ready(self, why_not: str) -> None:
         self.why_not_ready = why_not

@@ -7,6 +7,7 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.json_schema import MOMENT_MS, Schema, example, json_schema
+from tidemill.gateway.cloudevents import STRUCTURED
 
 _SCORE: Schema = {
     "type": "object",
@@ -113,6 +114,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
         422: "refused",
         429: "too many records or wrong keys",
         503: "not now; see Retry-After",
+        504: "not known whether it was given: send it again with the same id",
     }
     return {code: {"description": texts[code], "content": {"application/json": {"schema": detail}}} for code in codes}
 
@@ -144,6 +146,23 @@ FEATURES: dict[int | str, dict[str, Any]] = {
     },
     **problems(401, 403, 413, 422, 429, 503),
 }
+_ONE_COMMAND: Schema = {
+    "type": "object",
+    "required": ["id", "kind", "why"],
+    "properties": {
+        "id": {"type": "string", "minLength": 8, "maxLength": 100, "pattern": "^[A-Za-z0-9._-]+$"},
+        "kind": {"enum": ["promote", "rollback", "pin", "unpin", "train"]},
+        "target": {"type": "string", "description": "MODEL or MODEL@VERSION; empty for rollback and unpin."},
+        "steps": {"type": "integer", "minimum": 1, "description": "rollback: how many champions back."},
+        "begin": {"type": "integer", "description": "train: offset of the first example; negative: from the newest."},
+        "why": {"type": "string", "minLength": 1, "maxLength": 900},
+    },
+}
+COMMAND: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": _ONE_COMMAND}}}}
+COMMANDED: dict[int | str, dict[str, Any]] = {
+    202: {"description": "given; the decision, once there is one", "content": {"application/json": {}}},
+    **problems(401, 403, 409, 413, 422, 429, 503, 504),
+}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "`event: prediction` with its JSON", "content": {"text/event-stream": {}}},
     **problems(401, 403, 429),
@@ -151,10 +170,14 @@ STREAM: dict[int | str, dict[str, Any]] = {
 
 
 def body(one: str, several: str = "", *more: str) -> dict[str, Any]:
-    """Return a route's request body: a record, or perhaps a list; `more` are media types with a record a line."""
+    """Return a route's request body: a record, or perhaps a list; `more` are media types with a record a line.
+
+    A record may come as a CloudEvent.
+    """
+    cloud_event = {"schema": {"type": "object", "required": ["specversion", "id", "source", "type", "data"]}}
     either = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in (one, several) if name]}
     lines = {"schema": {"type": "string", "description": f"One {one} a line."}}
-    content = {"application/json": {"schema": either}, **dict.fromkeys(more, lines)}
+    content = {"application/json": {"schema": either}, STRUCTURED: cloud_event, **dict.fromkeys(more, lines)}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -2,7 +2,7 @@
 
 reads   <pipeline>.predictions, .dlq and .events, without a group; on request <pipeline>.prediction-log, Redis
         and the registry
-writes  <pipeline>.events and .labels, as any producer
+writes  <pipeline>.events and .labels, as any producer; commands for the gate by the status service, which signs them
 state   the latest event ids with their answers, in memory; read again from the topics at a start
 """
 
@@ -16,6 +16,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.features.store import Store
 from tidemill.gateway.app import build
 from tidemill.gateway.asking import Gateway
+from tidemill.gateway.commands import Commands
 from tidemill.gateway.requests import Rates
 from tidemill.gateway.river import River
 from tidemill.gateway.what_if import Models, WhatIf
@@ -69,6 +70,7 @@ def run(
         Rates(settings.gateway_rate),
         store,
         WhatIf(pipeline, store, open_models),
+        Commands(settings.status_url, settings.status_token.get_secret_value()),
         traces=traces,
     )
 

@@ -274,8 +274,8 @@ class Broker(Protocol):
     def follow(self, partition: TopicPartition, offset: int) -> Follower:
         """Follow a partition from an offset on."""
 
-    def follow_from(self, offsets: Mapping[TopicPartition, int]) -> Follower:
-        """Follow several partitions, each from its offset on."""
+    def follow_from(self, offsets: Mapping[TopicPartition, int], max_wait: float = 0.0) -> Follower:
+        """Follow several partitions, each from its offset on; records may wait `max_wait` s for others."""
 
 
 class Follower(Protocol):

@@ -159,7 +159,8 @@ class MemoryBroker:
     def follow(self, partition: TopicPartition, offset: int) -> MemoryFollower:
         return self.follow_from({partition: offset})
 
-    def follow_from(self, offsets: Mapping[TopicPartition, int]) -> MemoryFollower:
+    def follow_from(self, offsets: Mapping[TopicPartition, int], max_wait: float = 0.0) -> MemoryFollower:
+        del max_wait  # nothing is fetched
         return MemoryFollower(self, offsets)
 
     def grow(self, topic: str, partitions: int) -> None:

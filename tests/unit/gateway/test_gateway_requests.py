@@ -6,12 +6,13 @@ import json
 
 import pytest
 import schemathesis
-from gateway_in_memory import BOTH_KEY, READERS_KEY, SENDERS_KEY, Shop
+from gateway_in_memory import BOTH_KEY, COMMANDERS_KEY, HOLDERS, READERS_KEY, SENDERS_KEY, Shop
 from hypothesis import HealthCheck, settings
 from small import declaration
 
 from tidemill import Pipeline, load
 from tidemill.encoding.json_schema import example, json_schema
+from tidemill.tokens import Permission
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,11 @@ def _running():
         yield
 
 
-@pytest.mark.parametrize("key", [None, READERS_KEY, SENDERS_KEY, BOTH_KEY], ids=["nobody", "reader", "sender", "both"])
+@pytest.mark.parametrize(
+    "key",
+    [None, READERS_KEY, SENDERS_KEY, BOTH_KEY, COMMANDERS_KEY],
+    ids=["nobody", "reader", "sender", "both", "commander"],
+)
 @schema.parametrize()
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 def test_nothing_that_is_asked_makes_it_fail_or_answers_who_may_not_ask(
@@ -48,10 +53,11 @@ def test_nothing_that_is_asked_makes_it_fail_or_answers_who_may_not_ask(
     is_route = answer.status_code != 405 and answer.text != '{"detail":"Not Found"}'  # methods are made up as well
     if str(case.path) in _PUBLIC or not is_route:
         return
-    is_sending = str(case.path) in _SENDING
+    is_command = str(case.path).startswith("/v1/commands")
+    needed = Permission.COMMAND if is_command else Permission.PRODUCE if str(case.path) in _SENDING else Permission.READ
     if key is None:
         assert answer.status_code in (401, 429)
-    elif key in (READERS_KEY, SENDERS_KEY) and (key == READERS_KEY) == is_sending:
+    elif not HOLDERS[key].may(needed):
         assert answer.status_code == 403
     else:
         assert answer.status_code not in (401, 403)

@@ -29,6 +29,7 @@ from tidemill.stream.api import Position, TopicPartition, TopicState
 from tidemill.stream.declared import other_partitions
 from tidemill.stream.kafka.consumer import (
     CALL_SECONDS,
+    GATHERED_BYTES,
     IDLE_FETCH_SECONDS,
     KafkaConsumer,
     KafkaFollower,
@@ -303,8 +304,10 @@ class KafkaBroker:
                 offsets[partition] = max(begin, end - last[partition.topic])
         return self.follow_from(offsets)
 
-    def follow_from(self, offsets: Mapping[TopicPartition, int]) -> KafkaFollower:
-        return KafkaFollower(reading_client(self.common, wait_seconds=IDLE_FETCH_SECONDS), offsets)
+    def follow_from(self, offsets: Mapping[TopicPartition, int], max_wait: float = 0.0) -> KafkaFollower:
+        gathered = {"fetch.min.bytes": GATHERED_BYTES} if max_wait else {}
+        client = reading_client({**self.common, **gathered}, wait_seconds=max_wait or IDLE_FETCH_SECONDS)
+        return KafkaFollower(client, offsets)
 
 
 def _close_later(client: Consumer) -> None:
