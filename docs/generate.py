@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import tidemill
 from tidemill import aggregates, limits, metrics, ranges, rules, testing
 from tidemill.cli.main import cli
-from tidemill.settings import Settings, default_text
+from tidemill.settings import Settings, default_text, is_secret
 from tidemill.wire.topics import TOPICS
 
 DECLARED = (
@@ -141,7 +141,8 @@ def _settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         shown = f"`{text}`" if (text := default_text(name)) else ""
-        rows.append((f"`TIDEMILL_{name.upper()}`", shown, field.description or ""))
+        or_file = ", or `..._FILE`" if is_secret(name) else ""
+        rows.append((f"`TIDEMILL_{name.upper()}`{or_file}", shown, field.description or ""))
     text = (
         "# Settings\n\nEnvironment variables. An option of a command wins over its variable, a variable over its line in a "
         "file `.env` in the working folder, and that over the default.\n\n"

@@ -76,6 +76,10 @@ class NotAllowed(BrokerError):
     """Kafka does not allow what the service has to do: it ends, and a person grants it."""
 
 
+class StoreNotAllowed(TidemillError):
+    """Redis does not allow what the service has to do: it ends, and a person grants it."""
+
+
 class PositionError(TidemillError):
     """From where a service goes on can't be known: its offsets, or records that it has processed, were taken away."""
 

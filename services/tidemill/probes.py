@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -153,6 +154,7 @@ def serve(
     members: Mapping[str, Health] = NO_MEMBERS,
     *,
     address: str = "0.0.0.0",  # noqa: S104
+    tls: ssl.SSLContext | None = None,
 ) -> ProbeServer:
     """Serve `/metrics`, `/livez` and `/readyz` from a thread. Raises SettingsError where the port is taken.
 
@@ -183,6 +185,8 @@ def serve(
             f"http_port {port} can't be opened: {error.strerror}; "
             f"stop what uses it or set TIDEMILL_HTTP_PORT to another"
         ) from error
+    if tls is not None:  # whoever connects shakes hands in a thread of his own
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.set_app(answer)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server

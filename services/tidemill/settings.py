@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import ipaddress
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pydantic_settings import SettingsError as NotJson
 
 from tidemill import tokens, webhooks
 from tidemill.errors import SettingsError, described
+from tidemill.security import Secured
 
 if TYPE_CHECKING:
     from tidemill.keys import Keyring
@@ -45,18 +47,51 @@ def running_here() -> dict[str, str]:
 ENV_FILE = ".env"
 
 
-class Settings(BaseSettings):
+def is_secret(name: str) -> bool:
+    """Whether a setting may hold a secret: then TIDEMILL_<NAME>_FILE may name a file with its value."""
+    return Settings.model_fields[name].annotation is SecretStr or name == "kafka"
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """The values of TIDEMILL_<NAME>_FILE: the text of that file, without the line break at its end."""
+
+    def __init__(self, settings_cls: type[BaseSettings], given: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._given: dict[str, str] = {name: text for name, text in getattr(given, "env_vars", {}).items() if text}
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        path = self._given.get(f"tidemill_{field_name}_file")
+        variable = f"TIDEMILL_{field_name.upper()}"
+        if path is None:
+            return None, field_name, False
+        if not is_secret(field_name):
+            raise SettingsError(
+                f"{variable}_FILE: {field_name} is no secret, and is not read from a file; set {variable}"
+            )
+        if f"tidemill_{field_name}" in self._given:
+            raise SettingsError(
+                f"setting {field_name}: {variable} and {variable}_FILE are both set; expected one of them"
+            )
+        try:
+            text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"setting {field_name}: {variable}_FILE={path} can't be read: {described(error)}"
+            ) from None
+        return (_json(text, field_name) if field_name == "kafka" else text), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Settings(Secured, BaseSettings):
     """One instance's settings. Each is read from TIDEMILL_<NAME>; an option of the command wins over it."""
 
     model_config = SettingsConfigDict(
         env_prefix="TIDEMILL_", env_file=ENV_FILE, env_file_encoding="utf-8", extra="ignore", hide_input_in_errors=True
     )
 
-    brokers: str = Field(
-        "localhost:9092", pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$", description="Kafka, host:port[,host:port]"
-    )
-    kafka: dict[str, Any] = Field({}, description="more librdkafka properties, as JSON (security, SASL)", repr=False)
-    redis_url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), description="Redis, the online feature store")
     registry_url: SecretStr = Field(
         SecretStr(""), description="validator: schema registry, http(s)://[user:password@]host:port; empty: none"
     )
@@ -175,22 +210,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read what is given, and below it where `tidemill up` runs what commands in this folder are for."""
-        here = InitSettingsSource(settings_cls, dict(running_here()))
-        return init_settings, env_settings, dotenv_settings, file_secret_settings, here
-
-    @field_validator("redis_url")
-    @classmethod
-    def _redis_url(cls, url: SecretStr) -> SecretStr:
-        """Refuse here what Redis' client would refuse later, with the password in its message."""
-        try:
-            parts = urlsplit(url.get_secret_value())
-            well = parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.scheme == "unix")
-            _ = parts.port  # raises where it is no number
-        except ValueError:
-            well = False
-        if not well or "password=" in parts.query:
-            raise ValueError("expected redis://[:password@]host:port/db, rediss:// or unix://")
-        return url
+        running: dict[str, Any] = dict(running_here())
+        if "kafka" in running:
+            running["kafka"] = _json(running["kafka"], "kafka")
+        here = InitSettingsSource(settings_cls, running)
+        env_files, dotenv_files = (_SecretFiles(settings_cls, source) for source in (env_settings, dotenv_settings))
+        return init_settings, env_files, env_settings, dotenv_files, dotenv_settings, file_secret_settings, here
 
     @field_validator("registry_url")
     @classmethod
@@ -301,28 +326,41 @@ def load(**options: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except NotJson as error:
-        name = "services" if '"services"' in str(error) else "kafka"
-        what = {"kafka": "librdkafka properties", "services": "base URLs by service"}[name]
-        raise SettingsError(f"setting {name}: not a JSON object of {what}; set TIDEMILL_{name.upper()}") from None
+        raise _not_json("services" if '"services"' in str(error) else "kafka") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{ENV_FILE} can't be read: {described(error)}") from None
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(dict(e)) for e in error.errors(include_url=False))) from None
 
 
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise _not_json(name) from None
+
+
+def _not_json(name: str) -> SettingsError:
+    what = {"kafka": "librdkafka properties", "services": "base URLs by service"}[name]
+    return SettingsError(f"setting {name}: not a JSON object of {what}; set TIDEMILL_{name.upper()}")
+
+
 def default_text(name: str) -> str:
     """Return a setting's default as people write it; empty where it is empty."""
-    default = Settings.model_fields[name].default
-    if isinstance(default, SecretStr):
-        default = default.get_secret_value()
-    if isinstance(default, bool):
-        return str(default).lower()
-    return "auto" if default is None else "" if default in ("", {}) else str(default)
+    return "" if (default := Settings.model_fields[name].default) == {} else as_text(default)
+
+
+def as_text(value: Any) -> str:
+    """Return a setting's value as people write it."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, (bool, dict)):
+        return json.dumps(value)
+    return "auto" if value is None else str(value)
 
 
 def _sentence(error: dict[str, Any]) -> str:
     name = str(error["loc"][0])
-    field = Settings.model_fields.get(name)
-    secret = field is not None and (field.annotation is SecretStr or name == "kafka")
+    secret = name in Settings.model_fields and is_secret(name)
     shown = "" if secret or "input" not in error else f" ({error['input']!r})"
     return f"setting {name}{shown}: {error['msg'].removeprefix('Value error, ')}; set TIDEMILL_{name.upper()}"

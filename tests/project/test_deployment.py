@@ -26,7 +26,7 @@ from tidemill.errors import SettingsError
 from tidemill.keys import SIGNERS
 from tidemill.runtime import run as running
 from tidemill.runtime.run import STALLED_SECONDS
-from tidemill.settings import Settings
+from tidemill.settings import Settings, is_secret
 from tidemill.settings import load as load_settings
 from tidemill.stream.kafka.consumer import CALL_SECONDS
 from tidemill.stream.loop import STOP_SECONDS
@@ -84,7 +84,10 @@ def accepts(arguments: list[str]) -> None:
 def accepts_variables(variables: Mapping[str, str | None]) -> None:
     """Raise SettingsError for a variable that is no setting, or has a value that none takes; None: known only there."""
     for name in variables.keys() - NOT_OURS:
-        if name not in {f"TIDEMILL_{field.upper()}" for field in Settings.model_fields}:
+        fields = {f"TIDEMILL_{field.upper()}" for field in Settings.model_fields}
+        if name not in fields | {
+            f"TIDEMILL_{field.upper()}_FILE" for field in Settings.model_fields if is_secret(field)
+        }:
             raise SettingsError(f"{name} is no setting")
     with pytest.MonkeyPatch.context() as environment:
         for name in [name for name in os.environ if name.startswith("TIDEMILL_")]:

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tidemill.errors import BrokerError
 from tidemill.local.processes import end, free_port, spawn
@@ -39,13 +41,17 @@ def fetch_jars() -> None:
 class RealKafka:
     """One broker. `kill` and `start` are for tests of what happens when it goes away; `more` are lines of its settings."""
 
-    def __init__(self, folder: Path, *more: str) -> None:
+    def __init__(self, folder: Path, *more: str, listeners: Mapping[str, str] = MappingProxyType({})) -> None:
+        """`listeners` are further ways in by their names, with the protocol of each: `ports` says where they are."""
         fetch_jars()
         self.folder = folder
         port, controller, behind = free_port(), free_port(), free_port()
         self.servers = f"127.0.0.1:{port}"
         #: A second way in, for clients that shall come through a proxy: what listens, and where it says that it does.
         self.behind_proxy, self.proxy_port = behind, free_port()
+        self.ports = {name: free_port() for name in listeners}
+        others = [f"{name}://127.0.0.1:{port}" for name, port in self.ports.items()]
+        protocols = [f"{name}:{protocol}" for name, protocol in listeners.items()]
         self._config = folder / "server.properties"
         self._config.write_text(
             "\n".join(
@@ -53,9 +59,19 @@ class RealKafka:
                     "process.roles=broker,controller",
                     "node.id=1",
                     f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
-                    f"listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{behind},CONTROLLER://127.0.0.1:{controller}",
-                    f"advertised.listeners=PLAINTEXT://{self.servers},PROXIED://127.0.0.1:{self.proxy_port}",
-                    "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
+                    "listeners="
+                    + ",".join(
+                        [
+                            f"PLAINTEXT://127.0.0.1:{port}",
+                            f"PROXIED://127.0.0.1:{behind}",
+                            f"CONTROLLER://127.0.0.1:{controller}",
+                            *others,
+                        ]
+                    ),
+                    "advertised.listeners="
+                    + ",".join([f"PLAINTEXT://{self.servers}", f"PROXIED://127.0.0.1:{self.proxy_port}", *others]),
+                    "listener.security.protocol.map="
+                    + ",".join(["PLAINTEXT:PLAINTEXT", "PROXIED:PLAINTEXT", "CONTROLLER:PLAINTEXT", *protocols]),
                     "controller.listener.names=CONTROLLER",
                     f"log.dirs={folder / 'log'}",
                     "offsets.topic.replication.factor=1",

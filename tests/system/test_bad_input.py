@@ -130,6 +130,21 @@ WRONG_SETTINGS = [
     ("kafka", f'{{"sasl.password": "{SECRET}"', ["JSON"]),
     ("kafka", f'["{SECRET}"]', ["dictionary"]),
     ("kafka", SECRET, ["JSON"]),
+    ("kafka_tls", "perhaps", ["perhaps", "boolean"]),
+    ("kafka_ca", "/no/such/ca.pem", ["/no/such/ca.pem", "No such file"]),
+    ("kafka_certificate", "/no/such.crt", ["/no/such.crt", "PEM"]),
+    ("kafka_key", "/no/such.key", ["/no/such.key", "PEM"]),
+    ("kafka_user", "", ["TIDEMILL_KAFKA_PASSWORD"]),
+    ("kafka_password", "", ["TIDEMILL_KAFKA_USER"]),
+    ("kafka_mechanism", "GSSAPI", ["GSSAPI", "SCRAM-SHA-512"]),
+    ("kafka_token_url", "idp:8080", ["idp:8080", "http"]),
+    ("redis_ca", "/no/such/ca.pem", ["/no/such/ca.pem", "No such file"]),
+    ("redis_certificate", "/no/such.crt", ["/no/such.crt", "PEM"]),
+    ("redis_key", "/no/such.key", ["/no/such.key", "PEM"]),
+    ("redis_password", "", ["TIDEMILL_REDIS_USER"]),
+    ("http_certificate", "/no/such.crt", ["/no/such.crt", "PEM"]),
+    ("http_key", "/no/such.key", ["/no/such.key", "PEM"]),
+    ("http_ca", "/no/such/ca.pem", ["/no/such/ca.pem", "No such file"]),
     ("services", "{", ["JSON", "base URLs"]),
     ("services", '["http://validator:8080"]', ["dictionary"]),
     ("archive_seconds", "0", ["0"]),
@@ -184,10 +199,18 @@ WRONG_SETTINGS = [
 ]
 
 
+#: What is wrong only beside another setting.
+WITH = {
+    "kafka_user": {"TIDEMILL_KAFKA_PASSWORD": SECRET},
+    "kafka_password": {"TIDEMILL_KAFKA_USER": "scorer"},
+    "redis_password": {"TIDEMILL_REDIS_USER": "scorer"},
+}
+
+
 @pytest.mark.parametrize(("name", "value", "words"), WRONG_SETTINGS)
 def test_a_wrong_setting_is_named_and_no_secret_is_shown(inside, name: str, value: str, words: list[str]) -> None:
     variable = f"TIDEMILL_{name.upper()}"
-    done = inside("run", "scorer", "flights", **{**SETTINGS, variable: value})
+    done = inside("run", "scorer", "flights", **{**SETTINGS, **WITH.get(name, {}), variable: value})
     assert_one_clear_line(done, f"setting {name}", variable, *words)
 
 
@@ -199,6 +222,7 @@ def test_every_setting_that_can_be_wrong_by_itself_is_tried() -> None:
         "verify_keys",
         "archive_url",
         "state_dir",
+        *("kafka_key_password", "kafka_token_scope", "redis_user"),
         *("status_token", "status_tokens", "status_bind", "status_read", "status_hosts"),
     }
     assert {name for name, *_ in WRONG_SETTINGS} == Settings.model_fields.keys() - elsewhere

@@ -7,11 +7,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import redis
+from certificates import Authority
 from click.testing import CliRunner
 
 from tidemill import probes, settings
 from tidemill.cli.main import cli
 from tidemill.errors import SettingsError
+from tidemill.features.redis import shown_url
 from tidemill.settings import Settings
 
 
@@ -20,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in Settings.model_fields:
         monkeypatch.delenv(f"TIDEMILL_{name.upper()}", raising=False)
+        monkeypatch.delenv(f"TIDEMILL_{name.upper()}_FILE", raising=False)
     return tmp_path
 
 
@@ -89,3 +93,96 @@ def test_where_no_port_is_free_it_is_said_and_the_service_goes_on(caplog: pytest
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert probes.serve_on_a_free_port(probes.Health(), [taken.getsockname()[1]]) is None
     assert "no port is free" in caplog.text
+
+
+def test_a_secret_may_be_in_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "password").write_text("se cret\n")
+    (folder / "kafka").write_text('{"client.rack": "a"}\n')
+    (folder / ".env").write_text("TIDEMILL_KAFKA_PASSWORD_FILE=password\nTIDEMILL_KAFKA_USER=anna\n")
+    monkeypatch.setenv("TIDEMILL_KAFKA_FILE", "kafka")
+    chosen = settings.load()
+    assert chosen.kafka_password.get_secret_value() == "se cret"
+    assert chosen.kafka_properties() == {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "anna",
+        "sasl.password": "se cret",
+        "client.rack": "a",
+    }
+    monkeypatch.setenv("TIDEMILL_KAFKA_PASSWORD", "another")  # the environment wins over .env, file or not
+    assert settings.load().kafka_password.get_secret_value() == "another"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"KAFKA_PASSWORD_FILE": "nowhere"},
+            ["kafka_password", "TIDEMILL_KAFKA_PASSWORD_FILE=nowhere", "No such file"],
+        ),
+        ({"KAFKA_PASSWORD_FILE": "binary"}, ["kafka_password", "TIDEMILL_KAFKA_PASSWORD_FILE=binary"]),
+        ({"KAFKA_PASSWORD_FILE": "a", "KAFKA_PASSWORD": "verysecret"}, ["kafka_password", "both"]),
+        ({"KAFKA_FILE": "password"}, ["kafka", "JSON"]),
+        ({"BROKERS_FILE": "password"}, ["TIDEMILL_BROKERS_FILE", "no secret", "set TIDEMILL_BROKERS"]),
+        ({"KAFKA_USER": "a"}, ["kafka_password", "TIDEMILL_KAFKA_USER"]),
+        ({"KAFKA_PASSWORD": "verysecret"}, ["kafka_user", "TIDEMILL_KAFKA_PASSWORD"]),
+        ({"KAFKA_CA": "ca.pem"}, ["kafka_ca", "TIDEMILL_KAFKA_TLS=true"]),
+        ({"KAFKA_CA": "password", "KAFKA_TLS": "true"}, ["kafka_ca", "PEM"]),
+        ({"KAFKA_CERTIFICATE": "anna.crt", "KAFKA_TLS": "true"}, ["kafka_key", "TIDEMILL_KAFKA_CERTIFICATE"]),
+        (
+            {"KAFKA_CERTIFICATE": "anna.crt", "KAFKA_KEY": "bob.key", "KAFKA_TLS": "1"},
+            ["kafka_certificate", "anna.crt", "bob.key"],
+        ),
+        (
+            {"KAFKA_CERTIFICATE": "bob.crt", "KAFKA_KEY": "bob.key", "KAFKA_TLS": "1"},
+            ["kafka_certificate", "password is another"],
+        ),
+        (
+            {"KAFKA_USER": "a", "KAFKA_PASSWORD": "verysecret", "KAFKA_MECHANISM": "OAUTHBEARER"},
+            ["kafka_token_url", "OAUTHBEARER"],
+        ),
+        ({"KAFKA_TOKEN_URL": "http://idp"}, ["kafka_token_url", "TIDEMILL_KAFKA_MECHANISM=OAUTHBEARER"]),
+        ({"REDIS_CA": "ca.pem"}, ["redis_ca", "rediss://"]),
+        ({"REDIS_USER": "a"}, ["redis_password", "TIDEMILL_REDIS_USER"]),
+        (
+            {"REDIS_PASSWORD": "verysecret", "REDIS_URL": "redis://:verysecret@a:1"},
+            ["redis_password", "TIDEMILL_REDIS_URL"],
+        ),
+        ({"HTTP_CERTIFICATE": "anna.crt"}, ["http_key", "TIDEMILL_HTTP_CERTIFICATE"]),
+    ],
+    ids=str,
+)
+def test_security_that_is_half_set_or_contradicts_itself_is_named_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], words: list[str]
+) -> None:
+    authority = Authority(folder, "ca")
+    authority.pair("anna")
+    authority.pair("bob", password="of its key")
+    (folder / "password").write_text("verysecret")
+    (folder / "binary").write_bytes(b"\xff\xfe")
+    for name, value in given.items():
+        monkeypatch.setenv(f"TIDEMILL_{name}", value)
+    with pytest.raises(SettingsError, match=r"^[^\n]+$") as caught:
+        settings.load()
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "verysecret" not in str(caught.value)
+
+
+def test_redis_address_has_all_that_its_client_needs(folder: Path) -> None:
+    authority = Authority(folder, "ca")
+    pair = authority.pair("anna")
+    chosen = settings.load(
+        redis_url="rediss://redis:6380/1",
+        redis_user="an/na",
+        redis_password="p@ss:word",
+        redis_ca=str(authority.ca),
+        redis_certificate=str(pair.certificate),
+        redis_key=str(pair.key),
+    )
+    made = redis.Redis.from_url(chosen.redis_address()).connection_pool.connection_kwargs
+    assert (made["host"], made["port"], made["db"]) == ("redis", 6380, 1)
+    assert (made["username"], made["password"]) == ("an/na", "p@ss:word")
+    assert made["ssl_ca_certs"] == str(authority.ca)
+    assert (made["ssl_certfile"], made["ssl_keyfile"]) == (str(pair.certificate), str(pair.key))
+    assert shown_url(chosen.redis_address()) == "redis:6380/1"
+    assert settings.load().redis_address() == "redis://localhost:6379/0"

@@ -255,9 +255,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
-
-
 def _call(chosen: settings.Settings, path: str, name: str, body: dict[str, Any] | None = None) -> Any:
     """Return the gate's decision on the command `name` so far, or None."""
     url = chosen.status_url.rstrip("/") + path
@@ -270,7 +267,8 @@ def _call(chosen: settings.Settings, path: str, name: str, body: dict[str, Any] 
     repeat = f"repeat it with --id {name}, and it is carried out once"
     try:
         # The setting's pattern allows http and https alone.
-        with _OPENER.open(request, timeout=ANSWER_SECONDS) as answer:
+        opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=chosen.client_context()))
+        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
             return json.load(answer)["decision"]
     except urllib.error.HTTPError as error:
         again = f"; {repeat}" if error.code in (408, 429) or error.code >= 500 else ""

@@ -47,7 +47,7 @@ def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: 
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     time = None if at is None else now() if at == "now" else moment_of("--at", at)
-    known = Store(declared, chosen.redis_url.get_secret_value()).get(entity, entity_id, time)
+    known = Store(declared, chosen.redis_address()).get(entity, entity_id, time)
     if all(view.event_time is None for view in known):
         raise StoreError(f"no view of {declared.name!r} has seen {entity} {entity_id!r}")
     print_report(known, known_text, as_json=as_json)

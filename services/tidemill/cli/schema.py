@@ -75,7 +75,7 @@ def asyncapi(pipeline: str, *, inner: bool, **options: Any) -> None:
     from tidemill.wire.asyncapi import document
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
-    is_secure = "SSL" in str(chosen.kafka.get("security.protocol", "")).upper()
+    is_secure = "SSL" in str(chosen.kafka_properties().get("security.protocol", "")).upper()
     made = document(
         declared, chosen.brokers.split(","), is_secure=is_secure, registry=chosen.registry_place(), inner=inner
     )
@@ -109,7 +109,7 @@ def check(
     earlier, set_level = {str(path): _read(path) for path in files}, ""
     url = chosen.registry_url.get_secret_value()
     if url and not files:
-        earlier, set_level = _registered(_registry(url), _subjects(declared)[stream])
+        earlier, set_level = _registered(_registry(url, chosen.http_ca), _subjects(declared)[stream])
     earlier = earlier or {**of.others, of.schema_name: of.avro}
     verdict = compatibility.check(_read(new), of.avro, earlier, level or set_level or LEVELS[0])
     print_report(verdict, lambda _: _verdict_text(verdict, new.name, of), as_json=as_json)
@@ -147,7 +147,7 @@ def register(pipeline: str, files: Sequence[Path], level: str, *, as_json: bool,
         raise SettingsError("registry_url is not set: set TIDEMILL_REGISTRY_URL, or give --registry-url")
     given = [(_stream_of(declared, path), _read(path)) for path in files]
     given = given or [("events", declared.events.avro), ("labels", declared.labels.avro)]
-    registry, rows = _registry(url), []
+    registry, rows = _registry(url, chosen.http_ca), []
     for stream, avro in given:
         subject = _subjects(declared)[stream]
         version = registry.register(subject, avro)
@@ -227,12 +227,12 @@ def _compatibility() -> Any:
     return compatibility
 
 
-def _registry(url: str) -> SchemaRegistry:
+def _registry(url: str, ca: str) -> SchemaRegistry:
     try:
         from tidemill.encoding.schema_registry import SchemaRegistry
     except ModuleNotFoundError as error:
         raise _lacking(error) from None
-    return SchemaRegistry(url)
+    return SchemaRegistry(url, ca)
 
 
 def _lacking(error: ModuleNotFoundError) -> SettingsError:

@@ -47,12 +47,15 @@ class Version(NamedTuple):
 
 
 class SchemaRegistry:
-    """One registry. Every method raises StoreError, without the password, where it does not answer or refuses."""
+    """One registry. Every method raises StoreError, without the password, where it does not answer or refuses.
 
-    def __init__(self, url: str) -> None:
+    `ca`: PEM file of the authorities that sign its certificate; empty: this machine's.
+    """
+
+    def __init__(self, url: str, ca: str = "") -> None:
         parts = urlsplit(url)
         self.place = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
-        self.client = _client(url)
+        self.client = _client(url, ca)
         self._rest = None if parts.scheme == "mock" else self.client._rest_client
 
     def versions(self, subject: str) -> list[int]:
@@ -119,7 +122,7 @@ class _MissingError(StoreError):
     """The subject does not exist, or nothing is set for it."""
 
 
-def _client(url: str) -> Any:
+def _client(url: str, ca: str) -> Any:
     if url.startswith("mock://"):
         if url not in _mocks:
             _mocks[url] = confluent.SchemaRegistryClient.new_client({"url": url})
@@ -132,6 +135,8 @@ def _client(url: str) -> Any:
         "timeout": TIMEOUT_SECONDS,
         "max.retries": 1,
     }
+    if ca:
+        settings["ssl.ca.location"] = ca
     if parts.username is not None:
         settings["basic.auth.user.info"] = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return confluent.SchemaRegistryClient(settings)

@@ -24,7 +24,7 @@ import redis  # noqa: TID251  this is where Redis clients live
 from redis.backoff import NoBackoff  # noqa: TID251
 from redis.retry import Retry as RedisRetry  # noqa: TID251
 
-from tidemill.errors import StoreError
+from tidemill.errors import StoreError, StoreNotAllowed, TidemillError
 from tidemill.features.ports import Change, EntitiesByView, StoredNotes, StoredTiles
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,18 @@ class _EvictsError(redis.RedisError):
     """Redis drops keys when its memory is full."""
 
 
+def shown_url(url: str) -> str:
+    """Return where Redis is, without user, password and files."""
+    return url.rsplit("@", 1)[-1].partition("?")[0]
+
+
 def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
     """Return a client for `url` that never repeats a command by itself.
 
     It refuses a Redis that is set to evict keys (which loses features without an error), at each connection. Raises
     StoreError where Redis does not answer or evicts, unless `must_answer` is False: then the first command says so.
     """
-    shown = url.rsplit("@", 1)[-1]
+    shown = shown_url(url)
     is_warned = False
 
     def greet(connection: Any) -> None:
@@ -86,6 +91,8 @@ def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
         return client
     try:
         client.ping()
+    except redis.exceptions.NoPermissionError as error:
+        raise _failed(f"Redis at {shown}", error) from error
     except _EvictsError as error:
         raise StoreError(str(error)) from error
     except redis.RedisError as error:
@@ -95,12 +102,28 @@ def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
 
 def _unreachable(url: str, shown: str, error: redis.RedisError) -> str:
     """Return what is wrong, and what to set."""
+    text = str(error)
     # Redis answers so to the greeting of a client that has no password, before any other command.
-    if isinstance(error, redis.AuthenticationError) or "authenticat" in str(error).lower():
-        given = "the password of TIDEMILL_REDIS_URL" if "@" in url else "a client without a password"
-        return f"Redis at {shown} refuses {given}: set TIDEMILL_REDIS_URL=redis://:PASSWORD@host:port/db"
-    hint = "; rediss:// speaks TLS, which this port may not" if url.startswith("rediss:") else ""
-    return f"no Redis at {shown}: {error}{hint}; start it or set TIDEMILL_REDIS_URL"
+    if isinstance(error, redis.AuthenticationError) or "authenticat" in text.lower():
+        given = "user and password" if "@" in url else "a client without a password"
+        return f"Redis at {shown} refuses {given}: set TIDEMILL_REDIS_USER and TIDEMILL_REDIS_PASSWORD"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"Redis at {shown} has a certificate that is not trusted ({text}): set TIDEMILL_REDIS_CA"
+    fix = "start it or set TIDEMILL_REDIS_URL"
+    if url.startswith("rediss:") and "refused" not in text:
+        fix = "set TIDEMILL_REDIS_URL to redis:// where it speaks no TLS, or TIDEMILL_REDIS_CERTIFICATE if it wants one"
+    elif "closed by server" in text or "reset by peer" in text:
+        fix = "set TIDEMILL_REDIS_URL to rediss:// where it speaks TLS"
+    return f"no Redis at {shown}: {error}; {fix}"
+
+
+def _failed(doing: str, error: redis.RedisError) -> TidemillError:
+    """Return StoreNotAllowed where the user lacks a right, which no further try can change; else StoreError."""
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return StoreNotAllowed(
+            f"{doing}: Redis does not allow it ({error}); grant it to the service's user, as `tidemill acl` lists it"
+        )
+    return StoreError(f"{doing}: {error}")
 
 
 def _fields(values: Mapping[str, Any]) -> Mapping[Any, Any]:
@@ -132,14 +155,14 @@ class OnlineStore:
         try:
             self._connected().ping()
         except redis.RedisError as error:
-            raise StoreError(f"no Redis at {self.url.rsplit('@', 1)[-1]}: {error}") from error
+            raise StoreError(f"no Redis at {shown_url(self.url)}: {error}") from error
 
     def features(self, view: str, entity: str) -> dict[str, str]:
         """Return an entity's features in a view, as text; none where it is unknown. Raises StoreError."""
         try:
             stored = self._connected().hgetall(f"{self.pipeline}:{view}:{entity}")
         except redis.RedisError as error:
-            raise StoreError(f"no Redis at {self.url.rsplit('@', 1)[-1]}: {error}") from error
+            raise StoreError(f"no Redis at {shown_url(self.url)}: {error}") from error
         return {str(name): str(value) for name, value in stored.items()}
 
     def read(self, wanted: EntitiesByView, partitions: int) -> tuple[StoredTiles, StoredNotes]:
@@ -165,11 +188,11 @@ class RedisReader:
         count = len(wanted) * partitions
         try:
             answers = pipe.execute(raise_on_error=False)
-            for answer in answers[:count]:
-                if isinstance(answer, redis.RedisError):
+            for number, answer in enumerate(answers):
+                if isinstance(answer, redis.RedisError if number < count else redis.exceptions.NoPermissionError):
                     raise answer
         except redis.RedisError as error:
-            raise StoreError(f"Redis: reading {', '.join(wanted)} of {self.pipeline}: {error}") from error
+            raise _failed(f"Redis: reading {', '.join(wanted)} of {self.pipeline}", error) from error
         # No view can read what something else has put there: that view is stale for this batch, and no other one.
         answers = [FOREIGN_TILES if isinstance(answer, redis.RedisError) else answer for answer in answers]
         notes = {view: answers[n * partitions : (n + 1) * partitions] for n, view in enumerate(wanted)}
@@ -211,7 +234,7 @@ class RedisView:
             at = _offset(offset)
             return None if at is None else (at, tiles)
         except redis.RedisError as error:
-            raise StoreError(f"Redis: loading {self.prefix}, partition {partition}: {error}") from error
+            raise _failed(f"Redis: loading {self.prefix}, partition {partition}", error) from error
 
     def reset(self, partition: int) -> None:
         """Forget a partition. Raises StoreError where Redis is away."""
@@ -221,7 +244,7 @@ class RedisView:
             keys = [key for e in entities for key in (f"{self.prefix}:{e}", f"{self.prefix}/tiles:{e}")]
             self.client.delete(f"{self.prefix}/partition:{partition}", members, *keys)
         except redis.RedisError as error:
-            raise StoreError(f"Redis: clearing {self.prefix}, partition {partition}: {error}") from error
+            raise _failed(f"Redis: clearing {self.prefix}, partition {partition}", error) from error
 
     def note(self, partition: int) -> str:
         """Return the note beside the offset. Raises StoreError where Redis is away."""
@@ -229,7 +252,7 @@ class RedisView:
         try:
             return str(self.client.hget(place, "note") or "")
         except redis.RedisError as error:
-            raise StoreError(f"Redis: reading {place}: {error}") from error
+            raise _failed(f"Redis: reading {place}", error) from error
 
     def write(self, partition: int, base: int, offset: int, changes: Mapping[str, Change], note: str = "") -> str:
         """Write as `ViewStore.write` says. Raises StoreError where Redis is away or full: nothing was written then."""
@@ -275,12 +298,14 @@ class RedisView:
             # Another process wrote between our read and our write; the next commit tries again.
             return "refused" if self._stored(place) > offset else "raced"
         except redis.RedisError as error:
-            raise StoreError(f"Redis: writing {self.prefix}, partition {partition}: {error}") from error
+            raise _failed(f"Redis: writing {self.prefix}, partition {partition}", error) from error
 
     def _foreign(self, answers: Iterable[tuple[str, Any]]) -> bool:
         """Say which keys hold what we did not write, by their answers, each once; returns whether there is any."""
         foreign = {key: answer for key, answer in answers if isinstance(answer, redis.RedisError)}
         for key, error in foreign.items():
+            if isinstance(error, redis.exceptions.NoPermissionError):
+                raise error
             if key not in self._said and len(self._said) < MAX_FOREIGN_KEYS:
                 self._said.add(key)
                 log.error(
@@ -294,4 +319,4 @@ class RedisView:
         try:
             return _offset(self.client.hget(place, "offset")) or 0
         except redis.RedisError as error:
-            raise StoreError(f"Redis: reading {place}: {error}") from error
+            raise _failed(f"Redis: reading {place}", error) from error

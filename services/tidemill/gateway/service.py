@@ -56,7 +56,7 @@ def run(
 
     `open_models` returns what follows the registry, for who asks what would be predicted.
     """
-    holders, store = settings.key_holders(), Store(pipeline, settings.redis_url.get_secret_value())
+    holders, store = settings.key_holders(), Store(pipeline, settings.redis_address())
     gateway = Gateway(
         pipeline,
         River(pipeline, broker, Sender(settings.brokers, {**broker.common, **PRODUCER})),
@@ -87,7 +87,8 @@ def run(
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     allow_files(2 * GATEWAY_CONNECTIONS.max)
     application = build(gateway)
-    config = server_config(application, settings.gateway_bind, port, DRAIN_SECONDS, GATEWAY_CONNECTIONS.max)
+    tls, connections = settings.server_context(), GATEWAY_CONNECTIONS.max
+    config = server_config(application, settings.gateway_bind, port, DRAIN_SECONDS, connections, tls)
     Server(config, on_drain).run()
 
 

@@ -117,7 +117,7 @@ class Reading:
 def send_all(messages: Iterable[Message], speed: float) -> int:
     """Send messages to the Kafka that this process's settings name, and log how far it is; returns the exit code."""
     chosen = settings.load()
-    replay = Replay(chosen.brokers, messages, speed, extra=chosen.kafka)
+    replay = Replay(chosen.brokers, messages, speed, extra=chosen.kafka_properties())
     replay.start()
     while replay.is_alive():
         replay.join(LOG_SECONDS)

@@ -19,6 +19,7 @@ from tidemill.errors import (
     NotAllowed,
     PositionError,
     SettingsError,
+    StoreNotAllowed,
     TidemillError,
     TopicError,
     VersionsError,
@@ -32,7 +33,9 @@ from tidemill.wire.topics import SERVICES, WATCHING
 log = logging.getLogger(__name__)
 
 #: Errors that another start does not help.
-FOR_A_PERSON = (DeclarationError, NotAllowed, PositionError, SettingsError, TopicError, VersionsError)
+FOR_A_PERSON = (
+    DeclarationError, NotAllowed, PositionError, SettingsError, StoreNotAllowed, TopicError, VersionsError,
+)  # fmt: skip
 #: Exit code of a service that ended with one of them: EX_CONFIG of sysexits.h.
 GIVEN_UP = 78
 

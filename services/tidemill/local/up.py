@@ -34,7 +34,8 @@ from tidemill.local.stack import GIVEN_UP, Stack, chained, name_of, roles, start
 from tidemill.runtime import run as running
 from tidemill.runtime.host import Host
 from tidemill.runtime.together import Together
-from tidemill.settings import RUNNING_FILE, Settings
+from tidemill.security import Secured
+from tidemill.settings import RUNNING_FILE, Settings, as_text
 from tidemill.tokens import new_token
 from tidemill.wire.topics import NOTIFYING, SERVING, WATCHING, WITH_INTERFACE
 
@@ -229,6 +230,8 @@ class Local:
             chosen["redis_url"] = self.redis.url
         if not self.embedded:  # what a Kafka outlives, its models outlive as well
             chosen |= {name: getattr(self.settings, name) for name in ("store_url", "archive_url", "delivery")}
+        if self.settings.http_certificate:  # its services ask each other on this machine alone
+            chosen |= {"http_certificate": "", "http_key": ""}
         if "snapshot_seconds" not in given:
             chosen["snapshot_seconds"] = SNAPSHOT_SECONDS
         chosen["status_token"] = self.settings.status_token.get_secret_value() or new_token()
@@ -273,6 +276,9 @@ class Local:
         found["TIDEMILL_STATUS_URL"] = f"http://localhost:{self.options.port}"
         if "gateway" in self.roles:
             found["TIDEMILL_GATEWAY_URL"] = f"http://localhost:{self.stack.ports['gateway']}"
+        for name in Secured.model_fields.keys() & self.settings.model_fields_set:
+            if not name.startswith("http_") or name == "http_ca":
+                found.setdefault(f"TIDEMILL_{name.upper()}", as_text(getattr(self.settings, name)))
         return {name: value for name, value in found.items() if value}
 
     def _greet(self, processes: str, metrics: str) -> None:

@@ -261,7 +261,7 @@ def examine_settings(pipeline: Pipeline, settings: Settings, clock: Callable[[],
     """Return what is to say of the Redis and the keys that are set, and of this machine's clock beside Redis'."""
     given, findings = settings.model_fields_set, list[Finding]()
     if "redis_url" in given:
-        findings += _redis(settings.redis_url.get_secret_value(), clock)
+        findings += _redis(settings.redis_address(), clock)
     if "verify_keys" in given or settings.signing_key.get_secret_value():
         try:
             for service in (*SIGNERS, "") if settings.signing_key.get_secret_value() else ("",):
@@ -275,9 +275,9 @@ def examine_settings(pipeline: Pipeline, settings: Settings, clock: Callable[[],
 
 
 def _redis(url: str, clock: Callable[[], float]) -> Iterator[Finding]:
-    from tidemill.features.redis import connect  # services without Redis import this module
+    from tidemill.features.redis import connect, shown_url  # services without Redis import this module
 
-    shown = url.rpartition("@")[2]
+    shown = shown_url(url)
     try:
         client = connect(url)
         seconds, micros = client.time()

@@ -39,7 +39,7 @@ def examine_trust(pipeline: Pipeline, broker: Broker | None, settings: Settings)
     if url := settings.registry_url.get_secret_value():
         from tidemill.encoding.schema_registry import SchemaRegistry  # an extra's client
 
-        findings += examine_schemas(pipeline, SchemaRegistry(url))
+        findings += examine_schemas(pipeline, SchemaRegistry(url, settings.http_ca))
     if broker is not None and any(broker.read(full_range(broker, topics.MODELS.name(pipeline.name)))):
         try:
             registry = registry_of(pipeline, settings, must_answer=False)

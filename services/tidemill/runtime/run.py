@@ -56,7 +56,9 @@ STALLED_SECONDS = 30.0
 
 def broker_of(settings: Settings) -> KafkaBroker:
     """Return the broker that the settings name; not connected yet."""
-    return KafkaBroker(settings.brokers, exactly_once=settings.delivery == "exactly_once", extra=settings.kafka)
+    return KafkaBroker(
+        settings.brokers, exactly_once=settings.delivery == "exactly_once", extra=settings.kafka_properties()
+    )
 
 
 def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
@@ -220,7 +222,7 @@ def _validator() -> Build:
         if url := settings.registry_url.get_secret_value():
             from tidemill.encoding.schema_registry import SchemaRegistry
 
-            schemas = SchemaFollower(context.pipeline, SchemaRegistry(url), settings.registry_seconds)
+            schemas = SchemaFollower(context.pipeline, SchemaRegistry(url, settings.http_ca), settings.registry_seconds)
             _reach(context, "validator", schemas.connect)
         return Step(context, build(context.pipeline, schemas, fuse=settings.fuse), schemas)
 
@@ -254,7 +256,7 @@ def _materializer() -> Build:
 def _redis(context: Context, name: str) -> Redis:
     from tidemill.features.redis import connect
 
-    url = context.settings.redis_url.get_secret_value()
+    url = context.settings.redis_address()
     return _reach(context, name, lambda must_answer: connect(url, must_answer=must_answer))
 
 
@@ -350,9 +352,9 @@ def _monitor() -> Build:
 
     def compose(context: Context) -> Callable[[], None]:
         pipeline, settings = context.pipeline, context.settings
-        sender, keys = Sender(settings.brokers, settings.kafka), settings.keyring("monitor")
+        sender, keys = Sender(settings.brokers, context.broker.common), settings.keyring("monitor")
         service = MonitorService(pipeline, context.broker, settings, sender, keys, context.declared)
-        context.host.serve(settings.http_port, MonitorHealth(service, STALLED_SECONDS))
+        context.host.serve(settings, MonitorHealth(service, STALLED_SECONDS))
         log.info("started", extra={"pipeline": pipeline.name, "instance": settings.instance})
         return partial(service.run, context.host.on_stop)
 
@@ -497,7 +499,7 @@ def _loop(context: Context, service: Service, followers: Sequence[Follower | Non
         keep_alive=context.keep_alive,
         declared=context.declared,
     )
-    context.host.serve(settings.http_port, LoopHealth(loop))
+    context.host.serve(settings, LoopHealth(loop))
     context.host.on_stop(loop.stop)
     for follower in following:
         follower.start()

@@ -41,7 +41,7 @@ class _Seat(Host):
         super().__init__()
         self.name, self.group = name, group
 
-    def serve(self, port: int | None, health: probes.Health) -> None:  # noqa: ARG002  they share one
+    def serve(self, settings: Settings, health: probes.Health) -> None:  # noqa: ARG002  they share one
         self.group.members[self.name] = health
 
     def on_stop(self, stop: Callable[..., None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -71,14 +72,19 @@ class Connection(H11Protocol):
 
 
 def server_config(
-    app: FastAPI, host: str, port: int, drain_seconds: int = 2, max_connections: int = 0
+    app: FastAPI,
+    host: str,
+    port: int,
+    drain_seconds: int = 2,
+    max_connections: int = 0,
+    tls: ssl.SSLContext | None = None,
 ) -> uvicorn.Config:
     """Return how the application is served. At its end it waits so long for answers that are on their way.
 
     `max_connections` is by default the status service's.
     """
     protocol: Any = partial(Connection, max_connections=max_connections)
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -93,6 +99,10 @@ def server_config(
         backlog=1024,  # a connection that finds the queue full tries again only after a second
         h11_max_incomplete_event_size=STATUS_HEAD_BYTES.max,
     )
+    if tls is not None:
+        config.load()
+        config.ssl = tls
+    return config
 
 
 class Server(uvicorn.Server):

@@ -38,7 +38,7 @@ from tidemill.stream.kafka.consumer import (
     reading_client,
     take,
 )
-from tidemill.stream.kafka.errors import kafka_error, service_error, without_errors
+from tidemill.stream.kafka.errors import kafka_error, not_connected, service_error, without_errors
 from tidemill.stream.kafka.producer import KafkaProducer
 from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings
 from tidemill.stream.restore import last_instances, left_behind
@@ -102,7 +102,7 @@ class KafkaBroker:
                 asker.list_topics(timeout=CONNECT_SECONDS)
             except KafkaException:
                 asker.poll(0)
-                if KafkaError._ALL_BROKERS_DOWN in troubles:
+                if troubles.keys() & {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION}:
                     raise
                 asker.list_topics(timeout=CONNECT_BUSY_SECONDS)
         except KafkaException as error:
@@ -110,7 +110,7 @@ class KafkaBroker:
                 raise BrokerError(f"setting kafka: {kafka_error(error).str()}; set TIDEMILL_KAFKA") from error
             troubles.pop(KafkaError._ALL_BROKERS_DOWN, None)
             reason = "; ".join(troubles.values()) or kafka_error(error).str()
-            raise BrokerError(f"no Kafka at {self.servers}: {reason}; start it or set TIDEMILL_BROKERS") from error
+            raise not_connected(self.servers, reason) from error
 
     def partitions(self, topic: str) -> int:
         if topic not in self._partitions:

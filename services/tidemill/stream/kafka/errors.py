@@ -33,6 +33,39 @@ _NOT_ALLOWED_CODES = {
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 }
 
+MAX_REASON = 300
+#: What librdkafka says of a server that is reached, and not as it wants to be: what that means, and what to do.
+_REACHED_WRONGLY = {
+    "invalid credentials": ("it refuses user and password", "set TIDEMILL_KAFKA_USER and TIDEMILL_KAFKA_PASSWORD"),
+    "Unsupported SASL mechanism": ("it does not take the mechanism", "set TIDEMILL_KAFKA_MECHANISM"),
+    "OAUTHBEARER token": (
+        "there is no token for it",
+        "set TIDEMILL_KAFKA_TOKEN_URL, and TIDEMILL_KAFKA_USER and _PASSWORD to the client's id and secret",
+    ),
+    "not valid in current SASL state": (
+        "this port takes no user",
+        "leave TIDEMILL_KAFKA_USER out, or name the port that does in TIDEMILL_BROKERS",
+    ),
+    "SASL authentication error": (
+        "it refuses the user",
+        "set TIDEMILL_KAFKA_USER, TIDEMILL_KAFKA_PASSWORD and TIDEMILL_KAFKA_MECHANISM",
+    ),
+    "require SASL": ("it may want a user", "set TIDEMILL_KAFKA_USER and TIDEMILL_KAFKA_PASSWORD"),
+    "to a SSL listener": ("this port may speak TLS", "set TIDEMILL_KAFKA_TLS=true"),
+    "to a PLAINTEXT broker": (
+        "this port speaks no TLS",
+        "leave TIDEMILL_KAFKA_TLS out, or name the port that does in TIDEMILL_BROKERS",
+    ),
+    "certificate verify failed": (
+        "its certificate is not trusted, or of another name",
+        "set TIDEMILL_KAFKA_CA to the file of its authorities, and TIDEMILL_BROKERS to the name",
+    ),
+    "alert": (
+        "it refuses this client's certificate, or wants one",
+        "set TIDEMILL_KAFKA_CERTIFICATE and TIDEMILL_KAFKA_KEY",
+    ),
+}
+
 #: A fenced consumer's error has the general code "fatal"; only its text names the cause.
 _STATIC_MEMBER_FENCED = "Static consumer fenced"
 
@@ -53,10 +86,20 @@ def service_error(exception: KafkaException, doing: str) -> BrokerError:
         return Fenced(f"{doing}: another process has taken this instance's place ({error.name()})")
     if error.code() in _NOT_ALLOWED_CODES:
         return NotAllowed(
-            f"{doing}: {error.str()} ({error.name()}); grant it to the service's user, then start it again"
+            f"{doing}: {error.str()} ({error.name()}); grant it to the service's user, as `tidemill acl` "
+            f"lists it, then start it again"
         )
     kind = Refused if error.code() in _REFUSED_CODES else Aborted
     return kind(f"{doing}: {error.str()} ({error.name()})")
+
+
+def not_connected(servers: str, reason: str) -> BrokerError:
+    """Return why a cluster can't be used: it is not there, or speaks another protocol, or refuses who asks."""
+    reason = " ".join(reason.split())[:MAX_REASON]  # it may be an issuer's whole page
+    for words, (meaning, fix) in _REACHED_WRONGLY.items():
+        if words in reason:
+            return BrokerError(f"Kafka at {servers} can't be used: {meaning} ({reason}); {fix}")
+    return BrokerError(f"no Kafka at {servers}: {reason}; start it or set TIDEMILL_BROKERS")
 
 
 def is_refusal(error: KafkaError) -> bool:

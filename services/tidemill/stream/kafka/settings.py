@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
-from confluent_kafka import KafkaException  # noqa: TID251  this is where Kafka clients live
+from confluent_kafka import KafkaError, KafkaException, TopicCollection  # noqa: TID251  this is where Kafka clients live
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # noqa: TID251
 
 from tidemill.stream.kafka.consumer import CALL_SECONDS
-from tidemill.stream.kafka.errors import service_error
+from tidemill.stream.kafka.errors import kafka_error, service_error
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,16 @@ def cluster_settings(admin: AdminClient, topics: Sequence[str]) -> ClusterSettin
         if metadata.controller_id not in metadata.brokers:  # librdkafka's mock cluster
             return ClusterSettings()
         existing = {name: metadata.topics[name] for name in topics if name in metadata.topics}
+        hidden = [name for name in topics if name not in existing]
+        for future in admin.describe_topics(TopicCollection(hidden)).values() if hidden else ():
+            _or_none(future, KafkaError.UNKNOWN_TOPIC_OR_PART)  # that it may not be seen is not that it is missing
         asked = [ConfigResource(ResourceType.BROKER, str(number)) for number in metadata.brokers]
         asked += [ConfigResource(ResourceType.TOPIC, name) for name in existing]
         answers = {
             (resource.restype, resource.name): {
-                name: entry.value for name, entry in future.result().items() if entry.value is not None
+                name: entry.value
+                for name, entry in (_or_none(future, KafkaError.CLUSTER_AUTHORIZATION_FAILED) or {}).items()
+                if entry.value is not None
             }
             for resource, future in admin.describe_configs(asked, request_timeout=CALL_SECONDS).items()
         }
@@ -57,3 +64,13 @@ def cluster_settings(admin: AdminClient, topics: Sequence[str]) -> ClusterSettin
             for name, topic in existing.items()
         },
     )
+
+
+def _or_none(future: Future[Any], code: int) -> Any:
+    """Return the answer, None where it is this error."""
+    try:
+        return future.result()
+    except KafkaException as error:
+        if kafka_error(error).code() != code:
+            raise
+        return None

@@ -17,7 +17,6 @@ import logging
 import math
 import os
 import signal
-import ssl
 import tempfile
 import threading
 import time
@@ -31,7 +30,7 @@ from faust.types import ConsumerMessage
 
 from tidemill.declare.monitor import BY_VIEW
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import BrokerError, SettingsError, TopicError
+from tidemill.errors import BrokerError, TopicError
 from tidemill.keys import Keyring
 from tidemill.metrics import MonitorMetrics
 from tidemill.probes import Health
@@ -46,6 +45,7 @@ from tidemill.stream.progress import has_records
 from tidemill.stream.topic import Topic
 from tidemill.watch.monitor.alerts import Alert, AlertKey, Breach
 from tidemill.watch.monitor.core import ClosedWindow, Core
+from tidemill.watch.monitor.credentials import credentials
 from tidemill.watch.monitor.figures import FigureKey
 from tidemill.wire import topics
 
@@ -134,38 +134,6 @@ class _Transport(aiokafka.Transport):
     Consumer = _Consumer
 
 
-def credentials(kafka: Mapping[str, Any]) -> Any:
-    """Return Faust's credentials for librdkafka's security properties; None without any.
-
-    Raises SettingsError where Faust's client can't do what they ask for.
-    """
-    given = {name: str(value) for name, value in kafka.items()}
-    protocol = given.get("security.protocol", "plaintext").upper()
-    context = None
-    if protocol in ("SSL", "SASL_SSL"):
-        context = ssl.create_default_context(cafile=given.get("ssl.ca.location"))
-        if "ssl.certificate.location" in given:
-            context.load_cert_chain(
-                given["ssl.certificate.location"], given.get("ssl.key.location"), given.get("ssl.key.password")
-            )
-    if protocol == "SSL":
-        return faust.SSLCredentials(context)
-    if protocol in ("SASL_PLAINTEXT", "SASL_SSL"):
-        mechanism = given.get("sasl.mechanism", given.get("sasl.mechanisms", "PLAIN")).upper()
-        if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-            raise SettingsError(
-                f"setting kafka: the monitor's client can't do sasl.mechanism {mechanism!r}; expected PLAIN, "
-                "SCRAM-SHA-256 or SCRAM-SHA-512"
-            )
-        return faust.SASLCredentials(
-            username=given.get("sasl.username"),
-            password=given.get("sasl.password"),
-            mechanism=mechanism,
-            ssl_context=context,
-        )
-    return None
-
-
 class _Worker(faust.Worker):
     """Ends when its host says so; Faust's own installs signal handlers, which only a process's first thread can."""
 
@@ -213,7 +181,7 @@ class MonitorService:
             broker=[f"kafka://{server}" for server in self.settings.brokers.split(",")],
             store="memory://",
             datadir=tempfile.mkdtemp(prefix="tidemill-monitor-"),
-            broker_credentials=credentials(self.settings.kafka),
+            broker_credentials=credentials(self.settings.kafka_properties()),
             web_enabled=False,
             topic_allow_declare=False,
             topic_disable_leader=True,

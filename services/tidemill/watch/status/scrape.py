@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -127,11 +129,13 @@ class Scraper(threading.Thread):
     ----------
     services
         Base URL of each by its name.
+    tls
+        What those at https:// are known by.
     """
 
-    def __init__(self, services: Mapping[str, str]) -> None:
+    def __init__(self, services: Mapping[str, str], tls: ssl.SSLContext | None = None) -> None:
         super().__init__(name="scraper", daemon=True)
-        self.services = services
+        self.services, self.tls = services, tls
         self._instances: dict[tuple[str, str], Instance] = {}
         self._ending = threading.Event()
 
@@ -167,13 +171,14 @@ class Scraper(threading.Thread):
 
     def _scrape(self, target: tuple[str, str, str]) -> None:
         name, number, url = target
+        host = urlsplit(self.services[name]).hostname or ""
         instance = self._instances.setdefault((name, number), Instance(name, number, url))
-        status, answer = fetch(f"{url}/readyz")
+        status, answer = fetch(f"{url}/readyz", self.tls, host)
         if status == 0:
             instance.state, instance.why = "down", f"does not answer at {url}: {answer}"
             instance.samples.clear()
             return
-        code, text = fetch(f"{url}/metrics")
+        code, text = fetch(f"{url}/metrics", self.tls, host)
         with contextlib.suppress(ValueError):  # a truncated answer: the values of the last one stay
             if code == 200:
                 instance.values = parse(text)
@@ -193,11 +198,33 @@ def _state_of(instance: Instance, status: int, answer: str) -> tuple[str, str]:
     return "ok", ""
 
 
-def fetch(url: str) -> tuple[int, str]:
-    """Return status and body; (0, why) without an answer."""
+class _Named(http.client.HTTPSConnection):
+    """A connection to one of the addresses of a name, for which the certificate has to be."""
+
+    def __init__(self, *arguments: Any, name: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._name = name
+
+    def connect(self) -> None:
+        http.client.HTTPConnection.connect(self)
+        self.sock = self._context.wrap_socket(self.sock, server_hostname=self._name)  # type: ignore[attr-defined]
+
+
+class _ByName(urllib.request.HTTPSHandler):
+    def __init__(self, tls: ssl.SSLContext, name: str) -> None:
+        super().__init__(context=tls)
+        self._connection = partial(_Named, name=name)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._connection, request, context=self._context)  # type: ignore[attr-defined]
+
+
+def fetch(url: str, tls: ssl.SSLContext | None = None, name: str = "") -> tuple[int, str]:
+    """Return status and body; (0, why) without an answer. At https:// a certificate for `name` is expected."""
+    opener = urllib.request.build_opener(*([_ByName(tls, name)] if tls and url.startswith("https:") else []))
     try:
         try:
-            with urllib.request.urlopen(url, timeout=SCRAPE_SECONDS.max) as answer:  # noqa: S310  by settings
+            with opener.open(url, timeout=SCRAPE_SECONDS.max) as answer:
                 return answer.status, _body(answer)
         except urllib.error.HTTPError as error:
             return error.code, _body(error)  # type: ignore[arg-type]  # it reads as one

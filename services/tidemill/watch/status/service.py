@@ -122,8 +122,11 @@ def run(
 ) -> None:
     """Serve until what `on_stop` was given is called. `declared`: the partitions of the pipeline's topics."""
     access = Access(settings.token_holders(), reading_is_free=reading_is_free(settings), count_refused=count_refused)
-    store = OnlineStore(settings.redis_url.get_secret_value(), pipeline.name)
-    follower, scraper = TopicFollower(broker, pipeline, settings.keyring()), Scraper(settings.services)
+    store = OnlineStore(settings.redis_address(), pipeline.name)
+    follower, scraper = (
+        TopicFollower(broker, pipeline, settings.keyring()),
+        Scraper(settings.services, settings.client_context()),
+    )
     dependencies = Dependencies(broker, store, follower, declared)
     # A name of this process's own: several instances would fence each other off.
     sender = CertainSender(broker.common, f"{pipeline.name}.status.{uuid.uuid4().hex}")
@@ -177,7 +180,8 @@ def run(
     log.info("started", extra={"pipeline": pipeline.name, "port": port})
     try:
         hosts = settings.status_hosts.split(",") if settings.status_hosts else ()
-        Server(server_config(build(parts, hosts), settings.status_bind, port), on_stop).run()
+        config = server_config(build(parts, hosts), settings.status_bind, port, tls=settings.server_context())
+        Server(config, on_stop).run()
     finally:
         for thread in threads:
             thread.stop()
