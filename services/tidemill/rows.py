@@ -71,7 +71,7 @@ def is_missing(value: Any) -> bool:
     """Whether a value is None, NaN, or pandas' NaT or NA."""
     try:
         return value is None or bool(value != value)
-    except TypeError:  # NA does not say whether it is something
+    except (TypeError, ArithmeticError):  # NA, and a signalling NaN, do not say whether they are something
         return True
 
 

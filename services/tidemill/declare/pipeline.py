@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -387,7 +388,7 @@ class Pipeline:
         """Return the function that takes a label record and returns the label."""
         source = self.labels.value
         if callable(source):
-            return source
+            return lambda record: source(MappingProxyType(record))  # it can't change what is passed on
         return lambda record: record[source]
 
 

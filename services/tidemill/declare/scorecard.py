@@ -11,6 +11,7 @@ from river.base import Base
 
 from tidemill.declare.counted_metrics import CountedMetric
 from tidemill.declare.tasks import Judged
+from tidemill.errors import described
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,13 @@ class Scorecard:
         What they are called; by default see `metric_names`.
     """
 
-    __slots__ = ("_by_name",)
+    __slots__ = ("_by_name", "failed", "judged")
 
     def __init__(self, metrics: Sequence[Any], names: Sequence[str] = ()) -> None:
         counted = [CountedMetric(metric) for metric in metrics]
         self._by_name = dict(zip(names or metric_names(metrics), counted, strict=True))
+        #: How many predictions were judged, and why a metric was left out, by its name.
+        self.judged, self.failed = 0, dict[str, str]()
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return iter([(name, counted.add()) for name, counted in self._by_name.items()])
@@ -62,6 +65,7 @@ class Scorecard:
         """Judge one prediction; None was no answer, and is not judged."""
         if judged is None:
             return
+        self.judged += 1
         failed = []
         for name, counted in self._by_name.items():
             try:
@@ -71,6 +75,7 @@ class Scorecard:
                     "a metric raised, and is left out from now on", extra={"metric": name, "cause": repr(error)}
                 )
                 failed.append(name)
+                self.failed[name] = described(error)
         for name in failed:
             del self._by_name[name]
 

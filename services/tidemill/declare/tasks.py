@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,7 +107,9 @@ class Task:
     def label(self, value: Any) -> Any:
         """Return `value` as this task's label; ValueError says what was expected."""
         kind: Any = {"boolean": bool, "double": float, "string": str}[self.label_type]
-        if kind is float and type(value) is int:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if kind is float and (type(value) is int or isinstance(value, Decimal)):
             value = float(value)
         if type(value) is not kind:
             raise ValueError(f"{value!r} ({type(value).__name__}) where a {self.label_type} was expected")
@@ -114,6 +117,8 @@ class Task:
             raise ValueError(
                 f"{value!r} where a finite number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g} was expected"
             )
+        if kind is str:
+            value.encode()  # half a surrogate can't be written
         return value
 
     def learn(self, model: Any, x: Vector, y: Any) -> None:
@@ -153,7 +158,12 @@ def _binary(model: Any, x: Vector) -> tuple[float, Probabilities, bool]:
     probabilities = model.predict_proba_one(x)
     if not probabilities:
         return NO_ANSWER_BINARY
-    score = float(probabilities.get(True, 0.0))
+    score = probabilities.get(True)
+    if score is None:
+        if False not in probabilities:
+            raise ValueError(f"probabilities of {', '.join(map(repr, probabilities))}, not of True and False")
+        score = 0.0
+    score = float(score)
     return score, TRUE_FIRST if score == 0.5 and next(iter(probabilities)) else NONE, True
 
 

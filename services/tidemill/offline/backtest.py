@@ -96,9 +96,9 @@ class BacktestReport:
     """The result of a backtest. Times are ms since the epoch; `over_time` has one row per checkpoint.
 
     `first_letters`: what was wrong with the first dead letter of each reason. `refused`: events that the validator
-    refused, by reason; what is neither valid nor refused is no record (a delete in an envelope). `over_share`: joined
-    examples that were not learned, because their source had used its share. `learn_failed`: by model, examples at which
-    its learn_one raised.
+    refused, by reason; what is neither valid nor refused is no record (a delete in an envelope). `refused_labels`: the
+    same of labels. `over_share`: joined examples that were not learned, because their source had used its share.
+    `learn_failed`: by model, examples at which its learn_one raised. `left_out`: figures that a model has not, and why.
     """
 
     pipeline: str
@@ -117,6 +117,8 @@ class BacktestReport:
     dead_letters: dict[str, int] = field(default_factory=dict)
     first_letters: dict[str, str] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
+    refused_labels: dict[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -139,7 +141,16 @@ class BacktestReport:
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: what they leave out, and the setting to change."""
-        return [text for text in (self._other_unit(), self._refused(), self._unanswered(), self._unlabelled()) if text]
+        texts = (
+            self._other_unit(),
+            self._refused(self.refused, self.events, "events", "no model was asked about them"),
+            self._refused(self.refused_labels, self.labels, "labels", "no model has learned them"),
+            self._unanswered(),
+            self._unlabelled(),
+            self._unlearned(),
+            *self.left_out,
+        )
+        return [text for text in texts if text]
 
     def _other_unit(self) -> str:
         first, last = SECONDS_AS_MILLIS
@@ -150,25 +161,33 @@ class BacktestReport:
             )
         return ""
 
-    def _refused(self) -> str:
-        refused = sum(self.refused.values())
-        if not self.events or refused <= MAX_SHARE_LEFT_OUT * self.events:
+    def _refused(self, by_reason: Mapping[str, int], total: int, what: str, so: str) -> str:
+        refused = sum(by_reason.values())
+        if not total or refused <= MAX_SHARE_LEFT_OUT * total:
             return ""
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.refused.items()))
-        return f"{refused / self.events:.0%} of the events were refused ({reasons}): no model was asked about them"
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(by_reason.items()))
+        return f"{refused / total:.0%} of the {what} were refused ({reasons}): {so}"
 
     def _unanswered(self) -> str:
         unanswered = self.valid - self.predictions
         if not self.valid or unanswered <= MAX_SHARE_LEFT_OUT * self.valid:
             return ""
-        return f"{unanswered / self.valid:.0%} of the valid events got no answer; `tidemill check` tries the models"
+        share = unanswered / self.valid
+        return f"{share:.0%} of the valid events got no answer: see dead letters; `tidemill check` tries the models"
 
     def _unlabelled(self) -> str:
         without = self.predictions - self.joined
         if not self.predictions or without <= MAX_SHARE_LEFT_OUT * self.predictions:
             return ""
         text = f"the figures leave out {without / self.predictions:.0%} of the predictions, which got no label in time"
-        return f"{text}. {self.label_delays.as_text(self.label_timeout)}" if self.label_delays else text
+        why = self.label_delays.as_text(self.label_timeout) if self.label_delays else ""
+        return f"{text}. {why}" if why else text
+
+    def _unlearned(self) -> str:
+        failed = [name for name, n in self.learn_failed.items() if n > MAX_SHARE_LEFT_OUT * self.joined]
+        if not failed:
+            return ""
+        return f"learn_one of {', '.join(failed)} raised on many examples: `tidemill check` says why"
 
     @property
     def events_per_second(self) -> float:
@@ -288,8 +307,9 @@ class Backtest:
             self.emitted(record)
         if topic == self._dlq:
             letter, report = read_dead_letter(record), self.report
-            if (letter.stage, letter.topic) == ("validator", self.events_topic):
-                report.refused[letter.reason] = report.refused.get(letter.reason, 0) + 1
+            if letter.stage == "validator":
+                refused = report.refused if letter.topic == self.events_topic else report.refused_labels
+                refused[letter.reason] = refused.get(letter.reason, 0) + 1
             report.first_letters.setdefault(letter.reason, letter.message)
             report.dead_letters[letter.reason] = report.dead_letters.get(letter.reason, 0) + 1
         elif topic == self._examples:
@@ -445,7 +465,20 @@ class Backtest:
             self.report.over_share += not learned
 
     def _values(self) -> dict[str, dict[str, float]]:
-        return {name: fold.scorecard.values() if fold.examples else {} for name, fold in self.folds.items()}
+        return {name: fold.scorecard.values() if fold.scorecard.judged else {} for name, fold in self.folds.items()}
+
+    def _left_out(self) -> list[str]:
+        """Return which figures models have not, and why."""
+        texts = [
+            f"model {name!r} answered none of the questions that have labels: it has no figures"
+            for name, fold in self.folds.items()
+            if fold.examples and not fold.scorecard.judged
+        ]
+        for name, fold in self.folds.items():
+            texts += [
+                f"{metric} of {name!r} is left out: it raised {why}" for metric, why in fold.scorecard.failed.items()
+            ]
+        return texts
 
     def _checkpoint(self, at: int) -> None:
         examples = self.folds[self.pipeline.champion].examples
@@ -458,7 +491,7 @@ class Backtest:
         report.joined = self._offsets[self._examples]
         report.expired = self._offsets[self._expired]
         report.pending = sum(join.pending for join in self._joiner.joins.values())
-        report.metrics = self._values()
+        report.metrics, report.left_out = self._values(), self._left_out()
 
 
 def _messages(rows: Iterable[Row | Message], stream: Stream, codec: Codec) -> Iterator[Message]:

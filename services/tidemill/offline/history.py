@@ -528,5 +528,9 @@ def prediction_writer(path: Path | None) -> Iterator[Callable[[PredictionLog], N
     if path is None:
         yield None
         return
-    with path.open("w") as out:
+    try:
+        out = path.open("w")
+    except OSError as error:
+        raise SettingsError(f"{path} can't be written: {error.strerror}") from None
+    with out:
         yield lambda record: print(json.dumps(record), file=out)

@@ -64,17 +64,28 @@ def _try_model(pipeline: Pipeline, untaught: Any) -> None:
 def _ask(pipeline: Pipeline, model: Any, number: int, when: str) -> float:
     kind, x = pipeline.kind, vector(pipeline, number)
     try:
-        return kind.ask(model, x)
+        score = kind.ask(model, x)
     except ArtifactError as error:
         with suppress(Exception):  # what it raises itself says more than what we make of its answer
             answer = getattr(model, kind.needs[-1])(x)
             error = type(error)(f"its {kind.needs[-1]} gives {answer!r}, no answer to task={kind.name!r}")
         raise type(error)(f"{error} {when}") from error
+    _check_vector(pipeline, x, number, kind.needs[-1])
+    return score
 
 
 def _teach(pipeline: Pipeline, model: Any, number: int) -> None:
-    label = _LABELS[pipeline.kind.label_type](number)
+    label, x = _LABELS[pipeline.kind.label_type](number), vector(pipeline, number)
     try:
-        pipeline.kind.learn(model, vector(pipeline, number), label)
+        pipeline.kind.learn(model, x, label)
     except Exception as error:  # a model's own code
         raise ArtifactError(f"its learn_one raises {described(error)}, at example {number + 1}") from error
+    _check_vector(pipeline, x, number, "learn_one")
+
+
+def _check_vector(pipeline: Pipeline, x: Mapping[str, Any], number: int, method: str) -> None:
+    """Raise ArtifactError where a model has changed the vector that other models are asked with."""
+    before = vector(pipeline, number)
+    changed = sorted(x.keys() ^ before.keys() or (name for name in x if x[name] != before[name]))
+    if changed:
+        raise ArtifactError(f"its {method} changes the vector it is given, at {changed[0]!r}: give it a copy, dict(x)")

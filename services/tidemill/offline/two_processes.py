@@ -171,6 +171,7 @@ class _Models(Backtest):
         self._checkpoint(self._now)
         own = self.report
         report.metrics, report.over_time, report.decisions = self._values(), own.over_time, own.decisions
+        report.left_out = self._left_out()
         report.learn_failed, report.over_share, report.seconds = own.learn_failed, own.over_share, seconds
         return report
 

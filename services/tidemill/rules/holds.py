@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tidemill.rules.base import Rule
@@ -28,7 +29,7 @@ def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str
 
     def true(record: Mapping[str, Any]) -> bool:
         try:
-            return bool(predicate(record))
+            return bool(predicate(MappingProxyType(record)))
         except Exception:  # a declaration's own function may raise anything
             return False
 

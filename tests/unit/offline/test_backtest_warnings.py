@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import small
+from river import metrics
 
+from tidemill import rules
 from tidemill.cli.text.reports import backtest_text
 from tidemill.offline.backtest import Backtest, BacktestReport, LabelDelays
 
@@ -68,6 +70,45 @@ def test_a_model_that_never_answers_is_said_and_no_empty_table_is_printed() -> N
     text = backtest_text(report)
     assert text.startswith("WARNING: 100% of the valid events got no answer")
     assert text.endswith("no model has been judged: there are no figures\n")
+
+
+class _NoAnswer(_Silent):
+    def predict_one(self, x: Mapping[str, Any]) -> Any:
+        return None
+
+
+class _LearnsNothing(_Silent):
+    def learn_one(self, x: Mapping[str, Any], y: Any) -> None:
+        raise ValueError("not this one")
+
+    def predict_one(self, x: Mapping[str, Any]) -> Any:
+        return 2.0
+
+
+def test_a_model_without_an_answer_has_no_figures_which_would_look_like_the_best() -> None:
+    report = run(small.MINUTE, models={"linear": _NoAnswer(), "other": _LearnsNothing()})
+    assert report.metrics["linear"] == {}
+    assert report.metrics["other"]["MAE"] > 0
+    assert report.warnings == [
+        "learn_one of other raised on many examples: `tidemill check` says why",
+        "model 'linear' answered none of the questions that have labels: it has no figures",
+    ]
+
+
+def test_labels_that_are_refused_are_said_with_the_reasons() -> None:
+    first, *_ = run(small.MINUTE, label_rules=[rules.between("arr_delay", 900, 2880)]).warnings
+    assert first == "100% of the labels were refused (out_of_range 100): no model has learned them"
+
+
+def test_a_metric_that_raises_is_said_by_name() -> None:
+    class Picky(metrics.MAE):
+        def update(self, y_true: Any, y_pred: Any, w: float = 1.0) -> None:
+            if y_pred == 0.0:
+                raise ValueError("no zero")
+
+    report = run(small.MINUTE, metrics=[Picky(), metrics.RMSE()])
+    assert "Picky of 'linear' is left out: it raised ValueError: no zero" in report.warnings
+    assert report.metric_names == ["RMSE"]
 
 
 @pytest.mark.parametrize(

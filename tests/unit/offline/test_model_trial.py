@@ -130,9 +130,33 @@ class FailsLater(linear_model.LinearRegression):
         super().learn_one(x, y)
 
 
+class OtherClasses(Pair):
+    def predict_proba_one(self, x: Any) -> Any:
+        return {"True": 0.75, "False": 0.25}
+
+
+class ChangesWhatItIsAsked(Pair):
+    def predict_proba_one(self, x: Any) -> Any:
+        x["distance"] = 1e9
+        return {True: 0.5}
+
+
+class ChangesWhatItLearns(linear_model.LinearRegression):
+    def learn_one(self, x: Any, y: Any, w: float = 1.0) -> None:
+        super().learn_one(x, y)
+        del x["hour"]
+
+
 @pytest.mark.parametrize(
     ("task", "model", "words"),
     [
+        ("binary", OtherClasses(), "its predict_proba_one gives {'True': 0.75, 'False': 0.25}, no answer to"),
+        ("binary", ChangesWhatItIsAsked(), "its predict_proba_one changes the vector it is given, at 'distance'"),
+        (
+            "regression",
+            ChangesWhatItLearns(),
+            "its learn_one changes the vector it is given, at 'hour': give it a copy",
+        ),
         ("binary", Pair(), "its predict_proba_one gives ({True: 0.5}, False), no answer to task='binary' before its"),
         ("regression", NeverSays(), "its predict_one has no answer after 60 examples"),
         ("regression", FailsLater(), "its learn_one raises ZeroDivisionError, at example 10"),

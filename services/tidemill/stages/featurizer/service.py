@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tidemill.declare.feature import Feature
@@ -29,6 +30,7 @@ from tidemill.stream.api import Emit, Headers, Position, Record, Start, TopicPar
 from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.stream.origin import origin_of
+from tidemill.tables import Lookup
 from tidemill.watermark import NEVER
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
@@ -46,15 +48,32 @@ def extractor(feature: Feature) -> Extract:
     source = feature.source
     if feature.kind == "number":
         return _number(source)
-    convert: Callable[[Any], Any] = str if feature.kind == "category" else _truth
+    convert: Callable[[Any], Any] = _text if feature.kind == "category" else _truth
     if isinstance(source, str):
+        convert = str if feature.kind == "category" else _truth
         return lambda event: None if event[source] is None else convert(event[source])
+    take = _reading(source)
 
     def value(event: Mapping[str, Any]) -> Any:
-        raw = source(event)
+        raw = take(event)
         return None if is_missing(raw) else convert(raw)
 
     return value
+
+
+def _reading(source: Extract) -> Extract:
+    """Return a declared function that can't change the event, of which others are made as well."""
+    return source if isinstance(source, Lookup) else lambda event: source(MappingProxyType(event))
+
+
+def _text(raw: Any) -> str:
+    """Return what a function says as text, which a container or an object is not: theirs may have an address in it."""
+    if not isinstance(raw, str):
+        if hasattr(raw, "__len__") or callable(raw) or repr(raw) == object.__repr__(raw):
+            raise TypeError(f"{type(raw).__name__} where text was expected")
+        raw = str(raw)
+    raw.encode()  # half a surrogate can't be written
+    return str(raw)
 
 
 def _truth(raw: Any) -> bool:
@@ -73,13 +92,16 @@ def _number(source: Any) -> Extract:
 
         return field  # an event's own floats are finite and of bounded size: the validator has checked them
 
-    lowest, largest = -LARGEST_NUMBER, LARGEST_NUMBER
+    lowest, largest, take = -LARGEST_NUMBER, LARGEST_NUMBER, _reading(source)
 
     def value(event: Mapping[str, Any]) -> float | None:
-        raw = source(event)
+        raw = take(event)
         if is_missing(raw):
             return None
-        number = float(raw)
+        try:
+            number = float(raw)
+        except OverflowError:  # an int of hundreds of digits
+            return None
         return number if lowest <= number <= largest else None  # NaN is not between any two numbers
 
     return value
