@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from tidemill.encoding import schema_files
-from tidemill.encoding.json_values import shown
+from tidemill.encoding.json_values import Form, check_names, shown
 from tidemill.errors import Reject
 
 Unwrap = Literal["", "debezium", "connect", "cloudevents"]
@@ -28,6 +28,11 @@ class SkippedError(Exception):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
+
+
+def form_of(unwrap: Unwrap) -> Form:
+    """Return who has written the values of records in this envelope."""
+    return "connect" if unwrap in ("debezium", "connect") else "json"
 
 
 #: What an attribute of a CloudEvent is called as a header, and as a field of the declared schema.
@@ -90,7 +95,9 @@ def event_data(given: Any, headers: Iterable[Any], fields: Collection[str], *, b
         data = given.get("data")
         if "data_base64" in given:
             try:
-                data = json.loads(base64.b64decode(given["data_base64"], validate=True))
+                text = base64.b64decode(given["data_base64"], validate=True)
+                data = json.loads(text)
+                check_names(text, data)
             except (TypeError, ValueError, RecursionError) as error:
                 raise Reject("not_json", f"data_base64 holds no JSON: {error}", field="data_base64") from error
     for name in ("specversion", "id", "source", "type"):

@@ -1,15 +1,20 @@
 """JSON values by an Avro schema: what each type takes, the same as in Avro's own JSON encoding, and strict about it.
 
 A number may be an int where a float is declared, and never the other way round. bytes and fixed are text of one
-character a byte. A value of a union is that of the first branch that takes it, plain or wrapped by the branch's name.
-A timestamp or a date may be ISO 8601 text.
+character a byte, or in base64 where Kafka Connect has written them; a decimal may be a number as well. A value of a
+union is that of the first branch that takes it, plain or wrapped by the branch's name. A timestamp or a date may be
+ISO 8601 text.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
+import json
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from decimal import Decimal, localcontext
+from typing import Any, Literal, NamedTuple
 
 from tidemill.durations import moment
 from tidemill.encoding import schema_files, times
@@ -18,11 +23,18 @@ from tidemill.errors import Reject
 #: (value, path) -> the value as Avro's writer takes it; raises MismatchError.
 Convert = Callable[[Any, str], Any]
 
+#: Who has written the values: Avro's own JSON encoding, a producer of JSON, or Kafka Connect's converter. Their bytes
+#: differ; and a producer may take a decimal's text for the number itself.
+Form = Literal["avro", "json", "connect"]
+
 _NAMES = {bool: "boolean", int: "int", float: "float", str: "string", type(None): "null", list: "array", dict: "object"}
 #: Of a value, in the reason that it was refused for.
 MAX_SHOWN_CHARACTERS = 200
 _BITS = {"int": 31, "long": 63}
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
+#: A double has at least so many decimal digits.
+_FLOAT_DIGITS = 15
+_DECIMAL_TEXT = re.compile(r"[+-]?[0-9]*\.?[0-9]+")
 
 
 class MismatchError(Exception):
@@ -56,10 +68,10 @@ class Field(NamedTuple):
     default: Any
 
 
-def fields_of(avro: Mapping[str, Any]) -> list[Field]:
-    """Return the fields of a record schema."""
+def fields_of(avro: Mapping[str, Any], form: Form = "avro") -> list[Field]:
+    """Return the fields of a record schema; `form` says who has written the values."""
     parsed, named = schema_files.parsed(avro)
-    return _fields(parsed, named)
+    return _fields(parsed, named, form)
 
 
 def record_of(fields: list[Field], given: Any, path: str, schema: str) -> dict[str, Any]:
@@ -83,6 +95,33 @@ def record_of(fields: list[Field], given: Any, path: str, schema: str) -> dict[s
             "unexpected_field", f"field {where!r} is not in {schema}", rule="schema", field=where, value=given[name]
         )
     return record
+
+
+#: A name with a blank after it, if not a text that has such a thing in it.
+_BLANK_BEHIND_NAME = re.compile(rb'"[ \t\r\n]+:')
+
+
+def check_names(data: bytes, given: Any) -> None:
+    """Raise Reject where an object in this JSON has a name twice: readers do not agree which of them counts.
+
+    `given` is what was read. Most messages are flat, and show by how often `":` is in them that nothing is missing.
+    """
+    if not isinstance(given, dict):
+        return
+    if data.count(b'":') != len(given) or _BLANK_BEHIND_NAME.search(data):
+        try:
+            json.loads(data, object_pairs_hook=_with_each_name_once)
+        except (ValueError, RecursionError) as error:  # what the faster reader has taken
+            raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
+
+
+def _with_each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Reject("duplicate_field", f"field {twice!r} is in one object twice", rule="schema", field=twice)
+    return made
 
 
 #: Types whose values are in a record as JSON has them: when a value is one, of itself and without a doubt.
@@ -124,42 +163,46 @@ def as_it_is(avro: Mapping[str, Any]) -> Callable[[dict[str, Any]], bool]:
     return is_record
 
 
-def _fields(avro: Mapping[str, Any], named: Mapping[str, Any]) -> list[Field]:
+def _fields(avro: Mapping[str, Any], named: Mapping[str, Any], form: Form) -> list[Field]:
     made = []
     for field in avro["fields"]:
-        convert = converter(field["type"], named)
+        convert = converter(field["type"], named, form)
         default = field.get("default")
         if "default" in field and default is not None:
-            default = convert(default, field["name"])
+            default = converter(field["type"], named)(default, field["name"])
         made.append(Field(field["name"], convert, "default" in field, default))
     return made
 
 
-def converter(avro: Any, named: Mapping[str, Any]) -> Convert:
+def converter(avro: Any, named: Mapping[str, Any], form: Form = "avro") -> Convert:
     """Return what makes of a JSON value what Avro's writer takes for this type; `named` are the schema's own types."""
     if isinstance(avro, list):
-        return _union(avro, named)
+        return _union(avro, named, form)
     if isinstance(avro, str):
-        return converter(named[avro], named) if avro in named else _plain(avro, "")
+        return converter(named[avro], named, form) if avro in named else _plain(avro, "", form)
     kind = avro["type"]
     if kind in ("record", "error"):
-        fields, name = _fields(avro, named), avro["name"]
+        fields, name = _fields(avro, named, form), avro["name"]
         return lambda value, path: record_of(fields, value, path, name)
     if kind == "array":
-        item = converter(avro["items"], named)
+        item = converter(avro["items"], named, form)
         return lambda value, path: [
             item(one, f"{path}[{index}]") for index, one in enumerate(_is(value, list, path, "an array"))
         ]
     if kind == "map":
-        one_value = converter(avro["values"], named)
+        one_value = converter(avro["values"], named, form)
         return lambda value, path: {
             key: one_value(one, f"{path}.{key}") for key, one in _is(value, dict, path, "an object").items()
         }
     if kind == "enum":
         return _enum(avro)
+    if avro.get("logicalType") == "decimal" and "precision" in avro:
+        return _decimal(avro, form)
     if kind == "fixed":
-        return _bytes(f"{avro['size']} bytes", avro["size"])
-    return _plain(kind, avro.get("logicalType", "")) if isinstance(kind, str) else converter(kind, named)
+        return _bytes(f"{avro['size']} bytes", avro["size"], form)
+    if isinstance(kind, str):
+        return _plain(kind, avro.get("logicalType", ""), form)
+    return converter(kind, named, form)
 
 
 def _is(value: Any, kind: type, path: str, expected: str) -> Any:
@@ -180,12 +223,14 @@ def _enum(avro: Mapping[str, Any]) -> Convert:
     return convert
 
 
-def _bytes(expected: str, size: int | None = None) -> Convert:
+def _bytes(expected: str, size: int | None = None, form: Form = "avro") -> Convert:
     def convert(value: Any, path: str) -> Any:
+        text = _is(value, str, path, expected)
         try:
-            data = _is(value, str, path, expected).encode("latin-1")
-        except UnicodeEncodeError:
-            raise MismatchError(path, value, expected, ", one character each") from None
+            data = base64.b64decode(text, validate=True) if form == "connect" else text.encode("latin-1")
+        except ValueError:
+            note = ", in base64" if form == "connect" else ", one character each"
+            raise MismatchError(path, value, expected, note) from None
         if size is not None and len(data) != size:
             raise MismatchError(path, value, expected)
         return data
@@ -193,9 +238,47 @@ def _bytes(expected: str, size: int | None = None) -> Convert:
     return convert
 
 
-def _plain(kind: str, logical: str) -> Convert:
+def _decimal(avro: Mapping[str, Any], form: Form) -> Convert:
+    """Return what makes a decimal of its bytes as text, or of a number, exactly."""
+    from_text = _bytes("a decimal", avro.get("size"), form)
+    expected = f"a decimal of {avro['precision']} digits, {avro.get('scale', 0)} of them after the point,"
+
+    def convert(value: Any, path: str) -> Any:
+        if isinstance(value, str):
+            if form == "json" and _DECIMAL_TEXT.fullmatch(value):
+                raise MismatchError(path, value, "a decimal", ": write it as a number, for this may be its bytes")
+            return from_text(value, path)
+        try:
+            exact = Decimal(repr(value)) if type(value) is float else value
+            if type(value) is float and len(exact.as_tuple().digits) > _FLOAT_DIGITS:
+                raise ValueError
+            return decimal_bytes(exact, avro)
+        except (TypeError, ValueError, ArithmeticError):
+            raise MismatchError(path, value, expected) from None
+
+    return convert
+
+
+def decimal_bytes(value: Any, avro: Mapping[str, Any]) -> bytes:
+    """Return an int or a Decimal as Avro's decimal: its digits up to the scale, big-endian.
+
+    Raises TypeError for anything else, and ValueError or ArithmeticError where it is not exactly one.
+    """
+    if not isinstance(value, int | Decimal) or isinstance(value, bool):
+        raise TypeError
+    with localcontext() as context:
+        context.prec = 1_000
+        unscaled = Decimal(value).scaleb(int(avro.get("scale", 0)))
+    digits = int(unscaled)
+    if digits != unscaled or len(str(abs(digits))) > int(avro["precision"]):
+        raise ValueError
+    size = avro["size"] if avro["type"] == "fixed" else (digits.bit_length() + 8) // 8
+    return digits.to_bytes(size, "big", signed=True)
+
+
+def _plain(kind: str, logical: str, form: Form) -> Convert:
     if kind == "bytes":
-        return _bytes("bytes")
+        return _bytes("bytes", None, form)
     if kind in _BITS:
         return _integer(kind, logical)
     if kind in ("float", "double"):
@@ -221,7 +304,8 @@ def _integer(kind: str, logical: str) -> Convert:
                 return dt.date.fromisoformat(value).toordinal() - _EPOCH_DAY
             except ValueError:
                 raise MismatchError(path, value, kind, ", or an ISO 8601 date") from None
-        raise MismatchError(path, value, kind)
+        note = f", which has {_BITS[kind] + 1} bits" if type(value) is int else ""
+        raise MismatchError(path, value, kind, note)
 
     return convert
 
@@ -247,9 +331,9 @@ def _branch_name(branch: Any) -> str:
     return str(branch.get("name", branch["type"])) if isinstance(branch, Mapping) else str(branch)
 
 
-def _union(branches: list[Any], named: Mapping[str, Any]) -> Convert:
+def _union(branches: list[Any], named: Mapping[str, Any], form: Form) -> Convert:
     may_be_null = "null" in branches
-    converters = [(_branch_name(one), converter(one, named)) for one in branches if one != "null"]
+    converters = [(_branch_name(one), converter(one, named, form)) for one in branches if one != "null"]
     expected = " or ".join(schema_files.primitive(branch, named) for branch in branches)
 
     def convert(value: Any, path: str) -> Any:

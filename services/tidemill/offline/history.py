@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, localcontext
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from tidemill.declare.stream import Stream
 from tidemill.durations import moment
 from tidemill.encoding import json_values, schema_files, times
 from tidemill.encoding.codec import Codec
-from tidemill.encoding.envelopes import SkippedError, unwrapped
+from tidemill.encoding.envelopes import SkippedError, form_of, unwrapped
 from tidemill.errors import Reject, SettingsError
 from tidemill.rows import Timestamp
 from tidemill.stream.api import Progress
@@ -212,13 +212,15 @@ def _json_messages(file: Path, stream: Stream) -> Iterator[tuple[int | None, str
 
 
 def _json_records(file: Path, stream: Stream) -> Iterator[dict[str, Any]]:
-    fields = json_values.fields_of(stream.avro)
+    fields = json_values.fields_of(stream.avro, form_of(stream.unwrap))
     lines = _json_rows(file)
     if not lines:
         raise SettingsError(f"{file} has no rows")
     for number, line in enumerate(lines, 1):
         try:
-            row = unwrapped(json.loads(line), stream.unwrap, bare=True, fields=stream.types)
+            given = json.loads(line)
+            json_values.check_names(line, given)
+            row = unwrapped(given, stream.unwrap, bare=True, fields=stream.types)
             yield json_values.record_of(fields, row, "", stream.avro["name"])
         except SkippedError:
             continue
@@ -290,7 +292,7 @@ class _Column:
         else:
             what = "text" if self.kind in ("enum", "string") else logical or self.kind
             self.expected = what if what == "text" else f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
-            self.convert = self._converter(field["type"], logical, named)
+            self.convert = self._converter(field["type"], named)
 
     def converted(self, values: Sequence[Any]) -> list[Any]:
         """Return the values in the field's type. Raises SettingsError with file, row and column."""
@@ -301,14 +303,14 @@ class _Column:
                 made.append(known[given])
                 continue
             value = rows.text_or_none(given, is_text_column=self.is_text) if self.is_csv else given
-            is_missing = value is None if isinstance(value, (list, dict, tuple)) else rows.is_missing(value)
+            is_missing = _is_missing(value)
             if is_missing and not self.is_nullable:
                 raise self._refused(row, f"has no value where {self.expected} was expected")
             try:
                 made.append(None if is_missing else self.convert(value))
             except (json_values.MismatchError, Reject) as error:
                 raise self._refused(row, f": {error}") from None
-            except (TypeError, ValueError, KeyError, ArithmeticError):
+            except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError):
                 hint = _hint(value) if self.kind in ("int", "long", "float", "double", "boolean") else ""
                 if self.is_text and isinstance(value, int | float) and isinstance(self.place, Frame):
                     hint = f": read the column as text, as pandas does with dtype={{{self.name!r}: str}}"
@@ -320,33 +322,125 @@ class _Column:
     def _refused(self, row: int, why: str) -> SettingsError:
         return SettingsError(f"{self.place} row {row}: column {self.name!r} {why}")
 
-    def _converter(self, avro: Any, logical: str, named: Mapping[str, Any]) -> Convert:
+    def _converter(self, avro: Any, named: Mapping[str, Any]) -> Convert:
         kind = self.kind
-        if kind in ("int", "long"):
-            if logical == "date":
-                return _date
-            if logical in _PARTS_OF_DAY:
-                return _time_of_day(_PARTS_OF_DAY[logical])
-            bits = 31 if kind == "int" else 63
-            return lambda value: _integer(value, bits)
-        if kind in ("float", "double"):
-            return _float
-        if kind == "boolean":
-            return _boolean
-        if kind in ("string", "enum"):
-            return _text
-        from_json = json_values.converter(avro, named)
-        if kind in ("bytes", "fixed"):
-            declared: Any = next((b for b in avro if b != "null"), avro) if isinstance(avro, list) else avro
-            if logical == "decimal":
-                return lambda value: from_json(_decimal(value, declared).decode("latin-1"), self.name)
-            return lambda value: from_json(value.decode("latin-1") if isinstance(value, bytes) else value, self.name)
-        if not self.is_csv:
-            return lambda value: from_json(_as_json(value), self.name)
-        if kind == "union":
+        if kind == "union" and self.is_csv:
             return _fail_union
-        self.expected = f"JSON of type {kind}"
-        return lambda value: from_json(json.loads(value), self.name)
+        if kind in _PLAIN:
+            return _maker(kind, schema_files.logical_type(avro), _resolved(avro, named))
+        if self.is_csv:
+            self.expected, from_json = f"JSON of type {kind}", json_values.converter(avro, named)
+            return lambda value: from_json(json.loads(value), self.name)
+        convert = _of_type(avro, named)
+        return lambda value: convert(value, self.name)
+
+
+#: Types whose values have none inside.
+_PLAIN = ("int", "long", "float", "double", "boolean", "string", "enum", "bytes", "fixed")
+
+
+def _resolved(avro: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a plain type, or a union of it with null, declares."""
+    if isinstance(avro, list):
+        return _resolved(next(branch for branch in avro if branch != "null"), named)
+    if isinstance(avro, str):
+        return _resolved(named[avro], named) if avro in named else {"type": avro}
+    return avro if isinstance(avro["type"], str) else _resolved(avro["type"], named)
+
+
+def _of_type(avro: Any, named: Mapping[str, Any]) -> json_values.Convert:
+    """Return what makes a value of this type, at this path, of one of Parquet, or of a CSV's text; exact, or it raises.
+
+    What is inside lists, maps and structs is converted as a column of its type is.
+    """
+    if isinstance(avro, list):
+        branches = [branch for branch in avro if branch != "null"]
+        if len(branches) == 1:
+            only = _of_type(branches[0], named)
+            return lambda value, path: None if "null" in avro and _is_missing(value) else only(value, path)
+        from_json = json_values.converter(avro, named)
+        return lambda value, path: from_json(_as_json(value), path)
+    if isinstance(avro, str):
+        return _of_type(named[avro], named) if avro in named else _plain(avro, {"type": avro})
+    kind = avro["type"]
+    if kind in ("record", "error"):
+        fields, name = json_values.fields_of(schema_files.standalone(avro, named)), avro["name"]
+        types = {field["name"]: field["type"] for field in avro["fields"]}
+        fields = [field._replace(convert=_of_type(types[field.name], named)) for field in fields]
+        return lambda value, path: json_values.record_of(fields, value, path, name)
+    if kind in ("array", "map"):
+        inner = _of_type(avro["items" if kind == "array" else "values"], named)
+        return _list(inner) if kind == "array" else _map(inner)
+    return _plain(kind, avro) if isinstance(kind, str) else _of_type(kind, named)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None if isinstance(value, (list, dict, tuple)) else rows.is_missing(value)
+
+
+def _list(inner: json_values.Convert) -> json_values.Convert:
+    def convert(value: Any, path: str) -> Any:
+        if not isinstance(value, list):
+            raise json_values.MismatchError(path, value, "an array")
+        return [inner(one, f"{path}[{index}]") for index, one in enumerate(value)]
+
+    return convert
+
+
+def _map(inner: json_values.Convert) -> json_values.Convert:
+    """Return what makes a map of Parquet's, which is a list of pairs."""
+
+    def convert(value: Any, path: str) -> Any:
+        pairs = list(value.items()) if isinstance(value, dict) else value
+        if not isinstance(pairs, list) or not all(isinstance(one, tuple) and len(one) == 2 for one in pairs):
+            raise json_values.MismatchError(path, value, "a map")
+        made = {str(key): inner(one, f"{path}.{key}") for key, one in pairs}
+        if len(made) < len(pairs):
+            raise json_values.MismatchError(path, value, "a map", ", with each key once")
+        return made
+
+    return convert
+
+
+def _plain(kind: str, avro: Mapping[str, Any]) -> json_values.Convert:
+    """Return what makes a value of a type that has none inside; where it can't, it raises MismatchError in one line."""
+    logical = str(avro.get("logicalType", ""))
+    make, expected = _maker(kind, logical, avro), logical or kind
+
+    def convert(value: Any, path: str) -> Any:
+        if _is_missing(value):
+            raise json_values.MismatchError(path, value, expected)
+        try:
+            return make(value)
+        except (TypeError, ValueError, KeyError, ArithmeticError):
+            raise json_values.MismatchError(path, value, expected) from None
+
+    return convert
+
+
+def _maker(kind: str, logical: str, avro: Mapping[str, Any]) -> Convert:
+    if kind in ("int", "long"):
+        if logical == "date":
+            return _date
+        if logical in _PARTS_OF_DAY:
+            return _time_of_day(_PARTS_OF_DAY[logical])
+        if logical in times.LOGICAL_UNITS:
+            return _time(kind, times.LOGICAL_UNITS[logical])
+        bits = 31 if kind == "int" else 63
+        return lambda value: _integer(value, bits)
+    if kind in ("bytes", "fixed"):
+        if logical == "decimal":
+            return lambda value: json_values.decimal_bytes(_number(value), avro)
+        size = avro.get("size")
+        return lambda value: _bytes(value, size)
+    return {"float": _float, "double": _float, "boolean": _boolean}.get(kind, _text)
+
+
+def _bytes(value: Any, size: int | None) -> bytes:
+    data = value.encode("latin-1") if isinstance(value, str) else value
+    if not isinstance(data, bytes) or (size is not None and len(data) != size):
+        raise ValueError
+    return data
 
 
 #: Ticks of a time of day in a second, by logical type.
@@ -387,6 +481,8 @@ def _float(value: Any) -> float:
         return float(value)
     if isinstance(value, bool | bytes | Timestamp):
         raise TypeError
+    if isinstance(value, int) and int(float(value)) != value:
+        raise ValueError
     return float(value)
 
 
@@ -454,26 +550,9 @@ def _time_of_day(per_second: int) -> Convert:
     return convert
 
 
-def _decimal(value: Any, avro: Mapping[str, Any]) -> bytes:
-    """Return a number as Avro's decimal: its digits up to the scale, big-endian; exact, or ValueError."""
-    exact = _number(value)
-    if not isinstance(exact, int | Decimal):
-        raise TypeError
-    with localcontext() as context:
-        context.prec = 1_000
-        unscaled = Decimal(exact).scaleb(int(avro.get("scale", 0)))
-    digits = int(unscaled)
-    if digits != unscaled or len(str(abs(digits))) > int(avro["precision"]):
-        raise ValueError
-    size = avro["size"] if avro["type"] == "fixed" else (digits.bit_length() + 8) // 8
-    return digits.to_bytes(size, "big", signed=True)
-
-
 def _as_json(value: Any) -> Any:
     """Return a nested value of Parquet as JSON has it."""
     if isinstance(value, list):
-        if value and all(isinstance(item, tuple) and len(item) == 2 for item in value):  # a map
-            return {str(key): _as_json(item) for key, item in value}
         return [_as_json(item) for item in value]
     if isinstance(value, dict):
         return {key: _as_json(item) for key, item in value.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+from decimal import Decimal
 from typing import Any
 
 import fastavro
@@ -215,3 +217,95 @@ def test_what_the_fast_reader_of_json_refuses_is_told_by_what_it_is(text: str) -
         with pytest.raises(Reject) as refused:
             decoder.decode(b'{"f": %s}' % text.encode())
         assert refused.value.reason == ("not_json" if text == "\ufeff1" else "wrong_type")
+
+
+DECIMAL = {"type": "bytes", "logicalType": "decimal", "precision": 12, "scale": 2}
+BYTES = {
+    "type": "record", "name": "n.Bytes", "fields": [
+        {"name": "raw", "type": "bytes", "default": "\u00ff"},
+        {"name": "maybe", "type": ["null", "bytes"], "default": None},
+        {"name": "each", "type": {"type": "array", "items": {"type": "fixed", "name": "Two", "size": 2}}, "default": []},
+        {"name": "price", "type": DECIMAL},
+    ],
+}  # fmt: skip
+
+
+@given(
+    st.binary(max_size=5),
+    st.none() | st.binary(max_size=5),
+    st.lists(st.binary(min_size=2, max_size=2), max_size=3),
+    st.decimals(min_value=-(10**9), max_value=10**9, places=2),
+    st.sampled_from(["connect", "debezium"]),
+)
+def test_bytes_that_kafka_connect_has_written_are_in_base64(
+    raw: bytes, maybe: bytes | None, each: list[bytes], price: Decimal, unwrap: Any
+) -> None:
+    codec = Codec(BYTES)
+    record = {"raw": raw, "maybe": maybe, "each": each, "price": json_values.decimal_bytes(price, DECIMAL)}
+    row = {
+        "raw": base64_of(raw),
+        "maybe": None if maybe is None else base64_of(maybe),
+        "each": [base64_of(one) for one in each],
+    }
+    decode = Decoder(codec, unwrap=unwrap).decode
+    for written in (base64_of(record["price"]), float(price)):  # by decimal.format
+        payload = {**row, "price": written}
+        change = {"op": "c", "after": payload, "source": {}} if unwrap == "debezium" else payload
+        message = {"schema": None, "payload": change}
+        assert decode(json.dumps(message).encode()) == (record, codec.encode(record))
+    with pytest.raises(Reject) as refused:
+        decode(
+            json.dumps({"schema": None, "payload": {**payload, "raw": "\u00ff"}}).encode()
+        ) if unwrap == "connect" else decode(
+            json.dumps({"op": "c", "after": {**payload, "raw": "no base64"}, "source": {}}).encode()
+        )
+    assert refused.value.field == "raw"
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    ("price", "digits"), [(12.34, 1234), (-0.5, -50), (3, 300), (1e3, 100_000), ("\u0004\u00d2", 1234), (0.1 + 0.2, None),
+                          ("12.34", None), ("1234", None), ("-.5", None), (1e12, None), (0.001, None), (True, None), (None, None)]
+)  # fmt: skip
+def test_a_decimal_is_a_number_exactly_or_its_bytes_and_never_what_may_be_either(
+    price: Any, digits: int | None
+) -> None:
+    message = json.dumps({"price": price, "raw": ""}).encode()
+    if digits is None:
+        with pytest.raises(Reject) as refused:
+            Decoder(Codec(BYTES)).decode(message)
+        assert (refused.value.reason, refused.value.field) == ("wrong_type", "price")
+    else:
+        assert int.from_bytes(Decoder(Codec(BYTES)).decode(message)[0]["price"], "big", signed=True) == digits
+
+
+TWICE = [
+    '{"f": 1.5, "f": 2.5}', '{"f":1.5,"f":1.5}', '{"f" :1.5,"f":2.5}', '{"f"\n:1.5, "g":1, "f":2.5}', '{"f":1.5, "g":{"a":1,"a":2}}',
+    '{"f":1.5, "g":[{"a":1,"b":2,"a":3}]}', '{"\\u0066":1.5,"f":2.5}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TWICE)
+def test_a_name_that_is_in_an_object_twice_is_refused(text: str) -> None:
+    avro = {"type": "record", "name": "R", "fields": [{"name": "f", "type": "double"}]}
+    with pytest.raises(Reject) as refused:
+        Decoder(Codec(avro)).decode(text.encode())
+    assert refused.value.reason == "duplicate_field"
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=3), st.sampled_from(['":', '" :', "a:b", "", "\\", {"a": 1}, [{"a": 1}]]), max_size=4
+    ),
+    st.data(),
+)
+def test_a_name_that_only_looks_as_if_it_came_twice_is_not(record: dict[str, Any], data: Any) -> None:
+    text = json.dumps(record, separators=data.draw(st.sampled_from([(",", ":"), (", ", " : "), (",\n", "\t:")])))
+    json_values.check_names(text.encode(), record)
+    if record:
+        name = json.dumps(data.draw(st.sampled_from([*record])))
+        with pytest.raises(Reject):
+            json_values.check_names(f"{text[:-1]}, {name}: 1}}".encode(), {**record, json.loads(name): 1})

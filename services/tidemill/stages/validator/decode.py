@@ -13,7 +13,7 @@ from tidemill import limits
 from tidemill.declare.stream import Stream
 from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import HEADER, Codec, read_all
-from tidemill.encoding.envelopes import SkippedError, Unwrap, unwrapped
+from tidemill.encoding.envelopes import SkippedError, Unwrap, form_of, unwrapped
 from tidemill.encoding.schema_limits import memory_per_byte
 from tidemill.errors import Reject
 from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema, accepted_schemas
@@ -69,7 +69,8 @@ class Decoder:
         self._encoding, self._unwrap, self._bare = encoding, unwrap, bare
         self._counts = Counter() if counts is None else counts
         self._header, self._takes_avro = codec.header, encoding != "json"
-        self._fields, self._is_record = json_values.fields_of(codec.avro), json_values.as_it_is(codec.avro)
+        self._fields = json_values.fields_of(codec.avro, form_of(unwrap))
+        self._is_record = json_values.as_it_is(codec.avro)
         types = self._names = schema_files.field_types(codec.avro)
         self._floats = [name for name, kind in types.items() if kind in ("float", "double", "union")]
 
@@ -184,6 +185,7 @@ class Decoder:
                 given = json.loads(data)
             except (ValueError, RecursionError) as error:
                 raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
+        json_values.check_names(data, given)
         if self._unwrap:
             given = unwrapped(given, self._unwrap, bare=self._bare, headers=headers, fields=self._names)
         if not isinstance(given, dict):
