@@ -234,7 +234,11 @@ def _text(data: bytes) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         _fail(f"can't be read: line {line} has a zero byte: save the file as UTF-8, or UTF-16 with its mark (BOM)")
-    return text.lstrip("\ufeff")  # a file that was marked twice
+    text = text.lstrip("\ufeff")  # a file that was marked twice
+    if (at := text.find("\n\ufeff")) >= 0:
+        line = text.count("\n", 0, at) + 2
+        _fail(f"can't be read: line {line} begins with a mark (BOM): name files that were put together one by one")
+    return text
 
 
 def _separator(text: str) -> str:
@@ -259,11 +263,17 @@ def _csv_columns(data: bytes, separator: str = "") -> Columns:
     limit = csv.field_size_limit(MAX_VALUE_CHARACTERS)
     source = io.StringIO(text, newline="")
     reader = csv.reader(source, strict=True, delimiter=separator, skipinitialspace=has_blanks)
+    line, rows = 1, list[list[str]]()  # where the row begins that is read next
     try:
         names = [name.strip() for name in next(reader, [])]
-        rows = [row for row in reader if row and (len(row) > 1 or row[0].strip() or len(names) == 1)]
+        line = reader.line_num + 1
+        for row in reader:
+            line = reader.line_num + 1
+            if row and (len(row) > 1 or row[0].strip() or len(names) == 1):
+                rows.append(row)
     except csv.Error as error:
-        _fail(f"can't be read: line {reader.line_num}: {error}")
+        is_open = reader.line_num > line and "end of data" in str(error)
+        _fail(f"can't be read: line {line}: {'a quotation begins and does not end' if is_open else error}")
     finally:
         csv.field_size_limit(limit)
     _check_names([name for name in names if name])

@@ -241,6 +241,11 @@ class Stream:
             fail(f"{where}.time_unit", f"{self.time_unit!r} where {shown}; expected text")
         if kind in ("int", "double") and not self.time_unit:
             fail(f"{where}.time", f"{shown}: say what it counts, as in time_unit='seconds'")
+        if kind == "int" and self.unit != "seconds":
+            fail(
+                f"{where}.time",
+                f"{shown}, whose 32 bits end in January 1970 where they count {self.unit}: declare a long",
+            )
 
     def check_key(self, where: str, fail: Fail) -> None:
         """Check that the key is a field that names an entity and is never missing."""

@@ -49,7 +49,7 @@ def locate(name: str, beside: Path | None = None) -> Path:
 
 def _read(place: Path) -> dict[str, Any]:
     try:
-        avro = json.loads(place.read_text())
+        avro = json.loads(place.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
     if not isinstance(avro, dict) or avro.get("type") != "record" or not avro.get("fields"):

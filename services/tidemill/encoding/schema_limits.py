@@ -9,7 +9,7 @@ of an array of records, eight in one another around a boolean, takes 1.5 KB.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tidemill.limits import SCHEMA_DEPTH, SCHEMA_FIELDS
@@ -88,6 +88,7 @@ class _Walk:
         if len(inside) > SCHEMA_DEPTH.max:
             raise _UnsafeError(SCHEMA_DEPTH.excess(len(inside), f"at {_field(path)}"))
         if isinstance(avro, list):
+            self._check_union(avro, path)
             branches = [
                 self.type(branch, path, space, inside, repeated=repeated and branch != "null") for branch in avro
             ]
@@ -122,6 +123,15 @@ class _Walk:
             return _Least(1, 3, 0)
         return self.type(kind, path, space, inside, repeated=repeated)
 
+    @staticmethod
+    def _check_union(branches: Sequence[Any], path: str) -> None:
+        """No value would say which of two equal branches it is of, and no other reader takes a union in a union."""
+        if any(isinstance(branch, list) for branch in branches):
+            raise _UnsafeError(f"{_field(path)} is a union in a union")
+        names = [_branch(branch) for branch in branches]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise _UnsafeError(f"{_field(path)} is a union that has {twice!r:.80} twice")
+
     def _name(self, name: str, path: str, space: str, inside: tuple[str, ...], *, repeated: bool) -> _Least:
         if name in _PRIMITIVES:
             return self._least(_Least(*_PRIMITIVES[name], 0), path, repeated=repeated)
@@ -141,6 +151,9 @@ class _Walk:
         fields = avro.get("fields")
         if not isinstance(fields, list) or not all(isinstance(f, Mapping) and "name" in f for f in fields):
             raise _UnsafeError(f"{_field(path)} is a record whose fields can't be read")
+        names = [f["name"] for f in fields]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise _UnsafeError(f"field {f'{path}.{twice}'.lstrip('.')!r} is declared twice")
         values = [
             self.type(f.get("type"), f"{path}.{f['name']}".lstrip("."), space, (*inside, full), repeated=repeated)
             for f in fields
@@ -165,6 +178,14 @@ class _Walk:
         if not least.bytes and repeated:
             raise _UnsafeError(f"{_field(path)} takes no bytes and may come any number of times")
         return least
+
+
+def _branch(avro: Any) -> str:
+    """Return by what a branch of a union is told from others: the name of its type."""
+    if not isinstance(avro, Mapping):
+        return str(avro)
+    name = str(avro.get("name", avro.get("type")))
+    return f"{avro['namespace']}.{name}" if avro.get("namespace") else name
 
 
 def _field(path: str) -> str:

@@ -211,6 +211,12 @@ LOOP = record(field("next", ["null", "R"]))
         (doubling(6), "written out where it is used, has 10,001 fields where at most 10,000 are allowed"),
         (record(field("a", "Nowhere")), "field 'a' is of the type 'Nowhere', which is not known"),
         (record({"name": "a"}), "field 'a' has no type"),
+        (record(field("a", "int"), field("a", "string")), "field 'a' is declared twice"),
+        (record(field("x", record(field("a", "int"), field("a", "int"), name="N"))), "field 'x.a' is declared twice"),
+        (record(field("a", ["string", "string"])), "field 'a' is a union that has 'string' twice"),
+        (record(field("a", ["int", {"type": "int", "logicalType": "date"}])), "a union that has 'int' twice"),
+        (record(field("a", [{"type": "array", "items": "int"}, {"type": "array", "items": "long"}])), "'array' twice"),
+        (record(field("a", ["null", ["string", "int"]])), "field 'a' is a union in a union"),
         ({"type": "record", "name": "R", "fields": 7}, "fields can't be read"),
         (None, "has no type"),
         (7, "has no type"),
@@ -242,3 +248,5 @@ def test_ordinary_schemas_are_safe(avro_: dict[str, Any]) -> None:
 def test_a_null_that_is_not_repeated_and_one_with_a_branch_are_safe() -> None:
     assert unsafe(record(field("a", "null"), field("b", {"type": "array", "items": ["null", "int"]}))) == ""
     assert unsafe(nested(SCHEMA_DEPTH.max - 1)) == ""
+    alike = [{**record(field("x", "int"), name="N"), "namespace": space} for space in "ab"]
+    assert unsafe(record(field("a", ["null", *alike]))) == ""

@@ -153,6 +153,9 @@ def test_a_zip_has_one_file_with_rows_of_any_form(tmp_path: Path) -> None:
         (CSV.replace("u1", "\u00e9tude").encode("latin-1"), "line 2: byte 0xe9 is no utf-8"),
         (CSV.encode("utf-16-le"), "line 1 has a zero byte"),
         (CSV + 'c,1,"', "line 4: unexpected end of data"),
+        (CSV.replace("u1", '"u1'), "line 2: a quotation begins and does not end"),
+        (CSV.replace("u1", '"u\n1"x'), "line 2: ',' expected after '\"'"),
+        (CSV.replace("\nb", "\n\ufeffb"), "line 3 begins with a mark (BOM)"),
     ],
 )
 def test_a_csv_that_is_broken_says_where(tmp_path: Path, content: str | bytes, words: str) -> None:
@@ -215,6 +218,7 @@ def test_a_text_is_the_value_that_the_schema_makes_of_it(tmp_path: Path, text: s
         ("[1, 2", {"type": "array", "items": "int"}, "JSON of type array"),
         ("[true]", {"type": "array", "items": "int"}, "v[0]"),
         ("5", ["string", "long"], "use JSON lines or Parquet"),
+        ("[" * 100_000, {"type": "array", "items": "int"}, "JSON of type array"),
         ("31.01.2013", {"type": "long", "logicalType": "timestamp-millis"}, "ISO 8601"),
     ],
 )
@@ -231,6 +235,7 @@ def parquet(folder: Path, **columns: Any) -> Path:
     return folder / "x.parquet"
 
 
+DECIMAL = {"type": "bytes", "logicalType": "decimal", "precision": 6, "scale": 2}
 AT = dt.datetime(2023, 11, 14, 22, 13, 20, 123_456, tzinfo=dt.UTC)
 
 
@@ -269,11 +274,77 @@ def test_a_timestamp_of_parquet_is_in_milliseconds(tmp_path: Path, column: Any) 
         (pa.array([1.0]), "boolean", True),
         (pa.array([float("nan")]), ["null", "double"], None),
         (pa.array([dt.time(8, 30)]), {"type": "int", "logicalType": "time-millis"}, 30_600_000),
+        (pa.array([[]], pa.map_(pa.string(), pa.int64())), {"type": "map", "values": "long"}, {}),
+        (pa.array([[("k", None)]], pa.map_(pa.string(), pa.int64())), {"type": "map", "values": ["null", "long"]}, {"k": None}),
+        (pa.array([{"at": AT, "price": None}]), {"type": "record", "name": "To", "fields": [
+            {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}}, {"name": "price", "type": ["null", DECIMAL]}]},
+         {"at": 1_700_000_000_123, "price": None}),
+        (pa.array([None], pa.list_(pa.int64())), ["null", {"type": "array", "items": "int"}], None),
+        (pa.array([5]), ["null", "string", "long"], 5),
     ],
 )  # fmt: skip
 def test_parquets_types_become_the_schemas(tmp_path: Path, column: Any, type_: Any, value: Any) -> None:
     (row,) = history.read(parquet(tmp_path, v=column), stream(tmp_path, {**FIELDS, "v": type_}))
     assert row["v"] == value
+
+
+#: A value as it is in Parquet, of which Arrow type, of which type in the schema, and what it is there.
+LEAVES: list[tuple[Any, Any, Any, Any]] = [
+    (Decimal("12.34"), pa.decimal128(9, 2), DECIMAL, b"\x04\xd2"),
+    (Decimal("12.34"), pa.decimal128(9, 2), "double", 12.34),
+    (dt.date(2013, 1, 31), pa.date32(), {"type": "int", "logicalType": "date"}, 15736),
+    (dt.time(8, 30), pa.time64("us"), {"type": "int", "logicalType": "time-millis"}, 30_600_000),
+    (AT, pa.timestamp("us", "UTC"), {"type": "long", "logicalType": "timestamp-millis"}, 1_700_000_000_123),
+    (AT.replace(tzinfo=None), pa.timestamp("ns"), {"type": "long", "logicalType": "timestamp-micros"}, 1_700_000_000_123_456),
+    (7.0, pa.float64(), "long", 7),
+    (True, pa.bool_(), "boolean", True),
+    (b"\xff", pa.binary(), "bytes", b"\xff"),
+    ("x", pa.string(), {"type": "enum", "name": "E", "symbols": ["x"]}, "x"),
+    (1.5, pa.float64(), "long", None),
+    (True, pa.bool_(), "long", None),
+    (2**53 + 1, pa.int64(), "double", None),
+    (float("nan"), pa.float64(), "double", None),
+    (None, pa.int64(), "long", None),
+    (dt.timedelta(1), pa.duration("us"), "long", None),
+    (b"x", pa.binary(), "string", None),
+    (b"abc", pa.binary(), {"type": "fixed", "name": "F", "size": 2}, None),
+    (Decimal("12.345"), pa.decimal128(9, 3), DECIMAL, None),
+]  # fmt: skip
+PLACES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+    "a column": (lambda type_: type_, lambda type_: type_, lambda value: value),
+    "a list": (pa.list_, lambda type_: {"type": "array", "items": type_}, lambda value: [value]),
+    "a struct": (
+        lambda type_: pa.struct([("a", type_)]),
+        lambda type_: {"type": "record", "name": "S", "fields": [{"name": "a", "type": type_}]},
+        lambda value: {"a": value},
+    ),
+    "a map": (
+        lambda type_: pa.map_(pa.string(), type_),
+        lambda type_: {"type": "map", "values": type_},
+        lambda value: {"k": value},
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("given", "arrow", "type_", "value"), LEAVES)
+def test_a_value_of_parquet_is_the_same_wherever_it_is(
+    tmp_path: Path, given: Any, arrow: Any, type_: Any, value: Any, place: str
+) -> None:
+    of_arrow, of_schema, inside = PLACES[place]
+    column = pa.array([list(inside(given).items()) if place == "a map" else inside(given)], of_arrow(arrow))
+    path, of = parquet(tmp_path, v=column), stream(tmp_path, {**FIELDS, "v": of_schema(type_)})
+    if value is None:
+        assert "row 1: column 'v'" in refused(path, of)
+    else:
+        (row,) = history.read(path, of)
+        assert row["v"] == inside(value)
+
+
+def test_a_key_that_a_map_of_parquet_has_twice_is_named(tmp_path: Path) -> None:
+    column = pa.array([[("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64()))
+    words = refused(parquet(tmp_path, v=column), stream(tmp_path, {**FIELDS, "v": {"type": "map", "values": "long"}}))
+    assert "with each key once" in words
 
 
 @pytest.mark.parametrize(

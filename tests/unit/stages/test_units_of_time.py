@@ -172,6 +172,7 @@ def test_other_bounds_can_be_declared(tmp_path: Path) -> None:
     [
         ("string", "", "say time_unit='iso8601'"),
         ("int", "", "say what it counts"),
+        *(("int", unit, f"end in January 1970 where they count {unit}") for unit in ("millis", "micros", "nanos")),
         ("double", "", "say what it counts"),
         ("boolean", "", "expected a timestamp"),
         ({"type": "int", "logicalType": "date"}, "", "expected a timestamp"),
