@@ -124,6 +124,12 @@ class Stream:
             return str(schema_files.locate(self.schema, loading.get()))
         return python_schemas.source_of(self.schema)
 
+    def with_fields(self, **fields: Any) -> Stream:
+        """Return the same stream with other fields, its schemas as they were found when it was declared."""
+        made = replace(self, **fields)
+        made.__dict__.update({name: getattr(self, name) for name in ("avro", "schema_source", "others")})
+        return made
+
     @cached_property
     def valid_avro(self) -> dict[str, Any]:
         """The schema of what the validator passes on: as producers send it, with the time in milliseconds."""
@@ -316,7 +322,7 @@ def with_defaults(events: Stream, labels: Stream, fail: Fail) -> tuple[Stream, S
     streams = {"events": events, "labels": labels}
     for where, stream in streams.items():
         if not stream.time:
-            streams[where] = replace(stream, time=_time_of(where, stream, fail))
+            streams[where] = stream.with_fields(time=_time_of(where, stream, fail))
             chosen[where]["time"] = streams[where].time
     names = {where: stream.id for where, stream in streams.items() if stream.id}
     if len(names) < len(streams):
@@ -330,8 +336,7 @@ def with_defaults(events: Stream, labels: Stream, fail: Fail) -> tuple[Stream, S
         chosen["events"]["key"] = events.id or chosen["events"]["id"]
     for where, fields in chosen.items():
         if fields:
-            given: dict[str, Any] = dict(fields)
-            streams[where] = replace(streams[where], **given)
+            streams[where] = streams[where].with_fields(**fields)
             object.__setattr__(streams[where], "chosen", tuple(fields))
     return streams["events"], streams["labels"]
 

@@ -115,7 +115,29 @@ def test_a_file_may_choose_by_name_and_bring_its_own_schemas(tmp_path: Path) -> 
         "               models={'m': linear_model.LinearRegression()}, champion='m')\n"
         "from tidemill.demo.flights import flights\n"
     )
-    assert load(f"{tmp_path / 'mine.py'}:one").vector == {"x": "number"}
+    one = load(f"{tmp_path / 'mine.py'}:one")
+    assert one.vector == {"x": "number"}
+    assert one.events.schema_source == str(tmp_path / "tick.avsc")
+
+
+def test_a_stream_knows_its_schemas_where_it_was_loaded_from_also_with_fields_that_were_chosen(tmp_path: Path) -> None:
+    time = '{"type": "long", "logicalType": "timestamp-millis"}'
+    for name in ("tick", "old"):
+        (tmp_path / f"{name}.avsc").write_text(
+            '{"type": "record", "name": "mine.Tick", "fields": [{"name": "id", "type": "string"},'
+            f' {{"name": "at", "type": {time}}}, {{"name": "x", "type": "double"}}]}}'
+        )
+    (tmp_path / "mine.py").write_text(
+        "from river import linear_model\nfrom tidemill import Pipeline, Stream\n"
+        "ticks = Stream('tick.avsc', value='x', accepts=['old.avsc'])\n"
+        "one = Pipeline(name='one', events=ticks, labels=ticks, task='regression', request={'x': 'x'},\n"
+        "               models={'m': linear_model.LinearRegression()}, champion='m')\n"
+    )
+    one = load(str(tmp_path / "mine.py"))
+    for stream in (one.events, one.labels):
+        assert stream.chosen
+        assert (stream.schema_source, list(stream.others)) == (str(tmp_path / "tick.avsc"), ["old.avsc"])
+    assert f"their schemas: {tmp_path / 'tick.avsc'}" in pipeline_text(one)
 
 
 def test_the_vector_is_in_declared_order_and_every_feature_may_be_missing() -> None:
