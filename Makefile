@@ -37,8 +37,8 @@ unit: $(VENV)/dev ## what takes no broker and little time: most unit and contrac
 	@$(BIN)/python -m pytest -n 2 -q -p no:schemathesis -m "not slow and not long and not kafka and not browser" \
 		tests/unit tests/contracts tests/project $(ARGS)
 
-test: $(VENV)/dev ## unit, contract and system tests, two at a time; the last on a real Kafka (Java 17, Maven) and a real Redis
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+test: $(VENV)/dev ## unit, contract and system tests, three at a time; the last on a real Kafka (Java 17, Maven) and a real Redis
+	@$(BIN)/python -m pytest -n 3 $(ARGS)
 
 test-long: $(VENV)/dev ## what make test leaves out because a shorter test shows it too: other months, more of the same
 	@$(BIN)/python -m pytest -m long $(ARGS)

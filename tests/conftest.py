@@ -31,7 +31,7 @@ _first_group: list[str] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """Let the river go first: of two workers, the one that did not start with it takes what it leaves of both cores."""
+    """Let the river go first: the other workers take what it leaves of both cores."""
     if "PYTEST_XDIST_WORKER" in os.environ and not _first_group:
         _first_group.append(_group(item.nodeid))
         if not _first_group[0] and any(_group(other.nodeid) for other in item.session.items):
@@ -63,7 +63,7 @@ def _group(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With two workers: what needs the broker in one of them, in its order; beside it, in the other, all that needs none.
+    """What needs the broker in one worker, in its order; beside it, in the others, all that needs none.
 
     Where nothing needs the broker (`make unit`), a file's tests stay together, and what they share is made once.
     """

@@ -17,10 +17,10 @@ FLIGHTS = load("flights")
 DEPARTURES = load("departures")
 
 
-@pytest.fixture(scope="module")
-def january() -> list[tuple[dict[str, Any], bool]]:
-    """Return January's vectors with their labels, in the order of learning."""
-    flights, run, examples = data.flights(range(1, 2)), Backtest(without_models(FLIGHTS)), []
+@pytest.fixture(scope="module", params=[8, pytest.param(31, marks=pytest.mark.long)])
+def january(request: pytest.FixtureRequest) -> list[tuple[dict[str, Any], bool]]:
+    """Return the vectors of so many days of January with their labels, in the order of learning."""
+    flights, run, examples = data.flights((1,), days=request.param), Backtest(without_models(FLIGHTS)), []
     decode = run.records.example.decode
 
     def keep(record: Any) -> None:
@@ -44,7 +44,7 @@ def test_no_prediction_of_january_differs(
         model.steps["LogisticRegression"] = linear_model.LogisticRegression(optim.SGD(0.003), **changes)
         return model
 
-    assert len(january) > 14_000
+    assert len(january) > 3_000
     river, own = make(), specialised(make())
     assert isinstance(own, LinearModel)
     for x, label in january[:until]:

@@ -36,7 +36,7 @@ def _running():
     ids=["nobody", "reader", "sender", "both", "commander"],
 )
 @schema.parametrize()
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 def test_nothing_that_is_asked_makes_it_fail_or_answers_who_may_not_ask(
     case: schemathesis.Case, key: str | None
 ) -> None:

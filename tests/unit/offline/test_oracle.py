@@ -20,9 +20,10 @@ pytestmark = pytest.mark.slow
             "plain", "scheduled", 26_398,
             {"Accuracy": 0.7709296158799909, "ROCAUC": 0.6625249708140929, "LogLoss": 0.5512921572505889},
         ),
-        (
+        pytest.param(
             "delays", "departure", 26_398,
             {"MAE": 12.129685537328031, "RMSE": 16.19006913823114, "R2": 0.8395877647427231},
+            marks=pytest.mark.long,
         ),
     ],
 )  # fmt: skip

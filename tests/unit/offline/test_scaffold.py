@@ -281,7 +281,7 @@ def test_more_than_a_hundred_columns_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", ["amount", "none"])
+@pytest.mark.parametrize("label", [pytest.param("amount", marks=pytest.mark.long), "none"])
 def test_the_project_is_well_formed_and_its_own_test_runs(tmp_path: Path, label: str) -> None:
     """Formatted, without what is not used; compose has the shipped pipeline's services, with its own learners."""
     scaffold.make(tmp_path / "p", [scaffold.of_file(table(tmp_path / "a.csv", shop(80)))], Options(label=label))
