@@ -37,6 +37,20 @@ PAGE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
 @click.option("--report", "page", type=PAGE, help="Also write a page with pictures, as HTML.")
 @click.option("--plot", is_flag=True, help="Also draw how the models did over time, in the terminal.")
+@click.option(
+    "--against",
+    metavar="PIPELINE|git:REVISION",
+    help="Compare with another declaration, as of git's main branch: git:main.",
+)
+@click.option(
+    "--segment",
+    "segments",
+    multiple=True,
+    metavar="FIELD",
+    help="With --against: a category of the vector; may be repeated. Default: Monitor(segments=...).",
+)
+@click.option("--markdown", type=PAGE, help="With --against: also write the comparison for a pull request.")
+@click.option("--fail-if-worse", is_flag=True, help="With --against: exit with 1 where it is worse in any line.")
 def backtest(
     pipeline: str,
     source: ArchiveSource | FileSource | None,
@@ -47,11 +61,16 @@ def backtest(
     predictions: Path | None,
     page: Path | None,
     plot: bool,
+    against: str | None,
+    segments: tuple[str, ...],
+    markdown: Path | None,
+    fail_if_worse: bool,
 ) -> None:
     """Run a pipeline over history, without Kafka.
 
     The report shows what production would have predicted and learned. Where there are two cores, one process makes
-    vectors, and in another models learn.
+    vectors, and in another models learn. With --against, the other declaration runs beside it, and what each would have
+    served is compared question by question.
     """
     from tidemill.cli.text.reports import backtest_plot, backtest_text
 
@@ -59,6 +78,13 @@ def backtest(
         raise SettingsError("--plot draws in a terminal, and --json is for programs: give one of them")
     if plot:
         _need("plotext")
+    if against is not None:
+        if predictions or page or plot or every != "1d":
+            raise SettingsError("--against prints a comparison: give no --predictions, --report, --plot or --every")
+        _against(pipeline, source, model_delay, against, segments, markdown, as_json=as_json, fails=fail_if_worse)
+        return
+    if segments or markdown or fail_if_worse:
+        raise SettingsError("--segment, --markdown and --fail-if-worse go with --against: name what to compare with")
     run = _run(tidemill.load(pipeline), source, model_delay, every, predictions, page)
     print_report(run, backtest_text, as_json=as_json)
     if plot:
@@ -100,14 +126,11 @@ def _run(
     from tidemill.offline.backtest import Backtest
     from tidemill.offline.source import past_of
 
+    delay, source = _delay(model_delay), _given(source)
     try:
-        delay, step = milliseconds(model_delay) if model_delay else 0, milliseconds(every)
+        step = milliseconds(every)
     except ValueError as error:
-        raise SettingsError(f"--model-delay or --every: {error}") from None
-    if source is None:
-        raise SettingsError(
-            "a backtest runs over --events and --labels, or over an --archive: name the two, or the one"
-        )
+        raise SettingsError(f"--every: {error}") from None
     if page is not None:
         _need("jinja2", "matplotlib")
         if not page.absolute().parent.is_dir():
@@ -133,6 +156,58 @@ def _run(
         except OSError as error:
             raise SettingsError(f"{page} can't be written: {error.strerror}") from None
     return result
+
+
+def _against(
+    pipeline: str,
+    source: ArchiveSource | FileSource | None,
+    model_delay: str | None,
+    against: str,
+    segments: tuple[str, ...],
+    markdown: Path | None,
+    *,
+    as_json: bool,
+    fails: bool,
+) -> None:
+    """Compare with another declaration; exit with 1 where that is asked for and this one is worse."""
+    from tidemill.cli.text.models import against_markdown, against_text
+    from tidemill.offline.against import compare_with
+
+    with progress("backtests", None) as advance:
+        report = compare_with(
+            pipeline,
+            tidemill.load(pipeline),
+            against,
+            _given(source),
+            segments=tuple(dict.fromkeys(segments)),
+            model_delay_ms=_delay(model_delay),
+            progress=advance,
+        )
+    print_report(report, against_text, as_json=as_json)
+    if markdown is not None:
+        try:
+            markdown.write_text(against_markdown(report), encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"{markdown} can't be written: {error.strerror}") from None
+    if fails and report.is_worse:
+        raise SystemExit(1)
+
+
+def _given(source: ArchiveSource | FileSource | None) -> ArchiveSource | FileSource:
+    if source is None:
+        raise SettingsError(
+            "a backtest runs over --events and --labels, or over an --archive: name the two, or the one"
+        )
+    return source
+
+
+def _delay(model_delay: str | None) -> int:
+    from tidemill.durations import milliseconds
+
+    try:
+        return milliseconds(model_delay) if model_delay else 0
+    except ValueError as error:
+        raise SettingsError(f"--model-delay: {error}") from None
 
 
 def _need(*modules: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import river
 from rich.box import SIMPLE_HEAD
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tidemill.cli.text.shared import format_value, minute, model_text, printable, render, second
 from tidemill.models.evidence import Interval
+from tidemill.offline.against import CHANGED, DEPLOYED, AgainstReport
 from tidemill.offline.compare import ComparisonReport
 from tidemill.registry.manifests import Manifest
 from tidemill.registry.store import ArtifactStore
@@ -195,6 +196,87 @@ def comparison_text(report: ComparisonReport) -> str:
         f"{minute(report.last_event)} UTC\n{sides}{same}{others}"
     )
     return head + "\n" + render(_lines(report)) + "\n" + _loss_text(report)
+
+
+def against_text(report: AgainstReport) -> str:
+    """Return which of two declarations is better, in which segment."""
+    return f"A is {report.against}, B is this declaration\n{_sides_text(report)}\n{comparison_text(report.comparison)}"
+
+
+def _sides_text(report: AgainstReport) -> str:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for column in SIDE_COLUMNS:
+        table.add_column(column, justify="right")
+    for name, figures in _sides(report):
+        table.add_row(name, *figures)
+    return render(table) + _differ_text(report)
+
+
+SIDE_COLUMNS = ("events", "refused", "predictions", "joined", "decisions")
+
+
+def _sides(report: AgainstReport) -> list[tuple[str, list[str]]]:
+    return [
+        (
+            name,
+            [
+                f"{count:,}"
+                for count in (one.events, sum(one.refused.values()), one.predictions, one.joined, len(one.decisions))
+            ],
+        )
+        for name, one in ((DEPLOYED, report.deployed), (CHANGED, report.changed))
+    ]
+
+
+def _differ_text(report: AgainstReport) -> str:
+    if not report.labels_differ:
+        return ""
+    return f"{report.labels_differ:,} labels are others than A's: both are judged by this declaration's\n"
+
+
+def against_markdown(report: AgainstReport) -> str:
+    """Return the same for a pull request."""
+    comparison = report.comparison
+
+    def row(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+
+    def table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
+        return [row(head), row(["---", *["---:"] * (len(head) - 1)]), *map(row, rows)]
+
+    lines = [
+        f"### {'Worse' if report.is_worse else 'Not shown to be worse'} than {report.against}: {comparison.pipeline}",
+        "",
+        f"{comparison.questions:,} questions that both answered, asked {minute(comparison.first_event)} to "
+        f"{minute(comparison.last_event)} UTC; A is {report.against}, B is this declaration. "
+        f"{_differ_text(report)}".strip(),
+        "",
+        *table(
+            [
+                "segment",
+                "questions",
+                *(f"{name} A / B" for name in comparison.metrics),
+                f"{comparison.loss}, A - B",
+                "verdict",
+            ],
+            (
+                [
+                    str(line.segment),
+                    f"{line.questions:,}",
+                    *(f"{_figure(line.a.get(name))} / {_figure(line.b.get(name))}" for name in comparison.metrics),
+                    _margin(line.difference) if comparison.loss else "",
+                    line.verdict if comparison.loss else "",
+                ]
+                for line in comparison.lines
+            ),
+        ),
+        "",
+        *table(["", *SIDE_COLUMNS], ([name, *figures] for name, figures in _sides(report))),
+        "",
+        " ".join(_loss_text(comparison).split()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _loss_text(report: ComparisonReport) -> str:
