@@ -20,6 +20,7 @@ COMMANDS = {
     "dataset": ("dataset:dataset", "Write a training set as one Parquet file."),
     "demo": ("demo:demo", "Run everything on this machine and replay a month of flights."),
     "demo-data": ("demo:demo_data", "Write the demo's flights as files: events and labels."),
+    "diff": ("diff:diff", "Say what a change of a declaration does to what runs."),
     "dlq": ("dead_letters:dlq", "List, count and redrive dead letters."),
     "doctor": ("doctor:doctor", "Examine a pipeline's cluster, topics and offsets."),
     "examples": ("examples:examples", "List the shipped examples, or copy one."),

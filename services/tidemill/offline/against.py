@@ -11,14 +11,14 @@ import pickle
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from tidemill.declare.load import SHIPPED, load
 from tidemill.declare.pipeline import Pipeline
@@ -32,6 +32,8 @@ from tidemill.wire.records import Example, Score
 GIT = "git:"
 #: How the two are named in the comparison.
 DEPLOYED, CHANGED = "deployed", "changed"
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,13 @@ def compare_with(
     return AgainstReport(against, deployed.report, changed, comparison.finish(), labels_differ)
 
 
-def _result(future: Future[_Run], against: str) -> _Run:
+def in_other_process(against: str, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return what a function returns in a process that has loaded no declaration yet."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return _result(pool.submit(function, *arguments), against)
+
+
+def _result(future: Future[Result], against: str) -> Result:
     try:
         return future.result()
     except TidemillError as error:

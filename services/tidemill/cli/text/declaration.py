@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tidemill.cli.text.shared import model_text, new_table, render
+from tidemill.cli.text.shared import count_of, model_text, new_table, pairs_table, printable, render
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files
+from tidemill.offline.diff import DiffReport
 from tidemill.stream.topic import DAY
 from tidemill.tables import Lookup
 from tidemill.wire import topics
@@ -27,6 +28,16 @@ def topics_text(pipeline: Pipeline) -> str:
             ", ".join(topic.readers),
         )
     return render(table)
+
+
+def diff_text(report: DiffReport) -> str:
+    """Return what a change of a declaration does."""
+    head = f"{report.pipeline} against {report.against}: {count_of(len(report.changes), 'change')}\n"
+    blocks = []
+    for change in report.changes:
+        lines = [("", change.what), ("then", change.effect), ("do", change.action)]
+        blocks.append(f"{printable(change.part)}\n{render(pairs_table((f'  {k}', v) for k, v in lines if v))}")
+    return "\n".join([head, *blocks])
 
 
 def pipeline_text(pipeline: Pipeline) -> str:
