@@ -6,6 +6,10 @@
 The load is vegeta's (`go install github.com/tsenart/vegeta/v12@latest`), which sends at its rate whether answers come or
 not. Afterwards every answer is held against the record on the predictions topic. Then the features of 50 and of 100
 entities are asked for, one after the other. The load generator shares the cores with all the rest.
+
+Where the time goes is told by the times at which the broker has appended the event and its prediction: before that is
+HTTP and producing; between the two the chain, which gathers, handles and sends; after it the transaction's commit, and the
+gateway that reads it.
 """
 
 from __future__ import annotations
@@ -22,7 +26,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -46,8 +53,8 @@ FEATURES = {"entities of one call: 1": 1, "entities of one call: 100": 100}
 CALLS = 200
 
 
-def run(rate: int, seconds: int, warm_up: int) -> dict[str, Any]:
-    """Start everything, send, and compare; returns the figures."""
+def run(rate: int, seconds: int, warm_up: int, **chosen: Any) -> dict[str, Any]:
+    """Start everything, send, and compare; `chosen` are further settings. Returns the figures."""
     pipeline, key = load(REFERENCE), new_token()
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
@@ -57,22 +64,28 @@ def run(rate: int, seconds: int, warm_up: int) -> dict[str, Any]:
         cleanup.callback(redis.stop)
         broker = KafkaBroker(kafka.servers)
         broker.create(topic_table(pipeline))
-        settings = {"brokers": kafka.servers, "redis_url": redis.url, "gateway_key": key, "log_level": "WARNING"}
+        settings = {
+            "brokers": kafka.servers,
+            "redis_url": redis.url,
+            "gateway_key": key,
+            "log_level": "WARNING",
+        } | chosen
         stack = Stack(REFERENCE, pipeline, folder, settings)
         cleanup.callback(stack.stop)
         for role in (CHAIN, "gateway"):
             stack.start(role)
         stack.wait_ready()
         url = f"http://127.0.0.1:{stack.ports['gateway']}"
-        reader = broker.follow_topics([topics.PREDICTIONS.name(pipeline)])
+        reader = broker.follow_topics([topic.name(pipeline) for topic in (topics.EVENTS, topics.PREDICTIONS)])
         events = [flight.event for flight in data.flights(range(1, 5))[: warm_up + rate * seconds]]
         with Client(url, key) as client:
             for event in events[:warm_up]:
                 client.predict(event)
         say(f"{rate * seconds:,} events at {rate:,} a second; load {os.getloadavg()[0]:.1f} before")
-        before = {name: cpu_seconds(process.pid) for name, process in stack.processes.items()}
+        processes = {**stack.processes, "broker": kafka.process}
+        before = {name: cpu_seconds(process.pid) for name, process in processes.items()}
         results = attack(folder, url, key, events[warm_up:], rate)
-        cpu = {name: cpu_seconds(stack.processes[name].pid) - began for name, began in before.items()}
+        cpu = {name: cpu_seconds(processes[name].pid) - began for name, began in before.items()}
         stack.check()
         figures = summary(results)
         figures |= compared(reader, Records(pipeline), results, len(events))
@@ -117,16 +130,40 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def compared(reader: Any, records: Records, results: Sequence[dict[str, Any]], expected: int) -> dict[str, Any]:
     """Return how many answers equal the record on the topic, and how many ids have other than one."""
     predictions: dict[str, list[Any]] = {}
+    appended: dict[str, dict[str, int]] = {"events": {}, "predictions": {}}
     quiet = time.monotonic()
     while sum(map(len, predictions.values())) < expected and time.monotonic() - quiet < 5:
         for record in reader.poll(timeout=0.05):
-            quiet, one = time.monotonic(), records.prediction.decode(record.value())
-            predictions.setdefault(one["event_id"], []).append(one)
+            quiet, is_event = time.monotonic(), record.topic().endswith(".events")
+            codec = records.sent_event if is_event else records.prediction
+            one = codec.decode(record.value())
+            event_id = one[records.pipeline.events.id] if is_event else one["event_id"]
+            appended["events" if is_event else "predictions"][event_id] = record.timestamp()[1]
+            if not is_event:
+                predictions.setdefault(event_id, []).append(one)
     reader.close()
     answers = [json.loads(base64.b64decode(result["body"])) for result in results if result["code"] == 200]
     equal = [all(predictions[a["event_id"]][0][name] == a[name] for name in ("champion", "as_of")) for a in answers]
     twice = sum(len(several) != 1 for several in predictions.values())
-    return {"predictions": len(predictions), "equal_answers": sum(equal), "ids_not_once": twice}
+    return {
+        "predictions": len(predictions),
+        "equal_answers": sum(equal),
+        "ids_not_once": twice,
+        "where_p50_ms": parts(appended, results),
+    }
+
+
+def parts(appended: dict[str, dict[str, int]], results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the median time to the event in the log, from there to its prediction, and from there to the answer."""
+    times = []
+    for result in results:
+        if result["code"] == 200:
+            event_id = json.loads(base64.b64decode(result["body"]))["event_id"]
+            began = datetime.fromisoformat(result["timestamp"]).timestamp() * 1000
+            at = began, *(of[event_id] for of in appended.values()), began + result["latency"] / 1e6
+            times.append([after - before for before, after in pairwise(at)])
+    names = ("to_the_event_in_the_log", "to_the_prediction_in_the_log", "to_the_answer")
+    return {name: round(median(several), 1) for name, several in zip(names, zip(*times, strict=True), strict=True)}
 
 
 def features(url: str, key: str, pipeline: Any, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -152,10 +189,11 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=300)
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=200)
+    parser.add_argument("--max-delay-ms", type=int, default=20, help="as TIDEMILL_MAX_DELAY_MS")
     given = parser.parse_args()
     if lacking := missing():
         sys.exit(lacking)
-    print(json.dumps(run(given.rate, given.seconds, given.warm_up), indent=2))
+    print(json.dumps(run(given.rate, given.seconds, given.warm_up, max_delay_ms=given.max_delay_ms), indent=2))
 
 
 if __name__ == "__main__":

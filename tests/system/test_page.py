@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,12 +17,16 @@ from typing import Any
 
 import pytest
 import uvicorn
+from gateway_in_memory import BOTH_KEY, Shop
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from running import until
 from site_by_hand import VIEWERS_TOKEN, Site, alert, decision, figure, letter, window
+from small import declaration, event, label
 
+from tidemill import Pipeline
 from tidemill.local.processes import free_port
 from tidemill.watch.status.scrape import Instance, Sample
+from tidemill.web.connections import server_config
 from tidemill.wire import topics
 
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
@@ -143,6 +148,61 @@ def test_a_prediction_and_an_entity_are_looked_up_from_the_page(demo: str, page:
     expect(page.locator("#lookup-result")).to_contain_text(
         "not in the view"
     )  # the first day: no view knows its airport
+
+
+@pytest.fixture
+def shop() -> Iterator[tuple[str, Shop]]:
+    """A gateway whose river is in memory."""
+    shop = Shop(Pipeline(**declaration()))
+    server = uvicorn.Server(server_config(shop.app, "127.0.0.1", port := free_port()))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started and shop.gateway.ready() is None, "the gateway does not start", 20)
+    yield f"http://127.0.0.1:{port}/", shop
+    server.should_exit = True
+    thread.join(20)
+
+
+def test_an_event_is_sent_from_the_gateways_page_and_its_way_through_the_river_is_shown(
+    shop: tuple[str, Shop], browser: Browser
+) -> None:
+    """TIDEMILL_PAGE_PICTURE=docs/try.png takes the picture in the docs."""
+    url, gateway = shop
+    gateway.client.post("/v1/events", json=event("before", 1_700_000_000_000))  # what the example is like
+    page = browser.new_page(viewport=WIDE)
+    page.goto(url)
+    expect(page.locator("#pipeline")).to_have_text("small")
+    page.get_by_role("button", name="Begin").first.click()
+    page.locator("dialog input").fill("no-key-of-anybody-0123456789abc")
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_contain_text("known here was expected")
+    page.get_by_role("button", name="Begin").first.click()
+    page.locator("dialog input").fill(BOTH_KEY)
+    page.keyboard.press("Enter")
+    field, way = page.locator("#event-form textarea"), page.locator("#way")
+    expect(field).to_have_value(re.compile('"carrier": "UA"'))
+    sent = json.loads(field.input_value())
+    field.fill(json.dumps({**sent, "carrier": "<b>UA</b>"}))
+    page.get_by_role("button", name="Send it").click()
+    expect(way.locator("li.is-reached")).to_have_count(4, timeout=20_000)
+    expect(way).to_contain_text("small.events.valid")
+    expect(way).to_contain_text("by linear")
+    expect(page.locator("#details")).to_contain_text("<b>UA</b>")
+    value = json.loads(page.locator("#label-form textarea").input_value())
+    assert value["flight_id"] == sent["flight_id"]
+    page.locator("#label-form textarea").fill(json.dumps(label(sent["flight_id"], sent["asked_at"] + 600_000)))
+    page.get_by_role("button", name="Send the label").click()
+    expect(way.locator("li.is-reached")).to_have_count(5, timeout=20_000)
+    expect(way).to_contain_text("small.examples [0] @ 0")
+    if picture := os.environ.get("TIDEMILL_PAGE_PICTURE"):
+        page.screenshot(path=picture, full_page=True)
+    page.get_by_role("button", name="Another one").click()
+    expect(field).not_to_have_value(re.compile(sent["flight_id"]))
+    field.fill(json.dumps({**json.loads(field.input_value()), "sched_hour": 77}))
+    page.get_by_role("button", name="Send it").click()
+    expect(way.locator("li.is-refused")).to_contain_text("77 where 0 to 23 was expected")
+    assert len(gateway.predictions()) == 2
+    page.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 
 from tidemill import __version__
 from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
-from tidemill.errors import BrokerError, Reject, Retry, SettingsError, UnknownOutcome
+from tidemill.errors import BrokerError, Reject, Retry, SettingsError, StoreError, UnknownOutcome
 from tidemill.features.store import now
 from tidemill.gateway import cloudevents, schemas
 from tidemill.gateway.asking import CODES, Answer, Asked, Gateway, count
@@ -29,11 +31,13 @@ from tidemill.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS
 from tidemill.tokens import Holder, Permission
 from tidemill.web import health
 from tidemill.web.access import GuardedRoute, needs
+from tidemill.web.edge import HEADERS
 from tidemill.wire.records import Prediction
 
 MAX_WAIT_MS = 60_000
 #: A stream that has nothing to tell says so this often, and hears as often whether the gateway ends.
 HEARTBEAT_SECONDS, DRAIN_CHECK_SECONDS = 15.0, 1.0
+PAGE = Path(__file__).parent / "page"
 NDJSON = "application/x-ndjson"
 
 Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_MS, description="How long to wait for the prediction.")]
@@ -68,6 +72,10 @@ class CountedRoute(GuardedRoute):
                 seconds.observe(time.perf_counter() - began)
 
         return counted
+
+
+async def _index() -> FileResponse:
+    return FileResponse(PAGE / "index.html", headers=HEADERS)
 
 
 async def gateway_of(request: Request) -> Gateway:
@@ -108,11 +116,14 @@ def build(gateway: Gateway) -> FastAPI:
         description=f"Ask the pipeline `{gateway.pipeline.name}`, and be answered by the river itself.",
     )
     app.state.parts = gateway
-    for error in (BrokerError, Retry, SettingsError):
+    for error in (BrokerError, Retry, SettingsError, StoreError):
         app.exception_handler(error)(_unavailable)
     app.exception_handler(RequestValidationError)(_invalid)
     app.include_router(health.router)
     app.include_router(router)
+    app.get("/", include_in_schema=False)(_index)
+    # What it shows of a prediction, and how, is as on the page of the status service.
+    app.mount("/page", StaticFiles(directory=PAGE, packages=[("tidemill.watch.status", "page")]), name="page")
     made = app.openapi
     app.openapi = lambda: schemas.completed(made(), gateway.pipeline)  # type: ignore[method-assign]
     return app
@@ -216,6 +227,23 @@ async def features(asked: FeaturesRequest, gateway: FromApp) -> Response:
         for (entity, entity_id), views in known.items()
     ]
     return _json(rows)
+
+
+@router.get("/example", responses=schemas.TRYING)
+@needs(Permission.READ)
+async def example(gateway: FromApp) -> Response:
+    """An event with a new id, and a label for it, to begin with: like the latest in the log."""
+    return _json(await gateway.looked_up(gateway.journeys.example))
+
+
+@router.get("/journeys/{event_id:path}", responses=schemas.TRYING)
+@needs(Permission.READ)
+async def journey(event_id: str, gateway: FromApp) -> Response:
+    """An event's way through the river, from the log: as valid event, vector, scores and label, and where each is."""
+    known = await gateway.looked_up(partial(gateway.journeys.of, event_id))
+    if known is None:
+        raise HTTPException(404, f"no prediction of event {event_id[:500]!r} in the log")
+    return _json(known)
 
 
 @router.post("/commands", status_code=202, openapi_extra=schemas.COMMAND, responses=schemas.COMMANDED)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import HTTPException
 
@@ -16,6 +16,7 @@ from tidemill.errors import Reject, StoreError
 from tidemill.features.store import Store
 from tidemill.gateway.checking import Checked, Checker
 from tidemill.gateway.commands import Commands
+from tidemill.gateway.journeys import Journeys
 from tidemill.gateway.requests import Call, IdempotencyKeys, Rates
 from tidemill.gateway.river import Event, River, is_repeat
 from tidemill.gateway.what_if import WhatIf
@@ -42,6 +43,7 @@ CODES: Mapping[str, int] = {
 #: How long a record may take to be written, after which it is not known whether it is.
 WRITTEN_SECONDS = 5.0
 Answer = dict[str, Any]
+Found = TypeVar("Found")
 _BEHIND = {"Retry-After": "1"}
 
 
@@ -80,6 +82,7 @@ class Gateway:
     body_bytes: int = 0
 
     def __post_init__(self) -> None:
+        self.journeys = Journeys(self.pipeline, self.river.broker, self.lookup)
         self._checkers = {topic: Checker(self.pipeline, topic) for topic in (topics.EVENTS, topics.LABELS)}
         self._lookups = asyncio.Semaphore(LOG_LOOKUPS.max)
         self._changes = asyncio.Semaphore(STATUS_CHANGES.max)
@@ -188,18 +191,22 @@ class Gateway:
             return _predicted(prediction, is_repeated=is_repeated)
         return _refused(event.letter, event_id) if event.letter else {"state": "pending", "event_id": event_id}
 
+    async def looked_up(self, look: Callable[[], Found]) -> Found:
+        """Return what a look into the log returns. Raises HTTPException while too many look."""
+        if self._lookups.locked():
+            raise HTTPException(503, f"{LOG_LOOKUPS.excess(LOG_LOOKUPS.max + 1)}; try again in a moment", _BEHIND)
+        async with self._lookups:
+            return await asyncio.get_running_loop().run_in_executor(None, look)
+
     async def in_log(self, event_id: str) -> Prediction | None:
         """Return a prediction from the prediction log; None where it is not there, or too far back.
 
         Raises HTTPException while too many are looked for.
         """
-        if self._lookups.locked():
-            raise HTTPException(503, f"{LOG_LOOKUPS.excess(LOG_LOOKUPS.max + 1)}; try again in a moment", _BEHIND)
-        async with self._lookups:
-            try:
-                entry = await asyncio.get_running_loop().run_in_executor(None, partial(self.lookup.entry, event_id))
-            except StoreError:
-                return None
+        try:
+            entry = await self.looked_up(partial(self.lookup.entry, event_id))
+        except StoreError:
+            return None
         if entry is None:
             return None
         features = entry["features"]

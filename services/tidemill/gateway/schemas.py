@@ -163,6 +163,7 @@ COMMANDED: dict[int | str, dict[str, Any]] = {
     202: {"description": "given; the decision, once there is one", "content": {"application/json": {}}},
     **problems(401, 403, 409, 413, 422, 429, 503, 504),
 }
+TRYING: dict[int | str, dict[str, Any]] = problems(401, 403, 404, 429, 503)
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "`event: prediction` with its JSON", "content": {"text/event-stream": {}}},
     **problems(401, 403, 429),
@@ -190,4 +191,5 @@ def completed(made: Schema, pipeline: Pipeline) -> Schema:
     known["Answer"] = _ANSWER
     made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     made["security"] = [{"key": []}]
+    made["x-pipeline"] = pipeline.name
     return made

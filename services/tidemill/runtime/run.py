@@ -20,6 +20,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.runtime.doctor import check_settings, keep_alive
 from tidemill.runtime.host import Host
+from tidemill.runtime.lineage import Published, lineage
 from tidemill.runtime.tracing import TracesOf, tracing
 from tidemill.settings import Settings
 from tidemill.stream.api import Broker, TopicPartition
@@ -175,6 +176,7 @@ class Context:
     declared: Mapping[str, int] = field(default_factory=dict)
     host: Host = field(default_factory=Host)
     traces: TracesOf = lambda _: Traces()
+    on_published: Published = lambda _model, _version: None
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,7 @@ def _learner() -> Build:
             every_examples=settings.snapshot_examples,
             every_seconds=settings.snapshot_seconds,
             first_examples=FIRST_VERSION_EXAMPLES,
+            on_published=context.on_published,
         )
         return Step(context, service)
 
@@ -450,8 +453,10 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
         check_topics(pipeline, broker, tuple(topic.name(pipeline) for topic in used))
         cluster = check_settings(pipeline, broker, used)
     declared = declared_partitions(pipeline, used)
-    with tracing(group(name, pipeline.name, model or "")) as traces:
-        _run(builds, Context(pipeline, settings, broker, model, keep_alive(cluster), declared, host or Host(), traces))
+    lineage_of_run = lineage(pipeline, names, settings, model)
+    with tracing(group(name, pipeline.name, model or "")) as traces, lineage_of_run as on_published:
+        alive, host = keep_alive(cluster), host or Host()
+        _run(builds, Context(pipeline, settings, broker, model, alive, declared, host, traces, on_published))
 
 
 def _run(builds: Mapping[str, Build], context: Context) -> None:

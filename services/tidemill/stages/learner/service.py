@@ -153,6 +153,7 @@ class Learner(Processor):
         every_seconds: float = 10.0,
         first_examples: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        on_published: Callable[[str, int], None] = lambda _model, _version: None,
     ) -> None:
         super().__init__()
         self.pipeline, self.model, self.registry, self.history = pipeline, model, registry, history
@@ -160,6 +161,7 @@ class Learner(Processor):
         self.present_epoch, self.log_range = present_epoch, log_range
         self.records = Records(pipeline)
         self.models = topics.MODELS.name(pipeline.name)
+        self.on_published = on_published
         self.every_examples, self.every_seconds = every_examples, every_seconds
         self.first_examples = first_examples
         self._begin()
@@ -167,6 +169,7 @@ class Learner(Processor):
     def _begin(self) -> None:
         self.training, self.candidates = self._new(self.model), dict[str, TrainingRun]()
         self._unreachable: set[str] = set()
+        self._uncommitted: list[tuple[str, int]] = []
         self._looked_at = -LOOK_EVERY_SECONDS
 
     def _new(self, name: str) -> TrainingRun:
@@ -310,7 +313,13 @@ class Learner(Processor):
             return False
         emit(self.models, self.registry.encode(manifest), manifest.model.encode(), 0, None, 0)
         self.counts["snapshots", manifest.model] += 1
+        self._uncommitted.append((manifest.model, manifest.version))
         return True
+
+    def committed(self) -> None:
+        published, self._uncommitted = self._uncommitted, []
+        for model, version in published:
+            self.on_published(model, version)
 
     def gauges(self) -> Mapping[tuple[str, str], float]:
         gauges: dict[tuple[str, str], float] = {}
@@ -328,6 +337,7 @@ def build(
     every_examples: int,
     every_seconds: float,
     first_examples: int = 0,
+    on_published: Callable[[str, int], None] = lambda _model, _version: None,
 ) -> Service:
     """Wire one model's learner to its topics."""
     registry.chains.position = end_of_models(broker, registry)
@@ -343,5 +353,6 @@ def build(
         every_examples=every_examples,
         every_seconds=every_seconds,
         first_examples=first_examples,
+        on_published=on_published,
     )
     return service("learner", pipeline, step, model)

@@ -1,6 +1,6 @@
 // What was looked up, step by step, and where each step came from: event, vector, scores, outcome; or an entity's features.
 
-import { el, svg } from "./dom.js";
+import { byId, el, svg } from "./dom.js";
 import { anything, count, duration, exactly, figure, place } from "./format.js";
 
 const where = (at) =>
@@ -35,7 +35,7 @@ export function showPrediction(found) {
     "Event ",
     el("code", {}, found.event_id),
     " of entity ",
-    found.entity_id ? el("a", { href: entityLink(found.entity_id) }, found.entity_id) : "–",
+    found.entity_id ? entity(found.entity_id) : "–",
     ` at ${exactly(found.event_time)}, event time; found in the ${found.found_in ?? "log"}.`,
   );
   const event = found.event ?? {};
@@ -98,7 +98,7 @@ function views(all) {
         "tr",
         {},
         named(v.view),
-        el("td", {}, v.entity_id === null ? `no ${v.entity}` : el("a", { href: entityLink(v.entity_id) }, v.entity_id)),
+        el("td", {}, v.entity_id === null ? `no ${v.entity}` : entity(v.entity_id)),
         el("td", { class: "number strong" }, duration(v.age)),
         el("td", { class: v.stale ? "warning" : v.as_of === null ? "dim" : "time" }, v.entity_id === null ? "–" : known(v)),
       ),
@@ -106,13 +106,15 @@ function views(all) {
   );
 }
 
+/** An entity's id, as a link where this page can look it up. */
+const entity = (id) => (byId("look-up") ? el("a", { href: entityLink(id) }, id) : id);
 const entityLink = (id) => `#entity=${encodeURIComponent(id)}`;
 
 function scores(all) {
   if (!all.length) return el("p", { class: "empty" }, "No model has scored it.");
   return table(
     "Scores",
-    ["model", "role", "#version", "#score", "", "manifest"],
+    ["model", "role", "#version", "#score", "", all.some((s) => s.manifest !== undefined) ? "manifest" : ""],
     all.map((s) =>
       el(
         "tr",
@@ -151,6 +153,7 @@ function probabilities(values) {
 }
 
 function manifest(of) {
+  if (of === undefined) return null; // it was not asked for
   if (!of) return el("span", { class: "dim" }, "not at hand: the version's manifest is not among the latest");
   const { uri, created_at: made, examples, river, hyperparameters, ...rest } = of;
   return el(

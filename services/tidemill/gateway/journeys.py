@@ -1,0 +1,61 @@
+"""For people who try the pipeline in a browser: an event to begin with, and its way through the river, from the log."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stream import Stream
+from tidemill.encoding.codec import Codec
+from tidemill.encoding.json_schema import example
+from tidemill.offline.lookup import LogLookup
+from tidemill.stream.api import Broker, TopicPartition
+from tidemill.stream.topic import Topic
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+#: So many of a partition's latest offsets are read for an example: the last ones may be the ends of transactions.
+LATEST_OFFSETS = 20
+
+
+class Journeys:
+    """Reads the log, in the caller's thread."""
+
+    def __init__(self, pipeline: Pipeline, broker: Broker, lookup: LogLookup) -> None:
+        self.pipeline, self.broker, self.lookup, self._records = pipeline, broker, lookup, Records(pipeline)
+
+    def example(self) -> dict[str, Any]:
+        """Return an event with a new id, and a label for it: like the latest in the log; where it has none, made up."""
+        pipeline, id_ = self.pipeline, f"try-{secrets.token_hex(4)}"
+        event = self._like(pipeline.events, topics.EVENTS_VALID, self._records.event, id_)
+        label = self._like(pipeline.labels, topics.LABELS_VALID, self._records.label, id_)
+        return {"event": event, "label": label, "label_value": pipeline.labels.value}
+
+    def _like(self, stream: Stream, topic: Topic, codec: Codec, id_: str) -> Mapping[str, Any]:
+        latest = None if stream.as_millis else self._latest(topic, codec)
+        record = latest or {**example(stream.avro), stream.time: int(time.time() * 1000)}
+        return {**record, stream.id: id_} if isinstance(record[stream.id], str) else record
+
+    def _latest(self, topic: Topic, codec: Codec) -> dict[str, Any] | None:
+        name = topic.name(self.pipeline)
+        for number in range(self.broker.partitions(name)):
+            begin, end = self.broker.offset_range(place := TopicPartition(name, number))
+            for batch in self.broker.read({place: (max(begin, end - LATEST_OFFSETS), end)}):
+                for record in reversed(batch):
+                    known: dict[str, Any] | None = codec.of(record.value())
+                    if known is not None:
+                        return known
+        return None
+
+    def of(self, event_id: str) -> dict[str, Any] | None:
+        """Return event, vector, scores and label of an id, and where in the log each is; None before its prediction.
+
+        Raises StoreError where the log can't be searched that far.
+        """
+        known = self.lookup.prediction(event_id)
+        if known is not None:  # manifests are the status service's, which verifies them
+            known["scores"] = [{n: v for n, v in score.items() if n != "manifest"} for score in known["scores"]]
+        return known
