@@ -255,13 +255,15 @@ def test_a_view_beyond_its_objective_has_a_sign_and_others_have_none(hostile: tu
 
 @pytest.fixture
 def gate(hostile: tuple[str, Site]) -> Iterator[Site]:
-    """The service with a gate among those that it asks."""
+    """The service with a gate and a notifier among those that it asks."""
     site = hostile[1]
-    site.scraper.services["gate"] = "http://x"
     samples = [Sample(0.0, 0.0, 0.0, 0.0), Sample(3.0, 1200.0, 2.0, 30.0)]
-    site.scraper._instances["gate", "0"] = Instance("gate", "0", "http://x", state="ok", why="", samples=samples)
+    for name in ("gate", "notifier"):
+        site.scraper.services[name] = "http://x"
+        site.scraper._instances[name, "0"] = Instance(name, "0", "http://x", state="ok", why="", samples=samples)
     yield site
-    del site.scraper._instances["gate", "0"], site.scraper.services["gate"]
+    for name in ("gate", "notifier"):
+        del site.scraper._instances[name, "0"], site.scraper.services[name]
     site.follower.decisions.clear()
 
 
@@ -275,11 +277,13 @@ def test_no_wire_of_the_river_crosses_a_box_and_no_two_labels_meet(hostile: Any,
 
 
 @pytest.mark.parametrize("width", [1060, 1280, 1440, 1900])
-def test_so_it_is_with_a_gate(hostile: Any, gate: Site, page: Page, width: int) -> None:
+def test_so_it_is_with_a_gate_and_a_notifier(hostile: Any, gate: Site, page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(hostile[0])
     expect(page.locator("#diagram .boxes")).to_contain_text("gate", timeout=15_000)
     expect(page.locator("#diagram .labels")).to_contain_text("promotions")
+    expect(page.locator("#diagram .boxes")).to_contain_text("notifier")
+    expect(page.locator("#diagram .labels")).to_contain_text("alerts")
     assert page.evaluate(CROSSED) == []
 
 

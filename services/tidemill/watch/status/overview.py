@@ -38,9 +38,10 @@ FLOW = (
     ("joiner", "gate", "examples", "gate"),
     ("scorer", "archiver", "prediction-log, examples", "archiver"),
     ("scorer", "monitor", "prediction-log, examples", "monitor"),
+    ("monitor", "notifier", "alerts", "notifier"),
 )
-#: Services that a pipeline runs only where its declaration needs them.
-OPTIONAL_SERVICES = ("materializer", "gate")
+#: Services that a pipeline runs only where its declaration needs them, or somebody is to be told.
+OPTIONAL_SERVICES = ("materializer", "gate", "notifier")
 
 Window = Mapping[str, Any]
 

@@ -7,7 +7,7 @@
 //                     ┌┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┤
 //                  archiver                      monitor
 //
-// Without a materializer the dead letters' wire goes straight down. Where there is a gate, it stands below the joiner, whose examples it
+// A notifier stands below the monitor. Without a materializer the dead letters' wire goes straight down. Where there is a gate, it stands below the joiner, whose examples it
 // reads, and the monitor to its left; its promotions go up between Redis and the joiner, and into the scorer from the left.
 
 const COLUMNS = 5;
@@ -16,7 +16,7 @@ const LEARNER = 66;
 const ABOVE = 14; // room for flags that stick out
 const LANES = 84; // between the first and the second row: two lanes of wires, and labels
 const UPDATES = 26; // more of it where there is a materializer, whose wires take the second lane, above the labels
-const TAPS = 54; // between the second and the third row: labels
+const TAPS = 54; // between the second and the third row, and the third and the fourth: labels
 const CORNER = 8;
 
 const PLACES = {
@@ -31,8 +31,9 @@ const PLACES = {
   joiner: [3, 1],
   monitor: [3, 2],
   archiver: [1, 2],
+  notifier: [3, 3],
 };
-const WITH_GATE = { ...PLACES, gate: [3, 2], monitor: [2, 2] };
+const WITH_GATE = { ...PLACES, gate: [3, 2], monitor: [2, 2], notifier: [2, 3] };
 const SPARE = [
   [2, 2],
   [0, 2],
@@ -51,7 +52,7 @@ export function layout(width, names, learners) {
   const gap = (width - 2 - COLUMNS * w - WIDER) / (COLUMNS - 1);
   const column = (i) => 1 + i * (w + gap);
   const lanes = LANES + (names.includes("materializer") ? UPDATES : 0);
-  const rows = [ABOVE, ABOVE + BOX + lanes, ABOVE + 2 * BOX + lanes + TAPS];
+  const rows = [ABOVE, ABOVE + BOX + lanes, ABOVE + 2 * BOX + lanes + TAPS, ABOVE + 3 * BOX + lanes + 2 * TAPS];
   const boxes = new Map();
   const places = names.includes("gate") ? WITH_GATE : PLACES;
   const spare = SPARE.filter(([i, j]) => !names.some((name) => places[name]?.[0] === i && places[name]?.[1] === j));

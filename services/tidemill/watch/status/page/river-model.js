@@ -16,7 +16,7 @@ const ALIASES = {
 };
 const TRUNK = ["producers", "validator", "featurizer", "scorer", "joiner"];
 
-/** Wires that every pipeline has whose services it runs (materializer and gate are not always among them); the snapshot's flow says how much goes through those that it counts. */
+/** Wires that every pipeline has whose services it runs (materializer, gate and notifier are not always among them); the snapshot's flow says how much goes through those that it counts. */
 const WIRES = [
   ["producers", "validator", "events, labels"],
   ["validator", "featurizer", "events.valid"],
@@ -33,6 +33,7 @@ const WIRES = [
   ["learner", "scorer", "models"],
   ["joiner", "gate", "examples"],
   ["gate", "scorer", "promotions"],
+  ["monitor", "notifier", "alerts"],
 ];
 
 /** In which box one looks first for what raised an alert. */
