@@ -136,6 +136,9 @@ class Settings(Secured, BaseSettings):
     archive_url: str = Field(
         ".tidemill/archive", description="archiver: where Parquet files go: a folder, s3://..., or what fsspec knows"
     )
+    archive_format: Literal["parquet", "delta"] = Field(
+        "parquet", description="archiver: files of Parquet, or tables of Delta Lake"
+    )
     archive_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         60.0, description="archiver: how old its newest rows may be"
     )

@@ -148,6 +148,7 @@ WRONG_SETTINGS = [
     ("services", "{", ["JSON", "base URLs"]),
     ("services", '["http://validator:8080"]', ["dictionary"]),
     ("archive_seconds", "0", ["0"]),
+    ("archive_format", "iceberg", ["iceberg", "parquet", "delta"]),
     ("fuse", "perhaps", ["perhaps", "boolean"]),
     ("redis_url", "localhost:6379", ["redis://"]),
     ("redis_url", f"http://:{SECRET}@localhost:6379", ["redis://"]),

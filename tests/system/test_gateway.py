@@ -52,19 +52,21 @@ def asked(clients: Iterator[httpx.Client], event: dict[str, Any], check: Any) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("names", "changes"),
+    ("names", "changes", "killed"),
     [
-        pytest.param(["gateway"], "", id="one gateway"),
+        pytest.param(["gateway"], "", ("gateway", CHAIN, "gateway"), id="one gateway"),
+        pytest.param(["gateway"], "", ("broker", CHAIN, "broker"), marks=pytest.mark.long, id="and the broker"),
         pytest.param(
             ["gateway", "gateway#1"],
             UNIQUE,
+            ("gateway", CHAIN, "gateway"),
             marks=pytest.mark.long,
             id="two, asked in turns, and a rule that refuses repeated ids",
         ),
     ],
 )
 def test_each_id_is_predicted_once_though_clients_repeat_and_gateway_and_scorer_are_killed(
-    running, names: list[str], changes: str
+    running, kafka, names: list[str], changes: str, killed: tuple[str, ...]
 ) -> None:
     key = new_token()
     run = running("plain", partitions=2, gateway_key=key, changes=changes)
@@ -89,10 +91,14 @@ def test_each_id_is_predicted_once_though_clients_repeat_and_gateway_and_scorer_
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(client, number) for number in range(CLIENTS)]
-        for role in ("gateway", CHAIN, "gateway"):
+        for role in killed:
             for _ in range(EVENTS * CLIENTS // 6):
                 done.acquire()
-            os.kill(worker(run.stack.processes[role]), signal.SIGKILL)  # its parent starts it again
+            if role == "broker":
+                kafka.kill()
+                kafka.start()
+            else:
+                os.kill(worker(run.stack.processes[role]), signal.SIGKILL)  # its parent starts it again
         for one in clients:
             one.result()
 

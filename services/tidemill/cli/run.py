@@ -53,6 +53,7 @@ class ServiceType(click.ParamType):
     "snapshot_seconds",
     "snapshot_examples",
     "archive_url",
+    "archive_format",
     "archive_seconds",
     "fuse",
     "log_level",

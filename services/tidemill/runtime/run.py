@@ -340,11 +340,19 @@ def _archiver() -> Build:
     from tidemill.watch.archiver.service import build
 
     def compose(context: Context) -> Step:
-        url = context.settings.archive_url
+        url, seconds = context.settings.archive_url, context.settings.archive_seconds
         files = _reach(
             context, "archiver", lambda must_answer: Files(url, "archive_url", "archive", create=must_answer)
         )
-        return Step(context, build(context.pipeline, files, context.settings.archive_seconds))
+        if context.settings.archive_format == "delta":
+            try:
+                from tidemill.watch.archiver import delta
+            except ModuleNotFoundError as error:
+                raise SettingsError(
+                    f"archive_format 'delta' needs {error.name}: pip install 'tidemill[delta]'"
+                ) from error
+            return Step(context, delta.build(context.pipeline, url, seconds))
+        return Step(context, build(context.pipeline, files, seconds))
 
     return compose
 

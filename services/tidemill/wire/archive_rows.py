@@ -128,7 +128,8 @@ class RowFormat:
             )
         fields = [field for field in self.schema if field.name in names]
         plain = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in fields]
-        rows: list[Row] = table.select([f.name for f in fields]).cast(pa.schema(plain)).to_pylist()
+        table = table.select([f.name for f in fields]).cast(pa.schema(fields))  # Delta Lake has times in microseconds
+        rows: list[Row] = table.cast(pa.schema(plain)).to_pylist()
         return rows
 
     @staticmethod
@@ -158,6 +159,18 @@ def features_of(row: Row) -> Features:
     }
 
 
+def _paths_of_table(files: Files, place: str) -> list[str]:
+    """Return the files of a Delta table: it may have others beside them, of writes that were not committed."""
+    try:
+        from deltalake import DeltaTable
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"archive {files.url} is of Delta Lake, and reading it needs {error.name}: pip install 'tidemill[delta]'"
+        ) from error
+    actions = pa.table(DeltaTable(f"{files.url.rstrip('/')}/{place}").get_add_actions(flatten=True))
+    return sorted(f"{place}/{path}" for path in actions["path"].to_pylist())
+
+
 def _any(_: str) -> bool:
     return True
 
@@ -169,7 +182,9 @@ def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[
     """
     topic = topics.EXAMPLES if labelled else topics.PREDICTION_LOG
     form = RowFormat(pipeline, labelled=labelled)
-    paths = files.glob(f"{pipeline.name}/{topic.suffix}/date=*/*.parquet")
+    place = f"{pipeline.name}/{topic.suffix}"
+    is_delta = bool(files.glob(f"{place}/_delta_log/*.json"))
+    paths = _paths_of_table(files, place) if is_delta else files.glob(f"{place}/date=*/*.parquet")
     if not paths:
         raise SettingsError(f"archive {files.url} has no {topic.suffix} of the pipeline {pipeline.name!r}")
     for path in paths:
