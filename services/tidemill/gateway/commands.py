@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -36,11 +37,13 @@ class Commands:
     ----------
     url, token
         Of the status service; without a token no command is given here.
+    context
+        What it is known by over https; by default whom this machine trusts.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, context: ssl.SSLContext | None = None) -> None:
         self.url, self.token = url.rstrip("/"), token
-        self._open = urllib.request.build_opener(_NoRedirect).open
+        self._open = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context)).open
 
     def send(self, command: dict[str, Any], by: str) -> tuple[int, bytes]:
         """Send a command of a key's holder; returns the status service's answer. Raises as `ask`."""

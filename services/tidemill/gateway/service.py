@@ -70,7 +70,7 @@ def run(
         Rates(settings.gateway_rate),
         store,
         WhatIf(pipeline, store, open_models),
-        Commands(settings.status_url, settings.status_token.get_secret_value()),
+        Commands(settings.status_url, settings.status_token.get_secret_value(), settings.client_context()),
         traces=traces,
     )
 
