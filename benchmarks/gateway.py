@@ -4,7 +4,8 @@
     make bench-gateway ARGS="--rate 1000 --seconds 20"
 
 The load is vegeta's (`go install github.com/tsenart/vegeta/v12@latest`), which sends at its rate whether answers come or
-not. Afterwards every answer is held against the record on the predictions topic. Then the features of 50 and of 100
+not. Before, models learn from the warm-up; then their learners end. Afterwards every answer is held against the record on
+the predictions topic, and a sample of the predictions is made again from the log and the models. Then the features of 50 and of 100
 entities are asked for, one after the other. The load generator shares the cores with all the rest.
 
 Where the time goes is told by the times at which the broker has appended the event and its prediction: before that is
@@ -40,17 +41,22 @@ from benchmarks.pipeline import REFERENCE, cpu_seconds, say
 from tidemill.client import Client
 from tidemill.declare.load import load
 from tidemill.demo import data
+from tidemill.local.processes import end
 from tidemill.local.servers import Redis
 from tidemill.local.stack import Stack
-from tidemill.runtime.run import topic_table
+from tidemill.offline.replay import Replay
+from tidemill.runtime.run import registry_of, topic_table
+from tidemill.settings import load as load_settings
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.tokens import new_token
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
-CHAIN = "validator+featurizer+scorer"
+CHAIN, LEARNING = "validator+featurizer+scorer", "joiner+learner"
 FEATURES = {"entities of one call: 1": 1, "entities of one call: 100": 100}
 CALLS = 200
+#: Predictions that are made again from the log and the models, drawn at random.
+REPLAYED = 2_000
 
 
 def run(rate: int, seconds: int, warm_up: int, **chosen: Any) -> dict[str, Any]:
@@ -69,18 +75,25 @@ def run(rate: int, seconds: int, warm_up: int, **chosen: Any) -> dict[str, Any]:
             "redis_url": redis.url,
             "gateway_key": key,
             "log_level": "WARNING",
+            "snapshot_seconds": 0.5,
         } | chosen
         stack = Stack(REFERENCE, pipeline, folder, settings)
         cleanup.callback(stack.stop)
-        for role in (CHAIN, "gateway"):
+        for role in (CHAIN, LEARNING, "gateway"):
             stack.start(role)
         stack.wait_ready()
         url = f"http://127.0.0.1:{stack.ports['gateway']}"
         reader = broker.follow_topics([topic.name(pipeline) for topic in (topics.EVENTS, topics.PREDICTIONS)])
-        events = [flight.event for flight in data.flights(range(1, 5))[: warm_up + rate * seconds]]
+        flights = data.flights(range(1, 5))[: warm_up + rate * seconds]
+        events = [flight.event for flight in flights]
         with Client(url, key) as client:
-            for event in events[:warm_up]:
-                client.predict(event)
+            client.send(events[: warm_up // 2])
+            client.label(flight.label for flight in flights[: warm_up // 2] if flight.label)
+            for event in events[warm_up // 2 : warm_up]:
+                learned = client.predict(event).version
+        if not learned:
+            sys.exit("no model has learned: give it more to warm up by --warm-up")
+        end(stack.processes.pop(LEARNING))
         say(f"{rate * seconds:,} events at {rate:,} a second; load {os.getloadavg()[0]:.1f} before")
         processes = {**stack.processes, "broker": kafka.process}
         before = {name: cpu_seconds(process.pid) for name, process in processes.items()}
@@ -89,6 +102,10 @@ def run(rate: int, seconds: int, warm_up: int, **chosen: Any) -> dict[str, Any]:
         stack.check()
         figures = summary(results)
         figures |= compared(reader, Records(pipeline), results, len(events))
+        kept = {name: stack.env[f"TIDEMILL_{name.upper()}"] for name in ("brokers", "store_url", "verify_keys")}
+        replay = Replay(pipeline, broker, registry_of(pipeline, load_settings(**kept)))
+        again = replay.report((), sample=REPLAYED, seed=1).summary
+        figures["replayed"] = {name: getattr(again, name) for name in ("predictions", "scores", "equal", "versions")}
         figures |= {f"{name}_cpu_ms_per_request": round(used / len(results) * 1000, 2) for name, used in cpu.items()}
         figures |= {
             "features": features(url, key, pipeline, events),
