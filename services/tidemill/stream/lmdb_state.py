@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import logging
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ MAP_BYTES = 2**38
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: Where there is none, no state outlives the process.
 PROCESS_ID = uuid.uuid4().hex
+#: Folders for the state of one partition. A process that hangs, and was replaced, may still have the first.
+PLACES = 4
+
+
+class InUseError(Retry):
+    """Another process has this state."""
 
 
 class _LmdbTable:
@@ -79,7 +86,9 @@ class LmdbState:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise Retry(f"{folder}: another process has this state: give each instance a name of its own") from None
+            raise InUseError(
+                f"{folder}: another process has this state: give each instance a name of its own"
+            ) from None
         try:
             self._open()
         except Retry:
@@ -145,7 +154,30 @@ def open_in(folder: Path) -> OpenState:
             f"setting state_dir ({str(folder)!r}): {described(error)}; set TIDEMILL_STATE_DIR to a folder that can be "
             f"written"
         ) from error
-    return lambda partition: LmdbState(folder / str(partition))
+    return partial(_open_partition, folder)
+
+
+def _open_partition(folder: Path, partition: int) -> LmdbState:
+    """Return the state of a partition: beside that of a process which hangs, and does not let go of it.
+
+    What it holds is of before, or nothing: it is a copy of what the log says. What is left of others is dropped.
+    """
+    places = [folder / str(partition), *(folder / f"{partition}.{number}" for number in range(1, PLACES))]
+    for place in places:
+        try:
+            state = LmdbState(place)
+            break
+        except InUseError as error:
+            if place == places[-1]:
+                raise
+            log.warning("local state is kept beside that of another process", extra={"cause": str(error)})
+    for other in places[1:]:
+        if other != place and other.exists():
+            with contextlib.suppress(InUseError):
+                left = LmdbState(other)
+                left.clear()
+                left.close()
+    return state
 
 
 def _boot_id() -> str:

@@ -46,6 +46,28 @@ def test_two_at_once_are_refused_with_the_folder_and_what_to_do(tmp_path: Path) 
     LmdbState(tmp_path / "0").close()
 
 
+def test_the_state_of_a_process_that_hangs_stops_nobody_and_what_is_left_of_it_is_dropped(tmp_path: Path) -> None:
+    """One that is stopped, and was replaced under its name, keeps what it holds until it ends."""
+    open_partition = open_in(tmp_path)
+    hanging = open_partition(0)
+    hanging.table("a").put(b"k", b"of before")
+    hanging.save()
+    replacing = open_partition(0)
+    assert replacing.table("a").get(b"k") is None
+    replacing.table("a").put(b"k", b"now")
+    replacing.save()
+    others = [open_partition(0), open_partition(0)]
+    with pytest.raises(Retry, match="give each instance a name of its own"):
+        open_partition(0)
+    for state in (hanging, replacing, *others):
+        state.close()
+    again = open_partition(0)
+    assert again.table("a").get(b"k") == b"of before", "the offsets beside it say how old it is"
+    again.close()
+    for number in range(1, lmdb_state.PLACES):
+        assert LmdbState(tmp_path / f"0.{number}").table("a").get(b"k") is None
+
+
 def test_state_from_before_the_machine_went_down_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = LmdbState(tmp_path / "0")
     state.table("a").put(b"k", b"v")
