@@ -30,6 +30,7 @@ DECLARED = (
     "Monitor",
     "Protect",
     "Fuse",
+    "Retention",
     "Search",
     "tuned",
     "load",

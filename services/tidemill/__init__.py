@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tidemill.declare.monitor import Monitor
     from tidemill.declare.pipeline import Pipeline
     from tidemill.declare.protect import Protect
+    from tidemill.declare.retention import Retention
     from tidemill.declare.search import Search, tuned
     from tidemill.declare.stream import Stream
     from tidemill.declare.training import Training
@@ -28,6 +29,7 @@ _HOME = {
     "Monitor": "declare.monitor",
     "Pipeline": "declare.pipeline",
     "Protect": "declare.protect",
+    "Retention": "declare.retention",
     "Search": "declare.search",
     "Stream": "declare.stream",
     "Table": "tables",
@@ -49,6 +51,7 @@ __all__ = [
     "Monitor",
     "Pipeline",
     "Protect",
+    "Retention",
     "Search",
     "Stream",
     "Table",

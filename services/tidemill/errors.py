@@ -10,9 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+#: Characters of an error's text that may quote what somebody else wrote.
+MAX_QUOTING_CHARACTERS = 1_000
+
 
 class TidemillError(Exception):
     """Base of all our errors. Its text names the thing, its value, what was expected and what to do."""
+
+
+def in_one_line(text: str) -> str:
+    """Return a text that may quote anything: in one line, printable, and cut."""
+    line = " ".join(text[: 2 * MAX_QUOTING_CHARACTERS].split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= MAX_QUOTING_CHARACTERS else line[: MAX_QUOTING_CHARACTERS - 1] + "…"
 
 
 def described(error: Exception) -> str:
@@ -34,7 +44,13 @@ class BrokerError(TidemillError):
 
 
 class ArtifactError(TidemillError):
-    """A model artifact or its manifest is corrupted, forged or made by something else. It was not unpickled."""
+    """A model artifact or its manifest is corrupted, forged or made by something else. It was not unpickled.
+
+    Its text may quote what is in there, whoever wrote it: so it is one line of bounded length.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(in_one_line(message))
 
 
 class VersionsError(TidemillError):

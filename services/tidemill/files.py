@@ -103,6 +103,14 @@ class Files:
         except Exception as error:
             raise self._error("deleting", error) from error
 
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each file, by its path. Raises StoreError where listing fails."""
+        try:
+            listed = self._fs.find(self._root, detail=True)
+        except Exception as error:
+            raise self._error("listing", error) from error
+        return {str(path).removeprefix(f"{self._root}/"): int(one["size"]) for path, one in listed.items()}
+
     def glob(self, pattern: str) -> list[str]:
         """Return the paths that match a pattern (`*` within one part of a path), in order."""
         try:

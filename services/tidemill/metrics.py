@@ -153,6 +153,17 @@ WINDOW_SEGMENT = Gauge(
     "tidemill_window_segment", "Metrics of the last closed window by segment.", ["figure", "model", "segment"]
 )
 ALERTS_OPEN = Gauge("tidemill_alerts_open", "Open alerts.", ["kind", "model", "feature"])
+STORED_BYTES = Gauge(
+    "tidemill_stored_artifact_bytes",
+    "Bytes of a model's artifacts in the store, its candidates' among them.",
+    ["model"],
+)
+STORED_VERSIONS = Gauge(
+    "tidemill_stored_versions",
+    "Versions of a model whose artifact is in the store, its candidates' among them.",
+    ["model"],
+)
+PRUNED = Counter("tidemill_artifacts_pruned_total", "Artifacts that the learner deleted by the retention.", ["model"])
 STATUS_REFUSED = Counter("tidemill_status_refused_total", "Requests that the status service refused.", ["reason"])
 
 

@@ -889,6 +889,57 @@ MUTANTS = (
         "",
         (f"{GATE}::TestARebuild",),
     ),
+    # What an artifact may be.
+    Mutant(
+        "state-set-twice", "an object in a snapshot is given a second state, by what the first has put in the way",
+        "registry/pickles.py",
+        'if hasattr(self, "has_state"):',
+        'if hasattr(self, "had_state"):',
+        (HOSTILE,),
+    ),
+    Mutant(
+        "slots-not-looked-at", "a slot of a snapshot's object may be a property, whose function is called",
+        "registry/pickles.py",
+        "if refused or (slots and (refused := cls.refused_slots.intersection(slots))):",
+        "if refused:",
+        (HOSTILE,),
+    ),
+    Mutant(
+        "any-text-in-errors", "an error quotes megabytes of what a stranger wrote, in as many lines as he likes",
+        "errors.py",
+        "super().__init__(in_one_line(message))",
+        "super().__init__(message)",
+        (HOSTILE,),
+    ),
+    # Retention.
+    Mutant(
+        "retention-forgets-names", "an artifact that a decision names is pruned",
+        "registry/retention.py",
+        "is_named = (one.model, one.newness[1]) in kept",
+        "is_named = one.newness in kept",
+        ("tests/unit/registry/test_retention.py",),
+    ),
+    Mutant(
+        "retention-by-forged-manifests", "a forged manifest decides what is pruned",
+        "registry/retention.py",
+        "if listed.manifest and not listed.refused:",
+        "if listed.manifest:",
+        ("tests/unit/registry/test_retention.py",),
+    ),
+    Mutant(
+        "shared-artifact-pruned", "an artifact is pruned that a kept version shares",
+        "registry/retention.py",
+        "if one.digest not in digests:",
+        "if one.digest:",
+        ("tests/unit/registry/test_retention.py",),
+    ),
+    Mutant(
+        "pruned-without-an-intact-one", "old artifacts are pruned although the newest is lost",
+        "registry/retention.py",
+        "if not self.registry.is_intact(self._newest[model]):",
+        "if not self._newest[model]:",
+        ("tests/unit/registry/test_retention.py",),
+    ),
     # Signed records.
     Mutant(
         "notices-of-old-records", "a notifier that starts tells of an old record that is appended again",

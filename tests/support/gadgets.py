@@ -189,6 +189,32 @@ _CLASSES: dict[str, bytes] = {
     "a metaclass": new(name("river.base.estimator:EstimatorMeta"), "x", (), {}),
     "an abstract class of a file": new(name("river.datasets.base:Dataset")),
     "what an error is": new(name("builtins:Exception"), "x"),
+    "a function as a state's taker": state(state(new(MEAN), {"__setstate__": raw(name("numpy:ones"))}), BILLION // 4),
+    "a class as a state's taker": state(
+        state(new(MEAN), {"__setstate__": raw(name("river.metrics.roc_auc:ROCAUC"))}), BILLION
+    ),
+    "a partial as a state's taker": state(
+        state(new(MEAN), {"__setstate__": raw(value("partial", raw(name("numpy:array")), (), {"ndmin": 30}))}), [1.0]
+    ),
+    "a slot as a state's taker": state(
+        state(new(MEAN), (None, {"__setstate__": raw(name("copy:deepcopy"))})), {"a": 1}
+    ),
+    "the state of what it rolls over": state(
+        state(new(name("river.utils.rolling:Rolling")), {"obj": raw(value("rust", "RsPeakToPeak", b"\0" * 16))}), b"x"
+    ),
+    "a state twice": state(state(new(MEAN), {"a": 1}), {"b": 1}),
+    "a state that is an object": state(new(name("river.utils.rolling:Rolling")), raw(new(MEAN))),
+    "a state that is a Counter": state(new(MEAN), raw(value("counter", {"a": 1}))),
+    "a state that is a list": state(new(MEAN), [1]),
+    "slots that are an object": state(new(MEAN), (None, raw(new(MEAN)))),
+    "a property by a slot": state(
+        new(name("river.tree.hoeffding_tree_classifier:HoeffdingTreeClassifier")), (None, {"max_size": 1})
+    ),
+    "a class by a slot": state(new(MEAN), (None, {"__class__": raw(ZEROS)})),
+    "a dict by a slot": state(new(MEAN), (None, {"__dict__": {"__setstate__": 1}})),
+    "what fills a queue": state(
+        new(name("river.time_series.holt_winters:Component")), {"extend": raw(name("numpy:ones"))}
+    ),
     "a module": text("os") + text("") + b"\x93",
     "no module": text("") + text("") + b"\x93",
 }
@@ -212,6 +238,13 @@ _SIZES: dict[str, bytes] = {
     "a deque of a negative size": value("queue", -1),
     "a deque of an iterator": value("queue", raw(value("span", 0, 5, 1))),
     "a Counter of a range": value("counter", raw(value("span", 0, 5, 1))),
+    "a fraction of gigabytes": call(name("fractions:Fraction"), "1e999999999"),
+    "a fraction of texts": value("fraction", "1e999999999", 1),
+    "a fraction of huge numbers": value("fraction", 1 << 20_000, 3),
+    "a fraction of nothing": value("fraction", 1, 0),
+    "a name of megabytes": name("os:" + "x" * 5_000_000),
+    "a name of two lines": name("os\nCRITICAL forged:x\x1b[2J\ny"),
+    "an array of a text of megabytes": value("array", "x" * 5_000_000, (1,), b"12345678", "C"),
     "a memo of gigabytes": b"Nr\xff\xff\xff\x7f",
     "a memo of more": b"Nq\x00r\xff\xff\xff\xff",
     "a memo by a text": b"Np4000000000\n",

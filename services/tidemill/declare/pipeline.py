@@ -39,6 +39,7 @@ from tidemill.declare.gate import Gate
 from tidemill.declare.kinds import AVRO_KINDS, KINDS, Source
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.protect import Protect
+from tidemill.declare.retention import Retention
 from tidemill.declare.scorecard import metric_names
 from tidemill.declare.search import Search
 from tidemill.declare.seeding import seed
@@ -96,6 +97,8 @@ class Pipeline:
     monitor, fuse, gate, training, protect
         How it is watched, when the validator stops, what is promoted, when candidates are trained, what one source may
         teach; see each.
+    retention
+        Which versions' artifacts stay in the store; None: the services delete none.
     shares
         The share of the entities that a challenger serves, by its name.
     search
@@ -127,6 +130,7 @@ class Pipeline:
     fuse: Is[Fuse] = field(default_factory=Fuse)
     gate: Is[Gate] | None = None
     training: Is[Training] | None = None
+    retention: Is[Retention] | None = field(default_factory=Retention)
     shares: Annotated[Mapping[str, Annotated[float, Field(ge=0, le=1)]], Field(examples=[{"slow": 0.1}])] = field(
         default_factory=dict
     )
@@ -152,6 +156,8 @@ class Pipeline:
             self.gate.check(self.kind, self.vector, fail)
         if self.training is not None:
             self.training.check(self.models, fail)
+        if self.retention is not None:
+            self.retention.check(fail)
         if self.protect is not None:
             self.protect.check(self.vector, self.entity, fail)
         names = tuple(self.models)

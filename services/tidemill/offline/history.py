@@ -32,7 +32,7 @@ from tidemill.stream.api import Progress
 from tidemill.wire.records import PredictionLog
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "1.0": True, "false": False, "f": False, "0": False, "0.0": False}
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
 _DIGITS = re.compile(r"-?[0-9]{1,18}")
 _INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 #: Integers of a column of floats are exact up to here; beyond, one float stands for several.

@@ -222,6 +222,14 @@ class Registry:
             )
         return copy
 
+    def replacement_sha256(self, digest: str) -> str:
+        """Return the SHA-256 of a lost artifact's replacement; empty where there is none, or a forged one."""
+        data = self.store.note(digest)
+        try:
+            return self._replacements.decode(data).sha256 if data is not None else ""
+        except RefusedError:
+            return ""
+
     def restore(self, manifest: Manifest, snapshot: Snapshot) -> Manifest:
         """Store a version that was folded again, to the same scores, and return the manifest of the stored bytes.
 

@@ -11,7 +11,6 @@ import collections
 import copy
 import datetime
 import decimal
-import fractions
 import functools
 import importlib
 import importlib.util
@@ -61,7 +60,6 @@ _DATA_TYPES = (
     datetime.timezone,
     complex,
     decimal.Decimal,
-    fractions.Fraction,
 )
 _NUMPY_FUNCTIONS: tuple[Any, ...] = (np.ones, np.array, np.mean, np.median)
 #: What a model may keep as a value, as the default of a `defaultdict`; called once it is used, with few arguments.

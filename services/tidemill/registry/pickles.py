@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import inspect
 import pickle
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -107,10 +109,32 @@ class _EmptyType(type):
 
 
 class Empty(metaclass=_EmptyType):
-    """A stand-in for an object: its state is looked at by nobody. (`id` is a function in C that takes anything.)"""
+    """A stand-in for an object. It is given one state, as our own pickles do it: a dict of names, and one of slots.
+
+    A second state would go to what the first has put in the place of `__setstate__`, and an item to what it has put in
+    the place of `append`. A slot that is a property would call that property's function.
+    """
 
     __slots__ = ()
-    __setstate__ = id
+    has_state: bool
+    #: Names that no state may have, and no slots; and whether the class takes other states, by its own function.
+    refused: frozenset[str] = frozenset()
+    refused_slots: frozenset[str] = frozenset()
+    takes_any = False
+
+    def __setstate__(self, state: Any) -> None:
+        cls = type(self)
+        if hasattr(self, "has_state"):
+            raise ArtifactError(f"a snapshot may not set a state twice on a {cls.__name__}")
+        self.has_state = True
+        if cls.takes_any:
+            return
+        names, slots = state if type(state) is tuple and len(state) == 2 else (state, {})
+        if not ((names is None or type(names) is dict) and (slots is None or type(slots) is dict)):
+            raise ArtifactError(f"a snapshot may not set anything but names and values on a {cls.__name__}")
+        refused = cls.refused.intersection(names or ()) if cls.refused else ()
+        if refused or (slots and (refused := cls.refused_slots.intersection(slots))):
+            raise ArtifactError(f"a snapshot may not set {min(refused)!r} on a {cls.__name__}")
 
 
 class _EmptyTuple(Empty):
@@ -130,6 +154,8 @@ class _EmptyList(Empty, list):  # type: ignore[type-arg]
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
+#: By these the unpickler adds to an object that is no list itself.
+_FILLS = frozenset(("append", "extend"))
 _BASES: Mapping[type, type] = {
     dict: _EmptyDict,
     list: _EmptyList,
@@ -141,7 +167,19 @@ _BASES: Mapping[type, type] = {
 def stand_in(name: Name, real: type) -> type:
     """Return a stand-in for a class, whose objects are filled as those of the class are."""
     base = next((empty for plain, empty in _BASES.items() if issubclass(real, plain)), Empty)
-    return _EmptyType.__new__(_EmptyType, ".".join(name), (base,), {"__slots__": (), "real": real})
+    fills = _FILLS if base is _EmptyList else frozenset[str]()
+    set_state = inspect.getattr_static(real, "__setstate__", None)
+    looks = {
+        "refused": fills,
+        "refused_slots": fills | {name for name in dir(real) if _calls(inspect.getattr_static(real, name, None))},
+        "takes_any": isinstance(set_state, types.FunctionType) and not set_state.__module__.startswith("river."),
+    }
+    return _EmptyType.__new__(_EmptyType, ".".join(name), (base,), {"__slots__": ("has_state",), "real": real} | looks)
+
+
+def _calls(attribute: Any) -> bool:
+    """Whether a function is called where a class has this and a name of its object is set."""
+    return hasattr(type(attribute), "__set__") and not isinstance(attribute, types.MemberDescriptorType)
 
 
 class Held:

@@ -55,6 +55,11 @@ class ArtifactStore:
         """Return how many bytes lie under the artifact's name; None where nothing does."""
         return self._files.size(self.path(digest)) if _SHA256.fullmatch(digest) else None
 
+    def sizes(self) -> dict[str, int]:
+        """Return how many bytes each artifact has, by its SHA-256; those of other pipelines are among them."""
+        sizes = {path.rpartition("/")[2]: size for path, size in self._files.sizes().items()}
+        return {name: size for name, size in sizes.items() if _SHA256.fullmatch(name)}
+
     def note(self, digest: str) -> bytes | None:
         """Return what was noted about an artifact that is lost; None where nothing was."""
         return self._files.read(f"{self.path(digest)}{_NOTE}") if _SHA256.fullmatch(digest) else None

@@ -8,6 +8,7 @@ they are given.
 from __future__ import annotations
 
 import collections
+import fractions
 import functools
 import math
 import operator
@@ -28,6 +29,8 @@ from tidemill.registry import river_parts
 
 #: Longest range, and most numbers that a default value may be made of: models have n-grams of a few words.
 MAX_RANGE_ITEMS = 10_000
+#: Length of a fraction's two numbers: reducing them takes time by its square.
+MAX_FRACTION_BITS = 10_000
 #: Types of an array's numbers, as numpy writes them.
 ARRAY_TYPES = frozenset(
     {"|b1", "|i1", "|u1", *(f"<{kind}{size}" for kind in "iu" for size in (2, 4, 8)), "<f4", "<f8", "<c8", "<c16"}
@@ -180,6 +183,13 @@ def span(start: int, stop: int, step: int) -> range:
     return made
 
 
+def fraction(numerator: int, denominator: int) -> fractions.Fraction:
+    """Return a fraction. Python's own is made of a text, and `1e999999999` is one."""
+    if not all(type(value) is int and value.bit_length() <= MAX_FRACTION_BITS for value in (numerator, denominator)):
+        _refuse(f"a fraction of anything but integers of at most {MAX_FRACTION_BITS:,} bits")
+    return fractions.Fraction(numerator, denominator)
+
+
 def item_getter(*names: Any) -> Any:
     """Return a function that takes items by name, as a text model's `on`."""
     if not names or not all(type(name) in (str, int) for name in names):
@@ -317,6 +327,7 @@ REDUCERS: Mapping[type, Callable[[Any], Any]] = {
     np.random.Generator: _save_generator,
     statistics.NormalDist: lambda made: (normal, (made.mean, made.stdev)),
     type(iter([])): _save_iterator,
+    fractions.Fraction: lambda made: (fraction, (made.numerator, made.denominator)),
     range: lambda made: (span, (made.start, made.stop, made.step)),
     operator.itemgetter: lambda made: (item_getter, made.__reduce__()[1]),
     VectorDict: _save_vector_dict,
@@ -326,4 +337,4 @@ REDUCERS: Mapping[type, Callable[[Any], Any]] = {
     **{kind: _save_rust for kind, _, _ in _RUST.values()},  # type: ignore[misc]
 }
 #: The functions that take plain values alone, so that a trial can call them.
-PLAIN_CALLS = (array, number, random_state, random_numbers, generator, normal, span, item_getter, rust)
+PLAIN_CALLS = (array, number, random_state, random_numbers, generator, normal, fraction, span, item_getter, rust)

@@ -304,23 +304,25 @@ def _joiner() -> Build:
 
 
 def _learner() -> Build:
+    from tidemill.registry.retention import Retainer
     from tidemill.stages.learner.service import build
 
     def compose(context: Context) -> Step:
         pipeline, settings, model = context.pipeline, context.settings, context.model or context.pipeline.champion
         if model not in pipeline.model_names:
             raise SettingsError(f"model {model!r} is not one of the pipeline's: {', '.join(pipeline.model_names)}")
+        registry = _registry(replace(context, model=model), "learner")
         service = build(
             pipeline,
             model,
-            _registry(replace(context, model=model), "learner"),
+            registry,
             context.broker,
             every_examples=settings.snapshot_examples,
             every_seconds=settings.snapshot_seconds,
             first_examples=FIRST_VERSION_EXAMPLES,
             on_published=context.on_published,
         )
-        return Step(context, service)
+        return Step(context, service, Retainer(pipeline, model, registry, context.broker))
 
     return compose
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fractions
 import functools
 import gc
 import random
@@ -18,7 +19,7 @@ import pytest
 import river_wheel
 from river import compose, linear_model, naive_bayes, preprocessing, stats, tree
 
-from tidemill.errors import ArtifactError
+from tidemill.errors import MAX_QUOTING_CHARACTERS, ArtifactError
 from tidemill.registry import parts, river_parts, snapshots, values
 from tidemill.registry.parts import all_parts, parts_of
 
@@ -49,7 +50,8 @@ def assert_refused(data: bytes) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ArtifactError) as caught:
         snapshots.load(data)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= MAX_QUOTING_CHARACTERS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000, "kB of memory"
 
 
@@ -90,6 +92,31 @@ def test_nothing_is_made_before_all_was_looked_at(monkeypatch: pytest.MonkeyPatc
 
 
 # Only what the declared model consists of -------------------------------------------------------------------------------
+
+
+class _OwnState:
+    """A class of a pipeline that saves what it likes."""
+
+    def __init__(self) -> None:
+        self.words = ["a"]
+
+    def __getstate__(self) -> list[str]:
+        return self.words
+
+    def __setstate__(self, words: list[str]) -> None:
+        self.words = words
+
+
+class _Slots:
+    __slots__ = ("count", "window")
+
+    def __init__(self) -> None:
+        self.count, self.window = 3, fractions.Fraction(1, 3)
+
+
+def test_states_of_every_own_form_are_set_once() -> None:
+    opened = snapshots.load(snapshots.dump([_OwnState(), _Slots()]), parts=parts_of(_OwnState(), _Slots()))
+    assert (opened[0].words, opened[1].count, opened[1].window) == (["a"], 3, fractions.Fraction(1, 3))
 
 
 def test_another_model_is_refused_in_the_place_of_the_declared_one() -> None:
@@ -203,7 +230,7 @@ FUZZ = """
 import random, sys, warnings
 warnings.simplefilter("ignore")
 from river import ensemble, drift, linear_model, preprocessing, stats, tree
-from tidemill.errors import ArtifactError
+from tidemill.errors import MAX_QUOTING_CHARACTERS, ArtifactError
 from tidemill.registry import snapshots
 rng = random.Random(int(sys.argv[1]))
 models = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from signing_keys import KEY
 from site_by_hand import FLIGHTS, RECORDS, Site, alert, decision
 
+from tidemill.errors import MAX_QUOTING_CHARACTERS
 from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import GATE, decisions
 from tidemill.registry.manifests import Registry
-from tidemill.registry.signing import NO_HEAD, Chains, SignedCodec
+from tidemill.registry.signing import NO_HEAD, UNSIGNED, Chains, SignedCodec
 from tidemill.registry.store import ArtifactStore
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.watch.status.follower import START_RECORDS, TopicFollower
@@ -158,3 +160,15 @@ def test_a_model_that_publishes_no_more_has_a_version_after_thousands_of_another
         "slow": 2, "logreg": START_RECORDS[topics.MODELS] + 199,
     }  # fmt: skip
     assert not follower.refused
+
+
+def test_however_long_a_refused_record_is_why_is_one_line() -> None:
+    broker = empty()
+    place = dataclasses.asdict(UNSIGNED) | {"topic": PROMOTIONS, "kind": "decision", "chain": GATE, "sequence": 1}
+    pipeline = "two\nlines \x1b[2J" + "x" * 500_000
+    long = RECORDS.decision.encode(RECORDS.decision.decode(decision()) | {"signature": place | {"pipeline": pipeline}})
+    for _ in range(3):
+        broker.append(PROMOTIONS, long, b"k")
+    follower = started(broker)
+    assert [one["reason"] for one in follower.refused] == ["foreign"] * 3
+    assert all(one["why"].isprintable() and len(one["why"]) <= MAX_QUOTING_CHARACTERS for one in follower.refused)

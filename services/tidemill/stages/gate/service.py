@@ -305,7 +305,13 @@ def _version_check(registry: Registry, broker: Broker, ref: ModelRef) -> str:
     key = (ref.model, ref.version)
     manifests, refused = versions(broker, registry, [key])
     if key in manifests:
-        registry.open(manifests[key])
+        try:
+            registry.open(manifests[key])
+        except ArtifactError as error:
+            if registry.store.holds(manifests[key].sha256):
+                raise
+            again = f"`tidemill models rebuild {registry.pipeline.name} {ref}` folds it again"
+            return f"{error}: it was pruned, or is lost; {again}"
         return ""
     missing = f"there is no version {ref.version} of it; see `tidemill models list {registry.pipeline.name}`"
     return refused.get(key) or missing
