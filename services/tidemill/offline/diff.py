@@ -97,7 +97,7 @@ def _one_line(printed: str) -> str:
 
 
 #: Parts that services go by from their next start, and of which nothing is kept anywhere.
-_AS_TEXT = ("gate", "training", "monitor", "fuse", "shares", "protect")
+_AS_TEXT = ("gate", "training", "retention", "monitor", "fuse", "shares", "protect")
 
 
 def _view(view: View, pipeline: Pipeline) -> Facts:
