@@ -126,7 +126,7 @@ class Empty(metaclass=_EmptyType):
         cls = type(self)
         if hasattr(self, "has_state"):
             raise ArtifactError(f"a snapshot may not set a state twice on a {cls.__name__}")
-        self.has_state = True
+        self.has_state = True  # type: ignore[misc]  # a slot of each stand-in
         if cls.takes_any:
             return
         names, slots = state if type(state) is tuple and len(state) == 2 else (state, {})
