@@ -32,11 +32,12 @@ class Journeys:
         pipeline, id_ = self.pipeline, f"try-{secrets.token_hex(4)}"
         event = self._like(pipeline.events, topics.EVENTS_VALID, self._records.event, id_)
         label = self._like(pipeline.labels, topics.LABELS_VALID, self._records.label, id_)
-        return {"event": event, "label": label, "label_value": pipeline.labels.value}
+        return {"event": event, "label": label}
 
     def _like(self, stream: Stream, topic: Topic, codec: Codec, id_: str) -> Mapping[str, Any]:
-        latest = None if stream.as_millis else self._latest(topic, codec)
-        record = latest or {**example(stream.avro), stream.time: int(time.time() * 1000)}
+        record: Mapping[str, Any] = example(stream.avro)
+        if stream.as_millis is None:  # else valid records have another form of time than those that are sent
+            record = self._latest(topic, codec) or {**record, stream.time: int(time.time() * 1000)}
         return {**record, stream.id: id_} if isinstance(record[stream.id], str) else record
 
     def _latest(self, topic: Topic, codec: Codec) -> dict[str, Any] | None:
