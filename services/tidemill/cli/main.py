@@ -22,6 +22,7 @@ COMMANDS = {
     "demo-data": ("demo:demo_data", "Write the demo's flights as files: events and labels."),
     "diff": ("diff:diff", "Say what a change of a declaration does to what runs."),
     "dlq": ("dead_letters:dlq", "List, count and redrive dead letters."),
+    "down": ("down:down", "Say what a pipeline has, and delete it all."),
     "doctor": ("doctor:doctor", "Examine a pipeline's cluster, topics and offsets."),
     "examples": ("examples:examples", "List the shipped examples, or copy one."),
     "features": ("features:features", "Read online features, and fill views that were declared later."),

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import redis  # noqa: TID251  this is where Redis clients live
@@ -168,6 +168,33 @@ class OnlineStore:
     def read(self, wanted: EntitiesByView, partitions: int) -> tuple[StoredTiles, StoredNotes]:
         """Read as `ViewReader.read` says."""
         return RedisReader(self._connected(), self.pipeline).read(wanted, partitions)
+
+
+def stored_keys(client: redis.Redis, pipeline: str, views: Iterable[str]) -> dict[str, int]:
+    """Return how many keys each view of a pipeline has: the given ones, and those that were declared before.
+
+    Raises StoreError where Redis is away.
+    """
+    try:
+        described = (str(key) for key in client.scan_iter(f"{pipeline}:*/schema", 1000))
+        names = dict.fromkeys([*views, *(key[len(pipeline) + 1 : -len("/schema")] for key in described)])
+        return {name: sum(1 for _ in _keys_of(client, pipeline, name)) for name in names}
+    except redis.RedisError as error:
+        raise _failed(f"Redis: reading the keys of {pipeline}", error) from error
+
+
+def delete_keys(client: redis.Redis, pipeline: str, view: str) -> None:
+    """Delete all keys of a view. Raises StoreError where Redis is away."""
+    try:
+        for key in _keys_of(client, pipeline, view):
+            client.delete(key)
+    except redis.RedisError as error:
+        raise _failed(f"Redis: deleting the keys of {pipeline}:{view}", error) from error
+
+
+def _keys_of(client: redis.Redis, pipeline: str, view: str) -> Iterator[str]:
+    for between in (":", "/"):
+        yield from client.scan_iter(f"{pipeline}:{view}{between}*", 1000)
 
 
 class RedisReader:

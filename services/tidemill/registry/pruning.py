@@ -128,6 +128,18 @@ def plan(
     return pruning
 
 
+def everything(versions: Iterable[ListedVersion], registry: Registry) -> list[str]:
+    """Return every artifact that a verified version of a pipeline has in the store, and replacements of lost ones."""
+    noted, planned = registry.store.noted(), dict[str, None]()
+    for listed in versions:
+        if listed.manifest is None or listed.refused:
+            continue
+        digest = listed.manifest.sha256
+        replacement = _replacement_sha256(registry, listed.manifest) if digest in noted else ""
+        planned |= {one: None for one in (digest, replacement) if one and registry.store.holds(one)}
+    return list(planned)
+
+
 def _oldest_kept(every: Iterable[_Known], keep: int) -> dict[str, tuple[int, int]]:
     """Return, by model, the oldest of its newest `keep` versions, wherever they are on the topic."""
     by_model: dict[str, set[tuple[int, int]]] = {}

@@ -251,6 +251,34 @@ class KafkaBroker:
         states = self.topic_states(topics, timeout)
         return {topic: states[topic].id if topic in states else "" for topic in topics}
 
+    def groups(self, prefix: str) -> dict[str, int]:
+        """Return the consumer groups whose name begins so, with how many members each has."""
+        try:
+            listed = self._admin.list_consumer_groups(request_timeout=CALL_SECONDS).result()
+            if listed.errors:
+                raise listed.errors[0]
+            names = [group.group_id for group in listed.valid if group.group_id.startswith(prefix)]
+            if not names:
+                return {}
+            described = self._admin.describe_consumer_groups(names, request_timeout=CALL_SECONDS)
+            return {name: len(future.result().members) for name, future in described.items()}
+        except KafkaException as error:
+            raise service_error(error, f"describing the groups {prefix}*") from error
+
+    def delete(self, topics: Sequence[str] = (), groups: Sequence[str] = ()) -> None:
+        """Delete topics and consumer groups, for good; one that does not exist is left out."""
+        gone = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
+        asked = self._admin.delete_consumer_groups(list(groups), request_timeout=CALL_SECONDS) if groups else {}
+        asked |= self._admin.delete_topics(list(topics), request_timeout=CALL_SECONDS) if topics else {}
+        for name, future in asked.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if kafka_error(error).code() not in gone:
+                    raise service_error(error, f"deleting {name}") from error
+        for name in topics:
+            self._partitions.pop(name, None)
+
     def settings(self, topics: Sequence[str]) -> ClusterSettings:
         """Return the settings of the brokers and of these topics. Raises BrokerError where they can't be read."""
         return cluster_settings(self._admin, topics)
