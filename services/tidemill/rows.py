@@ -173,6 +173,23 @@ def json_rows(data: bytes) -> list[bytes]:
         raise ValueError(str(error)) from None
 
 
+class TwiceError(ValueError):
+    """An object of JSON has a `name` twice."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"field {name!r} is in one object twice")
+        self.name = name
+
+
+def with_each_name_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; readers do not agree which of two of a name counts. Raises TwiceError."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise TwiceError(next(name for name in names if names.count(name) > 1))
+    return made
+
+
 class _UnreadableError(ValueError):
     """What is wrong with a file, in our own words."""
 
@@ -333,7 +350,9 @@ def _json_columns(data: bytes) -> Columns:
     rows = []
     for number, line in enumerate(json_rows(data), 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=with_each_name_once)
+        except TwiceError as error:
+            _fail(f"can't be read: row {number}: {error}")
         except (ValueError, RecursionError) as error:
             _fail(f"can't be read: row {number} is no JSON: {error}")
         if not isinstance(row, dict):

@@ -100,7 +100,17 @@ class Table:
         kind, values = _inferred(found) if self._form in rows.TEXT_FORMATS else _typed(found)
         if not kind:
             self._fail(f"column {column!r} holds {values[0]} where numbers, text, or true and false were expected")
+        if all(value is None for value in values):
+            self._fail(f"column {column!r} has no value in any row")
         return Lookup(self, column, by, kind, self._by_key(values))
+
+    def why_text(self, column: str) -> str:
+        """Return the first row whose value in a column is text, and not a number, as "row 3 has 'x'"."""
+        for row, value in enumerate(self._columns[column], 1):
+            is_number = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+            if not is_number and not rows.is_missing(value) and rows.text_or_none(str(value), is_text_column=False):
+                return f"row {row} has {value!r:.80}"
+        return "one has zeros before it"
 
     def _by_key(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return the values by key, and by what else the key may be called, where that is nobody else's."""
@@ -138,6 +148,11 @@ class Table:
         return self._columns[name]
 
     def _check_keys(self, *, repeats: bool) -> None:
+        if not self._keys:
+            self._fail("it has no rows")
+        odd = next((key for key in self._columns[self.key] if isinstance(key, list | dict | tuple)), None)
+        if odd is not None:
+            self._fail(f"the key {self.key!r} holds {type(odd).__name__} where text or whole numbers were expected")
         seen: dict[str, int] = {}
         for row, key in enumerate(self._keys, 1):
             if not key:

@@ -125,6 +125,9 @@ def test_a_word_for_missing_is_one_among_numbers_and_a_text_among_texts(tmp_path
         ("x.csv", b"k,v\n\xff\xfe,1\n", ["can't be read", "utf-8"]),
         ("x.jsonl", '{"k": "a"}\n[1]\n', ["row 2", "list", "object"]),
         ("x.jsonl", '{"k": ', ["can't be read"]),
+        ("x.jsonl", '{"k": "a", "v": 1}\n{"k": "b", "v": 1, "v": 2}\n', ["row 2", "field 'v' is in one object twice"]),
+        ("x.jsonl", '{"k": [1]}\n', ["the key 'k' holds list"]),
+        ("x.csv", "k,v\n", ["it has no rows"]),
         ("x.csv.zip", "no zip", ["can't be read", "zip"]),
         ("x.parquet", "PAR1noise", ["can't be read"]),
         ("x.xlsx", "", [".csv", ".parquet"]),
@@ -159,6 +162,19 @@ def test_a_column_that_is_not_there_or_holds_no_plain_values_is_named(tmp_path: 
         table.get("w", by="dest")
     with pytest.raises(DeclarationError, match="column 'v' holds list, str"):
         table.get("v", by="dest")
+    empty = Table(put(tmp_path, ".csv", [{"k": "a", "v": None}, {"k": "b", "v": "NA"}]), key="k")
+    assert empty.get("v", by="dest").kind == "category"
+    (tmp_path / "airports.csv").write_text("k,v\na,\nb,\n")
+    with pytest.raises(DeclarationError, match="column 'v' has no value in any row"):
+        Table(tmp_path / "airports.csv", key="k").get("v", by="dest")
+
+
+@pytest.mark.parametrize("value", ["1,234", "1.5%", "inf", "x", "0x10"])
+def test_a_column_that_one_value_makes_text_is_refused_as_numbers_with_its_row(tmp_path: Path, value: str) -> None:
+    (tmp_path / "t.csv").write_text(f'k,v\na,1.5\nb,\nc,"{value}"\n')
+    with pytest.raises(DeclarationError, match="is text, not a number, for row 3 has") as caught:
+        small.make(request={"x": number(Table(tmp_path / "t.csv", key="k").get("v", by="dest"))})
+    assert repr(value) in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import UserList
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,6 +56,10 @@ def feature_name(value: Any) -> Any:
 
 def river_metric(value: Any, *more: str) -> Any:
     """Return a metric that has what we need, and `more`. Raises ValueError where it has not."""
+    if isinstance(value, UserList):
+        raise ValueError(
+            f"{' + '.join(type(one).__name__ for one in value.data)} where one metric was expected: list each"
+        )
     if isinstance(value, type) or not all(hasattr(value, name) for name in ("update", "clone", *more)):
         raise ValueError(f"{value!r} where one of River's metrics was expected, as in metrics.ROCAUC()")
     return value

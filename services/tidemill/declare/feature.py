@@ -39,9 +39,11 @@ class Feature:
             lookup = self.source
             events.check_field(f"{where}: by", lookup.by, fail, *KEYS)
             if lookup.kind == "category" and self.kind != "category":
+                why = lookup.table.why_text(lookup.column)
                 fail(
                     where,
-                    f"column {lookup.column!r} of {lookup.table.name} is text, not a {self.kind}: use category(...)",
+                    f"column {lookup.column!r} of {lookup.table.name} is text, not a {self.kind}, for {why}: mend the "
+                    f"file, or use category(...)",
                 )
 
 

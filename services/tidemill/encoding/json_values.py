@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 from tidemill.durations import moment
 from tidemill.encoding import schema_files, times
 from tidemill.errors import Reject
+from tidemill.rows import TwiceError, with_each_name_once
 
 #: (value, path) -> the value as Avro's writer takes it; raises MismatchError.
 Convert = Callable[[Any, str], Any]
@@ -42,7 +43,8 @@ class MismatchError(Exception):
 
     def __init__(self, path: str, value: Any, expected: str, note: str = "") -> None:
         kind = _NAMES.get(type(value), type(value).__name__)
-        super().__init__(f"field {path!r} is {shown(value)} ({kind}) where {expected} was expected{note}")
+        what = f"field {path!r}" if path else "the record"
+        super().__init__(f"{what} is {shown(value)} ({kind}) where {expected} was expected{note}")
         self.path, self.value = path, value
 
     def reject(self) -> Reject:
@@ -110,18 +112,11 @@ def check_names(data: bytes, given: Any) -> None:
         return
     if data.count(b'":') != len(given) or _BLANK_BEHIND_NAME.search(data):
         try:
-            json.loads(data, object_pairs_hook=_with_each_name_once)
+            json.loads(data, object_pairs_hook=with_each_name_once)
+        except TwiceError as error:
+            raise Reject("duplicate_field", str(error), rule="schema", field=error.name) from error
         except (ValueError, RecursionError) as error:  # what the faster reader has taken
             raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
-
-
-def _with_each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Reject("duplicate_field", f"field {twice!r} is in one object twice", rule="schema", field=twice)
-    return made
 
 
 #: Types whose values are in a record as JSON has them: when a value is one, of itself and without a doubt.

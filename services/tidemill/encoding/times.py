@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,12 @@ LOGICAL_UNITS = {f"{local}timestamp-{unit}": unit for local in ("", "local-") fo
 MILLIS_TYPE = {"type": "long", "logicalType": "timestamp-millis"}
 
 _MAX_MILLIS = 2**63 - 1
+_DATE_AS_NUMBER = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])([0-5]\d){2})?")
+
+
+def looks_like_date(value: Any) -> bool:
+    """Whether a number is written as a date is, as 20240131, or with its time of day: as a time it lies in 1970."""
+    return _DATE_AS_NUMBER.fullmatch(str(value)) is not None
 
 
 def per_second_of(logical: str) -> int | None:

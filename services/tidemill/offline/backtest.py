@@ -21,6 +21,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
 from tidemill.durations import approximate, moment
 from tidemill.encoding.codec import HEADER, Codec
+from tidemill.encoding.times import looks_like_date
 from tidemill.errors import described
 from tidemill.features.lookup import InMemoryRemoteViews
 from tidemill.keys import Keyring
@@ -154,6 +155,11 @@ class BacktestReport:
 
     def _other_unit(self) -> str:
         first, last = SECONDS_AS_MILLIS
+        if self.events and looks_like_date(self.first_event) and looks_like_date(self.last_event):
+            return (
+                f"the times of all events lie in 1970, as {self.first_event} does, which looks like a date: give times "
+                f"as ISO 8601 text, or in the unit that the schema, or time_unit, says"
+            )
         if self.events and first <= self.first_event and self.last_event <= last:
             return (
                 "the times of all events lie in January and February 1970, as a time does that is taken for one of a "

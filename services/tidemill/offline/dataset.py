@@ -195,7 +195,9 @@ def _nothing(summary: Summary, form: Form) -> str:
             f"all {summary.skipped:,} examples in these event times are of an earlier declaration, with other vectors: "
             f"--recompute makes them again from history"
         )
-    return "there is no example in these event times"
+    refused = ", ".join(f"{reason} {n:,}" for reason, n in sorted(summary.dead_letters.items()))
+    why = f"; dead letters: {refused}, of which `tidemill backtest` says more" if refused else ""
+    return f"there is no example in these event times{why}"
 
 
 def check_out(path: Path, *, force: bool) -> None:

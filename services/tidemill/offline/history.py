@@ -510,6 +510,8 @@ def _time(kind: str, unit: str) -> Convert:
     per_second = times.PER_SECOND[unit]
 
     def convert(value: Any) -> Any:
+        if times.looks_like_date(value):
+            raise ValueError
         if isinstance(value, Timestamp | dt.date) or (isinstance(value, str) and not is_number(value)):
             if kind == "double":
                 return float(Fraction(_ticks(value, 1_000_000_000) * per_second, 1_000_000_000))
@@ -570,6 +572,8 @@ def _as_json(value: Any) -> Any:
 def _hint(value: Any) -> str:
     """Return what may be wrong with a number of a CSV."""
     text = value if isinstance(value, str) else ""
+    if times.looks_like_date(value):
+        return ": write a date as 2024-01-31"
     if re.fullmatch(r"[+-]?\d{1,3}([,.\u00a0\u202f' ]\d{3})+([.,]\d+)?", text):
         return ": write it without thousands separators"
     if re.fullmatch(r"[+-]?\d+,\d*", text):

@@ -122,3 +122,8 @@ def test_a_backtest_goes_on_where_a_model_and_a_metric_raise() -> None:
     report = Backtest(pipeline).run(events, labels)
     assert (report.joined, report.learn_failed) == (40, {"linear": 40})
     assert report.metrics["linear"] == {}
+
+
+def test_a_sum_of_metrics_is_refused_with_their_names() -> None:
+    with pytest.raises(DeclarationError, match=r"metrics\[0\]: MSE \+ MAE where one metric was expected: list each"):
+        small.make(metrics=[metrics.MSE() + metrics.MAE()])

@@ -58,6 +58,12 @@ def test_times_of_another_unit_are_said_though_the_schema_says_the_unit(begin: i
     assert warning.startswith("the times of all events lie in January and February 1970")
 
 
+def test_times_that_look_like_dates_are_said() -> None:
+    events = [small.event(f"f{number}", 20240101 + number) for number in range(10)]
+    (warning,) = Backtest(small.make()).run(events, [small.label(f"f{n}", 20240101 + n) for n in range(10)]).warnings
+    assert "as 20240101 does, which looks like a date" in warning
+
+
 class _Silent:
     def learn_one(self, x: Mapping[str, Any], y: Any) -> None: ...
 

@@ -409,6 +409,13 @@ class TestTheFile:
             )
         assert list(tmp_path.iterdir()) == []
 
+    def test_nothing_to_write_says_what_became_dead_letters(self, tmp_path: Path) -> None:
+        def refuse_all(writer: Writer) -> None:
+            writer.summary.dead_letters = {"out_of_range": 7, "bad_label": 1}
+
+        with pytest.raises(SettingsError, match=r"in these event times; dead letters: bad_label 1, out_of_range 7, of"):
+            make(tmp_path / "x.parquet", refuse_all)
+
     def test_a_place_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "x.parquet").write_text("")
         (tmp_path / "y.parquet").mkdir()

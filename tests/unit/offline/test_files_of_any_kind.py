@@ -220,6 +220,8 @@ def test_a_text_is_the_value_that_the_schema_makes_of_it(tmp_path: Path, text: s
         ("5", ["string", "long"], "use JSON lines or Parquet"),
         ("[" * 100_000, {"type": "array", "items": "int"}, "JSON of type array"),
         ("31.01.2013", {"type": "long", "logicalType": "timestamp-millis"}, "ISO 8601"),
+        ("20130131", {"type": "long", "logicalType": "timestamp-millis"}, "write a date as 2024-01-31"),
+        ("20130131120000", {"type": "long", "logicalType": "timestamp-micros"}, "write a date as 2024-01-31"),
     ],
 )
 def test_a_text_that_is_no_such_value_is_named(tmp_path: Path, text: str, type_: Any, words: str) -> None:
@@ -351,6 +353,7 @@ def test_a_key_that_a_map_of_parquet_has_twice_is_named(tmp_path: Path) -> None:
     ("column", "type_"),
     [
         (pa.array([2.0**60]), "long"),
+        (pa.array([20240131]), {"type": "long", "logicalType": "timestamp-millis"}),
         (pa.array([2**63], pa.uint64()), "long"),
         (pa.array([1.5]), "int"),
         (pa.array([True]), "long"),
