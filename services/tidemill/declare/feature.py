@@ -42,7 +42,7 @@ class Feature:
                 why = lookup.table.why_text(lookup.column)
                 fail(
                     where,
-                    f"column {lookup.column!r} of {lookup.table.name} is text, not a {self.kind}, for {why}: mend the "
+                    f"column {lookup.column!r} of {lookup.table.name} is text, not a {self.kind}, for {why}: fix the "
                     f"file, or use category(...)",
                 )
 
