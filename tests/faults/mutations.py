@@ -911,6 +911,13 @@ MUTANTS = (
         "super().__init__(message)",
         (HOSTILE,),
     ),
+    Mutant(
+        "any-progress-is-believed", "a record of somebody else's on the progress topic has a service pass over records",
+        "stream/restore.py",
+        "if metadata is None or not metadata.last:",
+        "if metadata is None:",
+        (LOST,),
+    ),
     # Retention.
     Mutant(
         "retention-forgets-names", "an artifact that a decision names is pruned",

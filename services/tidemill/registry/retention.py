@@ -9,6 +9,7 @@ crash   what goes follows from the log alone, so a run that breaks off is done a
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -50,17 +51,22 @@ class Stored(NamedTuple):
 
 
 def staying(
-    versions: Iterable[Stored], retention: Retention, kept: Collection[Version] = (), guarded: int = 0
+    versions: Iterable[Stored],
+    retention: Retention,
+    kept: Collection[Version] = (),
+    guarded: int = 0,
+    now: float = math.inf,
 ) -> set[Stored]:
     """Return which versions of one model stay.
 
     `kept` are named by decisions; `guarded` is how many examples before the newest version the gate may go back.
+    `now` is the wall clock, in ms: versions of a clock that was ahead make no others old.
     """
     newest_first = sorted(versions, key=lambda one: one.newness, reverse=True)
     if not newest_first:
         return set()
     newest = newest_first[0]
-    now = max(one.created_at for one in newest_first)
+    now = min(now, max(one.created_at for one in newest_first))
     steps = ((milliseconds(retention.all), 1), (milliseconds(retention.hourly), _HOUR))
     stays, periods = set(newest_first[:MAX_MANIFESTS_BACK]), set[tuple[int, int]]()
     for one in newest_first:
@@ -89,7 +95,9 @@ class Retainer:
         registry: Registry,
         broker: Broker,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self.pipeline, self.model, self.registry, self.broker, self._sleep = pipeline, model, registry, broker, sleep
         self._partition, self._reading = models_partition(registry), Vouched(registry.codec)
         self._stored: dict[tuple[str, tuple[int, int]], Stored] = {}
@@ -165,10 +173,11 @@ class Retainer:
     def _prune(self, retention: Retention) -> list[str]:
         kept = kept_versions(readable_decisions(self.pipeline, self.broker))
         guarded = GUARD_ROUNDS * self.pipeline.gate.watch if self.pipeline.gate else 0
+        now = self._clock() * 1000
         by_model: dict[str, list[Stored]] = {}
         for one in self._stored.values():
             by_model.setdefault(one.model, []).append(one)
-        stays = {one for own in by_model.values() for one in staying(own, retention, kept, guarded)}
+        stays = {one for own in by_model.values() for one in staying(own, retention, kept, guarded, now)}
         digests = {one.digest for one in stays}
         gone: list[str] = []
         for model in sorted(filter(self._is_own, by_model)):

@@ -160,6 +160,13 @@ def own_position(
             raise PositionError(f"its offset was set to {committed.offset} by something else{before} (--to {choices})")
     if committed is None and progress is None and has_worked:
         raise PositionError("its offsets and its progress are gone, and its output shows that it has worked (--to end)")
+    if is_own and progress and committed and progress.offset > committed.offset and not chain_of(committed):
+        metadata = own_metadata(progress)
+        if metadata is None or not metadata.last:  # offsets of a backup: what was read since has its fingerprint
+            raise PositionError(
+                f"its progress says {progress.offset} where it has committed {committed.offset}, and names no record "
+                f"that it has read: something else wrote that (--to committed)"
+            )
     own = [position for position in (progress, committed if is_own else None) if position is not None]
     if not own:
         return None

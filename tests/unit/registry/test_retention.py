@@ -216,6 +216,23 @@ def test_with_a_gate_what_it_may_roll_back_to_stays(tmp_path: Path) -> None:
     assert world.retainer().look() == [], "versions are offsets: all 50 are among the last 3,000 examples"
 
 
+def test_versions_of_a_clock_that_was_ahead_make_no_others_old(world: World) -> None:
+    expected = world.held()
+    world.retainer().look()
+    kept = world.held()
+    assert kept != expected
+    for number in range(289, 320):
+        world.publish(number, created_at=T0 + 900 * DAY)
+    retainer = world.retainer()
+    retainer._clock = lambda: (T0 + 288 * 10 * MINUTE) / 1000
+    retainer.look()
+    held = world.held()
+    assert {*range(282, 320)} <= set(held), "the last hour, and those of the clock that was ahead"
+    assert kept[0] in held, "the day before"
+    hours = {number * 10 // 60 for number in range(252, 289)}
+    assert hours <= {number * 10 // 60 for number in held if number <= 288}, "one an hour"
+
+
 @pytest.mark.parametrize("damage", ["deleted", "changed"])
 def test_where_the_newest_is_lost_nothing_goes(world: World, damage: str) -> None:
     newest = Path(world.store.url) / world.manifests[-2].uri

@@ -207,6 +207,18 @@ class TestElsewhere:
         member.turn()
         assert emitted(broker) == expected
 
+    def test_progress_of_somebody_else_passes_over_nothing(self, worked) -> None:
+        """Who may write to the progress topic, and has not read the log, can't have a service pass over records."""
+        broker, expected = worked
+        fill(broker, expected, 5)
+        for kept in (CommitMetadata(offset=14), CommitMetadata(offset=14, last="13:0123456789abcdef")):
+            broker.append("progress", kept.encode().encode(), b"group/in/1", 0, None, 0)
+            with pytest.raises(PositionError, match=r"in\[1\].*(something else wrote that|is another than was read)"):
+                Member(broker).turn()
+        broker.append("progress", CommitMetadata(offset=3).encode().encode(), b"group/in/1", 0, None, 0)
+        Member(broker).turn()
+        assert emitted(broker) == expected, "one that is behind says nothing"
+
     def test_offsets_from_an_older_backup_are_behind_the_progress_which_is_right(self, worked) -> None:
         broker, expected = worked
         older = dict(broker.groups["group"].committed)
