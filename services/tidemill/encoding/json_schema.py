@@ -59,6 +59,8 @@ def _schema(avro: Any, named: Mapping[str, Any]) -> Schema:
         return {"type": "object", "additionalProperties": _schema(avro["values"], named)}
     if kind == "enum":
         return {"enum": list(avro["symbols"])} | doc
+    if avro.get("logicalType") == "decimal":
+        return {"type": ["number", "string"], "description": "A number, or its digits as bytes, one character each."}
     if kind == "fixed":
         return {"type": "string", "minLength": avro["size"], "maxLength": avro["size"]}
     return _schema(kind, named)
@@ -83,6 +85,8 @@ def _example(avro: Any, named: Mapping[str, Any]) -> Any:
         return {}
     if kind == "enum":
         return avro["symbols"][0]
+    if logical == "decimal" and "precision" in avro:
+        return 0
     if kind == "fixed":
         return "a" * avro["size"]
     if logical in _TIMES:

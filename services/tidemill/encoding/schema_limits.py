@@ -120,6 +120,8 @@ class _Walk:
             return self._least(_Least(size, size + 2, size and _FIXED_MEMORY), path, repeated=repeated)
         if kind == "enum":
             self._named(avro, space)
+            if not avro.get("symbols"):
+                raise _UnsafeError(f"{_field(path)} is an enum without symbols")
             return _Least(1, 3, 0)
         return self.type(kind, path, space, inside, repeated=repeated)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.encoding import json_values
+from tidemill.encoding import json_schema, json_values
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import Reject
 from tidemill.stages.validator.decode import Decoder
@@ -280,6 +280,15 @@ def test_a_decimal_is_a_number_exactly_or_its_bytes_and_never_what_may_be_either
         assert (refused.value.reason, refused.value.field) == ("wrong_type", "price")
     else:
         assert int.from_bytes(Decoder(Codec(BYTES)).decode(message)[0]["price"], "big", signed=True) == digits
+
+
+def test_the_example_of_a_schema_is_one_of_its_records_and_fits_its_json_schema() -> None:
+    fixed = {"type": "fixed", "name": "F", "size": 4, "logicalType": "decimal", "precision": 6, "scale": 1}
+    avro = {**BYTES, "fields": [*BYTES["fields"], {"name": "fixed", "type": fixed}]}
+    record, _ = Decoder(Codec(avro)).decode(json.dumps(json_schema.example(avro)).encode())
+    assert (record["price"], record["fixed"]) == (b"\0", b"\0\0\0\0")
+    properties = json_schema.json_schema(avro)["properties"]
+    assert properties["price"]["type"] == properties["fixed"]["type"] == ["number", "string"]
 
 
 TWICE = [

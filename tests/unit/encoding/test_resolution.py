@@ -211,6 +211,7 @@ LOOP = record(field("next", ["null", "R"]))
         (doubling(6), "written out where it is used, has 10,001 fields where at most 10,000 are allowed"),
         (record(field("a", "Nowhere")), "field 'a' is of the type 'Nowhere', which is not known"),
         (record({"name": "a"}), "field 'a' has no type"),
+        (record(field("a", {"type": "enum", "name": "E", "symbols": []})), "field 'a' is an enum without symbols"),
         (record(field("a", "int"), field("a", "string")), "field 'a' is declared twice"),
         (record(field("x", record(field("a", "int"), field("a", "int"), name="N"))), "field 'x.a' is declared twice"),
         (record(field("a", ["string", "string"])), "field 'a' is a union that has 'string' twice"),
