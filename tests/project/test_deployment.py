@@ -39,6 +39,8 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 #: What compose runs once, before the services.
 ONCE = ("keys", "topics")
+#: Those that read signed records or artifacts.
+VERIFYING = ("scorer", "notifier", "gateway", *SIGNERS)
 OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
 SHOWN = {name: COMPOSE["services"][name] for name in ("prometheus", "grafana")}
 """Others' images, but served to people, and so confined as ours are."""
@@ -368,8 +370,23 @@ def test_in_compose_those_that_sign_have_their_own_private_key_and_no_others(nam
     assert environment.get("TIDEMILL_SIGNING_KEY") == ("/keys" if service in SIGNERS else None)
     own = {f"/keys/{service}"} if service in SIGNERS else set()
     assert keys - {"/keys/public"} == own
-    assert service == "archiver" or "/keys/public" in keys
+    assert ("/keys/public" in keys) == (service in VERIFYING), "those that verify, and no others"
     assert all(volume.endswith(":ro") for volume in OURS[name]["volumes"] if ":/keys/" in volume)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name not in ONCE])
+def test_in_compose_the_artifacts_are_where_they_are_read_and_only_a_learner_writes_them(name: str) -> None:
+    service = OURS[name]["command"][1]
+    mounts = [volume for volume in OURS[name]["volumes"] if ":/artifacts" in volume]
+    if service == "learner":
+        assert mounts == ["artifacts:/artifacts"]
+    else:
+        assert mounts == ["artifacts:/artifacts:ro"] * (service in ("scorer", "gate", "gateway"))
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_nothing_of_compose_takes_all_of_the_machines_memory(name: str) -> None:
+    assert re.fullmatch(r"\d+[mg]", COMPOSE["services"][name]["mem_limit"])
 
 
 @pytest.mark.parametrize("name", WATCHING)
@@ -441,7 +458,7 @@ def test_the_health_check_of_compose_passes_when_a_service_is_ready_and_fails_wh
 def test_compose_has_redis_keep_what_it_is_given() -> None:
     words = COMPOSE["services"]["redis"]["command"]
     given = dict(zip(words[1::2], words[2::2], strict=True))
-    assert given == {"--appendonly": "yes", "--maxmemory-policy": "noeviction"}
+    assert given == {"--appendonly": "yes", "--maxmemory": "700mb", "--maxmemory-policy": "noeviction"}
 
 
 def test_compose_has_kafka_work_with_one_node_and_topics_that_somebody_made() -> None:
@@ -513,7 +530,7 @@ def test_a_pod_has_the_variables_and_places_that_its_service_needs(name: str) ->
     assert ("/archive" in mounts) == (service == "archiver")
     assert "/tmp" in mounts
     assert ("/artifacts" in mounts) == (service in ("scorer", "learner", "gate", "gateway"))
-    assert ("TIDEMILL_VERIFY_KEYS" in from_pod) == (service in ("scorer", "notifier", "gateway", *SIGNERS))
+    assert ("TIDEMILL_VERIFY_KEYS" in from_pod) == (service in VERIFYING)
     assert ("TIDEMILL_NOTIFY" in from_pod) == (service == "notifier")
     signing = {"secretKeyRef": {"name": "tidemill", "key": f"{service}-key"}} if service in SIGNERS else None
     assert from_pod.get("TIDEMILL_SIGNING_KEY") == signing, "a scorer verifies, and can't sign"
@@ -587,14 +604,23 @@ def test_the_namespace_enforces_the_restricted_standard_and_denies_by_default() 
 
 def test_pods_may_be_scraped_and_reach_names_kafka_and_redis_and_nothing_else() -> None:
     (allowed,) = [d["spec"] for d, name in zip(DOCUMENTS, NAMES, strict=True) if name == "NetworkPolicy-services"]
-    assert [[port["port"] for port in rule["ports"]] for rule in allowed["ingress"]] == [[8080]]
+    (scraped,) = allowed["ingress"]
+    assert [port["port"] for port in scraped["ports"]] == [8080]
+    assert scraped["from"] == [
+        {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "status"}}},
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
+    ]
     assert all(rule["to"] for rule in allowed["egress"]), "a rule without `to` lets everything out"
     assert {port["port"] for rule in allowed["egress"] for port in rule["ports"]} == {53, 9092, 6379}
 
 
 def test_status_alone_may_also_reach_the_other_services_and_the_notifier_the_world() -> None:
     policies = {d["metadata"]["name"]: d["spec"] for d in DOCUMENTS if d["kind"] == "NetworkPolicy"}
-    assert policies.keys() == {"default-deny", "services", "status", "notifier"}
+    assert policies.keys() == {"default-deny", "services", "status", "notifier", "gateway"}
+    assert policies["gateway"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "gateway"}}
+    assert policies["gateway"]["ingress"] == [{"ports": [{"protocol": "TCP", "port": 8080}]}], (
+        "applications are anywhere"
+    )
     (out,) = policies["notifier"]["egress"]
     assert policies["notifier"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "notifier"}}
     assert out["ports"] == [{"protocol": "TCP", "port": 443}]

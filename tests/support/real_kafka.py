@@ -94,7 +94,7 @@ class RealKafka:
 
     def start(self) -> None:
         self.process = spawn([*self._java, "kafka.Kafka", str(self._config)], self.folder / "kafka.log")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
                 KafkaBroker(self.servers).connect()

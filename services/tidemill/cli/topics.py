@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import click
@@ -36,3 +37,8 @@ def topics(pipeline: str, *, create: bool, **options: Any) -> None:
     broker.connect()
     created = broker.create(running.topic_table(declared), chosen.replication)
     click.echo(f"created {', '.join(created)}" if created else "all topics exist already")
+    if len(created) == len(running.topic_table(declared)):
+        return
+    with contextlib.suppress(BrokerError):  # who creates topics may not read their settings
+        if findings := differences(declared, broker):
+            click.echo(differences_text(broker.servers, findings), nl=False)

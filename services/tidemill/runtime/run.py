@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tidemill import probes
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import BrokerError, SettingsError, StoreError
+from tidemill.errors import BrokerError, NotAllowed, SettingsError, StoreError
 from tidemill.runtime.doctor import check_settings, keep_alive
 from tidemill.runtime.host import Host
 from tidemill.runtime.lineage import Published, lineage
@@ -32,6 +32,7 @@ from tidemill.stream.pace import BUSY_SHARE, BUSY_SHARE_AT_LEAST_ONCE
 from tidemill.stream.topic import Topic
 from tidemill.stream.trace import Traces
 from tidemill.wire import topics
+from tidemill.wire.rights import rights
 from tidemill.wire.services import chain, group
 
 if TYPE_CHECKING:
@@ -91,6 +92,22 @@ def check_topics(pipeline: Pipeline, broker: KafkaBroker, names: tuple[str, ...]
         raise BrokerError(
             f"no topic {', '.join(missing)} at {broker.servers}: create the pipeline's topics with "
             f"`tidemill topics {pipeline.name} --create`"
+        )
+
+
+def check_rights(pipeline: Pipeline, broker: KafkaBroker, name: str, model: str = "") -> None:
+    """Raise NotAllowed where this process' user may not do all that its services need, before they need it.
+
+    What a user may not see of settings is only not checked.
+    """
+    needed = rights(pipeline, name)
+    wanted = {one.name: {*one.operations} - {"DescribeConfigs"} for one in needed if one.kind == "topic"}
+    others = {group(name, pipeline.name, one) for one in pipeline.model_names if model and one != model}
+    groups = {one.name: one.operations for one in needed if one.kind == "group" and one.name not in others}
+    if missing := broker.lacking(wanted, groups):
+        raise NotAllowed(
+            f"Kafka does not allow this user what the {name} needs: {'; '.join(missing)}; grant it, as "
+            f"`tidemill acl {pipeline.name} --service {name}` prints it, then start it again"
         )
 
 
@@ -460,6 +477,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     used = tuple(topic for topic in topics.TOPICS if {*topic.readers, *topic.writers} & {*names})
     if any(SERVICES[one].needs_kafka for one in names):
         broker.connect()
+        check_rights(pipeline, broker, name, model or "")
         check_topics(pipeline, broker, tuple(topic.name(pipeline) for topic in used))
         cluster = check_settings(pipeline, broker, used)
     declared = declared_partitions(pipeline, used)

@@ -11,6 +11,8 @@ DAY = 24 * 3_600_000
 
 #: More than the largest record that a service writes, with key and headers: see `PREDICTION_BYTES` and its like.
 MAX_RECORD_BYTES = 2**21
+#: The group that clients without a group name. They never join it; the client asks for its coordinator all the same.
+READING_GROUP = "tidemill-reader"
 #: What Kafka takes as the name of a topic.
 TOPIC_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tidemill.stream.topic import DAY, MAX_RECORD_BYTES, Topic
 
 #: The services of the data plane, along the river.
@@ -117,6 +119,13 @@ TOPICS: tuple[Topic, ...] = (
     EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, REDRIVES, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG,
     EXAMPLES, EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS, PROGRESS,
 )  # fmt: skip
+
+#: What a service reads besides when it is asked: a prediction with its event, its models and its outcome; and the
+#: models that would answer.
+LOOKED_INTO: Mapping[str, tuple[Topic, ...]] = {
+    "status": (PREDICTION_LOG, EVENTS_VALID, EXAMPLES, EXPIRED, MODELS),
+    "gateway": (PREDICTION_LOG, EVENTS_VALID, EXAMPLES, EXPIRED, MODELS, PROMOTIONS),
+}
 
 
 def reads(service: str) -> tuple[Topic, ...]:

@@ -25,7 +25,8 @@ def test_a_topic_that_is_not_created_is_named(failure: Exception, words: str) ->
     result.set_exception(failure)
     broker = KafkaBroker("localhost:1", exactly_once=True)
     broker._admin_client = SimpleNamespace(
-        list_topics=lambda **_: SimpleNamespace(topics={}), create_topics=lambda _: {"flights.events": result}
+        list_topics=lambda **_: SimpleNamespace(topics={}, brokers={}, controller_id=-1),
+        create_topics=lambda _: {"flights.events": result},
     )
     with pytest.raises(BrokerError, match=words):
         broker.create([(EVENTS, "flights.events", 1)])

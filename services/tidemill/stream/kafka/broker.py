@@ -27,6 +27,7 @@ from tidemill.errors import BrokerError, NotAllowed
 from tidemill.stream import api
 from tidemill.stream.api import Position, TopicPartition, TopicState
 from tidemill.stream.declared import other_partitions
+from tidemill.stream.kafka import rights
 from tidemill.stream.kafka.consumer import (
     CALL_SECONDS,
     GATHERED_BYTES,
@@ -52,6 +53,8 @@ CONNECT_SECONDS = 3.0
 CONNECT_BUSY_SECONDS = 20.0
 #: A broker that is busy takes a while for all topics of a pipeline; they are created one after the other.
 CREATE_SECONDS = 60.0
+#: From so many replicas on, a record has to be on two of them.
+ENOUGH_REPLICAS = 3
 
 
 class KafkaBroker:
@@ -140,8 +143,9 @@ class KafkaBroker:
         for _, name, partitions in topics:
             if name in existing and len(existing[name].partitions) != partitions:
                 raise BrokerError(other_partitions(name, len(existing[name].partitions), partitions))
+        replicas = replication if replication > 0 else self._default_replication()
         missing = [
-            NewTopic(name, partitions, replication, config=_topic_config(topic))
+            NewTopic(name, partitions, replication, config=_topic_config(topic, replicas))
             for topic, name, partitions in topics
             if name not in existing
         ]
@@ -156,6 +160,14 @@ class KafkaBroker:
                     f"the broker is slow or away; run it again"
                 ) from error
         return [topic.topic for topic in missing]
+
+    def _default_replication(self) -> int:
+        """Return how many replicas a topic gets that asks for none; 0 where the cluster does not say."""
+        try:
+            numbers = [int(one.get("default.replication.factor", 0)) for one in self.settings([]).brokers.values()]
+        except (BrokerError, ValueError):
+            return 0
+        return min(numbers, default=0)
 
     def consumer(self, group: str, topics: Sequence[str], instance: str, max_wait: float = 0.0) -> KafkaConsumer:
         return KafkaConsumer(self.common, group, topics, instance, self._end_offset, max_wait)
@@ -283,6 +295,10 @@ class KafkaBroker:
         """Return the settings of the brokers and of these topics. Raises BrokerError where they can't be read."""
         return cluster_settings(self._admin, topics)
 
+    def lacking(self, topics: Mapping[str, Collection[str]], groups: Mapping[str, Collection[str]]) -> list[str]:
+        """Return what this user may not do of operations on topics, by name, and on groups."""
+        return rights.lacking(self._admin, topics, groups)
+
     def _max_message_bytes(self, topic: str) -> int | None:
         """Return how large a message a topic takes; None where the cluster does not say."""
         try:
@@ -343,9 +359,12 @@ def _close_later(client: Consumer) -> None:
     threading.Thread(target=client.close, name="closing", daemon=True).start()
 
 
-def _topic_config(topic: Topic) -> dict[str, str]:
+def _topic_config(topic: Topic, replicas: int) -> dict[str, str]:
     # What a producer says of its time must not decide for how long a record is kept.
     config = {"retention.ms": str(topic.retention_ms), "message.timestamp.type": "LogAppendTime"}
+    config["cleanup.policy"] = "delete"  # the cluster's own may be another
+    if replicas >= ENOUGH_REPLICAS:  # what is acknowledged is on two brokers, and one may be away
+        config["min.insync.replicas"] = "2"
     if topic.compacted:
         # Small segments: what is in the last one is not compacted, and is read at every start.
         config |= {"cleanup.policy": "compact", "segment.bytes": str(2**20), "min.cleanable.dirty.ratio": "0.1"}

@@ -15,6 +15,7 @@ from tidemill.stream import api
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.kafka.errors import service_error, without_errors
 from tidemill.stream.order import TimeOrder
+from tidemill.stream.topic import READING_GROUP
 
 _client_log = logging.getLogger("librdkafka")
 
@@ -225,7 +226,7 @@ class KafkaFollower:
 
 def reading_client(
     common: Mapping[str, Any],
-    group: str = "tidemill-reader",
+    group: str = READING_GROUP,
     isolation: str = "read_committed",
     wait_seconds: float = 0.05,
 ) -> Consumer:

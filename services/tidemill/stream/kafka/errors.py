@@ -26,7 +26,8 @@ _REFUSED_CODES = {
     KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
 }
 
-_NOT_ALLOWED_CODES = {
+#: An ACL is missing.
+NOT_ALLOWED_CODES = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
@@ -84,7 +85,7 @@ def service_error(exception: KafkaException, doing: str) -> BrokerError:
     error = kafka_error(exception)
     if error.code() in _FENCED_CODES or _STATIC_MEMBER_FENCED in error.str():
         return Fenced(f"{doing}: another process has taken this instance's place ({error.name()})")
-    if error.code() in _NOT_ALLOWED_CODES:
+    if error.code() in NOT_ALLOWED_CODES:
         return NotAllowed(
             f"{doing}: {error.str()} ({error.name()}); grant it to the service's user, as `tidemill acl` "
             f"lists it, then start it again"

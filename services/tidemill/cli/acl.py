@@ -1,0 +1,41 @@
+"""`tidemill acl`: what each service may do, for those who grant it."""
+
+from __future__ import annotations
+
+import click
+
+import tidemill
+from tidemill.cli.shared import PIPELINE
+
+
+@click.command()
+@PIPELINE
+@click.option(
+    "--format", "form", type=click.Choice(["kafka", "strimzi", "redis"]), default="kafka", show_default=True,
+    help="A script of Kafka's own tools, KafkaUsers of Strimzi, or lines of Redis' ACL file.",
+)  # fmt: skip
+@click.option(
+    "--service",
+    "roles",
+    multiple=True,
+    help="Only this one; may be repeated, and be a chain, as validator+featurizer+scorer. Default: each by itself.",
+)
+@click.option("--quota", type=click.IntRange(0), default=0, help="Bytes a second for producers and consumers; 0: any.")
+@click.option("--cluster", default="kafka", show_default=True, help="strimzi: the Kafka that the users are of.")
+def acl(pipeline: str, form: str, roles: tuple[str, ...], quota: int, cluster: str) -> None:
+    """Print what each service's user may do with Kafka and Redis.
+
+    There is a user for each service, and for those outside: producers, consumers, redrive (who sends dead letters
+    back), operator (who makes topics and sets offsets). A user is called PIPELINE.SERVICE; passwords are yours.
+    """
+    from tidemill.wire import rights
+
+    declared = tidemill.load(pipeline)
+    chosen = roles or rights.ROLES
+    if form == "kafka":
+        text = rights.kafka_text(declared, chosen, quota)
+    elif form == "strimzi":
+        text = rights.strimzi_text(declared, chosen, quota, cluster)
+    else:
+        text = rights.redis_text(declared, chosen)
+    click.echo(text, nl=False)
