@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import until
 from signing_keys import KEY, forged
 
 from tidemill import Gate, Retention, metrics
 from tidemill.errors import DeclarationError, StoreError
 from tidemill.models.fold import Fold
+from tidemill.registry import retention
 from tidemill.registry.decisions import GATE, NOBODY, Decision, ModelRef, decisions
 from tidemill.registry.latest import MAX_MANIFESTS_BACK
 from tidemill.registry.manifests import Manifest, Registry
@@ -26,6 +29,8 @@ from tidemill.runtime.run import topic_table
 from tidemill.stages.gate.service import serving_check
 from tidemill.stages.learner.service import Learner, manifest_history
 from tidemill.stream.api import Position, TopicPartition
+from tidemill.stream.embedded import EmbeddedBroker
+from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker
 from tidemill.wire import topics
 
@@ -285,6 +290,32 @@ def test_where_nothing_is_to_go_it_is_measured_all_the_same(tmp_path: Path) -> N
     world = World(tmp_path, small.make(retention=None), 50)
     assert world.retainer().look() == []
     assert (level(metrics.STORED_VERSIONS), level(metrics.STORED_BYTES)) == (50, world.bytes())
+
+
+def test_in_a_thread_of_its_own_it_goes_on_after_any_error_until_it_is_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Kafka's own client, with a store that is away at first."""
+    monkeypatch.setattr(retention, "LOOK_EVERY_SECONDS", 0.05)
+    embedded = EmbeddedBroker()
+    embedded.create([name for _, name, _ in topic_table(world.pipeline)])
+    broker = KafkaBroker(embedded.servers)
+    producer = broker.producer("test")
+    for record in world.broker.records(topics.MODELS.name("small")):
+        producer.emit(topics.MODELS.name("small"), record.value() or b"", record.key(), partition=0)
+    producer.commit({}, None)
+    producer.close()
+    expected = sorted(one.newness[1] for one in staying(stored_of(world), RETENTION))
+    registry = Registry(world.pipeline, world.store, KEY)
+    retainer = Retainer(world.pipeline, "linear", registry, broker, lambda _: None)
+    world.store.left = 0
+    retainer.start()
+    time.sleep(0.5)
+    assert len(world.held()) == 288
+    world.store.left = 10**9
+    until(lambda: world.held() == expected, "it does not go on")
+    retainer.stop()
+    assert not retainer._thread.is_alive()
 
 
 def test_a_topic_that_was_created_again_is_read_again(world: World) -> None:
