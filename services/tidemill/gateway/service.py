@@ -26,6 +26,7 @@ from tidemill.offline.lookup import LogLookup
 from tidemill.settings import Settings
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
+from tidemill.stream.loop import tune_collector
 from tidemill.stream.trace import Traces
 from tidemill.web.access import Access
 from tidemill.web.connections import Server, server_config
@@ -89,6 +90,7 @@ def run(
     application = build(gateway)
     tls, connections = settings.server_context(), GATEWAY_CONNECTIONS.max
     config = server_config(application, settings.gateway_bind, port, DRAIN_SECONDS, connections, tls)
+    tune_collector()  # the ids that are remembered are many, and hold no cycles
     Server(config, on_drain).run()
 
 
