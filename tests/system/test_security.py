@@ -383,10 +383,16 @@ def test_each_right_that_is_missing_is_named_at_the_start(granted: Granted) -> N
     assert len(tried) > 70
 
 
-@pytest.mark.parametrize("service", ["validator", pytest.param("monitor", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "service",
+    [pytest.param(name, marks=[] if name == "gate" else pytest.mark.long) for name in topics.ALL if name != "status"],
+)
 def test_a_service_without_a_right_ends_in_one_line(granted: Granted, service: str) -> None:
     """Here with another service's user."""
-    env = granted.env("notifier") | {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    env = granted.env("joiner" if service == "notifier" else "notifier") | {
+        "PATH": "",
+        "PYTHONPATH": ":".join(sys.path),
+    }
     command = [sys.executable, "-m", "tidemill.cli", "run", service, granted.reference]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=180)
     last = done.stderr.strip().splitlines()[-1]
