@@ -92,8 +92,10 @@ def lineage(pipeline: Pipeline, services: Sequence[str], settings: Settings, mod
             run.tell("START")
         yield published
     except BaseException as error:
+        is_failure = not isinstance(error, SystemExit) or bool(error.code)  # Faust ends by SystemExit(0)
+        why = str(error) if isinstance(error, TidemillError) else type(error).__name__
         for run in runs:
-            run.tell("FAIL", why=str(error) if isinstance(error, TidemillError) else type(error).__name__)
+            run.tell("FAIL", why=why) if is_failure else run.tell("COMPLETE")
         raise
     else:
         for run in runs:

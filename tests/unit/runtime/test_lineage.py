@@ -135,6 +135,13 @@ def test_one_that_ends_by_an_error_has_failed(file: Path, pipeline: Pipeline) ->
     assert ("file", str(Path("archive").absolute() / "small")) in names(events(file)[0]["outputs"])
 
 
+def test_one_that_ends_its_process_when_it_is_asked_to_has_completed(file: Path, pipeline: Pipeline) -> None:
+    for code in (0, 1):
+        with pytest.raises(SystemExit), lineages.lineage(pipeline, ["monitor"], CHOSEN, None):
+            raise SystemExit(code)
+    assert [one["eventType"] for one in events(file)] == ["START", "COMPLETE", "START", "FAIL"]
+
+
 class Refusing(Transport):
     """Takes no event."""
 
