@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tidemill.cli.text.shared import count_of, model_text, new_table, pairs_table, printable, render
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files
-from tidemill.offline.diff import DiffReport
 from tidemill.stream.topic import DAY
 from tidemill.tables import Lookup
 from tidemill.wire import topics
 from tidemill.wire.records import Records
+
+if TYPE_CHECKING:
+    from tidemill.offline.diff import DiffReport
 
 
 def topics_text(pipeline: Pipeline) -> str:
