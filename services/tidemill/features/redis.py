@@ -19,6 +19,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis  # noqa: TID251  this is where Redis clients live
 from redis.backoff import NoBackoff  # noqa: TID251
@@ -105,13 +106,23 @@ def _unreachable(url: str, shown: str, error: redis.RedisError) -> str:
     text = str(error)
     # Redis answers so to the greeting of a client that has no password, before any other command.
     if isinstance(error, redis.AuthenticationError) or "authenticat" in text.lower():
-        given = "user and password" if "@" in url else "a client without a password"
-        return f"Redis at {shown} refuses {given}: set TIDEMILL_REDIS_USER and TIDEMILL_REDIS_PASSWORD"
+        given, names = (
+            "a client without a password",
+            "TIDEMILL_REDIS_USER and TIDEMILL_REDIS_PASSWORD, or TIDEMILL_REDIS_URL with both",
+        )
+        if urlsplit(url).username:
+            given = "user and password"
+        elif "@" in url:
+            given, names = "the password of TIDEMILL_REDIS_URL", "the right one, here or in TIDEMILL_REDIS_PASSWORD"
+        return f"Redis at {shown} refuses {given}: set {names}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"Redis at {shown} has a certificate that is not trusted ({text}): set TIDEMILL_REDIS_CA"
     fix = "start it or set TIDEMILL_REDIS_URL"
     if url.startswith("rediss:") and "refused" not in text:
-        fix = "set TIDEMILL_REDIS_URL to redis:// where it speaks no TLS, or TIDEMILL_REDIS_CERTIFICATE if it wants one"
+        fix = (
+            "rediss:// speaks TLS: set TIDEMILL_REDIS_URL to redis:// where it speaks no TLS, or "
+            "TIDEMILL_REDIS_CERTIFICATE if it wants one"
+        )
     elif "closed by server" in text or "reset by peer" in text:
         fix = "set TIDEMILL_REDIS_URL to rediss:// where it speaks TLS"
     return f"no Redis at {shown}: {error}; {fix}"
