@@ -1,19 +1,21 @@
-"""River, imported without the parts of SciPy that it hardly ever calls.
+"""River, imported without what it hardly ever calls of other libraries.
 
-River imports `scipy.stats` and others for a handful of functions. They take half of the time in which a service or a
-command starts, and 45 MB of each process. While River is imported here, modules stand in for them that import the real
-ones when something of theirs is first used. Whoever imports them later, or River before Tidemill, gets the real ones.
+River imports `scipy.stats` and others for a handful of functions, and `sqlalchemy` and `sklearn` wherever they are
+installed. They take half of the time in which a service or a command starts, and 45 MB of each process. While River is
+imported here, modules stand in for them that import the real ones when something of theirs is first used. Whoever
+imports them later, or River before Tidemill, gets the real ones.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
 
 #: What is seldom called, and which parts of River import it.
-PARTS = ("scipy.stats", "scipy.integrate", "scipy.ndimage")
+PARTS = ("scipy.stats", "scipy.integrate", "scipy.ndimage", "sqlalchemy", "sklearn", "sklearn.utils")
 USERS = ("river.metrics", "river.tree", "river.proba", "river.drift", "river.preprocessing")
 
 
@@ -50,11 +52,13 @@ def _real(module: str, name: str) -> Any:
 
 
 def _import_river() -> None:
-    scipy = importlib.import_module("scipy")
-    stand_ins = [_StandIn(name) for name in PARTS if name not in sys.modules]
+    wanted = [name for name in PARTS if name not in sys.modules]
+    stand_ins = [_StandIn(name) for name in wanted if importlib.util.find_spec(name.partition(".")[0])]
     for module in stand_ins:
         sys.modules[module.__name__] = module
-        setattr(scipy, module.__name__.rpartition(".")[2], module)
+        parent, _, name = module.__name__.rpartition(".")
+        if parent:
+            setattr(importlib.import_module(parent), name, module)
     try:
         for name in USERS:
             importlib.import_module(name)
@@ -62,7 +66,9 @@ def _import_river() -> None:
         for module in stand_ins:
             module.is_importing = False
             del sys.modules[module.__name__]
-            delattr(scipy, module.__name__.rpartition(".")[2])
+            parent, _, name = module.__name__.rpartition(".")
+            if parent in sys.modules:
+                delattr(sys.modules[parent], name)
 
 
 if "river.metrics" not in sys.modules:
