@@ -140,7 +140,7 @@ def test_no_finite_value_stops_the_featurizer_or_makes_a_feature_that_is_not(kin
 def test_whatever_the_validator_accepts_gets_a_vector() -> None:
     rng, accepted = random.Random(3), []
     whole = RECORDS.event.encode(small.event(dep_delay=3.5, tailnum="N1"))
-    for _ in range(3_000):
+    for _ in range(1_500):
         data = bytearray(whole)
         for _ in range(rng.randint(1, 3)):
             data[rng.randrange(HEADER, len(data))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
@@ -149,7 +149,7 @@ def test_whatever_the_validator_accepts_gets_a_vector() -> None:
             accepted.append(record.value() or b"")
         else:
             assert record.value() == bytes(data)
-    assert len(accepted) > 300
+    assert len(accepted) > 150
     assert len(featurized(*accepted)) == len(accepted)
 
 

@@ -166,7 +166,7 @@ class Emitted(list):
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(IDS, st.integers(0, 200)), min_size=8, max_size=30),
     st.lists(st.tuples(IDS, st.integers(0, 200), st.booleans()), min_size=8, max_size=30),
