@@ -95,9 +95,7 @@ def test_a_chain_writes_what_its_services_write_apart(sent, apart, way) -> None:
     assert (not vectors) == is_handed_on
 
 
-@pytest.mark.parametrize(
-    "way", [WAYS[1], *(pytest.param(way, marks=pytest.mark.long) for way in WAYS[2:])], ids=str
-)
+@pytest.mark.parametrize("way", [WAYS[1], *(pytest.param(way, marks=pytest.mark.long) for way in WAYS[2:])], ids=str)
 def test_a_crash_at_any_emit_or_commit_of_a_chain_loses_and_doubles_nothing(sent, apart, way) -> None:
     fired = 0
     for moment in (*range(0, 40, 3), *range(40, 2700, 240)):
