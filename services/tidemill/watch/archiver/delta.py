@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -22,10 +22,10 @@ from deltalake.exceptions import DeltaError
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import StoreError
-from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
+from tidemill.stream.api import Position, Record, Start, TopicPartition
 from tidemill.stream.group import Service
-from tidemill.wire import topics
-from tidemill.wire.archive_rows import Row, RowFormat, date_of
+from tidemill.watch.archiver.service import RowArchiver
+from tidemill.wire.archive_rows import Row, date_of
 from tidemill.wire.services import service
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 MAX_ROWS = 20_000
 
 
-class DeltaArchiver(Processor):
+class DeltaArchiver(RowArchiver):
     """Appends rows every so often.
 
     Parameters
@@ -52,18 +52,13 @@ class DeltaArchiver(Processor):
         max_rows: int = MAX_ROWS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__()
-        self.pipeline, self.url, self.every, self.max_rows, self.clock = pipeline, url, every_seconds, max_rows, clock
-        self.forms = {
-            topic.name(pipeline.name): RowFormat(pipeline, labelled=topic is topics.EXAMPLES)
-            for topic in (topics.PREDICTION_LOG, topics.EXAMPLES)
-        }
+        super().__init__(pipeline, every_seconds, clock)
+        self.url, self.max_rows = url, max_rows
         #: By partition: the offset up to which the table has the rows; and up to which they are here.
         self._written: dict[TopicPartition, int] = {}
         self._read: dict[TopicPartition, int] = {}
         self._rows: dict[str, list[Row]] = {name: [] for name in self.forms}
         self._tables: dict[str, DeltaTable] = {}
-        self._written_at = clock()
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         written = self._table(topic_partition.topic).transaction_version(_name(topic_partition)) or 0
@@ -81,33 +76,20 @@ class DeltaArchiver(Processor):
             rows = self._rows[one.topic]
             self._rows[one.topic] = [row for row in rows if row["partition"] != one.partition]
 
-    def process(self, records: Sequence[Record], emit: Emit) -> bool:
-        del emit
-        for record in records:
-            place = TopicPartition(record.topic(), record.partition())
-            if record.offset() < self._read[place]:
-                continue  # the table has it
-            row = self.forms[place.topic].row(record)
-            self._read[place] = record.offset() + 1
-            if row is None:
-                self.counts["skipped", "unknown_schema"] += 1
-            else:
-                self._rows[place.topic].append(row)
-                if len(self._rows[place.topic]) >= self.max_rows:
-                    self._write(place.topic)
-        if self.clock() - self._written_at >= self.every:
-            self._write_all()
-        return True
+    def _take(self, record: Record) -> None:
+        place = TopicPartition(record.topic(), record.partition())
+        if record.offset() < self._read[place]:
+            return  # the table has it
+        row = self._row(record)
+        self._read[place] = record.offset() + 1
+        if row is not None:
+            self._rows[place.topic].append(row)
+            if len(self._rows[place.topic]) >= self.max_rows:
+                self._write(place.topic)
 
-    def finish(self, emit: Emit) -> bool:
-        del emit
-        self._write_all()
-        return False
-
-    def _write_all(self) -> None:
+    def _write_rest(self) -> None:
         for topic in self.forms:
             self._write(topic)
-        self._written_at = self.clock()
 
     def _write(self, topic: str) -> None:
         """Append the rows of a topic, and up to where they go, in one commit of the table. Raises StoreError."""

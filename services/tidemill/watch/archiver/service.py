@@ -53,7 +53,58 @@ class Chunk:
         return [date for date, rows in self.rows.items() if len(rows) > self.written.get(date, 0)]
 
 
-class Archiver(Processor):
+class RowArchiver(Processor):
+    """What every archive has: rows of both topics, which are written every so often, and at the end.
+
+    Parameters
+    ----------
+    every_seconds
+        How old the newest rows of the archive may be.
+    """
+
+    def __init__(self, pipeline: Pipeline, every_seconds: float, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.pipeline, self.every, self.clock = pipeline, every_seconds, clock
+        self.forms = {
+            topics.PREDICTION_LOG.name(pipeline.name): RowFormat(pipeline, labelled=False),
+            topics.EXAMPLES.name(pipeline.name): RowFormat(pipeline, labelled=True),
+        }
+        self._written_at = clock()
+
+    def process(self, records: Sequence[Record], emit: Emit) -> bool:
+        del emit
+        for record in records:
+            self._take(record)
+        if self.clock() - self._written_at >= self.every:
+            self._write_all()
+        return True
+
+    def finish(self, emit: Emit) -> bool:
+        del emit
+        self._write_all()
+        return False
+
+    def _write_all(self) -> None:
+        self._write_rest()
+        self._written_at = self.clock()
+
+    def _row(self, record: Record) -> Row | None:
+        """Return a record's row; None, and count it, where its schema is unknown."""
+        row = self.forms[record.topic()].row(record)
+        if row is None:
+            self.counts["skipped", "unknown_schema"] += 1
+        return row
+
+    def _take(self, record: Record) -> None:
+        """Keep a record's row until it is written."""
+        raise NotImplementedError
+
+    def _write_rest(self) -> None:
+        """Write all rows that are kept. Raises StoreError where the archive can't be written."""
+        raise NotImplementedError
+
+
+class Archiver(RowArchiver):
     """Writes full chunks at once, and incomplete ones every so often.
 
     Parameters
@@ -73,14 +124,9 @@ class Archiver(Processor):
         chunk: int = CHUNK_OFFSETS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__()
-        self.pipeline, self.files, self.every, self.size, self.clock = pipeline, files, every_seconds, chunk, clock
-        self.forms = {
-            topics.PREDICTION_LOG.name(pipeline.name): RowFormat(pipeline, labelled=False),
-            topics.EXAMPLES.name(pipeline.name): RowFormat(pipeline, labelled=True),
-        }
+        super().__init__(pipeline, every_seconds, clock)
+        self.files, self.size = files, chunk
         self._chunks: dict[TopicPartition, Chunk] = {}
-        self._written_at = clock()
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         number = committed.offset // self.size
@@ -100,35 +146,21 @@ class Archiver(Processor):
         for topic_partition in topic_partitions:
             self._chunks.pop(topic_partition, None)
 
-    def process(self, records: Sequence[Record], emit: Emit) -> bool:
-        del emit
-        for record in records:
-            topic_partition = TopicPartition(record.topic(), record.partition())
-            chunk = self._chunks[topic_partition]
-            if record.offset() > chunk.last:
-                self._write(chunk)
-                chunk = self._chunks[topic_partition] = Chunk(topic_partition, record.offset() // self.size, self.size)
-            row = self.forms[topic_partition.topic].row(record)
-            if row is None:
-                self.counts["skipped", "unknown_schema"] += 1
-            else:
-                chunk.add(row)
-            if record.offset() == chunk.last:
-                # Before its offset is committed: a process that takes over from there starts with the next chunk.
-                self._write(chunk)
-        if self.clock() - self._written_at >= self.every:
-            self._write_all()
-        return True
+    def _take(self, record: Record) -> None:
+        topic_partition = TopicPartition(record.topic(), record.partition())
+        chunk = self._chunks[topic_partition]
+        if record.offset() > chunk.last:
+            self._write(chunk)
+            chunk = self._chunks[topic_partition] = Chunk(topic_partition, record.offset() // self.size, self.size)
+        if (row := self._row(record)) is not None:
+            chunk.add(row)
+        if record.offset() == chunk.last:
+            # Before its offset is committed: a process that takes over from there starts with the next chunk.
+            self._write(chunk)
 
-    def finish(self, emit: Emit) -> bool:
-        del emit
-        self._write_all()
-        return False
-
-    def _write_all(self) -> None:
+    def _write_rest(self) -> None:
         for chunk in self._chunks.values():
             self._write(chunk)
-        self._written_at = self.clock()
 
     def _write(self, chunk: Chunk) -> None:
         """Write the changed files of a chunk. Raises StoreError where the archive can't be written."""
