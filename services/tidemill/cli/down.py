@@ -39,8 +39,7 @@ def down(pipeline: str, *, delete: bool, confirm: str | None, as_json: bool, **o
     if not delete:
         print_report(plan, retirement_text, as_json=as_json)
         return
-    if plan.is_running:
-        raise SettingsError(f"services of {declared.name} run ({', '.join(plan.is_running)}): stop them first")
+    plan.check_stopped()
     if confirm is None:
         click.echo(retirement_text(plan), nl=False)
         if click.prompt("all of this is deleted for good. The pipeline's name", default="", show_default=False) != (

@@ -40,9 +40,14 @@ class Retirement:
     is_done: bool = False
 
     @property
-    def is_running(self) -> list[str]:
+    def running(self) -> list[str]:
         """Groups that have members: services that run."""
         return [name for name, members in self.groups.items() if members]
+
+    def check_stopped(self) -> None:
+        """Raise SettingsError where services run."""
+        if self.running:
+            raise SettingsError(f"services of {self.pipeline} run ({', '.join(self.running)}): stop them first")
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for programs."""
@@ -77,10 +82,7 @@ def retire(
     done: Callable[[str], None],
 ) -> None:
     """Delete what was planned; `done` is told what was. Raises SettingsError where services run."""
-    if retirement.is_running:
-        raise SettingsError(
-            f"services of {retirement.pipeline} run ({', '.join(retirement.is_running)}): stop them first"
-        )
+    retirement.check_stopped()
     broker.delete(groups=list(retirement.groups))
     done(f"{len(retirement.groups)} consumer groups")
     client = connect(settings.redis_address())

@@ -13,7 +13,7 @@ def retirement_text(plan: Retirement) -> str:
         table.add_row(name, f"{records:,}")
     lines = [
         f"consumer groups: {', '.join(plan.groups) or 'none'}",
-        *([f"RUNNING, stop them first: {', '.join(plan.is_running)}"] if plan.is_running else []),
+        *([f"RUNNING, stop them first: {', '.join(plan.running)}"] if plan.running else []),
         f"Redis: {', '.join(f'{view} {keys:,}' for view, keys in plan.views.items() if keys) or 'no'} keys",
         "artifacts: not looked at, for no key verifies manifests: set TIDEMILL_VERIFY_KEYS"
         if plan.artifacts is None
