@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,3 +21,8 @@ def stable_repr(thing: Any) -> str:
         else:
             parts = [f"{key}={stable_repr(value)}" for key, value in sorted(vars(thing).items())]
         return f"{type(thing).__name__}({', '.join(parts)})"
+
+
+def model_text(printed: str) -> str:
+    """Return River's text of a model on one line, without the blanks inside its parentheses."""
+    return re.sub(r" ?\( ", "(", " ".join(printed.split())).replace(" )", ")").replace(" ()", "()")

@@ -14,6 +14,7 @@ from typing import Any
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import metric_names
+from tidemill.declare.stable_repr import model_text
 from tidemill.declare.view import View
 from tidemill.encoding import compatibility, schema_files
 from tidemill.features.tiles import Plan
@@ -85,15 +86,11 @@ def facts(pipeline: Pipeline) -> Facts:
         "vector": dict(pipeline.vector),
         "views": {view.label: _view(view, pipeline) for view in pipeline.views},
         "models": {name: pipeline.declaration_hash(name) for name in pipeline.model_names},
-        "texts": {name: _one_line(pipeline.stable_repr(name)) for name in pipeline.model_names},
+        "texts": {name: model_text(pipeline.stable_repr(name)) for name in pipeline.model_names},
         "label": pipeline.labels.value if isinstance(pipeline.labels.value, str) else "a function",
         "metrics": ", ".join(metric_names(pipeline.metric())),
         **{name: repr(getattr(pipeline, name)) for name in _AS_TEXT},
     }
-
-
-def _one_line(printed: str) -> str:
-    return " ".join(printed.split()).replace("( ", "(").replace(" )", ")")
 
 
 #: Parts that services go by from their next start, and of which nothing is kept anywhere.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidemill.cli.text.shared import count_of, model_text, new_table, pairs_table, printable, render
+from tidemill.cli.text.shared import count_of, new_table, pairs_table, printable, render
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stable_repr import model_text
 from tidemill.encoding import schema_files
 from tidemill.stream.topic import DAY
 from tidemill.tables import Lookup

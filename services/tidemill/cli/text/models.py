@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tidemill.cli.text.shared import format_value, minute, model_text, printable, render, second
+from tidemill.cli.text.shared import format_value, minute, printable, render, second
+from tidemill.declare.stable_repr import model_text
 from tidemill.models.evidence import Interval
 from tidemill.offline.against import CHANGED, DEPLOYED, AgainstReport
 from tidemill.offline.compare import ComparisonReport

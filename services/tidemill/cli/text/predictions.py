@@ -13,13 +13,13 @@ from rich.table import Table
 from tidemill.cli.text.shared import (
     count_of,
     format_value,
-    model_text,
     new_table,
     pairs_table,
     printable,
     render,
     second,
 )
+from tidemill.declare.stable_repr import model_text
 from tidemill.encoding import schema_files
 from tidemill.wire.records import Records
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -73,11 +72,6 @@ def pairs_table(rows: Iterable[tuple[str, Any]]) -> Table:
         if value != "":
             table.add_row(format_value(name), format_value("missing" if value is None else str(value), 2000))
     return table
-
-
-def model_text(printed: str) -> str:
-    """Return River's text of a model on one line, without the blanks inside its parentheses."""
-    return re.sub(r" ?\( ", "(", " ".join(printed.split())).replace(" )", ")").replace(" ()", "()")
 
 
 def count_of(count: int, what: str) -> str:
