@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fork_server import fork_server
+
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.local.stack import Stack
@@ -51,6 +53,7 @@ class Running:
         self.stack = Stack(
             self.reference, self.pipeline, folder, {"brokers": servers, "redis_url": redis_url, **settings}
         )
+        self.stack.spawn = fork_server().spawn
 
     def name(self, topic: Topic) -> str:
         return topic.name(self.pipeline.name)

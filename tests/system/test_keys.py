@@ -12,6 +12,7 @@ from running import until
 from tidemill.demo import data
 from tidemill.demo.script import script
 from tidemill.keys import SIGNERS, VERIFY_FILE, Keyring, make_keys, private_file
+from tidemill.local.processes import spawn
 from tidemill.local.replay import Replay
 from tidemill.registry.decisions import all_decisions, decisions
 from tidemill.registry.latest import latest
@@ -94,6 +95,7 @@ def test_keys_are_rotated_under_load_and_the_old_key_alone_is_refused_after_its_
 
 def test_only_those_that_sign_are_given_a_private_key(running) -> None:
     run = running("plain", partitions=1)
+    run.stack.spawn = spawn  # a fork's /proc shows its parent's environment
     for role in (
         "scorer",
         "learner:logreg" if "logreg" in run.pipeline.model_names else f"learner:{run.pipeline.champion}",

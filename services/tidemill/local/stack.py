@@ -109,7 +109,7 @@ class Stack:
             "PYTHONHASHSEED": "0",
             **{f"TIDEMILL_{name.upper()}": str(value) for name, value in chosen.items()},
         }
-        self.launcher = [sys.executable, "-m", "tidemill.cli"]
+        self.launcher, self.spawn = [sys.executable, "-m", "tidemill.cli"], spawn
         self.processes: dict[str, Process] = {}
         self.ports: dict[str, int] = {}
 
@@ -136,7 +136,7 @@ class Stack:
             command = [*self.launcher, "run", service, self.reference, "--instance", instance, "--http-port", str(port)]
             if model:
                 command += ["--model", model]
-            self.processes[name] = spawn(command, self.log(role), self.env_of(service, self.addresses()))
+            self.processes[name] = self.spawn(command, self.log(role), self.env_of(service, self.addresses()))
         return self.processes[name]
 
     def env_of(self, service: str, addresses: Mapping[str, str]) -> Mapping[str, str]:
