@@ -4,6 +4,8 @@ WORKDIR /src
 COPY pyproject.toml README.md CHANGELOG.md ./
 COPY docker-compose.yml ./
 COPY examples examples
+COPY k8s k8s
+COPY ops ops
 COPY schemas schemas
 COPY services services
 RUN python -m venv /opt/tidemill \

@@ -636,3 +636,9 @@ def test_everything_runs_the_image_of_this_version_and_makes_room_for_a_finished
     images = {service["image"] for service in OURS.values()} | {container["image"] for _, container in containers()}
     assert images == {f"tidemill:{__version__}"}
     assert POD_OWNERS["topics"]["spec"]["ttlSecondsAfterFinished"] > 0, "a Job with another image can't be applied over"
+
+
+def test_the_build_has_every_file_that_the_package_is_made_of() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    lines = (ROOT / ".dockerignore").read_text().split()
+    assert {f"!{path.partition('/')[0]}" for path in (*wheel["force-include"], *wheel["packages"])} <= {*lines}

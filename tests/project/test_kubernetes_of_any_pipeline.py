@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from certificates import Authority
 from click.testing import CliRunner
 from test_deployment import KUBERNETES, accepts, accepts_variables, addresses_wrong, dangling, not_restricted, pod_of
 
-from tidemill import load
-from tidemill.cli.k8s import k8s
+from tidemill import load, settings
+from tidemill.cli.acl import acl
+from tidemill.cli.k8s import OPTIONS, k8s
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
 from tidemill.offline import scaffold
-from tidemill.offline.scaffold import kubernetes
+from tidemill.offline.scaffold import kubernetes, kubernetes_options
 from tidemill.offline.scaffold.plan import Options
+from tidemill.wire import rights, topics
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +39,10 @@ def project(folder: Path) -> str:
     return str(folder / "pipeline.py")
 
 
-def written(tmp_path: Path, target: str) -> tuple[Path, list[dict[str, Any]], Pipeline]:
+def written(tmp_path: Path, target: str, *options: str) -> tuple[Path, list[dict[str, Any]], Pipeline]:
     out = tmp_path / "out"
-    done = CliRunner().invoke(k8s, [target, str(out)], catch_exceptions=False)
+    words = [word for option in options for word in ("--with", option)]
+    done = CliRunner().invoke(k8s, [target, str(out), *words], catch_exceptions=False)
     assert done.exit_code == 0
     assert f"kubectl apply -k {out}" in done.output
     documents = [d for path in sorted(out.glob("*.yaml")) for d in yaml.safe_load_all(path.read_text())]
@@ -115,3 +124,254 @@ def test_what_can_t_be_is_said_and_nothing_is_written(tmp_path: Path, spoil: Any
     with pytest.raises(SettingsError, match=said):
         kubernetes.write(tmp_path / "out", load(target), target)
     assert not (tmp_path / "out" / "kustomization.yaml").exists()
+
+
+# With more: security on the wire, and operators.
+
+ROOT = Path(__file__).parents[2]
+CRDS = {
+    tuple(path.stem.split("_")): json.loads(path.read_text()) for path in (ROOT / "tests/support/crds").glob("*.json")
+}
+SECURED = [("kafka-scram", "redis-acl", "http-tls"), ("kafka-mtls", "redis-acl"), ("kafka-scram",), ("http-tls",)]
+EVERYTHING = [("kafka-scram", *OPTIONS[2:]), ("kafka-mtls", *OPTIONS[2:]), OPTIONS[4:]]
+REDIS_PORT = 6379
+
+
+def validate(document: dict[str, Any]) -> None:
+    """Raise where a manifest does not fit Kubernetes' schema of its kind, or that of the operator whose it is."""
+    schema = CRDS.get((document["kind"].lower(), document["apiVersion"].partition("/")[2]))
+    if schema is None:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    else:
+        jsonschema.validate(document, schema)
+
+
+@pytest.mark.parametrize(
+    ("target", "options"), [("own", EVERYTHING[0]), *(("flights", options) for options in (*SECURED[2:], *EVERYTHING))]
+)
+def test_manifests_with_more_are_valid_and_restricted(tmp_path: Path, target: str, options: tuple[str, ...]) -> None:
+    out, documents, pipeline = written(tmp_path, project(tmp_path / "own") if target == "own" else target, *options)
+    for document in documents:
+        validate(document)
+    assert dangling(documents) == []
+    for owner in documents:
+        if "template" in owner.get("spec", {}):
+            pod = pod_of(owner)
+            assert not_restricted(pod) == []
+            paths = [mount["mountPath"] for mount in pod["containers"][0].get("volumeMounts", [])]
+            assert len({*paths}) == len(paths)
+    if kubectl := shutil.which("kubectl"):
+        built = subprocess.run([kubectl, "kustomize", str(out)], capture_output=True, text=True, check=True, timeout=60)
+        examples = yaml.safe_load_all((out / "secret.example.yaml").read_text())
+        files = [path for path in out.glob("*.yaml") if path.name != "kustomization.yaml"]
+        expected = sum(len(list(yaml.safe_load_all(path.read_text()))) for path in files) - len(list(examples))
+        assert len(list(yaml.safe_load_all(built.stdout))) == expected + (pipeline.name == "own")
+
+
+@pytest.mark.parametrize("kind", CRDS)
+def test_the_schemas_of_operators_refuse_what_is_misspelt(tmp_path: Path, kind: tuple[str, str]) -> None:
+    _, documents, _ = written(tmp_path, "flights", *EVERYTHING[0])
+    one = next(d for d in documents if d["kind"].lower() == kind[0])
+    with pytest.raises(jsonschema.ValidationError):
+        validate(one | {"spec": one["spec"] | {"replica": 1}})
+    assert {d["kind"].lower() for d in documents} >= {name for name, _ in CRDS}
+
+
+def mounted(folder: Path, name: str, keys: list[str], authority: Authority) -> None:
+    """Write a Secret's files as they are in real life: certificates of an authority, and passwords."""
+    pair = authority.pair(name)
+    texts = {"ca.crt": authority.ca, "user.crt": pair.certificate, "tls.crt": pair.certificate}
+    texts |= {"user.key": pair.key, "tls.key": pair.key}
+    for key in keys:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(texts[key].read_bytes() if key in texts else f"password of {name}".encode())
+
+
+def read_settings(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> settings.Settings:
+    with monkeypatch.context() as environment:
+        for name, value in variables.items():
+            environment.setenv(name, value)
+        return settings.load()
+
+
+@pytest.mark.parametrize("options", [*SECURED, EVERYTHING[0], EVERYTHING[1]], ids="+".join)
+def test_every_pod_reads_its_own_users_secrets_from_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    _, documents, _ = written(tmp_path, "flights", *options)
+    (given,) = [d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "tidemill"]
+    examples = {d["metadata"]["name"]: d["stringData"] for d in documents if d["kind"] == "Secret"}
+    secrets = {name: [*keys] for name, keys in examples.items()}
+    for user in (d for d in documents if d["kind"] == "KafkaUser"):  # what Strimzi's operator puts into their secrets
+        is_scram = user["spec"]["authentication"]["type"] == "scram-sha-512"
+        secrets[user["metadata"]["name"]] = ["password"] if is_scram else ["ca.crt", "user.crt", "user.key"]
+    authority, users = Authority(tmp_path), {}
+    for owner in (d for d in documents if "template" in d.get("spec", {})):
+        name, pod = owner["metadata"]["name"], pod_of(owner)
+        container, root = pod["containers"][0], tmp_path / "pods" / name
+        places = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", [])}
+        for volume in pod.get("volumes", []):
+            if "secret" in volume:
+                secret = volume["secret"]["secretName"]
+                mounted(Path(f"{root}{places[volume['name']]}"), secret, secrets[secret], authority)
+        variables = {**given, **{v["name"]: v["value"] for v in container.get("env", []) if "value" in v}}
+        for variable in container.get("env", []):
+            if variable.get("valueFrom", {}).get("secretKeyRef", {}).get("key") == "redis-url":
+                variables["TIDEMILL_REDIS_URL"] = examples["tidemill"]["redis-url"]
+        variables = {name: text.replace("/secrets/", f"{root}/secrets/") for name, text in variables.items()}
+        chosen = read_settings(monkeypatch, variables)
+        role = kubernetes_options.role_of(f"{name}.yaml")
+        properties = chosen.kafka_properties()
+        if "kafka-scram" in options:
+            users[name] = properties["sasl.username"]
+            assert properties["security.protocol"] == "SASL_SSL"
+            assert properties["sasl.password"] == f"password of {users[name]}"
+        elif "kafka-mtls" in options:
+            (users[name],) = (v["secret"]["secretName"] for v in pod["volumes"] if v["name"] == "kafka")
+            shown = Path(properties["ssl.certificate.location"])
+            assert shown.read_text() == (tmp_path / f"{users[name]}.crt").read_text()
+        else:
+            assert properties == {}
+        assert (chosen.redis_user == f"flights.{role}") == ("redis-acl" in options and role in rights.IN_REDIS)
+        assert ("rediss://flights" in chosen.redis_address()) == ("redis-acl" in options and role in rights.IN_REDIS)
+        assert (chosen.server_context() is not None) == ("http-tls" in options and role != rights.OPERATOR)
+        probes = [probe["httpGet"] for key, probe in container.items() if key.endswith("Probe")]
+        assert {probe.get("scheme", "HTTP") for probe in probes} <= {"HTTPS" if "http-tls" in options else "HTTP"}
+        assert all(url.startswith("https:" if "http-tls" in options else "http:") for url in chosen.services.values())
+    if users:
+        learners = [name for name in users if name.startswith("learner-")]
+        assert len({*users.values()}) == len(users) - len(learners) + 1, "a user a service"
+
+
+def test_who_needs_no_redis_and_no_registry_reaches_none(tmp_path: Path) -> None:
+    _, documents, _ = written(tmp_path, "flights")
+    policies = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy"]
+    for name in (d["metadata"]["name"] for d in documents if d["kind"] in ("StatefulSet", "Deployment")):
+        labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": "tidemill"}
+        ports = {
+            port["port"]
+            for policy in policies
+            if policy["podSelector"].get("matchLabels", {}).items() <= labels.items()
+            for rule in policy.get("egress", [])
+            for port in rule["ports"]
+        }
+        role = kubernetes_options.role_of(f"{name}.yaml")
+        assert (REDIS_PORT in ports) == (role in rights.IN_REDIS), name
+        assert (8081 in ports) == (role == "validator"), name
+        assert {53, 9092} <= ports
+
+
+def test_topics_and_users_of_strimzi_are_those_of_the_table(tmp_path: Path) -> None:
+    _, documents, pipeline = written(tmp_path, "flights", "strimzi")
+    made = {d["spec"]["topicName"]: d["spec"] for d in documents if d["kind"] == "KafkaTopic"}
+    assert made == {
+        topic.name(pipeline): {
+            "topicName": topic.name(pipeline),
+            "partitions": topic.partitions or pipeline.partitions,
+            "config": topic.config(0),
+        }
+        for topic in topics.TOPICS
+    }
+    assert {d["metadata"]["name"] for d in documents if d["kind"] == "KafkaUser"} == {
+        f"flights.{role}" for role in rights.ROLES
+    }
+    assert "topics" not in {d["metadata"]["name"] for d in documents if d["kind"] == "Job"}
+
+
+def test_what_scales_has_no_more_instances_than_partitions_and_reads_what_it_scales_by(tmp_path: Path) -> None:
+    _, documents, pipeline = written(tmp_path, "flights", "kafka-scram", "strimzi", "autoscaling")
+    sets = {d["metadata"]["name"]: d for d in documents if d["kind"] == "StatefulSet"}
+    (base,) = [d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "tidemill"]
+    scaled = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "ScaledObject"}
+    assert {name for name, one in sets.items() if one["spec"]["replicas"] > 1} == scaled.keys()
+    for name, spec in scaled.items():
+        assert spec["maxReplicaCount"] == pipeline.partitions
+        assert spec["scaleTargetRef"] == {"kind": "StatefulSet", "name": name}
+        assert [one["metadata"]["topic"] for one in spec["triggers"]] == [
+            topic.name(pipeline) for topic in topics.consumes(name)
+        ]
+        assert {one["metadata"]["bootstrapServers"] for one in spec["triggers"]} == {base["TIDEMILL_BROKERS"]}
+        assert {one["authenticationRef"]["name"] for one in spec["triggers"]} == {name}
+        spread = pod_of(sets[name])["topologySpreadConstraints"]
+        assert {one["labelSelector"]["matchLabels"]["app.kubernetes.io/name"] for one in spread} == {name}
+        may = {right.name for right in rights.rights(pipeline, name) if "Read" in right.operations}
+        assert may >= {one["metadata"][key] for one in spec["triggers"] for key in ("topic", "consumerGroup")}
+
+
+def test_the_rules_of_prometheus_are_those_of_compose(tmp_path: Path) -> None:
+    _, documents, _ = written(tmp_path, "flights", "prometheus")
+    (rule,) = [d for d in documents if d["kind"] == "PrometheusRule"]
+    assert rule["spec"] == yaml.safe_load((ROOT / "ops/prometheus/rules.yml").read_text())
+
+
+def test_two_ways_to_be_known_to_kafka_are_refused_and_the_help_has_each_option(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="expected one of them"):
+        CliRunner().invoke(
+            k8s, ["flights", str(tmp_path / "x"), "--with", "kafka-scram", "--with", "kafka-mtls"],
+            catch_exceptions=False,
+        )  # fmt: skip
+    assert not (tmp_path / "x").exists()
+    assert tuple(kubernetes_options.OPTIONS) == OPTIONS
+    shown = CliRunner().invoke(k8s, ["--help"]).output
+    for name, doc in kubernetes_options.OPTIONS.items():
+        assert re.search(rf"--with {name} +{re.escape(doc)}", shown)
+
+
+# Compose.
+
+
+class _Compose(yaml.SafeLoader):
+    """Reads Compose's own tags: what a second file takes away, and what it puts in place of the first's."""
+
+
+_Compose.add_constructor("!reset", lambda loader, node: None)
+_Compose.add_constructor("!override", lambda loader, node: loader.construct_mapping(node, deep=True))
+
+
+@pytest.mark.parametrize("target", ["flights", "own"])
+def test_with_a_second_file_each_service_of_compose_is_its_user_by_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    target = project(tmp_path / "own") if target == "own" else target
+    base = yaml.safe_load(
+        (tmp_path / "own/docker-compose.yml" if target != "flights" else ROOT / "docker-compose.yml").read_text()
+    )
+    done = CliRunner().invoke(acl, [target, "--format", "compose"], catch_exceptions=False)
+    more, name, authority = yaml.load(done.output, _Compose), load(target).name, Authority(tmp_path)
+    ours = {name for name, service in base["services"].items() if service["image"].startswith("tidemill")} - {"keys"}
+    assert {service for service, given in more["services"].items() if given} == ours
+    assert {service for service, given in more["services"].items() if given is None} == {"kafka", "redis"}
+    users = {}
+    for service in ours:
+        given = more["services"][service]
+        assert given["depends_on"].keys() <= base["services"].keys() - {"kafka", "redis"}
+        place = tmp_path / "run" / service
+        place.mkdir(parents=True)
+        for secret in given["secrets"]:
+            file = more["secrets"][secret]["file"].removeprefix("${TIDEMILL_SECRETS:-./secrets}/")
+            (place / secret).write_bytes(authority.ca.read_bytes() if file.endswith("-ca.pem") else file.encode())
+        variables = base["services"][service]["environment"] | given["environment"]
+        asked = {
+            "TIDEMILL_BROKERS": "kafka.example.org:9093",
+            "TIDEMILL_REDIS_URL": "rediss://redis.example.org:6380/0",
+        }
+        filled = {
+            name: asked.get(name) or re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text).replace("/run/secrets", str(place))
+            for name, text in variables.items()
+            if name in given["environment"]
+        }
+        assert not [text for text in filled.values() if "$" in text]
+        properties = read_settings(monkeypatch, filled).kafka_properties()
+        role = {"topics": "operator"}.get(service, "learner" if service.startswith("learner-") else service)
+        assert properties["sasl.username"] == f"{name}.{role}"
+        assert properties["sasl.password"] == f"{role}.kafka"
+        assert properties["security.protocol"] == "SASL_SSL"
+        users[service] = "TIDEMILL_REDIS_PASSWORD_FILE" in filled
+    assert {service for service, is_in in users.items() if is_in} == set(rights.IN_REDIS) & ours
+
+
+def test_in_compose_redis_is_reached_by_those_who_have_features_there_alone() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    store = {name for name, service in services.items() if "store" in service.get("networks", [])}
+    assert store == {"redis", *(set(rights.IN_REDIS) & services.keys())}
+    assert services["redis"]["networks"] == ["store"]

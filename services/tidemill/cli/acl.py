@@ -6,13 +6,15 @@ import click
 
 import tidemill
 from tidemill.cli.shared import PIPELINE
+from tidemill.errors import SettingsError
 
 
 @click.command()
 @PIPELINE
 @click.option(
-    "--format", "form", type=click.Choice(["kafka", "strimzi", "redis"]), default="kafka", show_default=True,
-    help="A script of Kafka's own tools, KafkaUsers of Strimzi, or lines of Redis' ACL file.",
+    "--format", "form", type=click.Choice(["kafka", "strimzi", "redis", "compose"]), default="kafka", show_default=True,
+    help="A script of Kafka's own tools, KafkaUsers of Strimzi, lines of Redis' ACL file, or a second file for Docker "
+    "Compose that has each service be its user.",
 )  # fmt: skip
 @click.option(
     "--service",
@@ -36,6 +38,14 @@ def acl(pipeline: str, form: str, roles: tuple[str, ...], quota: int, cluster: s
         text = rights.kafka_text(declared, chosen, quota)
     elif form == "strimzi":
         text = rights.strimzi_text(declared, chosen, quota, cluster)
-    else:
+    elif form == "redis":
         text = rights.redis_text(declared, chosen)
+    else:
+        from tidemill.offline.scaffold import compose_users
+
+        if roles or quota:
+            raise SettingsError(
+                "--format compose: it has all services, and grants nothing: leave out --service and --quota"
+            )
+        text = compose_users.text(declared)
     click.echo(text, nl=False)

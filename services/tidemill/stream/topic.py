@@ -11,6 +11,8 @@ DAY = 24 * 3_600_000
 
 #: More than the largest record that a service writes, with key and headers: see `PREDICTION_BYTES` and its like.
 MAX_RECORD_BYTES = 2**21
+#: From so many replicas on, a write waits for two of them.
+ENOUGH_REPLICAS = 3
 #: The group that clients without a group name. They never join it; the client asks for its coordinator all the same.
 READING_GROUP = "tidemill-reader"
 #: What Kafka takes as the name of a topic.
@@ -58,3 +60,17 @@ class Topic:
         if isinstance(pipeline, str):
             return f"{pipeline}.{self.suffix}"
         return pipeline.raw_topics.get(self.suffix) or f"{pipeline.name}.{self.suffix}"
+
+    def config(self, replicas: int) -> dict[str, str]:
+        """Return Kafka's settings of the topic where it has so many replicas; 0 where that is not known."""
+        # What a producer says of its time must not decide for how long a record is kept.
+        config = {"retention.ms": str(self.retention_ms), "message.timestamp.type": "LogAppendTime"}
+        config["cleanup.policy"] = "delete"  # the cluster's own may be another
+        if replicas >= ENOUGH_REPLICAS:  # what is acknowledged is on two brokers, and one may be away
+            config["min.insync.replicas"] = "2"
+        if self.compacted:
+            # Small segments: what is in the last one is not compacted, and is read at every start.
+            config |= {"cleanup.policy": "compact", "segment.bytes": str(2**20), "min.cleanable.dirty.ratio": "0.1"}
+        if self.max_message_bytes:
+            config["max.message.bytes"] = str(self.max_message_bytes)
+        return config

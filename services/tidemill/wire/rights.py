@@ -52,6 +52,11 @@ def principal(pipeline: Pipeline, role: str) -> str:
     return f"{pipeline.name}.{role.replace('+', '.')}"
 
 
+def kubernetes_name(name: str) -> str:
+    """Return a name as Kubernetes takes it: small letters, and no '_'."""
+    return name.lower().replace("_", "-")
+
+
 def rights(pipeline: Pipeline, role: str) -> list[Right]:
     """Return what a role needs of Kafka; `role` may be a chain, as validator+featurizer+scorer.
 
@@ -139,8 +144,14 @@ def kafka_text(pipeline: Pipeline, roles: Sequence[str], quota: int = 0) -> str:
     return "\n".join(lines) + "\n"
 
 
-def strimzi_text(pipeline: Pipeline, roles: Sequence[str], quota: int = 0, cluster: str = "kafka") -> str:
-    """Return a KafkaUser of Strimzi for each role, with a password that Strimzi makes, as YAML documents."""
+def strimzi_text(
+    pipeline: Pipeline,
+    roles: Sequence[str],
+    quota: int = 0,
+    cluster: str = "kafka",
+    authentication: Literal["scram-sha-512", "tls"] = "scram-sha-512",
+) -> str:
+    """Return a KafkaUser of Strimzi for each role, with the password or certificate that Strimzi makes, as YAML."""
     documents = []
     for role in roles:
         acls = []
@@ -151,11 +162,12 @@ def strimzi_text(pipeline: Pipeline, roles: Sequence[str], quota: int = 0, clust
                 pattern = "prefix" if right.is_prefix else "literal"
                 resource |= {"name": right.name, "patternType": pattern}
             acls.append({"resource": resource, "operations": list(right.operations)})
-        name = principal(pipeline, role).replace("_", "-")  # a name of Kubernetes has none
+        name = kubernetes_name(principal(pipeline, role))
         text = (
             "apiVersion: kafka.strimzi.io/v1beta2\nkind: KafkaUser\nmetadata:\n"
             f"  name: {name}\n  labels: {{strimzi.io/cluster: {cluster}}}\n"
-            "spec:\n  authentication: {type: scram-sha-512}\n  authorization:\n    type: simple\n    acls:\n"
+            f"spec:\n  authentication: {{type: {authentication}}}\n"
+            "  authorization:\n    type: simple\n    acls:\n"
         )
         text += "".join(f"      - {json.dumps(acl)}\n" for acl in acls)
         if quota and role in WITH_QUOTA:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
+from tidemill.offline.scaffold import kubernetes_options
 from tidemill.offline.scaffold.files import shipped, with_learners
 from tidemill.tables import Lookup
 
@@ -19,19 +20,21 @@ NOT_OURS = frozenset({"data", "tests", "__pycache__", "build", "dist", "node_mod
 MOUNTED = "/pipeline"
 
 
-def write(folder: Path, pipeline: Pipeline, target: str) -> list[str]:
+def write(folder: Path, pipeline: Pipeline, target: str, options: Collection[str] = ()) -> list[str]:
     """Write a folder for `kubectl apply -k`; returns the names of the manifests.
 
     `target` names the pipeline as for `tidemill.load`. Where it is a file, that goes into a ConfigMap, with the Python
-    files and the schemas beside it, and the tables it looks up. Raises SettingsError where the folder exists, these
-    files are too large, or two models have one name in Kubernetes.
+    files and the schemas beside it, and the tables it looks up. `options` are some of kubernetes_options.OPTIONS.
+    Raises SettingsError where the folder exists, these files are too large, two models have one name in Kubernetes, or
+    two options exclude each other.
     """
+    kubernetes_options.check(options)
     if folder.exists():
         raise SettingsError(f"{folder} exists: nothing is overwritten, so name a folder that does not exist")
     path, colon, name = target.partition(":")
     files = _files(Path(path), pipeline) if path.endswith(".py") else {}
     run = f"{MOUNTED}/{Path(path).name}{colon}{name}" if files else target
-    manifests = {file: _mounted(text, files) for file, text in _manifests(pipeline, run)}
+    manifests = {file: _mounted(text, files) for file, text in _manifests(pipeline, run, options)}
     folder.mkdir(parents=True)
     for file, text in manifests.items():
         (folder / file).write_text(text, encoding="utf-8")
@@ -43,7 +46,14 @@ def write(folder: Path, pipeline: Pipeline, target: str) -> list[str]:
     return listed
 
 
-def _manifests(pipeline: Pipeline, run: str) -> Iterator[tuple[str, str]]:
+def _manifests(pipeline: Pipeline, run: str, options: Collection[str]) -> Iterator[tuple[str, str]]:
+    for file, text in _shipped(pipeline, run):
+        if file != "topics.yaml" or "strimzi" not in options:  # whose operator makes the topics
+            yield file, kubernetes_options.changed(text, file, pipeline, options)
+    yield from kubernetes_options.objects(pipeline, options)
+
+
+def _shipped(pipeline: Pipeline, run: str) -> Iterator[tuple[str, str]]:
     names = {model: model.replace("_", "-") for model in pipeline.model_names}
     if len(set(names.values())) < len(names):
         raise SettingsError(f"models {', '.join(names)}: names in Kubernetes have no '_', so two of them would be one")
@@ -91,13 +101,12 @@ def _mounted(text: str, files: dict[str, Path]) -> str:
     """Return a manifest whose pods have the pipeline's files."""
     if not files or "image: tidemill" not in text:
         return text
-    mount = f"            - {{name: pipeline, mountPath: {MOUNTED}, readOnly: true}}\n"
-    items = "".join(f"              - {{key: {_key(place)}, path: {place}}}\n" for place in files)
-    volume = f"        - name: pipeline\n          configMap:\n            name: pipeline\n            items:\n{items}"
-    if "          volumeMounts:\n" not in text:
-        return f"{text.rstrip()}\n          volumeMounts:\n{mount}      volumes:\n{volume}"
-    text = text.replace("          volumeMounts:\n", f"          volumeMounts:\n{mount}")
-    return text.replace("      volumes:\n", f"      volumes:\n{volume}")
+    items = "".join(f"\n      - {{key: {_key(place)}, path: {place}}}" for place in files)
+    extra = kubernetes_options.Extra(
+        mounts=(f"- {{name: pipeline, mountPath: {MOUNTED}, readOnly: true}}",),
+        volumes=(f"- name: pipeline\n  configMap:\n    name: pipeline\n    items:{items}",),
+    )
+    return kubernetes_options.added(text, extra)
 
 
 def _kustomization(pipeline: Pipeline, listed: list[str], files: dict[str, Path]) -> str:

@@ -53,8 +53,6 @@ CONNECT_SECONDS = 3.0
 CONNECT_BUSY_SECONDS = 20.0
 #: A broker that is busy takes a while for all topics of a pipeline; they are created one after the other.
 CREATE_SECONDS = 60.0
-#: From so many replicas on, a record has to be on two of them.
-ENOUGH_REPLICAS = 3
 
 
 class KafkaBroker:
@@ -359,15 +357,4 @@ def _close_later(client: Consumer) -> None:
     threading.Thread(target=client.close, name="closing", daemon=True).start()
 
 
-def _topic_config(topic: Topic, replicas: int) -> dict[str, str]:
-    # What a producer says of its time must not decide for how long a record is kept.
-    config = {"retention.ms": str(topic.retention_ms), "message.timestamp.type": "LogAppendTime"}
-    config["cleanup.policy"] = "delete"  # the cluster's own may be another
-    if replicas >= ENOUGH_REPLICAS:  # what is acknowledged is on two brokers, and one may be away
-        config["min.insync.replicas"] = "2"
-    if topic.compacted:
-        # Small segments: what is in the last one is not compacted, and is read at every start.
-        config |= {"cleanup.policy": "compact", "segment.bytes": str(2**20), "min.cleanable.dirty.ratio": "0.1"}
-    if topic.max_message_bytes:
-        config["max.message.bytes"] = str(topic.max_message_bytes)
-    return config
+_topic_config = Topic.config
