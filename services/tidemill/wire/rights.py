@@ -27,6 +27,8 @@ _READS = ("hget", "hgetall", "smembers", "get")
 _WRITES = ("multi", "exec", "discard", "watch", "unwatch", "set", "del", "sadd", "srem", "hset", "hdel")
 _ALWAYS = ("ping", "config|get", "time", "select")
 
+#: How Strimzi has a user show who it is.
+Authentication = Literal["scram-sha-512", "tls"]
 Kind = Literal["cluster", "group", "topic", "transactional-id"]
 CLUSTER = "kafka-cluster"
 
@@ -149,7 +151,7 @@ def strimzi_text(
     roles: Sequence[str],
     quota: int = 0,
     cluster: str = "kafka",
-    authentication: Literal["scram-sha-512", "tls"] = "scram-sha-512",
+    authentication: Authentication = "scram-sha-512",
 ) -> str:
     """Return a KafkaUser of Strimzi for each role, with the password or certificate that Strimzi makes, as YAML."""
     documents = []

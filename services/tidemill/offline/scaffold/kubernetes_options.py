@@ -219,7 +219,7 @@ def _secret(name: str, keys: list[str], doc: str) -> str:
 def objects(pipeline: Pipeline, options: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield further manifests as (file, text)."""
     if "strimzi" in options:
-        way = "tls" if "kafka-mtls" in options else "scram-sha-512"
+        way: rights.Authentication = "tls" if "kafka-mtls" in options else "scram-sha-512"
         users = rights.strimzi_text(pipeline, rights.ROLES, cluster=KAFKA_CLUSTER, authentication=way)
         yield "kafka-users.yaml", users.replace("\nmetadata:\n", "\nmetadata:\n  namespace: tidemill\n")
         yield "kafka-topics.yaml", _documents(_topics(pipeline))
