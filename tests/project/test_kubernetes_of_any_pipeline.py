@@ -111,16 +111,16 @@ def test_a_pipeline_of_one_partition_has_one_instance_of_each(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "said"),
     [
         (lambda folder: (folder / "big.py").write_text("#" * 1_000_000), "a ConfigMap takes 900,000"),
         (lambda folder: (folder / "größe.py").write_text(""), "rename it"),
         (lambda folder: (folder.parent / "out").mkdir(), "nothing is overwritten"),
     ],
 )
-def test_what_can_t_be_is_said_and_nothing_is_written(tmp_path: Path, spoil: Any, said: str) -> None:
+def test_what_can_t_be_is_said_and_nothing_is_written(tmp_path: Path, damage: Any, said: str) -> None:
     target = project(tmp_path / "own")
-    spoil(tmp_path / "own")
+    damage(tmp_path / "own")
     with pytest.raises(SettingsError, match=said):
         kubernetes.write(tmp_path / "out", load(target), target)
     assert not (tmp_path / "out" / "kustomization.yaml").exists()
