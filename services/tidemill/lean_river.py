@@ -15,8 +15,14 @@ from types import ModuleType
 from typing import Any
 
 #: What is seldom called, and which parts of River import it.
-PARTS = ("scipy.stats", "scipy.integrate", "scipy.ndimage", "sqlalchemy", "sklearn", "sklearn.utils")
-USERS = ("river.metrics", "river.tree", "river.proba", "river.drift", "river.preprocessing")
+PARTS = (
+    "scipy.stats", "scipy.special", "scipy.sparse", "scipy.integrate", "scipy.ndimage", "scipy.io", "scipy.io.arff",
+    "scipy.io.arff._arffread", "sqlalchemy", "sklearn", "sklearn.utils",
+)  # fmt: skip
+USERS = (
+    "river.metrics", "river.tree", "river.proba", "river.drift", "river.preprocessing", "river.optim",
+    "river.linear_model", "river.bandit", "river.naive_bayes", "river.feature_extraction",
+)  # fmt: skip
 
 
 class _Later:

@@ -21,6 +21,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric, make_wsgi_app
+from prometheus_client.registry import Collector
 
 from tidemill.errors import SettingsError
 from tidemill.limits import PROBE_CONNECTIONS, PROBE_HEAD_BYTES, PROBE_SECONDS
@@ -121,12 +122,15 @@ def _head(connection: socket.socket) -> bytes:
 class _Metrics(CollectorRegistry):
     """The process's metrics without those of other services than `name`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, metrics: Collector = REGISTRY) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.metrics = name, metrics
+
+    def restricted_registry(self, names: Iterable[str]) -> Any:
+        return _Metrics(self.name, REGISTRY.restricted_registry(names))
 
     def collect(self) -> Iterator[Metric]:
-        for family in REGISTRY.collect():
+        for family in self.metrics.collect():
             family.samples = [s for s in family.samples if s.labels.get("service", self.name) == self.name]
             yield family
 

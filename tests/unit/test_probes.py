@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 
+import prometheus_client
 import pytest
 
 from tidemill import probes
@@ -85,6 +86,25 @@ def assert_well(server: probes.ProbeServer) -> None:
         assert probe(server, "/livez") == (200, "ok\n")
         assert probe(server, "/readyz") == (200, "ok\n")
         assert "python_info" in probe(server, "/metrics")[1]
+
+
+def test_a_service_of_several_is_asked_for_some_of_its_metrics() -> None:
+    counter = prometheus_client.Counter("tidemill_probed", "of two services", ["service"])
+    for service in ("one", "two"):
+        counter.labels(service).inc()
+    server = probes.serve(0, Well(), {"one": Well(), "two": Well()})
+    try:
+        everything_of_one = probe(server, "/one/metrics")[1]
+        assert 'tidemill_probed_total{service="one"} 1.0' in everything_of_one
+        assert 'service="two"' not in everything_of_one
+        asked = probe(server, "/one/metrics?name[]=tidemill_probed_total&name[]=not_there")[1]
+        assert [line for line in asked.splitlines() if line[0] != "#"] == ['tidemill_probed_total{service="one"} 1.0']
+        both = probe(server, "/metrics?name[]=tidemill_probed_total")[1]
+        assert len([line for line in both.splitlines() if line[0] != "#"]) == 2
+    finally:
+        server.shutdown()
+        server.server_close()
+        prometheus_client.REGISTRY.unregister(counter)
 
 
 def test_a_service_that_is_not_well_says_why() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -138,7 +140,8 @@ def free_port() -> int:
     It is chosen at random below the ports that systems give to outgoing connections: one of those may be taken by a
     client between this answer and the service that is to listen there.
     """
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+    first = secrets.randbelow(len(PORTS))
+    for port in itertools.chain(PORTS[first:], PORTS[:first]):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             return port

@@ -13,18 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tidemill import settings
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import minute
 from tidemill.errors import SettingsError, TidemillError
 from tidemill.local.processes import end, fork
-from tidemill.offline import history
-from tidemill.offline.source import FileSource
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
+
+if TYPE_CHECKING:
+    from tidemill.offline import history
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def from_files(pipeline: Pipeline, events: Path, labels: Path | None) -> list[Me
 
     Raises SettingsError where a file can't be read.
     """
+    from tidemill.offline.source import FileSource  # and with it the backtest, which `up` without files needs not
+
     event_rows, label_rows = FileSource(events, labels).rows(pipeline)
 
     def messages(rows: Iterable[history.Message], topic: Topic) -> list[Message]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
 router = APIRouter(tags=["health"], default_response_class=PlainTextResponse)
 
@@ -23,6 +25,9 @@ async def ready(request: Request) -> Response:
 
 
 @router.get("/metrics")
-async def metrics() -> Response:
+async def metrics(
+    names: Annotated[list[str] | None, Query(alias="name[]", description="only these")] = None,
+) -> Response:
     """This process's own metrics, for Prometheus."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    text = generate_latest(REGISTRY.restricted_registry(names) if names else REGISTRY)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from tidemill.errors import BrokerError, StoreError
 from tidemill.limits import STATUS_BODY_BYTES
 from tidemill.offline.lookup import TooFarBackError
 from tidemill.registry.signing import UNSIGNED
+from tidemill.watch.status import scrape
 from tidemill.watch.status.overview import flow
 from tidemill.watch.status.scrape import Instance, Scraper, parse
 from tidemill.wire import topics
@@ -235,6 +238,16 @@ def test_readiness_says_what_is_away(site: Site) -> None:
     assert (answer.status_code, answer.text) == (503, "redis: no Redis at localhost:6379\n")
     assert site.client.get("/livez").status_code == 200
     assert "tidemill_" in site.client.get("/metrics").text
+    asked = site.client.get("/metrics?name[]=python_info").text
+    assert [line.partition("{")[0] for line in asked.splitlines() if line[0] != "#"] == ["python_info"]
+
+
+def test_all_that_is_shown_of_a_service_is_asked_for() -> None:
+    """Whatever the page reads of an instance is among the names that /metrics is asked for."""
+    folder = Path(scrape.__file__).parent
+    read = {name for file in folder.glob("*.py") for name in re.findall(r"tidemill_[a-z_]+", file.read_text())}
+    summed = {f"tidemill_{name}" for name in ("records_total", "delay_seconds_sum", "delay_seconds_count")}
+    assert (read | summed) - {"tidemill_"} == {*scrape.NAMES}
 
 
 @pytest.mark.parametrize(
