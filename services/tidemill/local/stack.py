@@ -63,7 +63,8 @@ def chained(roles_: Sequence[str]) -> list[str]:
 def starting_order(names: Iterable[str]) -> list[str]:
     """Return roles in the order in which they are started: the monitor first, which takes longest.
 
-    Forks are made as soon as what they need is imported, so that they start while the next is imported.
+    Forks are made as soon as what they need is imported, so that they start while the next is imported. The monitor
+    imports what it alone needs by itself, beside us.
     """
     return sorted(names, key=lambda name: name != "monitor")
 
@@ -123,7 +124,7 @@ class Stack:
         name = _name(role, instance)
         port = self.ports.setdefault(name, free_port())
         if self.forks:
-            for service in role.partition(":")[0].split("+"):
+            for service in {*role.partition(":")[0].split("+")} - {"monitor"}:
                 running.load(service)
             share_memory()
             output = self.output(role)
