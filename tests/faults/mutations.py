@@ -1337,7 +1337,7 @@ def copied(source: Path) -> Iterator[Path]:
     """Yield a copy of what the tests need, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="tidemill-mutant-") as folder:
         copy = Path(folder)
-        for name in ("services", "schemas", "tests"):
+        for name in ("services", "schemas", "tests", "docs"):
             shutil.copytree(source / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.log"))
         shutil.copy2(source / "pyproject.toml", copy)
         yield copy
