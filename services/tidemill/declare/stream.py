@@ -206,11 +206,6 @@ class Stream:
         """Primitive Avro type of each field that is passed on, by name; of a union with null, the other branch's."""
         return schema_files.field_types(self.valid_avro)
 
-    @cached_property
-    def logical_types(self) -> dict[str, str]:
-        """Logical type of each field that is passed on, by name; empty where it has none."""
-        return {f["name"]: schema_files.logical_type(f["type"]) for f in self.valid_avro["fields"]}
-
     @property
     def is_time_plain(self) -> bool:
         """Whether the time is a number of which the schema does not say what it counts."""
