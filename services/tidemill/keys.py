@@ -35,7 +35,9 @@ SIGNERS: Mapping[str, tuple[str, ...]] = {
     "status": ("command", "acknowledgement"),
     "monitor": ("alert",),
 }
-KINDS = tuple(kind for kinds in SIGNERS.values() for kind in kinds)
+#: Who signs with a key of their own: the services, and `tidemill audit`, whose key no service needs.
+KEY_OWNERS: Mapping[str, tuple[str, ...]] = {**SIGNERS, "audit": ("audit",)}
+KINDS = tuple(kind for kinds in KEY_OWNERS.values() for kind in kinds)
 
 #: Why a signed record is refused; the label `reason` of tidemill_signed_records_refused_total.
 Reason = Literal["damaged", "forged", "expired_key", "foreign", "old", "forked", "gap"]
@@ -226,7 +228,7 @@ class Keyring:
         self._verify = _Cached(Path(verify) if in_file else None, verify, _verify_keys, "verify_keys")
         self._private: _Cached | None = None
         is_folder = os.path.isdir(signing)
-        if signing and not (is_folder and service not in SIGNERS):
+        if signing and not (is_folder and service not in KEY_OWNERS):
             file = None if signing.startswith(PRIVATE_PREFIX) else Path(signing)
             file = private_file(file, service) if file and is_folder else file
             self._private = _Cached(file, signing, _private_and_id, "signing_key")
@@ -352,7 +354,7 @@ def _make(folder: Path, signers: Sequence[str], until: int | None, now: float) -
     made = []
     for signer, key in private.items():
         public = key.public_key().public_bytes_raw()
-        made.append(VerifyKey(key_id(public), public, kinds=SIGNERS[signer], name=signer))
+        made.append(VerifyKey(key_id(public), public, kinds=KEY_OWNERS[signer], name=signer))
     before = [key for key in read_keys(folder) if not key.is_over(now - EXPIRED_KEPT_DAYS * 86_400)]
     ended = [
         VerifyKey(key.id, key.public, until if key.until is None else min(key.until, until), key.kinds, key.name)

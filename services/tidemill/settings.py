@@ -308,10 +308,11 @@ class Settings(Secured, BaseSettings):
 
         Raises SettingsError where there are none.
         """
-        from tidemill.keys import SIGNERS, Keyring
+        from tidemill.keys import KEY_OWNERS, Keyring
 
-        keys = Keyring(self.verify_keys, self.signing_key.get_secret_value() if service in SIGNERS else "", service)
-        if service in SIGNERS and not keys.can_sign:
+        signs = service in KEY_OWNERS
+        keys = Keyring(self.verify_keys, self.signing_key.get_secret_value() if signs else "", service)
+        if signs and not keys.can_sign:
             raise SettingsError(
                 f"signing_key is not set, and the {service} signs: set TIDEMILL_SIGNING_KEY to its private key; "
                 f"`tidemill keys new` makes one"

@@ -268,6 +268,19 @@ def test_a_range_is_read_and_no_more(bench: Bench) -> None:
     assert [batch for batch in bench.broker.read({slot: (6, 6)}) if batch] == []
 
 
+def test_the_offset_at_a_time_is_that_of_the_first_record_written_then_or_later(bench: Bench) -> None:
+    bench.send(b"a", b"b")
+    time.sleep(0.01)
+    between = int(time.time() * 1000)
+    bench.send(b"c")
+    slot = TopicPartition(bench.source, 0)
+    third = next(r.offset() for batch in bench.broker.read({slot: (0, 100)}) for r in batch if r.value() == b"c")
+    assert bench.broker.offsets_at([slot], 0) == {slot: 0}
+    assert 2 <= bench.broker.offsets_at([slot], between)[slot] <= third, "the end of a transaction may lie before it"
+    assert bench.broker.offsets_at([slot], between + 3_600_000) == {slot: bench.broker.end_offset(slot)}
+    assert bench.broker.offsets_at([], 0) == {}
+
+
 def test_a_later_producer_of_the_name_fences_the_earlier(bench: Bench) -> None:
     consumer = bench.broker.consumer(bench.group, [bench.source], "m")
     zombie = bench.broker.producer("same")

@@ -22,6 +22,7 @@ FOLDER = click.option(
     help="Where the keys are.",
 )
 SERVICES = ("learner", "gate", "status", "monitor")
+OWNERS = (*SERVICES, "audit")
 
 
 @click.group()
@@ -35,16 +36,25 @@ def keys() -> None:
 
 @keys.command()
 @FOLDER
+@click.argument("owner", type=click.Choice(["audit"]), required=False)
 @click.option("--if-missing", is_flag=True, help="Leave a folder that has keys as it is.")
-def new(folder: Path, *, if_missing: bool) -> None:
-    """Make the first keys: one for each service that signs."""
+def new(folder: Path, owner: str | None, *, if_missing: bool) -> None:
+    """Make the first keys: one for each service that signs.
+
+    With `audit`: the key that audits are signed with, beside those of the services. No service needs it.
+    """
     from tidemill import keys as keyring
 
-    if keyring.read_keys(folder):
+    known = keyring.read_keys(folder)
+    if known and owner not in (None, *(key.name for key in known)):
+        keyring.make_keys(folder, (owner,))
+        _print(folder)
+        return
+    if known:
         if if_missing:
             return
         raise SettingsError(f"{folder} has keys already: replace them with `tidemill keys rotate --folder {folder}`")
-    keyring.make_keys(folder)
+    keyring.make_keys(folder, OWNERS if owner else SERVICES)
     _print(folder)
     click.echo(
         f"\nTIDEMILL_VERIFY_KEYS={folder / keyring.VERIFY_FILE} for every process; TIDEMILL_SIGNING_KEY={folder} for "
@@ -62,7 +72,7 @@ def list_(folder: Path, *, as_json: bool) -> None:
 
 @keys.command()
 @FOLDER
-@click.argument("services", nargs=-1, type=click.Choice(SERVICES), metavar="[SERVICE]...")
+@click.argument("services", nargs=-1, type=click.Choice(OWNERS), metavar="[SERVICE|audit]...")
 @click.option(
     "--until", default="7d", show_default=True, metavar="DURATION|TIME", help="The old keys are accepted until then."
 )
@@ -94,7 +104,7 @@ def _print(folder: Path, *, as_json: bool = False) -> None:
     now, known = time.time(), keyring.read_keys(folder)
     if not known:
         raise SettingsError(f"{folder} has no keys: make some with `tidemill keys new --folder {folder}`")
-    signing = {keyring.signing_id(folder, service) for service in SERVICES}
+    signing = {keyring.signing_id(folder, owner) for owner in OWNERS}
     listed = [key.as_dict() | {"signs": key.id in signing, "ended": key.is_over(now)} for key in known]
     if as_json:
         click.echo(json.dumps(listed, indent=2))

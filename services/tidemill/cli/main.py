@@ -15,6 +15,7 @@ from tidemill.errors import TidemillError
 #: The commands by name: where each is, and its line in `tidemill --help`.
 COMMANDS = {
     "acl": ("acl:acl", "Print what each service's user may do with Kafka and Redis."),
+    "audit": ("audit:audit", "Write who served when, why, and on what evidence; signed."),
     "backtest": ("backtest:backtest", "Run a pipeline over history, without Kafka."),
     "capacity": ("capacity:capacity", "Say what machine a pipeline needs at a rate."),
     "check": ("check:check", "Check a declaration, and print what it runs."),

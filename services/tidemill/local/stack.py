@@ -24,7 +24,7 @@ from tidemill.errors import (
     TopicError,
     VersionsError,
 )
-from tidemill.keys import SIGNERS, VERIFY_FILE, make_keys
+from tidemill.keys import KEY_OWNERS, SIGNERS, VERIFY_FILE, make_keys
 from tidemill.local.processes import Process, end, fork, free_port, share_memory, spawn
 from tidemill.runtime import run as running
 from tidemill.runtime.together import Member
@@ -102,7 +102,7 @@ class Stack:
         forks: bool = False,
     ) -> None:
         self.reference, self.pipeline, self.folder, self.forks = reference, pipeline, folder, forks
-        make_keys(folder / "keys")
+        make_keys(folder / "keys", tuple(KEY_OWNERS))
         self.env = {
             "TIDEMILL_VERIFY_KEYS": str(folder / "keys" / VERIFY_FILE),
             "TIDEMILL_STORE_URL": str(folder / "artifacts"),

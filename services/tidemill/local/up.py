@@ -25,7 +25,7 @@ from typing import Any
 from tidemill import logs
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError, TidemillError
-from tidemill.keys import make_keys
+from tidemill.keys import KEY_OWNERS, make_keys
 from tidemill.local.console import Console, ConsoleHandler
 from tidemill.local.processes import Process, end, fork, free_port
 from tidemill.local.replay import Reading, send_all
@@ -264,7 +264,7 @@ class Local:
             return {}
         folder = Path(chosen.verify_keys).parent.parent
         if not Path(chosen.verify_keys).is_file():
-            make_keys(folder)
+            make_keys(folder, tuple(KEY_OWNERS))
         return {"verify_keys": chosen.verify_keys, "signing_key": folder}
 
     def _for_commands(self) -> dict[str, str]:

@@ -69,13 +69,14 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """One segment. `difference`: of the mean loss, A less B: below 0, A is better."""
+    """One segment. `difference`: of the mean loss, A less B: below 0, A is better. `loss`: A's own mean loss."""
 
     segment: Segment
     questions: int
     a: Mapping[str, float]
     b: Mapping[str, float]
     difference: Interval | None
+    loss: Interval | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -136,7 +137,7 @@ class _Running:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.questions = 0
-        self.differences = Differences()
+        self.differences, self.losses = Differences(), Differences()
         self._kind, self._loss = pipeline.kind, LOSSES.get(pipeline.task)
         self._a, self._b = Scorecard(pipeline.metric()), Scorecard(pipeline.metric())
         self._label: Any = None
@@ -149,11 +150,13 @@ class _Running:
         for scorecard, answer in ((self._a, a), (self._b, b)):
             scorecard.update(label, self._kind.judged(answer["score"], answer["probabilities"]))
         if self._loss:
-            self.differences.add(self._loss[1](label, a) - self._loss[1](label, b))
+            loss = self._loss[1](label, a)
+            self.losses.add(loss)
+            self.differences.add(loss - self._loss[1](label, b))
 
     def row(self, segment: Segment, terms: Terms) -> SegmentRow:
-        interval = self.differences.interval(terms)
-        return SegmentRow(segment, self.questions, self._values(self._a), self._values(self._b), interval)
+        difference, loss = self.differences.interval(terms), self.losses.interval(terms)
+        return SegmentRow(segment, self.questions, self._values(self._a), self._values(self._b), difference, loss)
 
     def _values(self, scorecard: Scorecard) -> dict[str, float]:
         """Return the metrics that mean something: where all labels are the same, River's ROCAUC is -0."""

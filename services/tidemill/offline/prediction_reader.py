@@ -74,12 +74,14 @@ class PredictionReader:
         own = {partition_of(event_id.encode(), len(ranges)) for event_id in event_ids}
         return sum(end - begin for partition, (begin, end) in ranges.items() if partition.partition in own)
 
-    def draw(self, count: int, seed: int) -> list[Prediction]:
-        """Return `count` predictions drawn at random, each as likely as any other; all, where the log holds no more.
+    def draw(self, count: int, seed: int, ranges: Ranges | None = None) -> list[Prediction]:
+        """Return `count` predictions drawn at random, each as likely as any other; all, where there are no more.
 
-        Some offsets hold none (the ends of transactions), so more are drawn until there are enough.
+        Some offsets hold none (the ends of transactions), so more are drawn until there are enough. `ranges`: of these
+        offsets alone; by default of all that the log holds.
         """
-        ranges, rng = full_range(self.broker, self.topic), random.Random(seed)  # noqa: S311  it hides nothing
+        ranges = full_range(self.broker, self.topic) if ranges is None else ranges
+        rng = random.Random(seed)  # noqa: S311  it hides nothing
         total = sum(end - begin for begin, end in ranges.values())
         drawn: list[Prediction] = []
         tried: set[int] = set()

@@ -172,10 +172,12 @@ class Replay:
         sample: int | None = None,
         seed: int | None = None,
         rebuild: bool = False,
+        ranges: Ranges | None = None,
         progress: ShowProgress = lambda _what, _total: contextlib.nullcontext(),
     ) -> ReplayReport:
         """Repeat the predictions of these ids, with all that is known of each; or a sample, drawn at random.
 
+        `ranges`: the offsets of the prediction log that a sample is drawn from; by default all.
         Raises SettingsError as `check_choice`, and where there is nothing to draw from.
         """
         check_choice(ids, sample, seed)
@@ -186,7 +188,7 @@ class Replay:
                 predictions = self.log.find(ids, advance)
         else:
             summary.seed = random.randrange(2**32) if seed is None else seed  # noqa: S311  it hides nothing
-            predictions = self.log.draw(sample, summary.seed)
+            predictions = self.log.draw(sample, summary.seed, ranges)
             if not predictions:
                 raise SettingsError(f"--sample {sample}: {self.log.topic} holds no prediction of this declaration")
         versions = {version_of(score) for prediction in predictions for score in prediction.scores}

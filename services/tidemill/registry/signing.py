@@ -359,8 +359,12 @@ class Chains(Generic[Content]):
 
     def restore_in_order(self, records: Iterable[Record]) -> list[Content]:
         """Return the same of all chains, in the order of the log."""
+        return [content for _, content in self.restore_with_records(records)]
+
+    def restore_with_records(self, records: Iterable[Record]) -> list[tuple[Record, Content]]:
+        """Return the same, each with its record."""
         entries = [entry for valid in self._restore(records, None).values() for entry in valid]
-        return [entry.content for entry in sorted(entries, key=lambda one: one.record.offset())]
+        return [(one.record, one.content) for one in sorted(entries, key=lambda one: one.record.offset())]
 
     def restore_before(self, past: Past, end: int) -> None:
         """Know of all chains what is before the offset `end`: a chain that is not among it has begun since."""

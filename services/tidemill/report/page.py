@@ -20,14 +20,7 @@ def render(recording: Recording) -> str:
     from tidemill.report import charts  # matplotlib takes half a second
 
     report, pipeline = recording.backtest, recording.pipeline
-    environment = Environment(
-        loader=PackageLoader("tidemill.report", "."),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"minute": minute, "figure": figure, "count": "{:,}".format, "span": approximate}
+    environment = template_environment()
     images = {name: base64.b64encode(text.encode()).decode() for name, text in charts.pictures(recording).items()}
     return environment.get_template("page.html").render(
         r=recording,
@@ -41,6 +34,19 @@ def render(recording: Recording) -> str:
         letters=sorted(report.dead_letters.items(), key=lambda item: -item[1]),
         delay_quantiles=_delay_quantiles(report),
     )
+
+
+def template_environment() -> Environment:
+    """Return what renders this package's pages."""
+    environment = Environment(
+        loader=PackageLoader("tidemill.report", "."),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"minute": minute, "figure": figure, "count": "{:,}".format, "span": approximate}
+    return environment
 
 
 def write(recording: Recording, path: Path) -> None:

@@ -247,6 +247,9 @@ class Broker(Protocol):
     def end_offset(self, partition: TopicPartition) -> int:
         """Return the offset after the last record, be it committed or in a transaction that is still open."""
 
+    def offsets_at(self, partitions: Sequence[TopicPartition], time: int) -> dict[TopicPartition, int]:
+        """Return, by partition, the first offset whose record was written at `time` (ms) or later, else its end."""
+
     def topic_states(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, TopicState]:
         """Return these topics as they are; those that do not exist are missing.
 

@@ -118,6 +118,15 @@ class MemoryBroker:
     def end_offset(self, partition: TopicPartition) -> int:
         return len(self.log[partition])
 
+    def offsets_at(self, partitions: Sequence[TopicPartition], time: int) -> dict[TopicPartition, int]:
+        return {
+            partition: next(
+                (one.offset() for one in self.log[partition][self.first[partition] :] if one.timestamp()[1] >= time),
+                len(self.log[partition]),
+            )
+            for partition in partitions
+        }
+
     def topic_states(self, topics: Sequence[str], timeout: float = 10.0) -> dict[str, TopicState]:
         del timeout  # nothing here waits
         return {topic: TopicState(self._ids[topic], self._topics[topic]) for topic in topics if topic in self._ids}

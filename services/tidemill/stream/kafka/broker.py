@@ -238,6 +238,21 @@ class KafkaBroker:
                 what = f"reading the offset range of {partition.topic}[{partition.partition}]"
                 raise service_error(error, what) from error
 
+    def offsets_at(self, partitions: Sequence[TopicPartition], time: int) -> dict[TopicPartition, int]:
+        client = reading_client(self.common)
+        try:
+            wanted = [KafkaTopicPartition(*partition, time) for partition in partitions]
+            answers = client.offsets_for_times(wanted, timeout=CALL_SECONDS) if wanted else []
+            if failed := next((one for one in answers if one.error is not None), None):
+                raise KafkaException(failed.error)
+        except KafkaException as error:
+            raise service_error(error, f"asking for the offsets of {partitions[0].topic} at a time") from error
+        finally:
+            client.close()
+        offsets = {TopicPartition(one.topic, one.partition): one.offset for one in answers}
+        # Nothing is that late: then Kafka says -1, for the end.
+        return {one: offset if offset >= 0 else self.end_offset(one) for one, offset in offsets.items()}
+
     def topic_states(self, topics: Sequence[str], timeout: float = CALL_SECONDS) -> dict[str, TopicState]:
         states = {}
         try:
