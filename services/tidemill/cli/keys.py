@@ -46,7 +46,7 @@ def new(folder: Path, owner: str | None, *, if_missing: bool) -> None:
     from tidemill import keys as keyring
 
     known = keyring.read_keys(folder)
-    if known and owner not in (None, *(key.name for key in known)):
+    if known and owner and owner not in {key.name for key in known}:
         keyring.make_keys(folder, (owner,))
         _print(folder)
         return
