@@ -9,6 +9,7 @@ import itertools
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,6 +232,41 @@ def storm(bench: Bench, *, changes: int = 30, between: float = 1.8, rate: float 
         return river.judge(
             "rebalance storm", "30 joins and leaves of each: L0D0, stall <= 30 s", stall_allowed=30.0, window=20
         )
+
+
+def rolls(bench: Bench, *, between: float = 3.0, rate: float = 150.0) -> Row:
+    """Roll two instances of each service one by one, as an update does; then scale each to one, two, four and one."""
+    with bench.river(rate=rate) as river:
+        for role in DATA_PLANE:
+            river.supervisor.begin(f"{role}#1")
+        until(lambda: all(river.ready(f"{role}#1") for role in DATA_PLANE), "the second instances are not ready", 90)
+
+        def change(what: str, role: str, leaves: Sequence[str] = (), joins: Sequence[str] = ()) -> None:
+            river.pause(between, between + 1)
+            fault = river.plan(what, role)
+            codes = [river.stop(name)[1] for name in leaves]
+            for name in joins:
+                river.supervisor.begin(name)
+            until(lambda: all(map(river.ready, joins)), f"{' '.join(joins)} are not ready", 60)
+            fault.fired, fault.until = not any(codes), time.monotonic()
+
+        for role in DATA_PLANE:
+            for name in (f"{role}#1", role):
+                change("roll", role, [name], [name])
+        for role in DATA_PLANE:
+            two, *more = (f"{role}#{number}" for number in (1, 2, 3))
+            change("scale to 1", role, leaves=[two])
+            change("scale to 2", role, joins=[two])
+            change("scale to 4", role, joins=more)
+            change("scale to 1", role, leaves=[two, *more])
+        row = river.judge(
+            "two instances of each, rolled one by one; scaled 1-2-4-1", "L0D0, stall <= 5 s", stall_allowed=5.0,
+            window=between,
+        )  # fmt: skip
+        delays = river.delays()
+        at = {share: delays[int(share * (len(delays) - 1))] for share in (0.5, 0.99)}
+        row.notes.append(f"from an event's sending to its prediction p50 {at[0.5]:.2f} s, p99 {at[0.99]:.2f} s")
+        return row
 
 
 def redis_away(bench: Bench, *, rounds: int = 3, rate: float = 200.0) -> Row:
@@ -472,4 +508,6 @@ def chains(bench: Bench, *, each: int = 8, moves: int = 3, between: float = 5.0,
         )  # fmt: skip
 
 
-CASES = (kills, kills_whole, graceful, zombies, lost_partitions, broker, storm, redis_away, slow, disk_full, chains)
+CASES = (
+    kills, kills_whole, graceful, zombies, lost_partitions, broker, storm, rolls, redis_away, slow, disk_full, chains,
+)  # fmt: skip

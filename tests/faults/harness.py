@@ -227,6 +227,7 @@ class River:
         self.run.stack.env["FAULTS"] = str(folder)
         self.folder, self.watched = folder, watched
         self.sent: list[Message] = []
+        self.sent_at: dict[str, float] = {}
         self.ledger = Ledger(self.run, self.redis.url)
         self.roles = chained(roles(self.run.pipeline)) if chains else roles(self.run.pipeline)
         self.ledger.is_chained = chains
@@ -263,6 +264,8 @@ class River:
     def _load(self) -> Iterator[Message]:
         for message in paced(again_and_again(self.run.pipeline, flights(), corrupt_every=200), self.rate):
             self.sent.append(message)
+            if message.is_event:
+                self.sent_at.setdefault(message.key.decode(), time.monotonic())
             yield message
 
     def end_load(self) -> None:
@@ -383,6 +386,11 @@ class River:
     def passed(self, begin: float, end: float) -> int:
         """Return how many predictions came between two moments."""
         return sum(begin <= t < end for t in self.ledger.times(topics.PREDICTIONS))
+
+    def delays(self) -> list[float]:
+        """Return how long each prediction took from its event's sending until the ledger had it, in s, the shortest first."""
+        came = zip(self.ledger.ids(topics.PREDICTIONS), self.ledger.times(topics.PREDICTIONS), strict=True)
+        return sorted(at - self.sent_at[event_id] for event_id, at in came)
 
     def longest_gap(self, role: str, begin: float, end: float) -> float:
         """Return the longest time in which nothing came out of a role, of those that began between two moments."""
