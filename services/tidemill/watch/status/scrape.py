@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
@@ -226,9 +226,15 @@ class _ByName(urllib.request.HTTPSHandler):
         return self.do_open(self._connection, request, context=self._context)  # type: ignore[attr-defined]
 
 
+@cache
+def _opener(tls: ssl.SSLContext | None, name: str) -> urllib.request.OpenerDirector:
+    """Return what opens URLs: to make one takes longer than to be answered."""
+    return urllib.request.build_opener(*([_ByName(tls, name)] if tls else []))
+
+
 def fetch(url: str, tls: ssl.SSLContext | None = None, name: str = "") -> tuple[int, str]:
     """Return status and body; (0, why) without an answer. At https:// a certificate for `name` is expected."""
-    opener = urllib.request.build_opener(*([_ByName(tls, name)] if tls and url.startswith("https:") else []))
+    opener = _opener(tls, name) if tls and url.startswith("https:") else _opener(None, "")
     try:
         try:
             with opener.open(url, timeout=SCRAPE_SECONDS.max) as answer:
