@@ -17,6 +17,9 @@ MAX_QUOTING_CHARACTERS = 1_000
 class TidemillError(Exception):
     """Base of all our errors. Its text names the thing, its value, what was expected and what to do."""
 
+    #: What a service answers over HTTP where it is raised.
+    http_status = 503
+
 
 def in_one_line(text: str) -> str:
     """Return a text that may quote anything: in one line, printable, and cut."""
@@ -63,6 +66,8 @@ class ScoreError(ArtifactError):
 
 class UnknownOutcome(BrokerError):
     """Kafka has not said whether something was written, so it may be."""
+
+    http_status = 504
 
 
 class Fenced(BrokerError):

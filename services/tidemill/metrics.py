@@ -164,6 +164,9 @@ STORED_VERSIONS = Gauge(
     ["model"],
 )
 PRUNED = Counter("tidemill_artifacts_pruned_total", "Artifacts that the learner deleted by the retention.", ["model"])
+ACCESS_DROPPED = Counter(
+    "tidemill_access_records_dropped_total", "Records of the access log that Kafka did not take.", ["service"]
+)
 STATUS_REFUSED = Counter("tidemill_status_refused_total", "Requests that the status service refused.", ["reason"])
 
 

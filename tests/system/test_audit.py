@@ -106,7 +106,7 @@ def test_a_promotion_a_rollback_and_a_forgery_are_in_the_audit(running, tmp_path
     )
     done = command(run, *arguments)
     assert done.exit_code == 1, f"the forgery is not in order: {done.output} {done.exception!r}"
-    assert "promotions: 1 signed records are refused: forged" in done.output
+    assert "promotions: 1 signed record is refused: forged" in done.output
     content = json.loads((out / "audit.json").read_bytes())
     assert [(turn["model"], turn["by"]) for turn in content["serving"]] == [
         ("logreg", "declaration"), ("slow", "admin"), ("logreg", "admin"),
@@ -117,6 +117,9 @@ def test_a_promotion_a_rollback_and_a_forgery_are_in_the_audit(running, tmp_path
     (forged,) = content["refused"]
     assert (forged["reason"], forged["topic"]) == ("forged", run.name(topics.PROMOTIONS))
     assert "by mallory" in forged["claims"]
+    asked = {(one["by"], one["method"], one["route"], one["status"]) for one in content["access"]["counts"]}
+    assert ("admin", "POST", "/api/commands", 202) in asked
+    assert content["access"]["dropped"] == 0
     assert content["answers"]["otherwise"] == 0
     assert [line["model"] for line in content["answers"]["models"]] == ["logreg", "slow"]
     replayed = content["replay"]

@@ -150,6 +150,7 @@ WRONG_SETTINGS = [
     ("archive_seconds", "0", ["0"]),
     ("archive_format", "iceberg", ["iceberg", "parquet", "delta"]),
     ("fuse", "perhaps", ["perhaps", "boolean"]),
+    ("access_log", "perhaps", ["perhaps", "boolean"]),
     ("redis_url", "localhost:6379", ["redis://"]),
     ("redis_url", f"http://:{SECRET}@localhost:6379", ["redis://"]),
     ("redis_url", f"redis://:{SECRET}/0", ["redis://"]),

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tidemill import __version__
 from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
-from tidemill.errors import BrokerError, Reject, Retry, SettingsError, StoreError, UnknownOutcome
+from tidemill.errors import BrokerError, Reject, Retry, SettingsError, StoreError
 from tidemill.features.store import now
 from tidemill.gateway import cloudevents, schemas
 from tidemill.gateway.asking import CODES, Answer, Asked, Gateway, count
@@ -30,7 +30,7 @@ from tidemill.limits import GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS,
 from tidemill.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS
 from tidemill.tokens import Holder, Permission
 from tidemill.web import health
-from tidemill.web.access import GuardedRoute, needs
+from tidemill.web.access import GuardedRoute, needs, status_of
 from tidemill.web.edge import HEADERS
 from tidemill.wire.records import Prediction
 
@@ -204,8 +204,9 @@ async def what_if(request: Request, gateway: FromApp) -> Response:
 
 @router.post("/features", responses=schemas.FEATURES)
 @needs(Permission.READ)
-async def features(asked: FeaturesRequest, gateway: FromApp) -> Response:
+async def features(asked: FeaturesRequest, request: Request, gateway: FromApp) -> Response:
     """The online features of many entities in one call: as of now, or of any time, with their ages."""
+    request.state.subject = " ".join(f"{entity}={id_}" for entity, ids in asked.entities.items() for id_ in ids)
     count = sum(map(len, asked.entities.values()))
     if count > GATEWAY_QUESTIONS.max:
         raise HTTPException(413, GATEWAY_QUESTIONS.excess(count))
@@ -259,6 +260,7 @@ async def command(request: Request, gateway: FromApp) -> Response:
         asked = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise HTTPException(422, f"a command as a JSON object was expected: {error}") from error
+    request.state.subject = " ".join(str(asked.get(name, "")) for name in ("kind", "target", "id"))
     if asked.get("kind") in LEFT_TO_PEOPLE:
         raise HTTPException(403, f"{asked['kind']} is for people, at the status service")
     gateway.rates.take(holder.name, 1)
@@ -377,4 +379,4 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:
-    return _json({"detail": str(error)}, 504 if isinstance(error, UnknownOutcome) else 503)
+    return _json({"detail": str(error)}, status_of(error))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -17,8 +15,8 @@ from tidemill.gateway import cloudevents
 from tidemill.limits import GATEWAY_BODIES_BYTES, GATEWAY_BODY_BYTES, GATEWAY_HEADER_CHARACTERS, MESSAGE_BYTES
 from tidemill.stream.api import Headers
 from tidemill.stream.trace import TRACEPARENT, TRACESTATE, trace_headers
+from tidemill.web.access import request_id
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 #: Idempotency keys remembered, with what they came with.
 MAX_KEYS = 10_000
 
@@ -37,12 +35,10 @@ class Call:
     @classmethod
     def of(cls, request: Request, route: str) -> Call:
         """Return what the headers say; what they lack, or have malformed, is made here."""
-        given = request.headers.get("x-request-id", "")
         # Two parents are none; a state may come in parts.
         lists = {name: ",".join(request.headers.getlist(name)).encode("latin-1") for name in (TRACEPARENT, TRACESTATE)}
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         trace, end = request.app.state.parts.traces.request(trace_headers(lists), request.method, route)
-        return cls(request_id, trace, end, cloudevents.is_one(request))
+        return cls(request_id(request), trace, end, cloudevents.is_one(request))
 
     @property
     def trace_id(self) -> str:

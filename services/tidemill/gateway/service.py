@@ -30,6 +30,8 @@ from tidemill.stream.loop import tune_collector
 from tidemill.stream.trace import Traces
 from tidemill.web.access import Access
 from tidemill.web.connections import Server, server_config
+from tidemill.wire import access_log
+from tidemill.wire.access_log import AccessLog
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +60,20 @@ def run(
     `open_models` returns what follows the registry, for who asks what would be predicted.
     """
     holders, store = settings.key_holders(), Store(pipeline, settings.redis_address())
+    access = Access(
+        holders,
+        reading_is_free=False,
+        count_refused=lambda reason: GATEWAY_REFUSED.labels(reason).inc(),
+        setting="TIDEMILL_GATEWAY_KEYS",
+    )
+    accesses = Sender(settings.brokers, {**broker.common, **access_log.PRODUCER}) if settings.access_log else None
+    if accesses:
+        access.on_access = AccessLog(pipeline, "gateway", settings.instance, accesses).note
     gateway = Gateway(
         pipeline,
         River(pipeline, broker, Sender(settings.brokers, {**broker.common, **PRODUCER})),
         LogLookup(pipeline, broker, lambda _view, _entity: {}, lambda _model, _version: None),
-        Access(
-            holders,
-            reading_is_free=False,
-            count_refused=lambda reason: GATEWAY_REFUSED.labels(reason).inc(),
-            setting="TIDEMILL_GATEWAY_KEYS",
-        ),
+        access,
         Rates(settings.gateway_rate),
         store,
         WhatIf(pipeline, store, open_models),
@@ -91,7 +97,11 @@ def run(
     tls, connections = settings.server_context(), GATEWAY_CONNECTIONS.max
     config = server_config(application, settings.gateway_bind, port, DRAIN_SECONDS, connections, tls)
     tune_collector()  # the ids that are remembered are many, and hold no cycles
-    Server(config, on_drain).run()
+    try:
+        Server(config, on_drain).run()
+    finally:
+        if accesses:
+            accesses.drain(1.0)
 
 
 def allow_files(count: int) -> None:

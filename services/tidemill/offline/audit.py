@@ -50,6 +50,8 @@ COUNTED = (
     topics.EVENTS, topics.EVENTS_VALID, topics.LABELS, topics.LABELS_VALID, topics.DLQ, topics.PREDICTION_LOG,
     topics.EXAMPLES, topics.EXPIRED,
 )  # fmt: skip
+#: Requests that were refused for who sent them, listed one by one at most.
+MAX_REFUSED_REQUESTS = 1_000
 #: Figures of windows that say how far something has moved.
 DRIFT = ("psi", "score_psi", "label_psi")
 #: In these fields of a manifest it shows that something else was running.
@@ -141,6 +143,7 @@ class Audit:
             "performance": performance,
             "drift": self._drift(),
             "alerts": self._alerts(),
+            "access": self._access(),
             "dead_letters": self._dead_letters(),
             "schemas": self._schemas(counts),
         }
@@ -181,7 +184,7 @@ class Audit:
         """Verify all that is signed; return what is refused, and note that and what is missing as findings."""
         refused = [*(one for topic in self.signed for one in topic.refused), *self._replacements()]
         for (place, reason), count in sorted(Counter((one.topic, one.reason) for one in refused).items()):
-            self._find("wrong", f"{place}: {count:,} signed records are refused: {reason}")
+            self._find("wrong", f"{place}: {_records(count, 'is', 'are')} refused: {reason}")
         for signed in self.signed:
             for chain in signed.chains:
                 for first, last in chain.missing:
@@ -418,6 +421,25 @@ class Audit:
             if self.request.covers(record.timestamp()[1]) and alert["state"] != "continuing"
         ]
 
+    def _access(self) -> dict[str, Any]:
+        """Return who read and commanded by the services with an interface, counted, and who was refused, one by one."""
+        counts: dict[tuple[Any, ...], dict[str, Any]] = {}
+        refused, dropped = list[dict[str, Any]](), 0
+        for record in self._read(topics.ACCESS, _Count(), None):
+            access = self.records.access.of(record.value())
+            if access is None:
+                continue
+            own = {name: access[name] for name in _ACCESSED}
+            line = counts.setdefault(tuple(own.values()), {**own, "requests": 0, "first": access["time"], "last": 0})
+            line |= {"requests": line["requests"] + 1, "last": max(line["last"], access["time"])}
+            dropped += access["dropped"]
+            if access["status"] in (401, 403) and len(refused) < MAX_REFUSED_REQUESTS:
+                refused.append(access)
+        if dropped:
+            self._find("note", f"{dropped:,} records of the access log were lost while Kafka did not take them")
+        lines = sorted(counts.values(), key=lambda line: (line["by"], line["first"]))
+        return {"dropped": dropped, "counts": lines, "refused": refused}
+
     def _dead_letters(self) -> dict[str, Any]:
         wanted = LetterFilter(since=self.request.begin, until=self.request.end)
         return DeadLetters(self.pipeline, self.broker).stats(wanted).as_dict()
@@ -448,6 +470,8 @@ class Audit:
         return {"written": written, "changes": changes}
 
 
+#: By what the requests of the access log are counted.
+_ACCESSED = ("by", "role", "service", "method", "route", "status")
 #: What of a replay's summary is in an audit.
 _REPLAYED = ("scores", "versions", "equal", "different", "gone", "skipped")
 
@@ -518,6 +542,10 @@ class _Performance:
             return {"why": str(error), "lines": []}
         lines = [line.as_dict() | {"loss": line.loss._asdict() if line.loss else None} for line in report.lines]
         return {"why": ""} | report.as_dict() | {"lines": lines}
+
+
+def _records(count: int, one: str, several: str) -> str:
+    return f"1 signed record {one}" if count == 1 else f"{count:,} signed records {several}"
 
 
 def _turn(begin: int, champion: ModelRef, pinned: bool, one: Decision | None = None) -> dict[str, Any]:

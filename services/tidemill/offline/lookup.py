@@ -30,6 +30,8 @@ CHUNK_OFFSETS = 50_000
 class TooFarBackError(StoreError):
     """A look-up took too long: what it looks for lies too far back in the log."""
 
+    http_status = 504
+
 
 class AskerGoneError(StoreError):
     """A look-up was given up: nobody waits for its answer any more."""

@@ -58,7 +58,7 @@ def figure(value: Any) -> str:
     """Return a metric's value with four digits after the point, or of large ones six in all."""
     if value is None:
         return ""
-    return f"{value:.4f}" if abs(value) < 1_000 else f"{value:,.6g}"
+    return f"{value:z.4f}" if abs(value) < 1_000 else f"{value:,.6g}"
 
 
 def _better(recording: Recording) -> dict[str, str]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ipaddress
 import logging
 import math
+import re
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from tidemill.limits import STATUS_GUESSERS
@@ -25,6 +28,10 @@ log = logging.getLogger(__name__)
 #: Wrong tokens that a client may send before it is told to wait.
 FREE_FAILURES = 5
 MAX_WAIT_SECONDS = 60.0
+
+#: A request that was refused for who sent it.
+REFUSED = (401, 403, 429)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -78,6 +85,8 @@ class Access:
         Called with the reason of each refusal.
     setting
         Where the service has its tokens from.
+    on_access
+        Called with what was read or commanded, once it is answered; see schemas/tidemill/access.v1.avsc.
     """
 
     def __init__(
@@ -88,13 +97,17 @@ class Access:
         count_refused: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         setting: str = "TIDEMILL_STATUS_TOKENS",
+        on_access: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         self.tokens, self.reading_is_free, self.count_refused = tokens, reading_is_free, count_refused
-        self._setting = setting
+        self._setting, self.on_access = setting, on_access
         self.backoff = Backoff(clock)
 
-    def admit(self, needed: Role | Permission, authorizations: Sequence[str], client: str) -> Holder | None:
-        """Return the holder of a request's token; None where it has none and needs none. Raises HTTPException."""
+    def identify(self, needed: Role | Permission, authorizations: Sequence[str], client: str) -> Holder | None:
+        """Return the holder of a request's token; None where it has none and needs none. Raises HTTPException.
+
+        What the holder may do is not looked at: see `require`.
+        """
         if not authorizations and needed is Role.VIEWER and self.reading_is_free:
             return None
         if not self.tokens:
@@ -106,7 +119,6 @@ class Access:
         holder = self.tokens.holder(token.strip(" ")) if is_one else None
         if holder is None:
             raise self._wrong_token(client)
-        self.require(holder, needed)
         return holder
 
     def require(self, holder: Holder, needed: Role | Permission) -> None:
@@ -153,8 +165,54 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             access: Access = request.app.state.parts.access
             client = request.client.host if request.client else ""
-            request.state.holder = access.admit(needed, request.headers.getlist("authorization"), client)
-            response: Response = await handle(request)
-            return response
+            authorizations, id_ = request.headers.getlist("authorization"), request_id(request)
+            request.state.holder, code = None, 500
+            try:
+                request.state.holder = holder = access.identify(needed, authorizations, client)
+                if holder:
+                    access.require(holder, needed)
+                response: Response = await handle(request)
+                code = response.status_code
+                response.headers["X-Request-Id"] = id_
+                return response
+            except Exception as error:
+                code = status_of(error)
+                raise
+            finally:
+                # What is sent is on the topics of events and labels; whoever has no token at all is nobody.
+                is_sent = needed is Permission.PRODUCE and code not in REFUSED
+                if not is_sent and (code not in REFUSED or authorizations):
+                    access.on_access(_accessed(request, self.path, id_, code))
 
         return guarded
+
+
+def request_id(request: Request) -> str:
+    """Return the id that a request came with, or that was made for it."""
+    known: str | None = getattr(request.state, "request_id", None)
+    if known is None:
+        given = request.headers.get("x-request-id", "")
+        known = request.state.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return known
+
+
+def status_of(error: Exception) -> int:
+    """Return the status with which an error is answered."""
+    if isinstance(error, HTTPException):
+        return error.status_code
+    return 422 if isinstance(error, RequestValidationError) else getattr(error, "http_status", 500)
+
+
+def _accessed(request: Request, route: str, id_: str, code: int) -> dict[str, Any]:
+    holder: Holder | None = request.state.holder
+    asked = [*map(str, request.path_params.values()), *([request.url.query] if request.url.query else ())]
+    return {
+        "time": int(time.time() * 1000),
+        "request_id": id_,
+        "by": holder.name if holder else "",
+        "role": holder.role_name if holder else "",
+        "method": request.method,
+        "route": route,
+        "subject": getattr(request.state, "subject", " ".join(asked)),
+        "status": code,
+    }

@@ -34,7 +34,7 @@ def document(
     `brokers` are host:port each, over TLS where `is_secure`; `registry` is the schema registry's address, or empty.
     """
     records = Records(pipeline)
-    shown = [topic for topic in topics.TOPICS if inner or {*topic.writers, *topic.readers} & {*topics.OUTSIDE}]
+    shown = [topic for topic in topics.TOPICS if inner or {*topic.writers, *topic.readers} & {*topics.APPLICATIONS}]
     channels = {_id(topic): _channel(pipeline, records, topic) for topic in shown}
     operations: dict[str, Any] = {}
     for topic in shown:

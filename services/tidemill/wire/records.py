@@ -260,6 +260,11 @@ class Records:
         return self._signed("alert.v1")
 
     @cached_property
+    def access(self) -> Codec:
+        """Access: somebody has read or commanded."""
+        return self._own("access.v1")
+
+    @cached_property
     def redrive(self) -> Codec:
         """Redrive: a dead letter went back."""
         return self._own("redrive.v1")

@@ -22,8 +22,10 @@ WITH_INTERFACE = ("status", *SERVING)
 ALL = (*SERVICES, *WATCHING, *NOTIFYING, *SERVING)
 #: Those that keep offsets and their progress.
 KEEPING_PROGRESS = (*SERVICES, "archiver", *NOTIFYING)
-#: Who else writes or reads: others' programs, and the command that sends dead letters back.
-OUTSIDE = ("producers", "consumers", "redrive")
+#: Others' programs, and the command that sends dead letters back.
+APPLICATIONS = ("producers", "consumers", "redrive")
+#: Who else writes or reads: those, and who audits.
+OUTSIDE = (*APPLICATIONS, "auditor")
 
 
 EVENTS = Topic(
@@ -108,6 +110,11 @@ ALERTS = Topic(
     doc="What is beyond its limits: opened, continuing, resolved; with the evidence.",
 )  # fmt: skip
 
+ACCESS = Topic(
+    "access", "by", "Access", ("status", "gateway"), ("auditor",), partitions=1, retention_ms=365 * DAY,
+    doc="Who has read or commanded what, by the status service or the gateway, and how that was answered.",
+)  # fmt: skip
+
 PROGRESS = Topic(
     "progress", "group/topic/partition", "JSON", KEEPING_PROGRESS, KEEPING_PROGRESS,
     partitions=2, retention_ms=-1, compacted=True,
@@ -117,7 +124,7 @@ PROGRESS = Topic(
 
 TOPICS: tuple[Topic, ...] = (
     EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, REDRIVES, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG,
-    EXAMPLES, EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS, PROGRESS,
+    EXAMPLES, EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS, ACCESS, PROGRESS,
 )  # fmt: skip
 
 #: What a service reads besides when it is asked: a prediction with its event, its models and its outcome; and the
@@ -125,6 +132,22 @@ TOPICS: tuple[Topic, ...] = (
 LOOKED_INTO: Mapping[str, tuple[Topic, ...]] = {
     "status": (PREDICTION_LOG, EVENTS_VALID, EXAMPLES, EXPIRED, MODELS),
     "gateway": (PREDICTION_LOG, EVENTS_VALID, EXAMPLES, EXPIRED, MODELS, PROMOTIONS),
+    "auditor": (
+        EVENTS,
+        LABELS,
+        EVENTS_VALID,
+        LABELS_VALID,
+        DLQ,
+        REDRIVES,
+        PREDICTION_LOG,
+        EXAMPLES,
+        EXPIRED,
+        MODELS,
+        COMMANDS,
+        PROMOTIONS,
+        WINDOWS,
+        ALERTS,
+    ),
 }
 
 

@@ -513,6 +513,10 @@ class Sender:
         """Serve what came back, waiting so long for the first."""
         self._client.poll(seconds)
 
+    def drain(self, seconds: float) -> None:
+        """Wait so long at most until everything is acknowledged; what is not then is lost."""
+        self._client.flush(seconds)
+
     def flush(self) -> None:
         """Wait until everything is acknowledged. Raises BrokerError where something could not be sent."""
         left = self._client.flush(30)

@@ -12,11 +12,11 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from tidemill import __version__
-from tidemill.errors import BrokerError, SettingsError, StoreError, UnknownOutcome
-from tidemill.offline.lookup import TooFarBackError
+from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.watch.status.parts import Parts
 from tidemill.watch.status.routes import lookups, models, overview, quality
 from tidemill.web import health
+from tidemill.web.access import status_of
 from tidemill.web.edge import Edge, Hosts
 
 PAGE = Path(__file__).parent / "page"
@@ -54,5 +54,4 @@ async def _invalid(_: Request, error: RequestValidationError) -> Response:
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:
-    code = 504 if isinstance(error, TooFarBackError | UnknownOutcome) else 503
-    return Response(json.dumps({"detail": str(error)}), code, media_type="application/json")
+    return Response(json.dumps({"detail": str(error)}), status_of(error), media_type="application/json")

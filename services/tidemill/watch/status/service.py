@@ -29,6 +29,7 @@ from tidemill.settings import Settings
 from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_TIMEOUT, DeclaredTopics
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.certain import CertainSender
+from tidemill.stream.kafka.producer import Sender
 from tidemill.watch.status.app import build
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower
@@ -37,12 +38,16 @@ from tidemill.watch.status.parts import Parts
 from tidemill.watch.status.scrape import Scraper
 from tidemill.web.access import Access
 from tidemill.web.connections import Server, server_config
+from tidemill.wire import access_log
+from tidemill.wire.access_log import AccessLog
 
 log = logging.getLogger(__name__)
 
 PORT = 8000
 #: How often it is checked whether Kafka and Redis can be reached.
 CHECK_SECONDS = 2.0
+#: How long the last records of the access log may take at the end.
+DRAIN_SECONDS = 2.0
 
 
 class Dependencies(threading.Thread):
@@ -122,6 +127,9 @@ def run(
 ) -> None:
     """Serve until what `on_stop` was given is called. `declared`: the partitions of the pipeline's topics."""
     access = Access(settings.token_holders(), reading_is_free=reading_is_free(settings), count_refused=count_refused)
+    accesses = Sender(settings.brokers, {**broker.common, **access_log.PRODUCER}) if settings.access_log else None
+    if accesses:
+        access.on_access = AccessLog(pipeline, "status", settings.instance, accesses).note
     store = OnlineStore(settings.redis_address(), pipeline.name)
     follower, scraper = (
         TopicFollower(broker, pipeline, settings.keyring()),
@@ -185,3 +193,5 @@ def run(
     finally:
         for thread in threads:
             thread.stop()
+        if accesses:
+            accesses.drain(DRAIN_SECONDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException
+from fastapi import APIRouter, Depends, HTTPException, Request
 
 from tidemill.registry.decisions import NOBODY, ModelRef
 from tidemill.tokens import Role
@@ -47,11 +47,12 @@ def promotions(parts: FromApp) -> list[dict[str, Any]]:
     responses=problems(401, 403, 409, 413, 421, 422, 429, 503, 504),
 )
 @needs(Role.OPERATOR)
-def command(request: CommandRequest, parts: FromApp, holder: FromToken) -> dict[str, Any]:
+def command(request: CommandRequest, http: Request, parts: FromApp, holder: FromToken) -> dict[str, Any]:
     """Ask the gate to promote, roll back, pin, unpin, train or reset. The same id is carried out once.
 
     503: it was not given, nor will it be carried out later. 504: that is not known; send it again with the same id.
     """
+    http.state.subject = f"{request.kind} {request.target} {request.id}"
     if request.kind == "reset":  # it takes away what a model has learned
         parts.access.require(holder, Role.ADMIN)
     try:
