@@ -111,7 +111,7 @@ def check(
     if url and not files:
         earlier, set_level = _registered(_registry(url, chosen.http_ca), _subjects(declared)[stream])
     earlier = earlier or {**of.others, of.schema_name: of.avro}
-    verdict = compatibility.check(_read(new), of.avro, earlier, level or set_level or LEVELS[0])
+    verdict = compatibility.check(_read(new), of.avro, earlier, level or set_level or LEVELS[0], of.units)
     print_report(verdict, lambda _: _verdict_text(verdict, new.name, of), as_json=as_json)
     if not verdict.is_safe:
         sys.exit(1)

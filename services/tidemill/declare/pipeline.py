@@ -49,7 +49,9 @@ from tidemill.declare.tasks import TASKS, Task
 from tidemill.declare.training import Training
 from tidemill.declare.view import View
 from tidemill.durations import duration, milliseconds
+from tidemill.encoding import times
 from tidemill.rules import FUTURE_TOLERANCE, PLAUSIBLE_TIMES, Rule, not_after_now, plausible
+from tidemill.rules.plausible import no_seconds
 from tidemill.stream.topic import TOPIC_NAME
 from tidemill.tables import Lookup, Table
 from tidemill.watermark import SLACK_PART
@@ -282,8 +284,13 @@ class Pipeline:
     def _guarded(self, declared: Sequence[Rule], stream: Stream) -> tuple[Rule, ...]:
         defaults = [] if _guards(declared, stream.time) else [not_after_now(stream.time, self.future_tolerance)]
         names = {rule.name for rule in declared if rule.field == stream.time}
-        if stream.is_time_plain and not names & {"plausible", "not_before"}:
+        if names & {"plausible", "not_before"} or stream.unit == times.TEXT:
+            return (*declared, *defaults)
+        if stream.is_time_plain:
             defaults.insert(0, plausible(stream.time, *PLAUSIBLE_TIMES))
+        else:
+            is_millis = stream.unit == "millis"
+            defaults.append(no_seconds(stream.time) if is_millis else plausible(stream.time, *PLAUSIBLE_TIMES))
         return (*declared, *defaults)
 
     def _check_guards(self, where: str, declared: Sequence[Rule], stream: Stream, fail: Fail) -> None:

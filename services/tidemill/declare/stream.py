@@ -154,6 +154,11 @@ class Stream:
         """What the time is in: one of `times.PER_SECOND`, or `times.TEXT`."""
         return times.LOGICAL_UNITS.get(self._logical(self.time)) or self.time_unit or "millis"
 
+    @property
+    def units(self) -> dict[str, str]:
+        """What the time is in, where its schema does not say it."""
+        return {} if self._logical(self.time) else {self.time: self.unit}
+
     @cached_property
     def as_millis(self) -> Callable[[Any], int] | None:
         """What makes milliseconds of the time as it is sent; None where it is a long of them.
@@ -303,7 +308,7 @@ class Stream:
             problem = unsafe(avro) or schema_files.malformed(avro)
             if problem:
                 fail(f"{where}.accepts", f"{name} can't be decoded safely: {problem}")
-            mismatch = unreadable(avro, self.avro) or other_unit(avro, self.avro)
+            mismatch = unreadable(avro, self.avro) or other_unit(avro, self.avro, self.units)
             if mismatch:
                 fail(f"{where}.accepts", f"{self.schema_name} can't read {name}: {mismatch}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import fastavro
@@ -42,7 +43,8 @@ class Codec:
     `encode` and `decode` are with the 5-byte header; `body` and `record` without. The work is done by code compiled
     from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read
     records of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration
-    wrote. What they return has passed `check`, which raises Reject.
+    wrote. What they return has passed `check`, which raises Reject. `units` are what numbers count that the schema has
+    no logical type for, by field.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class Codec:
         avro: Mapping[str, Any],
         others: Iterable[Mapping[str, Any]] = (),
         check: Callable[[Any], None] | None = None,
+        units: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.avro, self._check = avro, check
+        self.avro, self.units, self._check = avro, units, check
         self.id = schema_files.fingerprint(avro)
         self.header = b"\0" + self.id.to_bytes(4, "big")
         plain = schema_files.plain(avro)

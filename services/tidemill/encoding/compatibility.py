@@ -11,12 +11,13 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import avro.schema
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 
-from tidemill.encoding.resolution import mismatches, unreadable
+from tidemill.encoding.resolution import mismatches, other_unit, unreadable
 from tidemill.encoding.schema_limits import unsafe
 from tidemill.errors import SettingsError
 
@@ -64,8 +65,16 @@ class Verdict:
         return {**dataclasses.asdict(self), "safe": self.is_safe}
 
 
-def check(new: Any, declared: Any, earlier: Mapping[str, Any], level: str) -> Verdict:
+def check(
+    new: Any,
+    declared: Any,
+    earlier: Mapping[str, Any],
+    level: str,
+    units: Mapping[str, str] = MappingProxyType({}),
+) -> Verdict:
     """Judge the schema `new` against the earlier ones, oldest first, and against the one that a pipeline declares.
+
+    `units` are what the declared one's numbers count where it does not say it, by field.
 
     Raises SettingsError where one is no Avro schema.
     """
@@ -73,7 +82,8 @@ def check(new: Any, declared: Any, earlier: Mapping[str, Any], level: str) -> Ve
     against = {} if level == "NONE" else against
     _parsed(new)
     problems = [problem for name, avro_ in against.items() for problem in _problems(name, avro_, new, level)]
-    return Verdict(level, tuple(against), problems, unsafe(new) or str(unreadable(new, declared) or ""))
+    why = unsafe(new) or unreadable(new, declared) or other_unit(new, declared, units) or ""
+    return Verdict(level, tuple(against), problems, str(why))
 
 
 def _problems(name: str, earlier: Any, new: Any, level: str) -> Iterator[Problem]:

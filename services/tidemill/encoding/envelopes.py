@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from tidemill.encoding import schema_files
 from tidemill.encoding.json_values import Form, check_names, shown
+from tidemill.encoding.resolution import Mismatch, other_unit
 from tidemill.errors import Reject
 
 Unwrap = Literal["", "debezium", "connect", "cloudevents"]
@@ -35,23 +36,82 @@ def form_of(unwrap: Unwrap) -> Form:
     return "connect" if unwrap in ("debezium", "connect") else "json"
 
 
+_CONNECT_KINDS = {
+    "struct": "record",
+    "int8": "int",
+    "int16": "int",
+    "int32": "int",
+    "int64": "long",
+    "float32": "float",
+    "float64": "double",
+}
+
+
+class EmbeddedSchemas:
+    """Holds the schemas that Kafka Connect puts beside its JSON to a declared one, `avro` with the `units` it lacks.
+
+    The values are read by the declared schema alone, so what they count must be the same.
+    """
+
+    def __init__(self, avro: Mapping[str, Any], units: Mapping[str, str]) -> None:
+        self._avro, self._units = avro, units
+        self._last: tuple[Any, Mismatch | None] = (None, None)  # one table's messages have one schema after another
+
+    def check(self, schema: Any, unwrap: Unwrap) -> None:
+        """Raise Reject where a number counts something else than what is declared."""
+        try:
+            if schema != self._last[0]:
+                rows = _as_avro(schema)
+                if unwrap == "debezium":
+                    rows = next((field["type"] for field in rows.get("fields", ()) if field["name"] == "after"), rows)
+                self._last = schema, other_unit(rows, self._avro, self._units)
+        except RecursionError:
+            raise Reject("incompatible_schema", "the schema in the message nests too deep", rule="schema") from None
+        if wrong := self._last[1]:
+            raise Reject("incompatible_schema", f"the schema in the message: {wrong}", rule="schema", field=wrong.field)
+
+
+def _as_avro(schema: Any) -> dict[str, Any]:
+    """Return as much of a schema of Connect's as says what its numbers count, as Avro has it."""
+    if not isinstance(schema, Mapping):
+        return {"type": "null"}
+    kind = str(schema.get("type"))
+    made: dict[str, Any] = {"type": _CONNECT_KINDS.get(kind, kind), "connect.name": schema.get("name")}
+    if isinstance(parameters := schema.get("parameters"), Mapping):
+        made["scale"] = parameters.get("scale", 0)
+    if kind == "struct":
+        fields = schema.get("fields")
+        named = [one for one in fields if isinstance(one, Mapping)] if isinstance(fields, list) else []
+        made["fields"] = [{"name": str(one.get("field")), "type": _as_avro(one)} for one in named]
+    return made | {part: _as_avro(schema[part]) for part in ("items", "values") if part in schema}
+
+
 #: What an attribute of a CloudEvent is called as a header, and as a field of the declared schema.
 _ATTRIBUTE = "ce_"
 
 
 def unwrapped(
-    given: Any, unwrap: Unwrap, *, bare: bool = False, headers: Iterable[Any] = (), fields: Collection[str] = ()
+    given: Any,
+    unwrap: Unwrap,
+    *,
+    bare: bool = False,
+    headers: Iterable[Any] = (),
+    fields: Collection[str] = (),
+    embedded: EmbeddedSchemas | None = None,
 ) -> Any:
     """Return the record in an envelope. Raises SkippedError where it has none, Reject where it is no envelope.
 
     With `bare` what is no envelope is the record itself. `headers` are the message's, `fields` those of the record.
+    `embedded` is what a schema in the message is held to.
     """
     if unwrap == "cloudevents":
         return event_data(given, headers, fields, bare=bare)
     if isinstance(given, dict) and given.keys() == {"schema", "payload"}:
-        given = given["payload"]
+        schema, given = given["schema"], given["payload"]
         if given is None:
             raise SkippedError("tombstone")
+        if embedded is not None:
+            embedded.check(schema, unwrap)
     elif unwrap == "connect":
         if bare:
             return given

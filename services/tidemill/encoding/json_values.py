@@ -196,7 +196,7 @@ def converter(avro: Any, named: Mapping[str, Any], form: Form = "avro") -> Conve
     if kind == "fixed":
         return _bytes(f"{avro['size']} bytes", avro["size"], form)
     if isinstance(kind, str):
-        return _plain(kind, avro.get("logicalType", ""), form)
+        return _plain(kind, schema_files.logical_type(avro), form)
     return converter(kind, named, form)
 
 

@@ -7,6 +7,7 @@ loads declarations, and that checker is an extra.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tidemill.encoding.schema_files import logical_type
@@ -23,6 +24,8 @@ _PROMOTED = {
     ("bytes", "string"),
 }
 _FLOATS = ("float", "double")
+#: Logical types that are numbers of something, beside timestamps.
+_OTHER_UNITS = ("date", "time-millis", "time-micros", "time-nanos")
 
 
 class Mismatch(NamedTuple):
@@ -49,15 +52,21 @@ def mismatches(writer: Any, reader: Any) -> Iterator[Mismatch]:
     yield from _Pair(writer, reader).type(writer, reader, "")
 
 
-def other_unit(writer: Any, reader: Mapping[str, Any]) -> Mismatch | None:
-    """Return the first timestamp that the schemas have in different units; Avro itself reads one as the other."""
-    fields = writer.get("fields", ()) if isinstance(writer, Mapping) else ()
-    written = {field["name"]: field["type"] for field in fields}
-    for field in reader["fields"]:
-        one, other = logical_type(_written(written, field)), logical_type(field["type"])
-        if one in LOGICAL_UNITS and other in LOGICAL_UNITS and LOGICAL_UNITS[one] != LOGICAL_UNITS[other]:
-            return Mismatch(field["name"], "unit", f"it is {one} where {other} was expected")
-    return None
+def other_unit(writer: Any, reader: Any, units: Mapping[str, str] = MappingProxyType({})) -> Mismatch | None:
+    """Return the first number that counts something else for `writer` than for `reader`; Avro itself reads it as it is.
+
+    Times, dates and decimals have units in their schemas; `units` are those of the reader's fields that have none.
+    Neither may be recursive, nor need they fit each other otherwise.
+    """
+    return next(_Units(writer, reader).record(writer, reader, "", units), None)
+
+
+def unit_of(avro: Any) -> str:
+    """Return what the numbers of a type count, so far as its schema says it; else nothing."""
+    logical = logical_type(avro)
+    if logical in LOGICAL_UNITS or logical in _OTHER_UNITS:
+        return logical
+    return f"decimal of scale {avro.get('scale', 0)}" if logical == "decimal" else ""
 
 
 def promoted(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> tuple[str, ...]:
@@ -194,6 +203,37 @@ class _Pair:
                     yield from self.type(written, field["type"], inner)
                 elif "default" not in field:
                     yield Mismatch(inner, "missing", "it is not written, and has no default where it is read")
+
+
+class _Units(_Pair):
+    def record(self, writer: Any, reader: Any, path: str, units: Mapping[str, str]) -> Iterator[Mismatch]:
+        """Yield the numbers of other units in a record, or in anything else."""
+        writer, reader = _known(writer, self.names[0]), _known(reader, self.names[1])
+        if not isinstance(writer, Mapping) or not isinstance(reader, Mapping) or "fields" not in writer:
+            return
+        types = {field["name"]: field["type"] for field in writer["fields"]}
+        for field in reader.get("fields", ()):
+            written, name = _written(types, field), field["name"]
+            if written is not None:
+                yield from self.value(written, field["type"], f"{path}.{name}".lstrip("."), units.get(name, ""))
+
+    def value(self, writer: Any, reader: Any, path: str, unit: str = "") -> Iterator[Mismatch]:
+        """Yield those in a value; `unit` is the reader's, where its type has none."""
+        writer, reader = _known(writer, self.names[0]), _known(reader, self.names[1])
+        if isinstance(writer, list):
+            for branch in writer:
+                yield from self.value(branch, reader, path, unit)
+        elif isinstance(reader, list):
+            each = [list(self.value(writer, branch, path, unit)) for branch in reader if branch != "null"]
+            yield from next((wrong for wrong in each if wrong), ()) if all(each) else ()
+        elif isinstance(writer, Mapping):
+            one, other = unit_of(writer), unit_of(reader) or unit
+            if one and other and LOGICAL_UNITS.get(one, one) != LOGICAL_UNITS.get(other, other):
+                yield Mismatch(path, "unit", f"it is {one} where {other} was expected")
+            for part in ("items", "values"):
+                if isinstance(reader, Mapping) and part in writer and part in reader:
+                    yield from self.value(writer[part], reader[part], f"{path}[]")
+            yield from self.record(writer, reader, path, {})
 
 
 def _names(avro: Any) -> dict[str, Any]:

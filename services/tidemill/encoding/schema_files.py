@@ -17,6 +17,8 @@ from typing import Any
 import fastavro
 from fastavro.schema import to_parsing_canonical_form
 
+from tidemill.encoding.times import CONNECT_TYPES
+
 _PACKAGED = Path(__file__).parents[1] / "schemas"
 _REPOSITORY = Path(__file__).parents[3] / "schemas"
 
@@ -114,10 +116,15 @@ def primitive(avro: Any, named: Mapping[str, Any] = MappingProxyType({})) -> str
 
 
 def logical_type(avro: Any) -> str:
-    """Return a field's logical type; of a union with null, the other branch's; empty where it has none."""
+    """Return a field's logical type; of a union with null, the other branch's; empty where it has none.
+
+    Debezium's types have no Avro name of their own: its schemas say them as Kafka Connect does, in `connect.name`.
+    """
     if isinstance(avro, list):
         return next((logical_type(branch) for branch in avro if branch != "null"), "")
-    return str(avro.get("logicalType", "")) if isinstance(avro, dict) else ""
+    if not isinstance(avro, dict):
+        return ""
+    return str(avro.get("logicalType") or CONNECT_TYPES.get(str(avro.get("connect.name", "")), ""))
 
 
 def nullable(avro: Any) -> bool:
@@ -125,13 +132,17 @@ def nullable(avro: Any) -> bool:
     return avro == "null" or (isinstance(avro, list) and "null" in avro)
 
 
+#: What a schema says of how its values are read; the rest is for people, and for other programs.
+_READ_BY = ("type", "name", "namespace", "aliases", "fields", "default", "symbols", "size", "items", "values")
+
+
 def plain(avro: Any) -> Any:
-    """Return the schema without logical types and docs: times then decode as the integers on the wire."""
+    """Return the schema without logical types, docs and properties: times then decode as the integers on the wire."""
     if isinstance(avro, list):
         return [plain(branch) for branch in avro]
     if not isinstance(avro, dict):
         return avro
-    kept = {k: v for k, v in avro.items() if k not in ("logicalType", "doc")}
+    kept = {k: v for k, v in avro.items() if k in _READ_BY}
     if isinstance(kept.get("type"), (dict, list)):
         kept["type"] = plain(kept["type"])
     for part in ("items", "values"):

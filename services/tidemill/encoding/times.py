@@ -15,6 +15,20 @@ PER_SECOND = {"seconds": 1, "millis": 1_000, "micros": 1_000_000, "nanos": 1_000
 TEXT = "iso8601"
 #: How times may be told in a record, by their logical type; local ones are taken as UTC.
 LOGICAL_UNITS = {f"{local}timestamp-{unit}": unit for local in ("", "local-") for unit in ("millis", "micros", "nanos")}
+#: Logical types by what Kafka Connect and Debezium call them, in the schemas of their JSON and of their Avro.
+CONNECT_TYPES = {
+    "org.apache.kafka.connect.data.Date": "date",
+    "org.apache.kafka.connect.data.Time": "time-millis",
+    "org.apache.kafka.connect.data.Timestamp": "timestamp-millis",
+    "org.apache.kafka.connect.data.Decimal": "decimal",
+    "io.debezium.time.Date": "date",
+    "io.debezium.time.Time": "time-millis",
+    "io.debezium.time.MicroTime": "time-micros",
+    "io.debezium.time.NanoTime": "time-nanos",
+    "io.debezium.time.Timestamp": "timestamp-millis",
+    "io.debezium.time.MicroTimestamp": "timestamp-micros",
+    "io.debezium.time.NanoTimestamp": "timestamp-nanos",
+}
 #: The type of a time that is in milliseconds.
 MILLIS_TYPE = {"type": "long", "logicalType": "timestamp-millis"}
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tidemill.declare.monitor import Monitor
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
-from tidemill.durations import approximate, moment
+from tidemill.durations import approximate
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.encoding.times import looks_like_date
 from tidemill.errors import described
@@ -28,6 +28,7 @@ from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.offline.history import Message, as_message
 from tidemill.registry.decisions import Decision, decisions
+from tidemill.rules.base import SECONDS_AS_MILLIS
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.gate.service import PromotionGate
 from tidemill.stages.joiner.service import Joiner
@@ -45,9 +46,6 @@ log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
-
-#: Where today's seconds lie that are taken as milliseconds, and milliseconds that are taken as microseconds.
-SECONDS_AS_MILLIS = (moment("2000-01-01") // 1_000, moment("2100-01-01") // 1_000)
 #: A report warns first where more than this share of events or predictions is not in its figures.
 MAX_SHARE_LEFT_OUT = 0.1
 

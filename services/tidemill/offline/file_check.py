@@ -244,10 +244,9 @@ def _warnings(files: StreamFiles, stream: Stream) -> list[str]:
     for reason, count in files.dead_letters.most_common():
         refused = f"{count:,} of {files.rows:,} {files.stream} are refused: {reason}"
         made.append(f"{refused}, the first: {files.first_letters[reason]}")
-    if files.dead_letters["implausible_time"] and stream.is_time_plain:
-        made.append(
-            f"if the unit of {stream.time!r} is another than {stream.unit}, declare it: Stream(..., time_unit=...)"
-        )
+    if files.dead_letters["implausible_time"]:
+        where = "Stream(..., time_unit=...)" if stream.is_time_plain else f"the schema {stream.schema_name} says it"
+        made.append(f"if the unit of {stream.time!r} is another than {stream.unit}, declare it: {where}")
     begin, end = map(moment, PLAUSIBLE_TIMES)
     if files.first is not None and files.last is not None and not (begin <= files.first and files.last <= end):
         made.append(

@@ -25,7 +25,7 @@ from tidemill.declare.stream import Stream
 from tidemill.durations import moment
 from tidemill.encoding import json_values, schema_files, times
 from tidemill.encoding.codec import Codec
-from tidemill.encoding.envelopes import SkippedError, form_of, unwrapped
+from tidemill.encoding.envelopes import EmbeddedSchemas, SkippedError, form_of, unwrapped
 from tidemill.errors import Reject, SettingsError
 from tidemill.rows import Timestamp
 from tidemill.stream.api import Progress
@@ -213,6 +213,7 @@ def _json_messages(file: Path, stream: Stream) -> Iterator[tuple[int | None, str
 
 def _json_records(file: Path, stream: Stream) -> Iterator[dict[str, Any]]:
     fields = json_values.fields_of(stream.avro, form_of(stream.unwrap))
+    embedded = EmbeddedSchemas(stream.avro, stream.units)
     lines = _json_rows(file)
     if not lines:
         raise SettingsError(f"{file} has no rows")
@@ -220,7 +221,7 @@ def _json_records(file: Path, stream: Stream) -> Iterator[dict[str, Any]]:
         try:
             given = json.loads(line)
             json_values.check_names(line, given)
-            row = unwrapped(given, stream.unwrap, bare=True, fields=stream.types)
+            row = unwrapped(given, stream.unwrap, bare=True, fields=stream.types, embedded=embedded)
             yield json_values.record_of(fields, row, "", stream.avro["name"])
         except SkippedError:
             continue

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from tidemill.durations import moment
+
 #: The largest magnitude of a float field, of a number feature that a function returns, and of a label that is a number.
 #:
 #: Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
@@ -23,9 +25,12 @@ LARGEST_NUMBER = 1e15
 #: How far a stream's time may lie ahead of this machine's clock, at most; `Pipeline.future_tolerance` may be shorter.
 FUTURE_TOLERANCE = "1h"
 
-#: A stream's time that is a plain number is refused outside, unless the declaration has a `plausible` or a `not_before`
-#: of its own: seconds where milliseconds were expected lie in January 1970, microseconds in the year 55,000.
+#: A stream's time that is a plain number, or in micros or nanos, is refused outside, unless the declaration has a
+#: `plausible` or a `not_before` of its own: seconds where milliseconds were expected lie in January 1970, microseconds
+#: in the year 55,000.
 PLAUSIBLE_TIMES = ("1971-01-01", "2100-01-01")
+#: Where seconds of this century lie if they are taken for milliseconds.
+SECONDS_AS_MILLIS = (moment("2000-01-01") // 1_000, moment("2100-01-01") // 1_000)
 
 NUMBERS = ("int", "long", "float", "double")
 TEXTS = ("string", "enum")

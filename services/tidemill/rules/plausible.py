@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tidemill.durations import moment
-from tidemill.rules.base import NUMBERS, Rule
+from tidemill.rules.base import NUMBERS, SECONDS_AS_MILLIS, Rule
 
 
 def plausible(field: str, earliest: str, latest: str, *, warn: bool = False) -> Rule:
     """A time in milliseconds since the epoch from `earliest` to `latest`, ISO dates or times: the unit is right.
 
-    Every stream whose time is a plain number has one, from 1971 to 2100, unless it declares its own: seconds that are
-    read as milliseconds lie in January 1970, microseconds in the year 55,000.
+    Every stream whose time is a plain number, or in micros or nanos, has one, from 1971 to 2100, unless it declares its
+    own: seconds that are read as milliseconds lie in January 1970, microseconds in the year 55,000.
 
     Examples
     --------
@@ -30,5 +30,20 @@ def plausible(field: str, earliest: str, latest: str, *, warn: bool = False) -> 
         text=f"from {earliest} to {latest}: else its unit is another",
         names={"earliest": begin, "latest": end},
         warn=warn,
+        types=NUMBERS,
+    )
+
+
+def no_seconds(field: str) -> Rule:
+    """Return the rule that warns of times that seconds of this century make where milliseconds are declared."""
+    return Rule(
+        name="plausible",
+        field=field,
+        reason="implausible_time",
+        condition="not earliest <= v <= latest",
+        expected="a time in milliseconds, and this looks like one in seconds,",
+        text="not of January or February 1970, where seconds lie that are taken for milliseconds",
+        names=dict(zip(("earliest", "latest"), SECONDS_AS_MILLIS, strict=True)),
+        warn=True,
         types=NUMBERS,
     )

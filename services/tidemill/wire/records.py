@@ -134,7 +134,7 @@ class Records:
 
     @staticmethod
     def _valid(stream: Stream) -> Codec:
-        return Codec(stream.valid_avro, stream.valid_others, number_check.compile_stream_check(stream))
+        return Codec(stream.valid_avro, stream.valid_others, number_check.compile_stream_check(stream), stream.units)
 
     @cached_property
     def event(self) -> Codec:
@@ -149,12 +149,14 @@ class Records:
     @cached_property
     def sent_event(self) -> Codec:
         """Events as producers send them: the same as `event`, unless their time is in another unit."""
-        return Codec(self.pipeline.events.avro) if self.pipeline.events.as_millis else self.event
+        stream = self.pipeline.events
+        return Codec(stream.avro, units=stream.units) if stream.as_millis else self.event
 
     @cached_property
     def sent_label(self) -> Codec:
         """Labels as producers send them."""
-        return Codec(self.pipeline.labels.avro) if self.pipeline.labels.as_millis else self.label
+        stream = self.pipeline.labels
+        return Codec(stream.avro, units=stream.units) if stream.as_millis else self.label
 
     def of_topic(self, topic: Topic) -> Codec | None:
         """Return the codec of a topic's records; None where they are no Avro of the pipeline's."""

@@ -196,3 +196,35 @@ def test_a_writer_with_another_unit_is_refused_and_not_read_as_the_declared_one(
     (tmp_path / "other.avsc").write_text(json.dumps(other))
     with pytest.raises(DeclarationError, match=r"can't read .*other\.avsc"):
         pipeline(tmp_path, LONG["micros"], events=replace(declared.events, accepts=[str(tmp_path / "other.avsc")]))
+
+
+@pytest.mark.parametrize("stream", ["events", "labels"])
+@pytest.mark.parametrize("coarser", [1_000, 1_000_000])
+@pytest.mark.parametrize("name", ["micros", "nanos", "plain micros", "plain nanos"])
+def test_json_in_a_coarser_unit_than_declared_is_a_dead_letter(
+    tmp_path: Path, name: str, coarser: int, stream: str
+) -> None:
+    """JSON does not say what a number counts, and its time would lie in 1970."""
+    type_, unit, at = UNITS[name]
+    message = json.dumps({"id": "a", "at": at // coarser, "user": "u", "x": 1.0} if stream == "events" else
+                         {"id": "a", "at": at // coarser, "y": 1.0}).encode()  # fmt: skip
+    assert validated(pipeline(tmp_path, type_, unit), message, stream) == ("implausible_time", None)
+
+
+@pytest.mark.parametrize("stream", ["events", "labels"])
+def test_seconds_in_a_timestamp_of_millis_are_warned_of(tmp_path: Path, stream: str) -> None:
+    declared = pipeline(tmp_path, LONG["millis"])
+    for at, warns in ((MILLIS // 1_000, True), (0, False), (MILLIS, False)):
+        row = {"id": "a", "at": at, "user": "u", "x": 1.0} if stream == "events" else {"id": "a", "at": at, "y": 1.0}
+        out, validator = small.Emitted(), Validator(declared, fuse=False)
+        validator.process([MemoryRecord(f"small.{stream}", json.dumps(row).encode())], out)
+        assert [r.topic() for r in out.records if r.topic() == "small.warnings"] == ["small.warnings"] * warns
+    checks = declared.event_checks if stream == "events" else declared.label_checks
+    (rule,) = [rule for rule in checks if rule.name == "plausible"]
+    assert rule.description.endswith("(warns)")
+
+
+def test_a_declared_rule_takes_the_place_of_the_default(tmp_path: Path) -> None:
+    own = rules.plausible("at", "1900-01-01", "2030-01-01")
+    declared = pipeline(tmp_path, LONG["micros"], rules=[own])
+    assert [rule for rule in declared.event_checks if rule.name == "plausible"] == [own]

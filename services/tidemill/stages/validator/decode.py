@@ -13,7 +13,7 @@ from tidemill import limits
 from tidemill.declare.stream import Stream
 from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import HEADER, Codec, read_all
-from tidemill.encoding.envelopes import SkippedError, Unwrap, form_of, unwrapped
+from tidemill.encoding.envelopes import EmbeddedSchemas, SkippedError, Unwrap, form_of, unwrapped
 from tidemill.encoding.schema_limits import memory_per_byte
 from tidemill.errors import Reject
 from tidemill.stages.validator.writer_schemas import SchemaName, WriterSchema, accepted_schemas
@@ -66,6 +66,7 @@ class Decoder:
         declared = WriterSchema(str(codec.avro["name"]), codec.read, same=True, memory_per_byte=self._avro_memory)
         self._accepted = {codec.id: declared, **(accepted or {})}
         self._find = find
+        self._embedded = EmbeddedSchemas(codec.avro, codec.units)
         self._encoding, self._unwrap, self._bare = encoding, unwrap, bare
         self._counts = Counter() if counts is None else counts
         self._header, self._takes_avro = codec.header, encoding != "json"
@@ -187,7 +188,9 @@ class Decoder:
                 raise Reject("not_json", f"the bytes begin like JSON and are none: {error}") from error
         json_values.check_names(data, given)
         if self._unwrap:
-            given = unwrapped(given, self._unwrap, bare=self._bare, headers=headers, fields=self._names)
+            given = unwrapped(
+                given, self._unwrap, bare=self._bare, headers=headers, fields=self._names, embedded=self._embedded
+            )
         if not isinstance(given, dict):
             raise Reject("not_json", f"{type(given).__name__} where an object was expected")
         return given

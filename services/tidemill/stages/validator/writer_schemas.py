@@ -67,7 +67,7 @@ def writer_schema(name: str, avro: Any, codec: Codec, unwrap: Unwrap = "") -> Wr
             return _change_events(name, avro, writer_schema(name, rows, codec), rows)
         memory = memory_per_byte(avro).avro
         plain = schema_files.plain(avro)
-        if unit := other_unit(avro, codec.avro):
+        if unit := other_unit(avro, codec.avro, codec.units):
             return refused_schema(name, unit, unit.field)
         if schema_files.fingerprint(avro) == codec.id:
             return WriterSchema(name, codec.read, same=True, memory_per_byte=memory)
