@@ -156,6 +156,48 @@ def test_a_column_that_comes_after_its_event_is_the_time_of_the_label(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("unknown 1", "(ISO 8601), and row 151, 'unknown 1', is none of that form"),
+        ("31/01/2026 10:00", "(ISO 8601), and row 151, '31/01/2026 10:00', is none of that form"),
+        ("", "has no value in 1 rows, row 151 the first: it is not the time of the events"),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_one_row_that_keeps_a_column_from_being_the_time_is_named(
+    tmp_path: Path, form: str, other: str, words: str
+) -> None:
+    rows = shop()
+    rows[150]["ordered_at"] = other
+    path = tmp_path / f"orders.{form}"
+    if form == "csv":
+        table(path, rows)
+    else:
+        path.write_text("\n".join(json.dumps(row | {"ordered_at": row["ordered_at"] or None}) for row in rows))
+    plan = scaffold.make(tmp_path / "shop", [scaffold.of_file(path)], Options(label="fraud"))
+    assert any(words in note for note in plan.notes)
+    assert any(f"orders.{form} has no time" in note for note in plan.notes)
+    with pytest.raises(TidemillError, match="row 151"):
+        scaffold.make(tmp_path / "again", [scaffold.of_file(path)], Options(label="fraud", time="ordered_at"))
+    if other:
+        told = Options(label="fraud", time="ordered_at", time_unit="iso8601")
+        with pytest.raises(TidemillError, match=r"'ordered_at' is not in 'iso8601' in row 151: .* is no time"):
+            scaffold.make(tmp_path / "told", [scaffold.of_file(path)], told)
+
+
+def test_texts_that_are_mixed_forms_of_dates_are_said_and_ids_are_not() -> None:
+    mixed = [
+        f"{n % 12 + 1:02}/{n % 28 + 1:02}/2024" if n % 2 else f"{n % 28 + 1:02}.{n % 12 + 1:02}.2024" for n in range(84)
+    ]
+    (column,) = columns_of({"at": mixed}, is_csv=True)
+    assert column.kind == "text"
+    assert "of 84 different texts are times (" in column.note
+    for texts in (["A-1", "B-2"], ["10.0.0.1", "10.0.0.2"], ["1a", "2b"], ["2024 edition", "2025 edition"]):
+        (column,) = columns_of({"x": texts}, is_csv=True)
+        assert (column.kind, column.note) == ("text", "")
+
+
+@pytest.mark.parametrize(
     ("time", "told"),
     [
         (lambda n: f"{n % 28 + 1}.1.2013 14:05", "2013-01-01T14:05:00Z"),

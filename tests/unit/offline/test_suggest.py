@@ -477,6 +477,24 @@ class TestTheCommand:
         with pytest.raises(SettingsError, match="--labels goes with --events"):
             self.run("flights", "--labels", tmp_path / "e.csv")
 
+    def test_rows_that_no_validator_decodes_are_left_out_and_counted(self, tmp_path: Path) -> None:
+        write(tmp_path / "e.jsonl", january()[:2000])
+        (tmp_path / "good.jsonl").write_bytes((tmp_path / "e.jsonl").read_bytes())
+        rows = (tmp_path / "e.jsonl").read_text().splitlines()
+        bad = ["{", "7", json.dumps(json.loads(rows[0]) | {"distance": "far"}), json.dumps({"origin": "JFK"})]
+        (tmp_path / "e.jsonl").write_text("\n".join([bad[0], *rows[:700], *bad[1:3], *rows[700:], bad[3]]))
+        printed = self.run("flights", "--events", tmp_path / "e.jsonl")
+        left_out = "4 that can't be decoded left out (bad_magic 1, missing_field 1, not_json 1, wrong_type 1)"
+        assert f"2,000 records of flights/departure.v1.avsc, {left_out}" in " ".join(printed.split())
+        good, found = (
+            json.loads(self.run("flights", "--events", tmp_path / f"{name}.jsonl", "--json"))[0]
+            for name in ("good", "e")
+        )
+        assert found == good | {"refused": {"bad_magic": 1, "missing_field": 1, "not_json": 1, "wrong_type": 1}}
+        (tmp_path / "e.jsonl").write_text("\n".join(bad))
+        with pytest.raises(SettingsError, match=r"e\.jsonl has no rows that can be decoded \(.*wrong_type"):
+            self.run("flights", "--events", tmp_path / "e.jsonl")
+
     def test_an_empty_log_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from tidemill.cli import rules as command
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,7 @@ from tidemill.wire.records import Records
 DECIMAL = "org.apache.kafka.connect.data.Decimal"
 CONNECT_KINDS = {int: "int64", float: "double", str: "string"}
 #: What the time is in, for each of UNITS.
-COUNTS = {"local-micros": "micros", "seconds as floats": "seconds", "plain": "millis"} | {
-    name: times.TEXT for name in ("zone", "no zone", "Z")
-}
+COUNTS = {"local-micros": "micros", "seconds as floats": "seconds", "plain": "millis"} | dict.fromkeys(("zone", "no zone", "Z"), times.TEXT)
 
 
 def unit(name: str) -> str:
@@ -50,8 +50,6 @@ def connect(name: str, at: Any, called: str, envelope: bool) -> bytes:
 
 
 def unwrapping(declared: Pipeline, unwrap: str) -> Pipeline:
-    from dataclasses import replace
-
     return replace(declared, events=replace(declared.events, unwrap=unwrap))  # type: ignore[arg-type]
 
 
@@ -102,7 +100,11 @@ PAIRS = [
     (DEBEZIUM, MICROS, ""),
     (DEBEZIUM, {"type": "long", "logicalType": "local-timestamp-micros"}, ""),
     (DATE, MILLIS, "it is date where timestamp-millis was expected"),
-    ({"type": "int", "logicalType": "time-millis"}, {"type": "long", "logicalType": "time-micros"}, "it is time-millis"),
+    (
+        {"type": "int", "logicalType": "time-millis"},
+        {"type": "long", "logicalType": "time-micros"},
+        "it is time-millis",
+    ),
     (decimal(2), decimal(4), "it is decimal of scale 2 where decimal of scale 4 was expected"),
     (decimal(2), decimal(2), ""),
     ("long", MILLIS, ""),
@@ -132,8 +134,6 @@ def test_a_number_is_read_only_as_what_it_counts(place: str, written: Any, read:
     if not why:
         assert wrong is None
         return
-    import re
-
     assert re.match(rf"field {path}: {re.escape(why)}", str(wrong))
 
 
@@ -152,10 +152,9 @@ def test_an_avro_writer_is_held_to_the_declared_unit_of_a_plain_time(tmp_path: P
             event = {"id": "a", "at": 1_700_000_000_123_456, "user": "u", "x": 1.0}
             assert schema.read(codec.encode(event), HEADER)[0] == event
             continue
+        accepting = replace(declared.events, accepts=[str(tmp_path / "debezium.avsc")])
         with pytest.raises(DeclarationError, match=r"can't read .*debezium\.avsc"):
-            from dataclasses import replace
-
-            replace(declared, events=replace(declared.events, accepts=[str(tmp_path / "debezium.avsc")]))
+            replace(declared, events=accepting)
 
 
 def test_a_schema_of_debeziums_may_be_declared_as_it_is(tmp_path: Path) -> None:

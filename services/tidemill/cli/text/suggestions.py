@@ -30,6 +30,9 @@ def suggestions_text(suggestions: Suggestions) -> str:
             row = [""] * 3
     head = f"{suggestions.argument}: {suggestions.records:,} records of {suggestions.schema}"
     head += f", {suggestions.skipped:,} of an earlier schema skipped" if suggestions.skipped else ""
+    if refused := suggestions.refused:
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(refused.items()))
+        head += f", {sum(refused.values()):,} that can't be decoded left out ({reasons})"
     broken = "".join(
         f"declared: {bad.rule} on {bad.field} ({bad.expects}) refuses {bad.refused:,} ({bad.share:.2g}): "
         f"{_counted(bad.values, is_time=bad.field in times)}\n"

@@ -27,6 +27,8 @@ Kind = Literal["int", "float", "flag", "text", "time", "nested", "empty"]
 
 #: Of a column of texts, as many different ones are tried as times before all of them are.
 TRIED_TEXTS = 20
+#: Of a column of texts that are not all times, so many show whether some are; and the share that makes it worth a word.
+TRIED_FORMS, MIN_SHARE_OF_TIMES = 3, 0.25
 #: Whole numbers beyond are no Avro long.
 LARGEST_LONG = 2**63 - 1
 
@@ -317,6 +319,20 @@ def _all_read(form: str, texts: Iterable[str]) -> bool:
         return False
 
 
+def _other_forms(texts: Sequence[str], values: Sequence[Any]) -> str:
+    """Return which of these texts keeps them from being times, where many are; `values` are those of the rows."""
+    forms = [form for form in (ISO, *_FORMATS) if any(_all_read(form, [text]) for text in texts[:TRIED_FORMS])]
+    read = {form: [text for text in texts if _all_read(form, [text])] for form in forms}
+    form = max(read, key=lambda one: len(read[one]), default="")
+    if not form or len(read[form]) < MIN_SHARE_OF_TIMES * len(texts):
+        return ""
+    other = next(text for text in texts if text not in set(read[form]))
+    return (
+        f"{len(read[form]):,} of {len(texts):,} different texts are times ({'ISO 8601' if form == ISO else form}), and "
+        f"row {values.index(other) + 1}, {other[:40]!r}, is none of that form: text, until all rows have one form"
+    )
+
+
 def _times_of(column: Column, values: Sequence[Any]) -> Column:
     """Make a column of texts one of times, if all of them are; `ambiguous` where they can be read in several ways."""
     texts = list(dict.fromkeys(value for value in values if value))
@@ -330,6 +346,7 @@ def _times_of(column: Column, values: Sequence[Any]) -> Column:
     forms = [form for form in _FORMATS if _all_read(form, first) and _all_read(form, texts)]
     by_meaning = {tuple(map(time_reader(form), texts)): form for form in reversed(forms)}
     if not by_meaning:
+        column.note = _other_forms(texts, values)
         return column
     column.kind, column.values = "time", values
     if len(by_meaning) == 1:

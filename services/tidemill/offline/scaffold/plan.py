@@ -318,7 +318,10 @@ class _Planner:
         whole = [c for c in likely if not c.missing]
         if not whole:
             for column in likely:
-                self.note(f"{column.name!r} has no value in {column.missing:,} rows: it is not the time of the events")
+                self.note(
+                    f"{column.name!r} has no value in {column.missing:,} rows, row {column.values.index(None) + 1} the "
+                    f"first: it is not the time of the events"
+                )
             return None
         dated = [c for c in whole if c.kind == "time"] or [c for c in whole if c.told in PER_SECOND] or whole
         if len(dated) > 1:
@@ -360,20 +363,20 @@ class _Planner:
             given = (
                 "--time-unit seconds, millis, micros or nanos" if column.kind in ("int", "float") else "--time-format"
             )
+            why = f": {column.note}" if column.note else f": give {given}, or --{option} none"
             raise SettingsError(
-                f"--{option} {column.name!r} holds {str(example)[:40]!r}, and it can't be told what time that is: give "
-                f"{given}, or --{option} none"
+                f"--{option} {column.name!r} holds {str(example)[:40]!r}, and it can't be told what time that is{why}"
             )
+        read, millis = time_reader(column.told), list[int | None]()
         try:
-            column.millis = [None if v is None else _checked(time_reader(column.told)(v)) for v in column.values]
+            millis.extend(None if value is None else _checked(read(value)) for value in column.values)
+            column.millis = millis
             if column.told in PER_SECOND and not all(ms is None or EPOCH[0] <= ms <= EPOCH[1] for ms in column.millis):
                 raise ValueError("its numbers are no times between 1990 and 2100")
-        except ArithmeticError:
-            raise SettingsError(
-                f"--{option} {column.name!r} is not in {column.told!r}: it holds no numbers of our days"
-            ) from None
-        except (ValueError, TypeError) as error:
-            raise SettingsError(f"--{option} {column.name!r} is not in {column.told!r}: {error}") from None
+        except (ArithmeticError, ValueError, TypeError) as error:
+            why = "it holds no numbers of our days" if isinstance(error, ArithmeticError) else error
+            where = f" in row {len(millis) + 1}" if len(millis) < len(column.values) else ""
+            raise SettingsError(f"--{option} {column.name!r} is not in {column.told!r}{where}: {why}") from None
 
     @staticmethod
     def _whole_times(option: str, column: Column) -> list[int]:

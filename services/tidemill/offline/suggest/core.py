@@ -91,7 +91,10 @@ class Field:
 
 @dataclass
 class Suggestions:
-    """All suggestions for one stream, by the declaration's `argument`; `skipped`: records of an earlier schema."""
+    """All suggestions for one stream, by the declaration's `argument`.
+
+    `skipped`: records of an earlier schema. `refused`: rows of a file that can't be decoded, by reason.
+    """
 
     argument: str
     schema: str
@@ -99,6 +102,7 @@ class Suggestions:
     skipped: int
     fields: list[Field]
     violated: list[Violated]
+    refused: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def missing(self) -> list[Suggestion]:
@@ -114,7 +118,8 @@ def suggest(
     pipeline: Pipeline, argument: str, history: StreamProfile, max_share: float = MAX_REFUSED_SHARE
 ) -> Suggestions:
     """Return what history suggests for a stream; `argument` is "rules" or "label_rules"."""
-    result = Suggestions(argument, history.stream.schema_name, history.records, history.skipped, [], [])
+    stream = history.stream
+    result = Suggestions(argument, stream.schema_name, history.records, history.skipped, [], [], history.refused)
     for name, profile in history.fields.items():
         suggestions, note = _of_field(profile, history, max_share)
         if name == history.stream.time:

@@ -7,9 +7,10 @@ smallest hashes of partition and offset.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ import numpy.typing as npt
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
 from tidemill.encoding import schema_files
-from tidemill.errors import SettingsError
+from tidemill.encoding.envelopes import SkippedError
+from tidemill.errors import Reject, SettingsError
 from tidemill.offline import history
 from tidemill.offline.source import FileSource, KafkaSource
 from tidemill.rules import LARGEST_NUMBER, Rule
+from tidemill.stages.validator.decode import stream_decoder
 from tidemill.stream.api import Broker, Progress
 from tidemill.stream.origin import origin_of
 from tidemill.stream.ranges import full_range
@@ -280,6 +283,8 @@ class StreamProfile:
     def __init__(self, stream: Stream, declared: Sequence[Rule] = (), *, is_sorted: bool = True) -> None:
         self.stream, self.rules = stream, tuple(declared)
         self.records = self.skipped = 0
+        self.refused: dict[str, int] = {}
+        """Rows of a file that can't be decoded, or are no records, by reason."""
         self.fields = {
             avro["name"]: Profile(avro, stream.types[avro["name"]], [r for r in declared if r.field == avro["name"]])
             for avro in stream.valid_avro["fields"]
@@ -370,7 +375,26 @@ def read(
         ("label_rules", source.labels, pipeline.labels, pipeline.label_rules),
     ):
         if path is not None:
-            profiles[argument] = of_rows(stream, declared, history.read(path, stream), progress)
-            if not profiles[argument].records:
-                raise SettingsError(f"{path} has no rows: give a file with history")
+            refused: Counter[str] = Counter()
+            rows = list(_decoded(pipeline, path, stream, refused))
+            profiles[argument] = of_rows(stream, declared, rows, progress)
+            profiles[argument].refused = dict(refused)
+            if not rows:
+                why = f" that can be decoded ({', '.join(refused)})" if refused else ""
+                raise SettingsError(f"{path} has no rows{why}: give a file with history")
     return profiles
+
+
+def _decoded(pipeline: Pipeline, path: Path, stream: Stream, refused: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows that the validator decodes, whatever its rules say of them; `refused` counts the others."""
+    records = Records(pipeline)
+    is_event = stream is pipeline.events
+    codecs = (records.sent_event, records.event) if is_event else (records.sent_label, records.label)
+    decoder = stream_decoder(stream, *codecs, bare=True)
+    for message in history.messages(path, stream):
+        try:
+            yield decoder.decode(message.data)[0]
+        except SkippedError as skipped:
+            refused[skipped.kind] += 1
+        except Reject as reject:
+            refused[reject.reason] += 1
