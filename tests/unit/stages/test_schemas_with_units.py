@@ -24,7 +24,9 @@ from tidemill.wire.records import Records
 DECIMAL = "org.apache.kafka.connect.data.Decimal"
 CONNECT_KINDS = {int: "int64", float: "double", str: "string"}
 #: What the time is in, for each of UNITS.
-COUNTS = {"local-micros": "micros", "seconds as floats": "seconds", "plain": "millis"} | dict.fromkeys(("zone", "no zone", "Z"), times.TEXT)
+COUNTS = {"local-micros": "micros", "seconds as floats": "seconds", "plain": "millis"} | dict.fromkeys(
+    ("zone", "no zone", "Z"), times.TEXT
+)
 
 
 def unit(name: str) -> str:
