@@ -374,7 +374,7 @@ class _Planner:
             if column.told in PER_SECOND and not all(ms is None or EPOCH[0] <= ms <= EPOCH[1] for ms in column.millis):
                 raise ValueError("its numbers are no times between 1990 and 2100")
         except (ArithmeticError, ValueError, TypeError) as error:
-            why = "it holds no numbers of our days" if isinstance(error, ArithmeticError) else error
+            why = "it holds no numbers of our days" if isinstance(error, ArithmeticError) else str(error)
             where = f" in row {len(millis) + 1}" if len(millis) < len(column.values) else ""
             raise SettingsError(f"--{option} {column.name!r} is not in {column.told!r}{where}: {why}") from None
 
