@@ -66,6 +66,11 @@ COUNTS: Mapping[str, Counter] = {
         "tidemill_view_writes_total", "Writes to the online store, by outcome.", ["service", "outcome"]
     ),
     "joined": Counter("tidemill_joined_total", "Predictions that met their label.", ["service", "topic"]),
+    "corrected": Counter(
+        "tidemill_corrections_total",
+        "Corrections of labels: of the joiner those that it has written, by topic; of others those they have read.",
+        ["service", "of"],
+    ),
     "expired": Counter("tidemill_expired_total", "Predictions whose label never came in time.", ["service", "topic"]),
     "model_loads": Counter("tidemill_model_loads_total", "Model versions loaded, by outcome.", ["service", "outcome"]),
     "not_finite": Counter(

@@ -19,6 +19,12 @@ QUORUM_RECORDS = 24
 #: Part of what a watermark ends (a timeout, a window) by which a single record may be ahead of that and still move it.
 SLACK_PART = 10
 
+
+def join_memory(timeout: int, corrections: int) -> int:
+    """Return for how long an id names one event, and the joiner knows what it has joined; all in ms of event time."""
+    return 2 * timeout + corrections if corrections else timeout
+
+
 #: What `state` returns: `time`, the latest time that the quorum has reached, and the times of the recent records, the
 #: first as it is and of each other its difference to the one before.
 State = tuple[int, ...]

@@ -51,6 +51,8 @@ BROKER = "tests/contracts/test_broker.py"
 VIEW = "tests/contracts/test_view.py"
 PROMISES = "tests/contracts/test_promises.py"
 ON_DISK = "tests/unit/stages/test_join.py::test_on_disk_it_remembers_the_same_after_each_record"
+JOIN = "tests/unit/stages/test_join_definition.py"
+CORRECTED = "tests/unit/stages/test_corrected_candidates.py"
 STATE, MACHINE = "tests/unit/stream/test_local_state.py", "tests/faults/test_join_machine.py"
 WATERMARK, AHEAD = "tests/unit/test_watermark.py", "tests/faults/test_times_ahead.py"
 WHOLE = (CRASH, LOOP, "tests/contracts", "tests/faults", "tests/system/test_whole.py")
@@ -365,7 +367,7 @@ MUTANTS = (
     Mutant(
         "refused-example-again", "an example that was refused is made again by the record that comes last then",
         "stages/joiner/service.py",
-        "if event.is_refused or label.is_refused:",
+        "if event.is_refused:",
         "if False:",
         (REFUSED,),
     ),
@@ -1317,6 +1319,62 @@ MUTANTS = (
         "if isinstance(exact, float) and abs(exact) > MAX_EXACT_FLOAT:",
         "if False:",
         ("tests/unit/offline/test_files_of_any_kind.py::test_what_parquet_has_and_the_schema_has_not_is_named",),
+    ),
+    Mutant(
+        "joined-forgotten-early", "what may be corrected is forgotten after the timeout",
+        "watermark.py",
+        "return 2 * timeout + corrections if corrections else timeout",
+        "return timeout",
+        (JOIN,),
+    ),
+    Mutant(
+        "corrected-too-late", "a label corrects for ever, as long as its event is remembered",
+        "stages/joiner/join.py",
+        "return is_prediction_in_time and label.watermark <= first.time + self.corrections",
+        "return is_prediction_in_time",
+        (JOIN,),
+    ),
+    Mutant(
+        "current-label-forgotten", "after a correction the first label is still taken for the event's",
+        "stages/joiner/join.py",
+        "                event.current = label.value\n",
+        "",
+        (JOIN,),
+    ),
+    Mutant(
+        "current-label-not-stored", "on disk an event's correction is forgotten",
+        "stages/joiner/stored_join.py",
+        "label_offset, label_time, value, event.current = row.label",
+        "label_offset, label_time, value, _ = row.label",
+        (MACHINE,),
+    ),
+    Mutant(
+        "corrections-of-later", "a corrected candidate learns corrections that came after it was asked for",
+        "models/corrections.py",
+        "if record.offset() < self.before:",
+        "if True:",
+        (f"{CORRECTED}::test_a_command_folds_the_corrected_log_and_goes_on_with_what_comes", CORRECTED),
+    ),
+    Mutant(
+        "gathered-to-the-model", "a corrected candidate begins to learn before it has read all corrections",
+        "stages/learner/training_run.py",
+        "return self.gathered_until < self.corrections.before",
+        "return self.gathered_until < 1",
+        (CORRECTED,),
+    ),
+    Mutant(
+        "share-of-corrections-counted-again", "a gate that starts again begins to count corrections anew",
+        "stages/gate/service.py",
+        "kept = CommitMetadata.decode(committed.metadata).corrections or (committed.offset, 0)",
+        "kept = (committed.offset, 0)",
+        (CORRECTED,),
+    ),
+    Mutant(
+        "first-labels-judge", "a backtest's figures are by first labels",
+        "offline/backtest.py",
+        "fold.judge(last)",
+        "fold.judge(example)",
+        ("tests/unit/offline/test_corrected_labels.py",),
     ),
 )  # fmt: skip
 

@@ -53,6 +53,9 @@ PIPELINE = dataclasses.replace(
     request={"distance": number("distance")},
     monitor=Monitor(),
 )
+#: How long labels are corrected, and the pipeline that declares it.
+CORRECTIONS = 25
+CORRECTED = dataclasses.replace(PIPELINE, labels=PIPELINE.labels.with_fields(corrections=f"{CORRECTIONS}ms"))
 RECORDS = Records(PIPELINE)
 LOG, LABELS = TopicPartition("delays.prediction-log", 0), TopicPartition("delays.labels.valid", 0)
 OUTPUTS = [t.name(PIPELINE.name) for t in (topics.EXAMPLES, topics.EXPIRED, topics.DLQ)]
@@ -131,9 +134,11 @@ class Broker(MemoryBroker):
         return made
 
 
-def expected_of(log: Sequence[Asked], labels: Sequence[Told], make: Make) -> tuple[Counter[Any], int, int]:
+def expected_of(
+    log: Sequence[Asked], labels: Sequence[Told], make: Make, corrections: int = 0
+) -> tuple[Counter[Any], int, int]:
     """Return the definition's outcomes as the topics show them, how many events wait for a label, how many labels wait."""
-    outcomes, pending, waiting = by_definition(log, labels, make)
+    outcomes, pending, waiting = by_definition(log, labels, make, corrections)
 
     def shown(kind: str, first: int, *second: int) -> tuple[Any, ...]:
         if kind == "repeated":
@@ -143,6 +148,9 @@ def expected_of(log: Sequence[Asked], labels: Sequence[Told], make: Make) -> tup
         if kind == "duplicate":
             same = labels[second[0]].value == labels[first].value
             return "duplicate_label" if same else "contradictory_label", LABELS.topic, first
+        if kind == "corrected":
+            label = labels[first]
+            return kind, second[0], label.time, label.value, labels[second[1]].value
         if kind == "joined":
             return kind, first, labels[second[0]].time, labels[second[0]].value
         return kind, first
@@ -161,9 +169,9 @@ class JoinMachine(RuleBasedStateMachine):
     seen: ClassVar[Counter[str]] = Counter()
     """What happened over all runs: the test asserts that each kind of thing did."""
 
-    @initialize(make=st.sampled_from([highest, three_of_four]), on_disk=st.booleans())
-    def begin(self, make: Make, on_disk: bool) -> None:
-        self.make, self.on_disk = make, on_disk
+    @initialize(make=st.sampled_from([highest, three_of_four]), on_disk=st.booleans(), corrected=st.booleans())
+    def begin(self, make: Make, on_disk: bool, corrected: bool) -> None:
+        self.make, self.on_disk, self.corrected = make, on_disk, corrected
         self.folder, self.opened = Path(tempfile.mkdtemp(dir=FOLDER.get())), list[LmdbState]()
         self.now = 100
         self.asked: list[Asked] = []
@@ -177,7 +185,9 @@ class JoinMachine(RuleBasedStateMachine):
         for state in self.opened:
             state.close()  # as the end of its process does it: what was not saved is gone
         self.opened.clear()
-        service = joiner.build(PIPELINE, self.make, self.open if self.on_disk else None)
+        service = joiner.build(
+            CORRECTED if self.corrected else PIPELINE, self.make, self.open if self.on_disk else None
+        )
         self.loop = Loop(service, self.broker, max_delay=0.0, sleep=lambda _: None)
         self.producer = self.broker.producer(self.loop.instance)
         self.consumer = self.broker.consumer(service.group, service.topics, self.loop.instance)
@@ -236,6 +246,12 @@ class JoinMachine(RuleBasedStateMachine):
     def label_contradictory(self, data: st.DataObject, after: int) -> None:
         first = data.draw(st.sampled_from(self.told[-4:]))
         self.tell(Told(first.id, first.time + after, 30.0 - first.value), "contradictory")
+
+    @precondition(lambda self: self.told)
+    @rule(data=st.data(), after=st.sampled_from([1, T, CORRECTIONS, CORRECTIONS + 1]), value=VALUES)
+    def label_corrected(self, data: st.DataObject, after: int, value: float) -> None:
+        first = data.draw(st.sampled_from(self.told[-8:]))
+        self.tell(Told(first.id, first.time + after, value), "corrected late")
 
     @rule(late=JITTER, value=VALUES)
     def label_unknown(self, late: int, value: float) -> None:
@@ -329,6 +345,10 @@ class JoinMachine(RuleBasedStateMachine):
     def outcomes(self) -> Counter[Any]:
         out: Counter[Any] = Counter()
         for record in self.broker.records(OUTPUTS[0]):
+            if (correction := RECORDS.correction.of(record.value())) is not None:
+                of, *rest = (correction[name] for name in ("offset", "label_time", "label", "replaced_label"))
+                out["corrected", of, *rest] += 1
+                continue
             example = RECORDS.example.decode(record.value() or b"")
             out["joined", example["prediction"]["features"]["offset"], example["label_time"], example["label"]] += 1
         for record in self.broker.records(OUTPUTS[1]):
@@ -347,10 +367,12 @@ class JoinMachine(RuleBasedStateMachine):
             return
         log, labels = self.positions()
         out = self.outcomes()
-        expected, pending, waiting = expected_of(self.asked[:log], self.told[:labels], self.make)
+        expected, pending, waiting = expected_of(
+            self.asked[:log], self.told[:labels], self.make, CORRECTIONS * self.corrected
+        )
         assert out == expected
         kinds = Counter(outcome[0] for outcome in out)
-        assert set(out.values()) <= {1}
+        assert {n for outcome, n in out.items() if outcome[0] != "corrected"} <= {1}
         assert (
             len({outcome[1] for outcome in out if outcome[0] in ("joined", "expired")})
             == kinds["joined"] + kinds["expired"]
@@ -358,7 +380,8 @@ class JoinMachine(RuleBasedStateMachine):
         if self.loop.ready:  # what it holds in memory as well
             assert (self.join.pending, self.join.waiting_labels) == (pending, waiting)
             assert log == kinds["joined"] + kinds["expired"] + self.join.pending + kinds["duplicate_event"]
-            assert labels == kinds["joined"] + sum(kinds[r] for r in REASONS) + self.join.waiting_labels
+            refused = sum(kinds[r] for r in REASONS)
+            assert labels == kinds["joined"] + kinds["corrected"] + refused + self.join.waiting_labels
         for kind in kinds:
             self.seen[kind] += 1
 
@@ -390,6 +413,6 @@ def test_the_joiner_does_what_the_definition_says_whatever_happens_to_it(
     )
     happened = [
         "in time", "late", "doubled", "contradictory", "unknown", "crash", "before", "after", "aborted", "flat", "joined", "expired",
-        "duplicate_event", "saved", "state lost", "on disk", *REASONS,
+        "duplicate_event", "saved", "state lost", "on disk", "corrected", "corrected late", *REASONS,
     ]  # fmt: skip
     assert {kind: JoinMachine.seen[kind] for kind in happened if JoinMachine.seen[kind] < 10} == {}

@@ -116,16 +116,26 @@ def unpin(pipeline: str, **options: Any) -> None:
     metavar="WHERE",
     help="The first example: earliest, an offset, or -N for the latest N. Default: as Training(...) says.",
 )
+@click.option(
+    "--corrected",
+    "is_corrected",
+    is_flag=True,
+    help="Learn each example with its last corrected label; --from is earliest, where it is not given.",
+)
 @command_options
-def train(pipeline: str, model: str, begin: str | None, **options: Any) -> None:
+def train(pipeline: str, model: str, begin: str | None, *, is_corrected: bool, **options: Any) -> None:
     """Train a fresh copy of a model on history.
 
-    It shadows as a candidate, MODEL~OFFSET, as soon as it has caught up.
+    It shadows as a candidate, MODEL~OFFSET, as soon as it has caught up; with --corrected it is MODEL~OFFSET~BEFORE,
+    and has learned the corrections that lie before that offset.
     """
     declared = tidemill.load(pipeline)
+    if is_corrected:
+        begin = begin or "earliest"
     declared_examples = declared.training.examples if declared.training else 0
     offset = -declared_examples if begin is None else 0 if begin == "earliest" else _number(begin)
-    _send(declared, _settings(options), "train", model, begin=offset, **options)
+    kind = "train_corrected" if is_corrected else "train"
+    _send(declared, _settings(options), kind, model, begin=offset, **options)
 
 
 @click.command()

@@ -48,8 +48,8 @@ def send(
     """Send events or labels, and print what becomes of each.
 
     FILE is CSV, JSON, JSON lines or Parquet, or - for standard input. A row of JSON is sent as it stands, any other as
-    Avro. The exit code is 0 if all were predicted or joined, 1 if one became a dead letter, 3 if of one nothing was
-    heard in time.
+    Avro. The exit code is 0 if all were predicted, joined or corrections, 1 if one became a dead letter, 3 if of one
+    nothing was heard in time.
     """
     from tidemill.cli.text.records import outcome_line, outcomes_line
     from tidemill.offline.send import REFUSED, UNKNOWN, Sending, messages_of

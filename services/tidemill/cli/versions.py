@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tidemill.keys import Keyring
     from tidemill.registry.latest import Version
     from tidemill.registry.store import ArtifactStore
+    from tidemill.registry.versions import Version as Listed
     from tidemill.registry.versions import Versions
     from tidemill.stream.api import Broker
 
@@ -45,9 +46,17 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Print this many, the newest."
 )
+@click.option(
+    "--superseded",
+    "with_superseded",
+    is_flag=True,
+    help="Count how many examples of each have another label by now; reads all examples.",
+)
 @AS_JSON_LINES
 @with_settings("brokers", "store_url")
-def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **options: Any) -> None:
+def list_(
+    pipeline: str, model: str | None, limit: int, *, with_superseded: bool, as_json: bool, **options: Any
+) -> None:
     """Print the newest versions, newest first.
 
     Signatures are checked where TIDEMILL_VERIFY_KEYS names the public keys.
@@ -63,11 +72,32 @@ def list_(pipeline: str, model: str | None, limit: int, *, as_json: bool, **opti
             f"no version of model {model!r} in {versions.topic}: the pipeline declares "
             f"{', '.join(declared.model_names)}"
         )
+    counts = _superseded(declared, versions, newest) if with_superseded else {}
     if not as_json:
-        click.echo(versions_text(versions, store, newest), nl=False)
+        click.echo(versions_text(versions, store, newest, counts), nl=False)
         return
     for version in newest:
-        click.echo(json.dumps(versions.as_dict(version, store)))
+        more = {"superseded": counts[version.offset]} if version.offset in counts else {}
+        click.echo(json.dumps(versions.as_dict(version, store) | more))
+
+
+def _superseded(declared: Pipeline, versions: Versions, newest: Sequence[Listed]) -> dict[int, int]:
+    """Return, by its offset among the versions, how many examples of a version have another label by now."""
+    from tidemill.models.refold import FoldRange
+    from tidemill.offline.superseded import superseded
+
+    if not declared.corrections_ms:
+        raise SettingsError(
+            '--superseded: the pipeline declares no corrections of labels, as in Stream(..., corrections="30d")'
+        )
+    of = {
+        one.offset: FoldRange(one.manifest.model, one.manifest.version, one.manifest.begin)
+        for one in newest
+        if one.manifest and declared.knows(one.manifest.model)
+    }
+    with progress("examples", None) as advance:
+        counts = superseded(declared, versions.broker, set(of.values()), advance)
+    return {offset: counts[target] for offset, target in of.items()}
 
 
 @click.command()
@@ -90,7 +120,8 @@ def show(pipeline: str, model: str, **options: Any) -> None:
     versions, store = _versions(declared, chosen)
     with progress("versions", None) as advance:
         newest, refused = versions.find(name, int(version) if at else None, advance)
-    click.echo(version_text(versions, store, newest, refused), nl=False)
+    counts = _superseded(declared, versions, [newest]) if declared.corrections_ms else {}
+    click.echo(version_text(versions, store, newest, refused, counts.get(newest.offset)), nl=False)
 
 
 @click.command()

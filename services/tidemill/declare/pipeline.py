@@ -54,7 +54,7 @@ from tidemill.rules import FUTURE_TOLERANCE, PLAUSIBLE_TIMES, Rule, not_after_no
 from tidemill.rules.plausible import no_seconds
 from tidemill.stream.topic import TOPIC_NAME
 from tidemill.tables import Lookup, Table
-from tidemill.watermark import SLACK_PART
+from tidemill.watermark import SLACK_PART, join_memory
 
 _Rules = Sequence[Annotated[Is[Rule], Field(description="a rule of tidemill.rules")]]
 _REQUEST = "the name of an event field or a function of the event, as in number('distance'),"
@@ -158,6 +158,11 @@ class Pipeline:
             self.gate.check(self.kind, self.vector, fail)
         if self.training is not None:
             self.training.check(self.models, fail)
+            if self.training.corrected and not self.labels.corrections:
+                fail(
+                    "training.corrected",
+                    f"{self.training.corrected:g} where labels=Stream(...) declares no corrections",
+                )
         if self.retention is not None:
             self.retention.check(fail)
         if self.protect is not None:
@@ -182,6 +187,8 @@ class Pipeline:
         self.events.check_key("events", fail)
         self.labels.check("labels", fail)
         self.labels.check_value("labels", self.kind.label_type, fail)
+        if self.events.corrections:
+            fail("events.corrections", f"{self.events.corrections!r}: labels are corrected, not events; move it there")
         for stream, topic in self.raw_topics.items():
             if topic and not TOPIC_NAME.fullmatch(topic):
                 fail(f"{stream}.topic", f"{topic!r} is no topic's name: letters, digits, '.', '_' and '-', at most 249")
@@ -257,6 +264,16 @@ class Pipeline:
         return milliseconds(self.label_timeout)
 
     @property
+    def corrections_ms(self) -> int:
+        """How long after an event's first label, in event time, another one corrects it; milliseconds, 0 for never."""
+        return milliseconds(self.labels.corrections) if self.labels.corrections else 0
+
+    @property
+    def join_memory_ms(self) -> int:
+        """How far back, in event time, the joiner knows what it has joined; milliseconds."""
+        return join_memory(self.label_timeout_ms, self.corrections_ms)
+
+    @property
     def _baseline(self) -> Any:
         return self.baseline if self.baseline is not None else self.kind.baseline()
 
@@ -308,13 +325,23 @@ class Pipeline:
     @staticmethod
     def parts(name: str) -> tuple[str, int]:
         """Return the declared model of a name, and the first example it learns: a candidate is called model~example."""
-        model, _, begin = name.partition("~")
+        model, begin, *_ = (*name.split("~"), "0")
         return model, int(begin or 0)
+
+    @staticmethod
+    def corrected_before(name: str) -> int:
+        """Return before which offset the corrections of labels lie that a model of this name learns; 0: it learns none.
+
+        Such a candidate is called model~example~offset.
+        """
+        _, _, before = (*name.split("~"), "0", "0")[:3]
+        return int(before)
 
     def knows(self, name: str) -> bool:
         """Whether a model of this name, or the one that a candidate is made of, is declared."""
-        model, mark, begin = name.partition("~")
-        return model in self.model_names and (not mark or (begin.isascii() and begin.isdecimal()))
+        model, *numbers = name.split("~")
+        are_numbers = len(numbers) <= 2 and all(one.isascii() and one.isdecimal() for one in numbers)
+        return model in self.model_names and are_numbers
 
     def role(self, model: str, champion: str = "") -> str:
         """Return a model's role; `champion` names the champion where it is not the declared one."""

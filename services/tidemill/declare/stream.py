@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, PlainValidator
 
-from tidemill.declare.checks import Fail, check_fields
+from tidemill.declare.checks import Fail, OptionalDuration, check_fields
 from tidemill.declare.kinds import AVRO_KINDS, KEYS, Source
 from tidemill.encoding import json_values, python_schemas, schema_files, times
 from tidemill.encoding.envelopes import Unwrap, inner_schema
@@ -72,6 +72,9 @@ class Stream:
         that is the event's id.
     value
         Labels only: the field that is the label, or a function of the label record.
+    corrections
+        Labels only: for so long after an event's first label, by the labels' times, a later label of the event with
+        another value corrects it, as "30d". It is a record of its own among the examples. Otherwise the first stays.
     accepts
         Other schemas that producers may write with, each given as `schema` is; `schema` must be able to read them.
     encoding
@@ -104,6 +107,7 @@ class Stream:
     time_unit: Literal["", "seconds", "millis", "micros", "nanos", "iso8601"] = ""
     unwrap: Unwrap = ""
     topic: str = ""
+    corrections: OptionalDuration = ""
     #: Which of id, time and key are not declared, but what the schema left as the one choice.
     chosen: tuple[str, ...] = field(init=False, default=(), repr=False, compare=False)
 

@@ -27,13 +27,17 @@ class Training:
     examples
         How many of the latest examples it starts with; 0: all of them.
     pause
-        For this many examples after a candidate was started, no alert starts another.
+        For this many examples after a candidate was started, no alert and no correction starts another.
+    corrected
+        Once more than this share of the examples had their label corrected since the last such candidate, one is folded
+        over all examples with their corrected labels; 0: only people start it, by `tidemill models train --corrected`.
     """
 
     model: str
     on: Annotated[Sequence[Alert], Field(examples=[["drift"]])] = ("drift", "performance")
     examples: Annotated[int, Field(ge=0)] = 20_000
     pause: Annotated[int, Field(ge=0)] = 20_000
+    corrected: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def check(self, models: Iterable[str], fail: Fail) -> None:
         """Check the fields, and that the model is declared."""

@@ -151,7 +151,7 @@ _ONE_COMMAND: Schema = {
     "required": ["id", "kind", "why"],
     "properties": {
         "id": {"type": "string", "minLength": 8, "maxLength": 100, "pattern": "^[A-Za-z0-9._-]+$"},
-        "kind": {"enum": ["promote", "rollback", "pin", "unpin", "train"]},
+        "kind": {"enum": ["promote", "rollback", "pin", "unpin", "train", "train_corrected"]},
         "target": {"type": "string", "description": "MODEL or MODEL@VERSION; empty for rollback and unpin."},
         "steps": {"type": "integer", "minimum": 1, "description": "rollback: how many champions back."},
         "begin": {"type": "integer", "description": "train: offset of the first example; negative: from the newest."},

@@ -75,10 +75,22 @@ class Fold:
         """
         prediction, label = example["prediction"], example["label"]
         vector = prediction["features"]["vector"]
+        self.judge(example)
         self.version = offset + 1
         self.examples += 1
         self.learned_until = max(self.learned_until, example["label_time"])
         self.vectors.append(vector)
+        if self._shares is not None and not self._shares.take(self._source(prediction["features"])):
+            return False
+        x = vector_to_x(vector)
+        self._kind.learn(self.running, x, label)
+        if not self.examples % LOOK_EVERY_EXAMPLES and not self.diverged:
+            self._check_score(x)
+        return True
+
+    def judge(self, example: Example) -> None:
+        """Judge the score that was served of an example, and learn nothing."""
+        prediction, label = example["prediction"], example["label"]
         # Beside a pinned version the newest one answers too: the newest is judged.
         served = max(
             (s for s in (prediction["champion"], *prediction["challengers"]) if s["model"] == self.name),
@@ -88,14 +100,11 @@ class Fold:
         judged = served and self._kind.judged(served["score"], served["probabilities"], served["answered"])
         if judged is not None:
             self.scorecard.update(label, judged)
-            self.segments.add(vector, label, judged)
-        if self._shares is not None and not self._shares.take(self._source(prediction["features"])):
-            return False
-        x = vector_to_x(vector)
-        self._kind.learn(self.running, x, label)
-        if not self.examples % LOOK_EVERY_EXAMPLES and not self.diverged:
-            self._check_score(x)
-        return True
+            self.segments.add(prediction["features"]["vector"], label, judged)
+
+    def judge_again(self) -> None:
+        """Begin to judge from the first example on."""
+        self.scorecard, self.segments = Scorecard(self.pipeline.metric()), Segments(self.pipeline)
 
     def _check_score(self, x: Mapping[str, Any]) -> None:
         """Mark the model as diverged where its answer is no score, even if a later answer is one again."""

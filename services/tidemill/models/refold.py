@@ -1,7 +1,7 @@
 """Versions as they were: one fold of each model over the examples passes all versions that are asked for.
 
 reads   <pipeline>.examples, from the first one that any of them has learned to the last
-memory  one model for each name and first example
+memory  one model for each name and first example; the corrections that candidates have learned
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.models.corrections import Corrections
 from tidemill.models.fold import Fold
 from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.wire import topics
@@ -38,7 +39,9 @@ class Refold:
     def __init__(self, pipeline: Pipeline, broker: Broker) -> None:
         self.pipeline, self.broker = pipeline, broker
         self.topic = topics.EXAMPLES.name(pipeline.name)
-        self._codec = Records(pipeline).example
+        self._records = Records(pipeline)
+        self._codec = self._records.example
+        self._corrections: dict[str, Corrections] = {}
 
     def snapshots(self, targets: Collection[FoldRange], progress: Progress | None = None) -> Iterator[Refolded]:
         """Yield versions in their order, each while the fold stands at it."""
@@ -56,6 +59,7 @@ class Refold:
         folds = {(model, begin): Fold(self.pipeline, model, begin) for model, begin in last}
         # Version 0 has learned nothing.
         begin = min((begin for (_, begin), version in last.items() if version), default=0)
+        self._corrections = self._gathered({model for model, _ in last}, begin)
         read = self.broker.read({partition: (begin, max(last.values(), default=0))})
         at = 0
         for record in (record for batch in read for record in batch):
@@ -69,12 +73,24 @@ class Refold:
         for one in waiting[at:]:
             yield self._reach(one, folds[one.model, one.begin])
 
+    def _gathered(self, models: Collection[str], begin: int) -> dict[str, Corrections]:
+        """Return, by the name of a candidate that has learned corrected labels, the corrections that it knew."""
+        before = {model: self.pipeline.corrected_before(model) for model in models}
+        gathered = {model: Corrections(self._records, offset) for model, offset in before.items() if offset}
+        if gathered:
+            partition = TopicPartition(self.topic, 0)
+            for batch in self.broker.read({partition: (begin, max(before.values()))}):
+                for record in batch:
+                    for corrections in gathered.values():
+                        corrections.take(record)
+        return gathered
+
     def _unfoldable(self, target: FoldRange, low: int, high: int) -> str:
         """Return why the examples can't be folded to a version; empty where they can."""
         what = f"model {target.model!r} version {target.version} can't be folded again"
         if target.version and low > target.begin:
             return f"{what}: {self.topic} does not reach back to {target.begin:,} any more, its first offset is {low:,}"
-        if target.version > high:
+        if max(target.version, self.pipeline.corrected_before(target.model)) > high:
             return f"{what}: {self.topic} ends at {high:,}; it was created again, or truncated"
         return ""
 
@@ -94,12 +110,13 @@ class Refold:
         )
 
     def _learn(self, folds: Sequence[Fold], record: Record) -> None:
-        """Learn as a learner does, and skip what it skips."""
+        """Learn as a learner does, and skip what it skips: corrections among it."""
         example = self._codec.of(record.value()) if folds else None
         if example is None:
             return
         for fold in folds:
+            corrections = self._corrections.get(fold.name)
             try:
-                fold.learn(example, record.offset())
+                fold.learn(corrections.apply(example) if corrections else example, record.offset())
             except Exception:  # noqa: S112  a model's own code; the learner has logged it, and went on
                 continue

@@ -3,12 +3,19 @@
 Every label is learned as soon as it is known, and before any question asked at that moment, as River's
 `evaluate.progressive_val_score(moment=..., delay=...)` has it; `model_delay` adds the time that a learned label takes
 to reach the scorer in production.
+
+Where corrections of labels are declared, models learn the label that was known, as in production. The report's metrics,
+and the examples that are handed on, have each example's last label: they are counted again at the end, from a temporary
+file. `over_time` has what was known then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import marshal
+import tempfile
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
@@ -25,6 +32,7 @@ from tidemill.encoding.times import looks_like_date
 from tidemill.errors import described
 from tidemill.features.lookup import InMemoryRemoteViews
 from tidemill.keys import Keyring
+from tidemill.models.corrections import Corrections, Key, key_of
 from tidemill.models.fold import Fold
 from tidemill.offline.history import Message, as_message
 from tidemill.registry.decisions import Decision, decisions
@@ -96,7 +104,8 @@ class BacktestReport:
 
     `first_letters`: what was wrong with the first dead letter of each reason. `refused`: events that the validator
     refused, by reason; what is neither valid nor refused is no record (a delete in an envelope). `refused_labels`: the
-    same of labels. `over_share`: joined examples that were not learned, because their source had used its share.
+    same of labels. `corrections`: labels that replaced another; `corrected`: joined examples whose last label is not
+    the one that was learned. `over_share`: joined examples that were not learned, as their source had used its share.
     `learn_failed`: by model, examples at which its learn_one raised. `left_out`: figures that a model has not, and why.
     """
 
@@ -109,6 +118,8 @@ class BacktestReport:
     labels: int = 0
     predictions: int = 0
     joined: int = 0
+    corrections: int = 0
+    corrected: int = 0
     expired: int = 0
     pending: int = 0
     over_share: int = 0
@@ -225,6 +236,25 @@ class _PendingPredictions(Processor):
         return True
 
 
+class _Spool:
+    """Examples in their order, in a temporary file."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  it ends with the run
+
+    def append(self, record: MemoryRecord) -> None:
+        headers, sent = record.headers(), record.timestamp()[1]
+        value = bytes(record.value() or b"")
+        marshal.dump((record.topic(), value, record.key(), sent, headers, record.offset()), self._file)
+
+    def records(self) -> Iterator[MemoryRecord]:
+        self._file.seek(0)
+        with contextlib.suppress(EOFError):
+            while True:
+                topic, value, key, timestamp, headers, offset = marshal.load(self._file)  # noqa: S302  our own
+                yield MemoryRecord(topic, value, key, timestamp, headers, 0, offset)
+
+
 class Backtest:
     """One run over history.
 
@@ -249,7 +279,10 @@ class Backtest:
         self.scorer = Scorer(pipeline)
         self.predictions: Callable[[PredictionLog], None] | None = None
         self.updates: Callable[[Record], None] | None = None
+        #: Called with each example; where corrections are declared at the end of the run, with its last label.
         self.examples: Callable[[Record], None] | None = None
+        self.corrections, self.corrected = Corrections(self.records), set[Key]()
+        self._spool = _Spool() if pipeline.corrections_ms else None
         #: Called with every record that a step emits, before the next step reads it.
         self.emitted: Callable[[Record], None] | None = None
         self._offsets: Counter[str] = Counter()
@@ -316,9 +349,15 @@ class Backtest:
                 refused[letter.reason] = refused.get(letter.reason, 0) + 1
             report.first_letters.setdefault(letter.reason, letter.message)
             report.dead_letters[letter.reason] = report.dead_letters.get(letter.reason, 0) + 1
+        elif topic == self._examples and self.corrections.take(record):
+            self.report.corrections += 1
+            if self.pipeline.gate:
+                self._gate.process((record,), self._emit)
         elif topic == self._examples:
             self._learning.append((self._now + self.model_delay, record))
-            if self.examples:
+            if self._spool is not None:
+                self._spool.append(record)
+            elif self.examples:
                 self.examples(record)
             if self.pipeline.gate:
                 self._gate.process((record,), self._emit)
@@ -375,6 +414,7 @@ class Backtest:
             label = next(waiting, None)
         self._learn_until(None)
         self._checkpoint(self._now)
+        self._correct()
         self._count()
         report.label_delays = LabelDelays.of(event_times, label_times, self.pipeline.label_timeout_ms)
         report.seconds = time.perf_counter() - started
@@ -428,6 +468,7 @@ class Backtest:
         take_labels(None)
         self._learn_until(None)
         self._checkpoint(self._now)
+        self._correct()
         self._count()
         self.report.valid, self.report.pending = self.report.events, len(pending.by_event)
         self.report.seconds = time.perf_counter() - started
@@ -468,6 +509,27 @@ class Backtest:
                 self.scorer.put(name, fold.version, fold.running)
             self.report.over_share += not learned
 
+    def _correct(self) -> None:
+        """Hand on the examples with their last labels, and judge all answers by those."""
+        if self._spool is None:
+            return
+        if self.corrections.labels:
+            for fold in self.folds.values():
+                fold.judge_again()
+        for record in self._spool.records():
+            example = self.records.example.decode(record.value() or b"")
+            last = self.corrections.apply(example)
+            if last is not example:
+                self.corrected.add(key_of(last["prediction"]["features"]))
+                value, key, sent = self.records.example.encode(last), record.key(), record.timestamp()[1]
+                record = MemoryRecord(record.topic(), value, key, sent, record.headers(), 0, record.offset())
+            if self.corrections.labels:
+                for fold in self.folds.values():
+                    fold.judge(last)
+            if self.examples:
+                self.examples(record)
+        self.report.corrected = len(self.corrected)
+
     def _values(self) -> dict[str, dict[str, float]]:
         return {name: fold.scorecard.values() if fold.scorecard.judged else {} for name, fold in self.folds.items()}
 
@@ -492,7 +554,7 @@ class Backtest:
         report = self.report
         report.valid = self._offsets[self._valid]
         report.predictions = self._offsets[self._log]
-        report.joined = self._offsets[self._examples]
+        report.joined = self._offsets[self._examples] - report.corrections
         report.expired = self._offsets[self._expired]
         report.pending = sum(join.pending for join in self._joiner.joins.values())
         report.metrics, report.left_out = self._values(), self._left_out()

@@ -195,7 +195,8 @@ def _topics(river: River, pipeline: Pipeline, events: int, rate: float, replicas
             + sum(len(name) + len(value or b"") for name, value in record.headers() or ())
             for record in records
         )
-        kept = SECONDS_OF_YEAR if topic.retention_ms < 0 else topic.retention_ms // 1_000
+        kept_ms = topic.kept_ms(pipeline)
+        kept = SECONDS_OF_YEAR if kept_ms < 0 else kept_ms // 1_000
         made.append(TopicCost(topic.suffix, size / events, kept, size / events * rate * kept * replicas / 1e9))
     return made
 

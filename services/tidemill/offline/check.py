@@ -57,6 +57,7 @@ class CheckReport:
                 "prediction": records.prediction.id,
                 "prediction-log": records.prediction_log.id,
                 "example": records.example.id,
+                "correction": records.correction.id,
                 "manifest": records.manifest.id,
                 "update": records.update.id,
                 "window": records.window.id,
@@ -69,7 +70,7 @@ class CheckReport:
                     "partitions": t.partitions or pipeline.partitions,
                     "key": t.key,
                     "record": t.record,
-                    "retention_ms": t.retention_ms,
+                    "retention_ms": t.kept_ms(pipeline),
                     "writers": t.writers,
                     "readers": t.readers,
                 }

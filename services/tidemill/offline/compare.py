@@ -1,6 +1,7 @@
 """Which of two models is better: on the same questions, by what each answered then, overall and segment by segment.
 
-reads    <pipeline>.examples: what challengers would have answered is in each, so no model is opened or asked again
+reads    <pipeline>.examples: what challengers would have answered is in each, so no model is opened or asked again;
+         twice where corrections of labels are declared: each label is the last one
 memory   a row for each segment: River's metrics, and MAX_RUNS numbers; segments beyond MAX_VALUES are one row
 """
 
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.errors import SettingsError
+from tidemill.models.corrections import read_corrections
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
 from tidemill.stream.api import Broker, Progress
 from tidemill.stream.ranges import full_range
@@ -102,7 +104,8 @@ class SegmentRow:
 class ComparisonReport:
     """A comparison's result.
 
-    `questions`: those that both answered; `same`: of them, those where A and B were one model. `rate`: the probability
+    `questions`: those that both answered; `same`: of them, those where A and B were one model; `corrected`: those whose
+    label is another than the first. `rate`: the probability
     that a row's interval is ever wrong. The row of all questions has an interval from `min_questions` on, a segment's
     row from `min_segment_questions` on.
     """
@@ -120,6 +123,7 @@ class ComparisonReport:
     only_b: int = 0
     neither: int = 0
     same: int = 0
+    corrected: int = 0
     skipped: int = 0
     first_event: int = 0
     last_event: int = 0
@@ -189,7 +193,7 @@ class Comparison:
         self._rows: dict[Segment, _Running] = {}
         self._values: Counter[str] = Counter()
 
-    def take(self, example: Example) -> None:
+    def take(self, example: Example, *, is_corrected: bool = False) -> None:
         """Take an example; one of other event times than the request's is left out."""
         log, report = example["prediction"], self.report
         now = log["features"]["event_time"]
@@ -210,6 +214,7 @@ class Comparison:
         report.first_event = min(now, report.first_event) if report.questions else now
         report.last_event = max(now, report.last_event) if report.questions else now
         report.questions += 1
+        report.corrected += is_corrected
         report.same += (a["model"], a["version"]) == (b["model"], b["version"])
         for side, answer in (("a", a), ("b", b)):
             first, last = report.versions.get(side, (answer["version"],) * 2)
@@ -290,12 +295,16 @@ def compare(
     Examples of an earlier declaration, whose vectors were others, are counted and left out.
     """
     comparison, records = Comparison(pipeline, request), Records(pipeline)
+    corrections = read_corrections(pipeline, broker)
     for batch in broker.read(full_range(broker, topics.EXAMPLES.name(pipeline.name))):
         for record in batch:
             data = record.value() or b""
+            if corrections.is_one(record):
+                continue
             example = records.example.of(data)
             if example is not None:
-                comparison.take(example)
+                corrected = corrections.apply(example)
+                comparison.take(corrected, is_corrected=corrected is not example)
             elif (time := records.event_time(data)) is None or request.covers(time):
                 comparison.report.skipped += 1
         if progress:

@@ -2,8 +2,8 @@
 
 from     <pipeline>.examples, or an archive: vectors as they were served; or history, by `recompute.py`
 columns  event_id, entity_id, entity_<field>; event_time; x_<feature>; partial, stale; champion, score, version, and
-         where classes have them probabilities; label, label_time
-order    as the labels came; within an archive by date first
+         where classes have them probabilities; label, by its last correction; label_time, of the first
+order    as the first labels came; within an archive by date first
 memory   one group of rows, and one batch of what is read
 """
 
@@ -25,6 +25,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import moment
 from tidemill.errors import SettingsError
 from tidemill.files import open_atomic
+from tidemill.models.corrections import read_corrections
 from tidemill.offline.source import ArchiveSource, KafkaSource
 from tidemill.stream.api import Progress
 from tidemill.stream.ranges import full_range
@@ -66,6 +67,7 @@ class Summary:
     labels: dict[str, int] = field(default_factory=dict)
     partial: int = 0
     stale: int = 0
+    corrected: int = 0
     skipped: int = 0
     dead_letters: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -140,6 +142,7 @@ class Writer:
         summary.rows += 1
         summary.partial += bool(archived["partial"])
         summary.stale += bool(archived.get("stale"))
+        summary.corrected += bool(archived.get("is_corrected"))
         label = archived["label"]
         if isinstance(label, float):
             self._total += label
@@ -244,11 +247,14 @@ def served(
         return
     broker, topic = source.broker, topics.EXAMPLES.name(pipeline.name)
     form, records = rows.RowFormat(pipeline, labelled=True), Records(pipeline)
+    corrections = read_corrections(pipeline, broker)
     for batch in broker.read(full_range(broker, topic)):
         for record in batch:
+            if corrections.is_one(record):
+                continue
             example = form.row(record)
             if example is not None:
-                writer.take(example)
+                writer.take(rows.corrected(example, corrections.labels))
             elif (time := records.event_time(record.value())) is None or time in writer.span:
                 writer.summary.skipped += 1
         if progress:

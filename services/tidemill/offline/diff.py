@@ -65,6 +65,7 @@ def facts(pipeline: Pipeline) -> Facts:
         "champion": pipeline.champion,
         "partitions": pipeline.partitions,
         "label timeout": pipeline.label_timeout,
+        "corrections": pipeline.labels.corrections or "none",
         "predictions": f"{pipeline.predictions_encoding} {pipeline.predictions_headers}".strip(),
         "schemas": {"events": pipeline.events.avro, "labels": pipeline.labels.avro},
         "streams": {
@@ -269,6 +270,11 @@ def _models(before: Facts, now: Facts) -> Iterator[Change]:
 _OTHERS: Mapping[str, tuple[str, str]] = {
     "label": ("Labels of before were taken by the earlier value, and stay as they were learned.", ""),
     "label timeout": ("Predictions that wait expire by the new one.", ""),
+    "corrections": (
+        "Labels of events that the joiner still remembers are corrected for as long as is declared now; where none are "
+        "declared, reports and training sets have first labels again.",
+        "`tidemill topics` says for how long predictions and labels are kept; give topics that exist that retention",
+    ),
     "predictions": ("Consumers get another encoding from the next prediction on.", "move consumers first"),
 }
 

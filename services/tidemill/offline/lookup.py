@@ -15,13 +15,14 @@ from tidemill.encoding.codec import HEADER
 from tidemill.errors import StoreError
 from tidemill.keys import Keyring, RefusedError
 from tidemill.limits import LOG_LOOKUP_SECONDS
+from tidemill.models.corrections import key_of
 from tidemill.registry.manifests import Manifest, manifest_codec
 from tidemill.registry.signing import backwards
 from tidemill.stream.api import Broker, Record, TopicPartition
 from tidemill.stream.partition import partition_of
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
-from tidemill.wire.records import Features, PredictionLog, Records
+from tidemill.wire.records import Correction, Features, PredictionLog, Records
 
 #: Offsets of one chunk. Chunks are read backwards from the end.
 CHUNK_OFFSETS = 50_000
@@ -215,7 +216,7 @@ class LogLookup:
             expired = self._find(topics.EXPIRED, key, search)
             if expired is not None:
                 return {"state": "expired", **_place(expired)}
-            record = self._find(topics.EXAMPLES, key, search)
+            record, last = self._find_example(key, search)
         except TooFarBackError as error:
             return {"state": "pending", "why": str(error)}
         if record is None:
@@ -223,7 +224,28 @@ class LogLookup:
         example = self.records.example.of(record.value())
         if example is None:
             return {"state": "joined", "label": None, "label_time": None, **_place(record)}
-        return {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(record)}
+        joined = {"state": "joined", "label": example["label"], "label_time": example["label_time"], **_place(record)}
+        if last is None or key_of(last) != key_of(example["prediction"]["features"]):
+            return joined
+        return joined | {"label": last["label"], "first_label": example["label"], "corrected_time": last["label_time"]}
+
+    def _find_example(self, key: bytes, search: _Search) -> tuple[Record | None, Correction | None]:
+        """Return the newest example with this key, and its last correction: it lies after it, among newer records."""
+        if not self.pipeline.corrections_ms:
+            return self._find(topics.EXAMPLES, key, search), None
+        example: Record | None = None
+        corrections: dict[int, Correction] = {}
+        for record in self._backwards(TopicPartition(topics.EXAMPLES.name(self.pipeline.name), 0), search):
+            if example is not None and record.offset() < example.offset():
+                break
+            if record.key() != key:
+                continue
+            correction: Correction | None = self.records.correction.of(record.value())
+            if correction is None:
+                example = record
+            else:
+                corrections[record.offset()] = correction
+        return example, corrections[max(corrections)] if corrections else None
 
     def entity(self, entity_id: str) -> dict[str, Any] | None:
         """Return an entity's features by view; None where no view has it. Raises StoreError where Redis is away.

@@ -22,7 +22,7 @@ from tidemill.offline.dataset import Writer
 from tidemill.offline.history import Message
 from tidemill.offline.source import KafkaSource, RowSource
 from tidemill.stream.api import Progress, Record
-from tidemill.wire.archive_rows import RowFormat
+from tidemill.wire.archive_rows import RowFormat, key_of
 
 
 def recompute_rows(
@@ -45,13 +45,14 @@ def recompute_rows(
     def joined(record: Record) -> None:
         row = form.row(record)
         assert row is not None  # noqa: S101  the run's own record
+        row["is_corrected"] = key_of(row) in run.corrected
         row["partial"] = row["partial"] or (complete_from is not None and row["event_time"] < complete_from)
         writer.take(row)
 
     run.examples = joined
     end = writer.span.end
     if end is not None:  # what comes later is in no vector before it, and later labels than these do not count
-        last = end + pipeline.label_timeout_ms
+        last = end + pipeline.label_timeout_ms + pipeline.corrections_ms
         events = takewhile(lambda event: _time_of(event, pipeline.events) < end, events)
         labels = takewhile(lambda label: _time_of(label, pipeline.labels) <= last, labels)
     writer.summary.dead_letters = run.run(events, labels, progress).dead_letters

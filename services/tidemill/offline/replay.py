@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, SettingsError, StoreError
+from tidemill.models.corrections import Corrections
 from tidemill.models.linear import specialised
 from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.lookup import LogLookup, public_manifest
@@ -162,7 +163,8 @@ class Replay:
     def __init__(self, pipeline: Pipeline, broker: Broker, registry: Registry) -> None:
         self.pipeline, self.broker, self.registry = pipeline, broker, registry
         self.log = PredictionReader(pipeline, broker)
-        self._example = Records(pipeline).example
+        records = Records(pipeline)
+        self._example, self._corrections = records.example, Corrections(records)
         self._lookup = LogLookup(pipeline, broker, lambda *_: {}, lambda *_: None, keys=registry.keys)
 
     def report(
@@ -342,7 +344,11 @@ class Replay:
         """Return the records with these keys; stops when it has all."""
         records: dict[bytes, Record] = {}
         for batch in self.broker.read(ranges):
-            records |= {key: record for record in batch if (key := record.key() or b"") in keys}
+            records |= {
+                key: record
+                for record in batch
+                if (key := record.key() or b"") in keys and not self._corrections.is_one(record)
+            }
             if progress:
                 progress(len(batch))
             if len(records) == len(keys):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from tidemill.declare.pipeline import Pipeline
 from tidemill.features.lookup import StoredRemoteViews
 from tidemill.features.memory import MemoryReader, MemoryView
+from tidemill.models.corrections import Corrections
 from tidemill.models.fold import Fold
 from tidemill.stages.featurizer import service as featurizer
 from tidemill.stages.joiner import service as joiner
@@ -65,7 +66,8 @@ class River:
 
     def learn(self, examples: Iterable[Record]) -> None:
         """Let every model learn examples, and the scorer score with it from then on."""
-        records = list(examples)
+        corrections = Corrections(self.records)
+        records = [record for record in examples if not corrections.is_one(record)]
         for name, fold in self.folds.items():
             begun = time.process_time()
             for record in records:

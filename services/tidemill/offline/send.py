@@ -26,7 +26,7 @@ from tidemill.wire.dead_letters import read_dead_letter
 from tidemill.wire.records import Records
 
 What = Literal["events", "labels"]
-State = Literal["predicted", "dead letter", "joined", "waits", "unknown"]
+State = Literal["predicted", "dead letter", "joined", "corrected", "waits", "unknown"]
 #: States in which something went wrong, or is not known.
 REFUSED, UNKNOWN = "dead letter", "unknown"
 #: So many messages may be on their way at once: days of history that were sent in one go would put partitions further
@@ -163,9 +163,12 @@ class Sending:
                 outcome.model, outcome.version = champion.get("model", ""), champion.get("version", 0)
                 yield outcome
         elif topic is topics.EXAMPLES:
-            example = self.records.example.of(value)
+            example, correction = self.records.example.of(value), self.records.correction.of(value)
             for outcome in self._close((record.key() or b"").decode(errors="replace")):
-                self._joined(outcome, example)
+                if correction:
+                    outcome.state, outcome.label = "corrected", correction["label"]
+                else:
+                    self._joined(outcome, example)
                 yield outcome
         else:
             for sent in self._open.get((record.key() or b"").decode(errors="replace"), ()):

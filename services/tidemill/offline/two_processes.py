@@ -196,7 +196,8 @@ def run(
     backtest: Backtest, events: Sequence[Message], labels: Sequence[Message], progress: Progress | None = None
 ) -> BacktestReport:
     """Run a backtest over events and labels as `Backtest.run` does, in two processes where that is faster."""
-    if len(events) < MIN_EVENTS or backtest.is_watched or not _can_fork():
+    corrects = bool(backtest.pipeline.corrections_ms)
+    if len(events) < MIN_EVENTS or backtest.is_watched or corrects or not _can_fork():
         return backtest.run(events, labels, progress)
     started, done = time.perf_counter(), 0
     try:

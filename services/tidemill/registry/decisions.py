@@ -17,7 +17,7 @@ from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
-_MODEL_REF = re.compile(r"([a-z][a-z0-9_-]*(?:~[0-9]{1,18})?)(?:@([0-9]{1,18}))?")
+_MODEL_REF = re.compile(r"([a-z][a-z0-9_-]*(?:~[0-9]{1,18}){0,2})(?:@([0-9]{1,18}))?")
 
 
 @dataclass(frozen=True, order=True)

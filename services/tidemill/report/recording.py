@@ -119,7 +119,7 @@ class Recorder:
         self._delays: list[float] = []
         self._latest: deque[tuple[Mapping[str, Any], Any]] = deque(maxlen=MAX_IMPORTANCE_EXAMPLES)
         self._windows: list[ClosedWindow] = []
-        backtest.emitted = self._take
+        backtest.emitted, backtest.examples = self._take, self._count
 
     def _take(self, record: Record) -> None:
         taker = self._takers.get(record.topic())
@@ -132,6 +132,8 @@ class Recorder:
     def _example(self, record: Record) -> None:
         self._core.examples((record,))
         self._windows += self._core.close({})
+
+    def _count(self, record: Record) -> None:
         example = self._records.example.decode(record.value() or b"")
         prediction, label = example["prediction"], example["label"]
         features = prediction["features"]

@@ -112,7 +112,7 @@ def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterat
     policy, fix = ("compact", "set it: it expires") if topic.compacted else ("delete", expires)
     level: Level = "warning" if pipeline.raw_topics.get(topic.suffix) else "wrong"
     yield from _equal(name, actual.settings, "cleanup.policy", policy, level, fix)
-    yield from _retention(name, topic, actual, _needed_ms(pipeline, topic))
+    yield from _retention(name, topic, actual, topic.kept_ms(pipeline), _needed_ms(pipeline, topic))
     fix = "turn it off: a leader that lacks records cuts the log behind what was processed"
     yield from _equal(name, actual.settings, "unclean.leader.election.enable", "false", "warning", fix)
     yield from _replicas(name, actual, len(cluster.brokers))
@@ -123,10 +123,10 @@ def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterat
         yield from _raw_times(name, actual)
 
 
-def _retention(name: str, topic: Topic, actual: TopicSettings, needed_ms: int) -> Iterator[Finding]:
+def _retention(name: str, topic: Topic, actual: TopicSettings, declared: int, needed_ms: int) -> Iterator[Finding]:
     kept = _number(actual.settings.get("retention.ms"))
     if kept is not None and not topic.compacted:
-        declared, forever = topic.retention_ms, topic.retention_ms < 0
+        forever = declared < 0
         is_less = kept >= 0 and (forever or kept < declared)
         level: Level = "ok"
         if is_less:
@@ -194,8 +194,8 @@ def _replicas(name: str, actual: TopicSettings, brokers: int) -> Iterator[Findin
 
 def _needed_ms(pipeline: Pipeline, topic: Topic) -> int:
     """Return how far back, in ms, a service may have to read this topic to have its state again."""
-    if topic in (topics.PREDICTION_LOG, topics.LABELS_VALID):
-        return pipeline.label_timeout_ms
+    if topic.joined:
+        return pipeline.join_memory_ms
     if topic.is_raw:
         rules = pipeline.event_checks if topic is topics.EVENTS else pipeline.label_checks
         return max((getattr(rule.memory(), "horizon", 0) for rule in rules if rule.memory), default=0)

@@ -40,6 +40,8 @@ class CommitMetadata:
     last
         Offset and fingerprint of a record before the offset, one of the last: a log that was cut and has grown again
         has another there. Empty where none was read.
+    corrections
+        Of the gate: examples so far, and corrections of labels since a candidate was last trained on them.
     chained
         The instance whose chain does the group's work: what was done since is in the group's progress alone.
     """
@@ -54,6 +56,7 @@ class CommitMetadata:
     topic_id: str = ""
     last: str = ""
     chained: str = ""
+    corrections: tuple[int, ...] = ()
 
     def encode(self) -> str:
         """Return it as text, empty where there is nothing to keep. Raises ValueError above `MAX_BYTES`."""
@@ -83,6 +86,7 @@ class CommitMetadata:
                 kept.pop("topic_id", ""),
                 kept.pop("last", ""),
                 kept.pop("chained", ""),
+                tuple(kept.pop("corrections", ())),
             )
             if kept:
                 raise ValueError(f"unknown fields {', '.join(map(repr, kept))}")

@@ -28,6 +28,10 @@ class Named(Protocol):
     def raw_topics(self) -> Mapping[str, str]:
         """Its topics that were there before it, by suffix."""
 
+    @property
+    def join_memory_ms(self) -> int:
+        """How far back, in event time, the joiner knows what it has joined; milliseconds."""
+
 
 @dataclass(frozen=True)
 class Topic:
@@ -35,7 +39,7 @@ class Topic:
 
     `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes` 0 means
     the broker's own limit. Of a `compacted` topic only the last record of each key is kept. No state is made of a
-    `passing` topic: a chain that has its only readers does not write it.
+    `passing` topic: a chain that has its only readers does not write it. The joiner's state is made of a `joined` one.
     """
 
     suffix: str
@@ -49,6 +53,12 @@ class Topic:
     doc: str = ""
     compacted: bool = False
     passing: bool = False
+    joined: bool = False
+
+    def kept_ms(self, pipeline: Named) -> int:
+        """How long a pipeline's records are kept, in ms; -1 for ever."""
+        is_short = self.joined and pipeline.join_memory_ms > self.retention_ms
+        return pipeline.join_memory_ms + DAY if is_short else self.retention_ms
 
     @property
     def is_raw(self) -> bool:

@@ -27,7 +27,8 @@ class Outcome(NamedTuple):
     """What became of records, each in the order in which it was written.
 
     `features` are vectors with where they come from, `predictions` what consumers get, `examples` predictions with
-    their labels, `expired` predictions without one, as in schemas/tidemill; `dead_letters` what was refused, and why.
+    their labels, `expired` predictions without one, as in schemas/tidemill; `dead_letters` what was refused, and why;
+    `corrections` labels that replaced another.
     """
 
     features: list[dict[str, Any]]
@@ -35,6 +36,7 @@ class Outcome(NamedTuple):
     examples: list[dict[str, Any]]
     expired: list[dict[str, Any]]
     dead_letters: list[DeadLetter]
+    corrections: list[dict[str, Any]]
 
 
 class Pipeline:
@@ -85,9 +87,10 @@ class Pipeline:
         return Outcome(
             [of.features.decode(record.value() or b"") for record in self._new(topics.FEATURES)],
             [dict(of.read_prediction(record.value()) or {}) for record in self._new(topics.PREDICTIONS)],
-            [of.example.decode(record.value() or b"") for record in examples],
+            [example for record in examples if (example := of.example.of(record.value())) is not None],
             [of.prediction_log.decode(record.value() or b"") for record in self._new(topics.EXPIRED)],
             [read_dead_letter(record) for record in self._new(topics.DLQ)],
+            [correction for record in examples if (correction := of.correction.of(record.value())) is not None],
         )
 
     def _run(self) -> None:

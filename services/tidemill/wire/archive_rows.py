@@ -4,7 +4,9 @@ Columns: `partition` and `offset` of the record, `timestamp` (its origin: when t
 `entity_id`, `event_time`; `source_partition` and `source_offset` of the valid event; `partial`; the vector as
 `x_<feature>`; `champion`, the serving model, with its `champion_version` and `champion_score`; for each model
 `score_<model>`, `version_<model>` and, where classes have probabilities of their own, `probabilities_<model>`.
-Examples have `label` and `label_time` as well.
+Examples have `label` and `label_time` as well. Where corrections of labels are declared, one is a row of its own among
+the examples, without a vector: it has the new `label` with its time, `first_label` and `replaced_label`, which no
+example has.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -23,14 +26,14 @@ from tidemill.files import Files
 from tidemill.stream.api import Record
 from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
-from tidemill.wire.records import Features, Records
+from tidemill.wire.records import Correction, Features, Records
 
 MOMENT = pa.timestamp("ms", tz="UTC")
 _FEATURES = {"number": pa.float64(), "category": pa.string(), "flag": pa.bool_()}
 _LABELS = {"boolean": pa.bool_(), "double": pa.float64(), "string": pa.string()}
 
 #: Prefixes of the columns that an older archive may lack: what each model answered, and how fresh each view was.
-OPTIONAL = ("score_", "version_", "probabilities_", "entity_", "as_of_", "stale")
+OPTIONAL = ("score_", "version_", "probabilities_", "entity_", "as_of_", "stale", "first_label", "replaced_label")
 ENTITY, AS_OF = "entity_", "as_of_"
 
 Row = dict[str, Any]
@@ -49,6 +52,7 @@ class RowFormat:
         self.pipeline, self.labelled = pipeline, labelled
         records = Records(pipeline)
         self._codec = records.example if labelled else records.prediction_log
+        self._corrections = records.correction if labelled and pipeline.corrections_ms else None
         self.id = self._codec.id
         self.by_class = pipeline.task == "multiclass"
         self.schema = pa.schema(list(self._fields()))
@@ -73,9 +77,15 @@ class RowFormat:
         if self.labelled:
             yield ("label", _LABELS[self.pipeline.kind.label_type])
             yield ("label_time", MOMENT)
+            if self._corrections is not None:
+                yield from (
+                    (name, _LABELS[self.pipeline.kind.label_type]) for name in ("first_label", "replaced_label")
+                )
 
     def row(self, record: Record) -> Row | None:
         """Return the record's row; None for one of an earlier declaration, whose vector was another."""
+        if self._corrections is not None and (correction := self._corrections.of(record.value())) is not None:
+            return self._correction_row(record, correction)
         decoded = self._codec.of(record.value())
         if decoded is None:
             return None
@@ -107,6 +117,12 @@ class RowFormat:
         if self.labelled:
             row["label"], row["label_time"] = decoded["label"], decoded["label_time"]
         return row
+
+    @staticmethod
+    def _correction_row(record: Record, correction: Correction) -> Row:
+        place = {"source_partition": correction["partition"], "source_offset": correction["offset"]}
+        own = {"partition": record.partition(), "offset": record.offset(), "timestamp": origin_of(record)}
+        return {**correction, **place, **own}
 
     def file(self, rows: list[Row]) -> bytes:
         """Return rows as a Parquet file."""
@@ -159,6 +175,17 @@ def features_of(row: Row) -> Features:
     }
 
 
+def key_of(row: Row) -> tuple[str, int, int]:
+    """Return what names the example of a row, or that a correction's row is of."""
+    return row["event_id"], row["source_partition"], row["source_offset"]
+
+
+def corrected(row: Row, labels: Mapping[tuple[str, int, int], Any]) -> Row:
+    """Return an example's row with its label by `labels`, and `is_corrected` where that is another."""
+    label = labels.get(key_of(row), row["label"]) if labels else row["label"]
+    return row if label == row["label"] else {**row, "label": label, "is_corrected": True}
+
+
 def _paths_of_table(files: Files, place: str) -> list[str]:
     """Return the files of a Delta table: it may have others beside them, of writes that were not committed."""
     try:
@@ -178,6 +205,8 @@ def _any(_: str) -> bool:
 def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[str], bool] = _any) -> Iterator[Row]:
     """Yield the rows of a pipeline's archive, file by file; `wanted` is asked about each date, YYYY-MM-DD of the event.
 
+    Where corrections are declared, examples have their last label, and are read twice: a correction has the date of its
+    event.
     Raises SettingsError where there is no archive.
     """
     topic = topics.EXAMPLES if labelled else topics.PREDICTION_LOG
@@ -187,10 +216,18 @@ def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[
     paths = _paths_of_table(files, place) if is_delta else files.glob(f"{place}/date=*/*.parquet")
     if not paths:
         raise SettingsError(f"archive {files.url} has no {topic.suffix} of the pipeline {pipeline.name!r}")
+    paths = [path for path in paths if wanted(path.rpartition("/date=")[2].partition("/")[0])]
+    labels: dict[tuple[str, int, int], Any] = {}
+    if labelled and pipeline.corrections_ms:
+        given = [row for path in paths for row in form.rows(files.read(path) or b"") if _is_correction(row)]
+        labels = {key_of(row): row["label"] for row in sorted(given, key=itemgetter("offset"))}
     for path in paths:
-        if not wanted(path.rpartition("/date=")[2].partition("/")[0]):
-            continue
-        yield from form.rows(files.read(path) or b"")
+        rows = form.rows(files.read(path) or b"")
+        yield from (corrected(row, labels) for row in rows if not _is_correction(row)) if labelled else rows
+
+
+def _is_correction(row: Row) -> bool:
+    return row.get("first_label") is not None
 
 
 EPOCH = dt.date(1970, 1, 1)

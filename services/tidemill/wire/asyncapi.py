@@ -71,7 +71,7 @@ def _channel(pipeline: Pipeline, records: Records, topic: Topic) -> dict[str, An
     name = topic.name(pipeline)
     binding: dict[str, Any] = {"topic": name}
     if name not in pipeline.raw_topics.values():  # else somebody else has made it, and keeps it as he will
-        kept: dict[str, Any] = {"retention.ms": topic.retention_ms}
+        kept: dict[str, Any] = {"retention.ms": topic.kept_ms(pipeline)}
         if topic.compacted:
             kept["cleanup.policy"] = ["compact"]
         if topic.max_message_bytes:
@@ -97,8 +97,9 @@ def _messages(pipeline: Pipeline, records: Records, topic: Topic) -> dict[str, A
         elif topic.record == "JSON":
             more = {"contentType": JSON, "payload": {}}
         return {_id(topic): {"name": topic.record, **more, "bindings": _kafka(key=key)}}
-    name = str(codec.avro["name"]).rpartition(".")[2]
-    return {f"{name}-{form}": _message(codec, form, key) for form in _forms(pipeline, topic)}
+    codecs = [codec, records.correction] if topic is topics.EXAMPLES and pipeline.corrections_ms else [codec]
+    named = [(str(one.avro["name"]).rpartition(".")[2], one) for one in codecs]
+    return {f"{name}-{form}": _message(one, form, key) for name, one in named for form in _forms(pipeline, topic)}
 
 
 def _forms(pipeline: Pipeline, topic: Topic) -> Sequence[str]:

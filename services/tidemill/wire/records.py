@@ -89,6 +89,20 @@ class Example(TypedDict):
     label_time: int
 
 
+class Correction(TypedDict):
+    """Another label of an event that has one; see schemas/tidemill/correction.v1.avsc."""
+
+    event_id: str
+    entity_id: str
+    event_time: int
+    partition: int
+    offset: int
+    label: Any
+    label_time: int
+    first_label: Any
+    replaced_label: Any
+
+
 def vector_to_x(vector: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a River model is given: the vector without its missing features, in the vector's order."""
     return {name: value for name, value in vector.items() if value is not None}
@@ -120,6 +134,7 @@ class Records:
             # Of a number no more is asked than that it is finite: whoever compares models takes any.
             "tidemill.Score": (low - ROUNDING, high + ROUNDING) if high <= 1 else number_check.FINITE,
             "tidemill.Example": (-LARGEST_NUMBER, LARGEST_NUMBER),
+            "tidemill.Correction": (-LARGEST_NUMBER, LARGEST_NUMBER),
         }
 
     def _own(self, name: str) -> Codec:
@@ -229,13 +244,18 @@ class Records:
         return self._own("example.v1")
 
     @cached_property
+    def correction(self) -> Codec:
+        """Correction: another label of an example, among the examples."""
+        return self._own("correction.v1")
+
+    @cached_property
     def outcome(self) -> Codec:
         """The part of Example after PredictionLog."""
         return self._tail("example.v1")
 
     @cached_property
     def head(self) -> Codec:
-        """The first fields of Features, PredictionLog and Example alike."""
+        """The first fields of Features, PredictionLog, Example and Correction alike."""
         return Codec(schema_files.own("head.v1"))
 
     def event_time(self, data: bytes | None) -> int | None:

@@ -42,7 +42,7 @@ EVENTS_VALID = Topic(
 )  # fmt: skip
 LABELS_VALID = Topic(
     "labels.valid", "event_id", "label", ("validator",), ("joiner",), retention_ms=30 * DAY,
-    max_message_bytes=MAX_RECORD_BYTES, doc="Labels that passed.",
+    max_message_bytes=MAX_RECORD_BYTES, joined=True, doc="Labels that passed.",
 )  # fmt: skip
 DLQ = Topic(
     "dlq", "as received", "bytes as received",
@@ -74,13 +74,13 @@ PREDICTIONS = Topic(
 )  # fmt: skip
 PREDICTION_LOG = Topic(
     "prediction-log", "event_id", "PredictionLog", ("scorer",), ("joiner", "archiver", "monitor"),
-    retention_ms=30 * DAY, max_message_bytes=MAX_RECORD_BYTES,
+    retention_ms=30 * DAY, max_message_bytes=MAX_RECORD_BYTES, joined=True,
     doc="Vector, scores, versions: all that it takes to do a prediction again.",
 )  # fmt: skip
 EXAMPLES = Topic(
     "examples", "event_id", "Example", ("joiner",), ("learner", "gate", "archiver", "monitor"),
     partitions=1, retention_ms=-1, max_message_bytes=MAX_RECORD_BYTES,
-    doc="What models learn from, in one order; a model's version is an offset here.",
+    doc="What models learn from, in one order; a model's version is an offset here. Corrections of labels, too.",
 )  # fmt: skip
 EXPIRED = Topic(
     "expired", "event_id", "PredictionLog", ("joiner",), ("monitor",),

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from join_definition import Asked, Make, T, Told, by_definition, chained, held, highest, three_of_four, watermarks
 
+from tidemill import Pipeline
 from tidemill.stages.joiner.join import Event, Join, Label, Outcomes
 from tidemill.stages.joiner.service import Joiner
 from tidemill.stream.api import Position, TopicPartition, discard
@@ -25,6 +26,7 @@ from tidemill.wire.records import Records
 
 Case = tuple[list[Asked], list[Told]]
 MAKES = st.sampled_from([highest, three_of_four])
+CORRECTIONS = st.sampled_from([1, T, 3 * T])
 
 
 @st.composite
@@ -60,19 +62,32 @@ class Run:
     """A join and what came out of it; records are named by their offsets."""
 
     make: Make = highest
+    corrections: int = 0
     out: Counter[tuple[Any, ...]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.join = Join(
             T,
             Outcomes(
-                lambda event, label: self.note("joined", event.offset, label.offset),
+                self.joined,
                 lambda event: self.note("expired", event.offset),
-                lambda event, label: self.note("duplicate", label.offset, event.label.offset),
+                lambda event, label: self.note("duplicate", label.offset, self.current[event.offset]),
                 lambda label: self.note("unmatched", label.offset),
+                self.corrected,
             ),
             self.make,
+            self.corrections,
         )
+        self.current: dict[int, int] = {}
+
+    def joined(self, event: Event, label: Label) -> None:
+        self.note("joined", event.offset, label.offset)
+        self.current[event.offset] = label.offset
+
+    def corrected(self, event: Event, label: Label) -> None:
+        assert event.current != label.value
+        self.note("corrected", label.offset, event.offset, self.current[event.offset])
+        self.current[event.offset] = label.offset
 
     def note(self, *outcome: Any) -> None:
         self.out[outcome] += 1
@@ -113,6 +128,17 @@ def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed:
 
 
 @pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(cases(), st.integers(0, 2**32), MAKES, CORRECTIONS)
+def test_every_interleaving_has_the_corrections_of_the_definition(
+    case: Case, seed: int, make: Make, corrections: int
+) -> None:
+    expected = by_definition(*case, make, corrections)
+    for order in interleavings(*case, seed, 4):
+        assert Run(make, corrections).play(*case, order).everything() == expected
+
+
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(cases(), st.randoms(use_true_random=False), MAKES)
 def test_each_prediction_has_one_outcome_and_the_counts_add_up(case: Case, order: random.Random, make: Make) -> None:
@@ -130,6 +156,29 @@ def test_each_prediction_has_one_outcome_and_the_counts_add_up(case: Case, order
 def test_a_contradictory_label_does_not_replace_the_first() -> None:
     run = Run().play([Asked("a", 0)], [Told("a", 1, 0.0), Told("a", 2, 1.0)], [False, False, True])
     assert run.out == {("joined", 0, 0): 1, ("duplicate", 1, 0): 1}
+
+
+def test_corrections_follow_each_other_and_may_restore_the_first_label() -> None:
+    labels = [Told("a", 1, 0.0), Told("a", 2, 1.0), Told("a", 3, 1.0), Told("a", 4, 0.0), Told("a", 25, 1.0)]
+    for order in interleavings([Asked("a", 0)], labels, 0, 3):
+        out = Run(corrections=24).play([Asked("a", 0)], labels, order).out
+        assert out == Counter({
+            ("joined", 0, 0): 1, ("corrected", 1, 0, 0): 1, ("duplicate", 2, 1): 1, ("corrected", 3, 0, 1): 1,
+            ("corrected", 4, 0, 3): 1,
+        })  # fmt: skip
+
+
+def test_the_time_of_corrections_is_inclusive_and_counts_from_the_first_label() -> None:
+    first = [Asked("a", 0)], [Told("a", 8, 0.0)]
+    for late, outcome in ((8 + 30, "corrected"), (8 + 31, "waits")):
+        run = Run(corrections=30).play(first[0], [*first[1], Told("a", late, 1.0)], [True, False, False])
+        assert (run.out["corrected", 1, 0, 0] == 1) == (outcome == "corrected")
+        assert run.waiting == (set() if outcome == "corrected" else {1})
+
+
+def test_an_id_that_comes_again_within_the_time_of_corrections_is_a_repetition() -> None:
+    log = [Asked("a", 0), Asked("a", 2 * T + 30), Asked("a", 2 * T + 31)]
+    assert Run(corrections=30).play(log, [], [True] * 3).out == {("repeated", 1): 1}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +216,12 @@ def test_state_is_flat_while_the_watermarks_move_on() -> None:
 # Rebuilding, with the service itself: what it notes beside its offsets is where another one begins.
 
 PIPELINE = small.make(label_timeout=f"{T}ms", views=[], partitions=1)
+CORRECTED, CORRECTED_BRIEFLY = (
+    small.make(
+        label_timeout=f"{T}ms", views=[], partitions=1, labels=PIPELINE.labels.with_fields(corrections=f"{ms}ms")
+    )
+    for ms in (25, 1)
+)
 RECORDS = Records(PIPELINE)
 LOG, LABELS = TopicPartition("small.prediction-log", 0), TopicPartition("small.labels.valid", 0)
 SCORES = RECORDS.scores.body({"champion": small.score(), "challengers": []})
@@ -186,12 +241,18 @@ def label_record(offset: int, label: Told) -> MemoryRecord:
 class Service:
     """A Joiner fed record by record from the two logs, each from its own offset."""
 
-    def __init__(self, case: Case, notes: dict[TopicPartition, Position] | None = None, make: Make = highest) -> None:
+    def __init__(
+        self,
+        case: Case,
+        notes: dict[TopicPartition, Position] | None = None,
+        make: Make = highest,
+        pipeline: Pipeline = PIPELINE,
+    ) -> None:
         self.logs = {
             LOG: [log_record(i, e) for i, e in enumerate(case[0])],
             LABELS: [label_record(i, label) for i, label in enumerate(case[1])],
         }
-        self.joiner = Joiner(PIPELINE, make)
+        self.joiner = Joiner(pipeline, make)
         self.out: Counter[tuple[Any, ...]] = Counter()
         notes = notes or {slot: Position(0) for slot in self.logs}
         starts = {slot: self.joiner.assign(slot, position) for slot, position in notes.items()}
@@ -225,6 +286,10 @@ class Service:
         if topic == "small.dlq":
             said = {name: text.decode() for name, text in headers}
             self.out[said["tidemill.reason"], said["__connect.errors.topic"], said["__connect.errors.offset"]] += 1
+        elif topic == "small.examples" and value.startswith(RECORDS.correction.header):
+            found = RECORDS.correction.decode(value)
+            assert found["entity_id"] == "JFK"
+            self.out["corrected", found["offset"], found["label_time"], found["label"], found["replaced_label"]] += 1
         elif topic == "small.examples":
             found = RECORDS.example.decode(value)
             self.out["joined", found["prediction"]["features"]["offset"], found["label_time"], found["label"]] += 1
@@ -237,12 +302,14 @@ class Service:
         return self.out, pending, {label.offset for labels in join.waiting.values() for label in labels}
 
 
-def compare_rebuilt(case: Case, log_at: int, labels_at: int, seed: int, make: Make = highest) -> None:
+def compare_rebuilt(
+    case: Case, log_at: int, labels_at: int, seed: int, make: Make = highest, pipeline: Pipeline = PIPELINE
+) -> None:
     """Assert that a service that was stopped at these offsets, and built again elsewhere, ends as one that never was."""
     cut = {LOG: min(log_at, len(case[0])), LABELS: min(labels_at, len(case[1]))}
-    whole = Service(case, make=make).finish(seed)
-    before = Service(case, make=make).play([slot for slot, n in cut.items() for _ in range(n)])
-    after = Service(case, before.notes(), make).rebuild(seed + 1)
+    whole = Service(case, make=make, pipeline=pipeline).finish(seed)
+    before = Service(case, make=make, pipeline=pipeline).play([slot for slot, n in cut.items() for _ in range(n)])
+    after = Service(case, before.notes(), make, pipeline).rebuild(seed + 1)
     assert after.everything()[1:] == before.everything()[1:], "the rebuilt state differs"
     after.finish(seed + 2)
     after.out += before.out
@@ -272,6 +339,18 @@ def test_a_rebuilt_joiner_goes_on_where_ids_come_again_and_again(
     case: Case, log_at: int, labels_at: int, seed: int, make: Make
 ) -> None:
     compare_rebuilt(case, log_at, labels_at, seed, make)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(
+    cases(ids="abc"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32), MAKES,
+    st.sampled_from([CORRECTED, CORRECTED_BRIEFLY]),
+)  # fmt: skip
+def test_a_rebuilt_joiner_goes_on_with_corrections(
+    case: Case, log_at: int, labels_at: int, seed: int, make: Make, pipeline: Pipeline
+) -> None:
+    compare_rebuilt(case, log_at, labels_at, seed, make, pipeline)
 
 
 def test_a_label_of_a_forgotten_event_is_not_given_to_a_later_one_of_its_id() -> None:

@@ -21,7 +21,8 @@ def topics_text(pipeline: Pipeline) -> str:
     """Return the table of the pipeline's topics."""
     table = new_table("topic", "key", "record", "partitions", "retention", "written by", "read by")
     for topic in topics.TOPICS:
-        retention = "forever" if topic.retention_ms < 0 else f"{topic.retention_ms // DAY} days"
+        kept = topic.kept_ms(pipeline)
+        retention = "forever" if kept < 0 else f"{kept // DAY} days"
         partitions = str(topic.partitions or pipeline.partitions)
         table.add_row(
             topic.name(pipeline),

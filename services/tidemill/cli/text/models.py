@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import river
 from rich.box import SIMPLE_HEAD
@@ -30,28 +30,32 @@ def _notes(versions: Versions, version: Version) -> list[str]:
     return notes
 
 
-def versions_text(versions: Versions, store: ArtifactStore, newest: Sequence[Version]) -> str:
-    """Return versions as a table, the newest first."""
+def versions_text(
+    versions: Versions, store: ArtifactStore, newest: Sequence[Version], superseded: Mapping[int, int] | None = None
+) -> str:
+    """Return versions as a table, the newest first; `superseded` counts their examples with another label by now."""
     if not newest:
         return f"no such version in {versions.topic}\n"
     names = list(dict.fromkeys(name for one in newest if one.manifest for name in one.manifest.metrics))[:4]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "version", "examples", "created", "role", *names, "River", "artifact", ""):
+    counted = ("superseded",) if superseded else ()
+    for column in ("model", "version", "examples", *counted, "created", "role", *names, "River", "artifact", ""):
         table.add_column(
             format_value(column, 20),
-            justify="right" if column in ("version", "examples", *names) else "left",
+            justify="right" if column in ("version", "examples", *counted, *names) else "left",
             no_wrap=bool(column),
         )
     for one in newest:
         manifest, notes = one.manifest, format_value(", ".join(_notes(versions, one)))
         if manifest is None:
-            table.add_row(format_value(one.key, 40), *[""] * (len(names) + 6), notes)
+            table.add_row(format_value(one.key, 40), *[""] * (len(names) + len(counted) + 6), notes)
             continue
         metrics = (f"{manifest.metrics[name]:z.4f}" if name in manifest.metrics else "" for name in names)
         table.add_row(
             format_value(one.key, 40),
             f"@{manifest.version}",  # an offset, as in `slow@120`: no count
             f"{manifest.examples:,}",
+            *(_count(superseded, one.offset) for _ in counted),
             minute(manifest.created_at),
             versions.pipeline.role(manifest.model, versions.champion),
             *metrics,
@@ -63,8 +67,17 @@ def versions_text(versions: Versions, store: ArtifactStore, newest: Sequence[Ver
     return render(table) + f"\nartifacts in {store.url}; signatures {signed}\n"
 
 
-def version_text(versions: Versions, store: ArtifactStore, version: Version, refused: int) -> str:
-    """Return everything about one version; `refused`: how many newer records of its model no service takes."""
+def _count(counts: Mapping[int, int] | None, offset: int) -> str:
+    return f"{counts[offset]:,}" if counts and offset in counts else ""
+
+
+def version_text(
+    versions: Versions, store: ArtifactStore, version: Version, refused: int, superseded: int | None = None
+) -> str:
+    """Return everything about one version; `refused`: how many newer records of its model no service takes.
+
+    `superseded`: how many of its examples have another label by now.
+    """
     manifest, pipeline = version.manifest, versions.pipeline
     assert manifest is not None  # noqa: S101  `find` returns no other
     artifact = {
@@ -89,6 +102,7 @@ def version_text(versions: Versions, store: ArtifactStore, version: Version, ref
     rows = [
         ("role", pipeline.role(manifest.model, versions.champion)),
         ("examples", f"{manifest.examples:,}: {pipeline.name}.examples[{manifest.begin}..{manifest.version})"),
+        *([] if superseded is None else [("superseded", f"{superseded:,} of them have another label by now")]),
         ("went on from", f"version {manifest.parent}" if manifest.parent else "nothing"),
         ("learning took", f"{manifest.seconds:,.1f} s of CPU"),
         ("learned until", f"{second(manifest.learned_until)} UTC, event time of a label"),
@@ -188,13 +202,14 @@ def comparison_text(report: ComparisonReport) -> str:
     ]
     others = "".join(f"left out: {n:,} that {what}\n" for n, what in left if n)
     same = f"in {report.same:,} of them A and B were the same model\n" if report.same else ""
+    corrected = f"{report.corrected:,} of them have a label that was corrected\n" if report.corrected else ""
     sides = "".join(
         f"{side.upper()}  {name}, versions {report.versions[side][0]} to {report.versions[side][1]}\n"
         for side, name in (("a", report.a), ("b", report.b))
     )
     head = (
         f"{report.pipeline}: {report.questions:,} questions that both answered, asked {minute(report.first_event)} to "
-        f"{minute(report.last_event)} UTC\n{sides}{same}{others}"
+        f"{minute(report.last_event)} UTC\n{sides}{same}{corrected}{others}"
     )
     return head + "\n" + render(_lines(report)) + "\n" + _loss_text(report)
 

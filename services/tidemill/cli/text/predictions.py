@@ -81,7 +81,13 @@ def _outcome(outcome: Mapping[str, Any]) -> str:
         return f"never came in time: {where}"
     if "label" not in outcome:
         return f"known, under another declaration: {where}"
-    return f"{outcome['label']}, known {second(outcome['label_time'])} UTC: {where}"
+    known = f"{outcome['label']}, known {second(outcome['label_time'])} UTC"
+    if "first_label" in outcome:
+        known = (
+            f"{outcome['label']}, corrected {second(outcome['corrected_time'])} UTC; at first "
+            f"{outcome['first_label']}, known {second(outcome['label_time'])} UTC"
+        )
+    return f"{known}: {where}"
 
 
 def _vector(pipeline: Pipeline, prediction: Mapping[str, Any]) -> Table:

@@ -24,6 +24,8 @@ def outcome_line(outcome: Outcome, pipeline: str) -> str:
     if outcome.state == "joined":
         answer = f"{_score(outcome.score)} by {_model(outcome.model, outcome.version)}"
         return f"{id_}  joined: {_text(outcome.label)}, predicted was {answer}{took}"
+    if outcome.state == "corrected":
+        return f"{id_}  corrected: {_text(outcome.label)}{took}"
     if outcome.state == "dead letter":
         why = _text(outcome.message, 200)
         return (

@@ -55,6 +55,12 @@ def backtest_text(report: BacktestReport) -> str:
         f"to {minute(report.last_event)} UTC, {report.labels:,} labels\n"
         f"predictions {report.predictions:,} = joined {report.joined:,} + expired {report.expired:,} "
         f"+ pending {report.pending:,}\n"
+        + (
+            f"corrections of labels {report.corrections:,}: {report.corrected:,} examples have another label in the "
+            f"figures than was learned\n"
+            if report.corrections
+            else ""
+        )
         + (f"not learned, for their source had its share: {report.over_share:,}\n" if report.over_share else "")
         + (f"passed over, for they are no records (deletes, tombstones): {no_records:,}\n" if no_records else "")
         + f"dead letters: {dead}\n"
@@ -104,6 +110,7 @@ def dataset_text(summary: Summary) -> str:
     left = [
         (summary.partial, "with windows that reach back before what is known (partial)"),
         (summary.stale, "with views that could not be read when they were served (stale)"),
+        (summary.corrected, "with a label that was corrected"),
         (summary.skipped, "records of an earlier declaration were skipped"),
         *((n, f"records were refused: {reason}") for reason, n in sorted(summary.dead_letters.items())),
     ]

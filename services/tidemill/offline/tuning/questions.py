@@ -19,6 +19,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.models.corrections import Corrections, Key, key_of
 from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.history import Message
 from tidemill.offline.source import ArchiveSource, FileSource, Source
@@ -111,16 +112,23 @@ def _from_kafka(
     """Return the newest of <pipeline>.examples, and how many more are of an earlier declaration."""
     slot, codec = TopicPartition(topics.EXAMPLES.name(pipeline.name), 0), Records(pipeline).example
     low, high = broker.offset_range(slot)
-    examples, skipped = [], 0
+    examples, skipped, corrections = list[LabelledVector](), 0, Corrections(Records(pipeline))
+    keys: list[Key] = []
     for batch in broker.read({slot: (max(low, high - newest), high)}):
         for record in batch:
+            if corrections.take(record):
+                continue
             example = codec.of(record.value())
             if example is None:
                 skipped += 1
             else:
                 examples.append(_labelled_vector(example))
+                keys.append(key_of(example["prediction"]["features"]))
         if progress:
             progress(len(batch))
+    if pipeline.corrections_ms and corrections.labels:  # they lie after their examples
+        labels = (corrections.label(key, of.label) for key, of in zip(keys, examples, strict=True))
+        examples = [of._replace(label=label) for of, label in zip(examples, labels, strict=True)]
     return examples, skipped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from tidemill.declare.training import Training
@@ -85,7 +86,7 @@ def _unpin(standing: Standing, command: Command, _offset: int, _check: Check) ->
     return Draft("unpinned", command.why, ref, changes)
 
 
-def _train(standing: Standing, command: Command, offset: int, _check: Check) -> Draft:
+def _train(standing: Standing, command: Command, offset: int, _check: Check, *, is_corrected: bool = False) -> Draft:
     model, begin, declared = command.target.model, command.begin, standing.pipeline.models
     if model not in declared:
         why = f"the pipeline declares no model {model!r}: there are {', '.join(declared)}"
@@ -94,7 +95,10 @@ def _train(standing: Standing, command: Command, offset: int, _check: Check) -> 
     if begin >= offset:
         why = f"there is nothing to learn from example {begin:,} on: there are {offset:,}"
         return Draft("refused", why, command.target)
-    name = f"{model}~{begin}"
+    if is_corrected and not standing.pipeline.corrections_ms:
+        why = 'the pipeline declares no corrections of labels: labels=Stream(..., corrections="30d")'
+        return Draft("refused", why, command.target)
+    name = f"{model}~{begin}~{offset}" if is_corrected else f"{model}~{begin}"
     if name == standing.candidate:
         return Draft("unchanged", f"{name} is the candidate already", ModelRef(name))
     return Draft("training", command.why, ModelRef(name), {"candidate": name})
@@ -126,6 +130,7 @@ COMMANDS: Mapping[str, Callable[[Standing, Command, int, Check], Draft]] = {
     "pin": _pin,
     "unpin": _unpin,
     "train": _train,
+    "train_corrected": partial(_train, is_corrected=True),
 }
 
 
@@ -138,12 +143,30 @@ def train_on_alert(standing: Standing, training: Training, alert: Mapping[str, A
     """Return the decision to train a candidate where the pipeline declares it for this kind of alert."""
     if alert["state"] != "opened" or alert["kind"] not in training.on or not offset:
         return None
-    started = (one.examples for one in standing.decisions if one.kind == "training")
-    if offset < max(started, default=-training.pause) + training.pause:
-        return None
-    if any(one.id == alert_id(alert) for one in standing.decisions):
+    if _is_paused(standing, training, offset) or any(one.id == alert_id(alert) for one in standing.decisions):
         return None
     begin = max(0, offset - training.examples) if training.examples else 0
     name = f"{training.model}~{begin}"
     why = f"alert {alert['id']}: {alert['message']}; a candidate learns from example {begin:,} on"
+    return Draft("training", why, ModelRef(name), {"candidate": name})
+
+
+def _is_paused(standing: Standing, training: Training, offset: int) -> bool:
+    started = (one.examples for one in standing.decisions if one.kind == "training")
+    return offset < max(started, default=-training.pause) + training.pause
+
+
+def train_on_corrections(
+    standing: Standing, training: Training, corrections: int, examples: int, offset: int
+) -> Draft | None:
+    """Return the decision to train a candidate on corrected labels where enough of all examples were corrected.
+
+    `corrections`: those since the last such decision; `offset`: of the record after the last of them.
+    """
+    if not training.corrected or corrections <= training.corrected * examples:
+        return None
+    if _is_paused(standing, training, offset):
+        return None
+    name = f"{training.model}~0~{offset}"
+    why = f"{corrections:,} labels of {examples:,} examples were corrected; a candidate learns all examples, corrected"
     return Draft("training", why, ModelRef(name), {"candidate": name})

@@ -3,7 +3,8 @@
 reads   <pipeline>.examples (one partition: the order of learning); <pipeline>.commands, <pipeline>.alerts, signed; at
         the start <pipeline>.promotions; for a version that somebody asks for <pipeline>.models and the artifact store
 writes  <pipeline>.promotions, signed, in one transaction with the offsets
-state   `standing`, from the decisions; `rounds`, rebuilt from the examples since the last change of who serves
+state   `standing`, from the decisions; `rounds`, rebuilt from the examples since the last change of who serves; where
+        corrections are declared how many of them and of examples there were, kept beside the committed offset
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, Reject, StoreError
 from tidemill.keys import Keyring
+from tidemill.models.corrections import Corrections
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import GATE, Command, Decision, ModelRef, all_decisions, commands, decisions
 from tidemill.registry.latest import latest, versions
 from tidemill.registry.manifests import Registry
 from tidemill.registry.signing import Chains, Past, no_past, past_of
-from tidemill.stages.gate.commands import EpochOf, alert_id, carry_out, train_on_alert
+from tidemill.stages.gate.commands import EpochOf, alert_id, carry_out, train_on_alert, train_on_corrections
 from tidemill.stages.gate.rounds import Check, Rounds, collapse, end_of_probation, rebuild_from, undecided, verdict
 from tidemill.stages.gate.standing import Draft, Standing
 from tidemill.stream.api import Broker, Emit, Position, Processor, Record, Start, TopicPartition, discard
+from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.group import Service
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records
@@ -72,6 +75,7 @@ class PromotionGate(Processor):
         self.epoch_of = epoch_of
         self.gate = pipeline.gate
         self.records = Records(pipeline)
+        self._corrections = Corrections(self.records)
         self.past, self._chain = past, Chains(decisions(pipeline, keys))
         self._commands, self._alerts = Chains(commands(pipeline, keys)), Chains(alerts(pipeline, keys))
         self.examples, self.requests = topics.EXAMPLES.name(pipeline.name), topics.COMMANDS.name(pipeline.name)
@@ -82,6 +86,12 @@ class PromotionGate(Processor):
         self._chain.heads.clear()
         self.standing, self.rounds = Standing.initial(self.pipeline), Rounds(self.pipeline)
         self.next = self._event_time = 0
+        self._examples_read = self._corrections_since = 0
+
+    def commit_metadata(self, topic_partition: TopicPartition) -> CommitMetadata:
+        if topic_partition.topic != self.examples or not self.pipeline.corrections_ms:
+            return super().commit_metadata(topic_partition)
+        return CommitMetadata(corrections=(self._examples_read, self._corrections_since))
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         if topic_partition.topic == self.requests:
@@ -100,6 +110,9 @@ class PromotionGate(Processor):
         else:  # people need no evidence
             self.next = max(since, committed.offset - LOOK_EVERY_EXAMPLES)
         self.rounds.begin(self.standing, self.next)
+        # Where corrections are declared later, no more is known than that there are at most so many examples.
+        kept = CommitMetadata.decode(committed.metadata).corrections or (committed.offset, 0)
+        self._examples_read, self._corrections_since = kept
         return Start(self.next, max(committed.offset, self.next))
 
     def revoke(self, topic_partitions: Iterable[TopicPartition]) -> None:
@@ -126,12 +139,30 @@ class PromotionGate(Processor):
 
     def _example(self, record: Record, emit: Emit) -> None:
         offset = record.offset()
+        is_correction = self._corrections.is_one(record)
+        if emit is not discard:
+            self._examples_read += not is_correction
+            self._corrections_since += is_correction
         if offset < self.next:
             return  # a decision that was made before the offsets were committed covers it
         if offset > self.next:  # the ends of transactions lie between
             self._advance(offset, emit)
-        self._take(record)
+        if is_correction:  # evidence is of what was known when the question was counted
+            self.counts["corrected", self.examples] += 1
+        else:
+            self._take(record)
         self._advance(offset + 1, emit)
+        if is_correction and emit is not discard:
+            self._train_on_corrections(emit)
+
+    def _train_on_corrections(self, emit: Emit) -> None:
+        training, corrections = self.pipeline.training, self._corrections_since
+        if training is None:
+            return
+        draft = train_on_corrections(self.standing, training, corrections, self._examples_read, self.next)
+        if draft:
+            self._corrections_since = 0
+            self._decide(draft, emit)
 
     def _take(self, record: Record) -> None:
         try:

@@ -13,6 +13,15 @@ passes l.label_time + T. So what is pending, joined, expired, duplicate and unma
 only: after a crash the state is rebuilt by reading both logs again, in any interleaving. No clock of this machine, and
 none of another partition, takes part: a partition without traffic waits. A record's own time decides about itself
 alone: one that is far ahead of the others ends nothing that waits for them.
+
+With corrections C, a further label l of e, whose first label is f, is a correction where its value differs from e's
+label at that moment, and
+
+    max(W_labels(b), l.label_time) <= f.label_time + C    it came in time for a correction
+    max(W_log(a), e.event_time)    <= l.label_time + T    as above
+
+That also holds for labels that come after e's timeout. An id that comes again names the same event for 2T + C, so that
+no label can be of two: a label of a later event is then too late to correct an earlier one.
 """
 
 from __future__ import annotations
@@ -24,16 +33,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill.stream.api import Headers
-from tidemill.watermark import SLACK_PART, Marks, State, Watermark
+from tidemill.watermark import SLACK_PART, Marks, State, Watermark, join_memory
 
 
 class Event:
     """A prediction that has been made; `value` is None once it has been joined or has expired.
 
-    `is_refused`: no example is made of it, because Kafka has refused one.
+    `is_refused`: no example is made of it, because Kafka has refused one. `label` is its first label, `current` the
+    value of its last correction, or of the first. `source`: partition and offset of the event that was asked about.
     """
 
     __slots__ = (
+        "current",
         "done",
         "entity",
         "id",
@@ -43,6 +54,7 @@ class Event:
         "offset",
         "origin",
         "reach",
+        "source",
         "time",
         "trace",
         "value",
@@ -59,12 +71,15 @@ class Event:
         origin: int,
         entity: str,
         trace: Headers | None = None,
+        source: tuple[int, int] = (0, 0),
     ) -> None:
         self.id, self.time, self.offset, self.watermark = event_id, time, offset, watermark
         self.reach = time  # the latest time of anything that was settled by knowing this event
         self.value: bytes | None = value
         self.origin, self.entity, self.trace = origin, entity, trace
+        self.source = source
         self.label: Label | None = None
+        self.current: Any = None
         self.later: Event | None = None
         self.done = self.is_refused = False
 
@@ -124,6 +139,8 @@ class Outcomes:
     expired: Callable[[Event], None]
     duplicate: Callable[[Event, Label], None]
     unmatched: Callable[[Label], None]
+    #: Called before the event's `current` label is this one; never where no corrections are declared.
+    corrected: Callable[[Event, Label], None] = lambda _event, _label: None
 
 
 class Join:
@@ -135,12 +152,19 @@ class Join:
         T above, in ms.
     watermark
         Makes the watermarks of the two logs.
+    corrections
+        C above, in ms; 0: no label is a correction.
     """
 
     def __init__(
-        self, timeout: int, outcomes: Outcomes, watermark: Callable[[int, State], Watermark] = Watermark
+        self,
+        timeout: int,
+        outcomes: Outcomes,
+        watermark: Callable[[int, State], Watermark] = Watermark,
+        corrections: int = 0,
     ) -> None:
-        self.timeout = timeout
+        self.timeout, self.corrections = timeout, corrections
+        self.memory = join_memory(timeout, corrections)
         self.outcomes = outcomes
         self._make = watermark
         self.log, self.labels = self._watermark(()), self._watermark(())
@@ -195,23 +219,24 @@ class Join:
         origin: int = 0,
         entity: str = "",
         trace: Headers | None = None,
+        source: tuple[int, int] = (0, 0),
     ) -> bool:
         """Take a prediction; returns False where one of this event id is still remembered: it is a duplicate."""
         self.kept_events.note(offset, self.log)
         self.log.add(time)
         watermark = max(self.log.time, time)
         for earlier in self._events_of(event_id):
-            if watermark <= earlier.time + self.timeout:
+            if watermark <= earlier.time + self.memory:
                 if time > earlier.reach:
                     earlier.reach = time
                     self._changed(earlier)
                 self._advance_log()
                 return False
-        event = Event(event_id, time, offset, watermark, value, origin, entity, trace)
+        event = Event(event_id, time, offset, watermark, value, origin, entity, trace, source)
         self._remember(event)
         self.pending += 1
         for label in self._labels_of(event_id):  # those that have waited, in their order
-            if self._belong(event, label):
+            if self._belong(event, label) or self._corrects(event, label):
                 self._settle(event, label)
                 self._stop_waiting(label)
         self._advance_log()
@@ -224,7 +249,7 @@ class Join:
         self.labels.add(time)
         label = Label(event_id, time, value, offset, max(self.labels.time, time), record)
         for event in self._events_of(event_id):
-            if self._belong(event, label):
+            if self._belong(event, label) or self._corrects(event, label):
                 if self._settle(event, label):
                     self._keep_label(label)
                 break
@@ -246,17 +271,31 @@ class Join:
     def _belong(self, event: Event, label: Label) -> bool:
         return label.watermark <= event.time + self.timeout and event.watermark <= label.time + self.timeout
 
+    def _corrects(self, event: Event, label: Label) -> bool:
+        """Whether a label comes in time to correct the one that an event has."""
+        first = event.label
+        if not self.corrections or first is None:
+            return False
+        is_prediction_in_time = event.watermark <= label.time + self.timeout
+        return is_prediction_in_time and label.watermark <= first.time + self.corrections
+
     def _settle(self, event: Event, label: Label) -> bool:
         """Give an event a label; returns whether it is its first."""
         event.reach = max(event.reach, label.time)
         if is_first := event.label is None:
-            event.label = label
+            event.label, event.current = label, label.value
+            event.is_refused |= label.is_refused
             self.pending -= 1
             self.outcomes.joined(event, label)
             event.value = event.trace = label.record = None  # the example holds them now
         else:
             label.done = True
-            self.outcomes.duplicate(event, label)
+            # Without its example there is nothing to correct.
+            if label.value != event.current and not event.is_refused and self._corrects(event, label):
+                self.outcomes.corrected(event, label)
+                event.current = label.value
+            else:
+                self.outcomes.duplicate(event, label)
         self._changed(event)
         return is_first
 
@@ -287,13 +326,13 @@ class Join:
         A rebuild may begin at a record between them: a label that is read again without its event must not wait for it
         beyond the rebuild's end, nor a duplicate be taken for the first. Both watermarks must have passed all of them.
         """
-        edge = min(self.log.time, self.labels.time) - self.timeout
+        edge = min(self.log.time, self.labels.time) - self.memory
         while (closed := self._next_closed(edge)) is not None:
             reach, event = closed
             for later in self._events_of(
                 event.id
             ):  # what this event settled must not be taken by a later one of its id
-                if later.offset > event.offset and later.watermark <= event.reach + self.timeout:
+                if later.offset > event.offset and later.watermark <= event.reach + self.memory:
                     event.reach = max(event.reach, later.time)
             if event.reach > reach:
                 self._close(event)

@@ -1,8 +1,8 @@
 """The joiner: the prediction log and the labels in; examples, in one order, out.
 
 reads   <pipeline>.prediction-log and <pipeline>.labels.valid, both by event id, partition n of both together
-writes  <pipeline>.examples (one partition: the order of learning), <pipeline>.expired, <pipeline>.dlq;
-        <pipeline>.updates, for the views over outcomes
+writes  <pipeline>.examples (one partition: the order of learning), where corrections of labels are declared those as
+        well; <pipeline>.expired, <pipeline>.dlq; <pipeline>.updates, for the views over outcomes
 state   what waits or was settled lately, in memory or in tables on this machine's disk; rebuilt by reading both logs
         again from where the tables were saved, or else from the oldest record that still matters, whose offset and
         watermark are kept beside the committed offset
@@ -61,7 +61,7 @@ class Joiner(DeadLetterProcessor):
         self.labels_topic = topics.LABELS_VALID.name(name)
         self.examples = topics.EXAMPLES.name(name)
         self.expired_topic = topics.EXPIRED.name(name)
-        self.timeout = pipeline.label_timeout_ms
+        self.timeout, self.corrections = pipeline.label_timeout_ms, pipeline.corrections_ms
         self.joins: dict[int, Join] = {}
         self._next: dict[TopicPartition, int] = {}
         self._topic_ids: dict[TopicPartition, str] = {}
@@ -92,9 +92,11 @@ class Joiner(DeadLetterProcessor):
 
     def _join(self, number: int) -> Join:
         if self._open_state is None:
-            return Join(self.timeout, self._outcomes(), self._watermark)
+            return Join(self.timeout, self._outcomes(), self._watermark, self.corrections)
         schemas = self.records.prediction_log.header + self.records.label.header
-        return StoredJoin(self.timeout, self._outcomes(), self._open_state(number), self._watermark, schemas)
+        return StoredJoin(
+            self.timeout, self._outcomes(), self._open_state(number), self._watermark, schemas, self.corrections
+        )
 
     def _saved(self, topic_partition: TopicPartition, committed: Position, metadata: CommitMetadata) -> int | None:
         """Return up to where the saved state has read the log that was committed; None where none is of use.
@@ -169,7 +171,8 @@ class Joiner(DeadLetterProcessor):
         join = self.joins[record.partition()]
         if not self.records.carries:  # its record would take several times the memory until the label comes
             value = bytes(value)
-        if not join.add_event(id_, time, record.offset(), value, origin_of(record), entity, trace_of(record)):
+        origin, trace, source = origin_of(record), trace_of(record), (event["partition"], event["offset"])
+        if not join.add_event(id_, time, record.offset(), value, origin, entity, trace, source):
             raise Reject("duplicate_event", f"event {id_!r} was predicted already")
 
     def _add_label(self, record: Record) -> None:
@@ -183,7 +186,7 @@ class Joiner(DeadLetterProcessor):
         )
 
     def _outcomes(self) -> Outcomes:
-        return Outcomes(self._joined, self._expired, self._duplicate, self._unmatched)
+        return Outcomes(self._joined, self._expired, self._duplicate, self._unmatched, self._corrected)
 
     def refuse(self, record: Record, reject: Reject, emit: Emit, max_bytes: int = DEAD_LETTER_BYTES.max) -> None:
         super().refuse(record, reject, emit, max_bytes)
@@ -197,7 +200,7 @@ class Joiner(DeadLetterProcessor):
             self.joins[record.partition()].refuse_at(id_, record.offset(), label=is_label)
 
     def _joined(self, event: Event, label: Label) -> None:
-        if event.is_refused or label.is_refused:
+        if event.is_refused:
             return
         prediction, outcome = event.value or b"", {"label": label.value, "label_time": label.time}
         value = self.records.example.header + prediction[HEADER:] + self.records.outcome.body(outcome)
@@ -223,18 +226,35 @@ class Joiner(DeadLetterProcessor):
         origin = origin_of(label.record)
         self._updates.emit(features["entities"], values, event.id, label.time, origin, self._emit, trace)
 
+    def _corrected(self, event: Event, label: Label) -> None:
+        """Emit a correction. What views over outcomes have counted stays: vectors are learned as they were served."""
+        (partition, offset), first = event.source, event.label
+        correction = {
+            "event_id": event.id,
+            "entity_id": event.entity,
+            "event_time": event.time,
+            "partition": partition,
+            "offset": offset,
+            "label": label.value,
+            "label_time": label.time,
+            "first_label": first.value if first else None,
+            "replaced_label": event.current,
+        }
+        value, record = self.records.correction.encode(correction), label.record
+        self._emit(self.examples, value, event.id.encode(), origin_of(record), trace_of(record), 0)
+        self.counts["corrected", self.examples] += 1
+
     def _expired(self, event: Event) -> None:
         self._emit(self.expired_topic, event.value or b"", event.id.encode(), event.origin, event.trace)
         self.counts["expired", self.expired_topic] += 1
 
     def _duplicate(self, event: Event, label: Label) -> None:
         """Refuse a further label of an event: a repetition, or a contradiction, which names the entity."""
-        first = event.label.value if event.label else None
-        if label.value == first:
+        if label.value == event.current:
             reason, message = "duplicate_label", f"event {label.id!r} has this label already"
         else:
             reason = "contradictory_label"
-            message = f"event {label.id!r} was labelled {first!r} and now {label.value!r}; the first stays"
+            message = f"event {label.id!r} was labelled {event.current!r} and now {label.value!r}; the first stays"
         self._reject(label.record, Reject(reason, message, value=label.value, entity=event.entity))
 
     def _unmatched(self, label: Label) -> None:

@@ -32,7 +32,7 @@ from tidemill.stream.memory import MemoryRecord
 from tidemill.watermark import RECENT_RECORDS, State, Watermark
 
 #: How it is in the tables.
-FORMAT = 1
+FORMAT = 2
 #: How often the state is saved. A process that starts reads again what came since.
 SAVE_SECONDS = 1.0
 
@@ -46,10 +46,10 @@ encode = msgspec.msgpack.Encoder().encode
 class Saved(NamedTuple):
     """What the tables hold: up to where the topics were read, and what is not in a table.
 
-    `made_for`: format, timeout and schemas. Tables of others are made again from the log.
+    `made_for`: format, timeout, time of corrections, and schemas. Tables of others are made again from the log.
     """
 
-    made_for: tuple[int, int, bytes]
+    made_for: tuple[int, int, int, bytes]
     positions: dict[str, tuple[int, str]]
     log: tuple[int, ...]
     labels: tuple[int, ...]
@@ -67,7 +67,8 @@ class _EventRow(NamedTuple):
     trace: list[tuple[str, bytes]] | None
     is_refused: bool
     value: bytes | None
-    label: tuple[int, Any] | None  # its offset and value
+    source: tuple[int, int]
+    label: tuple[int, int, Any, Any] | None  # of the first its offset, time and value, and the current value
 
 
 class _LabelRow(NamedTuple):
@@ -109,9 +110,11 @@ class StoredJoin(Join):
         state: LocalState,
         watermark: Callable[[int, State], Watermark] = Watermark,
         schemas: bytes = b"",
+        corrections: int = 0,
     ) -> None:
-        super().__init__(timeout, outcomes, watermark)
-        self._state, self._made_for, self._last_save = state, (FORMAT, timeout, schemas), time.monotonic()
+        super().__init__(timeout, outcomes, watermark, corrections)
+        self._state, self._last_save = state, time.monotonic()
+        self._made_for = (FORMAT, timeout, corrections, schemas)
         self._meta = state.table("state")
         self._events, self._event_ids = state.table("events"), _Ids(state.table("event_ids"))
         self._waiting, self._label_ids = state.table("labels"), _Ids(state.table("label_ids"))
@@ -168,10 +171,11 @@ class StoredJoin(Join):
     def _event(self, key: bytes) -> Event:
         row = self._row(self._events, key, _read_event)
         offset = _OFFSET.unpack(key)[0]
-        event = Event(row.id, row.time, offset, row.watermark, row.value, row.origin, row.entity, row.trace)  # type: ignore[arg-type]
+        event = Event(row.id, row.time, offset, row.watermark, row.value, row.origin, row.entity, row.trace, row.source)  # type: ignore[arg-type]
         event.reach, event.is_refused = row.reach, row.is_refused
         if row.label is not None:
-            event.label = Label(row.id, 0, row.label[1], row.label[0], 0, None)
+            label_offset, label_time, value, event.current = row.label
+            event.label = Label(row.id, label_time, value, label_offset, 0, None)
         return event
 
     def _row(self, table: Table, key: bytes, read: Callable[[bytes], Row]) -> Row:
@@ -187,11 +191,12 @@ class StoredJoin(Join):
 
     def _changed(self, item: Event | Label) -> None:
         if isinstance(item, Event):
-            label = None if item.label is None else (item.label.offset, item.label.value)
+            first = item.label
+            label = None if first is None else (first.offset, first.time, first.value, item.current)
             value = None if item.value is None else bytes(item.value)
             row: tuple[Any, ...] = (
                 item.id, item.time, item.watermark, item.reach, item.origin, item.entity, item.trace, item.is_refused,
-                value, label,
+                value, item.source, label,
             )  # fmt: skip
             self._events.put(_OFFSET.pack(item.offset), encode(row))
             return

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 #: Earlier examples that a candidate learns between two batches: a second or less, for which the others wait.
 MAX_CATCH_UP_EXAMPLES = 2_000
 
+#: Earlier records that are searched for corrections between two batches: a second or less.
+MAX_GATHERED_EXAMPLES = 20_000
+
 #: How often the learner looks for new candidates.
 LOOK_EVERY_SECONDS = 1.0
 
@@ -232,6 +235,9 @@ class Learner(Processor):
         return written
 
     def _advance(self, candidate: TrainingRun, records: Sequence[Record], before: int) -> None:
+        if candidate.is_gathering:
+            self._gather(candidate)
+            return
         if candidate.at >= before:  # level with the model: it learns these records next
             candidate.learn([record for record in records if record.offset() >= candidate.at], self.records.example)
             candidate.at = max(candidate.at, self.fold.version)
@@ -280,26 +286,36 @@ class Learner(Processor):
         if epoch > self.training.epoch:
             raise Retry(f"model {self.model!r} was reset: life {epoch} begins")
 
+    def _gather(self, candidate: TrainingRun) -> None:
+        begin = candidate.gathered_until
+        end = min(candidate.corrections.before, begin + MAX_GATHERED_EXAMPLES)
+        if self._read(candidate, begin, end, candidate.gather):
+            candidate.gathered_until = end
+
     def _catch_up(self, candidate: TrainingRun) -> None:
         begin = candidate.at
         end = min(self.fold.version, begin + MAX_CATCH_UP_EXAMPLES)
         if begin >= end:
             return
+        learn = partial(candidate.learn, codec=self.records.example)
+        candidate.at = end if self._read(candidate, begin, end, learn) else max(begin, candidate.fold.version)
+
+    def _read(self, candidate: TrainingRun, begin: int, end: int, take: Callable[[Sequence[Record]], None]) -> bool:
+        """Give a candidate earlier examples; returns whether it has all of them."""
         try:
             batches = self.read_examples(begin, end)
             for batch in batches or ():
-                candidate.learn(batch, self.records.example)
+                take(batch)
         except BrokerError as error:
             log.warning(
                 "a candidate's examples can't be read at the moment",
                 extra={"model": candidate.name, "cause": str(error)},
             )
-            candidate.at = max(begin, candidate.fold.version)
-            return
+            return False
         if batches is None:
             self._give_up(candidate.name, "the log does not reach back to its examples")
-            return
-        candidate.at = end
+            return False
+        return True
 
     def _signed_again(self, run: TrainingRun) -> Manifest | None:
         """Return a model's newest manifest with the new key where the key was changed: it vouches for all before it."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError, DeclarationError, Reject, ScoreError, StoreError, VersionsError
+from tidemill.models.corrections import Corrections
 from tidemill.models.fold import Fold
 from tidemill.registry.latest import reset_command
 from tidemill.registry.manifests import Manifest, Registry
@@ -38,7 +39,8 @@ class TrainingRun:
     counts
         Counters of what happens.
 
-    `at` is the offset of the next example to learn. `epoch` is the model's present life. No version is published before
+    `at` is the offset of the next example to learn. A candidate that learns corrected labels has to `gather` the
+    corrections first, up to `corrections.before`. `epoch` is the model's present life. No version is published before
     the examples up to `target` are learned: a version with that number exists, or has existed. `newest` is
     the manifest that was published last.
     """
@@ -59,6 +61,8 @@ class TrainingRun:
         self.pipeline, self.name, self.registry, self.counts = pipeline, name, registry, counts
         self.every_examples, self.every_seconds, self.clock = every_examples, every_seconds, clock
         self.fold = Fold(pipeline, name)
+        self.corrections = Corrections(registry.records, pipeline.corrected_before(name))
+        self.gathered_until = 0
         self.at = self.target = self.fold.version
         self.epoch = 0
         self.newest: Manifest | None = None
@@ -114,6 +118,7 @@ class TrainingRun:
         if life and newest > end:
             raise self._stuck(f"it has a version {newest}, and {self._log} ends at {end}")
         self.at = self.fold.version
+        self.gathered_until = self.at  # a correction lies after its example
         self.target = max(self.at, min(max(newest, committed), end))
         self._lost = life[0] if life and life[0].version > self.at else None
         # What a scorer may wait for: the first version of another life, or one whose manifest is gone.
@@ -196,14 +201,27 @@ class TrainingRun:
         self._lost, self._parent = None, lost.version
         log.warning("artifact stored again", extra={"model": self.name, "version": lost.version, "epoch": lost.epoch})
 
-    def learn(self, records: Sequence[Record], codec: Codec) -> None:
-        """Learn examples."""
-        fold, started = self.fold, time.thread_time()
+    @property
+    def is_gathering(self) -> bool:
+        """Whether corrections that it has to learn by are not read yet."""
+        return self.gathered_until < self.corrections.before
+
+    def gather(self, records: Sequence[Record]) -> None:
+        """Take the corrections that these records of the examples hold."""
         for record in records:
+            self.corrections.take(record)
+
+    def learn(self, records: Sequence[Record], codec: Codec) -> None:
+        """Learn examples; a correction of one that was learned is counted: a model never learns an event twice."""
+        fold, corrections, started = self.fold, self.corrections, time.thread_time()
+        for record in records:
+            if corrections.is_one(record):
+                self.counts["corrected", self.name] += 1
+                continue
             if self._is_rebuilding or self._lost is not None:
                 self.pass_over(record.offset(), moves_on=True)
             try:
-                if not fold.learn(codec.decode(record.value()), record.offset()):
+                if not fold.learn(corrections.apply(codec.decode(record.value())), record.offset()):
                     self.counts["skipped", "over_share"] += 1
             except Reject as reject:
                 # Of an earlier declaration of the vector: no model declared now could be asked about it. Or of somebody

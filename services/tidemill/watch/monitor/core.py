@@ -13,6 +13,7 @@ from river import drift
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.keys import Keyring
+from tidemill.models.corrections import Corrections
 from tidemill.stream.api import Record
 from tidemill.stream.origin import origin_of
 from tidemill.watch.monitor.alerts import SILENT, Alert, Alerts, Thresholds
@@ -75,6 +76,7 @@ class Core:
         self._rejected: dict[int, Counter[RuleKey]] = {}
         self._warned: dict[int, Counter[RuleKey]] = {}
         self._expired: Counter[int] = Counter()
+        self._corrections, self._corrected = Corrections(self.records), Counter[int]()
         self._last_record_at = dict.fromkeys(self.windows, clock())
         #: Whether records are read long after they were written: then their delay would be the monitor's own.
         self.catching_up = False
@@ -107,6 +109,9 @@ class Core:
         decode, windows = self.records.example.of, self.windows[EXAMPLES]
         self._last_record_at[EXAMPLES] = self.clock()
         for record in batch:
+            if self._corrections.is_one(record):
+                self._count_correction(record)
+                continue
             example = decode(record.value())
             if example is None:
                 continue  # of an earlier declaration
@@ -124,6 +129,12 @@ class Core:
             hash_ = hash_of(record.key() or b"")
             if hash_ < window.limit:
                 window.add(hash_, self.columns.example_row(example))
+
+    def _count_correction(self, record: Record) -> None:
+        """Count a correction in the window of its time: what a window says of the labels is what was known then."""
+        correction = self.records.correction.of(record.value())
+        if correction is not None:
+            self._corrected[start_of(correction["label_time"], self.length)] += 1
 
     def restore_reference(self, batch: Iterable[Record]) -> bool:
         """Take examples from before this process, for the reference alone; return whether that is complete."""
@@ -263,7 +274,11 @@ class Core:
     def _coverage(self, window: Window) -> Figures:
         expired = sum(self._expired.pop(start) for start in [start for start in self._expired if start <= window.start])
         coverage = window.records / (window.records + expired)
-        return {FigureKey("expired"): float(expired), FigureKey("label_coverage"): coverage}
+        figures = {FigureKey("expired"): float(expired), FigureKey("label_coverage"): coverage}
+        if self.pipeline.corrections_ms:
+            past = [start for start in self._corrected if start <= window.start]
+            figures[FigureKey("corrections")] = float(sum(self._corrected.pop(start) for start in past))
+        return figures
 
 
 def _by_rule(figure: str, by_window: dict[int, Counter[RuleKey]], window: Window) -> Counter[FigureKey]:

@@ -41,7 +41,7 @@ class CommandRequest(BaseModel):
         pattern=r"^[A-Za-z0-9._-]+$",
         description="Chosen by the client; the gate carries out an id once.",
     )
-    kind: Literal["promote", "rollback", "pin", "unpin", "train", "reset"]
+    kind: Literal["promote", "rollback", "pin", "unpin", "train", "train_corrected", "reset"]
     target: str = Field("", max_length=200, description="MODEL or MODEL@VERSION; empty for rollback and unpin.")
     steps: int = Field(1, ge=1, le=1000, description="rollback: how many champions back.")
     begin: int = Field(

@@ -162,7 +162,7 @@ def run(
 
     def ask(request: CommandRequest, target: ModelRef, by: str) -> None:
         now = int(time.time() * 1000)
-        begin = request.begin if request.kind == "train" else 0
+        begin = request.begin if request.kind in ("train", "train_corrected") else 0
         command = Command(request.id, request.kind, target, request.steps, begin, by, request.why, now)
 
         def sign() -> bytes:
