@@ -28,6 +28,7 @@ from tidemill.durations import minute
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.keys import RefusedError
+from tidemill.models.corrections import Corrections, read_corrections
 from tidemill.offline.compare import CHAMPION, Comparison, ComparisonRequest
 from tidemill.offline.dead_letters import DeadLetters, LetterFilter
 from tidemill.offline.replay import Replay, ReplayedScore, ShowProgress
@@ -337,13 +338,15 @@ class Audit:
     ) -> tuple[dict[str, _Count], dict[str, Any], dict[str, Any]]:
         """Read the period's records once: how many, by whom predictions were made, and how good they were."""
         counts = {topic.suffix: _Count() for topic in COUNTED}
-        answers, performance = _Answers(serving), _Performance(self.pipeline)
+        corrections = read_corrections(self.pipeline, self.broker)
+        answers, performance = _Answers(serving), _Performance(self.pipeline, corrections)
         for topic in COUNTED:
             for record in self._read(topic, counts[topic.suffix], progress):
                 if topic is topics.PREDICTION_LOG:
                     answers.add(record, self.records.prediction_log.of(record.value()))
                 elif topic is topics.EXAMPLES:
-                    performance.add(self.records.example.of(record.value()))
+                    if not corrections.is_one(record):
+                        performance.add(self.records.example.of(record.value()))
         if answers.otherwise:
             text = f"{answers.otherwise:,} predictions were served by another model than the decisions say"
             self._find("wrong", text)
@@ -447,7 +450,7 @@ class Audit:
     def _schemas(self, counts: Mapping[str, _Count]) -> dict[str, Any]:
         """Return the schemas of what was written, and what changed from one version of a model to the next."""
         declared = {getattr(self.records, kind).id for kind in (*SCHEMA_KINDS, "prediction_log")}
-        declared |= {self.records.sent_event.id, self.records.sent_label.id}
+        declared |= {self.records.sent_event.id, self.records.sent_label.id, self.records.correction.id}
         written = [
             {"topic": suffix, "id": id_, "declared": id_ in declared} | own
             for suffix, count in counts.items()
@@ -520,9 +523,10 @@ class _Answers:
 
 
 class _Performance:
-    """How good the serving model was, beside the baseline, over the period's examples."""
+    """How good the serving model was, beside the baseline, over the period's examples, by their labels of today."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, corrections: Corrections) -> None:
+        self._corrections = corrections
         gate = pipeline.gate.segments if pipeline.gate else None
         segments = tuple(dict.fromkeys((*pipeline.monitor.segments, *(gate or ()))))
         self._comparison = Comparison(pipeline, ComparisonRequest(CHAMPION, "baseline", segments=segments))
@@ -532,7 +536,8 @@ class _Performance:
         if example is None:
             self._comparison.report.skipped += 1
         else:
-            self._comparison.take(example)
+            corrected = self._corrections.apply(example)
+            self._comparison.take(corrected, is_corrected=corrected is not example)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison for programs; `why` says why there is none."""

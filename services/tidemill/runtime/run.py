@@ -65,7 +65,7 @@ def broker_of(settings: Settings) -> KafkaBroker:
 
 def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
     """Return every topic of the pipeline as (topic, name, partitions)."""
-    kept = [replace(topic, retention_ms=topic.kept_ms(pipeline)) for topic in topics.TOPICS]
+    kept = [topic.of(pipeline) for topic in topics.TOPICS]
     return [(topic, topic.name(pipeline), topic.partitions or pipeline.partitions) for topic in kept]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 DAY = 24 * 3_600_000
@@ -59,6 +59,10 @@ class Topic:
         """How long a pipeline's records are kept, in ms; -1 for ever."""
         is_short = self.joined and pipeline.join_memory_ms > self.retention_ms
         return pipeline.join_memory_ms + DAY if is_short else self.retention_ms
+
+    def of(self, pipeline: Named) -> Topic:
+        """Return the topic as a pipeline keeps it."""
+        return replace(self, retention_ms=self.kept_ms(pipeline))
 
     @property
     def is_raw(self) -> bool:
