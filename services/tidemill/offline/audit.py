@@ -344,9 +344,8 @@ class Audit:
             for record in self._read(topic, counts[topic.suffix], progress):
                 if topic is topics.PREDICTION_LOG:
                     answers.add(record, self.records.prediction_log.of(record.value()))
-                elif topic is topics.EXAMPLES:
-                    if not corrections.is_one(record):
-                        performance.add(self.records.example.of(record.value()))
+                elif topic is topics.EXAMPLES and not corrections.is_one(record):
+                    performance.add(self.records.example.of(record.value()))
         if answers.otherwise:
             text = f"{answers.otherwise:,} predictions were served by another model than the decisions say"
             self._find("wrong", text)

@@ -247,7 +247,11 @@ def _topics(pipeline: Pipeline) -> Iterator[dict[str, object]]:
             continue
         name = topic.name(pipeline)
         # How many replicas there are, the cluster says; with three, a write is acknowledged by two.
-        spec = {"topicName": name, "partitions": topic.partitions or pipeline.partitions, "config": topic.of(pipeline).config(0)}
+        spec = {
+            "topicName": name,
+            "partitions": topic.partitions or pipeline.partitions,
+            "config": topic.of(pipeline).config(0),
+        }
         labels = {"strimzi.io/cluster": KAFKA_CLUSTER}
         yield _object("kafka.strimzi.io/v1beta2", "KafkaTopic", rights.kubernetes_name(name), spec, **labels)
 
