@@ -1363,7 +1363,7 @@ MUTANTS = (
         (CORRECTED,),
     ),
     Mutant(
-        "share-of-corrections-counted-again", "a gate that starts again begins to count corrections anew",
+        "share-of-corrections-counted-again", "a gate that starts again counts corrections from nothing",
         "stages/gate/service.py",
         "kept = CommitMetadata.decode(committed.metadata).corrections or (committed.offset, 0)",
         "kept = (committed.offset, 0)",
