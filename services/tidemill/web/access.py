@@ -177,6 +177,8 @@ class GuardedRoute(APIRoute):
                 return response
             except Exception as error:
                 code = status_of(error)
+                if isinstance(error, HTTPException):
+                    error.headers = {"X-Request-Id": id_, **(error.headers or {})}
                 raise
             finally:
                 # What is sent is on the topics of events and labels; whoever has no token at all is nobody.
