@@ -23,6 +23,8 @@ MIN_DIFFERENT_CHARACTERS = 8
 MAX_TOKEN_CHARACTERS = 512
 #: What `by` in decisions and alerts means already.
 RESERVED_NAMES = ("gate", "monitor", "declaration")
+#: A word beside a role: who may see personal fields.
+PERSONAL = "personal"
 #: Alphabets that a token may be of, with their number of characters; the last is all that RFC 6750 allows.
 _ALPHABETS = ((r"[0-9]+", 10), (r"[0-9a-f]+|[0-9A-F]+", 16), (r"[0-9a-z]+|[0-9A-Z]+", 36), (r"[\w.~+/=-]+", 64))
 _ENTRY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._@-]{0,63}):([a-z]+(?:\+[a-z]+)*):([0-9a-f]{64})")
@@ -51,15 +53,21 @@ def role_name(role: Role | Permission) -> str:
 
 @dataclass(frozen=True)
 class Holder:
-    """Somebody with a token."""
+    """Somebody with a token. `personal`: who may see personal fields; an admin may as well."""
 
     name: str
     role: Role | Permission
+    personal: bool = False
 
     @property
     def role_name(self) -> str:
-        """The role as people write it: `operator`, `produce+read`."""
-        return role_name(self.role)
+        """The role as people write it: `operator`, `produce+read`, `viewer+personal`."""
+        return role_name(self.role) + (f"+{PERSONAL}" if self.personal else "")
+
+    @property
+    def sees_personal(self) -> bool:
+        """Whether the holder may see personal fields."""
+        return self.personal or self.role is Role.ADMIN
 
     def may(self, needed: Role | Permission) -> bool:
         """Return whether the holder may do what needs this role."""
@@ -93,7 +101,7 @@ def weakness(token: str) -> str:
 def parse_holders(text: str, roles: type[Role] | type[Permission] = Role) -> dict[str, Holder]:
     """Return the holders, by their tokens' hashes, that `NAME:ROLE:SHA256` entries name, split by blanks or commas.
 
-    A permission may be several, as `produce+read`.
+    A permission may be several, as `produce+read`; `personal` beside a role allows to see personal fields.
 
     Raises ValueError, without a hash in its message, because somebody may have put the token itself there.
     """
@@ -101,6 +109,8 @@ def parse_holders(text: str, roles: type[Role] | type[Permission] = Role) -> dic
     for number, entry in enumerate(filter(None, re.split(r"[\s,]+", text)), 1):
         match = _ENTRY.fullmatch(entry)
         words = match[2].upper().split("+") if match else []
+        if personal := words[1:] != [] and PERSONAL.upper() in words[1:]:
+            words.remove(PERSONAL.upper())
         if match is None or not {*words} <= {*roles.__members__} or (len(words) > 1 and roles is Role):
             names = ", ".join(name.lower() for name in roles.__members__)
             raise ValueError(
@@ -112,7 +122,8 @@ def parse_holders(text: str, roles: type[Role] | type[Permission] = Role) -> dic
             raise ValueError(f"entry {number}: {name} is no person: name somebody else")
         if digest in holders:
             raise ValueError(f"entry {number} has the token of {holders[digest].name}: make {name} one of their own")
-        holders[digest] = Holder(name, reduce(or_, (roles[word] for word in words)) if words[1:] else roles[words[0]])
+        role = reduce(or_, (roles[word] for word in words)) if words[1:] else roles[words[0]]
+        holders[digest] = Holder(name, role, personal)
     return holders
 
 

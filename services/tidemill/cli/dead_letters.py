@@ -16,6 +16,7 @@ from tidemill.cli.shared import (
     AS_JSON,
     AS_JSON_LINES,
     PIPELINE,
+    SHOW_PERSONAL,
     connected,
     moment_of,
     print_report,
@@ -68,15 +69,16 @@ def dlq() -> None:
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Print this many, the newest."
 )
+@SHOW_PERSONAL
 @AS_JSON_LINES
 @with_settings("brokers")
-def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
+def list_(pipeline: str, limit: int, *, show_personal: bool, as_json: bool, **options: Any) -> None:
     """Print the newest dead letters, newest last."""
     from tidemill.cli.text.dead_letters import letters_text
     from tidemill.offline.dead_letters import DeadLetters
 
     wanted, declared = _wanted(options), tidemill.load(pipeline)
-    dead_letters = DeadLetters(declared, _broker(declared, **options))
+    dead_letters = DeadLetters(declared, _broker(declared, **options), shows_personal=show_personal)
     with progress("dead letters", dead_letters.count(wanted)) as advance:
         newest = dead_letters.last(wanted, limit, advance)
     if not as_json:
@@ -90,8 +92,9 @@ def list_(pipeline: str, limit: int, *, as_json: bool, **options: Any) -> None:
 @PIPELINE
 @click.argument("letter", metavar="PARTITION:OFFSET")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the original bytes to a new file.")
+@SHOW_PERSONAL
 @with_settings("brokers")
-def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
+def show(pipeline: str, letter: str, out: Path | None, *, show_personal: bool, **options: Any) -> None:
     """Print everything about one dead letter.
 
     Shows why it was refused, where it came from, its headers and its content.
@@ -99,13 +102,19 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
     from tidemill.cli.text.dead_letters import letter_text
     from tidemill.offline.dead_letters import DeadLetters, content
     from tidemill.wire.dead_letters import producer_headers
+    from tidemill.wire.personal import Mask
 
     place, declared = _place(letter), tidemill.load(pipeline)
-    dead_letters = DeadLetters(declared, _broker(declared, **options))
+    dead_letters = DeadLetters(declared, _broker(declared, **options), shows_personal=show_personal)
+    is_masked = not show_personal and Mask(declared).is_on
+    if out is not None and is_masked:
+        raise SettingsError("--out writes all of a record, and it may hold personal fields: add --show-personal")
     dead_letter, record = dead_letters.one(place)
     data = record.value() or b""
-    redrives, original = dead_letters.history(place), content(declared, dead_letter, data)
-    click.echo(letter_text(dead_letter, dead_letters, producer_headers(record), redrives, original), nl=False)
+    redrives = dead_letters.history(place)
+    original = content(declared, dead_letter, data, shows_personal=show_personal)
+    headers = [] if is_masked else producer_headers(record)
+    click.echo(letter_text(dead_letters.shown(dead_letter), dead_letters, headers, redrives, original), nl=False)
     if out is not None:
         try:
             with out.open("xb") as file:
@@ -121,15 +130,16 @@ def show(pipeline: str, letter: str, out: Path | None, **options: Any) -> None:
 @OPEN
 @REDRIVEN
 @click.option("--by-entity", is_flag=True, help="Count by entity, too: for labels that contradict.")
+@SHOW_PERSONAL
 @AS_JSON
 @with_settings("brokers")
-def stats(pipeline: str, *, by_entity: bool, as_json: bool, **options: Any) -> None:
+def stats(pipeline: str, *, by_entity: bool, show_personal: bool, as_json: bool, **options: Any) -> None:
     """Count dead letters by reason, rule and field."""
     from tidemill.cli.text.dead_letters import stats_text
     from tidemill.offline.dead_letters import DeadLetters
 
     wanted, declared = _wanted(options), tidemill.load(pipeline)
-    dead_letters = DeadLetters(declared, _broker(declared, **options))
+    dead_letters = DeadLetters(declared, _broker(declared, **options), shows_personal=show_personal)
     with progress("dead letters", dead_letters.count(wanted)) as advance:
         counts = dead_letters.stats(wanted, advance, by_entity=by_entity)
     print_report(counts, partial(stats_text, dead_letters), as_json=as_json)

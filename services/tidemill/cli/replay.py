@@ -8,7 +8,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import AS_JSON, PIPELINE, connected, print_report, progress, with_settings
+from tidemill.cli.shared import AS_JSON, PIPELINE, SHOW_PERSONAL, connected, print_report, progress, with_settings
 from tidemill.wire import topics
 
 
@@ -20,6 +20,7 @@ from tidemill.wire import topics
     "--sample", type=click.IntRange(1, 1_000_000), help="Instead of ids: this many predictions, drawn at random."
 )
 @click.option("--seed", type=int, help="With --sample: the same seed and the same log give the same sample.")
+@SHOW_PERSONAL
 @AS_JSON
 @with_settings("brokers", "store_url")
 def replay(
@@ -29,6 +30,7 @@ def replay(
     seed: int | None,
     *,
     rebuild: bool,
+    show_personal: bool,
     as_json: bool,
     **options: str | None,
 ) -> None:
@@ -47,7 +49,9 @@ def replay(
     registry = running.registry_of(declared, chosen)
     used = (topics.PREDICTION_LOG, topics.MODELS, topics.EXAMPLES, topics.EVENTS_VALID, topics.EXPIRED)
     replaying = Replay(declared, connected(declared, chosen, *used), registry)
-    replayed = replaying.report(prediction_ids, sample=sample, seed=seed, rebuild=rebuild, progress=progress)
+    replayed = replaying.report(
+        prediction_ids, sample=sample, seed=seed, rebuild=rebuild, shows_personal=show_personal, progress=progress
+    )
 
     def as_text(report: ReplayReport) -> str:
         if sample is None:

@@ -12,7 +12,7 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import AS_JSON_LINES, PIPELINE, connected, with_settings
+from tidemill.cli.shared import AS_JSON_LINES, PIPELINE, SHOW_PERSONAL, connected, with_settings
 from tidemill.wire import topics
 
 #: Exit codes of `send`: something was refused; of something nothing was heard in time.
@@ -79,6 +79,7 @@ def send(
 @click.option("--from-start", is_flag=True, help="From the oldest record on; by default from now on.")
 @click.option("--where", "texts", multiple=True, metavar="FIELD=VALUE", help="Only these; may be repeated.")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many records.")
+@SHOW_PERSONAL
 @AS_JSON_LINES
 @with_settings("brokers")
 def tail(
@@ -88,6 +89,7 @@ def tail(
     count: int | None,
     *,
     from_start: bool,
+    show_personal: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -101,7 +103,9 @@ def tail(
     where, declared, chosen = Where(texts), tidemill.load(pipeline), settings.load(**options)
     broker = connected(declared, chosen, FOLLOWED[what])
     try:
-        for row in rows(declared, broker, what, where, from_start=from_start, count=count):
+        for row in rows(
+            declared, broker, what, where, from_start=from_start, count=count, shows_personal=show_personal
+        ):
             if row is None:
                 click.echo("a record that is none of this topic's", err=True)
             else:

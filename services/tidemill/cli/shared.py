@@ -28,6 +28,8 @@ PIPELINE = click.argument("pipeline")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 AS_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 
+SHOW_PERSONAL = click.option("--show-personal", is_flag=True, help="Show the fields that are declared personal.")
+
 #: A progress bar is drawn at most so often.
 DRAW_SECONDS = 0.1
 

@@ -27,14 +27,15 @@ def tokens() -> None:
     "At the gateway: produce sends, and has the predictions of what it sent; read reads any prediction, and features; "
     "command gives commands to the gate.",
 )
-def new(name: str, role: str) -> None:
+@click.option("--personal", is_flag=True, help="It also shows the fields that are declared personal.")
+def new(name: str, role: str, *, personal: bool) -> None:
     """Make a token for NAME; print it, and its entry for the service.
 
     NAME is written into each decision and acknowledgement that the token is used for. The first line is for the
     holder, and is shown only now. The second is for the service, which keeps the hash alone: add it to the others.
     """
     token = new_token()
-    entry = f"{name}:{role}:{token_hash(token)}"
+    entry = f"{name}:{role}{'+personal' if personal else ''}:{token_hash(token)}"
     try:
         parse_holders(entry, Permission if role in _PERMISSIONS else Role)
     except ValueError:

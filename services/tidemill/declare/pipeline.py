@@ -163,6 +163,11 @@ class Pipeline:
                     "training.corrected",
                     f"{self.training.corrected:g} where labels=Stream(...) declares no corrections",
                 )
+        segments = {"monitor": self.monitor.segments, "gate": (self.gate and self.gate.segments) or ()}
+        for where, features in segments.items():
+            for name in features:
+                if name in self.personal_features and isinstance(self.request_features[name].source, str):
+                    fail(f"{where}.segments", f"{name!r} is personal, and a segment's values are shown to everybody")
         if self.retention is not None:
             self.retention.check(fail)
         if self.protect is not None:
@@ -378,6 +383,31 @@ class Pipeline:
         return {
             name: as_feature(f"request[{name!r}]", source, self.events, fail) for name, source in self.request.items()
         }
+
+    @cached_property
+    def personal_features(self) -> frozenset[str]:
+        """Features that are made of a personal field: taken or looked up by it, or aggregated over it.
+
+        Of a function nobody knows what it looks at: where events have such fields, what it makes counts as personal.
+        """
+        fields = self.events.personal_fields
+        if not fields | self.labels.personal_fields:
+            return frozenset()
+        names = set()
+        for name, feature in self.request_features.items():
+            source = feature.source.by if isinstance(feature.source, Lookup) else feature.source
+            if fields and (source in fields or not isinstance(source, str)):
+                names.add(name)
+        later = names | self.labels.personal_fields
+        if self.labels.value in self.labels.personal_fields:
+            later = later | {"label"}
+        for view in self.views:
+            known = fields if view.source == "events" else later
+            names |= {
+                feature for feature, one in zip(view.features, view.flat, strict=True)
+                if known & {*one.fields, *(part_field for part in one.parts for part_field in part.fields)}
+            }  # fmt: skip
+        return frozenset(names)
 
     @property
     def tables(self) -> tuple[Table, ...]:

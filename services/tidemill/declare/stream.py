@@ -92,6 +92,9 @@ class Stream:
         "debezium": the record is the row as a change event left it; deletes and tombstones are counted and passed over.
         "connect": it is the payload beside a schema, as Kafka Connect writes JSON. "cloudevents": it is the data of a
         CloudEvent, binary or structured; a field `ce_id`, `ce_time` or the like is that attribute of it.
+    personal
+        Fields that only those see who have the right to; so are those with `"personal": true` in the schema. Others see
+        that there is a value. It may not be the id, which every record has, nor the time.
     """
 
     schema: Annotated[Any, PlainValidator(_schema)]
@@ -108,6 +111,7 @@ class Stream:
     unwrap: Unwrap = ""
     topic: str = ""
     corrections: OptionalDuration = ""
+    personal: Annotated[Sequence[str], Field(description="a list of fields")] = ()
     #: Which of id, time and key are not declared, but what the schema left as the one choice.
     chosen: tuple[str, ...] = field(init=False, default=(), repr=False, compare=False)
 
@@ -220,6 +224,12 @@ class Stream:
         """Whether the time is a number of which the schema does not say what it counts."""
         return self.unit != times.TEXT and not self._logical(self.time)
 
+    @cached_property
+    def personal_fields(self) -> frozenset[str]:
+        """The fields that are declared personal, here or in the schema; one with such a field in it is as a whole."""
+        marked = (one["name"] for one in self.avro["fields"] if _is_personal(one))
+        return frozenset({*self.personal, *marked})
+
     def check_schema(self, where: str, fail: Fail) -> None:
         """Check the fields, and that the schemas can be read."""
         check_fields(self, where, fail)
@@ -234,6 +244,11 @@ class Stream:
         self.check_field(f"{where}.id", self.id, fail, "string", "int", "long")
         self._check_time(where, fail)
         self._check_never_null(where, (self.id, self.time), fail)
+        for name in sorted(self.personal_fields):
+            self.check_field(f"{where}.personal", name, fail)
+            if name in (self.id, self.time):
+                what = "the id, which is in every record and log" if name == self.id else "the time"
+                fail(f"{where}.personal", f"{name!r} is {what}, and can't be hidden: give events another id")
 
     def _check_time(self, where: str, fail: Fail) -> None:
         """Check that the time is of a type that has one meaning."""
@@ -315,6 +330,13 @@ class Stream:
             mismatch = unreadable(avro, self.avro) or other_unit(avro, self.avro, self.units)
             if mismatch:
                 fail(f"{where}.accepts", f"{self.schema_name} can't read {name}: {mismatch}")
+
+
+def _is_personal(avro: Any) -> bool:
+    """Whether a field's schema, or one within it, says that it is personal."""
+    if isinstance(avro, dict):
+        return avro.get("personal") is True or any(map(_is_personal, avro.values()))
+    return isinstance(avro, list) and any(map(_is_personal, avro))
 
 
 def with_defaults(events: Stream, labels: Stream, fail: Fail) -> tuple[Stream, Stream]:

@@ -30,7 +30,7 @@ from tidemill.limits import GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS,
 from tidemill.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS
 from tidemill.tokens import Holder, Permission
 from tidemill.web import health
-from tidemill.web.access import GuardedRoute, needs, status_of
+from tidemill.web.access import GuardedRoute, needs, sees_personal, status_of
 from tidemill.web.edge import HEADERS
 from tidemill.wire.records import Prediction
 
@@ -174,18 +174,25 @@ async def labels(request: Request, gateway: FromApp) -> Response:
 
 @router.get("/predictions/{event_id:path}", responses=schemas.ANSWERS | schemas.problems(404))
 @needs(Permission.READ)
-async def prediction(event_id: str, gateway: FromApp, timeout_ms: Wait = 0, *, log: bool = False) -> Response:
+async def prediction(
+    event_id: str, request: Request, gateway: FromApp, timeout_ms: Wait = 0, *, log: bool = False
+) -> Response:
     """The prediction of an event, waiting for it until `timeout_ms`; `log`: look in the log for one that is older."""
     gateway.check_ready()
     known = gateway.river.events.get(event_id)
     if known is None and log and (logged := await gateway.in_log(event_id)):
-        return _json({"state": "predicted", **logged, "repeated": False})
+        return _json(_shown(request, gateway, {"state": "predicted", **logged, "repeated": False}))
     event = await gateway.river.settled(event_id, timeout_ms / 1000) or gateway.river.events.get(event_id)
     if event is None:
         where = "in the log" if log else "among the latest here; log=true looks in the log"
         raise HTTPException(404, f"no prediction of event {event_id[:500]!r} {where}")
-    answer = gateway.answer(event, event_id)
+    answer = _shown(request, gateway, gateway.answer(event, event_id))
     return _json(answer, CODES[answer["state"]])
+
+
+def _shown(request: Request, gateway: Gateway, known: Any) -> Any:
+    """Return what was found as who asks may see it."""
+    return known if sees_personal(request) else gateway.lookup.records.mask.named(known)
 
 
 @router.post("/what-if", openapi_extra=schemas.body("Event"), responses=schemas.WHAT_IF)
@@ -199,7 +206,7 @@ async def what_if(request: Request, gateway: FromApp) -> Response:
     if is_list:
         raise HTTPException(422, "one event was expected")
     answer = await gateway.asked_what_if(records[0], request.state.call)
-    return _json(answer, CODES[answer["state"]])
+    return _json(_shown(request, gateway, answer), CODES[answer["state"]])
 
 
 @router.post("/features", responses=schemas.FEATURES)
@@ -227,24 +234,28 @@ async def features(asked: FeaturesRequest, request: Request, gateway: FromApp) -
         }
         for (entity, entity_id), views in known.items()
     ]
-    return _json(rows)
+    return _json([_shown(request, gateway, row) for row in rows])
 
 
 @router.get("/example", responses=schemas.TRYING)
 @needs(Permission.READ)
-async def example(gateway: FromApp) -> Response:
-    """An event with a new id, and a label for it, to begin with: like the latest in the log."""
-    return _json(await gateway.looked_up(gateway.journeys.example))
+async def example(request: Request, gateway: FromApp) -> Response:
+    """An event with a new id, and a label for it, to begin with: like the latest in the log.
+
+    Where the records have personal fields, and the key is not for them, it is made up.
+    """
+    like_others = sees_personal(request) or not gateway.lookup.records.mask.is_on
+    return _json(await gateway.looked_up(partial(gateway.journeys.example, like_others=like_others)))
 
 
 @router.get("/journeys/{event_id:path}", responses=schemas.TRYING)
 @needs(Permission.READ)
-async def journey(event_id: str, gateway: FromApp) -> Response:
+async def journey(event_id: str, request: Request, gateway: FromApp) -> Response:
     """An event's way through the river, from the log: as valid event, vector, scores and label, and where each is."""
     known = await gateway.looked_up(partial(gateway.journeys.of, event_id))
     if known is None:
         raise HTTPException(404, f"no prediction of event {event_id[:500]!r} in the log")
-    return _json(known)
+    return _json(_shown(request, gateway, known))
 
 
 @router.post("/commands", status_code=202, openapi_extra=schemas.COMMAND, responses=schemas.COMMANDED)
@@ -299,10 +310,16 @@ async def stream(
             and (max_score is None or champion["score"] <= max_score)
         )
 
-    return StreamingResponse(_stream(request, gateway, fits), media_type="text/event-stream")
+    shown = partial(_shown, request, gateway)
+    return StreamingResponse(_stream(request, gateway, fits, shown), media_type="text/event-stream")
 
 
-async def _stream(request: Request, gateway: Gateway, fits: Callable[[Prediction], bool]) -> AsyncIterator[bytes]:
+async def _stream(
+    request: Request,
+    gateway: Gateway,
+    fits: Callable[[Prediction], bool],
+    shown: Callable[[Prediction], Any] = lambda one: one,
+) -> AsyncIterator[bytes]:
     queue: asyncio.Queue[tuple[str, Prediction] | None] = asyncio.Queue()
     gateway.river.streams.add(queue)
     quiet = 0.0
@@ -322,7 +339,8 @@ async def _stream(request: Request, gateway: Gateway, fits: Callable[[Prediction
                 return
             place, one = item
             if fits(one):
-                yield b"id: %s\nevent: prediction\ndata: %s\n\n" % (place.encode(), msgspec.json.encode(one))
+                data = msgspec.json.encode(shown(one))
+                yield b"id: %s\nevent: prediction\ndata: %s\n\n" % (place.encode(), data)
     finally:
         gateway.river.streams.discard(queue)
 

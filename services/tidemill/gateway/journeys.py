@@ -27,17 +27,20 @@ class Journeys:
     def __init__(self, pipeline: Pipeline, broker: Broker, lookup: LogLookup) -> None:
         self.pipeline, self.broker, self.lookup, self._records = pipeline, broker, lookup, Records(pipeline)
 
-    def example(self) -> dict[str, Any]:
-        """Return an event with a new id, and a label for it: like the latest in the log; where it has none, made up."""
+    def example(self, *, like_others: bool = True) -> dict[str, Any]:
+        """Return an event with a new id, and a label for it.
+
+        They are like the latest in the log; where it has none, or unless `like_others`, made up.
+        """
         pipeline, id_ = self.pipeline, f"try-{secrets.token_hex(4)}"
-        event = self._like(pipeline.events, topics.EVENTS_VALID, self._records.event, id_)
-        label = self._like(pipeline.labels, topics.LABELS_VALID, self._records.label, id_)
+        event = self._like(pipeline.events, topics.EVENTS_VALID if like_others else None, self._records.event, id_)
+        label = self._like(pipeline.labels, topics.LABELS_VALID if like_others else None, self._records.label, id_)
         return {"event": event, "label": label}
 
-    def _like(self, stream: Stream, topic: Topic, codec: Codec, id_: str) -> Mapping[str, Any]:
+    def _like(self, stream: Stream, topic: Topic | None, codec: Codec, id_: str) -> Mapping[str, Any]:
         record: Mapping[str, Any] = example(stream.avro)
         if stream.as_millis is None:  # else valid records have another form of time than those that are sent
-            record = self._latest(topic, codec) or {**record, stream.time: int(time.time() * 1000)}
+            record = (topic and self._latest(topic, codec)) or {**record, stream.time: int(time.time() * 1000)}
         return {**record, stream.id: id_} if isinstance(record[stream.id], str) else record
 
     def _latest(self, topic: Topic, codec: Codec) -> dict[str, Any] | None:

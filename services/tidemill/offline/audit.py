@@ -42,6 +42,7 @@ from tidemill.stream.api import Broker, Progress, Record, TopicPartition
 from tidemill.stream.origin import MAX_AHEAD_MS
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
+from tidemill.wire.personal import HIDDEN
 from tidemill.wire.records import Records
 
 #: How long after a decision predictions may still be made by who served before: services follow the log.
@@ -436,7 +437,9 @@ class Audit:
             line |= {"requests": line["requests"] + 1, "last": max(line["last"], access["time"])}
             dropped += access["dropped"]
             if access["status"] in (401, 403) and len(refused) < MAX_REFUSED_REQUESTS:
-                refused.append(access)
+                mask = self.records.mask
+                is_shown = not mask.is_on or "command" in access["route"]
+                refused.append(access if is_shown else {**access, "subject": HIDDEN})
         if dropped:
             self._find("note", f"{dropped:,} records of the access log were lost while Kafka did not take them")
         lines = sorted(counts.values(), key=lambda line: (line["by"], line["first"]))

@@ -21,6 +21,7 @@ from tidemill.stream.ranges import full_range
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetter, Place, parse_place, read_dead_letter, shorten
+from tidemill.wire.personal import Mask
 from tidemill.wire.records import Records
 
 #: Kinds of letter that are counted apart. Producers' own field names are among them, so there may be any number.
@@ -97,10 +98,14 @@ class LetterFilter:
 
 
 class DeadLetters:
-    """The dead letters of a pipeline, as they are when this is made. Reads, and writes nothing."""
+    """The dead letters of a pipeline, as they are when this is made. Reads, and writes nothing.
 
-    def __init__(self, pipeline: Pipeline, broker: Broker) -> None:
+    `shows_personal`: whether who asks may see personal fields; `read` is for programs, and masks nothing.
+    """
+
+    def __init__(self, pipeline: Pipeline, broker: Broker, *, shows_personal: bool = False) -> None:
         self.pipeline, self.broker = pipeline, broker
+        self.mask = None if shows_personal else Mask(pipeline)
         self.topic = topics.DLQ.name(pipeline.name)
         self.sources = sources(pipeline)
         self._redrives = full_range(broker, topics.REDRIVES.name(pipeline.name))
@@ -195,7 +200,12 @@ class DeadLetters:
     def last(self, wanted: LetterFilter, most: int, progress: Progress | None = None) -> list[DeadLetter]:
         """Return the letters that were refused last, at most so many, the newest at the end."""
         letters = (letter for letter, _ in self.read(wanted, progress))
-        return heapq.nlargest(most, letters, key=lambda letter: (letter.refused_at, letter.place))[::-1]
+        newest = heapq.nlargest(most, letters, key=lambda letter: (letter.refused_at, letter.place))[::-1]
+        return [self.shown(letter) for letter in newest]
+
+    def shown(self, letter: DeadLetter) -> DeadLetter:
+        """Return a letter as who asks may see it."""
+        return self.mask.letter(letter) if self.mask else letter
 
     def one(self, place: Place) -> tuple[DeadLetter, Record]:
         """Return one letter with its record. Raises SettingsError where it does not exist."""
@@ -211,7 +221,7 @@ class DeadLetters:
         """Return how many letters there are of each kind; `by_entity`: and of each entity."""
         stats = LetterStats(by_entity)
         for letter, _ in self.read(wanted, progress):
-            stats.add(letter, self.state(letter))
+            stats.add(self.shown(letter), self.state(letter))
         return stats
 
 
@@ -278,11 +288,19 @@ class Content:
     text: str = ""
 
 
-def content(pipeline: Pipeline, letter: DeadLetter, data: bytes) -> Content:
-    """Return a letter's bytes in the most readable form: the record, else text, else a dump of the first bytes."""
+def content(pipeline: Pipeline, letter: DeadLetter, data: bytes, *, shows_personal: bool = False) -> Content:
+    """Return a letter's bytes in the most readable form: the record, else text, else a dump of the first bytes.
+
+    Where personal fields are not to be shown, nor are bytes that are no event and no label.
+    """
     if not data:
         return Content("nothing")
-    record = _record(pipeline, letter, data)
+    record, mask = _record(pipeline, letter, data), Mask(pipeline)
+    if mask.is_on and not shows_personal:
+        source = sources(pipeline).get(letter.topic)
+        if record is None or source is None:
+            return Content("hidden", text=f"{len(data):,} bytes, which may hold what is personal")
+        record = mask.event(record) if source == "events" else mask.label(record)
     if record is not None:
         return Content("record", record)
     try:

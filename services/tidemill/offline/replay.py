@@ -175,11 +175,13 @@ class Replay:
         seed: int | None = None,
         rebuild: bool = False,
         ranges: Ranges | None = None,
+        shows_personal: bool = True,
         progress: ShowProgress = lambda _what, _total: contextlib.nullcontext(),
     ) -> ReplayReport:
         """Repeat the predictions of these ids, with all that is known of each; or a sample, drawn at random.
 
-        `ranges`: the offsets of the prediction log that a sample is drawn from; by default all.
+        `ranges`: the offsets of the prediction log that a sample is drawn from; by default all. Unless
+        `shows_personal`, personal fields are masked in what is known of each.
         Raises SettingsError as `check_choice`, and where there is nothing to draw from.
         """
         check_choice(ids, sample, seed)
@@ -202,6 +204,8 @@ class Replay:
         if sample is None:
             with progress("outcomes", None) as advance:
                 printed = self.details(replayed, advance)
+            if not shows_personal:
+                printed = [self._lookup.records.mask.named(one) for one in printed]
         else:
             printed = [one.as_dict() for one in replayed if not one.is_equal]
         summary.seconds = time.perf_counter() - started

@@ -37,8 +37,20 @@ def follow(broker: KafkaBroker, names: Sequence[str], *, from_start: bool = Fals
     return broker.follow_topics(names, None if from_start else dict.fromkeys(names, 0))
 
 
-def reader(pipeline: Pipeline, what: str) -> Callable[[Record], Row | None]:
-    """Return the function that makes a row of a record; None of what is no record of the topic. Times are ms."""
+def reader(pipeline: Pipeline, what: str, *, shows_personal: bool = True) -> Callable[[Record], Row | None]:
+    """Return the function that makes a row of a record; None of what is no record of the topic. Times are ms.
+
+    Personal fields are masked unless `shows_personal`.
+    """
+    read, mask = _reader(pipeline, what), Records(pipeline).mask
+    if shows_personal or what not in ("predictions", "examples", "dlq"):
+        return read
+    if what == "dlq":
+        return lambda record: _letter(mask.letter(read_dead_letter(record)))
+    return lambda record: None if (row := read(record)) is None else mask.named(row)
+
+
+def _reader(pipeline: Pipeline, what: str) -> Callable[[Record], Row | None]:
     records = Records(pipeline)
     if what == "dlq":
         return lambda record: _letter(read_dead_letter(record))
@@ -113,11 +125,18 @@ class Where:
 
 
 def rows(
-    pipeline: Pipeline, broker: KafkaBroker, what: str, where: Where, *, from_start: bool, count: int | None
+    pipeline: Pipeline,
+    broker: KafkaBroker,
+    what: str,
+    where: Where,
+    *,
+    from_start: bool,
+    count: int | None,
+    shows_personal: bool = True,
 ) -> Iterator[Row | None]:
     """Yield rows as they come, `count` of them or without end; None for a record that is none of the topic."""
     follower = follow(broker, [FOLLOWED[what].name(pipeline)], from_start=from_start)
-    read, left = reader(pipeline, what), count
+    read, left = reader(pipeline, what, shows_personal=shows_personal), count
     try:
         while left is None or left > 0:
             for record in follower.poll():

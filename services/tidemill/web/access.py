@@ -198,6 +198,12 @@ def request_id(request: Request) -> str:
     return known
 
 
+def sees_personal(request: Request) -> bool:
+    """Whether who sent a request may see personal fields."""
+    holder: Holder | None = request.state.holder
+    return holder is not None and holder.sees_personal
+
+
 def status_of(error: Exception) -> int:
     """Return the status with which an error is answered."""
     if isinstance(error, HTTPException):

@@ -242,6 +242,7 @@ class DeadLetterProcessor(Processor):
 
     def refuse(self, record: Record, reject: Reject, emit: Emit, max_bytes: int = DEAD_LETTER_BYTES.max) -> None:
         self.in_hand = record
+        reject = self.records.mask.reject(reject)
         send_dead_letter(record, reject, emit, self.dlq, self.stage, max_bytes)
         if emit is not discard:
             self.traces.refused(record, reject)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import msgspec
 
@@ -23,6 +23,9 @@ from tidemill.encoding.codec import HEADER, Codec, carried
 from tidemill.rules import LARGEST_NUMBER
 from tidemill.stream.topic import Topic
 from tidemill.wire import number_check
+
+if TYPE_CHECKING:
+    from tidemill.wire.personal import Mask
 
 #: The type of each kind of feature in a vector that was decoded.
 _TYPES: Mapping[str, type] = {"number": float, "category": str, "flag": bool}
@@ -150,6 +153,13 @@ class Records:
     @staticmethod
     def _valid(stream: Stream) -> Codec:
         return Codec(stream.valid_avro, stream.valid_others, number_check.compile_stream_check(stream), stream.units)
+
+    @cached_property
+    def mask(self) -> Mask:
+        """What is shown of these records to who may not see personal data."""
+        from tidemill.wire.personal import Mask  # it knows dead letters, and they these
+
+        return Mask(self.pipeline)
 
     @cached_property
     def event(self) -> Codec:

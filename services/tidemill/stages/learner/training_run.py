@@ -229,9 +229,8 @@ class TrainingRun:
                 self.counts["skipped", reject.reason] += 1
             except Exception as error:  # a model's own code; what it raises on one example must not stop the others
                 self.counts["skipped", "learn_failed"] += 1
-                log.error(
-                    "learn_one raised", extra={"model": self.name, "offset": record.offset(), "cause": repr(error)}
-                )
+                cause = self.registry.records.mask.error(error)
+                log.error("learn_one raised", extra={"model": self.name, "offset": record.offset(), "cause": cause})
         self._seconds += time.thread_time() - started
 
     def due(self) -> Manifest | None:

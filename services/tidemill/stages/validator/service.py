@@ -272,7 +272,9 @@ class Validator(DeadLetterProcessor):
                         "reason": rule.reason,
                         "records": count,
                         "example": shorten(route.example[rule][0]),
-                        "message": shorten(route.example[rule][1].message),
+                        "message": shorten(
+                            self.records.mask.message(rule.field, rule.name, route.example[rule][1].message)
+                        ),
                     }
                     for rule, count in route.warned.items()
                 ],

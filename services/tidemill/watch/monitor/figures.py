@@ -115,6 +115,9 @@ def prediction_figures(pipeline: Pipeline, rows: pd.DataFrame, reference: Refere
     figures: Figures = {}
     for name, kind in pipeline.vector.items():
         _feature(figures, name, kind, rows[name], reference)
+        if name in pipeline.personal_features:  # these two are somebody's own values
+            figures.pop(FigureKey("min", feature=name), None)
+            figures.pop(FigureKey("max", feature=name), None)
     for model in pipeline.model_names:
         scores = rows[SCORE + model].dropna().to_numpy(dtype=float)
         if not len(scores):

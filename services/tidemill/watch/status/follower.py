@@ -22,6 +22,7 @@ from tidemill.stream.api import Record
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.consumer import KafkaFollower
 from tidemill.wire import dead_letters, topics
+from tidemill.wire.personal import Mask
 from tidemill.wire.records import Records
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ class TopicFollower:
             return next((decision for decision in self.decisions if decision["command"] == command), None)
 
     def _letter(self, record: Record) -> None:
-        letter = letter_as_dict(record)
+        letter = letter_as_dict(record, self.records.mask)
         self.letters.appendleft(letter)
         self.letter_count += 1
         key = (letter["reason"], letter["rule"], letter["field"])
@@ -229,9 +230,10 @@ def _fields(content: Any, *, verified: bool = False) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != "signature"} | {"verified": verified}
 
 
-def letter_as_dict(record: Record) -> dict[str, Any]:
+def letter_as_dict(record: Record, mask: Mask | None = None) -> dict[str, Any]:
     """Return a dead letter for the page; `at` is when it was refused."""
     letter = dead_letters.read_dead_letter(record)
+    letter = mask.letter(letter) if mask else letter
     names = (
         "stage",
         "topic",
