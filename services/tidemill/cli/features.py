@@ -12,6 +12,7 @@ from tidemill import settings
 from tidemill.cli.shared import (
     AS_JSON,
     PIPELINE,
+    SHOW_PERSONAL,
     connected,
     moment_of,
     print_report,
@@ -35,22 +36,35 @@ def features() -> None:
 @click.argument("entity")
 @click.argument("entity_id", metavar="ID")
 @click.option("--at", metavar="TIME", help="Event time, ISO 8601, or `now`. Default: the entity's own latest event.")
+@SHOW_PERSONAL
 @AS_JSON
 @with_settings("redis_url")
-def get(pipeline: str, entity: str, entity_id: str, at: str | None, *, as_json: bool, **options: Any) -> None:
+def get(
+    pipeline: str,
+    entity: str,
+    entity_id: str,
+    at: str | None,
+    *,
+    show_personal: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Print the features of one entity.
 
     ENTITY is an event field that views are keyed by, as dest; ID is its value, as BOS.
     """
     from tidemill.cli.text.reports import known_text
     from tidemill.features.store import Store, now
+    from tidemill.wire.personal import Mask
 
     chosen, declared = settings.load(**options), tidemill.load(pipeline)
     time = None if at is None else now() if at == "now" else moment_of("--at", at)
     known = Store(declared, chosen.redis_address()).get(entity, entity_id, time)
     if all(view.event_time is None for view in known):
         raise StoreError(f"no view of {declared.name!r} has seen {entity} {entity_id!r}")
-    print_report(known, known_text, as_json=as_json)
+    mask = Mask(declared)
+    shown = known if show_personal else [view.masked(mask.vector) for view in known]
+    print_report(shown, known_text, as_json=as_json)
 
 
 @features.command()

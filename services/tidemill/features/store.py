@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,10 @@ class Known:
     def age_seconds(self) -> float | None:
         """How old, at `at`, the latest event was: freshness, in event time."""
         return None if self.at is None or self.event_time is None else max(0, self.at - self.event_time) / 1000
+
+    def masked(self, mask: Callable[[dict[str, Any]], dict[str, Any]]) -> Known:
+        """Return the same with its features as `mask` returns them, perhaps as text, for people."""
+        return dataclasses.replace(self, features=mask(self.features))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the features for programs."""

@@ -23,9 +23,14 @@ from tidemill import Monitor, Stream, category, number, rules
 from tidemill.cli.text.dead_letters import letter_text, letters_text, stats_text
 from tidemill.cli.text.predictions import prediction_text
 from tidemill.cli.text.records import record_line
+from tidemill.cli.text.reports import known_text
+from tidemill.cli.text.suggestions import suggestions_text
 from tidemill.errors import DeclarationError
+from tidemill.features.store import Known
 from tidemill.offline.dead_letters import DeadLetters, LetterFilter, content
 from tidemill.offline.replay import Replay
+from tidemill.offline.suggest import profiles
+from tidemill.offline.suggest.core import suggest
 from tidemill.offline.tail import reader
 from tidemill.tokens import Holder, Permission, Role, Tokens, parse_holders, token_hash
 from tidemill.watch.notifier.notices import Notices
@@ -191,6 +196,24 @@ class TestServices:
             holder = Holder("screen", permission, personal=True)
             shop.gateway.access.tokens = Tokens({token_hash(READERS_KEY): holder})
             assert set(marks_in(texts(shop.client, READERS_KEY))) == {KEY_MARK, TAIL_MARK, DEST_MARK}
+
+
+def test_nothing_is_suggested_of_their_values() -> None:
+    rows = [event(number_) for number_ in range(2_000)]
+    made = suggest(PIPELINE, "rules", profiles.of_rows(PIPELINE.events, (), rows))
+    shown = suggestions_text(made) + json.dumps(made.as_dict(), default=str)
+    assert marks_in(shown) == []
+    assert "it is personal" in shown
+    assert any(one.suggestions for one in made.fields), "of others there is something"
+
+
+def test_features_of_an_entity_are_shown_without_those_made_of_them() -> None:
+    values = {"origin_count_5m": 7.0, "origin_top_share_dest_5m": 0.125}
+    known = Known("origin", 1, 1, whole=True, features=values)
+    shown = known_text([known.masked(Mask(PIPELINE).vector)])
+    assert "7" in shown
+    assert HIDDEN in shown
+    assert "0.125" not in shown
 
 
 def test_what_a_model_raises_is_logged_without_what_it_quotes() -> None:

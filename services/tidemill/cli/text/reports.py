@@ -23,7 +23,7 @@ def known_text(known: Sequence[Known]) -> str:
         for name, value in view.features.items():
             table.add_row(
                 name,
-                "missing" if value is None else f"{value:g}",
+                "missing" if value is None else f"{value:g}" if isinstance(value, float) else str(value),
                 view.view if view.whole else f"{view.view} (incomplete)",
                 "" if view.at is None else minute(view.at),
                 "never" if view.event_time is None else minute(view.event_time),

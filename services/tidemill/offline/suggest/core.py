@@ -121,6 +121,10 @@ def suggest(
     stream = history.stream
     result = Suggestions(argument, stream.schema_name, history.records, history.skipped, [], [], history.refused)
     for name, profile in history.fields.items():
+        if name in stream.personal_fields:
+            nulls, note = profile.nulls, "it is personal: nothing of its values is shown or suggested"
+            result.fields.append(Field(name, profile.kind, profile.count, nulls, None, None, None, [], note))
+            continue
         suggestions, note = _of_field(profile, history, max_share)
         if name == history.stream.time:
             suggestions += _of_time(history, max_share)
