@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Helpers in support/, and what one test takes from another: every folder of tests can be imported from.
 sys.path.extend(sorted({str(path.parent) for path in Path(__file__).parent.rglob("*.py")}))
@@ -18,6 +19,10 @@ from real_kafka import RealKafka, missing
 from running import Running
 
 from tidemill.local.servers import Redis
+
+# How long an example takes decides no test: a machine may be busy.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 RIVER = ("tests/system/", "[kafka", "KafkaAlone", "test_short")
 APART = ("::test_a_mistake_ends", "::test_a_wrong_", "::test_a_property_that", "test_wheel.py")
