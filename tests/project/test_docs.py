@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from test_deployment import accepts
 
 from tidemill import Monitor, aggregates, load
@@ -127,6 +128,15 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
         assert f"TIDEMILL_{name.upper()}" in pages["reference/settings.html"]
     for command in cli.commands:
         assert f"tidemill {command}" in pages["reference/cli.html"]
+
+
+def test_every_alert_rule_has_a_runbook_and_every_runbook_a_rule() -> None:
+    groups = yaml.safe_load((ROOT / "ops/prometheus/rules.yml").read_text())["groups"]
+    pages = {rule["alert"]: rule["annotations"]["runbook_url"] for group in groups for rule in group["rules"]}
+    text = (HOW_TO / "runbooks.md").read_text()
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.M | re.S))
+    assert pages == {name: f"docs/how-to/runbooks.md#{name.lower()}" for name in sections}
+    assert [name for name, section in sections.items() if "\n1. " not in section] == [], "each says what to do"
 
 
 def test_make_help_names_every_target() -> None:

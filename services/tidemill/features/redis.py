@@ -203,6 +203,32 @@ def delete_keys(client: redis.Redis, pipeline: str, view: str) -> None:
         raise _failed(f"Redis: deleting the keys of {pipeline}:{view}", error) from error
 
 
+def dump_keys(client: redis.Redis, pipeline: str, views: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield each key of these views with its value, as Redis' own DUMP has it. Raises StoreError."""
+    try:
+        for view in views:
+            for key in _keys_of(client, pipeline, view):
+                if (data := client.dump(key)) is not None:
+                    yield key, data
+    except redis.RedisError as error:
+        raise _failed(f"Redis: reading the keys of {pipeline}", error) from error
+
+
+def restore_keys(client: redis.Redis, dumped: Iterable[tuple[str, bytes]]) -> int:
+    """Write keys that `dump_keys` has yielded; returns how many.
+
+    Raises StoreError where Redis is away, or older than the one that they are of.
+    """
+    count = 0
+    try:
+        for key, data in dumped:
+            client.restore(key, 0, data, replace=True)
+            count += 1
+    except redis.RedisError as error:
+        raise _failed("Redis: restoring keys", error) from error
+    return count
+
+
 def _keys_of(client: redis.Redis, pipeline: str, view: str) -> Iterator[str]:
     for between in (":", "/"):
         yield from client.scan_iter(f"{pipeline}:{view}{between}*", 1000)

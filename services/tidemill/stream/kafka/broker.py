@@ -40,6 +40,7 @@ from tidemill.stream.kafka.consumer import (
     take,
 )
 from tidemill.stream.kafka.errors import kafka_error, not_connected, service_error, without_errors
+from tidemill.stream.kafka.exact_log import ExactLog, overrides
 from tidemill.stream.kafka.producer import KafkaProducer
 from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings
 from tidemill.stream.restore import last_instances, left_behind
@@ -141,7 +142,7 @@ class KafkaBroker:
         for _, name, partitions in topics:
             if name in existing and len(existing[name].partitions) != partitions:
                 raise BrokerError(other_partitions(name, len(existing[name].partitions), partitions))
-        replicas = replication if replication > 0 else self._default_replication()
+        replicas = self.replicas(replication)
         missing = [
             NewTopic(name, partitions, replication, config=_topic_config(topic, replicas))
             for topic, name, partitions in topics
@@ -159,8 +160,10 @@ class KafkaBroker:
                 ) from error
         return [topic.topic for topic in missing]
 
-    def _default_replication(self) -> int:
-        """Return how many replicas a topic gets that asks for none; 0 where the cluster does not say."""
+    def replicas(self, replication: int = -1) -> int:
+        """Return how many replicas a created topic gets, -1 asking for none; 0 where the cluster does not say."""
+        if replication > 0:
+            return replication
         try:
             numbers = [int(one.get("default.replication.factor", 0)) for one in self.settings([]).brokers.values()]
         except (BrokerError, ValueError):
@@ -307,6 +310,14 @@ class KafkaBroker:
     def settings(self, topics: Sequence[str]) -> ClusterSettings:
         """Return the settings of the brokers and of these topics. Raises BrokerError where they can't be read."""
         return cluster_settings(self._admin, topics)
+
+    def topic_overrides(self, topics: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Return the settings that topics have of their own, by name. Raises BrokerError where they can't be read."""
+        return overrides(self._admin, topics)
+
+    def exact_log(self, name: str) -> ExactLog:
+        """Return what writes topics with the offsets that their records had; `name` begins its transactional ids."""
+        return ExactLog(self._admin, self.common, name)
 
     def lacking(self, topics: Mapping[str, Collection[str]], groups: Mapping[str, Collection[str]]) -> list[str]:
         """Return what this user may not do of operations on topics, by name, and on groups."""
