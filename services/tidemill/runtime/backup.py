@@ -26,7 +26,7 @@ from fastavro.write import Writer
 
 import tidemill
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import BrokerError, SettingsError
+from tidemill.errors import BrokerError, NotAllowed, SettingsError
 from tidemill.features.redis import connect, delete_keys, dump_keys, restore_keys, stored_keys
 from tidemill.files import write_atomic
 from tidemill.offline.offsets import services
@@ -171,11 +171,10 @@ def plan(pipeline: Pipeline, broker: KafkaBroker, registry: Registry | None, set
     }
     for log in (log for one in logs.values() for log in one):
         log.records = log.end - log.begin  # as far as is known before it is read
-    client = connect(settings.redis_address())
-    try:
-        views = stored_keys(client, pipeline.name, (view.label for view in pipeline.views))
-    finally:
-        client.close()
+    views: dict[str, int] = {}
+    if pipeline.views:  # else there may be no Redis
+        with contextlib.closing(connect(settings.redis_address())) as client:
+            views = stored_keys(client, pipeline.name, (view.label for view in pipeline.views))
     made = Backup(
         pipeline.name, int(time.time() * 1000), logs, broker.topic_overrides([*own]), {}, views,
         None if registry is None else pruning.everything(Versions(pipeline, broker, registry).read(), registry),
@@ -240,13 +239,10 @@ def _cut(made: Backup, pipeline: Pipeline, broker: KafkaBroker, settings: Settin
                 made.groups[name][topic] = [(one.offset, one.metadata) if one else None for one in kept]
     progress = topics.PROGRESS.name(pipeline)
     _copy_topic(broker, progress, made.logs[progress], folder)
-    client = connect(settings.redis_address())
-    try:
-        dumped = ({"key": key, "data": data} for key, data in dump_keys(client, pipeline.name, made.views))
-        with (folder / "redis.avro").open("wb") as out:
+    if made.views:
+        with contextlib.closing(connect(settings.redis_address())) as client, (folder / "redis.avro").open("wb") as out:
+            dumped = ({"key": key, "data": data} for key, data in dump_keys(client, pipeline.name, made.views))
             fastavro.writer(out, _KEY, dumped, codec="deflate")
-    finally:
-        client.close()
     with contextlib.suppress(OSError):
         text = settings.verify_keys
         keys = text.encode() if text.lstrip().startswith("{") else Path(text).read_bytes()
@@ -349,6 +345,10 @@ def put_back(
         for number, one in enumerate(logs)
         if name != progress
     }
+    shortened = {partition.topic for partition, begin in begins.items() if begin}
+    rights = {name: {"Write", "AlterConfigs", *(["Delete"] if name in shortened else [])} for name in made.logs}
+    if lacking := broker.lacking(rights, {}):
+        raise NotAllowed(f"Kafka does not allow this user what a restore needs: {'; '.join(lacking)}; grant it")
     written = {
         partition: runs(
             _kept(folder, *partition), begin, made.logs[partition.topic][partition.partition].end
@@ -444,10 +444,9 @@ def _progress_value(record: Kept, ids: Mapping[str, str]) -> bytes | None:
 
 
 def _restore_redis(made: Backup, pipeline: Pipeline, settings: Settings, folder: Path) -> None:
-    client = connect(settings.redis_address())
-    try:
+    if not made.views:
+        return
+    with contextlib.closing(connect(settings.redis_address())) as client:
         for view in stored_keys(client, pipeline.name, made.views):
             delete_keys(client, pipeline.name, view)
         restore_keys(client, ((one["key"], one["data"]) for one in _rows(folder / "redis.avro")))
-    finally:
-        client.close()
