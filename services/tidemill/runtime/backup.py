@@ -86,12 +86,16 @@ _KEY = fastavro.parse_schema(
 
 @dataclass
 class Log:
-    """One partition: its offsets [begin, end), the first that has a record (`end` for none), and how many have one."""
+    """One partition: its offsets [begin, end), the first that has a record (`end` for none), and how many have one.
+
+    `gaps` is how often offsets without a record follow one that has one: a restore takes as many rounds.
+    """
 
     begin: int
     end: int
     first: int = 0
     records: int = 0
+    gaps: int = 0
 
 
 @dataclass
@@ -261,8 +265,9 @@ def _copy_topic(broker: KafkaBroker, name: str, logs: Sequence[Log], folder: Pat
         for number, log in enumerate(logs):
             file = stack.enter_context((place / f"{number}.avro").open("wb"))
             writers.append(Writer(file, _RECORD, codec="deflate"))
-            log.first, log.records = log.end, 0
+            log.first, log.records, log.gaps = log.end, 0, 0
         ranges = {TopicPartition(name, number): (log.begin, log.end) for number, log in enumerate(logs)}
+        nexts = {number: log.begin for number, log in enumerate(logs)}
         for batch in broker.read(ranges):
             for record in batch:
                 log = logs[record.partition()]
@@ -276,8 +281,12 @@ def _copy_topic(broker: KafkaBroker, name: str, logs: Sequence[Log], folder: Pat
                         "headers": headers,
                     }
                 )
+                following = nexts[record.partition()]
+                log.gaps += record.offset() != following
+                nexts[record.partition()] = record.offset() + 1
                 log.first, log.records = min(log.first, record.offset()), log.records + 1
-        for writer in writers:
+        for number, writer in enumerate(writers):
+            logs[number].gaps += nexts[number] != logs[number].end
             writer.flush()
 
 

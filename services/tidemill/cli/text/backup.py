@@ -7,10 +7,14 @@ from tidemill.runtime.backup import Backup
 
 
 def backup_text(made: Backup) -> str:
-    """Return what a backup has; of one that is not made yet, offsets instead of records."""
-    table = new_table("topic", "partitions", "records" if made.is_done else "offsets", numbers=2)
+    """Return what a backup has; of one that is not made yet, offsets instead of records.
+
+    Gaps are those of the partition that has most: a restore takes as many rounds as the topic with most.
+    """
+    table = new_table("topic", "partitions", "records" if made.is_done else "offsets", "gaps", numbers=3)
     for name, logs in made.logs.items():
-        table.add_row(name, str(len(logs)), f"{sum(log.records for log in logs):,}")
+        gaps = f"{max(log.gaps for log in logs):,}" if made.is_done else ""
+        table.add_row(name, str(len(logs)), f"{sum(log.records for log in logs):,}", gaps)
     lines = [
         f"consumer groups: {', '.join(made.groups) or 'none'}",
         *([f"RUNNING, stop them until the cut is made: {', '.join(made.running)}"] if made.running else []),
