@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from river.base import Base
@@ -14,6 +15,9 @@ from tidemill.declare.tasks import Judged
 from tidemill.errors import described
 
 log = logging.getLogger(__name__)
+
+#: Of a list or a dict in a metric, so many are looked at: matrices have as many as there are classes, or thresholds.
+MAX_PARTS = 50
 
 
 def metric_names(metrics: Sequence[Any]) -> tuple[str, ...]:
@@ -79,6 +83,15 @@ class Scorecard:
         for name in failed:
             del self._by_name[name]
 
+    @property
+    def has_judged(self) -> bool:
+        """Whether the metrics have judged anything, also before they were saved; others' metrics are believed.
+
+        River's have a figure before the first prediction as well, and a log loss of 0 would be the best of all.
+        """
+        counters = list(_counters(self.metrics))
+        return any(counters) or not counters
+
     def values(self) -> dict[str, float]:
         """Return what each metric says, by name; one that can say nothing is left out."""
         values = {}
@@ -86,3 +99,18 @@ class Scorecard:
             with suppress(Exception):  # such as a division by zero before the first prediction
                 values[name] = float(metric.get())
         return values
+
+
+def _counters(part: Any, depth: int = 4) -> Iterator[float]:
+    """Yield how many predictions the parts of one of River's metrics have judged; of others' metrics nothing."""
+    if isinstance(part, list | dict):
+        parts = part if isinstance(part, list) else part.values()
+    elif type(part).__module__.startswith("river."):
+        own = getattr(part, "__dict__", {})
+        yield from (value for name in ("n", "n_samples") if isinstance(value := own.get(name), int | float))
+        parts = own.values()
+    else:
+        return
+    if depth:
+        for inner in islice(parts, MAX_PARTS):
+            yield from _counters(inner, depth - 1)

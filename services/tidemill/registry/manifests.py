@@ -128,7 +128,8 @@ class Registry:
             }
             for vector in vectors
         ]
-        values = Scorecard(snapshot.metrics).values() if snapshot.examples else {}
+        scorecard = Scorecard(snapshot.metrics)
+        values = scorecard.values() if snapshot.examples and scorecard.has_judged else {}
         digest = self.store.put(snapshots.dump(snapshot.saved()))
         manifest = Manifest(
             pipeline=self.pipeline.name,

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import small
 from river import metrics
+from signing_keys import KEY
 
 from tidemill import Gate
 from tidemill.declare.checks import Fail
 from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.declare.tasks import TASKS, Judged
 from tidemill.errors import DeclarationError
+from tidemill.models.fold import Fold
 from tidemill.offline.backtest import Backtest
+from tidemill.registry.manifests import Registry
+from tidemill.registry.store import ArtifactStore
+from tidemill.wire.records import Records
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"FBeta": {"beta": 2}, "MacroFBeta": {"beta": 2}, "MicroFBeta": {"beta": 2},
                                         "WeightedFBeta": {"beta": 2},
@@ -40,8 +46,11 @@ def test_every_metric_of_rivers_gives_a_number_or_is_refused_in_one_line(metric:
         assert "\n" not in refusal
         return
     scorecard = Scorecard([metric.clone()])
+    if not type(metric).__name__.startswith("Rolling"):  # they keep what they judge outside of Python
+        assert not scorecard.has_judged
     for label, score, probabilities in task.trial:
         scorecard.update(label, task.judged(score, probabilities))
+    assert scorecard.has_judged
     (value,) = scorecard.values().values()
     assert isinstance(value, float)
 
@@ -102,6 +111,20 @@ def test_a_metric_without_a_figure_yet_says_nothing() -> None:
             return 1 / self._mean.n
 
     assert Scorecard([Dividing()]).values() == {}
+
+
+def test_a_version_that_was_never_judged_has_no_figures(tmp_path: Path) -> None:
+    """Its events were asked before it had answered: a log loss of 0 would make it the best."""
+    pipeline = small.make()
+    fold, judged = Fold(pipeline, "linear"), Fold(pipeline, "linear")
+    for record in small.example_records(pipeline, 5):
+        example = Records(pipeline).example.decode(record.value())
+        judged.learn(example, record.offset())
+        example["prediction"]["champion"]["answered"] = False
+        fold.learn(example, record.offset())
+    registry = Registry(pipeline, ArtifactStore(str(tmp_path)), KEY)
+    assert registry.publish("linear", fold.snapshot(), []).metrics == {}
+    assert set(registry.publish("linear", judged.snapshot(), []).metrics) == set(metric_names(pipeline.metric()))
 
 
 class _Raising:
