@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from typing import NoReturn
 
@@ -70,8 +72,19 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
+def _prepare_output() -> None:
+    """Have both outputs take whatever is printed: where a shell has closed one, and in the terminal's own encoding."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it is open as long as the process runs
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
+    _prepare_output()
     try:
         cli(prog_name="tidemill", standalone_mode=False)
     except click.exceptions.Abort:
@@ -92,3 +105,7 @@ def main() -> None:
         else:
             _fail(str(error))
         sys.exit(1)
+    except OSError as error:
+        if logging.getLogger().handlers:
+            raise
+        _fail(f"{error.filename or 'can not go on'}: {error.strerror or error}")

@@ -33,7 +33,12 @@ def render(*parts: Any) -> str:
     console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    return (
+        text
+        if "utf" in (sys.stdout.encoding or "utf").lower()
+        else text.replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-")
+    )
 
 
 def new_table(*columns: str, numbers: int = 0) -> Table:
