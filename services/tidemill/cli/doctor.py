@@ -27,13 +27,18 @@ def doctor(pipeline: str, *, show_all: bool, as_json: bool, **options: Any) -> N
     from tidemill.runtime.doctor import examine, examine_settings
     from tidemill.runtime.doctor_trust import examine_trust
     from tidemill.runtime.run import broker_of
+    from tidemill.wire import topics
 
     declared, chosen = tidemill.load(pipeline), settings.load(**options)
     broker = broker_of(chosen)
     findings = examine(declared, broker)
-    is_complete = not any(one.value == "missing" or (one.what, one.level) == ("broker", "wrong") for one in findings)
+    needed = {topic.name(declared.name) for topic in (topics.MODELS, topics.PROMOTIONS)}
+    has_versions = not any(
+        (one.what in needed and one.value == "missing") or (one.what, one.level) == ("broker", "wrong")
+        for one in findings
+    )
     findings += examine_settings(declared, chosen)
-    findings += examine_trust(declared, broker if is_complete else None, chosen)
+    findings += examine_trust(declared, broker if has_versions else None, chosen)
     shown = [finding for finding in findings if show_all or finding.level != "ok"]
     print_report(shown, lambda some: findings_text(some, len(findings)), as_json=as_json)
     if any(finding.level == "wrong" for finding in findings):

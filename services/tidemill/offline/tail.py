@@ -99,6 +99,11 @@ def _parsed(parse: Callable[[bytes], Row], record: Record) -> Row | None:
     return {name: value for name, value in row.items() if name != "signature"}
 
 
+_KINDS = {bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list"}
+#: How people who write Python write what JSON has other words for.
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
+
+
 class Where:
     """A filter: fields and the values that they must have, as text."""
 
@@ -111,17 +116,30 @@ class Where:
             self.wanted.append((name, value))
 
     def takes(self, row: Row) -> bool:
-        """Return whether a row has these values. Raises SettingsError where it has no such field."""
-        return all(self._value(row, name) == value for name, value in self.wanted)
+        """Return whether a row has these values. Raises SettingsError where it has no such field, or never has it."""
+        return all(self._is(name, self._value(row, name), value) for name, value in self.wanted)
 
-    def _value(self, row: Row, name: str) -> str:
+    @staticmethod
+    def _is(name: str, value: Any, wanted: str) -> bool:
+        if isinstance(value, str):
+            return value == wanted
+        try:
+            given = json.loads(_PYTHON.get(wanted, wanted))
+        except ValueError:
+            if value is None:  # of a text that may be missing
+                return False
+            kind = _KINDS.get(type(value), "no text")  # the value itself may be personal
+            raise SettingsError(f"--where {name}={wanted}: {name!r} is {kind}, and never {wanted!r}") from None
+        return bool(given == value)
+
+    def _value(self, row: Row, name: str) -> Any:
         value: Any = row
         for part in name.split("."):
             if not isinstance(value, dict) or part not in value:
                 has = ", ".join(row)
                 raise SettingsError(f"--where {name}: records have no such field; they have {has}")
             value = value[part]
-        return value if isinstance(value, str) else json.dumps(value, default=str)
+        return value
 
 
 def rows(

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import small
+from click.testing import CliRunner
 from registry_server import RegistryServer
 
 from tidemill import settings
+from tidemill.cli.doctor import doctor
 from tidemill.encoding.schema_registry import SchemaRegistry
 from tidemill.keys import Keyring, make_keys
 from tidemill.models.fold import Fold
@@ -177,3 +179,20 @@ def test_a_registry_that_is_away_is_wrong(server: RegistryServer) -> None:
     found = list(examine_schemas(PIPELINE, SchemaRegistry(server.url)))
     assert {one.level for one in found} == {"wrong"}
     assert "no schema registry" in found[0].fix
+
+
+@pytest.mark.parametrize(("missing", "looked_at"), [("access", True), ("windows", True), ("models", False)])
+def test_a_topic_that_is_missing_hides_no_versions_that_are_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, missing: str, looked_at: bool
+) -> None:
+    """After an upgrade a new topic may be missing, and a version that can't be opened is wrong all the same."""
+    brokers: list[Any] = []
+    findings = [Finding("wrong", f"plain.{missing}", "missing", "1 partition", "create it")]
+    monkeypatch.setattr("tidemill.runtime.run.broker_of", lambda _: "a broker")
+    monkeypatch.setattr("tidemill.runtime.doctor.examine", lambda *_: list(findings))
+    monkeypatch.setattr("tidemill.runtime.doctor.examine_settings", lambda *_: [])
+    monkeypatch.setattr(
+        "tidemill.runtime.doctor_trust.examine_trust", lambda _, broker, __: brokers.append(broker) or []
+    )
+    assert CliRunner().invoke(doctor, ["plain"]).exit_code == 1
+    assert brokers == ["a broker" if looked_at else None]
