@@ -165,7 +165,7 @@ def test_registered_schemas_are_judged_as_the_validator_does(server: RegistrySer
     assert [one.level for one in found] == ["ok", "wrong", "wrong"]
     assert "distance" in found[1].value
     assert "tidemill schema check small events" in found[1].fix
-    server.add("small.events-value", json.dumps({**avro, "doc": "mended"}))
+    server.add("small.events-value", json.dumps({**avro, "doc": "fixed"}))
     assert [one.level for one in examine_schemas(PIPELINE, SchemaRegistry(server.url))] == [
         "ok",
         "warning",

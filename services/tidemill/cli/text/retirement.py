@@ -8,7 +8,7 @@ from tidemill.runtime.down import Retirement
 
 def retirement_text(plan: Retirement) -> str:
     """Return what there is to delete, and what stays."""
-    table = new_table("topic", "records", numbers=1)
+    table = new_table("topic", "offsets", numbers=1)
     for name, records in plan.topics.items():
         table.add_row(name, f"{records:,}")
     lines = [
