@@ -14,6 +14,7 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError
+from tidemill.models.corrections import Corrections
 from tidemill.offline.history import Message
 from tidemill.offline.river import River
 from tidemill.stream import memory
@@ -72,6 +73,7 @@ class Capacity:
     waiting_bytes: float = 0.0
     joined: float = 0.0
     joined_bytes: float = 0.0
+    remembered: float = 0.0
     entity_bytes: float = 0.0
     process_bytes: int = 0
     partitions: int = 0
@@ -134,7 +136,10 @@ def capacity(
     delays = [(label.time - times[label.id]) / 1_000 for label in labels if label.id in times]
     timeout = pipeline.label_timeout_ms / 1_000
     delay = label_delay if label_delay is not None else max(0.0, fmean(delays)) if delays else timeout
-    share = examples / predictions
+    memory = pipeline.join_memory_ms / 1_000
+    corrections = Corrections(river.records)
+    written = river.broker.records(topics.EXAMPLES.name(pipeline))
+    share = sum(not corrections.is_one(record) for record in written) / predictions
     waiting_bytes, joined_bytes, entity_bytes = _memory(pipeline, events[:MEMORY_EVENTS], labels)
     kept = _topics(river, pipeline, len(events), rate, replicas)
     found = _services(river, pipeline, measured, len(events), rate, busy)
@@ -142,7 +147,9 @@ def capacity(
         pipeline.name, rate, len(events), len(labels), seconds, busy, replicas, delay, timeout, share, found, kept,
         waiting=rate * (share * min(delay, timeout) + (1 - share) * timeout),
         waiting_bytes=waiting_bytes,
-        joined=rate * share * max(0.0, timeout - delay),
+        # Where labels are corrected, what has expired is remembered as well: its id may not come again.
+        joined=rate * (share * max(0.0, memory - delay) + (1 - share) * (memory - timeout)),
+        remembered=memory,
         joined_bytes=joined_bytes,
         entity_bytes=entity_bytes,
         process_bytes=process_bytes,

@@ -12,6 +12,7 @@ import pytest
 import small
 
 from tidemill import Pipeline
+from tidemill.cli.text.schemas import topic_schemas
 from tidemill.files import Files
 from tidemill.models.corrections import Corrections, read_corrections
 from tidemill.models.fold import Fold
@@ -25,10 +26,12 @@ from tidemill.offline.source import ArchiveSource, KafkaSource, past_of
 from tidemill.offline.tuning import questions
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
+from tidemill.stream.topic import DAY
 from tidemill.watch.archiver.service import Archiver
 from tidemill.watch.monitor.core import Core
 from tidemill.watch.monitor.figures import FigureKey
 from tidemill.wire import topics
+from tidemill.wire.asyncapi import document
 from tidemill.wire.records import Records
 
 pytestmark = pytest.mark.slow
@@ -233,6 +236,26 @@ def test_a_pipeline_that_declares_no_corrections_reads_none(production: River) -
     assert read_corrections(plain, production.broker).labels == {}
     assert topics.EXAMPLES.kept_ms(plain) == -1
     assert topics.LABELS_VALID.kept_ms(plain) == topics.LABELS_VALID.retention_ms
+
+
+def test_what_the_joiner_may_have_to_read_again_is_kept_for_that_long() -> None:
+    long = small.make(labels=small.LABELS.with_fields(corrections="30d"), label_timeout="2d")
+    for topic in (topics.LABELS_VALID, topics.PREDICTION_LOG):
+        assert topic.kept_ms(long) == topic.of(long).retention_ms == 35 * DAY  # 30, twice 2, and one more
+        assert (
+            document(long, ["b:1"], inner=True)["channels"][topic.suffix.replace(".", "-")]["bindings"]["kafka"][
+                "topicConfiguration"
+            ]["retention.ms"]
+            == 35 * DAY
+        )
+    assert topics.EVENTS_VALID.kept_ms(long) == 30 * DAY
+
+
+def test_both_records_of_the_examples_are_documented() -> None:
+    for pipeline, names in ((PIPELINE, ["Example-avro", "Correction-avro"]), (small.make(), ["Example-avro"])):
+        assert list(document(pipeline, ["b:1"], inner=True)["channels"]["examples"]["messages"]) == names
+        of_examples = [one.name for one in topic_schemas(pipeline) if one.short == "examples"]
+        assert [name.rpartition(".")[2] for name in of_examples] == [name.partition("-")[0] for name in names]
 
 
 def test_a_look_up_says_the_last_label_and_the_first(

@@ -43,6 +43,7 @@ def capacity_text(needed: Capacity) -> str:
         )
     kept.add_row("all", f"{sum(t.bytes for t in needed.topics):,.0f}", "", "",
                  size(sum(t.gigabytes for t in needed.topics) * 1e9))  # fmt: skip
+    timeout = approximate(round(needed.label_timeout * 1_000))
     lines = [
         f"partitions  {needed.partitions} or more, for the service that needs most processes; "
         f"{needed.declared_partitions} are declared",
@@ -51,7 +52,11 @@ def capacity_text(needed: Capacity) -> str:
         f"joiner      {size(needed.joiner_bytes)} besides: {needed.waiting:,.0f} predictions wait for their label, "
         f"{needed.waiting_bytes:,.0f} B each,",
         f"            and {needed.joined:,.0f} that have it are remembered, {needed.joined_bytes:,.0f} B each, for "
-        f"label_timeout={approximate(round(needed.label_timeout * 1_000))!r}",
+        + (
+            f"label_timeout={timeout!r}"
+            if needed.remembered <= needed.label_timeout
+            else f"corrections and two of label_timeout={timeout!r}"
+        ),
     ]
     if needed.entity_bytes:
         lines.append(f"featurizer  {size(needed.entity_bytes)} besides for each entity, as far as this history goes")

@@ -38,8 +38,10 @@ def topic_schemas(pipeline: Pipeline) -> list[TopicSchema]:
     """Return the schema of every topic that the pipeline touches, as they are in the table of topics."""
     records = Records(pipeline)
     schemas = []
-    for topic in topics.TOPICS:
-        codec = records.of_topic(topic)
+    shown = [(topic, records.of_topic(topic)) for topic in topics.TOPICS]
+    if pipeline.corrections_ms:
+        shown.insert(shown.index((topics.EXAMPLES, records.example)) + 1, (topics.EXAMPLES, records.correction))
+    for topic, codec in shown:
         name = str(codec.avro["name"]) if codec else topic.record
         schemas.append(
             TopicSchema(
