@@ -47,6 +47,9 @@ _CONNECT_KINDS = {
 }
 
 
+_CONNECT_DECIMAL = "org.apache.kafka.connect.data.Decimal"
+
+
 class EmbeddedSchemas:
     """Holds the schemas that Kafka Connect puts beside its JSON to a declared one, `avro` with the `units` it lacks.
 
@@ -61,10 +64,7 @@ class EmbeddedSchemas:
         """Raise Reject where a number counts something else than what is declared."""
         try:
             if schema != self._last[0]:
-                rows = _as_avro(schema)
-                if unwrap == "debezium":
-                    rows = next((field["type"] for field in rows.get("fields", ()) if field["name"] == "after"), rows)
-                self._last = schema, other_unit(rows, self._avro, self._units)
+                self._last = schema, other_unit(_rows_of(_as_avro(schema), unwrap), self._avro, self._units)
         except RecursionError:
             raise Reject("incompatible_schema", "the schema in the message nests too deep", rule="schema") from None
         if wrong := self._last[1]:
@@ -77,13 +77,45 @@ def _as_avro(schema: Any) -> dict[str, Any]:
         return {"type": "null"}
     kind = str(schema.get("type"))
     made: dict[str, Any] = {"type": _CONNECT_KINDS.get(kind, kind), "connect.name": schema.get("name")}
-    if isinstance(parameters := schema.get("parameters"), Mapping):
-        made["scale"] = parameters.get("scale", 0)
+    parameters = schema.get("parameters")
+    if schema.get("name") == _CONNECT_DECIMAL and isinstance(parameters, Mapping):
+        made |= {"logicalType": "decimal", "scale": parameters.get("scale", 0)}
     if kind == "struct":
         fields = schema.get("fields")
         named = [one for one in fields if isinstance(one, Mapping)] if isinstance(fields, list) else []
         made["fields"] = [{"name": str(one.get("field")), "type": _as_avro(one)} for one in named]
     return made | {part: _as_avro(schema[part]) for part in ("items", "values") if part in schema}
+
+
+def registered_unit(schema: Any, unwrap: Unwrap, avro: Mapping[str, Any], units: Mapping[str, str]) -> Mismatch | None:
+    """Return the first number that counts something else by a JSON schema, as Connect's converter registers one.
+
+    Raises RecursionError where it nests too deep.
+    """
+    return other_unit(_rows_of(_described(schema), unwrap), avro, units)
+
+
+def _rows_of(avro: Any, unwrap: Unwrap) -> Any:
+    fields = avro.get("fields", ()) if unwrap == "debezium" and isinstance(avro, dict) else ()
+    rows = next((field["type"] for field in fields if field["name"] == "after"), avro)
+    return next((one for one in rows if "fields" in one), rows) if isinstance(rows, list) else rows
+
+
+def _described(schema: Any) -> Any:
+    """Return as much of a JSON schema as says what its numbers count, as Avro has it: `title` is Connect's name."""
+    if not isinstance(schema, Mapping):
+        return {"type": "null"}
+    for several in ("oneOf", "anyOf"):
+        if isinstance(branches := schema.get(several), list):
+            return [_described(branch) for branch in branches]
+    made: dict[str, Any] = {"type": str(schema.get("type")), "connect.name": schema.get("title")}
+    parameters = schema.get("connect.parameters")
+    if schema.get("title") == _CONNECT_DECIMAL and isinstance(parameters, Mapping):
+        made |= {"logicalType": "decimal", "scale": parameters.get("scale", 0)}
+    if isinstance(fields := schema.get("properties"), Mapping):
+        made["fields"] = [{"name": str(name), "type": _described(one)} for name, one in fields.items()]
+    inside = {"items": schema.get("items"), "values": schema.get("additionalProperties")}
+    return made | {part: _described(one) for part, one in inside.items() if isinstance(one, Mapping)}
 
 
 #: What an attribute of a CloudEvent is called as a header, and as a field of the declared schema.

@@ -20,7 +20,6 @@ CONNECT_TYPES = {
     "org.apache.kafka.connect.data.Date": "date",
     "org.apache.kafka.connect.data.Time": "time-millis",
     "org.apache.kafka.connect.data.Timestamp": "timestamp-millis",
-    "org.apache.kafka.connect.data.Decimal": "decimal",
     "io.debezium.time.Date": "date",
     "io.debezium.time.Time": "time-millis",
     "io.debezium.time.MicroTime": "time-micros",

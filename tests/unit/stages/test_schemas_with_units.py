@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_units_of_time import UNITS, pipeline, validated
 
 from tidemill import Pipeline, Stream
 from tidemill.encoding import compatibility, schema_files, times
 from tidemill.encoding.codec import HEADER, Codec
+from tidemill.encoding.envelopes import EmbeddedSchemas, registered_unit
 from tidemill.encoding.resolution import other_unit
-from tidemill.errors import DeclarationError, SettingsError
+from tidemill.errors import DeclarationError, Reject, SettingsError
 from tidemill.offline import history
 from tidemill.offline.backtest import Backtest
-from tidemill.stages.validator.writer_schemas import writer_schema
+from tidemill.stages.validator.writer_schemas import json_schema, writer_schema
 from tidemill.wire.records import Records
 
 DECIMAL = "org.apache.kafka.connect.data.Decimal"
@@ -126,6 +130,31 @@ PLACES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("scale", "reason"), [("2", ""), (2, ""), ("4", "incompatible_schema"), (None, "incompatible_schema")]
+)
+def test_the_scale_of_a_decimal_beside_a_payload_is_the_declared_one(tmp_path: Path, scale: Any, reason: str) -> None:
+    """Connect writes a decimal as the bytes of a whole number: with another scale it is a hundred times as much."""
+    declared = unwrapping(pipeline(tmp_path, MILLIS), "connect")
+    file = Path(declared.events.schema)
+    avro = json.loads(file.read_text())
+    avro["fields"][3]["type"] = decimal(2)
+    (tmp_path / "Priced.avsc").write_text(json.dumps(avro))
+    declared = replace(
+        declared, events=replace(declared.events, schema=str(tmp_path / "Priced.avsc")), request={"user": "user"}
+    )
+    message = json.loads(connect("millis", 1_700_000_000_000, "", envelope=False))
+    message["schema"]["fields"][3] |= {
+        "type": "bytes",
+        "name": DECIMAL,
+        "parameters": {"scale": scale} if scale else {},
+    }
+    message["payload"]["x"] = "BNI="
+    refused, read = validated(declared, json.dumps(message).encode())
+    assert refused == reason
+    assert reason or read["x"] == (1234).to_bytes(2, "big")
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("written", "read", "why"), PAIRS)
 def test_a_number_is_read_only_as_what_it_counts(place: str, written: Any, read: Any, why: str) -> None:
@@ -159,6 +188,22 @@ def test_an_avro_writer_is_held_to_the_declared_unit_of_a_plain_time(tmp_path: P
             replace(declared, events=accepting)
 
 
+@pytest.mark.parametrize("unwrap", ["", "connect", "debezium"])
+def test_a_registered_json_schema_of_connects_is_held_to_the_units_too(tmp_path: Path, unwrap: Any) -> None:
+    codec = Records(pipeline(tmp_path, MICROS)).sent_event
+    for called, logical in [*times.CONNECT_TYPES.items(), ("anything", ""), (None, "")]:
+        at = {"type": "integer", "title": called, "connect.type": "int64"}
+        row: dict[str, Any] = {"type": "object", "properties": {"at": {"oneOf": [{"type": "null"}, at]}}}
+        envelope = {"type": "object", "properties": {"op": {}, "after": {"oneOf": [{"type": "null"}, row]}}}
+        known = json_schema("v1", json.dumps(envelope if unwrap == "debezium" else row), codec, unwrap)
+        if logical in ("", "timestamp-micros"):
+            assert (known.form, known.refused) == ("json", "")
+        else:
+            assert (known.field, f"it is {logical} where timestamp-micros" in known.refused) == ("at", True)
+    nested = '{"items": ' * 5000 + "{}" + "}" * 5000
+    assert [json_schema("v1", one, codec, unwrap).refused for one in ("{", "7", "", nested)] == [""] * 4
+
+
 def test_a_schema_of_debeziums_may_be_declared_as_it_is(tmp_path: Path) -> None:
     declared = pipeline(tmp_path, DEBEZIUM)
     assert declared.events.unit == "micros"
@@ -176,3 +221,23 @@ def test_properties_of_other_programs_leave_a_schema_as_fast_as_it_is() -> None:
     assert Codec(with_properties).is_compiled
     assert schema_files.plain(with_properties) == without
     assert Codec(with_properties).id == Codec(without).id
+
+
+WORDS = st.sampled_from(["struct", "record", "after", "at", "x", DECIMAL, "io.debezium.time.Date", "int64", "union"])
+KEYS = ["type", "fields", "field", "name", "items", "values", "parameters", "scale"]
+JSON_KEYS = ["oneOf", "properties", "title", "additionalProperties", "connect.parameters", "at", "after"]
+
+
+@given(
+    st.recursive(
+        WORDS | st.none() | st.integers() | st.booleans(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS + JSON_KEYS), inner),
+        max_leaves=12,
+    )
+)
+def test_whatever_a_schema_is_it_is_taken_or_refused(schema: Any) -> None:
+    avro = record(at=MICROS, x=["null", decimal(2)], v={"type": "map", "values": MILLIS})
+    for unwrap in ("connect", "debezium"):
+        with suppress(Reject):
+            EmbeddedSchemas(avro, {}).check(schema, unwrap)  # type: ignore[arg-type]
+        registered_unit(schema, unwrap, avro, {"x": "micros"})  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from typing import Any
 
 from tidemill.declare.tasks import TASKS
 from tidemill.durations import milliseconds, moment
+from tidemill.encoding import schema_files
 from tidemill.encoding.times import PER_SECOND
 from tidemill.errors import SettingsError
 from tidemill.offline.scaffold.columns import (
@@ -93,7 +94,7 @@ class Sample:
 def _is_plain(avro: Any) -> bool:
     if isinstance(avro, list):
         return len(avro) == 2 and avro[0] == "null" and _is_plain(avro[1])
-    logical = avro.get("logicalType", "") if isinstance(avro, dict) else ""
+    logical = schema_files.logical_type(avro)
     kind = avro["type"] if isinstance(avro, dict) else avro
     return kind in PLAIN_AVRO and (not logical or logical == "uuid" or logical.startswith("timestamp-"))
 

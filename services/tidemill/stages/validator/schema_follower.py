@@ -190,15 +190,15 @@ class SchemaFollower(WriterSchemas):
 
 def registered_schema(version: SchemaVersion, codec: Codec, unwrap: Unwrap) -> WriterSchema:
     """Return how messages by one version of a subject are read, or why they are not."""
-    if version.kind == "JSON":
-        return json_schema(version.name)
-    if version.kind not in ("AVRO", "PROTOBUF"):
+    if version.kind not in ("AVRO", "JSON", "PROTOBUF"):
         return refused_schema(version.name, f"it is {version.kind} where AVRO, JSON or PROTOBUF was expected")
+    size = len(version.schema.encode(errors="replace"))
+    if version.kind == "JSON":
+        return json_schema(version.name, version.schema if size <= SCHEMA_BYTES.max else "", codec, unwrap)
     if version.refers:
         return refused_schema(
             version.name, "it refers to other subjects; register it with everything written out in it"
         )
-    size = len(version.schema.encode(errors="replace"))
     if size > SCHEMA_BYTES.max:
         return refused_schema(version.name, SCHEMA_BYTES.excess(size))
     if version.kind == "PROTOBUF":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
-from tidemill.encoding.envelopes import Unwrap, after_image, inner_schema
+from tidemill.encoding.envelopes import Unwrap, after_image, inner_schema, registered_unit
 from tidemill.encoding.resolution import other_unit, promoted, unreadable
 from tidemill.encoding.schema_limits import memory_per_byte, unsafe
 
@@ -80,9 +81,13 @@ def writer_schema(name: str, avro: Any, codec: Codec, unwrap: Unwrap = "") -> Wr
         return refused_schema(name, f"it is no Avro schema of a record: {error!r:.200}")
 
 
-def json_schema(name: str) -> WriterSchema:
-    """Return a JSON schema of a registry: whatever it says, the declared schema decides about each message."""
-    return WriterSchema(name, _nothing, form="json")
+def json_schema(name: str, schema: str, codec: Codec, unwrap: Unwrap = "") -> WriterSchema:
+    """Return a JSON schema of a registry: the declared schema decides about each message, so long as units agree."""
+    try:
+        unit = registered_unit(json.loads(schema), unwrap, codec.avro, codec.units)
+    except (ValueError, RecursionError):  # it says nothing of units
+        unit = None
+    return refused_schema(name, unit, unit.field) if unit else WriterSchema(name, _nothing, form="json")
 
 
 def protobuf_schema(name: str, file: str, codec: Codec) -> WriterSchema:
