@@ -1,9 +1,10 @@
 """Writes a log again so that every record has the offset that it had: what a pipeline knows of its records is offsets.
 
 The broker numbers what it is sent, so what has no record must have something else: markers of transactions, records of
-aborted ones, what retention has deleted. A gap of one offset is made by the marker of a transaction that the records
-before it are written in; a longer one by a transaction that is aborted, with one record less than the gap is long; and
-what lies before the log's beginning by records that are deleted then. Readers of what is committed see none of it.
+aborted ones, what retention has deleted. A gap is filled with records of a transaction that is aborted later, in
+another gap, where its marker takes one offset; a gap of one that stands alone with the marker of a transaction that the
+records before it are written in; what lies before the log's beginning with records that are deleted then. Readers of
+what is committed see none of it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from tidemill.stream.kafka.errors import service_error
 
 #: Most records of a partition that are written at once, and most offsets that one aborted transaction takes.
 MAX_RUN_RECORDS, MAX_GAP_OFFSETS = 1000, 10_000
+#: How long the transaction that fills gaps stays open, and after how long brokers would end it.
+OPEN_SECONDS, TIMEOUT_SECONDS = 30.0, 300
 #: How long one round of records may take to be acknowledged.
 ROUND_SECONDS = 120.0
 #: A topic while it is written: timestamps are those of the records, and nothing is deleted for its age.
@@ -124,9 +127,12 @@ class ExactLog:
         self._admin = admin
         shared = {**common, "compression.type": "lz4", "message.max.bytes": 2**25, "enable.idempotence": True}
         self._plain = Producer(shared)
+        shared["transaction.timeout.ms"] = TIMEOUT_SECONDS * 1000
         self._committed, self._aborted = (
             Producer({**shared, "transactional.id": f"{name}.{what}"}) for what in ("committed", "aborted")
         )
+        #: Partitions with records of the transaction that is to be aborted; since when it is open.
+        self._open, self._since = set[TopicPartition](), 0.0
         self._failure = ""
         self._is_ready = False
         self._ends: dict[TopicPartition, int] = {}
@@ -179,38 +185,51 @@ class ExactLog:
                 for producer in (self._committed, self._aborted):
                     producer.init_transactions(CALL_SECONDS * 6)
                 self._is_ready = True
-            left = dict(logs)
-            while left:
-                turn = {partition: next(log, None) for partition, log in left.items()}
-                left = {partition: left[partition] for partition, run in turn.items() if run is not None}
-                self._round({partition: run for partition, run in turn.items() if run is not None})
-                wrote(sum(len(run.records) + run.gap for run in turn.values() if run is not None))
+            upcoming = {partition: next(log, None) for partition, log in logs.items()}
+            while turn := {partition: run for partition, run in upcoming.items() if run is not None}:
+                upcoming = {partition: next(logs[partition], None) for partition in turn}
+                follows = {partition for partition, run in upcoming.items() if run is not None and run.gap}
+                self._round(turn, follows)
+                wrote(sum(len(run.records) + run.gap for run in turn.values()))
         except KafkaException as error:
             raise service_error(error, "writing the log") from error
 
-    def _round(self, turn: Mapping[TopicPartition, Run]) -> None:
-        marked = {partition: run for partition, run in turn.items() if run.gap == 1}
+    def _round(self, turn: Mapping[TopicPartition, Run], follows: Collection[TopicPartition]) -> None:
+        """Write a run of each partition, and its gap; `follows` are those whose next run has a gap as well.
+
+        A partition is left in the open transaction only where it follows, so all of these have a gap in each round: in
+        any of them it can be aborted.
+        """
+        gaps = {partition: run.gap for partition, run in turn.items() if run.gap}
+        alone = {p for p, gap in gaps.items() if gap == 1 and p not in self._open}
+        is_long = bool(self._open) and time.monotonic() - self._since > OPEN_SECONDS
+        ends = is_long or any(partition not in follows for partition in gaps.keys() - alone)
+        marked = alone if ends else alone - set(follows)
         if marked:
             self._committed.begin_transaction()
         for partition, run in turn.items():
-            producer = self._committed if run.gap == 1 else self._plain
+            producer = self._committed if partition in marked else self._plain
             for record in run.records:
                 self._produce(producer, partition, record)
         self._flush(self._plain)
         if marked:
             self._flush(self._committed)
             self._committed.commit_transaction(CALL_SECONDS * 6)
-        gaps = {partition: run for partition, run in turn.items() if run.gap > 1}
-        if gaps:
+        filled = {partition: gap - ends for partition, gap in gaps.items() if partition not in marked}
+        if filled and not self._open:
             self._aborted.begin_transaction()
-            for partition, run in gaps.items():
-                for _ in range(run.gap - 1):
-                    self._produce(self._aborted, partition, Kept(-1, run.timestamp, None, b"", []))
-            self._flush(self._aborted)  # what is not sent when it is aborted never is
+            self._since = time.monotonic()
+        for partition, count in filled.items():
+            for _ in range(count):
+                self._produce(self._aborted, partition, Kept(-1, turn[partition].timestamp, None, b"", []))
+        self._flush(self._aborted)  # what is not sent when it is aborted never is
+        self._open |= filled.keys()
+        if ends:
             self._aborted.abort_transaction(CALL_SECONDS * 6)
+            self._open.clear()
         for partition, run in turn.items():
             self._ends[partition] = self._ends.get(partition, 0) + len(run.records) + run.gap
-        self._wait_for_markers([partition for partition, run in turn.items() if run.gap])
+        self._wait_for_markers([*marked, *(filled if ends else ())])
 
     def _wait_for_markers(self, partitions: Collection[TopicPartition]) -> None:
         """Wait until logs have the markers of transactions that have ended: they are written after the answer.
