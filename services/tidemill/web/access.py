@@ -31,6 +31,8 @@ MAX_WAIT_SECONDS = 60.0
 
 #: A request that was refused for who sent it.
 REFUSED = (401, 403, 429)
+#: What is noted of a request whose sender did not wait for the answer.
+GONE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -166,7 +168,7 @@ class GuardedRoute(APIRoute):
             access: Access = request.app.state.parts.access
             client = request.client.host if request.client else ""
             authorizations, id_ = request.headers.getlist("authorization"), request_id(request)
-            request.state.holder, code = None, 500
+            request.state.holder, code = None, GONE
             try:
                 request.state.holder = holder = access.identify(needed, authorizations, client)
                 if holder:

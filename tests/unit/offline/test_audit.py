@@ -210,6 +210,30 @@ def test_predictions_by_a_model_that_nobody_decided_are_wrong(river: River) -> N
     assert any(one["outcome"] == "" for one in content["commands"])
 
 
+def test_who_asked_is_counted_and_who_was_refused_is_listed(river: River) -> None:
+    asked: dict[str, Any] = {
+        "time": int(time.time() * 1000), "service": "status", "instance": "0", "request_id": "r1", "by": "ann", "role": "viewer",
+        "method": "GET", "route": "/api/entities/{entity_id:path}", "subject": "JFK", "status": 200, "dropped": 0,
+    }  # fmt: skip
+    for one in (asked, {**asked, "dropped": 3}, {**asked, "by": "bob", "status": 403, "request_id": "r2"}):
+        river.broker.append("small.access", river.records.access.encode(one), one["by"].encode())
+    river.broker.append("small.access", b"noise", b"x")
+    content = audited(river, sample=0)
+    access = content["access"]
+    assert [(one["by"], one["status"], one["requests"]) for one in access["counts"]] == [
+        ("ann", 200, 2),
+        ("bob", 403, 1),
+    ]
+    assert [(one["by"], one["subject"], one["request_id"]) for one in access["refused"]] == [("bob", "JFK", "r2")]
+    assert access["dropped"] == 3
+    assert any("3 records of the access log were lost" in one["text"] for one in content["findings"])
+    html = audit_page.render(content, "")
+    assert "r2" in html
+    hidden = River(dataclasses.replace(river.pipeline, events=dataclasses.replace(small.EVENTS, personal=["origin"])))
+    hidden.broker, hidden.registry = river.broker, river.registry
+    assert [one["subject"] for one in audited(hidden, sample=0)["access"]["refused"]] == ["(personal)"]
+
+
 class TestForgeries:
     def reasons(self, river: River) -> set[tuple[str, int, str]]:
         assert river.registry
