@@ -21,10 +21,11 @@ FOLDER = click.argument("folder", type=click.Path(path_type=Path, file_okay=Fals
 @AS_JSON
 @with_settings("brokers", "redis_url", "store_url")
 def backup(pipeline: str, folder: Path, *, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Copy a pipeline's log, offsets, features and artifacts to a folder.
+    """Copy a pipeline, with its offsets, to a folder.
 
-    Services have to stand still until the cut is made, which is printed, and may run again while the logs are copied;
-    producers go on. Artifacts are those of manifests that TIDEMILL_VERIFY_KEYS verifies. Private keys are not copied.
+    That is its log, what its groups have committed, its features in Redis, its artifacts and public keys. Services have
+    to stand still until the cut is made, which is printed, and may run again while the logs are copied; producers go
+    on. Artifacts are those of manifests that TIDEMILL_VERIFY_KEYS verifies. Private keys are not copied.
     """
     from tidemill.cli.text.backup import backup_text
     from tidemill.runtime import backup as backing

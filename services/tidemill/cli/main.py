@@ -19,7 +19,7 @@ COMMANDS = {
     "acl": ("acl:acl", "Print what each service's user may do with Kafka and Redis."),
     "audit": ("audit:audit", "Write who served when, why, and on what evidence; signed."),
     "backtest": ("backtest:backtest", "Run a pipeline over history, without Kafka."),
-    "backup": ("backup:backup", "Copy a pipeline's log, offsets, features and artifacts to a folder."),
+    "backup": ("backup:backup", "Copy a pipeline, with its offsets, to a folder."),
     "capacity": ("capacity:capacity", "Say what machine a pipeline needs at a rate."),
     "check": ("check:check", "Check a declaration, and print what it runs."),
     "dataset": ("dataset:dataset", "Write a training set as one Parquet file."),
