@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import small
 from commits import FailingCommits
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from river_in_memory import River
 
@@ -105,6 +105,7 @@ def content(records: Sequence[Record], without: Sequence[int] = ()) -> Counter[t
 @pytest.mark.parametrize(("stage", "target"), TARGETS, ids=lambda one: one if isinstance(one, str) else one.suffix)
 @settings(max_examples=15, deadline=None)
 @given(refused=st.sets(st.integers(0, MANY - 1)), batch=st.integers(1, 2 * MANY + 1))
+@example(refused={7, 8, 9}, batch=8)  # two that make an example come in another order than before
 def test_what_is_refused_is_a_dead_letter_and_all_else_is_as_if_nothing_had_been(
     stage: str, target: Topic, way: str, refused: set[int], batch: int
 ) -> None:
