@@ -78,6 +78,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return _group(nodeid) or (nodeid if self._has_river else nodeid.partition("::")[0])
 
+        def _reschedule(self, node: Any) -> None:
+            # Twice: a worker runs a test once it has another one, and who takes a crashed one's place is given one alone.
+            super()._reschedule(node)
+            super()._reschedule(node)
+
+        def remove_node(self, node: Any) -> str | None:
+            """Have others do what a worker that has crashed leaves, but for the test at which it did: that has failed."""
+            workload = self.assigned_work.pop(node)
+            crashed = next((one for unit in workload.values() for one, is_done in unit.items() if not is_done), None)
+            if crashed is not None:
+                workload[self._split_scope(crashed)][crashed] = True
+            self.workqueue.update({scope: unit for scope, unit in workload.items() if not all(unit.values())})
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return crashed
+
         @cached_property
         def _has_river(self) -> bool:
             return any(_group(other) for other in self.collection or ())
