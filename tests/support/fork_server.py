@@ -44,14 +44,6 @@ class ForkServer:
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
 
-    def spawn(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Process:
-        """As `processes.spawn`; what is no `tidemill run` of our own is started as ever."""
-        changed = {**os.environ, **(env or {})}
-        if [*command[: len(COMMAND)]] != COMMAND or changed.get(SEED) != "0":
-            return spawn(command, log, env)
-        ask = {"arguments": command[len(COMMAND) :], "log": str(log), "env": changed, "cwd": os.getcwd()}
-        return OfServer(self, self.ask(ask))
-
 
 class OfServer(Forked):
     """A fork of the server's: only its parent can ask the kernel how it ended."""
@@ -67,9 +59,18 @@ class OfServer(Forked):
 
 
 @cache
-def fork_server() -> ForkServer:
+def _server() -> ForkServer:
     """Return the server of this process, which is started when it is needed first."""
     return ForkServer()
+
+
+def spawn_forked(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Process:
+    """As `processes.spawn`; what is no `tidemill` of our own is started as ever."""
+    changed = {**os.environ, **(env or {})}
+    if [*command[: len(COMMAND)]] != COMMAND or changed.get(SEED) != "0":
+        return spawn(command, log, env)
+    ask = {"arguments": command[len(COMMAND) :], "log": str(log), "env": changed, "cwd": os.getcwd()}
+    return OfServer(_server(), _server().ask(ask))
 
 
 def _run(arguments: Sequence[str], env: Mapping[str, str], cwd: str) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fork_server import fork_server
+from fork_server import spawn_forked
 
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
@@ -53,7 +53,7 @@ class Running:
         self.stack = Stack(
             self.reference, self.pipeline, folder, {"brokers": servers, "redis_url": redis_url, **settings}
         )
-        self.stack.spawn = fork_server().spawn
+        self.stack.spawn = spawn_forked
 
     def name(self, topic: Topic) -> str:
         return topic.name(self.pipeline.name)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-from fork_server import fork_server
+from fork_server import spawn_forked
 from running import Running, until, worker
 
 from tidemill.declare.load import load
@@ -79,7 +79,7 @@ class Shop(Running):
             folder,
             {"brokers": servers, "redis_url": redis_url, "fuse": "false", **settings},
         )
-        self.stack.spawn = fork_server().spawn
+        self.stack.spawn = spawn_forked
         self.out = Producer(
             {
                 "bootstrap.servers": servers, "message.max.bytes": 10 * MB, "compression.type": "gzip",
