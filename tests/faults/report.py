@@ -112,7 +112,7 @@ def write(cases: list[str]) -> bool:
         exits = ", ".join(f"{name} ×{n}" for name, n in sorted(row["exits"].items())) or "none"
         said = "; ".join([*row["notes"], *distribution(row), *row["verdict"]["wrong"]])
         lines.append(
-            f"- *{row['promise']}*, seed {row['seed']}: {row['seconds'] / 60:.0f} min, max_delay_ms {row['max_delay_ms']}; "
+            f"- *{row['promise']}*, seed {row['seed']}: {row['seconds'] / 60:.0f} min, batches of {row['max_delay_ms']} ms; "
             f"{counts['labels']:,} labels, {counts['joined']:,} joined, "
             f"{counts['expired']:,} expired, {counts['pending']:,} waiting, {counts['unmatched']:,} unmatched; "
             f"{counts['dead_letters']:,} dead letters, {counts['versions']:,} model versions. Processes that ended (service and "
