@@ -30,7 +30,7 @@ from tidemill.limits import GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS,
 from tidemill.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS
 from tidemill.tokens import Holder, Permission
 from tidemill.web import health
-from tidemill.web.access import GuardedRoute, needs, sees_personal, status_of
+from tidemill.web.access import GuardedRoute, as_shown, needs, sees_personal, status_of
 from tidemill.web.edge import HEADERS
 from tidemill.wire.records import Prediction
 
@@ -192,7 +192,7 @@ async def prediction(
 
 def _shown(request: Request, gateway: Gateway, known: Any) -> Any:
     """Return what was found as who asks may see it."""
-    return known if sees_personal(request) else gateway.lookup.records.mask.named(known)
+    return as_shown(request, known, gateway.lookup.records.mask.named)
 
 
 @router.post("/what-if", openapi_extra=schemas.body("Event"), responses=schemas.WHAT_IF)

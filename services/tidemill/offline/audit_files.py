@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from tidemill.encoding.codec import Codec
 from tidemill.errors import SettingsError
 from tidemill.files import write_atomic
 from tidemill.keys import Keyring, RefusedError
-from tidemill.registry.signing import SignedCodec
+from tidemill.registry.signing import SignedCodec, sha256
 
 DATA_FILE, PAGE_FILE = "audit.json", "audit.html"
 KIND = "audit"
@@ -43,7 +42,7 @@ def check_out(folder: Path, *, force: bool) -> None:
 def write(folder: Path, content: Mapping[str, Any], page: str, keys: Keyring | None) -> None:
     """Write both files; without keys the audit is not signed. Raises SettingsError where they can't be written."""
     html = page.encode()
-    body = {**content, "page": {"file": PAGE_FILE, "sha256": hashlib.sha256(html).hexdigest()}, "signature": {}}
+    body = {**content, "page": {"file": PAGE_FILE, "sha256": sha256(html)}, "signature": {}}
     codec = _codec(str(content["pipeline"]), keys)
     data = codec.encode(body) if keys is None else codec.sign(body, chain=KIND)
     try:
@@ -79,6 +78,6 @@ def verify(folder: Path, keys: Keyring) -> tuple[dict[str, Any], list[str]]:
         html = (folder / PAGE_FILE).read_bytes()
     except OSError as error:
         return content, [f"{PAGE_FILE} can't be read: {error.strerror}"]
-    if hashlib.sha256(html).hexdigest() != page:
+    if sha256(html) != page:
         return content, [f"{PAGE_FILE} was changed: its hash is not the one in {DATA_FILE}"]
     return content, []

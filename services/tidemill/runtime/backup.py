@@ -214,10 +214,7 @@ def back_up(
     if registry is not None and made.artifacts is not None:
         kept = ArtifactStore(str(folder / "artifacts"))
         made.artifacts = [digest for digest in made.artifacts if registry.store.holds(digest)]
-        for digest in made.artifacts:
-            kept.put(registry.store.get(digest))
-            if (note := registry.store.note(digest)) is not None:
-                kept.put_note(digest, note)
+        _copy_artifacts(made.artifacts, registry.store, kept)
         done(f"{len(made.artifacts):,} artifacts")
     made.is_done = True
     write_atomic(str(folder / MANIFEST), json.dumps(made.as_dict(), indent=1).encode())
@@ -288,6 +285,13 @@ def _copy_topic(broker: KafkaBroker, name: str, logs: Sequence[Log], folder: Pat
         for number, writer in enumerate(writers):
             logs[number].gaps += nexts[number] != logs[number].end
             writer.flush()
+
+
+def _copy_artifacts(digests: Iterable[str], source: ArtifactStore, target: ArtifactStore) -> None:
+    for digest in digests:
+        target.put(source.get(digest))
+        if (note := source.note(digest)) is not None:
+            target.put_note(digest, note)
 
 
 def _rows(path: Path) -> Iterator[Any]:
@@ -376,10 +380,7 @@ def put_back(
     done(f"{sum(made.views.values()):,} keys in Redis")
     if made.artifacts is not None:
         kept, store = ArtifactStore(str(folder / "artifacts")), ArtifactStore(settings.store_url)
-        for digest in made.artifacts:
-            store.put(kept.get(digest))
-            if (note := kept.note(digest)) is not None:
-                store.put_note(digest, note)
+        _copy_artifacts(made.artifacts, kept, store)
         done(f"{len(made.artifacts):,} artifacts")
     verify = Path(settings.verify_keys)
     if made.has_keys and not settings.verify_keys.lstrip().startswith("{") and not verify.exists():

@@ -206,6 +206,11 @@ def sees_personal(request: Request) -> bool:
     return holder is not None and holder.sees_personal
 
 
+def as_shown(request: Request, known: Any, mask: Callable[[Any], Any]) -> Any:
+    """Return what was found as who asks may see it; `mask` hides what is personal."""
+    return known if sees_personal(request) else mask(known)
+
+
 def status_of(error: Exception) -> int:
     """Return the status with which an error is answered."""
     if isinstance(error, HTTPException):

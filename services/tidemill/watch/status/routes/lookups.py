@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from tidemill.tokens import Role
 from tidemill.watch.status.bodies import EntityId, EventId, problems
 from tidemill.watch.status.parts import FromApp, in_log, limit_entity_lookups
-from tidemill.web.access import GuardedRoute, needs, sees_personal
+from tidemill.web.access import GuardedRoute, as_shown, needs
 
 router = APIRouter(prefix="/api", tags=["look-ups"], route_class=GuardedRoute)
 
@@ -25,7 +25,8 @@ async def prediction(event_id: EventId, request: Request, parts: FromApp) -> dic
     record = await in_log(parts, request, partial(parts.lookup.prediction, event_id))
     if record is None:
         raise HTTPException(404, f"no prediction of event {event_id!r} in the log")
-    return record if sees_personal(request) else parts.lookup.records.mask.named(record)
+    shown: dict[str, Any] = as_shown(request, record, parts.lookup.records.mask.named)
+    return shown
 
 
 @router.get("/entities/{entity_id:path}", responses=problems(404, 503), dependencies=[Depends(limit_entity_lookups)])
@@ -35,4 +36,5 @@ def entity(entity_id: EntityId, request: Request, parts: FromApp) -> dict[str, A
     features = parts.lookup.entity(entity_id)
     if features is None:
         raise HTTPException(404, f"no features of entity {entity_id!r} in the online store")
-    return features if sees_personal(request) else parts.lookup.records.mask.named(features)
+    shown: dict[str, Any] = as_shown(request, features, parts.lookup.records.mask.named)
+    return shown
