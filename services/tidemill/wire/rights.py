@@ -59,6 +59,11 @@ def kubernetes_name(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
+def user_name(pipeline: Pipeline, role: str) -> str:
+    """Return a role's user as Kubernetes names it."""
+    return kubernetes_name(principal(pipeline, role))
+
+
 def rights(pipeline: Pipeline, role: str) -> list[Right]:
     """Return what a role needs of Kafka; `role` may be a chain, as validator+featurizer+scorer.
 
@@ -164,7 +169,7 @@ def strimzi_text(
                 pattern = "prefix" if right.is_prefix else "literal"
                 resource |= {"name": right.name, "patternType": pattern}
             acls.append({"resource": resource, "operations": list(right.operations)})
-        name = kubernetes_name(principal(pipeline, role))
+        name = user_name(pipeline, role)
         text = (
             "apiVersion: kafka.strimzi.io/v1beta2\nkind: KafkaUser\nmetadata:\n"
             f"  name: {name}\n  labels: {{strimzi.io/cluster: {cluster}}}\n"

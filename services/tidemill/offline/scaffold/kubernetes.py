@@ -12,6 +12,7 @@ from tidemill.errors import SettingsError
 from tidemill.offline.scaffold import kubernetes_options
 from tidemill.offline.scaffold.files import shipped, with_learners
 from tidemill.tables import Lookup
+from tidemill.wire.rights import kubernetes_name
 
 #: A ConfigMap holds no more than 1 MiB, names included.
 MAX_FILES_BYTES = 900_000
@@ -54,7 +55,7 @@ def _manifests(pipeline: Pipeline, run: str, options: Collection[str]) -> Iterat
 
 
 def _shipped(pipeline: Pipeline, run: str) -> Iterator[tuple[str, str]]:
-    names = {model: model.replace("_", "-") for model in pipeline.model_names}
+    names = {model: kubernetes_name(model) for model in pipeline.model_names}
     if len(set(names.values())) < len(names):
         raise SettingsError(f"models {', '.join(names)}: names in Kubernetes have no '_', so two of them would be one")
     for path in sorted(shipped("k8s").glob("*.yaml")):

@@ -56,11 +56,6 @@ def check(options: Collection[str]) -> None:
         raise SettingsError("--with kafka-scram and --with kafka-mtls: expected one of them, a service has one user")
 
 
-def user_name(pipeline: Pipeline, role: str) -> str:
-    """Return a role's user as Kubernetes names it, where names are of small letters and have no '_'."""
-    return rights.kubernetes_name(rights.principal(pipeline, role))
-
-
 def added(text: str, extra: Extra) -> str:
     """Return a manifest of one container with variables, mounts and volumes more."""
     for lines, head, before, indent in (
@@ -127,7 +122,7 @@ def _variable(name: str, value: str) -> str:
 
 
 def _kafka(pipeline: Pipeline, role: str, way: str) -> Extra:
-    user, folder = user_name(pipeline, role), f"{MOUNTED}/kafka"
+    user, folder = rights.user_name(pipeline, role), f"{MOUNTED}/kafka"
     if way == "kafka-scram":
         variables = (_variable("KAFKA_USER", user), _variable("KAFKA_PASSWORD_FILE", f"{folder}/password"))
     else:
@@ -139,7 +134,7 @@ def _kafka(pipeline: Pipeline, role: str, way: str) -> Extra:
 
 
 def _redis(pipeline: Pipeline, role: str) -> Extra:
-    user = user_name(pipeline, role)
+    user = rights.user_name(pipeline, role)
     return _joined(
         _files(
             "redis", f"{user}.redis", _variable("REDIS_USER", rights.principal(pipeline, role)),
@@ -189,13 +184,15 @@ def _secrets(pipeline: Pipeline, options: Collection[str]) -> Iterator[str]:
         if "strimzi" not in options:  # whose operator makes them
             keys = ["password"] if "kafka-scram" in options else ["user.crt", "user.key"]
             for role in roles:
-                yield _secret(user_name(pipeline, role), keys, f"the user {user_name(pipeline, role)} of Kafka")
+                yield _secret(
+                    rights.user_name(pipeline, role), keys, f"the user {rights.user_name(pipeline, role)} of Kafka"
+                )
     if "redis-acl" in options:
         yield _secret("redis-ca", ["ca.crt"], "whom Redis' certificate is signed by")
         for role in rights.IN_REDIS:
             if role in topics.ALL:
                 what = f"the user {rights.principal(pipeline, role)} of Redis"
-                yield _secret(f"{user_name(pipeline, role)}.redis", ["password"], what)
+                yield _secret(f"{rights.user_name(pipeline, role)}.redis", ["password"], what)
     if "http-tls" in options:
         for name in _deployed(pipeline):
             keys = ["tls.crt", "tls.key", *(["ca.crt"] if name == "status" else [])]
@@ -312,7 +309,7 @@ _WAITS = {"stabilizationWindowSeconds": 600, "policies": [{"type": "Pods", "valu
 
 def _login(pipeline: Pipeline, role: str, way: str) -> dict[str, object]:
     """Return how KEDA reads a group's lag: as the user of the service itself."""
-    user = user_name(pipeline, role)
+    user = rights.user_name(pipeline, role)
     keys = {"password": "password"} if way == "kafka-scram" else {"cert": "user.crt", "key": "user.key"}
     secrets = [{"parameter": parameter, "name": user, "key": key} for parameter, key in keys.items()]
     secrets.append({"parameter": "ca", "name": f"{KAFKA_CLUSTER}-cluster-ca-cert", "key": "ca.crt"})
