@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def test_steps_import_no_client_library(path: Path) -> None:
             imported.add(node.module or "")
     banned = ("confluent_kafka", "redis", "tidemill.stream.kafka", "requests", "socket")
     assert not [name for name in imported if name.startswith(banned)]
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """Pytest collects the first alone: tests are imported by their bare names."""
+    names = Counter(path.name for path in (Path(__file__).parents[1]).rglob("*.py") if path.name != "__init__.py")
+    assert not [name for name, times in names.items() if times > 1]
 
 
 #: What a `threading.Thread` of Python 3.11 to 3.14 has inside; `_handle` and others came later than 3.11.
