@@ -27,7 +27,7 @@ settings.load_profile("any machine")
 RIVER = ("tests/system/", "[kafka", "KafkaAlone", "test_short")
 APART = ("::test_a_mistake_ends", "::test_a_wrong_", "::test_a_property_that", "test_wheel.py")
 """What runs a command of its own, and needs neither broker nor quiet."""
-LAST = ("faults/test_short.py", "system/test_demo.py", "system/test_page.py")
+LAST = ("system/test_demo.py", "system/test_page.py")
 """What fills both cores by itself."""
 
 

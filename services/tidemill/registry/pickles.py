@@ -39,7 +39,7 @@ def _sized(opcode: int, sizes: Iterable[int]) -> bytes:
 _PLAIN = rb"[(}\]\x8f)\x85\x86\x87t\x91\x94ueas\x90bR\x81\x93N\x88\x89]"
 #: Tokens that come often are taken with what often follows them; it saves a third of the time.
 _TOKENS = re.compile(
-    rb"(?:%s|h.(?:\)\x81\x94\}\x94|G.{8}|K.)?+|K.|%s\x94?+|G.{8}|j.{4}(?:G.{8}|K.)?+|J.{4}|%s|M..)*+"
+    rb"(?:%s++|h.(?:\)\x81\x94\}\x94|G.{8}|K.)?+|(?:K.|M..)(?:G.{8}|K.|M..)*+|G.{8}|%s\x94?+|j.{4}(?:G.{8}|K.)?+|J.{4}|%s)*+"
     % (_PLAIN, _sized(0x8C, range(_SHORT_TEXT_BYTES + 1)), _sized(0x8A, range(10))),
     re.DOTALL,
 )
@@ -127,14 +127,14 @@ class Empty(metaclass=_EmptyType):
         if hasattr(self, "has_state"):
             raise ArtifactError(f"a snapshot may not set a state twice on a {cls.__name__}")
         self.has_state = True  # type: ignore[misc]  # a slot of each stand-in
-        if cls.takes_any:
+        if (type(state) is dict and not cls.refused) or cls.takes_any:  # nearly all states are such dicts
             return
         names, slots = state if type(state) is tuple and len(state) == 2 else (state, {})
         if not ((names is None or type(names) is dict) and (slots is None or type(slots) is dict)):
             raise ArtifactError(f"a snapshot may not set anything but names and values on a {cls.__name__}")
-        refused = cls.refused.intersection(names or ()) if cls.refused else ()
-        if refused or (slots and (refused := cls.refused_slots.intersection(slots))):
-            raise ArtifactError(f"a snapshot may not set {min(refused)!r} on a {cls.__name__}")
+        for given, refused in ((names, cls.refused), (slots, cls.refused_slots)):
+            if given and not refused.isdisjoint(given):
+                raise ArtifactError(f"a snapshot may not set {min(refused.intersection(given))!r} on a {cls.__name__}")
 
 
 class _EmptyTuple(Empty):
