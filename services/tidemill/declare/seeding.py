@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import types
 from collections.abc import Iterator
 from typing import Any
 
 from river.base import Base
+
+from tidemill.declare.stable_repr import parameters
 
 
 def seed(model: Any, *content: str) -> list[str]:
@@ -16,28 +20,32 @@ def seed(model: Any, *content: str) -> list[str]:
     """
     seeded: list[str] = []
     for part in _parts(model):
-        if "seed" in part._get_params() and part.seed is None:
+        given = parameters(part)
+        if "seed" in given and given["seed"] is None:
             digest = hashlib.sha256("\0".join([*content, str(len(seeded))]).encode()).digest()
-            # Made again: some draw from the seed when they are made, and keep what they drew.
-            made = part.clone({"seed": int.from_bytes(digest[:4], "big") >> 1})
+            # Made again: some draw from the seed when they are made, and keep what they drew. In its place: some keep a
+            # method of their own, which would be that of another object.
             part.__dict__.clear()
-            part.__dict__.update(made.__dict__)
+            part.__init__(**given | {"seed": int.from_bytes(digest[:4], "big") >> 1})
             seeded.append(type(part).__name__)
     return seeded
 
 
 def _parts(model: Any) -> Iterator[Any]:
     """Yield a model and the models and the like within it, each before what is within it, and once."""
-    waiting, seen = [model], set()
+    waiting, seen = [model], dict[int, Any]()  # which keeps them: a part that is gone may leave its id to another
     while waiting:
         one = waiting.pop()
         if id(one) in seen:
             continue
-        seen.add(id(one))
+        seen[id(one)] = one
         if isinstance(one, Base):
             yield one
-            waiting += reversed(list(getattr(one, "__dict__", {}).values()))
-        elif isinstance(one, dict):
+        if isinstance(one, dict):
             waiting += reversed(list(one.values()))
         elif isinstance(one, (list, tuple)):
             waiting += reversed(one)
+        elif isinstance(one, functools.partial):
+            waiting += [one.keywords, one.args]
+        elif not isinstance(one, (type, types.FunctionType, types.MethodType, types.ModuleType)):
+            waiting += reversed(list(getattr(one, "__dict__", {}).values()))
