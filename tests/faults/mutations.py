@@ -902,8 +902,8 @@ MUTANTS = (
     Mutant(
         "slots-not-looked-at", "a slot of a snapshot's object may be a property, whose function is called",
         "registry/pickles.py",
-        "if refused or (slots and (refused := cls.refused_slots.intersection(slots))):",
-        "if refused:",
+        "for given, refused in ((names, cls.refused), (slots, cls.refused_slots)):",
+        "for given, refused in ((names, cls.refused),):",
         (HOSTILE,),
     ),
     Mutant(
