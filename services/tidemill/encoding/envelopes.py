@@ -20,6 +20,10 @@ Unwrap = Literal["", "debezium", "connect", "cloudevents"]
 
 #: Debezium's operations that leave a row behind: created, read by a snapshot, updated.
 _KEPT = ("c", "r", "u")
+#: What Debezium writes for a large value that an update left as it was, as PostgreSQL does not log it: text, bytes, and
+#: bytes as JSON has them.
+_UNAVAILABLE = ("__debezium_unavailable_value", b"__debezium_unavailable_value",
+                "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==")  # fmt: skip
 _SKIPPED = {"d": "delete", "t": "truncate", "m": "message"}
 
 
@@ -146,16 +150,18 @@ def unwrapped(
             embedded.check(schema, unwrap)
     elif unwrap == "connect":
         if bare:
-            return given
+            return _complete(given)
         raise _no_envelope("payload", "an object with schema and payload, as unwrap='connect' declares", given)
-    return after_image(given, bare=bare) if unwrap == "debezium" else given
+    if unwrap == "debezium":
+        return after_image(given, bare=bare)
+    return _complete(given) if unwrap == "connect" else given
 
 
 def after_image(given: Any, *, bare: bool = False) -> Any:
     """Return the row as a change left it. Raises as `unwrapped` does."""
     if not isinstance(given, Mapping) or "op" not in given or not given.keys() & {"after", "before", "source"}:
         if bare:
-            return given
+            return _complete(given)
         raise _no_envelope("op", "a change event with op and after, as unwrap='debezium' declares", given)
     op = given["op"]
     if kind := _SKIPPED.get(op) if isinstance(op, str) else None:
@@ -167,7 +173,20 @@ def after_image(given: Any, *, bare: bool = False) -> Any:
         raise Reject(
             "missing_field", f"field 'after' is missing in a change with op {op}", rule="schema", field="after"
         )
-    return given["after"]
+    return _complete(given["after"])
+
+
+def _complete(row: Any) -> Any:
+    """Return a row; raises Reject where Debezium put a placeholder into it, which would pass for the value."""
+    for name, value in row.items() if isinstance(row, Mapping) else ():
+        first = next(iter(value), None) if isinstance(value, (list, Mapping)) else value
+        if isinstance(first, (str, bytes)) and first in _UNAVAILABLE:
+            message = (
+                f"field {name!r} is {_UNAVAILABLE[0]}: the change left it as it was, and the database did not log it: "
+                f"set REPLICA IDENTITY FULL on the table"
+            )
+            raise Reject("unavailable_value", message, rule="schema", field=str(name), value=_UNAVAILABLE[0])
+    return row
 
 
 def event_data(given: Any, headers: Iterable[Any], fields: Collection[str], *, bare: bool = False) -> Any:

@@ -12,6 +12,7 @@ import base64
 import datetime as dt
 import json
 import re
+import struct
 from collections.abc import Callable, Mapping
 from decimal import Decimal, localcontext
 from typing import Any, Literal, NamedTuple
@@ -306,15 +307,18 @@ def _integer(kind: str, logical: str) -> Convert:
 
 
 def _float(kind: str) -> Convert:
+    form = "f" if kind == "float" else "d"
+
     def convert(value: Any, path: str) -> Any:
         if type(value) is float:
             return value
         if type(value) is not int:
             raise MismatchError(path, value, kind)
         try:
-            if int(float(value)) == value:
+            (exact,) = struct.unpack(form, struct.pack(form, value))
+            if int(exact) == value:
                 return float(value)
-        except OverflowError:
+        except (OverflowError, struct.error):
             pass
         raise MismatchError(path, value, kind, f", and no {kind} is exactly that")
 

@@ -69,6 +69,13 @@ def unit_of(avro: Any) -> str:
     return f"decimal of scale {avro.get('scale', 0)}" if logical == "decimal" else ""
 
 
+def _text_for_decimal(writer: Any, reader: Any) -> str:
+    """Return why one has text and the other a decimal, whose bytes are no digits: Avro reads each as the other."""
+    one, other = (unit_of(avro) or ("text" if _kind(avro) == "string" else "") for avro in (writer, reader))
+    is_mixed = "text" in (one, other) and (one + other).count("decimal") == 1
+    return f"it is {one} where {other} was expected" if is_mixed else ""
+
+
 def promoted(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the fields that are whole numbers where `reader` has floats: legal, and often a producer's mistake."""
     kinds = {field["name"]: _kinds(field["type"]) for field in writer["fields"]}
@@ -226,6 +233,8 @@ class _Units(_Pair):
         elif isinstance(reader, list):
             each = [list(self.value(writer, branch, path, unit)) for branch in reader if branch != "null"]
             yield from next((wrong for wrong in each if wrong), ()) if all(each) else ()
+        elif why := _text_for_decimal(writer, reader):
+            yield Mismatch(path, "unit", why)
         elif isinstance(writer, Mapping):
             one, other = unit_of(writer), unit_of(reader) or unit
             if one and other and LOGICAL_UNITS.get(one, one) != LOGICAL_UNITS.get(other, other):

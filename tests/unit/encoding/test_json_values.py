@@ -154,6 +154,15 @@ def test_a_value_of_another_type_is_told_by_its_place(change: dict[str, Any], wo
     assert words in str(refused.value)
 
 
+@pytest.mark.parametrize(("kind", "exact"), [("float", 2**24), ("double", 2**53)])
+def test_a_whole_number_is_a_float_exactly_or_refused(kind: str, exact: int) -> None:
+    read = json_values.converter(kind, {})
+    assert read(exact, "x") == exact
+    for value in (exact + 1, 10**400):
+        with pytest.raises(json_values.MismatchError, match=f"no {kind} is exactly that"):
+            read(value, "x")
+
+
 @pytest.mark.parametrize(
     ("type_", "default"),
     [("double", "0"), ("int", 1.5), (["null", "string"], "x"), ({"type": "array", "items": "int"}, {}), ("boolean", 0)],

@@ -99,6 +99,21 @@ def test_what_is_no_envelope_is_a_dead_letter(unwrap: str, message: Any, reason:
     assert (ran.valid, ran.reasons, ran.skipped) == ([], [reason], {})
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["__debezium_unavailable_value", "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==", ["__debezium_unavailable_value"]],
+)
+def test_a_value_that_debezium_could_not_read_is_not_taken_for_one(value: Any) -> None:
+    """PostgreSQL does not log a large value that an update left as it was."""
+    row = {**EVENT, "carrier": value}
+    assert Ran(pipeline("debezium"), small.as_json(change("u", row))).reasons == ["unavailable_value"]
+    assert Ran(pipeline("connect"), small.as_json({"schema": None, "payload": row})).reasons == ["unavailable_value"]
+    if isinstance(value, str):
+        known = writer_schema("shop.flights.Envelope", ENVELOPE, CODEC, "debezium")
+        message = b"\x00\x00\x00\x00\x07" + body(ENVELOPE, change("u", row))
+        assert Ran(pipeline("debezium"), message, find=known).reasons == ["unavailable_value"]
+
+
 def test_connects_payload_goes_on() -> None:
     message = {"schema": {"type": "struct", "fields": []}, "payload": EVENT}
     ran = Ran(pipeline("connect"), small.as_json(message), small.as_json({"schema": None, "payload": None}))
