@@ -273,6 +273,8 @@ def _separator(text: str) -> str:
 
 def _csv_columns(data: bytes, separator: str = "") -> Columns:
     text = _text(data)
+    blank = re.match(r"( *\r?\n)*", text)[0]  # type: ignore[index]  # it always matches
+    text, first = text[len(blank) :], blank.count("\n") + 1
     if text.startswith("sep=") and text[5:6] in ("\r", "\n"):  # as spreadsheets write it
         separator, text = text[4], text[5:].lstrip("\r\n")
     separator = separator or _separator(text)
@@ -280,23 +282,23 @@ def _csv_columns(data: bytes, separator: str = "") -> Columns:
     limit = csv.field_size_limit(MAX_VALUE_CHARACTERS)
     source = io.StringIO(text, newline="")
     reader = csv.reader(source, strict=True, delimiter=separator, skipinitialspace=has_blanks)
-    line, rows = 1, list[list[str]]()  # where the row begins that is read next
+    line, rows = first, list[list[str]]()  # where the row begins that is read next
     try:
         names = [name.strip() for name in next(reader, [])]
-        line = reader.line_num + 1
+        line = reader.line_num + first
         for row in reader:
-            line = reader.line_num + 1
+            line = reader.line_num + first
             if row and (len(row) > 1 or row[0].strip() or len(names) == 1):
                 rows.append(row)
     except csv.Error as error:
-        is_open = reader.line_num > line and "end of data" in str(error)
+        is_open = reader.line_num + first > line + 1 and "end of data" in str(error)
         _fail(f"can't be read: line {line}: {'a quotation begins and does not end' if is_open else error}")
     finally:
         csv.field_size_limit(limit)
     _check_names([name for name in names if name])
     for number, row in enumerate(rows, 1):
         if len(row) != len(names):
-            _fail(_ragged(number, row, len(names)))
+            _fail(_ragged(number, row, names))
     if not has_blanks and re.search(rf'{re.escape(separator)} +"', text):
         for number, row in enumerate(rows, 1):
             if any(value.startswith(" ") and value.lstrip().startswith('"') for value in row):
@@ -309,8 +311,11 @@ def _csv_columns(data: bytes, separator: str = "") -> Columns:
     return {name: [row[index] for row in rows] for index, name in enumerate(names) if name}
 
 
-def _ragged(number: int, row: Sequence[str], expected: int) -> str:
+def _ragged(number: int, row: Sequence[str], names: Sequence[str]) -> str:
+    expected = len(names)
     message = f"row {number} has {len(row)} values where {expected} were expected"
+    if expected == 1:
+        return f"{message}: {names[0]!r:.80} is taken for the line of names"
     if len(row) == expected + 1 and not row[-1]:
         return f"{message}: it ends in a separator that the line of names has not"
     return f"{message}: a value with a separator in it needs quotation marks" if len(row) > expected else message
@@ -367,17 +372,20 @@ def _parquet_columns(data: bytes | Path) -> Columns:
 
     table = pq.read_table(data if isinstance(data, Path) else io.BytesIO(data))
     _check_names(table.column_names)
-    return {name: _parquet_values(table.column(name)) for name in table.column_names}
+    return {name: _parquet_values(name, table.column(name)) for name in table.column_names}
 
 
-def _parquet_values(column: Any) -> list[Any]:
+def _parquet_values(name: str, column: Any) -> list[Any]:
     """Return a column's values; of timestamps the exact ticks, which Python's own have not."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not pa.types.is_timestamp(column.type):
-        values: list[Any] = column.to_pylist()
+        try:
+            values: list[Any] = column.to_pylist()
+        except (ValueError, OverflowError, ArithmeticError) as error:  # a time within a list that Python has not
+            _fail(f"can't be read: column {name!r}: {error}")
         return values
     per_second = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[column.type.unit]
     return [None if ticks is None else Timestamp(ticks, per_second) for ticks in column.cast(pa.int64()).to_pylist()]

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import small
 
-from tidemill import Table, category, flag, load, number
+from tidemill import Table, category, flag, load, number, rules
 from tidemill.cli.text.declaration import pipeline_text
 from tidemill.errors import DeclarationError
 from tidemill.offline.check import CheckReport
@@ -22,6 +22,7 @@ from tidemill.rows import FORMATS, MISSING_WORDS
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
+from tidemill.testing import try_rule
 from tidemill.wire.records import Records
 
 ROWS: list[dict[str, Any]] = [
@@ -82,6 +83,7 @@ def test_a_key_is_found_without_blanks_and_without_the_point_of_a_whole_number(
 ) -> None:
     table = Table(put(tmp_path, ".csv", [{"k": key, "v": 1.5}, {"k": "007", "v": 2.5}]), key="k")
     assert table.get("v", by="e")({"e": named}) == 1.5
+    assert try_rule(rules.in_file("e", table.path, "k"), {"e": named}, {"e": "07"}) == [True, False]
 
 
 def test_blanks_around_numbers_and_flags_of_a_csv_do_not_make_them_text(tmp_path: Path) -> None:

@@ -248,11 +248,19 @@ def _records(given: rows.Columns, stream: Stream, place: Path | Frame, *, is_tex
         if column in given:
             converted[name] = _Column(place, stream, field, named, is_csv=is_text).converted(given[column])
         elif defaults[name].has_default:
+            others = (other for other in given if other not in stream.types and _plain_name(other) == _plain_name(name))
+            if alike := next(others, None):
+                raise SettingsError(f"{place} has no column {name!r}, and one {alike!r}: rename it, or leave it out")
             converted[name] = [defaults[name].default] * count
         else:
             has = f"It has {', '.join(map(repr, given))}" if given else "It is empty"
             raise SettingsError(f"{place} has no column {name!r}; {stream.schema_name} needs it. {has}")
     return [dict(zip(converted, values, strict=True)) for values in zip(*converted.values(), strict=True)]
+
+
+def _plain_name(name: str) -> str:
+    """Return what is left of a name where people write it in another way, as `userId` of `user_id`."""
+    return "".join(filter(str.isalnum, name)).casefold()
 
 
 def _no_time(file: Path, number: int, stream: Stream, value: Any) -> SettingsError:

@@ -93,6 +93,7 @@ def refused(path: Path, of: Stream) -> str:
         "," + CSV.replace("\na", "\n0,a").replace("\nb", "\n1,b"),
         CSV.replace("\nb", "\n\n\nb"),
         CSV + "\n\r\n",
+        "\n \r\n" + CSV,
         CSV.replace("a,17", '"a",17').replace("u1", '"u1"'),
         CSV.replace("1700000000000", "2023-11-14T22:13:20Z"),
         CSV.replace("1700000000000", "2023-11-14 22:13:20"),
@@ -155,11 +156,24 @@ def test_a_zip_has_one_file_with_rows_of_any_form(tmp_path: Path) -> None:
         (CSV + 'c,1,"', "line 4: unexpected end of data"),
         (CSV.replace("u1", '"u1'), "line 2: a quotation begins and does not end"),
         (CSV.replace("u1", '"u\n1"x'), "line 2: ',' expected after '\"'"),
+        ("\n\n" + CSV.replace("u1", '"u1'), "line 4: a quotation begins and does not end"),
+        ("# made today\n" + CSV, "'# made today' is taken for the line of names"),
         (CSV.replace("\nb", "\n\ufeffb"), "line 3 begins with a mark (BOM)"),
     ],
 )
 def test_a_csv_that_is_broken_says_where(tmp_path: Path, content: str | bytes, words: str) -> None:
     assert words in refused(put(tmp_path / "x.csv", content), stream(tmp_path))
+
+
+@pytest.mark.parametrize("other", ["Amount", "\u200bamount", "amount_", "a mount", "amount "])
+def test_a_column_whose_name_is_written_in_another_way_is_not_left_out(tmp_path: Path, other: str) -> None:
+    of = stream(tmp_path, {**FIELDS, "amount": ["null", "double"]})
+    assert [row["amount"] for row in history.read(put(tmp_path / "x.csv", CSV), of)] == [None, None]
+    path = put(tmp_path / "x.csv", f"id,at,user,n,x,ok,{other}\na,1700000000000,u1,5,1.5,true,7\n")
+    if other.strip() == "amount":
+        assert history.read(path, of)[0]["amount"] == 7
+    else:
+        assert f"has no column 'amount', and one {other!r}: rename it" in refused(path, of)
 
 
 def test_quoted_line_ends_and_separators_are_part_of_the_value(tmp_path: Path) -> None:
@@ -368,6 +382,11 @@ def test_a_key_that_a_map_of_parquet_has_twice_is_named(tmp_path: Path) -> None:
 def test_what_parquet_has_and_the_schema_has_not_is_named(tmp_path: Path, column: Any, type_: Any) -> None:
     words = refused(parquet(tmp_path, v=column), stream(tmp_path, {**FIELDS, "v": type_}))
     assert "row 1: column 'v'" in words
+
+
+def test_a_time_within_a_list_that_python_has_not_names_its_column(tmp_path: Path) -> None:
+    column = pa.array([[-(2 * 10**17)]], pa.list_(pa.timestamp("us")))
+    assert "can't be read: column 'v': " in refused(parquet(tmp_path, v=column), stream(tmp_path))
 
 
 def test_a_pandas_index_and_other_columns_are_left_out(tmp_path: Path) -> None:

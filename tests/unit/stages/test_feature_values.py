@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from tidemill.declare.tasks import TASKS
 from tidemill.errors import DeclarationError
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.stages.featurizer.service import extractor
+
+
+class _Colour(str, Enum):  # noqa: UP042  StrEnum gives its text itself
+    RED = "red"
 
 
 @pytest.mark.parametrize("make", [number, category, flag])
@@ -37,6 +42,8 @@ def test_what_is_missing_is_missing_in_every_kind(make: Any, missing: Any) -> No
         (number(lambda _: np.True_), 1.0),
         (category(lambda _: np.int64(3)), "3"),
         (category(lambda _: np.str_("a")), "a"),
+        (category(lambda _: _Colour.RED), "red"),
+        (number(lambda _: np.complex128(3)), 3.0),
         (flag(lambda _: np.True_), True),
         (flag(lambda _: np.int8(0)), False),
         (flag(lambda _: 1.0), True),
@@ -62,10 +69,19 @@ class _Nameless:
     """Its text is its address, another in each process."""
 
 
-@pytest.mark.parametrize("value", [["a"], {"a": 1}, ("a",), {1}, b"x", np.array([1]), _Nameless(), _Nameless, len])
+@pytest.mark.parametrize(
+    "value",
+    [["a"], {"a": 1}, ("a",), {1}, b"x", np.array([1]), _Nameless(), _Nameless, len, (n for n in "a"), map(str, "a")],
+)
 def test_a_category_is_made_of_nothing_that_has_no_text_of_its_own(value: Any) -> None:
     with pytest.raises(TypeError, match="where text was expected"):
         extractor(category(lambda _: value))({})
+
+
+@pytest.mark.parametrize("value", [1 + 2j, np.complex64(1 + 2j), np.fft.fft([1.0, 2.0, 4.0])[1]])
+def test_a_number_is_not_a_part_of_a_complex_one(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"where a number was expected|not 'complex'"):
+        extractor(number(lambda _: value))({})
 
 
 def test_a_number_beyond_any_float_is_missing_as_an_infinite_one() -> None:

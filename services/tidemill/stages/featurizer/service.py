@@ -69,11 +69,11 @@ def _reading(source: Extract) -> Extract:
 def _text(raw: Any) -> str:
     """Return what a function says as text, which a container or an object is not: theirs may have an address in it."""
     if not isinstance(raw, str):
-        if hasattr(raw, "__len__") or callable(raw) or repr(raw) == object.__repr__(raw):
+        if hasattr(raw, "__len__") or callable(raw) or hex(id(raw)) in repr(raw):
             raise TypeError(f"{type(raw).__name__} where text was expected")
         raw = str(raw)
     raw.encode()  # half a surrogate can't be written
-    return str(raw)
+    return str.__str__(raw)  # an enum's member of text is its text, not its name
 
 
 def _truth(raw: Any) -> bool:
@@ -98,6 +98,8 @@ def _number(source: Any) -> Extract:
         raw = take(event)
         if is_missing(raw):
             return None
+        if type(raw) is not float and getattr(raw, "imag", 0):  # numpy's float() leaves it out
+            raise TypeError(f"{raw!r} where a number was expected")
         try:
             number = float(raw)
         except OverflowError:  # an int of hundreds of digits
