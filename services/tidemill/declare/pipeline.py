@@ -50,6 +50,7 @@ from tidemill.declare.training import Training
 from tidemill.declare.view import View
 from tidemill.durations import duration, milliseconds
 from tidemill.encoding import times
+from tidemill.errors import described
 from tidemill.rules import FUTURE_TOLERANCE, PLAUSIBLE_TIMES, Rule, not_after_now, plausible
 from tidemill.rules.plausible import no_seconds
 from tidemill.stream.topic import TOPIC_NAME
@@ -243,14 +244,12 @@ class Pipeline:
 
     def _metric_names(self, fail: Fail) -> tuple[str, ...]:
         """Check that each metric can judge this task's predictions; return what they are called."""
-        metrics = self.metric()
-        names = metric_names(metrics)
-        for index, (name, metric) in enumerate(zip(names, metrics, strict=True)):
-            where = f"metrics[{index}]"
-            if self.metrics:  # the task's own are known to fit, and to ask them takes SciPy
-                self.kind.check_metric(where, metric, fail)
+        for index, metric in enumerate(self.metrics):  # the task's own are known to fit, and to ask them takes SciPy
+            self.kind.check_metric(f"metrics[{index}]", metric, fail)
+        names = metric_names(self.metric())
+        for index, name in enumerate(names):
             if names.count(name) > 1:
-                fail(where, f"two metrics are called {name}: leave one of them out")
+                fail(f"metrics[{index}]", f"two metrics are called {name}: leave one of them out")
         return names
 
     @property
@@ -366,7 +365,11 @@ class Pipeline:
         return model
 
     def _declared(self, name: str) -> Any:
-        return copy.deepcopy(self.models.get(self.parts(name)[0], self._baseline))
+        declared = self.parts(name)[0]
+        try:
+            return copy.deepcopy(self.models.get(declared, self._baseline))
+        except Exception as error:  # a model's own code
+            Fail(self.name)(f"models[{declared!r}]", f"it can't be copied, as each use needs: {described(error)}")
 
     def unseeded(self, name: str) -> list[str]:
         """Return the classes of the model's parts that draw at random and are declared without a seed."""

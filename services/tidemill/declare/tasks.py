@@ -76,9 +76,16 @@ class Task:
         """Check that a metric fits this task, by trying it: it takes the predictions, and gives a number."""
         name = type(metric).__name__
         examples = ", ".join(f"{type(one).__name__}()" for one in self.metrics())
-        if isinstance(metric, metrics.base.Metric) and not self.fits(metric):
+        try:
+            tried = metric.clone()
+        except Exception as error:  # a metric's own code
+            fail(where, f"{name} can't be made again by its clone(): {described(error)}")
+        if type(tried) is not type(metric):  # as River's Rolling, which would be left out without a word
+            fail(where, f"the clone() of {name} is {type(tried).__name__}: declare that; the monitor has windows")
+        if isinstance(metric, base.Base) and not (isinstance(metric, metrics.base.Metric) and self.fits(metric)):
             fail(where, f"{name} does not judge predictions of task={self.name!r}, as {examples} do")
-        tried = metric.clone()
+        if self.label_type == "boolean" and getattr(metric, "pos_val", True) not in (True, False):
+            fail(where, f"{name} counts labels {metric.pos_val!r} where task={self.name!r} has True and False")
         try:
             for label, score, probabilities in self.trial:
                 self.update(tried, label, score, probabilities)

@@ -44,6 +44,12 @@ class ComparisonRequest:
         """Raise SettingsError where this pipeline can't answer the request."""
         if self.a == self.b:
             raise SettingsError(f"A and B are both {self.a!r}: name two models, of {', '.join(pipeline.model_names)}")
+        for name in (self.a, self.b):
+            if "@" in name:
+                raise SettingsError(
+                    f"{name!r} names a version: expected a model, whose versions answered one after another: "
+                    f"{CHAMPION}, {', '.join(pipeline.model_names)}"
+                )
         if self.begin is not None and self.end is not None and self.begin >= self.end:
             raise SettingsError("--from is not before --to: no time is between them; --to is not included")
         for name in self.segments:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small
-from river import metrics
+from river import metrics, stats, utils
 from signing_keys import KEY
 
 from tidemill import Gate
@@ -68,6 +70,30 @@ def test_a_metric_of_another_task_is_refused(task: str, fits: Any, does_not: Any
     TASKS[task].check_metric("metrics[0]", fits, Fail("p"))
     with pytest.raises(DeclarationError, match=rf"metrics\[0\]: {type(does_not).__name__} does not judge"):
         TASKS[task].check_metric("metrics[0]", does_not, Fail("p"))
+
+
+class _Unmade(metrics.MAE):
+    """River makes a clone of what its arguments are kept as; this one keeps none."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "words"),
+    [
+        ("regression", utils.Rolling(metrics.MAE(), 10), "the clone() of Rolling is MAE: declare that"),
+        ("binary", utils.TimeRolling(metrics.F1(), timedelta(hours=1)), "the clone() of TimeRolling is F1: declare"),
+        ("regression", _Unmade(2), "_Unmade can't be made again by its clone(): AttributeError"),
+        ("regression", stats.Mean(), "Mean does not judge predictions of task='regression'"),
+        ("binary", metrics.F1(pos_val="yes"), "F1 counts labels 'yes' where task='binary' has True and False"),
+    ],
+)
+def test_a_metric_that_would_say_something_else_is_refused(task: str, metric: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=re.escape(f"metrics[0]: {words}")):
+        TASKS[task].check_metric("metrics[0]", metric, Fail("p"))
+    with pytest.raises(DeclarationError, match=re.escape("metrics[0]")):
+        small.make(metrics=[metric])
 
 
 def test_the_gates_metric_is_tried_as_the_others_are() -> None:

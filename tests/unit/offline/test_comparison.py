@@ -442,6 +442,7 @@ class TestQuestions:
             (ComparisonRequest("linear", "linear"), "A and B are both 'linear': name two models, of linear, slow, baseline"),
             (ComparisonRequest("linear", "fast"), "model 'fast' answered no question in these event times; those that did: .*slow 60"),
             (ComparisonRequest("fast", "slow"), "model 'fast' answered no question"),
+            (ComparisonRequest("slow", "linear@60"), "'linear@60' names a version: expected a model, .*: champion, linear, slow"),
             (ComparisonRequest("linear", "slow", begin=5, end=5), "--from is not before --to"),
             (ComparisonRequest("linear", "slow", begin=1000), "small.examples has no example in these event times$"),
             (ComparisonRequest("linear", "slow", segments=["distance"]), "--segment 'distance' is no category .* it has carrier, tailnum"),

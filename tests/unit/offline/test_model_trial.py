@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -147,6 +149,17 @@ class ChangesWhatItLearns(linear_model.LinearRegression):
         del x["hour"]
 
 
+class LearnsAtRandom(linear_model.LinearRegression):
+    def learn_one(self, x: Any, y: Any, w: float = 1.0) -> None:
+        super().learn_one(x, y + random.gauss())
+
+
+class HoldsAFile(linear_model.LinearRegression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = sys.__stdin__
+
+
 @pytest.mark.parametrize(
     ("task", "model", "words"),
     [
@@ -159,6 +172,8 @@ class ChangesWhatItLearns(linear_model.LinearRegression):
         ),
         ("binary", Pair(), "its predict_proba_one gives ({True: 0.5}, False), no answer to task='binary' before its"),
         ("regression", NeverSays(), "its predict_one has no answer after 60 examples"),
+        ("regression", LearnsAtRandom(), "when it was taught the same again: it draws at random, unseeded"),
+        ("regression", HoldsAFile(), "models['m']: it can't be copied, as each use needs: TypeError: cannot pickle"),
         ("regression", FailsLater(), "its learn_one raises ZeroDivisionError, at example 10"),
         ("anomaly", anomaly.GaussianScorer(), "its score_one raises TypeError: GaussianScorer.score_one() missing"),
         (

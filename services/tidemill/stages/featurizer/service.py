@@ -98,7 +98,7 @@ def _number(source: Any) -> Extract:
         raw = take(event)
         if is_missing(raw):
             return None
-        if type(raw) is not float and getattr(raw, "imag", 0):  # numpy's float() leaves it out
+        if type(raw) is not float and getattr(raw, "imag", False):  # numpy's float() leaves it out
             raise TypeError(f"{raw!r} where a number was expected")
         try:
             number = float(raw)
