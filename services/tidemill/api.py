@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import html
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +140,10 @@ def dataset(
     writer.finish()
     writer.close()
     if not writer.summary.rows:
-        raise SettingsError("there is no labelled example in these event times")
+        why = "".join(f"; {text}" for text in writer.summary.warnings)
+        raise SettingsError(f"there is no labelled example in these event times{why}")
+    for text in writer.summary.warnings:
+        warnings.warn(text, stacklevel=2)
     return nw.from_arrow(pq.read_table(buffer), backend=_backend(events)).to_native()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 import tidemill
-from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, with_source
+from tidemill.cli.shared import AS_JSON, PIPELINE, print_report, progress, with_source
 
 if TYPE_CHECKING:
     from tidemill.offline.source import FileSource
@@ -33,7 +33,8 @@ def check(pipeline: str, source: FileSource | None, *, as_json: bool) -> None:
         from tidemill.cli.text.files import files_text
         from tidemill.offline.file_check import check_files
 
-        report = check_files(declared, source)
+        with progress("reading", None) as advance:
+            report = check_files(declared, source, advance)
         print_report(report, files_text, as_json=as_json)
         if any(files.error for files in report.streams):
             raise SystemExit(1)

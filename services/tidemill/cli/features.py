@@ -98,8 +98,11 @@ def _fill(pipeline: str, views: tuple[str, ...], source: FileSource | None, **op
     routes = routes_of(declared, views)
     filling = Backfill(declared, connected(declared, chosen, *topics.TOPICS), routes)
     with contextlib.ExitStack() as stack:
-        events, labels = filling.rows(stack) if source is None else source.rows(declared)
-        filling.run(events, labels, stack.enter_context(progress("history", None)))
+        advance = stack.enter_context(progress("history", None))
+        events, labels = filling.rows(stack, advance) if source is None else source.rows(declared, advance)
+        warnings = filling.run(events, labels, advance)
+    for text in warnings:
+        click.echo(f"WARNING: {text}", err=True)
     for route in routes:
         origin, entity = route
         written, present = filling.written[route], filling.present[route]

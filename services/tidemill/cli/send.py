@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import click
 
 import tidemill
 from tidemill import settings
-from tidemill.cli.shared import AS_JSON_LINES, PIPELINE, SHOW_PERSONAL, connected, with_settings
+from tidemill.cli.shared import AS_JSON_LINES, PIPELINE, SHOW_PERSONAL, connected, progress, with_settings
+from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
 #: Exit codes of `send`: something was refused; of something nothing was heard in time.
@@ -59,13 +61,20 @@ def send(
     declared, chosen = tidemill.load(pipeline), settings.load(**options)
     stdin = sys.stdin.buffer.read() if str(file) == "-" else b""
     messages = messages_of(declared, what, file, texts, stdin)
+    if not messages:
+        raise SettingsError(
+            f"{'standard input' if str(file) == '-' else file or '--json'} has no {what}: nothing is sent"
+        )
     used = (topics.EVENTS, topics.PREDICTIONS) if what == "events" else (topics.LABELS, topics.EXAMPLES)
     sending = Sending(declared, connected(declared, chosen, *used, topics.DLQ), what)
-    for outcome in sending.run(messages, timeout):
-        if as_json:
-            click.echo(json.dumps(outcome.as_dict(), default=str))
-        elif len(messages) <= MAX_LINES or outcome.state in (REFUSED, UNKNOWN):
-            click.echo(outcome_line(outcome, declared.name))
+    with progress("outcomes", len(messages)) if len(messages) > MAX_LINES else nullcontext() as advance:
+        for outcome in sending.run(messages, timeout):
+            if as_json:
+                click.echo(json.dumps(outcome.as_dict(), default=str))
+            elif len(messages) <= MAX_LINES or outcome.state in (REFUSED, UNKNOWN):
+                click.echo(outcome_line(outcome, declared.name))
+            if advance:
+                advance(1)
     if not as_json:
         click.echo(outcomes_line(sending.outcomes, what))
     states = {outcome.state for outcome in sending.outcomes}

@@ -151,7 +151,7 @@ def connected(pipeline: Pipeline, chosen: settings.Settings, *used: Topic) -> Ka
 def progress(what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
     """Show a progress bar on a terminal's standard error; nothing where that is no terminal.
 
-    `total` None: how many there will be is not known.
+    `total` None: how many there will be is not known yet; `stream.api.expect` adds to it.
     """
     if not sys.stderr.isatty():
         yield None
@@ -173,4 +173,10 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None] | N
                     bar.refresh()
                     drawn = now
 
+        def expect(count: int) -> None:
+            nonlocal total
+            total = count if total is None else total + count
+            bar.update(task, total=total, refresh=True)
+
+        advance.expect = expect  # type: ignore[attr-defined]
         yield advance

@@ -26,7 +26,7 @@ from tidemill.errors import SettingsError, TidemillError
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.compare import Comparison, ComparisonReport, ComparisonRequest
 from tidemill.offline.source import ArchiveSource, FileSource, past_of
-from tidemill.stream.api import Progress
+from tidemill.stream.api import Progress, expect
 from tidemill.wire.records import Example, Score
 
 GIT = "git:"
@@ -47,6 +47,11 @@ class AgainstReport:
     labels_differ: int
 
     @property
+    def warnings(self) -> list[str]:
+        """What to know before the figures, of which of the two."""
+        return _warnings(self.deployed, self.changed)
+
+    @property
     def is_worse(self) -> bool:
         """Whether the changed one is worse, over all or in a segment, beyond doubt."""
         return any(line.verdict == "A better" for line in self.comparison.lines)
@@ -55,6 +60,7 @@ class AgainstReport:
         """Return the report for programs."""
         return {
             "against": self.against,
+            "warnings": self.warnings,
             "deployed": self.deployed.as_dict(),
             "changed": self.changed.as_dict(),
             "comparison": self.comparison.as_dict(),
@@ -162,7 +168,9 @@ def compare_with(
         run = Backtest(pipeline, model_delay_ms=model_delay_ms)
         with Path(name, "changed").open("wb") as out:
             _keep(run, out)
-            changed = past_of(source, pipeline).run(run, progress)
+            past = past_of(source, pipeline, progress)
+            expect(progress, len(past.times))
+            changed = past.run(run, progress)
         deployed = _result(then, against)
         if deployed.task != pipeline.task:
             raise SettingsError(
@@ -170,7 +178,16 @@ def compare_with(
                 "can't be compared"
             )
         labels_differ = _fill(comparison, Path(name, "deployed"), Path(name, "changed"))
+    if not (deployed.report.joined or changed.joined):
+        why = "; ".join(_warnings(deployed.report, changed)) or "no question has a label"
+        raise SettingsError(f"--against {against}: nothing to compare by: {why}")
     return AgainstReport(against, deployed.report, changed, comparison.finish(), labels_differ)
+
+
+def _warnings(deployed: BacktestReport, changed: BacktestReport) -> list[str]:
+    if deployed.warnings == changed.warnings:
+        return changed.warnings
+    return [f"{name}: {text}" for name, one in ((DEPLOYED, deployed), (CHANGED, changed)) for text in one.warnings]
 
 
 def in_other_process(against: str, function: Callable[..., Result], *arguments: Any) -> Result:

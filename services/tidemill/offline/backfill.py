@@ -20,7 +20,7 @@ from tidemill.errors import BrokerError, SettingsError
 from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.history import Message
 from tidemill.offline.source import KafkaSource
-from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition
+from tidemill.stream.api import Broker, Producer, Progress, Record, TopicPartition, expect
 from tidemill.stream.origin import origin_of
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
@@ -67,15 +67,18 @@ class Backfill:
         self._topic = topics.UPDATES.name(pipeline.name)
         self._latest = 0
 
-    def rows(self, stack: ExitStack) -> tuple[Iterable[Row | Message], Iterable[Row | Message]]:
+    def rows(
+        self, stack: ExitStack, progress: Progress | None = None
+    ) -> tuple[Iterable[Row | Message], Iterable[Row | Message]]:
         """Return the log's valid events and labels, each in order of its time; `stack` closes temporary files.
 
         Waits until the services have handled them: an update that is not there then will not come by itself. Raises
         BrokerError where they do not reach the end in time.
         """
-        events, labels = KafkaSource(self.broker).histories(self.pipeline, stack)
+        events, labels = KafkaSource(self.broker).histories(self.pipeline, stack, progress)
         self._wait("featurizer", events.last_offsets)
         self._wait("joiner", labels.last_offsets)
+        expect(progress, events.count)
         return events.rows, labels.rows
 
     def _wait(self, service: str, last: Mapping[TopicPartition, int]) -> None:
@@ -95,15 +98,15 @@ class Backfill:
 
     def run(
         self, events: Iterable[Row | Message], labels: Iterable[Row | Message], progress: Progress | None = None
-    ) -> None:
-        """Write the updates of events and labels, each in order of its time.
+    ) -> list[str]:
+        """Write the updates of events and labels, each in order of its time; return what to know about these.
 
-        `progress` is called with how many events were handled. Another backfill of the same pipeline that still runs is
-        fenced off, and ends with an error.
+        `progress` is called with how many updates were read, and events were handled. Another backfill of the same
+        pipeline that still runs is fenced off, and ends with an error.
         """
         producer = self.broker.producer(f"{self.pipeline.name}.backfill")
         try:
-            self._scan()
+            self._scan(progress)
             backtest, open_ = Backtest(self.pipeline), 0
 
             def take(update: Record) -> None:
@@ -115,18 +118,23 @@ class Backfill:
                         open_ = 0
 
             backtest.updates = take
-            backtest.run(events, labels, progress)
+            report = backtest.run(events, labels, progress)
             for source, entity in self.routes:
                 Updates(self.pipeline, self.records, source).emit_control(
                     "filled", [entity], self._latest, producer.emit
                 )
             producer.commit({}, None)
+            return report.history_warnings
         finally:
             producer.close()
 
-    def _scan(self) -> None:
+    def _scan(self, progress: Progress | None) -> None:
         """Read which updates the log has."""
-        for batch in self.broker.read(full_range(self.broker, self._topic)):
+        ranges = full_range(self.broker, self._topic)
+        expect(progress, sum(end - begin for begin, end in ranges.values()))
+        for batch in self.broker.read(ranges):
+            if progress:
+                progress(len(batch))
             for record in batch:
                 update = self.records.update.of(record.value())
                 if update is not None and not update["control"]:

@@ -80,8 +80,13 @@ class LabelDelays:
             quantiles={p: delays[min(len(delays) - 1, len(delays) * p // 100)] for p in (50, 90, 99, 100) if delays},
         )
 
+    @property
+    def is_odd(self) -> bool:
+        """Whether labels are not as they should be; that some have not come yet is nothing odd."""
+        return bool(self.late or self.without_event or self.before_event)
+
     def as_text(self, timeout: str) -> str:
-        """Return what is unusual, with what to do about it."""
+        """Return what is unusual, with what to do about it; nothing where nothing is."""
         parts = []
         if self.late:
             spread = ", ".join(f"{approximate(delay)} ({p}%)" for p, delay in self.quantiles.items())
@@ -94,7 +99,10 @@ class LabelDelays:
         if self.events_without_label:
             parts.append(f"{self.events_without_label:,} events have no label")
         if self.before_event:
-            parts.append(f"{self.before_event:,} labels are dated before their event")
+            parts.append(
+                f"{self.before_event:,} labels are dated before their event: see that both times are in the same zone "
+                f"and unit"
+            )
         return "; ".join(parts)
 
 
@@ -106,7 +114,8 @@ class BacktestReport:
     refused, by reason; what is neither valid nor refused is no record (a delete in an envelope). `refused_labels`: the
     same of labels. `corrections`: labels that replaced another; `corrected`: joined examples whose last label is not
     the one that was learned. `over_share`: joined examples that were not learned, as their source had used its share.
-    `learn_failed`: by model, examples at which its learn_one raised. `left_out`: figures that a model has not, and why.
+    `learn_failed`: by model, examples at which its learn_one raised; `learn_errors`: what it raised first. `left_out`:
+    figures that a model has not, and why.
     """
 
     pipeline: str
@@ -124,6 +133,7 @@ class BacktestReport:
     pending: int = 0
     over_share: int = 0
     learn_failed: dict[str, int] = field(default_factory=dict)
+    learn_errors: dict[str, str] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     first_letters: dict[str, str] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
@@ -151,16 +161,27 @@ class BacktestReport:
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: what they leave out, and the setting to change."""
+        return [
+            text for text in (self._unanswered(), *self.history_warnings, self._unlearned(), *self.left_out) if text
+        ]
+
+    @property
+    def history_warnings(self) -> list[str]:
+        """Those that are about events and labels, and about no model."""
         texts = (
             self._other_unit(),
             self._refused(self.refused, self.events, "events", "no model was asked about them"),
             self._refused(self.refused_labels, self.labels, "labels", "no model has learned them"),
-            self._unanswered(),
-            self._unlabelled(),
-            self._unlearned(),
-            *self.left_out,
+            self._unlabelled() or self._dated_before(),
         )
         return [text for text in texts if text]
+
+    @property
+    def note(self) -> str:
+        """What is odd about a few of the labels, too few for a warning; empty where nothing is."""
+        if self.label_delays is None or not self.label_delays.is_odd or self._unlabelled() or self._dated_before():
+            return ""
+        return self.label_delays.as_text(self.label_timeout)
 
     def _other_unit(self) -> str:
         first, last = SECONDS_AS_MILLIS
@@ -197,6 +218,12 @@ class BacktestReport:
         text = f"the figures leave out {without / self.predictions:.0%} of the predictions, which got no label in time"
         why = self.label_delays.as_text(self.label_timeout) if self.label_delays else ""
         return f"{text}. {why}" if why else text
+
+    def _dated_before(self) -> str:
+        delays = self.label_delays
+        if delays is None or delays.before_event <= MAX_SHARE_LEFT_OUT * self.labels:
+            return ""
+        return f"labels come sooner than they can: {delays.as_text(self.label_timeout)}"
 
     def _unlearned(self) -> str:
         failed = [name for name, n in self.learn_failed.items() if n > MAX_SHARE_LEFT_OUT * self.joined]
@@ -390,8 +417,10 @@ class Backtest:
         label_times: dict[str, int] = {}
 
         def take_label(label: Message) -> None:
-            label_times.setdefault(label.id, label.time)
+            refused = sum(report.refused_labels.values())
             self._take_label(label.time, label.data)
+            if sum(report.refused_labels.values()) == refused:  # what is refused has no delay
+                label_times.setdefault(label.id, label.time)
 
         waiting = _messages(labels, self.pipeline.labels, self.records.sent_label)
         label = next(waiting, None)
@@ -505,6 +534,7 @@ class Backtest:
                 except Exception as error:  # a model's own code: as in production, the others go on
                     self.report.learn_failed[name] = self.report.learn_failed.get(name, 0) + 1
                     if self.report.learn_failed[name] == 1:
+                        self.report.learn_errors[name] = described(error)
                         log.error("learn_one raised", extra={"model": name, "cause": described(error)})
                 self.scorer.put(name, fold.version, fold.running)
             self.report.over_share += not learned

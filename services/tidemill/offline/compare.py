@@ -19,7 +19,7 @@ from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.errors import SettingsError
 from tidemill.models.corrections import read_corrections
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
-from tidemill.stream.api import Broker, Progress
+from tidemill.stream.api import Broker, Progress, expect
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records, Score, newness
@@ -302,7 +302,9 @@ def compare(
     """
     comparison, records = Comparison(pipeline, request), Records(pipeline)
     corrections = read_corrections(pipeline, broker)
-    for batch in broker.read(full_range(broker, topics.EXAMPLES.name(pipeline.name))):
+    ranges = full_range(broker, topics.EXAMPLES.name(pipeline.name))
+    expect(progress, sum(end - begin for begin, end in ranges.values()))
+    for batch in broker.read(ranges):
         for record in batch:
             data = record.value() or b""
             if corrections.is_one(record):

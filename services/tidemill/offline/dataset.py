@@ -27,7 +27,7 @@ from tidemill.errors import SettingsError
 from tidemill.files import open_atomic
 from tidemill.models.corrections import read_corrections
 from tidemill.offline.source import ArchiveSource, KafkaSource
-from tidemill.stream.api import Progress
+from tidemill.stream.api import Progress, expect
 from tidemill.stream.ranges import full_range
 from tidemill.wire import archive_rows as rows
 from tidemill.wire import topics
@@ -57,7 +57,10 @@ class Span:
 
 @dataclass
 class Summary:
-    """What a data set holds. Times are ms since the epoch; `labels` counts each label where they are not numbers."""
+    """What a data set holds, and what to know before: `warnings`, of vectors that were computed again from history.
+
+    Times are ms since the epoch; `labels` counts each label where they are not numbers.
+    """
 
     file: str
     rows: int = 0
@@ -70,6 +73,7 @@ class Summary:
     corrected: int = 0
     skipped: int = 0
     dead_letters: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -200,6 +204,7 @@ def _nothing(summary: Summary, form: Form) -> str:
         )
     refused = ", ".join(f"{reason} {n:,}" for reason, n in sorted(summary.dead_letters.items()))
     why = f"; dead letters: {refused}, of which `tidemill backtest` says more" if refused else ""
+    why += "".join(f"; {text}" for text in summary.warnings)
     return f"there is no example in these event times{why}"
 
 
@@ -248,7 +253,9 @@ def served(
     broker, topic = source.broker, topics.EXAMPLES.name(pipeline.name)
     form, records = rows.RowFormat(pipeline, labelled=True), Records(pipeline)
     corrections = read_corrections(pipeline, broker)
-    for batch in broker.read(full_range(broker, topic)):
+    ranges = full_range(broker, topic)
+    expect(progress, sum(end - begin for begin, end in ranges.values()))
+    for batch in broker.read(ranges):
         for record in batch:
             if corrections.is_one(record):
                 continue

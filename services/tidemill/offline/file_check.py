@@ -22,7 +22,7 @@ from tidemill.offline.history import Message
 from tidemill.offline.source import FileSource
 from tidemill.rules import PLAUSIBLE_TIMES
 from tidemill.stages.validator.service import Validator
-from tidemill.stream.api import Headers, Position, TopicPartition
+from tidemill.stream.api import Headers, Position, Progress, TopicPartition, expect
 from tidemill.stream.memory import MemoryRecord
 from tidemill.tables import Lookup
 from tidemill.wire import topics
@@ -96,8 +96,11 @@ class FilesReport:
         return dataclasses.asdict(self)
 
 
-def check_files(pipeline: Pipeline, source: FileSource) -> FilesReport:
-    """Return what the files hold. Raises SettingsError where one can't be read at all."""
+def check_files(pipeline: Pipeline, source: FileSource, progress: Progress | None = None) -> FilesReport:
+    """Return what the files hold. Raises SettingsError where one can't be read at all.
+
+    `progress` is called with rows, as they are read and as they are checked.
+    """
     report = FilesReport(pipeline.name, pipeline.label_timeout)
     validator = Validator(pipeline, any_encoding=True, fuse=False)
     known: dict[str, dict[str, int]] = {}
@@ -112,14 +115,17 @@ def check_files(pipeline: Pipeline, source: FileSource) -> FilesReport:
         columns, files.rows = history.columns(path, stream)
         files.columns = [_column(stream, column, columns.get(column), files.rows) for column in _names(stream, columns)]
         try:
-            messages = history.messages(path, stream)
+            messages = history.messages(path, stream, progress)
         except SettingsError as error:  # of one value; the file itself can be read
             files.error = str(error)
             report.warnings.append(f"nothing runs on this file: {error}")
             continue
         codec = validator.records.event if name == "events" else validator.records.label
         validator.assign(TopicPartition(raw.name(pipeline), 0), Position(0))
-        records = list(valid_records(validator, raw.name(pipeline), valid.name(pipeline), messages, codec, files))
+        expect(progress, len(messages))
+        records = list(
+            valid_records(validator, raw.name(pipeline), valid.name(pipeline), messages, codec, files, progress)
+        )
         known[name] = {}
         for record in records:
             files.same_id += str(record[stream.id]) in known[name]
@@ -209,7 +215,13 @@ def _like(values: Sequence[Any], holds: str) -> str:
 
 
 def valid_records(
-    validator: Validator, raw: str, valid: str, messages: Sequence[Message], codec: Codec, files: StreamFiles
+    validator: Validator,
+    raw: str,
+    valid: str,
+    messages: Sequence[Message],
+    codec: Codec,
+    files: StreamFiles,
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the valid records; the rest is counted."""
     passed: list[bytes] = []
@@ -232,6 +244,8 @@ def valid_records(
 
     for offset, message in enumerate(messages):
         validator.process((MemoryRecord(raw, message.data, None, message.time, None, 0, offset),), emit)
+        if progress:
+            progress(1)
         if passed:
             files.valid += 1
             yield codec.decode(passed.pop())

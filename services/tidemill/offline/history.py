@@ -28,7 +28,7 @@ from tidemill.encoding.codec import Codec
 from tidemill.encoding.envelopes import EmbeddedSchemas, SkippedError, form_of, unwrapped
 from tidemill.errors import Reject, SettingsError
 from tidemill.rows import Timestamp
-from tidemill.stream.api import Progress
+from tidemill.stream.api import Progress, expect
 from tidemill.wire.records import PredictionLog
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "1.0": True, "false": False, "f": False, "0": False, "0.0": False}
@@ -66,19 +66,22 @@ def messages(path: Path | Frame, stream: Stream, progress: Progress | None = Non
     """
     made: list[tuple[int | None, str, bytes]] = []
     for part in [path] if isinstance(path, Frame) else _files(path):
-        for message in _messages(part, stream):
+        for message in _messages(part, stream, progress):
             made.append(message)
             if progress:
                 progress(1)
     return in_order(made)
 
 
-def _messages(part: Path | Frame, stream: Stream) -> Iterator[tuple[int | None, str, bytes]]:
+def _messages(part: Path | Frame, stream: Stream, progress: Progress | None) -> Iterator[tuple[int | None, str, bytes]]:
     if isinstance(part, Path) and _is_json(part):
-        yield from _json_messages(part, stream)
+        lines = _json_rows(part)
+        expect(progress, len(lines))
+        yield from _json_messages(lines, stream)
         return
     codec = Codec(stream.avro)
     rows_ = _rows(part, stream) if isinstance(part, Path) else _records(part.columns, stream, part, is_text=False)
+    expect(progress, len(rows_))
     for row in rows_:
         yield stream.millis_of(row), str(row[stream.id]), as_message(codec, row)
 
@@ -198,9 +201,9 @@ def _json_rows(file: Path) -> list[bytes]:
         raise SettingsError(f"{file}: {error}") from None
 
 
-def _json_messages(file: Path, stream: Stream) -> Iterator[tuple[int | None, str, bytes]]:
+def _json_messages(lines: Sequence[bytes], stream: Stream) -> Iterator[tuple[int | None, str, bytes]]:
     time = next(field for field in json_values.fields_of(stream.avro) if field.name == stream.time)
-    for row in _json_rows(file):
+    for row in lines:
         id_ = ""
         try:
             record = unwrapped(json.loads(row), stream.unwrap, bare=True, fields=stream.types)

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 from tidemill.declare.stream import Stream
 from tidemill.encoding.codec import Codec
 from tidemill.offline.history import Message
-from tidemill.stream.api import Broker, Progress, TopicPartition
+from tidemill.stream.api import Broker, Progress, TopicPartition, expect
 from tidemill.stream.ranges import full_range
 
 #: Records that are sorted at once. More are sorted in runs, which are merged from temporary files.
@@ -72,13 +72,14 @@ class LogHistory:
     """A stream's rows in order of time, and what is known of those before them.
 
     `first_times` has the first time of each partition whose log was cut, `last_offsets` each one's last offset;
-    `skipped` counts records of an earlier schema. All three are complete when the first row is there.
+    `skipped` counts records of an earlier schema, `count` the rows. All are complete when the first row is there.
     """
 
     rows: Iterator[Message] = field(default_factory=lambda: iter(()))
     first_times: dict[int, int] = field(default_factory=dict)
     last_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     skipped: int = 0
+    count: int = 0
 
     @property
     def complete_from(self) -> int | None:
@@ -94,6 +95,8 @@ def read_log(
     cut = {slot.partition for slot, (begin, _) in ranges.items() if begin > 0}
     history = LogHistory()
 
+    expect(progress, sum(end - begin for begin, end in ranges.values()))
+
     def read() -> Iterator[TimedRecord]:
         for batch in broker.read(ranges):
             for record in batch:
@@ -106,6 +109,7 @@ def read_log(
                 now = row[stream.time]
                 if partition in cut:
                     history.first_times[partition] = min(now, history.first_times.get(partition, now))
+                history.count += 1
                 yield TimedRecord(now, partition, record.offset(), value)
             if progress:
                 progress(len(batch))

@@ -21,7 +21,7 @@ from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.dataset import Writer
 from tidemill.offline.history import Message
 from tidemill.offline.source import KafkaSource, RowSource
-from tidemill.stream.api import Progress, Record
+from tidemill.stream.api import Progress, Record, expect
 from tidemill.wire.archive_rows import RowFormat, key_of
 
 
@@ -55,7 +55,11 @@ def recompute_rows(
         last = end + pipeline.label_timeout_ms + pipeline.corrections_ms
         events = takewhile(lambda event: _time_of(event, pipeline.events) < end, events)
         labels = takewhile(lambda label: _time_of(label, pipeline.labels) <= last, labels)
-    writer.summary.dead_letters = run.run(events, labels, progress).dead_letters
+    report = run.run(events, labels, progress)
+    if end is not None:
+        report.label_delays = None  # labels of events after the end are none that match no event
+    writer.summary.dead_letters = report.dead_letters
+    writer.summary.warnings = [*report.history_warnings, *filter(None, [report.note])]
 
 
 def _time_of(row: Row | Message, stream: Stream) -> int:
@@ -88,6 +92,7 @@ def recompute(
     """Give `writer` the examples that the events and labels of `source` are under this declaration."""
     with ExitStack() as stack:
         events, labels = source.histories(pipeline, stack, progress)
+        expect(progress, events.count)
         writer.summary.skipped = events.skipped + labels.skipped
         complete = complete_from(pipeline, events.complete_from, labels.complete_from)
         recompute_rows(pipeline, events.rows, labels.rows, writer, complete_from=complete, progress=progress)

@@ -66,7 +66,7 @@ class RowSource:
         """Return events and labels, each in order of its time."""
         del stack
         events, labels = self.rows(pipeline, progress)
-        return LogHistory(iter(events)), LogHistory(iter(labels))
+        return LogHistory(iter(events), count=len(events)), LogHistory(iter(labels), count=len(labels))
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,8 @@ class _Models(Backtest):
         own = self.report
         report.metrics, report.over_time, report.decisions = self._values(), own.over_time, own.decisions
         report.left_out = self._left_out()
-        report.learn_failed, report.over_share, report.seconds = own.learn_failed, own.over_share, seconds
+        report.learn_failed, report.learn_errors = own.learn_failed, own.learn_errors
+        report.over_share, report.seconds = own.over_share, seconds
         return report
 
 

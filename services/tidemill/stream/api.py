@@ -14,9 +14,15 @@ from tidemill.stream.commit_metadata import CommitMetadata
 from tidemill.stream.trace import Traces
 
 Headers = list[tuple[str, bytes]]
-#: Called with how many more records were handled.
+#: Called with how many more records were handled. One that shows how long it will take has `expect` as well.
 Progress = Callable[[int], None]
 NO_METADATA = CommitMetadata()
+
+
+def expect(progress: Progress | None, count: int) -> None:
+    """Tell a progress that so many more records are to come, if it wants to know."""
+    if (add := getattr(progress, "expect", None)) is not None:
+        add(count)
 
 
 class Record(Protocol):

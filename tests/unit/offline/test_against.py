@@ -176,3 +176,12 @@ def test_a_file_that_the_revision_has_not_and_another_task_are_said(project: Pat
     )  # fmt: skip
     result = CliRunner().invoke(cli, ["backtest", "pipeline.py", *files, "--against", "new.py"])
     assert "its task is 'anomaly' and this one's 'binary'" in str(result.exception)
+
+
+def test_labels_of_nobody_are_said_where_nothing_can_be_compared(project: Path) -> None:
+    text = (project / "labels.csv").read_text()
+    (project / "labels.csv").write_text(text.replace("\ne", "\nx"))
+    code, text = against("--against", "git:HEAD")
+    assert code
+    assert "nothing to compare by: the figures leave out 100% of the predictions" in text
+    assert f"{MANY:,} labels match no event" in text

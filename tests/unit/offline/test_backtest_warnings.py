@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import small
 from river import metrics
 
 from tidemill import rules
-from tidemill.cli.text.reports import backtest_text
+from tidemill.cli.text.reports import backtest_text, dataset_text
+from tidemill.errors import SettingsError
+from tidemill.offline import dataset, recompute
 from tidemill.offline.backtest import Backtest, BacktestReport, LabelDelays
+from tidemill.offline.tuning import questions
 
 EVENTS = [small.event(f"f{number}", number * small.MINUTE) for number in range(100)]
 
@@ -130,3 +134,44 @@ def test_a_metric_that_raises_is_said_by_name() -> None:
 def test_delays_are_counted_by_the_edges(events: dict[int, int], labels: dict[int, int], counts: Sequence[int]) -> None:
     delays = LabelDelays.of(events, labels, 50)
     assert (delays.without_event, delays.events_without_label, delays.before_event, delays.late) == counts
+
+
+def test_labels_that_are_dated_before_their_event_are_said_though_all_are_joined() -> None:
+    report = run(-small.MINUTE)
+    assert report.joined == 100
+    (warning,) = report.warnings
+    assert warning.startswith("labels come sooner than they can: 100 labels are dated before their event")
+
+
+def test_a_few_odd_labels_are_noted_and_one_that_has_not_come_yet_is_not() -> None:
+    known = [small.label(f"f{number}", (number + 1) * small.MINUTE) for number in range(99)]
+    assert Backtest(small.make()).run(EVENTS, known).note == ""
+    few = [*known[:90], *(label | {"flight_id": f"x{number}"} for number, label in enumerate(known[90:]))]
+    report = Backtest(small.make()).run(EVENTS, few)
+    assert report.warnings == []
+    assert "note: 9 labels match no event: see that both streams name the same id" in backtest_text(report)
+
+
+def test_what_is_refused_has_no_delay() -> None:
+    report = run(2 * small.HOUR, label_rules=[rules.between("arr_delay", 900, 2880)])
+    assert "later than label_timeout" not in "".join(report.warnings)
+
+
+def test_what_learn_one_raised_first_is_in_the_report() -> None:
+    report = run(small.MINUTE, models={"linear": small.linear(), "other": _LearnsNothing()})
+    assert "learn_one of other raised on 100 examples, first ValueError: not this one" in backtest_text(report)
+
+
+def test_a_training_set_and_a_search_say_what_history_lacks(tmp_path: Path) -> None:
+    labels = [small.label(f"x{number}", number * small.MINUTE) for number in range(7)]
+    assert "7 labels match no event" in questions.from_rows(small.make(), EVENTS, labels).warnings[0]
+    out = tmp_path / "set.parquet"
+    form = dataset.Form(small.make(), is_served=False)
+    with (
+        pytest.raises(SettingsError, match=r"nothing to write: .* 7 labels match no event"),
+        dataset.written(out, form, dataset.Span()) as writer,
+    ):
+        recompute.recompute_rows(small.make(), EVENTS, labels, writer)
+    with dataset.written(out, form, dataset.Span()) as writer:
+        recompute.recompute_rows(small.make(), EVENTS, [small.label("f1", small.MINUTE), *labels], writer)
+    assert dataset_text(writer.summary).startswith("WARNING: the figures leave out 99% of the predictions")

@@ -216,7 +216,11 @@ def comparison_text(report: ComparisonReport) -> str:
 
 def against_text(report: AgainstReport) -> str:
     """Return which of two declarations is better, in which segment."""
-    return f"A is {report.against}, B is this declaration\n{_sides_text(report)}\n{comparison_text(report.comparison)}"
+    warned = "".join(f"WARNING: {text}\n" for text in report.warnings)
+    return (
+        f"{warned}A is {report.against}, B is this declaration\n{_sides_text(report)}\n"
+        f"{comparison_text(report.comparison)}"
+    )
 
 
 def _sides_text(report: AgainstReport) -> str:
@@ -264,6 +268,7 @@ def against_markdown(report: AgainstReport) -> str:
     lines = [
         f"### {'Worse' if report.is_worse else 'Not shown to be worse'} than {report.against}: {comparison.pipeline}",
         "",
+        *(line for text in report.warnings for line in (f"**Warning**: {text}", "")),
         f"{comparison.questions:,} questions that both answered, asked {minute(comparison.first_event)} to "
         f"{minute(comparison.last_event)} UTC; A is {report.against}, B is this declaration. "
         f"{_differ_text(report)}".strip(),

@@ -63,12 +63,14 @@ def backtest_text(report: BacktestReport) -> str:
         )
         + (f"not learned, for their source had its share: {report.over_share:,}\n" if report.over_share else "")
         + (f"passed over, for they are no records (deletes, tombstones): {no_records:,}\n" if no_records else "")
+        + (f"note: {report.note}\n" if report.note else "")
         + f"dead letters: {dead}\n"
         + "".join(f"  {reason}, the first: {printable(why)}\n" for reason, why in sorted(report.first_letters.items()))
         + f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
     failed = "".join(
-        f"learn_one of {model} raised on {n:,} examples\n" for model, n in sorted(report.learn_failed.items())
+        f"learn_one of {model} raised on {n:,} examples, first {printable(report.learn_errors[model])}\n"
+        for model, n in sorted(report.learn_failed.items())
     )
     warned = "".join(f"WARNING: {text}\n" for text in report.warnings)
     if not names:
@@ -115,7 +117,7 @@ def dataset_text(summary: Summary) -> str:
         *((n, f"records were refused: {reason}") for reason, n in sorted(summary.dead_letters.items())),
     ]
     return (
-        f"{summary.file}: {summary.rows:,} rows, "
+        "".join(f"WARNING: {text}\n" for text in summary.warnings) + f"{summary.file}: {summary.rows:,} rows, "
         f"events from {minute(summary.first_event)} to {minute(summary.last_event)} UTC\n"
         f"labels: {labels}\n"
         + "".join(f"{n:,} {what}\n" for n, what in left if n)

@@ -27,7 +27,7 @@ def tuning_text(report: TuningReport) -> str:
     left = count_of(len(report.candidates) - MAX_CANDIDATES, "candidate")
     more = f"and {left} more, all behind these; --json prints them\n"
     skipped = f", {report.skipped:,} of an earlier declaration skipped" if report.skipped else ""
-    head = (
+    head = "".join(f"WARNING: {text}\n" for text in report.warnings) + (
         f"{report.pipeline}: {count_of(len(report.candidates), 'candidate')} (--seed {report.seed}) on "
         f"{count_of(report.examples, 'example')}{skipped}; the best by {report.metric}; {report.seconds:.1f} s\n"
     )

@@ -23,7 +23,7 @@ from tidemill.models.corrections import Corrections, Key, key_of
 from tidemill.offline.backtest import Backtest, Row, without_models
 from tidemill.offline.history import Message
 from tidemill.offline.source import ArchiveSource, FileSource, Source
-from tidemill.stream.api import Broker, Progress, Record, TopicPartition
+from tidemill.stream.api import Broker, Progress, Record, TopicPartition, expect
 from tidemill.wire import topics
 from tidemill.wire.records import Example, Records
 
@@ -56,6 +56,8 @@ class Questions:
         self.names = tuple(pipeline.vector)
         self.examples: Sequence[LabelledVector] = list(examples)
         self.skipped = skipped
+        #: What to know before: what events and labels in files lack.
+        self.warnings: list[str] = []
         #: i to ask the i-th example, ~i to learn it.
         self.steps: list[int] = []
         #: By the number of examples learned, how many steps that takes.
@@ -99,7 +101,9 @@ def read(
 ) -> Questions:
     """Read the `newest` examples of a source. Raises SettingsError where it has none, or a file does not fit."""
     if isinstance(source, FileSource):
-        return from_rows(pipeline, *source.rows(pipeline), newest, delay=delay, progress=progress)
+        events, labels = source.rows(pipeline, progress)
+        expect(progress, len(events))
+        return from_rows(pipeline, events, labels, newest, delay=delay, progress=progress)
     if isinstance(source, ArchiveSource):
         return Questions(pipeline, _from_archive(pipeline, source, newest, progress), delay=delay)
     examples, skipped = _from_kafka(pipeline, source.broker, newest, progress)
@@ -114,6 +118,7 @@ def _from_kafka(
     low, high = broker.offset_range(slot)
     examples, skipped, corrections = list[LabelledVector](), 0, Corrections(Records(pipeline))
     keys: list[Key] = []
+    expect(progress, min(newest, high - low))
     for batch in broker.read({slot: (max(low, high - newest), high)}):
         for record in batch:
             if corrections.take(record):
@@ -168,5 +173,7 @@ def from_rows(
         examples.append(_labelled_vector(decode(record.value() or b"")))
 
     run.examples = keep
-    run.run(events, labels, progress)
-    return Questions(pipeline, examples, delay=delay)
+    report = run.run(events, labels, progress)
+    questions = Questions(pipeline, examples, delay=delay)
+    questions.warnings = [*report.history_warnings, *filter(None, [report.note])]
+    return questions

@@ -174,6 +174,7 @@ class TuningReport:
     champion: Candidate
     candidates: list[Candidate] = field(default_factory=list)
     winners: list[Candidate] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     stopped: bool = False
     seconds: float = 0.0
 
@@ -200,12 +201,14 @@ class SuccessiveHalving:
         self._progress, self._clock = progress or (lambda _: None), clock
         self._started = clock()
         if not len(questions):
-            raise SettingsError(f"there is no example of {pipeline.name!r} to tune on{_skipped_text(questions)}")
+            why = _skipped_text(questions) + "".join(f"; {text}" for text in questions.warnings)
+            raise SettingsError(f"there is no example of {pipeline.name!r} to tune on{why}")
         name = pipeline.champion
         self.champion = Candidate(name, "", {})
         self.report = TuningReport(
             pipeline.name, self.metric, options.seed, options.trials, len(questions), questions.skipped, self.champion
         )
+        self.report.warnings = questions.warnings
 
     @staticmethod
     def rungs(examples: int) -> list[int]:
