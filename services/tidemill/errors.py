@@ -21,10 +21,15 @@ class TidemillError(Exception):
     http_status = 503
 
 
+def printable(text: str, *, keeps: str = "") -> str:
+    """Return text without control characters, but those to keep: a terminal would obey what anybody may send."""
+    return "".join(c if c.isprintable() or c in keeps else c.encode("unicode_escape").decode() for c in text)
+
+
 def in_one_line(text: str) -> str:
     """Return a text that may quote anything: in one line, printable, and cut."""
     line = " ".join(text[: 2 * MAX_QUOTING_CHARACTERS].split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = printable(line)
     return line if len(line) <= MAX_QUOTING_CHARACTERS else line[: MAX_QUOTING_CHARACTERS - 1] + "…"
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tidemill.durations import moment
-from tidemill.errors import SettingsError
+from tidemill.errors import SettingsError, printable
 
 if TYPE_CHECKING:
     from tidemill import settings
@@ -134,7 +134,7 @@ def moment_of(option: str, text: str) -> int:
 def print_report(report: Any, as_text: Callable[[Any], str], *, as_json: bool) -> None:
     """Print a report, or a list of reports: as JSON from `as_dict`, else the text that `as_text` returns."""
     if not as_json:
-        click.echo(as_text(report), nl=False)
+        click.echo(printable(as_text(report), keeps="\n"), nl=False)
         return
     data = [one.as_dict() for one in report] if isinstance(report, list) else report.as_dict()
     click.echo(json.dumps(data, indent=2, default=str))

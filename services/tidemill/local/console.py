@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TextIO
 
 from tidemill import logs
+from tidemill.errors import printable
 
 #: ANSI colours of the services, in turn: those that can be read on black and on white.
 COLOURS = (36, 35, 34, 32, 33, 96, 95, 94, 92, 93)
@@ -60,10 +61,13 @@ class Console:
     def _print(self, name: str, level: str, message: str, record: Mapping[str, Any]) -> None:
         moment = _clock(record.get("time"))
         prefix = self._paint(f"{name:<{self.width}}", self._colour(name))
-        shown = self._paint(message, LEVEL_COLOURS.get(level, 0))
-        more = "  ".join(f"{key}={value}" for key, value in record.items() if key not in PLACED)
+        shown = self._paint(printable(message), LEVEL_COLOURS.get(level, 0))
+        more = printable("  ".join(f"{key}={value}" for key, value in record.items() if key not in PLACED))
         lines = [f"{self._paint(moment, 2)} {prefix} {shown}" + (f"  {self._paint(more, 2)}" if more else "")]
-        lines += [f"{' ' * len(moment)} {prefix} {line}" for line in str(record.get("traceback") or "").splitlines()]
+        lines += [
+            f"{' ' * len(moment)} {prefix} {printable(line)}"
+            for line in str(record.get("traceback") or "").splitlines()
+        ]
         self._write("".join(line + "\n" for line in lines))
 
     def _write(self, text: str) -> None:

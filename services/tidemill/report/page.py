@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from tidemill.durations import approximate, minute
+from tidemill.errors import printable
 from tidemill.models.evidence import LOSSES
 from tidemill.offline.backtest import BacktestReport
 from tidemill.report.recording import Recording
@@ -42,6 +43,7 @@ def template_environment() -> Environment:
         loader=PackageLoader("tidemill.report", "."),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value, keeps="\n\t") if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

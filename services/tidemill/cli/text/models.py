@@ -260,7 +260,7 @@ def against_markdown(report: AgainstReport) -> str:
     comparison = report.comparison
 
     def row(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+        return "| " + " | ".join(" ".join(printable(cell).replace("|", "\\|").split()) for cell in cells) + " |"
 
     def table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
         return [row(head), row(["---", *["---:"] * (len(head) - 1)]), *map(row, rows)]

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tidemill.durations import minute
+from tidemill.errors import printable
 from tidemill.wire.dead_letters import shorten
 
 __all__ = ["format_value", "minute", "new_table", "pairs_table", "printable", "render", "second"]
@@ -33,7 +34,7 @@ def render(*parts: Any) -> str:
     console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part)
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    text = "".join(f"{printable(line.rstrip())}\n" for line in out.getvalue().removesuffix("\n").split("\n"))
     return (
         text
         if "utf" in (sys.stdout.encoding or "utf").lower()
@@ -48,11 +49,6 @@ def new_table(*columns: str, numbers: int = 0) -> Table:
         # The name of a row does not wrap; the rest may.
         table.add_column(column, justify="right" if index >= len(columns) - numbers else "left", no_wrap=index == 0)
     return table
-
-
-def printable(text: str) -> str:
-    """Return text without control characters, which a terminal would obey: a producer's bytes may be in it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_value(text: str, longest: int = 120) -> Text:
