@@ -14,6 +14,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 #: What is seldom called, and which parts of River import it.
 PARTS = (
     "scipy.stats", "scipy.special", "scipy.sparse", "scipy.integrate", "scipy.ndimage", "scipy.io", "scipy.io.arff",
@@ -53,7 +55,13 @@ class _StandIn(ModuleType):
         return value
 
 
+#: The same code as SciPy's, which comes with 40 MB: River's ROCAUC asks for nothing else.
+_ELSEWHERE = {("scipy.integrate", "trapezoid"): getattr(np, "trapezoid", None) or np.trapz}  # type: ignore[attr-defined]
+
+
 def _real(module: str, name: str) -> Any:
+    if (module, name) in _ELSEWHERE and module not in sys.modules:
+        return _ELSEWHERE[module, name]
     return getattr(importlib.import_module(module), name)
 
 

@@ -24,7 +24,8 @@ _UNREAD: Any = object()
 class Carried(bytes):
     """A message that knows the record that its maker's codec would read from it; see `Codec.decode`.
 
-    It stays within one process, and nobody changes the record. What is kept for long is kept as `bytes(message)`.
+    It stays within one process, and nobody changes the record, which passes its codec's check. What is kept for long is
+    kept as `bytes(message)`.
     """
 
     record: Any = _UNREAD
@@ -133,12 +134,14 @@ class Codec:
             given = data[:HEADER].hex()
             message = f"header {given} where {self.header.hex()} ({self.avro['name']}) was expected"
             raise Reject("unknown_schema", message, value=given)
-        if type(data) is not Carried or read is not self.read:
-            record = read_all(read, data, HEADER, self.avro["name"])
-        elif (record := data.record) is _UNREAD:
-            record = data.record = read_all(read, data, HEADER, self.avro["name"])
+        is_carried = type(data) is Carried and read is self.read
+        if is_carried and data.record is not _UNREAD:  # type: ignore[attr-defined]
+            return data.record  # type: ignore[attr-defined]
+        record = read_all(read, data, HEADER, self.avro["name"])
         if self._check is not None:
             self._check(record)
+        if is_carried:
+            data.record = record  # type: ignore[attr-defined]
         return record
 
 

@@ -321,13 +321,20 @@ class Backtest:
         """Whether somebody is to see records as they come."""
         return any((self.predictions, self.updates, self.examples, self.emitted))
 
+    def leave_out_bytes(self) -> None:
+        """Encode no message that nobody reads; with a score of each of very many classes, one may be too large."""
+        are_seen = self.is_watched or self._spool is not None or self.pipeline.task == "multiclass"
+        for records in self._all_records:
+            records.are_seen = are_seen
+
     def _wire(self) -> None:
         name = self.pipeline.name
         validator = Validator(self.pipeline, any_encoding=True, fuse=False)  # history is what it is
         joiner, materializer = Joiner(self.pipeline), Materializer(self.pipeline)
         featurizer = Featurizer(self.pipeline, remote_views=InMemoryRemoteViews(materializer.views))
         self._joiner, self._featurizer = joiner, featurizer
-        for records in (validator.records, featurizer.records, self.scorer.records, joiner.records):
+        self._all_records = (validator.records, featurizer.records, self.scorer.records, joiner.records)
+        for records in self._all_records:
             records.carries = True
         start = Position(0)
         materializer.assign(TopicPartition(topics.UPDATES.name(name), 0), start)
@@ -369,6 +376,18 @@ class Backtest:
         self._offsets[topic] += 1
         if self.emitted:
             self.emitted(record)
+        step = self._processors.get(topic)
+        if step is None:
+            self._take(topic, record)
+            return
+        if self.predictions and topic == self._log:
+            self.predictions(self.records.prediction_log.decode(value))
+        if self.updates and topic == self._updates:
+            self.updates(record)
+        step.process((record,), self._emit)
+
+    def _take(self, topic: str, record: MemoryRecord) -> None:
+        """Take a record that no step reads."""
         if topic == self._dlq:
             letter, report = read_dead_letter(record), self.report
             if letter.stage == "validator":
@@ -389,13 +408,7 @@ class Backtest:
             if self.pipeline.gate:
                 self._gate.process((record,), self._emit)
         elif topic == self._promotions:
-            self._decide(self._decided.decode(value))
-        elif topic in self._processors:
-            if topic == self._log and self.predictions:
-                self.predictions(self.records.prediction_log.decode(value))
-            if topic == self._updates and self.updates:
-                self.updates(record)
-            self._processors[topic].process((record,), self._emit)
+            self._decide(self._decided.decode(record.value() or b""))
 
     def _decide(self, decision: Decision) -> None:
         self.report.decisions.append(decision)
@@ -411,7 +424,7 @@ class Backtest:
         What does not fit its schema is a dead letter, as in production; without a time it follows the one before it.
         """
         started = time.perf_counter()
-        self._featurizer.records.are_seen = self._joiner.records.are_seen = self.is_watched
+        self.leave_out_bytes()
         report = self.report
         event_times: dict[str, int] = {}
         label_times: dict[str, int] = {}

@@ -21,11 +21,12 @@ from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tidemill.encoding.codec import HEADER, carried
+from tidemill.encoding.codec import carried
 from tidemill.errors import Reject, TidemillError
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.history import Message
-from tidemill.stream.api import Emit, Headers, Processor, Progress, Record
+from tidemill.stream.api import Emit, Processor, Progress, Record
+from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetterProcessor
@@ -76,24 +77,16 @@ class _Ahead(Backtest):
     def _values(self) -> dict[str, dict[str, float]]:
         return {}
 
-    def _emit(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        timestamp: int = 0,
-        headers: Headers | None = None,
-        partition: int = -1,
-    ) -> None:
+    def _take(self, topic: str, record: MemoryRecord) -> None:
+        value = record.value() or b""
         if topic == self._examples:
-            self._offsets[topic] += 1
-            example = self.records.example.trusted(value)
+            example, event_id = self.records.example.trusted(value), (record.key() or b"").decode()
             place = example["prediction"]["place"]
-            self.items.append((place, example["label"], example["label_time"], (key or b"").decode(), timestamp))
+            self.items.append((place, example["label"], example["label_time"], event_id, record.timestamp()[1]))
+        elif topic == self._expired:
+            self.items.append((self.records.prediction_log.trusted(value)["place"],))
         else:
-            if topic == self._expired:
-                self.items.append((self.records.prediction_log.trusted(value)["place"],))
-            super()._emit(topic, value, key, timestamp, headers, partition)
+            super()._take(topic, record)
 
 
 class _SupposedAnswers(DeadLetterProcessor):
@@ -105,7 +98,6 @@ class _SupposedAnswers(DeadLetterProcessor):
         low, _ = run.pipeline.kind.range
         score = {"model": "", "version": 0, "epoch": 0, "score": max(low, 0.0), "probabilities": {}, "answered": True}
         self._answer: dict[str, Any] = {"champion": score, "challengers": []}
-        self._scores = self.records.scores.body(self._answer)
         self._place = 0
 
     def process(self, records: Sequence[Record], emit: Emit) -> bool:
@@ -117,10 +109,10 @@ class _SupposedAnswers(DeadLetterProcessor):
                 self.refuse(record, reject, emit)
                 continue
             self._run.items.append((value, features, record.key() or b"", origin))
-            entry = self.records.prediction_log.header + value[HEADER:] + self._scores
             supposed = {"features": features, **self._answer, "place": self._place}
             self._place += 1
-            emit(self._log, carried(entry, supposed), features["event_id"].encode(), origin)
+            entry = carried(self.records.prediction_log.header, supposed)
+            emit(self._log, entry, features["event_id"].encode(), origin)
         return True
 
 
@@ -132,6 +124,7 @@ class _Models(Backtest):
         self._answers = _Answers()
         self._processors[self._log] = self._answers
         self._features = topics.FEATURES.name(self.pipeline.name)
+        self.leave_out_bytes()
 
     def take(self, items: Sequence[Item]) -> None:
         """Do what the other process has sent. Raises TooLittleError."""
@@ -148,22 +141,13 @@ class _Models(Backtest):
 
     def _teach(self, place: int, label: Any, label_time: int, event_id: str, origin: int) -> None:
         answer, outcome = self._answers.by_place.pop(place), {"label": label, "label_time": label_time}
-        value = self.records.example.header + answer[HEADER:] + self.records.outcome.body(outcome)
         record = {"prediction": self.records.prediction_log.trusted(answer), **outcome}
-        self._emit(self._examples, carried(value, record), event_id.encode(), origin)
+        self._emit(self._examples, carried(self.records.example.header, record), event_id.encode(), origin)
 
-    def _emit(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        timestamp: int = 0,
-        headers: Headers | None = None,
-        partition: int = -1,
-    ) -> None:
+    def _take(self, topic: str, record: MemoryRecord) -> None:
         if topic == self._dlq:
             raise TooLittleError("a vector was not answered")
-        super()._emit(topic, value, key, timestamp, headers, partition)
+        super()._take(topic, record)
 
     def finish(self, report: BacktestReport, seconds: float) -> BacktestReport:
         """Return the report of both processes."""

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: The type of each kind of feature in a vector that was decoded.
 _TYPES: Mapping[str, type] = {"number": float, "category": str, "flag": bool}
 
+#: Up to so many features and views, and characters in texts, a vector is small: 4 bytes a character, and ids of 500.
+MAX_SMALL_FEATURES, MAX_SMALL_CHARACTERS = 100, 10_000
+
 #: Records whose codec is not called as they are.
 _ATTRIBUTES = {"PredictionLog": "prediction_log"}
 
@@ -116,12 +119,13 @@ class Records:
 
     #: Whether the messages that a step makes carry their records, for the next step in the same process.
     carries = False
-    #: Whether anybody but the next step sees those messages; else they may be no more than a header.
+    #: Whether anybody but the next step sees messages; else they carry their records, and may be no more than a header.
     are_seen = True
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._types = {name: _TYPES[kind] for name, kind in pipeline.vector.items()}
+        self._texts = [name for name, kind in pipeline.vector.items() if kind == "category"]
         self._named: dict[str, Any] = {
             "Vector": pipeline.vector_schema,
             "Label": pipeline.kind.label_type,
@@ -209,6 +213,12 @@ class Records:
     def features(self) -> Codec:
         """Features: the vector with its provenance."""
         return self._own("features.v1")
+
+    def is_small(self, vector: Mapping[str, Any]) -> bool:
+        """Whether features with this vector are far below the limit in bytes, whatever is in their other fields."""
+        if len(self._types) + len(self.pipeline.views) > MAX_SMALL_FEATURES:
+            return False
+        return sum(map(len, filter(None, map(vector.get, self._texts)))) <= MAX_SMALL_CHARACTERS
 
     def carried_features(self, data: bytes, features: Mapping[str, Any]) -> bytes:
         """Return the message of features with its record, in the vector's order; without it where types differ."""

@@ -96,7 +96,7 @@ class Updates:
                 "texts": texts,
             }
             records = self._records
-            data = self._encode(update) if records.are_seen or not records.carries else records.update.header
+            data = self._encode(update) if records.are_seen else records.update.header
             if records.carries:
                 data = carried(data, update)
             emit(self.topic, data, prefix + entity_id.encode(), origin, trace)

@@ -278,10 +278,13 @@ class Featurizer(DeadLetterProcessor):
             "stale": stale,
             "vector": request.vector,
         }
-        data = self.records.features.encode(features)
-        if len(data) > MAX_VECTOR_BYTES:
-            self.refuse(record, Reject("too_large", VECTOR_BYTES.excess(len(data)), entity=request.entity), emit)
-            return
+        if self.records.are_seen or not self.records.is_small(request.vector or {}):
+            data = self.records.features.encode(features)
+            if len(data) > MAX_VECTOR_BYTES:
+                self.refuse(record, Reject("too_large", VECTOR_BYTES.excess(len(data)), entity=request.entity), emit)
+                return
+        else:
+            data = self.records.features.header
         if self.records.carries:
             data = self.records.carried_features(data, features)
         emit(self.topic, data, record.key(), origin_of(record), trace)

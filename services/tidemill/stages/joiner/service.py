@@ -203,7 +203,9 @@ class Joiner(DeadLetterProcessor):
         if event.is_refused:
             return
         prediction, outcome = event.value or b"", {"label": label.value, "label_time": label.time}
-        value = self.records.example.header + prediction[HEADER:] + self.records.outcome.body(outcome)
+        value = self.records.example.header
+        if self.records.are_seen:
+            value += prediction[HEADER:] + self.records.outcome.body(outcome)
         if type(prediction) is Carried:
             value = carried(value, {"prediction": prediction.record, **outcome})
         # The prediction's trace goes on; the label's where that has none, as of an event that another system has sent.

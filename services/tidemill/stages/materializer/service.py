@@ -70,7 +70,8 @@ class Materializer(Processor):
                     if offset >= states[index].offset:
                         self._update(states[index], update)
             for state in states:
-                state.offset = max(state.offset, offset + 1)
+                if state.offset <= offset:
+                    state.offset = offset + 1
         return True
 
     def _update(self, state: ViewState, update: Mapping[str, Any]) -> None:

@@ -216,6 +216,7 @@ class Scorer(DeadLetterProcessor):
             raise Retry(self.not_ready())
         decode, log_header = self.records.features.decode, self.records.prediction_log.header
         scores, prediction = self.records.scores.body, self.records.prediction_for_consumers
+        are_seen = self.records.are_seen
         for record in records:
             self.in_hand, value = record, record.value() or b""
             try:
@@ -226,7 +227,7 @@ class Scorer(DeadLetterProcessor):
                 self.refuse(record, reject, emit)
                 continue
             given = {"champion": served, "challengers": self._shadow(served, x)}
-            entry = log_header + value[HEADER:] + scores(given)
+            entry = log_header + value[HEADER:] + scores(given) if are_seen else log_header
             if len(entry) > MAX_PREDICTION_BYTES:  # with a score of each of very many classes
                 why = PREDICTION_BYTES.excess(len(entry))
                 self.refuse(record, Reject("too_large", why, entity=features["entity_id"]), emit)
@@ -235,6 +236,8 @@ class Scorer(DeadLetterProcessor):
             if self.records.carries:
                 entry = carried(entry, {"features": features, **given})
             emit(self.log, entry, event_id.encode(), origin, trace)
+            if not are_seen:
+                continue
             if self._prediction_headers:
                 trace = [*(trace or ()), *self._prediction_headers(event_id, features["entity_id"])]
             emit(
