@@ -585,6 +585,16 @@ def test_topics_of_other_numbers_of_partitions_are_not_read_together(tmp_path: P
         scaffold.make(tmp_path / "x", [dataclasses.replace(taken[0], sample=Sample("x.y", 3, [], "", None))], Options())
 
 
+def test_a_linear_model_comes_back_from_numbers_far_from_all_before(tmp_path: Path) -> None:
+    draw, rows = random.Random(4), []
+    for number in range(900):
+        z, far = draw.gauss(0, 1), number % 97 == 96
+        row = {f"x{k}": 1_000.0 if far else draw.gauss(0, 1) for k in range(5)}
+        rows.append({**row, "z": z, "y": 5 + z + draw.gauss(0, 0.1)})
+    _, report, _ = made(tmp_path / "p", table(tmp_path / "far.csv", rows), label="y")
+    assert report.metrics["linear"]["MAE"] < report.metrics["baseline"]["MAE"] / 2
+
+
 def test_a_text_of_each_row_is_not_offered_as_the_label(tmp_path: Path) -> None:
     rows = [{"order": f"o{n}", "note": f"n{n % 7}", "at": f"2026-01-01T00:{n:02}:00Z"} for n in range(60)]
     with pytest.raises(TidemillError, match=r"Say so with --label: 'note', 'none'$"):
@@ -615,9 +625,14 @@ def test_a_project_is_made_of_the_newest_records_of_a_topic(tmp_path: Path) -> N
         (["0,123", "7,250"], "float", ["0.123", "7.250"], "decimal commas"),
         (["1,5", "7,250"], "float", ["1.5", "7.250"], "decimal commas"),
         (["1,234", "7,250", None], "text", ["1,234", "7,250", None], "may be thousands or a fraction"),
+        (["nil", *map(str, range(40))], "int", [None, *map(str, range(40))], "'nil', which is taken as missing"),
+        (["?", " ?", *map("{}.5".format, range(40))], "float", [None, None, *map("{}.5".format, range(40))], "'?'"),
+        (["A", *map(str, range(9))], "text", ["A", *map(str, range(9))], ""),  # names of classes, it may be
+        (["A", "B", *map(str, range(40))], "text", ["A", "B", *map(str, range(40))], ""),
+        (["A7", *map(str, range(40))], "text", ["A7", *map(str, range(40))], ""),
     ],
 )
-def test_a_comma_in_numbers_is_what_all_values_allow_and_no_guess_where_they_allow_both(
+def test_numbers_with_commas_or_a_word_are_what_all_values_allow_and_no_guess_where_they_allow_both(
     texts: list[str | None], kind: str, values: list[str | None], note: str
 ) -> None:
     (column,) = columns_of({"x": texts}, is_csv=True)

@@ -29,6 +29,8 @@ Kind = Literal["int", "float", "flag", "text", "time", "nested", "empty"]
 TRIED_TEXTS = 20
 #: Of a column of texts that are not all times, so many show whether some are; and the share that makes it worth a word.
 TRIED_FORMS, MIN_SHARE_OF_TIMES = 3, 0.25
+#: A word among more different numbers than these is none of a category's names: it stands where a number is missing.
+MIN_NUMBERS = 30
 #: Whole numbers beyond are no Avro long.
 LARGEST_LONG = 2**63 - 1
 
@@ -250,6 +252,11 @@ def _of_texts(name: str, field_name: str, texts: Sequence[str | None]) -> Column
     ):
         points = [value and value.replace(",", ".") for value in values]
         return Column(name, field_name, "float", points, note="its decimal commas are written as points")
+    words = {value for value in present if not is_number(value)}
+    if len(words) == 1 < MIN_NUMBERS < len(present) and not re.search(r"\d", word := words.pop()):
+        column = _of_texts(name, field_name, [None if value == word else value for value in values])
+        column.note = f"it holds numbers, and {word!r}, which is taken as missing"
+        return column
     as_they_are = [rows.text_or_none(text, is_text_column=True) for text in texts]
     return _times_of(Column(name, field_name, "text", as_they_are), values)
 

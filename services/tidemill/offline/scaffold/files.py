@@ -115,12 +115,13 @@ def _question(plan: Plan) -> str:
     return f"{plan.name}: {words[plan.task]}"
 
 
-#: By task: the code of the champion and of the challenger.
+#: By task: the code of the champion and of the challenger. The gradient of a squared error has no bound: one number far
+#: from all before it would have the weights overshoot, and grow with every further one.
 _FAMILIES = {
     "binary": ("linear_model.LogisticRegression()", "tree.HoeffdingTreeClassifier()"),
     "multiclass": ("linear_model.SoftmaxRegression()", "tree.HoeffdingTreeClassifier()"),
     "regression": (
-        "preprocessing.TargetStandardScaler(linear_model.LinearRegression())",
+        "preprocessing.TargetStandardScaler(linear_model.LinearRegression(clip_gradient=1.0))",
         'tree.HoeffdingTreeRegressor(leaf_prediction="mean")',
     ),
 }
