@@ -40,7 +40,7 @@ SILENCE_SECONDS = 1.0
 class Outcome:
     """What became of one message.
 
-    predicted    of an event: `score` is what `model` answered
+    predicted    of an event: `score` is what `model` answered, of several classes with the `probabilities` of all
     joined       of a label: it met its prediction; `score` is what the serving model had answered
     waits        of a label: it is valid, and its prediction has not come yet
     dead letter  `reason`, `message`, the service and where the letter is
@@ -51,6 +51,7 @@ class Outcome:
     state: State = "unknown"
     ms: float | None = None
     score: float | None = None
+    probabilities: Mapping[str, float] | None = None
     model: str = ""
     version: int = 0
     label: Any = None
@@ -160,6 +161,7 @@ class Sending:
             for outcome in self._close(prediction["event_id"] if prediction else ""):
                 champion: Mapping[str, Any] = prediction["champion"] if prediction else {}
                 outcome.state, outcome.score = "predicted", champion.get("score")
+                outcome.probabilities = champion.get("probabilities") or None
                 outcome.model, outcome.version = champion.get("model", ""), champion.get("version", 0)
                 yield outcome
         elif topic is topics.EXAMPLES:
@@ -179,6 +181,7 @@ class Sending:
         if example:
             champion = example["prediction"]["champion"]
             outcome.label, outcome.score = example["label"], champion["score"]
+            outcome.probabilities = champion["probabilities"] or None
             outcome.model, outcome.version = champion["model"], champion["version"]
 
     def _refused(self, record: Record) -> Iterator[Outcome]:

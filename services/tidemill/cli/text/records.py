@@ -19,10 +19,10 @@ def outcome_line(outcome: Outcome, pipeline: str) -> str:
     """Return what became of one message."""
     id_ = _text(outcome.id or "(no id)")
     took = "" if outcome.ms is None else f" in {outcome.ms:,.0f} ms"
+    answer = f"{_answer(outcome.score, outcome.probabilities)} by {_model(outcome.model, outcome.version)}"
     if outcome.state == "predicted":
-        return f"{id_}  predicted {_score(outcome.score)} by {_model(outcome.model, outcome.version)}{took}"
+        return f"{id_}  predicted {answer}{took}"
     if outcome.state == "joined":
-        answer = f"{_score(outcome.score)} by {_model(outcome.model, outcome.version)}"
         return f"{id_}  joined: {_text(outcome.label)}, predicted was {answer}{took}"
     if outcome.state == "corrected":
         return f"{id_}  corrected: {_text(outcome.label)}{took}"
@@ -50,13 +50,13 @@ def record_line(what: str, row: Mapping[str, Any]) -> str:
 
 
 def _prediction(row: Mapping[str, Any]) -> str:
-    return _line(second(row["event_time"]), row["event_id"], row["entity_id"], _score(row["score"]), _of(row))
+    answer = _answer(row["score"], row["probabilities"])
+    return _line(second(row["event_time"]), row["event_id"], row["entity_id"], answer, _of(row))
 
 
 def _example(row: Mapping[str, Any]) -> str:
-    return _line(
-        second(row["label_time"]), row["event_id"], row["label"], f"predicted {_score(row['score'])}", _of(row)
-    )
+    answer = _answer(row["score"], row["probabilities"])
+    return _line(second(row["label_time"]), row["event_id"], row["label"], f"predicted {answer}", _of(row))
 
 
 def _letter(row: Mapping[str, Any]) -> str:
@@ -98,8 +98,13 @@ def _model(model: str, version: int) -> str:
     return f"{_text(model)}@{version:,}"
 
 
-def _score(score: float | None) -> str:
-    return "?" if score is None else f"{score:.4g}"
+def _answer(score: float | None, probabilities: Mapping[str, float] | None) -> str:
+    """Return a score as text; of several classes after the one that it is of."""
+    if score is None:
+        return "?"
+    if not probabilities:
+        return f"{score:.4g}"
+    return f"{_text(max(probabilities, key=probabilities.__getitem__))} ({score:.4g})"
 
 
 def _text(value: Any, longest: int = MAX_CHARACTERS) -> str:
