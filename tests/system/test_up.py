@@ -123,7 +123,10 @@ def test_everything_runs_is_found_from_the_folder_is_there_again_when_killed_and
 def test_it_leaves_no_process_behind_however_it_is_ended(start, number: signal.Signals) -> None:
     one = start("--without", "monitor")
     until(lambda: len(one.children()) >= 5, "no services", 60, one.check)
+    folder = next(Path(child.cwd()) for child in one.children() if child.name() == "redis-server")
     assert one.end(number) == (0 if number != signal.SIGKILL else -9)
+    until(lambda: "has ended with it" in one.text or "no process is left" in one.text, "no word", 20)
+    until(lambda: not folder.exists(), "the folder", 20)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,33 @@ def fork(work: Callable[[], int], output: int) -> Forked:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def clear_up_if_killed(folder: Path) -> Callable[[], None]:
+    """Say so where this process is killed, and delete the folder; call what is returned where it ends by itself.
+
+    Whoever does that is no child of ours, and waits until all who were forked from us are gone as well.
+    """
+    reading, writing = os.pipe()
+    if child := os.fork():
+        os.close(reading)
+        os.waitpid(child, 0)
+
+        def end_by_itself() -> None:
+            os.write(writing, b".")
+            os.close(writing)
+
+        return end_by_itself
+    os.setsid()
+    for number in (*ENDING, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if not os.fork():
+        os.close(writing)
+        if not os.read(reading, 1):
+            with contextlib.suppress(OSError):
+                os.write(2, b"tidemill up was killed; all that it had started has ended with it\n")
+            shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
 
 
 def _become_own(output: int) -> None:

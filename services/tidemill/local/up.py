@@ -27,7 +27,7 @@ from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import SettingsError, TidemillError
 from tidemill.keys import KEY_OWNERS, make_keys
 from tidemill.local.console import Console, ConsoleHandler
-from tidemill.local.processes import Process, end, fork, free_port
+from tidemill.local.processes import Process, clear_up_if_killed, end, fork, free_port
 from tidemill.local.replay import Reading, send_all
 from tidemill.local.servers import Redis, create_topics, embedded_settings, start_broker, start_embedded
 from tidemill.local.stack import GIVEN_UP, Stack, chained, name_of, roles, starting_order
@@ -207,6 +207,7 @@ class Local:
             cleanup.callback(RUNNING_FILE.unlink, missing_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="tidemill-up-"))
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+            cleanup.callback(clear_up_if_killed(folder))
             if "redis_url" not in self.settings.model_fields_set:
                 self.redis = Redis(folder)
                 cleanup.callback(self.redis.stop)
