@@ -75,6 +75,8 @@ class Secured(BaseModel):
             parts = urlsplit(url.get_secret_value())
             well = parts.scheme in ("redis", REDIS_TLS, "unix") and bool(parts.hostname or parts.scheme == "unix")
             _ = parts.port  # raises where it is no number
+            if parts.scheme != "unix" and (number := parts.path.replace("/", "")):
+                well &= number.isascii() and number.isdecimal()  # Redis' client takes any other one as 0
         except ValueError:
             well = False
         if not well or "password=" in parts.query:

@@ -158,6 +158,8 @@ WRONG_SETTINGS = [
     ("redis_url", f"redis://host:6379/0?password={SECRET}", ["redis://"]),
     ("redis_url", f"redis://:{SECRET}@[::1", ["redis://"]),
     ("redis_url", "", ["redis://"]),
+    ("redis_url", "redis://localhost:6379/features", ["redis://"]),
+    ("redis_url", "redis://localhost:6379/-1", ["redis://"]),
     ("registry_url", "localhost:8081", ["http(s)://"]),
     ("registry_url", f"ftp://user:{SECRET}@host", ["http(s)://"]),
     ("registry_url", f"http://user:{SECRET}@", ["http(s)://"]),

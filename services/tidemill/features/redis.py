@@ -117,6 +117,8 @@ def _unreachable(url: str, shown: str, error: redis.RedisError) -> str:
         return f"Redis at {shown} refuses {given}: set {names}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"Redis at {shown} has a certificate that is not trusted ({text}): set TIDEMILL_REDIS_CA"
+    if "DB index" in text:
+        return f"Redis at {shown} has no database of this number ({text}): set TIDEMILL_REDIS_URL to one that it has"
     fix = "start it or set TIDEMILL_REDIS_URL"
     if url.startswith("rediss:") and "refused" not in text:
         fix = (
@@ -128,13 +130,22 @@ def _unreachable(url: str, shown: str, error: redis.RedisError) -> str:
     return f"no Redis at {shown}: {error}; {fix}"
 
 
+#: What to do about an error that Redis gives in these words.
+_MENDS = {
+    "WRONGTYPE": "something else has a key of this view: delete or rename it",
+    "read only replica": "set TIDEMILL_REDIS_URL to its primary",
+    "'maxmemory'": "it is full: give it more maxmemory, or views shorter windows",
+}
+
+
 def _failed(doing: str, error: redis.RedisError) -> TidemillError:
     """Return StoreNotAllowed where the user lacks a right, which no further try can change; else StoreError."""
     if isinstance(error, redis.exceptions.NoPermissionError):
         return StoreNotAllowed(
             f"{doing}: Redis does not allow it ({error}); grant it to the service's user, as `tidemill acl` lists it"
         )
-    return StoreError(f"{doing}: {error}")
+    mend = next((mend for words, mend in _MENDS.items() if words in str(error)), "")
+    return StoreError(f"{doing}: {error}{mend and '; '}{mend}")
 
 
 def _fields(values: Mapping[str, Any]) -> Mapping[Any, Any]:

@@ -13,7 +13,7 @@ import small
 from test_store_away import Line, asked_at_every_turn, by_id, undisturbed
 
 from tidemill import View, features
-from tidemill.errors import SettingsError
+from tidemill.errors import SettingsError, StoreError
 from tidemill.features.lookup import StoredRemoteViews
 from tidemill.features.memory import MemoryReader, MemoryView
 from tidemill.features.ports import Change
@@ -137,3 +137,30 @@ def test_who_reads_a_forged_view_gets_finite_features_or_a_sentence(redis_url: s
     client.hset("small:dest/tiles:LAX", "60000", cells(10**400, "time"))
     with pytest.raises(SettingsError, match="'dest' of 'LAX' was stored by another declaration"):
         store.get("dest", "LAX", at=61_000)
+
+
+def test_what_redis_refuses_is_said_with_what_to_do(redis_url: str) -> None:
+    client = redis.Redis.from_url(redis_url)
+    view = RedisView(connect(redis_url), "p", "v")
+
+    def refused() -> str:
+        with pytest.raises(StoreError) as error:
+            view.write(0, 0, 5, {"a": Change({"n": 1}, {"0": "{}"})})
+        return str(error.value)
+
+    client.set("p:v/partition:0", "somebody else's")
+    assert "something else has a key of this view: delete or rename it" in refused()
+    client.flushall()
+    client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        assert "set TIDEMILL_REDIS_URL to its primary" in refused()
+    finally:
+        client.execute_command("REPLICAOF", "NO", "ONE")
+    client.config_set("maxmemory", 1)
+    try:
+        assert "it is full: give it more maxmemory" in refused()
+    finally:
+        client.config_set("maxmemory", 0)
+    assert view.write(0, 0, 5, {"a": Change({"n": 1}, {"0": "{}"})}) == "written"
+    with pytest.raises(StoreError, match="has no database of this number"):
+        connect(f"{redis_url.rpartition('/')[0] if redis_url.count('/') > 2 else redis_url}/99")
