@@ -13,11 +13,13 @@ import fastavro
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from schema_pairs import schema_pairs
 from test_json_values import schemas
 
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.encoding.envelopes import SkippedError
+from tidemill.encoding.resolution import unreadable
 from tidemill.errors import Reject
 from tidemill.stages.validator.decode import Decoder
 from tidemill.stages.validator.writer_schemas import writer_schema
@@ -143,3 +145,24 @@ def test_change_events_in_avro_are_their_rows(data: Any) -> None:
     assume(not known.refused)  # its names are in a namespace of their own, so one may refer to another's
     body = Codec(envelope).body({"before": None, "after": record, "op": "u"})
     assert repr(known.read(body, 0)[0]) == repr(Codec(avro).read(Codec(avro).body(record), 0)[0])
+
+
+@relaxed
+@given(st.data())
+def test_a_reader_with_other_fields_and_names_reads_what_fastavro_reads(data: Any) -> None:
+    writer, reader, values = data.draw(schema_pairs())
+    try:
+        parsed = [fastavro.parse_schema(one, named_schemas={}) for one in (writer, reader)]
+    except fastavro.schema.UnknownType:  # in another order a type may be named before it is defined
+        assume(False)
+    out = io.BytesIO()
+    record = data.draw(values)
+    fastavro.schemaless_writer(out, parsed[0], record)
+    body, own = out.getvalue(), Codec(writer)
+    assert own.body(record) == body
+    assert repr(own.read(body, 0)[0]) == repr(fastavro.schemaless_reader(io.BytesIO(body), parsed[0], None))
+    assert unreadable(writer, reader) is None
+    read, end = Codec(reader).reading(schema_files.plain(writer))[0](body, 0)
+    assert end == len(body)
+    expected: Any = fastavro.schemaless_reader(io.BytesIO(body), *parsed)
+    assert {name: repr(value) for name, value in read.items()} == {n: repr(v) for n, v in expected.items()}
