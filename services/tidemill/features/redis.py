@@ -131,7 +131,7 @@ def _unreachable(url: str, shown: str, error: redis.RedisError) -> str:
 
 
 #: What to do about an error that Redis gives in these words.
-_MENDS = {
+_FIXES = {
     "WRONGTYPE": "something else has a key of this view: delete or rename it",
     "read only replica": "set TIDEMILL_REDIS_URL to its primary",
     "'maxmemory'": "it is full: give it more maxmemory, or views shorter windows",
@@ -144,8 +144,8 @@ def _failed(doing: str, error: redis.RedisError) -> TidemillError:
         return StoreNotAllowed(
             f"{doing}: Redis does not allow it ({error}); grant it to the service's user, as `tidemill acl` lists it"
         )
-    mend = next((mend for words, mend in _MENDS.items() if words in str(error)), "")
-    return StoreError(f"{doing}: {error}{mend and '; '}{mend}")
+    fix = next((fix for words, fix in _FIXES.items() if words in str(error)), "")
+    return StoreError(f"{doing}: {error}{fix and '; '}{fix}")
 
 
 def _fields(values: Mapping[str, Any]) -> Mapping[Any, Any]:
