@@ -116,6 +116,21 @@ def test_events_and_labels_in_two_files_meet_by_the_id_that_both_have(tmp_path: 
     assert pipeline.labels.time == "known_at"
 
 
+@pytest.mark.parametrize("label", [lambda n: n % 3 == 0, lambda n: n * 7 % 40, lambda n: n * 7 % 40 / 4])
+@pytest.mark.parametrize("text_first", [True, False])
+def test_of_two_files_one_may_hold_texts_and_the_other_types(tmp_path: Path, label: Any, text_first: bool) -> None:
+    rows = shop(80, paid=lambda n: n % 2 == 0, answer=label)
+    events = [{k: v for k, v in row.items() if k not in ("answer", "fraud")} for row in rows]
+    answers = [{"order_id": r["order_id"], "known_at": r["ordered_at"], "answer": r["answer"]} for r in rows]
+    in_json = answers if text_first else events
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, in_json)))
+    as_text = table(tmp_path / "x.csv", events if text_first else answers)
+    files = (as_text, tmp_path / "x.jsonl") if text_first else (tmp_path / "x.jsonl", as_text)
+    texts = table(tmp_path / "e.csv", events), table(tmp_path / "l.csv", answers)
+    (mixed, report, _), (plain, expected, _) = made(tmp_path / "p", *files), made(tmp_path / "q", *texts)
+    assert (mixed.task, mixed.vector, report.metrics) == (plain.task, plain.vector, expected.metrics)
+
+
 @pytest.mark.parametrize(
     ("labels", "task", "label_of_first"),
     [

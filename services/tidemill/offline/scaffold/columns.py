@@ -138,6 +138,16 @@ class Column:
         """The values as numbers, without missing ones."""
         return [float(value) for value in self.values if value is not None]
 
+    def typed(self) -> Sequence[Any]:
+        """Return the values of a CSV as JSON has them."""
+        read: Mapping[str, Callable[[str], Any]] = {
+            "int": lambda text: int(Decimal(text)),
+            "float": float,
+            "flag": lambda text: text.lower() in ("true", "t"),
+        }
+        convert = read.get(self.kind)
+        return [None if value is None else convert(value) for value in self.values] if convert else self.values
+
     @cached_property
     def millis(self) -> list[int | None]:
         """The values as times, in ms since the epoch."""

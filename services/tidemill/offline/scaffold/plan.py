@@ -219,6 +219,10 @@ class _Planner:
         self.events, self.labels, self.options, self.ask = events, labels, options, ask
         self.made = Plan(name, options.task, events.is_csv and (labels is None or labels.is_csv))
         self.made.rows = events.rows
+        for data in filter(None, (events, labels)):
+            if data.is_csv and not self.made.is_csv:  # the other file is none, and both are written in one form
+                for column in data.columns:
+                    column.values = column.typed()
         self.made.samples = {
             stream: data.sample for stream, data in (("events", events), ("labels", labels)) if data and data.sample
         }
