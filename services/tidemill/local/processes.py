@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import random
@@ -162,6 +161,9 @@ def _become_own(output: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
     """Return a TCP port that nothing listens on. Raises BrokerError where all are taken.
 
@@ -169,9 +171,12 @@ def free_port() -> int:
     client between this answer and the service that is to listen there.
     """
     first = secrets.randbelow(len(PORTS))
-    for port in itertools.chain(PORTS[first:], PORTS[:first]):
+    # Who was given a port may not listen yet.
+    ports: list[int] = sorted((*PORTS[first:], *PORTS[:first]), key=_given_ports.__contains__)
+    for port in ports:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
+            _given_ports.add(port)
             return port
     raise BrokerError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
 

@@ -25,6 +25,11 @@ from tidemill.local.up import chosen_roles, lock_running_file, write_running_fil
 pytestmark = pytest.mark.slow
 
 
+def test_no_port_is_given_twice_before_anybody_listens_on_it() -> None:
+    ports = [free_port() for _ in range(600)]
+    assert len(set(ports)) == len(ports)
+
+
 def test_services_are_chosen_by_service_or_role_and_an_unknown_one_is_named() -> None:
     flights = load("flights")
     assert chosen_roles(flights, ["scorer", "learner:slow"], []) == ["scorer", "learner:slow"]

@@ -610,6 +610,13 @@ def test_a_linear_model_comes_back_from_numbers_far_from_all_before(tmp_path: Pa
     assert report.metrics["linear"]["MAE"] < report.metrics["baseline"]["MAE"] / 2
 
 
+def test_a_window_of_the_monitor_holds_enough_examples_for_an_alert(tmp_path: Path) -> None:
+    days = (dt.date(2012, 1, 1) + dt.timedelta(n) for n in range(1_461))
+    source = table(tmp_path / "daily.csv", [{"day": day, "x": n % 7, "y": n % 5 / 2} for n, day in enumerate(days)])
+    pipeline, _, _ = made(tmp_path / "p", source, label="y")
+    assert (pipeline.monitor.window, pipeline.monitor.least) == ("180d", 100)
+
+
 def test_a_text_of_each_row_is_not_offered_as_the_label(tmp_path: Path) -> None:
     rows = [{"order": f"o{n}", "note": f"n{n % 7}", "at": f"2026-01-01T00:{n:02}:00Z"} for n in range(60)]
     with pytest.raises(TidemillError, match=r"Say so with --label: 'note', 'none'$"):

@@ -51,9 +51,11 @@ MAX_MEAN_VIEWS = 3
 #: Columns that an error names.
 MAX_CHOICES = 20
 #: What `label_timeout`, windows and `Monitor` may be.
-DURATIONS = ("5m", "15m", "1h", "6h", "1d", "2d", "7d", "14d", "30d", "90d", "360d")
+DURATIONS = ("5m", "15m", "1h", "6h", "1d", "2d", "7d", "14d", "30d", "90d", "180d", "360d")
 #: Windows of views, and the tiles that they are a multiple of.
 WINDOWS = {"5m": "30s", "1h": "5m", "6h": "30m", "1d": "2h", "7d": "12h", "30d": "2d", "90d": "6d", "360d": "30d"}
+#: Examples that a window of the monitor should hold: of one with fewer than `Monitor(least=100)` no alert is opened.
+EXAMPLES_OF_MONITOR_WINDOW = 150
 #: Events of one entity that a window should hold, as far as one can.
 EVENTS_OF_WINDOW = 10
 SHRUNK_BY = 10
@@ -762,7 +764,8 @@ class _Planner:
         entities = len(entity.counts) if entity is not None else 1
         wanted = EVENTS_OF_WINDOW * span * entities // max(1, len(millis))
         made.window = next((w for w in WINDOWS if milliseconds(w) >= wanted), "360d")
-        made.monitor = _at_least(span // 20, DURATIONS[2:])
+        full = EXAMPLES_OF_MONITOR_WINDOW * span // max(1, len(millis))
+        made.monitor = _at_least(max(span // 20, full), DURATIONS[2:])
 
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
