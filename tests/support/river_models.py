@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,11 @@ def first(x: Mapping[str, Any]) -> dict[str, Any]:
     return {"first": x.get("a", 0.0)}
 
 
+def cube(y: float) -> float:
+    """What undoes a cube root."""
+    return y**3
+
+
 def _linear() -> Any:
     return preprocessing.StandardScaler() | linear_model.LinearRegression()
 
@@ -66,7 +72,7 @@ MADE: Mapping[str, list[Maker]] = {
     "Prefixer": [lambda: compose.Prefixer("p_")],
     "Suffixer": [lambda: compose.Suffixer("_s")],
     "Renamer": [lambda: compose.Renamer({"a": "b"})],
-    "TargetTransformRegressor": [],
+    "TargetTransformRegressor": [lambda: compose.TargetTransformRegressor(_linear(), math.cbrt, cube)],
     "Agg": [lambda: feature_extraction.Agg(on="a", by="word", how=stats.Mean())],
     "TargetAgg": [lambda: feature_extraction.TargetAgg(by="word", how=stats.BayesianMean(1.0, 3))],
     "PoissonInclusion": [lambda: feature_selection.PoissonInclusion(p=0.3, seed=1)],

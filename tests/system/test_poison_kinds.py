@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -116,6 +117,35 @@ class Shop(Running):
         return [read_dead_letter(one) for one in self.committed(topics.DLQ)]
 
 
+def small_kinds(here: Shop) -> list[tuple[str, bytes]]:
+    """Return messages of a usual size that are no event, with the reason of each."""
+    good = here.event(-10, user="marked")
+    event = {"id": "e-11", "at": int(time.time() * 1000), "user": "u1", "shop": "s1", "amount": 1.0}
+    event |= dict.fromkeys((f"note{n}" for n in range(NOTES)), "")
+
+    def as_json(**changes: Any) -> bytes:
+        return json.dumps({**event, **changes}).encode()
+
+    return [
+        ("truncated", good[:-2]),
+        ("trailing_bytes", good + b"x"),
+        ("unknown_schema", b"\0\0\0\0\1" + good[5:]),
+        ("undecodable", good.replace(b"marked", b"\xff\xfe\xff\xfe\xff\xfe")),
+        ("undecodable", good[:5] + b"\xff" * 20 + good[5:]),
+        ("not_finite", here.event(-12, amount=math.nan)),
+        ("out_of_range", here.event(-13, amount=1e300)),
+        ("in_the_future", here.event(-14, at=4_000_000_000_000)),
+        ("implausible_time", here.event(-15, at=-(2**62))),
+        ("missing_value", here.event(-16, id="")),
+        ("not_json", as_json()[:-5]),
+        ("not_json", as_json() + as_json()),
+        ("duplicate_field", as_json()[:-1] + b', "amount": 2.0}'),
+        ("missing_field", json.dumps({name: event[name] for name in event if name != "amount"}).encode()),
+        ("wrong_type", as_json(amount="much")),
+        ("unexpected_field", as_json(other=1)),
+    ]
+
+
 @pytest.fixture
 def shop(kafka, redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Shop]]:
     made: list[Shop] = []
@@ -149,9 +179,11 @@ def test_every_good_event_is_predicted_once_and_every_poison_is_a_dead_letter(sh
         ("too_long", here.event(-4, **{f"note{n}": "x" * 20_000 for n in range(NOTES)}), b"k", []),
         ("empty", None, None, []),
         ("empty", b"", b"", []),
+        *((reason, value, b"k", []) for reason, value in small_kinds(here)),
     ]
     large = {f"note{n}": "é" * 10_000 for n in range(NOTES)}  # 160 kB that are allowed, and twice in what is served
-    at = {100 + 1000 * number: kind for number, kind in enumerate(kinds)}
+    at = {100 + 400 * number: kind for number, kind in enumerate(kinds)}
+    assert max(at) < GOOD
     for number in range(GOOD):
         if number in at:
             here.send(*at[number][1:])
