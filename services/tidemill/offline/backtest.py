@@ -321,11 +321,14 @@ class Backtest:
         """Whether somebody is to see records as they come."""
         return any((self.predictions, self.updates, self.examples, self.emitted))
 
-    def leave_out_bytes(self) -> None:
-        """Encode no message that nobody reads; with a score of each of very many classes, one may be too large."""
+    def leave_out_unread(self) -> None:
+        """Make nothing that nobody reads; with a score of each of very many classes, a message may be too large."""
         are_seen = self.is_watched or self._spool is not None or self.pipeline.task == "multiclass"
         for records in self._all_records:
             records.are_seen = are_seen
+        if not self.is_watched:
+            for fold in self.folds.values():
+                fold.segments.features = ()  # they are in the report of who watches
 
     def _wire(self) -> None:
         name = self.pipeline.name
@@ -424,7 +427,7 @@ class Backtest:
         What does not fit its schema is a dead letter, as in production; without a time it follows the one before it.
         """
         started = time.perf_counter()
-        self.leave_out_bytes()
+        self.leave_out_unread()
         report = self.report
         event_times: dict[str, int] = {}
         label_times: dict[str, int] = {}

@@ -124,7 +124,7 @@ class _Models(Backtest):
         self._answers = _Answers()
         self._processors[self._log] = self._answers
         self._features = topics.FEATURES.name(self.pipeline.name)
-        self.leave_out_bytes()
+        self.leave_out_unread()
 
     def take(self, items: Sequence[Item]) -> None:
         """Do what the other process has sent. Raises TooLittleError."""
