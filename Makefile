@@ -45,6 +45,7 @@ test: $(VENV)/dev ## unit, contract and system tests, three at a time; the last 
 
 test-long: $(VENV)/dev ## what make test leaves out because a shorter test shows it too: other months, more of the same
 	@$(BIN)/python -m pytest -m long $(ARGS)
+	@TIDEMILL_DEEP_TESTS=1 $(BIN)/python -m pytest -m "hypothesis and not long" $(ARGS)
 
 faults: $(VENV)/dev ## every fault at full length, and the mutation check (an hour and a half); writes docs/faults.md
 	@$(BIN)/python tests/faults/run.py $(ARGS)

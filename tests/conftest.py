@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +69,13 @@ def _group(nodeid: str) -> str:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What needs the broker in one worker, in its order; beside it, in the others, all that needs none.
 
-    Where nothing needs the broker (`make unit`), a file's tests stay together, and what they share is made once.
+    There a file's tests stay together, and what they share is made once.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class OneRiver(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid) or (nodeid if self._has_river else nodeid.partition("::")[0])
+            return _group(nodeid) or nodeid.partition("::")[0]
 
         def _reschedule(self, node: Any) -> None:
             # Twice: a worker runs a test once it has another one, and who takes a crashed one's place is given one alone.
@@ -93,10 +92,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             for other in self.assigned_work:
                 self._reschedule(other)
             return crashed
-
-        @cached_property
-        def _has_river(self) -> bool:
-            return any(_group(other) for other in self.collection or ())
 
     config.option.loadscopereorder = False  # in the order of the collection: the river is given out first
     return OneRiver(config, log)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from join_definition import highest
@@ -88,7 +89,7 @@ def state(join: Join) -> tuple:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=draws(400), deadline=None)
 @given(LOG, LABELS, st.integers(0, 2**32), st.integers(0, 2**32))
 def test_any_interleaving_decides_the_same_and_leaves_the_same_state(
     log: list, labels: list, one: int, other: int
@@ -100,7 +101,7 @@ def test_any_interleaving_decides_the_same_and_leaves_the_same_state(
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=draws(400), deadline=None)
 @given(LOG, LABELS, st.integers(0, 2**32))
 def test_every_record_ends_in_exactly_one_place(log: list, labels: list, seed: int) -> None:
     seen, join = run(log, labels, interleaved(log, labels, seed))
@@ -166,7 +167,7 @@ class Emitted(list):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(
     st.lists(st.tuples(IDS, st.integers(0, 200)), min_size=8, max_size=30),
     st.lists(st.tuples(IDS, st.integers(0, 200), st.booleans()), min_size=8, max_size=30),
@@ -230,7 +231,7 @@ def remembered(join: Join) -> list[tuple]:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(LOG, LABELS, st.integers(0, 2**32))
 def test_on_disk_it_remembers_the_same_after_each_record(
     tmp_path_factory: pytest.TempPathFactory, log: list, labels: list, seed: int

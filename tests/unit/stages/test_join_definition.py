@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import small
+from draws import draws
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from join_definition import Asked, Make, T, Told, by_definition, chained, held, highest, three_of_four, watermarks
@@ -119,7 +120,7 @@ class Run:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=draws(400), deadline=None)
 @given(cases(), st.integers(0, 2**32), MAKES)
 def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed: int, make: Make) -> None:
     expected = by_definition(*case, make)
@@ -128,7 +129,7 @@ def test_every_interleaving_has_the_outcomes_of_the_definition(case: Case, seed:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=draws(400), deadline=None)
 @given(cases(), st.integers(0, 2**32), MAKES, CORRECTIONS)
 def test_every_interleaving_has_the_corrections_of_the_definition(
     case: Case, seed: int, make: Make, corrections: int
@@ -139,7 +140,7 @@ def test_every_interleaving_has_the_corrections_of_the_definition(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(cases(), st.randoms(use_true_random=False), MAKES)
 def test_each_prediction_has_one_outcome_and_the_counts_add_up(case: Case, order: random.Random, make: Make) -> None:
     turns = [True] * len(case[0]) + [False] * len(case[1])
@@ -324,7 +325,7 @@ LATE_LABEL_OF_A_FORGOTTEN_EVENT: Case = (
 
 @pytest.mark.slow
 @example(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0, highest)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(cases(ids="abcdefghijklmnopqr"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32), MAKES)
 def test_a_rebuilt_joiner_goes_on_as_if_it_had_never_stopped(
     case: Case, log_at: int, labels_at: int, seed: int, make: Make
@@ -333,7 +334,7 @@ def test_a_rebuilt_joiner_goes_on_as_if_it_had_never_stopped(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(cases(ids="ab"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32), MAKES)
 def test_a_rebuilt_joiner_goes_on_where_ids_come_again_and_again(
     case: Case, log_at: int, labels_at: int, seed: int, make: Make
@@ -342,7 +343,7 @@ def test_a_rebuilt_joiner_goes_on_where_ids_come_again_and_again(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(
     cases(ids="abc"), st.integers(0, 14), st.integers(0, 14), st.integers(0, 2**32), MAKES,
     st.sampled_from([CORRECTED, CORRECTED_BRIEFLY]),
@@ -365,7 +366,7 @@ def test_a_label_joined_long_ago_is_not_a_dead_letter_after_a_restart() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(cases(), st.integers(0, 14), st.integers(0, 14), MAKES)
 def test_a_rebuilt_joiner_notes_what_the_first_noted(case: Case, log_at: int, labels_at: int, make: Make) -> None:
     cut = {LOG: min(log_at, len(case[0])), LABELS: min(labels_at, len(case[1]))}
