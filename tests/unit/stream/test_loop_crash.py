@@ -48,13 +48,24 @@ class FragileView(MemoryView):
         return outcome
 
 
-@pytest.fixture(scope="module")
-def sent() -> MemoryBroker:
+def messages(every: int) -> MemoryBroker:
+    """Return a broker with the messages of one flight in so many, of three days."""
     broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(PIPELINE)})
-    found = data.flights((1,), days=3)[::9]
-    for number, message in enumerate(script(PIPELINE, found, corrupt_every=40)):
+    found = data.flights((1,), days=3)[::every]
+    for number, message in enumerate(script(PIPELINE, found, corrupt_every=360 // every)):
         broker.append(message.topic, message.value, message.key, 1000 + number)
     return broker
+
+
+@pytest.fixture(scope="module")
+def sent() -> MemoryBroker:
+    return messages(9)
+
+
+@pytest.fixture(scope="module")
+def few() -> MemoryBroker:
+    """A third of that, for what runs everything again for each of many moments."""
+    return messages(27)
 
 
 def filled(sent: MemoryBroker) -> MemoryBroker:
@@ -109,6 +120,15 @@ def result(broker: MemoryBroker, stores: Stores) -> tuple:
 
 @pytest.fixture(scope="module")
 def undisturbed(sent: MemoryBroker) -> tuple:
+    return outcome(sent)
+
+
+@pytest.fixture(scope="module")
+def few_undisturbed(few: MemoryBroker) -> tuple:
+    return outcome(few)
+
+
+def outcome(sent: MemoryBroker) -> tuple:
     broker, stores = filled(sent), empty()
     run_all(broker, stores, Bomb(None))
     held = result(broker, stores)
@@ -119,28 +139,28 @@ def undisturbed(sent: MemoryBroker) -> tuple:
 
 def moments() -> Iterator[int]:
     yield from range(40)
-    yield from range(40, 2700, 83)
+    yield from range(40, 900, 27)
 
 
 @pytest.mark.parametrize("chunk", [0, 3, *(pytest.param(chunk, marks=pytest.mark.long) for chunk in (1, 2))])
-def test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing(sent, undisturbed, chunk: int) -> None:
+def test_a_crash_at_any_emit_or_commit_loses_and_doubles_nothing(few, few_undisturbed, chunk: int) -> None:
     fired = 0
     for moment in list(moments())[chunk::4]:
         bomb = Bomb(moment)
-        broker, stores = filled(sent), empty()
+        broker, stores = filled(few), empty()
         run_all(Fragile(broker, bomb), stores, bomb)
-        assert result(broker, stores) == undisturbed, f"crash at moment {moment}"
+        assert result(broker, stores) == few_undisturbed, f"crash at moment {moment}"
         fired += bomb.fired
     assert fired >= 12, "the crashes happened"
 
 
-def test_a_crash_around_any_view_write_leaves_the_store_right(sent, undisturbed) -> None:
-    for moment in (*range(0, 60, 4), *range(60, 400, 31)):
-        broker, stores = filled(sent), empty(FragileView)
+def test_a_crash_around_any_view_write_leaves_the_store_right(few, few_undisturbed) -> None:
+    for moment in (*range(0, 60, 4), *range(60, 240, 17)):
+        broker, stores = filled(few), empty(FragileView)
         FragileView.bomb = bomb = Bomb(moment)
         run_all(broker, stores, bomb)
         assert bomb.fired
-        assert result(broker, stores) == undisturbed, f"crash at view write {moment}"
+        assert result(broker, stores) == few_undisturbed, f"crash at view write {moment}"
 
 
 def test_an_emptied_store_is_filled_again_without_a_restart_and_with_one(sent, undisturbed, monkeypatch) -> None:
