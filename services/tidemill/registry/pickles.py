@@ -164,6 +164,7 @@ _BASES: Mapping[type, type] = {
 }
 
 
+@functools.lru_cache(maxsize=4096)  # looking at a class takes longer than all else; its stand-in has no state
 def stand_in(name: Name, real: type) -> type:
     """Return a stand-in for a class, whose objects are filled as those of the class are."""
     base = next((empty for plain, empty in _BASES.items() if issubclass(real, plain)), Empty)
