@@ -31,6 +31,7 @@ DECLARED = (
     "Protect",
     "Fuse",
     "Retention",
+    "Forgetting",
     "Search",
     "tuned",
     "load",

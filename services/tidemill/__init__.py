@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from tidemill import aggregates, features, ranges, rules
     from tidemill.api import backtest, dataset, replay
     from tidemill.declare.feature import category, flag, number
+    from tidemill.declare.forgetting import Forgetting
     from tidemill.declare.fuse import Fuse
     from tidemill.declare.gate import Gate
     from tidemill.declare.load import load
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 #: Where each public name is; it is imported when it is first used, so that a command that declares nothing starts fast.
 _HOME = {
+    "Forgetting": "declare.forgetting",
     "Fuse": "declare.fuse",
     "Gate": "declare.gate",
     "Monitor": "declare.monitor",
@@ -46,6 +48,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Forgetting",
     "Fuse",
     "Gate",
     "Monitor",

@@ -35,8 +35,8 @@ SIGNERS: Mapping[str, tuple[str, ...]] = {
     "status": ("command", "acknowledgement"),
     "monitor": ("alert",),
 }
-#: Who signs with a key of their own: the services, and `tidemill audit`, whose key no service needs.
-KEY_OWNERS: Mapping[str, tuple[str, ...]] = {**SIGNERS, "audit": ("audit",)}
+#: Who signs with a key of their own: the services, and `tidemill audit` and `forget`, whose keys no service needs.
+KEY_OWNERS: Mapping[str, tuple[str, ...]] = {**SIGNERS, "audit": ("audit",), "forget": ("forgetting", "certificate")}
 KINDS = tuple(kind for kinds in KEY_OWNERS.values() for kind in kinds)
 
 #: Why a signed record is refused; the label `reason` of tidemill_signed_records_refused_total.

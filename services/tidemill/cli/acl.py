@@ -28,7 +28,8 @@ def acl(pipeline: str, form: str, roles: tuple[str, ...], quota: int, cluster: s
     """Print what each service's user may do with Kafka and Redis.
 
     There is a user for each service, and for those outside: producers, consumers, redrive (who sends dead letters
-    back), operator (who makes topics and sets offsets). A user is called PIPELINE.SERVICE; passwords are yours.
+    back), forget (who erases records), operator (who makes topics and sets offsets). A user is called
+    PIPELINE.SERVICE; passwords are yours.
     """
     from tidemill.wire import rights
 

@@ -22,7 +22,7 @@ FOLDER = click.option(
     help="Where the keys are.",
 )
 SERVICES = ("learner", "gate", "status", "monitor")
-OWNERS = (*SERVICES, "audit")
+OWNERS = (*SERVICES, "audit", "forget")
 
 
 @click.group()
@@ -36,12 +36,12 @@ def keys() -> None:
 
 @keys.command()
 @FOLDER
-@click.argument("owner", type=click.Choice(["audit"]), required=False)
+@click.argument("owner", type=click.Choice(["audit", "forget"]), required=False)
 @click.option("--if-missing", is_flag=True, help="Leave a folder that has keys as it is.")
 def new(folder: Path, owner: str | None, *, if_missing: bool) -> None:
     """Make the first keys: one for each service that signs.
 
-    With `audit`: the key that audits are signed with, beside those of the services. No service needs it.
+    With `audit` or `forget`: the key that audits, or requests to forget, are signed with. No service needs it.
     """
     from tidemill import keys as keyring
 
@@ -54,7 +54,7 @@ def new(folder: Path, owner: str | None, *, if_missing: bool) -> None:
         if if_missing:
             return
         raise SettingsError(f"{folder} has keys already: replace them with `tidemill keys rotate --folder {folder}`")
-    keyring.make_keys(folder, OWNERS if owner else SERVICES)
+    keyring.make_keys(folder, (*SERVICES, *((owner,) if owner else ())))
     _print(folder)
     click.echo(
         f"\nTIDEMILL_VERIFY_KEYS={folder / keyring.VERIFY_FILE} for every process; TIDEMILL_SIGNING_KEY={folder} for "
@@ -72,7 +72,7 @@ def list_(folder: Path, *, as_json: bool) -> None:
 
 @keys.command()
 @FOLDER
-@click.argument("services", nargs=-1, type=click.Choice(OWNERS), metavar="[SERVICE|audit]...")
+@click.argument("services", nargs=-1, type=click.Choice(OWNERS), metavar="[SERVICE|audit|forget]...")
 @click.option(
     "--until", default="7d", show_default=True, metavar="DURATION|TIME", help="The old keys are accepted until then."
 )

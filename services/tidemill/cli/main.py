@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": ("doctor:doctor", "Examine a pipeline's cluster, topics and offsets."),
     "examples": ("examples:examples", "List the shipped examples, or copy one."),
     "features": ("features:features", "Read online features, and fill views that were declared later."),
+    "forget": ("forget:forget", "Erase all of an entity, and fold the models again without it."),
     "grow": ("grow:grow", "Move a pipeline to new topics with other partitions."),
     "init": ("init:init", "Make a pipeline of your own data, in a new folder."),
     "k8s": ("k8s:k8s", "Write a pipeline's manifests for Kubernetes into a new folder."),

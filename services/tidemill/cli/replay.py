@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 import tidemill
 from tidemill import settings
 from tidemill.cli.shared import AS_JSON, PIPELINE, SHOW_PERSONAL, connected, print_report, progress, with_settings
+from tidemill.durations import minute
+from tidemill.errors import SettingsError
 from tidemill.wire import topics
+
+if TYPE_CHECKING:
+    from tidemill.declare.pipeline import Pipeline
+    from tidemill.stream.api import Broker
 
 
 @click.command()
@@ -49,9 +56,14 @@ def replay(
     registry = running.registry_of(declared, chosen)
     used = (topics.PREDICTION_LOG, topics.MODELS, topics.EXAMPLES, topics.EVENTS_VALID, topics.EXPIRED)
     replaying = Replay(declared, connected(declared, chosen, *used), registry)
-    replayed = replaying.report(
-        prediction_ids, sample=sample, seed=seed, rebuild=rebuild, shows_personal=show_personal, progress=progress
-    )
+    try:
+        replayed = replaying.report(
+            prediction_ids, sample=sample, seed=seed, rebuild=rebuild, shows_personal=show_personal, progress=progress
+        )
+    except SettingsError:
+        if why := _forgotten(declared, chosen, replaying.broker, prediction_ids):
+            raise SettingsError(why) from None
+        raise
 
     def as_text(report: ReplayReport) -> str:
         if sample is None:
@@ -63,3 +75,17 @@ def replay(
     print_report(replayed, as_text, as_json=as_json)
     if not replayed.summary.is_equal:
         sys.exit(1)
+
+
+def _forgotten(declared: Pipeline, chosen: settings.Settings, broker: Broker, ids: tuple[str, ...]) -> str:
+    """Return that predictions were forgotten, and when; nothing where none was, or there is no key to know it by."""
+    if declared.forgetting is None or not chosen.signing_key.get_secret_value():
+        return ""
+    from tidemill.registry.forgetting import Hashes, Requests
+
+    keys = chosen.keyring("forget")
+    requests, hashes = Requests(declared, broker, keys), Hashes(declared.name, keys)
+    with_them = ((id_, requests.of_event(hashes, id_)) for id_ in ids)
+    return "; ".join(
+        f"event {id_!r} was forgotten on {minute(one.time)} UTC, request {one.id}" for id_, one in with_them if one
+    )

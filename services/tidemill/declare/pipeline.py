@@ -34,6 +34,7 @@ from pydantic import Field
 
 from tidemill.declare.checks import Duration, Fail, FeatureName, Is, Metric, Name, check_fields
 from tidemill.declare.feature import Feature, as_feature
+from tidemill.declare.forgetting import Forgetting
 from tidemill.declare.fuse import Fuse
 from tidemill.declare.gate import Gate
 from tidemill.declare.kinds import AVRO_KINDS, KINDS, Source
@@ -102,6 +103,8 @@ class Pipeline:
         teach; see each.
     retention
         Which versions' artifacts stay in the store; None: the services delete none.
+    forgetting
+        That single entities can be forgotten; None: their records stay as long as all others.
     shares
         The share of the entities that a challenger serves, by its name.
     search
@@ -134,6 +137,7 @@ class Pipeline:
     gate: Is[Gate] | None = None
     training: Is[Training] | None = None
     retention: Is[Retention] | None = field(default_factory=Retention)
+    forgetting: Is[Forgetting] | None = None
     shares: Annotated[Mapping[str, Annotated[float, Field(ge=0, le=1)]], Field(examples=[{"slow": 0.1}])] = field(
         default_factory=dict
     )
@@ -171,6 +175,8 @@ class Pipeline:
                     fail(f"{where}.segments", f"{name!r} is personal, and a segment's values are shown to everybody")
         if self.retention is not None:
             self.retention.check(fail)
+        if self.forgetting is not None:
+            self.forgetting.check(self.events.types, fail)
         if self.protect is not None:
             self.protect.check(self.vector, self.entity, fail)
         names = tuple(self.models)
@@ -261,6 +267,14 @@ class Pipeline:
     def entity(self) -> str:
         """The event field that names the entity; empty where none is declared, and events are keyed by their id."""
         return "" if "key" in self.events.chosen else self.events.key
+
+    @property
+    def forgettable(self) -> tuple[str, ...]:
+        """The event fields that name entities which can be forgotten; empty where that is not declared."""
+        if self.forgetting is None:
+            return ()
+        views = (view.entity for view in self.views)
+        return tuple(dict.fromkeys(filter(None, (self.entity, *views, *self.forgetting.fields))))
 
     @property
     def label_timeout_ms(self) -> int:

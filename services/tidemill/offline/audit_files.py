@@ -1,4 +1,4 @@
-"""An audit as two files: `audit.json`, which is signed, and `audit.html`, whose hash is in it."""
+"""An audit, or a certificate, as two files: `audit.json`, which is signed, and `audit.html`, whose hash is in it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class _Json:
         return json.loads(data)
 
 
-def _codec(pipeline: str, keys: Keyring | None) -> SignedCodec[dict[str, Any]]:
-    return SignedCodec(pipeline, DATA_FILE, (KIND,), cast("Codec", _Json()), keys, dict)
+def _codec(pipeline: str, keys: Keyring | None, kind: str = KIND) -> SignedCodec[dict[str, Any]]:
+    return SignedCodec(pipeline, f"{kind}.json", (kind,), cast("Codec", _Json()), keys, dict)
 
 
 def check_out(folder: Path, *, force: bool) -> None:
@@ -39,45 +39,46 @@ def check_out(folder: Path, *, force: bool) -> None:
         raise SettingsError(f"{folder} holds an audit already: name another folder, or replace it with --force")
 
 
-def write(folder: Path, content: Mapping[str, Any], page: str, keys: Keyring | None) -> None:
+def write(folder: Path, content: Mapping[str, Any], page: str, keys: Keyring | None, kind: str = KIND) -> None:
     """Write both files; without keys the audit is not signed. Raises SettingsError where they can't be written."""
-    html = page.encode()
-    body = {**content, "page": {"file": PAGE_FILE, "sha256": sha256(html)}, "signature": {}}
-    codec = _codec(str(content["pipeline"]), keys)
-    data = codec.encode(body) if keys is None else codec.sign(body, chain=KIND)
+    html, page_file = page.encode(), f"{kind}.html"
+    body = {**content, "page": {"file": page_file, "sha256": sha256(html)}, "signature": {}}
+    codec = _codec(str(content["pipeline"]), keys, kind)
+    data = codec.encode(body) if keys is None else codec.sign(body, chain=kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(str(folder / PAGE_FILE), html)
-        write_atomic(str(folder / DATA_FILE), data)
+        write_atomic(str(folder / page_file), html)
+        write_atomic(str(folder / f"{kind}.json"), data)
     except OSError as error:
-        raise SettingsError(f"{folder}: the audit can't be written: {error.strerror or error}") from None
+        raise SettingsError(f"{folder}: the {kind} can't be written: {error.strerror or error}") from None
 
 
-def verify(folder: Path, keys: Keyring) -> tuple[dict[str, Any], list[str]]:
+def verify(folder: Path, keys: Keyring, kind: str = KIND) -> tuple[dict[str, Any], list[str]]:
     """Return an audit's content, and what is wrong with it in sentences; without any it is as it was written.
 
     Raises SettingsError where there is no audit. The content is {} where it can't be read.
     """
+    data_file, page_file = f"{kind}.json", f"{kind}.html"
     try:
-        data = (folder / DATA_FILE).read_bytes()
+        data = (folder / data_file).read_bytes()
     except OSError as error:
-        raise SettingsError(f"{folder / DATA_FILE} can't be read: {error.strerror}: name an audit's folder") from None
+        raise SettingsError(f"{folder / data_file} can't be read: {error.strerror}: name its folder") from None
     try:
-        content = _codec("", keys).parse(data)
-        codec = _codec(str(content["pipeline"]), keys)
+        content = _codec("", keys, kind).parse(data)
+        codec = _codec(str(content["pipeline"]), keys, kind)
         page, signature = content["page"]["sha256"], codec.signature_of(content)
         if not signature.value:
             raise RefusedError("forged", "it is not signed")
         codec.verify(content)
         codec.belongs(content)
     except RefusedError as error:
-        return {}, [f"{DATA_FILE} was changed, or is not signed by a key that counts: {error}"]
+        return {}, [f"{data_file} was changed, or is not signed by a key that counts: {error}"]
     except (KeyError, TypeError, AttributeError):
-        return {}, [f"{DATA_FILE} is no audit"]
+        return {}, [f"{data_file} is no {kind}"]
     try:
-        html = (folder / PAGE_FILE).read_bytes()
+        html = (folder / page_file).read_bytes()
     except OSError as error:
-        return content, [f"{PAGE_FILE} can't be read: {error.strerror}"]
+        return content, [f"{page_file} can't be read: {error.strerror}"]
     if sha256(html) != page:
-        return content, [f"{PAGE_FILE} was changed: its hash is not the one in {DATA_FILE}"]
+        return content, [f"{page_file} was changed: its hash is not the one in {data_file}"]
     return content, []

@@ -95,7 +95,7 @@ def facts(pipeline: Pipeline) -> Facts:
 
 
 #: Parts that services go by from their next start, and of which nothing is kept anywhere.
-_AS_TEXT = ("gate", "training", "retention", "monitor", "fuse", "shares", "protect")
+_AS_TEXT = ("gate", "training", "retention", "forgetting", "monitor", "fuse", "shares", "protect")
 
 
 def _view(view: View, pipeline: Pipeline) -> Facts:

@@ -265,7 +265,7 @@ def _copy_topic(broker: KafkaBroker, name: str, logs: Sequence[Log], folder: Pat
             log.first, log.records, log.gaps = log.end, 0, 0
         ranges = {TopicPartition(name, number): (log.begin, log.end) for number, log in enumerate(logs)}
         nexts = {number: log.begin for number, log in enumerate(logs)}
-        for batch in broker.read(ranges):
+        for batch in broker.read(ranges, as_stored=True):
             for record in batch:
                 log = logs[record.partition()]
                 headers = [{"name": key, "value": value} for key, value in record.headers() or ()]

@@ -56,11 +56,14 @@ UNHURRIED_TIMES, UNHURRIED_SECONDS, UNHURRIED_SHARE = 10, 0.2, 1 / 20
 STALLED_SECONDS = 30.0
 
 
-def broker_of(settings: Settings) -> KafkaBroker:
-    """Return the broker that the settings name; not connected yet."""
-    return KafkaBroker(
+def broker_of(settings: Settings, pipeline: Pipeline | None = None) -> KafkaBroker:
+    """Return the broker that the settings name, for who writes records of a pipeline; not connected yet."""
+    broker = KafkaBroker(
         settings.brokers, exactly_once=settings.delivery == "exactly_once", extra=settings.kafka_properties()
     )
+    if pipeline is not None:
+        broker.erasable = topics.erasable(pipeline, is_declared=pipeline.forgetting is not None)
+    return broker
 
 
 def topic_table(pipeline: Pipeline) -> list[tuple[Topic, str, int]]:
@@ -114,7 +117,7 @@ def check_rights(pipeline: Pipeline, broker: KafkaBroker, name: str, model: str 
 
 def connected(pipeline: Pipeline, settings: Settings, *used: Topic) -> KafkaBroker:
     """Return the broker. Raises BrokerError where it can't be reached, or lacks one of these topics."""
-    broker = broker_of(settings)
+    broker = broker_of(settings, pipeline)
     broker.connect()
     check_topics(pipeline, broker, tuple(topic.name(pipeline) for topic in used))
     return broker
@@ -470,7 +473,7 @@ def run(name: str, pipeline: Pipeline, settings: Settings, model: str | None = N
     In a chain, `learner` is the learners of all models but where one is named. Raises a TidemillError where it can't
     start or go on.
     """
-    names, broker, cluster = name.split("+"), broker_of(settings), ClusterSettings()
+    names, broker, cluster = name.split("+"), broker_of(settings, pipeline), ClusterSettings()
     is_chain = len(names) > 1
     if is_chain and settings.delivery != "exactly_once":
         raise SettingsError(f"{name}: services share a process only with TIDEMILL_DELIVERY=exactly_once")
@@ -532,6 +535,7 @@ def _loop(context: Context, service: Service, followers: Sequence[Follower | Non
         commit_every=0.0 if is_exactly_once else 0.2,
         keep_alive=context.keep_alive,
         declared=context.declared,
+        forgotten=topics.FORGOTTEN.name(context.pipeline) if context.pipeline.forgetting else "",
     )
     context.host.serve(settings, LoopHealth(loop))
     context.host.on_stop(loop.stop)

@@ -108,11 +108,13 @@ class Processor:
     what was measured since then; the loop publishes those of live records and drops those of a rebuild. `has_written`
     is set where something was emitted that is to be committed although no record has come. `in_hand` is the record of
     which is made what is emitted. `dlq` is the topic of its dead letters, empty where it has none. `traces` has the
-    headers that go on with what is made of a live record.
+    headers that go on with what is made of a live record. `erased` counts what was erased from the log: state
+    that was kept elsewhere when it was less is made again from the log.
     """
 
     dlq = ""
     traces = Traces()
+    erased = 0
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -233,6 +235,10 @@ class Producer(Protocol):
 
 class Broker(Protocol):
     """Kafka, or something that behaves like it."""
+
+    @property
+    def erasable(self) -> Collection[str]:
+        """Topics of which single records may have been erased."""
 
     def consumer(self, group: str, topics: Sequence[str], instance: str, max_wait: float = 0.0) -> Consumer:
         """Join `group` as the member called `instance`; records may wait for `max_wait` s to be fetched together."""

@@ -208,6 +208,10 @@ class Chain(Processor):
         self._due = [{} for _ in self.groups]
         return changed
 
+    def say_again(self) -> None:
+        """Have the next commit say how far each group has come, also where that has not changed."""
+        self._due = [dict(read) for read in self._read]
+
     def expected(self) -> dict[TopicPartition, int]:
         """Return the offset that the last record of each partition must get in the open transaction."""
         return {partition: self._next[partition] - 1 for partition in self._in_transaction}

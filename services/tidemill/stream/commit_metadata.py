@@ -44,6 +44,8 @@ class CommitMetadata:
         Of the gate: examples so far, and corrections of labels since a candidate was last trained on them.
     chained
         The instance whose chain does the group's work: what was done since is in the group's progress alone.
+    erased
+        How much had been erased from the log when the state was made; see `Processor.erased`.
     """
 
     rebuild_from: int | None = None
@@ -57,10 +59,15 @@ class CommitMetadata:
     last: str = ""
     chained: str = ""
     corrections: tuple[int, ...] = ()
+    erased: int = 0
 
     def encode(self) -> str:
         """Return it as text, empty where there is nothing to keep. Raises ValueError above `MAX_BYTES`."""
-        kept = {name: value for name, value in vars(self).items() if value not in (None, (), "")}
+        kept = {
+            name: value
+            for name, value in vars(self).items()
+            if value not in (None, (), "") and (name, value) != ("erased", 0)
+        }
         if not kept:
             return ""
         text = json.dumps(kept, separators=(",", ":"))
@@ -87,6 +94,7 @@ class CommitMetadata:
                 kept.pop("last", ""),
                 kept.pop("chained", ""),
                 tuple(kept.pop("corrections", ())),
+                kept.pop("erased", 0),
             )
             if kept:
                 raise ValueError(f"unknown fields {', '.join(map(repr, kept))}")

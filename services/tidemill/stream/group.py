@@ -168,6 +168,7 @@ class Group:
                     self.processor.commit_metadata(partition),
                     instance=self.instance,
                     last=self._last_read.get(partition, ""),
+                    erased=self.processor.erased,
                 ),
                 offset,
                 self._topic_ids.get(partition.topic, ""),

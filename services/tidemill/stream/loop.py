@@ -22,7 +22,7 @@ from tidemill.stream.group import Group, Service, names
 from tidemill.stream.narrowing import LETTER_BYTES, Narrowing
 from tidemill.stream.origin import origin_of
 from tidemill.stream.pace import BUSY_SHARE, Pace
-from tidemill.stream.restore import CHAIN_SUFFIX, Plan
+from tidemill.stream.restore import CHAIN_SUFFIX, Plan, own_metadata
 from tidemill.stream.unhurried import Unhurried
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ MAX_BATCH_RECORDS = 5000
 GAUGE_SECONDS = 0.1
 #: How long a service that was asked to stop still tries to commit.
 STOP_SECONDS = 3.0
+#: How often a loop looks whether records were erased.
+ERASED_CHECK_SECONDS = 1.0
 #: Offsets of a group in which nothing happens are committed again this often, so that no broker forgets them.
 KEEP_ALIVE_SECONDS = 3600.0
 #: How often the groups of a chain that have no member get offsets: lag is read from them, and they are not forgotten.
@@ -63,6 +65,8 @@ class Loop:
         Seconds without a commit after which the offsets are committed again.
     declared
         The partitions that topics must have, by topic: those that the service reads and writes.
+    forgotten
+        The topic that says that records were erased, empty for none: when it grows the state is made again.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Loop:
         commit_every: float = 0.0,
         keep_alive: float = KEEP_ALIVE_SECONDS,
         declared: Mapping[str, int] = NOTHING_DECLARED,
+        forgotten: str = "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -109,7 +114,8 @@ class Loop:
         self._held: list[Record] = []
         self._unhurried = Unhurried(service.unhurried if unhurried else (), unhurried, max_batch, clock)
         self._declared = DeclaredTopics(broker, declared, clock)
-        self._last_topic_check = clock()
+        self._last_topic_check = self._last_erased_check = clock()
+        self._forgotten = TopicPartition(forgotten, 1) if forgotten else None
 
     def stop(self, *_: Any) -> None:
         """Finish the batch in hand, commit it, and return from `run`. Safe in a signal handler."""
@@ -170,6 +176,7 @@ class Loop:
             if self._reassign(consumer, producer):
                 return 0
             self._check_topics()
+            self._check_erased()
             if self._process(records, producer) or self._is_due_again():
                 self._commit(consumer, producer)
             elif not self._dirty:
@@ -384,6 +391,9 @@ class Loop:
         self._narrowing.went_back()
         self._declared.check()
         partitions = sorted(self._partitions)
+        erased = self._erased()
+        for one in self._groups:
+            one.processor.erased = erased
         own = self.transactional_id
         for name in self.broker.end_left_open(self.service.group, partitions, own) if partitions else ():
             log.warning("what an instance may have left open is ended: it is in the group no more", extra={"of": name})
@@ -400,8 +410,13 @@ class Loop:
         )
         self._last_commit = self.clock()
         is_new = not producer.is_transactional and None in committed.values()  # output may be sent, and then no commit
-        if is_new or any(position != committed[partition] for partition, position in positions.items()):
+        is_older = any(position and _erased_at(position) < erased for position in committed.values())
+        if self._chain and erased:
+            self._chain.say_again()
+        if is_new or is_older or any(position != committed[partition] for partition, position in positions.items()):
             self._commit(consumer, producer)  # so that the group has its offsets, or has them again
+            if self._chain and erased:
+                self._chain.keep()
 
     def _restore_chain(self, chain: Chain, consumer: Consumer, producer: Producer) -> None:
         """Bring the others of the chain to where their groups have come, and have them do what the log has beyond."""
@@ -436,6 +451,24 @@ class Loop:
                 raise self._head.undecided(
                     partition, "the topic was deleted and created again while it was read (--to begin|end)"
                 )
+
+    def _erased(self) -> int:
+        """Return how much was erased from the log, by the topic that says so."""
+        if self._forgotten is None or not self.broker.partitions(self._forgotten.topic):
+            return 0
+        return self.broker.offset_range(self._forgotten)[1]
+
+    def _check_erased(self) -> None:
+        """Raise Retry where records were erased: the state may hold what was made of them."""
+        if self._forgotten is None or self.clock() - self._last_erased_check < ERASED_CHECK_SECONDS:
+            return
+        self._last_erased_check = self.clock()
+        try:
+            erased = self._erased()
+        except BrokerError:
+            return  # it is looked at again
+        if erased > self._head.processor.erased:
+            raise Retry("records were erased from the log: the state is made again from what is left")
 
     def _rebuild(self, consumer: Consumer, group: Group, plan: Plan) -> None:
         """Read what a group's state is made of again, silently."""
@@ -492,6 +525,11 @@ class Loop:
             for group in self._groups:
                 group.watch.gauges(group.processor.gauges())
             self.watch.lag(consumer.lag())
+
+
+def _erased_at(position: Position) -> int:
+    metadata = own_metadata(position)
+    return metadata.erased if metadata else 0
 
 
 def tune_collector() -> None:

@@ -98,6 +98,7 @@ class MemoryBroker:
 
     def __init__(self, topics: Mapping[str, int], *, exactly_once: bool = True) -> None:
         self.exactly_once = exactly_once
+        self.erasable: Collection[str] = frozenset()
         self.refuses: Refuses = lambda _topic, _value, _key: False
         self.refuses_early = self.learns = False
         self.log: dict[TopicPartition, list[MemoryRecord]] = {

@@ -40,6 +40,7 @@ class Topic:
     `partitions` 0 means as many as the pipeline declares; `retention_ms` -1 means for ever; `max_message_bytes` 0 means
     the broker's own limit. Of a `compacted` topic only the last record of each key is kept. No state is made of a
     `passing` topic: a chain that has its only readers does not write it. The joiner's state is made of a `joined` one.
+    Single records of an `erasable` one can be erased where the pipeline declares forgetting: their keys are unique.
     """
 
     suffix: str
@@ -54,6 +55,7 @@ class Topic:
     compacted: bool = False
     passing: bool = False
     joined: bool = False
+    erasable: bool = False
 
     def kept_ms(self, pipeline: Named) -> int:
         """How long a pipeline's records are kept, in ms; -1 for ever."""

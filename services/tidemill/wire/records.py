@@ -321,6 +321,11 @@ class Records:
         """Command: what a person asks of the gate."""
         return self._signed("command.v1")
 
+    @cached_property
+    def forgetting(self) -> Codec:
+        """Forgetting: a request to forget entities, or its end."""
+        return self._signed("forgetting.v1")
+
     def _tail(self, name: str) -> Codec:
         avro = schema_files.own(name)
         return Codec(

@@ -76,10 +76,14 @@ def rights(pipeline: Pipeline, role: str) -> list[Right]:
         check_chain(names)
     if role == OPERATOR:
         return list(_operator(pipeline))
+    if role == "forget":
+        return list(_forget(pipeline))
     operations: dict[str, set[str]] = {}
     for name in names:
         for topic, some in _topics(name):
             operations.setdefault(topic.name(pipeline), set()).update(some)
+        if pipeline.forgetting is not None and name in topics.KEEPING_PROGRESS:
+            operations.setdefault(topics.FORGOTTEN.name(pipeline), set()).add("Read")
     is_service = role not in topics.OUTSIDE
     made = [Right("cluster", CLUSTER, ("DescribeConfigs",))] if is_service else []
     more = {"DescribeConfigs"} if is_service else set()
@@ -98,6 +102,20 @@ def _topics(name: str) -> Iterator[tuple[Topic, set[str]]]:
             yield topic, {"Write"}
         if name == "status":  # it shows each topic that is not as declared
             yield topic, {"Describe"}
+
+
+def _forget(pipeline: Pipeline) -> Iterator[Right]:
+    """Yield what it takes to erase records: next to nothing where the pipeline does not declare that."""
+    yield READING
+    if pipeline.forgetting is None:
+        return
+    yield Right("cluster", CLUSTER, ("Describe", "DescribeConfigs"))  # how far all groups have read
+    every = ("AlterConfigs", "Delete", "DescribeConfigs", "Read", "Write")
+    for topic in topics.TOPICS:
+        writes = topic.erasable or topic is topics.FORGOTTEN
+        some = every if writes else ("Delete", "Read") if topic.is_raw or topic is topics.PREDICTIONS else ("Read",)
+        yield Right("topic", topic.name(pipeline), some)
+    yield Right("group", f"{pipeline.name}.", ("Describe",), is_prefix=True)
 
 
 def _groups(pipeline: Pipeline, name: str) -> Iterator[Right]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tidemill.stream.topic import DAY, MAX_RECORD_BYTES, Topic
+from tidemill.stream.topic import DAY, MAX_RECORD_BYTES, Named, Topic
 
 #: The services of the data plane, along the river.
 SERVICES = ("validator", "featurizer", "materializer", "scorer", "joiner", "learner", "gate")
@@ -24,8 +24,8 @@ ALL = (*SERVICES, *WATCHING, *NOTIFYING, *SERVING)
 KEEPING_PROGRESS = (*SERVICES, "archiver", *NOTIFYING)
 #: Others' programs, and the command that sends dead letters back.
 APPLICATIONS = ("producers", "consumers", "redrive")
-#: Who else writes or reads: those, and who audits.
-OUTSIDE = (*APPLICATIONS, "auditor")
+#: Who else writes or reads: those, who audits, and `tidemill forget`.
+OUTSIDE = (*APPLICATIONS, "auditor", "forget")
 
 
 EVENTS = Topic(
@@ -38,17 +38,17 @@ LABELS = Topic(
 )  # fmt: skip
 EVENTS_VALID = Topic(
     "events.valid", "entity_id", "event", ("validator",), ("featurizer",), retention_ms=30 * DAY,
-    max_message_bytes=MAX_RECORD_BYTES, doc="Events that passed; what the views are rebuilt from.",
+    max_message_bytes=MAX_RECORD_BYTES, erasable=True, doc="Events that passed; what the views are rebuilt from.",
 )  # fmt: skip
 LABELS_VALID = Topic(
     "labels.valid", "event_id", "label", ("validator",), ("joiner",), retention_ms=30 * DAY,
-    max_message_bytes=MAX_RECORD_BYTES, joined=True, doc="Labels that passed.",
+    max_message_bytes=MAX_RECORD_BYTES, joined=True, erasable=True, doc="Labels that passed.",
 )  # fmt: skip
 DLQ = Topic(
     "dlq", "as received", "bytes as received",
     ("validator", "featurizer", "scorer", "joiner"), ("monitor", "status", "redrive", "gateway"),
     retention_ms=30 * DAY, max_message_bytes=MAX_RECORD_BYTES,
-    doc="Dead letters: the original bytes; why, in the headers.",
+    erasable=True, doc="Dead letters: the original bytes; why, in the headers.",
 )  # fmt: skip
 WARNINGS = Topic(
     "warnings", "stream", "Warnings", ("validator",), ("monitor", "notifier"), partitions=1,
@@ -62,11 +62,12 @@ REDRIVES = Topic(
 UPDATES = Topic(
     "updates", "entity:entity_id", "Update", ("featurizer", "joiner"), ("materializer",), retention_ms=30 * DAY,
     max_message_bytes=MAX_RECORD_BYTES,
-    doc="Events and outcomes by each entity that views are kept of; what those views are rebuilt from.",
+    erasable=True, doc="Events and outcomes by each entity that views are kept of; what those views are rebuilt from.",
 )  # fmt: skip
 FEATURES = Topic(
     "features", "entity_id", "Features", ("featurizer",), ("scorer",),
-    max_message_bytes=MAX_RECORD_BYTES, passing=True, doc="The vector, as served; not written in a chain.",
+    max_message_bytes=MAX_RECORD_BYTES, passing=True, erasable=True,
+    doc="The vector, as served; not written in a chain.",
 )  # fmt: skip
 PREDICTIONS = Topic(
     "predictions", "entity_id", "Prediction", ("scorer",), ("consumers", "gateway"),
@@ -75,21 +76,22 @@ PREDICTIONS = Topic(
 PREDICTION_LOG = Topic(
     "prediction-log", "event_id", "PredictionLog", ("scorer",), ("joiner", "archiver", "monitor"),
     retention_ms=30 * DAY, max_message_bytes=MAX_RECORD_BYTES, joined=True,
-    doc="Vector, scores, versions: all that it takes to do a prediction again.",
+    erasable=True, doc="Vector, scores, versions: all that it takes to do a prediction again.",
 )  # fmt: skip
 EXAMPLES = Topic(
     "examples", "event_id", "Example", ("joiner",), ("learner", "gate", "archiver", "monitor"),
     partitions=1, retention_ms=-1, max_message_bytes=MAX_RECORD_BYTES,
+    erasable=True,
     doc="What models learn from, in one order; a model's version is an offset here. Corrections of labels, too.",
 )  # fmt: skip
 EXPIRED = Topic(
     "expired", "event_id", "PredictionLog", ("joiner",), ("monitor",),
-    max_message_bytes=MAX_RECORD_BYTES, doc="Predictions whose label never came in time.",
+    max_message_bytes=MAX_RECORD_BYTES, erasable=True, doc="Predictions whose label never came in time.",
 )  # fmt: skip
 MODELS = Topic(
     "models", "model", "Manifest", ("learner",), ("scorer", "learner", "gate", "monitor", "status"),
     partitions=1, retention_ms=-1, max_message_bytes=MAX_RECORD_BYTES,
-    doc="The registry: the signed manifest of every version.",
+    erasable=True, doc="The registry: the signed manifest of every version.",
 )  # fmt: skip
 COMMANDS = Topic(
     "commands", "command", "Command", ("status",), ("gate", "monitor"), partitions=1, retention_ms=365 * DAY,
@@ -115,6 +117,12 @@ ACCESS = Topic(
     doc="Who has read or commanded what, by the status service or the gateway, and how that was answered.",
 )  # fmt: skip
 
+FORGOTTEN = Topic(
+    "forgotten", "request", "Forgetting", ("forget",), ("forget", "auditor"), partitions=2, retention_ms=-1,
+    doc="Requests to forget entities, and what came of them; signed. It has hashes of their ids, and none of the ids. "
+    "What is in its second partition says to services that records were erased.",
+)  # fmt: skip
+
 PROGRESS = Topic(
     "progress", "group/topic/partition", "JSON", KEEPING_PROGRESS, KEEPING_PROGRESS,
     partitions=2, retention_ms=-1, compacted=True,
@@ -124,7 +132,7 @@ PROGRESS = Topic(
 
 TOPICS: tuple[Topic, ...] = (
     EVENTS, LABELS, EVENTS_VALID, LABELS_VALID, DLQ, REDRIVES, WARNINGS, UPDATES, FEATURES, PREDICTIONS, PREDICTION_LOG,
-    EXAMPLES, EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS, ACCESS, PROGRESS,
+    EXAMPLES, EXPIRED, MODELS, COMMANDS, PROMOTIONS, WINDOWS, ALERTS, ACCESS, FORGOTTEN, PROGRESS,
 )  # fmt: skip
 
 #: What a service reads besides when it is asked: a prediction with its event, its models and its outcome; and the
@@ -149,6 +157,11 @@ LOOKED_INTO: Mapping[str, tuple[Topic, ...]] = {
         ALERTS,
     ),
 }
+
+
+def erasable(pipeline: Named, *, is_declared: bool) -> frozenset[str]:
+    """Return the names of the topics of which single records can be erased: none unless that is declared."""
+    return frozenset(topic.name(pipeline) for topic in TOPICS if topic.erasable and is_declared)
 
 
 def reads(service: str) -> tuple[Topic, ...]:

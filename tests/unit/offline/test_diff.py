@@ -13,7 +13,7 @@ import small
 from click.testing import CliRunner
 from river import dummy, metrics, stats
 
-from tidemill import Fuse, Gate, Monitor, Protect, Retention, Training, View, aggregates, rules
+from tidemill import Forgetting, Fuse, Gate, Monitor, Protect, Retention, Training, View, aggregates, rules
 from tidemill.cli.main import cli
 from tidemill.declare.pipeline import Pipeline
 from tidemill.offline.diff import Change, changes, facts
@@ -51,6 +51,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("gate", Gate(), {"gate"}),
     ("training", Training("linear"), {"training"}),
     ("retention", Retention(all="2h"), {"retention"}),
+    ("forgetting", Forgetting(), {"forgetting"}),
     ("shares", {"slow": 0.1}, {"shares"}),
     ("protect", Protect("carrier", 0.5, 100), {"protect", *REFUSED}),
 ]

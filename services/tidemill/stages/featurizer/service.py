@@ -139,8 +139,10 @@ class Featurizer(DeadLetterProcessor):
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
         self._new[topic_partition.partition] = self.updates.new(committed)
-        # Where a person has decided from where it goes on, the log may be another than the stores were made from.
-        from_log = CommitMetadata.decode(committed.metadata).rebuild_from is not None
+        # Where a person has decided from where it goes on, or records were erased, the log is another than the stores
+        # were made from.
+        metadata = CommitMetadata.decode(committed.metadata)
+        from_log = metadata.rebuild_from is not None or metadata.erased < self.erased
         begin = self.views.assign(topic_partition.partition, committed.offset, from_log=from_log)
         return Start(begin, committed.offset)
 

@@ -94,6 +94,8 @@ class Joiner(DeadLetterProcessor):
         if self._open_state is None:
             return Join(self.timeout, self._outcomes(), self._watermark, self.corrections)
         schemas = self.records.prediction_log.header + self.records.label.header
+        if self.erased:  # what was saved before has what was erased
+            schemas += b"%d" % self.erased
         return StoredJoin(
             self.timeout, self._outcomes(), self._open_state(number), self._watermark, schemas, self.corrections
         )

@@ -39,7 +39,7 @@ from tidemill.stream.kafka.consumer import (
     reading_client,
     take,
 )
-from tidemill.stream.kafka.errors import kafka_error, not_connected, service_error, without_errors
+from tidemill.stream.kafka.errors import kafka_error, not_connected, service_error, stored_records, without_errors
 from tidemill.stream.kafka.exact_log import ExactLog, overrides
 from tidemill.stream.kafka.producer import KafkaProducer
 from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings
@@ -83,6 +83,8 @@ class KafkaBroker:
         self._probes: dict[str, Consumer] = {}
         self._probing = threading.Lock()
         self._partitions: dict[str, int] = {}
+        #: Topics of which single records can be erased: what is written there gets unique keys.
+        self.erasable: Collection[str] = frozenset()
 
     @property
     def _admin(self) -> AdminClient:
@@ -176,7 +178,9 @@ class KafkaBroker:
     def producer(
         self, name: str, beat: Callable[[], None] = lambda: None, counted: Collection[str] = ()
     ) -> KafkaProducer:
-        return KafkaProducer(self.common, name, beat, self._max_message_bytes, counted, exactly_once=self.exactly_once)
+        erasable = {topic: count for topic in self.erasable if (count := self.partitions(topic))}
+        limits, is_exact = self._max_message_bytes, self.exactly_once
+        return KafkaProducer(self.common, name, beat, limits, counted, exactly_once=is_exact, erasable=erasable)
 
     def committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Position | None]:
         client = reading_client(self.common, group)
@@ -334,17 +338,23 @@ class KafkaBroker:
     def _end_offset(self, partition: TopicPartition) -> int:
         return self.offset_range(partition)[1]
 
-    def read(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[list[api.Record]]:
-        client = reading_client(self.common)
+    def read(
+        self,
+        ranges: Mapping[TopicPartition, tuple[int, int]],
+        *,
+        as_stored: bool = False,
+        isolation: str = "read_committed",
+    ) -> Iterator[list[api.Record]]:
+        """Read as `Broker.read` says; `as_stored`: with the keys that Kafka has, and what erases records."""
+        client = reading_client(self.common, isolation=isolation)
+        records = stored_records if as_stored else without_errors
         try:
             open_ends = {partition: end for partition, (begin, end) in ranges.items() if begin < end}
             client.assign([KafkaTopicPartition(*partition, ranges[partition][0]) for partition in open_ends])
             while open_ends:
                 batch = take(client, 5000, 0.2)
                 yield [
-                    m
-                    for m in without_errors(batch)
-                    if m.offset() < open_ends.get(TopicPartition(m.topic(), m.partition()), 0)
+                    m for m in records(batch) if m.offset() < open_ends.get(TopicPartition(m.topic(), m.partition()), 0)
                 ]
                 # The offset before the end may be a control record, which is never handed out. Then a record after
                 # it, or the end of the partition, shows that the range is read.

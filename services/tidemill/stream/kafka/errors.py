@@ -8,6 +8,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException  # noqa: TID251  this is where Kafka clients live
 
 from tidemill.errors import Aborted, BrokerError, Fenced, NotAllowed, Refused
+from tidemill.stream import unique_keys
 
 _FENCED_CODES = {
     KafkaError._FENCED,
@@ -109,7 +110,22 @@ def is_refusal(error: KafkaError) -> bool:
 
 
 def without_errors(messages: Sequence[Any]) -> list[Any]:
-    """Return the messages that are records. Raises KafkaException for an error that polling again does not fix."""
+    """Return the messages that are records, each with its natural key; what erases a record is none.
+
+    Raises KafkaException for an error that polling again does not fix.
+    """
+    records = []
+    for message in stored_records(messages):
+        if unique_keys.is_unique(key := message.key()):
+            if message.value() is None:
+                continue
+            message.set_key(unique_keys.natural(key))
+        records.append(message)
+    return records
+
+
+def stored_records(messages: Sequence[Any]) -> list[Any]:
+    """Return the messages that are records, as Kafka has them. Raises as `without_errors` does."""
     for message in messages:
         error = message.error()
         if error is not None and error.code() != KafkaError._PARTITION_EOF:

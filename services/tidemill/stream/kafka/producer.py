@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer  # noqa: TID251  this is where Kafka clients live
@@ -19,7 +20,9 @@ from tidemill.stream.api import NOT_EXPECTED, Emit, Headers, Position, Record, T
 from tidemill.stream.kafka.consumer import CALL_SECONDS, KafkaConsumer, committable
 from tidemill.stream.kafka.errors import is_refusal, kafka_error, service_error
 from tidemill.stream.origin import with_origin
+from tidemill.stream.partition import partition_of
 from tidemill.stream.topic import MAX_RECORD_BYTES
+from tidemill.stream.unique_keys import UniqueKeys
 
 log = logging.getLogger(__name__)
 _client_log = logging.getLogger("librdkafka")
@@ -35,6 +38,10 @@ DEFAULT_BATCH_BYTES = 1_000_000
 BATCH_BYTES = 100
 #: A call that has not come back by then, five times its own timeout, will not: see `_HungCallWatch`.
 HUNG_SECONDS = 5.0
+
+
+#: No topic of which single records may have to be erased.
+NOTHING_ERASABLE: Mapping[str, int] = MappingProxyType({})
 
 
 class _HungCallWatch:
@@ -98,6 +105,8 @@ class KafkaProducer:
         refused before they are sent, when a transaction with all that is in it need not be given up for a second.
     counted
         Topics whose offsets `commit` compares with what is expected.
+    erasable
+        Topics whose records get unique keys, and how many partitions each has: the natural key chooses the partition.
     """
 
     def __init__(
@@ -109,8 +118,10 @@ class KafkaProducer:
         counted: Collection[str] = (),
         *,
         exactly_once: bool,
+        erasable: Mapping[str, int] = NOTHING_ERASABLE,
     ) -> None:
         self._beat = beat
+        self._erasable, self._unique_key = erasable, UniqueKeys()
         self._watch = _HungCallWatch()
         self._exactly_once = self.is_transactional = exactly_once
         self._failures: list[_Failure] = []
@@ -184,6 +195,8 @@ class KafkaProducer:
             return
         if not self._open:
             self._begin()
+        if topic in self._erasable:
+            key, partition = self._own_key(topic, key, partition)
         all_headers = with_origin(timestamp, headers)
         if self._max_bytes and (why := self._too_large(topic, value, key, all_headers)):
             raise Refused(f"sending to {topic}: {why}", is_early=True)
@@ -198,6 +211,11 @@ class KafkaProducer:
                 self._wait_for_room()
             except KafkaException as error:
                 raise self._error(error, f"sending to {topic}") from error
+
+    def _own_key(self, topic: str, key: bytes | None, partition: int) -> tuple[bytes, int]:
+        if partition < 0 and key is not None:
+            partition = partition_of(key, self._erasable[topic])
+        return self._unique_key(key), partition
 
     def wait(self) -> None:
         """Wait until Kafka has taken all that was emitted. Raises Refused, or another Aborted, where it does not."""
@@ -258,6 +276,8 @@ class KafkaProducer:
         partition: int,
     ) -> None:
         self._open = True
+        if topic in self._erasable:
+            key, partition = self._own_key(topic, key, partition)
         self._send(
             source,
             {

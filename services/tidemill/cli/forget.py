@@ -1,0 +1,167 @@
+"""`tidemill forget`: every record of an entity erased, the models folded again without them, and a certificate."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tidemill
+from tidemill import settings
+from tidemill.cli.shared import PIPELINE, with_settings
+from tidemill.durations import milliseconds, minute
+from tidemill.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tidemill.runtime.forget import Forget
+
+KIND = "certificate"
+
+
+@click.command()
+@PIPELINE
+@click.option("--entity", "entities", multiple=True, metavar="FIELD=ID", help="Whom to forget; may be repeated.")
+@click.option("--why", help="The reason; it is kept for ever, so it must not name the id.")
+@click.option("--by", help="Who asks; default: the user of this machine.")
+@click.option("--dry-run", is_flag=True, help="Print what there is of it, and erase nothing.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder to write the certificate to.")
+@click.option(
+    "--keep", multiple=True, metavar="TOPIC", help="Leave this topic, as events, to its retention; may be repeated."
+)
+@click.option(
+    "--patience", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds to wait for each step."
+)
+@click.option(
+    "--verify",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Instead: check a certificate, and with --entity search for them again.",
+)
+@with_settings("brokers", "redis_url", "store_url", "archive_url", "status_url")
+def forget(
+    pipeline: str,
+    entities: tuple[str, ...],
+    why: str | None,
+    by: str | None,
+    out: Path | None,
+    keep: tuple[str, ...],
+    patience: float,
+    verify: Path | None,
+    *,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Erase all of an entity, and fold the models again without it.
+
+    Services go on meanwhile. After it broke off, the same command goes on; without --entity, requests are listed. The
+    pipeline has to declare forgetting, and `tidemill keys new forget` makes the key that requests are signed with.
+    """
+    declared, chosen = tidemill.load(pipeline), settings.load(**options)
+    wanted = [_entity(text) for text in entities]
+    if verify is not None:
+        _verify(declared, chosen, verify, wanted, patience)
+        return
+    work = _work(declared, chosen, keep, patience)
+    if not wanted:
+        _list(work)
+        return
+    if dry_run:
+        subject = work.subject(wanted)
+        click.echo(f"{len(subject.events):,} events, {len(subject.vectors):,} vectors")
+        for store, count in work.find(subject, everywhere=True).counts().items():
+            click.echo(f"{store}: {count:,}")
+        return
+    if not why or out is None:
+        raise SettingsError("forgetting needs --why and --out; --dry-run says what there is")
+    from tidemill.offline import audit_files
+    from tidemill.report import certificate_page
+
+    certificate = work.run(wanted, by or getpass.getuser(), why)
+    keys = work.registry.keys
+    audit_files.write(out, certificate, certificate_page.render(certificate, keys.signs_with), keys, KIND)
+    again = "forgotten before" if certificate.get("again") else "forgotten"
+    click.echo(f"{again} on {minute(certificate['done_at'])} UTC, request {certificate['request']}")
+    click.echo(f"written: {out / f'{KIND}.json'}, {out / f'{KIND}.html'}")
+
+
+def _entity(text: str) -> tuple[str, str]:
+    name, is_given, id_ = text.partition("=")
+    if not is_given or not id_:
+        raise SettingsError(f"--entity {text!r}: expected FIELD=ID, as user_id=U123")
+    return name, id_
+
+
+def _work(declared: Any, chosen: settings.Settings, keep: tuple[str, ...], patience: float) -> Forget:
+    from tidemill.cli.champion import _call
+    from tidemill.features.redis import connect
+    from tidemill.files import Files
+    from tidemill.runtime import run as running
+    from tidemill.runtime.forget import Forget
+
+    def reset(model: str, command: str, reason: str) -> None:
+        body = {"id": command, "kind": "reset", "target": model, "why": reason}
+        decided, deadline = _call(chosen, "/api/commands", command, body), time.monotonic() + patience
+        while decided is None:
+            if time.monotonic() > deadline:
+                raise SettingsError(f"the gate has not answered within {patience:g} s: start it, and run it again")
+            time.sleep(0.3)
+            decided = _call(chosen, f"/api/commands/{command}", command)
+        if decided["kind"] == "refused":
+            raise SettingsError(f"the gate refused to reset {model}: {decided['why']}")
+
+    broker = running.broker_of(chosen, declared)
+    broker.connect()
+    keys = chosen.keyring("forget")
+    registry = running.registry_of(declared, chosen)
+    registry.keys = keys
+    redis = connect(chosen.redis_address()) if declared.views else None
+    archive = Files(chosen.archive_url, "archive_url", "archive", create=False)
+    return Forget(
+        declared,
+        broker,
+        registry,
+        redis,
+        archive,
+        kept=keep,
+        reset=reset,
+        say=lambda what: click.echo(what, err=True),
+        patience=patience,
+    )
+
+
+def _list(work: Forget) -> None:
+    from tidemill.registry.forgetting import Requests
+
+    requests = Requests(work.pipeline, work.broker, work.registry.keys)
+    assert work.pipeline.forgetting is not None  # noqa: S101  checked when it was made
+    for one in requests.records:
+        if one.state != "asked":
+            continue
+        done = requests.done.get(one.id)
+        until = minute(one.time + milliseconds(work.pipeline.forgetting.within))
+        state = f"done {minute(done.time)}" if done else f"open, to be done until {until}"
+        click.echo(f"{one.id}  asked {minute(one.time)} UTC by {one.by}: {one.why}; {state}")
+
+
+def _verify(
+    declared: Any, chosen: settings.Settings, folder: Path, wanted: list[tuple[str, str]], patience: float
+) -> None:
+    from tidemill.offline import audit_files
+
+    content, problems = audit_files.verify(folder, chosen.keyring(), KIND)
+    if problems:
+        raise SettingsError(f"{folder}: {'; '.join(problems)}")
+    click.echo(f"it is as it was written: request {content['request']}, done {minute(content['done_at'])} UTC")
+    if not wanted:
+        return
+    work = _work(declared, chosen, tuple(content["kept"]), patience)
+    hashes = {work.hashes.entity(*one) for one in wanted}
+    if foreign := len(hashes - set(content["entities"])):
+        raise SettingsError(f"{foreign} of these entities are not in the certificate")
+    if counts := work.check_again(wanted, content["request"]).counts():
+        raise SettingsError(f"something is there: {json.dumps(counts)}")
+    click.echo("no byte of them was found")

@@ -1,0 +1,103 @@
+"""Requests to forget entities, and what came of them: signed records on <pipeline>.forgotten.
+
+A record has no id that was forgotten: it has their HMACs, by a key that is made of the private key that `tidemill keys
+new forget` makes. So whoever has that key can say of an id whether, and when, it was forgotten; nobody can read ids.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.keys import Keyring
+from tidemill.registry.signing import UNSIGNED, Chains, Signature, SignedCodec
+from tidemill.stream.api import Broker, TopicPartition
+from tidemill.wire import topics
+from tidemill.wire.records import Records
+
+#: The one chain, and the kind of its records.
+CHAIN, KIND = "forget", "forgetting"
+#: Of the HMAC of an event's id, or of a vector, so many bytes are kept: 8 of them are no other's by chance.
+SHORT_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """A request ("asked") or its end ("done"); the fields are those of schemas/tidemill/forgetting.v1.avsc."""
+
+    id: str
+    state: str
+    by: str
+    why: str
+    time: int
+    entities: Sequence[str]
+    events: bytes = b""
+    vectors: bytes = b""
+    content: str = ""
+    signature: Signature = UNSIGNED
+
+
+def forgetting_codec(pipeline: Pipeline, keys: Keyring | None) -> SignedCodec[Forgetting]:
+    """Return the codec of a pipeline's requests; without keys it verifies nothing."""
+
+    def make(fields: dict[str, Any]) -> Forgetting:
+        return Forgetting(**{**fields, "signature": Signature(**fields["signature"])})
+
+    topic = topics.FORGOTTEN.name(pipeline.name)
+    return SignedCodec(pipeline.name, topic, (KIND,), Records(pipeline).forgetting, keys, make)
+
+
+class Hashes:
+    """The HMACs of ids and vectors of one pipeline. Raises SettingsError where the keys can't sign."""
+
+    def __init__(self, pipeline: str, keys: Keyring) -> None:
+        # Ed25519 signs the same text the same way each time, and nobody else can.
+        self._key = bytes.fromhex(keys.sign(lambda _: b"tidemill forgotten ids\0" + pipeline.encode()))
+
+    def entity(self, field: str, id_: str) -> str:
+        """Return the hash of an entity, hex."""
+        return hmac.digest(self._key, f"entity\0{field}\0{id_}".encode(), "sha256").hex()
+
+    def short(self, data: bytes) -> bytes:
+        """Return the short hash of an event's id, or of a vector."""
+        return hmac.digest(self._key, b"short\0" + data, "sha256")[:SHORT_BYTES]
+
+    def joined(self, items: Iterable[bytes]) -> bytes:
+        """Return the short hashes of all of these, sorted, as a record has them."""
+        return b"".join(sorted({self.short(one) for one in items}))
+
+
+def split(joined: bytes) -> frozenset[bytes]:
+    """Return the short hashes that a record has."""
+    return frozenset(joined[at : at + SHORT_BYTES] for at in range(0, len(joined), SHORT_BYTES))
+
+
+class Requests:
+    """The requests of a pipeline, in the order of the log; those that no key of ours has signed are left out."""
+
+    def __init__(self, pipeline: Pipeline, broker: Broker, keys: Keyring | None) -> None:
+        codec, self.records = forgetting_codec(pipeline, keys), list[Forgetting]()
+        if broker.partitions(codec.topic):
+            partition = TopicPartition(codec.topic, 0)
+            batches = broker.read({partition: broker.offset_range(partition)})
+            self.records = Chains(codec).restore_in_order(record for batch in batches for record in batch)
+
+    @cached_property
+    def done(self) -> dict[str, Forgetting]:
+        """The ends of requests, by id."""
+        return {one.id: one for one in self.records if one.state == "done"}
+
+    @property
+    def open(self) -> list[Forgetting]:
+        """Requests that are not done."""
+        return [one for one in self.records if one.state == "asked" and one.id not in self.done]
+
+    def of_event(self, hashes: Hashes, event_id: str) -> Forgetting | None:
+        """Return the last request that an event was forgotten with; None for none."""
+        short = hashes.short(event_id.encode())
+        with_it = (one for one in reversed(self.records) if one.state == "asked" and short in split(one.events))
+        return next(with_it, None)

@@ -1,0 +1,622 @@
+"""Forgets entities: their records go from the log, Redis and the archive, and models are folded again without them.
+
+order     what names the entity only by its events' ids goes first, then what names both: a search after a crash finds
+          the same. Models and artifacts are last: their test vectors are known again by hashes that the request has
+state     a mark on <pipeline>.forgotten has every service go back to what is committed, and make its state, in memory,
+          on disk and in Redis, again from the log; what it commits says that it has
+offsets   stay: Kafka's compaction takes records out, and moves none. A version is still the fold of what lies before it
+crash     everything is done again, from the search on; only a last search that finds nothing ends a request
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import HEADER, Codec
+from tidemill.errors import ArtifactError, BrokerError, SettingsError, StoreError, TidemillError
+from tidemill.features.redis import Redis
+from tidemill.files import Files
+from tidemill.models.linear import specialised
+from tidemill.offline.byte_search import ByteSearch
+from tidemill.offline.offsets import services
+from tidemill.registry.decisions import all_decisions, decisions
+from tidemill.registry.forgetting import CHAIN, Forgetting, Hashes, Requests, forgetting_codec, split
+from tidemill.registry.manifests import Manifest, Registry
+from tidemill.registry.signing import LogWriter
+from tidemill.stream.api import TopicPartition
+from tidemill.stream.kafka.broker import KafkaBroker
+from tidemill.stream.kafka.erasing import Eraser, by_partition, stored
+from tidemill.stream.kafka.producer import Sender
+from tidemill.stream.restore import own_metadata
+from tidemill.stream.topic import Topic
+from tidemill.stream.unique_keys import is_unique, natural
+from tidemill.wire import topics
+from tidemill.wire.records import Records, vector_to_x
+
+#: By what names the entity only by its events, then by what names both.
+_BY_EVENT = (topics.LABELS, topics.LABELS_VALID, topics.DLQ, topics.UPDATES, topics.PREDICTIONS, topics.FEATURES)
+_BY_ENTITY = (topics.EVENTS, topics.EXPIRED, topics.EVENTS_VALID, topics.PREDICTION_LOG, topics.EXAMPLES)
+#: Rounds of search and erasing: what services still held in one is found in the next.
+MAX_ROUNDS = 5
+#: Most events of one request, whose hashes are one record.
+MAX_EVENTS = 80_000
+
+Entity = tuple[str, str]
+Say = Callable[[str], None]
+
+
+@dataclass
+class Found:
+    """What a search has found: records by topic, Redis' keys, the archive's files with rows, artifacts."""
+
+    records: dict[str, list[Any]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many there are in each store."""
+        counts = {topic: len(some) for topic, some in self.records.items() if some}
+        rest = {"Redis": len(self.keys), "archive": sum(self.files.values()), "artifacts": len(self.artifacts)}
+        return counts | {name: count for name, count in rest.items() if count}
+
+
+@dataclass
+class Subject:
+    """Who is to be forgotten: entities by field and id, and what the log knows of them."""
+
+    entities: Sequence[Entity]
+    events: set[str] = field(default_factory=set)
+    vectors: set[bytes] = field(default_factory=set)
+    first_example: int | None = None
+
+    @cached_property
+    def search(self) -> ByteSearch:
+        """Looks for all ids."""
+        return ByteSearch([*(id_ for _, id_ in self.entities), *self.events])
+
+
+class Forget:
+    """Forgets entities of one pipeline.
+
+    Parameters
+    ----------
+    kept
+        Suffixes of topics whose records are left to their retention, which the certificate says.
+    reset
+        Begins another life of a model: takes its name, an id of the command and why; None: there is no gate to ask.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        broker: KafkaBroker,
+        registry: Registry,
+        redis: Redis | None,
+        archive: Files | None,
+        *,
+        kept: Collection[str] = (),
+        reset: Callable[[str, str, str], Any] | None = None,
+        say: Say = lambda _: None,
+        patience: float = 300.0,
+    ) -> None:
+        if pipeline.forgetting is None:
+            raise SettingsError(
+                f"pipeline {pipeline.name!r} does not declare forgetting, so records have keys by which Kafka can't "
+                f"erase single ones: declare Pipeline(..., forgetting=Forgetting()) before the first record"
+            )
+        self.pipeline, self.broker, self.registry, self.redis, self.archive = pipeline, broker, registry, redis, archive
+        self.kept, self.reset, self.say, self.patience = frozenset(kept), reset, say, patience
+        self.records = Records(pipeline)
+        self.hashes = Hashes(pipeline.name, registry.keys)
+        self.writer = LogWriter(forgetting_codec(pipeline, registry.keys), broker, CHAIN)
+        self.sender = Sender(broker.servers, broker.common)
+
+    # Searching --------------------------------------------------------------------------------------------------------
+
+    def subject(self, entities: Sequence[Entity]) -> Subject:
+        """Return what the log knows of entities. Raises SettingsError for a field that names none."""
+        for name, _ in entities:
+            if name not in self.pipeline.forgettable:
+                raise SettingsError(
+                    f"--entity {name}=...: expected one of {', '.join(self.pipeline.forgettable) or 'none'}: the key, "
+                    f"the entities of views, and forgetting.fields"
+                )
+        subject = Subject(entities)
+        wanted = set(entities)
+        ids = {id_.encode() for _, id_ in entities}
+        events = self.pipeline.events
+        for topic in (topics.EVENTS, topics.EVENTS_VALID):
+            codec = self.records.of_topic(topic)
+            for batch in stored(self.broker, topic.name(self.pipeline)):
+                for record in batch:
+                    event = codec.of(record.value()) if codec else None
+                    if event is None:
+                        event = _json(record.value())
+                    if event and any((name, str(event.get(name))) in wanted for name in self.pipeline.forgettable):
+                        subject.events.add(str(event.get(events.id)))
+        for topic in (topics.PREDICTION_LOG, topics.EXPIRED, topics.EXAMPLES):
+            codec = self.records.of_topic(topic)
+            assert codec is not None  # noqa: S101  they are Avro
+            for batch in stored(self.broker, topic.name(self.pipeline)):
+                for record in batch:
+                    value = record.value() or b""
+                    if any(id_ in value for id_ in ids) and (decoded := codec.of(value)) is not None:
+                        self._learn_of(decoded, record, wanted, subject, is_example=topic is topics.EXAMPLES)
+        return subject
+
+    def _learn_of(
+        self, decoded: Any, record: Any, wanted: Collection[Entity], subject: Subject, *, is_example: bool
+    ) -> None:
+        features = (decoded["prediction"] if is_example else decoded)["features"]
+        named = {(self.pipeline.entity, features["entity_id"]), *features["entities"].items()}
+        for feature, one in self.pipeline.request_features.items():
+            if isinstance(one.source, str):
+                named.add((one.source, str(features["vector"].get(feature))))
+        if named & set(wanted):
+            subject.events.add(features["event_id"])
+            subject.vectors.add(self.records.vector.body(features["vector"]))
+            if is_example:
+                first = subject.first_example
+                subject.first_example = record.offset() if first is None else min(first, record.offset())
+
+    def find(self, subject: Subject, asked: Forgetting | None = None, *, everywhere: bool = False) -> Found:
+        """Search the log, Redis and the archive; `everywhere`: also the topics that nothing is erased from."""
+        found, search = Found(), subject.search
+        events = split(asked.events) if asked else frozenset()
+        erasable = (*_BY_EVENT, *_BY_ENTITY)
+        for topic in topics.TOPICS if everywhere else erasable:
+            name = topic.name(self.pipeline)
+            if topic.suffix in self.kept or topic is topics.MODELS or not self.broker.partitions(name):
+                continue
+            some = found.records.setdefault(name, [])
+            for batch in stored(self.broker, name):
+                # What a run that broke off has written to erase a record has the record's key, and has to go as well.
+                hits = set(search.among([_bytes(record) for record in batch]))
+                if topic in erasable:
+                    hits.update(self._by_id(topic, batch, subject, events))
+                some += [batch[index] for index in sorted(hits)]
+        found.keys = list(self._keys(search)) if self.redis is not None else []
+        found.files = dict(self._files(search))
+        return found
+
+    def _by_id(self, topic: Topic, batch: Sequence[Any], subject: Subject, events: Collection[bytes]) -> Iterable[int]:
+        """Return the records of the subject's events where their ids are no text, or only their hashes are known."""
+        stream = {"event": self.pipeline.events, "label": self.pipeline.labels}.get(topic.record)
+        is_text = stream is None or stream.types.get(stream.id) == "string"
+        if is_text and not events and not subject.search.too_short:
+            return
+        codec = self.records.of_topic(topic) if topic in (topics.UPDATES, topics.PREDICTIONS) or stream else None
+        codec = codec or (None if topic is topics.DLQ else self.records.head)
+        for index, record in enumerate(batch):
+            content = _content(codec, record.value()) if codec else None
+            id_ = None if content is None else str(content[stream.id if stream else "event_id"])
+            if id_ is not None and (id_ in subject.events or (events and self.hashes.short(id_.encode()) in events)):
+                yield index
+
+    def _keys(self, search: ByteSearch) -> Iterator[str]:
+        """Yield the keys of the pipeline's views that hold an id, in their name or value."""
+        client = self.redis
+        assert client is not None  # noqa: S101  asked only then
+        for view in self.pipeline.views:
+            for between in (":", "/"):
+                for key in client.scan_iter(f"{self.pipeline.name}:{view.label}{between}*", 1000):
+                    kind = client.type(key)
+                    value: Any = client.get(key) if kind == "string" else ""
+                    value = client.hgetall(key) if kind == "hash" else value
+                    value = sorted(map(str, client.smembers(key))) if kind == "set" else value
+                    if search.holds(f"{key}\n{value}".encode()):
+                        yield str(key)
+
+    def _files(self, search: ByteSearch) -> Iterator[tuple[str, int]]:
+        """Yield the archive's files that hold an id, with how many rows of each do."""
+        if self.archive is None:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self.archive.glob(f"{self.pipeline.name}/*/_delta_log/*.json"):
+            raise SettingsError(
+                f"archive {self.archive.url} is of Delta Lake, whose log keeps ids in statistics: nothing is erased "
+                f"there yet; use archive_format=parquet, or delete the table, and run it again"
+            )
+        for path in self.archive.glob(f"{self.pipeline.name}/*/date=*/*.parquet"):
+            data = self.archive.read(path)
+            if data is None:
+                continue
+            table = pq.read_table(io.BytesIO(data))
+            texts = [one.name for one in table.schema if one.type == pa.string()]
+            rows = [repr(row).encode() for row in table.select(texts).to_pylist()]
+            if (hits := len(search.among(rows))) or search.holds(data):
+                yield path, hits
+
+    # Erasing ----------------------------------------------------------------------------------------------------------
+
+    def check_keys(self, names: Iterable[str]) -> None:
+        """Raise SettingsError where two records of a topic have one key: compaction would take the older one."""
+        for name in names:
+            seen: set[tuple[int, bytes]] = set()
+            for batch in stored(self.broker, name):
+                for record in batch:
+                    key = record.key()
+                    if record.value() is None or is_unique(key):
+                        continue
+                    place = record.partition(), key
+                    if key is None or place in seen:
+                        until = "never" if name.endswith(topics.EXAMPLES.suffix) else "when their retention ends"
+                        raise SettingsError(
+                            f"{name}[{record.partition()}]@{record.offset()} was written before forgetting was "
+                            f"declared, under a key that others have: compaction would take those, too. They go "
+                            f"{until}; `tidemill grow` moves a pipeline to new topics"
+                        )
+                    seen.add(place)
+
+    def erase(self, found: Found, overrides: Mapping[str, Mapping[str, str]]) -> None:
+        """Erase records that were found, and give the topics their settings back."""
+        eraser = Eraser(self.broker, self.patience)
+        for group in (_BY_EVENT, _BY_ENTITY, (topics.MODELS,)):
+            names = [topic.name(self.pipeline) for topic in group if topic.erasable]
+            names = [name for name in names if found.records.get(name)]
+            self.check_keys(names)
+            if names:
+                self.say(f"erasing from {', '.join(names)}")
+                eraser.prepare(names)
+                eraser.erase(by_partition(record for name in names for record in found.records[name]))
+                eraser.restore({name: overrides[name] for name in names})
+            ends: dict[TopicPartition, int] = {}
+            for topic in group:
+                if not topic.erasable:
+                    if (
+                        topic.is_raw
+                        and self.pipeline.raw_topics.get(topic.suffix)
+                        and found.records.get(topic.name(self.pipeline))
+                    ):
+                        raise SettingsError(
+                            f"{topic.name(self.pipeline)} was there before the pipeline, and others may read it: have "
+                            f"its owner delete the records, and run it with --keep {topic.suffix}"
+                        )
+                    for record in found.records.get(topic.name(self.pipeline), ()):
+                        place = TopicPartition(record.topic(), record.partition())
+                        ends[place] = max(ends.get(place, 0), record.offset() + 1)
+            if ends:
+                self.say(f"deleting the beginning of {', '.join(sorted({place.topic for place in ends}))}")
+                eraser.delete_before(ends)
+
+    def renew_states(self, request: str) -> None:
+        """Have all services make their state again, and wait until they say that they have. Raises BrokerError."""
+        mark = TopicPartition(topics.FORGOTTEN.name(self.pipeline), 1)
+        self.sender.send(mark.topic, request.encode(), request.encode(), None, mark.partition)
+        self.sender.flush()
+        wanted = self.broker.end_offset(mark)
+        self.say("waiting until services have made their state again")
+        deadline = time.monotonic() + self.patience
+        while behind := self._states_behind(wanted):
+            if time.monotonic() > deadline:
+                raise BrokerError(
+                    f"{', '.join(behind)} still have the state of before: start them, and run it again; nothing is "
+                    f"called done meanwhile"
+                )
+            time.sleep(1.0)
+
+    def _states_behind(self, wanted: int) -> list[str]:
+        behind = []
+        for one in services(self.pipeline):
+            partitions = [TopicPartition(t, n) for t in one.topics for n in range(self.broker.partitions(t))]
+            for position in self.broker.committed(one.group, partitions).values():
+                metadata = own_metadata(position) if position else None
+                if metadata and metadata.erased < wanted:
+                    behind.append(one.group)
+                    break
+        return behind
+
+    def erase_elsewhere(self, found: Found, subject: Subject) -> None:
+        """Delete Redis' keys of the entities, and the archive's rows."""
+        for key in found.keys:
+            assert self.redis is not None  # noqa: S101  found there
+            kind = self.redis.type(key)
+            for _, id_ in subject.entities if kind == "set" else ():
+                self.redis.srem(key, id_)
+            if kind != "set":
+                self.redis.delete(key)
+        for path in found.files:
+            self._rewrite(path, subject.search)
+
+    def _rewrite(self, path: str, search: ByteSearch) -> None:
+        import pyarrow.parquet as pq
+
+        assert self.archive is not None  # noqa: S101  found there
+        table = pq.read_table(io.BytesIO(self.archive.read(path) or b""))
+        texts = [one.name for one in table.schema if str(one.type) == "string"]
+        gone = set(search.among([repr(row).encode() for row in table.select(texts).to_pylist()]))
+        out = io.BytesIO()
+        pq.write_table(table.take([n for n in range(table.num_rows) if n not in gone]), out, compression="zstd")
+        self.archive.write(path, out.getvalue())
+
+    # The request ------------------------------------------------------------------------------------------------------
+
+    def run(self, entities: Sequence[Entity], by: str, why: str) -> dict[str, Any]:
+        """Forget entities, and return the certificate's content. Raises a TidemillError where something is left."""
+        entities = sorted(set(entities))
+        if any(id_ in why for _, id_ in entities):
+            raise SettingsError("--why names an id that is to be forgotten, and it is kept for ever: say it without")
+        hashed = [self.hashes.entity(*entity) for entity in entities]
+        subject = self.subject(entities)
+        requests = Requests(self.pipeline, self.broker, self.registry.keys)
+        same = [one for one in requests.records if sorted(one.entities) == sorted(hashed)]
+        asked = next((one for one in same if one.id not in requests.done), None)
+        found = self.find(subject)
+        if asked is None and not found.counts():
+            if same:
+                before = requests.done[same[-1].id]
+                return {**json.loads(before.content), "again": True}
+            raise SettingsError(f"nothing is known of {', '.join(f'{name}=...' for name, _ in entities)}")
+        asked = asked or self._ask(subject, hashed, by, why, found)
+        content = json.loads(asked.content)
+        self.say(f"request {asked.id}: {len(subject.events):,} events")
+        erased: Counter[str] = Counter()
+        for number in range(MAX_ROUNDS):
+            counts = found.counts()
+            if number and not counts:
+                break
+            erased.update({name: count for name, count in counts.items() if name not in ("Redis", "archive")})
+            self.erase(found, content["overrides"])
+            self.renew_states(asked.id)
+            found = self.find(subject, asked)
+            self.erase_elsewhere(found, subject)
+            found = self.find(subject, asked)
+        else:
+            raise BrokerError(f"records of it come again and again ({found.counts()}): who sends them? Stop it there")
+        models = self._models(asked, content)
+        return self._finish(asked, content, subject, models, erased)
+
+    def _ask(self, subject: Subject, hashed: Sequence[str], by: str, why: str, found: Found) -> Forgetting:
+        if len(subject.events) > MAX_EVENTS:
+            raise SettingsError(
+                f"{len(subject.events):,} events where {MAX_EVENTS:,} fit a request: name fewer entities"
+            )
+        erasable = sorted(topics.erasable(self.pipeline, is_declared=True))
+        self.check_keys(name for name in erasable if found.records.get(name))
+        overrides = self.broker.topic_overrides(erasable)
+        before = self._newest()
+        content = {
+            "overrides": overrides,
+            "found": found.counts(),
+            "first_example": subject.first_example,
+            "models": {name: [one.epoch, one.version] for name, one in before.items()},
+        }
+        events, vectors = (self.hashes.joined(x) for x in ((e.encode() for e in subject.events), subject.vectors))
+        now = int(time.time() * 1000)
+        request = Forgetting(uuid.uuid4().hex[:12], "asked", by, why, now, hashed, events, vectors, json.dumps(content))
+        self._write(request)
+        return request
+
+    def _write(self, request: Forgetting) -> None:
+        self.writer.begin()
+        self.sender.send(self.writer.topic, self.writer.sign(request), request.id.encode(), None, 0)
+        self.sender.flush()
+
+    # Models -----------------------------------------------------------------------------------------------------------
+
+    def _manifests(self, *, verified: bool = True) -> list[tuple[Any, Manifest]]:
+        """Return the manifests that count, or all that can be read, with their records as Kafka has them."""
+        manifests, read = [], self.registry.decode if verified else self.registry.codec.parse
+        for batch in stored(self.broker, topics.MODELS.name(self.pipeline)):
+            for record in batch:
+                try:
+                    manifest = read(record.value() or b"")
+                except ArtifactError:
+                    continue
+                if manifest.model.encode() == natural(record.key()):
+                    manifests.append((record, manifest))
+        return manifests
+
+    def _newest(self) -> dict[str, Manifest]:
+        newest: dict[str, Manifest] = {}
+        for _, one in self._manifests():
+            if one.model not in newest or one.newness > newest[one.model].newness:
+                newest[one.model] = one
+        return newest
+
+    def _models(self, asked: Forgetting, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Have the models folded again that have learned from the forgotten; return what came of each."""
+        if content["first_example"] is None:
+            return []
+        learned = {name: epoch for name, (epoch, at) in content["models"].items() if at > content["first_example"]}
+        if not learned:
+            return []
+        if self.reset is None or self.pipeline.gate is None:
+            raise SettingsError(
+                f"{', '.join(learned)} have learned from the forgotten, and only a gate has them folded again: declare "
+                f"gate=Gate(...), run gate and status service, and run it again; nothing is called done meanwhile"
+            )
+        if others := [name for name in learned if "~" in name]:
+            decided = all_decisions(self.pipeline, self.broker, decisions(self.pipeline, self.registry.keys))
+            if decided and decided[-1].candidate in others:
+                raise SettingsError(
+                    f"{decided[-1].candidate} is trained on them: promote or replace it, and run it again"
+                )
+        own = [name for name in learned if "~" not in name]
+        for name in own:
+            self.say(f"folding {name} again")
+            self.reset(name, f"forget-{asked.id}-{name}", f"forgetting, request {asked.id}")
+        deadline = time.monotonic() + self.patience
+        while waiting := [name for name in own if self._newest()[name].epoch <= learned[name]]:
+            if time.monotonic() > deadline:
+                raise BrokerError(f"{', '.join(waiting)}: no version without the forgotten yet; run it again later")
+            time.sleep(1.0)
+        return self._replace(asked, content, learned)
+
+    def _replace(
+        self, asked: Forgetting, content: Mapping[str, Any], learned: Mapping[str, int]
+    ) -> list[dict[str, Any]]:
+        """Compare models before and after, and delete what holds vectors of the forgotten."""
+        newest, with_vectors = self._newest(), self._with_vectors(asked)
+        old = [m for _, m in self._manifests() if m.model in learned and m.epoch <= learned[m.model]]
+        old = [m for m in old if m.version > content["first_example"]]
+        reports = []
+        for name in learned:
+            before = max((m for m in old if m.model == name), key=lambda m: m.newness, default=None)
+            reports.append(self._compared(name, before, newest[name]))
+        shown = {record.offset() for record in with_vectors}
+        # What is not verified must not have an artifact deleted.
+        gone = {m.sha256 for record, m in self._manifests() if record.offset() in shown}
+        gone |= {m.sha256 for m in old if not self._is_weights(m.model)}
+        for digest in gone - {m.sha256 for m in newest.values()}:
+            self.registry.store.delete(digest)
+        self.erase(Found({topics.MODELS.name(self.pipeline): with_vectors}), content["overrides"])
+        return reports
+
+    def _with_vectors(self, asked: Forgetting) -> list[Any]:
+        """Return the manifests of before, verified or not, whose test vectors are the forgotten's."""
+        vectors, before = split(asked.vectors), json.loads(asked.content)["models"]
+        return [
+            record
+            for record, one in self._manifests(verified=False)
+            if one.model in before
+            and one.epoch <= before[one.model][0]
+            and any(self.hashes.short(golden["vector"]) in vectors for golden in one.golden)
+        ]
+
+    def _is_weights(self, model: str) -> bool:
+        """Whether a model's state is weights and sums of many examples, which no single one can be read from."""
+        declared = self.pipeline.model(model)
+        return specialised(declared) is not declared
+
+    def _compared(self, name: str, before: Manifest | None, after: Manifest) -> dict[str, Any]:
+        report: dict[str, Any] = {
+            "model": name,
+            "version_before": [before.epoch, before.version] if before else None,
+            "version_after": [after.epoch, after.version],
+            "metrics_before": dict(before.metrics) if before else None,
+            "metrics_after": dict(after.metrics),
+            "largest_change": None,
+        }
+        try:
+            if before is not None and after.golden:
+                models = [self.registry.open(one).model for one in (before, after)]
+                xs = [vector_to_x(self.records.vector.record(golden["vector"])) for golden in after.golden]
+                scores = [[self.pipeline.kind.ask(model, x) for x in xs] for model in models]
+                report["largest_change"] = max(abs(one - other) for one, other in zip(*scores, strict=True))
+        except TidemillError:
+            pass  # deleted already, by a run that broke off
+        return report
+
+    # The end ----------------------------------------------------------------------------------------------------------
+
+    def everywhere(self, subject: Subject, asked: Forgetting) -> Found:
+        """Search every byte of topics, Redis, archive and artifacts."""
+        found = self.find(subject, asked, everywhere=True)
+        name = topics.MODELS.name(self.pipeline)
+        found.records[name] = self._with_vectors(asked)
+        for batch in stored(self.broker, name):
+            values = [record.value() or b"" for record in batch]
+            found.records[name] += [batch[index] for index in subject.search.among(values)]
+        store = self.registry.store
+        for digest in {manifest.sha256 for _, manifest in self._manifests()}:
+            try:
+                if subject.search.holds(store.get(digest)):
+                    found.artifacts.append(digest)
+            except (ArtifactError, StoreError):
+                continue
+        return found
+
+    def check_again(self, entities: Sequence[Entity], request: str) -> Found:
+        """Return what there is of entities that were forgotten with a request. Raises SettingsError for no request."""
+        requests = Requests(self.pipeline, self.broker, self.registry.keys)
+        asked = next((one for one in requests.records if one.id == request and one.state == "asked"), None)
+        if asked is None:
+            raise SettingsError(f"{self.writer.topic} has no request {request}")
+        return self.everywhere(self.subject(entities), asked)
+
+    def _finish(
+        self,
+        asked: Forgetting,
+        content: Mapping[str, Any],
+        subject: Subject,
+        models: list[dict[str, Any]],
+        erased: Mapping[str, int],
+    ) -> dict[str, Any]:
+        """Search everything once more, and write the end of the request. Raises BrokerError where something is left."""
+        self.say("searching every byte")
+        left = self.everywhere(subject, asked)
+        if counts := left.counts():
+            listed = ", ".join(f"{count:,} in {name}" for name, count in counts.items())
+            raise BrokerError(f"request {asked.id} is not done, something is left: {listed}; see docs, or run it again")
+        now = int(time.time() * 1000)
+        certificate = {
+            "pipeline": self.pipeline.name,
+            "request": asked.id,
+            "asked_at": asked.time,
+            "done_at": now,
+            "by": asked.by,
+            "why": asked.why,
+            "entities": list(asked.entities),
+            "events": len(split(asked.events)),
+            "found": content["found"],
+            "erased": dict(erased),
+            "left": 0,
+            "kept": self._kept(),
+            "models": models,
+            "examples": self.fold_input(),
+            "searched": {
+                "topics": [t.name(self.pipeline) for t in topics.TOPICS if t.suffix not in self.kept],
+                "redis": self.redis is not None,
+                "archive": self.archive.url if self.archive else None,
+                "ids_too_short_to_search": len(subject.search.too_short),
+            },
+            "in_memory": ["monitor", "status", "gateway"],
+        }
+        done = dataclasses.replace(
+            asked, state="done", time=now, events=b"", vectors=b"", content=json.dumps(certificate)
+        )
+        self._write(done)
+        return certificate
+
+    def _kept(self) -> dict[str, Any]:
+        """Return until when topics that were left keep what they hold, ms since the epoch."""
+        now = int(time.time() * 1000)
+        kept = {t.suffix: t.of(self.pipeline).retention_ms for t in topics.TOPICS if t.suffix in self.kept}
+        return {suffix: None if ms < 0 else now + ms for suffix, ms in kept.items()}
+
+    def fold_input(self) -> dict[str, Any]:
+        """Return a hash of all that models are folded from, and up to which offset."""
+        digest, end = hashlib.sha256(), 0
+        place = TopicPartition(topics.EXAMPLES.name(self.pipeline), 0)
+        for batch in self.broker.read({place: self.broker.offset_range(place)}):
+            for record in batch:
+                end = record.offset() + 1
+                digest.update(b"%d:%d:" % (record.offset(), len(record.value() or b"")) + (record.value() or b""))
+        return {"end": end, "sha256": digest.hexdigest()}
+
+
+def _content(codec: Codec, value: bytes) -> Any:
+    """Return what a record holds, or its first fields; None for what is of another schema."""
+    try:
+        return codec.record(value, HEADER) if codec.avro["name"].endswith("Head") else codec.of(value)
+    except Exception:  # bytes of somebody else may make a decoder raise anything
+        return None
+
+
+def _json(value: bytes | None) -> dict[str, Any] | None:
+    try:
+        content = json.loads(value or b"")
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _bytes(record: Any) -> bytes:
+    """Return a record's key, value and headers, apart from each other."""
+    headers = (part for name, data in record.headers() or () for part in (name.encode(), data or b""))
+    return b"\0".join((natural(record.key()) or b"", record.value() or b"", *headers))

@@ -1,0 +1,229 @@
+"""Twenty planes are forgotten while others fly: a search of the brokers' own files finds no trace, and versions are folds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import CliRunner
+from ledger import registry_of
+from real_kafka import RealKafka
+from running import Running, until
+
+from tidemill.cli.main import cli
+from tidemill.demo import data
+from tidemill.demo.script import script
+from tidemill.local.replay import Message, Replay
+from tidemill.models.fold import Fold
+from tidemill.stream.ranges import full_range
+from tidemill.stream.topic import Topic
+from tidemill.wire import topics
+from tidemill.wire.records import vector_to_x
+
+TOKEN = "a-token-for-these-tests-0123456789"
+PLANES = 20
+CHANGES = 'forgetting=__import__("tidemill").Forgetting(within="7d")'
+#: A broker whose cleaner and retention look often: by default they do every 15 s and 5 min.
+OFTEN = ("log.cleaner.backoff.ms=500", "log.retention.check.interval.ms=1000", "log.initial.task.delay.ms=1000")
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKafka]:
+    server = RealKafka(tmp_path_factory.mktemp("kafka"), *OFTEN)
+    yield server
+    server.stop()
+
+
+def environment(run: Running) -> dict[str, str]:
+    url = f"http://127.0.0.1:{run.stack.ports['status']}"
+    return {**os.environ, **run.stack.operator_env, "TIDEMILL_STATUS_URL": url}
+
+
+def command(run: Running, *arguments: str, fails: bool = False) -> str:
+    done = CliRunner().invoke(cli, arguments, env=environment(run))
+    if fails:
+        assert done.exception is not None
+        return str(done.exception)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+def planes_of(messages: list[Message], run: Running, until_index: int) -> tuple[list[str], dict[str, list[str]]]:
+    """Planes of which everything lies before an index, with the ids of their flights."""
+    flights: dict[str, list[str]] = {}
+    plane_of: dict[str, str] = {}
+    last: Counter[str] = Counter()
+    for message in messages:
+        if message.is_event:
+            event = run.records.sent_event.decode(message.value)
+            if event["tailnum"]:
+                flights.setdefault(event["tailnum"], []).append(event["flight_id"])
+                plane_of[event["flight_id"]] = event["tailnum"]
+    for index, message in enumerate(messages):
+        id_ = (message.key or b"").decode()
+        if plane := plane_of.get(id_):
+            last[plane] = index
+    early = [plane for plane in flights if last[plane] < until_index]
+    early.sort(key=lambda plane: (-len(flights[plane]), plane))
+    return early[:PLANES], flights
+
+
+def records(run: Running, topic: Topic) -> list:
+    return [record for batch in run.broker.read(full_range(run.broker, run.name(topic))) for record in batch]
+
+
+def predicted(run: Running) -> list[str]:
+    codec = run.records.prediction_log
+    return [codec.decode(record.value())["features"]["event_id"] for record in records(run, topics.PREDICTION_LOG)]
+
+
+#: What the beginning was deleted of stays in its last segment's file until that is closed.
+AS_FILES = r"\.(events|labels|predictions)-[0-9]+/"
+
+
+def traces(folder: Path, texts: list[bytes]) -> list[str]:
+    """Files that hold one of the texts."""
+    hits = []
+    for path in folder.rglob("*"):
+        if path.is_file() and ".deleted" not in path.name and not re.search(AS_FILES, str(path)):
+            try:
+                content = path.read_bytes()
+            except OSError:
+                continue  # the broker has just deleted it
+            hits += [f"{path.relative_to(folder)}: {text!r}" for text in texts if text in content][:1]
+    return hits
+
+
+@pytest.mark.long
+def test_twenty_planes_are_forgotten_under_load(broker: RealKafka, redis_url: str, tmp_path: Path) -> None:
+    run = Running(
+        broker.servers, redis_url, tmp_path, "flights", 2, changes=CHANGES, snapshot_seconds=1.0, snapshot_examples=200,
+        max_delay_ms=50, status_token=TOKEN, archive_seconds=2,
+    )  # fmt: skip
+    try:
+        forget_twenty(broker, redis_url, tmp_path, run)
+    finally:
+        run.stack.stop()
+
+
+def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Running) -> None:
+    messages = script(run.pipeline, data.flights((1,), days=1))
+    part = len(messages) * 3 // 4
+    planes, flights = planes_of(messages, run, part)
+    assert len(planes) == PLANES
+    forgotten = [flight for plane in planes for flight in flights[plane]]
+    texts = [text.encode() for text in (*planes, *forgotten)]
+    run.stack.start_all()
+    for role in ("gate", "status", "archiver"):
+        run.stack.start(role)
+    run.stack.wait_ready(600)
+    limit = [part]
+    replay = Replay(run.broker.servers, messages, speed=1e12, has_room=lambda: replay.events + replay.labels < limit[0])
+    replay.start()
+    labelled = {(m.key or b"").decode() for m in messages[:part] if not m.is_event}
+
+    def joined() -> set[str]:
+        codec = run.records.example
+        examples = (codec.of(record.value()) for record in records(run, topics.EXAMPLES))
+        return {one["prediction"]["features"]["event_id"] for one in examples if one}
+
+    def slowly(what: Callable[[], bool]) -> Callable[[], bool]:
+        return lambda: what() or time.sleep(1.0) is not None
+
+    until(slowly(lambda: joined() >= labelled), "not everything is joined", 600, run.stack.check)
+    until(
+        slowly(lambda: any(registry_of(run).decode(r.value()).version > 300 for r in records(run, topics.MODELS))),
+        "no versions", 300, run.stack.check,
+    )  # fmt: skip
+    time.sleep(3)  # the archiver
+    assert traces(broker.folder / "log", texts), "else nothing would be seen below"
+    assert traces(tmp_path / "archive", texts[:PLANES])
+    entities = [argument for plane in planes for argument in ("--entity", f"tailnum={plane}")]
+    shown = command(run, "forget", run.reference, *entities, "--dry-run")
+    assert f"{len(forgotten)} events" in shown
+    assert "names an id" in command(
+        run, "forget", run.reference, *entities, "--why", f"{planes[0]} asked", "--out", str(tmp_path / "c"), fails=True
+    )
+    before = len(records(run, topics.EXAMPLES))
+
+    # Others fly on, while the command is killed at each step that it tells of, and begun again.
+    arguments = ["forget", run.reference, *entities, "--why", "asked by the owner", "--out", str(tmp_path / "c")]
+    killed = []
+    for step in ("request", "erasing from", "deleting", "waiting", "folding", "searching"):
+        limit[0] = min(len(messages), limit[0] + 30)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tidemill.cli", *arguments], env=environment(run), stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(step):
+                time.sleep(0.5 * (len(killed) % 3))
+                process.send_signal(signal.SIGKILL)
+                killed.append(step)
+                break
+        process.wait()
+        run.stack.check()
+        if process.returncode == 0:
+            break
+    limit[0] = len(messages) + 1
+    printed = command(run, *arguments)
+    assert "forgotten" in printed
+    print("killed at", killed, printed)
+    until(lambda: bool(replay.ended_at) or replay.error is not None, "the replay stalls", 300)
+    assert replay.error is None
+    certificate = json.loads((tmp_path / "c" / "certificate.json").read_text())
+    print(json.dumps(certificate["found"]), json.dumps(certificate["models"], indent=1))
+
+    others = {(m.key or b"").decode() for m in messages if m.is_event} - set(forgotten)
+    until(slowly(lambda: set(predicted(run)) >= others), "others are not predicted", 300, run.stack.check)
+    assert Counter(predicted(run)) == Counter(others), "none of the others is lost or doubled"
+    deadline = time.monotonic() + 60
+    while left := traces(broker.folder / "log", texts):
+        assert time.monotonic() < deadline, left
+        time.sleep(1)
+    for topic in topics.TOPICS:
+        kept = [(r.key() or b"") + b" " + (r.value() or b"") for r in records(run, topic)]
+        assert [one for one in kept if any(text in one for text in texts)] == [], topic.suffix
+    for folder in ("archive", "artifacts"):
+        assert traces(tmp_path / folder, texts) == []
+    client = redis.Redis.from_url(redis_url)
+    assert [key for key in client.scan_iter(f"{run.pipeline.name}:*") if any(plane in key for plane in texts)] == []
+    assert before - len([f for f in forgotten if f in labelled]) <= len(records(run, topics.EXAMPLES))
+
+    registry = registry_of(run)
+    manifests = [registry.decode(record.value()) for record in records(run, topics.MODELS)]
+    for name in run.pipeline.model_names:
+        newest = max((m for m in manifests if m.model == name), key=lambda m: m.newness)
+        assert newest.epoch == 1
+        fold = Fold(run.pipeline, name)
+        xs = []
+        for record in records(run, topics.EXAMPLES):
+            if record.offset() < newest.version:
+                example = run.records.example.decode(record.value())
+                assert example["prediction"]["features"]["event_id"] not in forgotten
+                fold.learn(example, record.offset())
+                xs.append(vector_to_x(example["prediction"]["features"]["vector"]))
+        opened = registry.open(newest).model
+        ask = run.pipeline.kind.predict
+        assert [ask(opened, x) for x in xs[-200:]] == [ask(fold.running, x) for x in xs[-200:]]
+        assert newest.examples == fold.examples
+    again = command(run, *arguments)
+    assert "forgotten before" in again
+    verified = command(run, "forget", run.reference, *entities, "--verify", str(tmp_path / "c"))
+    assert "no byte of them was found" in verified
+    named = command(run, "replay", run.reference, forgotten[0], fails=True)
+    assert "was forgotten on" in named
+    assert certificate["request"] in named
+    replayed = json.loads(command(run, "replay", run.reference, "--sample", "200", "--json"))
+    print(replayed["summary"])
+    assert replayed["summary"]["different"] == 0
