@@ -124,7 +124,7 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     forgotten = [flight for plane in planes for flight in flights[plane]]
     texts = [text.encode() for text in (*planes, *forgotten)]
     run.stack.start_all()
-    for role in ("gate", "status", "archiver"):
+    for role in ("status", "archiver"):
         run.stack.start(role)
     run.stack.wait_ready(600)
     limit = [part]
@@ -155,6 +155,8 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
         run, "forget", run.reference, *entities, "--why", f"{planes[0]} asked", "--out", str(tmp_path / "c"), fails=True
     )
     before = len(records(run, topics.EXAMPLES))
+    names = [topic.name(run.pipeline) for topic in topics.TOPICS]
+    overrides = run.broker.topic_overrides(names)
 
     # Others fly on, while the command is killed at each step that it tells of, and begun again.
     arguments = ["forget", run.reference, *entities, "--why", "asked by the owner", "--out", str(tmp_path / "c")]
@@ -217,6 +219,7 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
         ask = run.pipeline.kind.predict
         assert [ask(opened, x) for x in xs[-200:]] == [ask(fold.running, x) for x in xs[-200:]]
         assert newest.examples == fold.examples
+    assert run.broker.topic_overrides(names) == overrides
     again = command(run, *arguments)
     assert "forgotten before" in again
     verified = command(run, "forget", run.reference, *entities, "--verify", str(tmp_path / "c"))

@@ -378,6 +378,7 @@ class Forget:
         else:
             raise BrokerError(f"records of it come again and again ({found.counts()}): who sends them? Stop it there")
         models = self._models(asked, content)
+        Eraser(self.broker, self.patience).restore(content["overrides"])  # a run that broke off may not have
         return self._finish(asked, content, subject, models, erased)
 
     def _ask(self, subject: Subject, hashed: Sequence[str], by: str, why: str, found: Found) -> Forgetting:
