@@ -227,6 +227,9 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     named = command(run, "replay", run.reference, forgotten[0], fails=True)
     assert "was forgotten on" in named
     assert certificate["request"] in named
-    replayed = json.loads(command(run, "replay", run.reference, "--sample", "200", "--json"))
-    print(replayed["summary"])
-    assert replayed["summary"]["different"] == 0
+    sampled = ["replay", run.reference, "--sample", "1000", "--json"]
+    summary = json.loads(CliRunner().invoke(cli, sampled, env=environment(run)).stdout)["summary"]
+    print(summary)
+    # Those of versions that went with their test vectors, or could hold examples, say so.
+    assert summary["different"] == 0
+    assert summary["equal"] > summary["gone"]
