@@ -16,12 +16,12 @@ from river import compose, linear_model, metrics
 
 import tidemill
 from tidemill import (
+    Forgetting,
     Fuse,
     Gate,
     Monitor,
     Pipeline,
     Protect,
-    Forgetting,
     Retention,
     Search,
     Training,
