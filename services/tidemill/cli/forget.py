@@ -32,6 +32,7 @@ KIND = "certificate"
 @click.option(
     "--keep", multiple=True, metavar="TOPIC", help="Leave this topic, as events, to its retention; may be repeated."
 )
+@click.option("--mentions-too", is_flag=True, help="Erase records of other events, too, that hold an id elsewhere.")
 @click.option(
     "--patience", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds to wait for each step."
 )
@@ -53,6 +54,7 @@ def forget(
     verify: Path | None,
     *,
     dry_run: bool,
+    mentions_too: bool,
     **options: Any,
 ) -> None:
     """Erase all of an entity, and fold the models again without it.
@@ -66,14 +68,18 @@ def forget(
         _verify(declared, chosen, verify, wanted, patience)
         return
     work = _work(declared, chosen, keep, patience)
+    work.mentions_too = mentions_too
     if not wanted:
         _list(work)
         return
     if dry_run:
         subject = work.subject(wanted)
         click.echo(f"{len(subject.events):,} events, {len(subject.vectors):,} vectors")
-        for store, count in work.find(subject, everywhere=True).counts().items():
+        found = work.find(subject, everywhere=True)
+        for store, count in found.counts().items():
             click.echo(f"{store}: {count:,}")
+        if found.mentions:
+            click.echo(f"{len(found.mentions):,} of these records are of other events: see --mentions-too")
         return
     if not why or out is None:
         raise SettingsError("forgetting needs --why and --out; --dry-run says what there is")

@@ -58,9 +58,13 @@ Say = Callable[[str], None]
 
 @dataclass
 class Found:
-    """What a search has found: records by topic, Redis' keys, the archive's files with rows, artifacts."""
+    """What a search has found: records by topic, Redis' keys, the archive's files with rows, artifacts.
+
+    `mentions` are records of others that hold an id elsewhere; they are among the records as well.
+    """
 
     records: dict[str, list[Any]] = field(default_factory=dict)
+    mentions: list[Any] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
@@ -96,6 +100,8 @@ class Forget:
         Suffixes of topics whose records are left to their retention, which the certificate says.
     reset
         Begins another life of a model: takes its name, an id of the command and why; None: there is no gate to ask.
+    mentions_too
+        Whether records of others that hold an id elsewhere are erased as well; else nothing is where there are some.
     """
 
     def __init__(
@@ -110,6 +116,7 @@ class Forget:
         reset: Callable[[str, str, str], Any] | None = None,
         say: Say = lambda _: None,
         patience: float = 300.0,
+        mentions_too: bool = False,
     ) -> None:
         if pipeline.forgetting is None:
             raise SettingsError(
@@ -118,6 +125,7 @@ class Forget:
             )
         self.pipeline, self.broker, self.registry, self.redis, self.archive = pipeline, broker, registry, redis, archive
         self.kept, self.reset, self.say, self.patience = frozenset(kept), reset, say, patience
+        self.mentions_too = mentions_too
         self.records = Records(pipeline)
         self.hashes = Hashes(pipeline.name, registry.keys)
         self.writer = LogWriter(forgetting_codec(pipeline, registry.keys), broker, CHAIN)
@@ -185,25 +193,59 @@ class Forget:
                 # What a run that broke off has written to erase a record has the record's key, and has to go as well.
                 hits = set(search.among([_bytes(record) for record in batch]))
                 if topic in erasable:
-                    hits.update(self._by_id(topic, batch, subject, events))
+                    own, others = self._by_id(topic, batch, hits, subject, events)
+                    hits |= own
+                    found.mentions += [batch[index] for index in sorted(others)]
                 some += [batch[index] for index in sorted(hits)]
         found.keys = list(self._keys(search)) if self.redis is not None else []
         found.files = dict(self._files(search))
         return found
 
-    def _by_id(self, topic: Topic, batch: Sequence[Any], subject: Subject, events: Collection[bytes]) -> Iterable[int]:
-        """Return the records of the subject's events where their ids are no text, or only their hashes are known."""
+    def _by_id(
+        self, topic: Topic, batch: Sequence[Any], hits: Collection[int], subject: Subject, events: Collection[bytes]
+    ) -> tuple[set[int], set[int]]:
+        """Return the records of the subject's events, and those among the hits that are of other events.
+
+        The former are looked for where ids are no text, or only their hashes are known.
+        """
         stream = {"event": self.pipeline.events, "label": self.pipeline.labels}.get(topic.record)
         is_text = stream is None or stream.types.get(stream.id) == "string"
-        if is_text and not events and not subject.search.too_short:
-            return
-        codec = self.records.of_topic(topic) if topic in (topics.UPDATES, topics.PREDICTIONS) or stream else None
-        codec = codec or (None if topic is topics.DLQ else self.records.head)
+        is_asked = not is_text or bool(events) or bool(subject.search.too_short)
+        own, others = set[int](), set[int]()
         for index, record in enumerate(batch):
-            content = _content(codec, record.value()) if codec else None
-            id_ = None if content is None else str(content[stream.id if stream else "event_id"])
-            if id_ is not None and (id_ in subject.events or (events and self.hashes.short(id_.encode()) in events)):
-                yield index
+            if (index in hits or is_asked) and (id_ := self._event_id(topic, record)) is not None:
+                if id_ in subject.events or (events and self.hashes.short(id_.encode()) in events):
+                    own.add(index)
+                elif index in hits:
+                    others.add(index)
+        return own, others
+
+    def _event_id(self, topic: Topic, record: Any) -> str | None:
+        """Return the id of the event that a record is of; None where it can't be read."""
+        stream = {"event": self.pipeline.events, "label": self.pipeline.labels}.get(topic.record)
+        if topic is topics.DLQ:  # as it was sent, of either stream
+            sent = (self.pipeline.events, self.records.sent_event), (self.pipeline.labels, self.records.sent_label)
+            for stream, sent_codec in sent:
+                content = _content(sent_codec, record.value()) or _json(record.value()) or {}
+                if content.get(stream.id) is not None:
+                    return str(content[stream.id])
+            return None
+        codec = self.records.of_topic(topic) if topic in (topics.UPDATES, topics.PREDICTIONS) or stream else None
+        content = _content(codec or self.records.head, record.value())
+        if content is None and topic.is_raw:
+            content = _json(record.value())
+        id_ = None if content is None else content.get(stream.id if stream else "event_id")
+        return None if id_ is None else str(id_)
+
+    def check_mentions(self, found: Found) -> None:
+        """Raise SettingsError where records of others would be erased as well."""
+        if found.mentions and not self.mentions_too:
+            first = found.mentions[0]
+            raise SettingsError(
+                f"{len(found.mentions):,} records of other events hold one of these ids, the first is "
+                f"{first.topic()}[{first.partition()}]@{first.offset()}: nothing was erased; --mentions-too erases "
+                f"those as well"
+            )
 
     def _keys(self, search: ByteSearch) -> Iterator[str]:
         """Yield the keys of the pipeline's views that hold an id, in their name or value."""
@@ -355,12 +397,13 @@ class Forget:
         requests = Requests(self.pipeline, self.broker, self.registry.keys)
         same = [one for one in requests.records if sorted(one.entities) == sorted(hashed)]
         asked = next((one for one in same if one.id not in requests.done), None)
-        found = self.find(subject)
+        found = self.find(subject, asked)
         if asked is None and not found.counts():
             if same:
                 before = requests.done[same[-1].id]
                 return {**json.loads(before.content), "again": True}
             raise SettingsError(f"nothing is known of {', '.join(f'{name}=...' for name, _ in entities)}")
+        self.check_mentions(found)
         asked = asked or self._ask(subject, hashed, by, why, found)
         content = json.loads(asked.content)
         self.say(f"request {asked.id}: {len(subject.events):,} events")
@@ -370,6 +413,7 @@ class Forget:
             if number and not counts:
                 break
             erased.update({name: count for name, count in counts.items() if name not in ("Redis", "archive")})
+            self.check_mentions(found)
             self.erase(found, content["overrides"])
             self.renew_states(asked.id)
             found = self.find(subject, asked)
