@@ -318,8 +318,9 @@ class Backtest:
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody is to see records as they come."""
-        return any((self.predictions, self.updates, self.examples, self.emitted))
+        """Whether somebody is to see records as they come; who puts an `_emit` of its own in place sees them, too."""
+        has_own_emit = getattr(self._emit, "__func__", None) is not Backtest._emit
+        return has_own_emit or any((self.predictions, self.updates, self.examples, self.emitted))
 
     def leave_out_unread(self) -> None:
         """Make nothing that nobody reads; with a score of each of very many classes, a message may be too large."""
