@@ -127,16 +127,23 @@ def test_every_mutant_is_a_dead_letter_byte_for_byte_and_the_good_events_among_t
         expected = [value for value in good if codec.decode(value)["origin"] == origin]
         found = [r.value() for r in valid if r.key() == origin.encode() and r.value() in of_ours]
         assert found == expected, "the good ones, in order"
-    before = process.memory_info().rss
-    for number, message in enumerate(bad):  # all of it again: what is kept of a bad message would now be there twice
-        out.produce(topic, message.data, b"again", partition=chance.randrange(PARTITIONS))
-        out.poll(0)
-        if number % 1500 == 0:
-            assert out.flush(30) == 0  # as before: no more is on its way at a time
-    assert out.flush(30) == 0
-    until(lambda: settled(here, len(plan) + len(bad)), "the validator does not get on", 90, here.stack.check)
-    grown = (process.memory_info().rss - before) / MB
-    assert grown < 10, f"memory grew by {grown:.1f} MB over {len(bad):,} messages that it had seen before"
+    # All of it again: what is kept of a bad message would be there once more each time. What a busy machine has on its
+    # way takes memory, too, but only once.
+    sent = len(plan)
+    for _ in range(4):
+        before = process.memory_info().rss
+        for number, message in enumerate(bad):
+            out.produce(topic, message.data, b"again", partition=chance.randrange(PARTITIONS))
+            out.poll(0)
+            if number % 1500 == 0:
+                assert out.flush(30) == 0  # as before: no more is on its way at a time
+        assert out.flush(30) == 0
+        sent += len(bad)
+        until(lambda sent=sent: settled(here, sent), "the validator does not get on", 90, here.stack.check)
+        grown = (process.memory_info().rss - before) / MB
+        if grown < 10:
+            return
+    pytest.fail(f"memory grew by {grown:.1f} MB over {len(bad):,} messages that it had seen before")
 
 
 def flip(data: bytes, chance: random.Random) -> bytes:
