@@ -448,7 +448,7 @@ def test_the_health_check_of_compose_passes_when_a_service_is_ready_and_fails_wh
     server = probes.serve(0, Ready())
     try:
         code = test[3].replace(":8080/", f":{server.server_port}/")
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=30)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=120)
     finally:
         server.shutdown()
         server.server_close()
