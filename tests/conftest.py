@@ -39,7 +39,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ and not _first_group:
         _first_group.append(_group(item.nodeid))
         if not _first_group[0] and any(_group(other.nodeid) for other in item.session.items):
-            os.nice(19)
+            os.nice(10)  # not more: while the river fills both cores they would stand still
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
