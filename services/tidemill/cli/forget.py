@@ -75,11 +75,11 @@ def forget(
     if dry_run:
         subject = work.subject(wanted)
         click.echo(f"{len(subject.events):,} events, {len(subject.vectors):,} vectors")
-        found = work.find(subject, everywhere=True)
-        for store, count in found.counts().items():
+        findings = work.find(subject, everywhere=True)
+        for store, count in findings.counts().items():
             click.echo(f"{store}: {count:,}")
-        if found.mentions:
-            click.echo(f"{len(found.mentions):,} of these records are of other events: see --mentions-too")
+        if findings.mentions:
+            click.echo(f"{len(findings.mentions):,} of these records are of other events: see --mentions-too")
         return
     if not why or out is None:
         raise SettingsError("forgetting needs --why and --out; --dry-run says what there is")

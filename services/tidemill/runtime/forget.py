@@ -23,6 +23,7 @@ from functools import cached_property
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.stream import Stream
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import ArtifactError, BrokerError, SettingsError, StoreError, TidemillError
 from tidemill.features.redis import Redis
@@ -57,7 +58,7 @@ Say = Callable[[str], None]
 
 
 @dataclass
-class Found:
+class Findings:
     """What a search has found: records by topic, Redis' keys, the archive's files with rows, artifacts.
 
     `mentions` are records of others that hold an id elsewhere; they are among the records as well.
@@ -179,27 +180,27 @@ class Forget:
                 first = subject.first_example
                 subject.first_example = record.offset() if first is None else min(first, record.offset())
 
-    def find(self, subject: Subject, asked: Forgetting | None = None, *, everywhere: bool = False) -> Found:
+    def find(self, subject: Subject, asked: Forgetting | None = None, *, everywhere: bool = False) -> Findings:
         """Search the log, Redis and the archive; `everywhere`: also the topics that nothing is erased from."""
-        found, search = Found(), subject.search
+        findings, search = Findings(), subject.search
         events = split(asked.events) if asked else frozenset()
         erasable = (*_BY_EVENT, *_BY_ENTITY)
         for topic in topics.TOPICS if everywhere else erasable:
             name = topic.name(self.pipeline)
             if topic.suffix in self.kept or topic is topics.MODELS or not self.broker.partitions(name):
                 continue
-            some = found.records.setdefault(name, [])
+            some = findings.records.setdefault(name, [])
             for batch in stored(self.broker, name):
                 # What a run that broke off has written to erase a record has the record's key, and has to go as well.
                 hits = set(search.among([_bytes(record) for record in batch]))
                 if topic in erasable:
                     own, others = self._by_id(topic, batch, hits, subject, events)
                     hits |= own
-                    found.mentions += [batch[index] for index in sorted(others)]
+                    findings.mentions += [batch[index] for index in sorted(others)]
                 some += [batch[index] for index in sorted(hits)]
-        found.keys = list(self._keys(search)) if self.redis is not None else []
-        found.files = dict(self._files(search))
-        return found
+        findings.keys = list(self._keys(search)) if self.redis is not None else []
+        findings.files = dict(self._files(search))
+        return findings
 
     def _by_id(
         self, topic: Topic, batch: Sequence[Any], hits: Collection[int], subject: Subject, events: Collection[bytes]
@@ -208,7 +209,7 @@ class Forget:
 
         The former are looked for where ids are no text, or only their hashes are known.
         """
-        stream = {"event": self.pipeline.events, "label": self.pipeline.labels}.get(topic.record)
+        stream = self._stream(topic)
         is_text = stream is None or stream.types.get(stream.id) == "string"
         is_asked = not is_text or bool(events) or bool(subject.search.too_short)
         own, others = set[int](), set[int]()
@@ -220,9 +221,12 @@ class Forget:
                     others.add(index)
         return own, others
 
+    def _stream(self, topic: Topic) -> Stream | None:
+        return {"event": self.pipeline.events, "label": self.pipeline.labels}.get(topic.record)
+
     def _event_id(self, topic: Topic, record: Any) -> str | None:
         """Return the id of the event that a record is of; None where it can't be read."""
-        stream = {"event": self.pipeline.events, "label": self.pipeline.labels}.get(topic.record)
+        stream = self._stream(topic)
         if topic is topics.DLQ:  # as it was sent, of either stream
             sent = (self.pipeline.events, self.records.sent_event), (self.pipeline.labels, self.records.sent_label)
             for stream, sent_codec in sent:
@@ -237,12 +241,12 @@ class Forget:
         id_ = None if content is None else content.get(stream.id if stream else "event_id")
         return None if id_ is None else str(id_)
 
-    def check_mentions(self, found: Found) -> None:
+    def check_mentions(self, findings: Findings) -> None:
         """Raise SettingsError where records of others would be erased as well."""
-        if found.mentions and not self.mentions_too:
-            first = found.mentions[0]
+        if findings.mentions and not self.mentions_too:
+            first = findings.mentions[0]
             raise SettingsError(
-                f"{len(found.mentions):,} records of other events hold one of these ids, the first is "
+                f"{len(findings.mentions):,} records of other events hold one of these ids, the first is "
                 f"{first.topic()}[{first.partition()}]@{first.offset()}: nothing was erased; --mentions-too erases "
                 f"those as well"
             )
@@ -304,17 +308,17 @@ class Forget:
                         )
                     seen.add(place)
 
-    def erase(self, found: Found, overrides: Mapping[str, Mapping[str, str]]) -> None:
+    def erase(self, findings: Findings, overrides: Mapping[str, Mapping[str, str]]) -> None:
         """Erase records that were found, and give the topics their settings back."""
         eraser = Eraser(self.broker, self.patience)
         for group in (_BY_EVENT, _BY_ENTITY, (topics.MODELS,)):
             names = [topic.name(self.pipeline) for topic in group if topic.erasable]
-            names = [name for name in names if found.records.get(name)]
+            names = [name for name in names if findings.records.get(name)]
             self.check_keys(names)
             if names:
                 self.say(f"erasing from {', '.join(names)}")
                 eraser.prepare(names)
-                eraser.erase(by_partition(record for name in names for record in found.records[name]))
+                eraser.erase(by_partition(record for name in names for record in findings.records[name]))
                 eraser.restore({name: overrides[name] for name in names})
             ends: dict[TopicPartition, int] = {}
             for topic in group:
@@ -322,13 +326,13 @@ class Forget:
                     if (
                         topic.is_raw
                         and self.pipeline.raw_topics.get(topic.suffix)
-                        and found.records.get(topic.name(self.pipeline))
+                        and findings.records.get(topic.name(self.pipeline))
                     ):
                         raise SettingsError(
                             f"{topic.name(self.pipeline)} was there before the pipeline, and others may read it: have "
                             f"its owner delete the records, and run it with --keep {topic.suffix}"
                         )
-                    for record in found.records.get(topic.name(self.pipeline), ()):
+                    for record in findings.records.get(topic.name(self.pipeline), ()):
                         place = TopicPartition(record.topic(), record.partition())
                         ends[place] = max(ends.get(place, 0), record.offset() + 1)
             if ends:
@@ -362,16 +366,16 @@ class Forget:
                     break
         return behind
 
-    def erase_elsewhere(self, found: Found, subject: Subject) -> None:
+    def erase_elsewhere(self, findings: Findings, subject: Subject) -> None:
         """Delete Redis' keys of the entities, and the archive's rows."""
-        for key in found.keys:
+        for key in findings.keys:
             assert self.redis is not None  # noqa: S101  found there
             kind = self.redis.type(key)
             for _, id_ in subject.entities if kind == "set" else ():
                 self.redis.srem(key, id_)
             if kind != "set":
                 self.redis.delete(key)
-        for path in found.files:
+        for path in findings.files:
             self._rewrite(path, subject.search)
 
     def _rewrite(self, path: str, search: ByteSearch) -> None:
@@ -397,46 +401,48 @@ class Forget:
         requests = Requests(self.pipeline, self.broker, self.registry.keys)
         same = [one for one in requests.records if sorted(one.entities) == sorted(hashed)]
         asked = next((one for one in same if one.id not in requests.done), None)
-        found = self.find(subject, asked)
-        if asked is None and not found.counts():
+        findings = self.find(subject, asked)
+        if asked is None and not findings.counts():
             if same:
                 before = requests.done[same[-1].id]
                 return {**json.loads(before.content), "again": True}
             raise SettingsError(f"nothing is known of {', '.join(f'{name}=...' for name, _ in entities)}")
-        self.check_mentions(found)
-        asked = asked or self._ask(subject, hashed, by, why, found)
+        self.check_mentions(findings)
+        asked = asked or self._ask(subject, hashed, by, why, findings)
         content = json.loads(asked.content)
         self.say(f"request {asked.id}: {len(subject.events):,} events")
         erased: Counter[str] = Counter()
         for number in range(MAX_ROUNDS):
-            counts = found.counts()
+            counts = findings.counts()
             if number and not counts:
                 break
             erased.update({name: count for name, count in counts.items() if name not in ("Redis", "archive")})
-            self.check_mentions(found)
-            self.erase(found, content["overrides"])
+            self.erase(findings, content["overrides"])
             self.renew_states(asked.id)
-            found = self.find(subject, asked)
-            self.erase_elsewhere(found, subject)
-            found = self.find(subject, asked)
+            findings = self.find(subject, asked)
+            self.erase_elsewhere(findings, subject)
+            findings = self.find(subject, asked)
+            self.check_mentions(findings)
         else:
-            raise BrokerError(f"records of it come again and again ({found.counts()}): who sends them? Stop it there")
+            raise BrokerError(
+                f"records of it come again and again ({findings.counts()}): who sends them? Stop it there"
+            )
         models = self._models(asked, content)
         Eraser(self.broker, self.patience).restore(content["overrides"])  # a run that broke off may not have
         return self._finish(asked, content, subject, models, erased)
 
-    def _ask(self, subject: Subject, hashed: Sequence[str], by: str, why: str, found: Found) -> Forgetting:
+    def _ask(self, subject: Subject, hashed: Sequence[str], by: str, why: str, findings: Findings) -> Forgetting:
         if len(subject.events) > MAX_EVENTS:
             raise SettingsError(
                 f"{len(subject.events):,} events where {MAX_EVENTS:,} fit a request: name fewer entities"
             )
         erasable = sorted(topics.erasable(self.pipeline, is_declared=True))
-        self.check_keys(name for name in erasable if found.records.get(name))
+        self.check_keys(name for name in erasable if findings.records.get(name))
         overrides = self.broker.topic_overrides(erasable)
         before = self._newest()
         content = {
             "overrides": overrides,
-            "found": found.counts(),
+            "found": findings.counts(),
             "first_example": subject.first_example,
             "models": {name: [one.epoch, one.version] for name, one in before.items()},
         }
@@ -519,7 +525,7 @@ class Forget:
         gone |= {m.sha256 for m in old if not self._is_weights(m.model)}
         for digest in gone - {m.sha256 for m in newest.values()}:
             self.registry.store.delete(digest)
-        self.erase(Found({topics.MODELS.name(self.pipeline): with_vectors}), content["overrides"])
+        self.erase(Findings({topics.MODELS.name(self.pipeline): with_vectors}), content["overrides"])
         return reports
 
     def _with_vectors(self, asked: Forgetting) -> list[Any]:
@@ -559,24 +565,24 @@ class Forget:
 
     # The end ----------------------------------------------------------------------------------------------------------
 
-    def everywhere(self, subject: Subject, asked: Forgetting) -> Found:
+    def everywhere(self, subject: Subject, asked: Forgetting) -> Findings:
         """Search every byte of topics, Redis, archive and artifacts."""
-        found = self.find(subject, asked, everywhere=True)
+        findings = self.find(subject, asked, everywhere=True)
         name = topics.MODELS.name(self.pipeline)
-        found.records[name] = self._with_vectors(asked)
+        findings.records[name] = self._with_vectors(asked)
         for batch in stored(self.broker, name):
             values = [record.value() or b"" for record in batch]
-            found.records[name] += [batch[index] for index in subject.search.among(values)]
+            findings.records[name] += [batch[index] for index in subject.search.among(values)]
         store = self.registry.store
         for digest in {manifest.sha256 for _, manifest in self._manifests()}:
             try:
                 if subject.search.holds(store.get(digest)):
-                    found.artifacts.append(digest)
+                    findings.artifacts.append(digest)
             except (ArtifactError, StoreError):
                 continue
-        return found
+        return findings
 
-    def check_again(self, entities: Sequence[Entity], request: str) -> Found:
+    def check_again(self, entities: Sequence[Entity], request: str) -> Findings:
         """Return what there is of entities that were forgotten with a request. Raises SettingsError for no request."""
         requests = Requests(self.pipeline, self.broker, self.registry.keys)
         asked = next((one for one in requests.records if one.id == request and one.state == "asked"), None)

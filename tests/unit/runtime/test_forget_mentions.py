@@ -10,7 +10,7 @@ import tidemill
 from tidemill.demo import data
 from tidemill.demo.script import script
 from tidemill.errors import SettingsError
-from tidemill.runtime.forget import Forget, Found, Subject
+from tidemill.runtime.forget import Findings, Forget, Subject
 from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.topic import Topic
 from tidemill.wire import topics
@@ -55,7 +55,7 @@ def test_a_dead_letter_is_of_the_event_that_it_names(work: Forget) -> None:
 
 
 def test_nothing_is_erased_where_others_mention_it(work: Forget) -> None:
-    found = Found(mentions=[MemoryRecord("shop.events", b"", b"", 0, [], partition=1, offset=7)])
+    findings = Findings(mentions=[MemoryRecord("shop.events", b"", b"", 0, [], partition=1, offset=7)])
     with pytest.raises(SettingsError, match=r"1 records of other events .* shop\.events\[1\]@7.*--mentions-too"):
-        work.check_mentions(found)
-    work.check_mentions(Found())
+        work.check_mentions(findings)
+    work.check_mentions(Findings())

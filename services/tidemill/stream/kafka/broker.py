@@ -40,9 +40,9 @@ from tidemill.stream.kafka.consumer import (
     take,
 )
 from tidemill.stream.kafka.errors import kafka_error, not_connected, service_error, stored_records, without_errors
-from tidemill.stream.kafka.exact_log import ExactLog, overrides
+from tidemill.stream.kafka.exact_log import ExactLog
 from tidemill.stream.kafka.producer import KafkaProducer
-from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings
+from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings, overrides
 from tidemill.stream.restore import last_instances, left_behind
 from tidemill.stream.topic import Topic
 

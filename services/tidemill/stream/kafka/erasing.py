@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer  # noqa: TID251  Kafka's clients
 from confluent_kafka import TopicPartition as KafkaTopicPartition  # noqa: TID251
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # noqa: TID251
 
 from tidemill.errors import BrokerError
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.kafka.consumer import CALL_SECONDS
 from tidemill.stream.kafka.errors import service_error
+from tidemill.stream.kafka.settings import change_settings
 from tidemill.stream.unique_keys import UniqueKeys
 
 if TYPE_CHECKING:
@@ -64,28 +64,13 @@ class Eraser:
         policies = {
             name: "compact" if kept[name].settings["retention.ms"] == "-1" else "compact,delete" for name in names
         }
-        self._configure({name: {**_WHILE_ERASED, "cleanup.policy": policies[name]} for name in names})
+        change_settings(self._admin, {name: {**_WHILE_ERASED, "cleanup.policy": policies[name]} for name in names})
 
     def restore(self, overrides: Mapping[str, Mapping[str, str]]) -> None:
         """Give topics the settings of their own that they had before `prepare`."""
         names = (*_WHILE_ERASED, "cleanup.policy")
-        self._configure({topic: {name: own.get(name) for name in names} for topic, own in overrides.items()})
-
-    def _configure(self, settings: Mapping[str, Mapping[str, str | None]]) -> None:
-        resources = []
-        for topic, values in settings.items():
-            entries = [
-                ConfigEntry(name, value or "", incremental_operation=AlterConfigOpType.SET)
-                if value is not None
-                else ConfigEntry(name, "", incremental_operation=AlterConfigOpType.DELETE)
-                for name, value in values.items()
-            ]
-            resources.append(ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries))
-        try:
-            for future in (self._admin.incremental_alter_configs(resources) if resources else {}).values():
-                future.result(CALL_SECONDS * 6)
-        except KafkaException as error:
-            raise service_error(error, "changing the settings of topics") from error
+        settings = {topic: {name: own.get(name) for name in names} for topic, own in overrides.items()}
+        change_settings(self._admin, settings)
 
     def erase(self, records: Mapping[TopicPartition, Collection[Erased]]) -> None:
         """Write tombstones, and wait until neither they nor the records can be read.

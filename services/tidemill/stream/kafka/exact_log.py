@@ -17,21 +17,13 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaException, Producer  # noqa: TID251  this is where Kafka clients live
 from confluent_kafka import TopicPartition as KafkaTopicPartition  # noqa: TID251
-from confluent_kafka.admin import (  # noqa: TID251
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ConfigSource,
-    NewTopic,
-    OffsetSpec,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # noqa: TID251
 
 from tidemill.errors import BrokerError
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.kafka.consumer import CALL_SECONDS
 from tidemill.stream.kafka.errors import service_error
+from tidemill.stream.kafka.settings import change_settings
 
 #: Most records of a partition that are written at once, and most offsets that one aborted transaction takes.
 MAX_RUN_RECORDS, MAX_GAP_OFFSETS = 1000, 10_000
@@ -97,23 +89,6 @@ def _parts(run: list[Kept], gap: int, timestamp: int) -> Iterator[Run]:
     yield Run(run, gap, timestamp)
 
 
-def overrides(admin: AdminClient, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return the settings that topics have of their own, by name."""
-    asked = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
-    try:
-        answers = admin.describe_configs(asked, request_timeout=CALL_SECONDS) if asked else {}
-        return {
-            resource.name: {
-                name: entry.value
-                for name, entry in future.result().items()
-                if entry.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value and entry.value is not None
-            }
-            for resource, future in answers.items()
-        }
-    except KafkaException as error:
-        raise service_error(error, "reading the settings of topics") from error
-
-
 class ExactLog:
     """Topics that are written with the offsets that their records had.
 
@@ -150,29 +125,12 @@ class ExactLog:
                 future.result(CALL_SECONDS * 6)
         except KafkaException as error:
             raise service_error(error, "creating topics") from error
-        self._configure({name: _WHILE_WRITTEN for name in partitions if name in existing})
+        change_settings(self._admin, {name: _WHILE_WRITTEN for name in partitions if name in existing})
 
     def finish(self, settings: Mapping[str, Mapping[str, str]]) -> None:
         """Give topics the settings that they are to have from now on, and no others of `prepare`."""
-        self._configure(settings, [*_WHILE_WRITTEN])
-
-    def _configure(self, settings: Mapping[str, Mapping[str, str]], dropped: Iterable[str] = ()) -> None:
-        resources = []
-        for name, values in settings.items():
-            entries = [
-                ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in values.items()
-            ]
-            entries += [
-                ConfigEntry(key, "", incremental_operation=AlterConfigOpType.DELETE)
-                for key in dropped
-                if key not in values
-            ]
-            resources.append(ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries))
-        try:
-            for future in (self._admin.incremental_alter_configs(resources) if resources else {}).values():
-                future.result(CALL_SECONDS * 6)
-        except KafkaException as error:
-            raise service_error(error, "changing the settings of topics") from error
+        own = dict.fromkeys(_WHILE_WRITTEN)
+        change_settings(self._admin, {name: {**own, **values} for name, values in settings.items()})
 
     def write(self, logs: Mapping[TopicPartition, Iterator[Run]], wrote: Callable[[int], None]) -> None:
         """Write partitions from their beginnings, all at once, a run of each at a time.

@@ -1,14 +1,21 @@
-"""What a cluster says of its brokers and topics: the settings that can eat a pipeline are among them."""
+"""What a cluster says of its brokers and topics, and changes of it: what can eat a pipeline is among these settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection  # noqa: TID251  this is where Kafka clients live
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # noqa: TID251
+from confluent_kafka.admin import (  # noqa: TID251
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    ResourceType,
+)
 
 from tidemill.stream.kafka.consumer import CALL_SECONDS
 from tidemill.stream.kafka.errors import kafka_error, service_error
@@ -64,6 +71,46 @@ def cluster_settings(admin: AdminClient, topics: Sequence[str]) -> ClusterSettin
             for name, topic in existing.items()
         },
     )
+
+
+def overrides(admin: AdminClient, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the settings that topics have of their own, by name."""
+    asked = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
+    try:
+        answers = admin.describe_configs(asked, request_timeout=CALL_SECONDS) if asked else {}
+        return {
+            resource.name: {
+                name: entry.value
+                for name, entry in future.result().items()
+                if entry.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value and entry.value is not None
+            }
+            for resource, future in answers.items()
+        }
+    except KafkaException as error:
+        raise service_error(error, "reading the settings of topics") from error
+
+
+def change_settings(admin: AdminClient, settings: Mapping[str, Mapping[str, str | None]]) -> None:
+    """Give topics settings of their own, by name; of one that is None they have the cluster's. Raises BrokerError."""
+    operations = AlterConfigOpType
+    resources = [
+        ConfigResource(
+            ResourceType.TOPIC,
+            topic,
+            incremental_configs=[
+                ConfigEntry(
+                    name, value or "", incremental_operation=operations.SET if value is not None else operations.DELETE
+                )
+                for name, value in values.items()
+            ],
+        )
+        for topic, values in settings.items()
+    ]
+    try:
+        for future in (admin.incremental_alter_configs(resources) if resources else {}).values():
+            future.result(CALL_SECONDS * 6)
+    except KafkaException as error:
+        raise service_error(error, "changing the settings of topics") from error
 
 
 def _or_none(future: Future[Any], code: int) -> Any:
