@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -228,16 +228,7 @@ def _send(
     """Send a command to the gate, wait for the decision, and print it; exit code 1 where the gate refused."""
     name = command_id or uuid.uuid4().hex
     body = {"id": name, "kind": kind, "target": target, "why": why, **more}
-    decided = _call(chosen, "/api/commands", name, body)
-    deadline = time.monotonic() + wait
-    while decided is None:
-        if time.monotonic() > deadline:
-            raise SettingsError(
-                f"the gate has not answered within {wait:g} s: is it running? The command is in "
-                f"{declared.name}.commands and is carried out once the gate runs; repeat it with --id {name}"
-            )
-        time.sleep(POLL_SECONDS)
-        decided = _call(chosen, f"/api/commands/{urllib.parse.quote(name)}", name)
+    decided = ask_gate(declared, chosen, body, wait, f"repeat it with --id {name}")
     champion = decided["champion"]
     serves = champion["model"] + (f"@{champion['version']}" if champion["version"] else "")
     click.echo(f"{decided['kind'].replace('_', ' ')}: {decided['why']}")
@@ -258,6 +249,26 @@ def _send(
         sys.exit(1)
 
 
+def ask_gate(
+    declared: Pipeline, chosen: settings.Settings, command: dict[str, Any], wait: float, repeat: str
+) -> dict[str, Any]:
+    """Send a command to the gate by the status service, and return the decision on it.
+
+    `wait`: seconds. `repeat`: how the command is given again. Raises SettingsError where there is no decision by then.
+    """
+    decided = _call(chosen, "/api/commands", repeat, command)
+    deadline = time.monotonic() + wait
+    while decided is None:
+        if time.monotonic() > deadline:
+            raise SettingsError(
+                f"the gate has not answered within {wait:g} s: is it running? The command is in "
+                f"{declared.name}.commands and is carried out once the gate runs; {repeat}"
+            )
+        time.sleep(POLL_SECONDS)
+        decided = _call(chosen, f"/api/commands/{urllib.parse.quote(command['id'])}", repeat)
+    return cast("dict[str, Any]", decided)
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Follows no redirect: the token is for the service that the settings name, and no other."""
 
@@ -265,8 +276,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _call(chosen: settings.Settings, path: str, name: str, body: dict[str, Any] | None = None) -> Any:
-    """Return the gate's decision on the command `name` so far, or None."""
+def _call(chosen: settings.Settings, path: str, repeat: str, body: dict[str, Any] | None = None) -> Any:
+    """Return the gate's decision on a command so far, or None."""
     url = chosen.status_url.rstrip("/") + path
     request = urllib.request.Request(url)  # noqa: S310
     if token := chosen.status_token.get_secret_value():
@@ -274,7 +285,7 @@ def _call(chosen: settings.Settings, path: str, name: str, body: dict[str, Any] 
     if body is not None:
         request.data = json.dumps(body).encode()
         request.add_header("Content-Type", "application/json")
-    repeat = f"repeat it with --id {name}, and it is carried out once"
+    repeat = f"{repeat}, and it is carried out once"
     try:
         # The setting's pattern allows http and https alone.
         opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=chosen.client_context()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +101,7 @@ def _entity(text: str) -> tuple[str, str]:
 
 
 def _work(declared: Any, chosen: settings.Settings, keep: tuple[str, ...], patience: float) -> Forget:
-    from tidemill.cli.champion import _call
+    from tidemill.cli.champion import ask_gate
     from tidemill.features.redis import connect
     from tidemill.files import Files
     from tidemill.runtime import run as running
@@ -110,12 +109,7 @@ def _work(declared: Any, chosen: settings.Settings, keep: tuple[str, ...], patie
 
     def reset(model: str, command: str, reason: str) -> None:
         body = {"id": command, "kind": "reset", "target": model, "why": reason}
-        decided, deadline = _call(chosen, "/api/commands", command, body), time.monotonic() + patience
-        while decided is None:
-            if time.monotonic() > deadline:
-                raise SettingsError(f"the gate has not answered within {patience:g} s: start it, and run it again")
-            time.sleep(0.3)
-            decided = _call(chosen, f"/api/commands/{command}", command)
+        decided = ask_gate(declared, chosen, body, patience, "run it again")
         if decided["kind"] == "refused":
             raise SettingsError(f"the gate refused to reset {model}: {decided['why']}")
 

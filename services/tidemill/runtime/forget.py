@@ -198,7 +198,7 @@ class Forget:
                     hits |= own
                     findings.mentions += [batch[index] for index in sorted(others)]
                 some += [batch[index] for index in sorted(hits)]
-        findings.keys = list(self._keys(search)) if self.redis is not None else []
+        findings.keys = list(self._keys(search))
         findings.files = dict(self._files(search))
         return findings
 
@@ -253,8 +253,8 @@ class Forget:
 
     def _keys(self, search: ByteSearch) -> Iterator[str]:
         """Yield the keys of the pipeline's views that hold an id, in their name or value."""
-        client = self.redis
-        assert client is not None  # noqa: S101  asked only then
+        if (client := self.redis) is None:
+            return
         for view in self.pipeline.views:
             for between in (":", "/"):
                 for key in client.scan_iter(f"{self.pipeline.name}:{view.label}{between}*", 1000):
@@ -269,7 +269,6 @@ class Forget:
         """Yield the archive's files that hold an id, with how many rows of each do."""
         if self.archive is None:
             return
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if self.archive.glob(f"{self.pipeline.name}/*/_delta_log/*.json"):
@@ -282,9 +281,7 @@ class Forget:
             if data is None:
                 continue
             table = pq.read_table(io.BytesIO(data))
-            texts = [one.name for one in table.schema if one.type == pa.string()]
-            rows = [repr(row).encode() for row in table.select(texts).to_pylist()]
-            if (hits := len(search.among(rows))) or search.holds(data):
+            if (hits := len(_rows_with(search, table))) or search.holds(data):
                 yield path, hits
 
     # Erasing ----------------------------------------------------------------------------------------------------------
@@ -366,16 +363,16 @@ class Forget:
                     break
         return behind
 
-    def erase_elsewhere(self, findings: Findings, subject: Subject) -> None:
+    def erase_elsewhere(self, subject: Subject) -> None:
         """Delete Redis' keys of the entities, and the archive's rows."""
-        for key in findings.keys:
+        for key in list(self._keys(subject.search)):
             assert self.redis is not None  # noqa: S101  found there
-            kind = self.redis.type(key)
-            for _, id_ in subject.entities if kind == "set" else ():
-                self.redis.srem(key, id_)
-            if kind != "set":
+            if self.redis.type(key) != "set":
                 self.redis.delete(key)
-        for path in findings.files:
+                continue
+            for _, id_ in subject.entities:
+                self.redis.srem(key, id_)
+        for path, _ in self._files(subject.search):
             self._rewrite(path, subject.search)
 
     def _rewrite(self, path: str, search: ByteSearch) -> None:
@@ -383,8 +380,7 @@ class Forget:
 
         assert self.archive is not None  # noqa: S101  found there
         table = pq.read_table(io.BytesIO(self.archive.read(path) or b""))
-        texts = [one.name for one in table.schema if str(one.type) == "string"]
-        gone = set(search.among([repr(row).encode() for row in table.select(texts).to_pylist()]))
+        gone = set(_rows_with(search, table))
         out = io.BytesIO()
         pq.write_table(table.take([n for n in range(table.num_rows) if n not in gone]), out, compression="zstd")
         self.archive.write(path, out.getvalue())
@@ -419,8 +415,7 @@ class Forget:
             erased.update({name: count for name, count in counts.items() if name not in ("Redis", "archive")})
             self.erase(findings, content["overrides"])
             self.renew_states(asked.id)
-            findings = self.find(subject, asked)
-            self.erase_elsewhere(findings, subject)
+            self.erase_elsewhere(subject)
             findings = self.find(subject, asked)
             self.check_mentions(findings)
         else:
@@ -649,6 +644,12 @@ class Forget:
                 end = record.offset() + 1
                 digest.update(b"%d:%d:" % (record.offset(), len(record.value() or b"")) + (record.value() or b""))
         return {"end": end, "sha256": digest.hexdigest()}
+
+
+def _rows_with(search: ByteSearch, table: Any) -> list[int]:
+    """Return the rows of a pyarrow Table that hold a text."""
+    texts = [one.name for one in table.schema if str(one.type) == "string"]
+    return search.among([repr(row).encode() for row in table.select(texts).to_pylist()])
 
 
 def _content(codec: Codec, value: bytes) -> Any:
