@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,14 @@ class River:
         self.registry = Registry(pipeline, ArtifactStore(str(folder)), KEY) if folder else None
         self.steps: dict[str, Any] = {}
         self._now = 0
+
+    def copy(self) -> River:
+        """Return one whose log may be spoilt; the artifacts are shared."""
+        own = copy.copy(self)
+        own.broker = copy.copy(self.broker)
+        own.broker.log = {slot: list(entries) for slot, entries in self.broker.log.items()}
+        own.broker.first = dict(self.broker.first)
+        return own
 
     def send(self, topic: Topic, value: bytes, key: str, timestamp: int = 0) -> None:
         """Send one message as a producer would."""

@@ -67,11 +67,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> River:
 @pytest.fixture
 def river(learned: River) -> River:
     """One of its own for each test, to be spoilt; the artifacts are shared."""
-    own = copy.copy(learned)
-    own.broker = copy.copy(learned.broker)
-    own.broker.log = {slot: list(entries) for slot, entries in learned.broker.log.items()}
-    own.broker.first = dict(learned.broker.first)
-    return own
+    return learned.copy()
 
 
 def of(river: River, registry: Registry | None = None) -> Replay:
