@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.stream.unique_keys import UniqueKeys, is_unique, natural
+from tidemill.stream.unique_keys import UniqueKeys, is_unique, may_be_among, natural
 
 
 @given(st.text())
@@ -25,3 +25,10 @@ def test_no_two_keys_are_equal() -> None:
     assert natural(first(None)) is None
     assert not is_unique(None)
     assert natural(None) is None
+
+
+@given(st.lists(st.none() | st.binary(max_size=20), max_size=5), st.booleans(), st.integers(0, 5))
+def test_one_among_others_is_never_passed_over(keys: list[bytes | None], is_made: bool, place: int) -> None:
+    if is_made:
+        keys.insert(place, UniqueKeys()(b"JFK"))
+    assert may_be_among(keys) >= any(map(is_unique, keys))

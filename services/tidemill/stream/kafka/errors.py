@@ -114,8 +114,11 @@ def without_errors(messages: Sequence[Any]) -> list[Any]:
 
     Raises KafkaException for an error that polling again does not fix.
     """
+    stored = stored_records(messages)
+    if not unique_keys.may_be_among([message.key() for message in stored]):
+        return stored
     records = []
-    for message in stored_records(messages):
+    for message in stored:
         if unique_keys.is_unique(key := message.key()):
             if message.value() is None:
                 continue
