@@ -895,8 +895,8 @@ MUTANTS = (
     Mutant(
         "state-set-twice", "an object in a snapshot is given a second state, by what the first has put in the way",
         "registry/pickles.py",
-        'if hasattr(self, "has_state"):',
-        'if hasattr(self, "had_state"):',
+        "self.__class__ = self.filled",
+        "self.__class__ = type(self)",
         (HOSTILE,),
     ),
     Mutant(

@@ -116,25 +116,32 @@ class Empty(metaclass=_EmptyType):
     """
 
     __slots__ = ()
-    has_state: bool
+    #: What an object is once it has its state: it takes no other one.
+    filled: type[Empty]
     #: Names that no state may have, and no slots; and whether the class takes other states, by its own function.
     refused: frozenset[str] = frozenset()
     refused_slots: frozenset[str] = frozenset()
     takes_any = False
 
     def __setstate__(self, state: Any) -> None:
-        cls = type(self)
-        if hasattr(self, "has_state"):
-            raise ArtifactError(f"a snapshot may not set a state twice on a {cls.__name__}")
-        self.has_state = True  # type: ignore[misc]  # a slot of each stand-in
-        if (type(state) is dict and not cls.refused) or cls.takes_any:  # nearly all states are such dicts
+        if type(state) is not dict or self.refused:  # nearly all states are such dicts
+            self._look(state)
+        self.__class__ = self.filled
+
+    def _look(self, state: Any) -> None:
+        if self.takes_any:
             return
+        cls = type(self)
         names, slots = state if type(state) is tuple and len(state) == 2 else (state, {})
         if not ((names is None or type(names) is dict) and (slots is None or type(slots) is dict)):
             raise ArtifactError(f"a snapshot may not set anything but names and values on a {cls.__name__}")
         for given, refused in ((names, cls.refused), (slots, cls.refused_slots)):
             if given and not refused.isdisjoint(given):
                 raise ArtifactError(f"a snapshot may not set {min(refused.intersection(given))!r} on a {cls.__name__}")
+
+
+def _refuse_state(self: Empty, _: Any) -> NoReturn:
+    raise ArtifactError(f"a snapshot may not set a state twice on a {type(self).__name__}")
 
 
 class _EmptyTuple(Empty):
@@ -175,7 +182,10 @@ def stand_in(name: Name, real: type) -> type:
         "refused_slots": fills | {name for name in dir(real) if _calls(inspect.getattr_static(real, name, None))},
         "takes_any": isinstance(set_state, types.FunctionType) and not set_state.__module__.startswith("river."),
     }
-    return _EmptyType.__new__(_EmptyType, ".".join(name), (base,), {"__slots__": ("has_state",), "real": real} | looks)
+    empty = _EmptyType.__new__(_EmptyType, ".".join(name), (base,), {"__slots__": (), "real": real} | looks)
+    filled = _EmptyType.__new__(_EmptyType, empty.__name__, (empty,), {"__slots__": (), "__setstate__": _refuse_state})
+    type.__setattr__(empty, "filled", filled)
+    return empty
 
 
 def _calls(attribute: Any) -> bool:
