@@ -10,7 +10,6 @@ import click
 import tidemill
 from tidemill import settings
 from tidemill.cli.shared import AS_JSON, PIPELINE, SHOW_PERSONAL, connected, print_report, progress, with_settings
-from tidemill.durations import minute
 from tidemill.errors import SettingsError
 from tidemill.wire import topics
 
@@ -86,6 +85,4 @@ def _forgotten(declared: Pipeline, chosen: settings.Settings, broker: Broker, id
     keys = chosen.keyring("forget")
     requests, hashes = Requests(declared, broker, keys), Hashes(declared.name, keys)
     with_them = ((id_, requests.of_event(hashes, id_)) for id_ in ids)
-    return "; ".join(
-        f"event {id_!r} was forgotten on {minute(one.time)} UTC, request {one.id}" for id_, one in with_them if one
-    )
+    return "; ".join(f"event {id_!r} was {one}" for id_, one in with_them if one)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import json
 import random
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ import msgspec
 import tidemill
 from tidemill.declare.monitor import LIMITS
 from tidemill.declare.pipeline import Pipeline
-from tidemill.durations import minute
+from tidemill.durations import milliseconds, minute
 from tidemill.encoding.codec import HEADER
 from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.keys import RefusedError
@@ -35,6 +36,7 @@ from tidemill.offline.replay import Replay, ReplayedScore, ShowProgress
 from tidemill.offline.signed_log import RefusedRecord, SignedTopic, claims, read_signed, refused_record
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import Command, Decision, ModelRef, commands, decisions, kept_versions
+from tidemill.registry.forgetting import Requests, forgetting_codec, split
 from tidemill.registry.latest import versions
 from tidemill.registry.manifests import SCHEMA_KINDS, Manifest, Registry
 from tidemill.registry.signing import FIRST_READ_OFFSETS, sha256
@@ -138,6 +140,7 @@ class Audit:
             "serving": serving,
             "decisions": decided,
             "commands": commanded,
+            "forgotten": self._forgotten(),
             "answers": answers,
             "artifacts": self._artifacts(),
             "replay": self._replay(progress),
@@ -163,7 +166,8 @@ class Audit:
         topic = topics.MODELS.name(self.pipeline.name)
         partition = TopicPartition(topic, 0)
         begin = self.broker.offsets_at([partition], self.request.begin)[partition]
-        return read_signed(self.broker, self.registry.codec, max(0, begin - FIRST_READ_OFFSETS))
+        begin = max(0, begin - FIRST_READ_OFFSETS)
+        return read_signed(self.broker, self.registry.codec, begin, self._requests.erased)
 
     @cached_property
     def _promotions(self) -> SignedTopic:
@@ -177,10 +181,16 @@ class Audit:
     def _alerted(self) -> SignedTopic:
         return read_signed(self.broker, alerts(self.pipeline, self.registry.keys))
 
-    @property
+    @cached_property
+    def _requests(self) -> Requests:
+        return Requests(self.pipeline, self.broker, self.registry.keys)
+
+    @cached_property
     def signed(self) -> tuple[SignedTopic, ...]:
         """The signed topics, as they were read."""
-        return self._promotions, self._asked, self._models, self._alerted
+        codec = forgetting_codec(self.pipeline, self.registry.keys)
+        forgotten = [read_signed(self.broker, codec)] if self.broker.partitions(codec.topic) else []
+        return self._promotions, self._asked, self._models, self._alerted, *forgotten
 
     def refused(self) -> list[RefusedRecord]:
         """Verify all that is signed; return what is refused, and note that and what is missing as findings."""
@@ -200,15 +210,19 @@ class Audit:
     def _cut_off(self) -> Iterator[tuple[str, str, int]]:
         """Yield the records that were the newest of their chains in the earlier audit, and are there no more."""
         signed = {one.topic: one for one in self.signed}
+        erased = self._requests.erased
         for before in self.request.earlier.get("signed", ()):
-            now = signed[before["topic"]]
+            if (now := signed.get(before["topic"])) is None:
+                yield from ((before["topic"], chain["chain"], chain["last"]) for chain in before["chains"])
+                continue
             begins = {chain.chain: chain.first for chain in now.chains}
             hashes = {sha256(record.value() or b"") for record, _ in now.valid} if now.valid else set()
             for chain in before["chains"]:
                 name, last = chain["chain"], chain["last"]
                 # What lies before the part of the log that was read may be there, or may have been kept long enough.
                 is_read = not now.begin or last >= begins.get(name, 0)
-                if is_read and chain["sha256"] not in hashes:
+                is_erased = now is self._models and (name, last) in erased
+                if is_read and not is_erased and chain["sha256"] not in hashes:
                     yield now.topic, name, last
 
     def _replacements(self) -> Iterator[RefusedRecord]:
@@ -285,6 +299,28 @@ class Audit:
             listed.append(_command(record, one, answer))
         return listed
 
+    def _forgotten(self) -> list[dict[str, Any]]:
+        """Return the requests to forget that were open in the period, or made; and note those that are overdue."""
+        requests, declared = self._requests, self.pipeline.forgetting
+        erased = Counter(one.id for one in requests.erased.values())
+        listed = []
+        for one in requests.records:
+            done = requests.done.get(one.id)
+            if one.state != "asked" or one.time >= self.request.end or (done and done.time < self.request.begin):
+                continue
+            until = one.time + milliseconds(declared.within) if declared else None
+            if until is not None and (done.time if done else self.request.end) > until:
+                when = f"was done on {minute(done.time)}" if done else "is open"
+                self._find("wrong", f"request {one.id} to forget had to be done until {minute(until)} UTC, and {when}")
+            certificate = json.loads(done.content) if done else {}
+            listed.append(
+                {"request": one.id, "asked_at": one.time, "by": one.by, "why": one.why, "until": until}
+                | {"entities": len(one.entities), "events": len(split(one.events)), "manifests": erased[one.id]}
+                | {"done_at": done.time if done else None, "certificate": certificate}
+                | {"key_id": (done or one).signature.key_id}
+            )
+        return listed
+
     def _artifacts(self) -> list[dict[str, Any]]:
         """Return whether the versions that decisions of the period name are stored, and intact."""
         decided = [one for one in self._decided if self.request.covers(one.time)]
@@ -294,11 +330,14 @@ class Audit:
         for model, version in named:
             manifest, why = manifests.get((model, version)), refused.get((model, version), "")
             state = "no manifest" if manifest is None else "stored"
+            request = self._requests.of_version(model, version, manifest.epoch if manifest else None)
             if manifest is not None:
                 try:
                     self.registry.artifact(manifest)
                 except (ArtifactError, StoreError) as error:
                     state, why = "missing or damaged", str(error)
+            if state != "stored" and request:
+                state, why = "forgotten", f"what it had learned was {request}"
             if state != "stored":
                 self._find("note", f"model {model!r} version {version}, which decisions name: {why or state}")
             states.append({"model": model, "version": version, "state": state, "why": why})
@@ -605,6 +644,9 @@ def summary_of(content: Mapping[str, Any]) -> Iterable[str]:
     valid = sum(one["valid"] for one in content["signed"])
     yield f"{valid:,} signed records are valid, {len(content['refused']):,} are refused"
     yield f"{len(content['decisions']):,} decisions, {len(content['commands']):,} commands"
+    if requests := content["forgotten"]:
+        done = sum(one["done_at"] is not None for one in requests)
+        yield f"{len(requests):,} requests to forget, {done:,} of them done"
     made = answers["as_decided"] + answers["changing"] + answers["otherwise"]
     yield f"{made:,} predictions, {answers['as_decided']:,} of them by the model that was decided"
     if replay["why"]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.models.refold import FoldRange, Refold, Refolded
+from tidemill.registry.forgetting import Requests
 from tidemill.registry.latest import Version, versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.versions import Versions
@@ -74,6 +76,11 @@ class Rebuild:
         self.pipeline, self.broker, self.registry = pipeline, broker, registry
         self.models = topics.MODELS.name(pipeline.name)
 
+    @cached_property
+    def requests(self) -> Requests:
+        """The requests to forget, which say why something is gone."""
+        return Requests(self.pipeline, self.broker, self.registry.keys)
+
     def named(self, wanted: Collection[Version]) -> list[Manifest]:
         """Return the manifests of these versions.
 
@@ -84,6 +91,8 @@ class Rebuild:
             manifest = manifests.get((model, number))
             if manifest is None:
                 why = refused.get((model, number), f"{self.models} has no manifest of model {model!r} version {number}")
+                if request := self.requests.of_version(model, number):
+                    why = f"what it had learned was {request}"
                 raise SettingsError(f"{model}@{number} can't be rebuilt: {why}")
             if not self._is_declared(manifest):
                 raise SettingsError(
@@ -123,6 +132,8 @@ class Rebuild:
 
     def _rebuilt(self, manifest: Manifest, refolded: Refolded, *, write: bool) -> RebuiltVersion:
         fold = refolded.fold
+        if request := self.requests.of_version(manifest.model, manifest.version, manifest.epoch, manifest.begin):
+            return RebuiltVersion(manifest, "gone", why=f"what it had learned was {request}")
         if fold is None:
             return RebuiltVersion(manifest, "gone", why=refolded.why)
         scores, why = self.registry.compare(manifest, fold.snapshot())

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
@@ -25,6 +26,7 @@ from tidemill.models.linear import specialised
 from tidemill.models.refold import FoldRange, Refold
 from tidemill.offline.lookup import LogLookup, public_manifest
 from tidemill.offline.prediction_reader import Prediction, PredictionReader, Ranges
+from tidemill.registry.forgetting import Requests
 from tidemill.registry.latest import versions
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.stream.api import Broker, Progress, Record, TopicPartition
@@ -167,6 +169,11 @@ class Replay:
         self._example, self._corrections = records.example, Corrections(records)
         self._lookup = LogLookup(pipeline, broker, lambda *_: {}, lambda *_: None, keys=registry.keys)
 
+    @cached_property
+    def requests(self) -> Requests:
+        """The requests to forget, which say why something is gone."""
+        return Requests(self.pipeline, self.broker, self.registry.keys)
+
     def report(
         self,
         ids: Sequence[str] = (),
@@ -267,6 +274,13 @@ class Replay:
             )
         return ""
 
+    def _forgotten(self, version: Version, manifest: Manifest | None) -> str:
+        """Return that what a version had learned was forgotten; "" where nothing of it was."""
+        name, number, epoch = version
+        begin = manifest.begin if manifest else self.pipeline.parts(name)[1]
+        request = self.requests.of_version(name, number, epoch, begin)
+        return f"model {name!r} version {number}: what it had learned was {request}" if request else ""
+
     def _opened(
         self,
         wanted: Sequence[Version],
@@ -286,12 +300,14 @@ class Replay:
             elif manifest is None:
                 topic = topics.MODELS.name(self.pipeline.name)
                 why = refused.get(version, f"{topic} has no manifest of model {name!r} version {number}")
-                yield _Model(version, None, f"{why}; --rebuild folds it again from the examples")
+                why = self._forgotten(version, None) or f"{why}; --rebuild folds it again from the examples"
+                yield _Model(version, None, why)
             else:
                 try:
                     model = specialised(self.registry.open(manifest).model)
                 except (ArtifactError, StoreError) as error:
-                    why = f"model {name!r} version {number}: {error}; --rebuild folds it again from the examples"
+                    why = self._forgotten(version, manifest)
+                    why = why or f"model {name!r} version {number}: {error}; --rebuild folds it again from the examples"
                     yield _Model(version, None, why)
                 else:
                     yield _Model(version, model)
@@ -309,7 +325,7 @@ class Replay:
         waiting: dict[FoldRange, list[Version]] = {}
         for version in wanted:
             manifest = manifests.get(version)
-            why = self._undeclared(version, manifest)
+            why = self._undeclared(version, manifest) or self._forgotten(version, manifest)
             if why:
                 yield _Model(version, None, why)
             else:

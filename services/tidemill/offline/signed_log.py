@@ -6,12 +6,13 @@ memory   the records that are read, decoded
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tidemill.keys import RefusedError
 from tidemill.registry.decisions import Command, Decision
+from tidemill.registry.forgetting import Forgetting
 from tidemill.registry.manifests import Manifest
 from tidemill.registry.signing import Chains, SignedCodec
 from tidemill.stream.api import Broker, Record, TopicPartition
@@ -69,8 +70,10 @@ class SignedTopic:
         }
 
 
-def read_signed(broker: Broker, codec: SignedCodec[Any], since: int = 0) -> SignedTopic:
-    """Verify what a topic holds from the offset `since` on."""
+def read_signed(
+    broker: Broker, codec: SignedCodec[Any], since: int = 0, erased: Collection[tuple[str, int]] = ()
+) -> SignedTopic:
+    """Verify what a topic holds from the offset `since` on; `erased`: chains and sequences that may be missing."""
     partition = TopicPartition(codec.topic, 0)
     low, end = broker.offset_range(partition)
     begin = max(low, min(since, end))
@@ -88,9 +91,15 @@ def read_signed(broker: Broker, codec: SignedCodec[Any], since: int = 0) -> Sign
             refused.append(_refused(codec, record, error))
         else:
             valid.append((record, content))
+    is_all = begin == low == 0
     extents = [
         ChainExtent(
-            chain, len(own), min(own), max(own), chains.heads[chain].sha256, _missing(own, is_all=begin == low == 0)
+            chain,
+            len(own),
+            min(own),
+            max(own),
+            chains.heads[chain].sha256,
+            _missing([*own, *(n for name, n in erased if name == chain and (is_all or n > min(own)))], is_all=is_all),
         )
         for chain, own in sorted(sequences.items())
     ]
@@ -134,5 +143,7 @@ def claims(content: Any) -> str:
             return f"{content.kind} {content.subject or ''}, by {content.by}: {content.why}"
         case Command():
             return f"{content.kind} {content.target or ''}, by {content.by}: {content.why}"
+        case Forgetting():
+            return f"{content.state} {content.id}, by {content.by}: {content.why}"
         case _:
             return f"{content['state']} {content['id']}, by {content['by']}: {content['message']}"

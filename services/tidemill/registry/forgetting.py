@@ -7,12 +7,14 @@ new forget` makes. So whoever has that key can say of an id whether, and when, i
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.durations import minute
 from tidemill.keys import Keyring
 from tidemill.registry.signing import UNSIGNED, Chains, Signature, SignedCodec
 from tidemill.stream.api import Broker, TopicPartition
@@ -27,7 +29,10 @@ SHORT_BYTES = 8
 
 @dataclass(frozen=True)
 class Forgetting:
-    """A request ("asked") or its end ("done"); the fields are those of schemas/tidemill/forgetting.v1.avsc."""
+    """A request ("asked"), its end ("done"), or what it takes out of the registry ("erasing").
+
+    The fields are those of schemas/tidemill/forgetting.v1.avsc.
+    """
 
     id: str
     state: str
@@ -39,6 +44,9 @@ class Forgetting:
     vectors: bytes = b""
     content: str = ""
     signature: Signature = UNSIGNED
+
+    def __str__(self) -> str:
+        return f"forgotten on {minute(self.time)} UTC, request {self.id}"
 
 
 def forgetting_codec(pipeline: Pipeline, keys: Keyring | None) -> SignedCodec[Forgetting]:
@@ -90,6 +98,22 @@ class Requests:
     def done(self) -> dict[str, Forgetting]:
         """The ends of requests, by id."""
         return {one.id: one for one in self.records if one.state == "done"}
+
+    @cached_property
+    def erased(self) -> dict[tuple[str, int], Forgetting]:
+        """What erased manifests, by their chain and their place in it."""
+        erasing = (one for one in self.records if one.state == "erasing")
+        return {(chain, place): one for one in erasing for chain, place in json.loads(one.content)["manifests"]}
+
+    def of_version(self, model: str, version: int, epoch: int | None = None, begin: int = 0) -> Forgetting | None:
+        """Return the last request whose examples a model had learned; without an epoch, in any life of it."""
+        for one in reversed(self.records):
+            content = json.loads(one.content) if one.state == "asked" else {"models": {}}
+            if model not in content["models"] or (first := content["first_example"]) is None:
+                continue
+            if begin <= first < version and (epoch is None or epoch <= content["models"][model][0]):
+                return one
+        return None
 
     @property
     def open(self) -> list[Forgetting]:

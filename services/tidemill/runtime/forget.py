@@ -514,6 +514,11 @@ class Forget:
         for name in learned:
             before = max((m for m in old if m.model == name), key=lambda m: m.newness, default=None)
             reports.append(self._compared(name, before, newest[name]))
+        # Before they go: so a gap in a model's chain is known to be none that somebody has made.
+        going = [self.registry.codec.parse(record.value()) for record in with_vectors]
+        if going:
+            places = json.dumps({"manifests": [[one.model, one.signature.sequence] for one in going]})
+            self._write(dataclasses.replace(asked, state="erasing", events=b"", vectors=b"", content=places))
         shown = {record.offset() for record in with_vectors}
         # What is not verified must not have an artifact deleted.
         gone = {m.sha256 for record, m in self._manifests() if record.offset() in shown}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from river_in_memory import River, drive
 from signing_keys import KEY
 
+from tidemill import Forgetting as Declared
 from tidemill import load
 from tidemill.errors import SettingsError
 from tidemill.keys import Keyring
@@ -25,6 +26,7 @@ from tidemill.offline import audit_files
 from tidemill.offline.audit import Audit, AuditRequest, is_in_order, summary_of
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import NOBODY, Command, ModelRef, commands, decisions
+from tidemill.registry.forgetting import CHAIN, Forgetting, forgetting_codec
 from tidemill.registry.signing import Head, LogWriter
 from tidemill.report import audit_page
 from tidemill.stages.learner import service as learner
@@ -230,6 +232,83 @@ def test_who_asked_is_counted_and_who_was_refused_is_listed(river: River) -> Non
     assert [one["subject"] for one in audited(hidden, sample=0)["access"]["refused"]] == ["(personal)"]
 
 
+def forget(river: River, *, days: int = 0, is_done: bool = True) -> None:
+    """Write what `tidemill forget` writes, and take out the manifest that it erases."""
+    writer = LogWriter(forgetting_codec(river.pipeline, KEY), river.broker, CHAIN)
+    now = int(time.time() * 1000) - days * 86_400_000
+    content = {"first_example": 3, "models": {"linear": [0, 60], "slow": [0, 60]}}
+    asked = Forgetting("request1", "asked", "ann", "letter 4711", now, ["ab" * 32], b"8 bytes." * 2)
+    certificate = {"erased": {"small.events.valid": 2}, "models": [{"model": "linear"}], "kept": {"events": None}}
+    states = {"asked": content, "erasing": {"manifests": [["linear", 2]]}, "done": certificate}
+    for state in ("asked", "erasing", *["done"] * is_done):
+        writer.begin()
+        record = writer.sign(dataclasses.replace(asked, state=state, content=json.dumps(states[state])))
+        river.broker.append(writer.topic, record, b"request1")
+
+
+def take_out(river: River, topic: str, place: int) -> None:
+    entries = river.broker.log[TopicPartition(topic, 0)]
+    kept = [*entries[:place], *entries[place + 1 :]]
+    for offset, record in enumerate(kept):
+        kept[offset] = copy.copy(record)
+        kept[offset]._offset = offset
+    river.broker.log[TopicPartition(topic, 0)] = kept
+
+
+def second_manifest(river: River) -> int:
+    assert river.registry
+    models = [river.registry.codec.parse(record.value() or b"") for record in river.of(topics.MODELS)]
+    return next(n for n, one in enumerate(models) if one.model == "linear" and one.signature.sequence == 2)
+
+
+class TestForgotten:
+    def test_what_was_forgotten_is_listed_and_what_went_with_it_is_no_gap(self, river: River) -> None:
+        earlier = audited(river, sample=0)
+        take_out(river, "small.models", second_manifest(river))
+        assert not is_in_order(audited(river, sample=0)), "else nothing would be seen below"
+        forget(river)
+        content = audited(river, rebuild=True, earlier=earlier)
+        assert [one["text"] for one in content["findings"] if one["level"] == "wrong"] == []
+        (one,) = content["forgotten"]
+        assert (one["request"], one["by"], one["entities"], one["events"], one["manifests"]) == (
+            "request1", "ann", 1, 2, 1,
+        )  # fmt: skip
+        assert one["done_at"] >= one["asked_at"]
+        assert one["certificate"]["erased"] == {"small.events.valid": 2}
+        signed = next(topic for topic in content["signed"] if topic["topic"] == "small.forgotten")
+        assert signed["valid"] == 3
+        whys = {score["why"] for one in content["replay"]["predictions"] for score in one["scores"]}
+        assert any("what it had learned was forgotten on" in why and "request request1" in why for why in whys)
+        assert content["replay"]["different"] == 0
+        html = audit_page.render(content, "")
+        assert all(text in html for text in ("Request request1: done", "letter 4711", "Left to retention: events"))
+        assert "1 requests to forget, 1 of them done" in "\n".join(summary_of(content))
+
+    def test_a_forged_request_explains_nothing(self, river: River) -> None:
+        take_out(river, "small.models", second_manifest(river))
+        forget(river)
+        entries = river.broker.log[TopicPartition("small.forgotten", 0)]
+        data = bytearray(entries[1].value() or b"")
+        data[data.index(b"linear")] ^= 1
+        change(river, "small.forgotten", 1, bytes(data))
+        texts = [one["text"] for one in audited(river, sample=0)["findings"] if one["level"] == "wrong"]
+        assert any("small.forgotten: 1 signed record is refused" in text for text in texts)
+        assert any("models: missing of chain 'linear': record 2" in text for text in texts)
+
+    @pytest.mark.parametrize(("is_done", "what"), [(True, "was done on"), (False, "is open")])
+    def test_a_request_that_is_late_is_not_in_order(self, river: River, *, is_done: bool, what: str) -> None:
+        river.pipeline = dataclasses.replace(river.pipeline, forgetting=Declared(within="2d"))
+        forget(river, days=1, is_done=False)
+        take_out(river, "small.models", second_manifest(river))
+        assert is_in_order(audited(river, sample=0))
+        forget(river, days=3, is_done=False)
+        if is_done:
+            forget(river)
+        content = audited(river, sample=0)
+        assert not is_in_order(content)
+        assert any(what in one["text"] for one in content["findings"])
+
+
 class TestForgeries:
     def reasons(self, river: River) -> set[tuple[str, int, str]]:
         assert river.registry
@@ -266,17 +345,8 @@ class TestForgeries:
         assert not is_in_order(content)
 
     def test_a_record_that_was_taken_out_is_missed(self, river: River) -> None:
-        assert river.registry
-        codec = river.registry.codec
-        models = [codec.parse(record.value() or b"") for record in river.of(topics.MODELS)]
-        second = next(n for n, one in enumerate(models) if one.model == "linear" and one.signature.sequence == 2)
-        for topic, place in ((topics.PROMOTIONS, 0), (topics.MODELS, second)):
-            entries = river.broker.log[TopicPartition(topic.name("small"), 0)]
-            kept = [*entries[:place], *entries[place + 1 :]]
-            for offset, record in enumerate(kept):
-                kept[offset] = copy.copy(record)
-                kept[offset]._offset = offset
-            river.broker.log[TopicPartition(topic.name("small"), 0)] = kept
+        for topic, place in ((topics.PROMOTIONS, 0), (topics.MODELS, second_manifest(river))):
+            take_out(river, topic.name("small"), place)
         content = audited(river, sample=0)
         text = " ".join(one["text"] for one in content["findings"])
         assert "promotions: missing of chain 'gate': record 1" in text

@@ -24,7 +24,9 @@ async def prediction(event_id: EventId, request: Request, parts: FromApp) -> dic
     """One prediction with all that made it: event, vector, scores, versions, label, and where each came from."""
     record = await in_log(parts, request, partial(parts.lookup.prediction, event_id))
     if record is None:
-        raise HTTPException(404, f"no prediction of event {event_id!r} in the log")
+        asks = f"; `tidemill replay {parts.lookup.pipeline.name} ...` says whether it was forgotten"
+        hint = asks if parts.lookup.pipeline.forgetting else ""
+        raise HTTPException(404, f"no prediction of event {event_id!r} in the log{hint}")
     shown: dict[str, Any] = as_shown(request, record, parts.lookup.records.mask.named)
     return shown
 
