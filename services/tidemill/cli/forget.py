@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from tidemill.durations import milliseconds, minute
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
+    from tidemill.registry.forgetting import Forgetting
     from tidemill.runtime.forget import Forget
 
 KIND = "certificate"
@@ -34,6 +36,10 @@ KIND = "certificate"
 @click.option("--mentions-too", is_flag=True, help="Erase records of other events, too, that hold an id elsewhere.")
 @click.option(
     "--patience", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds to wait for each step."
+)
+@click.option("--now", is_flag=True, help="Do it now, where the pipeline declares that requests wait for each other.")
+@click.option(
+    "--due", is_flag=True, help="Do all requests that wait, once the first has waited as long as is declared."
 )
 @click.option(
     "--verify",
@@ -54,11 +60,14 @@ def forget(
     *,
     dry_run: bool,
     mentions_too: bool,
+    now: bool,
+    due: bool,
     **options: Any,
 ) -> None:
     """Erase all of an entity, and fold the models again without it.
 
-    Services go on meanwhile. After it broke off, the same command goes on; without --entity, requests are listed. The
+    Services go on meanwhile. After it broke off, the same command goes on; without --entity, requests are listed, with
+    their deadlines. Where forgetting has `every`, requests wait, and --due, to be run daily, does them together. The
     pipeline has to declare forgetting, and `tidemill keys new forget` makes the key that requests are signed with.
     """
     declared, chosen = tidemill.load(pipeline), settings.load(**options)
@@ -68,6 +77,10 @@ def forget(
         return
     work = _work(declared, chosen, keep, patience)
     work.mentions_too = mentions_too
+    by = by or getpass.getuser()
+    if due:
+        _due(work, wanted, by, out)
+        return
     if not wanted:
         _list(work)
         return
@@ -80,12 +93,33 @@ def forget(
         if findings.mentions:
             click.echo(f"{len(findings.mentions):,} of these records are of other events: see --mentions-too")
         return
+    assert declared.forgetting is not None  # noqa: S101  checked when it was made
+    if declared.forgetting.every and not now:
+        if not why:
+            raise SettingsError("a request needs --why; --dry-run says what there is")
+        waiting = work.wait(wanted, by, why)
+        begins, until = minute(work.refold_at(waiting)), _until(work, waiting)
+        click.echo(f"request {waiting.id} waits: --due does it from {begins} UTC on; it has to be done until {until}")
+        return
     if not why or out is None:
         raise SettingsError("forgetting needs --why and --out; --dry-run says what there is")
+    _write(work, work.run(wanted, by, why), out)
+
+
+def _due(work: Forget, wanted: list[tuple[str, str]], by: str, out: Path | None) -> None:
+    if wanted or out is None:
+        raise SettingsError("--due does the requests that wait, without --entity, and needs --out")
+    certificate = work.due(by)
+    if certificate is None:
+        click.echo("no request is due")
+        return
+    _write(work, certificate, out)
+
+
+def _write(work: Forget, certificate: dict[str, Any], out: Path) -> None:
     from tidemill.offline import audit_files
     from tidemill.report import certificate_page
 
-    certificate = work.run(wanted, by or getpass.getuser(), why)
     keys = work.registry.keys
     audit_files.write(out, certificate, certificate_page.render(certificate, keys.signs_with), keys, KIND)
     again = "forgotten before" if certificate.get("again") else "forgotten"
@@ -137,14 +171,18 @@ def _list(work: Forget) -> None:
     from tidemill.registry.forgetting import Requests
 
     requests = Requests(work.pipeline, work.broker, work.registry.keys)
-    assert work.pipeline.forgetting is not None  # noqa: S101  checked when it was made
     for one in requests.records:
-        if one.state != "asked":
+        if one.state not in ("asked", "waiting"):
             continue
         done = requests.done.get(one.id)
-        until = minute(one.time + milliseconds(work.pipeline.forgetting.within))
-        state = f"done {minute(done.time)}" if done else f"open, to be done until {until}"
+        state = f"done {minute(done.time)}" if done else f"{one.state}, to be done until {_until(work, one)}"
         click.echo(f"{one.id}  asked {minute(one.time)} UTC by {one.by}: {one.why}; {state}")
+
+
+def _until(work: Forget, request: Forgetting) -> str:
+    assert work.pipeline.forgetting is not None  # noqa: S101  checked when it was made
+    until = request.time + milliseconds(work.pipeline.forgetting.within)
+    return f"{minute(until)} UTC{', which is past' if until < time.time() * 1000 else ''}"
 
 
 def _verify(

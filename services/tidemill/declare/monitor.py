@@ -15,7 +15,8 @@ from tidemill.durations import milliseconds
 #: Limits of figures, for which a pipeline may declare others: shares from 0 to 1, seconds, or the index itself.
 #: Measured on the wall clock are `silent_seconds`: how long no prediction, or no example, has come; `refused_records`:
 #: signed records of a topic that were refused in the last hour; `unserved_seconds`: how long after a version was
-#: published a model still answers with an older one.
+#: published a model still answers with an older one; `forgetting_share`: how much of its time a request to forget has
+#: used; `forgetting_late_seconds`: for how long it has had none left.
 LIMITS: Mapping[str, float] = MappingProxyType(
     {
         "psi": 0.25,
@@ -33,6 +34,8 @@ LIMITS: Mapping[str, float] = MappingProxyType(
         "silent_seconds": 3600.0,
         "refused_records": 0.0,
         "unserved_seconds": 600.0,
+        "forgetting_share": 0.8,
+        "forgetting_late_seconds": 0.0,
     }
 )
 #: Kinds of alert; what raises each is in watch/monitor/alerts.py.
@@ -52,6 +55,8 @@ Alert = Literal[
     "silence",
     "refused",
     "unserved",
+    "forgetting",
+    "forgetting_late",
     "label_coverage",
 ]
 ALERTS: tuple[str, ...] = get_args(Alert)

@@ -6,6 +6,7 @@ new forget` makes. So whoever has that key can say of an id whether, and when, i
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from cryptography.fernet import Fernet, InvalidToken
+
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import minute
+from tidemill.errors import SettingsError
 from tidemill.keys import Keyring
 from tidemill.registry.signing import UNSIGNED, Chains, Signature, SignedCodec
 from tidemill.stream.api import Broker, TopicPartition
@@ -29,7 +33,9 @@ SHORT_BYTES = 8
 
 @dataclass(frozen=True)
 class Forgetting:
-    """A request ("asked"), its end ("done"), or what it takes out of the registry ("erasing").
+    """A request ("asked"), its end ("done"), what it takes out of the registry ("erasing"), or one that waits.
+
+    Those that wait ("waiting") are carried out together, by one that is asked then.
 
     The fields are those of schemas/tidemill/forgetting.v1.avsc.
     """
@@ -74,6 +80,24 @@ class Hashes:
         """Return the short hash of an event's id, or of a vector."""
         return hmac.digest(self._key, b"short\0" + data, "sha256")[:SHORT_BYTES]
 
+    def seal(self, data: bytes) -> bytes:
+        """Return `data` encrypted, by a key that is made of the same private key."""
+        return self._sealer.encrypt(data)
+
+    def unseal(self, data: bytes) -> bytes:
+        """Return what `seal` encrypted. Raises SettingsError for what another key did."""
+        try:
+            return self._sealer.decrypt(data)
+        except InvalidToken:
+            raise SettingsError(
+                "the ids of a request were encrypted with another key: set the one of `tidemill keys new forget` that "
+                "it was made with"
+            ) from None
+
+    @property
+    def _sealer(self) -> Fernet:
+        return Fernet(base64.urlsafe_b64encode(hmac.digest(self._key, b"ids", "sha256")))
+
     def joined(self, items: Iterable[bytes]) -> bytes:
         """Return the short hashes of all of these, sorted, as a record has them."""
         return b"".join(sorted({self.short(one) for one in items}))
@@ -96,8 +120,12 @@ class Requests:
 
     @cached_property
     def done(self) -> dict[str, Forgetting]:
-        """The ends of requests, by id."""
-        return {one.id: one for one in self.records if one.state == "done"}
+        """The ends of requests, by id; one that was carried out with others has the end of all of them."""
+        done = dict[str, Forgetting]()
+        for one in self.records:
+            if one.state == "done":
+                done |= dict.fromkeys((one.id, *json.loads(one.content).get("requests", ())), one)
+        return done
 
     @cached_property
     def erased(self) -> dict[tuple[str, int], Forgetting]:
@@ -118,7 +146,7 @@ class Requests:
     @property
     def open(self) -> list[Forgetting]:
         """Requests that are not done."""
-        return [one for one in self.records if one.state == "asked" and one.id not in self.done]
+        return [one for one in self.records if one.state in ("asked", "waiting") and one.id not in self.done]
 
     def of_event(self, hashes: Hashes, event_id: str) -> Forgetting | None:
         """Return the last request that an event was forgotten with; None for none."""

@@ -53,11 +53,12 @@ def restore_latest(
 ) -> tuple[list[Content], int]:
     """Return what is valid among the latest records of a signed topic, and its end; see `Chains.restore_last`.
 
-    The newest of each chain by which things stand is among it, wherever it lies. Of decisions all are verified: there
-    are few, the last says who serves, and nothing says where it is.
+    The newest of each chain by which things stand is among it, wherever it lies. Of decisions, and of requests to
+    forget, all are verified: there are few, and nothing says where the one is that counts.
     """
     newest_of = {topics.MODELS.name(pipeline.name): pipeline.model_names, topics.ALERTS.name(pipeline.name): (MONITOR,)}
-    last = sys.maxsize if topic == topics.PROMOTIONS.name(pipeline.name) else last
+    all_of = {one.name(pipeline.name) for one in (topics.PROMOTIONS, topics.FORGOTTEN)}
+    last = sys.maxsize if topic in all_of else last
     return chains.restore_last(broker, TopicPartition(topic, 0), last, newest_of.get(topic, ()))
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
+from tidemill.durations import milliseconds
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import ArtifactError, BrokerError, SettingsError, StoreError, TidemillError
 from tidemill.features.redis import Redis
@@ -136,12 +137,7 @@ class Forget:
 
     def subject(self, entities: Sequence[Entity]) -> Subject:
         """Return what the log knows of entities. Raises SettingsError for a field that names none."""
-        for name, _ in entities:
-            if name not in self.pipeline.forgettable:
-                raise SettingsError(
-                    f"--entity {name}=...: expected one of {', '.join(self.pipeline.forgettable) or 'none'}: the key, "
-                    f"the entities of views, and forgetting.fields"
-                )
+        self._check_entities(entities)
         subject = Subject(entities)
         wanted = set(entities)
         ids = {id_.encode() for _, id_ in entities}
@@ -164,6 +160,16 @@ class Forget:
                     if any(id_ in value for id_ in ids) and (decoded := codec.of(value)) is not None:
                         self._learn_of(decoded, record, wanted, subject, is_example=topic is topics.EXAMPLES)
         return subject
+
+    def _check_entities(self, entities: Sequence[Entity], why: str = "") -> None:
+        for name, _ in entities:
+            if name not in self.pipeline.forgettable:
+                raise SettingsError(
+                    f"--entity {name}=...: expected one of {', '.join(self.pipeline.forgettable) or 'none'}: the key, "
+                    f"the entities of views, and forgetting.fields"
+                )
+        if any(id_ in why for _, id_ in entities):
+            raise SettingsError("--why names an id that is to be forgotten, and it is kept for ever: say it without")
 
     def _learn_of(
         self, decoded: Any, record: Any, wanted: Collection[Entity], subject: Subject, *, is_example: bool
@@ -387,24 +393,62 @@ class Forget:
 
     # The request ------------------------------------------------------------------------------------------------------
 
-    def run(self, entities: Sequence[Entity], by: str, why: str) -> dict[str, Any]:
-        """Forget entities, and return the certificate's content. Raises a TidemillError where something is left."""
+    def wait(self, entities: Sequence[Entity], by: str, why: str) -> Forgetting:
+        """Write a request that `due` carries out; until then the artifact store has its ids, encrypted."""
         entities = sorted(set(entities))
-        if any(id_ in why for _, id_ in entities):
-            raise SettingsError("--why names an id that is to be forgotten, and it is kept for ever: say it without")
+        self._check_entities(entities, why)
+        hashed = [self.hashes.entity(*entity) for entity in entities]
+        for one in Requests(self.pipeline, self.broker, self.registry.keys).open:
+            if one.state == "waiting" and one.entities == hashed:
+                return one
+        sealed = self.registry.store.put(self.hashes.seal(json.dumps(entities).encode()))
+        now, content = int(time.time() * 1000), json.dumps({"ids": sealed})
+        request = Forgetting(uuid.uuid4().hex[:12], "waiting", by, why, now, hashed, content=content)
+        self._write(request)
+        return request
+
+    def due(self, by: str) -> dict[str, Any] | None:
+        """Carry out all requests that wait once the first has waited for `every`, or go on with that; else None."""
+        requests, store = Requests(self.pipeline, self.broker, self.registry.keys), self.registry.store
+        for one in requests.records:
+            if one.state == "waiting" and one.id in requests.done:
+                store.delete(json.loads(one.content)["ids"])
+        begun = [json.loads(one.content).get("requests") for one in requests.open if one.state == "asked"]
+        ids = next(filter(None, begun), None)
+        waiting = [one for one in requests.open if one.state == "waiting" and (ids is None or one.id in ids)]
+        if not waiting or (ids is None and self.refold_at(waiting[0]) > time.time() * 1000):
+            return None
+        sealed = [json.loads(one.content)["ids"] for one in waiting]
+        entities = {(name, id_) for one in sealed for name, id_ in json.loads(self.hashes.unseal(store.get(one)))}
+        certificate = self.run(sorted(entities), by, "requests that waited", [one.id for one in waiting])
+        for one in sealed:
+            store.delete(one)
+        return certificate
+
+    def refold_at(self, waiting: Forgetting) -> int:
+        """Return when a request that waits is carried out, ms since the epoch."""
+        assert self.pipeline.forgetting is not None  # noqa: S101  checked when this was made
+        return waiting.time + milliseconds(self.pipeline.forgetting.every or "0s")
+
+    def run(self, entities: Sequence[Entity], by: str, why: str, carried: Sequence[str] = ()) -> dict[str, Any]:
+        """Forget entities, and return the certificate's content. Raises a TidemillError where something is left.
+
+        `carried`: those that waited, and are done with this one.
+        """
+        entities = sorted(set(entities))
+        self._check_entities(entities, "" if carried else why)
         hashed = [self.hashes.entity(*entity) for entity in entities]
         subject = self.subject(entities)
         requests = Requests(self.pipeline, self.broker, self.registry.keys)
-        same = [one for one in requests.records if sorted(one.entities) == sorted(hashed)]
-        asked = next((one for one in same if one.id not in requests.done), None)
+        own = [one for one in requests.records if one.state == "asked" and set(hashed) <= set(one.entities)]
+        asked = next((one for one in own if one.id not in requests.done and _is_of(one, hashed, carried)), None)
         findings = self.find(subject, asked)
-        if asked is None and not findings.counts():
-            if same:
-                before = requests.done[same[-1].id]
+        if asked is None and not findings.counts() and not carried:
+            if before := next((requests.done[one.id] for one in reversed(own) if one.id in requests.done), None):
                 return {**json.loads(before.content), "again": True}
             raise SettingsError(f"nothing is known of {', '.join(f'{name}=...' for name, _ in entities)}")
         self.check_mentions(findings)
-        asked = asked or self._ask(subject, hashed, by, why, findings)
+        asked = asked or self._ask(subject, hashed, by, why, findings, carried)
         content = json.loads(asked.content)
         self.say(f"request {asked.id}: {len(subject.events):,} events")
         erased: Counter[str] = Counter()
@@ -426,7 +470,15 @@ class Forget:
         Eraser(self.broker, self.patience).restore(content["overrides"])  # a run that broke off may not have
         return self._finish(asked, content, subject, models, erased)
 
-    def _ask(self, subject: Subject, hashed: Sequence[str], by: str, why: str, findings: Findings) -> Forgetting:
+    def _ask(
+        self,
+        subject: Subject,
+        hashed: Sequence[str],
+        by: str,
+        why: str,
+        findings: Findings,
+        carried: Sequence[str],
+    ) -> Forgetting:
         if len(subject.events) > MAX_EVENTS:
             raise SettingsError(
                 f"{len(subject.events):,} events where {MAX_EVENTS:,} fit a request: name fewer entities"
@@ -439,6 +491,7 @@ class Forget:
             "overrides": overrides,
             "found": findings.counts(),
             "first_example": subject.first_example,
+            "requests": list(carried),
             "models": {name: [one.epoch, one.version] for name, one in before.items()},
         }
         events, vectors = (self.hashes.joined(x) for x in ((e.encode() for e in subject.events), subject.vectors))
@@ -608,6 +661,7 @@ class Forget:
         certificate = {
             "pipeline": self.pipeline.name,
             "request": asked.id,
+            "requests": content.get("requests", []),
             "asked_at": asked.time,
             "done_at": now,
             "by": asked.by,
@@ -649,6 +703,12 @@ class Forget:
                 end = record.offset() + 1
                 digest.update(b"%d:%d:" % (record.offset(), len(record.value() or b"")) + (record.value() or b""))
         return {"end": end, "sha256": digest.hexdigest()}
+
+
+def _is_of(asked: Forgetting, hashed: Sequence[str], carried: Sequence[str]) -> bool:
+    """Whether a request is of exactly these entities, and carries out these that waited."""
+    is_same = sorted(asked.entities) == sorted(hashed)
+    return is_same and json.loads(asked.content).get("requests", []) == list(carried)
 
 
 def _rows_with(search: ByteSearch, table: Any) -> list[int]:

@@ -82,7 +82,7 @@ def rights(pipeline: Pipeline, role: str) -> list[Right]:
     for name in names:
         for topic, some in _topics(name):
             operations.setdefault(topic.name(pipeline), set()).update(some)
-        if pipeline.forgetting is not None and name in topics.KEEPING_PROGRESS:
+        if pipeline.forgetting is not None and name in (*topics.KEEPING_PROGRESS, "monitor"):
             operations.setdefault(topics.FORGOTTEN.name(pipeline), set()).add("Read")
     is_service = role not in topics.OUTSIDE
     made = [Right("cluster", CLUSTER, ("DescribeConfigs",))] if is_service else []

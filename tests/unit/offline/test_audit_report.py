@@ -237,13 +237,13 @@ def forget(river: River, *, days: int = 0, is_done: bool = True) -> None:
     writer = LogWriter(forgetting_codec(river.pipeline, KEY), river.broker, CHAIN)
     now = int(time.time() * 1000) - days * 86_400_000
     content = {"first_example": 3, "models": {"linear": [0, 60], "slow": [0, 60]}}
-    asked = Forgetting("request1", "asked", "ann", "letter 4711", now, ["ab" * 32], b"8 bytes." * 2)
+    asked = Forgetting("request1", "asked", "ann", "letter 4711", now, ["ab" * 32], b"8 bytes.of event")
     certificate = {"erased": {"small.events.valid": 2}, "models": [{"model": "linear"}], "kept": {"events": None}}
     states = {"asked": content, "erasing": {"manifests": [["linear", 2]]}, "done": certificate}
     for state in ("asked", "erasing", *["done"] * is_done):
         writer.begin()
         record = writer.sign(dataclasses.replace(asked, state=state, content=json.dumps(states[state])))
-        river.broker.append(writer.topic, record, b"request1")
+        river.broker.append(writer.topic, record, b"request1", partition=0)
 
 
 def take_out(river: River, topic: str, place: int) -> None:

@@ -9,11 +9,13 @@ import pytest
 import small
 from signing_keys import KEY
 
+from tidemill import Forgetting as Declared
 from tidemill import Monitor
 from tidemill.models.fold import Fold
 from tidemill.registry.decisions import Command, ModelRef, commands
+from tidemill.registry.forgetting import CHAIN, Forgetting, forgetting_codec
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.registry.signing import Chains
+from tidemill.registry.signing import Chains, LogWriter
 from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
@@ -37,9 +39,9 @@ def unsigned(registry: Registry, model: str = "linear") -> Manifest:
 class World:
     """A registry that publishes, and a monitor at a time of its own."""
 
-    def __init__(self, folder: Path, **limits: float | None) -> None:
+    def __init__(self, folder: Path, forgetting: Declared | None = None, **limits: float | None) -> None:
         self.now = 1_000_000.0
-        self.pipeline = dataclasses.replace(PIPELINE, monitor=Monitor(limits=limits))
+        self.pipeline = dataclasses.replace(PIPELINE, monitor=Monitor(limits=limits), forgetting=forgetting)
         self.broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(PIPELINE)})
         self.registry = Registry(PIPELINE, ArtifactStore(str(folder)), KEY)
         self.core = self.started()
@@ -56,13 +58,19 @@ class World:
         return manifest
 
     def append(self, value: bytes, key: str, topic: str = MODELS) -> None:
-        self.broker.append(topic, value, key.encode(), int(self.now * 1000))
+        self.broker.append(topic, value, key.encode(), int(self.now * 1000), partition=0)
 
     def predict(self, **versions: int) -> None:
         scores = [small.score(model, version=version) for model, version in versions.items()]
         log = {"features": small.features(PIPELINE, "e", 1), "champion": scores[0], "challengers": scores[1:]}
         value = RECORDS.prediction_log.encode(log)
         self.core.predictions([MemoryRecord(topics.PREDICTION_LOG.name("small"), value, b"e", int(self.now * 1000))])
+
+    def request(self, id_: str, state: str, content: str = "{}") -> None:
+        writer = LogWriter(forgetting_codec(self.pipeline, KEY), self.broker, CHAIN)
+        writer.begin()
+        record = Forgetting(id_, state, "ann", "letter", int(self.now * 1000), [], content=content)
+        self.append(writer.sign(record), id_, writer.topic)
 
     def alerts(self) -> list[tuple[str, str]]:
         self.core.trust.read(self.broker, self.now)
@@ -193,3 +201,41 @@ def test_thousands_of_old_records_at_the_end_hide_no_version_and_each_is_counted
     assert set(world.core.trust._refused) == {("models", "old")}
     assert [newness for newness, _ in world.core.trust._unserved["linear"]][-2:] == [(0, 3), (0, 4)]
     assert [newness for newness, _ in world.core.trust._unserved["slow"]] == [(0, 1)]
+
+
+class TestRequestsToForget:
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> World:
+        return World(tmp_path, Declared(within="10d", every="2d"))
+
+    def test_one_that_nears_its_deadline_alerts_and_one_that_is_late_again(self, world: World) -> None:
+        world.request("r1", "waiting")
+        world.now += 3 * 86_400
+        world.request("r2", "asked")
+        world.now += 5 * 86_400
+        assert world.alerts() == []
+        world.now += 1
+        assert world.alerts() == [("forgetting:r1", "opened")]
+        world.now += 2 * 86_400
+        assert world.alerts() == [("forgetting_late:r1", "opened")]
+        world.core = world.started()  # it reads all of it again
+        world.now += 86_400
+        assert set(world.alerts()) == {
+            ("forgetting:r1", "opened"),
+            ("forgetting_late:r1", "opened"),
+            ("forgetting:r2", "opened"),
+        }
+        world.request("r3", "done", '{"requests": ["r1", "r2"]}')
+        assert {state for _, state in world.alerts()} == {"resolved"}
+        world.now += 100 * 86_400
+        assert world.alerts() == []
+
+    def test_an_alert_of_before_is_resolved_where_it_was_done_while_no_monitor_ran(self, world: World) -> None:
+        world.request("r1", "asked")
+        world.now += 9 * 86_400
+        world.core.trust.read(world.broker, world.now)
+        (alert,) = world.core.distrust()
+        world.request("r1", "done")
+        world.core = world.started()
+        world.core.alerts.restore(alert)
+        assert world.alerts() == [("forgetting:r1", "resolved")]

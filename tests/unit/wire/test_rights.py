@@ -8,6 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tidemill import Forgetting
 from tidemill.cli.acl import acl
 from tidemill.demo.flights import delays, flights
 from tidemill.errors import SettingsError
@@ -35,6 +36,13 @@ def test_a_service_may_write_and_consume_what_the_table_says(role: str) -> None:
     beyond = read - {topic.name(flights) for topic in (*topics.reads(role), *topics.outputs(role))}
     assert beyond == set() or role in ("status", "gateway"), "these two are asked for what is in the log"
     assert not any({"Alter", "Create", "Delete", "All"} & set(right.operations) for right in rights(flights, role))
+
+
+def test_who_follows_requests_to_forget_may_read_them_where_those_are_declared() -> None:
+    declared, name = replace(flights, forgetting=Forgetting()), topics.FORGOTTEN.name(flights)
+    for role in (*topics.KEEPING_PROGRESS, "monitor"):
+        assert [right for right in rights(declared, role) if right.name == name and "Read" in right.operations], role
+        assert not [right for right in rights(flights, role) if right.name == name], role
 
 
 def test_only_the_operator_may_change_topics() -> None:

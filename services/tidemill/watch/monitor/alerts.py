@@ -44,6 +44,9 @@ SILENT = FigureKey("silent_seconds")
 #: newest that was published. No window has them either.
 REFUSED = FigureKey("refused_records")
 UNSERVED = FigureKey("unserved_seconds")
+#: How much of its time a request to forget has used, and for how long it has had none left.
+FORGETTING = FigureKey("forgetting_share")
+FORGETTING_LATE = FigureKey("forgetting_late_seconds")
 
 KINDS = (
     AlertKind(
@@ -118,6 +121,18 @@ KINDS = (
         (UNSERVED.name,),
         "{what} answers with an older version than the newest",
         "the scorers' log and /readyz: the artifact store, the key, River",
+    ),
+    AlertKind(
+        "forgetting",
+        (FORGETTING.name,),
+        "request {what} to forget has little time left",
+        "`tidemill forget PIPELINE`, which lists what is open; then --due, or the command that broke off",
+    ),
+    AlertKind(
+        "forgetting_late",
+        (FORGETTING_LATE.name,),
+        "request {what} to forget is late",
+        "`tidemill forget PIPELINE`, which lists what is open; then --due, or the command that broke off",
     ),
     AlertKind(
         "label_coverage", ("label_coverage",), "labels are missing", "the producer of labels; the expired predictions"

@@ -221,7 +221,7 @@ class Core:
         return [alert for alert in alerts if alert]
 
     def distrust(self) -> list[Alert]:
-        """Return the alerts about refused records and unserved versions that are opened or resolved."""
+        """Return the alerts about refused records, unserved versions and late requests that open or resolve."""
         now = self.clock()
         alerts = (
             self.alerts.check(key, value, int(now * 1000), int(since * 1000))

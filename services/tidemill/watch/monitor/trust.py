@@ -1,23 +1,26 @@
-"""What the signed topics hold beyond alerts: records that are refused, and versions that nobody serves.
+"""What the signed topics hold beyond alerts: records that are refused, versions that nobody serves, late requests.
 
 The monitor reads them as every reader does. So it refuses what they refuse, and sees it however they are restarted.
 """
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.durations import milliseconds
 from tidemill.keys import Keyring, RefusedError
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import commands, decisions
+from tidemill.registry.forgetting import Forgetting, forgetting_codec
 from tidemill.registry.latest import restore_latest
 from tidemill.registry.manifests import Manifest, manifest_codec
 from tidemill.registry.signing import Chains
 from tidemill.stream.api import Broker, Record, TopicPartition
-from tidemill.watch.monitor.alerts import REFUSED, UNSERVED
+from tidemill.watch.monitor.alerts import FORGETTING, FORGETTING_LATE, REFUSED, UNSERVED
 from tidemill.watch.monitor.figures import FigureKey
 from tidemill.wire.records import Score, newness
 
@@ -33,7 +36,7 @@ Newness = tuple[int, int]
 
 
 class Trust:
-    """Refused records by topic and reason, and how long each model has answered with an older version than the newest.
+    """Refused records by topic and reason, how long each model has answered with an older version, and open requests.
 
     All times are s, wall clock.
     """
@@ -46,6 +49,9 @@ class Trust:
             commands(pipeline, keys),
             alerts(pipeline, keys),
         )
+        if pipeline.forgetting is not None:
+            codecs += (forgetting_codec(pipeline, keys),)
+            self._forgetting_seconds = milliseconds(pipeline.forgetting.within) / 1000
         self._chains: dict[str, Chains[Any]] = {codec.topic: Chains(codec, self._refuse) for codec in codecs}
         self._next: dict[str, int] = {}
         self._now: float | None = None
@@ -53,10 +59,14 @@ class Trust:
         self._unserved: dict[str, deque[tuple[Newness, float]]] = {}
         self._answered_at: dict[str, float] = {}
         self._served: dict[str, Newness] = {}
+        #: Requests to forget, by id: since when one is open, in s; 0: it is done, which resolves its alerts.
+        self._open_requests: dict[str, float] = {}
 
     def read(self, broker: Broker, now: float) -> None:
         """Read what has come to the signed topics. Raises BrokerError."""
         for topic, chains in self._chains.items():
+            if topic not in self._next and not broker.partitions(topic):  # that of requests is younger than others
+                continue
             partition = TopicPartition(topic, 0)
             high = broker.offset_range(partition)[1]
             begin = self._next.get(topic)
@@ -79,11 +89,20 @@ class Trust:
 
     def _publish(self, contents: Iterable[Any], now: float) -> None:
         for manifest in contents:
+            if isinstance(manifest, Forgetting):
+                self._request(manifest)
             if isinstance(manifest, Manifest) and manifest.model in self.pipeline.model_names:
                 unserved = self._unserved.setdefault(manifest.model, deque())
                 # Of very many that wait the oldest count, and a newer one that is served covers them.
                 if manifest.newness > self._served.get(manifest.model, (0, 0)) and len(unserved) < MAX_REMEMBERED:
                     unserved.append((manifest.newness, now))
+
+    def _request(self, one: Forgetting) -> None:
+        if one.state in ("asked", "waiting"):
+            self._open_requests.setdefault(one.id, one.time / 1000)
+        elif one.state == "done":
+            done = (one.id, *json.loads(one.content).get("requests", ()))
+            self._open_requests |= dict.fromkeys(done, 0.0)
 
     def answered(self, scores: Iterable[Score], now: float) -> None:
         """Take the scores of one prediction that was made just now."""
@@ -107,4 +126,10 @@ class Trust:
             # Without predictions nobody can tell what would answer.
             seconds = max(0.0, self._answered_at.get(model, published) - published)
             levels[UNSERVED._replace(model=model)] = (seconds, published)
+        for id_, asked in self._open_requests.items():
+            seconds = now - asked if asked else 0.0
+            levels[FORGETTING._replace(segment=id_)] = (seconds / self._forgetting_seconds, asked or now)
+            late = max(0.0, seconds - self._forgetting_seconds)
+            levels[FORGETTING_LATE._replace(segment=id_)] = (late, asked + self._forgetting_seconds if late else now)
+        self._open_requests = {id_: asked for id_, asked in self._open_requests.items() if asked}
         return levels
