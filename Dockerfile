@@ -9,7 +9,7 @@ COPY ops ops
 COPY schemas schemas
 COPY services services
 RUN python -m venv /opt/tidemill \
-    && /opt/tidemill/bin/pip install --no-cache-dir --disable-pip-version-check '.[all]'
+    && /opt/tidemill/bin/pip install --no-cache-dir --disable-pip-version-check '.[services]'
 
 FROM python:3.11-slim
 # One seed for the hashes of strings, so that a model learns the same in every process.

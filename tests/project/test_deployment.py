@@ -318,8 +318,8 @@ def test_the_image_has_what_every_service_needs() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     needed = {spec.extra for spec in running.SERVICES.values() if spec.extra}
     assert len(needed) == len(WATCHING) + len(NOTIFYING) + 1, "and the validator, for a registry"
-    assert extras["all"] == [f"tidemill[{','.join(sorted(needed))}]"]
-    assert " '.[all]'\n" in DOCKERFILE
+    assert extras["services"] == [f"tidemill[{','.join(sorted(needed))}]"]
+    assert " '.[services]'\n" in DOCKERFILE
 
 
 def test_volumes_of_compose_are_mounted_on_folders_that_the_image_gives_to_its_user() -> None:

@@ -49,6 +49,20 @@ def test_the_demo_is_locked_at_the_versions_that_are_tested() -> None:
     assert demo <= dev
 
 
+def parts(extra: str) -> set[str]:
+    """Return the extras that an extra is made of; itself where it names packages."""
+    named = {part for one in map(Requirement, EXTRAS[extra]) if one.name == "tidemill" for part in one.extras}
+    return {part for name in named for part in parts(name)} or {extra}
+
+
+def test_the_readme_names_the_extras_of_users_and_those_that_all_is() -> None:
+    (line,) = re.findall(r"^`all` is .*(?:\n.+)*", (ROOT / "README.md").read_text(), re.M)
+    all_, further = (set(re.findall(r"`(\w+)`", part)) for part in line.split("Further extras"))
+    assert all_ == {"all"} | parts("all")
+    assert "plot" in all_, "the tutorial draws a report"
+    assert further == EXTRAS.keys() - all_ - {"services", "demo", "docs", "testing", "dev"}
+
+
 @pytest.mark.parametrize("extra", ["demo", "dev"])
 def test_a_lock_names_no_registry(extra: str) -> None:
     lock = (ROOT / "requirements" / f"{extra}.lock").read_text()

