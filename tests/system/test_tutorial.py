@@ -58,9 +58,10 @@ class Terminal:
             served = self.log.read_text().count("serving  champion=") if self.lasting else 0
             patient = command + (" --timeout 60" if " send " in command else "")
             ran = subprocess.run(
-                patient, shell=True, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=120
-            )
-            printed = ran.stdout + ran.stderr
+                patient, shell=True, cwd=self.folder, env=self.env, text=True, timeout=120,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            printed = ran.stdout
             refused = " send " in command and " dead letter " in shown
             assert ran.returncode == (1 if refused else 0), f"{command}\n{printed}"
             self.compare(command, shown, printed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -104,21 +105,28 @@ def tail(
 ) -> None:
     """Print predictions, dead letters or alerts as they come.
 
-    Also examples and decisions. It ends by Ctrl-C.
+    Also examples and decisions. It ends by Ctrl-C. Headings go to standard error: what is piped or written to a file is
+    records alone, one a line.
     """
-    from tidemill.cli.text.records import record_line
+    from tidemill.cli.text.records import RecordTable
     from tidemill.offline.tail import FOLLOWED, Where, rows
 
     where, declared, chosen = Where(texts), tidemill.load(pipeline), settings.load(**options)
     broker = connected(declared, chosen, FOLLOWED[what])
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    table, has_headings = RecordTable(what, declared.entity, width), as_json
     try:
         for row in rows(
             declared, broker, what, where, from_start=from_start, count=count, shows_personal=show_personal
         ):
             if row is None:
                 click.echo("a record that is none of this topic's", err=True)
-            else:
-                click.echo(json.dumps(row, default=str) if as_json else record_line(what, row))
-                sys.stdout.flush()
+                continue
+            line = json.dumps(row, default=str) if as_json else table.line(row)
+            if not has_headings:
+                click.echo(table.headings(), err=True)
+                has_headings = True
+            click.echo(line)
+            sys.stdout.flush()
     except BrokenPipeError:  # as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

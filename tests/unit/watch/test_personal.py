@@ -22,7 +22,7 @@ from test_status_access import ROUTES, bearer
 from tidemill import Monitor, Stream, category, number, rules
 from tidemill.cli.text.dead_letters import letter_text, letters_text, stats_text
 from tidemill.cli.text.predictions import prediction_text
-from tidemill.cli.text.records import record_line
+from tidemill.cli.text.records import RecordTable
 from tidemill.cli.text.reports import known_text
 from tidemill.cli.text.suggestions import suggestions_text
 from tidemill.errors import DeclarationError
@@ -107,7 +107,7 @@ class TestCommands:
             for record in river.of(topic):
                 row = read(record)
                 assert row is not None
-                yield json.dumps(row, default=str) + record_line(what, row)
+                yield json.dumps(row, default=str) + RecordTable(what, PIPELINE.entity).line(row)
         assert river.registry
         replayed = Replay(PIPELINE, river.broker, river.registry).report(["e1", "e11"], shows_personal=shows_personal)
         for one in replayed.predictions:

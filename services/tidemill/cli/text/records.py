@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from rich.cells import cell_len
 
 from tidemill.cli.text.shared import printable, second
 from tidemill.offline.send import Outcome
@@ -44,49 +48,93 @@ def outcomes_line(outcomes: Sequence[Outcome], what: str) -> str:
     return f"{len(outcomes):,} {what[:-1] if len(outcomes) == 1 else what} sent" + (f": {states}" if states else "")
 
 
-def record_line(what: str, row: Mapping[str, Any]) -> str:
-    """Return a row of `tidemill tail` as one line."""
-    return _LINES[what](row)
+class RecordTable:
+    """Rows of `tidemill tail`, as they come, under headings: a column is as wide as its longest value so far.
+
+    Parameters
+    ----------
+    entity
+        The field that names the entity; empty for none, and no column shows it.
+    width
+        Of the terminal: what is longer goes on below. None: each row is one line.
+    """
+
+    def __init__(self, what: str, entity: str = "", width: int | None = None) -> None:
+        self._columns, self._width = _COLUMNS[what], width
+        if not entity:
+            self._columns = [column for column in self._columns if column.name != "entity"]
+        self._names = [entity if column.name == "entity" else column.name for column in self._columns]
+        self._widths = [
+            max(cell_len(name), column.width) for name, column in zip(self._names, self._columns, strict=True)
+        ]
+
+    def headings(self) -> str:
+        """Return the names of the columns."""
+        return self._line(self._names)
+
+    def line(self, row: Mapping[str, Any]) -> str:
+        """Return a row, for which the columns become as wide as it needs."""
+        cells = [_text(column.of(row), MAX_LINE_CHARACTERS) for column in self._columns]
+        self._widths = [max(pair) for pair in zip(self._widths, map(cell_len, cells), strict=True)]
+        return self._line(cells)
+
+    def _line(self, cells: Sequence[str]) -> str:
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, self._widths, strict=True)]
+        line = "  ".join(padded).rstrip()
+        if self._width is None:
+            return line
+        below = " " * (self._widths[0] + 2)
+        return textwrap.fill(line, self._width, subsequent_indent=below, break_on_hyphens=False)
 
 
-def _prediction(row: Mapping[str, Any]) -> str:
-    answer = _answer(row["score"], row["probabilities"])
-    return _line(second(row["event_time"]), row["event_id"], row["entity_id"], answer, _of(row))
+class _Column(NamedTuple):
+    """A column of `tidemill tail`, at least so wide: what most values need."""
+
+    name: str
+    of: Callable[[Mapping[str, Any]], Any]
+    width: int = 0
 
 
-def _example(row: Mapping[str, Any]) -> str:
-    answer = _answer(row["score"], row["probabilities"])
-    return _line(second(row["label_time"]), row["event_id"], row["label"], f"predicted {answer}", _of(row))
+def _time(name: str, of: str) -> _Column:
+    return _Column(f"{name} (UTC)", lambda row: second(row[of]))
 
 
-def _letter(row: Mapping[str, Any]) -> str:
-    value = f"{row['field']}={shorten(row['value'], 40)}" if row["field"] else ""
-    return _line(second(row["refused_at"]), row["place"], row["stage"], row["reason"], value, row["message"])
+def _value(row: Mapping[str, Any]) -> str:
+    """Return the field of a dead letter with its value, where its message does not name it."""
+    is_named = not row["field"] or repr(row["field"]) in row["message"]
+    return "" if is_named else f"{row['field']}={shorten(row['value'], 40)}: "
 
 
-def _alert(row: Mapping[str, Any]) -> str:
-    return _line(second(row["end"]), row["state"], row["message"])
-
-
-def _decision(row: Mapping[str, Any]) -> str:
-    kind = f"{row['kind'].replace('_', ' ')} {_ref(row['subject'])}"
-    return _line(f"after {row['examples']:,} examples", kind, f"{_ref(row['champion'])} serves", row["why"])
-
-
-def _line(*parts: Any) -> str:
-    return "  ".join(_text(part, MAX_LINE_CHARACTERS) for part in parts if part != "")
-
-
-def _of(row: Mapping[str, Any]) -> str:
-    return _model(row["model"], row["version"])
-
-
-_LINES = {
-    "predictions": _prediction,
-    "examples": _example,
-    "dlq": _letter,
-    "alerts": _alert,
-    "decisions": _decision,
+_EVENT = _Column("event", itemgetter("event_id"))
+_MODEL = _Column("model", lambda row: _model(row["model"], row["version"]))
+_PREDICTED = _Column("predicted", lambda row: _answer(row["score"], row["probabilities"]))
+_COLUMNS: Mapping[str, list[_Column]] = {
+    "predictions": [
+        _time("event time", "event_time"),
+        _EVENT,
+        _Column("entity", itemgetter("entity_id")),
+        _PREDICTED,
+        _MODEL,
+    ],
+    "examples": [_time("label time", "label_time"), _EVENT, _Column("label", itemgetter("label")), _PREDICTED, _MODEL],
+    "dlq": [
+        _time("refused at", "refused_at"),
+        _Column("letter", itemgetter("place"), len("0:1000")),
+        _Column("by", itemgetter("stage"), len("validator")),
+        _Column("reason", itemgetter("reason"), len("missing_field")),
+        _Column("why", lambda row: _value(row) + row["message"]),
+    ],
+    "alerts": [
+        _time("window's end", "end"),
+        _Column("state", itemgetter("state"), len("resolved")),
+        _Column("alert", itemgetter("message")),
+    ],
+    "decisions": [
+        _Column("examples", lambda row: f"{row['examples']:,}"),
+        _Column("decision", lambda row: f"{row['kind'].replace('_', ' ')} {_ref(row['subject'])}", 20),
+        _Column("serves", lambda row: _ref(row["champion"]), 10),
+        _Column("why", itemgetter("why")),
+    ],
 }
 
 
