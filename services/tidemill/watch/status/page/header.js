@@ -1,6 +1,6 @@
 // The head of the page: what state all is in, in words; the clocks; whether the stream lives. And the key figures below it.
 
-import { attr, byId, clipped, el, keyed, text } from "./dom.js";
+import { attr, byId, el, keyed, text } from "./dom.js";
 import { clock, count, duration, exactly, metric, rate, share, signed } from "./format.js";
 import { capital, verdict } from "./river-model.js";
 
@@ -152,7 +152,7 @@ export function updateVitals(root, snapshot) {
       attr(node, "class", `vital${v.level ? ` is-${v.level}` : ""}`);
       attr(text(node.children[0].firstChild, v.name), "href", v.href);
       text(node.children[1], v.value);
-      clipped(node.children[2], v.note);
+      text(node.children[2], v.note);
     },
   );
 }
