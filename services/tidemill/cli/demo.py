@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from tidemill.cli.shared import prepare_to_fork
 from tidemill.errors import SettingsError
 
 
@@ -61,7 +60,6 @@ def demo(
 
     Takes about a minute.
     """
-    prepare_to_fork()
     from tidemill.demo import show
 
     if report is not None and not report.parent.is_dir():

@@ -54,6 +54,19 @@ COMMANDS = {
 }
 
 
+#: Commands that fork services.
+FORKING_COMMANDS = ("demo", "up")
+#: Environment of a process that forks services: no threads of numpy's and pyarrow's libraries, which a fork would not
+#: have; sets in one order, which some models depend on; and two heaps for a process's threads, where glibc would make
+#: up to 8 a core, which is memory that nobody else gets.
+FORKING = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "PYTHONHASHSEED": "0",
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
 @click.group(
     cls=LazyGroup,
     lazy=COMMANDS,
@@ -83,8 +96,16 @@ def _prepare_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def prepare_to_fork() -> None:
+    """Have Python begin again with the environment that a process which forks services needs."""
+    if os.environ.keys() < FORKING.keys() | os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**FORKING, **os.environ})  # noqa: S606
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
+    if sys.argv[1:] and sys.argv[1] in FORKING_COMMANDS:
+        prepare_to_fork()  # before the command is imported, which takes as long as all of this
     _prepare_output()
     try:
         cli(prog_name="tidemill", standalone_mode=False)

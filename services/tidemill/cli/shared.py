@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,22 +31,6 @@ SHOW_PERSONAL = click.option("--show-personal", is_flag=True, help="Show the fie
 
 #: A progress bar is drawn at most so often.
 DRAW_SECONDS = 0.1
-
-#: Environment of a process that forks services: no threads of numpy's and pyarrow's libraries, which a fork would not
-#: have; sets in one order, which some models depend on; and two heaps for a process's threads, where glibc would make
-#: up to 8 a core, which is memory that nobody else gets.
-FORKING = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    "PYTHONHASHSEED": "0",
-    "MALLOC_ARENA_MAX": "2",
-}
-
-
-def prepare_to_fork() -> None:
-    """Have Python begin again with the environment that a process which forks services needs."""
-    if os.environ.keys() < FORKING.keys() | os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**FORKING, **os.environ})  # noqa: S606
 
 
 def with_settings(*names: str) -> Callable[[Any], Any]:

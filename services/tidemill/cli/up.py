@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tidemill import settings
-from tidemill.cli.shared import PIPELINE, prepare_to_fork, with_settings
+from tidemill.cli.shared import PIPELINE, with_settings
 from tidemill.wire.topics import ALL
 
 _SERVICE = click.Choice(ALL)
@@ -69,7 +69,6 @@ def up(
 
     A broker and a Redis are started where none is named; what they hold ends with them.
     """
-    prepare_to_fork()
     import tidemill
     from tidemill.local.console import Console
     from tidemill.local.up import One, Options, Up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -28,11 +29,36 @@ def test_help_imports_no_library_but_click(arguments: tuple[str, ...]) -> None:
     assert imported(*arguments) & HEAVY == set()
 
 
+@pytest.mark.parametrize("command", main.FORKING_COMMANDS)
+def test_a_command_that_begins_again_has_imported_nothing_before(command: str) -> None:
+    code = (
+        "import os, sys; from tidemill.cli.main import main\n"
+        "os.execve = lambda *_: sys.exit(' '.join(sys.modules))\nmain()"
+    )
+    env = {name: value for name, value in os.environ.items() if name not in main.FORKING}
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert {"tidemill.cli.main", "click"} <= set(done.stderr.split())
+    assert set(done.stderr.split()) & (HEAVY | {f"tidemill.cli.{command}"}) == set()
+
+
 @pytest.mark.slow
 def test_a_check_imports_no_client_and_no_data_frames() -> None:
     loaded = imported("check", "flights")
     assert loaded & {"confluent_kafka", "redis", "pandas", "pyarrow", "pydantic_settings", "prometheus_client"} == set()
     assert {module for module in loaded if module.startswith("tidemill.stages")} == set()
+
+
+@pytest.mark.slow
+def test_services_start_without_data_frames() -> None:
+    code = (
+        "import sys; import tidemill.local.up; from tidemill.runtime import run\n"
+        "for name in run.SERVICES: run.load(name)\nprint(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "tidemill.watch.monitor.figures" in loaded
+    assert "pandas" not in loaded
 
 
 @pytest.mark.parametrize(

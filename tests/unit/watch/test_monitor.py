@@ -29,7 +29,7 @@ from tidemill.watch.monitor.core import Core
 from tidemill.watch.monitor.drift import MIN_SHARE, CategoryReference, NumberReference
 from tidemill.watch.monitor.figures import Columns, FigureKey, example_figures, prediction_figures
 from tidemill.watch.monitor.performance import Answers, WindowMetrics
-from tidemill.watch.monitor.service import MonitorService, _FetchThread, credentials
+from tidemill.watch.monitor.service import MonitorService, _FetchThread, _Tables, credentials
 from tidemill.watch.monitor.windows import SourceWindows, hash_of
 
 pytestmark = pytest.mark.slow
@@ -658,3 +658,22 @@ def test_warnings_are_shares_of_the_records_of_their_window() -> None:
         FigureKey("rejected_records"): 1.0,
     }
     assert made._rule_shares(window) == {FigureKey("rejected_records"): 0.0}, "each is counted once"
+
+
+def test_it_does_not_wait_for_tables_which_it_has_none_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(self: object, n: float, **_: object) -> None:
+        slept.append(n)
+
+    monkeypatch.setattr("faust.tables.manager.TableManager.sleep", sleep)
+    asyncio.run(object.__new__(_Tables).sleep(1.0))
+    assert slept == [0]
+
+
+@pytest.mark.parametrize("assigned", [set(), {TopicPartition("examples", 0)}])
+def test_it_is_ready_as_soon_as_it_has_partitions(assigned: set[TopicPartition]) -> None:
+    monitor = object.__new__(MonitorService)
+    monitor.app = SimpleNamespace(consumer=SimpleNamespace(assignment=lambda: assigned))
+    asyncio.run(monitor._assigned(None, assigned))
+    assert monitor.ready is bool(assigned)

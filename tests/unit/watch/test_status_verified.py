@@ -6,13 +6,14 @@ import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from signing_keys import KEY
 from site_by_hand import FLIGHTS, RECORDS, Site, alert, decision
 
-from tidemill.errors import MAX_QUOTING_CHARACTERS
+from tidemill.errors import MAX_QUOTING_CHARACTERS, BrokerError
 from tidemill.keys import Keyring
 from tidemill.models.fold import Fold
 from tidemill.registry.alerts import alerts
@@ -22,6 +23,7 @@ from tidemill.registry.signing import NO_HEAD, UNSIGNED, Chains, SignedCodec
 from tidemill.registry.store import ArtifactStore
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.watch.status.follower import START_RECORDS, TopicFollower
+from tidemill.watch.status.service import Dependencies
 from tidemill.wire import topics
 
 pytestmark = pytest.mark.slow
@@ -121,6 +123,31 @@ def started(broker: MemoryBroker) -> TopicFollower:
         if topic.name(FLIGHTS.name) in follower._signed:
             follower._restore(topic.name(FLIGHTS.name), last)
     return follower
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_it_is_known_at_once_whether_the_topics_can_be_read(monkeypatch: pytest.MonkeyPatch, *, is_away: bool) -> None:
+    follower = TopicFollower(cast(Any, None), FLIGHTS, None)
+
+    def read(*_: object) -> list[Any]:
+        follower._ending.set()
+        if is_away:
+            raise BrokerError("away")
+        return []
+
+    reader = SimpleNamespace(poll=read, close=lambda: None)
+    follower.broker = cast(Any, SimpleNamespace(partitions=lambda _: 1, follow_topics=lambda *_: reader))
+    monkeypatch.setattr(follower, "_restore", lambda *_: None)
+    follower.run()
+    assert follower.has_tried.is_set()
+    assert follower.error == ("away" if is_away else None)
+
+
+def test_the_first_check_waits_until_the_topics_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    follower = TopicFollower(cast(Any, None), FLIGHTS, None)
+    monkeypatch.setattr(follower.has_tried, "wait", lambda _: setattr(follower, "error", None))
+    broker = cast(Any, SimpleNamespace(connect=lambda: None))
+    Dependencies(broker, cast(Any, SimpleNamespace(check=lambda: None)), follower)._kafka()
 
 
 def empty() -> MemoryBroker:

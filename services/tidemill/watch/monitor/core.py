@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import pandas as pd
 from river import drift
 
 from tidemill.declare.pipeline import Pipeline
@@ -17,7 +16,15 @@ from tidemill.models.corrections import Corrections
 from tidemill.stream.api import Record
 from tidemill.stream.origin import origin_of
 from tidemill.watch.monitor.alerts import SILENT, Alert, Alerts, Thresholds
-from tidemill.watch.monitor.figures import Columns, FigureKey, Figures, Reference, example_figures, prediction_figures
+from tidemill.watch.monitor.figures import (
+    Columns,
+    FigureKey,
+    Figures,
+    Reference,
+    example_figures,
+    frame_of,
+    prediction_figures,
+)
 from tidemill.watch.monitor.performance import WindowMetrics
 from tidemill.watch.monitor.reference import ReferenceBuilder
 from tidemill.watch.monitor.trust import Trust
@@ -233,11 +240,11 @@ class Core:
         rows = window.rows
         figures: Figures = {}
         if rows and source == PREDICTIONS:
-            frame = pd.DataFrame(rows, columns=list(self.columns.prediction))
+            frame = frame_of(rows, self.columns.prediction)
             figures = prediction_figures(self.pipeline, frame, self.reference)
             figures |= self._rule_shares(window)
         elif rows:
-            frame = pd.DataFrame(rows, columns=list(self.columns.example))
+            frame = frame_of(rows, self.columns.example)
             figures = example_figures(
                 self.pipeline, self.window_metrics, frame, self.declared.segments, self.declared.least, self.reference
             )

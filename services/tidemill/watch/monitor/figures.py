@@ -7,15 +7,17 @@ feature.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.watch.monitor.drift import CategoryReference, NumberReference
 from tidemill.watch.monitor.performance import Answers, WindowMetrics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 #: Versions of the champion with metrics of their own in one window: the latest with enough rows.
@@ -87,6 +89,13 @@ class Columns:
     def example_row(self, example: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the row of an example."""
         return (*self._common(example["prediction"]), example["label"], example["label_time"])
+
+
+def frame_of(rows: Sequence[Any], columns: Sequence[str]) -> pd.DataFrame:
+    """Return rows as a data frame. A monitor starts without pandas, which takes half of its start to import."""
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 class Reference:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard
@@ -37,6 +36,8 @@ def rocauc(label: Column, score: Column) -> float | None:
     negatives = len(truth) - positives
     if not positives or not negatives:
         return None
+    import pandas as pd
+
     ranks = pd.Series(score).rank().to_numpy()
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
 from tidemill.watch.monitor.alerts import UsualRanges
-from tidemill.watch.monitor.figures import Columns, Figures, Reference, example_figures, prediction_figures
+from tidemill.watch.monitor.figures import Columns, Figures, Reference, example_figures, frame_of, prediction_figures
 from tidemill.watch.monitor.performance import WindowMetrics
 from tidemill.watch.monitor.windows import Window, hash_of, start_of
 from tidemill.watermark import NEVER, SLACK_PART, Watermark
@@ -61,8 +59,10 @@ class ReferenceBuilder:
 
     def finish(self) -> tuple[Reference, UsualRanges]:
         """Return the reference, and the usual ranges: of each window's figures, compared with all the other windows."""
-        columns, min_rows = list(self.columns.example), self.pipeline.monitor.least
-        frames = [pd.DataFrame(w.rows, columns=columns) for w in self._windows.values()]
+        import pandas as pd
+
+        columns, min_rows = self.columns.example, self.pipeline.monitor.least
+        frames = [frame_of(w.rows, columns) for w in self._windows.values()]
         frames = [frame.assign(partial=False, delay=None) for frame in frames]
         reference = Reference(self.pipeline, pd.concat(frames, ignore_index=True))
         usual: list[Figures] = []
@@ -75,7 +75,7 @@ class ReferenceBuilder:
                 usual.append(prediction_figures(self.pipeline, frame, others))
         segments = self.pipeline.monitor.segments
         for window in self._by_label.values():
-            frame = pd.DataFrame(window.rows, columns=columns)
+            frame = frame_of(window.rows, columns)
             if len(frame) >= min_rows:
                 usual.append(example_figures(self.pipeline, self.window_metrics, frame, segments, min_rows, reference))
         self._windows, self._by_label = {}, {}

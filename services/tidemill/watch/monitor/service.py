@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import faust
+from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka
 from faust.types import ConsumerMessage
 
@@ -134,6 +135,12 @@ class _Transport(aiokafka.Transport):
     Consumer = _Consumer
 
 
+class _Tables(TableManager):
+    async def sleep(self, n: Any, **_: Any) -> None:  # noqa: ARG002  the signature is Faust's
+        """Wait for no tables: there are none, and Faust gives them a second to be declared before it reads anything."""
+        await super().sleep(0)
+
+
 class _Worker(faust.Worker):
     """Ends when its host says so; Faust's own installs signal handlers, which only a process's first thread can."""
 
@@ -196,6 +203,7 @@ class MonitorService:
             key_serializer="raw",
             loghandlers=[],
             worker_redirect_stdouts=False,
+            TableManager=_Tables,
         )
         app.transport = _Transport(app.conf.broker_consumer, app)
         for topic, take in (
@@ -207,7 +215,11 @@ class MonitorService:
         ):
             self._agent(app, topic, take)
         app.timer(CLOSE_SECONDS)(self.close_windows)
+        app.on_partitions_assigned.connect(self._assigned, weak=False)
         return app
+
+    async def _assigned(self, *_: Any, **__: Any) -> None:
+        self.ready = bool(self.app.consumer.assignment())
 
     def _first_offset(self) -> str:
         """Return where partitions without an offset begin: at their end where the group has lost all its offsets.

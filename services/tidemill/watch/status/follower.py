@@ -64,6 +64,8 @@ class TopicFollower:
         self.letter_count = 0
         self.refused: deque[dict[str, Any]] = deque(maxlen=MAX_REFUSED)
         self.error: str | None = "not read yet"
+        #: Set once it is known whether the topics can be read.
+        self.has_tried = threading.Event()
         self._handlers = {
             topics.WINDOWS.name(pipeline.name): self._window,
             topics.DLQ.name(pipeline.name): self._letter,
@@ -94,12 +96,15 @@ class TopicFollower:
                     for name in self._signed:
                         self._restore(name, starts[name])
                     reader = self.broker.follow_topics(list(starts), starts)
+                    self.error = None
+                    self.has_tried.set()
                 for record in reader.poll(2000, 0.2):
                     with self.lock:
                         self._handle(record)
                 self.error = None
             except BrokerError as error:
                 self.error = str(error)
+                self.has_tried.set()
                 if reader is not None:
                     reader.close()
                     reader = None

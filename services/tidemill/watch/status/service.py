@@ -90,6 +90,7 @@ class Dependencies(threading.Thread):
         with contextlib.suppress(BrokerError):
             # This service shows topics that are not as declared, and all others stop.
             self._declared.check(TOPIC_CHECK_TIMEOUT)
+        self.follower.has_tried.wait(CHECK_SECONDS)
         if self.follower.error:
             raise BrokerError(self.follower.error)
 
