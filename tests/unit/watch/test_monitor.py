@@ -444,9 +444,9 @@ def test_an_alert_is_taken_over_where_its_view_is_still_declared() -> None:
 
 def test_an_alert_about_a_reason_that_does_not_come_any_more_is_resolved() -> None:
     alerts, total = Alerts(rules(), 2), {FigureKey("rejected_records"): 0.0}
-    spoilt = total | {FigureKey("rejected", segment="out_of_range:between", feature="sched_hour"): 0.5}
+    corrupted = total | {FigureKey("rejected", segment="out_of_range:between", feature="sched_hour"): 0.5}
     states = []
-    for n, figures in enumerate((spoilt, spoilt, {}, total, total, total)):
+    for n, figures in enumerate((corrupted, corrupted, {}, total, total, total)):
         states.append([alert.state for alert in alerts.update(figures, n * 100, n * 100 + 100, 0)])
     assert states == [[], ["opened"], [], ["continuing"], ["resolved"], []]
 
