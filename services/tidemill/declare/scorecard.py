@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -93,12 +93,21 @@ class Scorecard:
         return any(counters) or not counters
 
     def values(self) -> dict[str, float]:
-        """Return what each metric says, by name; one that can say nothing is left out."""
-        values = {}
+        """Return each metric's number, by name; one that has none is left out."""
+        return {name: figure for name, figure in self._figures() if not isinstance(figure, str)}
+
+    def without_number(self) -> dict[str, str]:
+        """Return why metrics have no number, by name."""
+        return {name: why for name, why in self._figures() if isinstance(why, str)}
+
+    def _figures(self) -> Iterator[tuple[str, float | str]]:
         for name, metric in self:
-            with suppress(Exception):  # such as a division by zero before the first prediction
-                values[name] = float(metric.get())
-        return values
+            try:
+                figure = float(metric.get())
+            except Exception as error:  # such as a division by zero before the first prediction
+                yield name, f"its get() raises {described(error)}"
+            else:
+                yield name, figure if math.isfinite(figure) else f"it is {figure}"
 
 
 def _counters(part: Any, depth: int = 4) -> Iterator[float]:

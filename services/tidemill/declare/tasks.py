@@ -7,6 +7,8 @@ of the most likely class (beside those of all classes). A model that diverged gi
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -87,13 +89,24 @@ class Task:
         if self.label_type == "boolean" and getattr(metric, "pos_val", True) not in (True, False):
             fail(where, f"{name} counts labels {metric.pos_val!r} where task={self.name!r} has True and False")
         try:
-            for label, score, probabilities in self.trial:
+            for label, score, probabilities in self._trial_of(metric):
                 self.update(tried, label, score, probabilities)
             figure = tried.get()
         except Exception as error:  # a metric's own code
             fail(where, f"{name} raises {described(error)} on predictions of task={self.name!r}")
-        if not isinstance(figure, (int, float, np.number)):
+        if not isinstance(figure, (int, float, np.integer, np.floating)) or not math.isfinite(figure):
             fail(where, f"{name} gives {figure!r} where a number was expected, as {examples} give")
+
+    def _trial_of(self, metric: Any) -> Sequence[tuple[Any, float, Probabilities]]:
+        """Return what a metric is tried on, with the classes that it names itself, as MultiFBeta does."""
+        classes = list(getattr(metric, "betas", ()))
+        if self.label_type != "string" or not classes:
+            return self.trial
+        names = dict(zip("abc", itertools.cycle(map(str, classes)), strict=False))
+        return [
+            (names[label], score, {names[of]: p for of, p in probabilities.items()})
+            for label, score, probabilities in self.trial
+        ]
 
     def is_valid_score(self, score: float, probabilities: Probabilities = NONE) -> bool:
         """Whether the score is finite and within `range`, and each class's probability too."""

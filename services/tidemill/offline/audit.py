@@ -34,6 +34,7 @@ from tidemill.offline.compare import CHAMPION, Comparison, ComparisonRequest
 from tidemill.offline.dead_letters import DeadLetters, LetterFilter
 from tidemill.offline.replay import Replay, ReplayedScore, ShowProgress
 from tidemill.offline.signed_log import RefusedRecord, SignedTopic, claims, read_signed, refused_record
+from tidemill.offline.unlabelled import Unlabelled
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import Command, Decision, ModelRef, commands, decisions, kept_versions
 from tidemill.registry.forgetting import Requests, forgetting_codec, split
@@ -384,8 +385,10 @@ class Audit:
             for record in self._read(topic, counts[topic.suffix], progress):
                 if topic is topics.PREDICTION_LOG:
                     answers.add(record, self.records.prediction_log.of(record.value()))
+                    performance.unlabelled.predicted(record)
                 elif topic is topics.EXAMPLES and not corrections.is_one(record):
                     performance.add(self.records.example.of(record.value()))
+                    performance.unlabelled.joined(record)
         if answers.otherwise:
             text = f"{answers.otherwise:,} predictions were served by another model than the decisions say"
             self._find("wrong", text)
@@ -571,6 +574,8 @@ class _Performance:
         gate = pipeline.gate.segments if pipeline.gate else None
         segments = tuple(dict.fromkeys((*pipeline.monitor.segments, *(gate or ()))))
         self._comparison = Comparison(pipeline, ComparisonRequest(CHAMPION, "baseline", segments=segments))
+        #: Of the period's predictions, those that had no label when it ended.
+        self.unlabelled = Unlabelled(self._comparison.records)
 
     def add(self, example: Any) -> None:
         """Take an example; None is one of another declaration."""
@@ -582,6 +587,7 @@ class _Performance:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison for programs; `why` says why there is none."""
+        self._comparison.count(self.unlabelled)
         try:
             report = self._comparison.finish()
         except SettingsError as error:

@@ -112,8 +112,10 @@ class BacktestReport:
 
     `first_letters`: what was wrong with the first dead letter of each reason. `refused`: events that the validator
     refused, by reason; what is neither valid nor refused is no record (a delete in an envelope). `refused_labels`: the
-    same of labels. `corrections`: labels that replaced another; `corrected`: joined examples whose last label is not
-    the one that was learned. `over_share`: joined examples that were not learned, as their source had used its share.
+    same of labels. `warned`: records of which a rule has only warned, by stream and rule; `first_warnings`: what it
+    said of the first; `odd_times`: of events, those whose time looks like one of another unit. `corrections`: labels
+    that replaced another; `corrected`: joined examples whose last label is not the one that was learned. `over_share`:
+    joined examples that were not learned, as their source had used its share.
     `learn_failed`: by model, examples at which its learn_one raised; `learn_errors`: what it raised first. `left_out`:
     figures that a model has not, and why.
     """
@@ -138,6 +140,9 @@ class BacktestReport:
     first_letters: dict[str, str] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     refused_labels: dict[str, int] = field(default_factory=dict)
+    warned: dict[str, int] = field(default_factory=dict)
+    first_warnings: dict[str, str] = field(default_factory=dict)
+    odd_times: int = 0
     left_out: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
@@ -194,6 +199,11 @@ class BacktestReport:
             return (
                 "the times of all events lie in January and February 1970, as a time does that is taken for one of a "
                 "1,000 times finer unit: see that the stream's time is in the unit that its schema, or time_unit, says"
+            )
+        if self.odd_times > MAX_SHARE_LEFT_OUT * self.events:
+            return (
+                f"{self.odd_times / self.events:.0%} of the events have a time in January or February 1970, as seconds "
+                f"have that are taken for milliseconds: see that all of them are in one unit"
             )
         return ""
 
@@ -364,7 +374,7 @@ class Backtest:
         self._examples, self._dlq = topics.EXAMPLES.name(name), topics.DLQ.name(name)
         self._log, self._expired = topics.PREDICTION_LOG.name(name), topics.EXPIRED.name(name)
         self._updates = topics.UPDATES.name(name)
-        self._valid = topics.EVENTS_VALID.name(name)
+        self._valid, self._warnings = topics.EVENTS_VALID.name(name), topics.WARNINGS.name(name)
 
     def _emit(
         self,
@@ -399,6 +409,8 @@ class Backtest:
                 refused[letter.reason] = refused.get(letter.reason, 0) + 1
             report.first_letters.setdefault(letter.reason, letter.message)
             report.dead_letters[letter.reason] = report.dead_letters.get(letter.reason, 0) + 1
+        elif topic == self._warnings:
+            self._warn(self.records.warnings.decode(record.value() or b""))
         elif topic == self._examples and self.corrections.take(record):
             self.report.corrections += 1
             if self.pipeline.gate:
@@ -413,6 +425,15 @@ class Backtest:
                 self._gate.process((record,), self._emit)
         elif topic == self._promotions:
             self._decide(self._decided.decode(record.value() or b""))
+
+    def _warn(self, warnings: Mapping[str, Any]) -> None:
+        report = self.report
+        for rule in warnings["rules"]:
+            name = f"{warnings['stream']} by {rule['rule']}{rule['field'] and ':'}{rule['field']}"
+            report.warned[name] = report.warned.get(name, 0) + rule["records"]
+            report.first_warnings.setdefault(name, rule["message"])
+            if warnings["stream"] == "events" and rule["reason"] == "implausible_time":
+                report.odd_times += rule["records"]
 
     def _decide(self, decision: Decision) -> None:
         self.report.decisions.append(decision)
@@ -591,6 +612,9 @@ class Backtest:
             texts += [
                 f"{metric} of {name!r} is left out: it raised {why}" for metric, why in fold.scorecard.failed.items()
             ]
+            if fold.scorecard.judged:
+                without = fold.scorecard.without_number()
+                texts += [f"{metric} of {name!r} is left out: {why}" for metric, why in without.items()]
         return texts
 
     def _checkpoint(self, at: int) -> None:

@@ -1,14 +1,15 @@
 """Which of two models is better: on the same questions, by what each answered then, overall and segment by segment.
 
 reads    <pipeline>.examples: what challengers would have answered is in each, so no model is opened or asked again;
-         twice where corrections of labels are declared: each label is the last one
-memory   a row for each segment: River's metrics, and MAX_RUNS numbers; segments beyond MAX_VALUES are one row
+         twice where corrections of labels are declared: each label is the last one; <pipeline>.prediction-log, for what
+         has no label
+memory   a row for each segment: River's metrics, and MAX_RUNS numbers; segments beyond MAX_VALUES are one row; a bit
+         for each event
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.errors import SettingsError
 from tidemill.models.corrections import read_corrections
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
+from tidemill.offline.backtest import MAX_SHARE_LEFT_OUT
+from tidemill.offline.unlabelled import Unlabelled
 from tidemill.stream.api import Broker, Progress, expect
 from tidemill.stream.ranges import full_range
 from tidemill.wire import topics
@@ -111,9 +114,10 @@ class ComparisonReport:
     """A comparison's result.
 
     `questions`: those that both answered; `same`: of them, those where A and B were one model; `corrected`: those whose
-    label is another than the first. `rate`: the probability
-    that a row's interval is ever wrong. The row of all questions has an interval from `min_questions` on, a segment's
-    row from `min_segment_questions` on.
+    label is another than the first. `predictions`: those that the prediction log still has; `unlabelled`: of them,
+    those without a label: it did not come within `label_timeout`, or has not come yet. `rate`: the probability that a
+    row's interval is ever wrong. The row of all questions has an interval from `min_questions` on, a segment's row
+    from `min_segment_questions` on.
     """
 
     pipeline: str
@@ -131,15 +135,29 @@ class ComparisonReport:
     same: int = 0
     corrected: int = 0
     skipped: int = 0
+    predictions: int = 0
+    unlabelled: int = 0
+    label_timeout: str = ""
     first_event: int = 0
     last_event: int = 0
     versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     lines: Sequence[SegmentRow] = ()
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before the figures: what they leave out, and the setting to change."""
+        if self.unlabelled <= MAX_SHARE_LEFT_OUT * self.predictions:
+            return []
+        return [
+            f"the figures leave out {self.unlabelled / self.predictions:.0%} of the predictions, which got no label "
+            f"within label_timeout={self.label_timeout!r}, or not yet: `tidemill check --events F --labels F` shows "
+            f"how late labels come"
+        ]
+
     def as_dict(self) -> dict[str, Any]:
         """Return the report for programs. Times are ms since the epoch; the segment without field and value is all."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return fields | {"lines": [line.as_dict() for line in self.lines]}
+        return fields | {"lines": [line.as_dict() for line in self.lines], "warnings": self.warnings}
 
 
 class _Running:
@@ -173,7 +191,7 @@ class _Running:
         values = scorecard.values()
         if not self._is_mixed:
             values.pop("ROCAUC", None)
-        return {name: value for name, value in values.items() if math.isfinite(value)}
+        return values
 
 
 class Comparison:
@@ -181,7 +199,7 @@ class Comparison:
 
     def __init__(self, pipeline: Pipeline, request: ComparisonRequest) -> None:
         request.check(pipeline)
-        self.pipeline, self.request = pipeline, request
+        self.pipeline, self.request, self.records = pipeline, request, Records(pipeline)
         names = list(metric_names(pipeline.metric()))
         loss = LOSSES[pipeline.task][0] if pipeline.task in LOSSES else ""
         self._terms, self._segment_terms = comparison_terms(pipeline), segment_terms(pipeline)
@@ -194,6 +212,7 @@ class Comparison:
             rate=self._terms.rate,
             min_questions=self._terms.first,
             min_segment_questions=self._segment_terms.first,
+            label_timeout=pipeline.label_timeout,
         )
         self._answered: Counter[str] = Counter()
         self._rows: dict[Segment, _Running] = {}
@@ -244,6 +263,10 @@ class Comparison:
             running = self._rows[segment] = _Running(self.pipeline)
         return running
 
+    def count(self, unlabelled: Unlabelled) -> None:
+        """Take what the examples leave out."""
+        self.report.predictions, self.report.unlabelled = unlabelled.predictions, unlabelled.count
+
     def finish(self) -> ComparisonReport:
         """Return the report. Raises SettingsError where nothing could be compared."""
         self._check()
@@ -283,7 +306,12 @@ class Comparison:
             return
         if not (report.only_a or report.only_b or report.neither):
             old = f"; {report.skipped:,} are of an earlier declaration, with other vectors" if report.skipped else ""
-            raise SettingsError(f"{report.pipeline}.examples has no example in these event times{old}")
+            late = (
+                f"; {report.unlabelled:,} predictions have no label: label_timeout is {report.label_timeout!r}"
+                if report.unlabelled
+                else ""
+            )
+            raise SettingsError(f"{report.pipeline}.examples has no example in these event times{old}{late}")
         counts = ", ".join(f"{name} {count:,}" for name, count in self._answered.most_common(20))
         for name, count in ((report.a, report.only_a), (report.b, report.only_b)):
             if not count:
@@ -300,8 +328,10 @@ def compare(
 
     Examples of an earlier declaration, whose vectors were others, are counted and left out.
     """
-    comparison, records = Comparison(pipeline, request), Records(pipeline)
-    corrections = read_corrections(pipeline, broker)
+    comparison = Comparison(pipeline, request)
+    records, corrections = comparison.records, read_corrections(pipeline, broker)
+    unlabelled = Unlabelled(records, request.covers)
+    unlabelled.read_log(pipeline.name, broker, progress)
     ranges = full_range(broker, topics.EXAMPLES.name(pipeline.name))
     expect(progress, sum(end - begin for begin, end in ranges.values()))
     for batch in broker.read(ranges):
@@ -309,6 +339,7 @@ def compare(
             data = record.value() or b""
             if corrections.is_one(record):
                 continue
+            unlabelled.joined(record)
             example = records.example.of(data)
             if example is not None:
                 corrected = corrections.apply(example)
@@ -317,4 +348,5 @@ def compare(
                 comparison.report.skipped += 1
         if progress:
             progress(len(batch))
+    comparison.count(unlabelled)
     return comparison.finish()

@@ -74,6 +74,8 @@ class StreamFiles:
     columns: list[Column] = field(default_factory=list)
     dead_letters: Counter[str] = field(default_factory=Counter)
     first_letters: dict[str, str] = field(default_factory=dict)
+    warned: Counter[str] = field(default_factory=Counter)
+    first_warnings: dict[str, str] = field(default_factory=dict)
     first: int | None = None
     last: int | None = None
     same_id: int = 0
@@ -241,6 +243,11 @@ def valid_records(
             letter = read_dead_letter(MemoryRecord(topic, value, key, 0, headers))
             files.dead_letters[letter.reason] += 1
             files.first_letters.setdefault(letter.reason, letter.message)
+        elif topic == validator.warnings:
+            for rule in validator.records.warnings.decode(value)["rules"]:
+                name = f"{rule['rule']}{rule['field'] and ':'}{rule['field']}"
+                files.warned[name] += rule["records"]
+                files.first_warnings.setdefault(name, rule["message"])
 
     for offset, message in enumerate(messages):
         validator.process((MemoryRecord(raw, message.data, None, message.time, None, 0, offset),), emit)
@@ -258,6 +265,9 @@ def _warnings(files: StreamFiles, stream: Stream) -> list[str]:
     for reason, count in files.dead_letters.most_common():
         refused = f"{count:,} of {files.rows:,} {files.stream} are refused: {reason}"
         made.append(f"{refused}, the first: {files.first_letters[reason]}")
+    for name, count in files.warned.most_common():
+        passed = f"{count:,} of {files.rows:,} {files.stream} pass, and {name} warns"
+        made.append(f"{passed}, the first: {files.first_warnings[name]}")
     if files.dead_letters["implausible_time"]:
         where = "Stream(..., time_unit=...)" if stream.is_time_plain else f"the schema {stream.schema_name} says it"
         made.append(f"if the unit of {stream.time!r} is another than {stream.unit}, declare it: {where}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -143,7 +142,7 @@ class Registry:
             tidemill=tidemill.__version__,
             river=river.__version__,
             python=platform.python_version(),
-            metrics={key: value for key, value in values.items() if math.isfinite(value)},
+            metrics=values,
             golden=golden,
             learned_until=snapshot.learned_until,
             created_at=int(time.time() * 1000),

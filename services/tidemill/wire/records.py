@@ -287,6 +287,22 @@ class Records:
         return time if FIRST_TIME_MS <= time <= LAST_TIME_MS else None
 
     @cached_property
+    def _placed_head(self) -> Codec:
+        fields = schema_files.own("correction.v1")["fields"][:5]
+        return Codec({"type": "record", "name": "tidemill.PlacedHead", "fields": fields})
+
+    def place(self, data: bytes | None) -> Mapping[str, Any] | None:
+        """Return event_time, partition and offset of the event that Features, PredictionLog or Example are about.
+
+        Of whatever declaration; None where the bytes are none of them.
+        """
+        try:
+            head: Mapping[str, Any] = self._placed_head.record(data or b"", HEADER)
+        except Exception:  # bytes of somebody else may make a decoder raise anything
+            return None
+        return head if head["partition"] >= 0 and head["offset"] >= 0 else None
+
+    @cached_property
     def manifest(self) -> Codec:
         """Manifest of one model version."""
         return self._signed("manifest.v1")

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 from river import metrics, stats, utils
@@ -94,6 +95,38 @@ def test_a_metric_that_would_say_something_else_is_refused(task: str, metric: An
         TASKS[task].check_metric("metrics[0]", metric, Fail("p"))
     with pytest.raises(DeclarationError, match=re.escape("metrics[0]")):
         small.make(metrics=[metric])
+
+
+class _Never(metrics.MAE):
+    def get(self) -> float:
+        return float("nan")
+
+
+class _Complex(metrics.MAE):
+    def get(self) -> Any:
+        return np.complex128(1j)
+
+
+@pytest.mark.parametrize(("metric", "figure"), [(_Never(), "nan"), (_Complex(), "np.complex128(1j)")])
+def test_a_metric_that_never_gives_a_number_is_refused(metric: Any, figure: str) -> None:
+    with pytest.raises(DeclarationError, match=re.escape(f"{type(metric).__name__} gives {figure} where a number was")):
+        small.make(metrics=[metric])
+
+
+def test_a_metric_that_names_classes_is_tried_on_those() -> None:
+    """Whatever they are called: it raises where a label is another, and says nothing then."""
+    multi = TASKS["multiclass"]
+    metric = metrics.MultiFBeta({"red": 1, "green": 2}, None)
+    multi.check_metric("metrics[0]", metric, Fail("p"))
+    with pytest.raises(DeclarationError, match="MultiFBeta raises KeyError: '1' on predictions of task='multiclass'"):
+        multi.check_metric("metrics[0]", metrics.MultiFBeta({1: 1, 2: 2}, None), Fail("p"))
+    scorecard = Scorecard([metric, metrics.Accuracy()])
+    for label in ("red", "green"):
+        scorecard.update(label, multi.judged(0.9, {"red": 0.9, "green": 0.1}))
+    assert set(scorecard.values()) == {"MultiFBeta", "Accuracy"}
+    scorecard.update("blue", multi.judged(0.9, {"red": 0.9, "green": 0.1}))
+    assert set(scorecard.values()) == {"Accuracy"}
+    assert scorecard.without_number() == {"MultiFBeta": "its get() raises KeyError: 'blue'"}
 
 
 def test_the_gates_metric_is_tried_as_the_others_are() -> None:

@@ -152,6 +152,8 @@ def test_all_that_the_log_holds_is_counted(river: River) -> None:
     performance = content["performance"]
     assert performance["why"] == ""
     assert performance["questions"] == by_topic["examples"]
+    assert performance["predictions"] == by_topic["prediction-log"]
+    assert performance["unlabelled"] == by_topic["prediction-log"] - by_topic["examples"]
     assert {line["field"] for line in performance["lines"]} == {"", "carrier"}
     assert [one["state"] for one in content["alerts"]] == ["opened", "acknowledged"]
     assert all(one["declared"] for one in content["schemas"]["written"])

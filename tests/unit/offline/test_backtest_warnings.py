@@ -68,6 +68,37 @@ def test_times_that_look_like_dates_are_said() -> None:
     assert "as 20240101 does, which looks like a date" in warning
 
 
+def test_seconds_among_milliseconds_are_counted_and_said() -> None:
+    """A rule warns of them in production; a backtest shows what rules warned of."""
+    begin = 1_700_000_000_000
+    events = [
+        small.event(f"f{number}", (begin + number * small.MINUTE) // (1000 if number % 4 == 0 else 1))
+        for number in range(40)
+    ]
+    report = Backtest(small.make()).run(events, [])
+    assert report.warned == {"events by plausible:asked_at": 10}
+    text = backtest_text(report)
+    assert "WARNING: 25% of the events have a time in January or February 1970" in text
+    assert "warned of 10 events by plausible:asked_at, the first: field 'asked_at' is 1700000000 where" in text
+    few = Backtest(small.make(rules=[rules.between("sched_hour", 6, 23, warn=True)])).run(EVENTS[:5], [])
+    assert few.warned == {"events by between:sched_hour": 5}
+    assert not any("warned" in text for text in few.warnings)
+
+
+class _Dividing(metrics.MAE):
+    """Has a number for three predictions, with which it is tried, and then none any more."""
+
+    def get(self) -> float:
+        return super().get() if self._mean.n < 4 else float("nan")
+
+
+def test_a_metric_without_a_number_is_said() -> None:
+    report = run(small.MINUTE, metrics=[metrics.RMSE(), _Dividing()])
+    assert "_Dividing" not in report.metrics["linear"]
+    assert "_Dividing of 'linear' is left out: it is nan" in report.warnings
+    assert set(report.metrics["linear"]) == {"RMSE"}
+
+
 class _Silent:
     def learn_one(self, x: Mapping[str, Any], y: Any) -> None: ...
 

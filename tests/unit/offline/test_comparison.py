@@ -435,6 +435,28 @@ class TestQuestions:
         with pytest.raises(SettingsError, match=r"no example in these event times; 10 are of an earlier declaration"):
             compare(LATE, broker, ComparisonRequest("linear", "slow", begin=60))
 
+    def test_predictions_without_a_label_are_counted_and_warned_of(self) -> None:
+        examples, records = late(60), Records(LATE)
+        broker = MemoryBroker({topics.EXAMPLES.name("small"): 1, topics.PREDICTION_LOG.name("small"): 2})
+        old = replace(LATE, request={"distance": number("distance")}, monitor=Monitor())
+        for example in examples:
+            broker.append("small.examples", records.example.encode(example), b"k")
+        for at in range(100):  # 40 have no label: 20 of this declaration, 10 of another, 10 of other times
+            one, codec = (LATE, records) if at < 80 else (old, Records(old))
+            log = {**examples[0]["prediction"], "features": small.features(one, f"e{at}", at if at < 90 else 500, at)}
+            broker.append("small.prediction-log", codec.prediction_log.encode(log), f"e{at}".encode())
+        broker.append("small.prediction-log", b"of somebody else", b"k")
+        report = compare(LATE, broker, ComparisonRequest("linear", "slow", end=200))
+        assert (report.questions, report.predictions, report.unlabelled) == (60, 90, 30)
+        text = comparison_text(report)
+        assert text.startswith("WARNING: the figures leave out 33% of the predictions, which got no label within label")
+        assert "left out: 30 that have no label, of 90 predictions in the log" in text
+        assert report.as_dict()["warnings"] == report.warnings
+        with pytest.raises(SettingsError, match="no example in these event times; 10 predictions have no label: label"):
+            compare(LATE, broker, ComparisonRequest("linear", "slow", begin=300))
+        few = compare(LATE, broker, ComparisonRequest("linear", "slow", end=62))
+        assert (few.predictions, few.unlabelled, few.warnings) == (62, 2, [])
+
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("asked", "words"),

@@ -199,7 +199,9 @@ def comparison_text(report: ComparisonReport) -> str:
         (report.only_b, f"only {report.b} answered"),
         (report.neither, "neither answered"),
         (report.skipped, "are of an earlier declaration, with other vectors"),
+        (report.unlabelled, f"have no label, of {report.predictions:,} predictions in the log"),
     ]
+    warned = "".join(f"WARNING: {text}\n" for text in report.warnings)
     others = "".join(f"left out: {n:,} that {what}\n" for n, what in left if n)
     same = f"in {report.same:,} of them A and B were the same model\n" if report.same else ""
     corrected = f"{report.corrected:,} of them have a label that was corrected\n" if report.corrected else ""
@@ -211,7 +213,7 @@ def comparison_text(report: ComparisonReport) -> str:
         f"{report.pipeline}: {report.questions:,} questions that both answered, asked {minute(report.first_event)} to "
         f"{minute(report.last_event)} UTC\n{sides}{same}{corrected}{others}"
     )
-    return head + "\n" + render(_lines(report)) + "\n" + _loss_text(report)
+    return warned + head + "\n" + render(_lines(report)) + "\n" + _loss_text(report)
 
 
 def against_text(report: AgainstReport) -> str:

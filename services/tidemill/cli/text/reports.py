@@ -66,6 +66,10 @@ def backtest_text(report: BacktestReport) -> str:
         + (f"note: {report.note}\n" if report.note else "")
         + f"dead letters: {dead}\n"
         + "".join(f"  {reason}, the first: {printable(why)}\n" for reason, why in sorted(report.first_letters.items()))
+        + "".join(
+            f"warned of {count:,} {name}, the first: {printable(report.first_warnings[name])}\n"
+            for name, count in sorted(report.warned.items())
+        )
         + f"{report.seconds:.1f} s, {report.events_per_second:,.0f} events/s\n"
     )
     failed = "".join(
