@@ -69,7 +69,10 @@ def test_a_topic_that_grows_under_load_stops_who_writes_and_who_reads_it(kafka, 
 
 def test_a_service_does_not_start_and_the_commands_show_what_differs(kafka, redis_url, tmp_path: Path) -> None:
     run = Running(kafka.servers, redis_url, tmp_path, "flights", 2)
+    assert run.broker.partitions(run.name(topics.LABELS_VALID)) == 2
     grow(run, topics.LABELS_VALID, 4)
+    run.broker.topic_states([run.name(topics.LABELS_VALID)])
+    assert run.broker.partitions(run.name(topics.LABELS_VALID)) == 4, "who looks at topics knows their partitions anew"
     env = run.stack.env | {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
 
     def tidemill(*words: str) -> subprocess.CompletedProcess[str]:

@@ -23,10 +23,11 @@ import msgspec
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.codec import HEADER
-from tidemill.errors import BrokerError
+from tidemill.errors import BrokerError, TopicError
 from tidemill.gateway.checking import Checked
 from tidemill.limits import GATEWAY_IDS, GATEWAY_STREAM_RECORDS, GATEWAY_UNANSWERED
 from tidemill.stream.api import Broker, Headers, Record, TopicPartition
+from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_SECONDS, TOPIC_CHECK_TIMEOUT, DeclaredTopics
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import DeadLetter, read_dead_letter
 from tidemill.wire.records import Prediction, Records
@@ -43,8 +44,8 @@ FORGOTTEN_SECONDS = 60.0
 EVENTS_SECONDS = 0.1
 #: How long it waits before it reads again, after Kafka refused.
 AGAIN_SECONDS = 1.0
-#: How often it looks whether topics have got more partitions.
-PARTITIONS_SECONDS = 30.0
+#: How often it looks whether topics are as declared, and have got more partitions.
+TOPICS_SECONDS = TOPIC_CHECK_SECONDS
 
 
 class Sends(Protocol):
@@ -70,9 +71,16 @@ class Event:
 
 
 class River:
-    """Sends records, and knows what became of the latest events."""
+    """Sends records, and knows what became of the latest events.
 
-    def __init__(self, pipeline: Pipeline, broker: Broker, sender: Sends) -> None:
+    `declared` is the number of partitions of each topic that it reads or writes: while one has another, it is not
+    ready, and says so.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, broker: Broker, sender: Sends, declared: Mapping[str, int] = NOTHING_DECLARED
+    ) -> None:
+        self._declared, self._differing = DeclaredTopics(broker, declared), ""
         self.pipeline, self.broker, self.sender, self.records = pipeline, broker, sender, Records(pipeline)
         self._topics = {topic.name(pipeline): topic for topic in (topics.EVENTS, topics.PREDICTIONS, topics.DLQ)}
         self.events: OrderedDict[str, Event] = OrderedDict()
@@ -245,22 +253,36 @@ class River:
 
     def _follow(self) -> None:
         ends = self._restore()
-        self._call(self._set_ready, "")
+        self._check_topics()
         sent = topics.EVENTS.name(self.pipeline)
         answers = self.broker.follow_from({p: end for p, end in ends.items() if p.topic != sent})
         events = self.broker.follow_from({p: end for p, end in ends.items() if p.topic == sent}, EVENTS_SECONDS)
-        look_at = time.monotonic() + PARTITIONS_SECONDS
+        look_at = time.monotonic() + TOPICS_SECONDS
         try:
             while not self._ending.is_set():
                 if records := [*answers.poll(READ_RECORDS, READ_SECONDS), *events.poll(READ_RECORDS, 0.0)]:
                     self._call(self.take, records)
                 if time.monotonic() >= look_at:
+                    self._check_topics()
                     if sum(map(self.broker.partitions, self._topics)) != len(ends):
                         return  # and all is read again, those that are new as well
-                    look_at = time.monotonic() + PARTITIONS_SECONDS
+                    look_at = time.monotonic() + TOPICS_SECONDS
         finally:
             answers.close()
             events.close()
+
+    def _check_topics(self) -> None:
+        """Be ready where topics are as declared; asking has the broker know how many partitions there are by now."""
+        with contextlib.suppress(BrokerError):  # it is away, or slow: that shows where it is read
+            before = self._differing
+            try:
+                self._declared.check(TOPIC_CHECK_TIMEOUT)
+                self._differing = ""
+            except TopicError as error:
+                self._differing = str(error)
+            if self._differing != before:
+                log.error("not ready" if self._differing else "ready again", extra={"cause": self._differing or before})
+        self._call(self._set_ready, self._differing)
 
     def _set_ready(self, why_not: str) -> None:
         self.why_not_ready = why_not

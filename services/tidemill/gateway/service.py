@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.features.store import Store
@@ -24,6 +24,7 @@ from tidemill.limits import GATEWAY_CONNECTIONS
 from tidemill.metrics import GATEWAY_REFUSED
 from tidemill.offline.lookup import LogLookup
 from tidemill.settings import Settings
+from tidemill.stream.declared import NOTHING_DECLARED
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.loop import tune_collector
@@ -54,9 +55,11 @@ def run(
     on_stop: Callable[[Callable[..., None]], None],
     open_models: Callable[[], Models],
     traces: Traces,
+    declared: Mapping[str, int] = NOTHING_DECLARED,
 ) -> None:
     """Serve until what `on_stop` was given is called; requests that wait are answered first.
 
+    `declared` is the number of partitions of each topic that it reads or writes.
     `open_models` returns what follows the registry, for who asks what would be predicted.
     """
     holders, store = settings.key_holders(), Store(pipeline, settings.redis_address())
@@ -71,7 +74,7 @@ def run(
         access.on_access = AccessLog(pipeline, "gateway", settings.instance, accesses).note
     gateway = Gateway(
         pipeline,
-        River(pipeline, broker, Sender(settings.brokers, {**broker.common, **PRODUCER})),
+        River(pipeline, broker, Sender(settings.brokers, {**broker.common, **PRODUCER}), declared),
         LogLookup(pipeline, broker, lambda _view, _entity: {}, lambda _model, _version: None),
         access,
         Rates(settings.gateway_rate),

@@ -427,7 +427,8 @@ def _gateway() -> Build:
 
             return ModelFeed(registry_of(pipeline, settings, must_answer=False), broker)
 
-        return partial(run, pipeline, broker, settings, context.host.on_stop, open_models, context.traces("gateway"))
+        traces, declared = context.traces("gateway"), context.declared
+        return partial(run, pipeline, broker, settings, context.host.on_stop, open_models, traces, declared)
 
     return compose
 

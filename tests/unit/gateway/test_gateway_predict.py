@@ -10,6 +10,7 @@ from gateway_in_memory import BOTH_KEY, READERS_KEY, SENDERS_KEY, Shop
 from small import declaration, event
 
 from tidemill import Pipeline, rules
+from tidemill.stream.declared import DeclaredTopics
 
 NOW = 1_700_000_000_000
 
@@ -265,7 +266,7 @@ def test_events_go_to_the_topic_that_the_stream_names() -> None:
 
 
 def test_predictions_in_partitions_that_are_new_are_answered(monkeypatch) -> None:
-    monkeypatch.setattr("tidemill.gateway.river.PARTITIONS_SECONDS", 0.0)
+    monkeypatch.setattr("tidemill.gateway.river.TOPICS_SECONDS", 0.0)
     with Shop(Pipeline(**declaration())) as shop:
         broker = shop.pipeline.broker
         broker.grow("small.predictions", 3)
@@ -280,3 +281,18 @@ def test_predictions_in_partitions_that_are_new_are_answered(monkeypatch) -> Non
         }
         broker.append("small.predictions", shop.pipeline.records.prediction.encode(record), b"JFK", partition=2)
         assert shop.client.get("/v1/predictions/z?timeout_ms=10000").json()["champion"] == record["champion"]
+
+
+def test_topics_that_are_not_as_declared_are_said_and_nothing_is_sent(monkeypatch) -> None:
+    monkeypatch.setattr("tidemill.gateway.river.TOPICS_SECONDS", 0.0)
+    shop = Shop(Pipeline(**declaration()))
+    broker = shop.pipeline.broker
+    shop.river._declared = DeclaredTopics(broker, {"small.predictions": 2})
+    with shop:
+        shop.predict(flight("a"))
+        broker.grow("small.predictions", 3)
+        while (answer := shop.client.get("/readyz")).status_code == 200:
+            pass
+        assert "topic small.predictions has 3 partitions where 2 are declared" in answer.text
+        shop.predict(flight("b"), 503)
+        assert shop.sent_events() == 1

@@ -275,6 +275,7 @@ class KafkaBroker:
                         raise
                 else:
                     states[topic] = TopicState(str(answer.topic_id), len(answer.partitions))
+                    self._partitions[topic] = len(answer.partitions)
         except KafkaException as error:
             raise service_error(error, f"describing {', '.join(topics)}") from error
         return states
