@@ -72,7 +72,9 @@ def test_a_service_does_not_start_and_the_commands_show_what_differs(kafka, redi
     assert run.broker.partitions(run.name(topics.LABELS_VALID)) == 2
     grow(run, topics.LABELS_VALID, 4)
     run.broker.topic_states([run.name(topics.LABELS_VALID)])
-    assert run.broker.partitions(run.name(topics.LABELS_VALID)) == 4, "who looks at topics knows their partitions anew"
+    assert run.broker.partitions(run.name(topics.LABELS_VALID)) == 4, (
+        "who looks at topics knows how many partitions they have now"
+    )
     env = run.stack.env | {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
 
     def tidemill(*words: str) -> subprocess.CompletedProcess[str]:
