@@ -28,6 +28,8 @@ def plain(value: Any) -> bytes:
         return b"](" + b"".join(map(plain, value)) + b"e"
     body = pickle.dumps(value, 4)
     start = 11 if body[2:3] == b"\x95" else 2
+    if isinstance(value, bytes):
+        return body[start:-2]  # nothing goes into the memo by itself
     return body[start:-1].replace(b"\x94", b"") if isinstance(value, str) else body[start:-1]
 
 
@@ -59,6 +61,17 @@ def whole(code: bytes) -> bytes:
 
 def value(function: str, *arguments: Any) -> bytes:
     return call(name(f"{VALUES}:{function}"), *arguments)
+
+
+def repeated(function: str, arguments: tuple[Any, ...], times: int) -> bytes:
+    """A list of what so many calls make of the same arguments, which are in the memo once."""
+    code = b"](" + name(function) + b"\x94" + plain(arguments) + b"\x94R"
+    return code + b"h\x00h\x01R" * (times - 1) + b"e"
+
+
+def doubled(times: int) -> bytes:
+    """A tuple of two tuples that are one, so many times over: who walks it has no end."""
+    return b")\x94" + b"".join(b"h" + bytes([n]) + b"\x86\x94" for n in range(times))
 
 
 MEAN, ZEROS = name("river.stats.mean:Mean"), name("river.optim.initializers:Zeros")
@@ -245,6 +258,18 @@ _SIZES: dict[str, bytes] = {
     "a name of megabytes": name("os:" + "x" * 5_000_000),
     "a name of two lines": name("os\nCRITICAL forged:x\x1b[2J\ny"),
     "an array of a text of megabytes": value("array", "x" * 5_000_000, (1,), b"12345678", "C"),
+    "a megabyte for a thousand arrays": repeated(f"{VALUES}:array", ("|u1", (1_000_000,), b"1" * 1_000_000, "C"), 1000),
+    "one state for many random numbers": repeated(f"{VALUES}:random_numbers", (3, b"1" * 2496, 0, None), 100_000),
+    "one state for many random states": repeated(f"{VALUES}:random_state", (b"1" * 2496, 0, 0, 0.0), 100_000),
+    "one fraction many times": repeated(f"{VALUES}:fraction", (3**6300, 2**9999 - 1), 20_000),
+    "one text for many decimals": repeated("decimal:Decimal", ("9" * 100_000,), 10_000),
+    "digits for many decimals": repeated("decimal:Decimal", ((0, (9,) * 100_000, 0),), 10_000),
+    "a thousand counts many times": repeated(f"{VALUES}:counter", ({n: n for n in range(1000)},), 10_000),
+    "a thousand arguments many times": repeated(f"{VALUES}:partial", (raw(MEAN), (1,) * 1000, {}), 10_000),
+    "a thousand keys many times": repeated("collections:OrderedDict", ({n: n for n in range(1000)},), 10_000),
+    "an array of a type without end": value("array", raw(doubled(60)), (1,), b"12345678", "C"),
+    "a decimal of a tuple without end": call(name("decimal:Decimal"), raw(doubled(60))),
+    "a statistic of a name without end": value("rust", raw(doubled(60)), b""),
     "a memo of gigabytes": b"Nr\xff\xff\xff\x7f",
     "a memo of more": b"Nq\x00r\xff\xff\xff\xff",
     "a memo by a text": b"Np4000000000\n",

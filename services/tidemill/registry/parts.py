@@ -21,7 +21,7 @@ import pickle
 import statistics
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,17 +72,36 @@ _KEPT: dict[Name, Any] = {
 }
 
 
-def _plain(value: Any) -> bool:
-    """Whether a value has nothing inside that is a stand-in."""
-    if isinstance(value, (tuple, list)):
-        return all(map(_plain, value))
-    return isinstance(value, (int, float, str, bytes, type(None), datetime.date, datetime.timedelta, datetime.tzinfo))
+#: Types of values that have nothing inside that could be a stand-in.
+_PLAIN = (int, float, str, bytes, type(None), datetime.date, datetime.timedelta, datetime.tzinfo)
+
+
+def _plain(arguments: Sequence[Any]) -> bool:
+    """Whether values have nothing inside that is a stand-in.
+
+    A tuple may be in itself many times, by the memo: each time is counted.
+    """
+    waiting = [*arguments]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (tuple, list)):
+            pickles.spend(len(value) + 1)
+            waiting += value
+        elif not isinstance(value, _PLAIN):
+            return False
+    return True
+
+
+def _is_made_plain(value: Any) -> bool:
+    """Whether a function has made a plain value, as the timezone of a time."""
+    return isinstance(value, pickles.Made) and isinstance(value.real, _PLAIN)
 
 
 def _called(function: Any) -> Any:
     """Return how a function looks at plain arguments: it is called."""
 
     def look(*arguments: Any) -> pickles.Made:
+        arguments = tuple(one.real if _is_made_plain(one) else one for one in arguments)
         if not _plain(arguments):
             raise ArtifactError(f"a snapshot may not call {function.__name__} with anything but plain values")
         return pickles.Made(function(*arguments))

@@ -18,6 +18,7 @@ import functools
 import inspect
 import pickle
 import re
+import threading
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
@@ -205,6 +206,31 @@ class Held:
         raise ArtifactError(f"a snapshot may not set a state on {self.real!r}")
 
 
+#: Values of at most so many bytes or items may be given to any number of calls: names of types, and the like.
+FREE_SIZE = 64
+_SIZED = (bytes, str, tuple, list, dict)
+
+
+class _Budget(threading.local):
+    """How much may still be given to calls in the trial that this thread makes."""
+
+    left = 0
+
+
+_budget = _Budget()
+
+
+def spend(size: int) -> None:
+    """Take note that a call copies or walks so many bytes or items.
+
+    Our own pickles have what they give to a call for this call alone. One that gives the same megabyte to a thousand
+    calls, by its memo, would make gigabytes. Raises ArtifactError where calls were given more than the pickle has.
+    """
+    _budget.left -= size
+    if _budget.left < 0:
+        raise ArtifactError("a snapshot may not make more than it has, by giving the same values to several calls")
+
+
 class Call(Held):
     """A stand-in for a function that may be called: it looks at what it is given, and returns another stand-in."""
 
@@ -215,6 +241,10 @@ class Call(Held):
         self.look = look
 
     def __call__(self, *arguments: Any) -> Any:
+        for value in arguments:
+            size = value.bit_length() // 8 if type(value) is int else len(value) if isinstance(value, _SIZED) else 0
+            if size > FREE_SIZE:
+                spend(size)
         return self.look(*arguments)
 
 
@@ -239,6 +269,18 @@ class Unpickler(pickle.Unpickler):
     def __init__(self, file: Any, find_class: Callable[[str, str], Any]) -> None:
         super().__init__(file)
         self.find_class = find_class  # type: ignore[method-assign]
+
+
+class Trial(Unpickler):
+    """Reads a pickle of `size` bytes with stand-ins."""
+
+    def __init__(self, file: Any, find_stand_in: Callable[[str, str], Any], size: int) -> None:
+        super().__init__(file, find_stand_in)
+        self._size = size
+
+    def load(self) -> Any:
+        _budget.left = self._size
+        return super().load()
 
 
 def finder(table: Mapping[Name, Any]) -> Callable[[str, str], Any]:

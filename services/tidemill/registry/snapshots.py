@@ -75,7 +75,7 @@ def load(
     collects = gc.isenabled()
     gc.disable()  # it would walk all that was read, again and again
     try:
-        trial = pickles.Unpickler(_file(data, pause, sleep), allowed.find_stand_in)
+        trial = pickles.Trial(_file(data, pause, sleep), allowed.find_stand_in, len(data))
         pickles.read(trial)
         if pause:
             pickles.release(trial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
 import fractions
 import functools
 import gc
@@ -89,6 +90,18 @@ def test_nothing_is_made_before_all_was_looked_at(monkeypatch: pytest.MonkeyPatc
     assert made == []
     snapshots.load(data)
     assert made == ["a scaler"]
+
+
+def test_times_of_a_zone_are_opened() -> None:
+    """Such a time is made by a call with what another call has made."""
+    zone = dt.timezone(dt.timedelta(hours=2))
+    times = [
+        dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+        dt.datetime(2026, 1, 2, tzinfo=zone),
+        dt.time(3, tzinfo=dt.UTC),
+        zone,
+    ]
+    assert snapshots.load(snapshots.dump(times)) == times
 
 
 # Only what the declared model consists of -------------------------------------------------------------------------------
