@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from tidemill.errors import StoreError
+from tidemill.errors import ArtifactError, StoreError
+from tidemill.limits import Limit
 
 
 @contextlib.contextmanager
@@ -40,6 +43,19 @@ def write_atomic(path: str, data: bytes) -> None:
     """Write a local file so that nobody ever sees half of it, whatever happens."""
     with open_atomic(path) as out:
         out.write(data)
+
+
+def read_limited(path: Path, limit: Limit) -> bytes:
+    """Return a local file. Raises ArtifactError, before it is read, for what has more than `limit`, or is no file.
+
+    Raises OSError where it does not exist or can't be read.
+    """
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise ArtifactError(f"{path} is no file")
+    if info.st_size > limit.max:
+        raise ArtifactError(f"{path}: {limit.excess(info.st_size)}")
+    return path.read_bytes()
 
 
 class Files:
@@ -81,14 +97,29 @@ class Files:
         except Exception as error:
             raise self._error("reading", error) from error
 
-    def size(self, path: str) -> int | None:
-        """Return the file's size in bytes; None where it does not exist. Raises StoreError where reading fails."""
+    def read_limited(self, path: str, limit: Limit) -> bytes | None:
+        """Return the same. Raises ArtifactError, before it is read, for what has more than `limit`, or is no file."""
+        info = self._info(path)
+        if info is None:
+            return None
+        if info["type"] != "file":  # a pipe or a device may have no end
+            raise ArtifactError(f"{path} in {self.url} is no file")
+        if info["size"] > limit.max:
+            raise ArtifactError(f"{path} in {self.url}: {limit.excess(info['size'])}")
+        return self.read(path)
+
+    def _info(self, path: str) -> Any:
         try:
-            return int(self._fs.info(f"{self._root}/{path}")["size"])
+            return self._fs.info(f"{self._root}/{path}")
         except FileNotFoundError:
             return None
         except Exception as error:
             raise self._error("reading", error) from error
+
+    def size(self, path: str) -> int | None:
+        """Return the file's size in bytes; None where it does not exist. Raises StoreError where reading fails."""
+        info = self._info(path)
+        return None if info is None else int(info["size"])
 
     def has(self, path: str) -> bool:
         """Whether there is a file at `path`. Raises StoreError where reading fails."""

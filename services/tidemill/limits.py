@@ -85,6 +85,10 @@ GATEWAY_STREAMS = Limit("gateway", 100, "open streams of predictions", "answer 5
 GATEWAY_STREAM_RECORDS = Limit("stream of predictions", 1_000, "predictions not read yet", "it ends")
 GATEWAY_HEADER_CHARACTERS = Limit("Idempotency-Key", 200, "characters", "answer 400")
 
+# Versions of models, in the artifact store and in MLflow's.
+ARTIFACT_BYTES = Limit("artifact", 1_000_000_000, "bytes", "it is not read, and no version with more is published")
+REPLACEMENT_BYTES = Limit("copy of a manifest beside an artifact", 2_000_000, "bytes", "it is not read")
+
 # What is read over HTTP and from files.
 SCRAPE_BYTES = Limit("answer of a service", 16_000_000, "bytes", "the service is shown as down")
 SCRAPE_SECONDS = Limit("answer of a service", 2, "seconds", "the service is shown as down")

@@ -196,6 +196,20 @@ def test_the_same_holds_for_a_store_that_is_no_folder() -> None:
     assert store.get(digest) == b"whole data"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_in_the_place_of_an_artifact_is_not_read(kind: str, tmp_path: Path) -> None:
+    """Reading a pipe waits for who writes to it, and a device has no end."""
+    store = ArtifactStore(str(tmp_path))
+    digest = store.put(b"a model")
+    for place in (tmp_path / store.path(digest), tmp_path / f"{store.path(digest)}.again"):
+        place.unlink(missing_ok=True)
+        {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](place)
+    assert store.state(digest) == "corrupted"
+    for read in (store.get, store.note):
+        with pytest.raises(ArtifactError, match="is no file"):
+            read(digest)
+
+
 # A store that is full -----------------------------------------------------------------------------------------------------
 
 

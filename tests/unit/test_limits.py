@@ -21,8 +21,10 @@ from tidemill.encoding import json_values
 from tidemill.encoding.codec import Codec
 from tidemill.encoding.schema_limits import memory_per_byte, unsafe
 from tidemill.encoding.schema_registry import Version
-from tidemill.errors import Reject
+from tidemill.errors import ArtifactError, Reject
 from tidemill.limits import Limit
+from tidemill.registry import store as registry_store
+from tidemill.registry.store import ArtifactStore
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.scorer.service import Scorer
 from tidemill.stages.validator.decode import Decoder
@@ -244,6 +246,40 @@ def unzipped_bytes(size: int, folder: Path) -> str:
             return str(error)
 
 
+def held_back(size: int, folder: Path, name: str, what: str) -> str:
+    """Put a file without contents of a size at the place of an artifact or its note; return why it is not read."""
+    store = ArtifactStore(str(folder))
+    digest = store.put(b"a model")
+    limit = replace(limits.table()[name], max=SMALL)
+    place = folder / (store.path(digest) + what)
+    with place.open("wb") as file:
+        file.truncate(size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_store, name, limit)
+        try:
+            data = store.note(digest) if what else store.get(digest)
+        except ArtifactError as error:
+            return "" if "damaged" in str(error) else str(error)
+        return "" if data == b"\0" * size else "other bytes"
+
+
+def artifact_bytes(size: int, folder: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_store, "ARTIFACT_BYTES", replace(limits.ARTIFACT_BYTES, max=SMALL))
+        try:
+            ArtifactStore(str(folder)).put(b"x" * size)
+            is_put = True
+        except ArtifactError:
+            is_put = False
+    problem = held_back(size, folder, "ARTIFACT_BYTES", "")
+    assert is_put == (problem == "")
+    return problem
+
+
+def replacement_bytes(size: int, folder: Path) -> str:
+    return held_back(size, folder, "REPLACEMENT_BYTES", ".again")
+
+
 #: A limit that is too large for a test is replaced by this, in the module that holds to it.
 SMALL = 1000
 SWEEP: dict[str, Callable[[int, Path], str]] = {
@@ -260,6 +296,8 @@ SWEEP: dict[str, Callable[[int, Path], str]] = {
     "SCHEMA_VERSIONS": schema_versions,
     "SCRAPE_BYTES": scrape_bytes,
     "UNZIPPED_BYTES": unzipped_bytes,
+    "ARTIFACT_BYTES": artifact_bytes,
+    "REPLACEMENT_BYTES": replacement_bytes,
 }
 #: What needs sockets and time, or has no size of its own to count, and where it is shown.
 SHOWN_ELSEWHERE = {
@@ -294,7 +332,7 @@ SHOWN_ELSEWHERE = {
 
 
 def max_of(name: str) -> int:
-    return SMALL if name == "UNZIPPED_BYTES" else limits.table()[name].max
+    return SMALL if name in ("UNZIPPED_BYTES", "ARTIFACT_BYTES", "REPLACEMENT_BYTES") else limits.table()[name].max
 
 
 @pytest.mark.parametrize("name", SWEEP)

@@ -224,10 +224,10 @@ class Registry:
 
     def replacement_sha256(self, digest: str) -> str:
         """Return the SHA-256 of a lost artifact's replacement; empty where there is none, or a forged one."""
-        data = self.store.note(digest)
         try:
+            data = self.store.note(digest)
             return self._replacements.decode(data).sha256 if data is not None else ""
-        except RefusedError:
+        except ArtifactError:
             return ""
 
     def restore(self, manifest: Manifest, snapshot: Snapshot) -> Manifest:

@@ -24,7 +24,9 @@ from tidemill.declare.tasks import TASKS
 from tidemill.encoding import schema_files
 from tidemill.encoding.codec import Codec
 from tidemill.errors import ArtifactError
+from tidemill.files import read_limited
 from tidemill.keys import Keyring, RefusedError
+from tidemill.limits import ARTIFACT_BYTES, REPLACEMENT_BYTES
 from tidemill.registry import snapshots
 from tidemill.registry.signing import SignedCodec
 from tidemill.registry.store import sha256
@@ -76,9 +78,12 @@ class ScoringModel:
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
     try:
-        data, artifact = (folder / MANIFEST).read_bytes(), (folder / ARTIFACT).read_bytes()
-        declared = json.loads((folder / DECLARED).read_text())
-    except (OSError, ValueError) as error:
+        data, artifact = (
+            read_limited(folder / MANIFEST, REPLACEMENT_BYTES),
+            read_limited(folder / ARTIFACT, ARTIFACT_BYTES),
+        )
+        declared = json.loads(read_limited(folder / DECLARED, REPLACEMENT_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder} holds no mirrored version: {error}") from error
     codec = Codec(schema_files.own("manifest.v1"))
     if not data.startswith(codec.header):

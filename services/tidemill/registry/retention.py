@@ -166,7 +166,7 @@ class Retainer:
         key = manifest.model, manifest.newness
         if manifest.model not in self._newest or manifest.newness > self._newest[manifest.model].newness:
             self._newest[manifest.model] = manifest
-        if size is None and self.registry.store.note(manifest.sha256) is None:
+        if size is None and not self.registry.store.has_note(manifest.sha256):
             return  # pruned before
         self._stored[key] = Stored(manifest.model, manifest.newness, manifest.created_at, manifest.sha256, size or 0)
 

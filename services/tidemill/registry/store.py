@@ -8,6 +8,7 @@ from typing import Literal
 
 from tidemill.errors import ArtifactError
 from tidemill.files import Files
+from tidemill.limits import ARTIFACT_BYTES, REPLACEMENT_BYTES
 
 _NOTE = ".again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -38,13 +39,14 @@ class ArtifactStore:
     def put(self, data: bytes) -> str:
         """Store `data`; returns its SHA-256. Bytes already stored under that name stay only if they are intact.
 
-        Raises StoreError where the store is away or full; then nothing new is stored under that name.
+        Raises StoreError where the store is away or full; then nothing new is stored under that name. Raises
+        ArtifactError for more than anybody would read.
         """
+        if len(data) > ARTIFACT_BYTES.max:
+            raise ArtifactError(ARTIFACT_BYTES.excess(len(data)))
         digest = sha256(data)
-        path = self.path(digest)
-        stored = self._files.read(path)
-        if stored is None or sha256(stored) != digest:
-            self._files.write(path, data)
+        if self.state(digest) != "stored":
+            self._files.write(self.path(digest), data)
         return digest
 
     def holds(self, digest: str) -> bool:
@@ -60,9 +62,18 @@ class ArtifactStore:
         sizes = {path.rpartition("/")[2]: size for path, size in self._files.sizes().items()}
         return {name: size for name, size in sizes.items() if _SHA256.fullmatch(name)}
 
+    def has_note(self, digest: str) -> bool:
+        """Whether anything was noted about an artifact that is lost."""
+        return bool(_SHA256.fullmatch(digest)) and self._files.has(f"{self.path(digest)}{_NOTE}")
+
     def note(self, digest: str) -> bytes | None:
-        """Return what was noted about an artifact that is lost; None where nothing was."""
-        return self._files.read(f"{self.path(digest)}{_NOTE}") if _SHA256.fullmatch(digest) else None
+        """Return what was noted about an artifact that is lost; None where nothing was.
+
+        Raises ArtifactError for what is no note of ours by its size.
+        """
+        if not _SHA256.fullmatch(digest):
+            return None
+        return self._files.read_limited(f"{self.path(digest)}{_NOTE}", REPLACEMENT_BYTES)
 
     def put_note(self, digest: str, data: bytes) -> None:
         """Note something about an artifact that is lost. Raises StoreError where the store is away or full."""
@@ -80,12 +91,17 @@ class ArtifactStore:
 
     def state(self, digest: str) -> State:
         """Return whether the artifact is stored, and intact; it is read for that, and not opened."""
-        data = self._files.read(self.path(digest)) if _SHA256.fullmatch(digest) else None
+        if not _SHA256.fullmatch(digest):
+            return "missing"
+        try:
+            data = self._files.read_limited(self.path(digest), ARTIFACT_BYTES)
+        except ArtifactError:
+            return "corrupted"
         return "missing" if data is None else "stored" if sha256(data) == digest else "corrupted"
 
     def get(self, digest: str) -> bytes:
         """Return the artifact. Raises ArtifactError where it is missing or its bytes have changed."""
-        data = self._files.read(self.path(digest))
+        data = self._files.read_limited(self.path(digest), ARTIFACT_BYTES)
         if data is None:
             raise ArtifactError(f"artifact {digest} is not in {self.url}")
         if sha256(data) != digest:

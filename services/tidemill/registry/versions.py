@@ -186,4 +186,4 @@ def artifact_state(store: ArtifactStore, manifest: Manifest) -> str:
     """Return "stored", "replaced" by a rebuild with other bytes, or "missing". The artifact is not read."""
     if store.holds(manifest.sha256):
         return "stored"
-    return "replaced" if store.note(manifest.sha256) is not None else "missing"
+    return "replaced" if store.has_note(manifest.sha256) else "missing"

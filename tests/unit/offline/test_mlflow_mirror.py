@@ -20,6 +20,7 @@ from tidemill import Pipeline, category, flag, number
 from tidemill.cli.main import cli
 from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.keys import Keyring
+from tidemill.limits import ARTIFACT_BYTES
 from tidemill.models.fold import Fold
 from tidemill.offline.mlflow_mirror import Mirror
 from tidemill.registry import pyfunc, snapshots
@@ -248,6 +249,18 @@ class TestChecks:
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             with pytest.raises(ArtifactError):
                 pyfunc._load_pyfunc(str(folder))
+
+    @pytest.mark.parametrize("name", [pyfunc.MANIFEST, pyfunc.ARTIFACT, pyfunc.DECLARED])
+    def test_what_is_no_file_is_not_read(self, folder: Path, name: str) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(ArtifactError, match="is no file"):
+            pyfunc._load_pyfunc(str(folder))
+
+    def test_a_file_without_end_is_not_read(self, folder: Path) -> None:
+        os.truncate(folder / pyfunc.ARTIFACT, ARTIFACT_BYTES.max + 1)
+        with pytest.raises(ArtifactError, match="bytes where at most 1,000,000,000 are allowed"):
+            pyfunc._load_pyfunc(str(folder))
 
     def test_another_key_is_refused(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         set_keys(monkeypatch, Keyring.generate())

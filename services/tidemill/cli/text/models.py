@@ -85,7 +85,7 @@ def version_text(
         "corrupted": "CORRUPTED: its bytes have another hash; no service loads it",
         "missing": f"missing: nothing of that name is in {store.url}",
     }[store.state(manifest.sha256)]
-    if store.note(manifest.sha256) is not None:
+    if store.has_note(manifest.sha256):
         artifact += "; replaced by a rebuild from the same examples, with other bytes"
     signature = {
         "valid": "valid",
