@@ -36,7 +36,8 @@ _BITS = {"int": 31, "long": 63}
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
 #: A double has at least so many decimal digits.
 _FLOAT_DIGITS = 15
-_DECIMAL_TEXT = re.compile(r"[+-]?[0-9]*\.?[0-9]+")
+#: Nothing is tried twice: else a text of a million digits and a letter would take hours.
+_DECIMAL_TEXT = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]++)?+|\.[0-9]++)")
 
 
 class MismatchError(Exception):
