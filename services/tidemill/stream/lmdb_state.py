@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import os
 import uuid
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Address space that a partition's state may take; the file is as large as what is in it.
 MAP_BYTES = 2**38
+#: What the library says of a file that it did not write so: everything else may pass, as a full disk.
+DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError, lmdb.InvalidError, lmdb.VersionMismatchError)
 #: A machine that went down since has another one.
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: Where there is none, no state outlives the process.
@@ -40,7 +43,10 @@ class _LmdbTable:
         self._state, self._db = state, db
 
     def get(self, key: bytes) -> bytes | None:
-        return self._state.txn.get(key, db=self._db)  # type: ignore[no-any-return]
+        try:
+            return self._state.txn.get(key, db=self._db)  # type: ignore[no-any-return]
+        except lmdb.Error as error:
+            raise self._state.failed(error) from error
 
     def put(self, key: bytes, value: bytes) -> None:
         try:
@@ -55,16 +61,22 @@ class _LmdbTable:
             raise self._state.failed(error) from error
 
     def first(self) -> bytes | None:
-        cursor: Any = self._state.txn.cursor(self._db)
-        return cursor.key() if cursor.first() else None
+        try:
+            cursor: Any = self._state.txn.cursor(self._db)
+            return cursor.key() if cursor.first() else None
+        except lmdb.Error as error:
+            raise self._state.failed(error) from error
 
     def last_until(self, key: bytes) -> bytes | None:
-        cursor: Any = self._state.txn.cursor(self._db)
-        if cursor.set_range(key):
-            if cursor.key() == key:
-                return key
-            return cursor.key() if cursor.prev() else None
-        return cursor.key() if cursor.last() else None
+        try:
+            cursor: Any = self._state.txn.cursor(self._db)
+            if cursor.set_range(key):
+                if cursor.key() == key:
+                    return key
+                return cursor.key() if cursor.prev() else None
+            return cursor.key() if cursor.last() else None
+        except lmdb.Error as error:
+            raise self._state.failed(error) from error
 
 
 class LmdbState:
@@ -105,19 +117,33 @@ class LmdbState:
                 str(self._folder), map_size=MAP_BYTES, max_dbs=self._tables, sync=False, metasync=False, lock=False,
                 readahead=False, meminit=False,
             )  # fmt: skip
-        except lmdb.Error as error:
+            self._make_whole()
+        except (lmdb.Error, OSError) as error:
             log.warning("local state can't be opened: it is made again", extra={"cause": str(error)})
             (self._folder / "data.mdb").unlink(missing_ok=True)
             raise Retry(f"{self._folder}: {error}") from error
         boot.write_text(boot_id)
         self.txn: Any = self._env.begin(write=True)
 
+    def _make_whole(self) -> None:
+        """Give a file that was cut its length again: who reads beyond its end is killed, and a page of zeros fails."""
+        data = self._folder / "data.mdb"
+        length = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        if data.stat().st_size < length:
+            os.truncate(data, length)
+
     def failed(self, error: Exception) -> Retry:
-        """Return an error of the library as one of ours."""
-        return Retry(f"{self._folder}: local state can't be written: {error}")
+        """Return an error of the library as one of ours; where the file is damaged, the tables are dropped."""
+        if not isinstance(error, DAMAGED):
+            return Retry(f"{self._folder}: local state can't be written: {error}")
+        self.clear()
+        return Retry(f"{self._folder}: local state is damaged: it is made again from the log ({error})")
 
     def table(self, name: str) -> Table:
-        return _LmdbTable(self, self._env.open_db(name.encode(), txn=self.txn))
+        try:
+            return _LmdbTable(self, self._env.open_db(name.encode(), txn=self.txn))
+        except lmdb.Error as error:
+            raise self.failed(error) from error
 
     def rows(self) -> dict[str, int]:
         """Return how many rows each table has."""

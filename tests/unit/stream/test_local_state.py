@@ -91,6 +91,62 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes) -> None:
     assert state.table("a").get(b"k") is None
 
 
+#: A process of its own: what reads beyond the end of a file is killed.
+DAMAGE = """
+import random, sys
+from pathlib import Path
+from tidemill.errors import Retry
+from tidemill.stream.lmdb_state import LmdbState
+folder, kind, chance = Path(sys.argv[1]), sys.argv[2], random.Random(7)
+KEYS = [n.to_bytes(8, "big") for n in range(3000)]
+state = LmdbState(folder)
+for table in (state.table("a"), state.table("b")):
+    for key in KEYS:
+        table.put(key, chance.randbytes(chance.randrange(900)))
+state.save()
+state.close()
+sound, refused, made_again = (folder / "data.mdb").read_bytes(), 0, 0
+pages = len(sound) // 4096
+for _ in range(20):
+    data, page = bytearray(sound), chance.randrange(2, pages) * 4096
+    if kind == "cut":
+        del data[page:]
+    else:
+        data[page:] = (bytes if kind == "zeros" else chance.randbytes)(len(data) - page)
+    (folder / "data.mdb").write_bytes(data)
+    for attempt in range(5):
+        try:
+            state = LmdbState(folder)
+            for table in (state.table("a"), state.table("b")):
+                table.first(), table.last_until(KEYS[-1])
+                for key in KEYS:
+                    table.get(key)
+                for key in KEYS[::2]:
+                    table.delete(key), table.put(key, b"new")
+            state.save()
+        except Retry as error:
+            refused += "it is made again" in str(error) or "MDB" in str(error)
+            state.close()
+            continue
+        break
+    else:
+        raise SystemExit("it is never usable again")
+    made_again += state.table("a").get(KEYS[1]) is None
+    state.close()
+print(refused, made_again)
+"""
+
+
+@pytest.mark.parametrize("kind", ["cut", "zeros", "noise"])
+def test_a_file_that_is_damaged_in_the_middle_is_made_again_and_ends_no_process(kind: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DAMAGE, str(tmp_path / "0"), kind], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    refused, made_again = map(int, done.stdout.split())
+    assert refused >= made_again > 10
+
+
 def test_what_finds_no_room_is_told_and_what_was_saved_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lmdb_state, "MAP_BYTES", 256 * 1024)
     state = LmdbState(tmp_path / "0")
@@ -246,6 +302,14 @@ def test_tables_that_contradict_each_other_are_made_again(tmp_path: Path, damage
     again = StoredJoin(1000, outcomes, LmdbState(tmp_path))
     assert (again.saved, again.pending) == ({}, 0)
     assert again.add_event("a", 6, 1, b"value")
+
+
+def test_a_mark_that_can_not_be_read_is_made_again(tmp_path: Path) -> None:
+    join = StoredJoin(1000, Outcomes(*[lambda *_: None] * 4), LmdbState(tmp_path))
+    join.add_event("a", 5, 0, b"value")
+    join.kept_events._marks.put(bytes(8), b"\xc1")  # type: ignore[attr-defined]
+    with pytest.raises(Retry, match="or has another there: it is made again"):
+        join.kept_events.begin(1, join.log)
 
 
 def test_marks_do_not_gather_where_nothing_is_kept(tmp_path: Path) -> None:

@@ -96,9 +96,12 @@ class Joiner(DeadLetterProcessor):
         schemas = self.records.prediction_log.header + self.records.label.header
         if self.erased:  # what was saved before has what was erased
             schemas += b"%d" % self.erased
-        return StoredJoin(
-            self.timeout, self._outcomes(), self._open_state(number), self._watermark, schemas, self.corrections
-        )
+        state = self._open_state(number)
+        try:
+            return StoredJoin(self.timeout, self._outcomes(), state, self._watermark, schemas, self.corrections)
+        except Retry:
+            state.close()
+            raise
 
     def _saved(self, topic_partition: TopicPartition, committed: Position, metadata: CommitMetadata) -> int | None:
         """Return up to where the saved state has read the log that was committed; None where none is of use.

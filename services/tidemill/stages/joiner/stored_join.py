@@ -90,6 +90,7 @@ Row = TypeVar("Row")
 _read_saved = msgspec.msgpack.Decoder(Saved).decode
 _read_event = msgspec.msgpack.Decoder(_EventRow).decode
 _read_label = msgspec.msgpack.Decoder(_LabelRow).decode
+_read_state = msgspec.msgpack.Decoder(State).decode
 
 
 class StoredJoin(Join):
@@ -120,8 +121,8 @@ class StoredJoin(Join):
         self._waiting, self._label_ids = state.table("labels"), _Ids(state.table("label_ids"))
         self._opened, self._done = _Queue(state.table("open")), _Queue(state.table("closed"))
         self._expected = _Queue(state.table("queue"))
-        self.kept_events = _Kept(self._events, state.table("event_marks"))  # type: ignore[assignment]
-        self.kept_labels = _Kept(self._waiting, state.table("label_marks"))  # type: ignore[assignment]
+        self.kept_events = _Kept(self._events, state.table("event_marks"), self._row)  # type: ignore[assignment]
+        self.kept_labels = _Kept(self._waiting, state.table("label_marks"), self._row)  # type: ignore[assignment]
         self._restore()
 
     def _restore(self) -> None:
@@ -342,8 +343,8 @@ class _Queue:
 class _Kept:
     """Where a rebuild begins, as `Retained` says it: at the first row, which is the oldest."""
 
-    def __init__(self, rows: Table, marks: Table) -> None:
-        self._rows, self._marks = rows, marks
+    def __init__(self, rows: Table, marks: Table, read: Callable[..., State]) -> None:
+        self._rows, self._marks, self._read = rows, marks, read
         self._since = RECENT_RECORDS
 
     def note(self, offset: int, watermark: Watermark) -> None:
@@ -363,4 +364,4 @@ class _Kept:
             self._marks.delete(oldest)
         if first is None:
             return following, watermark.state
-        return _OFFSET.unpack(mark)[0], tuple(msgspec.msgpack.decode(self._marks.get(mark) or b""))
+        return _OFFSET.unpack(mark)[0], self._read(self._marks, mark, _read_state)
