@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,3 +292,18 @@ def test_a_label_that_is_not_later_than_its_event_is_learned_too() -> None:
 def test_an_archive_that_cannot_be_used_is_named_with_what_to_set() -> None:
     with pytest.raises(StoreError, match=r"archive_url 'nonsense://x' can't be used.*TIDEMILL_ARCHIVE_URL"):
         Files("nonsense://x", "archive_url", "archive")
+
+
+def test_an_archive_that_is_gone_is_written_again_from_the_beginning_of_the_log(tmp_path: Path) -> None:
+    """As `tidemill offsets set PIPELINE archiver --to begin` has it; also over the files that are there."""
+    records, slot, names = [record(n, day=n // 120) for n in range(250)], TopicPartition(LOG, 0), []
+    for is_lost in (False, True, False):
+        if is_lost:
+            shutil.rmtree(tmp_path / "flights")
+        run = Run(tmp_path)
+        run.start(slot, 0, [])
+        run.step.process(records, discard)
+        run.flush()
+        names.append(run.names())
+        assert sorted(run.frame()["event_id"]) == sorted(f"e{n}" for n in range(250))
+    assert names[0] == names[1] == names[2]
