@@ -167,6 +167,9 @@ class _Run:
         self.tags = tuple(tags)
         self._all_given = _Layout(self.tags, (False,) * len(tags))
         self._pack = struct.Struct("<" + "".join("d" if tag is None else "bd" for tag in tags)).pack
+        tagged = [(place,) if tag is None else (len(tags) + tag // 2, place) for place, tag in enumerate(tags)]
+        #: Takes the values and the tags 0 and 2; returns what is packed.
+        self._tagged = _picker([place for places in tagged for place in places])
         self._all_plain = not self._all_given.flags
         self._layouts: dict[tuple[bool, ...], _Layout] = {}
         #: The latest first: what is missing is mostly what was missing in one of the records before.
@@ -176,12 +179,7 @@ class _Run:
         if self._all_plain:
             return self._pack(*values)
         if None not in values:
-            flagged: list[Any] = []
-            for tag, value in zip(self.tags, values, strict=True):
-                if tag is not None:
-                    flagged.append(tag)
-                flagged.append(value)
-            return self._pack(*flagged)
+            return self._pack(*self._tagged((*values, 0, 2)))
         return b"".join(
             [
                 _DOUBLE.pack(value) if tag is None else (_NULL[tag] if value is None else _TAGGED.pack(tag, value))
