@@ -9,17 +9,19 @@ from contextlib import suppress
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import ArtifactError, DeclarationError, described
+from tidemill.errors import ArtifactError, DeclarationError, ScoreError, described
 from tidemill.registry import snapshots
 from tidemill.registry.parts import parts_of
 
 #: Examples that a model is taught; some ask for a few before they say anything.
 EXAMPLES = 60
+#: Up to so many numbers in a vector, each is from 0 to 2.
+FULL_SIZE_NUMBERS = 20
 
 _VALUES: Mapping[str, Callable[[int], Any]] = {
-    "number": lambda number: (0.5, 1.75, 3.0, 2.25, 7.5)[number % 5] + number / 64,
-    "flag": lambda number: number % 3 == 0,
-    "category": lambda number: ("red", "green sea", "blue", "red green")[number % 4],
+    "number": lambda draw: draw % 512 / 256,
+    "flag": lambda draw: draw % 3 == 0,
+    "category": lambda draw: ("red", "green sea", "blue", "red green")[draw % 4],
 }
 _LABELS: Mapping[str, Callable[[int], Any]] = {
     "boolean": lambda number: number % 2 == 0,
@@ -29,8 +31,23 @@ _LABELS: Mapping[str, Callable[[int], Any]] = {
 
 
 def vector(pipeline: Pipeline, number: int) -> dict[str, Any]:
-    """Return the made-up vector of this number, with every feature of the pipeline."""
-    return {name: _VALUES[kind](number) for name, kind in pipeline.vector.items()}
+    """Return the made-up vector of this number, with every feature of the pipeline.
+
+    Numbers do not hang together, and the more there are the smaller they are: else what multiplies them diverges, which
+    depends on how large real ones are.
+    """
+    kinds = pipeline.vector
+    size = min(1.0, FULL_SIZE_NUMBERS / max(1, [*kinds.values()].count("number")))
+    made = {name: _VALUES[kind](_drawn(number, place)) for place, (name, kind) in enumerate(kinds.items())}
+    return {name: value * size if kinds[name] == "number" else value for name, value in made.items()}
+
+
+def _drawn(number: int, place: int) -> int:
+    """Return a number of 24 bits that looks like chance, and is the same each time (the finalizer of MurmurHash3)."""
+    mixed = number * 65_536 + place + 1
+    mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B % 2**32
+    mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 % 2**32
+    return (mixed ^ mixed >> 16) >> 8
 
 
 def check_models(pipeline: Pipeline) -> None:
@@ -73,7 +90,8 @@ def _ask(pipeline: Pipeline, model: Any, number: int, when: str) -> float:
         with suppress(Exception):  # what it raises itself says more than what we make of its answer
             answer = getattr(model, kind.needs[-1])(x)
             error = type(error)(f"its {kind.needs[-1]} gives {answer!r}, no answer to task={kind.name!r}")
-        raise type(error)(f"{error} {when}") from error
+        diverged = "; if it diverges, lower its learning rates" if isinstance(error, ScoreError) and number else ""
+        raise type(error)(f"{error} {when}{diverged}") from error
     _check_vector(pipeline, x, number, kind.needs[-1])
     return score
 

@@ -14,9 +14,9 @@ import pytest
 import river
 import river_models
 import small
-from river import anomaly, base, compose, ensemble, evaluate, linear_model, preprocessing
+from river import anomaly, base, compose, ensemble, evaluate, facto, linear_model, optim, preprocessing
 
-from tidemill import Stream
+from tidemill import Stream, number
 from tidemill.declare.tasks import TASKS
 from tidemill.errors import DeclarationError
 from tidemill.offline.backtest import Backtest
@@ -109,6 +109,22 @@ def test_every_estimator_of_rivers_is_as_good_in_a_backtest_as_by_itself_or_is_r
     tried = {name for name, _ in verdicts}
     assert tried >= {"RandomSampler", "SuccessiveHalvingClassifier", "TargetStandardScaler", "TargetTransformRegressor"}
     assert {tried: wrong for tried, wrong in verdicts.items() if wrong} == {}
+
+
+@pytest.mark.parametrize("features", [2, 20, 60])
+@pytest.mark.parametrize("kind", ["FMRegressor", "FFMRegressor", "FwFMRegressor"])
+def test_what_multiplies_features_is_tried_on_vectors_that_do_not_grow_with_their_number(
+    kind: str, features: int
+) -> None:
+    """Made-up numbers that were all alike made factorization machines diverge that work in production."""
+    model = getattr(facto, kind)(seed=1)
+    request = {f"x{place}": number("distance") for place in range(features)}
+    check_models(small.make(views=[], request=request, models={"m": model}, champion="m"))
+
+
+def test_a_model_that_diverges_is_refused_with_what_to_do() -> None:
+    why = refused("regression", linear_model.LinearRegression(optim.SGD(1e9)))
+    assert why.endswith("after 3 examples; if it diverges, lower its learning rates")
 
 
 class Pair:
