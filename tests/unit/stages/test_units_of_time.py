@@ -228,3 +228,26 @@ def test_a_declared_rule_takes_the_place_of_the_default(tmp_path: Path) -> None:
     own = rules.plausible("at", "1900-01-01", "2030-01-01")
     declared = pipeline(tmp_path, LONG["micros"], rules=[own])
     assert [rule for rule in declared.event_checks if rule.name == "plausible"] == [own]
+
+
+@pytest.mark.parametrize("encoding", ["avro", "json", "csv"])
+def test_a_date_that_no_calendar_has_is_a_dead_letter(tmp_path: Path, encoding: str) -> None:
+    """As 20240131: taken for a number of days it is of the year 57,390."""
+    day = {"type": "int", "logicalType": "date"}
+    declared = pipeline(tmp_path, LONG["millis"])
+    event = schema(tmp_path, "Event", id="string", at=LONG["millis"], user="string", x="double", day=["null", day])
+    declared = replace(declared, events=Stream(event, id="id", time="at", key="user"))
+    good = {"id": "a", "at": MILLIS, "user": "u", "x": 1.0}
+    reasons = {}
+    for value in (20240131, 2_932_897, -719_163, 2_932_896, -719_162, 19_782, None):
+        row = {**good, "day": value}
+        if encoding == "csv":
+            text = "" if value is None else value
+            (tmp_path / "events.csv").write_text(f"id,at,user,x,day\na,{MILLIS},u,1.0,{text}\n")
+            (message,) = history.messages(tmp_path / "events.csv", declared.events)
+            data = message.data
+        else:
+            data = small.as_json(row) if encoding == "json" else Records(declared).event.encode(row)
+        reasons[value] = validated(declared, data)[0]
+    assert [value for value, reason in reasons.items() if reason] == [20240131, 2_932_897, -719_163]
+    assert set(reasons.values()) == {"", "implausible_time"}
