@@ -365,6 +365,11 @@ def test_a_label_joined_long_ago_is_not_a_dead_letter_after_a_restart() -> None:
     compare_rebuilt(LATE_LABEL_OF_A_FORGOTTEN_EVENT, 3, 3, 0)
 
 
+def test_after_a_restart_an_event_is_late_that_was_late_before() -> None:
+    """The label of 20 T is done with and not read again, but how far it has brought the time is remembered."""
+    compare_rebuilt(([Asked("a", 30 * T), Asked("late", 10 * T)], [Told("x", 20 * T, 1.0)]), 1, 1, 0)
+
+
 @pytest.mark.slow
 @settings(max_examples=draws(100), deadline=None)
 @given(cases(), st.integers(0, 14), st.integers(0, 14), MAKES)
