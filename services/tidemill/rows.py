@@ -57,6 +57,17 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
+#: How files begin that are no text, and what they are.
+_OTHERS = (
+    (b"PK\x03\x04", "a ZIP, or a workbook of Excel's: name it .zip, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "a workbook of Excel's: save the sheet as CSV"),
+    (b"\x1f\x8b", "packed with gzip: name it .gz"),
+    (b"BZh", "packed with bzip2: name it .bz2"),
+    (b"\xfd7zXZ", "packed with xz: name it .xz"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd: name it .zst"),
+    (b"PAR1", "Parquet: name it .parquet"),
+)
+
 Columns = dict[str, list[Any]]
 
 
@@ -244,6 +255,9 @@ def _text(data: bytes) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
+        for begin, what in _OTHERS:
+            if data.startswith(begin):
+                _fail(f"can't be read: it is {what}")
         if not encoding.startswith("utf-8"):
             raise
         line = data.count(b"\n", 0, error.start) + 1

@@ -649,6 +649,15 @@ def test_a_project_is_made_of_the_newest_records_of_a_topic(tmp_path: Path) -> N
         (["1,234", "7,250", None], "text", ["1,234", "7,250", None], "may be thousands or a fraction"),
         (["nil", *map(str, range(40))], "int", [None, *map(str, range(40))], "'nil', which is taken as missing"),
         (["?", " ?", *map("{}.5".format, range(40))], "float", [None, None, *map("{}.5".format, range(40))], "'?'"),
+        (["$1,234.50", "-$0.99", "$ 3"], "float", ["1234.50", "-0.99", "3"], "without $; its thousands"),
+        (["12 €", "7,5 €", None], "float", ["12", "7.5", None], "without €; its decimal commas"),
+        (["5%", "12%"], "int", ["5", "12"], "written without %"),
+        (["5%", "12"], "text", ["5%", "12"], ""),  # 12 may be 1200%
+        (["$5", "€7"], "text", ["$5", "€7"], ""),
+        (["5$3", "7$1"], "text", ["5$3", "7$1"], ""),
+        (["%5%", "%7%"], "text", ["%5%", "%7%"], ""),
+        (["$a", "$b"], "text", ["$a", "$b"], ""),
+        (["$1,234", "$7,250"], "text", ["$1,234", "$7,250"], "may be thousands or a fraction"),
         (["A", *map(str, range(9))], "text", ["A", *map(str, range(9))], ""),  # names of classes, it may be
         (["A", "B", *map(str, range(40))], "text", ["A", "B", *map(str, range(40))], ""),
         (["A7", *map(str, range(40))], "text", ["A7", *map(str, range(40))], ""),

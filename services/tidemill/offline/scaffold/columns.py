@@ -39,6 +39,8 @@ _LEADING_ZERO = re.compile(r"[+-]?0\d+(\.\d*)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 _EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+#: A sign at the end of each number of a column, or before it: of a currency or of a part.
+_PARTS = "%‰"
 _INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?\d+")
 _FLAGS = ({"true", "false"}, {"t", "f"})
@@ -247,6 +249,13 @@ def _of_texts(name: str, field_name: str, texts: Sequence[str | None]) -> Column
         return Column(name, field_name, "flag", values)
     if all((is_number(v) or _INFINITY.fullmatch(v)) and not _LEADING_ZERO.fullmatch(v) for v in present):
         return _of_numbers(Column(name, field_name, _number_kind(present), values))
+    if sign := _common_sign(present):
+        column = _of_texts(name, field_name, [value and value.replace(sign, "").strip() for value in values])
+        if column.kind in ("int", "float"):
+            column.note = f"its numbers are written without {sign}" + (f"; {column.note}" if column.note else "")
+            return column
+        if column.note:
+            return Column(name, field_name, "text", values, note=column.note)
     with_comma = {value for value in present if "," in value}
     if with_comma and all(map(_EITHER.fullmatch, with_comma)):
         column = Column(name, field_name, "text", values)
@@ -269,6 +278,16 @@ def _of_texts(name: str, field_name: str, texts: Sequence[str | None]) -> Column
         return column
     as_they_are = [rows.text_or_none(text, is_text_column=True) for text in texts]
     return _times_of(Column(name, field_name, "text", as_they_are), values)
+
+
+def _common_sign(texts: Iterable[str]) -> str:
+    """Return the sign that each text has once, at one of its ends, if it is the same in all; else an empty text."""
+    signs = {sign for text in texts for sign in text if sign in _PARTS or unicodedata.category(sign) == "Sc"}
+    if len(signs) != 1:
+        return ""
+    (sign,) = signs
+    at_an_end = (text.lstrip("+-").startswith(sign) or text.endswith(sign) for text in texts)
+    return sign if all(at_an_end) and all(text.count(sign) == 1 for text in texts) else ""
 
 
 def _of_values(name: str, field_name: str, given: Sequence[Any]) -> Column:
