@@ -309,6 +309,8 @@ def test_one_row_constants_gaps_and_huge_numbers_are_taken(tmp_path: Path) -> No
     pipeline, report, plan = made(tmp_path / "p", table(tmp_path / "a.csv", rows))
     assert report.joined == 70
     assert {"always", "never", "huge", "zip", "note"} <= plan.left_out.keys()
+    (note,) = (note for note in plan.notes if note.startswith("no feature is made of: "))
+    assert all(f"{name!r} (" in note for name in plan.left_out)
     assert {"sometimes", "comma", "amount"} <= pipeline.request.keys()
 
 

@@ -240,6 +240,12 @@ class _Planner:
     def note(self, text: str) -> None:
         self.made.notes.append(text)
 
+    def note_all(self, what: str, each: Sequence[str]) -> None:
+        """Note things of one kind, the first of them, if there are any."""
+        more = f" and {len(each) - MAX_NOTED} more" if len(each) > MAX_NOTED else ""
+        if each:
+            self.note(f"{what}: {', '.join(each[:MAX_NOTED])}{more}")
+
     def choose(self, option: str, question: str, choices: Sequence[str]) -> str:
         """Ask what can't be known. Raises SettingsError where nobody can be asked."""
         if self.ask is None:
@@ -252,9 +258,7 @@ class _Planner:
     def plan(self) -> Plan:
         for data in filter(None, (self.events, self.labels)):
             renamed = [f"{c.name!r} is {c.field}" for c in data.columns if c.is_renamed]
-            if renamed:
-                more = f" and {len(renamed) - 8} more" if len(renamed) > 8 else ""
-                self.note(f"{data.name}: names that Avro has not: {', '.join(renamed[:8])}{more}")
+            self.note_all(f"{data.name}: names that Avro has not", renamed)
             for column in data.columns:
                 if column.note:
                     self.note(f"{data.name}: {column.name!r}: {column.note}")
@@ -748,6 +752,7 @@ class _Planner:
                 made.means.append(column.field)
             elif column is not entity:
                 made.left_out[column.field] = f"text with {distinct:,} different values in {rows:,} rows"
+        self.note_all("no feature is made of", [f"{name!r} ({why})" for name, why in made.left_out.items()])
         if time is not None:
             span = max(millis) - min(millis)
             made.calendar += ["hour"] if any(ms % 86_400_000 for ms in millis) else []
@@ -769,6 +774,8 @@ class _Planner:
 
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
+#: Of things of one kind so many are noted one by one.
+MAX_NOTED = 8
 #: Avro types whose values a file has as they are on the topic.
 PLAIN_AVRO = ("string", "boolean", "int", "long", "float", "double", "enum")
 
