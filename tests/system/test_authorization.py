@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -18,7 +20,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 from real_kafka import RealKafka
-from running import Running
+from running import Running, until
 
 from tidemill.demo import data
 from tidemill.errors import NotAllowed
@@ -26,6 +28,8 @@ from tidemill.stream.api import Emit, Processor, Record, TopicPartition
 from tidemill.stream.group import Service
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.loop import Loop
+from tidemill.stream.ranges import full_range
+from tidemill.stream.topic import Topic
 from tidemill.wire import topics
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -54,6 +58,16 @@ def deny(kafka: RealKafka, kind: ResourceType, name: str, operation: AclOperatio
     admin = AdminClient({"bootstrap.servers": kafka.servers})
     for done in admin.create_acls(bindings).values():
         done.result(10)
+
+
+def grant_again(kafka: RealKafka, kind: ResourceType, name: str) -> None:
+    """Take away all ACLs of a resource: everything is allowed that none denies."""
+    every = AclBindingFilter(
+        kind, name, ResourcePatternType.LITERAL, None, None, AclOperation.ANY, AclPermissionType.ANY
+    )
+    admin = AdminClient({"bootstrap.servers": kafka.servers})
+    for done in admin.delete_acls([every]).values():
+        assert done.result(10)
 
 
 class PassOn(Processor):
@@ -162,3 +176,60 @@ def test_a_process_that_may_not_write_says_so_in_one_line(guarded: RealKafka, re
     assert run.name(topics.EVENTS_VALID) in last
     assert "TOPIC_AUTHORIZATION_FAILED" in last
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("topic", [topics.EVENTS_VALID, topics.DLQ], ids=lambda topic: topic.suffix)
+def test_what_was_taken_away_and_given_back_loses_nothing(
+    guarded: RealKafka, redis_url: str, tmp_path: Path, topic: Topic, delivery: str
+) -> None:
+    """A validator loses a right while it runs, is started again in vain, and once more when it has the right again."""
+    run = Running(guarded.servers, redis_url, tmp_path, "flights", 2, delivery=delivery, fuse=False)
+    events = [flight.event for flight in data.flights((1,), days=2)][:300]
+    sender = run.broker.producer("outside")
+
+    def send(begin: int, end: int) -> None:
+        for number, event in enumerate(events[begin:end], begin):
+            good = run.records.event.encode(event)
+            sender.emit(run.name(topics.EVENTS), good if number % 10 else b"bad", event["flight_id"].encode())
+        sender.commit({}, None)
+
+    def records(of: Topic) -> list[Record]:
+        return [one for batch in run.broker.read(full_range(run.broker, run.name(of))) for one in batch]
+
+    def seen() -> Counter[bytes | None]:
+        return Counter(one.key() for of in (topics.EVENTS_VALID, topics.DLQ) for one in records(of))
+
+    def sent(of: Topic) -> Counter[str]:
+        if of is topics.DLQ:
+            return Counter(str((one.key() or b"").decode()) for one in records(of))
+        return Counter(run.records.event.decode(one.value() or b"")["flight_id"] for one in records(of))
+
+    try:
+        first = run.stack.start("validator")
+        run.stack.wait_ready()
+        send(0, 100)
+        until(lambda: sum(seen().values()) >= 100, "nothing arrives", 60, run.stack.check)
+        deny(guarded, ResourceType.TOPIC, run.name(topic), AclOperation.WRITE)
+        send(100, 200)
+        until(lambda: first.poll() is not None, "it goes on without the right", 60)
+        assert first.returncode == 1
+        assert run.name(topic) in run.stack.last_line("validator")
+        assert "TOPIC_AUTHORIZATION_FAILED" in run.stack.last_line("validator")
+        before = seen()
+        for _ in range(2):
+            again = run.stack.start("validator")
+            until(lambda process=again: process.poll() is not None, "it starts without the right", 60)
+            assert again.returncode == 1
+        assert seen() == before, "what is started again in vain writes nothing"
+        send(200, 300)
+        grant_again(guarded, ResourceType.TOPIC, run.name(topic))
+        run.stack.start("validator")
+        until(lambda: len(sent(topics.EVENTS_VALID) + sent(topics.DLQ)) >= 300, "some are lost", 60, run.stack.check)
+    finally:
+        run.stack.stop()
+    counts = sent(topics.EVENTS_VALID) + sent(topics.DLQ)
+    assert set(counts) == {event["flight_id"] for event in events}
+    most = 1 if delivery == "exactly_once" else 2  # what had arrived of the batch whose offsets were not committed
+    assert max(counts.values()) <= most
+    assert "Traceback" not in run.stack.log("validator").read_text()
