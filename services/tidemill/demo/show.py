@@ -133,7 +133,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     say(f"watch it at [bold]{page}[/]")
     if options.keep_running:
         say("for commands from another terminal, as in docs/how-to/gate.md:")
-        console.print(_exports(stack, page), highlight=False, soft_wrap=True)
+        console.print(_exports(stack, page), highlight=False, markup=False, soft_wrap=True)
 
     broker = KafkaBroker(str(settings["brokers"]))
     observer = Observer(broker, pipeline)
@@ -158,7 +158,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
     _look_closer(console, observer, broker, stack)
     if options.report:
         options.report.write_text(json.dumps(report, indent=2) + "\n")
-        console.print(f"report written to {options.report}")
+        console.print(f"report written to {options.report}", markup=False)
     _try_next(console, broker, redis, stack, keeps=options.keep_running)
     if options.keep_running:
         while True:

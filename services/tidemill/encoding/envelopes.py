@@ -195,7 +195,12 @@ def event_data(given: Any, headers: Iterable[Any], fields: Collection[str], *, b
     In binary mode the attributes are headers and the value is the data; in structured mode both are in the value.
     """
     own = {name.lower(): value for name, value in headers if name.lower().startswith(_ATTRIBUTE)}
-    attributes: dict[str, Any] = {name: (value or b"").decode(errors="replace") for name, value in own.items()}
+    attributes = dict[str, Any]()
+    for name, value in own.items():
+        try:
+            attributes[name] = (value or b"").decode()
+        except UnicodeDecodeError:  # two of them would be one id
+            raise Reject("wrong_type", f"the header {name} is no UTF-8", rule="schema", field=name) from None
     data = given
     if not attributes:
         if not isinstance(given, Mapping) or "specversion" not in given:

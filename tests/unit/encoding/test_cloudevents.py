@@ -96,6 +96,7 @@ def test_attributes_are_fields_where_the_schema_has_them(mode: str) -> None:
         ({**ATTRIBUTES, "data_base64": 5}, None, "not_json", "data_base64"),
         (DATA, binary({"source": None}), "missing_field", "ce_source"),
         (DATA, binary({"specversion": None}), "missing_field", "ce_specversion"),
+        (DATA, [("ce_id", b"\xff"), *binary({"id": None})], "wrong_type", "ce_id"),
         (DATA, binary({"time": None}), "missing_field", "ce_time"),
         (DATA, binary({"time": "soon"}), "bad_time", "ce_time"),
         ({**DATA, "more": 1}, binary(), "unexpected_field", "more"),
