@@ -236,6 +236,7 @@ def test_it_is_refused_on_a_field_that_is_not_there_or_of_another_kind(case: Cas
         (lambda: rules.between("x", 2, 1), "low end"),
         (lambda: rules.between("x", math.nan, 1), "low end"),
         (lambda: rules.one_of("x", []), "at least one"),
+        (lambda: rules.one_of("x", "abc"), "a text would be one of its letters"),
         (lambda: rules.not_after_now("x", "soon"), "duration"),
         (lambda: rules.not_older_than("x", "old"), "duration"),
         (lambda: rules.unique("x", within="long"), "duration"),
@@ -251,6 +252,14 @@ def test_it_is_refused_on_a_field_that_is_not_there_or_of_another_kind(case: Cas
 def test_a_senseless_rule_is_refused_when_it_is_declared(make: Callable[[], Rule], says: str) -> None:
     with pytest.raises((ValueError, DeclarationError), match=says):
         make()
+
+
+@pytest.mark.parametrize(("field", "values"), [("distance", ["a"]), ("carrier", [1, 2.5]), ("carrier", [True])])
+def test_values_that_the_field_never_has_are_refused(field: str, values: list[Any]) -> None:
+    """Otherwise every record would be."""
+    with pytest.raises(DeclarationError, match=f"field '{field}' is "):
+        pipeline(rules.one_of(field, values))
+    pipeline(rules.one_of("sched_hour", [5, 6.0]))
 
 
 def test_a_predicate_that_raises_does_not_hold() -> None:

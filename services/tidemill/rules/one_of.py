@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tidemill.rules.base import Rule
+from tidemill.rules.base import NUMBERS, TEXTS, Rule
 
 MAX_SHOWN_VALUES = 20
 
 
 def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
-    """The value is one of `values`.
+    """The value is one of `values`, which are all texts, all numbers or all true and false, as the field is.
 
     Examples
     --------
@@ -19,6 +19,8 @@ def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
     >>> try_rule(one_of("carrier", ["AA", "UA"]), {"carrier": "AA"}, {"carrier": "ZZ"})
     [True, False]
     """
+    if isinstance(values, str):
+        raise ValueError(f"one_of({field!r}, {values!r}): give a list of values; a text would be one of its letters")
     allowed = frozenset(values)
     if not allowed:
         raise ValueError(f"one_of({field!r}): give at least one allowed value")
@@ -26,5 +28,12 @@ def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
         ", ..." if len(allowed) > MAX_SHOWN_VALUES else ""
     )
     return Rule(
-        "one_of", field, "not_allowed", "v in allowed", f"one of {shown}", names={"allowed": allowed}, warn=warn
-    )
+        "one_of", field, "not_allowed", "v in allowed", f"one of {shown}", names={"allowed": allowed}, warn=warn,
+        types=_types(allowed),
+    )  # fmt: skip
+
+
+def _types(values: Iterable[Any]) -> tuple[str, ...]:
+    """Return the types of fields that such values may be in: in others no value would pass."""
+    kinds = {bool if isinstance(value, bool) else str if isinstance(value, str) else float for value in values}
+    return {bool: ("boolean",), str: TEXTS, float: NUMBERS}[kinds.pop()] if len(kinds) == 1 else ()

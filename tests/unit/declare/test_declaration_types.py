@@ -53,6 +53,8 @@ WRONG: dict[str, dict[str, Any]] = {
         "labels": type(small.LABELS)(small.LABELS.schema, small.LABELS.id, small.LABELS.time, value=5)
     },
     "label_timeout: a number": {"label_timeout": 3600},
+    "name: longer than a topic's may be": {"name": "a" * 101},
+    "models: a long name": {"models": {"a" * 101: small.linear()}},
 }
 
 
