@@ -81,6 +81,7 @@ def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
         client = redis.Redis.from_url(
             url,
             decode_responses=True,
+            encoding_errors="backslashreplace",  # bytes of somebody else are no value of ours, and end nobody
             socket_timeout=5,
             socket_connect_timeout=3,
             retry=RedisRetry(NoBackoff(), 0),

@@ -17,8 +17,8 @@ from tidemill.errors import SettingsError, StoreError
 from tidemill.features.lookup import StoredRemoteViews
 from tidemill.features.memory import MemoryReader, MemoryView
 from tidemill.features.ports import Change
-from tidemill.features.redis import RedisView, connect
-from tidemill.features.tiles import Plan
+from tidemill.features.redis import RedisReader, RedisView, connect
+from tidemill.features.tiles import Entity, Plan
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryRecord
@@ -111,18 +111,39 @@ def test_a_forged_note_is_that_of_another_declaration(note: str) -> None:
     assert line.held == whole.held
 
 
-@pytest.mark.parametrize("offset", ["", "x", "1.5", "é", "9" * 400])
-def test_a_forged_offset_in_redis_is_none(redis_url: str, offset: str) -> None:
+@pytest.mark.parametrize("offset", ["", "x", "1.5", "é", b"\xff", "9" * 400])
+def test_a_forged_offset_in_redis_is_none(redis_url: str, offset: str | bytes) -> None:
     view = RedisView(connect(redis_url), "p", "v")
     view.write(0, 0, 5, {"a": Change({"n": 1}, {"0": "{}"})})
     redis.Redis.from_url(redis_url).hset("p:v/partition:0", "offset", offset)
-    if offset.isdigit():
+    if offset == "9" * 400:
         assert view.load(0) is not None, "it is ahead of what is committed: the view is rebuilt"
     else:
         assert view.load(0) is None
         assert view.write(0, 5, 7, {"a": Change({"n": 2}, {"0": "{}"})}) == "behind", "it needs everything again"
         assert view.write(0, 0, 7, {"a": Change({"n": 2}, {"0": "{}"}, whole=True)}) == "written"
         assert view.load(0) == (7, {"a": {"0": "{}"}})
+
+
+def test_bytes_that_are_no_text_end_nobody(redis_url: str) -> None:
+    """As a pickle in a hash of the same name, of whoever shares the Redis."""
+    client, view = redis.Redis.from_url(redis_url), RedisView(connect(redis_url), "small", "dest")
+    view.write(0, 0, 5, {"LAX": Change({"n": 1}, {"0": "{}"}), "JFK": Change({"n": 1}, {"0": "{}"})}, PLAN.shape)
+    client.hset("small:dest/tiles:LAX", b"\x80\x04", b"\x95\xff\n")
+    client.sadd("small:dest/entities:0", b"\xfe")
+    loaded = view.load(0)
+    assert loaded is not None
+    assert loaded[1]["LAX"] == {"0": "{}", "\\x80\x04": "\\x95\\xff\n"}
+    with pytest.raises(ValueError, match="invalid literal"):
+        Entity.load(PLAN, loaded[1]["LAX"])
+    tiles, _ = RedisReader(connect(redis_url), "small").read({"dest": ["LAX", "JFK"]}, 1)
+    assert tiles["dest", "JFK"] == {"0": "{}"}
+    with pytest.raises(SettingsError, match="'dest' of 'LAX' was stored by another declaration"):
+        features.Store(DEST, redis_url).get("dest", "LAX", at=61_000)
+    client.hset("small:dest/partition:0", "note", b"\xff")
+    assert view.note(0) == "\\xff"
+    view.reset(0)
+    assert view.load(0) is None
 
 
 def test_who_reads_a_forged_view_gets_finite_features_or_a_sentence(redis_url: str) -> None:
