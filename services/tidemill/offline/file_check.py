@@ -81,6 +81,11 @@ class StreamFiles:
     same_id: int = 0
     error: str = ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for programs; of a Counter `asdict` would count the pairs."""
+        counters = {"dead_letters": dict(self.dead_letters), "warned": dict(self.warned)}
+        return dataclasses.asdict(self) | counters
+
 
 @dataclass
 class FilesReport:
@@ -95,7 +100,7 @@ class FilesReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for programs."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"streams": [files.as_dict() for files in self.streams]}
 
 
 def check_files(pipeline: Pipeline, source: FileSource, progress: Progress | None = None) -> FilesReport:

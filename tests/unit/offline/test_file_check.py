@@ -11,7 +11,7 @@ import small
 from click.testing import CliRunner
 from rich.cells import cell_len
 
-from tidemill import Table, number
+from tidemill import Table, number, rules
 from tidemill.cli.main import cli
 from tidemill.cli.text.files import files_text
 from tidemill.errors import SettingsError
@@ -47,6 +47,15 @@ def test_good_files_have_no_warning_and_their_columns_are_shown(tmp_path: Path, 
     assert (distance.holds, distance.missing, distance.values) == ("numbers", 0, "100.0 to 199.0")
     assert report.delays
     assert report.delays.quantiles == dict.fromkeys((50, 90, 99, 100), small.MINUTE)
+
+
+def test_what_is_refused_and_warned_of_is_in_the_report_for_programs(tmp_path: Path) -> None:
+    rule = rules.between("distance", 0, 150, warn=True)
+    events = [event | {"sched_hour": 77} if number < 7 else event for number, event in enumerate(EVENTS)]
+    report = check(tmp_path, events, rules=[rules.between("sched_hour", 0, 23), rule])
+    shown = json.loads(json.dumps(report.as_dict()))["streams"][0]
+    assert (shown["dead_letters"], shown["warned"]) == ({"out_of_range": 7}, {"between:distance": 49})
+    assert any("49 of 100 events pass, and between:distance warns" in warning for warning in report.warnings)
 
 
 def test_late_labels_and_those_of_nobody_are_said_with_the_setting(tmp_path: Path) -> None:
