@@ -494,6 +494,24 @@ class Chains(Generic[Content]):
             hashes.popitem(last=False)
         return content
 
+    def read_again(self, records: Iterable[Record]) -> list[Content]:
+        """Return what comes next in the records of a topic that was created again, cut or restored, from its beginning.
+
+        The chains go on after what was read before: nothing older counts, and that it is there again is no news.
+        """
+        self._since.clear()
+        self._known_from = 0
+        contents = []
+        for record in records:
+            try:
+                content = self.next(record)
+            except RefusedError as error:
+                if error.reason != "old":
+                    self._refuse(record, error)
+                continue
+            contents += [content] if content is not None else []
+        return contents
+
     def sign(self, content: Content, chain: str, *, kind: str = "") -> bytes:
         """Return the bytes of a content, signed as the next of a chain, which goes on after it."""
         head, position = self.heads.get(chain, NO_HEAD), self.position()

@@ -89,11 +89,22 @@ class World:
             fold.learn(RECORDS.example.decode(record.value() or b""), record.offset())
         return float(fold.model.predict_one(X))
 
-    def decide(self, kind: str, champion: str = "linear", **more: Any) -> None:
+    def go_on(self, step: Learner, many: int) -> None:
+        """Have a learner that runs learn so many examples more, and publish."""
+        before = len(self.broker.log[EXAMPLES])
+        self.examples(many)
+        step.process(self.broker.log[EXAMPLES][before:], lambda topic, value, key, *_: self.append(topic, value, key))
+
+    def append(self, topic: str, value: bytes, key: Any) -> None:
+        self.broker.append(topic, value, key, 1)
+
+    def decide(self, kind: str, champion: str = "linear", chains: Chains[Decision] | None = None, **more: Any) -> None:
+        """Append a decision; `chains` is that of a gate that runs, and goes on in it."""
         ref = ModelRef.of(champion)
         decision = Decision(kind, kind, "ann", "the store is lost", 1, 1, 1, 1, "", ref, ref, NOBODY, **more)
-        chains = Chains(decisions(PIPELINE, self.key))
-        all_decisions(PIPELINE, self.broker, chains.codec, chains)
+        if chains is None:
+            chains = Chains(decisions(PIPELINE, self.key))
+            all_decisions(PIPELINE, self.broker, chains.codec, chains)
         self.broker.append(PROMOTIONS.topic, chains.sign(decision, GATE), b"k", 1)
 
     def reset(self) -> None:
@@ -130,6 +141,11 @@ class ScorerProcess:
         """Have the feed look once, so many seconds later."""
         self.now[0] += seconds
         self.feed._look(*self._followers)
+
+    def follow(self, seconds: float = 0.0) -> None:
+        """Have the feed go on by itself once, so many seconds later."""
+        self.now[0] += seconds
+        self.feed._follow()
 
     def serve(self) -> tuple[int, int] | None:
         """Score one vector; return epoch and version of the serving model, or None where nothing serves."""
@@ -397,6 +413,50 @@ class TestScorer:
         world.learn()
         scorer.look()
         assert scorer.serve() == (0, 60)
+
+    @pytest.mark.parametrize("kept", [None, 0, 3], ids=["created again", "emptied", "cut"])
+    def test_a_topic_of_versions_that_is_another_while_it_runs_takes_nothing_back_and_is_followed(
+        self, world: World, kept: int | None
+    ) -> None:
+        scorer = ScorerProcess(world)
+        scorer.follow()
+        assert scorer.serve() == (0, 60)
+        step = world.learn()
+        old = list(world.broker.records(MODELS.topic))
+        if kept is None:
+            world.broker.recreate(MODELS.topic)
+        else:
+            world.lose_manifests(kept)
+        scorer.follow(RETRY_SECONDS)
+        for record in old[:3]:
+            world.broker.append(MODELS.topic, record.value(), record.key(), 1)
+        scorer.follow(RETRY_SECONDS)
+        assert scorer.serve() == (0, 60)
+        world.go_on(step, 10)
+        scorer.follow(RETRY_SECONDS)
+        assert scorer.serve() == (0, 70)
+        world.go_on(step, 10)
+        scorer.follow()
+        assert scorer.serve() == (0, 80)
+
+    def test_decisions_that_are_created_again_while_it_runs_are_followed_and_older_ones_are_not_obeyed(
+        self, world: World
+    ) -> None:
+        gate = Chains(decisions(PIPELINE, world.key))
+        for champion in ("linear@20", "linear@40"):
+            world.decide("pinned", champion, chains=gate)
+        scorer = ScorerProcess(world)
+        scorer.follow()
+        assert scorer.serve() == (0, 40)
+        old = list(world.broker.records(PROMOTIONS.topic))
+        world.broker.recreate(PROMOTIONS.topic)
+        scorer.follow(RETRY_SECONDS)
+        world.broker.append(PROMOTIONS.topic, old[0].value(), old[0].key(), 1)
+        scorer.follow(RETRY_SECONDS)
+        assert scorer.serve() == (0, 40)
+        world.decide("pinned", "linear@30", chains=gate)
+        scorer.follow(RETRY_SECONDS)
+        assert scorer.serve() == (0, 30)
 
     def test_a_prediction_log_of_a_life_that_nobody_began_is_not_believed(self, world: World) -> None:
         score = small.score("linear", 0.1, 10**12) | {"epoch": 9}

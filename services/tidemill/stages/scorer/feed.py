@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -102,6 +102,9 @@ class ModelFeed:
         self._newest_seen: dict[str, tuple[int, int]] = {}
         self._unopened: dict[str, Manifest] = {}
         self._models_tried_at = 0.0
+        self._followers: tuple[Follower, ...] = ()
+        self._topic_ids: Mapping[str, str] = {}
+        self._checked_at = clock()
         self._given: dict[str, deque[Snapshot]] = {}
         self._replaced: list[Snapshot] = []
         self._spent: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
@@ -200,10 +203,16 @@ class ModelFeed:
             self._ready.put(Unopened(model, why))
 
     def _newest(self, batch: Iterable[Record]) -> dict[str, Manifest]:
-        newest: dict[str, Manifest] = {}
+        manifests = (self._manifests.take(record) for record in self._of_followed(batch))
+        return self._newest_of(manifest for manifest in manifests if manifest)
+
+    def _of_followed(self, batch: Iterable[Record]) -> Iterator[Record]:
         followed = {model.encode() for model in self._followed}
-        manifests = (self._manifests.take(record) for record in batch if record.key() in followed)
-        for manifest in (manifest for manifest in manifests if manifest):
+        return (record for record in batch if record.key() in followed)
+
+    def _newest_of(self, manifests: Iterable[Manifest]) -> dict[str, Manifest]:
+        newest: dict[str, Manifest] = {}
+        for manifest in manifests:
             if manifest.newness > max(self._newest_known(manifest.model), _newness(newest.get(manifest.model))):
                 newest[manifest.model] = manifest
             elif manifest.newness < self._newest_known(manifest.model):  # an equal one was signed again
@@ -305,30 +314,83 @@ class ModelFeed:
         return manifest.version, specialised(self.registry.open(manifest).model), manifest.epoch
 
     def _run(self) -> None:
-        models = self.broker.follow(models_partition(self.registry), self._next)
-        promotions = self.broker.follow(self._promotions, self._decided)
         try:
             while not self._stop.is_set():
                 self._free()
                 try:
-                    self._look(models, promotions)
+                    self._follow()
                 except BrokerError as error:
                     log.warning("models can't be followed at the moment", extra={"cause": str(error)})
                     self._stop.wait(1.0)
         finally:
-            models.close()
-            promotions.close()
+            self._stop_following()
+
+    def _follow(self) -> None:
+        """Take what has come; where the topics are others than were read, all of it. Raises BrokerError."""
+        if self._followers and self._are_others():
+            self._read_again()
+            self._stop_following()
+        if not self._followers:
+            positions = self._positions
+            self._topic_ids = self.broker.topic_ids([partition.topic for partition in positions])
+            self._followers = tuple(self.broker.follow(partition, at) for partition, at in positions.items())
+        self._look(*self._followers)
+
+    def _stop_following(self) -> None:
+        for follower in self._followers:
+            follower.close()
+        self._followers = ()
+
+    @property
+    def _positions(self) -> dict[TopicPartition, int]:
+        """Up to where the topics were read."""
+        return {models_partition(self.registry): self._next, self._promotions: self._decided}
+
+    def _are_others(self) -> bool:
+        """Whether a topic was created again, or ends before what was read of it; looked at now and then."""
+        if self.clock() - self._checked_at < RETRY_SECONDS:
+            return False
+        self._checked_at = self.clock()
+        ids = self.broker.topic_ids([partition.topic for partition in self._positions])
+        if any(id_ and self._topic_ids.get(topic, id_) != id_ for topic, id_ in ids.items()):
+            return True
+        return any(self.broker.offset_range(one)[1] < position for one, position in self._positions.items())
+
+    def _read_again(self) -> None:
+        """Read topics that are others than were followed from their beginning. Nothing goes back by them."""
+        log.error("versions and decisions are read again: their topics were created again, cut or restored")
+        models, next_ = self._read_all(models_partition(self.registry))
+        promotions, decided_until = self._read_all(self._promotions)
+        for manifest in self._newest_of(self._manifests.read_again(self._of_followed(models))).values():
+            self._open(manifest)
+        if decided := self._decisions.read_again(promotions):
+            self._due = decided[-1]
+            self._serve(self._due)
+        self._next, self._decided = next_, decided_until
+
+    def _read_all(self, partition: TopicPartition) -> tuple[Iterator[Record], int]:
+        """Return all records of a partition, and its end."""
+        low, high = self.broker.offset_range(partition)
+        batches = self.broker.read({partition: (low, high)}) if high > low else ()
+        return (record for batch in batches for record in batch), high
 
     def _look(self, models: Follower, promotions: Follower) -> None:
         # Of several versions that came together only the newest of each model is worth opening.
-        for manifest in self._newest(models.poll(1000, 0.1)).values():
+        versions, decisions = models.poll(1000, 0.1), promotions.poll(1000, 0.0)
+        self._next, self._decided = _after(versions, self._next), _after(decisions, self._decided)
+        for manifest in self._newest(versions).values():
             self._open(manifest)
-        decided = [one for record in promotions.poll(1000, 0.0) if (one := self._decisions.take(record))]
+        decided = [one for record in decisions if (one := self._decisions.take(record))]
         if decided:
             self._due = decided[-1]
         if self._due and (decided or self.clock() - self._tried_at >= RETRY_SECONDS):
             self._serve(self._due)
         self._try_again()
+
+
+def _after(records: Sequence[Record], position: int) -> int:
+    """Return the offset after the last of these records; `position` where there is none."""
+    return records[-1].offset() + 1 if records else position
 
 
 def _newness(manifest: Manifest | None) -> tuple[int, int]:
