@@ -92,6 +92,8 @@ REPLACEMENT_BYTES = Limit("copy of a manifest beside an artifact", 2_000_000, "b
 # What is read over HTTP and from files.
 SCRAPE_BYTES = Limit("answer of a service", 16_000_000, "bytes", "the service is shown as down")
 SCRAPE_SECONDS = Limit("answer of a service", 2, "seconds", "the service is shown as down")
+REGISTRY_BYTES = Limit("answer of a schema registry", 16_000_000, "bytes", "the registry counts as away")
+REGISTRY_SECONDS = Limit("answer of a schema registry", 10, "seconds", "the registry counts as away")
 SCHEMA_BYTES = Limit("schema in a registry", 1_000_000, "bytes", "its messages are dead letters")
 SCHEMA_VERSIONS = Limit("subject in a registry", 1_000, "versions", "the oldest are not read")
 UNZIPPED_BYTES = Limit("packed file", 4_000_000_000, "bytes", "the command or `check` fails")

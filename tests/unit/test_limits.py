@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import threading
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import small
 
 from tidemill import category, limits, rows
-from tidemill.encoding import json_values
+from tidemill.encoding import json_values, schema_registry
 from tidemill.encoding.codec import Codec
 from tidemill.encoding.schema_limits import memory_per_byte, unsafe
-from tidemill.encoding.schema_registry import Version
-from tidemill.errors import ArtifactError, Reject
+from tidemill.encoding.schema_registry import SchemaRegistry, Version
+from tidemill.errors import ArtifactError, Reject, StoreError
 from tidemill.limits import Limit
 from tidemill.registry import store as registry_store
 from tidemill.registry.store import ArtifactStore
@@ -39,6 +41,7 @@ from tidemill.wire.records import Records
 TESTS = Path(__file__).parents[1]
 PIPELINE = small.make()
 RECORDS = Records(PIPELINE)
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def record(*fields: tuple[str, Any], name: str = "R") -> dict[str, Any]:
@@ -206,10 +209,12 @@ def schema_versions(size: int, _: Path) -> str:
 
 
 @contextmanager
-def answering(pieces: Callable[[], Iterator[bytes]]) -> Iterator[str]:
+def answering(pieces: Callable[[], Iterator[bytes]], headers: Mapping[str, str] = NO_HEADERS) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             try:
                 for piece in pieces():
@@ -233,6 +238,14 @@ def scrape_bytes(size: int, _: Path) -> str:
     with answering(lambda: iter([b"x" * size])) as url:
         status, answer = scrape.fetch(url)
     return "" if status == 200 else answer
+
+
+def registry_bytes(size: int, _: Path) -> str:
+    with answering(lambda: iter([b"[" + b" " * (size - 2) + b"]"])) as url:
+        try:
+            return "" if SchemaRegistry(url.removesuffix("/metrics")).versions("a") == [] else "other versions"
+        except StoreError as error:
+            return str(error)
 
 
 def unzipped_bytes(size: int, folder: Path) -> str:
@@ -295,6 +308,7 @@ SWEEP: dict[str, Callable[[int, Path], str]] = {
     "SCHEMA_BYTES": schema_bytes,
     "SCHEMA_VERSIONS": schema_versions,
     "SCRAPE_BYTES": scrape_bytes,
+    "REGISTRY_BYTES": registry_bytes,
     "UNZIPPED_BYTES": unzipped_bytes,
     "ARTIFACT_BYTES": artifact_bytes,
     "REPLACEMENT_BYTES": replacement_bytes,
@@ -311,6 +325,7 @@ SHOWN_ELSEWHERE = {
     "GATEWAY_STREAMS": "unit/gateway/test_gateway_send.py::test_so_many_streams_are_open_and_no_more",
     "GATEWAY_STREAM_RECORDS": "unit/gateway/test_gateway_send.py::test_a_reader_that_is_too_slow_is_told_that_it_lost",
     "GATEWAY_HEADER_CHARACTERS": "unit/gateway/test_gateway_predict.py::test_an_idempotency_key_stands_for_one_body",
+    "REGISTRY_SECONDS": "unit/test_limits.py::test_an_answer_of_a_registry_that_never_ends_or_is_packed_is_given_up",
     "SCRAPE_SECONDS": "unit/test_limits.py::test_an_answer_that_never_ends_is_given_up",
     "PATTERN_BYTES": "unit/rules/test_patterns.py::test_check_refuses_a_pattern_that_re2_does_not_take",
     "PROBE_CONNECTIONS": "unit/test_probes.py::test_as_many_connections_as_may_be_open_stay_and_one_more_closes_the_oldest",
@@ -346,7 +361,7 @@ def test_one_more_is_refused_by_name_value_and_limit(name: str, tmp_path: Path) 
     message = SWEEP[name](max_of(name) + 1, tmp_path)
     assert f"{limit.subject}" in message
     assert f"{limit.unit} where at most {max_of(name):,} are allowed" in message
-    if name not in ("MESSAGE_MEMORY_BYTES", "SCRAPE_BYTES"):  # these grow in steps
+    if name not in ("MESSAGE_MEMORY_BYTES", "SCRAPE_BYTES", "REGISTRY_BYTES"):  # these grow in steps
         assert f"has {max_of(name) + 1:,} " in message
 
 
@@ -444,6 +459,25 @@ def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         stop.set()
     assert status == 0
     assert why == "answer of a service takes more than 1 seconds"
+
+
+def test_an_answer_of_a_registry_that_never_ends_or_is_packed_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_registry, "REGISTRY_SECONDS", replace(limits.REGISTRY_SECONDS, max=1))
+    stop = threading.Event()
+
+    def drops() -> Iterator[bytes]:
+        while not stop.wait(0.05):
+            yield b" "
+
+    with answering(drops) as url, pytest.raises(StoreError, match="schema registry takes more than 1 seconds"):
+        SchemaRegistry(url.removesuffix("/metrics")).versions("a")
+    stop.set()
+    packed = gzip.compress(b"[" + b" " * 100_000 + b"]")
+    with (
+        answering(lambda: iter([packed]), {"Content-Encoding": "gzip"}) as url,
+        pytest.raises(StoreError, match=r"is packed \(gzip\)"),
+    ):
+        SchemaRegistry(url.removesuffix("/metrics")).versions("a")
 
 
 @pytest.mark.parametrize("entity", ["tailnum", "carrier"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import httpx
 
 from tidemill.errors import StoreError
+from tidemill.limits import REGISTRY_BYTES, REGISTRY_SECONDS
 
 with warnings.catch_warnings(record=True):  # what the client imports prints what will change in it one day
     from confluent_kafka import schema_registry as confluent  # noqa: TID251  this is where Kafka clients live
@@ -24,7 +26,7 @@ with warnings.catch_warnings(record=True):  # what the client imports prints wha
         ConfigCompatibilityLevel as Level,
     )
 
-#: How long one answer may take.
+#: How long may pass until something more of an answer comes.
 TIMEOUT_SECONDS = 5.0
 _mocks: dict[str, Any] = {}
 
@@ -139,4 +141,45 @@ def _client(url: str, ca: str) -> Any:
         settings["ssl.ca.location"] = ca
     if parts.username is not None:
         settings["basic.auth.user.info"] = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return confluent.SchemaRegistryClient(settings)
+    client = confluent.SchemaRegistryClient(settings)
+    session = client._rest_client.session
+    session._transport = _Bounded(session._transport)
+    return client
+
+
+class _Bounded(httpx.BaseTransport):
+    """Hands on answers of another transport as far as their limits go; they may not be packed."""
+
+    def __init__(self, transport: httpx.BaseTransport) -> None:
+        self._transport = transport
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.headers["Accept-Encoding"] = "identity"
+        answer = self._transport.handle_request(request)
+        answer.stream = _BoundedStream(answer)
+        return answer
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class _BoundedStream(httpx.SyncByteStream):
+    def __init__(self, answer: httpx.Response) -> None:
+        self._stream: Any = answer.stream
+        self._encoding = answer.headers.get("content-encoding", "identity")
+        self._until = time.monotonic() + REGISTRY_SECONDS.max
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._encoding != "identity":  # a few kilobytes may be gigabytes
+            raise httpx.DecodingError(f"its answer is packed ({self._encoding}), which was not asked for")
+        size = 0
+        for part in self._stream:
+            size += len(part)
+            if size > REGISTRY_BYTES.max:
+                raise httpx.ReadError(REGISTRY_BYTES.excess(size))
+            if time.monotonic() > self._until:
+                raise httpx.ReadTimeout(f"{REGISTRY_SECONDS.subject} takes more than {REGISTRY_SECONDS.max} seconds")
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
