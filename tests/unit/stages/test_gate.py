@@ -728,6 +728,31 @@ class TestTraining:
         assert step.standing.champion == ModelRef("slow~500")
         assert "promoted" in world.kinds
 
+    @pytest.mark.parametrize("how", ["unsigned", "by another key", "altered", "of another pipeline", "acknowledged"])
+    def test_an_alert_that_the_monitor_has_not_signed_so_begins_nothing(self, how: str) -> None:
+        world = World(made(training=Training("slow", on=["drift"], examples=300, pause=1_000)))
+        world.examples(800, linear=0.2, slow=0.1)
+        world.run()
+        self.alert(world)
+        (signed,) = world.broker.log[TopicPartition(topics.ALERTS.name("small"), 0)]
+        world.broker.log[TopicPartition(topics.ALERTS.name("small"), 0)].clear()
+        codec = alerts(world.pipeline, KEY)
+        alert = codec.parse(signed.value() or b"")
+        others = alerts(replace(world.pipeline, name="other"), KEY)
+        data = {
+            "unsigned": lambda: codec.encode({**alert, "signature": UNSIGNED}),
+            "by another key": lambda: alerts(world.pipeline, Keyring.generate()).sign(alert, chain=MONITOR),
+            "altered": lambda: codec.encode({**alert, "opened_at": 2}),
+            "of another pipeline": lambda: others.sign(alert, chain=MONITOR),
+            "acknowledged": lambda: codec.sign(alert, kind="acknowledgement", chain=MONITOR),
+        }[how]()
+        world.broker.append(signed.topic(), data, b"k", world.count)
+        world.run()
+        assert "training" not in world.kinds
+        world.broker.append(signed.topic(), signed.value(), b"k", world.count)
+        world.run()
+        assert "training" in world.kinds, "the monitor's own does"
+
 
 class TestRecords:
     DECISION = Decision(
