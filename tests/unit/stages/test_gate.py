@@ -451,7 +451,7 @@ class TestRestarts:
 
 
 class TestARebuild:
-    """A gate that starts anew reads examples again: what it has decided by them is neither written nor decided again."""
+    """A gate that starts again reads examples again: what it has decided by them is neither written nor decided again."""
 
     EXAMPLES = TopicPartition(topics.EXAMPLES.name("small"), 0)
 
@@ -769,9 +769,9 @@ class TestRecords:
         data = sealed.sign(self.DECISION, chain=CHAIN)
         for _ in range(1_000):
             at, bit = rng.randrange(len(data)), 1 << rng.randrange(8)
-            spoilt = data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+            corrupted = data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
             with pytest.raises(ArtifactError):
-                sealed.decode(spoilt)
+                sealed.decode(corrupted)
 
     def test_a_forged_decision_is_passed_over(self) -> None:
         world = World()
