@@ -56,6 +56,8 @@ Row = Mapping[str, Any]
 
 #: A report warns first where more than this share of events or predictions is not in its figures.
 MAX_SHARE_LEFT_OUT = 0.1
+#: From so many on it is no chance that all labels are the same.
+MIN_EXAMPLES_OF_ONE_LABEL = 50
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class BacktestReport:
     same of labels. `warned`: records of which a rule has only warned, by stream and rule; `first_warnings`: what it
     said of the first; `odd_times`: of events, those whose time looks like one of another unit. `corrections`: labels
     that replaced another; `corrected`: joined examples whose last label is not the one that was learned. `over_share`:
-    joined examples that were not learned, as their source had used its share.
+    joined examples that were not learned, as their source had used its share. `only_label`: the label of a
+    classification that all joined examples have, empty where they have several.
     `learn_failed`: by model, examples at which its learn_one raised; `learn_errors`: what it raised first. `left_out`:
     figures that a model has not, and why.
     """
@@ -143,6 +146,7 @@ class BacktestReport:
     warned: dict[str, int] = field(default_factory=dict)
     first_warnings: dict[str, str] = field(default_factory=dict)
     odd_times: int = 0
+    only_label: str = ""
     left_out: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     over_time: list[dict[str, Any]] = field(default_factory=list)
@@ -178,6 +182,7 @@ class BacktestReport:
             self._refused(self.refused, self.events, "events", "no model was asked about them"),
             self._refused(self.refused_labels, self.labels, "labels", "no model has learned them"),
             self._unlabelled() or self._dated_before(),
+            self._one_label(),
         )
         return [text for text in texts if text]
 
@@ -234,6 +239,14 @@ class BacktestReport:
         if delays is None or delays.before_event <= MAX_SHARE_LEFT_OUT * self.labels:
             return ""
         return f"labels come sooner than they can: {delays.as_text(self.label_timeout)}"
+
+    def _one_label(self) -> str:
+        if not self.only_label or self.joined < MIN_EXAMPLES_OF_ONE_LABEL:
+            return ""
+        return (
+            f"all {self.joined:,} labels are {self.only_label}: no figure tells a good model from a bad one. See that "
+            f"value=, of the labels, gives what it should"
+        )
 
     def _unlearned(self) -> str:
         failed = [name for name, n in self.learn_failed.items() if n > MAX_SHARE_LEFT_OUT * self.joined]
@@ -324,6 +337,7 @@ class Backtest:
         self.emitted: Callable[[Record], None] | None = None
         self._offsets: Counter[str] = Counter()
         self._learning: deque[tuple[int, MemoryRecord]] = deque()
+        self._labels: set[Any] = set()
         self._wire()
 
     @property
@@ -565,6 +579,8 @@ class Backtest:
         while self._learning and (now is None or self._learning[0][0] <= now):
             _, record = self._learning.popleft()
             example = self.records.example.decode(record.value() or b"")
+            if len(self._labels) < 2:
+                self._labels.add(example["label"])
             learned = True
             for name, fold in self.folds.items():
                 try:
@@ -628,6 +644,8 @@ class Backtest:
         report.joined = self._offsets[self._examples] - report.corrections
         report.expired = self._offsets[self._expired]
         report.pending = sum(join.pending for join in self._joiner.joins.values())
+        if len(self._labels) == 1 and self.pipeline.kind.label_type != "double":
+            report.only_label = repr(next(iter(self._labels)))
         report.metrics, report.left_out = self._values(), self._left_out()
 
 

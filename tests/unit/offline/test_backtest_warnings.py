@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small
-from river import metrics
+from river import linear_model, metrics
 
 from tidemill import rules
 from tidemill.cli.text.reports import backtest_text, dataset_text
@@ -20,8 +21,9 @@ from tidemill.offline.tuning import questions
 EVENTS = [small.event(f"f{number}", number * small.MINUTE) for number in range(100)]
 
 
-def run(delay: int, labels: int = 100, **changes: Any) -> BacktestReport:
+def run(delay: int, labels: int = 100, labels_: Any = small.LABELS, **changes: Any) -> BacktestReport:
     """A backtest in which the label of each of the first events comes so many ms after it."""
+    changes["labels"] = labels_
     known = [small.label(f"f{number}", number * small.MINUTE + delay) for number in range(labels)]
     return Backtest(small.make(**changes)).run(EVENTS, sorted(known, key=lambda label: label["landed_at"]))
 
@@ -97,6 +99,17 @@ def test_a_metric_without_a_number_is_said() -> None:
     assert "_Dividing" not in report.metrics["linear"]
     assert "_Dividing of 'linear' is left out: it is nan" in report.warnings
     assert set(report.metrics["linear"]) == {"RMSE"}
+
+
+def test_labels_that_are_all_the_same_are_said_as_accuracy_is_1_then() -> None:
+    """As where the function that makes them of a record is wrong."""
+    models = {"linear": linear_model.LogisticRegression()}
+    stream = replace(small.LABELS, value=lambda label: label["arr_delay"] > 900)
+    (warning,) = run(small.MINUTE, task="binary", labels_=stream, models=models).warnings
+    assert warning.startswith("all 100 labels are False: no figure tells a good model from a bad one")
+    late = replace(small.LABELS, value=lambda label: label["flight_id"] > "f5")
+    assert run(small.MINUTE, task="binary", labels_=late, models=models).warnings == []
+    assert run(small.MINUTE, 20, task="binary", labels_=stream, models=models).only_label == "False"
 
 
 class _Silent:
