@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard, metric_names
-from tidemill.errors import SettingsError
+from tidemill.errors import NotAllowed, SettingsError
 from tidemill.models.corrections import read_corrections
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms, comparison_terms, segment_terms
 from tidemill.offline.backtest import MAX_SHARE_LEFT_OUT
@@ -115,9 +115,9 @@ class ComparisonReport:
 
     `questions`: those that both answered; `same`: of them, those where A and B were one model; `corrected`: those whose
     label is another than the first. `predictions`: those that the prediction log still has; `unlabelled`: of them,
-    those without a label: it did not come within `label_timeout`, or has not come yet. `rate`: the probability that a
-    row's interval is ever wrong. The row of all questions has an interval from `min_questions` on, a segment's row
-    from `min_segment_questions` on.
+    those without a label: it did not come within `label_timeout`, or has not come yet; `uncounted`: why that is not
+    known. `rate`: the probability that a row's interval is ever wrong. The row of all questions has an interval from
+    `min_questions` on, a segment's row from `min_segment_questions` on.
     """
 
     pipeline: str
@@ -137,6 +137,7 @@ class ComparisonReport:
     skipped: int = 0
     predictions: int = 0
     unlabelled: int = 0
+    uncounted: str = ""
     label_timeout: str = ""
     first_event: int = 0
     last_event: int = 0
@@ -331,7 +332,10 @@ def compare(
     comparison = Comparison(pipeline, request)
     records, corrections = comparison.records, read_corrections(pipeline, broker)
     unlabelled = Unlabelled(records, request.covers)
-    unlabelled.read_log(pipeline.name, broker, progress)
+    try:
+        unlabelled.read_log(pipeline.name, broker, progress)
+    except NotAllowed as error:  # who may read the examples may compare
+        comparison.report.uncounted, unlabelled = str(error), Unlabelled(records)
     ranges = full_range(broker, topics.EXAMPLES.name(pipeline.name))
     expect(progress, sum(end - begin for begin, end in ranges.values()))
     for batch in broker.read(ranges):

@@ -24,7 +24,7 @@ from tidemill import Gate, Monitor, category, load, number
 from tidemill.cli.main import cli
 from tidemill.cli.text.models import comparison_text
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import SettingsError
+from tidemill.errors import NotAllowed, SettingsError
 from tidemill.models.evidence import (
     MAX_RUNS,
     MAX_VALUES,
@@ -434,6 +434,20 @@ class TestQuestions:
         assert "left out: 5 that are of an earlier declaration" in comparison_text(report)
         with pytest.raises(SettingsError, match=r"no example in these event times; 10 are of an earlier declaration"):
             compare(LATE, broker, ComparisonRequest("linear", "slow", begin=60))
+
+    def test_who_may_not_read_the_log_may_compare_and_is_told_what_is_not_counted(self) -> None:
+        class Guarded(MemoryBroker):
+            def partitions(self, topic: str) -> int:
+                if topic == "small.prediction-log":
+                    raise NotAllowed("asking for the partitions of small.prediction-log: TOPIC_AUTHORIZATION_FAILED")
+                return super().partitions(topic)
+
+        broker = Guarded({"small.examples": 1})
+        for example in late(30):
+            broker.append("small.examples", Records(LATE).example.encode(example), b"k")
+        report = compare(LATE, broker, ComparisonRequest("linear", "slow"))
+        assert (report.questions, report.warnings) == (30, [])
+        assert "not counted: predictions that have no label (asking for the part" in comparison_text(report)
 
     def test_predictions_without_a_label_are_counted_and_warned_of(self) -> None:
         examples, records = late(60), Records(LATE)

@@ -203,6 +203,7 @@ def comparison_text(report: ComparisonReport) -> str:
     ]
     warned = "".join(f"WARNING: {text}\n" for text in report.warnings)
     others = "".join(f"left out: {n:,} that {what}\n" for n, what in left if n)
+    others += f"not counted: predictions that have no label ({report.uncounted})\n" if report.uncounted else ""
     same = f"in {report.same:,} of them A and B were the same model\n" if report.same else ""
     corrected = f"{report.corrected:,} of them have a label that was corrected\n" if report.corrected else ""
     sides = "".join(
