@@ -18,7 +18,10 @@ from tidemill.stream.unique_keys import is_unique
 
 TOPIC = Topic("t", "k", "bytes", (), (), retention_ms=-1)
 #: Its cleaner looks often: by default it does so every 15 s.
-OFTEN = ("log.cleaner.backoff.ms=500", "log.retention.check.interval.ms=1000", "log.initial.task.delay.ms=1000")
+OFTEN = (
+    "log.cleaner.backoff.ms=500", "log.retention.check.interval.ms=1000", "log.initial.task.delay.ms=1000",
+    "log.segment.delete.delay.ms=1000",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -69,6 +72,23 @@ def test_records_are_erased_and_the_others_stay_where_they_are(server: RealKafka
     ends = {TopicPartition("other.t", 0): 3}
     eraser.delete_before(ends)
     assert broker.offset_range(TopicPartition("other.t", 0))[0] == 3
+
+    # Nothing was written since: the file that has what was deleted is closed, and goes.
+    partitions = [TopicPartition("other.t", number) for number in range(2)]
+    eraser.delete_before({one: broker.offset_range(one)[1] for one in partitions})
+    overrides = broker.topic_overrides(["other.t"])
+    assert eraser.close_files(partitions, "forget") == set()
+    eraser.restore(overrides)
+    assert broker.topic_overrides(["other.t"]) == overrides
+    deadline = time.monotonic() + 60
+    while left := [path for path in server.folder.glob("log/other.t-*/*") if b"SECRET" in content(path)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+    ends = {one: broker.end_offset(one) for one in partitions}
+    producer.emit("other.t", b"later", b"plane1")
+    producer.commit({}, None)
+    assert [value for _, _, _, value in read(broker, "other.t")] == [b"later"], "no reader sees how it was closed"
+    assert sum(broker.end_offset(one) - end for one, end in ends.items()) == 2, "it, and its commit"
 
 
 def read(broker: KafkaBroker, name: str) -> list[tuple[int, int, bytes | None, bytes]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from tidemill.wire.records import vector_to_x
 
 TOKEN = "a-token-for-these-tests-0123456789"
 PLANES = 20
-CHANGES = 'forgetting=__import__("tidemill").Forgetting(within="7d")'
+CHANGES = 'forgetting=__import__("tidemill").Forgetting(within="7d", every="1s")'
 #: A broker whose cleaner and retention look often: by default they do every 15 s and 5 min.
 OFTEN = ("log.cleaner.backoff.ms=500", "log.retention.check.interval.ms=1000", "log.initial.task.delay.ms=1000")
 
@@ -87,17 +86,21 @@ def predicted(run: Running) -> list[str]:
     return [codec.decode(record.value())["features"]["event_id"] for record in records(run, topics.PREDICTION_LOG)]
 
 
-#: What the beginning was deleted of stays in its last segment's file until that is closed.
-AS_FILES = r"\.(events|labels|predictions)-[0-9]+/"
+def vectors_of(run: Running, is_meant: Callable[[str], bool]) -> set[bytes]:
+    """The vectors of events in the prediction log, as they are written."""
+    logs = [
+        run.records.prediction_log.decode(record.value())["features"] for record in records(run, topics.PREDICTION_LOG)
+    ]
+    return {run.records.vector.body(one["vector"]) for one in logs if is_meant(one["event_id"])}
 
 
 def traces(folder: Path, texts: list[bytes]) -> list[str]:
     """Files that hold one of the texts."""
     hits = []
     for path in folder.rglob("*"):
-        if path.is_file() and ".deleted" not in path.name and not re.search(AS_FILES, str(path)):
+        if path.is_file() and ".deleted" not in path.name:
             try:
-                content = path.read_bytes()
+                content = path.read_bytes().rstrip(b"\0")  # indexes are 10 MB of nothing
             except OSError:
                 continue  # the broker has just deleted it
             hits += [f"{path.relative_to(folder)}: {text!r}" for text in texts if text in content][:1]
@@ -105,6 +108,7 @@ def traces(folder: Path, texts: list[bytes]) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_twenty_planes_are_forgotten_under_load(broker: RealKafka, redis_url: str, tmp_path: Path) -> None:
     run = Running(
         broker.servers, redis_url, tmp_path, "flights", 2, changes=CHANGES, snapshot_seconds=1.0, snapshot_examples=200,
@@ -155,13 +159,17 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
         run, "forget", run.reference, *entities, "--why", f"{planes[0]} asked", "--out", str(tmp_path / "c"), fails=True
     )
     before = len(records(run, topics.EXAMPLES))
+    vectors = vectors_of(run, lambda event: event in forgotten)
     names = [topic.name(run.pipeline) for topic in topics.TOPICS]
     overrides = run.broker.topic_overrides(names)
 
-    # Others fly on, while the command is killed at each step that it tells of, and begun again.
-    arguments = ["forget", run.reference, *entities, "--why", "asked by the owner", "--out", str(tmp_path / "c")]
+    # Two requests wait. Others fly on, while they are carried out, killed at each step that is told, and begun again.
+    for half in (entities[:PLANES], entities[PLANES:]):
+        assert "waits" in command(run, "forget", run.reference, *half, "--why", "asked by the owner")
+    time.sleep(1)
+    arguments = ["forget", run.reference, "--due", "--out", str(tmp_path / "c")]
     killed = []
-    for step in ("request", "erasing from", "deleting", "waiting", "folding", "searching"):
+    for step in ("request", "erasing from", "deleting", "waiting", "folding", "closing", "searching"):
         limit[0] = min(len(messages), limit[0] + 30)
         process = subprocess.Popen(
             [sys.executable, "-m", "tidemill.cli", *arguments], env=environment(run), stderr=subprocess.PIPE, text=True
@@ -186,18 +194,31 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     certificate = json.loads((tmp_path / "c" / "certificate.json").read_text())
     print(json.dumps(certificate["found"]), json.dumps(certificate["models"], indent=1))
 
+    assert len(certificate["requests"]) == 2
+    assert {one["model"] for one in certificate["models"]} == {*run.pipeline.model_names}
+    for one in certificate["models"]:
+        assert one["version_before"][0] < one["version_after"][0]
+        assert one["largest_change"] is not None, (
+            "it was killed meanwhile, and what it knew of those that are gone is kept"
+        )
+        assert f"{one['model']}: " in printed
+    assert certificate["searched"]["vectors"] == certificate["searched"]["vectors_of_request"] > 0
+    assert certificate["searched"]["vectors_too_plain_to_search"] < certificate["searched"]["vectors"] / 10
+    assert set(certificate["files"]) == {run.name(one) for one in (topics.EVENTS, topics.LABELS, topics.PREDICTIONS)}
     others = {(m.key or b"").decode() for m in messages if m.is_event} - set(forgotten)
     until(slowly(lambda: set(predicted(run)) >= others), "others are not predicted", 300, run.stack.check)
     assert Counter(predicted(run)) == Counter(others), "none of the others is lost or doubled"
     deadline = time.monotonic() + 60
-    while left := traces(broker.folder / "log", texts):
+    vectors -= vectors_of(run, lambda _: True)  # of those that others had as well
+    assert vectors
+    while left := traces(broker.folder / "log", [*texts, *vectors]):
         assert time.monotonic() < deadline, left
         time.sleep(1)
     for topic in topics.TOPICS:
         kept = [(r.key() or b"") + b" " + (r.value() or b"") for r in records(run, topic)]
-        assert [one for one in kept if any(text in one for text in texts)] == [], topic.suffix
+        assert [one for one in kept if any(text in one for text in (*texts, *vectors))] == [], topic.suffix
     for folder in ("archive", "artifacts"):
-        assert traces(tmp_path / folder, texts) == []
+        assert traces(tmp_path / folder, [*texts, *vectors]) == []
     client = redis.Redis.from_url(redis_url)
     assert [key for key in client.scan_iter(f"{run.pipeline.name}:*") if any(plane in key for plane in texts)] == []
     assert before - len([f for f in forgotten if f in labelled]) <= len(records(run, topics.EXAMPLES))
@@ -206,6 +227,7 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     manifests = [registry.decode(record.value()) for record in records(run, topics.MODELS)]
     for name in run.pipeline.model_names:
         newest = max((m for m in manifests if m.model == name), key=lambda m: m.newness)
+        assert newest.golden
         assert newest.epoch == 1
         fold = Fold(run.pipeline, name)
         xs = []
@@ -220,7 +242,20 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
         assert [ask(opened, x) for x in xs[-200:]] == [ask(fold.running, x) for x in xs[-200:]]
         assert newest.examples == fold.examples
     assert run.broker.topic_overrides(names) == overrides
-    again = command(run, *arguments)
+    assert "no request is due" in command(run, *arguments)
+    listed = command(run, "forget", run.reference)
+    assert listed.count("; done ") == 3, "two that waited, and the one that carried them out"
+    again = command(
+        run,
+        "forget",
+        run.reference,
+        *entities,
+        "--now",
+        "--why",
+        "asked by the owner",
+        "--out",
+        str(tmp_path / "again"),
+    )
     assert "forgotten before" in again
     verified = command(run, "forget", run.reference, *entities, "--verify", str(tmp_path / "c"))
     assert "no byte of them was found" in verified

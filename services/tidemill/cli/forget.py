@@ -123,6 +123,12 @@ def _write(work: Forget, certificate: dict[str, Any], out: Path) -> None:
     keys = work.registry.keys
     audit_files.write(out, certificate, certificate_page.render(certificate, keys.signs_with), keys, KIND)
     again = "forgotten before" if certificate.get("again") else "forgotten"
+    for one in certificate["models"]:
+        change = "unknown" if one["largest_change"] is None else f"{one['largest_change']:.3g}"
+        before, after = (certificate_page.metrics_text(one[f"metrics_{when}"]) for when in ("before", "after"))
+        click.echo(
+            f"{one['model']}: {before} before, {after} after; largest change of a score on test vectors {change}"
+        )
     click.echo(f"{again} on {minute(certificate['done_at'])} UTC, request {certificate['request']}")
     click.echo(f"written: {out / f'{KIND}.json'}, {out / f'{KIND}.html'}")
 

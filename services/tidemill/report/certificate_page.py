@@ -20,7 +20,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
-def _metrics(values: Mapping[str, float] | None) -> str:
+def metrics_text(values: Mapping[str, float] | None) -> str:
+    """Return metrics in one line; a dash for none."""
     return ", ".join(f"{name} {value:.6g}" for name, value in (values or {}).items()) or "-"
 
 
@@ -36,8 +37,8 @@ def render(certificate: Mapping[str, Any], key: str) -> str:
             one["model"],
             "/".join(map(str, one["version_before"] or ("-",))),
             "/".join(map(str, one["version_after"])),
-            _metrics(one["metrics_before"]),
-            _metrics(one["metrics_after"]),
+            metrics_text(one["metrics_before"]),
+            metrics_text(one["metrics_after"]),
             "-" if one["largest_change"] is None else f"{one['largest_change']:.3g}",
         )
         for one in of["models"]
@@ -63,6 +64,12 @@ def render(certificate: Mapping[str, Any], key: str) -> str:
     ]
     if kept:
         sections.append("<h2>Left to its retention</h2>" + _table(("topic", "kept"), kept))
+    if of.get("files"):
+        files = [
+            (topic, "until its group reads on, or more is written" if until is None else f"until {minute(until)} UTC")
+            for topic, until in of["files"].items()
+        ]
+        sections.append("<h2>Deleted, and in brokers' files</h2>" + _table(("topic", "at the longest"), files))
     sections.append(
         f"<p>In memory, until they are started again: {escape(', '.join(of['in_memory']))}. Replicas compact by "
         f"themselves; what was searched are the leaders.</p>"

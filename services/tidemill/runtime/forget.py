@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
@@ -30,7 +30,7 @@ from tidemill.errors import ArtifactError, BrokerError, SettingsError, StoreErro
 from tidemill.features.redis import Redis
 from tidemill.files import Files
 from tidemill.models.linear import specialised
-from tidemill.offline.byte_search import ByteSearch
+from tidemill.offline.byte_search import ByteSearch, VectorSearch
 from tidemill.offline.offsets import services
 from tidemill.registry.decisions import all_decisions, decisions
 from tidemill.registry.forgetting import CHAIN, Forgetting, Hashes, Requests, forgetting_codec, split
@@ -53,6 +53,10 @@ _BY_ENTITY = (topics.EVENTS, topics.EXPIRED, topics.EVENTS_VALID, topics.PREDICT
 MAX_ROUNDS = 5
 #: Most events of one request, whose hashes are one record.
 MAX_EVENTS = 80_000
+#: Of so many latest requests what the artifact store may still have is deleted.
+MAX_LEFT_BEHIND = 100
+#: How often brokers look what they may delete.
+_CHECK_MS = "log.retention.check.interval.ms"
 
 Entity = tuple[str, str]
 Say = Callable[[str], None]
@@ -62,7 +66,8 @@ Say = Callable[[str], None]
 class Findings:
     """What a search has found: records by topic, Redis' keys, the archive's files with rows, artifacts.
 
-    `mentions` are records of others that hold an id elsewhere; they are among the records as well.
+    `mentions` are records of others that hold an id elsewhere; they are among the records as well. `vectors`: how many
+    of the vectors each store has that are not also those of others.
     """
 
     records: dict[str, list[Any]] = field(default_factory=dict)
@@ -70,11 +75,13 @@ class Findings:
     keys: list[str] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
+    vectors: Counter[str] = field(default_factory=Counter)
 
     def counts(self) -> dict[str, int]:
         """Return how many there are in each store."""
         counts = {topic: len(some) for topic, some in self.records.items() if some}
         rest = {"Redis": len(self.keys), "archive": sum(self.files.values()), "artifacts": len(self.artifacts)}
+        rest |= {f"{store} (vectors)": count for store, count in self.vectors.items()}
         return counts | {name: count for name, count in rest.items() if count}
 
 
@@ -259,6 +266,10 @@ class Forget:
 
     def _keys(self, search: ByteSearch) -> Iterator[str]:
         """Yield the keys of the pipeline's views that hold an id, in their name or value."""
+        return (key for key, text in self._values() if search.holds(text))
+
+    def _values(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the keys of the pipeline's views, each with its name and value as text."""
         if (client := self.redis) is None:
             return
         for view in self.pipeline.views:
@@ -268,8 +279,7 @@ class Forget:
                     value: Any = client.get(key) if kind == "string" else ""
                     value = client.hgetall(key) if kind == "hash" else value
                     value = sorted(map(str, client.smembers(key))) if kind == "set" else value
-                    if search.holds(f"{key}\n{value}".encode()):
-                        yield str(key)
+                    yield str(key), f"{key}\n{value}".encode()
 
     def _files(self, search: ByteSearch) -> Iterator[tuple[str, int]]:
         """Yield the archive's files that hold an id, with how many rows of each do."""
@@ -410,9 +420,7 @@ class Forget:
     def due(self, by: str) -> dict[str, Any] | None:
         """Carry out all requests that wait once the first has waited for `every`, or go on with that; else None."""
         requests, store = Requests(self.pipeline, self.broker, self.registry.keys), self.registry.store
-        for one in requests.records:
-            if one.state == "waiting" and one.id in requests.done:
-                store.delete(json.loads(one.content)["ids"])
+        self._delete_sealed(requests)
         begun = [json.loads(one.content).get("requests") for one in requests.open if one.state == "asked"]
         ids = next(filter(None, begun), None)
         waiting = [one for one in requests.open if one.state == "waiting" and (ids is None or one.id in ids)]
@@ -424,6 +432,23 @@ class Forget:
         for one in sealed:
             store.delete(one)
         return certificate
+
+    def _delete_sealed(self, requests: Requests) -> None:
+        """Delete what the artifact store has of requests that are done, where a run broke off before it did."""
+        for one in requests.records[-MAX_LEFT_BEHIND:]:
+            is_over = one.state in ("asked", "waiting") and one.id in requests.done
+            if is_over and (digest := json.loads(one.content).get("ids")):
+                self.registry.store.delete(digest)
+
+    def _learn_again(self, subject: Subject, asked: Forgetting) -> None:
+        """Take what a run that broke off knew: it may have erased where it is from."""
+        try:
+            sealed = self.registry.store.get(json.loads(asked.content).get("ids", ""))
+        except ArtifactError:
+            return  # then hashes say what is the entity's, and the certificate how many vectors were searched
+        known = json.loads(self.hashes.unseal(sealed))
+        subject.events |= set(known["events"])
+        subject.vectors |= set(map(bytes.fromhex, known["vectors"]))
 
     def refold_at(self, waiting: Forgetting) -> int:
         """Return when a request that waits is carried out, ms since the epoch."""
@@ -442,6 +467,9 @@ class Forget:
         requests = Requests(self.pipeline, self.broker, self.registry.keys)
         own = [one for one in requests.records if one.state == "asked" and set(hashed) <= set(one.entities)]
         asked = next((one for one in own if one.id not in requests.done and _is_of(one, hashed, carried)), None)
+        self._delete_sealed(requests)
+        if asked is not None:
+            self._learn_again(subject, asked)
         findings = self.find(subject, asked)
         if asked is None and not findings.counts() and not carried:
             if before := next((requests.done[one.id] for one in reversed(own) if one.id in requests.done), None):
@@ -466,7 +494,7 @@ class Forget:
             raise BrokerError(
                 f"records of it come again and again ({findings.counts()}): who sends them? Stop it there"
             )
-        models = self._models(asked, content)
+        models = self._models(asked, content, subject)
         Eraser(self.broker, self.patience).restore(content["overrides"])  # a run that broke off may not have
         return self._finish(asked, content, subject, models, erased)
 
@@ -485,13 +513,15 @@ class Forget:
             )
         erasable = sorted(topics.erasable(self.pipeline, is_declared=True))
         self.check_keys(name for name in erasable if findings.records.get(name))
-        overrides = self.broker.topic_overrides(erasable)
+        known = {"events": sorted(subject.events), "vectors": [vector.hex() for vector in subject.vectors]}
+        overrides = self.broker.topic_overrides([*erasable, *self._cut()])
         before = self._newest()
         content = {
             "overrides": overrides,
             "found": findings.counts(),
             "first_example": subject.first_example,
             "requests": list(carried),
+            "ids": self.registry.store.put(self.hashes.seal(json.dumps(known).encode())),
             "models": {name: [one.epoch, one.version] for name, one in before.items()},
         }
         events, vectors = (self.hashes.joined(x) for x in ((e.encode() for e in subject.events), subject.vectors))
@@ -527,7 +557,7 @@ class Forget:
                 newest[one.model] = one
         return newest
 
-    def _models(self, asked: Forgetting, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _models(self, asked: Forgetting, content: Mapping[str, Any], subject: Subject) -> list[dict[str, Any]]:
         """Have the models folded again that have learned from the forgotten; return what came of each."""
         if content["first_example"] is None:
             return []
@@ -554,28 +584,34 @@ class Forget:
             if time.monotonic() > deadline:
                 raise BrokerError(f"{', '.join(waiting)}: no version without the forgotten yet; run it again later")
             time.sleep(1.0)
-        return self._replace(asked, content, learned)
+        return self._replace(asked, content, learned, subject)
 
     def _replace(
-        self, asked: Forgetting, content: Mapping[str, Any], learned: Mapping[str, int]
+        self, asked: Forgetting, content: Mapping[str, Any], learned: Mapping[str, int], subject: Subject
     ) -> list[dict[str, Any]]:
         """Compare models before and after, and delete what holds vectors of the forgotten."""
         newest, with_vectors = self._newest(), self._with_vectors(asked)
         old = [m for _, m in self._manifests() if m.model in learned and m.epoch <= learned[m.model]]
         old = [m for m in old if m.version > content["first_example"]]
-        reports = []
-        for name in learned:
+        requests = Requests(self.pipeline, self.broker, self.registry.keys).records
+        known = [json.loads(one.content) for one in requests if (one.id, one.state) == (asked.id, "erasing")]
+        reports: list[dict[str, Any]] = known[0]["models"] if known else []
+        for name in learned if not known else ():
             before = max((m for m in old if m.model == name), key=lambda m: m.newness, default=None)
             reports.append(self._compared(name, before, newest[name]))
-        # Before they go: so a gap in a model's chain is known to be none that somebody has made.
+        # Before anything goes: it could not be compared then, and gaps in chains would look as if somebody made them.
         going = [self.registry.codec.parse(record.value()) for record in with_vectors]
-        if going:
-            places = json.dumps({"manifests": [[one.model, one.signature.sequence] for one in going]})
-            self._write(dataclasses.replace(asked, state="erasing", events=b"", vectors=b"", content=places))
+        if going or not known:
+            places = [[one.model, one.signature.sequence] for one in going]
+            erasing = json.dumps({"manifests": places, "models": reports})
+            self._write(dataclasses.replace(asked, state="erasing", events=b"", vectors=b"", content=erasing))
         shown = {record.offset() for record in with_vectors}
         # What is not verified must not have an artifact deleted.
         gone = {m.sha256 for record, m in self._manifests() if record.offset() in shown}
         gone |= {m.sha256 for m in old if not self._is_weights(m.model)}
+        # Sums over one example are that example.
+        old_ones, vectors = {m.sha256 for m in old}, self._vector_search(subject)
+        gone |= {digest for digest, data in self._artifacts() if digest in old_ones and vectors.among([data])}
         for digest in gone - {m.sha256 for m in newest.values()}:
             self.registry.store.delete(digest)
         self.erase(Findings({topics.MODELS.name(self.pipeline): with_vectors}), content["overrides"])
@@ -621,19 +657,57 @@ class Forget:
     def everywhere(self, subject: Subject, asked: Forgetting) -> Findings:
         """Search every byte of topics, Redis, archive and artifacts."""
         findings = self.find(subject, asked, everywhere=True)
+        findings.vectors = self._vectors_left(subject)
         name = topics.MODELS.name(self.pipeline)
         findings.records[name] = self._with_vectors(asked)
         for batch in stored(self.broker, name):
             values = [record.value() or b"" for record in batch]
             findings.records[name] += [batch[index] for index in subject.search.among(values)]
-        store = self.registry.store
+        findings.artifacts = [digest for digest, data in self._artifacts() if subject.search.holds(data)]
+        return findings
+
+    def _vector_search(self, subject: Subject) -> VectorSearch:
+        vectors = map(self.records.vector.record, sorted(subject.vectors))
+        return VectorSearch([x for x in vector.values() if type(x) is float] for vector in vectors)
+
+    def _vectors_left(self, subject: Subject) -> Counter[str]:
+        """Count the forgotten's vectors by store; others may have had the same vector, which is theirs and stays."""
+        search, shared = self._vector_search(subject), set[int]()
+        left: dict[str, set[int]] = {}
+        for topic in topics.TOPICS:
+            name = topic.name(self.pipeline)
+            if topic.suffix in self.kept or not self.broker.partitions(name):
+                continue
+            for batch in stored(self.broker, name):
+                for index, vector in search.among([_bytes(record) for record in batch]):
+                    is_of_event = topic in (*_BY_EVENT, *_BY_ENTITY)
+                    id_ = self._event_id(topic, batch[index]) if is_of_event else None
+                    is_others = id_ is not None and id_ not in subject.events
+                    (shared if is_others else left.setdefault(name, set())).add(vector)
+        left["Redis"] = {vector for _, vector in search.among([text for _, text in self._values()])}
+        for ids, rows in self._rows():
+            for index, vector in search.among(rows):
+                (left.setdefault("archive", set()) if ids[index] in subject.events else shared).add(vector)
+        left["artifacts"] = {vector for _, data in self._artifacts() for _, vector in search.among([data])}
+        return Counter({store: len(own - shared) for store, own in left.items() if own - shared})
+
+    def _artifacts(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the artifacts that manifests name and the store has, by their hash."""
         for digest in {manifest.sha256 for _, manifest in self._manifests()}:
             try:
-                if subject.search.holds(store.get(digest)):
-                    findings.artifacts.append(digest)
+                yield digest, self.registry.store.get(digest)
             except (ArtifactError, StoreError):
                 continue
-        return findings
+
+    def _rows(self) -> Iterator[tuple[list[str], list[bytes]]]:
+        """Yield the ids of the events in each of the archive's files, and the numbers of each row as text."""
+        import pyarrow.parquet as pq
+
+        for path in self.archive.glob(f"{self.pipeline.name}/*/date=*/*.parquet") if self.archive else ():
+            table = pq.read_table(io.BytesIO(cast("Files", self.archive).read(path) or b""))
+            numbers = [one.name for one in table.schema if str(one.type) == "double"]
+            rows = [repr(row).encode() for row in table.select(numbers).to_pylist()]
+            yield table.column("event_id").to_pylist(), rows
 
     def check_again(self, entities: Sequence[Entity], request: str) -> Findings:
         """Return what there is of entities that were forgotten with a request. Raises SettingsError for no request."""
@@ -652,6 +726,7 @@ class Forget:
         erased: Mapping[str, int],
     ) -> dict[str, Any]:
         """Search everything once more, and write the end of the request. Raises BrokerError where something is left."""
+        files = self._close_files({*content["found"], *erased}, content["overrides"])
         self.say("searching every byte")
         left = self.everywhere(subject, asked)
         if counts := left.counts():
@@ -672,6 +747,7 @@ class Forget:
             "erased": dict(erased),
             "left": 0,
             "kept": self._kept(),
+            "files": files,
             "models": models,
             "examples": self.fold_input(),
             "searched": {
@@ -679,6 +755,9 @@ class Forget:
                 "redis": self.redis is not None,
                 "archive": self.archive.url if self.archive else None,
                 "ids_too_short_to_search": len(subject.search.too_short),
+                "vectors": len(subject.vectors),
+                "vectors_of_request": len(split(asked.vectors)),
+                "vectors_too_plain_to_search": self._vector_search(subject).too_plain,
             },
             "in_memory": ["monitor", "status", "gateway"],
         }
@@ -686,7 +765,31 @@ class Forget:
             asked, state="done", time=now, events=b"", vectors=b"", content=json.dumps(certificate)
         )
         self._write(done)
+        self._delete_sealed(Requests(self.pipeline, self.broker, self.registry.keys))
         return certificate
+
+    def _cut(self) -> list[str]:
+        """Return the topics of which a beginning is deleted, and not single records."""
+        owned = [one for one in topics.TOPICS if one is topics.PREDICTIONS or one.is_raw]
+        return [one.name(self.pipeline) for one in owned if not self.pipeline.raw_topics.get(one.suffix)]
+
+    def _close_files(self, erased: Collection[str], overrides: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+        """Return until when brokers have files of what was deleted, ms since the epoch; None: until more is written."""
+        names = [name for name in self._cut() if name in erased]
+        if not names:
+            return {}
+        self.say(f"closing the files of {', '.join(names)}")
+        eraser = Eraser(self.broker, self.patience)
+        partitions = [TopicPartition(name, number) for name in names for number in range(self.broker.partitions(name))]
+        behind = eraser.close_files(partitions, f"{self.pipeline.name}.forget")
+        eraser.restore({name: overrides.get(name, {}) for name in names})
+        cluster = self.broker.settings(names)
+        looks = max((int(one.get(_CHECK_MS, 300_000)) for one in cluster.brokers.values()), default=300_000)
+        now, open_ = int(time.time() * 1000), {one.topic for one in behind}
+        delays = {
+            name: looks + int(cluster.topics[name].settings.get("file.delete.delay.ms", 60_000)) for name in names
+        }
+        return {name: None if name in open_ else now + delays[name] for name in names}
 
     def _kept(self) -> dict[str, Any]:
         """Return until when topics that were left keep what they hold, ms since the epoch."""

@@ -112,10 +112,11 @@ def _forget(pipeline: Pipeline) -> Iterator[Right]:
     yield Right("cluster", CLUSTER, ("Describe", "DescribeConfigs"))  # how far all groups have read
     every = ("AlterConfigs", "Delete", "DescribeConfigs", "Read", "Write")
     for topic in topics.TOPICS:
-        writes = topic.erasable or topic is topics.FORGOTTEN
-        some = every if writes else ("Delete", "Read") if topic.is_raw or topic is topics.PREDICTIONS else ("Read",)
+        changes = topic.erasable or topic.is_raw or topic in (topics.FORGOTTEN, topics.PREDICTIONS)
+        some = every if changes else ("Read",)
         yield Right("topic", topic.name(pipeline), some)
     yield Right("group", f"{pipeline.name}.", ("Describe",), is_prefix=True)
+    yield Right("transactional-id", f"{pipeline.name}.forget", ("Write",))
 
 
 def _groups(pipeline: Pipeline, name: str) -> Iterator[Right]:

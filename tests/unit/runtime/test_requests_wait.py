@@ -46,7 +46,8 @@ class Work(Forget):
     def run(self, entities: Any, by: str, why: str, carried: Any = ()) -> dict[str, Any]:
         self.runs.append((list(entities), list(carried)))
         if len(self.runs) == 1 or not self.breaks_off:
-            self._write(Forgetting("run", "asked", by, why, 0, [], content=json.dumps({"requests": list(carried)})))
+            content = {"requests": list(carried), "ids": "0" * 64}
+            self._write(Forgetting("run", "asked", by, why, 0, [], content=json.dumps(content)))
         if self.breaks_off:
             raise BrokerError("away")
         self._write(Forgetting("run", "done", by, why, 0, [], content=json.dumps({"requests": list(carried)})))

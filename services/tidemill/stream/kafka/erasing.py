@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: How often a filler is written, and looked whether the records are gone.
 ROUND_SECONDS = 3.0
+#: How long groups may take to read up to where a file begins that was closed; they have read all that they can see.
+READ_ON_SECONDS = 30.0
 #: A topic while records of it are erased; one that is kept for a time only goes on deleting what is older.
 _WHILE_ERASED = {
     "segment.ms": "1000",
@@ -121,9 +123,9 @@ class Eraser:
             failed, self._failed = self._failed, []
             raise BrokerError(f"writing tombstones: {failed[0] if failed else f'{left} are not acknowledged'}")
 
-    def behind(self, ends: Mapping[TopicPartition, int]) -> dict[str, TopicPartition]:
+    def behind(self, ends: Mapping[TopicPartition, int]) -> list[tuple[str, TopicPartition]]:
         """Return the groups that have not read up to these offsets, each with a partition where it has not."""
-        behind: dict[str, TopicPartition] = {}
+        behind = []
         try:
             listed = self._admin.list_consumer_groups(request_timeout=CALL_SECONDS).result().valid
             for name in [group.group_id for group in listed]:
@@ -132,7 +134,7 @@ class Eraser:
                 for one in answer.topic_partitions:
                     partition = TopicPartition(one.topic, one.partition)
                     if 0 <= one.offset < ends.get(partition, 0):
-                        behind[name] = partition
+                        behind.append((name, partition))
         except KafkaException as error:
             raise service_error(error, "asking how far groups have read") from error
         return behind
@@ -142,7 +144,7 @@ class Eraser:
         deadline = time.monotonic() + self.patience
         while behind := self.behind(ends):
             if time.monotonic() > deadline:
-                group, partition = next(iter(behind.items()))
+                group, partition = behind[0]
                 raise BrokerError(
                     f"group {group} has not read {partition.topic}[{partition.partition}] up to {ends[partition]:,}: "
                     f"have it read on, or delete its offsets, then run it again"
@@ -154,6 +156,40 @@ class Eraser:
                 future.result(CALL_SECONDS * 6)
         except KafkaException as error:
             raise service_error(error, "deleting records") from error
+
+    def close_files(self, partitions: Collection[TopicPartition], transaction: str) -> set[TopicPartition]:
+        """Have brokers begin new files for partitions of which a beginning was deleted, and delete up to there.
+
+        A file is deleted once nothing in it can be read, and the one that is written to never is. So the next record
+        begins another, and that is one of a transaction that is aborted, which no reader sees. Returns partitions of
+        which some group has not read up to there, as where nothing comes any more: their last file stays as it is.
+        """
+        change_settings(self._admin, {one.topic: {"segment.ms": "1000"} for one in partitions})
+        time.sleep(1.5)  # so long after its first record a file is closed by the next one
+        begins: dict[TopicPartition, int] = {}
+
+        def delivered(error: Any, message: Any) -> None:
+            self._delivered(error, message)
+            begins[TopicPartition(message.topic(), message.partition())] = message.offset()
+
+        shared = {**self.broker.common, "transactional.id": transaction, "on_delivery": delivered}
+        try:
+            producer = Producer(shared)
+            producer.init_transactions(CALL_SECONDS * 6)
+            producer.begin_transaction()
+            for one in partitions:
+                producer.produce(one.topic, None, b"", one.partition)
+            producer.flush(CALL_SECONDS * 6)
+            producer.abort_transaction(CALL_SECONDS * 6)
+        except KafkaException as error:
+            raise service_error(error, "closing files") from error
+        if self._failed or len(begins) < len(partitions):
+            raise BrokerError(f"closing files: {self._failed[0] if self._failed else 'not acknowledged'}")
+        deadline = time.monotonic() + min(self.patience, READ_ON_SECONDS)
+        while (behind := {one for _, one in self.behind(begins)}) and time.monotonic() < deadline:
+            time.sleep(1.0)
+        self.delete_before({one: begin for one, begin in begins.items() if one not in behind})
+        return behind
 
 
 def stored(broker: KafkaBroker, name: str) -> Iterator[list[Any]]:
