@@ -199,7 +199,7 @@ class Settings(Secured, BaseSettings):
         24.0, description="notifier: how long it tries to deliver one notice"
     )
     access_log: bool = Field(
-        True, description="status, gateway: write who has read or commanded what to the topic `access`"
+        True, description="status, gateway, --show-personal: write who has read or commanded what to the topic `access`"
     )
     replication: Annotated[int, Field(ge=-1)] = Field(
         -1, description="replication factor of created topics; -1: the broker's own"

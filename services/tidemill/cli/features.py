@@ -38,7 +38,7 @@ def features() -> None:
 @click.option("--at", metavar="TIME", help="Event time, ISO 8601, or `now`. Default: the entity's own latest event.")
 @SHOW_PERSONAL
 @AS_JSON
-@with_settings("redis_url")
+@with_settings("redis_url", "brokers")
 def get(
     pipeline: str,
     entity: str,

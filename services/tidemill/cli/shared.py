@@ -27,8 +27,6 @@ PIPELINE = click.argument("pipeline")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 AS_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 
-SHOW_PERSONAL = click.option("--show-personal", is_flag=True, help="Show the fields that are declared personal.")
-
 #: A progress bar is drawn at most so often.
 DRAW_SECONDS = 0.1
 
@@ -47,6 +45,61 @@ def with_settings(*names: str) -> Callable[[Any], Any]:
         return command
 
     return decorate
+
+
+def SHOW_PERSONAL(command: Any) -> Any:  # noqa: N802  an option like the others
+    """Add --show-personal; that it was given is written to the access log before anything is shown."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, show_personal: bool, **more: Any) -> Any:
+        if show_personal:
+            _note_access(more)
+        return command(*arguments, show_personal=show_personal, **more)
+
+    text = "Show the fields that are declared personal; it is written to the access log."
+    return click.option("--show-personal", is_flag=True, help=text)(run)
+
+
+def _note_access(options: dict[str, Any]) -> None:
+    """Write who asks for which personal fields. Raises BrokerError where it can't; then nothing is shown."""
+    import getpass
+    import secrets
+    import socket
+
+    import tidemill
+    from tidemill import settings
+    from tidemill.stream.kafka.producer import Sender
+    from tidemill.wire import topics
+    from tidemill.wire.dead_letters import shorten
+    from tidemill.wire.personal import Mask
+    from tidemill.wire.records import Records
+
+    declared, chosen = tidemill.load(options["pipeline"]), settings.load(brokers=options.get("brokers"))
+    if not chosen.access_log or not Mask(declared).is_on:
+        return
+    context = click.get_current_context()
+    given = {
+        name: value for name, value in context.params.items() if name in options and value not in (None, (), False)
+    }
+    own = {"pipeline", *settings.Settings.model_fields}
+    by = getpass.getuser()
+    record = {
+        "time": int(time.time() * 1000),
+        "service": "cli",
+        "instance": socket.gethostname(),
+        "request_id": secrets.token_hex(8),
+        "by": by,
+        "role": "",
+        "method": "--show-personal",
+        "route": context.command_path,
+        "subject": shorten(" ".join(f"{name}={value}" for name, value in given.items() if name not in own), 500),
+        "status": 200,
+        "dropped": 0,
+    }
+    broker = connected(declared, chosen, topics.ACCESS)
+    sender = Sender(broker.servers, broker.common)
+    sender.send(topics.ACCESS.name(declared), Records(declared).access.encode(record), by.encode())
+    sender.flush()
 
 
 def keys_to_verify(chosen: settings.Settings) -> Keyring | None:

@@ -174,7 +174,7 @@ class Pipeline:
                 if name in self.personal_features and isinstance(self.request_features[name].source, str):
                     fail(f"{where}.segments", f"{name!r} is personal, and a segment's values are shown to everybody")
         if self.retention is not None:
-            self.retention.check(fail)
+            self.retention.check(self.join_memory_ms, [name for name, own in self.raw_topics.items() if own], fail)
         if self.forgetting is not None:
             self.forgetting.check(self.events.types, fail)
         if self.protect is not None:
@@ -290,6 +290,12 @@ class Pipeline:
     def join_memory_ms(self) -> int:
         """How far back, in event time, the joiner knows what it has joined; milliseconds."""
         return join_memory(self.label_timeout_ms, self.corrections_ms)
+
+    @property
+    def kept_ms(self) -> Mapping[str, int]:
+        """For how long topics keep their records where that is declared, by suffix; milliseconds."""
+        topics = self.retention.topics if self.retention else {}
+        return {name: milliseconds(text) for name, text in topics.items()}
 
     @property
     def _baseline(self) -> Any:

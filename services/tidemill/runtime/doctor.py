@@ -113,6 +113,11 @@ def _topic(pipeline: Pipeline, topic: Topic, cluster: ClusterSettings) -> Iterat
     level: Level = "warning" if pipeline.raw_topics.get(topic.suffix) else "wrong"
     yield from _equal(name, actual.settings, "cleanup.policy", policy, level, fix)
     yield from _retention(name, topic, actual, topic.kept_ms(pipeline), _needed_ms(pipeline, topic))
+    if (most := pipeline.kept_ms.get(topic.suffix)) is not None:
+        kept = _number(actual.settings.get("retention.ms")) or 0
+        level = "ok" if 0 <= kept <= most else "warning"
+        fix = "lower it: records are kept for longer than is declared"
+        yield Finding(level, f"{name}: retention.ms", str(kept), f"{most} at most", fix)
     fix = "turn it off: a leader that lacks records cuts the log behind what was processed"
     yield from _equal(name, actual.settings, "unclean.leader.election.enable", "false", "warning", fix)
     yield from _replicas(name, actual, len(cluster.brokers))

@@ -32,6 +32,10 @@ class Named(Protocol):
     def join_memory_ms(self) -> int:
         """How far back, in event time, the joiner knows what it has joined; milliseconds."""
 
+    @property
+    def kept_ms(self) -> Mapping[str, int]:
+        """For how long topics keep their records where that is declared, by suffix; milliseconds."""
+
 
 @dataclass(frozen=True)
 class Topic:
@@ -59,6 +63,8 @@ class Topic:
 
     def kept_ms(self, pipeline: Named) -> int:
         """How long a pipeline's records are kept, in ms; -1 for ever."""
+        if (declared := pipeline.kept_ms.get(self.suffix)) is not None:
+            return declared
         is_short = self.joined and pipeline.join_memory_ms > self.retention_ms
         return pipeline.join_memory_ms + DAY if is_short else self.retention_ms
 

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import small
@@ -16,6 +16,7 @@ from running import until
 from signing_keys import KEY, forged
 
 from tidemill import Gate, Retention, metrics
+from tidemill.declare.retention import KeptTopic
 from tidemill.errors import DeclarationError, StoreError
 from tidemill.models.fold import Fold
 from tidemill.registry import retention
@@ -102,6 +103,9 @@ def test_a_model_that_stands_still_loses_nothing_more_and_the_gates_rounds_stay(
         (Retention(all="3d"), "retention.hourly: '2d' where at least all, '3d', was expected"),
         (Retention(daily="1h"), "retention.daily: '1h' where at least hourly, '2d', was expected"),
         (Retention(all="soon"), "retention.all"),
+        (Retention(archive="soon"), "retention.archive"),
+        (Retention(topics={"examples": "30d"}), "retention.topics"),
+        (Retention(topics={"prediction-log": "10m"}), "retention.topics: prediction-log: 10m is shorter than what"),
         ("30d", "retention"),
     ],
 )
@@ -109,6 +113,21 @@ def test_what_makes_no_sense_is_refused(retention: Any, words: str) -> None:
     with pytest.raises(DeclarationError) as error:
         small.make(retention=retention)
     assert words in str(error.value)
+
+
+def test_topics_keep_records_as_is_declared() -> None:
+    kept = {topic.suffix for topic in topics.TOPICS if topic.retention_ms > 0}
+    assert kept == set(get_args(KeptTopic)), "those that a declaration may name"
+    pipeline = small.make(retention=Retention(topics={"events": "3d", "dlq": "12h"}))
+    configs = {topic.suffix: topic.config(0)["retention.ms"] for topic, _, _ in topic_table(pipeline)}
+    usual = {topic.suffix: topic.config(0)["retention.ms"] for topic, _, _ in topic_table(small.make())}
+    assert configs == usual | {"events": str(3 * 86_400_000), "dlq": str(12 * 3_600_000)}
+
+
+def test_the_topics_of_others_are_not_ours_to_cut() -> None:
+    events = dataclasses.replace(small.EVENTS, topic="shop.clicks")
+    with pytest.raises(DeclarationError, match=r"retention\.topics: events: it was there before the pipeline"):
+        small.make(events=events, retention=Retention(topics={"events": "3d"}))
 
 
 # What goes --------------------------------------------------------------------------------------------------------------

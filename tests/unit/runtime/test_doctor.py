@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tidemill import load, settings
+from tidemill import Retention, load, settings
 from tidemill.cli import doctor as command
 from tidemill.errors import BrokerError
 from tidemill.runtime import run as running
@@ -98,6 +98,13 @@ def test_a_topic_setting_that_can_eat_a_pipeline(topic: str, setting: str, value
 )
 def test_to_keep_longer_is_right(topic: str, setting: str, value: str) -> None:
     assert bad(good(topic, settings={setting.replace(".", "_"): value})) == []
+
+
+def test_to_keep_longer_than_is_declared_is_not() -> None:
+    pipeline = replace(PIPELINE, retention=Retention(topics={"features": "3d"}))
+    for kept, level in ((3 * DAY, "ok"), (4 * DAY, "warning"), (-1, "warning")):
+        findings = judge(pipeline, good("features", settings={"retention_ms": str(kept)}), topics.TOPICS)
+        assert [one.level for one in findings if one.level != "ok"] == ([] if level == "ok" else [level]), kept
 
 
 @pytest.mark.parametrize(

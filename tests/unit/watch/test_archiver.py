@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from monitored import logs_of
 
-from tidemill import category, load
+from tidemill import Retention, category, load
 from tidemill.demo import data
 from tidemill.errors import SettingsError, StoreError
 from tidemill.files import Files
@@ -60,7 +60,8 @@ class Run:
         self.now = 0.0
         self.folder = folder
         files = Files(str(folder), "archive_url", "archive")
-        self.step = Archiver(FLIGHTS, files, every_seconds=10.0, chunk=100, clock=lambda: self.now, **more)
+        pipeline = more.pop("pipeline", FLIGHTS)
+        self.step = Archiver(pipeline, files, every_seconds=10.0, chunk=100, clock=lambda: self.now, **more)
 
     def start(self, slot: TopicPartition, committed: int, records: list[MemoryRecord]) -> None:
         """Take a slot over as the loop does: rebuild from where the step says, then go on."""
@@ -95,6 +96,30 @@ def test_a_row_holds_all_of_a_record(tmp_path: Path) -> None:
     assert (row["champion"], row["score_logreg"], row["version_slow"]) == ("logreg", 0.25, 3)
     assert (bool(row["label"]), row["label_time"]) == (False, pd.Timestamp(8, unit="ms", tz="UTC"))
     assert str(row["date"]) == "1970-01-01"
+
+
+def test_what_is_older_than_declared_goes_and_no_day_before_it_has_passed(tmp_path: Path) -> None:
+    today = [30 * DAY + DAY // 2]
+    pipeline = replace(FLIGHTS, retention=Retention(archive="10d"))
+    run = Run(tmp_path, pipeline=pipeline, now=lambda: today[0] / 1000)
+    run.start(SLOT, 0, [])
+    run.step.process([record(n, day=n) for n in range(18, 24)], discard)
+    run.flush()
+
+    def dates() -> list[str]:
+        return [name.partition("date=1970-01-")[2][:2] for name in run.names()]
+
+    assert dates() == ["21", "22", "23", "24"], "the 21st has an afternoon that is not ten days ago"
+    today[0] += DAY // 2
+    run.flush()
+    assert len(dates()) == 4, "it does not look each time"
+    run.now += 3600
+    run.flush()
+    assert dates() == ["22", "23", "24"]
+    kept = Run(tmp_path, now=lambda: 400 * DAY / 1000)
+    kept.start(SLOT, 0, [])
+    kept.flush()
+    assert dates() == ["22", "23", "24"], "without the declaration nothing goes"
 
 
 def test_a_file_is_named_by_its_topic_partition_and_offsets_below_its_date(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from tidemill.declare.pipeline import Pipeline
-from tidemill.errors import StoreError
+from tidemill.errors import SettingsError, StoreError
 from tidemill.stream.api import Position, Record, Start, TopicPartition
 from tidemill.stream.group import Service
 from tidemill.watch.archiver.service import RowArchiver
@@ -53,6 +53,8 @@ class DeltaArchiver(RowArchiver):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(pipeline, every_seconds, clock)
+        if pipeline.retention and pipeline.retention.archive:
+            raise SettingsError("retention.archive: of a Delta table nothing is deleted; use archive_format=parquet")
         self.url, self.max_rows = url, max_rows
         #: By partition: the offset up to which the table has the rows; and up to which they are here.
         self._written: dict[TopicPartition, int] = {}

@@ -13,11 +13,13 @@ written again, after a crash or because it has grown, overwrites itself, and no 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.durations import milliseconds
 from tidemill.files import Files
 from tidemill.stream.api import Emit, Position, Processor, Record, Start, TopicPartition
 from tidemill.stream.group import Service
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 #: Offsets of one partition in one chunk, which is a file for each date. It bounds memory, and what a restart reads
 #: again.
 CHUNK_OFFSETS = 20_000
+#: How often files are looked for that are older than the declared retention.
+SWEEP_SECONDS = 3600.0
 
 
 class Chunk:
@@ -113,6 +117,8 @@ class Archiver(RowArchiver):
         How old the newest rows of the archive may be.
     chunk
         Offsets of one partition that go into one chunk.
+    now
+        Wall time in s; what is older than the declared retention by it is deleted.
     """
 
     def __init__(
@@ -123,9 +129,11 @@ class Archiver(RowArchiver):
         every_seconds: float = 60.0,
         chunk: int = CHUNK_OFFSETS,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(pipeline, every_seconds, clock)
-        self.files, self.size = files, chunk
+        self.files, self.size, self.now = files, chunk, now
+        self._swept_at = -math.inf
         self._chunks: dict[TopicPartition, Chunk] = {}
 
     def assign(self, topic_partition: TopicPartition, committed: Position) -> Start:
@@ -161,6 +169,20 @@ class Archiver(RowArchiver):
     def _write_rest(self) -> None:
         for chunk in self._chunks.values():
             self._write(chunk)
+        if self.clock() - self._swept_at >= SWEEP_SECONDS:
+            self._swept_at = self.clock()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete the files of dates of which all is older than the declared retention."""
+        kept = self.pipeline.retention.archive if self.pipeline.retention else None
+        if kept is None:
+            return
+        first = date_of(int(self.now() * 1000) - milliseconds(kept))
+        for path in self.files.glob(f"{self.pipeline.name}/*/date=*/*.parquet"):
+            if path.rpartition("/date=")[2].partition("/")[0] < first:
+                self.files.delete(path)
+                log.info("deleted from the archive", extra={"path": path})
 
     def _write(self, chunk: Chunk) -> None:
         """Write the changed files of a chunk. Raises StoreError where the archive can't be written."""
