@@ -2,6 +2,7 @@
 
     make bench                                 the table
     make bench ARGS="--json bench.json"        and as JSON
+    make bench ARGS="--forgetting"             without and with unique keys, one after the other: CPU, and bytes on the log
     make bench ARGS="--latency 2000"           delay from event to prediction, all services, at 2,000 events a second
 
 CPU is that of the whole process, the Kafka client's threads included, from the first batch to the last; the broker runs
@@ -13,6 +14,7 @@ Machines are shared and noisy: compare ratios within one run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -29,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import psutil
 from real_kafka import RealKafka, missing
 
+from tidemill.declare.forgetting import Forgetting
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.demo import data
@@ -51,7 +54,6 @@ from tidemill.stages.validator import service as validator
 from tidemill.stream.api import Emit, Processor, Record, TopicPartition
 from tidemill.stream.group import Service
 from tidemill.stream.kafka.broker import KafkaBroker
-from tidemill.stream.kafka.producer import Sender
 from tidemill.stream.loop import Loop, tune_collector
 from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
@@ -106,8 +108,8 @@ class Timed(Processor):
 
 def measure(name: str, servers: str, redis_url: str, expected: int, events: int) -> dict[str, float]:
     """Run one service in this process until it has handled `expected` records; per event of `events`."""
-    pipeline = load(REFERENCE)
-    broker = KafkaBroker(servers)
+    pipeline = reference()
+    broker = broker_of(servers, pipeline)
     step: Processor
     with tempfile.TemporaryDirectory() as folder:
         if name == "bare":
@@ -151,6 +153,19 @@ def build(name: str, pipeline: Pipeline, broker: KafkaBroker, redis_url: str, fo
     return learner.build(pipeline, pipeline.champion, registry, broker, every_examples=10_000, every_seconds=10.0)
 
 
+def reference() -> Pipeline:
+    """Return the benchmark's pipeline, with forgetting where that is asked for."""
+    forgetting = Forgetting() if os.environ.get("BENCH_FORGETTING") else None
+    return dataclasses.replace(load(REFERENCE), forgetting=forgetting)
+
+
+def broker_of(servers: str, pipeline: Pipeline) -> KafkaBroker:
+    """Return the broker, for who writes records of this pipeline."""
+    broker = KafkaBroker(servers)
+    broker.erasable = topics.erasable(pipeline, is_declared=pipeline.forgetting is not None)
+    return broker
+
+
 def fill(broker: KafkaBroker, pipeline: Pipeline, found: list[data.Flight]) -> dict[str, int]:
     """Fill every topic with what the services would have written; returns the number of records in each."""
     kept: dict[str, list[tuple[Any, ...]]] = {}
@@ -161,18 +176,20 @@ def fill(broker: KafkaBroker, pipeline: Pipeline, found: list[data.Flight]) -> d
             super()._emit(topic, value, key, timestamp, *rest)
 
     Recording(pipeline).run([f.event for f in found], data.labels(found))
-    sender = Sender(broker.servers)
+    producer = broker.producer("fill")
     for topic, records in kept.items():
         single = topic.endswith(".examples")
-        for value, key in records:
-            sender.send(topic, value, key if not single else b"one")
-        sender.flush()
+        for number, (value, key) in enumerate(records, 1):
+            producer.emit(topic, value, key if not single else b"one")
+            if number % 5_000 == 0 or number == len(records):
+                producer.commit({}, None)
+    producer.close()
     return {topic: len(records) for topic, records in kept.items()}
 
 
 def throughput(months: int, chosen: Sequence[str], core: int) -> dict[str, Any]:
     """Measure each service in a process of its own."""
-    pipeline = load(REFERENCE)
+    pipeline = reference()
     found = data.flights(range(1, months + 1))
     results: dict[str, Any] = {}
     with ExitStack() as cleanup:
@@ -185,10 +202,11 @@ def throughput(months: int, chosen: Sequence[str], core: int) -> dict[str, Any]:
         if others:
             pin(kafka.process.pid, others)
             os.sched_setaffinity(redis.process.pid, others)
-        broker = KafkaBroker(kafka.servers)
+        broker = broker_of(kafka.servers, pipeline)
         broker.create(topic_table(pipeline))
         say(f"filling topics with {len(found):,} flights")
         filled = fill(broker, pipeline, found)
+        logged = sum(path.stat().st_size for path in folder.rglob(f"{pipeline.name}.*/*.log"))
         for name in ORDER:
             if name not in chosen:
                 continue
@@ -202,7 +220,8 @@ def throughput(months: int, chosen: Sequence[str], core: int) -> dict[str, Any]:
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
             results[name] = json.loads(done.stdout.splitlines()[-1])
-    return {"events": len(found), "services": {name: results[name] for name in reversed(ORDER) if name in results}}
+    services = {name: results[name] for name in reversed(ORDER) if name in results}
+    return {"events": len(found), "log_bytes_per_event": logged / len(found), "services": services}
 
 
 def pin(pid: int, cores: set[int]) -> None:
@@ -234,6 +253,7 @@ def show(report: dict[str, Any]) -> None:
     if {"joiner", "learner"} <= both.keys():
         total = both["joiner"] + both["learner"]
         print(f"{'joiner + learner':<18}{total:>8.1f}{'':>16}{PROTOTYPE['joiner + learner']:>11.0f}")
+    print(f"the log as it was filled: {report['log_bytes_per_event']:,.0f} bytes an event")
     print(f"{'all five':<18}{sum(v for k, v in both.items() if k != 'bare'):>8.1f}")
 
 
@@ -361,6 +381,7 @@ def main() -> None:
         "--delivery", default="exactly_once", choices=("exactly_once", "at_least_once"), help="with --latency"
     )
     parser.add_argument("--chains", action="store_true", help="with --latency: services share processes where they can")
+    parser.add_argument("--forgetting", action="store_true", help="measure without Forgetting(), then with it")
     for hidden in ("--child", "--servers", "--redis", "--expected", "--events"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--partitions", type=int, default=4, help="partitions of each topic")
@@ -375,6 +396,14 @@ def main() -> None:
     if given.latency:
         report = latency(given.latency, given.seconds, given.delivery, chains=given.chains, warm=given.warm)
         print(json.dumps(report, indent=2))
+    elif given.forgetting:
+        report = {}
+        for declared in ("", "1"):
+            os.environ["BENCH_FORGETTING"] = declared
+            own = throughput(given.months, given.service or ORDER, given.core)
+            report["with" if declared else "without"] = own
+            print("\nwith forgetting" if declared else "\nwithout")
+            show(own)
     else:
         report = throughput(given.months, given.service or ORDER, given.core)
         show(report)
