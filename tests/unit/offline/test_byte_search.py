@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tidemill.encoding.codec import Codec
 from tidemill.offline.byte_search import ByteSearch, VectorSearch
 
-IDS = st.text(st.characters(codec="ascii", categories=("Lu", "Nd")), min_size=4, max_size=80)
+IDS = st.text(st.characters(codec="ascii", categories=("Lu", "Nd")), min_size=4, max_size=80)  # codespell:ignore nd
 CODEC = Codec({"type": "record", "name": "R", "fields": [{"name": n, "type": "string"} for n in ("a", "b", "c")]})
 
 
