@@ -1,10 +1,11 @@
-"""The tutorial: every command of the page is run in order, as it stands, and prints what the page shows."""
+"""Pages that show a terminal: every command is run in order, as it stands, and prints what the page shows."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from river import datasets
 from running import until
 
 from tidemill.local.processes import free_port
 
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
+DOCS = Path(__file__).parents[2] / "docs"
+TUTORIAL, FIVE_COMMANDS = DOCS / "tutorial.md", DOCS / "how-to" / "first-hour.md"
 BLOCK = re.compile(r"```(\w*)(?: title=\"(.*?)\")?\n(.*?)```", re.S)
 #: Numbers, times, versions, positions.
 NUMBER = re.compile(r"\d+(?:[.,:-]\d+)*")
@@ -44,6 +47,19 @@ class Terminal:
         self.env = {**clean, "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}", "COLUMNS": "120"}
         self.lasting: dict[str, subprocess.Popen[bytes]] = {}
         self.log = folder / "up.log"
+
+    def run_all(self, text: str) -> list[str]:
+        """Run the commands of a block, and return them."""
+        parts = [part.partition("\n") for part in re.split(r"^\$ ", text, flags=re.M)[1:]]
+        for command, _, shown in parts:
+            self.run(command, shown)
+        return [command for command, _, _ in parts]
+
+    def end(self) -> None:
+        """Press Ctrl-C in all terminals."""
+        for command in list(self.lasting)[::-1]:
+            self.stop(command)
+        assert "no process is left" in self.log.read_text()
 
     def run(self, command: str, shown: str) -> None:
         if command.startswith("cd "):
@@ -135,10 +151,7 @@ def test_every_command_of_the_tutorial_prints_what_the_page_shows(terminal: Term
     ran: list[str] = []
     for kind, title, text in BLOCK.findall(TUTORIAL.read_text()):
         if kind == "console":
-            for part in re.split(r"^\$ ", text, flags=re.M)[1:]:
-                command, _, shown = part.partition("\n")
-                terminal.run(command, shown)
-                ran.append(command)
+            ran += terminal.run_all(text)
         elif kind == "diff":
             old, new = (line[1:] for line in text.splitlines())
             file = terminal.folder / title
@@ -155,6 +168,15 @@ def test_every_command_of_the_tutorial_prints_what_the_page_shows(terminal: Term
         ("dlq", "redrive"),
     }  # fmt: skip
     assert expected <= words, expected - words
-    for command in list(terminal.lasting)[::-1]:
-        terminal.stop(command)
-    assert "no process is left" in terminal.log.read_text()
+    terminal.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_five_commands_print_what_their_page_shows(terminal: Terminal, tmp_path: Path) -> None:
+    shutil.copy(Path(datasets.__file__).parent / "solar-flare.csv.zip", tmp_path)
+    ran = [command for _, _, text in BLOCK.findall(FIVE_COMMANDS.read_text()) for command in terminal.run_all(text)]
+    assert [command.split()[1] for command in ran if command.startswith("tidemill ")] == [
+        "init", "backtest", "up", "send", "send", "tail",
+    ]  # fmt: skip
+    terminal.end()
