@@ -6,18 +6,21 @@ A result's data frames are of the same library as the events; of pandas, where t
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import html
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import narwhals as nw
 
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
+from tidemill.encoding.python_schemas import as_dict, is_declaration
 from tidemill.errors import SettingsError
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.history import Frame
@@ -32,8 +35,30 @@ if TYPE_CHECKING:
 
 #: What events and labels may be: the path of files, a data frame, or rows.
 Data = Any
+Given, Result = ParamSpec("Given"), TypeVar("Result")
 
 
+#: What commands call options, and functions here call otherwise.
+_ARGUMENTS = {"--from": "begin", "--to": "end", "--force": "force=True", "--recompute": "recompute=True"}
+_ARGUMENTS |= {"--rebuild": "rebuild=True"}
+_OPTION = re.compile(r"`[^`]*`|--[a-z]+")  # or a command, which stays as it is
+
+
+def _named_as_here(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Have a function's errors name its arguments, where those of commands name options."""
+
+    @functools.wraps(function)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except SettingsError as error:
+            text = _OPTION.sub(lambda option: _ARGUMENTS.get(option[0], option[0].removeprefix("--")), str(error))
+            raise SettingsError(text) from error.__cause__
+
+    return call
+
+
+@_named_as_here
 def backtest(
     pipeline: Pipeline | str,
     events: Data = None,
@@ -51,7 +76,8 @@ def backtest(
     pipeline
         A pipeline, or what names one: a file, a module, or a shipped pipeline.
     events, labels
-        Each a data frame, a list of rows, or a path: a file, a folder, or a pattern as `*.csv`.
+        Each a data frame, a list of rows (mappings, or instances of the stream's class), or a path: a file, a folder,
+        or a pattern as `*.csv`.
     archive
         Instead of the two, the URL of an archive.
     model_delay
@@ -77,6 +103,7 @@ def backtest(
     return BacktestResult(report, rows.columns, _backend(events))
 
 
+@_named_as_here
 def dataset(
     pipeline: Pipeline | str,
     events: Data = None,
@@ -84,8 +111,8 @@ def dataset(
     *,
     archive: str | None = None,
     recompute: bool = False,
-    begin: str | None = None,
-    end: str | None = None,
+    begin: str | dt.datetime | None = None,
+    end: str | dt.datetime | None = None,
     out: str | Path | None = None,
     force: bool = False,
     **settings: Any,
@@ -101,13 +128,13 @@ def dataset(
     recompute
         From Kafka: vectors computed again under this declaration, instead of those that were served.
     begin, end
-        Event times from the one, and before the other, in ISO 8601.
+        Event times from the one, and before the other: times, or text in ISO 8601.
     out
         A Parquet file to write; a summary is returned then.
     force
         Write over a file of that name.
     settings
-        Settings by name, as brokers="localhost:9092".
+        Of what comes from Kafka: settings by name, as brokers="localhost:9092".
 
     Raises SettingsError where there is nothing, or it can't be read or written.
     """
@@ -124,7 +151,9 @@ def dataset(
     if isinstance(source, ArchiveSource) and recompute:
         raise SettingsError("an archive holds vectors as they were served; recompute takes events and labels, or Kafka")
     form = sets.Form(declared, is_served=not (recompute or isinstance(source, RowSource)))
-    span = sets.span_of(begin, end)
+    span = sets.span_of(*(None if time is None else str(time) for time in (begin, end)))
+    if source is not None and settings:
+        raise SettingsError(f"{', '.join(settings)}: settings are for what comes from Kafka, and history is given here")
     if source is None:
         source = _kafka(
             declared, (topics.EVENTS_VALID, topics.LABELS_VALID) if recompute else (topics.EXAMPLES,), settings
@@ -143,10 +172,11 @@ def dataset(
         why = "".join(f"; {text}" for text in writer.summary.warnings)
         raise SettingsError(f"there is no labelled example in these event times{why}")
     for text in writer.summary.warnings:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, stacklevel=3)  # of who has called `dataset`
     return nw.from_arrow(pq.read_table(buffer), backend=_backend(events)).to_native()
 
 
+@_named_as_here
 def replay(
     pipeline: Pipeline | str,
     *ids: str,
@@ -238,8 +268,10 @@ class BacktestResult:
             raise SettingsError(f"plot() needs {error.name}: pip install 'tidemill[plot]'") from None
         names = self.report.metric_names
         metric = metric or next(iter(names), "")
+        if not names:
+            raise SettingsError("there is nothing to draw: no model was judged, for no label came in time")
         if metric not in names:
-            raise SettingsError(f"metric={metric!r} is not one of {', '.join(names) or 'none: no model was judged'}")
+            raise SettingsError(f"metric={metric!r} is not one of {', '.join(names)}")
         ax = ax or plt.subplots(figsize=(9, 4))[1]
         for model in self.metrics:
             points = [
@@ -349,20 +381,32 @@ def _data(given: Data, name: str) -> Path | Frame:
     """Return the path, or the columns of a data frame or of rows. Raises SettingsError for anything else."""
     if isinstance(given, (str, Path)):
         return Path(given)
-    if isinstance(given, (list, tuple)) and all(isinstance(row, Mapping) for row in given):
-        names = dict.fromkeys(column for row in given for column in row)
-        return Frame(name, {str(column): [row.get(column) for row in given] for column in names})
+    if isinstance(given, (list, tuple)) and all(map(_is_row, given)):
+        rows = [row if isinstance(row, Mapping) else as_dict(row) for row in given]
+        names = dict.fromkeys(column for row in rows for column in row)
+        return Frame(name, {str(column): [row.get(column) for row in rows] for column in names})
     try:
-        frame: Any = nw.from_native(given)
+        frame: Any = nw.from_native(_with_index(given))
         if isinstance(frame, nw.LazyFrame):
             frame = frame.collect()
-        return Frame(name, {str(column): _values(frame[column]) for column in frame.columns})
+        return Frame(name, {str(series.name): _values(series) for series in frame.iter_columns()})
     except Exception as error:  # narwhals', and those of the library that the frame is of
         kind = type(given).__name__
         why = f": {error}" if hasattr(given, "columns") else ""
         raise SettingsError(
             f"{name} is a {kind} where a data frame, a list of rows or a path was expected{why}"
         ) from None
+
+
+def _is_row(given: Any) -> bool:
+    return isinstance(given, Mapping) or (is_declaration(type(given)) and not isinstance(given, type))
+
+
+def _with_index(frame: Any) -> Any:
+    """Return a data frame of pandas with the levels of its index that have a name as columns."""
+    named = [name for name in getattr(getattr(frame, "index", None), "names", ()) if name is not None]
+    levels = [name for name in named if name not in getattr(frame, "columns", named)]
+    return frame.reset_index(level=levels) if levels else frame
 
 
 def _values(series: Any) -> list[Any]:

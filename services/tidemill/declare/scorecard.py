@@ -103,7 +103,7 @@ class Scorecard:
     def _figures(self) -> Iterator[tuple[str, float | str]]:
         for name, metric in self:
             try:
-                figure = float(metric.get())
+                figure = float(metric.get()) + 0.0  # -0.0 is 0.0
             except Exception as error:  # such as a division by zero before the first prediction
                 yield name, f"its get() raises {described(error)}"
             else:

@@ -220,6 +220,14 @@ class Stream:
         return schema_files.field_types(self.valid_avro)
 
     @property
+    def decimals(self) -> dict[str, int]:
+        """How many digits after the point each decimal field has, by name."""
+        types = {one["name"]: one["type"] for one in self.valid_avro["fields"]}
+        branches = {n: next((b for b in t if b != "null"), t) if isinstance(t, list) else t for n, t in types.items()}
+        decimals = {n: b for n, b in branches.items() if schema_files.logical_type(b) == "decimal"}
+        return {name: int(branch.get("scale", 0)) for name, branch in decimals.items()}
+
+    @property
     def is_time_plain(self) -> bool:
         """Whether the time is a number of which the schema does not say what it counts."""
         return self.unit != times.TEXT and not self._logical(self.time)

@@ -42,6 +42,7 @@ _NAMES = {name: getattr(typing, name) for name in ("Annotated", "Any", "Dict", "
 _NAMES |= {"datetime": dt.datetime, "date": dt.date, "time": dt.time, "UUID": uuid.UUID, "Decimal": Decimal}
 #: What pydantic calls times that it checks more strictly.
 _PYDANTIC_TIMES = ("AwareDatetime", "NaiveDatetime", "PastDatetime", "FutureDatetime")
+_PYDANTIC_DATES = ("PastDate", "FutureDate")
 _UNIX_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NOTHING: Any = object()
 
@@ -63,6 +64,14 @@ def is_declaration(given: Any) -> bool:
     return isinstance(given, type) and (
         dataclasses.is_dataclass(given) or _is_typed_dict(given) or hasattr(given, "model_fields")
     )
+
+
+def as_dict(record: Any) -> dict[str, Any]:
+    """Return the fields of an instance of such a class, each as it is."""
+    if dataclasses.is_dataclass(record):
+        return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    values: dict[str, Any] = record.model_dump()
+    return values
 
 
 def _is_typed_dict(given: Any) -> bool:
@@ -148,6 +157,8 @@ class _Derivation:
             elif typing.get_origin(given) is typing.Annotated:
                 given, *more = typing.get_args(given)
                 metadata = (*more, *metadata)
+            elif typing.get_origin(given) is typing.Final:
+                (given,) = typing.get_args(given)
             elif hasattr(given, "__value__") and type(given).__name__ == "TypeAliasType":
                 given = given.__value__
             else:
@@ -168,6 +179,8 @@ class _Derivation:
             return _decimal_type(metadata, path)
         if given is dt.datetime or getattr(given, "__name__", "") in _PYDANTIC_TIMES:
             return _time_type(metadata, path)
+        if getattr(given, "__name__", "") in _PYDANTIC_DATES:
+            given = dt.date
         if isinstance(given, type) and issubclass(given, enum.Enum):
             name = self._full_name(given, path)
             if name in self.named:
@@ -213,7 +226,17 @@ def _fields(given: Any) -> Iterator[_Field]:
                 needed = needed if mark == "ReadOnly" else mark == "Required"
                 (hint,) = typing.get_args(hint)
             yield _Field(name, hint if needed else hint | None, (), _NOTHING if needed else None)
-    elif dataclasses.is_dataclass(given):
+    elif models := getattr(given, "__pydantic_fields__", None):  # of a model, and of a dataclass that pydantic checks
+        for name, field in models.items():
+            is_made, default = field.default_factory is not None, _NOTHING
+            if not field.is_required():
+                default = field.default_factory() if is_made else field.default
+            # What pydantic has resolved, as T of a class of Model[int].
+            hint = (
+                field.annotation if getattr(given, "__pydantic_complete__", True) else hints.get(name, field.annotation)
+            )
+            yield _Field(name, hint, field.metadata, default, is_made)
+    else:
         for field in dataclasses.fields(given):
             factory, default = field.default_factory, field.default
             is_made = factory is not dataclasses.MISSING
@@ -222,12 +245,6 @@ def _fields(given: Any) -> Iterator[_Field]:
             elif default is dataclasses.MISSING:
                 default = _NOTHING
             yield _Field(field.name, hints[field.name], (), default, is_made)
-    else:
-        for name, field in given.model_fields.items():
-            is_made, default = field.default_factory is not None, _NOTHING
-            if not field.is_required():
-                default = field.default_factory() if is_made else field.default
-            yield _Field(name, hints.get(name, field.annotation), field.metadata, default, is_made)
 
 
 def _holder(annotations: Mapping[Any, Any]) -> type:

@@ -142,6 +142,8 @@ def check_choice(ids: Sequence[str], sample: int | None, seed: int | None) -> No
     """Raise SettingsError unless predictions are named, or a sample is drawn: one of the two."""
     if bool(ids) == (sample is not None):
         raise SettingsError("name the predictions to replay, or draw some with --sample: one of the two")
+    if sample is not None and sample < 1:
+        raise SettingsError(f"--sample {sample}: expected 1 or more")
     if seed is not None and sample is None:
         raise SettingsError(f"--seed {seed} goes with --sample: named predictions are not drawn")
 

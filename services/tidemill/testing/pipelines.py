@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import enum
 import json
@@ -16,6 +15,7 @@ from tidemill.declare.pipeline import Pipeline as Declaration
 from tidemill.declare.stream import Stream
 from tidemill.encoding import json_values, schema_files
 from tidemill.encoding.codec import Codec
+from tidemill.encoding.python_schemas import as_dict, is_declaration
 from tidemill.offline.river import River
 from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.topic import Topic
@@ -76,9 +76,8 @@ class Pipeline:
         return self._send(topics.LABELS, self.declaration.labels, self.records.sent_label, labels)
 
     def _send(self, topic: Topic, stream: Stream, codec: Codec, records: tuple[Any, ...]) -> Outcome:
-        decimals = _scales(stream)
         for record in records:
-            data = record if isinstance(record, bytes) else _message(stream, codec, record, decimals)
+            data = record if isinstance(record, bytes) else _message(stream, codec, record)
             self.broker.append(topic.name(self.declaration), data)
         self._run()
         of = self.records
@@ -106,35 +105,36 @@ class Pipeline:
         return sorted(fresh, key=lambda record: record.timestamp()[1])
 
 
-def _message(stream: Stream, codec: Codec, record: Any, scales: Mapping[str, int]) -> bytes:
+def _message(stream: Stream, codec: Codec, record: Any) -> bytes:
     """Return a record as a producer would send it: JSON; Avro where the stream takes nothing else."""
-    if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        record = dataclasses.asdict(record)
-    elif hasattr(record, "model_dump"):
-        record = record.model_dump()
-    given = {name: _plain(value, scales.get(name)) for name, value in record.items()}
+    given = _plain(record, stream.avro, {})
     if stream.encoding == "avro":
         return codec.encode(json_values.record_of(json_values.fields_of(codec.avro), given, "", codec.avro["name"]))
     return json.dumps(given).encode()
 
 
-def _scales(stream: Stream) -> dict[str, int]:
-    """Return how many digits after the point each decimal field has."""
-    scales = {}
-    for field in stream.avro["fields"]:
-        branches = field["type"] if isinstance(field["type"], list) else [field["type"]]
-        for branch in branches:
-            if schema_files.logical_type(branch) == "decimal":
-                scales[field["name"]] = int(branch.get("scale", 0))
-    return scales
-
-
-def _plain(value: Any, scale: int | None = None) -> Any:
-    """Return a value as JSON has it by Avro's rules."""
+def _plain(value: Any, avro: Any, named: dict[str, Any]) -> Any:
+    """Return a value as JSON has it by Avro's rules, be it of its type or not; `named` are the types met so far."""
+    for branch in avro if isinstance(avro, list) else [avro]:
+        if isinstance(branch, Mapping) and "name" in branch:
+            named[branch["name"]] = branch
+    if isinstance(avro, list):  # of a union with null
+        avro = next((branch for branch in avro if branch != "null"), None)
+    avro = named.get(avro, avro) if isinstance(avro, str) else avro
+    of: Mapping[str, Any] = avro if isinstance(avro, Mapping) else {}
+    if is_declaration(type(value)):
+        value = as_dict(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        fields = {field["name"]: field["type"] for field in of.get("fields", ())}
+        return {str(name): _plain(one, fields.get(name, of.get("values")), named) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(one, of.get("items"), named) for one in value]
+    if type(value).__module__ == "numpy":  # as in a row of a data frame
+        return _plain(value.tolist(), avro, named)
+    return _scalar(value, avro)
+
+
+def _scalar(value: Any, avro: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, bytes):
@@ -143,7 +143,10 @@ def _plain(value: Any, scale: int | None = None) -> Any:
         return value.isoformat()
     if isinstance(value, dt.time):
         return ((value.hour * 60 + value.minute) * 60 + value.second) * 1_000_000 + value.microsecond
-    if isinstance(value, Decimal) and scale is not None:
-        digits = int(value.scaleb(scale))
+    if isinstance(value, Decimal) and schema_files.logical_type(avro) == "decimal":
+        unscaled = value.scaleb(int(avro.get("scale", 0)))
+        digits = int(unscaled)
+        if digits != unscaled:
+            raise ValueError(f"{value} has more digits after the point than the schema's {avro.get('scale', 0)}")
         return digits.to_bytes((digits.bit_length() + 8) // 8, "big", signed=True).decode("latin-1")
     return str(value) if isinstance(value, (Decimal, uuid.UUID)) else value

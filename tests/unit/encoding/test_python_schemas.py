@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
 from keyword import iskeyword
 from types import NoneType
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Final, Generic, Literal, NotRequired, TypedDict, TypeVar
 
 import fastavro
 import pydantic
@@ -23,6 +23,8 @@ from tidemill.encoding import json_values, python_schemas, schema_files
 from tidemill.encoding.codec import Codec
 
 pytestmark = pytest.mark.slow
+
+T = TypeVar("T")
 
 
 class Size(enum.Enum):
@@ -129,6 +131,38 @@ def test_pydantic_models_typed_dicts_and_annotations_are_taken() -> None:
     by_hand = python_schemas.record_of({"id": "str", "at": dt.datetime, "price": "float | None"})
     assert by_hand["name"] == "Record"
     assert [f["type"] for f in by_hand["fields"]][::2] == ["string", ["null", "double"]]
+
+
+class Value(pydantic.BaseModel, Generic[T]):
+    value: T
+    price: Annotated[Decimal, (6, 2)]
+
+
+class Count(Value[int]):
+    day: pydantic.PastDate
+
+
+@pydantic.dataclasses.dataclass
+class Checked:
+    id: Final[str]
+    n: int = pydantic.Field(default=3, ge=0)
+    tags: list[str] = pydantic.Field(default_factory=list)
+    price: Decimal = pydantic.Field(default=Decimal("1.5"), max_digits=5, decimal_places=1)
+
+
+def test_what_pydantic_has_made_of_a_class_is_taken() -> None:
+    day, price = (
+        {"type": "int", "logicalType": "date"},
+        {"type": "bytes", "logicalType": "decimal", "precision": 6, "scale": 2},
+    )
+    types = {f["name"]: f["type"] for f in python_schemas.record_of(Count)["fields"]}
+    assert types == {"value": "long", "price": price, "day": day}
+    fields = {f["name"]: f for f in python_schemas.record_of(Checked)["fields"]}
+    assert fields["id"] == {"name": "id", "type": "string"}
+    assert fields["n"] == {"name": "n", "type": "long", "default": 3}
+    assert fields["tags"]["default"] == []
+    assert fields["price"]["type"] == price | {"precision": 5, "scale": 1}
+    assert fields["price"]["default"] == "\x0f"
 
 
 SCALARS: list[tuple[Any, st.SearchStrategy[Any]]] = [

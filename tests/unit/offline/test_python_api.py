@@ -16,7 +16,7 @@ import pytest
 from river import linear_model, preprocessing
 
 import tidemill
-from tidemill import Pipeline, Stream, View, aggregates
+from tidemill import Pipeline, Stream, View, aggregates, api
 from tidemill.errors import SettingsError
 
 pytestmark = pytest.mark.slow
@@ -220,7 +220,80 @@ def test_numbers_where_text_was_declared_say_how_to_read_them(orders: Pipeline, 
         tidemill.backtest(orders, events, labels)
 
 
+@pytest.mark.parametrize("index", ["order_id", "asked_at", ["order_id", "asked_at"]])
+def test_an_index_with_a_name_is_a_column(rows: Any, orders: Pipeline, from_files: Any, index: Any) -> None:
+    events, labels = frames(rows, "pandas")
+    result = tidemill.backtest(orders, events.set_index(index), labels.set_index("order_id"))
+    assert figures(result) == figures(from_files)
+    assert list(events.columns)[:2] == ["order_id", "asked_at"]
+
+
+def test_columns_with_names_that_are_no_text_are_further_ones(rows: Any, orders: Pipeline, from_files: Any) -> None:
+    events, labels = frames(rows, "pandas")
+    assert figures(tidemill.backtest(orders, events.assign(x=1).rename(columns={"x": 3}), labels)) == figures(
+        from_files
+    )
+    with pytest.raises(
+        SettingsError, match=r"events has no column 'order_id'; Asked needs it. It has \"\('x'"
+    ) as caught:
+        tidemill.backtest(orders, pd.concat({"x": events}, axis=1), labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_are_instances_of_the_stream_s_class_too(rows: Any, orders: Pipeline, from_files: Any) -> None:
+    events, labels = ([cls(**row) for row in given] for cls, given in zip((Asked, Paid), rows, strict=True))
+    assert figures(tidemill.backtest(orders, events, labels)) == figures(from_files)
+    with pytest.raises(SettingsError, match="events is a list where a data frame, a list of rows or a path"):
+        tidemill.backtest(orders, [Asked, Paid], labels)
+
+
+def test_a_data_set_s_span_is_given_by_times_as_well(rows: Any, orders: Pipeline) -> None:
+    given, times = frames(rows, "pandas"), (dt.datetime(2024, 3, 2), pd.Timestamp("2024-03-03T02", tz="Europe/Berlin"))
+    by_times = tidemill.dataset(orders, *given, begin=times[0], end=times[1])
+    by_text = tidemill.dataset(orders, *given, begin="2024-03-02", end="2024-03-03T01:00Z")
+    assert list(by_times["event_id"]) == list(by_text["event_id"])
+    assert len(by_text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"begin": "soon"}, "begin 'soon' is no time"),
+        ({"begin": "2024-03-03", "end": "2024-03-02"}, "begin 2024-03-03 end 2024-03-02: no time is between"),
+        ({"out": "set.csv"}, "out set.csv: its name ends in '.csv'"),
+        ({"recomput": True}, "recomput: settings are for what comes from Kafka"),
+        ({"brokers": "localhost:1"}, "brokers: settings are for what comes from Kafka"),
+    ],
+)
+def test_a_data_set_s_mistakes_name_arguments(rows: Any, orders: Pipeline, arguments: Any, words: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{words}"):
+        tidemill.dataset(orders, *frames(rows, "rows"), **arguments)
+
+
+def test_a_command_in_an_error_keeps_its_options() -> None:
+    @api._named_as_here
+    def fail() -> None:
+        raise SettingsError("--from: `tidemill topics orders --create` makes them; --seed and --recompute go together")
+
+    with pytest.raises(SettingsError) as caught:
+        fail()
+    assert (
+        str(caught.value) == "begin: `tidemill topics orders --create` makes them; seed and recompute=True go together"
+    )
+
+
+def test_where_no_label_came_there_is_nothing_to_draw(rows: Any, orders: Pipeline) -> None:
+    with pytest.raises(SettingsError, match="nothing to draw: no model was judged"):
+        tidemill.backtest(orders, rows[0], pd.DataFrame(rows[1])[:0]).plot()
+
+
+def test_a_metric_of_one_row_is_no_negative_zero(rows: Any, orders: Pipeline) -> None:
+    assert "-0.0" not in repr(tidemill.backtest(orders, rows[0][1:2], rows[1][:1]))
+
+
 def test_a_replay_is_asked_for_ids_or_a_sample(orders: Pipeline) -> None:
+    with pytest.raises(SettingsError, match="sample -1: expected 1 or more"):
+        tidemill.replay(orders, sample=-1)
     with pytest.raises(SettingsError, match="name the predictions"):
         tidemill.replay(orders)
     with pytest.raises(SettingsError, match="goes with"):

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from river import linear_model, preprocessing
 
 from tidemill import Pipeline, Stream, View, aggregates, number, rules, testing
+from tidemill.errors import DeclarationError
 from tidemill.offline.backtest import Backtest
 from tidemill.stream.api import TopicPartition
 from tidemill.wire import topics
@@ -164,3 +166,74 @@ def test_predictions_in_json_have_the_fields_of_those_in_avro(declared: Pipeline
     assert json.loads(record.value() or b"") == by_json == avro
     assert pipeline.records.read_prediction(b'{"event_id": 5}') is None
     assert pipeline.records.read_prediction(None) is None
+
+
+@dataclass
+class Line:
+    price: Annotated[Decimal, (10, 2)]
+    channel: Channel = Channel.WEB
+
+
+@dataclass
+class Basket:
+    basket_id: str
+    asked_at: dt.datetime
+    first: Line
+    lines: list[Line]
+    by_day: dict[str, Annotated[Decimal, (8, 3)]]
+    tip: Annotated[Decimal, (10, 2)] | None = None
+    last: Line | None = None
+    items: int = 0
+    express: bool = False
+
+
+def cents(digits: bytes) -> int:
+    return int.from_bytes(digits, "big", signed=True)
+
+
+@pytest.mark.parametrize("encoding", ["", "avro"])
+@pytest.mark.parametrize("kind", ["instance", "mapping", "numpy"])
+def test_decimals_and_classes_inside_of_records_are_sent_as_the_schema_has_them(
+    declared: Pipeline, encoding: str, kind: str
+) -> None:
+    baskets = replace(
+        declared,
+        events=Stream(Basket, id="basket_id", encoding=encoding),
+        labels=Stream(Paid, id="order_id", value="late"),
+        rules=[],
+        request={
+            "items": "items",
+            "first": number(lambda e: cents(e["first"]["price"]) / 100),
+            "lines": number(lambda e: sum(cents(line["price"]) for line in e["lines"]) / 100),
+            "by_day": number(lambda e: cents(e["by_day"]["mon"]) / 1000),
+            "last": number(lambda e: cents(e["last"]["price"]) / 100),
+        },
+        views=[],
+    )
+    line = Line(Decimal("1.25"), Channel.SHOP)
+    basket: Any = Basket(
+        "a", minutes(0), line, [line, Line(Decimal("-0.50"))], {"mon": Decimal("0.125")}, last=line, items=3
+    )
+    if kind != "instance":
+        basket = dict(vars(basket))
+    if kind == "numpy":
+        basket |= {"items": np.int64(3), "express": np.bool_(True), "lines": np.array(basket["lines"], dtype=object)}
+    outcome = testing.Pipeline(baskets).send(basket)
+    assert outcome.dead_letters == []
+    vector = outcome.features[0]["vector"]
+    assert vector == {"items": 3.0, "first": 1.25, "lines": 0.75, "by_day": 0.125, "last": 1.25}
+
+
+def test_a_decimal_with_more_digits_than_the_schema_s_is_not_cut(declared: Pipeline) -> None:
+    with pytest.raises(ValueError, match=r"1\.005 has more digits after the point than the schema's 2"):
+        testing.Pipeline(declared).send(Asked("a", minutes(0), 1.0, Decimal("1.005")))
+
+
+def test_a_decimal_as_a_feature_names_the_function_that_makes_a_number_of_it(declared: Pipeline) -> None:
+    function = "number(lambda e: int.from_bytes(e['price'], 'big', signed=True) / 100)"
+    with pytest.raises(DeclarationError, match="field 'price' is a decimal") as caught:
+        replace(declared, request={"price": "price"})
+    assert str(caught.value).endswith(function)
+    priced = replace(declared, request={"price": eval(function)})
+    outcome = testing.Pipeline(priced).send(Asked("a", minutes(0), 1.0, Decimal("-12.34")))
+    assert outcome.features[0]["vector"]["price"] == -12.34
