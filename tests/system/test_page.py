@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import uvicorn
 from gateway_in_memory import BOTH_KEY, Shop
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
@@ -25,6 +26,9 @@ from small import declaration, event, label
 
 from tidemill import Pipeline
 from tidemill.local.processes import free_port
+from tidemill.offline.backtest import Backtest
+from tidemill.report.page import render
+from tidemill.report.recording import Recorder
 from tidemill.watch.status.scrape import Instance, Sample
 from tidemill.web.connections import server_config
 from tidemill.wire import topics
@@ -252,6 +256,17 @@ def test_a_view_beyond_its_objective_has_a_sign_and_others_have_none(hostile: tu
     expect(page.locator("#freshness-table tr[data-key=dest]")).to_contain_text("alert")
     page.get_by_role("button", name="Show in freshness").click()
     expect(page.locator("#freshness-table tr[data-key=dest][data-found]")).to_have_count(1)
+
+
+def test_a_report_does_not_scroll_sideways_on_a_phone(page: Page) -> None:
+    run = Backtest(small.make())
+    recorder = Recorder(run)
+    events = [small.event(f"f{n}", n * small.MINUTE) for n in range(300)]
+    labels = [small.label(f"f{n}", n * small.MINUTE + 1, float(n % 7)) for n in range(300)]
+    page.set_viewport_size(NARROW)
+    page.set_content(render(recorder.finish(run.run(events, labels))))
+    assert page.locator("table").count() >= 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
 
 @pytest.mark.parametrize("width", [NARROW["width"], 640, 1000, 1280, 1440])

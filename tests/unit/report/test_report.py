@@ -93,6 +93,15 @@ def test_windows_are_as_declared_or_so_long_that_a_picture_has_room_for_them() -
     assert MAX_WINDOWS * 7 >= 365
 
 
+def test_where_the_reference_was_not_complete_the_page_says_what_there_was() -> None:
+    pipeline = small.make(monitor=Monitor(window="6h", reference="30h"))
+    events = [small.event(f"f{n}", n * small.HOUR) for n in range(19)]
+    _, recording = recorded(pipeline, events, [])
+    text = page.render(recording)
+    assert "the first 30h of examples, was not complete" in text
+    assert "The events span 18h: declare a shorter one" in text
+
+
 def test_text_of_producers_is_text_on_the_page() -> None:
     hostile = "<script>alert(1)</script>"
     pipeline = small.make(
