@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 #: What events and labels may be: the path of files, a data frame, or rows.
 Data = Any
-Given, Result = ParamSpec("Given"), TypeVar("Result")
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 #: What commands call options, and functions here call otherwise.

@@ -222,10 +222,12 @@ class Stream:
     @property
     def decimals(self) -> dict[str, int]:
         """How many digits after the point each decimal field has, by name."""
-        types = {one["name"]: one["type"] for one in self.valid_avro["fields"]}
-        branches = {n: next((b for b in t if b != "null"), t) if isinstance(t, list) else t for n, t in types.items()}
-        decimals = {n: b for n, b in branches.items() if schema_files.logical_type(b) == "decimal"}
-        return {name: int(branch.get("scale", 0)) for name, branch in decimals.items()}
+        decimals = {}
+        for one in self.valid_avro["fields"]:
+            for branch in one["type"] if isinstance(one["type"], list) else [one["type"]]:
+                if schema_files.logical_type(branch) == "decimal":
+                    decimals[str(one["name"])] = int(branch.get("scale", 0))
+        return decimals
 
     @property
     def is_time_plain(self) -> bool:
