@@ -261,7 +261,7 @@ def test_a_data_set_s_span_is_given_by_times_as_well(rows: Any, orders: Pipeline
         ({"begin": "soon"}, "begin 'soon' is no time"),
         ({"begin": "2024-03-03", "end": "2024-03-02"}, "begin 2024-03-03 end 2024-03-02: no time is between"),
         ({"out": "set.csv"}, "out set.csv: its name ends in '.csv'"),
-        ({"recomput": True}, "recomput: settings are for what comes from Kafka"),
+        ({"recomputed": True}, "recomputed: settings are for what comes from Kafka"),
         ({"brokers": "localhost:1"}, "brokers: settings are for what comes from Kafka"),
     ],
 )
