@@ -227,6 +227,7 @@ class Ledger(threading.Thread):
 
     def arrive(self, sent: int) -> None:
         """Wait until all that comes of `sent` messages has come, or no more does."""
+        self.changed = time.monotonic()  # nothing may have come for long before they were sent
         while self.behind(sent) and not self.quiet(PATIENCE):
             time.sleep(0.2)
 

@@ -82,10 +82,22 @@ def test_stopped_for_long_with_redis_and_the_artifacts_gone(run: Running, forget
         sent = until_
         ledger.arrive(sent)
 
+    def loaded() -> float:
+        """Return how many versions the scorer has opened."""
+        lines = run.stack.fetch("scorer", "/metrics")[1].splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("tidemill_model_loads_total{"))
+
+    def replay_in_two(until_: int) -> None:
+        """Replay, with another version for the second half, however fast the first one was."""
+        before = loaded()
+        replay((sent + until_) // 2)
+        until(lambda: loaded() > before, "no version is served", 60, run.stack.check)
+        replay(until_)
+
     thirds = [len(messages) * n // 3 for n in (1, 2, 3)]
     run.stack.start_all()
     run.stack.wait_ready()
-    replay(thirds[0])
+    replay_in_two(thirds[0])
     before = ledger.count(topics.PREDICTIONS)
     stop(run)
 
@@ -97,14 +109,14 @@ def test_stopped_for_long_with_redis_and_the_artifacts_gone(run: Running, forget
     shutil.rmtree(run.stack.env["TIDEMILL_STORE_URL"])
     run.stack.start_all()
     run.stack.wait_ready(120)
-    replay(thirds[1])
+    replay_in_two(thirds[1])
     assert ledger.count(topics.PREDICTIONS) > before
 
     # Idle for longer than the broker remembers, running: the offsets stay.
     since = time.monotonic()
     until(lambda: time.monotonic() - since > 70, "", 80, run.stack.check)
     assert not lost(run)
-    replay(thirds[2])
+    replay_in_two(thirds[2])
     ledger.end()
     assert not str(judge(run, ledger, messages, redis_url=redis_server.url))
 
