@@ -136,6 +136,7 @@ def _run(options: Options, console: Console, cleanup: ExitStack) -> dict[str, An
         console.print(_exports(stack, page), highlight=False, markup=False, soft_wrap=True)
 
     broker = KafkaBroker(str(settings["brokers"]))
+    broker.connect()
     observer = Observer(broker, pipeline)
 
     def has_room() -> bool:

@@ -30,8 +30,10 @@ from tidemill.stream.declared import other_partitions
 from tidemill.stream.kafka import rights
 from tidemill.stream.kafka.consumer import (
     CALL_SECONDS,
+    EMBEDDED_FETCH_SECONDS,
     GATHERED_BYTES,
     IDLE_FETCH_SECONDS,
+    MEMBER_IDLE_FETCH_SECONDS,
     KafkaConsumer,
     KafkaFollower,
     committable,
@@ -80,6 +82,7 @@ class KafkaBroker:
             **(extra or {}),
         }
         self._admin_client: AdminClient | None = None
+        self._is_embedded = False
         self._probes: dict[str, Consumer] = {}
         self._probing = threading.Lock()
         self._partitions: dict[str, int] = {}
@@ -103,12 +106,13 @@ class KafkaBroker:
         try:
             asker = AdminClient({**self.common, "log_level": 0, "error_cb": note}, logger=_client_log)
             try:
-                asker.list_topics(timeout=CONNECT_SECONDS)
+                cluster = asker.list_topics(timeout=CONNECT_SECONDS)
             except KafkaException:
                 asker.poll(0)
                 if troubles.keys() & {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION}:
                     raise
-                asker.list_topics(timeout=CONNECT_BUSY_SECONDS)
+                cluster = asker.list_topics(timeout=CONNECT_BUSY_SECONDS)
+            self._is_embedded = cluster.controller_id not in cluster.brokers
         except KafkaException as error:
             if kafka_error(error).code() == KafkaError._INVALID_ARG:
                 raise BrokerError(f"setting kafka: {kafka_error(error).str()}; set TIDEMILL_KAFKA") from error
@@ -173,7 +177,8 @@ class KafkaBroker:
         return min(numbers, default=0)
 
     def consumer(self, group: str, topics: Sequence[str], instance: str, max_wait: float = 0.0) -> KafkaConsumer:
-        return KafkaConsumer(self.common, group, topics, instance, self._end_offset, max_wait)
+        idle = self._idle_fetch(MEMBER_IDLE_FETCH_SECONDS)
+        return KafkaConsumer(self.common, group, topics, instance, self._end_offset, max_wait, idle)
 
     def producer(
         self, name: str, beat: Callable[[], None] = lambda: None, counted: Collection[str] = ()
@@ -385,8 +390,11 @@ class KafkaBroker:
 
     def follow_from(self, offsets: Mapping[TopicPartition, int], max_wait: float = 0.0) -> KafkaFollower:
         gathered = {"fetch.min.bytes": GATHERED_BYTES} if max_wait else {}
-        client = reading_client({**self.common, **gathered}, wait_seconds=max_wait or IDLE_FETCH_SECONDS)
-        return KafkaFollower(client, offsets)
+        wait = max_wait or self._idle_fetch(IDLE_FETCH_SECONDS)
+        return KafkaFollower(reading_client({**self.common, **gathered}, wait_seconds=wait), offsets)
+
+    def _idle_fetch(self, seconds: float) -> float:
+        return EMBEDDED_FETCH_SECONDS if self._is_embedded else seconds
 
 
 def _close_later(client: Consumer) -> None:

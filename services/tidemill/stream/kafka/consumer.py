@@ -30,6 +30,8 @@ MAX_WAIT_SECONDS = 0.5
 #: How long the broker holds back the answer to a fetch while nothing has come. A member that begins elsewhere has to
 #: wait for it.
 IDLE_FETCH_SECONDS, MEMBER_IDLE_FETCH_SECONDS = 0.5, 0.1
+#: The embedded broker answers a fetch of nothing only then, also where records come meanwhile.
+EMBEDDED_FETCH_SECONDS = 0.02
 #: Records that may wait are fetched together: so many bytes of them, or what has come in half the time that they may
 #: wait. Where that is shorter than this, fetches of nothing would cost more than those of few records.
 GATHERED_BYTES = 256 * 1024
@@ -47,6 +49,8 @@ class KafkaConsumer:
         Asks the broker for the end of a partition.
     max_wait
         Seconds that records may wait for others, to be fetched with them.
+    idle_fetch
+        Seconds that the broker may hold back the answer to a fetch while nothing has come.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class KafkaConsumer:
         instance: str,
         end_offset: Callable[[TopicPartition], int],
         max_wait: float = 0.0,
+        idle_fetch: float = MEMBER_IDLE_FETCH_SECONDS,
     ) -> None:
         gather = max_wait / 2 if max_wait / 2 >= MIN_GATHER_SECONDS else 0.0
         self._revoked: set[TopicPartition] = set()
@@ -83,7 +88,7 @@ class KafkaConsumer:
                 "auto.offset.reset": "error",
                 "isolation.level": "read_committed",
                 "fetch.min.bytes": GATHERED_BYTES if gather else 1,
-                "fetch.wait.max.ms": int((gather or MEMBER_IDLE_FETCH_SECONDS) * 1000),
+                "fetch.wait.max.ms": int((gather or idle_fetch) * 1000),
                 "fetch.queue.backoff.ms": 20,
                 "fetch.error.backoff.ms": 100,
                 "queued.max.messages.kbytes": 16_384,
