@@ -24,6 +24,14 @@ class Limit:
         return f"{shown} has {value:,} {self.unit} where at most {self.max:,} are allowed"
 
 
+#: The largest magnitude of a float field, of a number feature that a function or a table returns, and of a label that
+#: is a number.
+#:
+#: Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
+#: square is not, and one infinity leaves a model NaN for ever. It is also about where a double stops counting in steps
+#: that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
+LARGEST_NUMBER = 1e15
+
 # Messages of producers.
 MESSAGE_BYTES = Limit("message", 1_000_000, "bytes", "dead letter `too_large`, before it is decoded")
 

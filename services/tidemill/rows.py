@@ -179,9 +179,22 @@ def json_rows(data: bytes) -> list[bytes]:
         text = _text(data)
         if text.lstrip().startswith("["):
             return [item.encode("utf-8", "surrogatepass") for item in _items(text)]
+        if _goes_on(text.lstrip()):
+            _fail("can't be read: row 1 goes on over several lines: write a row a line, or all of them as one array")
         return [line.encode("utf-8", "surrogatepass") for line in text.split("\n") if line.strip()]
     except _UnreadableError as error:
         raise ValueError(str(error)) from None
+
+
+def _goes_on(text: str) -> bool:
+    """Whether a text begins with an object of JSON that has several lines."""
+    if text.partition("\n")[0].strip() != "{":
+        return False
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 class TwiceError(ValueError):

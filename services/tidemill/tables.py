@@ -11,6 +11,7 @@ it was served with, so a table may be changed between two starts and no model ha
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 from tidemill import rows
 from tidemill.errors import DeclarationError
+from tidemill.limits import LARGEST_NUMBER
 from tidemill.loading import loading
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -102,7 +104,16 @@ class Table:
             self._fail(f"column {column!r} holds {values[0]} where numbers, text, or true and false were expected")
         if all(value is None for value in values):
             self._fail(f"column {column!r} has no value in any row")
+        if kind == "number":
+            self._check_numbers(column, values)
         return Lookup(self, column, by, kind, self._by_key(values))
+
+    def _check_numbers(self, column: str, values: Sequence[Any]) -> None:
+        """Refuse what would be a missing feature."""
+        for row, value in enumerate(values, 1):
+            if value is not None and (value == math.inf or abs(value) > LARGEST_NUMBER):
+                given = f"{self._columns[column][row - 1]!s:.40}"
+                self._fail(f"column {column!r}: row {row} has {given} where at most {LARGEST_NUMBER:g} was expected")
 
     def why_text(self, column: str) -> str:
         """Return the first row whose value in a column is text, and not a number, as "row 3 has 'x'"."""
@@ -197,6 +208,7 @@ def _inferred(texts: list[str]) -> tuple[str, list[Any]]:
     if present and all(text.lower() in _TRUTH for text in present):
         return "flag", [text and _TRUTH[text.lower()] for text in values]
     if present and all(map(_NUMBER.fullmatch, present)):
-        numbers = {text: float(text) if set(text) & set(".eE") else int(text) for text in present}
+        # Python makes no int of thousands of digits.
+        numbers = {text: float(text) if set(text) & set(".eE") or len(text) > 40 else int(text) for text in present}
         return "number", [text and numbers[text] for text in values]
     return "category", [rows.text_or_none(text, is_text_column=True) for text in texts]

@@ -221,143 +221,6 @@ def windows(records: int, seed: int, ahead: list[int]) -> list[Any]:
 @example(3494911498, [*map(int, "002111201101000200010200100122000202011")])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(SEEDS, AHEAD)
-def test_labels_and_predictions_far_ahead_end_nothing_that_waits_for_others(seed: int, ahead: list[int]) -> None:
-    plain, with_them = join(1200, seed, []), join(1200, seed, ahead)
-    assert with_them == plain
-    kinds = plain[0]
-    assert len(kinds["joined"]) > 200
-    assert len(kinds["expired"]) > 50
-    assert len(kinds["pending"]) > 50
-
-
-def test_one_label_ahead_expires_none_of_those_that_wait_neither_then_nor_later() -> None:
-    """As it was: 60 predictions wait, one label is 55 minutes ahead; then the labels come, one minute after each."""
-    broker = MemoryBroker(dict.fromkeys([LOG, LABELS, EXAMPLES, EXPIRED, DLQ], 1))
-    for n in range(60):
-        broker.append(LOG, prediction(f"e{n}", BEGIN + n * SECOND), f"e{n}".encode(), 1)
-    broker.append(LABELS, label("ahead", BEGIN + 55 * MINUTE), b"ahead", 1)
-    for n in range(60):
-        broker.append(LABELS, label(f"e{n}", BEGIN + MINUTE + n * SECOND), f"e{n}".encode(), 1)
-    drive(lambda: joiner.build(PIPELINE), broker, random.Random(0))
-    assert (len(broker.records(EXAMPLES)), len(broker.records(EXPIRED))) == (60, 0)
-
-
-def test_a_prediction_ahead_makes_dead_letters_of_no_labels_that_wait() -> None:
-    broker = MemoryBroker(dict.fromkeys([LOG, LABELS, EXAMPLES, EXPIRED, DLQ], 1))
-    for n in range(60):
-        broker.append(LABELS, label(f"e{n}", BEGIN + n * SECOND), f"e{n}".encode(), 1)
-    broker.append(LOG, prediction("ahead", BEGIN + 55 * MINUTE), b"ahead", 1)
-    for n in range(60):
-        broker.append(LOG, prediction(f"e{n}", BEGIN + n * SECOND), f"e{n}".encode(), 1)
-    drive(lambda: joiner.build(PIPELINE), broker, random.Random(0))
-    assert (len(broker.records(EXAMPLES)), broker.records(DLQ)) == (60, [])
-
-
-def vectors(records: int, seed: int, ahead: list[int]) -> tuple[list[Any], dict[str, Any]]:
-    """Return the vectors of the others as they were served, and how many entities the view forgot and keeps."""
-    rng, number = random.Random(seed), 0  # drawn from for the others alone
-    end = BEGIN + records * 4 * SECOND + 10 * MINUTE  # far beyond the last of the others
-    broker = MemoryBroker({EVENTS: 1, FEATURES: 1, DLQ: 1})
-    for n in range(records):
-        now, origin = BEGIN + n * 4 * SECOND, f"A{rng.choice([0, 1, 2, 3, 4 + n // 40])}"
-        for _ in range(ahead[n % len(ahead)] if ahead else 0):
-            number += 1
-            # Of the others' entity beyond the end of it all; of an entity of its own at any time.
-            place, time = (origin, end + number) if number % 2 else (f"ahead{number % 9}", now + 50 * MINUTE)
-            event = small.event(f"ahead{number}", time, place)
-            broker.append(EVENTS, RECORDS.event.encode(event), place.encode(), 1)
-        event = small.event(f"e{n}", now, origin)
-        broker.append(EVENTS, RECORDS.event.encode(event), origin.encode(), 1)
-    store = MemoryView()
-    step = drive(lambda: featurizer.build(PIPELINE, {"origin": store}), broker, random.Random(seed + 1))
-    served = [RECORDS.features.decode(record.value() or b"") for record in broker.records(FEATURES)]
-    state = step.views.states[0][0]
-    kept = {name: state.watermark for name in state.entities if not is_ahead(name)}
-    others = [(f["event_id"], f["vector"], f["partial"]) for f in served if not is_ahead(f["event_id"])]
-    return others, kept
-
-
-@pytest.mark.slow
-@example(1, [0] * 30 + [22])
-@example(2, [2])
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(SEEDS, AHEAD)
-def test_events_far_ahead_empty_no_window_and_age_no_entity(seed: int, ahead: list[int]) -> None:
-    (plain, kept), (with_them, left) = vectors(900, seed, []), vectors(900, seed, ahead)
-    assert len(plain) == 900
-    assert with_them == plain
-    if ahead.count(0) != len(ahead):  # an entity whose event is ahead of all others is as young as that
-        assert left.keys() >= kept.keys()
-    assert set(left.values()) == set(kept.values()), "the view's watermark"
-
-
-def windows(records: int, seed: int, ahead: list[int]) -> list[Any]:
-    """Return, by closed window, after which record it closed, and which rows of the others it has, late ones too."""
-    rng, odd, closed = random.Random(seed), random.Random(seed), []
-    source = SourceWindows(5 * MINUTE, MINUTE, 10_000)
-    for n in range(records):
-        now = BEGIN + n * 300
-        for _ in range(ahead[n % len(ahead)] if ahead else 0):
-            window = source.window(now + odd.randrange(2 * MINUTE, 55 * MINUTE), 0)
-            if window:
-                window.add(0, ("ahead",))
-        late = rng.choice([0] * 16 + [30, 600]) * SECOND if n >= 100 else 0
-        window = source.window(now - late, 0)
-        if window:
-            window.add(0, (n,))
-        closed += [(n, w.start, w.late, [row for row in w.rows if row != ("ahead",)]) for w in source.due()]
-    return closed
-
-
-@pytest.mark.slow
-@example(1, [0] * 30 + [22])
-@example(1938519674, [2, 2, 1, 0, 1, 1])
-@example(
-    3494911498,
-    [
-        0,
-        0,
-        2,
-        1,
-        1,
-        1,
-        2,
-        0,
-        1,
-        1,
-        0,
-        1,
-        0,
-        0,
-        0,
-        2,
-        0,
-        0,
-        0,
-        1,
-        0,
-        2,
-        0,
-        0,
-        1,
-        0,
-        0,
-        1,
-        2,
-        2,
-        0,
-        0,
-        0,
-        2,
-        0,
-        2,
-        0,
-        1,
-        1,
-    ],
-)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(SEEDS, AHEAD)
 def test_predictions_far_ahead_close_no_window_of_the_monitor(seed: int, ahead: list[int]) -> None:
     plain, with_them = windows(7000, seed, []), windows(7000, seed, ahead)
     assert len(plain) > 5
@@ -365,10 +228,12 @@ def test_predictions_far_ahead_close_no_window_of_the_monitor(seed: int, ahead: 
     assert [(start, rows) for _, start, _, rows in with_them] == [(start, rows) for _, start, _, rows in plain]
     # Beside late ones, those ahead may move the watermark on by a few of the others' records, never beyond them; what
     # is late among these few is counted in the next window.
-    for (one, *_), (other, *_), late, other_late in zip(with_them, plain, lates(with_them), lates(plain), strict=True):
+    for (one, *_), (other, *_), late, other_late in zip(
+        with_them, plain, late_until(with_them), late_until(plain), strict=True
+    ):
         assert abs(late - other_late) <= abs(one - other) <= 32
 
 
-def lates(closed: list[Any]) -> Iterator[int]:
+def late_until(closed: list[Any]) -> Iterator[int]:
     """Return how many were late until each window closed."""
     return accumulate(late for _, _, late, _ in closed)

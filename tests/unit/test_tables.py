@@ -282,3 +282,21 @@ def test_nothing_heavy_is_imported_for_a_table_of_text(tmp_path: Path) -> None:
     code += "; print({'pandas', 'pyarrow'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert said.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("form", [".csv", ".jsonl"])
+@pytest.mark.parametrize("value", ["1e400", "1e16", "-1e16", "9" * 400, "1" + "0" * 5_000])
+def test_a_number_that_would_be_a_missing_feature_is_refused_with_its_row(
+    tmp_path: Path, form: str, value: str
+) -> None:
+    path = tmp_path / f"t{form}"
+    lines = ["k,v", "a,1", f"b,{value}"] if form == ".csv" else ['{"k": "a", "v": 1}', f'{{"k": "b", "v": {value}}}']
+    path.write_text("\n".join(lines))
+    with pytest.raises(DeclarationError, match=r"row 2 (has .* where at most 1e\+15 was expected|is no JSON)"):
+        Table(path, "k").get("v", by="x")
+
+
+def test_the_largest_numbers_that_a_feature_may_have_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("k,v\na,1e15\nb,-1000000000000000\nc,nan\n")
+    assert Table(path, "k").get("v", by="x").values == {"a": 1e15, "b": -(10**15), "c": None}

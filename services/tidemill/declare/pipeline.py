@@ -129,7 +129,7 @@ class Pipeline:
     metrics: Sequence[Metric] = ()
     baseline: Any = None
     label_timeout: Duration = "24h"
-    partitions: Annotated[int, Field(ge=1)] = 4
+    partitions: Annotated[int, Field(ge=1, le=10_000)] = 4
     predictions_encoding: Literal["avro", "json"] = "avro"
     predictions_headers: Literal["", "cloudevents"] = ""
     monitor: Is[Monitor] = field(default_factory=Monitor)

@@ -7,7 +7,8 @@ time of a stream needs none either: unless it has a `not_after_now` of its own, 
 `warn=True` a rule refuses nothing: the record is accepted, marked and counted.
 """
 
-from tidemill.rules.base import FUTURE_TOLERANCE, LARGEST_NUMBER, PLAUSIBLE_TIMES, Memory, Rule
+from tidemill.limits import LARGEST_NUMBER
+from tidemill.rules.base import FUTURE_TOLERANCE, PLAUSIBLE_TIMES, Memory, Rule
 from tidemill.rules.between import between
 from tidemill.rules.finite import finite
 from tidemill.rules.holds import holds

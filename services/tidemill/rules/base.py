@@ -15,13 +15,6 @@ from typing import Any, Protocol
 
 from tidemill.durations import moment
 
-#: The largest magnitude of a float field, of a number feature that a function returns, and of a label that is a number.
-#:
-#: Squares and sums of such values stay finite, and with them windows, scalers and gradients: 1e308 is finite and its
-#: square is not, and one infinity leaves a model NaN for ever. It is also about where a double stops counting in steps
-#: that matter (a quarter at 1e15, one at 9e15), so hardly anything that is measured lies beyond.
-LARGEST_NUMBER = 1e15
-
 #: How far a stream's time may lie ahead of this machine's clock, at most; `Pipeline.future_tolerance` may be shorter.
 FUTURE_TOLERANCE = "1h"
 

@@ -1,4 +1,4 @@
-"""A declaration is checked when it is loaded, and what is wrong is said in one line that names the field and the mend."""
+"""A declaration is checked when it is loaded, and what is wrong is said in one line that names the field and the fix."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ AGG = aggregates.count("1h")
         ({"name": "Flights!"}, ["name", "Flights!", "small letters"]),
         ({"task": "clustering"}, ["task", "clustering", "binary"]),
         ({"partitions": 0}, ["partitions", "0"]),
+        ({"partitions": 10**9}, ["partitions", "10000"]),
         ({"label_timeout": "soon"}, ["label_timeout", "soon", "5m"]),
         ({"events": replace(GOOD.events, schema="flights/nothing.avsc")}, ["events.schema", "flights/nothing.avsc"]),
         ({"events": replace(GOOD.events, id="nothing")}, ["events.id", "nothing", "flight_id"]),

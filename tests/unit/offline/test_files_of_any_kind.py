@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tidemill import Stream
+from tidemill import Stream, rows
 from tidemill.errors import SettingsError
 from tidemill.offline import history
 
@@ -173,6 +173,13 @@ def workbook() -> bytes:
 )
 def test_a_csv_that_is_broken_says_where(tmp_path: Path, content: str | bytes, words: str) -> None:
     assert words in refused(put(tmp_path / "x.csv", content), stream(tmp_path))
+
+
+def test_an_object_over_several_lines_is_said_to_be_one_and_a_broken_line_is_one_bad_row(tmp_path: Path) -> None:
+    pretty = "\n".join(json.dumps(row, indent=2) for row in ROWS)
+    assert "row 1 goes on over several lines" in refused(put(tmp_path / "x.jsonl", pretty), stream(tmp_path))
+    lines = "\n".join(["{", *map(json.dumps, ROWS)])
+    assert len(rows.json_rows(lines.encode())) == 1 + len(ROWS)
 
 
 @pytest.mark.parametrize("other", ["Amount", "\u200bamount", "amount_", "a mount", "amount "])
