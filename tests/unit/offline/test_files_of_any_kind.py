@@ -143,7 +143,7 @@ def test_a_zip_has_one_file_with_rows_of_any_form(tmp_path: Path) -> None:
 def workbook() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("xl/worksheets/sheet1.xml", "<worksheet/>" + CSV * 50)
+        archive.writestr(zipfile.ZipInfo("xl/worksheets/sheet1.xml"), "<worksheet/>" + CSV * 50, zipfile.ZIP_DEFLATED)
     return file.getvalue()
 
 
@@ -161,7 +161,7 @@ def workbook() -> bytes:
         ("id,at,user,\na,1,u,7\n", "row 1 has '7' in column 4, which has no name"),
         (CSV.replace("u1", "\u00e9tude").encode("latin-1"), "line 2: byte 0xe9 is no utf-8"),
         (CSV.encode("utf-16-le"), "line 1 has a zero byte"),
-        (gzip.compress(CSV.encode()), "it is packed with gzip: name it .gz"),
+        (gzip.compress(CSV.encode(), mtime=0), "it is packed with gzip: name it .gz"),
         (workbook(), "it is a ZIP, or a workbook of Excel's: name it .zip, or save the sheet as CSV"),
         (CSV + 'c,1,"', "line 4: unexpected end of data"),
         (CSV.replace("u1", '"u1'), "line 2: a quotation begins and does not end"),
