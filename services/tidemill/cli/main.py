@@ -104,7 +104,9 @@ def prepare_to_fork() -> None:
 
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
-    if sys.argv[1:] and sys.argv[1] in FORKING_COMMANDS:
+    given = sys.argv[1:]
+    # Another program that calls this function must not begin again.
+    if given and given[0] in FORKING_COMMANDS and sys.orig_argv[-len(given) :] == given:
         prepare_to_fork()  # before the command is imported, which takes as long as all of this
     _prepare_output()
     try:

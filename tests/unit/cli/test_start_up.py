@@ -42,6 +42,15 @@ def test_a_command_that_begins_again_has_imported_nothing_before(command: str) -
     assert set(done.stderr.split()) & (HEAVY | {f"tidemill.cli.{command}"}) == set()
 
 
+def test_another_program_that_calls_a_command_does_not_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("it began again"))
+    for name in main.FORKING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["tidemill", "demo", "--days", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        main.main()
+
+
 @pytest.mark.slow
 def test_a_check_imports_no_client_and_no_data_frames() -> None:
     loaded = imported("check", "flights")

@@ -16,8 +16,8 @@ from tidemill.errors import Reject
 from tidemill.limits import ID_CHARACTERS, TEXT_CHARACTERS
 from tidemill.rules import LARGEST_NUMBER, Memory, Rule
 
-#: The first and the last day of the years 1 to 9999, in days since 1970.
-FIRST_DAY, LAST_DAY = FIRST_TIME_MS // 86_400_000, LAST_TIME_MS // 86_400_000
+#: The last day of the year 9999, in days since 1970, and as a number that is written as a date is.
+LAST_DAY, LAST_DATE = LAST_TIME_MS // 86_400_000, 99991231
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ class RuleCheck(Protocol):
 def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
     """Return the function for rules that look at one record: the declared ones, after those of every pipeline.
 
-    Those are: floats finite and within `LARGEST_NUMBER`, the stream's time and all dates ones that a calendar has, its
-    id not empty.
+    Those are: floats finite and within `LARGEST_NUMBER`, the stream's time one that a calendar has, dates a number of
+    days and not 20240131, its id not empty.
     """
     names: dict[str, Any] = {
         "refuse_number": _refuse_number,
         "refuse_empty": _refuse_empty,
         "refuse_time": _refuse_time,
         "refuse_date": _refuse_date,
+        "looks_like_date": looks_like_date,
         "first_time": FIRST_TIME_MS,
         "last_time": LAST_TIME_MS,
         "refuse": _refuse,
@@ -60,7 +61,7 @@ def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
         if kind in ("float", "double"):
             check_ = f"not lowest <= v <= largest: refuse_number({name!r}, v)"
         elif kind == "int" and schema_files.logical_type(types[name]) == "date":
-            check_ = f"not {FIRST_DAY} <= v <= {LAST_DAY}: refuse_date({name!r}, v)"
+            check_ = f"{LAST_DAY} < v <= {LAST_DATE} and looks_like_date(v): refuse_date({name!r}, v)"
         if check_:
             if_present = "v is not None and " if schema_files.nullable(types[name]) else ""
             lines += [f"    v = record[{name!r}]", f"    if {if_present}{check_}"]
@@ -172,8 +173,7 @@ def _refuse_time(name: str, value: int) -> NoReturn:
 
 
 def _refuse_date(name: str, value: int) -> NoReturn:
-    hint = ": a date is a number of days, or text as 2024-01-31" if looks_like_date(value) else ""
-    message = f"field {name!r} is {value} where a date of the years 1 to 9999, in days since 1970, was expected{hint}"
+    message = f"field {name!r} is {value} where a number of days since 1970, or text as 2024-01-31, was expected"
     raise Reject("implausible_time", message, rule="calendar", field=name, value=value)
 
 
