@@ -71,10 +71,12 @@ def test_a_service_does_not_start_and_the_commands_show_what_differs(kafka, redi
     run = Running(kafka.servers, redis_url, tmp_path, "flights", 2)
     assert run.broker.partitions(run.name(topics.LABELS_VALID)) == 2
     grow(run, topics.LABELS_VALID, 4)
-    run.broker.topic_states([run.name(topics.LABELS_VALID)])
-    assert run.broker.partitions(run.name(topics.LABELS_VALID)) == 4, (
-        "who looks at topics knows how many partitions they have now"
-    )
+
+    def seen() -> bool:
+        run.broker.topic_states([run.name(topics.LABELS_VALID)])
+        return run.broker.partitions(run.name(topics.LABELS_VALID)) == 4
+
+    until(seen, "who looks at topics knows how many partitions they have now", 60)
     env = run.stack.env | {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
 
     def tidemill(*words: str) -> subprocess.CompletedProcess[str]:
