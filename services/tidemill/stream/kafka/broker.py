@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,9 @@ _client_log = logging.getLogger("librdkafka")
 #: How long a cluster may take to answer: one that can't be reached, and one that is only busy.
 CONNECT_SECONDS = 3.0
 CONNECT_BUSY_SECONDS = 20.0
+#: A partition that was just made, or moves to another broker, is asked for again after so long.
+MOVING_CODES = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+MOVING_SECONDS = 0.2
 #: A broker that is busy takes a while for all topics of a pipeline; they are created one after the other.
 CREATE_SECONDS = 60.0
 
@@ -237,18 +241,23 @@ class KafkaBroker:
         return self._offset_range(partition, "read_uncommitted")[1]
 
     def _offset_range(self, partition: TopicPartition, isolation: str) -> tuple[int, int]:
-        with self._probing:
-            client = self._probes.get(isolation)
-            if client is None:
-                client = self._probes[isolation] = reading_client(self.common, isolation=isolation)
-            try:
-                begin, end = client.get_watermark_offsets(KafkaTopicPartition(*partition), timeout=CALL_SECONDS)
-                return max(begin, 0), max(end, 0)
-            except KafkaException as error:
-                # It keeps for minutes what it was told of a topic while a broker was starting, and fails until then.
-                _close_later(self._probes.pop(isolation))
-                what = f"reading the offset range of {partition.topic}[{partition.partition}]"
-                raise service_error(error, what) from error
+        deadline = time.monotonic() + CALL_SECONDS
+        while True:
+            with self._probing:
+                client = self._probes.get(isolation)
+                if client is None:
+                    client = self._probes[isolation] = reading_client(self.common, isolation=isolation)
+                try:
+                    begin, end = client.get_watermark_offsets(KafkaTopicPartition(*partition), timeout=CALL_SECONDS)
+                    return max(begin, 0), max(end, 0)
+                except KafkaException as error:
+                    # It keeps for minutes what it was told of a topic while a broker was starting, and fails until
+                    # then.
+                    _close_later(self._probes.pop(isolation))
+                    if kafka_error(error).code() not in MOVING_CODES or time.monotonic() > deadline:
+                        what = f"reading the offset range of {partition.topic}[{partition.partition}]"
+                        raise service_error(error, what) from error
+            time.sleep(MOVING_SECONDS)
 
     def offsets_at(self, partitions: Sequence[TopicPartition], time: int) -> dict[TopicPartition, int]:
         client = reading_client(self.common)
