@@ -380,6 +380,7 @@ class TestKafkaAlone:
         consumer.close()
 
 
+@pytest.mark.slow
 def test_the_embedded_broker_says_nothing_of_ids_and_settings_and_nobody_waits_for_it() -> None:
     embedded = EmbeddedBroker()
     embedded.create(["quick"])

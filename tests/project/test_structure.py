@@ -87,6 +87,7 @@ OF_THREADS = frozenset(
 )
 
 
+@pytest.mark.slow
 def test_no_thread_has_a_name_that_a_later_python_has_for_itself() -> None:
     threads = 0
     for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parents[1] / "tests").rglob("*.py")]:

@@ -461,6 +461,7 @@ def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     assert why == "answer of a service takes more than 1 seconds"
 
 
+@pytest.mark.slow
 def test_an_answer_of_a_registry_that_never_ends_or_is_packed_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema_registry, "REGISTRY_SECONDS", replace(limits.REGISTRY_SECONDS, max=1))
     stop = threading.Event()

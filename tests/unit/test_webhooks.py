@@ -37,6 +37,7 @@ def test_the_reference_takes_what_is_sent_now() -> None:
     assert Webhook(SECRET).verify(body, signed(body, now)) == {"id": "n-1", "type": "test"}
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(BODY, st.data())
 def test_what_is_changed_anywhere_is_no_webhook(body: bytes, data: st.DataObject) -> None:

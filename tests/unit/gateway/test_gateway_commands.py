@@ -100,6 +100,7 @@ def test_without_a_token_that_may_no_command_is_given_and_the_client_is_told_tha
         assert token not in answer.text or not token
 
 
+@pytest.mark.slow
 def test_without_a_status_service_nothing_was_given_and_where_it_hangs_up_that_is_not_known() -> None:
     with shop_of("http://127.0.0.1:1") as shop:
         answer = shop.client.post("/v1/commands", json=COMMAND)

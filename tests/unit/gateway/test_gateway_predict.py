@@ -145,6 +145,7 @@ def test_a_rule_that_refuses_a_repeated_id_gives_the_first_answer_however_long_a
         assert shop.sent_events() == 2
 
 
+@pytest.mark.slow
 def test_a_repeated_id_of_which_no_prediction_is_left_is_refused_and_does_not_hang() -> None:
     declared = Pipeline(**declaration(rules=[rules.unique("flight_id", within="48h")]))
     with Shop(declared) as shop:

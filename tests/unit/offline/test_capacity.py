@@ -93,6 +93,7 @@ def test_what_is_never_predicted_is_not_measured() -> None:
         capacity(PIPELINE, broken, [], 10.0)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_needed_and_what_is_too_much(tmp_path: Path) -> None:
     files = {name: tmp_path / f"{name}.jsonl" for name in ("events", "labels")}
     files["events"].write_text("\n".join(json.dumps(flight.event) for flight in FLIGHTS))

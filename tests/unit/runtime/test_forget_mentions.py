@@ -31,6 +31,7 @@ def split(work: Forget, topic: Topic, values: list[bytes | None], subject: Subje
     return work._by_id(topic, batch, hits, subject, frozenset())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", [topics.EVENTS, topics.EVENTS_VALID], ids=lambda topic: topic.suffix)
 def test_an_event_that_has_the_id_in_another_field_is_of_others(work: Forget, topic: Topic) -> None:
     codec = work.records.of_topic(topic)
@@ -44,6 +45,7 @@ def test_an_event_that_has_the_id_in_another_field_is_of_others(work: Forget, to
     assert split(work, topic, values, subject) == ({0}, {1}), "what can't be read and names it goes"
 
 
+@pytest.mark.slow
 def test_a_dead_letter_is_of_the_event_that_it_names(work: Forget) -> None:
     id_ = work.pipeline.events.id
     subject = Subject([("tailnum", "N12345")], {"mine"})

@@ -137,6 +137,7 @@ print(refused, made_again)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cut", "zeros", "noise"])
 def test_a_file_that_is_damaged_in_the_middle_is_made_again_and_ends_no_process(kind: str, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -312,6 +313,7 @@ def test_a_mark_that_can_not_be_read_is_made_again(tmp_path: Path) -> None:
         join.kept_events.begin(1, join.log)
 
 
+@pytest.mark.slow
 def test_marks_do_not_gather_where_nothing_is_kept(tmp_path: Path) -> None:
     state = LmdbState(tmp_path)
     join = StoredJoin(1000, Outcomes(*[lambda *_: None] * 4), state)

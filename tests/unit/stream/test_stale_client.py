@@ -55,6 +55,7 @@ def test_a_partition_that_is_just_made_or_moves_is_asked_for_again(code: int, mo
         return made[-1]
 
     monkeypatch.setattr(kafka_broker, "reading_client", reading_client)
+    monkeypatch.setattr(kafka_broker, "MOVING_SECONDS", 0)
     broker = kafka_broker.KafkaBroker("localhost:1")
     assert broker.offset_range(TopicPartition("t", 0)) == (3, 7)
     assert len(made) == 3

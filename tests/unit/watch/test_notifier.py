@@ -268,6 +268,7 @@ def test_more_than_can_wait_is_given_up_the_oldest_first(monkeypatch: pytest.Mon
     assert [notice.data["id"] for notice in river.books["ops"].taken] == ["drift:2", "drift:3", "drift:4"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(["alert", "decide", "replay", "run", "crash", "break", "mend", "wait"]), max_size=25))
 def test_whatever_happens_each_gets_all_in_order_and_a_repeated_one_has_its_id(steps: Sequence[str]) -> None:
