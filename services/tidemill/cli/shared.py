@@ -70,7 +70,7 @@ def _note_access(options: dict[str, Any]) -> None:
     from tidemill import settings
     from tidemill.stream.kafka.producer import Sender
     from tidemill.wire import topics
-    from tidemill.wire.dead_letters import shorten
+    from tidemill.wire.access_log import access_record
     from tidemill.wire.personal import Mask
     from tidemill.wire.records import Records
 
@@ -83,22 +83,20 @@ def _note_access(options: dict[str, Any]) -> None:
     }
     own = {"pipeline", *settings.Settings.model_fields}
     by = getpass.getuser()
-    record = {
+    access = {
         "time": int(time.time() * 1000),
-        "service": "cli",
-        "instance": socket.gethostname(),
         "request_id": secrets.token_hex(8),
         "by": by,
         "role": "",
         "method": "--show-personal",
         "route": context.command_path,
-        "subject": shorten(" ".join(f"{name}={value}" for name, value in given.items() if name not in own), 500),
+        "subject": " ".join(f"{name}={value}" for name, value in given.items() if name not in own),
         "status": 200,
-        "dropped": 0,
     }
     broker = connected(declared, chosen, topics.ACCESS)
     sender = Sender(broker.servers, broker.common)
-    sender.send(topics.ACCESS.name(declared), Records(declared).access.encode(record), by.encode())
+    record = access_record(Records(declared).access, access, "cli", socket.gethostname())
+    sender.send(topics.ACCESS.name(declared), record, by.encode())
     sender.flush()
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from tidemill import metrics
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import Codec
 from tidemill.stream.api import Headers
 from tidemill.wire import topics
 from tidemill.wire.dead_letters import shorten
@@ -29,20 +30,25 @@ class TrySender(Protocol):
     def poll(self, seconds: float = 0.0) -> None: ...
 
 
+def access_record(codec: Codec, access: Mapping[str, Any], service: str, instance: str, dropped: int = 0) -> bytes:
+    """Return a record; `access` has the fields of schemas/tidemill/access.v1.avsc but service, instance, dropped."""
+    subject = shorten(access["subject"], MAX_SUBJECT_CHARACTERS)
+    return codec.encode({**access, "service": service, "instance": instance, "subject": subject, "dropped": dropped})
+
+
 class AccessLog:
     """Writes what one process has answered. Not for several threads."""
 
     def __init__(self, pipeline: Pipeline, service: str, instance: str, sender: TrySender) -> None:
         self._topic, self._codec = topics.ACCESS.name(pipeline.name), Records(pipeline).access
-        self._from, self._sender = {"service": service, "instance": instance}, sender
+        self._from, self._sender = (service, instance), sender
         self._dropped = metrics.ACCESS_DROPPED.labels(service)
         self._unsaid = 0
 
     def note(self, access: Mapping[str, Any]) -> None:
-        """Write a record; its fields are those of schemas/tidemill/access.v1.avsc but service, instance, dropped."""
+        """Write what was answered, with the fields that `access_record` takes."""
         said, self._unsaid = self._unsaid, 0
-        subject = shorten(access["subject"], MAX_SUBJECT_CHARACTERS)
-        value = self._codec.encode({**access, **self._from, "subject": subject, "dropped": said})
+        value = access_record(self._codec, access, *self._from, said)
 
         def delivered(why_not: str) -> None:
             if why_not:
