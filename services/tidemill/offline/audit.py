@@ -338,7 +338,7 @@ class Audit:
                 except (ArtifactError, StoreError) as error:
                     state, why = "missing or damaged", str(error)
             if state != "stored" and request:
-                state, why = "forgotten", f"what it had learned was {request}"
+                state, why = "forgotten", request.why_gone
             if state != "stored":
                 self._find("note", f"model {model!r} version {version}, which decisions name: {why or state}")
             states.append({"model": model, "version": version, "state": state, "why": why})

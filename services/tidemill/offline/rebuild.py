@@ -92,7 +92,7 @@ class Rebuild:
             if manifest is None:
                 why = refused.get((model, number), f"{self.models} has no manifest of model {model!r} version {number}")
                 if request := self.requests.of_version(model, number):
-                    why = f"what it had learned was {request}"
+                    why = request.why_gone
                 raise SettingsError(f"{model}@{number} can't be rebuilt: {why}")
             if not self._is_declared(manifest):
                 raise SettingsError(
@@ -133,7 +133,7 @@ class Rebuild:
     def _rebuilt(self, manifest: Manifest, refolded: Refolded, *, write: bool) -> RebuiltVersion:
         fold = refolded.fold
         if request := self.requests.of_version(manifest.model, manifest.version, manifest.epoch, manifest.begin):
-            return RebuiltVersion(manifest, "gone", why=f"what it had learned was {request}")
+            return RebuiltVersion(manifest, "gone", why=request.why_gone)
         if fold is None:
             return RebuiltVersion(manifest, "gone", why=refolded.why)
         scores, why = self.registry.compare(manifest, fold.snapshot())

@@ -281,7 +281,7 @@ class Replay:
         name, number, epoch = version
         begin = manifest.begin if manifest else self.pipeline.parts(name)[1]
         request = self.requests.of_version(name, number, epoch, begin)
-        return f"model {name!r} version {number}: what it had learned was {request}" if request else ""
+        return f"model {name!r} version {number}: {request.why_gone}" if request else ""
 
     def _opened(
         self,

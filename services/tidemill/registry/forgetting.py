@@ -54,6 +54,11 @@ class Forgetting:
     def __str__(self) -> str:
         return f"forgotten on {minute(self.time)} UTC, request {self.id}"
 
+    @property
+    def why_gone(self) -> str:
+        """Why a version that had learned from the forgotten can't be had any more."""
+        return f"what it had learned was {self}"
+
 
 def forgetting_codec(pipeline: Pipeline, keys: Keyring | None) -> SignedCodec[Forgetting]:
     """Return the codec of a pipeline's requests; without keys it verifies nothing."""
