@@ -16,8 +16,8 @@ from tidemill.errors import Reject
 from tidemill.limits import ID_CHARACTERS, TEXT_CHARACTERS
 from tidemill.rules import LARGEST_NUMBER, Memory, Rule
 
-#: The last day of the year 9999, in days since 1970, and as a number that is written as a date is.
-LAST_DAY, LAST_DATE = LAST_TIME_MS // 86_400_000, 99991231
+#: The last day of the year 9999, in days since 1970.
+LAST_DAY = LAST_TIME_MS // 86_400_000
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
         if kind in ("float", "double"):
             check_ = f"not lowest <= v <= largest: refuse_number({name!r}, v)"
         elif kind == "int" and schema_files.logical_type(types[name]) == "date":
-            check_ = f"{LAST_DAY} < v <= {LAST_DATE} and looks_like_date(v): refuse_date({name!r}, v)"
+            check_ = f"v > {LAST_DAY} and looks_like_date(v): refuse_date({name!r}, v)"
         if check_:
             if_present = "v is not None and " if schema_files.nullable(types[name]) else ""
             lines += [f"    v = record[{name!r}]", f"    if {if_present}{check_}"]
