@@ -445,16 +445,16 @@ def test_a_mismatch_deep_inside_is_looked_for_once_at_each_depth() -> None:
     assert len(tried) == 15
 
 
+def drops(stop: threading.Event, what: bytes) -> Iterator[bytes]:
+    while not stop.wait(0.05):
+        yield what
+
+
 @pytest.mark.slow
 def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrape, "SCRAPE_SECONDS", replace(limits.SCRAPE_SECONDS, max=1))
     stop = threading.Event()
-
-    def drops() -> Iterator[bytes]:
-        while not stop.wait(0.05):
-            yield b"x"
-
-    with answering(drops) as url:
+    with answering(lambda: drops(stop, b"x")) as url:
         status, why = scrape.fetch(url)
         stop.set()
     assert status == 0
@@ -465,12 +465,10 @@ def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 def test_an_answer_of_a_registry_that_never_ends_or_is_packed_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema_registry, "REGISTRY_SECONDS", replace(limits.REGISTRY_SECONDS, max=1))
     stop = threading.Event()
-
-    def drops() -> Iterator[bytes]:
-        while not stop.wait(0.05):
-            yield b" "
-
-    with answering(drops) as url, pytest.raises(StoreError, match="schema registry takes more than 1 seconds"):
+    with (
+        answering(lambda: drops(stop, b" ")) as url,
+        pytest.raises(StoreError, match="schema registry takes more than 1 seconds"),
+    ):
         SchemaRegistry(url.removesuffix("/metrics")).versions("a")
     stop.set()
     packed = gzip.compress(b"[" + b" " * 100_000 + b"]")
