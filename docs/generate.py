@@ -147,7 +147,9 @@ def _settings() -> str:
         rows.append((f"`TIDEMILL_{name.upper()}`{or_file}", shown, field.description or ""))
     text = (
         "# Settings\n\nEnvironment variables. An option of a command wins over its variable, a variable over its line in a "
-        "file `.env` in the working folder, and that over the default.\n\n"
+        "file `.env` in the working folder, and that over the default. The file is read as Docker Compose reads it: "
+        "what is between single quotes is a value as it stands, elsewhere `${NAME}` is a variable. A name that is almost "
+        "a setting's is a finding of `tidemill doctor`.\n\n"
     )
     return text + _table(("variable", "default", "what"), rows)
 

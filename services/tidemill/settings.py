@@ -9,13 +9,24 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import json
+import os
 import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
+from dotenv.parser import parse_stream
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from pydantic_settings import SettingsError as NotJson
 
 from tidemill import tokens, webhooks
@@ -45,6 +56,37 @@ def running_here() -> dict[str, str]:
 
 #: A file in the working folder: TIDEMILL_<NAME>=value, a line each; others' lines are not looked at.
 ENV_FILE = ".env"
+
+
+def _literal_lines() -> dict[str, str]:
+    """Return the values between single quotes of `.env`, as they stand; `${NAME}` is what it names in all others.
+
+    So Docker Compose reads the file as well. Raises SettingsError for a line of ours that is none.
+    """
+    literal: dict[str, str] = {}
+    for line in parse_stream(StringIO(Path(ENV_FILE).read_text(encoding="utf-8-sig"))):
+        text = line.original.string
+        if line.error and "TIDEMILL_" in text:
+            number = line.original.line + text[: text.index("TIDEMILL_")].count("\n")
+            raise SettingsError(f"{ENV_FILE}, line {number}: expected NAME=value, with quotes at both ends or at none")
+        name = (line.key or "").lower()
+        literal.pop(name, None)
+        if line.value and re.search(r"=\s*'", text):
+            literal[name] = line.value
+    return literal
+
+
+def misspelt() -> Iterator[tuple[str, str]]:
+    """Yield each variable, and name of `.env`, that is almost a setting's, and which is meant."""
+    names = {f"TIDEMILL_{name.upper()}" for name in Settings.model_fields}
+    names |= {f"TIDEMILL_{name.upper()}_FILE" for name in Settings.model_fields if is_secret(name)}
+    given = {name for name in os.environ if name.startswith("TIDEMILL_")}
+    if Path(ENV_FILE).is_file():
+        lines = parse_stream(StringIO(Path(ENV_FILE).read_text(encoding="utf-8-sig")))
+        given |= {line.key for line in lines if line.key and line.key.startswith("TIDEMILL_")}
+    for name in sorted(given - names):
+        for meant in get_close_matches(name, sorted(names), n=1, cutoff=0.9):
+            yield name, meant
 
 
 def is_secret(name: str) -> bool:
@@ -220,6 +262,8 @@ class Settings(Secured, BaseSettings):
         if "kafka" in running:
             running["kafka"] = _json(running["kafka"], "kafka")
         here = InitSettingsSource(settings_cls, running)
+        if isinstance(dotenv_settings, DotEnvSettingsSource) and Path(ENV_FILE).is_file():
+            dotenv_settings.env_vars = {**dotenv_settings.env_vars, **_literal_lines()}
         env_files, dotenv_files = (_SecretFiles(settings_cls, source) for source in (env_settings, dotenv_settings))
         return init_settings, env_files, env_settings, dotenv_files, dotenv_settings, file_secret_settings, here
 

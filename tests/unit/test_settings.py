@@ -46,6 +46,8 @@ def test_an_option_wins_over_a_variable_that_over_the_file_and_that_over_the_def
         (b"TIDEMILL_MAX_DELAY_MS=many", ["max_delay_ms", "TIDEMILL_MAX_DELAY_MS"]),
         (b"TIDEMILL_KAFKA={", ["kafka", "JSON"]),
         (b"TIDEMILL_BROKERS=\xff\xfe", [".env"]),
+        (b'# keys\nTIDEMILL_KAFKA_PASSWORD="hushhush', [".env", "line 2", "quotes"]),
+        (b"A=1\nexport TIDEMILL_KAFKA_PASSWORD 'hushhush'\n", [".env", "line 2", "NAME=value"]),
     ],
 )
 def test_what_is_wrong_in_the_file_is_one_line(folder: Path, content: bytes, words: list[str]) -> None:
@@ -53,6 +55,44 @@ def test_what_is_wrong_in_the_file_is_one_line(folder: Path, content: bytes, wor
     with pytest.raises(SettingsError, match=r"^[^\n]+$") as caught:
         settings.load()
     assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "hushhush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("TIDEMILL_INSTANCE=a", "a"),
+        ("export TIDEMILL_INSTANCE = a  # here", "a"),
+        ('TIDEMILL_INSTANCE="a"', "a"),
+        ("TIDEMILL_INSTANCE='a'", "a"),
+        ("TIDEMILL_INSTANCE=b\nTIDEMILL_INSTANCE=a", "a"),
+        ("TIDEMILL_STORE_URL=$A/${A}", "$A/1"),
+        ('TIDEMILL_STORE_URL="${A}#2"', "1#2"),
+        ("TIDEMILL_STORE_URL='$A/${A}#2'", "$A/${A}#2"),
+        ("TIDEMILL_STORE_URL='${A}'\nTIDEMILL_STORE_URL=${A}", "1"),
+        ("what others write\nTIDEMILL_INSTANCE=a", "a"),
+    ],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "byte order mark"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_lines_of_the_file_are_read_as_docker_compose_reads_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, line: str, value: str, mark: bytes, ends: str
+) -> None:
+    monkeypatch.setenv("A", "1")
+    (folder / ".env").write_bytes(mark + (line + "\n").replace("\n", ends).encode())
+    chosen = settings.load()
+    assert getattr(chosen, "store_url" if "STORE_URL" in line else "instance") == value
+
+
+def test_a_name_that_is_almost_a_setting_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(settings.misspelt()) == []
+    monkeypatch.setenv("TIDEMILL_BROKER", "a:1")
+    monkeypatch.setenv("TIDEMILL_STATUS_PORT_8000_TCP", "tcp://10.0.0.1:8000")  # Kubernetes names services so
+    (folder / ".env").write_text("TIDEMILL_KAFKA_PASWORD_FILE=a\nTIDEMILL_OTHERS=1\nTIDEMILL_KAFKA_PASSWORD_FILE=a\n")
+    assert list(settings.misspelt()) == [
+        ("TIDEMILL_BROKER", "TIDEMILL_BROKERS"),
+        ("TIDEMILL_KAFKA_PASWORD_FILE", "TIDEMILL_KAFKA_PASSWORD_FILE"),
+    ]
 
 
 def test_an_unknown_setting_by_name_is_refused() -> None:

@@ -16,7 +16,7 @@ from tidemill.errors import BrokerError, SettingsError, StoreError, described
 from tidemill.features.tiles import Plan
 from tidemill.keys import SIGNERS
 from tidemill.offline.offsets import all_offsets
-from tidemill.settings import Settings
+from tidemill.settings import Settings, misspelt
 from tidemill.stream.commit_metadata import MAX_BYTES
 from tidemill.stream.declared import other_partitions_fix
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -264,7 +264,11 @@ def examine(pipeline: Pipeline, broker: KafkaBroker) -> list[Finding]:
 
 def examine_settings(pipeline: Pipeline, settings: Settings, clock: Callable[[], float] = time.time) -> list[Finding]:
     """Return what is to say of the Redis and the keys that are set, and of this machine's clock beside Redis'."""
-    given, findings = settings.model_fields_set, list[Finding]()
+    given = settings.model_fields_set
+    findings = [
+        Finding("warning", f"variable {name}", "no setting", meant, f"rename it to {meant}, or remove it")
+        for name, meant in misspelt()
+    ]
     if "redis_url" in given:
         findings += _redis(settings.redis_address(), clock)
     if "verify_keys" in given or settings.signing_key.get_secret_value():
