@@ -193,7 +193,8 @@ class Parts:
     """
 
     def __init__(self, real: Mapping[Name, Any]) -> None:
-        self.real = {**_KEPT, **real, **{name: function for name, (function, _) in _CALLED.items()}}
+        called = {name: function for name, (function, _) in _CALLED.items()}
+        self.real = {**_KEPT, **real, **called, (values.__name__, "rust"): values.tried_rust}
         calls = {
             name: pickles.Call(function, look) if look else _called(function)
             for name, (function, look) in _CALLED.items()

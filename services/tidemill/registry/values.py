@@ -229,6 +229,14 @@ def counter(counts: dict[Any, Any]) -> Any:
     return made
 
 
+def tried_rust(name: str, state: bytes) -> Any:
+    """Return one of River's statistics in rust, of bytes that `rust` has tried."""
+    kind, arguments, _ = _RUST[name]
+    made = kind(*arguments)
+    made.__setstate__(state)
+    return made
+
+
 def rust(name: str, state: bytes) -> Any:
     """Return one of River's statistics in rust, of the bytes that it gave; a copy is tried first.
 
@@ -236,21 +244,18 @@ def rust(name: str, state: bytes) -> Any:
     """
     if type(name) is not str or name not in _RUST or type(state) is not bytes:
         _refuse(f"{name!r} where one of River's own statistics was expected")
-    kind, arguments, update = _RUST[name]
+    _, _, update = _RUST[name]
     try:
-        probe = kind(*arguments)
-        probe.__setstate__(state)
+        probe = tried_rust(name, state)
         for _ in range(PROBE_UPDATES):
             probe.update(*update)
         if name != "AdaptiveWindowing":
             probe.get()
-        made = kind(*arguments)
-        made.__setstate__(state)
+        return tried_rust(name, state)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         raise ArtifactError(f"the state of a {name} can't be read: {type(error).__name__}") from None
-    return made
 
 
 # How they are saved ---------------------------------------------------------------------------------------------------
