@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Where compiled modules may not be kept, each of the hundreds of processes that a test run starts compiles all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: test-long outcomes asynchrony help demo unit test faults fuzz soak check lock package rooms format bench bench-peers bench-growth bench-views bench-rules bench-gateway docs clean
