@@ -22,7 +22,7 @@ ENV PYTHONHASHSEED=0 \
 # A new volume takes over the owner of the folder that it is mounted on.
 RUN useradd --uid 10001 --no-create-home tidemill \
     && install --directory --owner=10001 --group=10001 /artifacts /archive /state /keys /keys/public /keys/learner /keys/gate \
-        /keys/status /keys/monitor
+        /keys/status /keys/monitor /password
 COPY --from=build /opt/tidemill /opt/tidemill
 USER 10001:10001
 WORKDIR /tmp

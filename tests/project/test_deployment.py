@@ -19,11 +19,15 @@ import click
 import kubernetes_validate
 import pytest
 import yaml
+from running import until
 
 from tidemill import __version__, load, probes
 from tidemill.cli.main import cli
-from tidemill.errors import SettingsError
+from tidemill.errors import SettingsError, StoreError
+from tidemill.features.redis import connect
 from tidemill.keys import SIGNERS
+from tidemill.local.processes import end, free_port, spawn
+from tidemill.local.servers import Redis
 from tidemill.runtime import run as running
 from tidemill.runtime.run import STALLED_SECONDS
 from tidemill.settings import Settings, is_secret
@@ -84,7 +88,7 @@ def accepts(arguments: list[str]) -> None:
 
 
 def accepts_variables(variables: Mapping[str, str | None]) -> None:
-    """Raise SettingsError for a variable that is no setting, or has a value that none takes; None: known only there."""
+    """Raise SettingsError for a variable that is no setting, or has a value that none takes; None, and files: known only there."""
     for name in variables.keys() - NOT_OURS:
         fields = {f"TIDEMILL_{field.upper()}" for field in Settings.model_fields}
         if name not in fields | {
@@ -95,7 +99,7 @@ def accepts_variables(variables: Mapping[str, str | None]) -> None:
         for name in [name for name in os.environ if name.startswith("TIDEMILL_")]:
             environment.delenv(name)
         for name, value in variables.items():
-            if value is not None and "${" not in value and name not in NOT_OURS:
+            if value is not None and "${" not in value and name not in NOT_OURS and not name.endswith("_FILE"):
                 environment.setenv(name, value)
         load_settings()
 
@@ -130,7 +134,7 @@ def not_restricted(pod: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-def dangling(documents: list[dict[str, Any]]) -> list[str]:
+def dangling(documents: list[dict[str, Any]], namespace: str = "tidemill") -> list[str]:
     """Return the names that manifests refer to and none defines; schemas can't see them, and pods wait for ever."""
     there = {(d["kind"], d["metadata"]["name"]) for d in documents}
     keys = {(d["metadata"]["name"], key) for d in documents if d["kind"] == "Secret" for key in d["stringData"]}
@@ -143,7 +147,7 @@ def dangling(documents: list[dict[str, Any]]) -> list[str]:
         selector = selector.get("matchLabels", selector)
         if not any(selector.items() <= found.items() for found in labels):
             wrong.append(f"{document['kind']} {name} selects nothing")
-        if document["kind"] != "Namespace" and document["metadata"].get("namespace") != "tidemill":
+        if document["kind"] != "Namespace" and document["metadata"].get("namespace") != namespace:
             wrong.append(f"{document['kind']} {name} is in no namespace of ours")
         if "serviceName" in spec and ("Service", spec["serviceName"]) not in there:
             wrong.append(f"Service {spec['serviceName']}")
@@ -389,10 +393,51 @@ def test_nothing_of_compose_takes_all_of_the_machines_memory(name: str) -> None:
     assert re.fullmatch(r"\d+[mg]", COMPOSE["services"][name]["mem_limit"])
 
 
+def _parts(volume: str) -> list[str]:
+    return [str(path) for path in Path(volume.split(":")[1]).parents] + [volume.split(":")[1]]
+
+
+@pytest.mark.parametrize("name", [*OURS, *SHOWN])
+def test_in_compose_redis_password_is_had_by_those_who_have_features_there_alone(name: str) -> None:
+    service = COMPOSE["services"][name]
+    has = "store" in service.get("networks", [])
+    assert [volume for volume in service["volumes"] if "/password" in volume] == ["redis-password:/password:ro"] * has
+    assert (service.get("environment", {}).get("TIDEMILL_REDIS_PASSWORD_FILE") == "/password/redis") == has
+
+
+def test_compose_makes_the_password_of_redis_at_its_first_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell, flags, script, name = COMPOSE["services"]["redis"]["entrypoint"]
+    (tmp_path / "docker-entrypoint.sh").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "docker-entrypoint.sh").chmod(0o700)
+    script = script.replace("$$", "$").replace("/password/", f"{tmp_path}/")
+    binary, port = shutil.which("redis-server") or Redis._bundled(), free_port()
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    command += ["--maxmemory-policy", "noeviction"]
+    path, passwords = f"{tmp_path}:{os.environ['PATH']}", []
+    monkeypatch.setenv("TIDEMILL_REDIS_URL", f"redis://127.0.0.1:{port}/0")
+    for _ in range(2):
+        process = spawn([shell, flags, script, name, *command], tmp_path / "log", {"PATH": path})
+        try:
+            until(lambda: "Ready to accept" in (tmp_path / "log").read_text(), "Redis does not start")
+            with pytest.raises(StoreError, match="refuses a client without a password"):
+                connect(load_settings().redis_address())
+            with monkeypatch.context() as given:
+                given.setenv("TIDEMILL_REDIS_PASSWORD_FILE", str(tmp_path / "redis"))
+                assert connect(load_settings().redis_address()).ping()
+        finally:
+            end(process)
+        (tmp_path / "log").unlink()
+        passwords.append((tmp_path / "redis").read_text())
+    assert passwords[0] == passwords[1]
+    assert len(passwords[0]) > 30
+
+
 @pytest.mark.parametrize("name", WATCHING)
 def test_in_compose_those_that_look_on_have_what_they_need_and_no_more(name: str) -> None:
     service = OURS[name]
-    others = [volume.split(":")[1] for volume in service["volumes"] if ":/keys/" not in volume]
+    others = [volume.split(":")[1] for volume in service["volumes"] if not {"/keys", "/password"} & {*_parts(volume)}]
     assert others == (["/archive"] if name == "archiver" else [])
     assert service["environment"]["TIDEMILL_ARCHIVE_URL"] == "/archive"
     assert {"TIDEMILL_SERVICES", "TIDEMILL_STATUS_TOKEN"} & service["environment"].keys() == (

@@ -22,6 +22,7 @@ COMMANDS = {
     "backup": ("backup:backup", "Copy a pipeline, with its offsets, to a folder."),
     "capacity": ("capacity:capacity", "Say what machine a pipeline needs at a rate."),
     "check": ("check:check", "Check a declaration, and print what it runs."),
+    "compose": ("compose:compose", "Print a pipeline's docker-compose.yml."),
     "dataset": ("dataset:dataset", "Write a training set as one Parquet file."),
     "demo": ("demo:demo", "Run everything on this machine and replay a month of flights."),
     "demo-data": ("demo:demo_data", "Write the demo's flights as files: events and labels."),
@@ -48,7 +49,7 @@ COMMANDS = {
     "send": ("send:send", "Send events or labels, and print what becomes of each."),
     "tail": ("send:tail", "Print predictions, dead letters or alerts as they come."),
     "tokens": ("tokens:tokens", "Make tokens for the status service, and keys for the gateway."),
-    "topics": ("topics:topics", "Print, compare or create a pipeline's topics."),
+    "topics": ("topics:topics", "Print, compare, create or change a pipeline's topics."),
     "up": ("up:up", "Run a whole pipeline on this machine, until Ctrl-C."),
     "tune": ("tune:tune", "Search a declared space of models on recorded examples."),
 }

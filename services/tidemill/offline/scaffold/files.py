@@ -267,38 +267,64 @@ def _filled(name: str, plan: Plan) -> str:
     return text
 
 
-def compose(pipeline: Pipeline) -> str:
-    """Return docker-compose.yml: the project's own for the shipped pipeline, made one for this pipeline."""
-    made = [COMPOSE_HEAD]
+def compose(pipeline: Pipeline, target: str = "pipeline.py", *, http_tls: bool = False) -> str:
+    """Return docker-compose.yml: the project's own for the shipped pipeline, made one for this pipeline.
+
+    `target` names the pipeline as for `tidemill.load`; a file is one beside the docker-compose.yml. `http_tls`: each
+    service's port is served by TLS.
+    """
+    made = [COMPOSE_HEAD + COMPOSE_TLS * http_tls]
     for block in shipped("docker-compose.yml").read_text(encoding="utf-8").split("\n\n")[1:]:
         name = block.strip().partition(":")[0]
         if name in ("prometheus", "grafana") or (name.startswith("learner-") and name != "learner-logreg"):
             continue
         if name == "learner-logreg":
-            made += [_mounted(block.replace("logreg", model)) for model in pipeline.model_names]
+            quoted_block = block.replace("--model, logreg]", '--model, "logreg"]')  # `null` is a name, too
+            made += [quoted_block.replace("logreg", model) for model in pipeline.model_names]
         elif name == "volumes":
             made.append(
                 "\n".join(line for line in block.splitlines() if line.strip() not in ("prometheus:", "grafana:"))
             )
         elif name == "status":
-            made.append(_mounted(with_learners(block, pipeline.model_names)))
+            made.append(with_learners(block, pipeline.model_names))
         else:
-            made.append(_mounted(block.replace("  build: .\n", "")))
-    return "\n\n".join(made).rstrip() + "\n"
+            made.append(block.replace("  build: .\n", ""))
+    return "\n\n".join(_own(block, target, http_tls=http_tls) for block in made).rstrip() + "\n"
 
 
 COMPOSE_HEAD = """\
 # This pipeline on a real Kafka and Redis, with Tidemill's image (in a clone of Tidemill: docker compose build):
 #   docker compose up
 # It makes the keys that records are signed with, in volumes. The status page is then at localhost:8000."""
+COMPOSE_TLS = """
+# HTTP is by TLS: in ./tls, readable for user 10001, are tls.crt and tls.key, for the names of all services and
+# localhost, and ca.crt, of whom has signed them."""
+_OVER_TLS = (
+    ("http://localhost:8080/readyz', timeout=2", "https://localhost:8080/readyz', timeout=2, context=s"),
+    ("import urllib.request as u; ", "import ssl, urllib.request as u; s = ssl._create_unverified_context(); "),
+    ('": "http://', '": "https://'),
+    (
+        '  TIDEMILL_HTTP_PORT: "8080"\n',
+        '  TIDEMILL_HTTP_PORT: "8080"\n  TIDEMILL_HTTP_CERTIFICATE: /tls/tls.crt\n  TIDEMILL_HTTP_KEY: /tls/tls.key\n'
+        "  TIDEMILL_HTTP_CA: /tls/ca.crt\n",
+    ),
+)
 
 
-def _mounted(block: str) -> str:
-    """Return a service, or what services share, with this folder mounted, and its pipeline named."""
-    named = re.sub(r"^(    command: \[.*)\bflights\b", r"\1/pipeline/pipeline.py", block, flags=re.M)
-    if "image: tidemill" not in named and "*service" not in named:
-        return named
-    return re.sub(r"^(  (?:  )?volumes: \[)", r'\1"./:/pipeline:ro", ', named, flags=re.M)
+def _own(block: str, target: str, *, http_tls: bool) -> str:
+    """Return a service, or what services share, with the pipeline named, and the folders mounted that it reads."""
+    path = target.partition(":")[0]
+    is_file = path.endswith(".py")
+    named = json.dumps(f"/pipeline/{Path(path).name}{target[len(path) :]}" if is_file else target)
+    block = re.sub(r"^(    command: \[.*)\bflights\b", lambda match: match[1] + named, block, flags=re.M)
+    if http_tls:
+        for plain, over_tls in _OVER_TLS:
+            block = block.replace(plain, over_tls)
+    mounts = '"./:/pipeline:ro", ' * is_file + '"./tls:/tls:ro", ' * http_tls
+    if "image: tidemill" not in block and "*service" not in block:
+        return block
+    block = re.sub(r"^(  (?:  )?volumes: \[)", lambda match: match[1] + mounts, block, flags=re.M)
+    return block.replace(", ]", "]")
 
 
 def with_learners(block: str, models: Sequence[str]) -> str:
