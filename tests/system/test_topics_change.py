@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 from running import Running, until
 
+from tidemill.cli.main import cli
 from tidemill.demo import data
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.partition import partition_of
@@ -139,3 +142,43 @@ def test_derived_topics_that_are_deleted_and_grown_at_once_stop_their_services_a
         until(is_shown, "the status service does not show it", 60)
     finally:
         run.stack.stop()
+
+
+def test_apply_gives_topics_the_declared_settings_and_asks_where_records_would_go(
+    kafka, redis_url, tmp_path: Path
+) -> None:
+    run = Running(kafka.servers, redis_url, tmp_path, "flights", 2)
+    name, others = run.name(topics.EVENTS_VALID), run.name(topics.EVENTS)
+    run.broker.change_topics({name: {"retention.ms": "99999999999", "cleanup.policy": "compact"}})
+    changed = Path(run.reference)
+    shorter = changed.read_text().replace(
+        "partitions=2,", "partitions=2, retention=__import__('tidemill').Retention(topics={'events': '3d'}),"
+    )
+    env = {"TIDEMILL_BROKERS": kafka.servers}
+
+    def tidemill(*words: str, text: str = "") -> Result:
+        return CliRunner().invoke(cli, ["topics", run.reference, *words], env=env, input=text, catch_exceptions=False)
+
+    def setting(topic: str, key: str) -> str | None:
+        return run.broker.settings([topic]).topics[topic].settings.get(key)
+
+    until(lambda: setting(name, "cleanup.policy") == "compact", "brokers have not heard of it")
+    shown = tidemill("--apply", "--dry-run")
+    assert shown.exit_code == 0
+    assert re.search(rf"{name} .*cleanup.policy .*compact .*delete .*deletes records", shown.output)
+    assert setting(name, "cleanup.policy") == "compact", "nothing was changed"
+    assert tidemill("--apply", text="n\n").exit_code == 1
+    assert setting(name, "cleanup.policy") == "compact"
+    assert "changed 2 settings" in tidemill("--apply", text="y\n").output
+    until(lambda: setting(name, "cleanup.policy") == "delete", "brokers have not heard of it")
+    assert "as declared" in tidemill("--apply", "--dry-run").output
+
+    kept = setting(others, "retention.ms")
+    changed.write_text(shorter)
+    assert "deletes records" in tidemill("--apply", "--dry-run").output
+    assert setting(others, "retention.ms") == kept
+    assert tidemill("--apply", "--yes").exit_code == 0
+    until(lambda: setting(others, "retention.ms") == str(3 * 86_400_000), "brokers have not heard of it")
+    changed.write_text(shorter.replace("'3d'", "'30d'"))
+    longer = tidemill("--apply")  # asks nothing
+    assert (longer.exit_code, "deletes records" in longer.output) == (0, False)

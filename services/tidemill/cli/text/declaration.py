@@ -14,7 +14,10 @@ from tidemill.wire import topics
 from tidemill.wire.records import Records
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tidemill.offline.diff import DiffReport
+    from tidemill.runtime.topic_settings import SettingChange
 
 
 def topics_text(pipeline: Pipeline) -> str:
@@ -33,6 +36,16 @@ def topics_text(pipeline: Pipeline) -> str:
             ", ".join(topic.writers),
             ", ".join(topic.readers),
         )
+    return render(table)
+
+
+def setting_changes_text(changes: Sequence[SettingChange]) -> str:
+    """Return what of topics becomes what."""
+    if not changes:
+        return "the settings of all topics are as declared\n"
+    table = new_table("topic", "setting", "is", "becomes", "")
+    for one in changes:
+        table.add_row(one.topic, one.setting, one.value, one.becomes, "deletes records" if one.deletes else "")
     return render(table)
 
 

@@ -45,7 +45,7 @@ from tidemill.stream.kafka.consumer import (
 from tidemill.stream.kafka.errors import kafka_error, not_connected, service_error, stored_records, without_errors
 from tidemill.stream.kafka.exact_log import ExactLog
 from tidemill.stream.kafka.producer import KafkaProducer
-from tidemill.stream.kafka.settings import ClusterSettings, cluster_settings, overrides
+from tidemill.stream.kafka.settings import ClusterSettings, change_settings, cluster_settings, overrides
 from tidemill.stream.restore import last_instances, left_behind
 from tidemill.stream.topic import Topic
 
@@ -329,6 +329,10 @@ class KafkaBroker:
     def settings(self, topics: Sequence[str]) -> ClusterSettings:
         """Return the settings of the brokers and of these topics. Raises BrokerError where they can't be read."""
         return cluster_settings(self._admin, topics)
+
+    def change_topics(self, settings: Mapping[str, Mapping[str, str]]) -> None:
+        """Give topics settings of their own, by name. Raises BrokerError."""
+        change_settings(self._admin, settings)
 
     def topic_overrides(self, topics: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the settings that topics have of their own, by name. Raises BrokerError where they can't be read."""
