@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+from pathlib import Path
+
 import pytest
 import redis
+from running import until
 from small import VIEW
 
 from tidemill.errors import StoreError
@@ -11,6 +16,8 @@ from tidemill.features.memory import MemoryView
 from tidemill.features.ports import Change
 from tidemill.features.redis import RedisReader, RedisView, connect
 from tidemill.features.tiles import Entity, Plan
+from tidemill.local.processes import end, free_port, spawn
+from tidemill.local.servers import Redis
 
 
 class Store:
@@ -105,6 +112,27 @@ def test_a_redis_that_evicts_is_refused(redis_url: str) -> None:
             connect(redis_url)
     finally:
         client.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.parametrize(
+    ("more", "what"), [(("--cluster-enabled", "yes"), "Redis Cluster"), (("--sentinel",), "is a Sentinel")]
+)
+def test_a_cluster_and_a_sentinel_are_refused(tmp_path: Path, more: tuple[str, ...], what: str) -> None:
+    binary, port, config = shutil.which("redis-server") or Redis._bundled(), free_port(), tmp_path / "redis.conf"
+    config.write_text(f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n")
+    process = spawn([binary, str(config), *more], tmp_path / "redis.log")
+    try:
+        until(lambda: _listens(port), "it does not start")
+        with pytest.raises(StoreError, match=what) as caught:
+            connect(f"redis://127.0.0.1:{port}/0")
+        assert "TIDEMILL_REDIS_URL" in str(caught.value)
+    finally:
+        end(process)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_redis_that_is_away_is_named_without_its_password() -> None:

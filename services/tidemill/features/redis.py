@@ -38,8 +38,8 @@ FOREIGN_TILES = {"foreign": "not a tile"}
 MAX_FOREIGN_KEYS = 100
 
 
-class _EvictsError(redis.RedisError):
-    """Redis drops keys when its memory is full."""
+class _UnfitError(redis.RedisError):
+    """Redis drops keys when its memory is full, or is not one Redis."""
 
 
 def shown_url(url: str) -> str:
@@ -50,8 +50,9 @@ def shown_url(url: str) -> str:
 def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
     """Return a client for `url` that never repeats a command by itself.
 
-    It refuses a Redis that is set to evict keys (which loses features without an error), at each connection. Raises
-    StoreError where Redis does not answer or evicts, unless `must_answer` is False: then the first command says so.
+    At each connection it refuses a Redis that is set to evict keys (which loses features without an error), a Redis
+    Cluster and a Sentinel. Raises StoreError where Redis does not answer or is refused, unless `must_answer` is False:
+    then the first command says so.
     """
     shown = shown_url(url)
     is_warned = False
@@ -59,20 +60,28 @@ def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
     def greet(connection: Any) -> None:
         nonlocal is_warned
         connection.on_connect()
-        connection.send_command("CONFIG", "GET", "maxmemory-policy")
         try:
-            answer = connection.read_response()
-        except redis.ResponseError:
+            policy = _setting(connection, "maxmemory-policy", "noeviction")
+            is_cluster = _setting(connection, "cluster-enabled", "no") == "yes"
+        except redis.ResponseError as error:
+            if "unknown command" in str(error) and _is_sentinel(connection):
+                raise _UnfitError(
+                    f"{shown} is a Sentinel, which holds no features: set TIDEMILL_REDIS_URL to an address that leads "
+                    f"to the primary, also after a failover"
+                ) from error
             if not is_warned:
                 log.warning(
                     "Redis does not let us read its configuration; make sure that maxmemory-policy is noeviction"
                 )
             is_warned = True
             return
-        held = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))  # RESP3, RESP2
-        policy = held.get("maxmemory-policy", "noeviction")
+        if is_cluster:
+            raise _UnfitError(
+                f"Redis at {shown} is of a Redis Cluster, where a view and the offset it stands for can't be written "
+                f"as one: set TIDEMILL_REDIS_URL to a Redis with cluster-enabled no"
+            )
         if policy != "noeviction":
-            raise _EvictsError(
+            raise _UnfitError(
                 f"Redis at {shown} has maxmemory-policy {policy}, which drops features without an error: "
                 f"set maxmemory-policy noeviction"
             )
@@ -95,11 +104,29 @@ def connect(url: str, *, must_answer: bool = True) -> redis.Redis:
         client.ping()
     except redis.exceptions.NoPermissionError as error:
         raise _failed(f"Redis at {shown}", error) from error
-    except _EvictsError as error:
+    except _UnfitError as error:
         raise StoreError(str(error)) from error
     except redis.RedisError as error:
         raise StoreError(_unreachable(url, shown, error)) from error
     return client
+
+
+def _answer(connection: Any, *command: str) -> Any:
+    connection.send_command(*command)
+    return connection.read_response()
+
+
+def _is_sentinel(connection: Any) -> bool:
+    try:
+        return bool(_answer(connection, "ROLE")[0] == "sentinel")
+    except redis.ResponseError:
+        return False
+
+
+def _setting(connection: Any, name: str, otherwise: str) -> str:
+    answer = _answer(connection, "CONFIG", "GET", name)
+    held = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))  # RESP3, RESP2
+    return str(held.get(name, otherwise))
 
 
 def _unreachable(url: str, shown: str, error: redis.RedisError) -> str:
