@@ -15,6 +15,9 @@ import pytest
 import yaml
 from certificates import Authority
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from small import declaration, linear
 from test_deployment import KUBERNETES, accepts, accepts_variables, addresses_wrong, dangling, not_restricted, pod_of
 
 from tidemill import load, settings
@@ -55,7 +58,7 @@ def test_manifests_are_valid_and_run_what_there_is(tmp_path: Path, target: str) 
     out, documents, pipeline = written(tmp_path, target)
     for document in documents:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
-    assert dangling(documents) == []
+    assert dangling(documents, f"tidemill-{pipeline.name}") == []
     owners = {d["metadata"]["name"]: d for d in documents if "template" in d.get("spec", {})}
     learners = {f"learner-{model}".replace("_", "-") for model in pipeline.model_names}
     assert {name for name in owners if name.startswith("learner")} == learners
@@ -126,6 +129,92 @@ def test_what_can_t_be_is_said_and_nothing_is_written(tmp_path: Path, damage: An
     assert not (tmp_path / "out" / "kustomization.yaml").exists()
 
 
+#: What Kubernetes takes as names: of most objects, and of those that are a host's or a label's.
+SUBDOMAIN, LABEL = (
+    r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+    r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?",
+)
+LONGEST = {"StatefulSet": 52, "Service": 63, "Namespace": 63}
+"""Pods of a StatefulSet have a label with its name, a hash of 10 letters behind it."""
+
+
+def misnamed(documents: list[dict[str, Any]]) -> list[str]:
+    """Return the objects whose names Kubernetes refuses, or of whose names it can't make those of their pods."""
+    names = [(d["kind"], d["metadata"]["name"]) for d in documents]
+    names += [("Namespace", d["metadata"]["namespace"]) for d in documents if "namespace" in d["metadata"]]
+    return [
+        f"{kind} {name}"
+        for kind, name in names
+        if len(name) > LONGEST.get(kind, 253) or not re.fullmatch(LABEL if kind in LONGEST else SUBDOMAIN, name)
+    ]
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,99}", fullmatch=True)
+
+
+@given(NAMES, NAMES)
+def test_any_name_of_a_pipeline_or_model_is_one_in_kubernetes(name: str, model: str) -> None:
+    assert re.fullmatch(SUBDOMAIN, rights.kubernetes_name(f"{name}.validator"))
+    assert re.fullmatch(LABEL, kubernetes.namespace_of(small(name)))
+    learner = f"learner-{kubernetes_options.model_name(model)}"
+    assert re.fullmatch(LABEL, learner)
+    assert len(learner) <= LONGEST["StatefulSet"]
+
+
+def small(name: str, *models: str) -> Pipeline:
+    return Pipeline(
+        **declaration(name=name, models={m: linear() for m in models or ("m",)}, champion=(models or "m")[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "models"),
+    [("null", ("on", "no", "y")), ("a_" * 50, ("m" * 100, "m_" * 50)), ("a--_", ("a_", "b-", "null"))],
+)
+def test_manifests_of_a_pipeline_with_odd_names_are_valid(tmp_path: Path, name: str, models: tuple[str, ...]) -> None:
+    pipeline, out = small(name, *models), tmp_path / "out"
+    kubernetes.write(out, pipeline, "package.null:on", EVERYTHING[0])
+    documents = [d for path in sorted(out.glob("*.yaml")) for d in yaml.safe_load_all(path.read_text())]
+    documents = [d for d in documents if d["kind"] != "Kustomization"]
+    assert misnamed(documents) == []
+    namespace = kubernetes.namespace_of(pipeline)
+    assert {d["metadata"].get("namespace") for d in documents} == {namespace, None}
+    assert dangling(documents, namespace) == []
+    commands = [pod_of(d)["containers"][0]["args"] for d in documents if "template" in d.get("spec", {})]
+    assert {command[-1] for command in commands if "--model" in command} == {*pipeline.model_names}
+    for command in commands:
+        accepts(command)
+    for document in documents:
+        validate(document)
+
+
+def test_a_name_that_kubernetes_refuses_is_noticed() -> None:
+    named = [("Job", "a_b"), ("Secret", "a-.b"), ("StatefulSet", "m" * 53), ("Namespace", "a.b"), ("Secret", "a.b")]
+    documents = [{"kind": kind, "metadata": {"name": name}} for kind, name in named]
+    assert misnamed(documents) == [f"{kind} {name}" for kind, name in named[:-1]]
+
+
+def test_two_pipelines_of_one_cluster_have_no_object_in_common(tmp_path: Path) -> None:
+    objects = []
+    for name in ("flights", "delays"):
+        _, documents, _ = written(tmp_path / name, name, *EVERYTHING[0])
+        objects.append({(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in documents})
+    assert objects[0] & objects[1] == set()
+
+
+@pytest.mark.parametrize("name", ["Orders", "a.b", "-a", "a" * 64, "a b"])
+def test_a_namespace_that_can_t_be_is_refused_and_nothing_is_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="--namespace"):
+        kubernetes.write(tmp_path / "out", load("flights"), "flights", namespace=name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_namespace_may_be_chosen(tmp_path: Path) -> None:
+    kubernetes.write(tmp_path / "out", load("flights"), "flights", OPTIONS[4:], namespace="orders")
+    documents = [d for path in (tmp_path / "out").glob("*.yaml") for d in yaml.safe_load_all(path.read_text())]
+    assert dangling([d for d in documents if d["kind"] != "Kustomization"], "orders") == []
+
+
 # With more: security on the wire, and operators.
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +244,7 @@ def test_manifests_with_more_are_valid_and_restricted(tmp_path: Path, target: st
     out, documents, pipeline = written(tmp_path, project(tmp_path / "own") if target == "own" else target, *options)
     for document in documents:
         validate(document)
-    assert dangling(documents) == []
+    assert dangling(documents, f"tidemill-{pipeline.name}") == []
     for owner in documents:
         if "template" in owner.get("spec", {}):
             pod = pod_of(owner)

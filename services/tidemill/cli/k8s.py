@@ -22,7 +22,8 @@ OPTIONS = ("kafka-scram", "kafka-mtls", "redis-acl", "http-tls", "strimzi", "aut
     type=click.Choice(OPTIONS),
     help="What the cluster has besides; may be repeated. See the list above.",
 )
-def k8s(pipeline: str, folder: Path, options: tuple[str, ...]) -> None:
+@click.option("--namespace", default="", help="Where it runs, and nothing else does. Default: tidemill-NAME.")
+def k8s(pipeline: str, folder: Path, options: tuple[str, ...], namespace: str) -> None:
     """Write a pipeline's manifests for Kubernetes into a new folder.
 
     It has a StatefulSet for each service and for each model's learner, the gateway, policies, and the pipeline's own
@@ -40,7 +41,7 @@ def k8s(pipeline: str, folder: Path, options: tuple[str, ...]) -> None:
     """
     from tidemill.offline.scaffold import kubernetes
 
-    written = kubernetes.write(folder, tidemill.load(pipeline), pipeline, options)
+    written = kubernetes.write(folder, tidemill.load(pipeline), pipeline, options, namespace)
     click.echo(f"{folder}: {len(written)} manifests. Next:")
     click.echo(f"  cp {folder}/secret.example.yaml secret.yaml, put your own values into it, and kubectl apply -f it")
     click.echo(f"  kubectl apply -k {folder}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from typing import Literal, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
@@ -54,9 +56,12 @@ def principal(pipeline: Pipeline, role: str) -> str:
     return f"{pipeline.name}.{role.replace('+', '.')}"
 
 
-def kubernetes_name(name: str) -> str:
-    """Return a name as Kubernetes takes it: small letters, and no '_'."""
-    return name.lower().replace("_", "-")
+def kubernetes_name(name: str, most: int = 253) -> str:
+    """Return a name as Kubernetes takes it: small letters, no '_', a letter or digit last, and `most` characters."""
+    plain = re.sub(r"-+(?=\.|$)", "", name.lower().replace("_", "-"))
+    if len(plain) <= most:
+        return plain
+    return f"{plain[: most - 9].rstrip('-.')}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def user_name(pipeline: Pipeline, role: str) -> str:

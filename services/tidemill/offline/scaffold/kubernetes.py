@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Collection, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from tidemill.declare.pipeline import Pipeline
@@ -21,21 +23,41 @@ NOT_OURS = frozenset({"data", "tests", "__pycache__", "build", "dist", "node_mod
 MOUNTED = "/pipeline"
 
 
-def write(folder: Path, pipeline: Pipeline, target: str, options: Collection[str] = ()) -> list[str]:
+def namespace_of(pipeline: Pipeline, chosen: str = "") -> str:
+    """Return the namespace that is asked for, or the pipeline's own. Raises SettingsError where its name is none."""
+    if chosen and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", chosen):
+        raise SettingsError(
+            f"--namespace {chosen!r}: expected at most 63 small letters, digits and '-', beginning and ending with a "
+            "letter or digit"
+        )
+    return chosen or f"tidemill-{kubernetes_name(pipeline.name, 54)}"
+
+
+def write(
+    folder: Path, pipeline: Pipeline, target: str, options: Collection[str] = (), namespace: str = ""
+) -> list[str]:
     """Write a folder for `kubectl apply -k`; returns the names of the manifests.
 
     `target` names the pipeline as for `tidemill.load`. Where it is a file, that goes into a ConfigMap, with the Python
     files and the schemas beside it, and the tables it looks up. `options` are some of kubernetes_options.OPTIONS.
-    Raises SettingsError where the folder exists, these files are too large, two models have one name in Kubernetes, or
-    two options exclude each other.
+    Objects are called as their service, so a pipeline has a namespace to itself: by default `tidemill-NAME`.
+    Raises SettingsError where the folder exists, these files are too large, two models have one name in Kubernetes, the
+    namespace has a wrong name, or two options exclude each other.
     """
+    namespace = namespace_of(pipeline, namespace)
     kubernetes_options.check(options)
     if folder.exists():
         raise SettingsError(f"{folder} exists: nothing is overwritten, so name a folder that does not exist")
     path, colon, name = target.partition(":")
     files = _files(Path(path), pipeline) if path.endswith(".py") else {}
     run = f"{MOUNTED}/{Path(path).name}{colon}{name}" if files else target
-    manifests = {file: _mounted(text, files) for file, text in _manifests(pipeline, run, options)}
+    manifests = {
+        file: _in_namespace(_mounted(text, files), namespace) for file, text in _manifests(pipeline, run, options)
+    }
+    if "topics.yaml" in manifests:  # a Job can't be changed, and the one of before may still be there
+        mark = sha256(b"".join([manifests["topics.yaml"].encode(), *(one.read_bytes() for one in files.values())]))
+        job = manifests["topics.yaml"].replace("\n  name: topics\n", f"\n  name: topics-{mark.hexdigest()[:8]}\n", 1)
+        manifests["topics.yaml"] = job
     folder.mkdir(parents=True)
     for file, text in manifests.items():
         (folder / file).write_text(text, encoding="utf-8")
@@ -43,7 +65,8 @@ def write(folder: Path, pipeline: Pipeline, target: str, options: Collection[str
     for place, source in files.items():
         (folder / "pipeline" / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / "pipeline" / place)
-    (folder / "kustomization.yaml").write_text(_kustomization(pipeline, listed, files), encoding="utf-8")
+    made = _in_namespace(_kustomization(pipeline, listed, files), namespace)
+    (folder / "kustomization.yaml").write_text(made, encoding="utf-8")
     return listed
 
 
@@ -55,16 +78,21 @@ def _manifests(pipeline: Pipeline, run: str, options: Collection[str]) -> Iterat
 
 
 def _shipped(pipeline: Pipeline, run: str) -> Iterator[tuple[str, str]]:
-    names = {model: kubernetes_name(model) for model in pipeline.model_names}
+    names = {model: kubernetes_options.model_name(model) for model in pipeline.model_names}
     if len(set(names.values())) < len(names):
-        raise SettingsError(f"models {', '.join(names)}: names in Kubernetes have no '_', so two of them would be one")
+        raise SettingsError(
+            f"models {', '.join(names)}: names in Kubernetes have no '_', and end with a letter or digit, so two of "
+            "them would be one"
+        )
     for path in sorted(shipped("k8s").glob("*.yaml")):
-        text = re.sub(r"^( +args: \[.*)\bflights\b", rf"\g<1>{run}", path.read_text(encoding="utf-8"), flags=re.M)
+        text = re.sub(
+            r"^( +args: \[.*)\bflights\b", rf"\g<1>{json.dumps(run)}", path.read_text(encoding="utf-8"), flags=re.M
+        )
         if path.name != "gateway.yaml":  # of the others, an instance without a partition has nothing to do
             text = text.replace("  replicas: 2\n", f"  replicas: {min(2, pipeline.partitions)}\n")
         if path.name == "learner-logreg.yaml":
             for model, name in names.items():
-                own = text.replace("--model, logreg]", f"--model, {model}]")
+                own = text.replace("--model, logreg]", f"--model, {json.dumps(model)}]")  # `null` is a name, too
                 yield f"learner-{name}.yaml", own.replace("learner-logreg", f"learner-{name}")
         elif path.name == "status.yaml":
             yield path.name, with_learners(text, list(names.values())) + "\n"
@@ -96,6 +124,11 @@ def _files(path: Path, pipeline: Pipeline) -> dict[str, Path]:
             f"with them, and name the pipeline in it, as package.module"
         )
     return files
+
+
+def _in_namespace(text: str, namespace: str) -> str:
+    place = r'(\bnamespace"?: "?|\.|-n |kind: Namespace\nmetadata:\n  name: )tidemill(?=\.svc| create|["}]?,?$)'
+    return re.sub(place, rf"\g<1>{namespace}", text, flags=re.M)
 
 
 def _mounted(text: str, files: dict[str, Path]) -> str:

@@ -101,7 +101,12 @@ def changed(text: str, file: str, pipeline: Pipeline, options: Collection[str]) 
 def role_of(file: str) -> str:
     """Return whose pods a manifest has."""
     name = file.removesuffix(".yaml")
-    return "learner" if name.startswith("learner-") else rights.OPERATOR if name == "topics" else name
+    return "learner" if name.startswith("learner-") else rights.OPERATOR if name.startswith("topics") else name
+
+
+def model_name(model: str) -> str:
+    """Return what of a model's name its learner's has: that, and a hash behind it, is a label of pods of 63 letters."""
+    return rights.kubernetes_name(model, 44)
 
 
 def _files(name: str, secret: str, *variables: str) -> Extra:
@@ -201,7 +206,7 @@ def _secrets(pipeline: Pipeline, options: Collection[str]) -> Iterator[str]:
 
 def _deployed(pipeline: Pipeline) -> list[str]:
     """Return what each service is called in Kubernetes: of the learner, each model's."""
-    learners = [f"learner-{rights.kubernetes_name(model)}" for model in pipeline.model_names]
+    learners = [f"learner-{model_name(model)}" for model in pipeline.model_names]
     return [name for name in topics.ALL if name != "learner"] + learners
 
 
