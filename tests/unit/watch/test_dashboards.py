@@ -60,6 +60,8 @@ def collectors() -> Iterator[Counter | Gauge | Histogram]:
 
 TARGET = frozenset({"job", "instance"}).union(*(config.get("labels", {}) for config in JOB["static_configs"]))
 """Labels that Prometheus adds to all that it scrapes."""
+OF_PIPELINE = frozenset({"namespace"})
+"""Labels that targets have where several pipelines are scraped."""
 METRICS = {name: labels for metric in collectors() for name, labels in shown(metric).items()} | {"up": frozenset()}
 
 
@@ -231,7 +233,7 @@ class Query:
         by = by or self._by()
         if of.labels is None or of.ranged:
             raise WrongError("an aggregate of a number or a range")
-        if unknown := by - of.labels:
+        if unknown := by - of.labels - OF_PIPELINE:
             raise WrongError(f"by {', '.join(unknown)}, which is no label there: {sorted(of.labels)}")
         return Vector(by)
 
@@ -498,7 +500,7 @@ def test_a_rule_asks_for_what_there_is_and_says_what_to_look_at(name: str) -> No
 def test_vectors_without_a_view_are_alerted_by_view() -> None:
     rule = RULES["TidemillStaleVectors"]
     assert "tidemill_stale_vectors_total" in rule["expr"]
-    assert Query(rule["expr"]).result().labels == {"view"}
+    assert Query(rule["expr"]).result().labels == {"namespace", "view"}
 
 
 def test_no_two_rules_have_one_name() -> None:
