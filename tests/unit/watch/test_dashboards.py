@@ -351,7 +351,7 @@ TARGETS = [(f"{name}: {panel['title']}", target) for name, panel in PANELS for t
         ("tidemill_records_total[1m]", "nothing is made"),
         ("rate(tidemill_records_total[$__interval_])", "no span of time"),
         ("rates(tidemill_records_total[1m])", "no function 'rates'"),
-        ('tidemill_records_total{service="validater"}', "service is never 'validater'"),
+        ('tidemill_records_total{service="validator2"}', "service is never 'validator2'"),
         ('tidemill_records_total{service=~"scorer|learners"}', "service is never 'learners'"),
         ('tidemill_window_figure{figure="psy"}', "figure is never 'psy'"),
         ('tidemill_window_figure{figure="${metric}_gains"}', "figure is never"),
