@@ -71,6 +71,7 @@ def test_a_model_that_changes_when_it_is_asked_is_noticed() -> None:
         check_model(Forgetful(), "regression", [({}, 1.0), ({}, 2.0)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in testing.__all__ if name.startswith("check_")])
 def test_the_example_of_a_check_is_right(name: str) -> None:
     check = getattr(testing, name)

@@ -196,6 +196,7 @@ def test_a_missing_value_passes_all_but_not_null(case: Case) -> None:
         assert said.of({"temp": None})[0] == ("dlq" if rule.name == "not_null" else "events.valid")
 
 
+@pytest.mark.slow
 def test_rules_together_are_asked_in_the_order_in_which_they_are_declared(case: Case) -> None:
     """And one that is broken first hides the others; names of one rule's condition are not another's."""
     other = rules.between("distance", 1, 2)

@@ -78,6 +78,7 @@ def test_there_are_commands_in_the_docs() -> None:
     assert len(COMMANDS) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGE_NAMES)
 def test_examples_in_the_docs_are_right(name: str) -> None:
     """Blocks with >>> are run, one page in one namespace; the others are Python at least."""

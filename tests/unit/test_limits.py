@@ -350,11 +350,13 @@ def max_of(name: str) -> int:
     return SMALL if name in ("UNZIPPED_BYTES", "ARTIFACT_BYTES", "REPLACEMENT_BYTES") else limits.table()[name].max
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEP)
 def test_as_much_as_a_limit_allows_passes(name: str, tmp_path: Path) -> None:
     assert SWEEP[name](max_of(name), tmp_path) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEP)
 def test_one_more_is_refused_by_name_value_and_limit(name: str, tmp_path: Path) -> None:
     limit = limits.table()[name]

@@ -116,6 +116,7 @@ def test_the_command_prints_a_new_token_and_its_entry(role: str) -> None:
     assert holder == Holder("ann", Role[role.upper()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gate", "a b", "", "<script>", "a" * 65, "a:b", "é"])
 def test_the_command_refuses_a_name_that_an_entry_could_not_have(name: str) -> None:
     done = CliRunner().invoke(cli, ["tokens", "new", name])

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from operator import itemgetter
+from types import CodeType
 from typing import Any
 
 #: record -> its Avro bytes.
@@ -399,6 +400,11 @@ _READ = {
 }
 
 
+@lru_cache(maxsize=256)  # validator, gateway and lookups have the same schemas
+def _compiled(source: str) -> CodeType:
+    return compile(source, "<avro codec>", "exec")
+
+
 def make(avro: Any, named: dict[str, Any] | None = None) -> tuple[Callable[[Any], bytes], Decode]:
     """Return (encode, decode) for a schema without logical types; `named` holds records that it refers to by name.
 
@@ -430,5 +436,5 @@ def make(avro: Any, named: dict[str, Any] | None = None) -> tuple[Callable[[Any]
         f"    return {made}, at",
     ]
     # The source is made from a schema, and its names are repr'd.
-    exec(compile("\n".join(lines), "<avro codec>", "exec"), maker.names)  # noqa: S102
+    exec(_compiled("\n".join(lines)), maker.names)  # noqa: S102
     return maker.names["encode"], maker.names["decode"]

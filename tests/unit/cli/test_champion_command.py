@@ -130,6 +130,7 @@ def test_a_refusal_ends_with_code_1(status: Any) -> None:
         ((422, {"detail": [{"loc": ["body", "id"], "msg": "too short"}]}), "id: too short"), ((500, []), "refused the command"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_what_the_service_says_against_it_is_said(status: Any, refuses: Any, said: str) -> None:
     kind, url = status
     kind.refuses = refuses

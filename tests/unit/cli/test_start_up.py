@@ -24,6 +24,7 @@ def imported(*arguments: str) -> set[str]:
     return set(done.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("models", "--help")], ids=" ".join)
 def test_help_imports_no_library_but_click(arguments: tuple[str, ...]) -> None:
     assert imported(*arguments) & HEAVY == set()
@@ -70,6 +71,7 @@ def test_services_start_without_data_frames() -> None:
     assert "pandas" not in loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "commands"),
     [(main.cli, main.COMMANDS), (models.models, models.COMMANDS)],

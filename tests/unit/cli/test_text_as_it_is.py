@@ -29,6 +29,7 @@ def test_a_rules_pattern_keeps_its_brackets(pattern: str) -> None:
     assert pattern in pipeline_text(pipeline)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(ODD) | st.text("[]/:abc\\{}=@", max_size=12), min_size=1, max_size=4))
 def test_every_cell_and_line_comes_out_as_it_went_in(texts: list[str]) -> None:
     table: Table = shared.new_table(*(f"c{index}" for index in range(len(texts))))
@@ -42,6 +43,7 @@ def test_every_cell_and_line_comes_out_as_it_went_in(texts: list[str]) -> None:
 OBEYED = ["\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "\u202ereversed", "\u200bnothing", "a\u2028b", "a\x85b", "a\rb"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(OBEYED) | st.text(max_size=8), min_size=1, max_size=3))
 def test_no_table_has_what_a_terminal_obeys(texts: list[str]) -> None:
     table: Table = shared.new_table(*(f"c{index}" for index in range(len(texts))))

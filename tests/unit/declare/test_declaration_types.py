@@ -103,6 +103,7 @@ def refusal(good: Any, field: str, value: Any, of: Callable[[Any], dict[str, Any
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("good", "field", "of"), FIELDS)
 def test_a_field_of_the_wrong_type_is_named_whatever_its_declaration(
     good: Any, field: str, of: Callable[[Any], dict[str, Any]]

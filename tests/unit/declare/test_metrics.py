@@ -35,6 +35,7 @@ RIVERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 @pytest.mark.parametrize("metric", RIVERS, ids=lambda metric: type(metric).__name__)
 def test_every_metric_of_rivers_gives_a_number_or_is_refused_in_one_line(metric: Any, task: Any) -> None:

@@ -238,6 +238,7 @@ def test_schemas_of_classes_are_registered(program: str) -> None:
     assert [row["subject"] for row in json.loads(result.stdout)] == ["orders.events-value", "orders.labels-value"]
 
 
+@pytest.mark.slow
 def test_check_says_where_schemas_come_from(program: str, tmp_path: Path) -> None:
     text = run("check", program).stdout
     assert "class Asked of orders.py" in text

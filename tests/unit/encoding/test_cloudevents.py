@@ -102,6 +102,7 @@ def test_attributes_are_fields_where_the_schema_has_them(mode: str) -> None:
         ({**DATA, "more": 1}, binary(), "unexpected_field", "more"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_what_is_none_is_a_dead_letter(value: Any, headers: list | None, reason: str, field: str) -> None:
     _, what = outcome(json.dumps(value).encode(), headers)
     (letter,) = what.dead_letters

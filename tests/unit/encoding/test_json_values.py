@@ -83,6 +83,7 @@ def schemas(draw: Any) -> tuple[dict[str, Any], Any]:
     return record(0)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_what_avros_json_encoding_writes_is_read_as_it_was(data: Any) -> None:
     avro, values = data.draw(schemas())
@@ -195,6 +196,7 @@ FLAT = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(FLAT, st.data())
 def test_what_is_taken_as_it_is_would_be_read_and_written_as_the_same(types: list[Any], data: Any) -> None:
     fields = [{"name": f"f{number}", "type": type_} for number, type_ in enumerate(types)]

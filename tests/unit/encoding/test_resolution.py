@@ -240,6 +240,7 @@ def test_our_own_shapes_are_safe(name: str) -> None:
     assert unsafe({**avro_, "fields": plain}) == ""
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(records())
 def test_ordinary_schemas_are_safe(avro_: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from small import declaration, event, label
 from tidemill import Pipeline, View, aggregates, client
 from tidemill.client import AsyncClient, Client, GatewayError, PendingError, Prediction, RefusedError
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_700_000_000_000
 VIEW = View("origin", every="1m", aggregates=[aggregates.count("5m")])
 Failure = Callable[[httpx.Request], httpx.Response | None]

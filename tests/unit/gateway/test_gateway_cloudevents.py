@@ -13,6 +13,8 @@ from small import EVENTS, declaration, event, label
 
 from tidemill import Pipeline, Stream
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_700_000_000_000
 ATTRIBUTES = {"specversion": "1.0", "id": "ce-1", "source": "/shop", "type": "departure.v1"}
 BINARY = {f"ce-{name}": value for name, value in ATTRIBUTES.items()} | {"Content-Type": "application/json"}

@@ -19,6 +19,8 @@ from tidemill import Pipeline
 from tidemill.gateway.commands import Commands
 from tidemill.web import connections
 
+pytestmark = pytest.mark.slow
+
 COMMAND = {"id": "0123456789", "kind": "promote", "target": "slow@70", "why": "it was better"}
 
 

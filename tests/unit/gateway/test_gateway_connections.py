@@ -17,6 +17,8 @@ from small import declaration, event
 from tidemill import Pipeline
 from tidemill.web import connections
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_700_000_000_000
 EVENT = json.dumps(event("a", NOW)).encode()
 

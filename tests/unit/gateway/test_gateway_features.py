@@ -10,6 +10,8 @@ from tidemill import Pipeline, View, aggregates
 from tidemill.errors import StoreError
 from tidemill.limits import GATEWAY_QUESTIONS
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_700_000_000_000
 VIEWS = [
     View("origin", every="1m", aggregates=[aggregates.count("5m")]),

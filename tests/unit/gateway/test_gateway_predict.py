@@ -12,6 +12,8 @@ from small import declaration, event
 from tidemill import Pipeline, rules
 from tidemill.stream.declared import DeclaredTopics
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_700_000_000_000
 
 

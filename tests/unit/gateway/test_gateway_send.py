@@ -13,6 +13,8 @@ from tidemill import Pipeline
 from tidemill.gateway.app import _stream
 from tidemill.limits import GATEWAY_BODY_BYTES, GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_700_000_000_000
 NDJSON = {"Content-Type": "application/x-ndjson"}
 

@@ -113,6 +113,7 @@ def test_values_beyond_the_most_are_told_together() -> None:
     assert again.as_dicts()[-1]["examples"] == told[-1]["examples"] + 1, "how many values there are is remembered"
 
 
+@pytest.mark.slow
 def test_segments_survive_a_snapshot_and_go_on_as_if_nothing_had_been() -> None:
     made = examples(500, tuple(f"c{n}" for n in range(MAX_VALUES + 5)))
     whole, first = folded(made), folded(made[:260])

@@ -41,6 +41,7 @@ def needed() -> Capacity:
     return capacity(PIPELINE, *messages(), 1_000.0, label_delay=2 * HOUR)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_records(needed: Capacity) -> None:
     events, labels = messages()
     of = {topic.name: topic for topic in needed.topics}
@@ -114,6 +115,7 @@ def test_the_command_says_what_is_needed_and_what_is_too_much(tmp_path: Path) ->
         run("--rate", "1", "--label-delay", "soon")
 
 
+@pytest.mark.slow
 def test_without_views_nobody_is_asked_for_them() -> None:
     plain = replace(load("plain"), name="flights")
     needed = capacity(plain, *messages(), 10.0)

@@ -321,6 +321,7 @@ class TestRecomputed:
         assert summary.dead_letters["out_of_range"] == (len(events) + 9) // 10
         assert "records were refused: out_of_range" in dataset_text(summary)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("task", ["regression", "anomaly", "multiclass"])
     def test_every_task_can_do_it(self, tmp_path: Path, task: str) -> None:
         from river import anomaly, dummy

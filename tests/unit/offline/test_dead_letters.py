@@ -150,6 +150,7 @@ class TestStats:
         assert stats.total.letters == 10_000
         assert stats.most()[0].reason == "others"
 
+    @pytest.mark.slow
     def test_places_of_millions_of_letters_take_next_to_nothing(self) -> None:
         tracemalloc.start()
         places = PlaceSet()

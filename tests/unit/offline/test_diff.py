@@ -65,6 +65,7 @@ def test_the_same_declaration_changes_nothing() -> None:
     assert of(NOW, small.with_category()) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "parts"), CHANGES, ids=[f"{n}-{field}" for n, (field, _, _) in enumerate(CHANGES)]
 )

@@ -180,6 +180,7 @@ class TestDecided:
         assert not [one for one in group_offsets(river.broker, chosen) if one.wrong]
 
 
+@pytest.mark.slow
 def test_of_a_chain_it_is_said_whose_it_is_and_a_decision_ends_it_before_it_counts(undisturbed) -> None:
     river = River(PIPELINE)
     send(river, FLIGHTS[:HALF])

@@ -133,6 +133,7 @@ class Exploit:
         return self.call, self.arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "payload",
     [

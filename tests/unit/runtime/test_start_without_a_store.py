@@ -88,6 +88,7 @@ def own_topics() -> Iterator[tuple[str, topics.Topic]]:
                 yield name, topic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "topic"), list(own_topics()), ids=lambda value: getattr(value, "suffix", value))
 def test_a_service_whose_offsets_are_gone_starts_by_what_it_has_written(name: str, topic, broker, away) -> None:
     broker.append(topic.name(PIPELINE.name), b"x", b"k", 1, None, 0)

@@ -183,6 +183,7 @@ class TestTheSequence:
 
 
 class TestDecisions:
+    @pytest.mark.slow
     def test_a_better_challenger_is_promoted_watched_and_kept(self) -> None:
         world = World()
         world.examples(3_000, linear=0.2, slow=0.6, third=0.1)
@@ -205,6 +206,7 @@ class TestDecisions:
         assert (kept.champion, kept.on_probation_against, kept.since) == (ModelRef("slow"), NOBODY, promoted.examples)
         assert step.standing.champion == ModelRef("slow")
 
+    @pytest.mark.slow
     def test_one_that_is_better_but_for_one_carrier_is_refused_with_the_evidence(self) -> None:
         world = World()
         world.examples(3_000, linear=0.2, slow={"all": 0.6, "DL": -0.2}, third=0.1)
@@ -580,6 +582,7 @@ class TestCommands:
         assert world.kinds == ["refused", "promoted", "refused"]
         assert "no champion 2 back: earlier ones, the latest first: linear" in world.decisions[2].why
 
+    @pytest.mark.slow
     def test_while_one_is_pinned_the_gate_leaves_it_there(self) -> None:
         world = World()
         world.ask("pin", "linear@7")
@@ -728,6 +731,7 @@ class TestTraining:
         assert step.standing.champion == ModelRef("slow~500")
         assert "promoted" in world.kinds
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("how", ["unsigned", "by another key", "altered", "of another pipeline", "acknowledged"])
     def test_an_alert_that_the_monitor_has_not_signed_so_begins_nothing(self, how: str) -> None:
         world = World(made(training=Training("slow", on=["drift"], examples=300, pause=1_000)))

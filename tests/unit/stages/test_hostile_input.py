@@ -64,6 +64,7 @@ def test_a_whole_number_of_any_length_is_a_dead_letter_or_a_float(field: str, di
     assert record.topic() == ("small.events.valid" if fits else "small.dlq")
 
 
+@pytest.mark.slow
 def test_nesting_of_any_depth_is_a_dead_letter() -> None:
     for depth in (1, 10, *range(850, 1010, 7), 100_000):
         for field in ("carrier", "no_such_field"):

@@ -85,6 +85,7 @@ class World:
 EVENT, LABEL = {("joiner", "duplicate_event"): EVENTS}, {("joiner", "duplicate_label"): LABELS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("topic", "refused", "own", "shops", "learned"),
     [

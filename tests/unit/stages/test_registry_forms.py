@@ -107,6 +107,7 @@ EVENTS = st.builds(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(EVENTS)
 def test_an_event_is_the_same_in_every_form(event: dict[str, Any]) -> None:
@@ -338,6 +339,7 @@ def test_a_small_message_that_becomes_large_is_refused_before() -> None:
     assert refused.value.reason == "too_large"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [

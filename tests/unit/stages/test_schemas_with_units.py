@@ -59,6 +59,7 @@ def unwrapping(declared: Pipeline, unwrap: str) -> Pipeline:
     return replace(declared, events=replace(declared.events, unwrap=unwrap))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unwrap", ["connect", "debezium"])
 @pytest.mark.parametrize("name", UNITS)
 def test_the_schema_beside_a_payload_says_what_its_time_counts(tmp_path: Path, name: str, unwrap: str) -> None:
@@ -233,6 +234,7 @@ KEYS = ["type", "fields", "field", "name", "items", "values", "parameters", "sca
 JSON_KEYS = ["oneOf", "properties", "title", "additionalProperties", "connect.parameters", "at", "after"]
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         WORDS | st.none() | st.integers() | st.booleans(),

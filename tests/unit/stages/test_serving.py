@@ -212,6 +212,7 @@ class TestTheFeed:
         assert (step.champion.name, step.champion.version) == ("linear", 5)
         assert step.models["linear"].version == 9
 
+    @pytest.mark.slow
     def test_while_it_runs_it_follows(self, registry: Registry, broker: MemoryBroker) -> None:
         self.publish(registry, broker, "linear", 5)
         feed = ModelFeed(registry, broker)

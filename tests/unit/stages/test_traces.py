@@ -88,6 +88,7 @@ def test_an_example_has_the_trace_of_its_event_else_that_of_its_label() -> None:
     assert {record.key(): trace(record) for record in sent.of(topics.EXAMPLES)} == {b"a": TRACE, b"b": LABELS_TRACE}
 
 
+@pytest.mark.slow
 def test_what_expires_and_what_is_refused_have_it_as_well() -> None:
     sent = Sent().send(topics.EVENTS, small.event("a", NOW), TRACE)
     for minutes in range(0, 300, 4):  # the labels' clock goes on

@@ -133,6 +133,7 @@ def test_every_truncation_is_rejected_as_such() -> None:
         assert rejected(VALID[:length])["tidemill.reason"] == "truncated"
 
 
+@pytest.mark.slow
 def test_three_thousand_mutants_each_end_in_one_place_byte_for_byte() -> None:
     rng, mutants = random.Random(11), []
     for _ in range(3000):
@@ -166,6 +167,7 @@ def test_three_thousand_mutants_each_end_in_one_place_byte_for_byte() -> None:
     assert sum(to == "events.valid" for to, *_ in out) >= len(mutants)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_decoded_or_rejected_and_nothing_else(data: bytes) -> None:

@@ -168,6 +168,7 @@ def test_a_folder_that_can_t_be_made_is_named_at_the_start(tmp_path: Path) -> No
         open_in(tmp_path / "file" / "joiner")
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.binary(min_size=1, max_size=3))), st.binary(min_size=1, max_size=3))
 def test_a_table_is_an_ordered_dictionary(tmp_path_factory: pytest.TempPathFactory, steps: list, probe: bytes) -> None:

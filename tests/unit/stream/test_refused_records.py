@@ -134,6 +134,7 @@ def refused_at(stage: str, output: Topic) -> bool:
     return stage != "validator" and output is not topics.EXAMPLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learns", [True, False], ids=["of a size that is known then", "for another reason"])
 def test_one_of_five_thousand_is_found_in_few_turns_and_with_few_answers_of_the_broker(
     learns: bool, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +215,7 @@ def test_a_dead_letter_that_is_refused_is_cut_until_its_topic_takes_it() -> None
     assert content(broker.records(log)) == content(undisturbed().of(topics.PREDICTION_LOG), [3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exactly_once", [True, False], ids=["exactly_once", "at_least_once"])
 def test_while_no_dead_letter_is_taken_it_waits_ever_longer_and_then_nothing_is_missing(exactly_once: bool) -> None:
     broker = before("scorer", exactly_once=exactly_once)

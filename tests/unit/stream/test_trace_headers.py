@@ -67,6 +67,7 @@ def test_a_malformed_or_long_state_is_left_out(state: bytes | None) -> None:
     assert of((TRACEPARENT, PARENT), (TRACESTATE, state)) == [(TRACEPARENT, PARENT)]
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=700) | st.from_regex(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", fullmatch=True),
     st.binary(max_size=700),

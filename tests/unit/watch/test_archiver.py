@@ -319,6 +319,7 @@ def test_an_archive_that_cannot_be_used_is_named_with_what_to_set() -> None:
         Files("nonsense://x", "archive_url", "archive")
 
 
+@pytest.mark.slow
 def test_an_archive_that_is_gone_is_written_again_from_the_beginning_of_the_log(tmp_path: Path) -> None:
     """As `tidemill offsets set PIPELINE archiver --to begin` has it; also over the files that are there."""
     records, slot, names = [record(n, day=n // 120) for n in range(250)], TopicPartition(LOG, 0), []

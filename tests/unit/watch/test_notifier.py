@@ -270,7 +270,7 @@ def test_more_than_can_wait_is_given_up_the_oldest_first(monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from(["alert", "decide", "replay", "run", "crash", "break", "mend", "wait"]), max_size=25))
+@given(st.lists(st.sampled_from(["alert", "decide", "replay", "run", "crash", "break", "fix", "wait"]), max_size=25))
 def test_whatever_happens_each_gets_all_in_order_and_a_repeated_one_has_its_id(steps: Sequence[str]) -> None:
     river = River(ops=Book(), team=Book())
     for step in steps:
@@ -351,6 +351,7 @@ def sign_in(topic: Topic, pipeline: Pipeline, warned: Chains[Any], decided: Chai
         (without_those_between, "gap"), (truncated, "damaged"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_what_other_readers_refuse_is_counted_and_nobody_is_told(
     make: Callable[[River, Topic], bytes], reason: str, topic: Topic, restart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,6 +490,7 @@ def test_a_hostile_receiver_costs_a_bounded_time_and_is_an_error(
     assert not error.value.is_final
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_a_redirect_is_not_followed(code: int) -> None:
     with WebhookReceiver() as other, WebhookReceiver(status(f"{code} Moved", f"location: {other.url}\r\n")) as receiver:
@@ -497,6 +499,7 @@ def test_a_redirect_is_not_followed(code: int) -> None:
         assert (len(receiver.requests), other.requests) == (1, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "is_final"),
     [("400 No", True), ("422 No", True), ("401 Who", False), ("404 Where", False), ("429 Later", False)],
