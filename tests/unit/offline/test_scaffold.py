@@ -30,6 +30,7 @@ from test_deployment import accepts
 from tidemill import load
 from tidemill import testing as in_memory
 from tidemill.cli.init import init
+from tidemill.durations import milliseconds
 from tidemill.errors import TidemillError
 from tidemill.offline import scaffold
 from tidemill.offline.backtest import Backtest, BacktestReport
@@ -617,6 +618,28 @@ def test_a_window_of_the_monitor_holds_enough_examples_for_an_alert(tmp_path: Pa
     source = table(tmp_path / "daily.csv", [{"day": day, "x": n % 7, "y": n % 5 / 2} for n, day in enumerate(days)])
     pipeline, _, _ = made(tmp_path / "p", source, label="y")
     assert (pipeline.monitor.window, pipeline.monitor.least) == ("180d", 100)
+
+
+@pytest.mark.parametrize(
+    ("rows", "step", "window", "reference"),
+    [
+        (3_000, dt.timedelta(minutes=1), "6h", "1d"),
+        (1_461, dt.timedelta(days=1), "180d", "720d"),
+        (700, dt.timedelta(days=7), "816d", "2448d"),
+        (9_000, dt.timedelta(minutes=10), "7d", "28d"),
+        (20_000, dt.timedelta(hours=1), "90d", "360d"),
+    ],
+)
+def test_the_monitor_judges_at_least_half_of_the_data_that_it_was_made_from(
+    tmp_path: Path, rows: int, step: dt.timedelta, window: str, reference: str
+) -> None:
+    day = dt.datetime(2012, 1, 1)
+    table(tmp_path / "a.csv", [{"day": day + n * step, "x": n % 7, "y": n % 5 / 2} for n in range(rows)])
+    plan = scaffold.make(tmp_path / "p", [scaffold.of_file(tmp_path / "a.csv")], Options(label="y"))
+    pipeline = load(str(tmp_path / "p" / "pipeline.py"))
+    assert (pipeline.monitor.window, pipeline.monitor.reference) == (window, reference)
+    assert milliseconds(reference) <= rows * step / dt.timedelta(milliseconds=1) / 2
+    assert plan.reference == reference
 
 
 def test_a_text_of_each_row_is_not_offered_as_the_label(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
-from tidemill.durations import duration, milliseconds
 from tidemill.encoding import schema_files
 from tidemill.offline import history
 from tidemill.offline.scaffold import topic
@@ -172,8 +171,7 @@ def _lines(plan: Plan, rules: Sequence[str], label_rules: Sequence[str]) -> Iter
     yield "    # How long a label is waited for; from the delays in the data.\n"
     yield f"    label_timeout={quoted(plan.label_timeout)},\n"
     segments = f", segments=[{', '.join(map(quoted, plan.segments))}]" if plan.segments else ""
-    reference = duration(5 * milliseconds(plan.monitor))
-    yield f"    monitor=Monitor(window={quoted(plan.monitor)}, reference={quoted(reference)}{segments}),\n"
+    yield f"    monitor=Monitor(window={quoted(plan.monitor)}, reference={quoted(plan.reference)}{segments}),\n"
     if plan.task != "anomaly":
         examples = max(200, min(2_000, plan.rows // 5))
         yield "    # The challenger serves when it is shown to be better, on this many questions or more.\n"

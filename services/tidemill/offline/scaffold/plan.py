@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from tidemill.declare.tasks import TASKS
-from tidemill.durations import milliseconds, moment
+from tidemill.durations import duration, milliseconds, moment
 from tidemill.encoding import schema_files
 from tidemill.encoding.times import PER_SECOND
 from tidemill.errors import SettingsError
@@ -55,7 +55,9 @@ DURATIONS = ("5m", "15m", "1h", "6h", "1d", "2d", "7d", "14d", "30d", "90d", "18
 #: Windows of views, and the tiles that they are a multiple of.
 WINDOWS = {"5m": "30s", "1h": "5m", "6h": "30m", "1d": "2h", "7d": "12h", "30d": "2d", "90d": "6d", "360d": "30d"}
 #: Examples that a window of the monitor should hold: of one with fewer than `Monitor(least=100)` no alert is opened.
-EXAMPLES_OF_MONITOR_WINDOW = 150
+EXAMPLES_OF_MONITOR_WINDOW = 110, 150
+#: Windows of its reference, which should be no more than half of the data: only what comes after it is judged.
+MONITOR_WINDOWS_OF_REFERENCE = 3, 5
 #: Events of one entity that a window should hold, as far as one can.
 EVENTS_OF_WINDOW = 10
 SHRUNK_BY = 10
@@ -179,6 +181,7 @@ class Plan:
     prior: float = 0.0
     window: str = "1d"
     monitor: str = "1d"
+    reference: str = "5d"
     segments: list[str] = field(default_factory=list)
     #: The topics that events and labels are from, where they are; the pipeline reads them where it can.
     samples: dict[str, Sample] = field(default_factory=dict)
@@ -665,8 +668,9 @@ class _Planner:
             if i is not None and ms is not None and value is not None
         ]
         if len(rows) < data.rows:
-            what = "rows have no label yet" if data is self.events else f"rows of {data.name} lack id, time or label"
-            self.note(f"{data.rows - len(rows):,} {what}")
+            lacking, many = data.rows - len(rows), data.rows - len(rows) != 1
+            what = "without a label yet" if data is self.events else f"of {data.name} without id, time or label"
+            self.note(f"{lacking:,} row{'s' * many} {what}")
         if not rows:
             raise SettingsError(f"no row of {data.name} has an id, a time and a label")
         id_type = made.events[0].avro
@@ -769,8 +773,11 @@ class _Planner:
         entities = len(entity.counts) if entity is not None else 1
         wanted = EVENTS_OF_WINDOW * span * entities // max(1, len(millis))
         made.window = next((w for w in WINDOWS if milliseconds(w) >= wanted), "360d")
-        full = EXAMPLES_OF_MONITOR_WINDOW * span // max(1, len(millis))
+        least, most = (count * span // max(1, len(millis)) for count in EXAMPLES_OF_MONITOR_WINDOW)
+        full = max(least, min(most, span // 2 // MONITOR_WINDOWS_OF_REFERENCE[0]))
         made.monitor = _at_least(max(span // 20, full), DURATIONS[2:])
+        window, (fewest, most_windows) = milliseconds(made.monitor), MONITOR_WINDOWS_OF_REFERENCE
+        made.reference = duration(window * max(fewest, min(most_windows, span // 2 // window)))
 
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
