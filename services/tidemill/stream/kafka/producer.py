@@ -40,6 +40,16 @@ BATCH_BYTES = 100
 HUNG_SECONDS = 5.0
 
 
+def _look_up(client: Producer, topic: str, known: set[str]) -> None:
+    """Ask for a topic before its first record: of one that is new to it, the client looks for the leader once a second.
+
+    What is wrong with the topic shows when the record is sent.
+    """
+    known.add(topic)
+    with contextlib.suppress(KafkaException):
+        client.list_topics(topic, timeout=SHORT_CALL_SECONDS)
+
+
 #: No topic of which single records may have to be erased.
 NOTHING_ERASABLE: Mapping[str, int] = MappingProxyType({})
 
@@ -151,6 +161,7 @@ class KafkaProducer:
         self._client = self._connect()
 
     def _connect(self) -> Producer:
+        self._known = set[str]()
         callbacks = {"on_delivery": partial(self._delivered, None)} if self._exactly_once else {}
         client = Producer(self._config | callbacks, logger=_client_log)
         if self._exactly_once:
@@ -200,6 +211,8 @@ class KafkaProducer:
         all_headers = with_origin(timestamp, headers)
         if self._max_bytes and (why := self._too_large(topic, value, key, all_headers)):
             raise Refused(f"sending to {topic}: {why}", is_early=True)
+        if topic not in self._known:
+            _look_up(self._client, topic, self._known)
         while True:
             try:
                 if all_headers is None:
@@ -295,6 +308,8 @@ class KafkaProducer:
             error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, why)
             self._failures.append(_Failure(error, source, arguments))
             return
+        if arguments["topic"] not in self._known:
+            _look_up(self._client, arguments["topic"], self._known)
         while True:
             try:
                 self._client.produce(**arguments, on_delivery=partial(self._delivered, source))
@@ -475,6 +490,7 @@ class Sender:
 
     def __init__(self, servers: str, extra: Mapping[str, Any] | None = None) -> None:
         self._failed: KafkaError | None = None
+        self._known = set[str]()
         self._client = Producer(
             {
                 "bootstrap.servers": servers,
@@ -502,6 +518,8 @@ class Sender:
         partition: int = -1,
     ) -> None:
         """Send one record, by default to its key's partition; waits while the queue is full."""
+        if topic not in self._known:
+            _look_up(self._client, topic, self._known)
         while True:
             try:
                 self._client.produce(topic, value, key, partition, headers=list(headers or []))
@@ -517,6 +535,9 @@ class Sender:
         `on_delivery` is called by `poll`, with why it was not written, or "". It needs `delivery.report.only.error` to
         be false.
         """
+
+        if topic not in self._known:
+            _look_up(self._client, topic, self._known)
 
         def delivered(error: KafkaError | None, _: Any) -> None:
             on_delivery(error.str() if error else "")
