@@ -67,7 +67,7 @@ def backtest(
     *,
     archive: str | None = None,
     model_delay: str = "",
-    every: str = "1d",
+    every: str = "",
     progress: Progress | None = None,
 ) -> BacktestResult:
     """Run a pipeline over history in this process, as `tidemill backtest` does.
@@ -84,7 +84,7 @@ def backtest(
     model_delay
         How long a learned label takes to reach the scorer, as "5m".
     every
-        Event time between two rows of `over_time`.
+        Event time between two rows of `over_time`; by default a day, less where that would be fewer than a dozen rows.
     progress
         Is called with the number of events that were handled since it was last called.
 
@@ -92,15 +92,16 @@ def backtest(
     """
     declared, source = _declared(pipeline), _source(events, labels, archive)
     try:
-        delay, step = milliseconds(model_delay) if model_delay else 0, milliseconds(every)
+        delay, _ = milliseconds(model_delay) if model_delay else 0, milliseconds(every or "1d")
     except ValueError as error:
         raise SettingsError(f"model_delay or every: {error}") from None
-    run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
-    rows = _Predictions(declared)
-    run.predictions, run.examples = rows.take, rows.joined
     if source is None:
         raise SettingsError("a backtest runs over events and labels, or over an archive: give the two, or the one")
-    report = past_of(source, declared).run(run, progress)
+    past = past_of(source, declared)
+    run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=past.step_ms(every))
+    rows = _Predictions(declared)
+    run.predictions, run.examples = rows.take, rows.joined
+    report = past.run(run, progress)
     return BacktestResult(report, rows.columns, _backend(events))
 
 

@@ -31,7 +31,9 @@ PAGE = click.Path(path_type=Path, dir_okay=False)
 @with_source(kafka=False)
 @MODEL_DELAY
 @click.option(
-    "--every", default="1d", show_default=True, metavar="DURATION", help="Event time between rows of metrics."
+    "--every",
+    metavar="DURATION",
+    help="Event time between rows of metrics. Default: a day, less where that would be fewer than a dozen rows.",
 )
 @AS_JSON
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
@@ -55,7 +57,7 @@ def backtest(
     pipeline: str,
     source: ArchiveSource | FileSource | None,
     model_delay: str | None,
-    every: str,
+    every: str | None,
     *,
     as_json: bool,
     predictions: Path | None,
@@ -79,7 +81,7 @@ def backtest(
     if plot:
         _need("plotext")
     if against is not None:
-        if predictions or page or plot or every != "1d":
+        if predictions or page or plot or every:
             raise SettingsError("--against prints a comparison: give no --predictions, --report, --plot or --every")
         _against(pipeline, source, model_delay, against, segments, markdown, as_json=as_json, fails=fail_if_worse)
         return
@@ -116,7 +118,7 @@ def _run(
     declared: Pipeline,
     source: ArchiveSource | FileSource | None,
     model_delay: str | None,
-    every: str,
+    every: str | None,
     predictions: Path | None,
     page: Path | None,
 ) -> BacktestReport:
@@ -127,10 +129,11 @@ def _run(
     from tidemill.offline.source import past_of
 
     delay, source = _delay(model_delay), _given(source)
-    try:
-        step = milliseconds(every)
-    except ValueError as error:
-        raise SettingsError(f"--every: {error}") from None
+    if every:
+        try:
+            milliseconds(every)
+        except ValueError as error:
+            raise SettingsError(f"--every: {error}") from None
     if page is not None:
         _need("jinja2", "matplotlib")
         if not page.absolute().parent.is_dir():
@@ -141,7 +144,7 @@ def _run(
         from tidemill.report.recording import Recorder, with_window
 
         declared = with_window(declared, past.times)
-    run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=step)
+    run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=past.step_ms(every))
     recorder = Recorder(run) if page is not None else None
     with history.prediction_writer(predictions) as write, progress("backtest", len(past.times)) as advance:
         run.predictions = write

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.offline import history, two_processes
@@ -113,12 +114,26 @@ class ArchiveSource:
         return archive_rows
 
 
+#: Between two rows of metrics: the longest of these of which the history has a dozen.
+STEPS = ("1d", "6h", "1h", "15m", "5m", "1m")
+
+
 @dataclass(frozen=True)
 class Past:
     """What a backtest runs over: `times` of its events, or of an archive's vectors, in ms, sorted; and how it runs."""
 
     times: Sequence[int]
     run: Callable[[Backtest, Progress | None], BacktestReport]
+
+    def step_ms(self, every: str | None) -> int:
+        """Return the event time between two rows of metrics, in ms: `every`, else what gives a dozen rows or a day.
+
+        Raises ValueError where `every` is no duration.
+        """
+        if every:
+            return milliseconds(every)
+        span = self.times[-1] - self.times[0] if self.times else 0
+        return next((step for step in map(milliseconds, STEPS) if span >= 12 * step), milliseconds(STEPS[-1]))
 
 
 def past_of(source: RowSource | ArchiveSource, pipeline: Pipeline, progress: Progress | None = None) -> Past:

@@ -18,9 +18,11 @@ from river import metrics
 from tidemill import Monitor, category, number
 from tidemill.cli.main import cli
 from tidemill.declare.pipeline import Pipeline
+from tidemill.durations import milliseconds
 from tidemill.errors import SettingsError
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.history import write
+from tidemill.offline.source import Past
 from tidemill.report import page
 from tidemill.report.recording import MAX_WINDOWS, Importance, Recorder, Recording, importance, with_window
 
@@ -163,6 +165,27 @@ def test_the_commands_write_the_page_and_draw(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "ROCAUC so far" in result.output
     assert (tmp_path / "b.html").read_text() == (tmp_path / "a.html").read_text(), "the same data, the same page"
+
+
+@pytest.mark.parametrize(
+    ("apart", "step"), [("3h", "1d"), ("20m", "6h"), ("2m", "15m"), ("30s", "5m"), ("10s", "1m"), ("1ms", "1m")]
+)
+def test_there_is_a_dozen_rows_of_metrics_however_short_the_history_is(apart: str, step: str) -> None:
+    between = 1 if apart == "1ms" else milliseconds(apart)
+    past = Past([n * between for n in range(300)], lambda *_: BacktestReport("", "", "", 0))
+    assert past.step_ms(None) == milliseconds(step)
+    assert past.step_ms("2h") == milliseconds("2h")
+    assert Past([], past.run).step_ms("") == milliseconds("1m")
+
+
+def test_a_plot_of_less_than_a_day_is_one(tmp_path: Path) -> None:
+    events, labels = data.rows("phishing", "30s")
+    write(tmp_path / "events.csv", events[:300])
+    write(tmp_path / "labels.csv", labels[:300])
+    given = ["--events", str(tmp_path / "events.csv"), "--labels", str(tmp_path / "labels.csv"), "--plot"]
+    result = CliRunner().invoke(cli, ["backtest", PHISHING, *given])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("ROCAUC so far") == 2, "the table and the plot"
 
 
 def test_what_can_t_be_written_or_drawn_is_one_line_before_anything_runs(tmp_path: Path, monkeypatch: Any) -> None:
