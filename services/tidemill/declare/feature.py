@@ -86,12 +86,6 @@ def as_feature(where: str, source: Feature | Source, events: Stream, fail: Fail)
 def _kind_of_field(where: str, name: str, events: Stream, fail: Fail) -> Kind:
     events.check_field(where, name, fail)
     type_ = events.types[name]
-    if (scale := events.decimals.get(name)) is not None:
-        fail(
-            where,
-            f"field {name!r} is a decimal, and events have its digits as bytes: give a function, as in "
-            f"number(lambda e: int.from_bytes(e[{name!r}], 'big', signed=True) / {10**scale})",
-        )
     if type_ not in AVRO_KINDS:
         fail(where, f"field {name!r} is {type_}: give a function that makes a number or a category of it")
     return AVRO_KINDS[type_]

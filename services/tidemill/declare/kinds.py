@@ -16,6 +16,7 @@ AVRO_KINDS: Mapping[str, Kind] = {
     "long": "number",
     "float": "number",
     "double": "number",
+    "decimal": "number",
     "string": "category",
     "enum": "category",
     "boolean": "flag",

@@ -12,6 +12,7 @@ from pydantic import Field, PlainValidator
 from tidemill.declare.checks import Fail, OptionalDuration, check_fields
 from tidemill.declare.kinds import AVRO_KINDS, KEYS, Source
 from tidemill.encoding import json_values, python_schemas, schema_files, times
+from tidemill.encoding.decimals import names_of as decimals_of
 from tidemill.encoding.envelopes import Unwrap, inner_schema
 from tidemill.encoding.resolution import other_unit, unreadable
 from tidemill.encoding.schema_limits import unsafe
@@ -21,7 +22,7 @@ from tidemill.rules.base import NUMBERS, TEXTS, Rule
 #: The Avro types that a label may have in its record, by its type in an example.
 _LABEL_TYPES = {
     "boolean": ("boolean",),
-    "double": ("double", "float", "int", "long"),
+    "double": ("double", "float", "int", "long", "decimal"),
     "string": ("string", "enum"),
 }
 
@@ -216,18 +217,8 @@ class Stream:
 
     @cached_property
     def types(self) -> dict[str, str]:
-        """Primitive Avro type of each field that is passed on, by name; of a union with null, the other branch's."""
-        return schema_files.field_types(self.valid_avro)
-
-    @property
-    def decimals(self) -> dict[str, int]:
-        """How many digits after the point each decimal field has, by name."""
-        decimals = {}
-        for one in self.valid_avro["fields"]:
-            for branch in one["type"] if isinstance(one["type"], list) else [one["type"]]:
-                if schema_files.logical_type(branch) == "decimal":
-                    decimals[str(one["name"])] = int(branch.get("scale", 0))
-        return decimals
+        """Primitive Avro type of each field passed on, or `decimal`, by name; of a union with null, the other one's."""
+        return schema_files.field_types(self.valid_avro) | dict.fromkeys(decimals_of(self.valid_avro), "decimal")
 
     @property
     def is_time_plain(self) -> bool:

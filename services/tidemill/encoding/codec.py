@@ -9,7 +9,7 @@ from typing import Any
 
 import fastavro
 
-from tidemill.encoding import avro_codegen, resolution, schema_files
+from tidemill.encoding import avro_codegen, decimals, resolution, schema_files
 from tidemill.encoding.envelopes import SkippedError
 from tidemill.errors import Reject
 
@@ -45,7 +45,7 @@ class Codec:
     from the schema where its shape allows that, else by fastavro; the bytes are the same. `of` and `decode` read
     records of the `others` as well, which this schema must be able to read: a log holds what an earlier declaration
     wrote. What they return has passed `check`, which raises Reject. `units` are what numbers count that the schema has
-    no logical type for, by field.
+    no logical type for, by field. Decimals are `decimal.Decimal`; they may be written as their bytes as well.
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class Codec:
         except avro_codegen.UnsupportedError:
             self._encode, self.read = self._write_by_fastavro, self._read_by_fastavro
             self.is_compiled = False
+        self._to_decimals, to_bytes = decimals.reader(avro), decimals.writer(avro)
+        if self._to_decimals and to_bytes:
+            encode, write = self._encode, to_bytes
+            self._encode = lambda record: encode(write(record))
+            self.read = self._with_decimals(self.read)
         readers = [(schema_files.fingerprint(other), self.reading(schema_files.plain(other))[0]) for other in others]
         self._others = {b"\0" + number.to_bytes(4, "big"): read for number, read in readers}
 
@@ -81,14 +86,25 @@ class Codec:
             else None
         )
         if mapping is not None:
-            return resolution.by_field(own.read, mapping), True
+            return self._with_decimals(resolution.by_field(own.read, mapping)), True
 
         def read(data: bytes, at: int) -> tuple[Any, int]:
             stream = io.BytesIO(data)
             stream.seek(at)
             return fastavro.schemaless_reader(stream, own.parsed, self.parsed), stream.tell()
 
-        return read, False
+        return self._with_decimals(read), False
+
+    def _with_decimals(self, read: avro_codegen.Decode) -> avro_codegen.Decode:
+        make = self._to_decimals
+        if make is None:
+            return read
+
+        def read_decimals(data: bytes, at: int) -> tuple[Any, int]:
+            record, end = read(data, at)
+            return make(record), end
+
+        return read_decimals
 
     def _write_by_fastavro(self, record: Mapping[str, Any]) -> bytes:
         out = io.BytesIO()

@@ -34,6 +34,8 @@ _NAMES = {bool: "boolean", int: "int", float: "float", str: "string", type(None)
 MAX_SHOWN_CHARACTERS = 200
 _BITS = {"int": 31, "long": 63}
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
+#: A decimal with more is none.
+MAX_DECIMAL_DIGITS = 1_000
 #: A double has at least so many decimal digits.
 _FLOAT_DIGITS = 15
 #: Nothing is tried twice: else a text of a million digits and a letter would take hours.
@@ -264,7 +266,7 @@ def decimal_bytes(value: Any, avro: Mapping[str, Any]) -> bytes:
     if not isinstance(value, int | Decimal) or isinstance(value, bool):
         raise TypeError
     with localcontext() as context:
-        context.prec = 1_000
+        context.prec = MAX_DECIMAL_DIGITS
         unscaled = Decimal(value).scaleb(int(avro.get("scale", 0)))
     digits = int(unscaled)
     if digits != unscaled or len(str(abs(digits))) > int(avro["precision"]):

@@ -1,14 +1,19 @@
 """Avro schemas from Python classes: a dataclass, a pydantic model, a TypedDict, or a mapping of names to types.
 
+Also a NamedTuple, and classes of attrs and msgspec. Of a generic class, its types are those it is declared with:
+`Measured[float]` is the record `Measured_float`.
+
 The record is named after its class, without the module: a file has another module's name on every machine. A class
 may say another name, as `__avro_name__ = "com.example.Departure"`.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import datetime as dt
 import enum
+import inspect
 import re
 import sys
 import types
@@ -18,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from tidemill.encoding.times import MILLIS_TYPE, PER_SECOND
 
@@ -37,6 +44,8 @@ _TYPES: Mapping[Any, Any] = {
     dt.time: {"type": "long", "logicalType": "time-micros"},
     uuid.UUID: {"type": "string", "logicalType": "uuid"},
 }
+_LISTS = (list, tuple, collections.abc.Sequence, collections.abc.MutableSequence)
+_MAPS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 #: What annotations that are text may name, where they come without the module that they were written in.
 _NAMES = {name: getattr(typing, name) for name in ("Annotated", "Any", "Dict", "List", "Literal", "Optional", "Union")}
 _NAMES |= {"datetime": dt.datetime, "date": dt.date, "time": dt.time, "UUID": uuid.UUID, "Decimal": Decimal}
@@ -61,8 +70,12 @@ def is_declaration(given: Any) -> bool:
     """Whether this is a class, or annotations, that a schema can be made of."""
     if isinstance(given, Mapping):
         return True
-    return isinstance(given, type) and (
-        dataclasses.is_dataclass(given) or _is_typed_dict(given) or hasattr(given, "model_fields")
+    kind = _class_of(given)
+    return isinstance(kind, type) and (
+        dataclasses.is_dataclass(kind)
+        or _is_typed_dict(kind)
+        or any(hasattr(kind, mark) for mark in ("model_fields", "__attrs_attrs__", "__struct_fields__"))
+        or (issubclass(kind, tuple) and hasattr(kind, "_field_defaults"))
     )
 
 
@@ -70,8 +83,19 @@ def as_dict(record: Any) -> dict[str, Any]:
     """Return the fields of an instance of such a class, each as it is."""
     if dataclasses.is_dataclass(record):
         return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    if isinstance(record, tuple):
+        return dict(record._asdict())  # type: ignore[attr-defined]
+    if attributes := getattr(record, "__attrs_attrs__", None):
+        return {attribute.name: getattr(record, attribute.name) for attribute in attributes}
+    if names := getattr(record, "__struct_fields__", None):
+        return {name: getattr(record, name) for name in names}
     values: dict[str, Any] = record.model_dump()
     return values
+
+
+def _class_of(given: Any) -> Any:
+    """Return the class; of a generic one with its types, as Measured[float], the generic one."""
+    return typing.get_origin(given) or given
 
 
 def _is_typed_dict(given: Any) -> bool:
@@ -83,13 +107,21 @@ def source_of(given: Any) -> str:
     """Return where the class is written, as errors and `tidemill check` show it."""
     if isinstance(given, Mapping):
         return "the declaration's annotations"
-    file = getattr(sys.modules.get(given.__module__), "__file__", None)
-    return f"class {given.__qualname__} of {Path(file).name if file else given.__module__}"
+    kind = _class_of(given)
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return f"class {kind.__qualname__} of {Path(file).name if file else kind.__module__}"
 
 
 def name_of(given: Any) -> str:
     """Return how people call the class."""
-    return str(getattr(given, "__name__", "Record"))
+    if typing.get_origin(given):
+        return "_".join([name_of(_class_of(given)), *map(_part_of_name, typing.get_args(given))])
+    return _part_of_name(given) if "[" in getattr(given, "__name__", "") else str(getattr(given, "__name__", "Record"))
+
+
+def _part_of_name(given: Any) -> str:
+    shown = given.__name__ if isinstance(given, type) and not typing.get_args(given) else str(given)
+    return re.sub(r"\W+", "_", re.sub(r"\b\w+\.", "", shown)).strip("_")
 
 
 def record_of(given: Any) -> dict[str, Any]:
@@ -123,13 +155,13 @@ class _Derivation:
         return {"type": "record", "name": name, "fields": [self._field(field, name, path) for field in declared]}
 
     def _full_name(self, given: Any, path: str) -> str:
-        name = str(getattr(given, "__avro_name__", name_of(given)))
+        name = str(getattr(_class_of(given), "__avro_name__", name_of(given)))
         if not all(map(_NAME.fullmatch, name.split("."))):
             raise ValueError(f"{_where(path)}{name!r} is no Avro name: set __avro_name__ to letters, digits and _")
         return name
 
     def _reference(self, name: str, given: Any, path: str) -> str:
-        if self.named[name] is not given:
+        if self.named[name] != given:
             raise ValueError(f"{_where(path)}two classes are called {name}: rename one, or give it an __avro_name__")
         return name
 
@@ -141,7 +173,7 @@ class _Derivation:
         type_ = self.type(field.type, path, literal, field.metadata)
         if field.default is _NOTHING:
             return {"name": field.name, "type": type_}
-        is_container = isinstance(field.default, (list, dict)) or is_declaration(type(field.default))
+        is_container = isinstance(field.default, (list, tuple, dict)) or is_declaration(type(field.default))
         if field.is_made and not is_container:
             raise ValueError(f"{_where(path)}its default is made by a function each time: give a constant, or none")
         default = _default(field.default, type_, path, self.named)
@@ -171,9 +203,10 @@ class _Derivation:
                 rest = tuple(value for value in arguments if value is not None)
                 return ["null", self._enum(literal, rest, given, path)]
             return self._enum(literal, arguments, given, path)
-        if origin is list and len(arguments) == 1:
+        is_list = len(arguments) == 1 or (origin is tuple and arguments[1:] == (...,))
+        if origin in _LISTS and is_list:
             return {"type": "array", "items": self.type(arguments[0], f"{path}[]", literal)}
-        if origin is dict and len(arguments) == 2 and arguments[0] is str:
+        if origin in _MAPS and len(arguments) == 2 and arguments[0] is str:
             return {"type": "map", "values": self.type(arguments[1], f"{path}[]", literal)}
         if given is Decimal:
             return _decimal_type(metadata, path)
@@ -187,7 +220,7 @@ class _Derivation:
                 return self._reference(name, given, path)
             self.named[name] = given
             return self._enum(name, [member.value for member in given], given, path)
-        if is_declaration(given) and isinstance(given, type):
+        if is_declaration(given) and not isinstance(given, Mapping):
             return self.record(given, path)
         try:
             return _TYPES[given]
@@ -218,7 +251,7 @@ def _fields(given: Any) -> Iterator[_Field]:
         hints = typing.get_type_hints(_holder(given), localns=_NAMES, include_extras=True)
         yield from (_Field(str(name), hints[name], (), _NOTHING) for name in given)
         return
-    hints = typing.get_type_hints(given, include_extras=True)
+    hints, given = _hints_of(given), _class_of(given)
     if _is_typed_dict(given):
         for name, hint in hints.items():
             needed = name in given.__required_keys__
@@ -236,15 +269,52 @@ def _fields(given: Any) -> Iterator[_Field]:
                 field.annotation if getattr(given, "__pydantic_complete__", True) else hints.get(name, field.annotation)
             )
             yield _Field(name, hint, field.metadata, default, is_made)
+    elif hasattr(given, "_field_defaults"):
+        for name in given._fields:
+            yield _Field(name, hints[name], (), given._field_defaults.get(name, _NOTHING))
+    elif attributes := getattr(given, "__attrs_attrs__", None):
+        for one in attributes:
+            factory = getattr(one.default, "factory", None)
+            has_default = factory or type(one.default).__name__ != "_Nothing"
+            default = factory() if factory else one.default if has_default else _NOTHING
+            yield _Field(one.name, hints[one.name], (), default, factory is not None)
     else:
-        for field in dataclasses.fields(given):
-            factory, default = field.default_factory, field.default
-            is_made = factory is not dataclasses.MISSING
-            if factory is not dataclasses.MISSING:
-                default = factory()
-            elif default is dataclasses.MISSING:
-                default = _NOTHING
-            yield _Field(field.name, hints[field.name], (), default, is_made)
+        yield from _fields_with_factories(given, hints)
+
+
+def _fields_with_factories(given: Any, hints: Mapping[str, Any]) -> Iterator[_Field]:
+    """Yield the fields of a dataclass, or of a Struct of msgspec."""
+    is_struct = hasattr(given, "__struct_fields__")
+    nothing: Any = msgspec.NODEFAULT if is_struct else dataclasses.MISSING
+    one: Any
+    for one in msgspec.structs.fields(given) if is_struct else dataclasses.fields(given):
+        is_made = one.default_factory is not nothing
+        default = one.default_factory() if is_made else _NOTHING if one.default is nothing else one.default
+        yield _Field(one.name, hints[one.name], (), default, is_made)
+
+
+def _hints_of(given: Any) -> dict[str, Any]:
+    """Return the annotations of a class and of those that it is made of, with the types for type variables."""
+    kind = _class_of(given)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    values = dict(zip(getattr(kind, "__parameters__", ()), typing.get_args(given), strict=False))
+    own = set() if _is_typed_dict(kind) else set(inspect.get_annotations(kind))  # a TypedDict's have its bases' as well
+    made = {name: _with_types(hint, values) for name, hint in hints.items()}
+    for base in reversed(kind.__dict__.get("__orig_bases__", kind.__bases__)):
+        if is_declaration(base):
+            arguments = typing.get_args(base)
+            bound = _class_of(base)[tuple(_with_types(one, values) for one in arguments)] if arguments else base
+            made |= {name: hint for name, hint in _hints_of(bound).items() if name not in own}
+    return made
+
+
+def _with_types(hint: Any, values: Mapping[Any, Any]) -> Any:
+    """Return an annotation with these types for its type variables."""
+    if isinstance(hint, typing.TypeVar):
+        return values.get(hint, hint)
+    is_generic_class = isinstance(hint, type) and not typing.get_args(hint)
+    parameters = () if is_generic_class else getattr(hint, "__parameters__", ())
+    return hint if not parameters else hint[tuple(values.get(one, one) for one in parameters)]
 
 
 def _holder(annotations: Mapping[Any, Any]) -> type:
@@ -330,7 +400,9 @@ def _as_json(value: Any, kind: str, logical: str, avro: Any, path: str, named: M
         symbol = value.value if isinstance(value, enum.Enum) else value
         return str.__str__(symbol) if symbol in avro["symbols"] else _wrong()
     if kind == "array":
-        return [_default(item, avro["items"], path, named) for item in (value if type(value) is list else _wrong())]
+        return [
+            _default(item, avro["items"], path, named) for item in (value if type(value) in (list, tuple) else _wrong())
+        ]
     if kind == "map":
         items = value.items() if type(value) is dict else _wrong()
         return {key: _default(item, avro["values"], path, named) for key, item in items}

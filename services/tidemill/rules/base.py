@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ PLAUSIBLE_TIMES = ("1971-01-01", "2100-01-01")
 #: Where seconds of this century lie if they are taken for milliseconds.
 SECONDS_AS_MILLIS = (moment("2000-01-01") // 1_000, moment("2100-01-01") // 1_000)
 
-NUMBERS = ("int", "long", "float", "double")
+NUMBERS = ("int", "long", "float", "double", "decimal")
 TEXTS = ("string", "enum")
 
 
@@ -94,6 +95,10 @@ class Rule:
         function: Callable[[Any], Any] = eval(f"lambda v: {self.condition}", dict(self.names))  # noqa: S307  its own
         return function
 
+    def of_decimals(self) -> Rule:
+        """Return the rule for a decimal field: 0.1 in the declaration is then a tenth, not the float beside it."""
+        return dataclasses.replace(self, names={name: _exact(value) for name, value in self.names.items()})
+
     @property
     def description(self) -> str:
         """The rule in words, and whether it only warns."""
@@ -101,3 +106,9 @@ class Rule:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.field}" if self.field else self.name
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    return frozenset(map(_exact, value)) if isinstance(value, frozenset) else value

@@ -48,13 +48,16 @@ BATCH_ROWS = 10_000
 #: Rules that give the same answer for a value at any time: history shows what they would have refused.
 VALUE_RULES = ("between", "one_of", "matches", "not_null", "finite", "not_before")
 
-NUMBER_TYPES: Mapping[str, Any] = {"int": np.int64, "long": np.int64, "float": np.float64, "double": np.float64}
+NUMBER_TYPES: Mapping[str, Any] = {"int": np.int64, "long": np.int64} | dict.fromkeys(
+    ("float", "double", "decimal"), np.float64
+)
 #: The smallest and the largest value of a type that pass without any rule.
 TYPE_LIMITS: Mapping[str, tuple[float, float]] = {
     "int": (-(2**31), 2**31 - 1),
     "long": (-(2**63), 2**63 - 1),
     "float": (-LARGEST_NUMBER, LARGEST_NUMBER),
     "double": (-LARGEST_NUMBER, LARGEST_NUMBER),
+    "decimal": (-LARGEST_NUMBER, LARGEST_NUMBER),
 }
 
 Array = npt.NDArray[Any]
@@ -286,7 +289,11 @@ class StreamProfile:
         self.refused: dict[str, int] = {}
         """Rows of a file that can't be decoded, or are no records, by reason."""
         self.fields = {
-            avro["name"]: Profile(avro, stream.types[avro["name"]], [r for r in declared if r.field == avro["name"]])
+            avro["name"]: Profile(
+                avro,
+                kind := stream.types[avro["name"]],
+                [r.of_decimals() if kind == "decimal" else r for r in declared if r.field == avro["name"]],
+            )
             for avro in stream.valid_avro["fields"]
         }
         self.ids = RepeatedIds(MAX_IDS)

@@ -128,6 +128,7 @@ class Featurizer(DeadLetterProcessor):
         self.topic = topics.FEATURES.name(pipeline.name)
         self.views = Views([Plan(view) for view in pipeline.inline_views], stores or {}, self.counts)
         self.remote_views = remote_views
+        self._decimals = [name for name, kind in pipeline.events.types.items() if kind == "decimal"]
         self.updates = Updates(pipeline, self.records, "events")
         self.extract = [(name, extractor(feature)) for name, feature in pipeline.request_features.items()]
         self._new: dict[int, tuple[str, ...]] = {}
@@ -221,6 +222,9 @@ class Featurizer(DeadLetterProcessor):
         """Add an event to the views of its own key, after the vector has what was known before it."""
         offset, partition = request.record.offset(), request.record.partition()
         as_of: dict[str, int] = {}
+        event = request.event
+        if self._decimals:  # aggregates are of floats, as those over examples and other entities are
+            event = {**event, **{name: float(value) for name in self._decimals if (value := event[name]) is not None}}
         for state in self.views.states[partition]:
             if offset < state.offset:
                 continue  # this view's store was further on than another's: it has the event already
@@ -238,7 +242,7 @@ class Featurizer(DeadLetterProcessor):
                 else:
                     request.vector.update(zip(plan.names, plan.read(entity, request.time), strict=True))
                     as_of[plan.label] = entity.time
-            if not state.add(request.entity, request.time, request.event):
+            if not state.add(request.entity, request.time, event):
                 self.counts["tile_too_old", plan.view.label] += 1
         return as_of
 

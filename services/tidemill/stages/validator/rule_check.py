@@ -6,6 +6,7 @@ import ast
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, NoReturn, Protocol
 
 from tidemill.declare.stream import Stream
@@ -58,7 +59,7 @@ def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
     types = {field["name"]: field["type"] for field in stream.valid_avro["fields"]}
     for name, kind in stream.types.items():
         check_ = ""
-        if kind in ("float", "double"):
+        if kind in ("float", "double", "decimal"):
             check_ = f"not lowest <= v <= largest: refuse_number({name!r}, v)"
         elif kind == "int" and schema_files.logical_type(types[name]) == "date":
             check_ = f"v > {LAST_DAY} and looks_like_date(v): refuse_date({name!r}, v)"
@@ -68,6 +69,8 @@ def compile_rules(stream: Stream, rules: Sequence[Rule]) -> RuleCheck:
     for number, rule in enumerate(rules):
         if rule.memory is not None:
             continue
+        if stream.types[rule.field] == "decimal":
+            rule = rule.of_decimals()
         names |= {f"{name}_{number}": value for name, value in rule.names.items()}
         condition = _renamed(rule.condition, {name: f"{name}_{number}" for name in rule.names})
         names[f"rule_{number}"] = rule
@@ -152,7 +155,8 @@ def _message(rule: Rule, value: Any, expected: str = "") -> str:
     if value is None:
         return f"field {rule.field!r} has no value"
     others = f" (with {', '.join(rule.also)})" if rule.also else ""
-    return f"field {rule.field!r}{others} is {value!r} where {expected or rule.expected} was expected"
+    shown = f"{value}" if isinstance(value, Decimal) else repr(value)
+    return f"field {rule.field!r}{others} is {shown} where {expected or rule.expected} was expected"
 
 
 def _refuse(rule: Rule, value: Any, expected: str = "") -> NoReturn:
