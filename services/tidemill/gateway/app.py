@@ -382,9 +382,13 @@ async def _send(request: Request, gateway: Gateway, stream_name: str, send: Call
     return _json(answers) if is_list else _json(answers[0], CODES[answers[0]["state"]])
 
 
+#: An event is shown as it can be sent: its decimals as numbers.
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
 def _json(answer: Answer | list[Answer], code: int = 200) -> Response:
     headers = {"Retry-After": "1"} if code == 503 else None
-    return Response(msgspec.json.encode(answer), code, headers, "application/json")
+    return Response(_encode(answer), code, headers, "application/json")
 
 
 def _relayed(code: int, answer: bytes) -> Response:

@@ -20,8 +20,10 @@ from river import linear_model, preprocessing
 from tidemill import Pipeline, Stream, View, aggregates, category, number, rules, testing
 from tidemill.encoding.codec import Codec
 from tidemill.errors import Reject
+from tidemill.gateway import app
 from tidemill.offline.backtest import Backtest
 from tidemill.offline.source import FileSource, past_of
+from tidemill.stages.validator.decode import Decoder
 
 PRICE = {"type": "bytes", "logicalType": "decimal", "precision": 10, "scale": 2}
 FIXED = {"type": "fixed", "name": "F", "size": 4, "logicalType": "decimal", "precision": 6, "scale": 1}
@@ -222,6 +224,14 @@ def test_production_and_a_backtest_are_given_the_same_decimals(tmp_path: Path, l
     assert (report.valid, report.joined) == (40, 40)
     assert vectors == served["json"]
     assert seen == [float(row["amount"]) for row in LABELS]
+
+
+def test_the_gateway_shows_an_event_as_it_can_be_sent() -> None:
+    event = as_json(EVENTS[0]) | {"price": Decimal("12.50")}
+    shown = app._json({"event": event}).body
+    assert b'"price":12.50' in bytes(shown)
+    record, _ = Decoder(Codec(Stream(Asked).avro)).decode(json.dumps(json.loads(shown)["event"]).encode())
+    assert record["price"] == Decimal("12.5")
 
 
 @pytest.mark.slow
