@@ -42,7 +42,7 @@ COMPUTES: Mapping[str, Callable[[float, float], float]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b if b else float("nan"),
+    "/": lambda a, b: a / b if b else a * float("inf"),
 }
 
 Labels = frozenset[tuple[str, str]]

@@ -230,8 +230,10 @@ def _vector(before: Facts, now: Facts) -> Iterator[Change]:
             "vector",
             "; ".join(what),
             "Every version of every model is of another vector. Predictions that wait for labels, and examples, have "
-            "the earlier one: models do not learn from them.",
-            "`tidemill dataset --recompute` makes a training set of history with the new vector",
+            "the earlier one: models do not learn from them. A vector that was not scored yet is a dead letter of the "
+            "scorer.",
+            "let every event have its prediction before services are started again; `tidemill dataset --recompute` "
+            "makes a training set of history with the new vector",
         )
 
 
@@ -256,7 +258,8 @@ def _models(before: Facts, now: Facts) -> Iterator[Change]:
                 f"model {name}",
                 text if before["texts"][name] != now["texts"][name] else "the same, of another vector, task or label",
                 "Its versions are refused: its learner stops, and where it should serve a scorer is not ready.",
-                f"give it another name, or `tidemill models reset {now['name']} {name}` and begin with nothing",
+                ("" if name == "baseline" else "give it another name, or ")
+                + f"`tidemill models reset {now['name']} {name}` and begin with nothing",
             )
     if before["champion"] != now["champion"]:
         yield Change(
@@ -273,7 +276,7 @@ _OTHERS: Mapping[str, tuple[str, str]] = {
     "corrections": (
         "Labels of events that the joiner still remembers are corrected for as long as is declared now; where none are "
         "declared, reports and training sets have first labels again.",
-        "`tidemill topics` says for how long predictions and labels are kept; give topics that exist that retention",
+        "`tidemill topics` says for how long predictions and labels are kept; `--apply` has topics that exist do so",
     ),
     "predictions": ("Consumers get another encoding from the next prediction on.", "move consumers first"),
 }
@@ -285,4 +288,6 @@ def _others(before: Facts, now: Facts) -> Iterator[Change]:
             yield Change(what, _to(before[what], now[what]), effect, action)
     for what in ("metrics", *_AS_TEXT):
         if before[what] != now[what]:
-            yield Change(what, _to(before[what], now[what]), "Services go by it from their next start.")
+            is_of_topics = what == "retention"
+            action = f"`tidemill topics {now['name']} --apply` gives it to topics that exist" if is_of_topics else ""
+            yield Change(what, _to(before[what], now[what]), "Services go by it from their next start.", action)
