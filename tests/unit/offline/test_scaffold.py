@@ -642,6 +642,24 @@ def test_the_monitor_judges_at_least_half_of_the_data_that_it_was_made_from(
     assert plan.reference == reference
 
 
+def test_codes_are_categories_or_views_and_no_numbers(tmp_path: Path) -> None:
+    rows = [
+        {
+            "zip": 10_000 + n % 7,
+            "PostalCode": 90_000 + n % 45,
+            "barcode": n,
+            "discount code": n * 31,
+            "y": n % 9 / 2,
+            "x": n % 3,
+        }
+        for n in range(450)
+    ]
+    pipeline, _, plan = made(tmp_path / "p", table(tmp_path / "a.csv", rows), label="y")
+    assert (plan.numbers, plan.categories, plan.means) == (["barcode", "x"], ["zip"], ["PostalCode"])
+    assert pipeline.request_features["zip"].kind == "category"
+    assert plan.left_out["discount_code"] == "codes with 450 different values in 450 rows"
+
+
 def test_a_text_of_each_row_is_not_offered_as_the_label(tmp_path: Path) -> None:
     rows = [{"order": f"o{n}", "note": f"n{n % 7}", "at": f"2026-01-01T00:{n:02}:00Z"} for n in range(60)]
     with pytest.raises(TidemillError, match=r"Say so with --label: 'note', 'none'$"):

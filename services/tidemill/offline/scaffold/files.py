@@ -133,6 +133,7 @@ def _imports(plan: Plan, rules: Sequence[str]) -> str:
     names += [] if plan.task == "anomaly" else ["Gate"]
     names += ["View", "aggregates"] if _views(plan) else []
     names += ["number"] if plan.calendar else []
+    names += ["category"] if plan.codes else []
     names += ["rules"] if any(not line.lstrip().startswith("#") for line in rules) else []
     ordered = sorted(names, key=lambda name: (name[0].islower(), name))
     return f"from river import {', '.join(sorted(river))}\nfrom tidemill import {', '.join(ordered)}\n"
@@ -182,7 +183,8 @@ def _request(plan: Plan) -> Iterable[str]:
     yield "    # Features of the event itself: numbers and flags as they are, categories as text.\n"
     yield "    request={\n"
     for name in (*plan.numbers, *plan.flags, *plan.categories):
-        yield f"        {quoted(request_name(name))}: {quoted(name)},\n"
+        source = f"category({quoted(name)})" if name in plan.codes else quoted(name)
+        yield f"        {quoted(request_name(name))}: {source},\n"
     at = f"event[{quoted(plan.time)}]"
     calendar = {
         "hour": f"number(lambda event: {at} // 3_600_000 % 24)",

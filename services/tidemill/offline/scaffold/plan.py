@@ -68,6 +68,8 @@ _ENTITIES = {
     *("merchant", "vendor", "seller", "patient", "player", "host", "ip", "origin", "station", "sensor", "machine"),
     *("sku", "product", "item", "symbol", "ticker", "subject", "chick", "team", "carrier", "vehicle", "city"),
 }
+#: Whole numbers that are called so are names: their size says nothing.
+_CODES = {"code", "zip", "zipcode", "postal", "postcode", "plz"}
 _LABELS = {
     *("label", "target", "y", "class", "outcome", "fraud", "is_fraud", "churn", "churned", "survived", "response"),
     *("default", "ground_truth", "truth"),
@@ -172,6 +174,8 @@ class Plan:
     numbers: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
+    #: Categories that are whole numbers in the data.
+    codes: list[str] = field(default_factory=list)
     #: Features of the time: "hour", "weekday", "month".
     calendar: list[str] = field(default_factory=list)
     #: Fields whose values are told by the mean of their labels.
@@ -732,11 +736,12 @@ class _Planner:
             if column in taken or column.field not in fields or column.kind in ("nested", "empty"):
                 continue
             distinct = len(column.counts)
+            is_code = column.kind == "int" and bool(_CODES & set(words_of(column.name)))
             if distinct == 1 and not column.missing and rows >= MIN_ROWS_OF_NUMBER_CLASS:
                 made.left_out[column.field] = f"always {str(next(iter(column.counts)))[:40]!r}"
             elif column.kind == "time" or column.told in PER_SECOND:
                 made.left_out[column.field] = "a time: it only goes up"
-            elif column.kind in ("int", "float"):
+            elif column.kind in ("int", "float") and not is_code:
                 if column.kind == "int" and (column is entity or (column.is_unique and _IDS.search(_plain(column)))):
                     made.left_out[column.field] = "an id"
                 else:
@@ -745,6 +750,7 @@ class _Planner:
                 made.flags.append(column.field)
             elif distinct <= MAX_CATEGORY_VALUES and (rows >= 2 * distinct or rows < MIN_ROWS_OF_NUMBER_CLASS):
                 made.categories.append(column.field)
+                made.codes += [column.field] * is_code
                 if distinct <= MAX_NUMBER_CLASSES and len(made.segments) < 2:
                     made.segments.append(column.field)
             elif (
@@ -755,7 +761,9 @@ class _Planner:
             ):
                 made.means.append(column.field)
             elif column is not entity:
-                made.left_out[column.field] = f"text with {distinct:,} different values in {rows:,} rows"
+                made.left_out[column.field] = (
+                    f"{'codes' if is_code else 'text'} with {distinct:,} different values in {rows:,} rows"
+                )
         self.note_all("no feature is made of", [f"{name!r} ({why})" for name, why in made.left_out.items()])
         if time is not None:
             span = max(millis) - min(millis)
